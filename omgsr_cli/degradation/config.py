@@ -1,0 +1,217 @@
+"""What the degradation may do: frozen records, the presets, and their TOML form. No tensors here."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from omgsr_cli.errors import FileError, UsageError
+
+_PROBABILITY_TOLERANCE = 1e-6
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+
+
+def _check_ordered(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"the low end {value[0]:g} is above the high end {value[1]:g}")
+    return value
+
+
+def _check_sum(value: tuple[float, ...]) -> tuple[float, ...]:
+    if abs(sum(value) - 1.0) > _PROBABILITY_TOLERANCE:
+        raise ValueError(f"the probabilities sum to {sum(value):g}, not to 1")
+    return value
+
+
+def _check_odd(value: tuple[int, ...]) -> tuple[int, ...]:
+    for size in value:
+        if size % 2 == 0:
+            raise ValueError(f"kernel size {size} is even")
+    return value
+
+
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Range = Annotated[tuple[NonNegative, NonNegative], AfterValidator(_check_ordered)]
+PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(_check_ordered)]
+QualityRange = Annotated[
+    tuple[Annotated[float, Field(ge=1, le=100)], Annotated[float, Field(ge=1, le=100)]], AfterValidator(_check_ordered)
+]
+KernelSizes = Annotated[tuple[Annotated[int, Field(ge=1, le=99)], ...], Field(min_length=1), AfterValidator(_check_odd)]
+ResizeProbabilities = Annotated[tuple[Probability, Probability, Probability], AfterValidator(_check_sum)]
+KernelProbabilities = Annotated[
+    tuple[Probability, Probability, Probability, Probability, Probability, Probability], AfterValidator(_check_sum)
+]
+
+
+class StageConfig(BaseModel):
+    """One blur, resize, noise and JPEG round.
+
+    Source of names and of the values in `reference`: Real-ESRGAN, arXiv:2107.10833, and its training options.
+
+    Attributes:
+        blur_prob: probability that the stage blurs at all.
+        kernel_sizes: odd kernel sides to draw from, pixels.
+        kernel_prob: of iso, aniso, generalised iso, generalised aniso, plateau iso, plateau aniso.
+        sinc_prob: probability of a sinc filter in place of those six.
+        blur_sigma: standard deviation of each axis, pixels.
+        betag_range: exponent of the generalised Gaussian; half of the draws lie below 1, half above.
+        betap_range: exponent of the plateau kernel; drawn likewise.
+        resize_prob: of enlarging, reducing, keeping the size.
+        resize_range: smallest and largest factor; enlarging draws from 1 up, reducing from 1 down.
+        gaussian_noise_prob: probability of Gaussian noise; Poisson noise otherwise.
+        noise_range: standard deviation of the Gaussian noise, 8-bit grey levels.
+        poisson_scale_range: factor on the Poisson noise.
+        gray_noise_prob: probability that the noise is the same in R, G and B.
+        jpeg_range: libjpeg quality.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    blur_prob: Probability
+    kernel_sizes: KernelSizes = (7, 9, 11, 13, 15, 17, 19, 21)
+    kernel_prob: KernelProbabilities = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
+    sinc_prob: Probability = 0.1
+    blur_sigma: PositiveRange
+    betag_range: PositiveRange = (0.5, 4.0)
+    betap_range: PositiveRange = (1.0, 2.0)
+    resize_prob: ResizeProbabilities
+    resize_range: PositiveRange
+    gaussian_noise_prob: Probability = 0.5
+    noise_range: Range
+    poisson_scale_range: Range
+    gray_noise_prob: Probability = 0.4
+    jpeg_range: QualityRange
+
+    @model_validator(mode="after")
+    def _check_reaches_one(self) -> Self:
+        low, high = self.resize_range
+        enlarging, reducing, _ = self.resize_prob
+        if enlarging > 0 and high < 1:
+            raise ValueError(f"resize_range ends at {high:g}, but resize_prob asks for enlarging")
+        if reducing > 0 and low > 1:
+            raise ValueError(f"resize_range starts at {low:g}, but resize_prob asks for reducing")
+        for name, (low, high) in (("betag_range", self.betag_range), ("betap_range", self.betap_range)):
+            if not low <= 1 <= high:
+                raise ValueError(f"{name} {low:g} to {high:g} does not contain 1")
+        return self
+
+
+class DegradationConfig(BaseModel):
+    """Two stages, and a final sinc filter before or after the last JPEG.
+
+    Attributes:
+        first: the stage at full size.
+        second: the stage that ends at the low-quality size; its JPEG is the last one.
+        final_sinc_prob: probability of the sinc filter at the end.
+        final_kernel_sizes: odd sides of that filter, pixels.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    first: StageConfig
+    second: StageConfig
+    final_sinc_prob: Probability = 0.8
+    final_kernel_sizes: KernelSizes = (7, 9, 11, 13, 15, 17, 19, 21)
+
+
+_REFERENCE = DegradationConfig(
+    first=StageConfig(
+        blur_prob=1.0,
+        blur_sigma=(0.2, 3.0),
+        resize_prob=(0.2, 0.7, 0.1),
+        resize_range=(0.15, 1.5),
+        noise_range=(1, 30),
+        poisson_scale_range=(0.05, 3.0),
+        jpeg_range=(30, 95),
+    ),
+    second=StageConfig(
+        blur_prob=0.8,
+        blur_sigma=(0.2, 1.5),
+        resize_prob=(0.3, 0.4, 0.3),
+        resize_range=(0.3, 1.2),
+        noise_range=(1, 25),
+        poisson_scale_range=(0.05, 2.5),
+        jpeg_range=(30, 95),
+    ),
+)
+
+# What a phone's or a compact camera's zoom and one or two saves do: soft, a little noisy, lightly compressed.
+_LIGHT = DegradationConfig(
+    first=StageConfig(
+        blur_prob=1.0,
+        sinc_prob=0.05,
+        blur_sigma=(0.2, 1.5),
+        resize_prob=(0.2, 0.5, 0.3),
+        resize_range=(0.5, 1.2),
+        noise_range=(1, 8),
+        poisson_scale_range=(0.05, 0.6),
+        jpeg_range=(60, 98),
+    ),
+    second=StageConfig(
+        blur_prob=0.3,
+        sinc_prob=0.05,
+        blur_sigma=(0.2, 0.8),
+        resize_prob=(0.2, 0.3, 0.5),
+        resize_range=(0.7, 1.1),
+        noise_range=(1, 4),
+        poisson_scale_range=(0.05, 0.3),
+        jpeg_range=(70, 98),
+    ),
+    final_sinc_prob=0.3,
+)
+
+PRESETS: dict[str, DegradationConfig] = {"reference": _REFERENCE, "light": _LIGHT}
+
+
+def load_degradation(name_or_path: str | Path) -> DegradationConfig:
+    """Give a preset by name, or read a configuration from a TOML file.
+
+    The file has the fields of `DegradationConfig`, the stages as tables `[first]` and `[second]`. Fields that it leaves
+    out come from the preset that its key `extends` names, `reference` without one.
+
+    Raises:
+        UsageError: neither a preset nor a file, not TOML, an unknown field, or a value out of range.
+        FileError: the file cannot be read.
+    """
+    if str(name_or_path) in PRESETS:
+        return PRESETS[str(name_or_path)]
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise UsageError(
+            f"no degradation '{name_or_path}'", f"use {' or '.join(sorted(PRESETS))}, or the path of a TOML file"
+        )
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not a TOML file: {error}") from error
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror}") from error
+    return _parse(table, path)
+
+
+def _parse(table: dict[str, Any], path: Path) -> DegradationConfig:
+    extends = table.pop("extends", "reference")
+    if not isinstance(extends, str) or extends not in PRESETS:
+        raise UsageError(f"{path}: extends = {extends!r} is no preset", f"use {' or '.join(sorted(PRESETS))}")
+    merged = PRESETS[extends].model_dump()
+    for key, value in table.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = {**merged[key], **value} if nested else value
+    try:
+        return DegradationConfig.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        record = StageConfig if first["loc"][0] in ("first", "second") else DegradationConfig
+        hint = f"the fields are {', '.join(record.model_fields)}" if first["type"] == "extra_forbidden" else None
+        raise UsageError(f"{path}: {where}: {first['msg']} (got {_short(first['input'])})", hint) from error
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,198 @@
+"""Draw a degradation from its configuration and run it on images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every torch program gives it
+from PIL import Image
+from torch import Tensor
+
+from omgsr_cli.degradation.config import DegradationConfig, StageConfig
+from omgsr_cli.degradation.kernels import KernelPlan, blur, build_kernel, draw_final_sinc, draw_kernel
+from omgsr_cli.degradation.noise import gaussian_noise, poisson_noise
+from omgsr_cli.errors import ShapeError
+
+_RESIZE_MODES = ("area", "bilinear", "bicubic")
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One drawn stage.
+
+    Attributes:
+        kernel: the blur, None for none.
+        factor: of the resize, relative to the image that the stage begins with (second: to the low-quality size).
+        mode: of the resize.
+        gaussian: Gaussian noise, or Poisson.
+        strength: standard deviation in 8-bit grey levels, or the factor on the Poisson noise.
+        gray: the noise is the same in every channel.
+        quality: libjpeg's, 1 to 100.
+    """
+
+    kernel: KernelPlan | None
+    factor: float
+    mode: str
+    gaussian: bool
+    strength: float
+    gray: bool
+    quality: int
+
+
+@dataclass(frozen=True)
+class DegradationPlan:
+    """Everything that was drawn for one sample, except for the noise itself.
+
+    Attributes:
+        first: the stage at full size.
+        second: the stage at low-quality size.
+        final_kernel: the last sinc filter, None for none.
+        final_mode: of the resize to the low-quality size.
+        jpeg_last: the last JPEG comes after that resize and filter, or before them.
+    """
+
+    first: StagePlan
+    second: StagePlan
+    final_kernel: KernelPlan | None
+    final_mode: str
+    jpeg_last: bool
+
+
+def degrade(
+    hq: Tensor, scale: float, config: DegradationConfig, *, seed: int, epoch: int, indices: Sequence[int]
+) -> Tensor:
+    """Make low-quality images of sharp ones by two rounds of blur, resize, noise and JPEG.
+
+    What happens to a sample depends on (seed, epoch, its index) and its own pixels alone: not on its neighbours, the
+    batch size, the worker, or any global random state. On the CPU it is the same to the bit.
+    Source: Real-ESRGAN, arXiv:2107.10833; blur by FFT, Poisson noise from a table, JPEG by libjpeg.
+
+    Args:
+        hq: (B, 3, H, W) float32, sRGB in [0, 1], any device. JPEG runs on the CPU.
+        scale: H over the result's height, > 0; a fraction is fine.
+        config: what may be drawn.
+        seed: of the run, >= 0.
+        epoch: >= 0.
+        indices: of the samples in the data set, one each, >= 0.
+    Returns:
+        (B, 3, round(H/scale), round(W/scale)) float32 on hq's device, in [0, 1], multiples of 1/255; at least 1x1.
+    Raises:
+        ShapeError: hq is not (B, 3, H, W), is empty, or has another number of samples than indices.
+    """
+    if hq.ndim != 4 or hq.shape[1] != 3 or 0 in hq.shape:
+        raise ShapeError(f"hq has shape {tuple(hq.shape)}, not (B, 3, H, W)")
+    if len(indices) != hq.shape[0]:
+        raise ShapeError(f"{hq.shape[0]} images, but {len(indices)} indices")
+    if not scale > 0:
+        raise ShapeError(f"scale is {scale}, not above 0")
+    size = (max(1, round(hq.shape[2] / scale)), max(1, round(hq.shape[3] / scale)))
+    samples = []
+    for image, index in zip(hq, indices, strict=True):
+        rng = _sample_rng(seed, epoch, index)
+        samples.append(_apply(image.float(), size, draw_plan(config, rng), rng))
+    return torch.stack(samples).mul_(255.0).round_().div_(255.0)
+
+
+def describe_degradation(config: DegradationConfig, *, seed: int, epoch: int, index: int) -> dict[str, Any]:
+    """Tell what `degrade` draws for a sample, as nested plain values; the spread of a result is explained by it."""
+    return asdict(draw_plan(config, _sample_rng(seed, epoch, index)))
+
+
+def draw_plan(config: DegradationConfig, rng: np.random.Generator) -> DegradationPlan:
+    """Draw every choice of a sample."""
+    return DegradationPlan(
+        first=_draw_stage(config.first, rng),
+        second=_draw_stage(config.second, rng),
+        final_kernel=draw_final_sinc(config.final_kernel_sizes, rng) if rng.random() < config.final_sinc_prob else None,
+        final_mode=_draw_mode(rng),
+        jpeg_last=bool(rng.random() < 0.5),
+    )
+
+
+def _sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence((seed, epoch, int(index)))))
+
+
+def _draw_stage(config: StageConfig, rng: np.random.Generator) -> StagePlan:
+    kernel = draw_kernel(config, rng) if rng.random() < config.blur_prob else None
+    factor = _draw_factor(config, rng)
+    mode = _draw_mode(rng)
+    gaussian = bool(rng.random() < config.gaussian_noise_prob)
+    strength = rng.uniform(*(config.noise_range if gaussian else config.poisson_scale_range))
+    gray = bool(rng.random() < config.gray_noise_prob)
+    return StagePlan(kernel, factor, mode, gaussian, strength, gray, round(rng.uniform(*config.jpeg_range)))
+
+
+def _draw_factor(config: StageConfig, rng: np.random.Generator) -> float:
+    up, down, _ = config.resize_prob
+    choice = rng.random()
+    if choice < up:
+        return rng.uniform(1.0, config.resize_range[1])
+    if choice < up + down:
+        return rng.uniform(config.resize_range[0], 1.0)
+    return 1.0
+
+
+def _draw_mode(rng: np.random.Generator) -> str:
+    return _RESIZE_MODES[int(rng.integers(len(_RESIZE_MODES)))]
+
+
+def _apply(image: Tensor, size: tuple[int, int], plan: DegradationPlan, rng: np.random.Generator) -> Tensor:
+    """Run a plan on one (3, H, W) image in [0, 1]; gives (3, *size) in [0, 1]."""
+    image = _blur(image, plan.first.kernel)
+    image = _resize(image, _scaled(image.shape[-2:], plan.first.factor), plan.first.mode)
+    image = jpeg(_add_noise(image, plan.first, rng), plan.first.quality)
+    image = _blur(image, plan.second.kernel)
+    image = _resize(image, _scaled(size, plan.second.factor), plan.second.mode)
+    image = _add_noise(image, plan.second, rng)
+    if not plan.jpeg_last:
+        image = jpeg(image, plan.second.quality)
+    image = _blur(_resize(image, size, plan.final_mode), plan.final_kernel)
+    if plan.jpeg_last:
+        image = jpeg(image, plan.second.quality)
+    return image.clamp(0.0, 1.0)
+
+
+def _scaled(size: Sequence[int], factor: float) -> tuple[int, int]:
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def _blur(image: Tensor, plan: KernelPlan | None) -> Tensor:
+    return image if plan is None else blur(image, build_kernel(plan).to(image.device))
+
+
+def _resize(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """Resize without antialiasing, as the published pipeline does: aliasing is a part of the degradation."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    if mode == "area":
+        return F.interpolate(image[None], size=size, mode=mode)[0]
+    return F.interpolate(image[None], size=size, mode=mode, align_corners=False)[0]
+
+
+def _add_noise(image: Tensor, plan: StagePlan, rng: np.random.Generator) -> Tensor:
+    image = image.clamp(0.0, 1.0)
+    noise = (gaussian_noise if plan.gaussian else poisson_noise)(image, plan.strength, plan.gray, rng)
+    return image.add_(noise).clamp_(0.0, 1.0)
+
+
+def jpeg(image: Tensor, quality: int) -> Tensor:
+    """Save and open an image as JPEG, chroma at half size as libjpeg does by itself.
+
+    Args:
+        image: (3, H, W) float32, clamped to [0, 1].
+        quality: 1 to 100.
+    Returns:
+        (3, H, W) float32 on the image's device, in [0, 1], multiples of 1/255.
+    """
+    pixels = image.clamp(0.0, 1.0).mul_(255.0).round_().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+    with Image.open(buffer) as decoded:
+        restored = torch.from_numpy(np.array(decoded))
+    return restored.to(image.device).permute(2, 0, 1).float().div_(255.0)

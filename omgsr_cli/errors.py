@@ -1,0 +1,37 @@
+"""The errors that a user can cause: one line that says what, and one that says what to do next."""
+
+from __future__ import annotations
+
+
+class OmgsrError(Exception):
+    """A failure that its message explains completely.
+
+    Args:
+        message: what is wrong, with the offending value; one line, no full stop.
+        hint: what to type or change next; one line, or None where the message says it.
+    """
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(OmgsrError):
+    """Options or arguments that do not go together; found before any work, exit code 2."""
+
+
+class FileError(OmgsrError):
+    """One file that cannot be read, restored or written; the batch goes on without it."""
+
+
+class ModelError(OmgsrError):
+    """A model, adapter or its folder that cannot be loaded or does not fit."""
+
+
+class DeviceError(OmgsrError):
+    """A device or precision that this machine does not have."""
+
+
+class ShapeError(OmgsrError, ValueError):
+    """A tensor whose shape is not what the function documents."""

@@ -1,0 +1,41 @@
+"""Files <-> tensors, for pictures as people have them."""
+
+from omgsr_cli.imaging.atomic import PARTIAL_SUFFIX, write_atomically
+from omgsr_cli.imaging.formats import (
+    FORMAT_LIMITS,
+    FORMAT_OF_SUFFIX,
+    OutputFormat,
+    check_output,
+    format_of_path,
+    output_format,
+    output_suffix,
+)
+from omgsr_cli.imaging.picture import Picture, PictureHeader, PictureMetadata
+from omgsr_cli.imaging.read import probe_picture, read_picture
+from omgsr_cli.imaging.record import read_record
+from omgsr_cli.imaging.samples import from_samples, luma, to_samples
+from omgsr_cli.imaging.write import MetadataPolicy, encode_picture, write_picture
+
+__all__ = [
+    "FORMAT_LIMITS",
+    "FORMAT_OF_SUFFIX",
+    "PARTIAL_SUFFIX",
+    "MetadataPolicy",
+    "OutputFormat",
+    "Picture",
+    "PictureHeader",
+    "PictureMetadata",
+    "check_output",
+    "encode_picture",
+    "format_of_path",
+    "from_samples",
+    "luma",
+    "output_format",
+    "output_suffix",
+    "probe_picture",
+    "read_picture",
+    "read_record",
+    "to_samples",
+    "write_atomically",
+    "write_picture",
+]

@@ -1,0 +1,136 @@
+"""The picture formats: names, suffixes, and what each can hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from PIL import features
+
+from omgsr_cli.errors import FileError, UsageError
+
+OutputFormat = Literal["same", "png", "jpg", "webp", "tiff", "avif"]
+
+#: Formats that are read, by Pillow's name. Those left out are either no photographs or have no signature to
+#: know them by (TGA), or start other programs to be drawn (EPS).
+FORMAT_OF_PILLOW = {
+    "PNG": "png",
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "WEBP": "webp",
+    "TIFF": "tiff",
+    "AVIF": "avif",
+    "BMP": "bmp",
+    "GIF": "gif",
+    "JPEG2000": "jp2",
+    "PPM": "ppm",
+}
+
+FORMAT_OF_SUFFIX = {
+    ".png": "png",
+    ".apng": "png",
+    ".jpg": "jpg",
+    ".jpeg": "jpg",
+    ".jpe": "jpg",
+    ".jfif": "jpg",
+    ".mpo": "jpg",
+    ".webp": "webp",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".avif": "avif",
+    ".bmp": "bmp",
+    ".dib": "bmp",
+    ".gif": "gif",
+    ".jp2": "jp2",
+    ".j2k": "jp2",
+    ".jpx": "jp2",
+    ".ppm": "ppm",
+    ".pgm": "ppm",
+    ".pbm": "ppm",
+    ".pnm": "ppm",
+}
+
+
+@dataclass(frozen=True)
+class FormatLimits:
+    """What a format that is written can hold.
+
+    Attributes:
+        suffix: of a file's name.
+        max_side_px: largest height and width.
+        max_pixels: largest height times width, or None.
+        alpha: whether it has transparency.
+        bit_depths: bits per channel that it is written with.
+        quality: the default of `--quality`, or None where it is lossless.
+    """
+
+    suffix: str
+    max_side_px: int
+    max_pixels: int | None
+    alpha: bool
+    bit_depths: tuple[int, ...]
+    quality: int | None
+
+
+FORMAT_LIMITS = {
+    "png": FormatLimits(".png", 2**31 - 1, None, True, (8, 16), None),
+    # 65500 is libjpeg's own limit; the format's is 65535.
+    "jpg": FormatLimits(".jpg", 65500, None, False, (8,), 95),
+    "webp": FormatLimits(".webp", 16383, None, True, (8,), 95),
+    "tiff": FormatLimits(".tif", 2**31 - 1, None, True, (8, 16), None),
+    # libavif, which most programs read AVIF with, refuses more unless told otherwise.
+    "avif": FormatLimits(".avif", 32768, 16384 * 16384, True, (8,), 90),
+}
+
+
+def output_format(requested: str, source_format: str) -> str:
+    """The format to write: the requested one, or for "same" the source's where it can be written, else PNG.
+
+    Raises:
+        UsageError: there is no such format.
+    """
+    if requested not in get_args(OutputFormat):
+        names = ", ".join(get_args(OutputFormat))
+        raise UsageError(f"no output format is called {requested!r}", f"use one of {names}")
+    wanted = source_format if requested == "same" else requested
+    return wanted if wanted in FORMAT_LIMITS else "png"
+
+
+def format_of_path(path: Path) -> str | None:
+    """The format that a file's suffix names, or None."""
+    return FORMAT_OF_SUFFIX.get(path.suffix.lower())
+
+
+def output_suffix(format_name: str, source: Path | None = None) -> str:
+    """The suffix of a result: the source's own where it names the same format (".jpeg"), else the usual one."""
+    if source is not None and format_of_path(source) == format_name:
+        return source.suffix
+    return FORMAT_LIMITS[format_name].suffix
+
+
+def check_output(name: str, format_name: str, size_px: tuple[int, int], has_alpha: bool) -> None:
+    """Refuse what a format cannot hold; cheap, so that it can be asked before a model runs.
+
+    Args:
+        name: of the file, for the message.
+        format_name: a key of `FORMAT_LIMITS`.
+        size_px: height and width of the result.
+        has_alpha: whether some pixel is transparent.
+    Raises:
+        FileError: the size or the transparency does not fit, or this Pillow cannot write the format.
+    """
+    limits = FORMAT_LIMITS[format_name]
+    height, width = size_px
+    too_wide = max(height, width) > limits.max_side_px
+    if too_wide or (limits.max_pixels is not None and height * width > limits.max_pixels):
+        raise FileError(
+            f"{name}: {width}x{height} is too large for {format_name} (at most {limits.max_side_px} px a side)",
+            "use --format png or tiff, or a smaller --scale",
+        )
+    if has_alpha and not limits.alpha:
+        raise FileError(f"{name}: {format_name} has no transparency", "use --format png, webp, tiff or avif")
+    if format_name in ("webp", "avif") and not features.check(format_name):
+        raise FileError(
+            f"{name}: this Pillow cannot write {format_name}", "use --format png, or `pip install -U pillow`"
+        )

@@ -1,0 +1,101 @@
+"""What a picture is once it has been read: pixels for the model, and everything that must survive it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from omgsr_cli.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class PictureMetadata:
+    """What a file says beside its pixels.
+
+    Attributes:
+        exif: a TIFF structure without the "Exif" prefix, orientation 1, without a thumbnail.
+        icc: the profile that the file's pixels are in; None means sRGB (or grey on sRGB's curve).
+        xmp: the XMP packet, orientation 1.
+        dpi: horizontal and vertical dots per inch.
+        text: keyword and text of PNG text chunks; a JPEG or GIF comment is "Comment".
+    """
+
+    exif: bytes | None = None
+    icc: bytes | None = None
+    xmp: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    text: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class PictureHeader:
+    """What can be told of a file without decoding its pixels.
+
+    Attributes:
+        size_px: height and width after the EXIF orientation.
+        format: "png", "jpg", "webp", "tiff", "avif", "bmp", "gif", "jp2" or "ppm".
+        frames: pictures in the file; only the first is read.
+        mode: Pillow's name of the pixel layout, for people.
+        bit_depth: 8 or 16 per channel, as it will be read and can be written.
+        has_alpha: whether there is transparency; it may turn out to be opaque everywhere.
+        record: the settings that this program wrote it with, if it did.
+    """
+
+    size_px: tuple[int, int]
+    format: str
+    frames: int
+    mode: str
+    bit_depth: int
+    has_alpha: bool
+    record: str | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture's pixels in sRGB and what is needed to write it as it came.
+
+    Attributes:
+        rgb: (3, H, W) float32, sRGB in [0, 1], upright, not premultiplied.
+        alpha: (1, H, W) float32 in [0, 1], or None.
+        format: as in `PictureHeader`.
+        bit_depth: 8 or 16 per channel.
+        is_grey: stored with one colour channel; written so again.
+        is_neutral: no pixel has a hue (always so if is_grey); results are reduced to their luma.
+        metadata: what the file says beside its pixels.
+        frames: pictures in the file; this is the first.
+        gamut: (3, H, W) float16, what had to be clipped from rgb to fit a wider gamut into sRGB; added again when
+            the picture is written into its own profile. None where nothing was clipped.
+        notes: what a person should be told, one short sentence each.
+    """
+
+    rgb: Tensor
+    alpha: Tensor | None = None
+    format: str = "png"
+    bit_depth: int = 8
+    is_grey: bool = False
+    is_neutral: bool = False
+    metadata: PictureMetadata = field(default_factory=PictureMetadata)
+    frames: int = 1
+    gamut: Tensor | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.rgb.shape[-2], self.rgb.shape[-1]
+
+    def restored(self, rgb: Tensor, alpha: Tensor | None = None) -> Picture:
+        """The same picture with new pixels, of any size.
+
+        Args:
+            rgb: (3, H, W) float, sRGB in [0, 1]; what lies outside is clipped when it is written.
+            alpha: (1, H, W) float in [0, 1], or None for an opaque picture.
+        Raises:
+            ShapeError: the shapes are not these, or differ in height or width.
+        """
+        if rgb.ndim != 3 or rgb.shape[0] != 3 or rgb.numel() == 0:
+            raise ShapeError(f"a picture is (3, H, W) with pixels, not {tuple(rgb.shape)}")
+        if alpha is not None and tuple(alpha.shape) != (1, *rgb.shape[1:]):
+            raise ShapeError(f"alpha is {tuple(alpha.shape)} beside a picture of {tuple(rgb.shape)}")
+        return replace(self, rgb=rgb, alpha=alpha)

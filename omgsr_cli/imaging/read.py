@@ -1,0 +1,245 @@
+"""Read picture files: upright, in sRGB, with everything that has to be written again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin, TiffImagePlugin
+from torch import Tensor
+
+from omgsr_cli.imaging.curves import ProfileError
+from omgsr_cli.imaging.deep import can_read_deep, is_deep, read_deep
+from omgsr_cli.imaging.exif import ExifError, exif_orientation
+from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
+from omgsr_cli.imaging.icc import convert_to_srgb, load_profile, profile_space
+from omgsr_cli.imaging.metadata import orientation, read_metadata
+from omgsr_cli.imaging.picture import Picture, PictureHeader, PictureMetadata
+from omgsr_cli.imaging.record import png_chunks, record_of_file
+from omgsr_cli.imaging.samples import from_samples
+from omgsr_cli.imaging.source import opened, source_name
+
+#: Pillow's modes with 16 bits or more in one channel.
+_WIDE_GREY_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I", "F"})
+
+#: Less of a wider gamut than this is not worth keeping beside the picture.
+_GAMUT_TOLERANCE = 1 / 255
+
+_PHOTOMETRIC_TAG = 262
+
+#: What each EXIF orientation asks to be done to an (H, W, C) array.
+_TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    1: lambda samples: samples,
+    2: lambda samples: samples[:, ::-1],
+    3: lambda samples: samples[::-1, ::-1],
+    4: lambda samples: samples[::-1],
+    5: lambda samples: samples.swapaxes(0, 1),
+    6: lambda samples: samples[::-1].swapaxes(0, 1),
+    7: lambda samples: samples[::-1, ::-1].swapaxes(0, 1),
+    8: lambda samples: samples[:, ::-1].swapaxes(0, 1),
+}
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A file's samples, (H, W, C) integers, C being 1 or 3 and one more with alpha; and what is to be told."""
+
+    samples: NDArray[Any]
+    icc_applied: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def read_picture(source: Path | bytes, name: str | None = None) -> Picture:
+    """Read a picture, or the first frame of several.
+
+    Colours are brought from the picture's profile to sRGB in float32; the profile stays in the metadata, and
+    `write_picture` goes back to it. CMYK and Lab become sRGB for good, in 8 bits.
+
+    Args:
+        source: a file, or a whole file's bytes.
+        name: what to call it in messages; the path by default.
+    Raises:
+        FileError: it is missing, a folder, empty, not a picture, truncated, broken or too large.
+    """
+    name = source_name(source, name)
+    with opened(source, name) as (image, file):
+        format_name = FORMAT_OF_PILLOW[image.format or ""]
+        frames = _frames(image)
+        decoded = _decode(image, file)
+        samples = _TURNS[orientation(image)](decoded.samples)
+        metadata, notes = read_metadata(image, samples.shape[:2])
+    notes = decoded.notes + notes
+    if frames > 1:
+        notes += (f"{frames} frames: only the first is used",)
+    is_grey = samples.shape[2] < 3
+    metadata, profile_notes = _checked_profile(metadata, decoded.icc_applied, is_grey)
+    picture = _with_pixels(Picture(torch.empty(3, 1, 1), format=format_name, metadata=metadata), samples)
+    return replace(picture, frames=frames, notes=notes + profile_notes)
+
+
+def probe_picture(source: Path | bytes, name: str | None = None) -> PictureHeader:
+    """Read what a picture's header says, without decoding its pixels.
+
+    Args:
+        source: a file, or a whole file's bytes.
+        name: what to call it in messages; the path by default.
+    Raises:
+        FileError: as `read_picture`, except what only the pixels show.
+    """
+    name = source_name(source, name)
+    with opened(source, name) as (image, file):
+        width, height = image.size
+        if (_late_orientation(image, file) or orientation(image)) >= 5:
+            width, height = height, width
+        deep = is_deep(image) and can_read_deep(image)
+        return PictureHeader(
+            size_px=(height, width),
+            format=FORMAT_OF_PILLOW[image.format or ""],
+            frames=_frames(image),
+            mode=f"{image.mode};16" if deep else image.mode,
+            bit_depth=16 if deep or image.mode in _WIDE_GREY_MODES else 8,
+            has_alpha=image.has_transparency_data,
+            record=record_of_file(file),
+        )
+
+
+def _frames(image: Image.Image) -> int:
+    return int(getattr(image, "n_frames", 1))
+
+
+def _late_orientation(image: Image.Image, file: BinaryIO) -> int | None:
+    """The orientation from a PNG's EXIF chunk that follows the pixels, which Pillow has not met yet."""
+    if not isinstance(image, PngImagePlugin.PngImageFile) or "exif" in image.info:
+        return None
+    position = file.tell()
+    try:
+        for kind, length in png_chunks(file):
+            if kind == b"eXIf":
+                return exif_orientation(file.read(length))
+    except ExifError:
+        return None
+    finally:
+        file.seek(position)
+    return None
+
+
+def _decode(image: Image.Image, file: BinaryIO) -> _Decoded:
+    if is_deep(image):
+        if can_read_deep(image):
+            key = image.info.get("transparency")
+            samples = read_deep(image, file)
+            return _Decoded(_with_key_alpha(samples, key) if samples.shape[2] == 3 else samples)
+        decoded = _decode_loaded(image)
+        return replace(decoded, notes=("16 bits per channel were read as 8", *decoded.notes))
+    return _decode_loaded(image)
+
+
+def _decode_loaded(image: Image.Image) -> _Decoded:
+    inverted = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC_TAG) == 0
+    image.load()
+    if image.mode in _WIDE_GREY_MODES:
+        return _wide_grey(image, inverted)
+    if image.mode in ("CMYK", "LAB"):
+        return _through_profile(image)
+    if image.mode in ("P", "PA"):
+        return _Decoded(_without_hue(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))))
+    if image.mode in ("1", "L", "LA", "La"):
+        return _Decoded(_planes(image.convert("LA" if image.has_transparency_data else "L")))
+    return _Decoded(_planes(image.convert("RGBA" if image.has_transparency_data else "RGB")))
+
+
+def _planes(image: Image.Image) -> NDArray[Any]:
+    samples = np.asarray(image)
+    return samples[:, :, None] if samples.ndim == 2 else samples
+
+
+def _without_hue(samples: NDArray[Any]) -> NDArray[Any]:
+    """A palette of greys is a grey picture."""
+    if bool((samples[..., 0] == samples[..., 1]).all() and (samples[..., 1] == samples[..., 2]).all()):
+        return samples[..., 2:]
+    return samples
+
+
+def _with_key_alpha(samples: NDArray[Any], key: Any) -> NDArray[Any]:
+    """Add the alpha that a PNG's transparent colour stands for; samples are as they lie in the file."""
+    if key is None or isinstance(key, bytes):
+        return samples
+    opaque = (samples != np.asarray(key)).any(axis=2, keepdims=True)
+    return np.concatenate([samples, opaque * np.iinfo(samples.dtype).max], axis=2).astype(samples.dtype)
+
+
+def _wide_grey(image: Image.Image, inverted: bool) -> _Decoded:
+    values = np.asarray(image)
+    notes: tuple[str, ...] = ()
+    if image.mode == "F":
+        notes = ("floating-point samples were clipped to [0, 1]",)
+        values = np.rint(np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1) * np.float32(65535))
+    elif image.mode == "I" and (values.min() < 0 or values.max() > 65535):
+        notes = ("samples were clipped to 16 bits",)
+        values = values.clip(0, 65535)
+    samples = values.astype(np.uint16)[:, :, None]
+    # Pillow turns white-is-zero pictures of 8 bits, not of 16.
+    samples = 65535 - samples if inverted else samples
+    return _Decoded(_with_key_alpha(samples, image.info.get("transparency")), notes=notes)
+
+
+def _through_profile(image: Image.Image) -> _Decoded:
+    space, icc = image.mode, image.info.get("icc_profile")
+    notes: tuple[str, ...] = (f"{space} was converted to sRGB",)
+    try:
+        converted = convert_to_srgb(image, icc)
+    except ProfileError as error:
+        converted = convert_to_srgb(image, None)
+        notes += (f"the ICC profile was ignored: {error}",)
+    return _Decoded(_planes(converted), icc_applied=True, notes=notes)
+
+
+def _checked_profile(
+    metadata: PictureMetadata, applied: bool, is_grey: bool
+) -> tuple[PictureMetadata, tuple[str, ...]]:
+    """Leave out a profile that has done its work, or that cannot do it."""
+    if metadata.icc is None:
+        return metadata, ()
+    if applied:
+        return replace(metadata, icc=None), ()
+    try:
+        space, wanted = profile_space(metadata.icc), "GRAY" if is_grey else "RGB"
+        if space != wanted:
+            raise ProfileError(f"it is for {space}, the picture is {wanted}")
+        load_profile(metadata.icc)
+    except ProfileError as error:
+        return replace(metadata, icc=None), (f"the ICC profile was ignored: {error}",)
+    return metadata, ()
+
+
+def _with_pixels(picture: Picture, samples: NDArray[Any]) -> Picture:
+    planes = from_samples(samples)
+    colors = 1 if samples.shape[2] < 3 else 3
+    color, alpha = planes[:colors], planes[colors:] if samples.shape[2] > colors else None
+    is_neutral = colors == 1 or bool(torch.equal(color[0], color[1]) and torch.equal(color[1], color[2]))
+    profile = load_profile(picture.metadata.icc) if picture.metadata.icc else None
+    gamut = None
+    if profile is not None:
+        color, gamut = _clipped(profile.to_srgb(color))
+    return replace(
+        picture,
+        rgb=color.expand(3, -1, -1).contiguous(),
+        alpha=None if alpha is None else alpha.contiguous(),
+        bit_depth=8 if samples.dtype == np.uint8 else 16,
+        is_grey=colors == 1,
+        is_neutral=is_neutral,
+        gamut=gamut,
+    )
+
+
+def _clipped(color: Tensor) -> tuple[Tensor, Tensor | None]:
+    inside = color.clamp(0, 1)
+    outside = color - inside
+    # Greys leave [0, 1] by rounding only.
+    kept = outside.to(torch.float16) if color.shape[0] == 3 and outside.abs().max() > _GAMUT_TOLERANCE else None
+    return inside, kept

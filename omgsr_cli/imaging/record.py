@@ -1,0 +1,225 @@
+"""A line of our own in a picture file: the settings that it was made with.
+
+It lies in the container, never in EXIF or XMP, so that nothing of the user's is touched and leaving out the
+metadata keeps it:
+
+- PNG: an iTXt chunk with the keyword "omgsr", before the pixels;
+- JPEG: a comment segment that starts with "omgsr ", besides any other comment;
+- WebP: a chunk "OMGS" at the end, which readers skip as the format asks them to;
+- AVIF: a top-level `uuid` box at the end, skipped likewise;
+- TIFF: the private tag 65117, bytes of UTF-8.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+PNG_KEYWORD = "omgsr"
+TIFF_TAG = 65117
+_COMMENT_PREFIX = b"omgsr "
+_WEBP_CHUNK = b"OMGS"
+# Made once with uuid4.
+_AVIF_UUID = bytes.fromhex("2097a9f12f414e79b1de1dde96f40375")
+
+#: A comment segment of a JPEG holds at most this many bytes.
+MAX_RECORD_BYTES = 65533 - len(_COMMENT_PREFIX)
+
+#: A record is never searched for further into a file than this many parts.
+_MAX_PARTS = 100_000
+
+
+def is_record_comment(comment: bytes) -> bool:
+    """Whether a JPEG's comment is this program's record."""
+    return comment.startswith(_COMMENT_PREFIX)
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    """A PNG chunk with its length and checksum."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))
+
+
+def png_text_chunk(keyword: str, text: str) -> bytes:
+    """An uncompressed iTXt chunk."""
+    return png_chunk(b"iTXt", keyword.encode("latin-1", "replace")[:79] + b"\0\0\0\0\0" + text.encode())
+
+
+def with_record(format_name: str, data: bytes, record: str) -> tuple[bytes | memoryview, ...]:
+    """Put a record into an encoded picture; a TIFF's is written with its directory instead.
+
+    Args:
+        format_name: "png", "jpg", "webp" or "avif".
+        data: the whole file.
+        record: short text.
+    Returns:
+        The new file's bytes in parts, so that a large picture is not copied.
+    Raises:
+        ValueError: the record is longer than `MAX_RECORD_BYTES`, or the format has no place.
+    """
+    content = record.encode()
+    if len(content) > MAX_RECORD_BYTES:
+        raise ValueError(f"a record of {len(content)} bytes is too long")
+    view = memoryview(data)
+    if format_name == "png":
+        return view[:33], png_text_chunk(PNG_KEYWORD, record), view[33:]
+    if format_name == "jpg":
+        # After the first segment: JFIF's own must directly follow the start.
+        after_first = 4 + struct.unpack_from(">H", data, 4)[0]
+        comment = _COMMENT_PREFIX + content
+        return view[:after_first], b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment, view[after_first:]
+    if format_name == "webp":
+        return _webp_with_record(view, content)
+    if format_name == "avif":
+        return view, struct.pack(">I", 24 + len(content)) + b"uuid" + _AVIF_UUID + content
+    raise ValueError(f"no place for a record in {format_name}")
+
+
+def read_record(source: Path | bytes) -> str | None:
+    """Read the record that a picture was written with.
+
+    Args:
+        source: a file, or a whole file's bytes.
+    Returns:
+        The record, or None where there is none: no such file, not ours, or no picture.
+    """
+    try:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+            return record_of_file(file)
+    except OSError:
+        return None
+
+
+def record_of_file(file: BinaryIO) -> str | None:
+    """Read the record from an open, seekable file."""
+    file.seek(0)
+    start = file.read(16)
+    finders = (
+        (start[:8] == b"\x89PNG\r\n\x1a\n", _record_of_png),
+        (start[:2] == b"\xff\xd8", _record_of_jpeg),
+        (start[:4] == b"RIFF" and start[8:12] == b"WEBP", _record_of_webp),
+        (start[4:8] == b"ftyp", _record_of_avif),
+        (start[:4] in (b"II*\x00", b"MM\x00*"), _record_of_tiff),
+    )
+    for matches, find in finders:
+        if matches:
+            try:
+                content = find(file)
+                return None if content is None else content.decode()
+            except (struct.error, UnicodeDecodeError):
+                return None
+    return None
+
+
+def _webp_with_record(view: memoryview, content: bytes) -> tuple[bytes | memoryview, ...]:
+    """Append a chunk; a simple file is made an extended one first, since only that may have more chunks."""
+    chunk = _WEBP_CHUNK + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
+    header = b"" if bytes(view[12:16]) == b"VP8X" else _vp8x_header(view)
+    length = len(view) - 8 + len(header) + len(chunk)
+    return b"RIFF" + struct.pack("<I", length) + b"WEBP", header, view[12:], chunk
+
+
+def _vp8x_header(view: memoryview) -> bytes:
+    """The extended header of a simple WebP file, from the size and the alpha bit in its image chunk."""
+    if bytes(view[12:16]) == b"VP8L":
+        bits = struct.unpack_from("<I", view, 21)[0]
+        width, height, flags = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, (bits >> 28 & 1) << 4
+    else:
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", view, 26))
+        flags = 0
+    # Sides have 24 bits: four bytes packed, three kept.
+    packed = (struct.pack("<I", side - 1)[:3] for side in (width, height))
+    return b"VP8X" + struct.pack("<IB3x", 10, flags) + b"".join(packed)
+
+
+def png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """The kind and length of every chunk of a PNG, the file being at the chunk's content; nothing else is read."""
+    position = 8
+    for _ in range(_MAX_PARTS):
+        file.seek(position)
+        head = file.read(8)
+        if len(head) < 8:
+            return
+        length = struct.unpack(">I", head[:4])[0]
+        yield head[4:], length
+        position += 12 + length
+
+
+def _record_of_png(file: BinaryIO) -> bytes | None:
+    for kind, length in png_chunks(file):
+        if kind == b"IDAT":
+            return None
+        if kind == b"iTXt" and length <= MAX_RECORD_BYTES + 16:
+            keyword, _, rest = file.read(length).partition(b"\0")
+            if keyword == PNG_KEYWORD.encode() and rest[:4] == b"\0\0\0\0":
+                return rest[4:]
+    return None
+
+
+def _record_of_jpeg(file: BinaryIO) -> bytes | None:
+    file.seek(2)
+    for _ in range(_MAX_PARTS):
+        head = file.read(4)
+        # Start of scan: only pixels follow.
+        if len(head) < 4 or head[0] != 0xFF or head[1] == 0xDA:
+            return None
+        length = max(struct.unpack(">H", head[2:])[0] - 2, 0)
+        if head[1] == 0xFE:
+            comment = file.read(length)
+            if is_record_comment(comment):
+                return comment.removeprefix(_COMMENT_PREFIX)
+        else:
+            file.seek(length, os.SEEK_CUR)
+    return None
+
+
+def _record_of_webp(file: BinaryIO) -> bytes | None:
+    file.seek(12)
+    for _ in range(_MAX_PARTS):
+        head = file.read(8)
+        if len(head) < 8:
+            return None
+        length = struct.unpack("<I", head[4:])[0]
+        if head[:4] == _WEBP_CHUNK:
+            return file.read(min(length, MAX_RECORD_BYTES))
+        file.seek(length + length % 2, os.SEEK_CUR)
+    return None
+
+
+def _record_of_avif(file: BinaryIO) -> bytes | None:
+    position = 0
+    for _ in range(_MAX_PARTS):
+        file.seek(position)
+        head = file.read(24)
+        if len(head) < 8:
+            return None
+        length = struct.unpack(">I", head[:4])[0]
+        if head[4:8] == b"uuid" and head[8:] == _AVIF_UUID:
+            return file.read(min(max(length - 24, 0), MAX_RECORD_BYTES))
+        if length == 1 and len(head) >= 16:
+            length = struct.unpack(">Q", head[8:16])[0]
+        # A length of 0 means: to the end of the file.
+        if length < 8:
+            return None
+        position += length
+    return None
+
+
+def _record_of_tiff(file: BinaryIO) -> bytes | None:
+    file.seek(0)
+    order = "<" if file.read(2) == b"II" else ">"
+    file.seek(4)
+    file.seek(struct.unpack(order + "I", file.read(4))[0])
+    for _ in range(struct.unpack(order + "H", file.read(2))[0]):
+        entry = file.read(12)
+        tag, _, count, offset = struct.unpack(order + "HHII", entry)
+        if tag == TIFF_TAG and count <= MAX_RECORD_BYTES:
+            if count <= 4:  # so short a value lies in the entry itself
+                return entry[8 : 8 + count]
+            file.seek(offset)
+            return file.read(count)
+    return None

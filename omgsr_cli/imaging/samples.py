@@ -1,0 +1,54 @@
+"""Between floats in [0, 1] and the integers that files hold; each way is taken exactly once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+#: Weights of BT.601, on gamma-encoded values: what JPEG and Pillow call grey.
+_LUMA_RED, _LUMA_BLUE = 0.299, 0.114
+
+
+def from_samples(samples: NDArray[Any]) -> Tensor:
+    """Turn a file's integers into floats.
+
+    Args:
+        samples: (H, W, C) or (H, W), uint8 or uint16.
+    Returns:
+        (C, H, W) float32 in [0, 1]: samples / 255 or / 65535.
+    """
+    planes = samples[:, :, None] if samples.ndim == 2 else samples
+    largest = np.iinfo(planes.dtype).max
+    # int32 for 16 bits: torch cannot take every operation on uint16.
+    whole = np.ascontiguousarray(planes.transpose(2, 0, 1))
+    tensor = torch.from_numpy(whole if largest == 255 else whole.astype(np.int32))
+    return tensor.to(torch.float32).div_(largest)
+
+
+def to_samples(image: Tensor, bit_depth: int) -> NDArray[Any]:
+    """Turn floats into a file's integers, rounding half to even.
+
+    Args:
+        image: (C, H, W) float in [0, 1]; what lies outside is clipped, NaN becomes 0.
+        bit_depth: 8 or 16.
+    Returns:
+        (H, W, C) uint8 or uint16, contiguous.
+    """
+    largest, dtype = (255, np.uint8) if bit_depth == 8 else (65535, np.uint16)
+    planes = []
+    # Channel by channel, so that a large picture is not held twice in float.
+    for channel in image.detach():
+        values = channel.to("cpu", torch.float32, copy=True).nan_to_num_(0.0).clamp_(0, 1).mul_(largest).round_()
+        planes.append(values.to(torch.int32 if bit_depth == 16 else torch.uint8).numpy().astype(dtype, copy=False))
+    return np.stack(planes, axis=-1)
+
+
+def luma(rgb: Tensor) -> Tensor:
+    """Reduce (3, H, W) to (1, H, W): BT.601 on gamma-encoded values; equal channels keep their value."""
+    red, green, blue = rgb[0:1], rgb[1:2], rgb[2:3]
+    # Written as differences so that a neutral pixel keeps exactly its value.
+    return green + (red - green) * _LUMA_RED + (blue - green) * _LUMA_BLUE

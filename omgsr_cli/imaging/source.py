@@ -1,0 +1,184 @@
+"""Open picture files with Pillow, and say in one line why one cannot be read."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+
+from omgsr_cli.errors import FileError
+from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
+
+#: Larger pictures are refused by what their header says, before any memory is taken.
+MAX_PIXELS = 1_000_000_000
+
+#: What Pillow raises on files that are broken in one way or another.
+DECODE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    struct.error,
+    zlib.error,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    OverflowError,
+    AttributeError,
+    MemoryError,
+)
+
+# Pillow opens an MPO as a JPEG, and then calls it MPO.
+_OPENED = tuple(name for name in FORMAT_OF_PILLOW if name != "MPO")
+
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+
+#: Tags of where the strips or tiles of a TIFF begin, and how long they are.
+_TIFF_PLACES = ((273, 279), (324, 325))
+
+_OPEN_REASONS = {
+    errno.ENOENT: "there is no such file",
+    errno.EACCES: "not allowed to read it",
+    errno.EPERM: "not allowed to read it",
+    errno.EISDIR: "it is a folder, not a picture",
+}
+
+
+class _PillowLimit:
+    """Pillow's own size limit, off while any thread is in here: it warns on stderr far below ours."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                Image.MAX_IMAGE_PIXELS = self._before
+
+
+pillow_limit = _PillowLimit()
+
+
+def source_name(source: Path | bytes, name: str | None) -> str:
+    """What a picture is called in messages."""
+    return name or (str(source) if isinstance(source, Path) else "<bytes>")
+
+
+@contextlib.contextmanager
+def opened(source: Path | bytes, name: str) -> Iterator[tuple[Image.Image, BinaryIO]]:
+    """Open a picture without decoding it; what goes wrong in the block with its content becomes a `FileError`.
+
+    Args:
+        source: a file, or a whole file's bytes.
+        name: what to call it in messages.
+    Yields:
+        The image and the seekable file that it reads from.
+    Raises:
+        FileError: it is missing, empty, no picture, too large, truncated or otherwise broken.
+    """
+    with _opened_file(source, name) as file:
+        try:
+            with warnings.catch_warnings(), pillow_limit:
+                # What Pillow warns of is either an error a moment later or of no consequence for the pixels.
+                warnings.simplefilter("ignore")
+                image = Image.open(file, formats=_OPENED)
+                check_size(name, image.size)
+                _check_length(image, file, name)
+                yield image, file
+        except UnidentifiedImageError as error:
+            raise _unidentified(file, name) from error
+        except DECODE_ERRORS as error:
+            raise decode_error(name, error) from error
+
+
+def check_size(name: str, size: tuple[int, int]) -> None:
+    """Refuse a picture whose header asks for too many pixels.
+
+    Args:
+        name: what to call it.
+        size: width and height.
+    Raises:
+        FileError: there are more than `MAX_PIXELS`, or none.
+    """
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise FileError(
+            f"{name}: its header asks for {width}x{height} pixels, more than {MAX_PIXELS // 10**6} megapixels",
+            "if it is really that large, cut it into parts first",
+        )
+    if width * height <= 0:
+        raise FileError(f"{name}: its header says {width}x{height} pixels")
+
+
+def _check_length(image: Image.Image, file: BinaryIO, name: str) -> None:
+    """Refuse a TIFF whose pixels lie beyond the file's end: libtiff would also say so on stderr."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return
+    position, end = file.tell(), file.seek(0, os.SEEK_END)
+    file.seek(position)
+    for offsets, lengths in _TIFF_PLACES:
+        places = zip(image.tag_v2.get(offsets, ()), image.tag_v2.get(lengths, ()), strict=False)
+        if any(offset + length > end for offset, length in places):
+            raise FileError(f"{name}: the file is truncated", "copy or download it again")
+
+
+def decode_error(name: str, error: BaseException) -> FileError:
+    """Say in one line what Pillow met in a file."""
+    if isinstance(error, MemoryError):
+        return FileError(f"{name}: there is not enough memory to read it")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if any(word in reason.lower() for word in ("truncated", "unrecognized data stream", "ended prematurely")):
+        return FileError(f"{name}: the file is truncated", "copy or download it again")
+    return FileError(f"{name}: cannot be read: {reason[:200]}")
+
+
+def _opened_file(source: Path | bytes, name: str) -> BinaryIO:
+    if isinstance(source, bytes):
+        file: BinaryIO = io.BytesIO(source)
+    else:
+        try:
+            file = open(source, "rb")  # noqa: SIM115 -- closed by the caller
+        except OSError as error:
+            reason = _OPEN_REASONS.get(error.errno or 0, error.strerror or str(error))
+            raise FileError(f"{name}: {reason}") from error
+    if not file.read(1):
+        file.close()
+        raise FileError(f"{name}: the file is empty (0 bytes)")
+    file.seek(0)
+    return file
+
+
+def _unidentified(file: BinaryIO, name: str) -> FileError:
+    file.seek(0)
+    start = file.read(16)
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS:
+        return FileError(f"{name}: HEIC pictures cannot be read", "export it as JPEG, PNG or TIFF first")
+    known = (b"\x89PNG", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*", b"RIFF", b"GIF8")
+    if start.startswith(known):
+        return FileError(f"{name}: the file is truncated, broken, or of a kind of {_kind(start)} that cannot be read")
+    names = ", ".join(sorted(set(FORMAT_OF_PILLOW.values())))
+    return FileError(f"{name}: not a picture that can be read", f"formats: {names}")
+
+
+def _kind(start: bytes) -> str:
+    kinds = {b"\x89": "PNG", b"\xff": "JPEG", b"I": "TIFF", b"M": "TIFF", b"R": "WebP", b"G": "GIF"}
+    return kinds[start[:1]]

@@ -1,0 +1,109 @@
+"""TIFF files of 8 and 16 bits: Pillow writes no colour of 16 bits."""
+
+from __future__ import annotations
+
+import struct
+import sys
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, TiffTags
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from omgsr_cli.errors import FileError
+from omgsr_cli.imaging.exif import PREFIX
+from omgsr_cli.imaging.picture import PictureMetadata
+from omgsr_cli.imaging.record import TIFF_TAG
+
+_XMP_TAG, _ICC_TAG = 700, 34675
+_DEFLATE, _HORIZONTAL_DIFFERENCES, _STRAIGHT_ALPHA, _INCH = 8, 2, 2, 2
+_GREY, _RGB = 1, 2
+
+#: Offsets in a TIFF have 32 bits.
+_MAX_BYTES = 2**32 - 1
+_HEADER_BYTES = 8
+
+#: Strips of about this many bytes can be read one at a time.
+_STRIP_BYTES = 1 << 20
+
+
+def encode_tiff(samples: NDArray[Any], metadata: PictureMetadata, record: str | None, name: str) -> bytes:
+    """Encode a picture as strips of deflated horizontal differences.
+
+    Args:
+        samples: (H, W, C) uint8 or uint16; C is 1 grey, 2 grey with alpha, 3 RGB, 4 RGBA.
+        metadata: all but text is written.
+        record: settings to keep in a private tag, or None.
+        name: of the file, for a message.
+    Raises:
+        FileError: it would be larger than 4 GiB.
+    """
+    if samples.shape[2] == 2:
+        # Few programs read grey with alpha, Pillow not with 16 bits.
+        samples = samples[:, :, [0, 0, 0, 1]]
+    rows = max(_STRIP_BYTES // samples[0].nbytes, 1)
+    strips = [_strip(samples[top : top + rows]) for top in range(0, len(samples), rows)]
+    directory = _directory(samples, rows, strips, metadata, record)
+    size = _HEADER_BYTES + sum(map(len, strips))
+    # The directory's own size is not known before it is packed; no metadata comes near this.
+    if size > _MAX_BYTES - (1 << 28):
+        raise FileError(f"{name}: it would be larger than the 4 GiB of a TIFF file", "use --format png")
+    return b"".join((b"II*\0", struct.pack("<I", _HEADER_BYTES), directory.tobytes(_HEADER_BYTES), *strips))
+
+
+def _strip(rows: NDArray[Any]) -> bytes:
+    differences = rows.copy()
+    differences[:, 1:] -= rows[:, :-1]
+    if sys.byteorder == "big":
+        differences = differences.byteswap()
+    return zlib.compress(differences.tobytes(), 6)
+
+
+def _directory(
+    samples: NDArray[Any], rows: int, strips: list[bytes], metadata: PictureMetadata, record: str | None
+) -> ImageFileDirectory_v2:
+    height, width, channels = samples.shape
+    directory = ImageFileDirectory_v2(prefix=b"II")
+    if metadata.exif:
+        _add_exif(directory, metadata.exif)
+    ends = np.cumsum([0, *map(len, strips)])
+    directory.update(
+        {
+            ExifTags.Base.ImageWidth: width,
+            ExifTags.Base.ImageLength: height,
+            ExifTags.Base.BitsPerSample: (samples.dtype.itemsize * 8,) * channels,
+            ExifTags.Base.Compression: _DEFLATE,
+            ExifTags.Base.PhotometricInterpretation: _GREY if channels == 1 else _RGB,
+            ExifTags.Base.SamplesPerPixel: channels,
+            ExifTags.Base.RowsPerStrip: rows,
+            # Counted from the directory's end: Pillow adds that when it packs the directory.
+            ExifTags.Base.StripOffsets: tuple(int(end) for end in ends[:-1]),
+            ExifTags.Base.StripByteCounts: tuple(map(len, strips)),
+            ExifTags.Base.PlanarConfiguration: 1,
+            ExifTags.Base.Predictor: _HORIZONTAL_DIFFERENCES,
+            ExifTags.Base.SampleFormat: (1,) * channels,
+        }
+    )
+    if channels == 4:
+        directory[ExifTags.Base.ExtraSamples] = _STRAIGHT_ALPHA
+    if metadata.dpi:
+        directory[ExifTags.Base.XResolution], directory[ExifTags.Base.YResolution] = metadata.dpi
+        directory[ExifTags.Base.ResolutionUnit] = _INCH
+    own_bytes = ((_ICC_TAG, metadata.icc), (_XMP_TAG, metadata.xmp), (TIFF_TAG, record.encode() if record else None))
+    for tag, content in own_bytes:
+        if content:
+            directory.tagtype[tag] = TiffTags.UNDEFINED
+            directory[tag] = content
+    return directory
+
+
+def _add_exif(directory: ImageFileDirectory_v2, data: bytes) -> None:
+    exif = Image.Exif()
+    exif.load(PREFIX + data)
+    for tag in exif:
+        if tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+            directory[tag] = exif.get_ifd(tag)
+        else:
+            directory[tag] = exif[tag]

@@ -1,0 +1,1 @@
+"""Model families behind one meaning: an image goes to a latent, one step cleans it, and it comes back."""

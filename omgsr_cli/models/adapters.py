@@ -1,0 +1,242 @@
+"""Adding a published LoRA adapter to the weights of a model, once, with every key accounted for.
+
+The sum W + scale * B A is formed here and not by peft: nothing from the adapter's configuration is ever executed,
+and an option that would change the sum is refused rather than ignored. A test compares the result with peft's.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from omgsr_cli.errors import ModelError
+from omgsr_cli.models.record import read_json
+
+Number = TypeVar("Number", int, float)
+
+SD_PARTS = ("vae_encoder_lora_adapter", "unet_lora_adapter")
+"""Folders of an adapter of the SD family: of the VAE's encoder and of the UNet."""
+
+_WEIGHTS = "adapter_model.safetensors"
+_CONFIG = "adapter_config.json"
+_PREFIX = "base_model.model."
+_NAMED = 3
+"""How many wrong keys an error names."""
+
+_CHANGES_THE_SUM = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "corda_config",
+    "fan_in_fan_out",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "modules_to_save",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "velora_config",
+)
+"""Options under which a merged weight is not W + scale * B A."""
+
+
+class LoraConfig(BaseModel):
+    """What of `adapter_config.json` decides the merged weights; the rest is about training."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    peft_type: str
+    r: int = Field(gt=0)
+    lora_alpha: float
+    bias: str = "none"
+    use_rslora: bool = False
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+
+    def rank(self, module: str) -> int:
+        """Rank of the adapter of a module, by the first pattern that fits its name."""
+        return _by_pattern(self.rank_pattern, module, self.r)
+
+    def scale(self, module: str) -> float:
+        """Factor of B A for a module: alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA."""
+        alpha, rank = _by_pattern(self.alpha_pattern, module, self.lora_alpha), self.rank(module)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def targets(self, module: str) -> bool:
+        """Whether the configuration says that this module has an adapter."""
+        if self.target_modules is None or self.exclude_modules or self.layers_to_transform is not None:
+            return False
+        if isinstance(self.target_modules, str):
+            return re.fullmatch(self.target_modules, module) is not None
+        return any(module == name or module.endswith(f".{name}") for name in self.target_modules)
+
+
+def _by_pattern(patterns: dict[str, Number], module: str, default: Number) -> Number:
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def check_adapter_folder(folder: Path, parts: Iterable[str] = SD_PARTS) -> None:
+    """Check that an adapter's folders and files are there, before anything large is read.
+
+    Raises:
+        ModelError: a folder or file is missing, its weights are a pickle, or its configuration is not a plain LoRA.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"the adapter folder {folder} does not exist")
+    for part in parts:
+        if not (folder / part).is_dir():
+            raise ModelError(
+                f"the adapter {folder} has no folder {part}", hint=f"a published adapter has: {', '.join(parts)}"
+            )
+        if not (folder / part / _WEIGHTS).is_file():
+            raise _missing_weights(folder / part)
+        load_lora_config(folder / part)
+
+
+def _missing_weights(folder: Path) -> ModelError:
+    pickles = sorted(p.name for ending in ("bin", "pt", "pth", "ckpt") for p in folder.glob(f"*.{ending}"))
+    if pickles:
+        return ModelError(
+            f"{folder / pickles[0]} is a pickle, which can run code when it is read",
+            hint=f"where you trust it: torch.load(..., weights_only=True), then safetensors save_file to {_WEIGHTS}",
+        )
+    return ModelError(f"the adapter folder {folder} has no {_WEIGHTS}")
+
+
+def load_lora_config(folder: Path) -> LoraConfig:
+    """Read `adapter_config.json` of one part of an adapter.
+
+    Raises:
+        ModelError: it is missing, unreadable, or asks for more than adding scale * B A.
+    """
+    path = folder / _CONFIG
+    options = read_json(path)
+    try:
+        config = LoraConfig.model_validate(options)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        raise ModelError(f"{path} is not a LoRA configuration: {where}: {first['msg']}") from error
+    if config.peft_type != "LORA":
+        raise ModelError(f"{path}: peft_type {config.peft_type!r} is not LORA")
+    refused = [name for name in _CHANGES_THE_SUM if options.get(name)]
+    if config.bias != "none":
+        refused.append("bias")
+    if refused:
+        raise ModelError(f"{path}: option {refused[0]!r} is not supported", hint="only plain LoRA can be merged")
+    return config
+
+
+@torch.no_grad()
+def merge_lora(network: nn.Module, folder: Path) -> int:
+    """Add one part of an adapter to the weights of a network, in place.
+
+    W + alpha / r * B A; sums are taken in float32, and the result has the weight's own type.
+    Source: LoRA, arXiv:2106.09685, Eq. 3; for a convolution A has its kernel and B is 1x1.
+
+    Args:
+        network: the VAE's encoder or the UNet, with names as the adapter was trained on.
+        folder: with `adapter_config.json` and `adapter_model.safetensors`.
+    Returns:
+        How many weights changed; 0 for an adapter that was never trained.
+    Raises:
+        ModelError: a key has no place in the network, a module that the configuration names has no key, a shape
+            does not fit, or a value is not finite.
+    """
+    config = load_lora_config(folder)
+    try:
+        with safe_open(folder / _WEIGHTS, framework="pt") as file:
+            factors = _pair_factors(list(file.keys()), folder)
+            modules = _find_modules(network, factors, config, folder)
+            changed = 0
+            for name, module in modules.items():
+                a, b = (file.get_tensor(key) for key in factors[name])
+                changed += _add_delta(module, a, b, config.scale(name), config.rank(name), f"{folder.name}: {name}")
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{folder / _WEIGHTS} cannot be read: {error}") from error
+    return changed
+
+
+def _pair_factors(keys: list[str], folder: Path) -> dict[str, tuple[str, str]]:
+    """Map each module's name to the keys of its A and B."""
+    pattern = re.compile(rf"{re.escape(_PREFIX)}(.+)\.lora_[AB]\.weight")
+    matches = {key: pattern.fullmatch(key) for key in keys}
+    strange = [key for key, match in matches.items() if match is None]
+    if strange:
+        raise _misfit(folder, strange, "are not weights of a LoRA adapter", len(keys))
+    names = sorted({match[1] for match in matches.values() if match is not None})
+    factors = {name: (f"{_PREFIX}{name}.lora_A.weight", f"{_PREFIX}{name}.lora_B.weight") for name in names}
+    alone = [key for pair in factors.values() for key in pair if key not in matches]
+    if alone:
+        raise _misfit(folder, alone, "are missing", len(factors) * 2)
+    if not factors:
+        raise ModelError(f"{folder / _WEIGHTS} has no weights")
+    return factors
+
+
+def _find_modules(
+    network: nn.Module, names: Iterable[str], config: LoraConfig, folder: Path
+) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layer of each name; every name must have one and every layer that the configuration targets a name."""
+    layers: dict[str, nn.Linear | nn.Conv2d] = {
+        name: module for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+    wanted = list(names)
+    foreign = [name for name in wanted if name not in layers]
+    if foreign:
+        raise _misfit(folder, foreign, f"have no place in the {type(network).__name__}", len(wanted))
+    absent = [name for name in layers if config.targets(name) and name not in set(wanted)]
+    if absent:
+        raise _misfit(folder, absent, "are targets without weights in the file", len(absent) + len(wanted))
+    return {name: layers[name] for name in wanted}
+
+
+def _add_delta(module: nn.Linear | nn.Conv2d, a: Tensor, b: Tensor, scale: float, rank: int, where: str) -> int:
+    """Add scale * B A to the module's weight; 1 if it changed, 0 if the delta is zero or rounds to it."""
+    weight = module.weight
+    tail = (1,) * (weight.ndim - 2)
+    expected_a, expected_b = (rank, *weight.shape[1:]), (weight.shape[0], rank, *tail)
+    if a.shape != expected_a or b.shape != expected_b:
+        raise ModelError(
+            f"{where}: shapes {tuple(a.shape)}, {tuple(b.shape)} do not fit, expected {expected_a}, {expected_b}",
+            hint="the adapter was trained on another base model",
+        )
+    if isinstance(module, nn.Conv2d) and module.groups != 1:
+        raise ModelError(f"{where}: adapters of grouped convolutions are not supported")
+    delta = (b.flatten(1).float() @ a.flatten(1).float()).mul_(scale).view(weight.shape)
+    delta = delta.to(weight.device)
+    if not bool(delta.any()):
+        return 0
+    if not bool(delta.isfinite().all()):
+        raise ModelError(f"{where}: the adapter has values that are not finite")
+    merged = (weight.float() + delta).to(weight.dtype)
+    if torch.equal(merged, weight):
+        return 0
+    # A new tensor: the old one may be the file itself, mapped into memory.
+    module.weight = nn.Parameter(merged, requires_grad=weight.requires_grad)
+    return 1
+
+
+def _misfit(folder: Path, names: list[str], what: str, total: int) -> ModelError:
+    shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    return ModelError(
+        f"{folder}: {len(names)} of {total} entries {what}: {shown}",
+        hint="the adapter belongs to another base model, or to another part of it",
+    )

@@ -1,0 +1,86 @@
+"""What every model family is to the rest of the program: a `Restorer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from omgsr_cli.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class RestorerInfo:
+    """What can be asked of a loaded model without running it.
+
+    Attributes:
+        name: preset name or folder, as the user gave it.
+        family: "tiny", "sd" (later "flux"): told to people, never asked by code outside `models/`.
+        scale: the enlargement it was trained for; the default of `--scale`.
+        mid_timestep: index into the schedule at which the one step is taken.
+        multiple_of_px: image heights and widths given to `encode` are multiples of this.
+        native_tile_px: side of the square image that the step was trained at; tiles of the step have it.
+        latent_px: image pixels per latent element, on each side (8 for AutoencoderKL, 4 for tiny).
+        halo_px: image pixels around a point that can change its result; a tile cut with this margin
+            is exact. None where the field is unbounded (attention, group norm): such tiles are blended.
+        prompt: the text that the model is conditioned on, or None where it takes none.
+        parameters: number of weights.
+    """
+
+    name: str
+    family: str
+    scale: float
+    mid_timestep: int
+    multiple_of_px: int
+    native_tile_px: int
+    latent_px: int
+    halo_px: int | None
+    prompt: str | None
+    parameters: int
+
+
+@runtime_checkable
+class Restorer(Protocol):
+    """One-step restoration: clean = decode(restore(encode(lq))).
+
+    Every tensor is on `device`. Methods run under `torch.inference_mode` by the caller's choice: none of them
+    disables gradients, so that training uses the same code.
+    """
+
+    info: RestorerInfo
+    schedule: Schedule
+    device: torch.device
+    precision: str
+
+    def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Map an enlarged low-quality image to its latent.
+
+        Args:
+            image: (B, 3, H, W) float32, sRGB in [-1, 1]; H and W multiples of `info.multiple_of_px`.
+            generator: samples the posterior where the family has one; None takes its mean.
+        Returns:
+            lq_latent, (B, C, H/latent_px, W/latent_px), scaled as the schedule expects.
+        """
+        ...
+
+    def restore(self, lq_latent: Tensor) -> Tensor:
+        """Take the one step at the mid-timestep.
+
+        Args:
+            lq_latent: (B, C, h, w) from `encode`.
+        Returns:
+            clean_latent, same shape and dtype; not clamped.
+        """
+        ...
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Map a latent back to an image.
+
+        Args:
+            latent: (B, C, h, w), scaled as `encode` gives it.
+        Returns:
+            (B, 3, h*latent_px, w*latent_px) float32, nominally in [-1, 1]; not clamped.
+        """
+        ...

@@ -1,0 +1,154 @@
+"""Which device computes, and in which number format."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+
+from omgsr_cli.errors import DeviceError
+
+PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_CPU_BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""Names in `torch.cpu.get_capabilities()` of instructions that multiply in bf16: x86 and ARM."""
+
+_IS_PRESENT: dict[str, Callable[[], bool]] = {
+    "cuda": lambda: torch.cuda.is_available(),
+    "mps": lambda: torch.backends.mps.is_available(),
+    "xpu": lambda: torch.xpu.is_available(),
+    "cpu": lambda: True,
+}
+"""Every kind of device, the preferred one first."""
+
+
+def present_devices() -> list[str]:
+    """The kinds of device that this machine has, in the order in which they are preferred."""
+    return [kind for kind, is_present in _IS_PRESENT.items() if is_present()]
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """Take the device that was asked for, or the first of cuda, mps, xpu and cpu that exists.
+
+    Args:
+        name: "cuda", "cuda:1", "mps", "xpu", "cpu"; None or "auto" chooses.
+    Raises:
+        DeviceError: no such device here; the hint lists those that are.
+    """
+    present = present_devices()
+    if name is None or name == "auto":
+        return torch.device(present[0])
+    hint = f"devices of this machine: {', '.join(present)}"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"{name!r} is not a device", hint=hint) from error
+    if device.type not in present:
+        raise DeviceError(f"device {name!r} is not present", hint=hint)
+    if device.index is not None and device.index >= _device_count(device.type):
+        raise DeviceError(f"device {name!r} is not present", hint=f"{hint}; {_device_count(device.type)} of that kind")
+    return device
+
+
+def _device_count(kind: str) -> int:
+    """How many devices of a present kind there are."""
+    return {"cuda": torch.cuda.device_count, "xpu": torch.xpu.device_count}.get(kind, lambda: 1)()
+
+
+def multiplies_in_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies matrices in bf16, rather than converting to fp32 and back.
+
+    CUDA from compute capability 8.0; XPU; CPUs with AVX512_BF16, AMX-BF16 or ARM's BF16 instructions. Asked of the
+    hardware's list of instructions, not measured. False on MPS, where it depends on the generation.
+    """
+    if device.type == "cuda":
+        # ROCm builds answer to "cuda" too; their capability numbers mean something else.
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return any(bool(capabilities.get(name)) for name in _CPU_BF16_CAPABILITIES)
+    return device.type == "xpu"
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Turn "auto" into a number format that is fast on the device, and refuse one that cannot work.
+
+    auto is bf16 where the hardware multiplies in it, and this holds for CPUs too: with AVX512_BF16 or AMX a matrix
+    product takes a third of the time of fp32, without them ten times as long, so that such CPUs get fp32. GPUs
+    without bf16 and MPS get fp16.
+
+    Args:
+        precision: "auto", "fp32", "bf16" or "fp16".
+        device: where the model will run.
+    Returns:
+        "fp32", "bf16" or "fp16".
+    Raises:
+        DeviceError: no such precision, or fp16 on a CPU.
+    """
+    if precision == "auto":
+        if multiplies_in_bf16(device):
+            return "bf16"
+        return "fp16" if device.type in ("cuda", "mps") else "fp32"
+    if precision not in PRECISIONS:
+        raise DeviceError(f"{precision!r} is not a precision", hint=f"one of auto, {', '.join(PRECISIONS)}")
+    if precision == "fp16" and device.type == "cpu":
+        raise DeviceError("precision 'fp16' does not work on the device 'cpu'", hint="use --precision auto or fp32")
+    return precision
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory that a new tensor on the device could take now, in bytes.
+
+    On a CPU the memory that the system can give without swapping, or less where a control group limits it.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What the allocator holds but does not use is free for us too.
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    if device.type == "xpu":
+        free, _ = torch.xpu.mem_get_info(device)
+        return int(free)
+    if device.type == "mps":
+        return max(int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()), 0)
+    return _free_system_memory_bytes()
+
+
+def _free_system_memory_bytes() -> int:
+    """MemAvailable where the system tells it, else half of what is installed; at most the control group's rest."""
+    available = _read_meminfo_bytes()
+    if available is None:
+        available = _installed_memory_bytes() // 2
+    limit, used = _read_integer("/sys/fs/cgroup/memory.max"), _read_integer("/sys/fs/cgroup/memory.current")
+    if limit is None or used is None:
+        return available
+    return min(available, max(limit - used, 0))
+
+
+def _read_meminfo_bytes() -> int | None:
+    """MemAvailable of Linux in bytes, or None on other systems."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        return None
+    return None
+
+
+def _installed_memory_bytes() -> int:
+    """Installed memory in bytes; 8 GiB where the system does not tell."""
+    if not hasattr(os, "sysconf"):
+        return 8 * 2**30
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _read_integer(path: str) -> int | None:
+    """The integer in a small file, or None where there is no such file or it says "max"."""
+    try:
+        with open(path, encoding="ascii") as file:
+            text = file.read().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None

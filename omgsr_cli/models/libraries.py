@@ -1,0 +1,97 @@
+"""Importing the large libraries, with their talk silenced and their known failure explained."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+
+from omgsr_cli.errors import OmgsrError
+
+
+@contextmanager
+def explained_imports() -> Iterator[None]:
+    """Turn the failure that a broken torchvision causes inside other libraries into one that says so.
+
+    diffusers, transformers and peft import torchvision where it is installed. One that was built for another torch
+    raises from the middle of their imports.
+
+    Raises:
+        OmgsrError: torchvision is behind the ImportError or RuntimeError; other errors pass unchanged.
+    """
+    try:
+        yield
+    except (ImportError, RuntimeError) as error:
+        explanation = explain_broken_torchvision(error)
+        if explanation is None:
+            raise
+        raise explanation from error
+
+
+def explain_broken_torchvision(error: BaseException) -> OmgsrError | None:
+    """Say which two versions do not go together, if the error comes from torchvision.
+
+    Args:
+        error: from importing diffusers, transformers or peft.
+    Returns:
+        The error to show, or None where torchvision has nothing to do with it.
+    """
+    if not any(_is_from_torchvision(link) for link in _chain(error)):
+        return None
+    return OmgsrError(
+        f"the installed torchvision {_version('torchvision')} does not work with torch {_version('torch')}",
+        hint="type `pip uninstall torchvision` (omgsr does not need it), or install the one built for this torch",
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, what caused it, and what was being handled when it was raised; each once."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        link = waiting.pop()
+        if link is None or id(link) in seen:
+            continue
+        seen.add(id(link))
+        yield link
+        waiting += [link.__cause__, link.__context__]
+
+
+def _is_from_torchvision(error: BaseException) -> bool:
+    """Whether the message names torchvision or one of its files raised it."""
+    if "torchvision" in str(error):
+        return True
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "torchvision":
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "(unknown version)"
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep diffusers and transformers from writing bars and advice while a model loads; their settings come back."""
+    with explained_imports():
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+    modules = (diffusers_logging, transformers_logging)
+    before = [(module.get_verbosity(), module.is_progress_bar_enabled()) for module in modules]
+    for module in modules:
+        module.set_verbosity(logging.CRITICAL)
+        module.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for module, (verbosity, bars) in zip(modules, before, strict=True):
+            module.set_verbosity(verbosity)
+            if bars:
+                module.enable_progress_bar()

@@ -1,0 +1,83 @@
+"""The text that a model is conditioned on, as the embedding that its text encoder gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from omgsr_cli.errors import ModelError
+from omgsr_cli.models.libraries import explained_imports
+from omgsr_cli.models.sources import PROMPT_EMBEDS, weight_variant
+
+_KEY = "prompt_embeds"
+
+
+def load_prompt_embeds(folder: Path, prompt: str) -> Tensor:
+    """The embedding of a prompt: the one that lies beside the model, or from the text encoder if it is another prompt.
+
+    Args:
+        folder: of the model.
+        prompt: any text, also the empty one.
+    Returns:
+        (1, tokens, width) float32 on the CPU: the text encoder's last hidden state.
+    Raises:
+        ModelError: the prompt is not the kept one and the folder has no text encoder.
+    """
+    kept = _read_kept(folder / PROMPT_EMBEDS, prompt)
+    if kept is not None:
+        return kept
+    if not (folder / "text_encoder" / "config.json").is_file() or not (folder / "tokenizer").is_dir():
+        raise ModelError(
+            f"{folder} has no text encoder for the prompt {prompt!r}",
+            hint="leave --prompt out, or give the base model and its adapter with --base and --adapter",
+        )
+    return _encode(folder, prompt)
+
+
+def save_prompt_embeds(embeds: Tensor, prompt: str, folder: Path) -> None:
+    """Write an embedding beside a model, with its prompt, as `prompt_embeds.safetensors`."""
+    save_file({_KEY: embeds.float().cpu().contiguous()}, folder / PROMPT_EMBEDS, metadata={"prompt": prompt})
+
+
+def _read_kept(path: Path, prompt: str) -> Tensor | None:
+    """The embedding in the file if it is of this prompt, else None."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("prompt") != prompt:
+                return None
+            embeds: Tensor = file.get_tensor(_KEY)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if embeds.ndim != 3 or len(embeds) != 1:
+        raise ModelError(f"{path}: shape {tuple(embeds.shape)} is not (1, tokens, width)")
+    return embeds.float()
+
+
+@torch.no_grad()
+def _encode(folder: Path, prompt: str) -> Tensor:
+    """Run the text encoder, in float32 on the CPU: once, and the same on every machine; it is dropped afterwards."""
+    with explained_imports():
+        from transformers import CLIPTextModel, CLIPTokenizer
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        encoder = CLIPTextModel.from_pretrained(
+            folder / "text_encoder",
+            dtype=torch.float32,
+            variant=weight_variant(folder, "text_encoder"),
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"the text encoder of {folder} cannot be loaded: {reason}") from error
+    tokens = tokenizer(
+        prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    )
+    embeds: Tensor = encoder.eval()(tokens.input_ids)[0]
+    return embeds.float()

@@ -1,0 +1,89 @@
+"""`omgsr.json`: what a model folder that omgsr wrote says about itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from omgsr_cli.errors import ModelError
+
+RECORD_NAME = "omgsr.json"
+
+
+class ModelRecord(BaseModel):
+    """The contents of `omgsr.json`; a key that is not listed here is an error.
+
+    Attributes:
+        format: version of this record.
+        family: "sd" or "tiny": which code reads the weights.
+        mid_timestep: index into the schedule at which the one step is taken.
+        native_tile_px: side of the square image that the step was trained at.
+        scale: the enlargement it was trained for.
+        prompt: the text whose embedding lies in `prompt_embeds.safetensors`; None for a family without prompts.
+        schedule: a scheduler's configuration, as in diffusers' `scheduler_config.json`; None where such a file
+            lies in `scheduler/`.
+        licence: of the weights, or None if it is not known.
+        made_from: names of the base model and of the adapter, for people.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    family: str
+    mid_timestep: int = Field(ge=0, le=999)
+    native_tile_px: int = Field(gt=0)
+    scale: float = Field(default=4.0, gt=0)
+    prompt: str | None = None
+    schedule: dict[str, Any] | None = None
+    licence: str | None = None
+    made_from: tuple[str, ...] = ()
+
+
+def load_record(folder: Path) -> ModelRecord | None:
+    """Read `omgsr.json` of a model folder.
+
+    Returns:
+        The record, or None where the folder has none.
+    Raises:
+        ModelError: the file is not a record; the message names the file and the first wrong key.
+    """
+    path = folder / RECORD_NAME
+    if not path.is_file():
+        return None
+    try:
+        return ModelRecord.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ModelError(f"{path} is not a model record: {_first_reason(error)}") from error
+
+
+def write_record(record: ModelRecord, folder: Path) -> None:
+    """Write the record into the folder as `omgsr.json`."""
+    text = json.dumps(record.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    (folder / RECORD_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a configuration file of a model.
+
+    Raises:
+        ModelError: the file cannot be read or is not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is not a JSON object")
+    return content
+
+
+def _first_reason(error: ValidationError) -> str:
+    first, *others = error.errors(include_url=False)
+    where = ".".join(str(part) for part in first["loc"]) or "file"
+    more = f" (and {len(others)} more)" if others else ""
+    return f"{where}: {first['msg']}{more}"

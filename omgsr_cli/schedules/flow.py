@@ -1,0 +1,136 @@
+"""The flow-matching noise schedule of FLUX."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from omgsr_cli.errors import ModelError
+from omgsr_cli.schedules.base import IndexedSchedule, check_same_shape
+
+
+@dataclass(frozen=True)
+class FlowSchedule(IndexedSchedule):
+    """The straight path of flow matching: noisy = (1 - sigma) clean + sigma noise; the network gives noise - clean.
+
+    sigma runs linearly from 1 to 0 in T values and is shifted to e^mu / (e^mu + 1/sigma - 1), where mu is linear in the
+    number of image tokens. Timestep t is the t-th from the clean end, sigmas[-(t+1)]: 0 has no noise.
+    Source: FLUX's sampler; arXiv:2403.03206, section 5.3.2. The defaults are FLUX.1-dev's at 1024 px.
+
+    Attributes:
+        num_train_timesteps: number of timesteps, T.
+        tokens: image tokens that mu is taken for; one for 16x16 pixels.
+        base_image_seq_len: tokens at which mu is base_shift.
+        max_image_seq_len: tokens at which mu is max_shift.
+        base_shift: mu at the few tokens.
+        max_shift: mu at the many.
+    """
+
+    num_train_timesteps: int = 1000
+    tokens: int = 4096
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 4096
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+
+    def __post_init__(self) -> None:
+        if self.num_train_timesteps < 2:
+            raise ModelError(f"scheduler: num_train_timesteps is {self.num_train_timesteps}, not at least 2")
+        if self.base_image_seq_len >= self.max_image_seq_len:
+            raise ModelError(f"scheduler: max_image_seq_len is {self.max_image_seq_len}, not above base_image_seq_len")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Read a diffusers FlowMatchEulerDiscreteScheduler configuration; `tokens` is our own key.
+
+        Without `use_dynamic_shifting` its constant `shift` counts, whatever the number of tokens.
+
+        Raises:
+            ModelError: sizes or a shift that make no schedule.
+        """
+        values = {key: config.get(key, default) for key, default in asdict(cls()).items()}
+        if not config.get("use_dynamic_shifting", False):
+            shift = config.get("shift", 1.0)
+            if not shift > 0:
+                raise ModelError(f"scheduler: shift is {shift}, not above 0")
+            values["base_shift"] = values["max_shift"] = math.log(shift)
+        return cls(**values)
+
+    def to_config(self) -> dict[str, Any]:
+        """Give the configuration in diffusers' keys."""
+        return {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True, **asdict(self)}
+
+    @property
+    def num_timesteps(self) -> int:
+        """The number of timesteps, T."""
+        return self.num_train_timesteps
+
+    @property
+    def level_name(self) -> str:
+        """The name of what `level` gives."""
+        return "sigma"
+
+    @property
+    def mu(self) -> float:
+        """The logarithm of the shift, no unit."""
+        slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
+        return self.base_shift + slope * (self.tokens - self.base_image_seq_len)
+
+    def level(self, t: int) -> float:
+        """Give sigma, the share of noise, in [0, 1]."""
+        return self.sigma(t)
+
+    def sigma(self, t: int) -> float:
+        """Give the share of noise at a timestep, no unit, in [0, 1]."""
+        return self.at(self._sigmas, t)
+
+    def snr(self) -> Tensor:
+        """Tabulate (1 - sigma)^2 / sigma^2: (T,) float64, falling from inf to 0."""
+        return ((1.0 - self._sigmas) / self._sigmas).square()
+
+    def add_noise(self, clean: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
+        """Mix a clean latent with noise: (1 - sigma) clean + sigma noise.
+
+        Args:
+            clean: (B, ...) float, scaled.
+            noise: same shape, dtype and device; unit variance.
+            t: one timestep, or (B,) integers.
+        Returns:
+            (B, ...), dtype and device of clean.
+        Raises:
+            ShapeError: the shapes differ.
+            UsageError: t is out of range.
+        """
+        check_same_shape(clean, noise, "noise")
+        return self.coefficient(1.0 - self._sigmas, t, clean) * clean + self.coefficient(self._sigmas, t, clean) * noise
+
+    def clean_latent(self, noisy: Tensor, prediction: Tensor, t: int | Tensor) -> Tensor:
+        """Recover the clean latent in one step: noisy - sigma prediction.
+
+        Source: OMGSR, arXiv:2508.08227, its flow-matching form.
+
+        Args:
+            noisy: (B, ...) float, scaled.
+            prediction: the network's velocity, same shape, dtype and device.
+            t: one timestep, or (B,) integers.
+        Returns:
+            (B, ...), dtype and device of noisy; not clamped.
+        Raises:
+            ShapeError: the shapes differ.
+            UsageError: t is out of range.
+        """
+        check_same_shape(noisy, prediction, "prediction")
+        return noisy - self.coefficient(self._sigmas, t, noisy) * prediction
+
+    @cached_property
+    def _sigmas(self) -> Tensor:
+        # Multiplied out, so that sigma = 0 needs no division by zero.
+        linear = torch.linspace(0, 1, self.num_train_timesteps, dtype=torch.float64)
+        shift = math.exp(self.mu)
+        return shift * linear / (1.0 + (shift - 1.0) * linear)

@@ -1,0 +1,127 @@
+"""Choosing a device and a number format on machines of every kind, simulated."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from omgsr_cli.errors import DeviceError
+from omgsr_cli.models import devices
+
+AVX512_ONLY = {"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}
+
+
+def set_present(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
+    monkeypatch.setattr(
+        devices, "_IS_PRESENT", {k: (lambda k=k: k in kinds or k == "cpu") for k in ("cuda", "mps", "xpu", "cpu")}
+    )
+
+
+@pytest.mark.parametrize(
+    ("present", "chosen"),
+    [((), "cpu"), (("xpu",), "xpu"), (("xpu", "mps"), "mps"), (("cuda", "mps", "xpu"), "cuda")],
+)
+@pytest.mark.parametrize("name", [None, "auto"])
+def test_the_preferred_device_is_taken(
+    monkeypatch: pytest.MonkeyPatch, present: tuple[str, ...], chosen: str, name: str | None
+) -> None:
+    set_present(monkeypatch, *present)
+    assert devices.choose_device(name) == torch.device(chosen)
+
+
+def test_a_device_that_was_named_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_present(monkeypatch, "cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices.choose_device("cpu") == torch.device("cpu")
+    assert devices.choose_device("cuda:1") == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize("name", ["mps", "cuda:2", "gpu", "cuda:x", "meta"])
+def test_a_device_that_is_not_there_names_those_that_are(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    set_present(monkeypatch, "cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(DeviceError, match=name) as caught:
+        devices.choose_device(name)
+    assert caught.value.hint is not None
+    assert "cuda, cpu" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"), [((6, 1), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")]
+)
+def test_auto_on_cuda_follows_the_capability(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], precision: str
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert devices.choose_precision("auto", torch.device("cuda")) == precision
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [
+        ({}, "fp32"),
+        (AVX512_ONLY, "fp32"),
+        (AVX512_ONLY | {"avx512_bf16": True}, "bf16"),
+        ({"amx_bf16": True}, "bf16"),
+        ({"architecture": "aarch64", "neon": True, "bf16": True}, "bf16"),
+        ({"architecture": "aarch64", "neon": True, "bf16": False}, "fp32"),
+    ],
+)
+def test_auto_on_a_cpu_follows_its_instructions(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, object], precision: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert devices.choose_precision("auto", torch.device("cpu")) == precision
+
+
+def test_auto_agrees_with_the_list_of_instructions_of_this_cpu() -> None:
+    """The names that torch gives to instructions are checked against the kernel's, where it lists them."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii") as lines:
+            flags = next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
+    except OSError:
+        pytest.skip("this system does not list its instructions")
+    expected = bool({"avx512_bf16", "amx_bf16", "bf16", "svebf16"} & set(flags))
+    assert devices.multiplies_in_bf16(torch.device("cpu")) == expected
+
+
+def test_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert devices.choose_precision("auto", torch.device("mps")) == "fp16"
+    assert devices.choose_precision("auto", torch.device("xpu")) == "bf16"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_explicit_precision_is_kept(precision: str) -> None:
+    assert devices.choose_precision(precision, torch.device("cpu")) == precision
+
+
+def test_fp16_on_a_cpu_is_refused_with_a_hint() -> None:
+    with pytest.raises(DeviceError, match="'fp16' does not work on the device 'cpu'") as caught:
+        devices.choose_precision("fp16", torch.device("cpu"))
+    assert caught.value.hint == "use --precision auto or fp32"
+
+
+def test_an_unknown_precision_lists_those_that_are() -> None:
+    with pytest.raises(DeviceError, match="'int8' is not a precision") as caught:
+        devices.choose_precision("int8", torch.device("cpu"))
+    assert caught.value.hint == "one of auto, fp32, bf16, fp16"
+
+
+def test_free_memory_of_the_cpu_is_no_more_than_is_installed() -> None:
+    free = devices.free_memory_bytes(torch.device("cpu"))
+    assert 2**20 < free <= devices._installed_memory_bytes()
+
+
+def test_a_control_group_limits_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_read_meminfo_bytes", lambda: 100)
+    monkeypatch.setattr(devices, "_read_integer", lambda path: 90 if path.endswith("max") else 40)
+    assert devices.free_memory_bytes(torch.device("cpu")) == 50
+    monkeypatch.setattr(devices, "_read_integer", lambda path: None)
+    assert devices.free_memory_bytes(torch.device("cpu")) == 100
+
+
+def test_without_meminfo_half_of_the_memory_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_read_meminfo_bytes", lambda: None)
+    monkeypatch.setattr(devices, "_read_integer", lambda path: None)
+    monkeypatch.setattr(devices, "_installed_memory_bytes", lambda: 64)
+    assert devices.free_memory_bytes(torch.device("cpu")) == 32

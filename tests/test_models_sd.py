@@ -1,0 +1,247 @@
+"""The SD family against the published formulas' pictures and against diffusers' own scheduler."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from omgsr_cli.color import match_color
+from omgsr_cli.errors import ModelError, ShapeError
+from omgsr_cli.models.base import Restorer
+from omgsr_cli.models.loading import load_restorer
+from omgsr_cli.models.sd import SdRestorer, vae_precision
+from PIL import Image
+from torch import Tensor
+
+SHARED = Path(os.environ.get("OMGSR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+GOLDEN = SHARED / "golden" / "sd"
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden pictures of the SD family are not here")
+
+SCHEDULER = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+}
+
+
+def write_model(folder: Path, *, prediction_type: str = "epsilon", shift_factor: float | None = None) -> Path:
+    """Write a small random diffusers folder without a text encoder, with the empty prompt's embedding beside it."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16, 16),
+        layers_per_block=1,
+        cross_attention_dim=12,
+        attention_head_dim=4,
+        norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=4,
+        shift_factor=shift_factor,
+        scaling_factor=0.5,
+    )
+    unet.save_pretrained(folder / "unet")
+    vae.save_pretrained(folder / "vae")
+    (folder / "scheduler").mkdir()
+    config = SCHEDULER | {"prediction_type": prediction_type}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    from omgsr_cli.models.prompts import save_prompt_embeds
+
+    save_prompt_embeds(torch.randn(1, 5, 12), "", folder)
+    return folder
+
+
+def load_sd_restorer(folder: Path, **options: object) -> SdRestorer:
+    restorer = load_restorer(folder, device="cpu", **({"precision": "fp32"} | options))  # type: ignore[arg-type]
+    assert isinstance(restorer, SdRestorer)
+    return restorer
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def restorer(model_folder: Path) -> SdRestorer:
+    return load_sd_restorer(model_folder)
+
+
+def to_unit_tensor(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.asarray(picture, np.float32) / 255).permute(2, 0, 1)[None]
+
+
+def floor_to_bytes(image: Tensor) -> np.ndarray:
+    """To 8 bit as the published code does it: cut off, not rounded."""
+    return (image[0].clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
+
+
+CASES = json.loads((GOLDEN / "cases.json").read_text()) if GOLDEN.is_dir() else []
+
+
+@needs_golden
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
+def test_golden_pictures_are_reproduced(case: dict[str, object]) -> None:
+    model = load_restorer(
+        base=GOLDEN / "base",
+        adapter=GOLDEN / "adapter",
+        device="cpu",
+        precision="fp32",
+        mid_timestep=case["mid_timestep"],
+        prompt=case["prompt"],
+        process_size=case["process_size"],
+    )
+    for number in range(3):
+        picture = Image.open(GOLDEN / "in" / f"{number}.png").convert("RGB")
+        enlarged = to_unit_tensor(picture.resize((256, 256), Image.Resampling.BICUBIC))
+        with torch.inference_mode():
+            image = model.decode(model.restore(model.encode(enlarged * 2 - 1)))
+        restored = floor_to_bytes(image * 0.5 + 0.5).astype(np.float32) / 255
+        matched = match_color(torch.from_numpy(restored).permute(2, 0, 1)[None], enlarged, case["color_fix"])
+        expected = np.asarray(Image.open(GOLDEN / "expected" / str(case["case"]) / f"{number}.png"), int)
+        # The tolerance pays for the 8-bit value having made a round trip through a float.
+        distance = np.abs(floor_to_bytes(matched + 1e-6).astype(int) - expected)
+        assert distance.max() <= 3
+        assert (distance <= 1).mean() >= 0.999
+
+
+def test_is_a_restorer(restorer: SdRestorer) -> None:
+    assert isinstance(restorer, Restorer)
+    assert (restorer.info.latent_px, restorer.info.multiple_of_px) == (4, 4)
+    assert restorer.info.native_tile_px == 8 * 4
+    assert restorer.info.halo_px is None
+    weights = sum(p.numel() for part in (restorer.unet, restorer.vae) for p in part.parameters())
+    assert restorer.info.parameters == weights
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (4, 28), (20, 36), (68, 12)])
+def test_ugly_sizes_keep_their_size(restorer: SdRestorer, height: int, width: int) -> None:
+    image = torch.rand(2, 3, height, width) * 2 - 1
+    with torch.inference_mode():
+        latent = restorer.encode(image)
+        clean = restorer.restore(latent)
+        result = restorer.decode(clean)
+    assert latent.shape == clean.shape == (2, 4, height // 4, width // 4)
+    assert result.shape == image.shape
+    assert {latent.dtype, clean.dtype, result.dtype} == {torch.float32}
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 6, 8), (1, 1, 8, 8), (3, 8, 8)])
+def test_images_of_a_wrong_shape_are_refused(restorer: SdRestorer, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match="multiples of 4"):
+        restorer.encode(torch.zeros(shape))
+
+
+def test_a_batch_gives_what_single_images_give(restorer: SdRestorer) -> None:
+    images = torch.rand(3, 3, 16, 16) * 2 - 1
+    with torch.inference_mode():
+        together = restorer.restore(restorer.encode(images))
+        alone = torch.cat([restorer.restore(restorer.encode(image[None])) for image in images])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_the_mean_is_repeatable_and_a_seed_samples(restorer: SdRestorer) -> None:
+    image = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.inference_mode():
+        assert torch.equal(restorer.encode(image), restorer.encode(image))
+        first, again, other = (restorer.encode(image, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("mid_timestep", [1, 273, 998])
+def test_the_step_is_the_schedulers(tmp_path: Path, prediction_type: str, mid_timestep: int) -> None:
+    folder = write_model(tmp_path, prediction_type=prediction_type)
+    model = load_sd_restorer(folder, mid_timestep=mid_timestep)
+    latent = torch.randn(1, 4, 8, 8)
+    scheduler = DDPMScheduler.from_config(SCHEDULER | {"prediction_type": prediction_type, "clip_sample": False})
+    with torch.inference_mode():
+        embeds = model.prompt_embeds
+        prediction = model.unet(latent, mid_timestep, encoder_hidden_states=embeds).sample
+        expected = scheduler.step(prediction, mid_timestep, latent).pred_original_sample
+        actual = model.restore(latent)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_shift_factor_is_taken_out_and_put_back(tmp_path: Path) -> None:
+    shifted = load_sd_restorer(write_model(tmp_path / "a", shift_factor=0.25))
+    plain = load_sd_restorer(write_model(tmp_path / "b"))
+    image = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.inference_mode():
+        latent = plain.encode(image)
+        torch.testing.assert_close(shifted.encode(image), latent - 0.25 * 0.5)
+        torch.testing.assert_close(shifted.decode(latent - 0.25 * 0.5), plain.decode(latent), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_reach_the_image(restorer: SdRestorer) -> None:
+    image = torch.zeros(1, 3, 16, 16, requires_grad=True)
+    restorer.decode(restorer.restore(restorer.encode(image))).square().mean().backward()
+    assert image.grad is not None
+    assert bool(image.grad.any())
+
+
+def test_bf16_is_close_to_fp32_and_gives_float_images(model_folder: Path, restorer: SdRestorer) -> None:
+    half = load_sd_restorer(model_folder, precision="bf16")
+    assert {half.unet.dtype, half.vae.dtype} == {torch.bfloat16}
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
+    with torch.inference_mode():
+        exact, near = (model.decode(model.restore(model.encode(image))) for model in (restorer, half))
+    assert near.dtype == torch.float32
+    assert 0 < (near - exact).abs().mean() < 0.05 * exact.std()
+
+
+@pytest.mark.parametrize(
+    ("precision", "force_upcast", "bf16", "expected"),
+    [
+        ("fp16", True, False, "fp32"),
+        ("fp16", True, True, "bf16"),
+        ("fp16", False, True, "fp16"),
+        ("bf16", True, True, "bf16"),
+        ("fp32", True, True, "fp32"),
+    ],
+)
+def test_the_vae_never_overflows(
+    monkeypatch: pytest.MonkeyPatch, precision: str, force_upcast: bool, bf16: bool, expected: str
+) -> None:
+    monkeypatch.setattr("omgsr_cli.models.sd.multiplies_in_bf16", lambda device: bf16)
+    assert vae_precision(precision, force_upcast, torch.device("cpu")) == expected
+
+
+def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path)
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"latent_channels": 16}))
+    with pytest.raises(ModelError, match="UNet takes 4 channels, the VAE gives 16"):
+        load_sd_restorer(folder)
+
+
+def test_info_follows_the_mid_timestep(restorer: SdRestorer) -> None:
+    """The step is taken where the info says, so that timestep searches can move it."""
+    latent = torch.randn(1, 4, 8, 8)
+    moved = SdRestorer(
+        restorer.unet,
+        restorer.vae,
+        restorer.schedule,
+        restorer.prompt_embeds,
+        replace(restorer.info, mid_timestep=900),
+        "fp32",
+        restorer.source,
+    )
+    with torch.inference_mode():
+        assert not torch.allclose(moved.restore(latent), restorer.restore(latent))
