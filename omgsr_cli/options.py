@@ -22,7 +22,7 @@ class ModelOptions(_Options):
     """Which model, where and how exactly it runs.
 
     Attributes:
-        model: preset name, merged folder, diffusers folder or hub repository.
+        model: preset name, merged folder, diffusers folder or hub repository; None takes the default preset.
         base: folder or repository of the pre-trained model that `adapter` belongs to.
         adapter: folder with the published PEFT layout.
         mid_timestep: overrides the one that the model was trained at.
@@ -33,7 +33,7 @@ class ModelOptions(_Options):
         process_size: native size in pixels; smaller pictures are enlarged to it first and reduced at the end.
     """
 
-    model: str = "omgsr-tiny"
+    model: str | None = None
     base: str | None = None
     adapter: Path | None = None
     mid_timestep: int | None = Field(default=None, ge=0, le=999)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from omgsr_cli.errors import DeviceError
 from omgsr_cli.models import devices
 

@@ -18,6 +18,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from huggingface_hub import errors
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
 from omgsr_cli.errors import ModelError, OmgsrError, UsageError
 from omgsr_cli.models import hub
 from omgsr_cli.models.libraries import explain_broken_torchvision
@@ -27,9 +32,6 @@ from omgsr_cli.models.record import ModelRecord, load_record, write_record
 from omgsr_cli.models.sd import SdRestorer
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS
-from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
 WIDTH = 12
 
@@ -133,7 +135,8 @@ def test_a_merged_folder_gives_what_base_and_adapter_give(base: Path, adapter: P
     both = load(base=base, adapter=adapter, mid_timestep=200, process_size=48)
     save_merged(both, tmp_path / "merged")
     merged = load(tmp_path / "merged")
-    assert torch.equal(run(merged), run(both))
+    # Not bit by bit: mapped and allocated weights differ in alignment, and so in the order of some sums.
+    torch.testing.assert_close(run(merged), run(both), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(run(both), run(load(base=base, mid_timestep=200)))
     assert merged.info.mid_timestep == 200
     assert merged.info.native_tile_px == 48
@@ -166,7 +169,8 @@ def test_a_merged_folder_with_text_encoder_takes_any_prompt(base: Path, adapter:
     save_merged(load(base=base, adapter=adapter, prompt="b"), tmp_path / "merged", text_encoder=True)
     assert load(tmp_path / "merged").info.prompt == "b"
     other = load(tmp_path / "merged", prompt="a cat")
-    assert torch.equal(run(other), run(load(base=base, adapter=adapter, prompt="a cat")))
+    expected = load(base=base, adapter=adapter, prompt="a cat")
+    torch.testing.assert_close(run(other), run(expected), rtol=1e-4, atol=1e-5)
 
 
 def test_prompts_change_the_result_and_long_ones_are_cut(base: Path) -> None:
@@ -256,7 +260,7 @@ def test_sharded_weights_are_read_and_counted(own_base: Path) -> None:
     assert len(list((own_base / "unet").glob("*.safetensors"))) > 1
     sharded = load(own_base)
     assert sharded.info.parameters == whole.info.parameters
-    assert torch.equal(run(sharded), run(whole))
+    torch.testing.assert_close(run(sharded), run(whole), rtol=1e-4, atol=1e-5)
 
 
 def damage(path: str, change: Callable[[Path], object]) -> Callable[[Path], None]:
@@ -275,11 +279,9 @@ def set_key(key: str, value: object) -> Callable[[Path], object]:
 
 
 def forget_a_weight(path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     weights = load_file(path)
-    del weights["conv_in.weight"]
-    save_file(weights, path)
+    del weights[next(key for key in weights if key.endswith(("conv_in.weight", "fc1.weight")))]
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize(
@@ -302,6 +304,7 @@ def forget_a_weight(path: Path) -> None:
             damage("scheduler/scheduler_config.json", set_key("_class_name", "FlowMatchEulerDiscreteScheduler")),
             "does not go with a model of the SD family",
         ),
+        (damage("text_encoder/model.safetensors", forget_a_weight), r"lacks weights: .*fc1\.weight"),
         (damage("tokenizer", shutil.rmtree), "has no text encoder for the prompt ''"),
     ],
 )
@@ -453,7 +456,8 @@ HttpError = next(base for base in errors.HfHubHTTPError.__mro__ if base.__name__
 
 
 def http_error(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPError:
-    return kind(f"{status} Client Error\nRequest ID: 1", response=SimpleNamespace(headers={}, status_code=status))
+    response = SimpleNamespace(headers={}, request=None, status_code=status)
+    return kind(f"{status} Client Error\nRequest ID: 1", response=response)
 
 
 @pytest.mark.parametrize(
@@ -533,13 +537,10 @@ def test_other_import_errors_are_not_blamed_on_torchvision() -> None:
 
 
 def test_a_cause_deep_in_the_chain_is_found() -> None:
-    try:
-        try:
-            raise RuntimeError("operator torchvision::nms does not exist")
-        except RuntimeError as inner:
-            raise ModuleNotFoundError("Could not import module 'BloomPreTrainedModel'") from inner
-    except ModuleNotFoundError as outer:
-        assert isinstance(explain_broken_torchvision(outer), OmgsrError)
+    outer = ModuleNotFoundError("Could not import module 'BloomPreTrainedModel'")
+    outer.__cause__ = ValueError("import failed")
+    outer.__cause__.__context__ = RuntimeError("operator torchvision::nms does not exist")
+    assert isinstance(explain_broken_torchvision(outer), OmgsrError)
 
 
 def test_loading_leaves_the_libraries_settings_as_they_were(base: Path) -> None:

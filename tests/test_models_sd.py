@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor
+
 from omgsr_cli.color import match_color
 from omgsr_cli.errors import ModelError, ShapeError
 from omgsr_cli.models.base import Restorer
 from omgsr_cli.models.loading import load_restorer
 from omgsr_cli.models.sd import SdRestorer, vae_precision
-from PIL import Image
-from torch import Tensor
 
 SHARED = Path(os.environ.get("OMGSR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 GOLDEN = SHARED / "golden" / "sd"
@@ -125,6 +127,8 @@ def test_is_a_restorer(restorer: SdRestorer) -> None:
     assert (restorer.info.latent_px, restorer.info.multiple_of_px) == (4, 4)
     assert restorer.info.native_tile_px == 8 * 4
     assert restorer.info.halo_px is None
+    assert restorer.info.bytes_per_px == 20 * 8
+    assert restorer.info.color_fix == "adain"
     weights = sum(p.numel() for part in (restorer.unet, restorer.vae) for p in part.parameters())
     assert restorer.info.parameters == weights
 
@@ -221,6 +225,27 @@ def test_the_vae_never_overflows(
 ) -> None:
     monkeypatch.setattr("omgsr_cli.models.sd.multiplies_in_bf16", lambda device: bf16)
     assert vae_precision(precision, force_upcast, torch.device("cpu")) == expected
+
+
+def test_compiling_covers_every_network_that_runs(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_sd_restorer(model_folder)
+    image = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.inference_mode():
+        expected = model.decode(model.restore(model.encode(image)))
+    ran: list[str] = []
+
+    def record_runs(call: Callable[..., object], **options: object) -> Callable[..., object]:
+        def recorded(*arguments: object, **named: object) -> object:
+            ran.append(type(call.__self__).__name__)  # type: ignore[attr-defined]  # a bound method
+            return call(*arguments, **named)
+
+        return recorded
+
+    monkeypatch.setattr(torch, "compile", record_runs)
+    model.compile()
+    with torch.inference_mode():
+        assert torch.equal(model.decode(model.restore(model.encode(image))), expected)
+    assert ran == ["Encoder", "UNet2DConditionModel", "Decoder"]
 
 
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def diffusers_scheduler(**config: object) -> DDPMScheduler:
     return DDPMScheduler(clip_sample=False, **config)
 
 
-@pytest.mark.parametrize(("betas", "rescale"), product(BETA_SCHEDULES, [False, True]))
+@pytest.mark.parametrize(("betas", "rescale"), [*product(BETA_SCHEDULES, [False, True])])
 @pytest.mark.parametrize("count", [1000, 37])
 def test_alpha_bar_is_diffusers(betas: str, rescale: bool, count: int) -> None:
     reference = diffusers_scheduler(
@@ -51,7 +51,7 @@ def test_alpha_bar_is_diffusers(betas: str, rescale: bool, count: int) -> None:
     assert schedule.num_timesteps == count
 
 
-@pytest.mark.parametrize(("betas", "prediction", "rescale"), product(BETA_SCHEDULES, PREDICTION_TYPES, [False, True]))
+@pytest.mark.parametrize(("betas", "prediction", "rescale"), [*product(BETA_SCHEDULES, PREDICTION_TYPES, [False, True])])
 def test_step_is_diffusers_predicted_clean_sample(betas: str, prediction: str, rescale: bool) -> None:
     reference = diffusers_scheduler(
         beta_schedule=betas,

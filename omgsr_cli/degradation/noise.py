@@ -6,7 +6,6 @@ import math
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -50,19 +49,17 @@ def poisson_noise(image: Tensor, scale: float, gray: bool, rng: np.random.Genera
     if gray:
         weights = torch.tensor(_LUMA, device=image.device)
         image = (image * weights[:, None, None]).sum(0, keepdim=True)
-    levels = (image * 255.0).round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
-    present = np.zeros(_LEVELS, dtype=bool)
-    present[levels] = True
-    values = 2 ** math.ceil(math.log2(int(present.sum())))
-    index = np.frombuffer(rng.bytes(4 * (levels.size // 2 + 1)), dtype=np.uint16)[: levels.size].astype(np.int32)
-    index >>= 16 - _QUANTILE_BITS
-    index += levels.ravel().astype(np.int32) << _QUANTILE_BITS
-    noise = _noise_table(values).take(index).reshape(levels.shape)
-    return torch.from_numpy(noise).mul_(scale).to(image.device)
+    levels = (image * 255.0).round_().clamp_(0, 255).to(torch.uint8).cpu().flatten()
+    values = 2 ** math.ceil(math.log2(int(torch.bincount(levels, minlength=_LEVELS).count_nonzero())))
+    quantiles = np.frombuffer(rng.bytes(2 * len(levels)), dtype=np.uint16).astype(np.int32)
+    index = torch.from_numpy(quantiles).bitwise_right_shift_(16 - _QUANTILE_BITS)
+    index += levels.int().bitwise_left_shift_(_QUANTILE_BITS)
+    noise = _noise_table(values).index_select(0, index)
+    return noise.mul_(scale).reshape(image.shape).to(image.device)
 
 
 @lru_cache(maxsize=9)
-def _noise_table(values: int) -> npt.NDArray[np.float32]:
+def _noise_table(values: int) -> Tensor:
     """Tabulate the quantiles of Poisson(v x) / v - x for the 256 grey levels x; flat, one level after another."""
     count = 1 << _QUANTILE_BITS
     rates = np.arange(_LEVELS) / (_LEVELS - 1) * values
@@ -79,4 +76,4 @@ def _noise_table(values: int) -> npt.NDArray[np.float32]:
     for level, rate in enumerate(rates):
         drawn = np.repeat(photons, np.diff(upto[level], prepend=0))
         table[level] = (drawn - rate) / values
-    return table.ravel()
+    return torch.from_numpy(table.ravel())

@@ -21,6 +21,7 @@ _REASONS = {
     errno.EROFS: ("the disk is read-only", "give -o a folder that you may write to"),
     errno.ENAMETOOLONG: ("the name is too long", "give -o a shorter name"),
     errno.ENOTDIR: ("a part of its path is a file, not a folder", "give -o another folder"),
+    errno.EEXIST: ("a part of its path is a file, not a folder", "give -o another folder"),
     errno.EISDIR: ("it is a folder", "give -o a file's name"),
 }
 
@@ -52,7 +53,7 @@ def write_atomically(path: Path, parts: Iterable[bytes | memoryview], *, overwri
     Raises:
         FileError: it exists and may not be replaced, or cannot be written.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise write_error(path, IsADirectoryError(errno.EISDIR, "Is a directory"))
     if not overwrite and os.path.lexists(path):
         raise exists_error(path)

@@ -14,15 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
+from omgsr_cli.imaging.source import decoding, load_pixels
+
 _OTHER_ORDER = {"B": "L", "L": "B"}
 _NATIVE = "L" if sys.byteorder == "little" else "B"
 _BITS_TAG, _PLANAR_TAG, _EXTRA_SAMPLES_TAG = 258, 284, 338
 _PREMULTIPLIED = 1
 
 
-def is_deep(image: Image.Image) -> bool:
+def is_deep(image: ImageFile.ImageFile) -> bool:
     """Whether a file opened as 8-bit colour holds 16 bits per channel."""
-    if not isinstance(image, ImageFile.ImageFile) or not image.tile or image.mode not in ("RGB", "RGBA", "CMYK"):
+    if not image.tile or image.mode not in ("RGB", "RGBA", "CMYK"):
         return False
     if isinstance(image, PngImagePlugin.PngImageFile):
         return _rawmode(image.tile[0]).endswith(";16B")
@@ -31,28 +33,29 @@ def is_deep(image: Image.Image) -> bool:
     return False
 
 
-def can_read_deep(image: Image.Image) -> bool:
+def can_read_deep(image: ImageFile.ImageFile) -> bool:
     """Whether `read_deep` can; not CMYK, nor TIFFs that are both compressed and split into planes."""
-    assert isinstance(image, ImageFile.ImageFile)
     planar = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PLANAR_TAG, 1) == 2
     return image.mode != "CMYK" and not (planar and image.tile[0].codec_name == "libtiff")
 
 
-def read_deep(image: Image.Image, file: BinaryIO) -> NDArray[np.uint16]:
+def read_deep(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> NDArray[np.uint16]:
     """Decode a file that `is_deep`.
 
     Args:
         image: opened, not yet loaded; loaded afterwards.
         file: that it was opened from.
+        name: what to call it in messages.
     Returns:
         (H, W, C) uint16: C is 2 for grey with alpha, 3 for RGB, 4 for RGBA. Premultiplied colour is divided.
+    Raises:
+        FileError: it is truncated or broken.
     """
-    assert isinstance(image, ImageFile.ImageFile)
     rawmode = _rawmode(image.tile[0])
     if rawmode == "LA;16B":
         # Four bytes a pixel: taken as they are, they are both bytes of both channels.
         image.tile = [image.tile[0]._replace(args="RGBA")]
-        image.load()
+        load_pixels(image, name)
         return np.ascontiguousarray(np.asarray(image)).view(">u2").astype(np.uint16)
     # Where a TIFF's planes lie apart, Pillow names each by its letter and forgets the 16 bits.
     order, premultiplied = "B", False
@@ -60,13 +63,16 @@ def read_deep(image: Image.Image, file: BinaryIO) -> NDArray[np.uint16]:
         order = "L" if image.tag_v2.prefix == b"II" else "B"
         premultiplied = image.tag_v2.get(_EXTRA_SAMPLES_TAG, ())[:1] == (_PREMULTIPLIED,)
     file.seek(0)
-    with Image.open(file, formats=[image.format or ""]) as lower:
-        assert isinstance(lower, ImageFile.ImageFile)
+    with decoding(name):
+        lower = Image.open(file, formats=[image.format or ""])
+    with lower:
         lower.tile = [_tile_of_byte(tile, order, lower=True) for tile in lower.tile]
         # A copy: closing the image frees its pixels.
-        low = np.array(_loaded(lower), dtype=np.uint16)
+        load_pixels(lower, name)
+        low = np.array(lower, dtype=np.uint16)
     image.tile = [_tile_of_byte(tile, order, lower=False) for tile in image.tile]
-    samples = np.asarray(_loaded(image)).astype(np.uint16)
+    load_pixels(image, name)
+    samples = np.asarray(image).astype(np.uint16)
     samples <<= 8
     samples |= low
     return _divided(samples) if premultiplied else samples
@@ -83,11 +89,6 @@ def _tile_of_byte(tile: Any, file_order: str, lower: bool) -> Any:
     # RGBa would be divided by alpha in 8 bits: it is taken as RGBA and divided afterwards.
     wanted = f"{layout.upper()};16{_OTHER_ORDER[order] if lower else order}"
     return tile._replace(args=wanted if isinstance(tile.args, str) else (wanted, *tile.args[1:]))
-
-
-def _loaded(image: ImageFile.ImageFile) -> Image.Image:
-    image.load()
-    return image
 
 
 def _divided(samples: NDArray[np.uint16]) -> NDArray[np.uint16]:

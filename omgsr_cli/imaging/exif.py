@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import ExifTags, Image
 
@@ -133,6 +134,18 @@ def upright_exif(data: bytes, size_px: tuple[int, int]) -> bytes:
             directories.set_number(entry, new_values[entry.tag])
     directories.drop_thumbnail()
     return bytes(directories.data)
+
+
+def tags_of(exif: Image.Exif) -> dict[int, Any]:
+    """All tags of a loaded EXIF, the directories within it as dictionaries instead of as offsets."""
+    tags = {int(tag): exif[tag] for tag in exif}
+    for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+        if tag in tags:
+            tags[tag] = dict(exif.get_ifd(tag))
+    inner = tags.get(ExifTags.IFD.Exif, {})
+    if ExifTags.IFD.Interop in inner:
+        inner[ExifTags.IFD.Interop] = dict(exif.get_ifd(ExifTags.IFD.Interop))
+    return tags
 
 
 def exif_with_dpi(dpi: tuple[float, float]) -> bytes:

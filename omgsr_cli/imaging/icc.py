@@ -24,8 +24,9 @@ _SRGB_TO_XYZ = np.array(
 #: Pixels converted at a time, so that a large picture needs little memory beside itself.
 _PIXELS_AT_ONCE = 1 << 20
 
-#: A profile nearer to sRGB than this is sRGB: less than rounding to 8 bits.
-_SRGB_TOLERANCE = 0.5 / 255
+#: A profile nearer to sRGB than this is sRGB: makers round its matrix differently, which near black, where the
+#: curve is steep, comes to most of an 8-bit step.
+_SRGB_TOLERANCE = 1 / 255
 
 
 class ColorProfile(Protocol):
@@ -134,7 +135,7 @@ def load_profile(icc: bytes) -> ColorProfile | None:
     """Build the conversion that an RGB or grey profile asks for.
 
     Returns:
-        The conversion, or None where the profile is sRGB to within half an 8-bit step.
+        The conversion, or None where the profile is sRGB to within an 8-bit step.
     Raises:
         ProfileError: it is broken, or for another colour space.
     """
@@ -172,6 +173,8 @@ def convert_to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
     if icc is not None and profile_space(icc) != wanted:
         raise ProfileError(f"it is for {profile_space(icc)}")
     source = ImageCms.createProfile("LAB") if icc is None else io.BytesIO(icc)
+    # Ink is never quite black: compensation spreads its range over the screen's. Lab has no black of its own.
+    flags = ImageCms.Flags.BLACKPOINTCOMPENSATION if image.mode == "CMYK" else ImageCms.Flags.NONE
     try:
         converted = ImageCms.profileToProfile(
             image,
@@ -179,7 +182,7 @@ def convert_to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
             ImageCms.createProfile("sRGB"),
             ImageCms.Intent.RELATIVE_COLORIMETRIC,
             "RGB",
-            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+            flags=flags,
         )
     except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
         raise ProfileError(f"it cannot be used: {error}") from error
@@ -210,7 +213,7 @@ def _is_srgb(profile: ColorProfile, channels: int) -> bool:
     """Whether a profile leaves a grid of colours where they are."""
     steps = torch.linspace(0, 1, 18)
     grid = torch.stack(torch.meshgrid([steps] * channels, indexing="ij")).reshape(channels, 1, -1)
-    return bool((profile.to_srgb(grid) - grid).abs().max() < _SRGB_TOLERANCE)
+    return bool((profile.to_srgb(grid).clamp(0, 1) - grid).abs().max() < _SRGB_TOLERANCE)
 
 
 def _transformed(rows: Tensor, transform: ImageCms.ImageCmsTransform) -> Tensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 import struct
+import warnings
 from typing import Any
 
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
-from omgsr_cli.imaging.exif import ExifError, exif_orientation, upright_exif, without_prefix
+from omgsr_cli.imaging.exif import ExifError, exif_orientation, tags_of, upright_exif, without_prefix
 from omgsr_cli.imaging.picture import PictureMetadata
 from omgsr_cli.imaging.record import PNG_KEYWORD, is_record_comment
 
@@ -96,7 +97,8 @@ def read_metadata(image: Image.Image, size_px: tuple[int, int]) -> tuple[Picture
     notes: tuple[str, ...] = ()
     exif = None
     try:
-        found = raw_exif(image)
+        with warnings.catch_warnings(action="ignore"):  # Pillow's, of single values that it leaves out
+            found = raw_exif(image)
         exif = upright_exif(found, size_px) if found else None
     except (ExifError, struct.error, ValueError, TypeError, KeyError, SyntaxError, OSError):
         notes = ("the EXIF data is broken and was left out",)
@@ -112,9 +114,9 @@ def read_metadata(image: Image.Image, size_px: tuple[int, int]) -> tuple[Picture
 
 
 def _exif_of_tiff(image: TiffImagePlugin.TiffImageFile) -> bytes | None:
-    source, kept = image.getexif(), Image.Exif()
+    source, kept = tags_of(image.getexif()), Image.Exif()
     for tag in _DESCRIPTIVE_TAGS & set(source):
-        kept[tag] = source.get_ifd(tag) if tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo) else source[tag]
+        kept[tag] = source[tag]
     return without_prefix(kept.tobytes()) if len(kept) else None
 
 

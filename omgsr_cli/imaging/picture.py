@@ -64,7 +64,7 @@ class Picture:
         is_neutral: no pixel has a hue (always so if is_grey); results are reduced to their luma.
         metadata: what the file says beside its pixels.
         frames: pictures in the file; this is the first.
-        gamut: (3, H, W) float16, what had to be clipped from rgb to fit a wider gamut into sRGB; added again when
+        gamut: (3, H, W) float32, what had to be clipped from rgb to fit a wider gamut into sRGB; added again when
             the picture is written into its own profile. None where nothing was clipped.
         notes: what a person should be told, one short sentence each.
     """

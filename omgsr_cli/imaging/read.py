@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin, TiffImagePlugin
+from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
 from torch import Tensor
 
 from omgsr_cli.imaging.curves import ProfileError
@@ -22,13 +22,14 @@ from omgsr_cli.imaging.metadata import orientation, read_metadata
 from omgsr_cli.imaging.picture import Picture, PictureHeader, PictureMetadata
 from omgsr_cli.imaging.record import png_chunks, record_of_file
 from omgsr_cli.imaging.samples import from_samples
-from omgsr_cli.imaging.source import opened, source_name
+from omgsr_cli.imaging.source import frame_count, load_pixels, opened, source_name
 
 #: Pillow's modes with 16 bits or more in one channel.
 _WIDE_GREY_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I", "F"})
 
-#: Less of a wider gamut than this is not worth keeping beside the picture.
-_GAMUT_TOLERANCE = 1 / 255
+#: Less of a wider gamut than this is not worth keeping beside the picture. Near black it matters more than it
+#: seems: a step of sRGB is many steps of a pure gamma curve there, which is also why float16 would not do.
+_GAMUT_TOLERANCE = 1e-4
 
 _PHOTOMETRIC_TAG = 262
 
@@ -69,8 +70,8 @@ def read_picture(source: Path | bytes, name: str | None = None) -> Picture:
     name = source_name(source, name)
     with opened(source, name) as (image, file):
         format_name = FORMAT_OF_PILLOW[image.format or ""]
-        frames = _frames(image)
-        decoded = _decode(image, file)
+        frames = frame_count(image, name)
+        decoded = _decode(image, file, name)
         samples = _TURNS[orientation(image)](decoded.samples)
         metadata, notes = read_metadata(image, samples.shape[:2])
     notes = decoded.notes + notes
@@ -100,16 +101,12 @@ def probe_picture(source: Path | bytes, name: str | None = None) -> PictureHeade
         return PictureHeader(
             size_px=(height, width),
             format=FORMAT_OF_PILLOW[image.format or ""],
-            frames=_frames(image),
+            frames=frame_count(image, name),
             mode=f"{image.mode};16" if deep else image.mode,
             bit_depth=16 if deep or image.mode in _WIDE_GREY_MODES else 8,
             has_alpha=image.has_transparency_data,
             record=record_of_file(file),
         )
-
-
-def _frames(image: Image.Image) -> int:
-    return int(getattr(image, "n_frames", 1))
 
 
 def _late_orientation(image: Image.Image, file: BinaryIO) -> int | None:
@@ -128,20 +125,20 @@ def _late_orientation(image: Image.Image, file: BinaryIO) -> int | None:
     return None
 
 
-def _decode(image: Image.Image, file: BinaryIO) -> _Decoded:
+def _decode(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> _Decoded:
     if is_deep(image):
         if can_read_deep(image):
             key = image.info.get("transparency")
-            samples = read_deep(image, file)
+            samples = read_deep(image, file, name)
             return _Decoded(_with_key_alpha(samples, key) if samples.shape[2] == 3 else samples)
-        decoded = _decode_loaded(image)
+        decoded = _decode_shallow(image, name)
         return replace(decoded, notes=("16 bits per channel were read as 8", *decoded.notes))
-    return _decode_loaded(image)
+    return _decode_shallow(image, name)
 
 
-def _decode_loaded(image: Image.Image) -> _Decoded:
+def _decode_shallow(image: ImageFile.ImageFile, name: str) -> _Decoded:
     inverted = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC_TAG) == 0
-    image.load()
+    load_pixels(image, name)
     if image.mode in _WIDE_GREY_MODES:
         return _wide_grey(image, inverted)
     if image.mode in ("CMYK", "LAB"):
@@ -241,5 +238,4 @@ def _clipped(color: Tensor) -> tuple[Tensor, Tensor | None]:
     inside = color.clamp(0, 1)
     outside = color - inside
     # Greys leave [0, 1] by rounding only.
-    kept = outside.to(torch.float16) if color.shape[0] == 3 and outside.abs().max() > _GAMUT_TOLERANCE else None
-    return inside, kept
+    return inside, outside if color.shape[0] == 3 and outside.abs().max() > _GAMUT_TOLERANCE else None

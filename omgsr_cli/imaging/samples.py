@@ -24,7 +24,7 @@ def from_samples(samples: NDArray[Any]) -> Tensor:
     planes = samples[:, :, None] if samples.ndim == 2 else samples
     largest = np.iinfo(planes.dtype).max
     # int32 for 16 bits: torch cannot take every operation on uint16.
-    whole = np.ascontiguousarray(planes.transpose(2, 0, 1))
+    whole = np.array(planes.transpose(2, 0, 1), order="C")
     tensor = torch.from_numpy(whole if largest == 255 else whole.astype(np.int32))
     return tensor.to(torch.float32).div_(largest)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from omgsr_cli.errors import FileError
 from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
@@ -35,6 +35,7 @@ DECODE_ERRORS = (
     EOFError,
     OverflowError,
     AttributeError,
+    RuntimeError,
     MemoryError,
 )
 
@@ -84,8 +85,23 @@ def source_name(source: Path | bytes, name: str | None) -> str:
 
 
 @contextlib.contextmanager
-def opened(source: Path | bytes, name: str) -> Iterator[tuple[Image.Image, BinaryIO]]:
-    """Open a picture without decoding it; what goes wrong in the block with its content becomes a `FileError`.
+def decoding(name: str) -> Iterator[None]:
+    """Turn what Pillow raises on a broken file into a `FileError`; only Pillow's work belongs in the block.
+
+    Args:
+        name: what to call the file in messages.
+    """
+    try:
+        # What Pillow warns of is either an error a moment later or of no consequence for the pixels.
+        with warnings.catch_warnings(action="ignore"), pillow_limit:
+            yield
+    except DECODE_ERRORS as error:
+        raise _decode_error(name, error) from error
+
+
+@contextlib.contextmanager
+def opened(source: Path | bytes, name: str) -> Iterator[tuple[ImageFile.ImageFile, BinaryIO]]:
+    """Open a picture without decoding it.
 
     Args:
         source: a file, or a whole file's bytes.
@@ -96,18 +112,34 @@ def opened(source: Path | bytes, name: str) -> Iterator[tuple[Image.Image, Binar
         FileError: it is missing, empty, no picture, too large, truncated or otherwise broken.
     """
     with _opened_file(source, name) as file:
-        try:
-            with warnings.catch_warnings(), pillow_limit:
-                # What Pillow warns of is either an error a moment later or of no consequence for the pixels.
-                warnings.simplefilter("ignore")
+        with decoding(name):
+            try:
                 image = Image.open(file, formats=_OPENED)
-                check_size(name, image.size)
-                _check_length(image, file, name)
-                yield image, file
-        except UnidentifiedImageError as error:
-            raise _unidentified(file, name) from error
-        except DECODE_ERRORS as error:
-            raise decode_error(name, error) from error
+            except UnidentifiedImageError as error:
+                raise _unidentified(file, name) from error
+            check_size(name, image.size)
+            _check_length(image, file, name)
+        yield image, file
+
+
+def load_pixels(image: ImageFile.ImageFile, name: str) -> None:
+    """Decode an opened image.
+
+    Raises:
+        FileError: it is truncated or broken.
+    """
+    with decoding(name):
+        image.load()
+
+
+def frame_count(image: ImageFile.ImageFile, name: str) -> int:
+    """How many pictures a file holds.
+
+    Raises:
+        FileError: a frame's head is broken.
+    """
+    with decoding(name):
+        return int(getattr(image, "n_frames", 1))
 
 
 def check_size(name: str, size: tuple[int, int]) -> None:
@@ -129,7 +161,7 @@ def check_size(name: str, size: tuple[int, int]) -> None:
         raise FileError(f"{name}: its header says {width}x{height} pixels")
 
 
-def _check_length(image: Image.Image, file: BinaryIO, name: str) -> None:
+def _check_length(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> None:
     """Refuse a TIFF whose pixels lie beyond the file's end: libtiff would also say so on stderr."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return
@@ -141,13 +173,15 @@ def _check_length(image: Image.Image, file: BinaryIO, name: str) -> None:
             raise FileError(f"{name}: the file is truncated", "copy or download it again")
 
 
-def decode_error(name: str, error: BaseException) -> FileError:
+def _decode_error(name: str, error: BaseException) -> FileError:
     """Say in one line what Pillow met in a file."""
     if isinstance(error, MemoryError):
         return FileError(f"{name}: there is not enough memory to read it")
     reason = " ".join(str(error).split()) or type(error).__name__
     if any(word in reason.lower() for word in ("truncated", "unrecognized data stream", "ended prematurely")):
         return FileError(f"{name}: the file is truncated", "copy or download it again")
+    if reason.startswith(("decoder error", "broken data stream")):
+        return FileError(f"{name}: its pixels are damaged ({reason})", "copy or download it again")
     return FileError(f"{name}: cannot be read: {reason[:200]}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+import warnings
 import zlib
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import ExifTags, Image, TiffTags
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from omgsr_cli.errors import FileError
-from omgsr_cli.imaging.exif import PREFIX
+from omgsr_cli.imaging.exif import PREFIX, tags_of
 from omgsr_cli.imaging.picture import PictureMetadata
 from omgsr_cli.imaging.record import TIFF_TAG
 
@@ -51,6 +52,19 @@ def encode_tiff(samples: NDArray[Any], metadata: PictureMetadata, record: str | 
     if size > _MAX_BYTES - (1 << 28):
         raise FileError(f"{name}: it would be larger than the 4 GiB of a TIFF file", "use --format png")
     return b"".join((b"II*\0", struct.pack("<I", _HEADER_BYTES), directory.tobytes(_HEADER_BYTES), *strips))
+
+
+def can_pack_exif(data: bytes) -> bool:
+    """Whether Pillow can take an EXIF structure apart and pack it again, as TIFF and AVIF need it."""
+    directory = ImageFileDirectory_v2(prefix=b"II")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # Pillow's, of single values that it leaves out
+            _add_exif(directory, data)
+            directory.tobytes(_HEADER_BYTES)
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, AttributeError, struct.error):
+        # Cameras and editors leave values of wrong types behind; what Pillow raises then depends on the value.
+        return False
+    return True
 
 
 def _strip(rows: NDArray[Any]) -> bytes:
@@ -102,8 +116,4 @@ def _directory(
 def _add_exif(directory: ImageFileDirectory_v2, data: bytes) -> None:
     exif = Image.Exif()
     exif.load(PREFIX + data)
-    for tag in exif:
-        if tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-            directory[tag] = exif.get_ifd(tag)
-        else:
-            directory[tag] = exif[tag]
+    directory.update(tags_of(exif))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +26,7 @@ from omgsr_cli.imaging.picture import Picture, PictureMetadata
 from omgsr_cli.imaging.png import encode_png
 from omgsr_cli.imaging.record import with_record
 from omgsr_cli.imaging.samples import luma, to_samples
-from omgsr_cli.imaging.tiff import encode_tiff
+from omgsr_cli.imaging.tiff import can_pack_exif, encode_tiff
 
 MetadataPolicy = Literal["keep", "none"]
 
@@ -65,7 +67,7 @@ def write_picture(
         FileError: it exists, cannot be written, or the format cannot hold it.
         UsageError: an unknown format, or a quality outside 1 to 100.
     """
-    if isinstance(destination, Path) and not overwrite and destination.exists():
+    if isinstance(destination, Path) and not overwrite and os.path.lexists(destination):
         raise exists_error(destination)
     name = str(destination) if isinstance(destination, Path) else "<stream>"
     parts, notes = encode_picture(picture, name=name, format=format, quality=quality, metadata=metadata, record=record)
@@ -116,11 +118,13 @@ def encode_picture(
     depth = picture.bit_depth if picture.bit_depth in limits.bit_depths else 8
     samples = to_samples(_own_colors(picture, alpha, kept.icc), depth)
     try:
-        if format_name == "tiff":
-            return (encode_tiff(samples, kept, record, name),), notes
-        data = _ENCODERS[format_name](samples, kept, quality or limits.quality or 0)
+        with warnings.catch_warnings(action="ignore"):  # Pillow's, of single EXIF values that it leaves out
+            if format_name == "tiff":
+                return (encode_tiff(samples, kept, record, name),), notes
+            data = _ENCODERS[format_name](samples, kept, quality or limits.quality or 0)
     except (OSError, ValueError, OverflowError, struct.error, MemoryError) as error:
-        raise FileError(f"{name}: cannot be encoded as {format_name}: {error or type(error).__name__}") from error
+        reason = str(error) or type(error).__name__
+        raise FileError(f"{name}: cannot be encoded as {format_name}: {reason}") from error
     return (with_record(format_name, data, record) if record else (data,)), notes
 
 
@@ -141,6 +145,9 @@ def _fitting(
         except ExifError:
             metadata = replace(metadata, exif=None)
             notes.append("the EXIF data is broken and was left out")
+    if metadata.exif and format_name in ("tiff", "avif") and not can_pack_exif(metadata.exif):
+        metadata = replace(metadata, exif=None)
+        notes.append("the EXIF data is broken and was left out")
     if metadata.dpi and not metadata.exif and format_name in ("webp", "avif"):
         metadata = replace(metadata, exif=exif_with_dpi(metadata.dpi))
     if format_name == "jpg" and len(metadata.exif or b"") > _MAX_JPEG_EXIF:
@@ -171,8 +178,8 @@ def _own_colors(picture: Picture, alpha: Tensor | None, icc: bytes | None) -> Te
 
 def _resized(gamut: Tensor, size_px: tuple[int, int]) -> Tensor:
     if gamut.shape[1:] == size_px:
-        return gamut.float()
-    return functional.interpolate(gamut.float()[None], size_px, mode="bilinear", align_corners=False)[0]
+        return gamut
+    return functional.interpolate(gamut[None], size_px, mode="bilinear", align_corners=False)[0]
 
 
 def _encode_jpeg(samples: NDArray[Any], metadata: PictureMetadata, quality: int) -> bytes:

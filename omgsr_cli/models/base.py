@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from omgsr_cli.options import ColorFix
 from omgsr_cli.schedules import Schedule
 
 
@@ -23,8 +24,10 @@ class RestorerInfo:
         multiple_of_px: image heights and widths given to `encode` are multiples of this.
         native_tile_px: side of the square image that the step was trained at; tiles of the step have it.
         latent_px: image pixels per latent element, on each side (8 for AutoencoderKL, 4 for tiny).
-        halo_px: image pixels around a point that can change its result; a tile cut with this margin
-            is exact. None where the field is unbounded (attention, group norm): such tiles are blended.
+        halo_px: margin in image pixels with which a tile gives what the whole picture gives. None where every
+            pixel depends on all others (attention, group norm): such tiles are blended.
+        bytes_per_px: working memory at its peak for one image pixel of a tile, weights left out.
+        color_fix: the colour fix that suits the model: "adain", "wavelet" or "none".
         prompt: the text that the model is conditioned on, or None where it takes none.
         parameters: number of weights.
     """
@@ -37,6 +40,8 @@ class RestorerInfo:
     native_tile_px: int
     latent_px: int
     halo_px: int | None
+    bytes_per_px: int
+    color_fix: ColorFix
     prompt: str | None
     parameters: int
 
@@ -53,6 +58,11 @@ class Restorer(Protocol):
     schedule: Schedule
     device: torch.device
     precision: str
+    notes: tuple[str, ...]
+
+    def compile(self) -> None:
+        """Compile the networks in place: slow at the first picture of a size, faster from then on."""
+        ...
 
     def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Map an enlarged low-quality image to its latent.

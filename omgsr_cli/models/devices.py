@@ -46,7 +46,7 @@ def choose_device(name: str | None = None) -> torch.device:
         raise DeviceError(f"{name!r} is not a device", hint=hint) from error
     if device.type not in present:
         raise DeviceError(f"device {name!r} is not present", hint=hint)
-    if device.index is not None and device.index >= _device_count(device.type):
+    if ":" in name and device.index >= _device_count(device.type):
         raise DeviceError(f"device {name!r} is not present", hint=f"{hint}; {_device_count(device.type)} of that kind")
     return device
 

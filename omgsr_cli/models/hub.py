@@ -77,7 +77,9 @@ def _download(repository: str, revision: str | None, patterns: list[str]) -> Pat
     from huggingface_hub import errors, snapshot_download
 
     # The HTTP library under huggingface_hub changes with its version; every failure of it has this base.
-    http_errors = tuple(base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+    http_errors: tuple[type[Exception], ...] = tuple(
+        base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError" and issubclass(base, Exception)
+    )
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     # From the special to the general.

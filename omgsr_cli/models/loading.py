@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from omgsr_cli.errors import ModelError
+from omgsr_cli.errors import ModelError, UsageError
 from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.models.devices import choose_device, choose_precision
 from omgsr_cli.models.libraries import quiet_libraries
@@ -49,11 +49,18 @@ def load_restorer(
     Raises:
         ModelError, DeviceError, UsageError, OmgsrError: the cheap checks come before anything large is read.
     """
-    chosen_device = choose_device(device)
-    chosen_precision = choose_precision(precision, chosen_device)
+    # An absent device is told before a model is looked for, which may have to be fetched.
+    choose_precision(precision, choose_device(device))
     source = find_model(
         model, base=base, adapter=adapter, mid_timestep=mid_timestep, prompt=prompt, process_size=process_size
     )
+    return load_found(source, device=device, precision=precision)
+
+
+def load_found(source: ModelSource, *, device: str | None = None, precision: str = "auto") -> Restorer:
+    """Load a model that `find_model` found; arguments and errors as for `load_restorer`."""
+    chosen_device = choose_device(device)
+    chosen_precision = choose_precision(precision, chosen_device)
     if source.record.family == "sd":
         return load_sd(source, chosen_device, chosen_precision)
     # Tiny's tiles are exact and its time is short; in bf16 on a CPU they would be neither exact nor much shorter.
@@ -79,6 +86,10 @@ def _load_tiny(source: ModelSource, device: torch.device, precision: str) -> Res
     from omgsr_cli.models.tiny import load_tiny
 
     restorer = load_tiny(source.folder, device, precision)
+    if source.record.native_tile_px % restorer.info.multiple_of_px:
+        raise UsageError(
+            f"process size {source.record.native_tile_px} is not a multiple of {restorer.info.multiple_of_px}"
+        )
     restorer.info = replace(
         restorer.info,
         name=source.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -66,18 +67,22 @@ def _encode(folder: Path, prompt: str) -> Tensor:
         from transformers import CLIPTextModel, CLIPTokenizer
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        encoder = CLIPTextModel.from_pretrained(
+        loaded: Any = CLIPTextModel.from_pretrained(
             folder / "text_encoder",
             dtype=torch.float32,
             variant=weight_variant(folder, "text_encoder"),
             use_safetensors=True,
             local_files_only=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(f"the text encoder of {folder} cannot be loaded: {reason}") from error
+    encoder, report = loaded
+    if report["missing_keys"]:
+        raise ModelError(f"the text encoder of {folder} lacks weights: {sorted(report['missing_keys'])[0]}")
     tokens = tokenizer(
         prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     )
-    embeds: Tensor = encoder.eval()(tokens.input_ids)[0]
+    embeds: Tensor = encoder(tokens.input_ids)[0]
     return embeds.float()

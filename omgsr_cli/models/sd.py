@@ -18,10 +18,15 @@ from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.prompts import load_prompt_embeds
 from omgsr_cli.models.record import read_json
 from omgsr_cli.models.sources import ModelSource, weight_variant
-from omgsr_cli.schedules import DdpmSchedule
+from omgsr_cli.schedules import DdpmSchedule, Schedule
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+_BYTES_PER_CHANNEL = 20
+"""Five float32 tensors of the decoder's widest level at full size; with SD's 256 channels 4.1 to 4.7 kB a pixel were
+measured, less in bf16."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -43,7 +48,7 @@ class SdRestorer:
         self,
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
-        schedule: DdpmSchedule,
+        schedule: Schedule,
         prompt_embeds: Tensor,
         info: RestorerInfo,
         precision: str,
@@ -58,8 +63,13 @@ class SdRestorer:
         self.notes = source.notes
         self.device: torch.device = unet.device
         self.prompt_embeds = prompt_embeds.to(unet.device, unet.dtype)
-        self._factor = float(vae.config.scaling_factor)
-        self._shift = float(vae.config.shift_factor or 0.0)
+        self._factor = float(vae.config["scaling_factor"])
+        self._shift = float(vae.config["shift_factor"] or 0.0)
+
+    def compile(self) -> None:
+        """Compile the UNet and both halves of the VAE in place; any size then runs, each new one slowly at first."""
+        for network in (self.unet, self.vae.encoder, self.vae.decoder):
+            network.compile()
 
     def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Map an enlarged low-quality image to its latent.
@@ -79,7 +89,7 @@ class SdRestorer:
         if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % multiple or image.shape[3] % multiple:
             raise ShapeError(f"image {tuple(image.shape)} is not (B, 3, H, W) with multiples of {multiple}")
         posterior = self.vae.encode(image.to(self.device, self.vae.dtype)).latent_dist
-        latent = posterior.mean if generator is None else posterior.sample(generator)
+        latent: Tensor = posterior.mean if generator is None else posterior.sample(generator)
         return (latent.float() - self._shift) * self._factor
 
     def restore(self, lq_latent: Tensor) -> Tensor:
@@ -133,6 +143,8 @@ def describe_sd(source: ModelSource) -> RestorerInfo:
         native_tile_px=source.record.native_tile_px,
         latent_px=latent_px,
         halo_px=None,
+        bytes_per_px=_BYTES_PER_CHANNEL * max(vae["block_out_channels"][:2]),
+        color_fix="adain",
         prompt=source.record.prompt or "",
         parameters=sum(_count_parameters(source.folder, part) for part in ("unet", "vae")),
     )
@@ -192,22 +204,26 @@ def load_sd(source: ModelSource, device: torch.device, precision: str) -> SdRest
     schedule.check_timestep(info.mid_timestep)
     with quiet_libraries():
         with explained_imports():
-            from diffusers import AutoencoderKL, UNet2DConditionModel
-        dtype = PRECISIONS["fp32" if source.adapter else precision]
+            from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+            from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+        unet_dtype = PRECISIONS["fp32" if source.adapter else precision]
+        # With fp16 its type follows from its own configuration: it is read in the widest.
+        vae_dtype = PRECISIONS["fp32" if source.adapter or precision == "fp16" else precision]
         prompt_embeds = load_prompt_embeds(source.folder, info.prompt or "")
-        unet = _load_part(UNet2DConditionModel, source.folder, "unet", dtype)
-        vae = _load_part(AutoencoderKL, source.folder, "vae", dtype if precision != "fp16" else torch.float32)
-    width = unet.config.cross_attention_dim
-    if prompt_embeds.shape[-1] != width:
-        raise ModelError(
-            f"{source.folder}: the prompt's embedding is {prompt_embeds.shape[-1]} wide, the UNet expects {width}"
-        )
-    if source.adapter is not None:
-        _merge_adapter(unet, vae, source.adapter)
-    vae_dtype = PRECISIONS[vae_precision(precision, bool(vae.config.force_upcast), device)]
-    unet.to(device, PRECISIONS[precision])
-    vae.to(device, vae_dtype)
+        unet = _load_part(UNet2DConditionModel, source.folder, "unet", unet_dtype)
+        vae = _load_part(AutoencoderKL, source.folder, "vae", vae_dtype)
+        _check_width(source.folder, prompt_embeds, unet)
+        if source.adapter is not None:
+            _merge_adapter(unet, vae, source.adapter)
+        unet.to(device, PRECISIONS[precision])
+        vae.to(device, PRECISIONS[vae_precision(precision, bool(vae.config["force_upcast"]), device)])
     return SdRestorer(unet, vae, schedule, prompt_embeds, info, precision, source)
+
+
+def _check_width(folder: Path, prompt_embeds: Tensor, unet: UNet2DConditionModel) -> None:
+    found, wanted = prompt_embeds.shape[-1], unet.config["cross_attention_dim"]
+    if found != wanted:
+        raise ModelError(f"{folder}: the prompt's embedding is {found} wide, the UNet expects {wanted}")
 
 
 def _schedule_config(source: ModelSource) -> dict[str, Any]:

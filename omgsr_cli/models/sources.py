@@ -146,8 +146,10 @@ def _merge_records(folder: Path, adapter: Path | None, preset: Preset | None) ->
     notes: tuple[str, ...] = ()
     if preset is None and adapter is None:
         notes = (f"{folder} has no omgsr.json: mid-timestep {known.mid_timestep} assumed, as {known.name}'s",)
-    sizes = {"native_tile_px": _native_px(folder)} if preset is None else {"native_tile_px": known.native_tile_px}
-    record = ModelRecord(family="sd", mid_timestep=known.mid_timestep, scale=known.scale, prompt="", **sizes)
+    native_px = _native_px(folder) if preset is None else known.native_tile_px
+    record = ModelRecord(
+        family="sd", mid_timestep=known.mid_timestep, native_tile_px=native_px, scale=known.scale, prompt=""
+    )
     return record, notes
 
 

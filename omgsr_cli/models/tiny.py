@@ -8,15 +8,23 @@ into tiles with a margin gives what the whole picture gives.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from omgsr_cli.errors import ModelError
 from omgsr_cli.models.base import RestorerInfo
+from omgsr_cli.models.record import ModelRecord, load_record, read_json
 from omgsr_cli.models.wavelet import LATENT_CHANNELS, LATENT_PX, WaveletLatents
 from omgsr_cli.schedules import DdpmSchedule
+
+# Measured: some six float32 activations of the first level, and the transform's copies of the picture.
+_BYTES_PER_PX = 240
 
 
 class TinyConfig(BaseModel):
@@ -27,6 +35,8 @@ class TinyConfig(BaseModel):
         down_blocks: residual blocks at each of these sizes on the way down; the last are the middle.
         up_blocks: residual blocks at each size but the smallest on the way up.
         encoder_blocks: residual blocks of the learned part of the encoder.
+        halo_px: margin with which a tile equals the whole picture to less than half of 1/255: what lies further
+            away can matter in principle, but was measured not to.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,6 +45,7 @@ class TinyConfig(BaseModel):
     down_blocks: tuple[int, ...] = (3, 3, 4)
     up_blocks: tuple[int, ...] = (4, 3)
     encoder_blocks: int = 3
+    halo_px: int = 96
 
     @property
     def multiple_of_px(self) -> int:
@@ -180,6 +191,11 @@ class TinyRestorer:
     def _dtype(self) -> torch.dtype:
         return self.network.unet.conv_in.weight.dtype
 
+    def compile(self) -> None:
+        """Compile both networks in place."""
+        self.network.encoder.compile()
+        self.network.unet.compile()
+
     def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Map (B, 3, H, W) float32 in [-1, 1] to the LQ latent, (B, 48, H/4, W/4) float32.
 
@@ -200,6 +216,55 @@ class TinyRestorer:
     def decode(self, latent: Tensor) -> Tensor:
         """Map (B, 48, h, w) to (B, 3, 4h, 4w) float32, nominally in [-1, 1]."""
         return self.network.latents.decode(latent.float())
+
+
+def load_tiny(folder: Path, device: torch.device, precision: str) -> TinyRestorer:
+    """Read a model folder: `omgsr.json`, `config.json` and `model.safetensors`.
+
+    Args:
+        folder: as `recipes/omgsr_tiny/export.py` writes it.
+        device: where to run.
+        precision: "fp32", "bf16" or "fp16": of the networks; the wavelet transform is always float32.
+    Raises:
+        ModelError: a file is missing, or the weights do not fit the configuration.
+    """
+    record = load_record(folder)
+    if record is None:
+        raise ModelError(f"{folder} has no omgsr.json", "install omgsr-cli again if this is its own model")
+    try:
+        config = TinyConfig.model_validate(read_json(folder / "config.json"))
+        with torch.device("meta"):
+            network = TinyNetwork(config)
+        weights = load_file(folder / "model.safetensors", device=str(device))
+        network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
+    except (ValidationError, SafetensorError, OSError, RuntimeError) as error:
+        raise ModelError(f"{folder} does not hold omgsr-tiny's weights: {str(error).splitlines()[0]}") from error
+    network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    network.encoder.to(dtype)
+    network.unet.to(dtype)
+    schedule = DdpmSchedule.from_config(record.schedule or {})
+    return TinyRestorer(network, schedule, build_info(config, record, folder.name), device, precision)
+
+
+def build_info(config: TinyConfig, record: ModelRecord, name: str) -> RestorerInfo:
+    """What can be asked of a network of this shape."""
+    with torch.device("meta"):
+        parameters = sum(weight.numel() for weight in TinyNetwork(config).parameters())
+    return RestorerInfo(
+        name=name,
+        family="tiny",
+        scale=record.scale,
+        mid_timestep=record.mid_timestep,
+        multiple_of_px=config.multiple_of_px,
+        native_tile_px=record.native_tile_px,
+        latent_px=LATENT_PX,
+        halo_px=config.halo_px,
+        bytes_per_px=_BYTES_PER_PX,
+        color_fix="none",
+        prompt=None,
+        parameters=parameters,
+    )
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from omgsr_cli.degradation import degrade, load_degradation
-from omgsr_cli.models.base import RestorerInfo
-from omgsr_cli.models.tiny import TinyConfig, TinyNetwork, TinyRestorer
+from omgsr_cli.models.record import ModelRecord
+from omgsr_cli.models.tiny import TinyConfig, TinyNetwork, TinyRestorer, build_info
 from omgsr_cli.schedules import DdpmSchedule
 
 CROP_PX, MARGIN_PX = 160, 20
@@ -124,19 +124,8 @@ def gan_loss(heads: nn.ModuleList, features: list[Tensor], target: float) -> Ten
 
 def wrap(network: TinyNetwork, schedule: DdpmSchedule, mid_timestep: int) -> TinyRestorer:
     """The network as the Restorer that users run: training takes the very same path."""
-    config = network.config
-    info = RestorerInfo(
-        name="omgsr-tiny",
-        family="tiny",
-        scale=4,
-        mid_timestep=mid_timestep,
-        multiple_of_px=config.multiple_of_px,
-        native_tile_px=CROP_PX,
-        latent_px=4,
-        halo_px=None,
-        prompt=None,
-        parameters=sum(p.numel() for p in network.parameters()),
-    )
+    record = ModelRecord(family="tiny", mid_timestep=mid_timestep, native_tile_px=64)
+    info = build_info(network.config, record, "omgsr-tiny")
     return TinyRestorer(network, schedule, info, torch.device("cpu"), "fp32")
 
 

@@ -1,0 +1,253 @@
+"""Restore many files: one result for each, whatever happens to the others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from omgsr_cli.errors import FileError, OmgsrError
+from omgsr_cli.geometry import Size, plan_output_size
+from omgsr_cli.imaging import (
+    Picture,
+    check_output,
+    format_of_path,
+    output_format,
+    probe_picture,
+    read_picture,
+    read_record,
+    write_picture,
+)
+from omgsr_cli.jobs import Job
+from omgsr_cli.models.base import Restorer, RestorerInfo
+from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions
+from omgsr_cli.upscaling import OnProgress, TilePlan, plan_restoration, restore_picture
+
+Status = Literal["done", "skipped", "planned", "failed"]
+_SAMPLE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What became of one file.
+
+    Attributes:
+        source: the input; None is standard input.
+        destination: the output; None is standard output, or unknown for an input that was never planned.
+        status: "done", "skipped" (finished before, with the same settings), "planned" (dry run) or "failed".
+        input_px: height and width of the input, upright; None where it could not be read.
+        output_px: height and width of the result.
+        seconds: from opening the input to the finished output.
+        notes: what a person should be told, one line each.
+        error: why it failed.
+        plan: how it is cut up, in a dry run.
+    """
+
+    source: Path | None
+    destination: Path | None
+    status: Status
+    input_px: Size | None = None
+    output_px: Size | None = None
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    error: OmgsrError | None = None
+    plan: TilePlan | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a result depends on beside its input."""
+
+    model: ModelOptions
+    restore: RestoreOptions
+    write: WriteOptions
+
+    def record(self, source: bytes | Path) -> str:
+        """The text that a finished output carries, by which the next run knows it.
+
+        Left out is what changes the way and not the result: the device, tiles, batches, and whether to overwrite.
+        """
+        model = self.model.model_dump(mode="json", exclude={"device", "compile"}, exclude_none=True)
+        restore = self.restore.model_dump(mode="json", exclude={"tile", "overlap", "batch"}, exclude_none=True)
+        write = self.write.model_dump(mode="json", include={"quality", "metadata"}, exclude_none=True)
+        return json.dumps({"source": _fingerprint(source), **model, **restore, **write}, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A job whose input has been looked at: all that can be known without a model."""
+
+    content: bytes | Path
+    record: str
+    input_px: Size
+    output_px: Size
+    format: str
+    finished: bool
+
+
+def upscale_files(
+    jobs: Sequence[Job],
+    settings: Settings,
+    info: RestorerInfo,
+    load: Callable[[], Restorer],
+    *,
+    on_start: Callable[[Job], None] | None = None,
+    on_tiles: OnProgress | None = None,
+) -> Iterator[FileResult]:
+    """Do every job, in order, and yield what became of it.
+
+    The model is loaded when the first picture needs it: a run that finds everything done loads none.
+
+    Args:
+        jobs: from `plan_jobs`.
+        settings: for all of them.
+        info: of the model, which need not be loaded to be asked.
+        load: returns the model; called at most once.
+        on_start: told each job as it begins.
+        on_tiles: told (done, total) tiles of the picture in work.
+    Raises:
+        OmgsrError: the model cannot be loaded; errors of single files are in their results.
+    """
+    restorer: Restorer | None = None
+    for job in jobs:
+        if on_start:
+            on_start(job)
+        started = time.monotonic()
+        try:
+            checked = _check(job, settings, info)
+        except OmgsrError as error:
+            yield _failed(job, error, started)
+            continue
+        if checked.finished:
+            yield FileResult(job.source, job.destination, "skipped", checked.input_px, checked.output_px)
+            continue
+        restorer = restorer or load()
+        try:
+            notes = _upscale_file(job, checked, settings, restorer, on_tiles)
+        except OmgsrError as error:
+            yield _failed(job, error, started)
+            continue
+        seconds = time.monotonic() - started
+        yield FileResult(job.source, job.destination, "done", checked.input_px, checked.output_px, seconds, notes)
+
+
+def plan_files(jobs: Sequence[Job], settings: Settings, info: RestorerInfo, free_bytes: int) -> Iterator[FileResult]:
+    """Tell what `upscale_files` would do, reading headers only.
+
+    Args:
+        jobs: from `plan_jobs`.
+        settings: for all of them.
+        info: of the model, which need not be loaded.
+        free_bytes: memory that tiles may use.
+    """
+    for job in jobs:
+        started = time.monotonic()
+        try:
+            checked = _check(job, settings, info)
+            plan = plan_restoration(info, checked.output_px, settings.restore, free_bytes)
+        except OmgsrError as error:
+            yield _failed(job, error, started)
+            continue
+        status: Status = "skipped" if checked.finished else "planned"
+        yield FileResult(job.source, job.destination, status, checked.input_px, checked.output_px, plan=plan)
+
+
+def _check(job: Job, settings: Settings, info: RestorerInfo) -> _Checked:
+    """Look at the input's header (standard input is read whole) and at what lies at the destination."""
+    content = sys.stdin.buffer.read() if job.source is None else job.source
+    header = probe_picture(content, _name(job))
+    size = Size(*header.size_px)
+    output = plan_output_size(size, settings.restore.size, info.scale)
+    format_name = _format(job, header.format, settings)
+    # Whether transparency is really used shows only in the pixels.
+    check_output(str(job.destination or "standard output"), format_name, output, has_alpha=False)
+    record = settings.record(content)
+    finished = _is_finished(job, record, settings)
+    return _Checked(content, record, size, output, format_name, finished)
+
+
+def _is_finished(job: Job, record: str, settings: Settings) -> bool:
+    """Whether the output is there already, from the same input with the same settings."""
+    if job.destination is None:
+        return False
+    if job.destination.is_file() and read_record(job.destination) == record:
+        return True
+    outputs = [job.destination]
+    if settings.write.compare:
+        outputs.append(comparison_path(job.destination))
+    for path in outputs:
+        if os.path.lexists(path) and not settings.write.overwrite:
+            raise FileError(f"{path} exists and is not this run's result", "give --overwrite, another -o or a --suffix")
+    return False
+
+
+def _upscale_file(
+    job: Job, checked: _Checked, settings: Settings, restorer: Restorer, on_tiles: OnProgress | None
+) -> tuple[str, ...]:
+    """Read, restore and write one picture; returns what a person should be told."""
+    picture = read_picture(checked.content, _name(job))
+    restored, enlarged = restore_picture(restorer, picture, checked.output_px, settings.restore, on_progress=on_tiles)
+    notes = write_picture(
+        restored,
+        job.destination or sys.stdout.buffer,
+        format=checked.format,
+        quality=settings.write.quality,
+        metadata=settings.write.metadata,
+        record=checked.record,
+        overwrite=settings.write.overwrite,
+    )
+    if settings.write.compare and job.destination is not None:
+        before = Picture(enlarged, metadata=picture.metadata, gamut=picture.gamut)
+        _write_comparison(job.destination, before, restored, settings.write.overwrite)
+    return picture.notes + notes
+
+
+def comparison_path(destination: Path) -> Path:
+    """Where the before/after picture of a result lies."""
+    return destination.with_name(f"{destination.stem}_compare.png")
+
+
+def _write_comparison(destination: Path, before: Picture, after: Picture, overwrite: bool) -> None:
+    """The enlarged input on the left, the result on the right, with a white line between."""
+    alpha = after.alpha if after.alpha is not None else 1.0
+    line = torch.ones(3, after.rgb.shape[1], 4)
+    both = torch.cat([before.rgb * alpha, line, after.rgb * alpha], 2)
+    picture = Picture(both, metadata=before.metadata)
+    write_picture(picture, comparison_path(destination), format="png", overwrite=overwrite)
+
+
+def _format(job: Job, source_format: str, settings: Settings) -> str:
+    """The file's name decides, then `--format`; both agree wherever both speak."""
+    named = None if job.destination is None else format_of_path(job.destination)
+    return named or output_format(settings.write.format, source_format)
+
+
+def _fingerprint(source: bytes | Path) -> str:
+    """Size and hash of both ends: enough to tell pictures apart without reading ten thousand of them whole."""
+    if isinstance(source, bytes):
+        size, head, tail = len(source), source[:_SAMPLE_BYTES], source[-_SAMPLE_BYTES:]
+    else:
+        with source.open("rb") as file:
+            size = source.stat().st_size
+            head = file.read(_SAMPLE_BYTES)
+            file.seek(max(0, size - _SAMPLE_BYTES))
+            tail = file.read(_SAMPLE_BYTES)
+    return f"{size}-{hashlib.sha256(head + tail).hexdigest()[:32]}"
+
+
+def _name(job: Job) -> str:
+    return "standard input" if job.source is None else str(job.source)
+
+
+def _failed(job: Job, error: OmgsrError, started: float) -> FileResult:
+    return FileResult(job.source, job.destination, "failed", seconds=time.monotonic() - started, error=error)
+
+

@@ -1,0 +1,75 @@
+"""The program: its commands, and the one place where errors become lines and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.exceptions import Abort, Exit, TyperException
+
+from omgsr_cli import __version__
+from omgsr_cli.cli.output import Output
+from omgsr_cli.cli.upscale import upscale
+from omgsr_cli.errors import OmgsrError, UsageError
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="omgsr",
+    help="Restore and enlarge real photographs with one step of a diffusion model.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(upscale)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        Output().result(f"omgsr {__version__}", {"version": __version__})
+        raise typer.Exit
+
+
+@app.callback()
+def _omgsr(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Restore and enlarge real photographs with one step of a diffusion model."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program and exit: 0 done, 1 something failed, 2 usage, 130 interrupted."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; every error that a user can cause is one line, an unknown one keeps its traceback."""
+    output = Output()
+    try:
+        code = app(args=None if arguments is None else list(arguments), prog_name="omgsr", standalone_mode=False)
+    except OmgsrError as error:
+        if os.environ.get("OMGSR_DEBUG") == "1":
+            raise
+        output.error(error)
+        return USAGE if isinstance(error, UsageError) else FAILED
+    except Exit as error:
+        return error.exit_code
+    except TyperException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "omgsr"
+        output.error(UsageError(error.format_message().rstrip("."), f"see {command} --help"))
+        return error.exit_code
+    except (KeyboardInterrupt, Abort):
+        output.note("interrupted; what is finished stays, the same command goes on from here")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our results has gone; Python must not complain again while it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,156 @@
+"""How the program speaks: results on stdout, everything else on stderr, in one of three modes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from omgsr_cli.errors import OmgsrError
+from omgsr_cli.inputs import shown
+
+_LOG_EVERY_S = 30.0
+
+
+class ProgressView(Protocol):
+    """Two counters: files, and tiles of the file in work."""
+
+    def start(self, name: str) -> None:
+        """A file begins."""
+        ...
+
+    def tiles(self, done: int, total: int) -> None:
+        """Some of its tiles are done."""
+        ...
+
+    def finish(self) -> None:
+        """The file has ended, in whatever way."""
+        ...
+
+
+class Output:
+    """Says what a command finds, in the mode that was asked for.
+
+    Args:
+        as_json: results are one JSON object a line.
+        quiet: no notes, no progress, no summary; errors are always said.
+        verbose: notes on single files are said also where they are many.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self.verbose = verbose
+        self._errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def result(self, text: str, record: Mapping[str, object]) -> None:
+        """Say a result: its text, or its record."""
+        line = json.dumps(record, ensure_ascii=False) if self.as_json else text
+        # A name that is not valid Unicode must come out as the bytes it is.
+        sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape") + b"\n")
+        sys.stdout.buffer.flush()
+
+    def note(self, text: str) -> None:
+        """Say something worth knowing."""
+        if not self.quiet:
+            self._say(text)
+
+    def detail(self, text: str) -> None:
+        """Say something only where everything was asked for."""
+        if self.verbose:
+            self._say(text)
+
+    def error(self, error: OmgsrError) -> None:
+        """Say what went wrong, and what to do next."""
+        self._errors.print(f"[bold red]error:[/] {escape(shown(error.message))}")
+        if error.hint:
+            self._errors.print(f"[cyan]hint:[/] {escape(shown(error.hint))}")
+
+    @contextmanager
+    def progress(self, files: int) -> Iterator[ProgressView]:
+        """Show how far the work has come: bars on a terminal, a line now and then elsewhere."""
+        if self.quiet:
+            yield _Silence()
+        elif not self._errors.is_terminal:
+            yield _Log(self, files)
+        else:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            with Progress(*columns, console=self._errors, transient=True) as progress:
+                yield _Bars(progress, files)
+
+    def _say(self, text: str) -> None:
+        self._errors.print(escape(text))
+
+
+class _Silence:
+    def start(self, name: str) -> None:
+        pass
+
+    def tiles(self, done: int, total: int) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
+class _Bars:
+    def __init__(self, progress: Progress, files: int) -> None:
+        self._progress = progress
+        self._files = progress.add_task("files", total=files)
+        self._tiles = progress.add_task("tiles", total=None)
+
+    def start(self, name: str) -> None:
+        short = name if len(name) <= 40 else "…" + name[-39:]
+        self._progress.reset(self._tiles, total=None, description=escape(short))
+
+    def tiles(self, done: int, total: int) -> None:
+        self._progress.update(self._tiles, completed=done, total=total)
+
+    def finish(self) -> None:
+        self._progress.advance(self._files)
+
+
+class _Log:
+    def __init__(self, output: Output, files: int) -> None:
+        self._output = output
+        self._files = files
+        self._done = 0
+        self._name = ""
+        self._began = self._said = time.monotonic()
+
+    def start(self, name: str) -> None:
+        self._name = name
+
+    def tiles(self, done: int, total: int) -> None:
+        self._maybe_say(f"{self._name}: tile {done} of {total}")
+
+    def finish(self) -> None:
+        self._done += 1
+        left = (time.monotonic() - self._began) / self._done * (self._files - self._done)
+        if self._done < self._files:
+            self._maybe_say(f"{self._done} of {self._files} files, about {duration(left)} left")
+
+    def _maybe_say(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self._said >= _LOG_EVERY_S:
+            self._said = now
+            self._output.note(text)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: "0.4 s", "12 s", "3 min 05 s", "2 h 10 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,85 @@
+"""What `omgsr upscale` says of each file, and of all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omgsr_cli.cli.output import duration
+from omgsr_cli.inputs import shown
+
+if TYPE_CHECKING:
+    from omgsr_cli.batch import FileResult
+
+
+class Tally:
+    """What the summary counts."""
+
+    def __init__(self) -> None:
+        self.done = self.skipped = self.planned = 0
+        self.megapixels = self.seconds = 0.0
+        self.failed: list[str] = []
+
+    def add(self, result: FileResult) -> None:
+        """Count one result."""
+        if result.status == "failed":
+            self.failed.append(name_of(result.source, "stdin"))
+            return
+        self.done += result.status == "done"
+        self.skipped += result.status == "skipped"
+        self.planned += result.status == "planned"
+        self.seconds += result.seconds
+        if result.output_px and result.status != "skipped":
+            self.megapixels += result.output_px.area / 1e6
+
+    def summary(self) -> str:
+        """Such as: 12 done, 3 skipped, 1 failed: 34.5 megapixels in 51 s; and which failed."""
+        counts = [("done", self.done), ("planned", self.planned), ("skipped", self.skipped)]
+        counts.append(("failed", len(self.failed)))
+        said = ", ".join(f"{count} {name}" for name, count in counts if count) or "nothing to do"
+        if self.done:
+            said += f": {self.megapixels:.1f} megapixels in {duration(self.seconds)}"
+        names = [name for name in self.failed if name]
+        return said + ("\nfailed: " + ", ".join(names) if names else "")
+
+
+def result_line(result: FileResult) -> str:
+    """A path, or in a dry run what would be done."""
+    if result.plan is None:
+        return str(result.destination)
+    plan = result.plan
+    reduced = "" if plan.canvas.working == result.output_px else f", restored at {plan.canvas.working}"
+    return (
+        f"{name_of(result.source, 'stdin')} {result.input_px} -> {name_of(result.destination, 'stdout')} "
+        f"{result.output_px}{reduced}; {plan.tiles} tiles of {plan.step_px} px, {plan.memory_bytes >> 20} MiB"
+    )
+
+
+def result_record(result: FileResult) -> dict[str, object]:
+    """The JSON object of one file; sizes are [width, height] as people write them."""
+    record: dict[str, object] = {
+        "input": None if result.source is None else str(result.source),
+        "output": None if result.destination is None else str(result.destination),
+        "status": result.status,
+        "input_size": result.input_px and [result.input_px.width, result.input_px.height],
+        "output_size": result.output_px and [result.output_px.width, result.output_px.height],
+        "seconds": round(result.seconds, 3),
+        "notes": list(result.notes),
+        "error": result.error and result.error.message,
+        "hint": result.error and result.error.hint,
+    }
+    if result.plan:
+        working = result.plan.canvas.working
+        record |= {
+            "restored_size": [working.width, working.height],
+            "tiles": result.plan.tiles,
+            "tile_px": result.plan.step_px,
+            "overlap_px": result.plan.step_overlap_px,
+            "memory_mib": result.plan.memory_bytes >> 20,
+        }
+    return record
+
+
+def name_of(path: Path | None, otherwise: str) -> str:
+    """A path as it can be shown, or the name of the stream in its place."""
+    return otherwise if path is None else shown(path)

@@ -1,0 +1,303 @@
+"""`omgsr upscale`: options to records, results to lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from omgsr_cli.cli.output import Output, duration
+from omgsr_cli.cli.report import Tally, name_of, result_line, result_record
+from omgsr_cli.errors import UsageError
+from omgsr_cli.jobs import JobPlan, plan_jobs
+from omgsr_cli.options import ModelOptions, RestoreOptions, SizeOptions, WriteOptions, build_options
+from omgsr_cli.presets import DEFAULT_PRESET
+
+if TYPE_CHECKING:
+    from omgsr_cli.batch import FileResult, Settings
+    from omgsr_cli.models.base import Restorer
+
+_MODEL, _SIZE, _PIXELS, _FILES, _TALK = "Model", "Size", "Restoration", "Files", "What is said"
+
+
+def upscale(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT...", help="Pictures, folders, globs, .txt lists, or - for stdin to stdout."),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option("-o", "--output", metavar="OUT", help="File or folder for the results.", rich_help_panel=_FILES),
+    ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(metavar="F", help="Factor on both sides, 0.5 to 16 [the model's, 4].", rich_help_panel=_SIZE),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Exact size in pixels.", rich_help_panel=_SIZE)
+    ] = None,
+    long_side: Annotated[
+        int | None, typer.Option(metavar="N", help="Pixels of the longer side.", rich_help_panel=_SIZE)
+    ] = None,
+    short_side: Annotated[
+        int | None, typer.Option(metavar="N", help="Pixels of the shorter side.", rich_help_panel=_SIZE)
+    ] = None,
+    process_size: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Restore at no less than this short side [the model's].", rich_help_panel=_SIZE),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FOLDER",
+            envvar="OMGSR_MODEL",
+            help=f"Preset, model folder or hub repository [{DEFAULT_PRESET}].",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER|REPO", help="Base model that --adapter belongs to.", rich_help_panel=_MODEL),
+    ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Adapter in the published layout.", rich_help_panel=_MODEL),
+    ] = None,
+    mid_timestep: Annotated[
+        int | None,
+        typer.Option(metavar="T", help="Timestep of the one step, 0 to 999 [the model's].", rich_help_panel=_MODEL),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Condition the model on a text.", rich_help_panel=_MODEL)
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Sample the latents instead of taking their mean.", rich_help_panel=_MODEL),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="cuda, mps, xpu or cpu [the first that is there].", rich_help_panel=_MODEL),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Number format.", rich_help_panel=_MODEL)
+    ] = "auto",
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile the network first; for many pictures.", rich_help_panel=_MODEL)
+    ] = False,
+    color_fix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="adain|wavelet|none",
+            help="How the input's colours are brought back [what suits the model].",
+            rich_help_panel=_PIXELS,
+        ),
+    ] = None,
+    tile: Annotated[
+        str, typer.Option(metavar="auto|off|N", help="Side of a tile in pixels.", rich_help_panel=_PIXELS)
+    ] = "auto",
+    overlap: Annotated[
+        int | None, typer.Option(metavar="N", help="Pixels that tiles share.", rich_help_panel=_PIXELS)
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(metavar="N", help="Tiles that are computed together.", rich_help_panel=_PIXELS)
+    ] = 1,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="Go into the folders' folders.", rich_help_panel=_FILES)
+    ] = False,
+    suffix: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Added to names [_x4 beside the input].", rich_help_panel=_FILES),
+    ] = None,
+    format_: Annotated[
+        str, typer.Option("--format", metavar="same|png|jpg|webp|tiff|avif", rich_help_panel=_FILES)
+    ] = "same",
+    quality: Annotated[
+        int | None, typer.Option(metavar="N", help="1 to 100, for jpg, webp, avif.", rich_help_panel=_FILES)
+    ] = None,
+    metadata: Annotated[
+        str, typer.Option(metavar="keep|none", help="EXIF, XMP, DPI and texts.", rich_help_panel=_FILES)
+    ] = "keep",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that are there.", rich_help_panel=_FILES)
+    ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Write a before/after picture beside.", rich_help_panel=_FILES)
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.", rich_help_panel=_TALK)
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a file on stdout.", rich_help_panel=_TALK)
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=_TALK)] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say more about each file.", rich_help_panel=_TALK)
+    ] = False,
+) -> int:
+    """Restore and enlarge pictures.
+
+    Without -o a result lies beside its input as NAME_x4.EXT, or for a folder in FOLDER_x4/. What is finished is
+    skipped on the next run; nothing else is overwritten without --overwrite.
+    """
+    model_options = build_options(
+        ModelOptions,
+        model=model,
+        base=base,
+        adapter=adapter,
+        mid_timestep=mid_timestep,
+        prompt=prompt,
+        device=device,
+        precision=precision,
+        compile=compile_,
+        process_size=process_size,
+    )
+    sizes = build_options(
+        SizeOptions, scale=scale, size=_parse_size(size), long_side=long_side, short_side=short_side
+    )
+    restore = build_options(
+        RestoreOptions,
+        size=sizes,
+        color_fix=color_fix,
+        tile=_parse_tile(tile),
+        overlap=overlap,
+        batch=batch,
+        seed=seed,
+    )
+    write = build_options(
+        WriteOptions, format=format_, quality=quality, metadata=metadata, overwrite=overwrite, compare=compare
+    )
+    talk = Output(as_json=as_json, quiet=quiet, verbose=verbose)
+    # What a folder of results is called needs the scale, and a default one is the model's: ask its record.
+    from omgsr_cli.batch import Settings
+
+    session = _Session(Settings(model_options, restore, write), talk)
+    plan = plan_jobs(
+        inputs,
+        output,
+        recursive=recursive,
+        suffix=suffix,
+        scale_label=_scale_label(sizes, session.info.scale),
+        output_format=write.format,
+    )
+    if compare and any(job.destination is None for job in plan.jobs):
+        raise UsageError("--compare has no place beside stdout", "give -o FILE")
+    return session.plan(plan) if dry_run else session.run(plan)
+
+
+class _Session:
+    """One call of the command: the settings, the model when it is needed, and the counting."""
+
+    def __init__(self, settings: Settings, talk: Output) -> None:
+        from omgsr_cli.models.loading import describe_model
+        from omgsr_cli.models.sources import find_model
+
+        options = settings.model
+        self.settings = settings
+        self.talk = talk
+        self.source = find_model(
+            options.model,
+            base=options.base,
+            adapter=options.adapter,
+            mid_timestep=options.mid_timestep,
+            prompt=options.prompt,
+            process_size=options.process_size,
+        )
+        self.info = describe_model(self.source)
+
+    def load(self) -> Restorer:
+        """Load the model, and say what a person should know of it."""
+        from omgsr_cli.models.loading import load_found
+
+        options = self.settings.model
+        restorer = load_found(self.source, device=options.device, precision=options.precision)
+        for note in restorer.notes:
+            self.talk.note(f"note: {note}")
+        self.talk.detail(f"{self.info.name} on {restorer.device}, {restorer.precision}")
+        if options.compile:
+            restorer.compile()
+        return restorer
+
+    def plan(self, plan: JobPlan) -> int:
+        """Say what would be done."""
+        from omgsr_cli.batch import plan_files
+        from omgsr_cli.models.devices import choose_device
+        from omgsr_cli.upscaling import usable_memory
+
+        free = usable_memory(choose_device(self.settings.model.device))
+        results = plan_files(plan.jobs, self.settings, self.info, free)
+        return self._report(plan, results, lambda result: None)
+
+    def run(self, plan: JobPlan) -> int:
+        """Do the work."""
+        from omgsr_cli.batch import upscale_files
+        from omgsr_cli.models.devices import choose_device, choose_precision
+
+        # A device or precision that is not there is said before anything is read.
+        choose_precision(self.settings.model.precision, choose_device(self.settings.model.device))
+        with self.talk.progress(len(plan.jobs)) as view:
+            results = upscale_files(
+                plan.jobs,
+                self.settings,
+                self.info,
+                self.load,
+                on_start=lambda job: view.start(name_of(job.source, "stdin")),
+                on_tiles=view.tiles,
+            )
+            return self._report(plan, results, lambda result: view.finish())
+
+    def _report(self, plan: JobPlan, results: Any, after: Callable[[FileResult], None]) -> int:
+        tally = Tally()
+        for problem in plan.problems:
+            self.talk.error(problem)
+            tally.failed.append("")
+        for result in results:
+            tally.add(result)
+            self._say(result, alone=len(plan.jobs) == 1)
+            after(result)
+        if len(plan.jobs) + len(plan.problems) > 1:
+            self.talk.note(tally.summary())
+        return 1 if tally.failed else 0
+
+    def _say(self, result: FileResult, *, alone: bool) -> None:
+        if result.error:
+            self.talk.error(result.error)
+        name = name_of(result.source, "stdin")
+        for note in result.notes:
+            self.talk.note(f"note: {name}: {note}")
+        if result.status == "skipped":
+            say = self.talk.note if alone else self.talk.detail
+            say(f"{name}: finished before, as {name_of(result.destination, 'stdout')}")
+        if result.status == "done" and result.output_px and result.input_px:
+            seconds = duration(result.seconds)
+            say = self.talk.note if alone else self.talk.detail
+            say(f"{name}: {result.input_px} to {result.output_px} in {seconds}")
+        writes_picture = result.destination is None and result.status != "planned"
+        if writes_picture or (result.status in ("failed", "skipped") and not self.talk.as_json):
+            return
+        self.talk.result(result_line(result), result_record(result))
+
+
+def _scale_label(sizes: SizeOptions, model_scale: float) -> str:
+    if sizes.size is not None:
+        return f"{sizes.size[1]}x{sizes.size[0]}"
+    side = sizes.long_side or sizes.short_side
+    return f"{side}px" if side else f"{sizes.scale or model_scale:g}"
+
+
+def _parse_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise UsageError(f"--size {text}: not a width and a height", "write it like 1920x1080")
+    return int(height), int(width)
+
+
+def _parse_tile(text: str) -> str | int:
+    if text in ("auto", "off"):
+        return text
+    if not text.isdecimal():
+        raise UsageError(f"--tile {text}: not auto, off or a number of pixels", "try --tile 512")
+    return int(text)

@@ -1,0 +1,148 @@
+"""Walk folders of pictures, in an order and at a cost that links and loops do not change."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+import re
+import sys
+import unicodedata
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+#: What a picture's suffix says about its format. It is told here once more than in `imaging`, whose modules
+#: load Pillow and torch; a test holds the two tables together.
+FORMAT_OF_SUFFIX = {
+    **dict.fromkeys((".png", ".apng"), "png"),
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), "jpg"),
+    **dict.fromkeys((".tif", ".tiff"), "tiff"),
+    **dict.fromkeys((".bmp", ".dib"), "bmp"),
+    **dict.fromkeys((".jp2", ".j2k", ".jpx"), "jp2"),
+    **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm"), "ppm"),
+    **{".webp": "webp", ".avif": "avif", ".gif": "gif"},
+}
+
+_DIGITS = re.compile(r"([0-9]+)")
+
+# Names that differ only in case or in Unicode's form are one file there.
+_NAMES_FOLD = sys.platform in ("darwin", "win32")
+
+NaturalName = tuple[tuple[str | tuple[int, str], ...], str]
+
+
+class EntryKeys:
+    """Tells places in folders apart, however they are spelled; links to folders are followed, to files not.
+
+    Two names of one file are thus two entries, as people who link pictures into a folder want them.
+    """
+
+    def __init__(self) -> None:
+        self._real_parents: dict[Path, str] = {}
+
+    def __call__(self, path: Path) -> str:
+        """The key of a path that need not exist."""
+        parent = path.parent
+        if parent not in self._real_parents:
+            self._real_parents[parent] = os.path.realpath(parent)
+        place = os.path.join(self._real_parents[parent], path.name)
+        return unicodedata.normalize("NFC", place).casefold() if _NAMES_FOLD else place
+
+
+def natural_key(path: Path) -> tuple[tuple[NaturalName, ...], NaturalName]:
+    """Sort key as people count: img2 before img10, a folder's own files before those of its sub-folders."""
+    return tuple(_natural_name(part) for part in path.parent.parts), _natural_name(path.name)
+
+
+def _natural_name(name: str) -> NaturalName:
+    # Text and digits alternate, so like is always compared with like. Without leading zeros the longer number
+    # is the greater one: int() would refuse some thousands of digits.
+    key: list[str | tuple[int, str]] = []
+    for index, chunk in enumerate(_DIGITS.split(name)):
+        digits = chunk.lstrip("0")
+        key.append((len(digits), digits) if index % 2 else chunk.casefold())
+    return tuple(key), name
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file's suffix is that of a picture."""
+    return path.suffix.lower() in FORMAT_OF_SUFFIX
+
+
+class FolderSearch:
+    """Finds files below one folder.
+
+    Args:
+        root: where the search starts.
+        skipped: a real folder that is not searched if it is met, as results are written there; it is searched
+            all the same where `root` is it or lies in it.
+        on_error: told of each folder that cannot be read; the search goes on.
+    """
+
+    def __init__(self, root: Path, skipped: Path | None, on_error: Callable[[Path, OSError], None]) -> None:
+        self._root = root
+        self._on_error = on_error
+        asked_for = skipped is not None and Path(os.path.realpath(root)).is_relative_to(skipped)
+        self._skipped = None if skipped is None or asked_for else str(skipped)
+
+    def walk(self) -> Iterator[list[Path]]:
+        """The files of the root, then of each real folder below it, once; hidden ones are left out.
+
+        Linked folders come after all others, so that a picture is found under its own name first.
+        """
+        return (files for _, files in self._walk(self._root))
+
+    def expand(self, parts: Sequence[str]) -> set[Path]:
+        """The files and folders below the root whose path matches a pattern, part by part; `**` gives files only."""
+        # ** after ** means no more than one and would cost a walk in each folder.
+        once = [part for before, part in pairwise(["", *parts]) if not before == part == "**"]
+        return set(self._expand(self._root, once))
+
+    def _walk(self, root: Path) -> Iterator[tuple[Path, list[Path]]]:
+        folders, linked, seen = deque([root]), deque[Path](), set()
+        while folders or linked:
+            folder = folders.popleft() if folders else linked.popleft()
+            real = os.path.realpath(folder)
+            if real in seen or real == self._skipped:
+                continue
+            seen.add(real)
+            files = []
+            for path in self._entries(folder):
+                if path.name.startswith("."):
+                    continue
+                # os.path's questions answer False where pathlib's raise, as in a folder that may only be listed.
+                if not os.path.isdir(path):
+                    files.append(path)
+                elif os.path.islink(path):
+                    linked.append(path)
+                else:
+                    folders.append(path)
+            yield folder, files
+
+    def _expand(self, folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+        first, rest = parts[0], parts[1:]
+        if first == "**":
+            for below, files in self._walk(folder):
+                yield from self._expand(below, rest) if rest else files
+            return
+        if glob.has_magic(first):
+            hidden = first.startswith(".")
+            named = (path for path in self._entries(folder) if path.name.startswith(".") == hidden)
+            matches = [path for path in named if fnmatch.fnmatch(path.name, first)]
+        else:
+            matches = [folder / first]
+        for path in matches:
+            if os.path.isdir(path):
+                if os.path.realpath(path) != self._skipped:
+                    yield from self._expand(path, rest) if rest else [path]
+            elif not rest and os.path.lexists(path):
+                yield path
+
+    def _entries(self, folder: Path) -> list[Path]:
+        try:
+            return sorted(folder.iterdir(), key=natural_key)
+        except OSError as error:
+            self._on_error(folder, error)
+            return []

@@ -1,0 +1,176 @@
+"""Sizes, tiles and padding: integers only, height before width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from omgsr_cli.errors import UsageError
+from omgsr_cli.options import SizeOptions
+
+
+class Size(NamedTuple):
+    """Height and width in pixels."""
+
+    height: int
+    width: int
+
+    @property
+    def area(self) -> int:
+        """Number of pixels."""
+        return self.height * self.width
+
+    def times(self, factor: float) -> Size:
+        """Both sides times a factor, rounded, at least 1."""
+        return Size(max(1, round(self.height * factor)), max(1, round(self.width * factor)))
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+class Tile(NamedTuple):
+    """A rectangle of a picture: its first row and column, and its size."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def times(self, numerator: int, denominator: int = 1) -> Tile:
+        """The same rectangle on a grid that is finer by a ratio; every side is a multiple of the denominator."""
+        return Tile(*(value * numerator // denominator for value in self))
+
+    @property
+    def rows(self) -> slice:
+        """Rows of the tile in its picture."""
+        return slice(self.top, self.top + self.height)
+
+    @property
+    def columns(self) -> slice:
+        """Columns of the tile in its picture."""
+        return slice(self.left, self.left + self.width)
+
+
+@dataclass(frozen=True)
+class HaloTile:
+    """A tile that is computed with a margin of which only the core is kept.
+
+    Attributes:
+        outer: what is given to the function.
+        core: what is kept; the cores of a plan cover the picture exactly once.
+    """
+
+    outer: Tile
+    core: Tile
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The sizes a picture goes through.
+
+    Attributes:
+        output: what was asked for.
+        working: what the model restores: the output, or larger where that is under the native size.
+        padded: the working size, up to the model's multiple.
+    """
+
+    output: Size
+    working: Size
+    padded: Size
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple that is not below the value."""
+    return -(-value // multiple) * multiple
+
+
+def plan_output_size(source: Size, options: SizeOptions, model_scale: float) -> Size:
+    """The exact size of the result: what the options say, or the model's own scale."""
+    if options.size is not None:
+        return Size(*options.size)
+    if options.long_side is not None:
+        return _with_side(source, options.long_side, max(source))
+    if options.short_side is not None:
+        return _with_side(source, options.short_side, min(source))
+    return source.times(options.scale or model_scale)
+
+
+def _with_side(source: Size, wanted: int, side: int) -> Size:
+    # The named side is exact also where the factor is not: round(side * (wanted / side)) may miss it by one.
+    height, width = (wanted if value == side else max(1, round(value * wanted / side)) for value in source)
+    return Size(height, width)
+
+
+def plan_canvas(output: Size, native_px: int, multiple_px: int) -> Canvas:
+    """The sizes for one picture.
+
+    A model has only seen pictures of its native size, so a smaller one is restored at that size and reduced
+    afterwards, as the published scripts do; a larger one is cut into tiles.
+    """
+    working = output
+    if min(output) < native_px:
+        working = _with_side(output, native_px, min(output))
+    padded = Size(round_up(working.height, multiple_px), round_up(working.width, multiple_px))
+    return Canvas(output, working, padded)
+
+
+def plan_starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
+    """First positions of tiles that cover a length, with at least the overlap between neighbours.
+
+    The tiles are spread evenly instead of pushing the last one back, so that no two of them overlap far more than the
+    others, which would cost time and soften one strip of the picture.
+
+    Args:
+        length: elements to cover.
+        tile: elements of a tile; one tile is enough where it is not below the length.
+        overlap: elements that neighbours share at least, in 0..tile-1.
+    """
+    if tile >= length:
+        return (0,)
+    if not 0 <= overlap < tile:
+        raise UsageError(f"an overlap of {overlap} does not fit tiles of {tile}", "give an --overlap below --tile")
+    count = 1 + -(-(length - tile) // (tile - overlap))
+    return tuple((length - tile) * i // (count - 1) for i in range(count))
+
+
+def plan_tiles(size: Size, tile: int, overlap: int) -> tuple[Tile, ...]:
+    """Cover a picture with equal tiles, row by row.
+
+    Args:
+        size: of the picture, in any element (pixels, latents).
+        tile: side of a tile; a picture that is smaller in one direction gets tiles that are smaller there.
+        overlap: elements that neighbours share at least.
+    """
+    height, width = min(tile, size.height), min(tile, size.width)
+    return tuple(
+        Tile(top, left, height, width)
+        for top in plan_starts(size.height, tile, overlap)
+        for left in plan_starts(size.width, tile, overlap)
+    )
+
+
+def plan_halo_tiles(size: Size, core: int, halo: int, multiple: int) -> tuple[HaloTile, ...]:
+    """Cut a picture into cores, each with a margin that ends at the picture's border.
+
+    Args:
+        size: of the picture; both sides multiples of `multiple`.
+        core: side of a core, rounded up to the multiple.
+        halo: margin on each side, rounded up to the multiple.
+        multiple: every edge lies on it, so that the network's grid is the same in a tile as in the whole.
+    """
+    core, halo = round_up(core, multiple), round_up(halo, multiple)
+    return tuple(
+        HaloTile(
+            outer=Tile(outer_top, outer_left, outer_bottom - outer_top, outer_right - outer_left),
+            core=Tile(top, left, bottom - top, right - left),
+        )
+        for top, bottom, outer_top, outer_bottom in _halo_spans(size.height, core, halo)
+        for left, right, outer_left, outer_right in _halo_spans(size.width, core, halo)
+    )
+
+
+def _halo_spans(length: int, core: int, halo: int) -> Iterator[tuple[int, int, int, int]]:
+    for start in range(0, length, core):
+        end = min(length, start + core)
+        yield start, end, max(0, start - halo), min(length, end + halo)

@@ -1,0 +1,117 @@
+"""Run a function over the tiles of a picture and put the results together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from omgsr_cli.geometry import HaloTile, Tile
+
+TileFunction = Callable[[Tensor], Tensor]
+OnTiles = Callable[[int], None]
+
+
+def gaussian_window(height: int, width: int) -> Tensor:
+    """Weights that fall from the centre of a tile, so that tiles fade into each other.
+
+    w(y, x) = exp(-((y - cy)/H)^2 / (2 v)) * exp(-((x - cx)/W)^2 / (2 v)), v = 0.01, as in Mixture of Diffusers,
+    arXiv:2302.02412, but never below 1e-3: at a corner of the picture, where one tile stands alone, its weight must
+    divide out exactly in float32.
+
+    Returns:
+        (height, width) float32 in [1e-3, 1].
+    """
+
+    def profile(length: int) -> Tensor:
+        position = (torch.arange(length, dtype=torch.float32) - (length - 1) / 2) / length
+        return torch.exp(-position.square() / 0.02)
+
+    return (profile(height)[:, None] * profile(width)[None, :]).clamp(min=1e-3)
+
+
+def run_blended(
+    function: TileFunction, source: Tensor, tiles: Sequence[Tile], *, batch: int = 1, on_tiles: OnTiles | None = None
+) -> Tensor:
+    """Run a function on overlapping tiles and average the results, weighted by a Gaussian window, in float32.
+
+    Args:
+        function: maps (N, C, h, w) to (N, C', h*r, w*r) with one ratio r for all tiles: an integer or 1 / integer.
+        source: (1, C, H, W).
+        tiles: cover the source; where r is 1/n, every edge is a multiple of n.
+        batch: tiles that go through the function together.
+        on_tiles: told after every batch how many tiles it held.
+    Returns:
+        (1, C', H*r, W*r), dtype and device of the function's result.
+    """
+    if len(tiles) == 1:
+        result = function(source)
+        if on_tiles:
+            on_tiles(1)
+        return result
+    total, weights = None, None
+    for start in range(0, len(tiles), batch):
+        group = tiles[start : start + batch]
+        results = function(torch.cat([source[..., tile.rows, tile.columns] for tile in group]))
+        numerator, denominator = _ratio(results.shape[-1], group[0].width)
+        if total is None or weights is None:
+            height, width = (side * numerator // denominator for side in source.shape[-2:])
+            total = results.new_zeros((1, results.shape[1], height, width), dtype=torch.float32)
+            weights = total.new_zeros((height, width))
+            window = gaussian_window(*results.shape[-2:]).to(total.device)
+        for result, tile in zip(results, group, strict=True):
+            place = tile.times(numerator, denominator)
+            total[0, :, place.rows, place.columns] += result.float() * window
+            weights[place.rows, place.columns] += window
+        if on_tiles:
+            on_tiles(len(group))
+    assert total is not None and weights is not None
+    return total.div_(weights).to(results.dtype)
+
+
+def run_exact(
+    function: TileFunction,
+    source: Tensor,
+    tiles: Sequence[HaloTile],
+    *,
+    batch: int = 1,
+    on_tiles: OnTiles | None = None,
+) -> Tensor:
+    """Run a function of limited reach on tiles with a margin and keep their cores: as if on the whole picture.
+
+    Args:
+        function: maps (N, C, h, w) to (N, C', h, w), with a reach that the tiles' margin covers.
+        source: (1, C, H, W).
+        tiles: their cores cover the source once.
+        batch: tiles of one size that go through the function together.
+        on_tiles: told after every batch how many tiles it held.
+    Returns:
+        (1, C', H, W), dtype and device of the function's result.
+    """
+    output = None
+    for group in _equal_groups(tiles, batch):
+        results = function(torch.cat([source[..., tile.outer.rows, tile.outer.columns] for tile in group]))
+        if output is None:
+            output = results.new_empty((1, results.shape[1], *source.shape[-2:]))
+        for result, tile in zip(results, group, strict=True):
+            top, left = tile.core.top - tile.outer.top, tile.core.left - tile.outer.left
+            core = result[:, top : top + tile.core.height, left : left + tile.core.width]
+            output[0, :, tile.core.rows, tile.core.columns] = core
+        if on_tiles:
+            on_tiles(len(group))
+    assert output is not None
+    return output
+
+
+def _equal_groups(tiles: Sequence[HaloTile], batch: int) -> list[list[HaloTile]]:
+    groups = []
+    for _, run in groupby(tiles, key=lambda tile: (tile.outer.height, tile.outer.width)):
+        equal = list(run)
+        groups += [equal[start : start + batch] for start in range(0, len(equal), batch)]
+    return groups
+
+
+def _ratio(result: int, source: int) -> tuple[int, int]:
+    return (result // source, 1) if result >= source else (1, source // result)

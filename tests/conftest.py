@@ -1,0 +1,31 @@
+"""What every test gets: no network, few threads, and the data folder where there is one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before any library reads them; programs that tests start inherit them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+_threads = max(1, min(2, os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, str(_threads))
+# Likewise inherited: the folder's sitecustomize cuts their network as `cut_network` does here.
+_paths = [str(Path(__file__).parent / "offline"), os.environ.get("PYTHONPATH")]
+os.environ["PYTHONPATH"] = os.pathsep.join(path for path in _paths if path)
+
+import pytest  # noqa: E402 - after the environment is set
+from network_guard import cut_network  # noqa: E402 - likewise
+
+# Not a fixture: collection, and fixtures of a module or the session, are to be offline too.
+cut_network()
+
+SHARED = Path(os.environ.get("OMGSR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of test data beside the checkout; tests that need it are skipped where it is absent."""
+    if not (SHARED / "README.md").is_file():
+        pytest.skip(f"the data folder {SHARED} is not there; OMGSR_SHARED names another")
+    return SHARED

@@ -1,0 +1,208 @@
+"""The house's rules, read from the source: who may import whom, who may speak, and what nobody does."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "omgsr_cli"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# Each part of the package may import only parts of the lines above its own, and on its own line those before it.
+PLAIN = ["errors", "presets", "options", "geometry", "folders", "inputs", "jobs"]
+TENSORS = ["schedules", "imaging", "color", "tiling", "degradation"]
+MODELS = ["models"]
+# Each of these is one thing that the program can do; they do not know each other.
+CAPABILITIES = [["upscaling", "batch"], ["timesteps"], ["training"], ["benchmark"]]
+TOP = ["engines", "cli", "__main__"]
+ORDER = [*PLAIN, *TENSORS, *MODELS, *chain.from_iterable(CAPABILITIES), *TOP]
+
+# What --help and every check before a model is loaded must not wait for.
+HEAVY = ["torch", "torchvision", "numpy", "scipy", "PIL", "pandas", "diffusers", "transformers", "peft", "accelerate"]
+MAX_LINES = 330
+
+
+def part_of(path: Path) -> str:
+    """The module or folder right under the package that a file belongs to; "" for the package itself."""
+    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "" if first == "__init__" else first
+
+
+@cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"), str(path))
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything a module imports, inside of functions too.
+
+    `from a import b` gives "a.b": whether b is a module cannot be told from here, and need not be.
+    """
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.lineno, f"{'.' * node.level}{node.module or ''}.{alias.name}") for alias in node.names)
+
+
+def own_parts(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and part of the package of each import of our own."""
+    for line, name in imports(path):
+        root, *rest = name.split(".")
+        if root == "omgsr_cli" and rest:
+            yield line, "" if rest[0] == "__version__" else rest[0]
+
+
+def where(path: Path, line: int) -> str:
+    return f"{path.relative_to(ROOT)}:{line}"
+
+
+def test_every_part_has_its_place() -> None:
+    unknown = {part_of(path) for path in MODULES} - {"", *ORDER}
+    assert not unknown, f"say in ORDER where these stand: {sorted(unknown)}"
+
+
+def test_imports_go_one_way() -> None:
+    wrong = [
+        f"{where(path, line)}: {part_of(path)} imports {part}"
+        for path in MODULES
+        for line, part in own_parts(path)
+        if part and part != part_of(path) and (not part_of(path) or ORDER.index(part) > ORDER.index(part_of(path)))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_capabilities_do_not_know_each_other() -> None:
+    group = {part: number for number, parts in enumerate(CAPABILITIES) for part in parts}
+    wrong = [
+        f"{where(path, line)}: {part_of(path)} imports {part}"
+        for path in MODULES
+        for line, part in own_parts(path)
+        if part_of(path) in group and part in group and group[part] != group[part_of(path)]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_plain_modules_import_the_standard_library_and_pydantic() -> None:
+    allowed = sys.stdlib_module_names | {"pydantic", "omgsr_cli"}
+    wrong = [
+        f"{where(path, line)}: {name}"
+        for path in MODULES
+        if part_of(path) in {"", *PLAIN}
+        for line, name in imports(path)
+        if name.partition(".")[0] not in allowed
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("module", [*PLAIN, "cli.app"])
+def test_importing_it_loads_nothing_heavy(module: str) -> None:
+    code = f"import json, sys, omgsr_cli.{module}; json.dump(sorted(sys.modules), sys.stdout)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(json.loads(done.stdout))
+    assert f"omgsr_cli.{module}" in loaded
+    assert not loaded.intersection(HEAVY)
+
+
+def test_only_the_command_line_speaks() -> None:
+    wrong = []
+    for path in MODULES:
+        if part_of(path) == "cli":
+            continue
+        wrong += [
+            where(path, line) for line, name in imports(path) if name.partition(".")[0] in ("rich", "typer", "click")
+        ]
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "input"):
+                wrong.append(where(path, node.lineno))
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stderr", "sys.stdout.write"):
+                wrong.append(where(path, node.lineno))
+    assert not wrong, wrong
+
+
+def test_only_models_ask_for_the_family() -> None:
+    wrong = [
+        where(path, node.lineno)
+        for path in MODULES
+        if part_of(path) != "models"
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Attribute) and node.attr == "family"
+    ]
+    assert not wrong, wrong
+
+
+def test_no_module_is_called_utils() -> None:
+    assert not [path for path in MODULES if re.fullmatch(r"utils?|helpers?|misc|common", path.stem)]
+
+
+def test_no_exception_is_caught_that_nobody_expected() -> None:
+    wrong = []
+    for path in MODULES:
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.ExceptHandler):
+                caught = (
+                    {"bare"} if node.type is None else {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)}
+                )
+                reraises = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None
+                if "Exception" in caught or (caught & {"bare", "BaseException"} and not reraises):
+                    wrong.append(where(path, node.lineno))
+    assert not wrong, wrong
+
+
+def test_torchvision_is_never_imported() -> None:
+    wrong = [where(p, line) for p in MODULES for line, name in imports(p) if name.partition(".")[0] == "torchvision"]
+    assert not wrong, wrong
+
+
+def test_pickles_are_never_read() -> None:
+    wrong = [
+        where(path, node.lineno)
+        for path in MODULES
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "pickle.load", "pickle.loads")
+    ]
+    wrong += [where(p, line) for p in MODULES for line, name in imports(p) if name.partition(".")[0] == "pickle"]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_modules_stay_readable(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= MAX_LINES
+
+
+def test_every_ignore_says_why() -> None:
+    wrong = []
+    for path in [*MODULES, *(ROOT / "recipes").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+            mark = re.search(r"#\s*(?:noqa|type: ignore)\b", line)
+            if mark and not re.fullmatch(
+                r"#\s*(noqa: [A-Z0-9, ]+|type: ignore\[[\w, -]+\])\s+(-+|#) \S.{4,}", line[mark.start() :]
+            ):
+                wrong.append(where(path, number))
+    assert not wrong, f"an ignore needs its code and a reason, as `# noqa: N812 - torch's own convention`: {wrong}"
+
+
+def test_nothing_names_a_folder_of_one_machine() -> None:
+    """Nor, in the package, a server other than the ones whose pages it cites."""
+    folder = re.compile(r"(?<![\w./:~-])/(?:home|root|opt|mnt|srv|Users|work(?:space)?)/\w")
+    server = re.compile(r"https?://(?!(?:arxiv\.org|github\.com|huggingface\.co|ns\.adobe\.com)[/\"')\s])")
+    files = [path for path in ROOT.glob("*.*") if path.suffix in (".md", ".toml", ".txt", ".yml", ".yaml")]
+    files += [
+        path
+        for name in ("docs", "recipes", "benchmarks")
+        for path in (ROOT / name).rglob("*")
+        if path.suffix in (".md", ".py", ".sh")
+    ]
+    wrong = [str(path) for path in [*MODULES, *files] if folder.search(path.read_text("utf-8"))]
+    wrong += [str(path) for path in MODULES if server.search(path.read_text("utf-8"))]
+    assert not wrong, wrong
