@@ -67,7 +67,10 @@ def block_dct_jpeg(image: Tensor, quality: int) -> Tensor:
     luma, chroma = (luma * factor).round().clamp(1, 255), (chroma * factor).round().clamp(1, 255)
     small = F.avg_pool2d(ycc[1:], 2) + 128
     planes = [_quantize_plane(ycc[0], luma)[None]]
-    planes += [F.interpolate(_quantize_plane(p, chroma)[None, None] - 128, scale_factor=2)[0] for p in small]
+    for plane in small:
+        decoded = _quantize_plane(plane, chroma)[None, None] - 128
+        # The triangle filter that libjpeg enlarges chroma with.
+        planes.append(F.interpolate(decoded, scale_factor=2, mode="bilinear")[0])
     rgb: Tensor = torch.einsum("ij,jhw->ihw", torch.linalg.inv(to_ycc), torch.cat(planes))
     return (rgb[:, :height, :width] / 255).clamp(0, 1)
 
@@ -78,13 +81,16 @@ def _conv_blur(image: Tensor, plan: KernelPlan | None) -> Tensor:
     pad = (_PADDED_KERNEL_PX - plan.size_px) // 2
     kernel = F.pad(build_kernel(plan), [pad] * 4).expand(3, 1, -1, -1)
     padded = F.pad(image[None], [_PADDED_KERNEL_PX // 2] * 4, mode="reflect")
-    return F.conv2d(padded, kernel, groups=3)[0]
+    blurred: Tensor = F.conv2d(padded, kernel, groups=3)
+    return blurred[0]
 
 
 def _poisson(image: Tensor, generator: torch.Generator) -> Tensor:
     rounded = (image * 255).round() / 255
     values = 2 ** math.ceil(math.log2(len(torch.unique(rounded))))
-    return torch.poisson(rounded * values, generator=generator) / values - rounded
+    photons = torch.poisson(rounded * values, generator=generator)
+    noise: Tensor = photons / values - rounded
+    return noise
 
 
 def _noisy(image: Tensor, plan: StagePlan, generator: torch.Generator) -> Tensor:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from omgsr_cli.errors import FileError, OmgsrError
+from omgsr_cli.errors import DeviceError, FileError, OmgsrError
 from omgsr_cli.geometry import Size, plan_output_size
 from omgsr_cli.imaging import (
     Picture,
@@ -26,7 +27,8 @@ from omgsr_cli.imaging import (
     read_record,
     write_picture,
 )
-from omgsr_cli.jobs import Job
+from omgsr_cli.inputs import shown
+from omgsr_cli.jobs import Job, comparison_path
 from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions
 from omgsr_cli.upscaling import OnProgress, TilePlan, plan_restoration, restore_picture
@@ -90,7 +92,12 @@ class _Checked:
     input_px: Size
     output_px: Size
     format: str
-    finished: bool
+    finished: frozenset[Path]
+    """The outputs that are there already, from the same input with the same settings."""
+
+    def is_finished(self, job: Job, settings: Settings) -> bool:
+        """Whether nothing is left to do."""
+        return bool(self.finished) and self.finished.issuperset(_outputs(job, settings))
 
 
 def upscale_files(
@@ -126,7 +133,7 @@ def upscale_files(
         except OmgsrError as error:
             yield _failed(job, error, started)
             continue
-        if checked.finished:
+        if checked.is_finished(job, settings):
             yield FileResult(job.source, job.destination, "skipped", checked.input_px, checked.output_px)
             continue
         restorer = restorer or load()
@@ -156,7 +163,7 @@ def plan_files(jobs: Sequence[Job], settings: Settings, info: RestorerInfo, free
         except OmgsrError as error:
             yield _failed(job, error, started)
             continue
-        status: Status = "skipped" if checked.finished else "planned"
+        status: Status = "skipped" if checked.is_finished(job, settings) else "planned"
         yield FileResult(job.source, job.destination, status, checked.input_px, checked.output_px, plan=plan)
 
 
@@ -170,23 +177,26 @@ def _check(job: Job, settings: Settings, info: RestorerInfo) -> _Checked:
     # Whether transparency is really used shows only in the pixels.
     check_output(str(job.destination or "standard output"), format_name, output, has_alpha=False)
     record = settings.record(content)
-    finished = _is_finished(job, record, settings)
+    finished = _finished_outputs(job, record, settings)
     return _Checked(content, record, size, output, format_name, finished)
 
 
-def _is_finished(job: Job, record: str, settings: Settings) -> bool:
-    """Whether the output is there already, from the same input with the same settings."""
+def _outputs(job: Job, settings: Settings) -> tuple[Path, ...]:
+    """The files that a job writes: the result, and the comparison beside it."""
     if job.destination is None:
-        return False
-    if job.destination.is_file() and read_record(job.destination) == record:
-        return True
-    outputs = [job.destination]
-    if settings.write.compare:
-        outputs.append(comparison_path(job.destination))
+        return ()
+    return (job.destination, comparison_path(job.destination)) if settings.write.compare else (job.destination,)
+
+
+def _finished_outputs(job: Job, record: str, settings: Settings) -> frozenset[Path]:
+    """Those of the outputs that an earlier run wrote from the same input with the same settings."""
+    outputs = _outputs(job, settings)
+    finished = frozenset(path for path in outputs if path.is_file() and read_record(path) == record)
     for path in outputs:
-        if os.path.lexists(path) and not settings.write.overwrite:
-            raise FileError(f"{path} exists and is not this run's result", "give --overwrite, another -o or a --suffix")
-    return False
+        if path not in finished and os.path.lexists(path) and not settings.write.overwrite:
+            reason = f"{shown(path)} exists and is not this run's result"
+            raise FileError(reason, "give --overwrite, another -o or a --suffix")
+    return finished
 
 
 def _upscale_file(
@@ -194,7 +204,15 @@ def _upscale_file(
 ) -> tuple[str, ...]:
     """Read, restore and write one picture; returns what a person should be told."""
     picture = read_picture(checked.content, _name(job))
-    restored, enlarged = restore_picture(restorer, picture, checked.output_px, settings.restore, on_progress=on_tiles)
+    try:
+        restored, enlarged = restore_picture(
+            restorer, picture, checked.output_px, settings.restore, on_progress=on_tiles
+        )
+    except MemoryError as error:
+        raise FileError(f"{_name(job)}: memory is short for {checked.output_px}", "ask for a smaller size") from error
+    except DeviceError as error:
+        raise DeviceError(f"{_name(job)}: {error.message}", error.hint) from error
+    overwrite = settings.write.overwrite or job.destination in checked.finished
     notes = write_picture(
         restored,
         job.destination or sys.stdout.buffer,
@@ -202,26 +220,22 @@ def _upscale_file(
         quality=settings.write.quality,
         metadata=settings.write.metadata,
         record=checked.record,
-        overwrite=settings.write.overwrite,
+        overwrite=overwrite,
     )
     if settings.write.compare and job.destination is not None:
-        before = Picture(enlarged, metadata=picture.metadata, gamut=picture.gamut)
-        _write_comparison(job.destination, before, restored, settings.write.overwrite)
+        both = _side_by_side(enlarged, picture, restored)
+        path = comparison_path(job.destination)
+        overwrite = settings.write.overwrite or path in checked.finished
+        write_picture(both, path, format="png", record=checked.record, overwrite=overwrite)
     return picture.notes + notes
 
 
-def comparison_path(destination: Path) -> Path:
-    """Where the before/after picture of a result lies."""
-    return destination.with_name(f"{destination.stem}_compare.png")
-
-
-def _write_comparison(destination: Path, before: Picture, after: Picture, overwrite: bool) -> None:
+def _side_by_side(before: Tensor, source: Picture, after: Picture) -> Picture:
     """The enlarged input on the left, the result on the right, with a white line between."""
     alpha = after.alpha if after.alpha is not None else 1.0
     line = torch.ones(3, after.rgb.shape[1], 4)
-    both = torch.cat([before.rgb * alpha, line, after.rgb * alpha], 2)
-    picture = Picture(both, metadata=before.metadata)
-    write_picture(picture, comparison_path(destination), format="png", overwrite=overwrite)
+    both = torch.cat([before * alpha, line, after.rgb * alpha], 2)
+    return Picture(both, is_grey=source.is_grey, is_neutral=source.is_neutral, metadata=source.metadata)
 
 
 def _format(job: Job, source_format: str, settings: Settings) -> str:

@@ -10,7 +10,6 @@ import sys
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 #: What a picture's suffix says about its format. It is told here once more than in `imaging`, whose modules
@@ -96,9 +95,12 @@ class FolderSearch:
 
     def expand(self, parts: Sequence[str]) -> set[Path]:
         """The files and folders below the root whose path matches a pattern, part by part; `**` gives files only."""
-        # ** after ** means no more than one and would cost a walk in each folder.
-        once = [part for before, part in pairwise(["", *parts]) if not before == part == "**"]
-        return set(self._expand(self._root, once))
+        places = {self._root}
+        for index, part in enumerate(parts, 1):
+            # As sets, part by part: a place that is reached in many ways is searched once.
+            is_last = index == len(parts)
+            places = {match for place in places for match in self._matches(place, part, is_last)}
+        return places
 
     def _walk(self, root: Path) -> Iterator[tuple[Path, list[Path]]]:
         folders, linked, seen = deque([root]), deque[Path](), set()
@@ -121,23 +123,23 @@ class FolderSearch:
                     folders.append(path)
             yield folder, files
 
-    def _expand(self, folder: Path, parts: Sequence[str]) -> Iterator[Path]:
-        first, rest = parts[0], parts[1:]
-        if first == "**":
+    def _matches(self, folder: Path, part: str, is_last: bool) -> Iterator[Path]:
+        """What one part of a pattern matches in a folder: folders, and at the pattern's end files too."""
+        if part == "**":
             for below, files in self._walk(folder):
-                yield from self._expand(below, rest) if rest else files
+                yield from files if is_last else [below]
             return
-        if glob.has_magic(first):
-            hidden = first.startswith(".")
+        if glob.has_magic(part):
+            hidden = part.startswith(".")
             named = (path for path in self._entries(folder) if path.name.startswith(".") == hidden)
-            matches = [path for path in named if fnmatch.fnmatch(path.name, first)]
+            matches = [path for path in named if fnmatch.fnmatch(path.name, part)]
         else:
-            matches = [folder / first]
+            matches = [folder / part]
         for path in matches:
             if os.path.isdir(path):
                 if os.path.realpath(path) != self._skipped:
-                    yield from self._expand(path, rest) if rest else [path]
-            elif not rest and os.path.lexists(path):
+                    yield path
+            elif is_last and os.path.lexists(path):
                 yield path
 
     def _entries(self, folder: Path) -> list[Path]:

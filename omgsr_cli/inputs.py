@@ -49,10 +49,10 @@ def find_inputs(
     """Find the pictures that are meant; nothing is opened but lists.
 
     - A file is taken whatever its name; a folder gives the files with a picture's suffix, not the hidden ones.
-    - A glob (`*`, `?`, `[...]`, `**`) is a pattern only where there is no file of that name. It gives picture files
-      and folders; their tree below the pattern's fixed part is kept.
-    - A `.txt` file is a list of one path a line, of files or folders, relative to the list's own folder; their tree
-      below that is kept. Blank lines and those that begin with `#` are skipped (write `./#1.jpg` for such a name).
+    - A glob (`*`, `?`, `[...]`, `**`) is a pattern only where there is no file of that name. It gives picture files,
+      which keep their tree below the pattern's fixed part, and folders, which are as those named one by one.
+    - A `.txt` file is a list of one path a line, relative to the list's own folder: of files, which keep their tree
+      below it, and of folders. Blank lines and those that begin with `#` are skipped: `./#1.jpg` is such a name.
 
     Args:
         inputs: as typed, without "-".
@@ -160,8 +160,10 @@ class _Search:
         root = Path(*pattern.parts[:fixed])
         search = FolderSearch(root, self._output, self._folder_problem)
         count = 0
-        for path in sorted(search.expand(pattern.parts[fixed:]), key=natural_key):
-            if os.path.isdir(path):
+        # Files come first: with **/* they match by themselves, and not as pictures of a folder that matches too.
+        matches = [(os.path.isdir(path), path) for path in search.expand(pattern.parts[fixed:])]
+        for is_folder, path in sorted(matches, key=lambda match: (match[0], natural_key(match[1]))):
+            if is_folder:
                 count += self._add_pictures_of(path)
             elif is_picture(path):
                 count += 1

@@ -14,7 +14,7 @@ from omgsr_cli.folders import FORMAT_OF_SUFFIX, EntryKeys, natural_key
 from omgsr_cli.inputs import FoundInput, find_inputs, is_url, shown
 from omgsr_cli.options import OutputFormat
 
-__all__ = ["Job", "JobPlan", "natural_key", "plan_jobs"]
+__all__ = ["Job", "JobPlan", "comparison_path", "natural_key", "plan_jobs"]
 
 STREAM = "-"
 
@@ -49,7 +49,7 @@ class JobPlan:
         jobs: in the order to do them; no two of them write the same file, none writes what it or another reads.
         problems: inputs that cannot be used; the others are done.
         earlier_results: inputs left out because another job's result has their name, as `a_x4.jpg` beside
-            `a.jpg` when `*.jpg` is done again.
+            `a.jpg` when `*.jpg` is done again; before/after pictures likewise.
     """
 
     jobs: tuple[Job, ...]
@@ -111,6 +111,11 @@ def plan_jobs(
         pairs, "give another name to -o" if target.kind == "file" else "give --suffix _x4, or -o FOLDER"
     )
     return _without_earlier_results(pairs, problems)
+
+
+def comparison_path(destination: Path) -> Path:
+    """Where the before/after picture of a result lies: beside it."""
+    return destination.with_name(f"{destination.stem}_compare.png")
 
 
 def _check_suffix(suffix: str | None) -> None:
@@ -231,7 +236,7 @@ def _is_same_file(source: Path, destination: Path) -> bool:
 
 def _without_earlier_results(pairs: Sequence[tuple[Path, Path]], problems: tuple[FileError, ...]) -> JobPlan:
     key = EntryKeys()
-    results = {key(destination) for _, destination in pairs}
+    results = {key(path) for _, destination in pairs for path in (destination, comparison_path(destination))}
     earlier = tuple(source for source, _ in pairs if key(source) in results)
     kept = [(source, destination) for source, destination in pairs if key(source) not in results]
     writers: dict[str, Path] = {}

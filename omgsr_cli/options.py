@@ -128,7 +128,7 @@ def build_options(kind: type[T], **values: object) -> T:
         return kind(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        reason = first["msg"].removeprefix("Value error, ")
+        reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
         option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else ""
-        value = "" if not option else f" {first['input']}: "
-        raise UsageError(f"{option}{value}{reason}") from error
+        value = "" if not option else f" {first['input']} "
+        raise UsageError(f"{option}{value}{reason}", "--help tells what each option takes") from error

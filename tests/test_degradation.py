@@ -6,6 +6,7 @@ import importlib.util
 import math
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 - the name that every torch program gives it
 from PIL import Image
 from pydantic import ValidationError
 from scipy import special, stats
@@ -32,6 +33,15 @@ def crops(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, height // 8 + 2, width // 8 + 2, generator=generator)
     return F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in a DataLoader worker: on pictures this small, threads on a busy machine wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +90,7 @@ def test_seed_epoch_and_index_each_change_the_sample() -> None:
 def test_no_global_state_is_read_or_changed_and_the_input_stays() -> None:
     images = crops(6, 48, 48)
     before, torch_state, threads = images.clone(), torch.get_rng_state(), torch.get_num_threads()
-    numpy_state = np.random.get_state()[1].copy()  # type: ignore[index,union-attr]
+    numpy_state = np.random.get_state()[1].copy()  # type: ignore[index]
     degrade(images, 1, REFERENCE, seed=0, epoch=0, indices=range(6))
     assert torch.equal(images, before)
     assert torch.equal(torch.get_rng_state(), torch_state)
@@ -230,9 +240,9 @@ def test_poisson_noise_has_the_distribution_of_a_sampler(distinct: int) -> None:
         ours, theirs = noise[..., here].double().flatten(), expected[..., here].flatten()
         variance = levels[level] / 255 / values
         count = len(ours)
-        assert float(ours.var()) == pytest.approx(
-            variance, rel=6 / math.sqrt(count) + 2 / math.sqrt(count * variance * values**2)
-        )
+        # Of the sample variance: that of a normal distribution, and Poisson's excess kurtosis.
+        tolerance = 6 / math.sqrt(count) + 2 / math.sqrt(count * variance * values**2)
+        assert float(ours.var()) == pytest.approx(variance, rel=tolerance)
         assert abs(float(ours.mean())) < 5 * math.sqrt(variance / count)
         # Photon counts, so that both are on one grid.
         counts = [torch.round((x + levels[level] / 255) * values).numpy() for x in (ours, theirs)]
@@ -340,7 +350,9 @@ def test_draws_follow_the_probabilities(preset: str) -> None:
         kernels = [s.kernel for s in drawn if s.kernel is not None]
         assert_share(len(kernels), total, stage.blur_prob)
         assert_share(sum(k.shape == "sinc" for k in kernels), len(kernels), stage.sinc_prob)
-        blurs = Counter((k.shape, k.sigma_x == k.sigma_y) for k in kernels if k.shape != "sinc")
+        blurs: Counter[tuple[str, bool]] = Counter(
+            (k.shape, k.sigma_x == k.sigma_y) for k in kernels if k.shape != "sinc"
+        )
         names = [(shape, iso) for shape in ("gaussian", "generalized", "plateau") for iso in (True, False)]
         for name, probability in zip(names, stage.kernel_prob, strict=True):
             assert_share(blurs[name], blurs.total(), probability)
@@ -390,9 +402,9 @@ def test_statistics_are_those_of_the_straightforward_way(bench: ModuleType) -> N
         assert stats.ks_2samp(values[:, 0, column], values[:, 1, column]).pvalue > 0.2
     # The plans are the same, so that means can be compared far below their spread.
     difference = np.abs((values[:, 0] - values[:, 1]).mean(0))
-    assert difference[0] < 0.3, "PSNR, dB"
+    assert difference[0] < 0.1, "PSNR, dB"
     assert difference[1] < 0.15, "noise level, grey levels"
-    assert difference[2] < 0.15, "slope of the spectrum"
+    assert difference[2] < 0.08, "slope of the spectrum"
 
 
 # Configuration
@@ -413,14 +425,14 @@ def test_reference_has_the_published_numbers() -> None:
         assert (stage.betag_range, stage.betap_range, stage.jpeg_range) == ((0.5, 4.0), (1.0, 2.0), (30, 95))
 
 
-def test_light_is_lighter() -> None:
-    images = crops(24, 64, 64)
-    target = F.interpolate(images, scale_factor=0.25, mode="area")
-    errors = {
-        name: float((degrade(images, 4, config, seed=0, epoch=0, indices=range(24)) - target).abs().mean())
-        for name, config in PRESETS.items()
-    }
-    assert errors["light"] < 0.6 * errors["reference"]
+def test_light_is_lighter(bench: ModuleType) -> None:
+    images = torch.stack(list(bench.synthetic_crops(128, 24)))
+    psnr_db = {}
+    for name, config in PRESETS.items():
+        results = degrade(images, 4, config, seed=0, epoch=0, indices=range(24))
+        measured = [bench.measure(lq, hq).psnr_db for lq, hq in zip(results, images, strict=True)]
+        psnr_db[name] = np.mean(measured)
+    assert psnr_db["light"] > psnr_db["reference"] + 2
 
 
 def write(folder: Path, text: str) -> Path:
@@ -498,6 +510,6 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 
 def test_configurations_are_frozen_and_closed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        REFERENCE.final_sinc_prob = 0.1  # type: ignore[misc]
+        REFERENCE.final_sinc_prob = 0.1
     with pytest.raises(ValidationError, match="extra_forbidden"):
         DegradationConfig.model_validate({**REFERENCE.model_dump(), "usm": True})

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import FrozenInstanceError
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -23,7 +21,6 @@ from omgsr_cli.schedules import (
     build_schedule,
 )
 
-SHARED = Path(os.environ.get("OMGSR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 STEPS = [0, 1, 24, 273, 500, 998]
 
 
@@ -35,7 +32,8 @@ def diffusers_scheduler(**config: object) -> DDPMScheduler:
     return DDPMScheduler(clip_sample=False, **config)
 
 
-@pytest.mark.parametrize(("betas", "rescale"), [*product(BETA_SCHEDULES, [False, True])])
+@pytest.mark.parametrize("betas", BETA_SCHEDULES)
+@pytest.mark.parametrize("rescale", [False, True])
 @pytest.mark.parametrize("count", [1000, 37])
 def test_alpha_bar_is_diffusers(betas: str, rescale: bool, count: int) -> None:
     reference = diffusers_scheduler(
@@ -51,7 +49,9 @@ def test_alpha_bar_is_diffusers(betas: str, rescale: bool, count: int) -> None:
     assert schedule.num_timesteps == count
 
 
-@pytest.mark.parametrize(("betas", "prediction", "rescale"), [*product(BETA_SCHEDULES, PREDICTION_TYPES, [False, True])])
+@pytest.mark.parametrize("betas", BETA_SCHEDULES)
+@pytest.mark.parametrize("prediction", PREDICTION_TYPES)
+@pytest.mark.parametrize("rescale", [False, True])
 def test_step_is_diffusers_predicted_clean_sample(betas: str, prediction: str, rescale: bool) -> None:
     reference = diffusers_scheduler(
         beta_schedule=betas,
@@ -130,12 +130,10 @@ def test_flow_shift_is_diffusers(tokens: int) -> None:
 
 
 def test_flow_without_dynamic_shifting_takes_the_constant_shift() -> None:
-    reference = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    schedule = FlowSchedule.from_config(dict(reference.config))
-    half = 0.5
-    middle = FlowSchedule.from_config({**reference.config, "num_train_timesteps": 3}).sigma(1)
-    assert middle == pytest.approx(3 * half / (1 + 2 * half))
-    assert schedule.tokens == 4096
+    config = dict(FlowMatchEulerDiscreteScheduler(shift=3.0, num_train_timesteps=3).config)
+    for tokens in (256, 4096):
+        # Half way between no noise and noise alone, shifted: 3/2 / (1 + 2/2).
+        assert FlowSchedule.from_config({**config, "tokens": tokens}).sigma(1) == pytest.approx(0.75)
     assert FlowSchedule.from_config({}).sigma(333) == pytest.approx(333 / 999)
 
 
@@ -158,11 +156,8 @@ def test_level_is_named() -> None:
     assert FlowSchedule().level(244) == FlowSchedule().sigma(244)
 
 
-def test_golden_mid_timesteps() -> None:
-    path = SHARED / "golden" / "sd" / "pairs" / "expected.json"
-    if not path.is_file():
-        pytest.skip("the golden pairs are not here")
-    golden = json.loads(path.read_text())
+def test_golden_mid_timesteps(shared: Path) -> None:
+    golden = json.loads((shared / "golden" / "sd" / "pairs" / "expected.json").read_text())
     power = torch.tensor(golden["per_image_power"], dtype=torch.float64)
     snr_lq = torch.tensor(golden["per_image_snr_lq"], dtype=torch.float64)
     for schedule, family in ((DdpmSchedule(), "ddpm"), (FlowSchedule(), "flow")):

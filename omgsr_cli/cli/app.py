@@ -61,9 +61,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exit as error:
         return error.exit_code
     except TyperException as error:
+        message = error.format_message().rstrip(".")
+        if not message:  # no command was given, and the help has been shown
+            return error.exit_code
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "omgsr"
-        output.error(UsageError(error.format_message().rstrip("."), f"see {command} --help"))
+        output.error(UsageError(message, f"see {command} --help"))
         return error.exit_code
     except (KeyboardInterrupt, Abort):
         output.note("interrupted; what is finished stays, the same command goes on from here")

@@ -48,7 +48,7 @@ class Output:
         self.as_json = as_json
         self.quiet = quiet
         self.verbose = verbose
-        self._errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
     def result(self, text: str, record: Mapping[str, object]) -> None:
         """Say a result: its text, or its record."""

@@ -173,6 +173,7 @@ def upscale(
     from omgsr_cli.batch import Settings
 
     session = _Session(Settings(model_options, restore, write), talk)
+    # Of standard input the result goes to standard output, unless it is given a name.
     plan = plan_jobs(
         inputs,
         output,
@@ -248,10 +249,15 @@ class _Session:
             return self._report(plan, results, lambda result: view.finish())
 
     def _report(self, plan: JobPlan, results: Any, after: Callable[[FileResult], None]) -> int:
+        from omgsr_cli.batch import FileResult
+
         tally = Tally()
+        for path in plan.earlier_results:
+            self.talk.detail(f"note: {name_of(path, '')}: left out, another input's result is called so")
         for problem in plan.problems:
-            self.talk.error(problem)
-            tally.failed.append("")
+            # What was typed, and names no file that could be a job.
+            self._say(FileResult(None, None, "failed", error=problem), alone=False)
+            tally.failed.append(problem.message)
         for result in results:
             tally.add(result)
             self._say(result, alone=len(plan.jobs) == 1)
@@ -273,7 +279,7 @@ class _Session:
             seconds = duration(result.seconds)
             say = self.talk.note if alone else self.talk.detail
             say(f"{name}: {result.input_px} to {result.output_px} in {seconds}")
-        writes_picture = result.destination is None and result.status != "planned"
+        writes_picture = self.to_stdout and result.status != "planned"
         if writes_picture or (result.status in ("failed", "skipped") and not self.talk.as_json):
             return
         self.talk.result(result_line(result), result_record(result))

@@ -95,18 +95,18 @@ class WaveletLatents(nn.Module):
         super().__init__()
         self.register_buffer("channel_mean", torch.zeros(LATENT_CHANNELS))
         self.register_buffer("channel_std", torch.ones(LATENT_CHANNELS))
-        self.register_buffer("opponent", torch.tensor(_OPPONENT), persistent=False)
 
     def encode(self, image: Tensor) -> Tensor:
         """Map sRGB in [-1, 1], (B, 3, H, W), H and W multiples of 4, to (B, 48, H/4, W/4) of unit variance or less."""
-        colours = torch.einsum("oc,bchw->bohw", self.opponent, image)
+        colours = torch.einsum("oc,bchw->bohw", image.new_tensor(_OPPONENT), image)
         bands = analyse(colours)
         return (bands - self._column(self.channel_mean)) / self._column(self.channel_std)
 
     def decode(self, latent: Tensor) -> Tensor:
         """The exact inverse of `encode`."""
         bands = latent * self._column(self.channel_std) + self._column(self.channel_mean)
-        return torch.einsum("oc,bohw->bchw", self.opponent, synthesise(bands))
+        # The matrix is orthonormal: its transpose is its inverse.
+        return torch.einsum("oc,bohw->bchw", bands.new_tensor(_OPPONENT), synthesise(bands))
 
     @staticmethod
     def _column(values: Tensor) -> Tensor:

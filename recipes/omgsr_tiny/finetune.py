@@ -1,11 +1,11 @@
-"""Stage 2: OMGSR. Encode the low-quality picture, take one step at the mid-timestep, decode; with LoRA-free weights.
+"""Stage 2: OMGSR. Encode the low-quality picture, take one step at the mid-timestep, decode.
 
     python recipes/omgsr_tiny/finetune.py --photos photos.u8 --features features --pretrained runs/pretrain/state.pt \
         --out runs/finetune --minutes 90 --validate benchmarks/realsr
 
 Losses: L1 on pixels, LRR (the encoder's latent v. the noisy latent of the clean picture, arXiv:2508.08227), DISTS and
-an LPIPS-like distance on one shared VGG16, and after a warm-up a GAN whose heads read the same features. AlexNet is
-never trained on, so that LPIPS-AlexNet stays an honest judge.
+an LPIPS-like distance on one shared VGG16, LPIPS-AlexNet at random offsets, and optionally a GAN whose heads read the
+VGG features (`--weights '{"gan": 0.02}'`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from evaluate import evaluate_pairs, find_pairs, load_measures, mean_scores, to_image, to_tensor
-from features import Dists, Lpips, dists_layer_similarity, lpips_layer_distance
-from features import DISTS_CHANNELS, Vgg16Features
+from features import DISTS_CHANNELS, Dists, Lpips, Vgg16Features, dists_layer_similarity, lpips_layer_distance
 from photos import Photos
 from PIL import Image
 from state import Ema, State, load_state, save_state
@@ -33,7 +32,7 @@ from omgsr_cli.models.record import ModelRecord
 from omgsr_cli.models.tiny import TinyConfig, TinyNetwork, TinyRestorer, build_info
 from omgsr_cli.schedules import DdpmSchedule
 
-CROP_PX, MARGIN_PX = 160, 20
+CROP_PX, MARGIN_PX = 128, 16
 
 
 class DegradedCrops(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
@@ -113,6 +112,12 @@ class Perception(nn.Module):
         return {"dists": self.dists(first, second), "lpips": self.lpips(first, second)}
 
 
+def shifted_lpips(alex: Lpips, restored: Tensor, hq: Tensor) -> Tensor:
+    """LPIPS-AlexNet at a random offset: its first layer strides by 4 pixels, and one offset would hide a grid of 4."""
+    y, x = (int(torch.randint(0, 8, ())) for _ in range(2))
+    return alex(restored[..., y:, x:], hq[..., y:, x:]).mean()
+
+
 def gan_loss(heads: nn.ModuleList, features: list[Tensor], target: float) -> Tensor:
     """Binary cross-entropy of every head's logits with `target`, summed over the levels."""
     losses = []
@@ -172,7 +177,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Train until the minutes are over; a second call goes on where the first one stopped."""
     args = parse()
-    weight = {"l1": 1.0, "lrr": 0.5, "dists": 1.0, "lpips": 0.5, "gan": 0.05} | args.weights
+    weight = {"l1": 0.5, "lrr": 0.5, "dists": 1.5, "lpips": 0.5, "alex": 1.0, "gan": 0.0} | args.weights
     torch.manual_seed(0)
     dtype = torch.float32 if args.fp32 else torch.bfloat16
     network = TinyNetwork(TinyConfig()).to(memory_format=torch.channels_last)
@@ -181,6 +186,7 @@ def main() -> None:
     perception = Perception(args.features, dtype)
     # Compiled, the statistics of large feature maps take a seventh of the time; the rest gains nothing.
     compare = torch.compile(perception.compare, dynamic=False)
+    alex = Lpips(args.features, "alex")
     heads = nn.ModuleList(Head(c) for c in (64, 128, 256))
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4)
     critic = torch.optim.AdamW(heads.parameters(), lr=2e-4, betas=(0.5, 0.99), weight_decay=1e-4)
@@ -216,8 +222,9 @@ def main() -> None:
             # An epsilon is expected to remain: the noise in the target has the variance 1 - alpha_bar.
             "lrr": F.mse_loss(lq_latent, noisy) - (1 - schedule.alpha_bar(mid_timestep)),
             **compare(fake, real),
+            "alex": shifted_lpips(alex, restored, hq),
         }
-        if state.step >= args.gan_from:
+        if weight["gan"] and state.step >= args.gan_from:
             heads.requires_grad_(False)
             losses["gan"] = gan_loss(heads, fake[1:4], 1.0)
             heads.requires_grad_(True)
@@ -227,7 +234,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         state.ema.update(network)
-        if state.step >= args.gan_from - 200:
+        if weight["gan"] and state.step >= args.gan_from - 200:
             critic.zero_grad(set_to_none=True)
             losses["critic"] = gan_loss(heads, [f.detach() for f in fake[1:4]], 0.0) + gan_loss(heads, real[1:4], 0.8)
             losses["critic"].backward()

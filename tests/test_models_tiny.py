@@ -1,0 +1,163 @@
+"""The embedded model: its latent space, its tiles, and what its pictures must not show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from omgsr_cli.errors import ModelError
+from omgsr_cli.geometry import Size
+from omgsr_cli.models.base import Restorer
+from omgsr_cli.models.loading import load_restorer
+from omgsr_cli.models.tiny import TinyConfig, TinyNetwork, load_tiny, timestep_embedding
+from omgsr_cli.models.wavelet import WaveletLatents, analyse, synthesise
+from omgsr_cli.options import RestoreOptions
+from omgsr_cli.presets import PRESETS
+from omgsr_cli.upscaling import upscale_image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Restorer:
+    return load_restorer("omgsr-tiny", device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def photo() -> torch.Tensor:
+    with Image.open(ROOT / "docs" / "images" / "sample.jpg") as image:
+        return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).float() / 255
+
+
+@pytest.mark.parametrize("size", [(4, 4), (8, 4), (12, 20), (64, 100)])
+def test_wavelet_is_lossless(size: tuple[int, int]) -> None:
+    image = torch.randn(2, 3, *size, dtype=torch.float64)
+    bands = analyse(image)
+    assert bands.shape == (2, 48, size[0] // 4, size[1] // 4)
+    torch.testing.assert_close(synthesise(bands), image, rtol=0, atol=1e-12)
+
+
+def test_wavelet_is_nearly_orthonormal_and_puts_a_flat_picture_into_one_band() -> None:
+    noise = torch.randn(1, 1, 256, 256, dtype=torch.float64)
+    assert analyse(noise).square().mean() == pytest.approx(noise.square().mean(), rel=0.1)
+    bands = analyse(torch.full((1, 1, 32, 32), 0.5, dtype=torch.float64))
+    torch.testing.assert_close(bands[:, 0], torch.full((1, 8, 8), 2.0, dtype=torch.float64), rtol=1e-6, atol=0)
+    assert bands[:, 1:].abs().max() < 1e-7
+
+
+def test_latents_come_back(tiny: Restorer) -> None:
+    latents = WaveletLatents()
+    latents.channel_std.uniform_(0.1, 3)
+    latents.channel_mean.uniform_(-1, 1)
+    image = torch.rand(1, 3, 40, 24) * 2 - 1
+    torch.testing.assert_close(latents.decode(latents.encode(image)), image, rtol=0, atol=1e-5)
+
+
+def test_timestep_embedding_is_the_formula() -> None:
+    embedding = timestep_embedding(torch.tensor([0, 273]), 64)
+    frequencies = 10_000.0 ** (-np.arange(32) / 32)
+    expected = np.concatenate([np.sin(273 * frequencies), np.cos(273 * frequencies)])
+    np.testing.assert_allclose(embedding[1], expected, atol=2e-5)
+    assert torch.equal(embedding[0], torch.cat([torch.zeros(32), torch.ones(32)]))
+
+
+def test_an_untrained_network_gives_the_picture_back() -> None:
+    """No correction and no noise predicted: the step must be the identity, whatever the timestep."""
+    from omgsr_cli.models.record import ModelRecord
+    from omgsr_cli.models.tiny import TinyRestorer, build_info
+    from omgsr_cli.schedules import DdpmSchedule
+
+    config = TinyConfig(widths=(8, 8), down_blocks=(1, 1), up_blocks=(1,), encoder_blocks=1)
+    info = build_info(config, ModelRecord(family="tiny", mid_timestep=500, native_tile_px=64), "test")
+    restorer = TinyRestorer(TinyNetwork(config), DdpmSchedule(), info, torch.device("cpu"), "fp32")
+    image = torch.rand(1, 3, 32, 48) * 2 - 1
+    restored = restorer.decode(restorer.restore(restorer.encode(image)))
+    torch.testing.assert_close(restored, image, rtol=0, atol=1e-5)
+
+
+def test_embedded_model_is_small_and_says_what_it_is(tiny: Restorer) -> None:
+    preset = PRESETS["omgsr-tiny"]
+    assert preset.folder is not None
+    size = sum(file.stat().st_size for file in preset.folder.rglob("*") if file.is_file())
+    assert size < 30 * 2**20
+    assert (preset.folder / "README.md").is_file()
+    assert isinstance(tiny, Restorer)
+    assert tiny.info.mid_timestep == preset.mid_timestep
+    assert tiny.info.native_tile_px == preset.native_tile_px
+    assert tiny.info.multiple_of_px == preset.multiple_of_px
+    assert tiny.info.parameters > 1_000_000
+
+
+def test_weights_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
+    folder = PRESETS["omgsr-tiny"].folder
+    assert folder is not None
+    for name in ("omgsr.json", "config.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ModelError, match="does not hold omgsr-tiny's weights") as caught:
+        load_tiny(tmp_path, torch.device("cpu"), "fp32")
+    assert "\n" not in caught.value.message
+
+
+def test_tiles_equal_the_whole_picture(tiny: Restorer, photo: torch.Tensor) -> None:
+    image = photo[:, :112, :128]
+    size = Size(448, 512)
+    whole = upscale_image(tiny, image, size, RestoreOptions(tile="off"))
+    tiled = upscale_image(tiny, image, size, RestoreOptions(tile=192, batch=2))
+    difference = (whole - tiled).abs() * 255
+    assert (difference <= 1).float().mean() >= 0.999
+    assert difference.max() <= 3
+
+
+def test_a_flat_picture_stays_flat(tiny: Restorer) -> None:
+    for level in (0.0, 0.25, 0.5, 1.0):
+        flat = torch.full((3, 32, 32), level)
+        restored = upscale_image(tiny, flat, Size(128, 128))
+        assert (restored - level).abs().max() * 255 < 4
+
+
+def spectrum_peaks(image: torch.Tensor, window: int = 64) -> dict[int, float]:
+    """How far the amplitude at periods 2, 4 and 8 px stands out of its neighbours, over the flattest windows.
+
+    Args:
+        image: (H, W) luma in [0, 1].
+    Returns:
+        Period -> amplitude over the geometric mean of the neighbours' (two to four bins away), minus 1; the larger of
+        rows and columns.
+    """
+    patches = image.unfold(0, window, window // 2).unfold(1, window, window // 2).reshape(-1, window, window)
+    flattest = patches[patches.std(dim=(1, 2)).argsort()[: max(8, len(patches) // 3)]]
+    hann = torch.hann_window(window, periodic=True)
+    peaks = {}
+    for period in (2, 4, 8):
+        k = window // period
+        worst = -1.0
+        for axis in (1, 2):
+            lines = flattest if axis == 2 else flattest.transpose(1, 2)
+            lines = lines - lines.mean(2, keepdim=True)
+            amplitude = torch.fft.rfft(lines * hann, dim=2).abs().square().mean((0, 1)).sqrt()
+            # Mirrored beyond the highest frequency, so that period 2 has neighbours on both sides.
+            mirrored = torch.cat([amplitude, amplitude.flip(0)[1:]])
+            near = torch.stack([mirrored[k + d] for d in (-4, -3, -2, 2, 3, 4)])
+            worst = max(worst, float(amplitude[k] / near.log().mean().exp()) - 1)
+        peaks[period] = worst
+    return peaks
+
+
+def test_spectrum_sees_a_grid() -> None:
+    """The measure below can fail: half a grey level of a 4 px grid on soft noise is found."""
+    noise = torch.from_numpy(np.random.default_rng(0).normal(0.5, 0.01, (512, 512))).float()
+    assert max(spectrum_peaks(noise).values()) < 0.05
+    grid = noise.clone()
+    grid[:, ::4] += 1 / 255
+    assert spectrum_peaks(grid)[4] > 0.05
+
+
+def test_no_grid_on_flat_areas(tiny: Restorer, photo: torch.Tensor) -> None:
+    restored = upscale_image(tiny, photo, Size(photo.shape[1] * 4, photo.shape[2] * 4))
+    peaks = spectrum_peaks(restored.mean(0))
+    assert max(peaks.values()) < 0.05, peaks

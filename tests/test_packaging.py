@@ -1,0 +1,134 @@
+"""What is installed: one version, the README's commands, and dependencies that say what they mean."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import omgsr_cli
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+README = (ROOT / "README.md").read_text("utf-8")
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+DEPENDENCIES = [Requirement(text) for text in PROJECT["project"]["dependencies"]]
+REQUIREMENTS = [*DEPENDENCIES, *(Requirement(text) for texts in EXTRAS.values() for text in texts)]
+
+
+def constraints() -> dict[str, Version]:
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    versions: dict[str, Version] = {}
+    for pin in pins:
+        (specifier,) = pin.specifier
+        assert specifier.operator == "==", f"{pin} is no exact version"
+        assert canonicalize_name(pin.name) not in versions, f"{pin.name} is pinned twice"
+        versions[canonicalize_name(pin.name)] = Version(specifier.version)
+    return versions
+
+
+def test_the_version_is_written_once() -> None:
+    assert "version" not in PROJECT["project"]
+    assert PROJECT["project"]["dynamic"] == ["version"]
+    assert PROJECT["tool"]["hatch"]["version"]["path"] == "omgsr_cli/__init__.py"
+    assert str(Version(omgsr_cli.__version__)) == omgsr_cli.__version__
+    written = [p for p in (ROOT / "omgsr_cli").rglob("*.py") if re.search(r"^__version__", p.read_text("utf-8"), re.M)]
+    assert written == [ROOT / "omgsr_cli" / "__init__.py"]
+
+
+def test_the_installed_metadata_is_this_checkouts() -> None:
+    try:
+        installed = metadata.metadata("omgsr-cli")
+    except metadata.PackageNotFoundError:
+        pytest.skip("the package is not installed here, only on the path")
+    assert installed["Version"] == omgsr_cli.__version__
+    assert installed["License-Expression"] == "Apache-2.0"
+    assert Requirement(f"python{installed['Requires-Python']}").specifier.contains("3.11")
+    (script,) = metadata.distribution("omgsr-cli").entry_points
+    assert (script.name, script.value, script.group) == ("omgsr", "omgsr_cli.cli.app:main", "console_scripts")
+
+
+def test_the_script_is_there() -> None:
+    (target,) = PROJECT["project"]["scripts"].values()
+    module, _, function = target.partition(":")
+    source = ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text("utf-8")
+    assert re.search(rf"^def {function}\(", source, re.M)
+
+
+def test_the_readme_has_the_two_commands() -> None:
+    assert [line for line in README.splitlines() if line.startswith("pip install")] == [
+        "pip install -c constraints.txt . && omgsr upscale docs/images/sample.jpg -o sample_x4.png --scale 4",
+        "pip install -c constraints.txt -e '.[dev]' && pytest",
+    ]
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)", README))))
+def test_what_the_readme_points_to_is_there(target: str) -> None:
+    assert (ROOT / target).is_file()
+
+
+def test_the_dependencies_are_those_that_were_agreed_on() -> None:
+    assert sorted(canonicalize_name(requirement.name) for requirement in DEPENDENCIES) == [
+        "accelerate",
+        "diffusers",
+        "huggingface-hub",
+        "numpy",
+        "peft",
+        "pillow",
+        "pydantic",
+        "rich",
+        "safetensors",
+        "torch",
+        "transformers",
+        "typer",
+    ]
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda requirement: requirement.name)
+def test_every_requirement_has_a_bound_and_a_tested_version(requirement: Requirement) -> None:
+    (specifier,) = requirement.specifier
+    assert specifier.operator == ">="
+    assert requirement.specifier.contains(constraints()[canonicalize_name(requirement.name)])
+
+
+@pytest.mark.parametrize("name", sorted({canonicalize_name(requirement.name) for requirement in DEPENDENCIES}))
+def test_what_the_dependencies_need_is_pinned_too(name: str) -> None:
+    """Installing with the constraints gives one set of versions, not today's newest of what is further down."""
+    pinned = constraints()
+    needs = [Requirement(text) for text in metadata.requires(name) or []]
+    named = {canonicalize_name(need.name) for need in needs if not need.marker or need.marker.evaluate({"extra": ""})}
+    # A build of torch for GPUs pins the libraries of its own.
+    loose = {need for need in named - set(pinned) if not need.startswith(("nvidia-", "cuda-", "triton"))}
+    assert not loose
+
+
+def test_torchvision_is_nowhere() -> None:
+    names = {canonicalize_name(requirement.name) for requirement in REQUIREMENTS} | set(constraints())
+    assert "torchvision" not in names
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [("torch", "2.13.0"), ("diffusers", "0.42.1"), ("peft", "0.21.2"), ("transformers", "5.23.0")],
+)
+def test_the_versions_that_results_were_checked_with(name: str, version: str) -> None:
+    assert constraints()[name] == Version(version)
+
+
+def test_the_wheel_carries_the_package_only() -> None:
+    assert PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["omgsr_cli"]}
+    assert (ROOT / "omgsr_cli" / "py.typed").is_file()
+
+
+def test_the_licence_is_the_one_that_is_named() -> None:
+    text = (ROOT / "LICENSE").read_text("utf-8")
+    assert PROJECT["project"]["license"] == "Apache-2.0"
+    assert "Apache License\n" in text
+    assert "Version 2.0, January 2004" in text

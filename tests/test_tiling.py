@@ -1,0 +1,73 @@
+"""Tiles put together are the picture, without a seam."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from torch import Tensor
+
+from omgsr_cli.geometry import Size, plan_halo_tiles, plan_tiles
+from omgsr_cli.tiling import gaussian_window, run_blended, run_exact
+
+SIZES = [(1, 1), (49, 50), (64, 64), (65, 64), (127, 129), (3, 170)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_blending_a_pointwise_function_changes_nothing(size: tuple[int, int], batch: int) -> None:
+    source = torch.rand(1, 3, *size)
+    tiles = plan_tiles(Size(*size), 64, 32)
+    result = run_blended(lambda tile: tile * 2 - 1, source, tiles, batch=batch)
+    torch.testing.assert_close(result, source * 2 - 1, rtol=0, atol=2e-6)
+
+
+def test_blending_across_a_change_of_scale() -> None:
+    source = torch.rand(1, 2, 40, 56)
+    up = run_blended(lambda x: x.repeat_interleave(8, 2).repeat_interleave(8, 3), source, plan_tiles(Size(40, 56), 16, 8))
+    torch.testing.assert_close(up, source.repeat_interleave(8, 2).repeat_interleave(8, 3), rtol=0, atol=2e-6)
+    tiles = [tile.times(8) for tile in plan_tiles(Size(40, 56), 16, 8)]
+    down = run_blended(lambda x: F.avg_pool2d(x, 8), up, tiles)
+    torch.testing.assert_close(down, source, rtol=0, atol=2e-6)
+
+
+def test_tiles_that_disagree_fade_into_each_other() -> None:
+    """Each tile adds its own constant: the worst case. The result must move in steps much smaller than the constants."""
+    constants = iter(torch.linspace(-1, 1, 3))
+    result = run_blended(lambda x: x + next(constants), torch.zeros(1, 1, 64, 128), plan_tiles(Size(64, 128), 64, 32))
+    step = result.diff(dim=3).abs().max()
+    assert step < 0.12
+    assert result.max() - result.min() > 1.9
+
+
+def test_window_is_symmetric_and_never_vanishes() -> None:
+    window = gaussian_window(48, 64)
+    assert window.shape == (48, 64)
+    assert torch.equal(window, window.flip(0))
+    assert torch.equal(window, window.flip(1))
+    assert window.min() >= 1e-3
+    assert window.max() <= 1
+
+
+@pytest.mark.parametrize("size", [(16, 16), (48, 160), (160, 144)])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_exact_tiles_equal_the_whole(size: tuple[int, int], batch: int) -> None:
+    kernel = torch.randn(3, 3, 9, 9)
+
+    def function(x: Tensor) -> Tensor:
+        return F.conv2d(F.relu(F.conv2d(x, kernel, padding=4)), kernel, padding=4)
+
+    source = torch.randn(1, 3, *size)
+    done: list[int] = []
+    tiles = plan_halo_tiles(Size(*size), 32, 8, 16)
+    result = run_exact(function, source, tiles, batch=batch, on_tiles=done.append)
+    torch.testing.assert_close(result, function(source), rtol=1e-4, atol=1e-3)
+    assert sum(done) == len(tiles)
+
+
+def test_a_margin_that_is_too_small_shows() -> None:
+    """The test above can fail: with half the margin the result differs."""
+    kernel = torch.ones(1, 1, 17, 17)
+    source = torch.rand(1, 1, 64, 64)
+    result = run_exact(lambda x: F.conv2d(x, kernel, padding=8), source, plan_halo_tiles(Size(64, 64), 16, 4, 4))
+    assert (result - F.conv2d(source, kernel, padding=8)).abs().max() > 1
