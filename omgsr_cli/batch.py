@@ -263,5 +263,3 @@ def _name(job: Job) -> str:
 
 def _failed(job: Job, error: OmgsrError, started: float) -> FileResult:
     return FileResult(job.source, job.destination, "failed", seconds=time.monotonic() - started, error=error)
-
-

@@ -72,12 +72,14 @@ class Canvas:
     Attributes:
         output: what was asked for.
         working: what the model restores: the output, or larger where that is under the native size.
-        padded: the working size, up to the model's multiple.
+        padded: the working size with a border on every side, up to the model's multiple.
+        border: pixels of that border; what the multiple asks for lies to the right and below.
     """
 
     output: Size
     working: Size
     padded: Size
+    border: int = 0
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -102,7 +104,7 @@ def _with_side(source: Size, wanted: int, side: int) -> Size:
     return Size(height, width)
 
 
-def plan_canvas(output: Size, native_px: int, multiple_px: int) -> Canvas:
+def plan_canvas(output: Size, native_px: int, multiple_px: int, border_px: int = 0) -> Canvas:
     """The sizes for one picture.
 
     A model has only seen pictures of its native size, so a smaller one is restored at that size and reduced
@@ -111,8 +113,8 @@ def plan_canvas(output: Size, native_px: int, multiple_px: int) -> Canvas:
     working = output
     if min(output) < native_px:
         working = _with_side(output, native_px, min(output))
-    padded = Size(round_up(working.height, multiple_px), round_up(working.width, multiple_px))
-    return Canvas(output, working, padded)
+    height, width = (round_up(side + 2 * border_px, multiple_px) for side in working)
+    return Canvas(output, working, Size(height, width), border_px)
 
 
 def plan_starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:

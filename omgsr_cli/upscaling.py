@@ -65,7 +65,7 @@ def plan_restoration(
         free_bytes: memory that may be used on the model's device.
         tile_limit_px: upper bound of automatic tiles, lowered when memory turns out to be short.
     """
-    canvas = plan_canvas(output, info.native_tile_px, info.multiple_of_px)
+    canvas = _canvas(info, output)
     whole = max(canvas.padded)
     fitting = min(tile_limit_px, _fitting_tile_px(info, free_bytes // options.batch))
     # A tile that the user fixed is never changed; "off" is the whole picture; else what fits.
@@ -182,7 +182,7 @@ def restore_picture(
     Returns:
         The restored picture, and the enlarged input at the output's size, (3, h, w), for a comparison.
     """
-    canvas = plan_canvas(output, restorer.info.native_tile_px, restorer.info.multiple_of_px)
+    canvas = _canvas(restorer.info, output)
     alpha = picture.alpha
     if alpha is None or bool((alpha == 1).all()):
         reference = resize(picture.rgb, canvas.working, picture.bit_depth)
@@ -205,6 +205,10 @@ def restore_picture(
 def usable_memory(device: torch.device) -> int:
     """Bytes that a tile may use on a device."""
     return int(free_memory_bytes(device) * _MEMORY_SHARE)
+
+
+def _canvas(info: RestorerInfo, output: Size) -> Canvas:
+    return plan_canvas(output, info.native_tile_px, info.multiple_of_px, info.border_px)
 
 
 def _fitting_tile_px(info: RestorerInfo, free_bytes: int) -> int:
@@ -235,22 +239,21 @@ def _run_tiles(
         if on_progress:
             on_progress(done, plan.tiles)
 
-    padded = _pad(enlarged * 2 - 1, plan.canvas.padded)[None].to(restorer.device)
+    padded = _pad(enlarged * 2 - 1, plan.canvas)[None].to(restorer.device)
     generator = None if options.seed is None else torch.Generator(restorer.device).manual_seed(options.seed)
     if restorer.info.halo_px is not None:
         image = run_exact(
             lambda tile: restorer.decode(restorer.restore(restorer.encode(tile, generator))),
             padded,
-            plan_halo_tiles(
-                plan.canvas.padded, plan.step_px, plan.step_overlap_px, restorer.info.multiple_of_px
-            ),
+            plan_halo_tiles(plan.canvas.padded, plan.step_px, plan.step_overlap_px, restorer.info.multiple_of_px),
             batch=options.batch,
             on_tiles=on_tiles,
         )
     else:
         image = _run_stages(restorer, padded, plan, options.batch, generator, on_tiles)
-    height, width = plan.canvas.working
-    return image[0, :, :height, :width].float().mul(0.5).add_(0.5).clamp_(0, 1).cpu()
+    (height, width), border = plan.canvas.working, plan.canvas.border
+    image = image[0, :, border : border + height, border : border + width]
+    return image.float().mul(0.5).add_(0.5).clamp_(0, 1).cpu()
 
 
 def _run_stages(
@@ -272,13 +275,14 @@ def _run_stages(
     return run_blended(restorer.decode, latent, codec_tiles, on_tiles=on_tiles)
 
 
-def _pad(image: Tensor, size: Size) -> Tensor:
-    """Extend (3, H, W) to the right and below by reflection, or by repeating where it is too small to reflect."""
-    bottom, right = size.height - image.shape[1], size.width - image.shape[2]
-    if not bottom and not right:
+def _pad(image: Tensor, canvas: Canvas) -> Tensor:
+    """Extend (3, H, W) to the padded size by reflection, or by repeating where it is too small to reflect."""
+    before = canvas.border
+    bottom, right = (whole - inner - before for whole, inner in zip(canvas.padded, canvas.working, strict=True))
+    if not (before or bottom or right):
         return image
     reflects = bottom < image.shape[1] and right < image.shape[2]
-    return F.pad(image[None], (0, right, 0, bottom), mode="reflect" if reflects else "replicate")[0]
+    return F.pad(image[None], (before, right, before, bottom), mode="reflect" if reflects else "replicate")[0]
 
 
 def _fix_color(restored: Tensor, enlarged: Tensor, method: str, bit_depth: int) -> Tensor:
@@ -288,7 +292,7 @@ def _fix_color(restored: Tensor, enlarged: Tensor, method: str, bit_depth: int) 
         # As published: the fix works between 8-bit pictures, of which the restored one was truncated. It sets the mean
         # anew, so that the half level lost here does not darken the result.
         restored = (restored * 255).floor_().div_(255)
-    return match_color(restored[None], enlarged[None], method)[0].clamp_(0, 1)  # type: ignore[arg-type]
+    return match_color(restored[None], enlarged[None], method)[0].clamp_(0, 1)  # type: ignore[arg-type]  # X
 
 
 def _enlarge_with_alpha(rgb: Tensor, alpha: Tensor, size: Size) -> Tensor:
@@ -307,7 +311,7 @@ def _fill_transparent(rgb: Tensor, alpha: Tensor) -> Tensor:
     levels = [(rgb * alpha, alpha)]
     while max(levels[-1][1].shape[-2:]) > 1:
         color, weight = levels[-1]
-        levels.append(tuple(F.avg_pool2d(x[None], 2, ceil_mode=True)[0] for x in (color, weight)))  # type: ignore[arg-type]
+        levels.append(tuple(F.avg_pool2d(x[None], 2, ceil_mode=True)[0] for x in (color, weight)))  # type: ignore[arg-type]  # X
     fill = levels[-1][0] / levels[-1][1].clamp(min=1e-6)
     for color, weight in reversed(levels[:-1]):
         fill = F.interpolate(fill[None], size=color.shape[-2:], mode="bilinear", align_corners=False)[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from omgsr_cli.errors import UsageError
@@ -34,7 +36,7 @@ def test_starts_are_as_few_as_can_be_and_evenly_spread() -> None:
     for length in range(65, 601):
         starts = plan_starts(length, 64, 32)
         assert len(starts) == 1 + -(-(length - 64) // 32)
-        steps = {b - a for a, b in zip(starts, starts[1:], strict=False)}
+        steps = {b - a for a, b in pairwise(starts)}
         assert max(steps) - min(steps) <= 1
 
 

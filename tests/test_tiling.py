@@ -19,22 +19,24 @@ def test_blending_a_pointwise_function_changes_nothing(size: tuple[int, int], ba
     source = torch.rand(1, 3, *size)
     tiles = plan_tiles(Size(*size), 64, 32)
     result = run_blended(lambda tile: tile * 2 - 1, source, tiles, batch=batch)
-    torch.testing.assert_close(result, source * 2 - 1, rtol=0, atol=2e-6)
+    torch.testing.assert_close(result, source * 2 - 1, rtol=0, atol=4e-6)
 
 
 def test_blending_across_a_change_of_scale() -> None:
     source = torch.rand(1, 2, 40, 56)
-    up = run_blended(lambda x: x.repeat_interleave(8, 2).repeat_interleave(8, 3), source, plan_tiles(Size(40, 56), 16, 8))
-    torch.testing.assert_close(up, source.repeat_interleave(8, 2).repeat_interleave(8, 3), rtol=0, atol=2e-6)
+    up = run_blended(
+        lambda x: x.repeat_interleave(8, 2).repeat_interleave(8, 3), source, plan_tiles(Size(40, 56), 16, 8)
+    )
+    torch.testing.assert_close(up, source.repeat_interleave(8, 2).repeat_interleave(8, 3), rtol=0, atol=4e-6)
     tiles = [tile.times(8) for tile in plan_tiles(Size(40, 56), 16, 8)]
     down = run_blended(lambda x: F.avg_pool2d(x, 8), up, tiles)
-    torch.testing.assert_close(down, source, rtol=0, atol=2e-6)
+    torch.testing.assert_close(down, source, rtol=0, atol=4e-6)
 
 
 def test_tiles_that_disagree_fade_into_each_other() -> None:
-    """Each tile adds its own constant: the worst case. The result must move in steps much smaller than the constants."""
-    constants = iter(torch.linspace(-1, 1, 3))
-    result = run_blended(lambda x: x + next(constants), torch.zeros(1, 1, 64, 128), plan_tiles(Size(64, 128), 64, 32))
+    """Each tile adds its own constant, the worst case: the result must move in steps much smaller than these."""
+    constants = iter(torch.linspace(-1, 1, 5))
+    result = run_blended(lambda x: x + next(constants), torch.zeros(1, 1, 64, 192), plan_tiles(Size(64, 192), 64, 32))
     step = result.diff(dim=3).abs().max()
     assert step < 0.12
     assert result.max() - result.min() > 1.9
@@ -45,7 +47,7 @@ def test_window_is_symmetric_and_never_vanishes() -> None:
     assert window.shape == (48, 64)
     assert torch.equal(window, window.flip(0))
     assert torch.equal(window, window.flip(1))
-    assert window.min() >= 1e-3
+    assert window.min() > 1e-12
     assert window.max() <= 1
 
 

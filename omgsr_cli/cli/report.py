@@ -39,8 +39,7 @@ class Tally:
         said = ", ".join(f"{count} {name}" for name, count in counts if count) or "nothing to do"
         if self.done:
             said += f": {self.megapixels:.1f} megapixels in {duration(self.seconds)}"
-        names = [name for name in self.failed if name]
-        return said + ("\nfailed: " + ", ".join(names) if names else "")
+        return said + ("\nfailed: " + ", ".join(self.failed) if self.failed else "")
 
 
 def result_line(result: FileResult) -> str:

@@ -11,7 +11,7 @@ import typer
 from omgsr_cli.cli.output import Output, duration
 from omgsr_cli.cli.report import Tally, name_of, result_line, result_record
 from omgsr_cli.errors import UsageError
-from omgsr_cli.jobs import JobPlan, plan_jobs
+from omgsr_cli.jobs import STREAM, JobPlan, plan_jobs
 from omgsr_cli.options import ModelOptions, RestoreOptions, SizeOptions, WriteOptions, build_options
 from omgsr_cli.presets import DEFAULT_PRESET
 
@@ -153,9 +153,7 @@ def upscale(
         compile=compile_,
         process_size=process_size,
     )
-    sizes = build_options(
-        SizeOptions, scale=scale, size=_parse_size(size), long_side=long_side, short_side=short_side
-    )
+    sizes = build_options(SizeOptions, scale=scale, size=_parse_size(size), long_side=long_side, short_side=short_side)
     restore = build_options(
         RestoreOptions,
         size=sizes,
@@ -172,8 +170,10 @@ def upscale(
     # What a folder of results is called needs the scale, and a default one is the model's: ask its record.
     from omgsr_cli.batch import Settings
 
-    session = _Session(Settings(model_options, restore, write), talk)
-    # Of standard input the result goes to standard output, unless it is given a name.
+    to_stdout = output == STREAM or (output is None and STREAM in inputs)
+    if compare and to_stdout:
+        raise UsageError("--compare has no place beside stdout", "give -o FILE")
+    session = _Session(Settings(model_options, restore, write), talk, to_stdout)
     plan = plan_jobs(
         inputs,
         output,
@@ -182,21 +182,20 @@ def upscale(
         scale_label=_scale_label(sizes, session.info.scale),
         output_format=write.format,
     )
-    if compare and any(job.destination is None for job in plan.jobs):
-        raise UsageError("--compare has no place beside stdout", "give -o FILE")
     return session.plan(plan) if dry_run else session.run(plan)
 
 
 class _Session:
     """One call of the command: the settings, the model when it is needed, and the counting."""
 
-    def __init__(self, settings: Settings, talk: Output) -> None:
+    def __init__(self, settings: Settings, talk: Output, to_stdout: bool) -> None:
         from omgsr_cli.models.loading import describe_model
         from omgsr_cli.models.sources import find_model
 
         options = settings.model
         self.settings = settings
         self.talk = talk
+        self.to_stdout = to_stdout
         self.source = find_model(
             options.model,
             base=options.base,

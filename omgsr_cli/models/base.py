@@ -26,6 +26,7 @@ class RestorerInfo:
         latent_px: image pixels per latent element, on each side (8 for AutoencoderKL, 4 for tiny).
         halo_px: margin in image pixels with which a tile gives what the whole picture gives. None where every
             pixel depends on all others (attention, group norm): such tiles are blended.
+        border_px: pixels by which a picture is extended on every side by reflection and cropped again.
         bytes_per_px: working memory at its peak for one image pixel of a tile, weights left out.
         color_fix: the colour fix that suits the model: "adain", "wavelet" or "none".
         prompt: the text that the model is conditioned on, or None where it takes none.
@@ -40,6 +41,7 @@ class RestorerInfo:
     native_tile_px: int
     latent_px: int
     halo_px: int | None
+    border_px: int
     bytes_per_px: int
     color_fix: ColorFix
     prompt: str | None

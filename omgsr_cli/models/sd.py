@@ -143,6 +143,7 @@ def describe_sd(source: ModelSource) -> RestorerInfo:
         native_tile_px=source.record.native_tile_px,
         latent_px=latent_px,
         halo_px=None,
+        border_px=0,
         bytes_per_px=_BYTES_PER_CHANNEL * max(vae["block_out_channels"][:2]),
         color_fix="adain",
         prompt=source.record.prompt or "",

@@ -8,10 +8,11 @@ into tiles with a margin gives what the whole picture gives.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,11 +21,14 @@ from torch import Tensor, nn
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.base import RestorerInfo
 from omgsr_cli.models.record import ModelRecord, load_record, read_json
-from omgsr_cli.models.wavelet import LATENT_CHANNELS, LATENT_PX, WaveletLatents
-from omgsr_cli.schedules import DdpmSchedule
+from omgsr_cli.models.wavelet import LATENT_CHANNELS, LATENT_PX, WaveletLatents, remove_lines
+from omgsr_cli.schedules import DdpmSchedule, Schedule
 
 # Measured: some six float32 activations of the first level, and the transform's copies of the picture.
 _BYTES_PER_PX = 240
+
+# The convolutions pad with zeros, which on a black picture is an edge: it is kept outside of the picture.
+_BORDER_PX = 32
 
 
 class TinyConfig(BaseModel):
@@ -75,11 +79,26 @@ class ResidualBlock(nn.Module):
         self.film = nn.Linear(time_width, 2 * width) if time_width else None
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """(B, width, h, w) to the same; `time` is (B, time_width)."""
         h = self.conv1(F.silu(x))
         if self.film is not None and time is not None:
             scale, shift = self.film(time)[:, :, None, None].chunk(2, 1)
             h = torch.addcmul(h + shift, h, scale)
-        return x + self.conv2(F.silu(h))
+        residual: Tensor = self.conv2(F.silu(h))
+        return x + residual
+
+
+class _Stack(nn.ModuleList):
+    """Residual blocks one after the other, all told the same time."""
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        for block in self:
+            x = block(x, time)
+        return x
+
+
+def _stack(width: int, blocks: int, time_width: int | None) -> _Stack:
+    return _Stack(ResidualBlock(width, time_width) for _ in range(blocks))
 
 
 def timestep_embedding(timestep: Tensor, width: int) -> Tensor:
@@ -108,19 +127,14 @@ class LatentUNet(nn.Module):
         widths, time = config.widths, self.time_width
         self.time = nn.Sequential(nn.Linear(64, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
         self.conv_in = _conv3x3(LATENT_CHANNELS, widths[0])
-        self.down = nn.ModuleList(
-            nn.ModuleList(ResidualBlock(w, time) for _ in range(n))
-            for w, n in zip(widths, config.down_blocks, strict=True)
-        )
-        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False))
-        self.grow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in zip(widths, widths[1:], strict=False))
-        self.up = nn.ModuleList(
-            nn.ModuleList(ResidualBlock(w, time) for _ in range(n))
-            for w, n in zip(widths[:-1], config.up_blocks, strict=True)
-        )
+        self.down = nn.ModuleList(_stack(w, n, time) for w, n in zip(widths, config.down_blocks, strict=True))
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
+        self.grow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(widths))
+        self.up = nn.ModuleList(_stack(w, n, time) for w, n in zip(widths[:-1], config.up_blocks, strict=True))
         self.conv_out = _conv3x3(widths[0], LATENT_CHANNELS, zero=True)
 
     def forward(self, latent: Tensor, timestep: Tensor) -> Tensor:
+        """Predict the noise: see the class."""
         time = self.time(timestep_embedding(timestep, 64).to(self.conv_in.weight.dtype))
         x = self.conv_in(latent)
         skips: list[Tensor] = []
@@ -128,14 +142,12 @@ class LatentUNet(nn.Module):
             if level:
                 skips.append(x)
                 x = self.shrink[level - 1](x)
-            for block in blocks:
-                x = block(x, time)
+            x = blocks(x, time)
         for level in reversed(range(len(skips))):
             # Smooth enlargement: nearest or pixel shuffle would draw a grid at the period of this level.
             x = F.interpolate(self.grow[level](x), scale_factor=2.0, mode="bilinear", align_corners=False)
             x = x + skips[level]
-            for block in self.up[level]:
-                x = block(x, time)
+            x = self.up[level](x, time)
         noise: Tensor = self.conv_out(F.silu(x))
         return noise
 
@@ -147,13 +159,12 @@ class LatentEncoder(nn.Module):
         super().__init__()
         width = config.widths[0]
         self.conv_in = _conv3x3(LATENT_CHANNELS, width)
-        self.blocks = nn.ModuleList(ResidualBlock(width, None) for _ in range(config.encoder_blocks))
+        self.blocks = _stack(width, config.encoder_blocks, None)
         self.conv_out = _conv3x3(width, LATENT_CHANNELS, zero=True)
 
     def forward(self, latent: Tensor) -> Tensor:
-        x = self.conv_in(latent)
-        for block in self.blocks:
-            x = block(x)
+        """(B, 48, h, w) to the correction, of the same shape."""
+        x = self.blocks(self.conv_in(latent))
         correction: Tensor = self.conv_out(F.silu(x))
         return correction
 
@@ -181,7 +192,9 @@ class TinyRestorer:
         precision: str,
     ) -> None:
         self.network = network
-        self.schedule = schedule
+        self.schedule: Schedule = schedule
+        # The power that the latent of the low-quality picture is given: that of a noisy latent's signal.
+        self._signal = schedule.alpha_bar(info.mid_timestep) ** 0.5
         self.info = info
         self.device = device
         self.precision = precision
@@ -189,7 +202,8 @@ class TinyRestorer:
 
     @property
     def _dtype(self) -> torch.dtype:
-        return self.network.unet.conv_in.weight.dtype
+        dtype: torch.dtype = self.network.unet.conv_in.weight.dtype
+        return dtype
 
     def compile(self) -> None:
         """Compile both networks in place."""
@@ -204,14 +218,16 @@ class TinyRestorer:
         """
         latent = self.network.latents.encode(image)
         correction = self.network.encoder(_channels_last(latent.to(self._dtype)))
-        return latent * self.schedule.alpha_bar(self.info.mid_timestep) ** 0.5 + correction.float()
+        lq_latent: Tensor = latent * self._signal + remove_lines(correction.float())
+        return lq_latent
 
     def restore(self, lq_latent: Tensor) -> Tensor:
         """Take the one step: (B, 48, h, w) float32 to the clean latent of the same shape and dtype."""
         step = self.info.mid_timestep
         timestep = torch.full((len(lq_latent),), step, device=lq_latent.device)
         noise = self.network.unet(_channels_last(lq_latent.to(self._dtype)), timestep)
-        return self.schedule.clean_latent(lq_latent, noise.float(), step)
+        # The schedule's formula is linear, so this takes the lines out of what the step adds, and out of that alone.
+        return self.schedule.clean_latent(lq_latent, remove_lines(noise.float()), step)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Map (B, 48, h, w) to (B, 3, 4h, 4w) float32, nominally in [-1, 1]."""
@@ -239,7 +255,10 @@ def load_tiny(folder: Path, device: torch.device, precision: str) -> TinyRestore
         network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
     except (ValidationError, SafetensorError, OSError, RuntimeError) as error:
         raise ModelError(f"{folder} does not hold omgsr-tiny's weights: {str(error).splitlines()[0]}") from error
-    network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+    network.requires_grad_(False).eval()
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = _channels_last(module.weight.data)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     network.encoder.to(dtype)
     network.unet.to(dtype)
@@ -260,6 +279,7 @@ def build_info(config: TinyConfig, record: ModelRecord, name: str) -> RestorerIn
         native_tile_px=record.native_tile_px,
         latent_px=LATENT_PX,
         halo_px=config.halo_px,
+        border_px=_BORDER_PX,
         bytes_per_px=_BYTES_PER_PX,
         color_fix="none",
         prompt=None,

@@ -30,6 +30,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from omgsr_cli.degradation import degrade, load_degradation
 from omgsr_cli.models.record import ModelRecord
 from omgsr_cli.models.tiny import TinyConfig, TinyNetwork, TinyRestorer, build_info
+from omgsr_cli.models.wavelet import remove_lines
 from omgsr_cli.schedules import DdpmSchedule
 
 CROP_PX, MARGIN_PX = 128, 16
@@ -118,6 +119,12 @@ def shifted_lpips(alex: Lpips, restored: Tensor, hq: Tensor) -> Tensor:
     return alex(restored[..., y:, x:], hq[..., y:, x:]).mean()
 
 
+def line_loss(restored: Tensor, target: Tensor) -> Tensor:
+    """How far the running means of the bands are from the photograph's: they are the grids that flat areas show."""
+    difference = restored.float() - target
+    return torch.stack([(difference - remove_lines(difference, reach)).abs().mean() for reach in (1, 4)]).sum()
+
+
 def gan_loss(heads: nn.ModuleList, features: list[Tensor], target: float) -> Tensor:
     """Binary cross-entropy of every head's logits with `target`, summed over the levels."""
     losses = []
@@ -177,7 +184,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Train until the minutes are over; a second call goes on where the first one stopped."""
     args = parse()
-    weight = {"l1": 0.5, "lrr": 0.5, "dists": 1.5, "lpips": 0.5, "alex": 1.0, "gan": 0.0} | args.weights
+    weight = {"l1": 0.5, "lrr": 0.5, "dists": 1.5, "lpips": 0.5, "alex": 1.0, "lines": 1.0, "gan": 0.0} | args.weights
     torch.manual_seed(0)
     dtype = torch.float32 if args.fp32 else torch.bfloat16
     network = TinyNetwork(TinyConfig()).to(memory_format=torch.channels_last)
@@ -211,7 +218,8 @@ def main() -> None:
         lq, hq = next(loader)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not args.fp32):
             lq_latent = restorer.encode(lq)
-            restored = restorer.decode(restorer.restore(lq_latent))
+            clean_latent = restorer.restore(lq_latent)
+            restored = restorer.decode(clean_latent)
         with torch.no_grad():
             target = network.latents.encode(hq)
             real = perception.maps(hq)
@@ -222,6 +230,7 @@ def main() -> None:
             # An epsilon is expected to remain: the noise in the target has the variance 1 - alpha_bar.
             "lrr": F.mse_loss(lq_latent, noisy) - (1 - schedule.alpha_bar(mid_timestep)),
             **compare(fake, real),
+            "lines": line_loss(clean_latent, target),
             "alex": shifted_lpips(alex, restored, hq),
         }
         if weight["gan"] and state.step >= args.gan_from:

@@ -16,7 +16,6 @@ from state import Ema, State, load_state, save_state
 from omgsr_cli.models.tiny import TinyConfig, TinyNetwork
 from omgsr_cli.schedules import DdpmSchedule
 
-
 # Fine chroma varies by less than a grey level: at unit variance the network would study quantisation noise.
 SMALLEST_STD = 0.06
 
@@ -79,7 +78,9 @@ def main() -> None:
         state.step += 1
         running = running * 0.98 + loss.item() * 0.02
         if state.step % 50 == 0:
-            print(f"step {state.step} minutes {elapsed / 60:.1f} loss {running / (1 - 0.98**state.step):.4f}", flush=True)
+            print(
+                f"step {state.step} minutes {elapsed / 60:.1f} loss {running / (1 - 0.98**state.step):.4f}", flush=True
+            )
         if state.step % 500 == 0:
             save_state(args.out / "state.pt", state)
     save_state(args.out / "state.pt", state)

@@ -1,0 +1,175 @@
+"""Time and memory of a model of Stable Diffusion 2.1-base's size, with random weights, on a CPU.
+
+What it restores is noise; what it costs is what the real one costs. `--make` writes the model as a folder (3.8 GB in
+fp32), `--run` loads it in this process, which should be a fresh one, and restores two pictures.
+
+    python benchmarks/sd_size.py --make /tmp/sd_size
+    python benchmarks/sd_size.py --run /tmp/sd_size --precision fp32
+    python benchmarks/sd_size.py --run /tmp/sd_size --precision bf16
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from stages import Row, count_flops, peak_memory_gib, print_table, restoration_rows, timed
+from torch import nn
+
+from omgsr_cli.geometry import Size
+from omgsr_cli.models.base import Restorer
+from omgsr_cli.models.libraries import quiet_libraries
+from omgsr_cli.models.loading import load_restorer
+from omgsr_cli.models.prompts import save_prompt_embeds
+from omgsr_cli.models.record import ModelRecord, write_record
+from omgsr_cli.models.sd import SdRestorer
+from omgsr_cli.options import RestoreOptions
+from omgsr_cli.upscaling import plan_restoration, usable_memory
+
+_TOKENS = 77
+
+# The public configuration of Stable Diffusion 2.1-base; what is not here has diffusers' own default there, too.
+_SD21_UNET: dict[str, Any] = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "attention_head_dim": (5, 10, 20, 20),
+    "cross_attention_dim": 1024,
+    "use_linear_projection": True,
+    "layers_per_block": 2,
+}
+_SD21_VAE: dict[str, Any] = {
+    "sample_size": 768,
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "scaling_factor": 0.18215,
+}
+SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "sd21": (_SD21_UNET, _SD21_VAE),
+    # The same layout with few channels, to try the program itself.
+    "toy": (
+        _SD21_UNET
+        | {
+            "sample_size": 8,
+            "block_out_channels": (32, 32, 64, 64),
+            "attention_head_dim": 2,
+            "cross_attention_dim": 16,
+        },
+        _SD21_VAE | {"sample_size": 64, "block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
+    ),
+}
+_SCHEDULE = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+}
+
+
+def build_networks(shape: str) -> tuple[nn.Module, nn.Module]:
+    """Give UNet and VAE on the meta device: shapes without numbers, built in a moment."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    unet_config, vae_config = SHAPES[shape]
+    with torch.device("meta"):
+        return UNet2DConditionModel(**unet_config), AutoencoderKL(**vae_config)
+
+
+@torch.no_grad()
+def fill_randomly(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Give a network of the meta device numbers that keep the size of activations: N(0, 1/fan_in), biases 0."""
+    network.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in network.named_parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(0, 1 / math.sqrt(parameter[0].numel()), generator=generator)
+        else:
+            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+    return network
+
+
+def make(folder: Path, shape: str, weights: str) -> None:
+    """Write a merged model folder that needs no text encoder."""
+    folder.mkdir(parents=True)
+    unet_config, _ = SHAPES[shape]
+    with quiet_libraries():
+        for part, network in zip(("unet", "vae"), build_networks(shape), strict=True):
+            filled: Any = fill_randomly(network)
+            if weights == "fp16":
+                filled = filled.half()
+            filled.save_pretrained(folder / part, variant="fp16" if weights == "fp16" else None)
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(_SCHEDULE), encoding="utf-8")
+    generator = torch.Generator().manual_seed(1)
+    save_prompt_embeds(torch.randn(1, _TOKENS, unet_config["cross_attention_dim"], generator=generator), "", folder)
+    native_px = unet_config["sample_size"] * 8
+    write_record(ModelRecord(family="sd", mid_timestep=273, native_tile_px=native_px, scale=4.0, prompt=""), folder)
+
+
+def without_numbers(restorer: SdRestorer, shape: str) -> SdRestorer:
+    """Give the same restorer on the meta device, for counting; the given one is left as it is."""
+    with quiet_libraries():
+        unet, vae = (network.to(restorer.unet.dtype) for network in build_networks(shape))
+    embeds = restorer.prompt_embeds
+    parts: Any = (unet, vae)
+    return SdRestorer(*parts, restorer.schedule, embeds, restorer.info, restorer.precision, restorer.source)
+
+
+def find_shape(restorer: SdRestorer) -> str:
+    """Name the shape that a folder was made in."""
+    width = restorer.unet.config["cross_attention_dim"]
+    return next(name for name, (unet, _) in SHAPES.items() if unet["cross_attention_dim"] == width)
+
+
+def run(folder: Path, precision: str, size_px: int) -> None:
+    """Load the folder, restore two pictures and print the table."""
+    load_s, restorer = timed(lambda: load_restorer(folder, device="cpu", precision=precision))
+    loaded = Row("load", load_s, peak_memory_gib())
+    assert isinstance(restorer, SdRestorer)
+    describe(restorer, size_px)
+    enlarged_px = max(round(size_px * restorer.info.scale), restorer.info.native_tile_px)
+    flops = count_flops(without_numbers(restorer, find_shape(restorer)), enlarged_px)
+    print_table([loaded, *restoration_rows(restorer, size_px, flops)])
+
+
+def describe(restorer: Restorer, size_px: int) -> None:
+    """Print what is measured, and refuse a size at which the step would take more than one tile."""
+    info = restorer.info
+    output = Size(size_px, size_px).times(info.scale)
+    plan = plan_restoration(info, output, RestoreOptions(), usable_memory(restorer.device))
+    if plan.tiles != 3:
+        raise SystemExit(f"{output} pixels take {plan.tiles} tiles here; stages are compared in one tile each")
+    print(f"{info.parameters / 1e6:.0f} M parameters, {restorer.precision}, {torch.get_num_threads()} threads")
+    print(f"{size_px}x{size_px} to {output}\n")
+
+
+def main() -> None:
+    """Do what was asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--make", type=Path, metavar="FOLDER", help="write the model; the folder must not exist")
+    task.add_argument("--run", type=Path, metavar="FOLDER", help="measure it")
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="sd21", help="of --make")
+    parser.add_argument("--weights", choices=("fp32", "fp16"), default="fp32", help="in the file, of --make")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of --run")
+    parser.add_argument("--size", type=int, default=128, help="side of the picture in px, of --run")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.make:
+        make(options.make, options.shape, options.weights)
+    else:
+        run(options.run, options.precision, options.size)
+
+
+if __name__ == "__main__":
+    main()

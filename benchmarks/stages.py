@@ -1,0 +1,176 @@
+"""Time the stages of a restoration as `upscale_image` calls them, and measure its memory and its arithmetic."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from omgsr_cli.geometry import Size
+from omgsr_cli.models.base import Restorer, RestorerInfo
+from omgsr_cli.schedules import Schedule
+from omgsr_cli.upscaling import upscale_image
+
+STAGES = ("encode", "step", "decode")
+
+Result = TypeVar("Result")
+
+
+def peak_memory_gib(who: int = resource.RUSAGE_SELF) -> float:
+    """Tell the largest resident memory so far, in GiB: with the pages of mapped files, and of all threads."""
+    peak = resource.getrusage(who).ru_maxrss
+    # macOS tells bytes, Linux KiB.
+    return float(peak / (2**30 if sys.platform == "darwin" else 2**20))
+
+
+@dataclass
+class TimedRestorer:
+    """A `Restorer` that hands every call to another one and adds up how long they take.
+
+    Attributes:
+        inner: does the work.
+        seconds: of each of STAGES, over all tiles since the last `reset`.
+        peak_gib: resident memory at the end of the stage, the largest so far.
+    """
+
+    inner: Restorer
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_gib: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def info(self) -> RestorerInfo:
+        return self.inner.info
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.inner.schedule
+
+    @property
+    def device(self) -> torch.device:
+        return self.inner.device
+
+    @property
+    def precision(self) -> str:
+        return self.inner.precision
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.inner.notes
+
+    def compile(self) -> None:
+        self.inner.compile()
+
+    def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self._timed("encode", lambda: self.inner.encode(image, generator))
+
+    def restore(self, lq_latent: Tensor) -> Tensor:
+        return self._timed("step", lambda: self.inner.restore(lq_latent))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return self._timed("decode", lambda: self.inner.decode(latent))
+
+    def reset(self) -> None:
+        """Forget what was measured."""
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.peak_gib = {}
+
+    def _timed(self, stage: str, work: Callable[[], Tensor]) -> Tensor:
+        seconds, result = timed(work)
+        self.seconds[stage] += seconds
+        self.peak_gib[stage] = peak_memory_gib()
+        return result
+
+
+def timed(work: Callable[[], Result]) -> tuple[float, Result]:
+    """Run it; seconds and what it returns."""
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table; what was not measured is None."""
+
+    name: str
+    seconds: float
+    peak_gib: float | None = None
+    flops: int | None = None
+
+
+def restoration_rows(restorer: Restorer, side_px: int, flops: dict[str, int]) -> list[Row]:
+    """Restore two pictures of one size and time their stages.
+
+    Args:
+        restorer: on the CPU.
+        side_px: height and width of the pictures.
+        flops: of each of STAGES, for the second picture's rows.
+    Returns:
+        One row for the first picture, which also pays for what is prepared once, then the stages of the second
+        and the whole of it.
+    """
+    timer = TimedRestorer(restorer)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(3, side_px, side_px, generator=generator)
+    output = Size(side_px, side_px).times(restorer.info.scale)
+    timer.reset()
+    first, _ = timed(lambda: upscale_image(timer, image, output))
+    rows = [Row("first picture", first, peak_memory_gib(), sum(flops.values()))]
+    timer.reset()
+    whole, result = timed(lambda: upscale_image(timer, image, output))
+    if tuple(result.shape) != (3, *output) or not bool(result.isfinite().all()):
+        raise RuntimeError(f"the result {tuple(result.shape)} is not a finite picture of {output}")
+    rows += [Row(f"- {stage}", timer.seconds[stage], timer.peak_gib[stage], flops[stage]) for stage in STAGES]
+    rows.insert(1, Row("second picture", whole, peak_memory_gib(), sum(flops.values())))
+    return rows
+
+
+def count_flops(restorer: Restorer, side_px: int) -> dict[str, int]:
+    """Count the floating-point operations of each stage for one square image, a multiply-add being two.
+
+    Args:
+        restorer: on any device; on "meta" nothing is computed.
+        side_px: of the enlarged image, in one tile.
+    """
+    counts: dict[str, int] = {}
+
+    def counted(stage: str, work: Callable[[], Tensor]) -> Tensor:
+        with FlopCounterMode(display=False) as counter:
+            result = work()
+        counts[stage] = counter.get_total_flops()
+        return result
+
+    image = torch.zeros(1, 3, side_px, side_px, device=restorer.device)
+    # The fused attention of CPUs is a kernel that the counter does not know: take it apart into products.
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+        lq_latent = counted("encode", lambda: restorer.encode(image))
+        latent = counted("step", lambda: restorer.restore(lq_latent))
+        counted("decode", lambda: restorer.decode(latent))
+    return counts
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """Print rows as a table that can be pasted into a Markdown page."""
+    lines = [("", "seconds", "GFLOP", "GFLOP/s", "peak memory, GiB")]
+    for row in rows:
+        gflop = None if row.flops is None else row.flops / 1e9
+        lines.append(
+            (
+                row.name,
+                f"{row.seconds:.2f}",
+                "" if gflop is None else f"{gflop:.0f}",
+                "" if gflop is None else f"{gflop / row.seconds:.0f}",
+                "" if row.peak_gib is None else f"{row.peak_gib:.2f}",
+            )
+        )
+    lines.insert(1, ("---", "---:", "---:", "---:", "---:"))
+    for line in lines:
+        print("| " + " | ".join(line) + " |")

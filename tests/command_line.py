@@ -1,0 +1,106 @@
+"""What the tests of the command line share: a random model, pictures, and a way to call the program."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from omgsr_cli.cli.app import run
+from omgsr_cli.models.record import ModelRecord, write_record
+from omgsr_cli.models.tiny import TinyConfig, TinyNetwork
+from omgsr_cli.schedules import DdpmSchedule
+
+MID_TIMESTEP = 275
+
+
+def write_tiny_model(folder: Path) -> Path:
+    """Write a random model of the embedded one's family that changes pictures visibly, but not beyond recognition."""
+    torch.manual_seed(3)
+    config = TinyConfig(
+        # Wide enough for exact tiles: this margin is more than the network can see.
+        widths=(8, 16, 16), down_blocks=(1, 1, 1), up_blocks=(1, 1), encoder_blocks=1, halo_px=160
+    )
+    network = TinyNetwork(config)
+    for conv in (network.encoder.conv_out, network.unet.conv_out):
+        nn.init.normal_(conv.weight, std=0.05)
+    folder.mkdir(parents=True)
+    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config.model_dump()))
+    schedule = DdpmSchedule().to_config()
+    write_record(
+        ModelRecord(family="tiny", mid_timestep=MID_TIMESTEP, native_tile_px=16, schedule=schedule), folder
+    )
+    return folder
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one call of the program gave."""
+
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        """The results."""
+        return self.out.decode().splitlines()
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines that tell an error."""
+        return [line for line in self.err.splitlines() if line.startswith("error: ")]
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The results of `--json`."""
+        return [json.loads(line) for line in self.lines]
+
+
+class Command:
+    """`omgsr upscale`, run in this process."""
+
+    def __init__(self, capture: pytest.CaptureFixture[bytes]) -> None:
+        self._capture = capture
+
+    def __call__(self, *arguments: str | Path) -> Said:
+        self._capture.readouterr()
+        code = run(["upscale", *map(str, arguments)])
+        out, err = self._capture.readouterr()
+        return Said(code, out, err.decode())
+
+
+def draw(path: Path, width: int = 20, height: int = 14, mode: str = "RGB", **save: Any) -> Path:
+    """Write a smooth coloured picture."""
+    rows, columns = np.mgrid[0:height, 0:width].astype(float)
+    planes = [128 + 100 * np.sin(rows / (3 + i) + columns / (5 - i)) for i in range(3)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.stack(planes, 2).round().astype(np.uint8)).convert(mode).save(path, **save)
+    return path
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height of a picture file."""
+    with Image.open(path) as image:
+        return image.size
+
+
+def pixels(path: Path) -> NDArray[np.int64]:
+    """Samples of a picture file."""
+    with Image.open(path) as image:
+        return np.asarray(image).astype(np.int64)
+
+
+def files_below(folder: Path) -> list[str]:
+    """Every file, hidden ones included, relative to the folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())

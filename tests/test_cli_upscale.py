@@ -1,0 +1,325 @@
+"""`omgsr upscale`: the model, the size and what is done to the pixels, at the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from command_line import MID_TIMESTEP, Command, draw, files_below, pixels, size_of, write_tiny_model
+from PIL import Image
+from torch import Tensor
+
+from omgsr_cli.cli.app import app
+from omgsr_cli.models.tiny import TinyRestorer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "random")
+
+
+@pytest.fixture
+def omgsr(model: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Command:
+    monkeypatch.setenv("OMGSR_MODEL", str(model))
+    return Command(capfdbinary)
+
+
+@pytest.fixture
+def golden(shared: Path) -> Path:
+    return shared / "golden" / "sd"
+
+
+def test_every_option_is_used_by_a_test() -> None:
+    command = typer.main.get_command(app).commands["upscale"]  # type: ignore[attr-defined]
+    options = {name for param in command.params for name in param.opts if name.startswith("--")} - {"--help"}
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_cli_*.py"))
+    assert "--overlap" in options
+    assert not {option for option in options if f'"{option}"' not in tests}
+
+
+# Size
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (3, 70), (700, 3), (127, 129), (16, 16), (17, 33)])
+def test_the_result_is_exactly_four_times_the_input(omgsr: Command, tmp_path: Path, width: int, height: int) -> None:
+    draw(tmp_path / "a.png", width, height)
+    assert omgsr(tmp_path / "a.png").code == 0
+    assert size_of(tmp_path / "a_x4.png") == (4 * width, 4 * height)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "size"),
+    [
+        (("--scale", "0.5"), "a_x0.5.png", (10, 7)),
+        (("--scale", "1"), "a_x1.png", (20, 14)),
+        (("--scale", "2.5"), "a_x2.5.png", (50, 35)),
+        (("--scale", "16"), "a_x16.png", (320, 224)),
+        (("--size", "33x57"), "a_33x57.png", (33, 57)),
+        (("--long-side", "41"), "a_41px.png", (41, 29)),
+        (("--short-side", "41"), "a_41px.png", (59, 41)),
+    ],
+)
+def test_size_options(
+    omgsr: Command, tmp_path: Path, options: tuple[str, str], name: str, size: tuple[int, int]
+) -> None:
+    source = draw(tmp_path / "a.png", 20, 14)
+    said = omgsr(source, *options)
+    assert (said.code, said.lines) == (0, [str(tmp_path / name)])
+    assert size_of(tmp_path / name) == size
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        (("--scale", "0.49"), "--scale 0.49"),
+        (("--scale", "16.1"), "--scale 16.1"),
+        (("--scale", "nan"), "--scale nan"),
+        (("--scale", "big"), "--scale"),
+        (("--scale", "2", "--size", "5x5"), "--scale and --size"),
+        (("--long-side", "9", "--short-side", "9"), "--long-side and --short-side"),
+        (("--size", "5"), "--size 5"),
+        (("--size", "5x"), "--size 5x"),
+        (("--size", "0x7"), "--size 0x7"),
+        (("--size", "-3x7"), "--size -3x7"),
+        (("--long-side", "0"), "--long-side 0"),
+        (("--short-side", "0"), "--short-side 0"),
+        (("--process-size", "7"), "--process-size 7"),
+        (("--process-size", "24"), "24"),
+        (("--mid-timestep", "1000"), "--mid-timestep 1000"),
+        (("--seed", "-1"), "--seed -1"),
+        (("--tile", "63"), "--tile 63"),
+        (("--tile", "whole"), "--tile whole"),
+        (("--tile", "64", "--overlap", "33"), "--overlap 33"),
+        (("--overlap", "-1"), "--overlap -1"),
+        (("--batch", "0"), "--batch 0"),
+        (("--color-fix", "hsv"), "--color-fix hsv"),
+        (("--precision", "int8"), "--precision int8"),
+        (("--format", "gif"), "--format gif"),
+        (("--quality", "0"), "--quality 0"),
+        (("--quality", "101"), "--quality 101"),
+        (("--metadata", "some"), "--metadata some"),
+        (("--suffix", "a/b"), "--suffix a/b"),
+        (("--no-such-option",), "--no-such-option"),
+        (("-o", "-", "--compare"), "--compare"),
+        (("--prompt", "a cat"), "no prompt"),
+    ],
+)
+def test_a_wrong_option_is_a_usage_error_that_names_it(
+    omgsr: Command, tmp_path: Path, options: tuple[str, ...], wrong: str
+) -> None:
+    said = omgsr(draw(tmp_path / "a.png"), *options)
+    assert (said.code, said.out) == (2, b"")
+    [error] = said.errors
+    assert wrong in error
+    assert said.err.splitlines()[-1].startswith("hint: ")
+    assert files_below(tmp_path) == ["a.png"]
+
+
+def test_a_small_picture_is_restored_at_the_process_size(omgsr: Command, tmp_path: Path) -> None:
+    draw(tmp_path / "a.png", 20, 14)
+    [plan] = omgsr(tmp_path / "a.png", "--scale", "1", "--process-size", "64", "--dry-run", "--json").records
+    assert (plan["output_size"], plan["restored_size"]) == ([20, 14], [91, 64])
+    for side in ("16", "64"):
+        assert omgsr(tmp_path / "a.png", "--process-size", side, "-o", tmp_path / f"{side}.png").code == 0
+        assert size_of(tmp_path / f"{side}.png") == (80, 56)
+    assert (pixels(tmp_path / "16.png") != pixels(tmp_path / "64.png")).any()
+
+
+# Model
+
+
+def test_the_model_is_taken_from_the_option_or_the_environment(
+    omgsr: Command, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = draw(tmp_path / "a.png")
+    assert "random on cpu, fp32" in omgsr(source, "--verbose", "-o", tmp_path / "1.png", "--device", "cpu").err
+    monkeypatch.setenv("OMGSR_MODEL", str(tmp_path / "nowhere"))
+    said = omgsr(source, "-o", tmp_path / "2.png")
+    assert said.code == 1
+    assert "nowhere" in said.errors[0]
+    assert omgsr(source, "--model", model, "-o", tmp_path / "2.png").code == 0
+    assert (pixels(tmp_path / "1.png") == pixels(tmp_path / "2.png")).all()
+
+
+@pytest.mark.parametrize(
+    "options", [("--base", "nowhere"), ("--adapter", "nowhere"), ("--base", "nowhere", "--adapter", "nowhere")]
+)
+def test_a_base_or_adapter_that_is_not_there(
+    omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    monkeypatch.delenv("OMGSR_MODEL")
+    said = omgsr(draw(tmp_path / "a.png"), *options)
+    assert said.code == 1
+    assert "nowhere" in said.errors[0]
+
+
+@pytest.mark.parametrize("options", [("--device", "tpu"), ("--device", "cpu:x"), ("--precision", "fp16")])
+def test_a_device_or_precision_that_is_not_there(omgsr: Command, tmp_path: Path, options: tuple[str, ...]) -> None:
+    said = omgsr(draw(tmp_path / "a.png"), *options, *(() if "--device" in options else ("--device", "cpu")))
+    assert said.code == 1
+    assert options[1] in said.errors[0]
+    assert "hint: " in said.err
+
+
+def test_the_mid_timestep_changes_the_result_and_is_told(omgsr: Command, tmp_path: Path) -> None:
+    source = draw(tmp_path / "a.png")
+    said = omgsr(source, "--mid-timestep", "100", "-o", tmp_path / "100.png")
+    assert f"mid-timestep 100 is not {MID_TIMESTEP}" in said.err
+    said = omgsr(source, "--mid-timestep", str(MID_TIMESTEP), "-o", tmp_path / "own.png")
+    assert "mid-timestep" not in said.err
+    assert (pixels(tmp_path / "100.png") != pixels(tmp_path / "own.png")).any()
+
+
+def test_the_seed_reaches_the_model(omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int | None] = []
+    encode = TinyRestorer.encode
+
+    def spy(self: TinyRestorer, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        seeds.append(generator and generator.initial_seed())
+        return encode(self, image, generator)
+
+    monkeypatch.setattr(TinyRestorer, "encode", spy)
+    source = draw(tmp_path / "a.png")
+    assert omgsr(source, "-o", tmp_path / "mean.png").code == 0
+    assert omgsr(source, "-o", tmp_path / "sample.png", "--seed", "7").code == 0
+    assert seeds == [None, 7]
+
+
+def test_compile_is_called_once_for_many_pictures(
+    omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[TinyRestorer] = []
+    monkeypatch.setattr(TinyRestorer, "compile", calls.append)
+    sources = [draw(tmp_path / f"{name}.png") for name in "ab"]
+    assert omgsr(*sources, "--scale", "1").code == 0
+    assert calls == []
+    assert omgsr(*sources, "--compile").code == 0
+    assert len(calls) == 1
+
+
+# Pixels
+
+
+def test_the_same_input_gives_the_same_file(omgsr: Command, tmp_path: Path) -> None:
+    source = draw(tmp_path / "a.png")
+    for folder in ("one", "two"):
+        assert omgsr(source, "-o", tmp_path / folder).code == 0
+    assert (tmp_path / "one" / "a.png").read_bytes() == (tmp_path / "two" / "a.png").read_bytes()
+
+
+def test_color_fixes(omgsr: Command, tmp_path: Path) -> None:
+    source = draw(tmp_path / "a.png", 40, 30)
+    results = {}
+    for fix in ("none", "adain", "wavelet"):
+        assert omgsr(source, "--color-fix", fix, "-o", tmp_path / f"{fix}.png").code == 0
+        results[fix] = pixels(tmp_path / f"{fix}.png")
+    with Image.open(source) as image:
+        wanted = np.asarray(image.resize((160, 120), Image.Resampling.BICUBIC)).mean((0, 1))
+    away = {fix: np.abs(result.mean((0, 1)) - wanted).max() for fix, result in results.items()}
+    assert away["none"] > 2
+    assert away["adain"] < 1
+    assert away["wavelet"] < 1
+    assert (results["adain"] != results["wavelet"]).any()
+
+
+def test_tiles_and_batches_do_not_change_the_result(
+    omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together: list[int] = []
+    restore = TinyRestorer.restore
+
+    def spy(self: TinyRestorer, lq_latent: Tensor) -> Tensor:
+        together.append(len(lq_latent))
+        return restore(self, lq_latent)
+
+    monkeypatch.setattr(TinyRestorer, "restore", spy)
+    source = draw(tmp_path / "a.png", 150, 40)
+    assert omgsr(source, "--tile", "off", "-o", tmp_path / "whole.png").code == 0
+    assert together == [1]
+    assert omgsr(source, "--tile", "64", "-o", tmp_path / "tiles.png").code == 0
+    assert len(together) > 10
+    assert omgsr(source, "--tile", "64", "--batch", "3", "-o", tmp_path / "batch.png").code == 0
+    assert max(together) in (2, 3)
+    for name in ("tiles.png", "batch.png"):
+        assert np.abs(pixels(tmp_path / name) - pixels(tmp_path / "whole.png")).max() <= 1
+
+
+def test_the_overlap_is_planned_as_asked(omgsr: Command, tmp_path: Path) -> None:
+    source = draw(tmp_path / "a.png", 60, 60)
+    plans = [
+        omgsr(source, "--tile", "64", *options, "--dry-run", "--json").records[0]
+        for options in ((), ("--overlap", "32"), ("--overlap", "0"))
+    ]
+    assert [plan["overlap_px"] for plan in plans] == [160, 32, 0]
+    assert {plan["tile_px"] for plan in plans} == {64}
+    assert plans[0]["tiles"] == 16
+    assert plans[0]["memory_mib"] >= plans[1]["memory_mib"] >= plans[2]["memory_mib"]
+
+
+# Stable Diffusion
+
+
+def _cases() -> list[str]:
+    return ["none", "adain", "wavelet", "none_t195", "none_prompt"]
+
+
+def _golden_arguments(golden: Path) -> tuple[Any, ...]:
+    paths = ("--base", golden / "base", "--adapter", golden / "adapter", "--process-size", "256")
+    return (*paths, "--precision", "fp32", "--device", "cpu")
+
+
+@pytest.mark.parametrize("name", _cases())
+def test_golden_pictures(
+    omgsr: Command, golden: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMGSR_MODEL")
+    cases = {case["case"]: case for case in json.loads((golden / "cases.json").read_text())}
+    assert sorted(cases) == sorted(_cases())
+    case = cases[name]
+    said = omgsr(
+        golden / "in", "-o", tmp_path, *_golden_arguments(golden), "--scale", case["scale"],
+        "--color-fix", case["color_fix"], "--mid-timestep", case["mid_timestep"], "--prompt", case["prompt"],
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    assert [Path(line).name for line in said.lines] == ["0.png", "1.png", "2.png"]
+    for path in (golden / "expected" / name).iterdir():
+        away = np.abs(pixels(tmp_path / path.name) - pixels(path))
+        assert (away <= 1).mean() >= 0.999
+        assert away.max() <= 3
+
+
+def test_sd_in_tiles_and_with_a_seed(
+    omgsr: Command, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMGSR_MODEL")
+    source = golden / "in" / "0.png"
+    arguments = [*_golden_arguments(golden), "--scale", "2", "--process-size", "64"]
+    [plan] = omgsr(source, *arguments, "--dry-run", "--json").records
+    assert plan["overlap_px"] * 2 == plan["tile_px"] == 64
+    for name, options in (("a", ("--seed", "1")), ("b", ("--seed", "1", "--batch", "4")), ("c", ("--overlap", "16"))):
+        assert omgsr(source, *arguments, *options, "-o", tmp_path / f"{name}.png").code == 0
+        assert size_of(tmp_path / f"{name}.png") == (128, 128)
+    assert np.abs(pixels(tmp_path / "a.png") - pixels(tmp_path / "b.png")).max() <= 1
+    assert (pixels(tmp_path / "a.png") != pixels(tmp_path / "c.png")).any()
+
+
+def test_an_adapter_that_does_not_fit_is_told(
+    omgsr: Command, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMGSR_MODEL")
+    adapter = tmp_path / "adapter"
+    for part, other in (("unet", "vae_encoder"), ("vae_encoder", "unet")):
+        shutil.copytree(golden / "adapter" / f"{other}_lora_adapter", adapter / f"{part}_lora_adapter")
+    for path in (adapter, *adapter.rglob("*")):
+        os.chmod(path, 0o755)
+    said = omgsr(draw(tmp_path / "a.png"), "--base", golden / "base", "--adapter", adapter)
+    assert said.code == 1
+    assert len(said.errors) == 1
+    assert not (tmp_path / "a_x4.png").exists()
