@@ -1,6 +1,8 @@
 """Time and memory of omgsr-tiny on a CPU: the whole command in a process of its own, then the stages in this one.
 
-python benchmarks/tiny.py [--size 256] [--precision fp32]
+    python benchmarks/tiny.py [--size 256] [--precision fp32]
+
+`auto` is fp32 for this model on a CPU.
 """
 
 from __future__ import annotations

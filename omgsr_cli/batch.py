@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from omgsr_cli.errors import DeviceError, FileError, OmgsrError
-from omgsr_cli.geometry import Size, plan_output_size
+from omgsr_cli.geometry import Size, plan_canvas, plan_output_size
 from omgsr_cli.imaging import (
     Picture,
     check_output,
@@ -30,11 +30,14 @@ from omgsr_cli.imaging import (
 from omgsr_cli.inputs import shown
 from omgsr_cli.jobs import Job, comparison_path
 from omgsr_cli.models.base import Restorer, RestorerInfo
+from omgsr_cli.models.devices import free_memory_bytes
 from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions
 from omgsr_cli.upscaling import OnProgress, TilePlan, plan_restoration, restore_picture
 
 Status = Literal["done", "skipped", "planned", "failed"]
 _SAMPLE_BYTES = 1 << 16
+# One copy of the enlarged picture and one of the restored, three float32 channels each.
+_HELD_BYTES_PER_PX = 2 * 3 * 4
 
 
 @dataclass(frozen=True)
@@ -173,12 +176,22 @@ def _check(job: Job, settings: Settings, info: RestorerInfo) -> _Checked:
     header = probe_picture(content, _name(job))
     size = Size(*header.size_px)
     output = plan_output_size(size, settings.restore.size, info.scale)
+    _check_memory(job, output, info)
     format_name = _format(job, header.format, settings)
     # Whether transparency is really used shows only in the pixels.
     check_output(str(job.destination or "standard output"), format_name, output, has_alpha=False)
     record = settings.record(content)
     finished = _finished_outputs(job, record, settings)
     return _Checked(content, record, size, output, format_name, finished)
+
+
+def _check_memory(job: Job, output: Size, info: RestorerInfo) -> None:
+    """Refuse what could not even be held once; whether there is room to work in shows only as it is done."""
+    needed = plan_canvas(output, info.native_tile_px, info.multiple_of_px).padded.area * _HELD_BYTES_PER_PX
+    free = free_memory_bytes(torch.device("cpu"))
+    if needed > free:
+        reason = f"{output} takes {needed >> 20} MiB of memory, and {free >> 20} are free"
+        raise FileError(f"{_name(job)}: {reason}", "ask for a smaller size")
 
 
 def _outputs(job: Job, settings: Settings) -> tuple[Path, ...]:

@@ -18,7 +18,7 @@ from omgsr_cli.geometry import Canvas, Size, plan_canvas, plan_halo_tiles, plan_
 from omgsr_cli.imaging import Picture
 from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.models.devices import free_memory_bytes
-from omgsr_cli.options import RestoreOptions
+from omgsr_cli.options import ColorFix, RestoreOptions
 from omgsr_cli.tiling import run_blended, run_exact
 
 OnProgress = Callable[[int, int], None]
@@ -285,14 +285,14 @@ def _pad(image: Tensor, canvas: Canvas) -> Tensor:
     return F.pad(image[None], (before, right, before, bottom), mode="reflect" if reflects else "replicate")[0]
 
 
-def _fix_color(restored: Tensor, enlarged: Tensor, method: str, bit_depth: int) -> Tensor:
+def _fix_color(restored: Tensor, enlarged: Tensor, method: ColorFix, bit_depth: int) -> Tensor:
     if method == "none":
         return restored
     if bit_depth == 8:
         # As published: the fix works between 8-bit pictures, of which the restored one was truncated. It sets the mean
         # anew, so that the half level lost here does not darken the result.
         restored = (restored * 255).floor_().div_(255)
-    return match_color(restored[None], enlarged[None], method)[0].clamp_(0, 1)  # type: ignore[arg-type]  # X
+    return match_color(restored[None], enlarged[None], method)[0].clamp_(0, 1)
 
 
 def _enlarge_with_alpha(rgb: Tensor, alpha: Tensor, size: Size) -> Tensor:
@@ -311,7 +311,7 @@ def _fill_transparent(rgb: Tensor, alpha: Tensor) -> Tensor:
     levels = [(rgb * alpha, alpha)]
     while max(levels[-1][1].shape[-2:]) > 1:
         color, weight = levels[-1]
-        levels.append(tuple(F.avg_pool2d(x[None], 2, ceil_mode=True)[0] for x in (color, weight)))  # type: ignore[arg-type]  # X
+        levels.append((_halve(color), _halve(weight)))
     fill = levels[-1][0] / levels[-1][1].clamp(min=1e-6)
     for color, weight in reversed(levels[:-1]):
         fill = F.interpolate(fill[None], size=color.shape[-2:], mode="bilinear", align_corners=False)[0]
@@ -319,6 +319,10 @@ def _fill_transparent(rgb: Tensor, alpha: Tensor) -> Tensor:
         fill = torch.lerp(fill, own, (weight * 4).clamp(max=1))
     # Whatever is visible at all keeps its own colour.
     return torch.where(alpha > 0, rgb, fill)
+
+
+def _halve(planes: Tensor) -> Tensor:
+    return F.avg_pool2d(planes[None], 2, ceil_mode=True)[0]
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -28,7 +28,11 @@ def write_tiny_model(folder: Path) -> Path:
     torch.manual_seed(3)
     config = TinyConfig(
         # Wide enough for exact tiles: this margin is more than the network can see.
-        widths=(8, 16, 16), down_blocks=(1, 1, 1), up_blocks=(1, 1), encoder_blocks=1, halo_px=160
+        widths=(8, 16, 16),
+        down_blocks=(1, 1, 1),
+        up_blocks=(1, 1),
+        encoder_blocks=1,
+        halo_px=160,
     )
     network = TinyNetwork(config)
     for conv in (network.encoder.conv_out, network.unet.conv_out):
@@ -37,9 +41,7 @@ def write_tiny_model(folder: Path) -> Path:
     save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config.model_dump()))
     schedule = DdpmSchedule().to_config()
-    write_record(
-        ModelRecord(family="tiny", mid_timestep=MID_TIMESTEP, native_tile_px=16, schedule=schedule), folder
-    )
+    write_record(ModelRecord(family="tiny", mid_timestep=MID_TIMESTEP, native_tile_px=16, schedule=schedule), folder)
     return folder
 
 

@@ -181,15 +181,16 @@ def enlarge_bicubic(image: Image.Image) -> Image.Image:
 
 
 def load_model(folder: Path) -> Restore:
-    """Load a model folder of omgsr-cli; it takes the bicubically enlarged picture."""
-    from omgsr_cli.models.loading import load_restorer  # the other methods are measured without the package
+    """Load a model folder of omgsr-cli, and run it as `omgsr upscale` does."""
+    from omgsr_cli.geometry import Size  # the other methods are measured without the package
+    from omgsr_cli.models.loading import load_restorer
+    from omgsr_cli.upscaling import upscale_image
 
-    restorer = load_restorer(folder, precision="fp32")
+    restorer = load_restorer(str(folder), precision="fp32")
 
     def restore(image: Image.Image) -> Image.Image:
-        enlarged = to_tensor(enlarge_bicubic(image)).to(restorer.device) * 2 - 1
-        decoded = restorer.decode(restorer.restore(restorer.encode(enlarged)))
-        return to_image((decoded + 1) / 2)
+        size = Size(image.height * SCALE, image.width * SCALE)
+        return to_image(upscale_image(restorer, to_tensor(image)[0], size)[None])
 
     return restore
 

@@ -1,0 +1,414 @@
+"""`omgsr upscale`: which files come out, what they hold, and what happens when one cannot be done."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import Command, draw, files_below, pixels, size_of, write_tiny_model
+from PIL import Image, ImageCms
+from torch import Tensor
+
+from omgsr_cli.models import loading
+from omgsr_cli.models.tiny import TinyRestorer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "random")
+
+
+@pytest.fixture
+def omgsr(model: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Command:
+    monkeypatch.setenv("OMGSR_MODEL", str(model))
+    return Command(capfdbinary)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A folder with two pictures and, deeper, a third."""
+    for name in ("a.png", "b.jpg", "deep/c.webp"):
+        draw(tmp_path / "in" / name, 8, 6)
+    return tmp_path / "in"
+
+
+# Names
+
+
+def test_a_result_lies_beside_its_input(omgsr: Command, tree: Path) -> None:
+    said = omgsr(tree / "a.png", tree / "b.jpg")
+    assert said.lines == [str(tree / "a_x4.png"), str(tree / "b_x4.jpg")]
+    assert size_of(tree / "b_x4.jpg") == (32, 24)
+
+
+def test_results_of_a_folder_lie_in_a_folder_beside_it(omgsr: Command, tree: Path, tmp_path: Path) -> None:
+    assert omgsr(tree).code == 0
+    assert files_below(tmp_path / "in_x4") == ["a.png", "b.jpg"]
+    assert omgsr(tree, "--recursive", "--scale", "2").code == 0
+    assert files_below(tmp_path / "in_x2") == ["a.png", "b.jpg", "deep/c.webp"]
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (("-o", "out"), ["a.png", "b.jpg"]),
+        (("--output", "out/", "-r"), ["a.png", "b.jpg", "deep/c.webp"]),
+        (("-o", "out", "--suffix", "_big", "--recursive"), ["a_big.png", "b_big.jpg", "deep/c_big.webp"]),
+        (("-o", "out", "-r", "--format", "tiff"), ["a.tif", "b.tif", "deep/c.tif"]),
+    ],
+)
+def test_an_output_folder_keeps_names_and_tree(
+    omgsr: Command, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...],
+    names: list[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert omgsr("in", *options, "--scale", "1").code == 0
+    assert files_below(tmp_path / "out") == names
+
+
+def test_globs_and_lists_name_inputs(omgsr: Command, tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "some.txt").write_text("# two of them\nin/a.png\nin/deep/c.webp\n")
+    assert omgsr(tmp_path / "some.txt", "-o", tmp_path / "list", "--scale", "1").code == 0
+    assert files_below(tmp_path / "list") == ["in/a.png", "in/deep/c.webp"]
+    assert omgsr(f"{tree}/*.*", "-o", tmp_path / "glob", "--scale", "1").code == 0
+    assert files_below(tmp_path / "glob") == ["a.png", "b.jpg"]
+
+
+def test_the_suffix_beside_an_input(omgsr: Command, tree: Path) -> None:
+    assert omgsr(tree / "a.png", "--suffix", "-restored").lines == [str(tree / "a-restored.png")]
+
+
+def test_an_input_is_never_its_own_output(omgsr: Command, tree: Path) -> None:
+    before = (tree / "a.png").read_bytes()
+    for options in (("-o", tree / "a.png"), ("--suffix", ""), ("-o", tree, "--overwrite")):
+        said = omgsr(tree / "a.png", *options)
+        assert said.code == 2
+        assert "a.png" in said.errors[0]
+    assert (tree / "a.png").read_bytes() == before
+
+
+def test_many_inputs_into_one_file_are_refused(omgsr: Command, tree: Path, tmp_path: Path) -> None:
+    said = omgsr(tree / "a.png", tree / "b.jpg", "-o", tmp_path / "one.png")
+    assert (said.code, len(said.errors)) == (2, 1)
+
+
+# Formats
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "suffix"),
+    [("png", "PNG", "png"), ("jpg", "JPEG", "jpg"), ("webp", "WEBP", "webp"), ("tiff", "TIFF", "tif"),
+     ("avif", "AVIF", "avif"), ("same", "PNG", "png")],
+)  # fmt: skip
+def test_formats(omgsr: Command, tree: Path, name: str, kind: str, suffix: str) -> None:
+    assert omgsr(tree / "a.png", "--format", name).lines == [str(tree / f"a_x4.{suffix}")]
+    with Image.open(tree / f"a_x4.{suffix}") as image:
+        assert (image.format, image.size) == (kind, (32, 24))
+
+
+def test_a_name_decides_the_format_and_must_agree_with_the_option(omgsr: Command, tree: Path, tmp_path: Path) -> None:
+    assert omgsr(tree / "a.png", "-o", tmp_path / "r.webp").code == 0
+    with Image.open(tmp_path / "r.webp") as image:
+        assert image.format == "WEBP"
+    assert omgsr(tree / "a.png", "-o", tmp_path / "r.jpg", "--format", "png").code == 2
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "avif"])
+def test_the_quality_changes_the_size_of_the_file(omgsr: Command, tmp_path: Path, suffix: str) -> None:
+    source = draw(tmp_path / "a.png", 40, 30)
+    sizes = []
+    for quality in ("10", "95"):
+        path = tmp_path / f"{quality}.{suffix}"
+        assert omgsr(source, "--quality", quality, "-o", path).code == 0
+        sizes.append(path.stat().st_size)
+    assert sizes[0] < sizes[1] / 1.3
+
+
+def test_metadata_is_kept_unless_unwanted(omgsr: Command, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0110], exif[0x0112] = "a camera", 6
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    source = draw(tmp_path / "a.jpg", 12, 8, exif=exif, icc_profile=profile, dpi=(300, 300), quality=95)
+    assert omgsr(source).code == 0
+    with Image.open(tmp_path / "a_x4.jpg") as image:
+        # Orientation 6: shown upright, the picture is 8 wide.
+        assert image.size == (32, 48)
+        assert image.getexif()[0x0110] == "a camera"
+        assert image.getexif().get(0x0112, 1) == 1
+        assert image.info["icc_profile"] == profile
+        assert image.info["dpi"] == (300, 300)
+    assert omgsr(source, "--metadata", "none", "-o", tmp_path / "bare.jpg").code == 0
+    with Image.open(tmp_path / "bare.jpg") as image:
+        assert image.size == (32, 48)
+        assert not dict(image.getexif())
+        assert image.info["icc_profile"] == profile
+
+
+# Pixels as people have them
+
+
+def test_grey_stays_grey(omgsr: Command, tmp_path: Path) -> None:
+    assert omgsr(draw(tmp_path / "a.png", mode="L"), draw(tmp_path / "b.jpg", mode="L")).code == 0
+    for name in ("a_x4.png", "b_x4.jpg"):
+        with Image.open(tmp_path / name) as image:
+            assert image.mode == "L"
+
+
+def test_16_bits_stay_16_bits(omgsr: Command, tmp_path: Path) -> None:
+    rows, columns = np.mgrid[0:20, 0:20]
+    Image.fromarray((20000 + 37 * rows + 11 * columns).astype(np.uint16)).save(tmp_path / "a.png")
+    assert omgsr(tmp_path / "a.png", "--color-fix", "wavelet").code == 0
+    with Image.open(tmp_path / "a_x4.png") as image:
+        assert image.mode == "I;16"
+    levels = pixels(tmp_path / "a_x4.png")
+    # Of 8 bits there would be no more than four levels in this range.
+    assert len(np.unique(levels)) > 100
+    assert abs(levels.mean() - pixels(tmp_path / "a.png").mean()) < 300
+
+
+def test_transparency_is_kept_without_a_dark_fringe(omgsr: Command, tmp_path: Path) -> None:
+    rows, columns = np.mgrid[0:24, 0:24]
+    alpha = np.where((rows - 12) ** 2 + (columns - 12) ** 2 < 60, 255, 0).astype(np.uint8)
+    for name, below in (("black", 0), ("white", 255)):
+        color = np.where(alpha[..., None] > 0, [[[255, 255, 255]]], below).astype(np.uint8)
+        Image.fromarray(np.dstack([color, alpha])).save(tmp_path / f"{name}.png")
+        assert omgsr(tmp_path / f"{name}.png").code == 0
+    black, white = (pixels(tmp_path / f"{name}_x4.png") for name in ("black", "white"))
+    assert black.shape == (96, 96, 4)
+    assert (black[..., 3] == white[..., 3]).all()
+    assert {0, 255} < set(np.unique(black[..., 3]).tolist())
+    visible = black[..., 3] > 8
+    assert np.abs(black - white)[visible].max() <= 2
+
+
+def test_only_the_first_frame_is_used_and_that_is_told(omgsr: Command, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 6), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.tiff", save_all=True, append_images=frames[1:])
+    said = omgsr(tmp_path / "a.tiff")
+    assert (said.code, said.lines) == (0, [str(tmp_path / "a_x4.tiff")])
+    [note] = [line for line in said.err.splitlines() if "frame" in line]
+    assert note.startswith("note: ")
+    assert "a.tiff" in note
+
+
+# Once more
+
+
+def test_what_is_finished_is_skipped_and_no_model_is_loaded(
+    omgsr: Command, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert omgsr(tree, "-r").code == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "in_x4").rglob("*")}
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("a model is loaded though nothing is left to do")
+
+    monkeypatch.setattr(loading, "load_found", refuse)
+    said = omgsr(tree, "-r")
+    assert (said.code, said.out) == (0, b"")
+    assert "3 skipped" in said.err
+    records = omgsr(tree, "-r", "--json").records
+    assert [record["status"] for record in records] == ["skipped"] * 3
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "in_x4").rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "options", [("--mid-timestep", "9"), ("--quality", "50"), ("--color-fix", "adain"), ("--size", "32x24")]
+)
+def test_other_settings_replace_nothing_unless_asked(
+    omgsr: Command, tree: Path, tmp_path: Path, options: tuple[str, str]
+) -> None:
+    result = tmp_path / "r.jpg"
+    assert omgsr(tree / "b.jpg", "-o", result).code == 0
+    before = result.read_bytes()
+    said = omgsr(tree / "b.jpg", "-o", result, *options)
+    assert (said.code, said.out) == (1, b"")
+    assert str(result) in said.errors[0]
+    assert "--overwrite" in said.err
+    assert result.read_bytes() == before
+    assert omgsr(tree / "b.jpg", "-o", result, *options, "--overwrite").lines == [str(result)]
+    assert result.read_bytes() != before
+
+
+def test_another_input_is_not_taken_for_finished(omgsr: Command, tree: Path) -> None:
+    assert omgsr(tree / "a.png").code == 0
+    draw(tree / "a.png", 9, 6)
+    assert omgsr(tree / "a.png").code == 1
+    assert omgsr(tree / "a.png", "--overwrite").code == 0
+    assert size_of(tree / "a_x4.png") == (36, 24)
+
+
+def test_tiles_and_devices_do_not_make_a_result_another(omgsr: Command, tree: Path) -> None:
+    assert omgsr(tree / "a.png").code == 0
+    assert omgsr(tree / "a.png", "--tile", "64", "--batch", "2", "--device", "cpu").out == b""
+
+
+def test_results_of_an_earlier_run_are_no_inputs(omgsr: Command, tree: Path) -> None:
+    for _ in range(2):
+        assert omgsr(f"{tree}/*.*").code == 0
+        assert files_below(tree) == ["a.png", "a_x4.png", "b.jpg", "b_x4.jpg", "deep/c.webp"]
+    assert "a_x4.png: left out" in omgsr(f"{tree}/*.*", "--verbose").err
+
+
+# Before and after
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_compare_writes_both_side_by_side(omgsr: Command, tmp_path: Path, mode: str) -> None:
+    source = draw(tmp_path / "a.png", 10, 6, mode)
+    assert omgsr(source, "--compare").lines == [str(tmp_path / "a_x4.png")]
+    both = pixels(tmp_path / "a_x4_compare.png")
+    assert both.shape[:2] == (24, 40 + 4 + 40)
+    assert (both[:, 40:44] == 255).all()
+    with Image.open(source) as image:
+        enlarged = np.asarray(image.convert("RGB").resize((40, 24), Image.Resampling.BICUBIC)).astype(int)
+        if mode == "L":
+            enlarged = enlarged[..., 0]
+    assert np.abs(both[:, :40] - enlarged).max() <= 1
+    result = pixels(tmp_path / "a_x4.png")
+    assert np.abs(both[:, 44:] - (result[..., :3] if mode == "RGBA" else result)).max() <= 1
+
+
+def test_a_comparison_of_a_grey_picture_with_a_grey_profile(omgsr: Command, tmp_path: Path, shared: Path) -> None:
+    assert omgsr(shared / "lq" / "wolf_gray.jpg", "--scale", "0.5", "-o", tmp_path / "a.jpg", "--compare").code == 0
+    assert files_below(tmp_path) == ["a.jpg", "a_compare.png"]
+
+
+def test_a_missing_comparison_is_written_on_the_next_run(omgsr: Command, tmp_path: Path) -> None:
+    source = draw(tmp_path / "a.png", 10, 6)
+    assert omgsr(source).code == 0
+    result = (tmp_path / "a_x4.png").read_bytes()
+    assert omgsr(source, "--compare").lines == [str(tmp_path / "a_x4.png")]
+    assert (tmp_path / "a_x4_compare.png").is_file()
+    assert (tmp_path / "a_x4.png").read_bytes() == result
+    assert omgsr(source, "--compare").lines == []
+    (tmp_path / "a_x4_compare.png").write_bytes(b"somebody's own")
+    said = omgsr(source, "--compare")
+    assert said.code == 1
+    assert "a_x4_compare.png" in said.errors[0]
+
+
+# What cannot be done
+
+
+def test_bad_inputs_are_told_and_the_others_are_done(omgsr: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    draw(folder / "good.png", 8, 6)
+    draw(folder / "zz.png", 8, 6)
+    (folder / "text.png").write_text("not a picture")
+    (folder / "empty.jpg").touch()
+    (folder / "cut.jpg").write_bytes(draw(tmp_path / "whole.jpg", 64, 64).read_bytes()[:900])
+    (tmp_path / "bare").mkdir()
+    bad = ["text.png", "empty.jpg", "cut.jpg", "missing.png", "bare"]
+    said = omgsr(folder, tmp_path / "missing.png", tmp_path / "bare", "-o", tmp_path / "out")
+    assert said.code == 1
+    assert files_below(tmp_path / "out") == ["good.png", "zz.png"]
+    assert len(said.lines) == 2
+    for name in bad:
+        assert len([line for line in said.errors if name in line]) == 1, name
+    assert len(said.errors) == len(bad)
+    assert "Traceback" not in said.err
+    done, failed = said.err.splitlines()[-2:]
+    assert done.startswith("2 done, 5 failed: ")
+    assert failed.startswith("failed: ")
+    assert all(name in failed for name in bad)
+
+
+def test_a_bomb_is_refused(omgsr: Command, tmp_path: Path) -> None:
+    head = draw(tmp_path / "a.png").read_bytes()
+    (tmp_path / "bomb.png").write_bytes(head[:16] + (200_000).to_bytes(4, "big") * 2 + head[24:])
+    said = omgsr(tmp_path / "bomb.png")
+    assert said.code == 1
+    assert "bomb.png" in said.errors[0]
+
+
+def test_a_size_that_no_memory_holds_is_told(omgsr: Command, tree: Path) -> None:
+    said = omgsr(tree / "a.png", "--size", "9999999x9999999")
+    assert said.code == 1
+    assert "a" in said.errors[0]
+    assert "Traceback" not in said.err
+
+
+def test_an_output_that_cannot_be_written(omgsr: Command, tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    said = omgsr(tree / "a.png", tree / "b.jpg", "-o", tmp_path / "file" / "out")
+    assert said.code == 1
+    assert len(said.errors) == 2
+    assert "a.png" in said.errors[0]
+    (tmp_path / "folder.png").mkdir()
+    assert omgsr(tree / "a.png", "-o", tmp_path / "folder.png", "--suffix", "_1").code == 0
+    assert files_below(tmp_path / "folder.png") == ["a_1.png"]
+
+
+def test_a_full_disk_spoils_only_what_does_not_fit(
+    omgsr: Command, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), None])
+
+    def fsync(number: int) -> None:
+        if answer := next(answers):
+            raise answer
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    said = omgsr(tree / "a.png", tree / "b.jpg", "-o", tmp_path / "out")
+    assert said.code == 1
+    assert "a.png" in said.errors[0]
+    assert "disk is full" in said.errors[0]
+    assert files_below(tmp_path / "out") == ["b.jpg"]
+
+
+@pytest.mark.parametrize("place", ["restoring", "writing"])
+def test_an_interruption_loses_only_the_picture_in_work(
+    omgsr: Command, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    draw(tree / "c.png", 8, 6)
+    calls = 0
+
+    def interrupt_second(call: object) -> object:
+        def interrupted(*arguments: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                raise KeyboardInterrupt
+            return call(*arguments)  # type: ignore[operator]
+
+        return interrupted
+
+    with monkeypatch.context() as patch:
+        if place == "restoring":
+            patch.setattr(TinyRestorer, "restore", interrupt_second(TinyRestorer.restore))
+        else:
+            patch.setattr(os, "fsync", interrupt_second(os.fsync))
+        said = omgsr(tree, "-o", tmp_path / "out")
+    assert said.code == 130
+    assert said.lines == [str(tmp_path / "out" / "a.png")]
+    assert "interrupted" in said.err
+    assert "Traceback" not in said.err
+    assert files_below(tmp_path / "out") == ["a.png"]
+    assert len(omgsr(tree, "-o", tmp_path / "out").lines) == 2
+    assert files_below(tmp_path / "out") == ["a.png", "b.jpg", "c.png"]
+
+
+def test_short_memory_is_told_with_the_files_name(omgsr: Command, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: TinyRestorer, lq_latent: Tensor) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr(TinyRestorer, "restore", fail)
+    said = omgsr(tree / "a.png", "--tile", "64")
+    assert said.code == 1
+    assert "a.png" in said.errors[0]
+    assert "--tile" in said.err
+
+
+def test_every_real_picture_is_done_once(omgsr: Command, shared: Path, tmp_path: Path) -> None:
+    arguments = (shared / "lq", "-o", tmp_path / "out", "--recursive", "--scale", "0.5")
+    said = omgsr(*arguments)
+    names = sorted(path.name for path in (shared / "lq").iterdir())
+    assert (said.code, said.errors) == (0, [])
+    assert files_below(tmp_path / "out") == names
+    again = omgsr(*arguments)
+    assert (again.code, again.out) == (0, b"")
+    assert f"{len(names)} skipped" in again.err

@@ -1,0 +1,243 @@
+"""`omgsr upscale`: what is said, where, and how a call ends."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from command_line import Command, draw, files_below, write_tiny_model
+from PIL import Image
+
+from omgsr_cli import __version__
+from omgsr_cli.cli.app import run
+
+PROGRAM = [sys.executable, "-m", "omgsr_cli"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "random")
+
+
+@pytest.fixture
+def omgsr(model: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Command:
+    monkeypatch.setenv("OMGSR_MODEL", str(model))
+    return Command(capfdbinary)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """A folder with two pictures."""
+    for name in ("a.png", "b.png"):
+        draw(tmp_path / "in" / name, 8, 6)
+    return tmp_path / "in"
+
+
+# Results and talk
+
+
+def test_results_are_paths_and_the_summary_is_talk(omgsr: Command, two: Path, tmp_path: Path) -> None:
+    said = omgsr(two)
+    assert said.lines == [str(tmp_path / "in_x4" / name) for name in ("a.png", "b.png")]
+    assert re.fullmatch(r"2 done: 0\.0 megapixels in [0-9.]+ s\n", said.err)
+    assert "\x1b" not in said.err
+
+
+def test_one_picture_needs_no_summary(omgsr: Command, two: Path) -> None:
+    assert re.fullmatch(r".*a\.png: 8x6 to 32x24 in [0-9.]+ s\n", omgsr(two / "a.png").err)
+
+
+def test_quiet_says_errors_only(omgsr: Command, two: Path) -> None:
+    said = omgsr(two, "--quiet")
+    assert (len(said.lines), said.err) == (2, "")
+    said = omgsr(two, two / "missing.png", "-q")
+    assert said.code == 1
+    assert said.err.startswith("error: ")
+    assert "missing.png" in said.err
+    assert len(said.err.splitlines()) == 1
+
+
+def test_verbose_says_more_of_each_file(omgsr: Command, two: Path) -> None:
+    said = omgsr(two, "--verbose")
+    assert "random on " in said.err
+    assert said.err.count("8x6 to 32x24 in ") == 2
+    assert omgsr(two, "-v").err.count("finished before") == 2
+
+
+def test_json_gives_a_record_for_every_input(omgsr: Command, two: Path, tmp_path: Path) -> None:
+    (two / "c.png").write_text("no picture")
+    said = omgsr(two, tmp_path / "missing.png", "--json", "-o", tmp_path / "out")
+    assert said.code == 1
+    by_status: dict[str, list[dict[str, object]]] = {"done": [], "failed": []}
+    for record in said.records:
+        by_status[str(record["status"])].append(record)
+    first = by_status["done"][0]
+    assert first["input"] == str(two / "a.png")
+    assert first["output"] == str(tmp_path / "out" / "a.png")
+    assert (first["input_size"], first["output_size"]) == ([8, 6], [32, 24])
+    assert first["error"] is None
+    errors = sorted(str(record["error"]) for record in by_status["failed"])
+    assert len(by_status["done"]) == len(errors) == 2
+    assert "c.png" in errors[0]
+    assert "missing.png" in errors[1]
+    assert len(said.errors) == 2
+
+
+def test_names_are_shown_as_they_are(omgsr: Command, two: Path) -> None:
+    odd = two / "a [b]:cat:[red].png"
+    odd.write_text("no picture")
+    assert str(odd) in omgsr(odd).errors[0]
+    (two / "line\nbreak.png").write_text("no picture")
+    assert len(omgsr(two / "line\nbreak.png").errors) == 1
+
+
+# Dry run
+
+
+def test_a_dry_run_tells_and_does_nothing(omgsr: Command, two: Path, tmp_path: Path) -> None:
+    (two / "c.png").write_text("no picture")
+    said = omgsr(two, "--dry-run")
+    assert said.code == 1
+    assert len(said.errors) == 1
+    assert len(said.lines) == 2
+    out = tmp_path / "in_x4" / "a.png"
+    line = rf"{re.escape(str(two / 'a.png'))} 8x6 -> {re.escape(str(out))} 32x24; 1 tiles of \d+ px, \d+ MiB"
+    assert re.fullmatch(line, said.lines[0])
+    assert "2 planned, 1 failed" in said.err
+    assert files_below(tmp_path) == ["in/a.png", "in/b.png", "in/c.png"]
+
+
+def test_a_dry_run_tells_sizes_tiles_and_memory_as_json(omgsr: Command, two: Path) -> None:
+    [record] = omgsr(two / "a.png", "--dry-run", "--json", "--scale", "1").records
+    assert record["status"] == "planned"
+    assert (record["input_size"], record["output_size"]) == ([8, 6], [8, 6])
+    assert record["restored_size"] == [21, 16]
+    assert record["tiles"] == 1
+    assert {"tile_px", "overlap_px", "memory_mib"} < record.keys()
+
+
+def test_a_dry_run_knows_what_is_finished(omgsr: Command, two: Path) -> None:
+    omgsr(two / "a.png", "-o", two / "r.png")
+    [record] = omgsr(two / "a.png", "-o", two / "r.png", "--dry-run", "--json").records
+    assert record["status"] == "skipped"
+
+
+# Streams
+
+
+def test_a_result_on_standard_output_is_alone_there(omgsr: Command, two: Path) -> None:
+    for options in ((), ("--json",), ("--verbose",)):
+        said = omgsr(two / "a.png", "-o", "-", *options)
+        assert said.code == 0
+        with Image.open(io.BytesIO(said.out)) as image:
+            assert (image.format, image.size) == ("PNG", (32, 24))
+            image.load()
+
+
+def test_nothing_but_a_picture_comes_on_standard_output(omgsr: Command, two: Path) -> None:
+    (two / "c.png").write_text("no picture")
+    for name in ("c.png", "missing.png"):
+        said = omgsr(two / name, "-o", "-", "--json")
+        assert (said.code, said.out) == (1, b"")
+        assert name in said.errors[0]
+
+
+def test_standard_input(omgsr: Command, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = (two / "a.png").read_bytes()
+
+    def feed(content: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+
+    feed(data)
+    streamed = omgsr("-", "--format", "jpg")
+    with Image.open(io.BytesIO(streamed.out)) as image:
+        assert (image.format, image.size) == ("JPEG", (32, 24))
+    feed(data)
+    assert omgsr("-", "-o", tmp_path / "r.png").lines == [str(tmp_path / "r.png")]
+    feed(b"no picture")
+    said = omgsr("-")
+    assert (said.code, said.out) == (1, b"")
+    assert "standard input" in said.errors[0]
+    assert omgsr("-", two / "a.png").code == 2
+
+
+def test_a_full_device_as_standard_output(two: Path, model: Path) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(
+            [*PROGRAM, "upscale", two / "a.png", "-o", "-", "--model", model],
+            stdout=full, stderr=subprocess.PIPE, check=False,
+        )  # fmt: skip
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(b"error: ")
+    assert b"the disk is full" in ended.stderr
+    assert b"Traceback" not in ended.stderr
+
+
+# How a call ends
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [([], 2), (["--version"], 0), (["--help"], 0), (["upscale", "-h"], 0), (["upscale"], 2), (["enlarge"], 2)],
+)
+def test_exit_codes_without_work(capfd: pytest.CaptureFixture[str], arguments: list[str], code: int) -> None:
+    assert run(arguments) == code
+    out, err = capfd.readouterr()
+    assert ("error: " in err) == (arguments in (["upscale"], ["enlarge"]))
+    assert ("hint: " in err) == (arguments in (["upscale"], ["enlarge"]))
+    if arguments == ["--version"]:
+        assert out == f"omgsr {__version__}\n"
+
+
+def test_debugging_shows_where_an_error_comes_from(omgsr: Command, two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMGSR_DEBUG", "1")
+    with pytest.raises(Exception, match="--scale 99"):
+        omgsr(two, "--scale", "99")
+
+
+def test_the_program_pipes_and_ends_with_its_code(two: Path, model: Path) -> None:
+    environment = os.environ | {"OMGSR_MODEL": str(model)}
+    command = [*PROGRAM, "upscale", "-", "--scale", "2"]
+    ended = subprocess.run(command, input=(two / "a.png").read_bytes(), capture_output=True, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    assert Image.open(io.BytesIO(ended.stdout)).size == (16, 12)
+    assert subprocess.run([*PROGRAM, "upscale", "x", "--scale", "0"], capture_output=True).returncode == 2
+
+
+def test_help_waits_for_no_heavy_library() -> None:
+    code = (
+        "import sys; from omgsr_cli.cli.app import run; run(['upscale', '--help']);"
+        "heavy = {'torch', 'diffusers', 'transformers', 'peft', 'numpy', 'PIL', 'pandas'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "--overlap" in ended.stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
+def test_ctrl_c_ends_with_130_and_leaves_no_partial_file(tmp_path: Path, model: Path) -> None:
+    for number in range(60):
+        draw(tmp_path / "in" / f"{number}.png", 60, 60)
+    command = [*PROGRAM, "upscale", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(model)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        rest, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert b"Traceback" not in err
+    finished = sorted(Path(line.decode()).name for line in (first + rest).splitlines())
+    left = files_below(tmp_path / "out")
+    assert 1 <= len(finished) <= len(left) < 60
+    assert set(finished) <= set(left)
+    assert not [name for name in left if name.endswith(".partial")]
