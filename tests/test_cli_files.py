@@ -189,7 +189,7 @@ def test_only_the_first_frame_is_used_and_that_is_told(omgsr: Command, tmp_path:
     frames[0].save(tmp_path / "a.tiff", save_all=True, append_images=frames[1:])
     said = omgsr(tmp_path / "a.tiff")
     assert (said.code, said.lines) == (0, [str(tmp_path / "a_x4.tiff")])
-    [note] = [line for line in said.err.splitlines() if "frame" in line]
+    [note] = [line for line in said.err.splitlines() if " frames" in line or "first frame" in line]
     assert note.startswith("note: ")
     assert "a.tiff" in note
 

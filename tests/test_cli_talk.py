@@ -235,6 +235,7 @@ def test_ctrl_c_ends_with_130_and_leaves_no_partial_file(tmp_path: Path, model: 
         process.send_signal(signal.SIGINT)
         rest, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
+    assert err.startswith(b"interrupted; ")
     assert b"Traceback" not in err
     finished = sorted(Path(line.decode()).name for line in (first + rest).splitlines())
     left = files_below(tmp_path / "out")

@@ -59,7 +59,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         output.error(error)
         return USAGE if isinstance(error, UsageError) else FAILED
     except Exit as error:
-        return error.exit_code
+        code = error.exit_code
     except TyperException as error:
         message = error.format_message().rstrip(".")
         if not message:  # no command was given, and the help has been shown
@@ -69,10 +69,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         output.error(UsageError(message, f"see {command} --help"))
         return error.exit_code
     except (KeyboardInterrupt, Abort):
-        output.note("interrupted; what is finished stays, the same command goes on from here")
-        return INTERRUPTED
+        code = INTERRUPTED
     except BrokenPipeError:
         # Whoever read our results has gone; Python must not complain again while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    # An interruption of a command comes as its code from typer, one of typer itself as an exception.
+    if code == INTERRUPTED:
+        output.note("interrupted; what is finished stays, the same command goes on from here")
     return code if isinstance(code, int) else 0
