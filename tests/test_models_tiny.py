@@ -13,7 +13,7 @@ from omgsr_cli.errors import ModelError
 from omgsr_cli.geometry import Size
 from omgsr_cli.models.base import Restorer
 from omgsr_cli.models.loading import load_restorer
-from omgsr_cli.models.tiny import TinyConfig, TinyNetwork, load_tiny, timestep_embedding
+from omgsr_cli.models.tiny import TinyConfig, TinyNetwork, timestep_embedding
 from omgsr_cli.models.wavelet import WaveletLatents, analyse, synthesise
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.presets import PRESETS
@@ -99,8 +99,20 @@ def test_weights_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ModelError, match="does not hold omgsr-tiny's weights") as caught:
-        load_tiny(tmp_path, torch.device("cpu"), "fp32")
+        load_restorer(tmp_path, device="cpu")
     assert "\n" not in caught.value.message
+    (tmp_path / "config.json").write_text('{"widths": "wide"}')
+    with pytest.raises(ModelError, match="does not hold omgsr-tiny's weights"):
+        load_restorer(tmp_path, device="cpu")
+
+
+def test_another_mid_timestep_changes_the_signal_too() -> None:
+    """The identity holds at every timestep: a flat picture stays flat only if encoder and step agree on alpha_bar."""
+    other = load_restorer("omgsr-tiny", device="cpu", mid_timestep=200)
+    assert other.info.mid_timestep == 200
+    assert "200" in other.notes[0]
+    restored = upscale_image(other, torch.full((3, 32, 32), 0.75), Size(128, 128))
+    assert (restored - 0.75).abs().max() < 0.05
 
 
 def test_tiles_equal_the_whole_picture(tiny: Restorer, photo: torch.Tensor) -> None:

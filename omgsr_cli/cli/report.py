@@ -47,10 +47,11 @@ def result_line(result: FileResult) -> str:
     if result.plan is None:
         return str(result.destination)
     plan = result.plan
+    count = "1 tile" if plan.tiles == 1 else f"{plan.tiles} tiles"
     reduced = "" if plan.canvas.working == result.output_px else f", restored at {plan.canvas.working}"
     return (
         f"{name_of(result.source, 'stdin')} {result.input_px} -> {name_of(result.destination, 'stdout')} "
-        f"{result.output_px}{reduced}; {plan.tiles} tiles of {plan.step_px} px, {plan.memory_bytes >> 20} MiB"
+        f"{result.output_px}{reduced}; {count} of {plan.step_px} px, {plan.memory_bytes >> 20} MiB"
     )
 
 

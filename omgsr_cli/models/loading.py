@@ -6,12 +6,10 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from omgsr_cli.errors import ModelError, UsageError
+from omgsr_cli.geometry import round_up
 from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.models.devices import choose_device, choose_precision
 from omgsr_cli.models.libraries import quiet_libraries
@@ -66,7 +64,11 @@ def load_found(source: ModelSource, *, device: str | None = None, precision: str
     # Tiny's tiles are exact and its time is short; in bf16 on a CPU they would be neither exact nor much shorter.
     if precision == "auto" and chosen_device.type == "cpu":
         chosen_precision = "fp32"
-    return _load_tiny(source, chosen_device, chosen_precision)
+    from omgsr_cli.models.tiny import load_tiny
+
+    restorer = load_tiny(source.folder, describe_model(source), chosen_device, chosen_precision)
+    restorer.notes = source.notes
+    return restorer
 
 
 def describe_model(source: ModelSource) -> RestorerInfo:
@@ -79,25 +81,15 @@ def describe_model(source: ModelSource) -> RestorerInfo:
     """
     if source.record.family == "sd":
         return describe_sd(source)
-    return _load_tiny(source, torch.device("cpu"), "fp32").info
+    from omgsr_cli.models.tiny import describe_tiny
 
-
-def _load_tiny(source: ModelSource, device: torch.device, precision: str) -> Restorer:
-    from omgsr_cli.models.tiny import load_tiny
-
-    restorer = load_tiny(source.folder, device, precision)
-    if source.record.native_tile_px % restorer.info.multiple_of_px:
+    info = describe_tiny(source.folder, source.record, source.name)
+    if info.native_tile_px % info.multiple_of_px:
         raise UsageError(
-            f"process size {source.record.native_tile_px} is not a multiple of {restorer.info.multiple_of_px}"
+            f"process size {info.native_tile_px} is not a multiple of {info.multiple_of_px}",
+            f"try --process-size {round_up(info.native_tile_px, info.multiple_of_px)}",
         )
-    restorer.info = replace(
-        restorer.info,
-        name=source.name,
-        mid_timestep=source.record.mid_timestep,
-        native_tile_px=source.record.native_tile_px,
-    )
-    restorer.notes = source.notes
-    return restorer
+    return info
 
 
 def save_merged(restorer: Restorer, folder: Path, *, text_encoder: bool = False) -> None:

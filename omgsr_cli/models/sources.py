@@ -179,7 +179,7 @@ def _override(
         changes["prompt"] = prompt
     if process_size is not None:
         if process_size <= 0 or process_size % 8:
-            raise UsageError(f"process size {process_size} is not a positive multiple of 8")
+            raise UsageError(f"process size {process_size} is not a positive multiple of 8", "try --process-size 512")
         changes["native_tile_px"] = process_size
     return record.model_copy(update=changes), tuple(notes)
 

@@ -234,27 +234,25 @@ class TinyRestorer:
         return self.network.latents.decode(latent.float())
 
 
-def load_tiny(folder: Path, device: torch.device, precision: str) -> TinyRestorer:
-    """Read a model folder: `omgsr.json`, `config.json` and `model.safetensors`.
+def load_tiny(folder: Path, info: RestorerInfo, device: torch.device, precision: str) -> TinyRestorer:
+    """Read the weights of a model folder.
 
     Args:
-        folder: as `recipes/omgsr_tiny/export.py` writes it.
+        folder: as `recipes/omgsr_tiny/export.py` writes it: `omgsr.json`, `config.json` and `model.safetensors`.
+        info: from `describe_tiny`.
         device: where to run.
         precision: "fp32", "bf16" or "fp16": of the networks; the wavelet transform is always float32.
     Raises:
         ModelError: a file is missing, or the weights do not fit the configuration.
     """
     record = load_record(folder)
-    if record is None:
-        raise ModelError(f"{folder} has no omgsr.json", "install omgsr-cli again if this is its own model")
+    with torch.device("meta"):
+        network = TinyNetwork(_load_config(folder))
     try:
-        config = TinyConfig.model_validate(read_json(folder / "config.json"))
-        with torch.device("meta"):
-            network = TinyNetwork(config)
         weights = load_file(folder / "model.safetensors", device=str(device))
         network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
-    except (ValidationError, SafetensorError, OSError, RuntimeError) as error:
-        raise ModelError(f"{folder} does not hold omgsr-tiny's weights: {str(error).splitlines()[0]}") from error
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise _broken(folder, error) from error
     network.requires_grad_(False).eval()
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -262,8 +260,31 @@ def load_tiny(folder: Path, device: torch.device, precision: str) -> TinyRestore
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     network.encoder.to(dtype)
     network.unet.to(dtype)
-    schedule = DdpmSchedule.from_config(record.schedule or {})
-    return TinyRestorer(network, schedule, build_info(config, record, folder.name), device, precision)
+    schedule = DdpmSchedule.from_config((record and record.schedule) or DdpmSchedule().to_config())
+    return TinyRestorer(network, schedule, info, device, precision)
+
+
+def describe_tiny(folder: Path, record: ModelRecord, name: str) -> RestorerInfo:
+    """What can be asked of a model folder without reading its weights.
+
+    Raises:
+        ModelError: `config.json` is missing or does not describe a network.
+    """
+    return build_info(_load_config(folder), record, name)
+
+
+def _load_config(folder: Path) -> TinyConfig:
+    try:
+        return TinyConfig.model_validate(read_json(folder / "config.json"))
+    except ValidationError as error:
+        raise _broken(folder, error) from error
+
+
+def _broken(folder: Path, error: Exception) -> ModelError:
+    reason = str(error).splitlines()[0]
+    return ModelError(
+        f"{folder} does not hold omgsr-tiny's weights: {reason}", "install omgsr-cli again if they are its own"
+    )
 
 
 def build_info(config: TinyConfig, record: ModelRecord, name: str) -> RestorerInfo:
