@@ -108,7 +108,7 @@ def test_a_dry_run_tells_and_does_nothing(omgsr: Command, two: Path, tmp_path: P
     assert len(said.errors) == 1
     assert len(said.lines) == 2
     out = tmp_path / "in_x4" / "a.png"
-    line = rf"{re.escape(str(two / 'a.png'))} 8x6 -> {re.escape(str(out))} 32x24; 1 tiles of \d+ px, \d+ MiB"
+    line = rf"{re.escape(str(two / 'a.png'))} 8x6 -> {re.escape(str(out))} 32x24; 1 tile of \d+ px, \d+ MiB"
     assert re.fullmatch(line, said.lines[0])
     assert "2 planned, 1 failed" in said.err
     assert files_below(tmp_path) == ["in/a.png", "in/b.png", "in/c.png"]
