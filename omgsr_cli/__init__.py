@@ -1,3 +1,26 @@
-"""One-step diffusion restoration and enlargement of real photographs."""
+"""One-step diffusion restoration and enlargement of real photographs.
+
+from omgsr_cli import load, upscale_image
+
+model = load()
+upscale_image(model, Image.open("in.jpg"), scale=4).save("out.png")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omgsr_cli.library import load, upscale_image
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "load", "upscale_image"]
+
+
+def __getattr__(name: str) -> object:
+    """Import the library when it is first asked for: the command line's help must not wait for torch."""
+    if name in ("load", "upscale_image"):
+        from omgsr_cli import library
+
+        return getattr(library, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -115,6 +115,30 @@ class WriteOptions(_Options):
     compare: bool = False
 
 
+class TimestepOptions(_Options):
+    """How the mid-timestep of a data set is found.
+
+    Attributes:
+        resolution: side of the crops; None takes 512, and with real pairs the whole pictures.
+        scale: the side of a crop over that of the degraded one.
+        on_small: what becomes of a picture that is smaller than a crop.
+        max_samples: upper bound; None takes one sample of each picture.
+        until_stable: goes on until the interval is narrower than this many timesteps.
+        batch: images that are encoded together.
+        workers: processes that read and degrade; 0 does it in this one.
+        seed: of crops, degradation and resampling.
+    """
+
+    resolution: int | None = Field(default=None, ge=16, le=8192)
+    scale: float = Field(default=4.0, ge=1, le=MAX_SCALE)
+    on_small: Literal["skip", "resize", "pad"] = "skip"
+    max_samples: int | None = Field(default=None, ge=1)
+    until_stable: int | None = Field(default=None, ge=1, le=1000)
+    batch: int = Field(default=4, ge=1, le=256)
+    workers: int = Field(default=0, ge=0, le=256)
+    seed: int = Field(default=0, ge=0)
+
+
 T = TypeVar("T", bound=_Options)
 
 

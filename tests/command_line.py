@@ -70,14 +70,15 @@ class Said:
 
 
 class Command:
-    """`omgsr upscale`, run in this process."""
+    """One of the program's commands, run in this process."""
 
-    def __init__(self, capture: pytest.CaptureFixture[bytes]) -> None:
+    def __init__(self, capture: pytest.CaptureFixture[bytes], name: str = "upscale") -> None:
         self._capture = capture
+        self._name = name
 
     def __call__(self, *arguments: str | Path) -> Said:
         self._capture.readouterr()
-        code = run(["upscale", *map(str, arguments)])
+        code = run([self._name, *map(str, arguments)])
         out, err = self._capture.readouterr()
         return Said(code, out, err.decode())
 

@@ -11,7 +11,9 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 from omgsr_cli import __version__
+from omgsr_cli.cli.bench import bench
 from omgsr_cli.cli.output import Output
+from omgsr_cli.cli.timestep import timestep
 from omgsr_cli.cli.upscale import upscale
 from omgsr_cli.errors import OmgsrError, UsageError
 
@@ -26,6 +28,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(upscale)
+app.command()(bench)
+app.command()(timestep)
 
 
 def _show_version(wanted: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from omgsr_cli.errors import ModelError
@@ -26,6 +27,7 @@ WEIGHT_STEMS = {
     "text_encoder": "model",
 }
 """How the weight file of each part of a diffusers folder is called, without its ending."""
+ALL_PARTS = tuple(WEIGHT_STEMS)
 
 
 def is_repository_name(source: str) -> bool:
@@ -33,7 +35,7 @@ def is_repository_name(source: str) -> bool:
     return _REPOSITORY.fullmatch(source) is not None and ".." not in source
 
 
-def download_model(repository: str, revision: str | None = None) -> Path:
+def download_model(repository: str, revision: str | None = None, parts: Sequence[str] = ALL_PARTS) -> Path:
     """Fetch a diffusers model from the hub, or find it in the hub's cache.
 
     A repository without full-precision weights gives its fp16 ones.
@@ -41,13 +43,14 @@ def download_model(repository: str, revision: str | None = None) -> Path:
     Args:
         repository: OWNER/NAME.
         revision: branch, tag or commit; None takes the newest.
+        parts: whose weights are fetched, of those that the model has.
     Returns:
         The folder in the hub's cache.
     Raises:
         ModelError: not reachable, not found, gated or not cached while offline.
     """
     folder = _download(repository, revision, list(_SMALL_FILES))
-    wanted = [part for part in WEIGHT_STEMS if _needs_weights(folder, part)]
+    wanted = [part for part in parts if _needs_weights(folder, part)]
     folder = _download(repository, revision, [pattern for part in wanted for pattern in _weight_files(part, "")])
     missing = [part for part in wanted if not any((folder / part).glob("*.safetensors"))]
     if missing:

@@ -71,7 +71,7 @@ class SdRestorer:
         for network in (self.unet, self.vae.encoder, self.vae.decoder):
             network.compile()
 
-    def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, image: Tensor, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
         """Map an enlarged low-quality image to its latent.
 
         (posterior - shift_factor) * scaling_factor
@@ -79,7 +79,7 @@ class SdRestorer:
 
         Args:
             image: (B, 3, H, W) float32, sRGB in [-1, 1]; H and W multiples of `info.multiple_of_px`.
-            generator: samples the posterior, on its own device; None takes the posterior's mean.
+            generator: samples the posterior, on its own device; a list has one for each image; None takes the mean.
         Returns:
             (B, C, H/8, W/8) float32 on `device`.
         Raises:
@@ -211,8 +211,8 @@ def load_sd(source: ModelSource, device: torch.device, precision: str) -> SdRest
         # With fp16 its type follows from its own configuration: it is read in the widest.
         vae_dtype = PRECISIONS["fp32" if source.adapter or precision == "fp16" else precision]
         prompt_embeds = load_prompt_embeds(source.folder, info.prompt or "")
-        unet = _load_part(UNet2DConditionModel, source.folder, "unet", unet_dtype)
-        vae = _load_part(AutoencoderKL, source.folder, "vae", vae_dtype)
+        unet = load_part(UNet2DConditionModel, source.folder, "unet", unet_dtype)
+        vae = load_part(AutoencoderKL, source.folder, "vae", vae_dtype)
         _check_width(source.folder, prompt_embeds, unet)
         if source.adapter is not None:
             _merge_adapter(unet, vae, source.adapter)
@@ -242,7 +242,7 @@ def _merge_adapter(unet: UNet2DConditionModel, vae: AutoencoderKL, adapter: Path
         raise ModelError(f"the adapter {adapter} changes no weight", hint="it was never trained; give another one")
 
 
-def _load_part(kind: type[Network], folder: Path, part: str, dtype: torch.dtype) -> Network:
+def load_part(kind: type[Network], folder: Path, part: str, dtype: torch.dtype) -> Network:
     """Read one part of a diffusers folder, weights mapped from the file rather than copied where the type allows it.
 
     Raises:

@@ -83,7 +83,8 @@ def weight_variant(folder: Path, part: str) -> str | None:
     Raises:
         ModelError: there is no safetensors file; the hint tells how to convert a pickle.
     """
-    stem = WEIGHT_STEMS[part]
+    # An autoencoder of its own may lie in a folder of any name.
+    stem = WEIGHT_STEMS.get(part, WEIGHT_STEMS["vae"])
     for variant in (None, "fp16"):
         mark = f".{variant}" if variant else ""
         if (folder / part / f"{stem}{mark}.safetensors").is_file():

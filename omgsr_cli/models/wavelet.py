@@ -121,7 +121,9 @@ class WaveletLatents(nn.Module):
 
     def encode(self, image: Tensor) -> Tensor:
         """Map sRGB in [-1, 1], (B, 3, H, W), sides multiples of 4, to (B, 48, H/4, W/4) of unit variance or less."""
-        colours = torch.einsum("oc,bchw->bohw", image.new_tensor(_OPPONENT), image)
+        # Training runs the networks under autocast; in bf16 the colours would lose more than a picture's 8 bits.
+        with torch.autocast(image.device.type, enabled=False):
+            colours = torch.einsum("oc,bchw->bohw", image.new_tensor(_OPPONENT), image)
         bands = analyse(colours)
         return (bands - self._column(self.channel_mean)) / self._column(self.channel_std)
 
@@ -129,7 +131,8 @@ class WaveletLatents(nn.Module):
         """The exact inverse of `encode`."""
         bands = latent * self._column(self.channel_std) + self._column(self.channel_mean)
         # The matrix is orthonormal: its transpose is its inverse.
-        return torch.einsum("oc,bohw->bchw", bands.new_tensor(_OPPONENT), synthesise(bands))
+        with torch.autocast(latent.device.type, enabled=False):
+            return torch.einsum("oc,bohw->bchw", bands.new_tensor(_OPPONENT), synthesise(bands))
 
     @staticmethod
     def _column(values: Tensor) -> Tensor:

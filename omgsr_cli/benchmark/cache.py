@@ -1,0 +1,116 @@
+"""What is kept between runs: restored pictures and scores, by the content and settings that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from omgsr_cli.errors import FileError, OmgsrError
+
+_FORMAT = 1
+"""Raised when what is kept changes its meaning; older entries are then no longer found."""
+
+_SAMPLE_BYTES = 1 << 16
+
+
+def default_cache_folder() -> Path:
+    """Where results are kept if no folder is named: OMGSR_CACHE, or the user's cache folder."""
+    named = os.environ.get("OMGSR_CACHE")
+    if named:
+        return Path(named) / "bench"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "omgsr" / "bench"
+
+
+class Cache:
+    """Restored pictures as files, and scores in one small database.
+
+    Args:
+        folder: made if it is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._hashes: dict[Path, tuple[int, int, str]] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._scores = sqlite3.connect(folder / "scores.sqlite", timeout=30)
+            with self._told():
+                self._scores.execute("CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, value REAL NOT NULL)")
+        except (OSError, sqlite3.OperationalError) as error:
+            raise OmgsrError(f"{folder}: results cannot be kept there: {error}", "give another --cache") from error
+
+    def picture_path(self, **depends_on: object) -> Path:
+        """The file of a restored picture; whether it is there says whether it was made before."""
+        key = key_of(kind="picture", **depends_on)
+        return self.folder / "pictures" / key[:2] / f"{key}.png"
+
+    def find_score(self, key: str) -> float | None:
+        """The score that was kept under a key."""
+        with self._told():
+            row = self._scores.execute("SELECT value FROM scores WHERE key = ?", (key,)).fetchone()
+        return None if row is None else float(row[0])
+
+    def keep_score(self, key: str, value: float) -> None:
+        """Keep a score; it is on disk when this returns."""
+        with self._told():
+            self._scores.execute("INSERT OR REPLACE INTO scores VALUES (?, ?)", (key, value))
+
+    def content(self, path: Path) -> str:
+        """Hash of a file's content, computed once a run.
+
+        Raises:
+            FileError: it cannot be read.
+        """
+        try:
+            state = path.stat()
+            size, modified, known = self._hashes.get(path, (-1, -1, ""))
+            if (size, modified) == (state.st_size, state.st_mtime_ns):
+                return known
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise FileError(f"{path}: cannot be read: {error.strerror}") from error
+        self._hashes[path] = (state.st_size, state.st_mtime_ns, found)
+        return found
+
+    def close(self) -> None:
+        """Close the database."""
+        self._scores.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            with self._scores:
+                yield
+        except sqlite3.DatabaseError as error:
+            place = self.folder / "scores.sqlite"
+            raise OmgsrError(f"{place}: {error}", "remove it, or give another --cache") from error
+
+
+def key_of(**depends_on: object) -> str:
+    """One text for everything that a result depends on: plain values by name."""
+    text = json.dumps({"format": _FORMAT, **depends_on}, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:40]
+
+
+def files_identity(folder: Path, suffixes: tuple[str, ...] = (".safetensors", ".json", ".txt")) -> str:
+    """Tell a model's folder from another by the names, sizes and both ends of its files.
+
+    Weights of gigabytes are thus not read whole; two that are alike in all this are the same ones.
+    """
+    files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.suffix in suffixes)
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)}\0{size}\0".encode("utf-8", "surrogateescape"))
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE_BYTES))
+            file.seek(max(0, size - _SAMPLE_BYTES))
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:40]

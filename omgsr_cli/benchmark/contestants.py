@@ -1,0 +1,157 @@
+"""What stands side by side in a benchmark: anything that makes a picture of a given size out of a smaller one."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+from torch import Tensor
+
+from omgsr_cli.benchmark.cache import files_identity
+from omgsr_cli.benchmark.results import ModelInfo
+from omgsr_cli.errors import DeviceError, ModelError
+from omgsr_cli.geometry import Size
+from omgsr_cli.models.devices import PRECISIONS, choose_device, choose_precision
+from omgsr_cli.models.libraries import explain_broken_torchvision
+
+RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
+NETWORK_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+_EXTRA_HINT = "type pip install 'omgsr-cli[compare]', with the torchvision that belongs to this torch"
+
+
+class Enlarger(Protocol):
+    """A loaded contestant."""
+
+    device: torch.device
+    precision: str
+
+    def __call__(self, image: Tensor, output: Size) -> Tensor:
+        """Enlarge (3, H, W) float32 in [0, 1] to (3, output.height, output.width), on the CPU, in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One that is not loaded yet.
+
+    Attributes:
+        info: what can be told of it without loading.
+        load: gives the loaded one; called at most once, when there is something to restore.
+    """
+
+    info: ModelInfo
+    load: Callable[[], Enlarger]
+
+
+def resampling_contestant(name: str) -> Contestant:
+    """Bicubic or Lanczos as Pillow has them, on 8-bit pixels."""
+    info = ModelInfo(name, "resampling", None, None, f"pillow {PIL.__version__} {name}", f"Pillow's {name} filter")
+    return Contestant(info, lambda: _Resampling(RESAMPLING[name]))
+
+
+class _Resampling:
+    def __init__(self, method: Image.Resampling) -> None:
+        self.device = torch.device("cpu")
+        self.precision = "8-bit"
+        self._method = method
+
+    def __call__(self, image: Tensor, output: Size) -> Tensor:
+        return resample(image, output, self._method)
+
+
+def resample(image: Tensor, output: Size, method: Image.Resampling) -> Tensor:
+    """Resize (3, H, W) in [0, 1] with one of Pillow's filters on whole levels of 8 bits."""
+    samples = (image.cpu() * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    resized = Image.fromarray(np.ascontiguousarray(samples)).resize((output.width, output.height), method)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
+
+
+def network_contestant(path: Path, name: str, *, device: str | None, precision: str) -> Contestant:
+    """A single file of weights that spandrel knows the architecture of.
+
+    Args:
+        path: of the file.
+        name: what to call it.
+        device: as for `choose_device`.
+        precision: as for `choose_precision`; "auto" is fp32 on a CPU.
+    """
+    chosen_device = choose_device(device)
+    if precision == "auto" and chosen_device.type == "cpu":
+        precision = "fp32"
+    chosen_precision = choose_precision(precision, chosen_device)
+    # What it enlarges by, and how many weights it has, shows only when it is read.
+    info = ModelInfo(name, "network", None, None, files_identity(path), str(path))
+    return Contestant(info, lambda: _load_network(path, chosen_device, chosen_precision))
+
+
+def network_scale(path: Path) -> int:
+    """Factor by which a single-file network enlarges; reads the whole file.
+
+    Raises:
+        ModelError: spandrel is missing or does not know the file.
+    """
+    return int(_read_network(path).scale)
+
+
+def _read_network(path: Path) -> Any:
+    try:
+        spandrel = importlib.import_module("spandrel")
+    except (ImportError, RuntimeError) as error:
+        missing = getattr(error, "name", None)
+        if missing in ("spandrel", "torchvision"):
+            raise ModelError(f"{path.name}: {missing} is not installed, which reads such files", _EXTRA_HINT) from error
+        explanation = explain_broken_torchvision(error)
+        if explanation is None:
+            raise ModelError(f"{path.name}: spandrel cannot be imported: {error}", _EXTRA_HINT) from error
+        hint = "install the torchvision that was built for this torch; spandrel needs it"
+        raise ModelError(f"{path.name}: {explanation.message}", hint) from error
+    try:
+        found = spandrel.ModelLoader("cpu").load_from_file(path)
+    except (spandrel.UnsupportedModelError, RuntimeError, ValueError, KeyError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"{path}: spandrel does not know this file: {reason}", "give a super-resolution model"
+        ) from error
+    if not isinstance(found, spandrel.ImageModelDescriptor) or found.input_channels != 3 or found.output_channels != 3:
+        raise ModelError(f"{path}: this {found.architecture.name} does not make a colour picture of one", None)
+    return found
+
+
+def _load_network(path: Path, device: torch.device, precision: str) -> Enlarger:
+    network = _read_network(path)
+    supported = {"fp16": network.supports_half, "bf16": network.supports_bfloat16, "fp32": True}[precision]
+    if not supported:
+        raise DeviceError(f"{path.name} does not compute in {precision}", "give --precision fp32")
+    return _Network(network.to(device, PRECISIONS[precision]).eval(), device, precision)
+
+
+class _Network:
+    def __init__(self, network: Any, device: torch.device, precision: str) -> None:
+        self.device = device
+        self.precision = precision
+        self._network = network
+
+    @torch.inference_mode()
+    def __call__(self, image: Tensor, output: Size) -> Tensor:
+        batch = image[None].to(self.device, PRECISIONS[self.precision])
+        enlarged: Tensor = self._network(batch)[0].float().clamp(0, 1).cpu()
+        if tuple(enlarged.shape[-2:]) == tuple(output):
+            return enlarged
+        # Asked for another factor than its own: brought to size as Real-ESRGAN's program does.
+        return resample(enlarged, output, RESAMPLING["lanczos"])
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Names that tell apart what is called the same: the second "x" becomes "x 2"."""
+    found: list[str] = []
+    for name in names:
+        count = 1 + sum(other == name for other in names[: len(found)])
+        found.append(name if count == 1 else f"{name} {count}")
+    return found

@@ -1,0 +1,243 @@
+"""What a benchmark found: the records that tables, JSON, CSV and the page are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+MetricKind = Literal["full-reference", "no-reference", "set"]
+ModelKind = Literal["omgsr", "resampling", "network", "given"]
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """What a score means.
+
+    Attributes:
+        name: as a person types it; pyiqa's own name where pyiqa computes it.
+        kind: "full-reference" compares with a reference, "no-reference" looks at the picture alone, "set" gives one
+            score for all pictures together.
+        lower_is_better: whether a smaller score is the better one.
+        score_range: as text, "0, 1"; a "~" marks a bound that scores may pass.
+        unit: "dB", or "" for a plain number.
+        source: what computes it: "omgsr" or "pyiqa".
+        settings: what the score depends on beside the pixels: "Y of YCbCr, no border cropped".
+    """
+
+    name: str
+    kind: MetricKind
+    lower_is_better: bool
+    score_range: str
+    unit: str = ""
+    source: str = "pyiqa"
+    settings: str = ""
+
+    @property
+    def arrow(self) -> str:
+        """The direction of better scores."""
+        return "↓" if self.lower_is_better else "↑"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One of the models that stand side by side; of a folder of restored pictures, that folder.
+
+    Attributes:
+        name: unique in a report; what tables and the page call it.
+        kind: "omgsr" (a model of this program), "resampling" (bicubic, lanczos), "network" (a single file that
+            spandrel reads) or "given" (restored before).
+        scale: enlargement on both sides; None for pictures restored before.
+        parameters: number of weights; None where there are none or they are not known.
+        identity: hash of what the results depend on beside the input: weights, options; "" for given pictures.
+        detail: for people: the folder or file, the architecture.
+    """
+
+    name: str
+    kind: ModelKind
+    scale: float | None = None
+    parameters: int | None = None
+    identity: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One picture, with what every model made of it.
+
+    Attributes:
+        name: the stem by which files were paired; unique in a report.
+        input: the low-quality picture; None where restored ones were given without it.
+        reference: the high-quality picture; None where there is none.
+        restored: model name to picture file; a model that failed on this picture is left out.
+        scores: model name to metric name to score; None where it could not be had.
+        error: model name to the one line that says why it failed on this picture.
+    """
+
+    name: str
+    input: Path | None
+    reference: Path | None
+    restored: Mapping[str, Path]
+    scores: Mapping[str, Mapping[str, float | None]]
+    error: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A metric's mean over the pictures of one model.
+
+    Attributes:
+        model: its name.
+        metric: its name.
+        count: pictures that have a score; for a metric of kind "set" those it was computed from.
+        mean: None without a score.
+        low: lower end of the 95 % interval of the mean; None with fewer than two pictures, and for sets.
+        high: upper end.
+    """
+
+    model: str
+    metric: str
+    count: int
+    mean: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean of (second - first) over the pictures that both have a score for, with its 95 % interval.
+
+    Attributes:
+        first: name of a model.
+        second: name of the one it is compared with.
+        metric: its name.
+        count: pictures that both have a score for.
+        mean: of the differences.
+        low: lower end of the 95 % interval; None with fewer than two pictures.
+        high: upper end.
+    """
+
+    first: str
+    second: str
+    metric: str
+    count: int
+    mean: float
+    low: float | None
+    high: float | None
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval lies on one side of zero."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Median and spread of some measurements: the median, the 10th and the 90th percentile."""
+
+    median: float
+    p10: float
+    p90: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How long a model takes and what it needs.
+
+    Attributes:
+        model: its name.
+        device: "cpu", "cuda (NVIDIA H100 80GB HBM3)".
+        precision: "fp32", "bf16", "fp16"; "8-bit" for resampling.
+        runs: timed restorations, warm-up left out.
+        load_s: from nothing to a model that can run.
+        per_image_s: seconds a picture, decoding and encoding of files left out.
+        per_megapixel_s: seconds a megapixel (10^6 pixels) of output.
+        peak_process_mib: greatest resident memory of this process while the model ran; what ran before it counts too.
+        peak_device_mib: greatest memory held on an accelerator; None on the CPU.
+    """
+
+    model: str
+    device: str
+    precision: str
+    runs: int
+    load_s: float
+    per_image_s: Quantiles
+    per_megapixel_s: Quantiles
+    peak_process_mib: float
+    peak_device_mib: float | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What could not be had: a metric, or a model on a picture.
+
+    Attributes:
+        name: of the metric, or "MODEL on PICTURE".
+        message: what is wrong, one line.
+        hint: what to do, one line, or None.
+    """
+
+    name: str
+    message: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a benchmark found, in the order that it is shown.
+
+    Attributes:
+        title: of the page and the table, such as "realsr, 17 pictures".
+        created: when, in UTC, ISO 8601 to the second.
+        models: in the order that they were asked for.
+        metrics: in the order that they were asked for, those that failed too.
+        images: in natural order of their names.
+        summaries: one for each model and metric.
+        differences: one for each two models and metric, the earlier model first; none for sets.
+        speeds: of the models that restored pictures in this run.
+        failures: metrics that could not be made, and pictures that could not be restored.
+        versions: of everything that moves a number: "omgsr", "torch", "pyiqa", "python", "pillow" ...
+        settings: of the run, for people: "data", "color space", "border cropped", "device" ...
+    """
+
+    title: str
+    created: str
+    models: tuple[ModelInfo, ...]
+    metrics: tuple[MetricInfo, ...]
+    images: tuple[ImageResult, ...]
+    summaries: tuple[Summary, ...]
+    differences: tuple[PairedDifference, ...]
+    speeds: tuple[Speed, ...]
+    failures: tuple[Failure, ...]
+    versions: Mapping[str, str]
+    settings: Mapping[str, str]
+
+    def summary(self, model: str, metric: str) -> Summary:
+        """The summary of one model and metric.
+
+        Raises:
+            KeyError: the report has none of these.
+        """
+        for summary in self.summaries:
+            if (summary.model, summary.metric) == (model, metric):
+                return summary
+        raise KeyError((model, metric))
+
+    def speed(self, model: str) -> Speed | None:
+        """The speed of one model; None where it restored nothing in this run."""
+        return next((speed for speed in self.speeds if speed.model == model), None)
+
+    def scores(self, model: str, metric: str) -> tuple[float, ...]:
+        """The scores that one model has in one metric, in the order of the pictures."""
+        values = (image.scores.get(model, {}).get(metric) for image in self.images)
+        return tuple(value for value in values if value is not None)
+
+    def best(self, metric: str) -> frozenset[str]:
+        """The models with the best mean, all of them where several share it; none where there is nothing to compare."""
+        info = next(info for info in self.metrics if info.name == metric)
+        means = {s.model: s.mean for s in self.summaries if s.metric == metric and s.mean is not None}
+        if len(means) < 2:
+            return frozenset()
+        wanted = min(means.values()) if info.lower_is_better else max(means.values())
+        return frozenset(name for name, mean in means.items() if mean == wanted)

@@ -1,0 +1,146 @@
+"""The answer of `omgsr timestep` as a record, as text, as a table and as a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from omgsr_cli.imaging import write_atomically
+from omgsr_cli.schedules import Schedule
+from omgsr_cli.timesteps import Measured, MidTimestep, own_timesteps, spread_by
+
+_WIDTH, _HEIGHT = 64, 10
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+def describe(
+    found: MidTimestep,
+    measured: Sequence[Measured],
+    numbers: tuple[Tensor, Tensor],
+    schedule: Schedule,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Everything that is known, in plain values; an infinite loss is null, which JSON can say."""
+    return {
+        "mid_timestep": found.mid_timestep,
+        "loss": found.loss,
+        "samples": found.samples,
+        "interval": list(found.interval),
+        "flat_region": list(found.flat_region),
+        schedule.level_name: found.level,
+        "curve": [value if math.isfinite(value) else None for value in found.curve.tolist()],
+        "spread": _spread(measured, numbers, schedule),
+        "schedule": schedule.to_config(),
+        "settings": settings,
+    }
+
+
+def _spread(
+    measured: Sequence[Measured], numbers: tuple[Tensor, Tensor], schedule: Schedule
+) -> dict[str, dict[str, dict[str, int]]]:
+    """The mid-timestep of the samples that were degraded in one way: by choice, then by what was drawn."""
+    spread = {}
+    for choice in measured[0].drawn:
+        groups = spread_by([item.drawn[choice] for item in measured], *numbers, schedule)
+        spread[choice] = {name: {"mid_timestep": t, "samples": count} for name, (t, count) in groups.items()}
+    return spread
+
+
+def draw_text(record: dict[str, Any]) -> str:
+    """The answer for a person: a few lines, and the curve."""
+    level = "alpha_bar" if "alpha_bar" in record else "sigma"
+    low, high = record["interval"]
+    first, last = record["flat_region"]
+    lines = [
+        f"mid-timestep  {record['mid_timestep']}",
+        f"95 % interval {low} to {high}, of {record['samples']} samples",
+        f"loss          {record['loss']:.4g}, within 1 % of it from {first} to {last}",
+        f"{level:13} {record[level]:.4f}",
+    ]
+    for choice, groups in record["spread"].items():
+        told = ", ".join(f"{name} {group['mid_timestep']} ({group['samples']})" for name, group in groups.items())
+        lines.append(f"{choice:13} {told}")
+    return "\n".join([*lines, "", *_draw_curve(record["curve"], record["mid_timestep"])])
+
+
+def _draw_curve(curve: Sequence[float | None], best: int) -> list[str]:
+    """The logarithm of the loss over the timesteps, lowest in its valley."""
+    step = len(curve) / _WIDTH
+    # The least of each column, so that a narrow valley does not fall between two of them.
+    columns = [
+        min((v for v in curve[int(i * step) : int((i + 1) * step)] if v is not None), default=math.inf)
+        for i in range(_WIDTH)
+    ]
+    finite = [math.log10(max(value, 1e-12)) for value in columns if math.isfinite(value)]
+    low, high = min(finite), max(finite)
+    scale = _HEIGHT * 8 / (high - low) if high > low else 0.0
+    heights = [
+        _HEIGHT * 8 if not math.isfinite(value) else round((math.log10(max(value, 1e-12)) - low) * scale)
+        for value in columns
+    ]
+    rows = []
+    for row in reversed(range(_HEIGHT)):
+        rows.append("".join(_BLOCKS[min(8, max(0, height - row * 8))] for height in heights).rstrip())
+    mark = min(_WIDTH - 1, int(best / step))
+    label = f"{'':{mark}}^ {best}"
+    return [f"loss {10**high:.3g} down to {10**low:.3g}, logarithmic; timesteps 0 to {len(curve) - 1}", *rows, label]
+
+
+def write_csv(
+    path: Path, measured: Sequence[Measured], numbers: tuple[Tensor, Tensor], schedule: Schedule, *, overwrite: bool
+) -> None:
+    """One line a sample: the picture, its crop, the two numbers, its own timestep and what was drawn.
+
+    Raises:
+        FileError: it exists and may not be replaced, or cannot be written.
+    """
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(["image", "top", "left", "power", "snr_lq", "mid_timestep", *measured[0].drawn])
+    for item, own in zip(measured, own_timesteps(*numbers, schedule).tolist(), strict=True):
+        writer.writerow([item.path, *item.window, repr(item.power), repr(item.snr), own, *item.drawn.values()])
+    write_atomically(path, [table.getvalue().encode("utf-8", "surrogateescape")], overwrite=overwrite)
+
+
+def write_plot(
+    path: Path,
+    record: dict[str, Any],
+    measured: Sequence[Measured],
+    numbers: tuple[Tensor, Tensor],
+    schedule: Schedule,
+    overwrite: bool,
+) -> None:
+    """The curve with its interval and flat region, over a histogram of the samples' own timesteps.
+
+    Raises:
+        FileError: it exists and may not be replaced, or cannot be written.
+    """
+    # Not pyplot: it would choose a window system and keep the figure.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    best, (low, high), (first, last) = record["mid_timestep"], record["interval"], record["flat_region"]
+    curve = [math.nan if value is None else value for value in record["curve"]]
+    above.axvspan(low, high, color="#e69f00", alpha=0.35, lw=0, label=f"95 % interval, {low} to {high}")
+    above.axvspan(first, last, color="#56b4e9", alpha=0.25, lw=0, label=f"loss within 1 %, {first} to {last}")
+    above.plot(range(len(curve)), curve, color="#0072b2", lw=1.8)
+    above.axvline(best, color="#d55e00", lw=1.2, label=f"mid-timestep {best}")
+    above.set(yscale="log", ylabel="mean |SNR(z_t) - SNR(z_L)|")
+    above.set_title(f"{record['samples']} samples, {record['settings'].get('encoder', '')}", fontsize=10)
+    above.legend(fontsize=9)
+    below.hist(own_timesteps(*numbers, schedule).tolist(), bins=50, range=(0, len(curve) - 1), color="#999999")
+    below.axvline(best, color="#d55e00", lw=1.2)
+    below.set(xlabel="timestep", ylabel="samples", xlim=(0, len(curve) - 1))
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix.lower()[1:], dpi=150)
+    write_atomically(path, [drawn.getvalue()], overwrite=overwrite)

@@ -1,0 +1,99 @@
+"""Crops of sharp pictures, and low-quality pictures brought to their size."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from omgsr_cli.errors import ShapeError
+
+OnSmall = Literal["skip", "resize", "pad"]
+
+
+def draw_window(size_px: tuple[int, int], crop_px: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Draw the top left corner of a square crop, every place equally likely.
+
+    Args:
+        size_px: height and width of the picture, neither smaller than the crop.
+        crop_px: side of the crop.
+        rng: two integers are drawn from it.
+    Returns:
+        (top, left).
+    Raises:
+        ShapeError: the picture is smaller than the crop.
+    """
+    if min(size_px) < crop_px:
+        raise ShapeError(f"a crop of {crop_px} does not fit into {size_px[1]}x{size_px[0]} pixels")
+    height, width = size_px
+    return int(rng.integers(height - crop_px + 1)), int(rng.integers(width - crop_px + 1))
+
+
+def fit_small(image: Tensor, crop_px: int, on_small: OnSmall) -> Tensor | None:
+    """Make a picture large enough for a crop, if it is not.
+
+    Args:
+        image: (3, H, W) float32 in [0, 1].
+        crop_px: side of the crop.
+        on_small: "resize" enlarges the shorter side to it (bicubic), "pad" reflects at the right and the bottom as
+            often as needed, "skip" gives the picture up.
+    Returns:
+        (3, h, w) with both sides at least crop_px; the image itself where it is large enough; None for "skip".
+    """
+    height, width = image.shape[-2:]
+    if min(height, width) >= crop_px:
+        return image
+    if on_small == "skip":
+        return None
+    if on_small == "resize":
+        factor = crop_px / min(height, width)
+        return enlarge(image, max(crop_px, round(height * factor)), max(crop_px, round(width * factor)))
+    rows, columns = (_reflected(length, max(length, crop_px)) for length in (height, width))
+    return image[:, rows][:, :, columns]
+
+
+def enlarge(image: Tensor, height: int, width: int) -> Tensor:
+    """Resize with Pillow's bicubic filter, in float32, as restoring does.
+
+    Args:
+        image: (3, H, W) float32 in [0, 1].
+        height: of the result.
+        width: of the result.
+    Returns:
+        (3, height, width) float32, clamped to [0, 1].
+    """
+    if tuple(image.shape[-2:]) == (height, width):
+        return image
+    planes = [
+        np.asarray(Image.fromarray(plane.contiguous().numpy()).resize((width, height), Image.Resampling.BICUBIC))
+        for plane in image
+    ]
+    return torch.from_numpy(np.stack(planes)).clamp_(0, 1)
+
+
+def trim(image: Tensor, multiple: int) -> Tensor:
+    """Cut (3, H, W) at the right and the bottom so that both sides are multiples; padded by reflection below one."""
+    height, width = (max(multiple, length // multiple * multiple) for length in image.shape[-2:])
+    if height <= image.shape[-2] and width <= image.shape[-1]:
+        return image[:, :height, :width]
+    rows, columns = _reflected(image.shape[-2], height), _reflected(image.shape[-1], width)
+    return image[:, rows][:, :, columns]
+
+
+def _reflected(length: int, wanted: int) -> Tensor:
+    """Indices 0..length-1 and on to `wanted` of them by reflection that does not repeat the border."""
+    period = max(1, 2 * (length - 1))
+    index = torch.arange(wanted) % period
+    return torch.where(index < length, index, period - index)
+
+
+def whole_factor(large_px: tuple[int, int], small_px: tuple[int, int]) -> int | None:
+    """Tell by which whole factor a picture is larger than another on both sides, or None."""
+    factor = large_px[0] / small_px[0]
+    if factor != large_px[1] / small_px[1] or not math.isclose(factor, round(factor)) or factor < 1:
+        return None
+    return round(factor)

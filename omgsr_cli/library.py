@@ -1,0 +1,216 @@
+"""Three lines to a result: a PIL image, an array or a tensor in, and the same kind out."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from omgsr_cli.errors import ShapeError
+from omgsr_cli.geometry import Size, plan_output_size
+from omgsr_cli.imaging import Picture, encode_picture, from_samples, luma, read_picture, to_samples
+from omgsr_cli.models.base import Restorer
+from omgsr_cli.models.loading import load_restorer
+from omgsr_cli.options import ColorFix, RestoreOptions, SizeOptions, build_options
+from omgsr_cli.upscaling import restore_picture
+
+AnyArray = TypeVar("AnyArray", bound=NDArray[Any])
+
+# Pillow's modes that PNG holds as they are; others are stored as TIFF on their way in.
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+_NAME = "the image"
+
+
+def load(
+    model: str | Path | None = None,
+    *,
+    base: str | Path | None = None,
+    adapter: str | Path | None = None,
+    device: str | None = None,
+    precision: str = "auto",
+    mid_timestep: int | None = None,
+    prompt: str | None = None,
+) -> Restorer:
+    """Load a model once, for as many images as there are; it may be used from several threads.
+
+    Args:
+        model: a preset's name, a folder or a hub repository; None takes the model that lies in the package.
+        base: folder or hub repository of the pre-trained model that `adapter` belongs to.
+        adapter: folder in the published layout.
+        device: "cuda", "mps", "xpu" or "cpu"; None takes the first that is there.
+        precision: "auto", "fp32", "bf16" or "fp16".
+        mid_timestep: instead of the model's own, 0..999.
+        prompt: instead of the model's own.
+    Returns:
+        The model; `info` tells what it is, `notes` what a person should know.
+    Raises:
+        OmgsrError: it cannot be loaded; the message says why, `hint` what to do.
+    """
+    return load_restorer(
+        model,
+        base=base,
+        adapter=adapter,
+        device=device,
+        precision=precision,
+        mid_timestep=mid_timestep,
+        prompt=prompt,
+    )
+
+
+@overload
+def upscale_image(
+    model: Restorer,
+    image: Image.Image,
+    *,
+    scale: float | None = ...,
+    size: tuple[int, int] | None = ...,
+    color_fix: ColorFix | None = ...,
+    tile: Literal["auto", "off"] | int = ...,
+    seed: int | None = ...,
+) -> Image.Image: ...
+@overload
+def upscale_image(
+    model: Restorer,
+    image: Tensor,
+    *,
+    scale: float | None = ...,
+    size: tuple[int, int] | None = ...,
+    color_fix: ColorFix | None = ...,
+    tile: Literal["auto", "off"] | int = ...,
+    seed: int | None = ...,
+) -> Tensor: ...
+@overload
+def upscale_image(
+    model: Restorer,
+    image: AnyArray,
+    *,
+    scale: float | None = ...,
+    size: tuple[int, int] | None = ...,
+    color_fix: ColorFix | None = ...,
+    tile: Literal["auto", "off"] | int = ...,
+    seed: int | None = ...,
+) -> AnyArray: ...
+def upscale_image(
+    model: Restorer,
+    image: Image.Image | Tensor | NDArray[Any],
+    *,
+    scale: float | None = None,
+    size: tuple[int, int] | None = None,
+    color_fix: ColorFix | None = None,
+    tile: Literal["auto", "off"] | int = "auto",
+    seed: int | None = None,
+) -> Image.Image | Tensor | NDArray[Any]:
+    """Restore and enlarge one image; nothing is printed, and the same call gives the same pixels.
+
+    Args:
+        model: from `load`.
+        image: a PIL image of any mode (its profile, EXIF and transparency are kept; it comes out upright); an array
+            (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB(A) in sRGB, of uint8, uint16 or float in [0, 1]; or a
+            tensor (C, H, W) or (B, C, H, W) with 1, 3 or 4 channels, of uint8 or float in [0, 1], on any device.
+        scale: factor on both sides, 0.5 to 16; None takes the model's own.
+        size: (height, width) of the result in place of `scale`.
+        color_fix: "adain", "wavelet" or "none"; None takes what suits the model.
+        tile: side of a tile in pixels of the result, "off", or "auto" by free memory.
+        seed: samples the latent posterior with it; None takes its mean.
+    Returns:
+        The same kind, dtype, layout and device, enlarged; floats lie in [0, 1].
+    Raises:
+        ShapeError: the image's shape or dtype is not one of these.
+        UsageError: a value is out of range.
+        DeviceError: memory is short.
+    """
+    options = build_options(
+        RestoreOptions,
+        size=build_options(SizeOptions, scale=scale, size=size),
+        color_fix=color_fix,
+        tile=tile,
+        seed=seed,
+    )
+    if isinstance(image, Image.Image):
+        return _upscale_pil(model, image, options)
+    if isinstance(image, Tensor):
+        return _upscale_tensor(model, image, options)
+    if isinstance(image, np.ndarray):
+        return _upscale_array(model, image, options)
+    raise ShapeError(f"an image is a PIL image, an array or a tensor, not a {type(image).__name__}")
+
+
+def _restore(model: Restorer, picture: Picture, options: RestoreOptions) -> Picture:
+    output = plan_output_size(Size(*picture.size_px), options.size, model.info.scale)
+    return restore_picture(model, picture, output, options)[0]
+
+
+def _upscale_pil(model: Restorer, image: Image.Image, options: RestoreOptions) -> Image.Image:
+    """Through the reader and writer of files, so that a profile, a palette or 16 bits mean what they mean there."""
+    format_name = "PNG" if image.mode in _PNG_MODES else "TIFF"
+    if image.mode in ("HSV", "YCbCr", "La", "RGBa", "RGBX", "PA"):
+        image = image.convert("RGBA" if image.has_transparency_data or image.mode in ("La", "PA", "RGBa") else "RGB")
+        format_name = "PNG"
+    held = io.BytesIO()
+    # Options of the file it came from do not apply to this one; what belongs to the picture does.
+    kept = {name: image.info[name] for name in ("icc_profile", "exif", "dpi", "transparency") if name in image.info}
+    fast = {"compress_level": 0} if format_name == "PNG" else {}
+    image.save(held, format_name, **kept, **fast)
+    restored = _restore(model, read_picture(held.getvalue(), _NAME), options)
+    parts, _ = encode_picture(restored, name=_NAME, format="png")
+    result = Image.open(io.BytesIO(b"".join(parts)))
+    result.load()
+    return result
+
+
+def _upscale_tensor(model: Restorer, image: Tensor, options: RestoreOptions) -> Tensor:
+    if image.ndim == 4:
+        if not len(image):
+            raise ShapeError(f"a batch has at least one image, not {tuple(image.shape)}")
+        return torch.stack([_upscale_tensor(model, one, options) for one in image])
+    if image.ndim != 3 or image.shape[0] not in (1, 3, 4) or not image.numel():
+        raise ShapeError(f"a tensor is (C, H, W) or (B, C, H, W) with 1, 3 or 4 channels, not {tuple(image.shape)}")
+    if not image.is_floating_point() and image.dtype != torch.uint8:
+        raise ShapeError(f"a tensor is of uint8 or float in [0, 1], not {image.dtype}")
+    whole = image.dtype == torch.uint8
+    planes = image.detach().to("cpu", torch.float32)
+    restored = _restore_planes(model, planes / 255 if whole else planes, options, 8 if whole else 16)
+    if whole:
+        restored = (restored * 255).round_()
+    return restored.to(image.device, image.dtype)
+
+
+def _upscale_array(model: Restorer, image: NDArray[Any], options: RestoreOptions) -> NDArray[Any]:
+    channels = 1 if image.ndim == 2 else image.shape[-1]
+    if image.ndim not in (2, 3) or channels not in (1, 3, 4) or not image.size:
+        raise ShapeError(f"an array is (H, W) or (H, W, C) with 1, 3 or 4 channels, not {image.shape}")
+    if image.dtype not in (np.uint8, np.uint16) and not np.issubdtype(image.dtype, np.floating):
+        raise ShapeError(f"an array is of uint8, uint16 or float in [0, 1], not {image.dtype}")
+    if np.issubdtype(image.dtype, np.floating):
+        planes = torch.from_numpy(image.reshape(*image.shape[:2], channels).astype(np.float32)).permute(2, 0, 1)
+        restored = _restore_planes(model, planes, options, 16)
+        result: NDArray[Any] = restored.permute(1, 2, 0).numpy().astype(image.dtype)
+    else:
+        depth = 8 if image.dtype == np.uint8 else 16
+        result = to_samples(_restore_planes(model, from_samples(image), options, depth), depth)
+    return np.ascontiguousarray(result[:, :, 0] if image.ndim == 2 else result)
+
+
+def _restore_planes(model: Restorer, planes: Tensor, options: RestoreOptions, bit_depth: int) -> Tensor:
+    """(C, H, W) float32 with 1, 3 or 4 channels, in [0, 1], to the restored planes of as many channels."""
+    if not bool(planes.isfinite().all()):
+        raise ShapeError("the image has values that are not finite")
+    planes = planes.clamp(0, 1)
+    grey = len(planes) == 1
+    picture = Picture(
+        rgb=planes[:3].expand(3, -1, -1).contiguous(),
+        alpha=planes[3:] if len(planes) == 4 else None,
+        bit_depth=bit_depth,
+        is_grey=grey,
+        is_neutral=grey,
+    )
+    restored = _restore(model, picture, options)
+    if grey:
+        return luma(restored.rgb)
+    return restored.rgb if restored.alpha is None else torch.cat((restored.rgb, restored.alpha))

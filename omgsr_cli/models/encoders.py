@@ -1,0 +1,171 @@
+"""The part of a model that the mid-timestep needs: images to latents, and the noise schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from omgsr_cli.errors import ModelError, UsageError
+from omgsr_cli.models.devices import PRECISIONS, choose_device
+from omgsr_cli.models.hub import download_model, is_repository_name
+from omgsr_cli.models.libraries import explained_imports, quiet_libraries
+from omgsr_cli.models.record import load_record, read_json
+from omgsr_cli.presets import DEFAULT_PRESET, PRESETS
+from omgsr_cli.schedules import DdpmSchedule, FlowSchedule, Schedule, build_schedule
+
+# AutoencoderTiny's encoder, as published: residual blocks per level, all 64 wide, and an eighth of the size.
+_TINY_BLOCKS, _TINY_WIDTH, _TINY_PX = (1, 3, 3, 3), 64, 8
+# Latent channels tell the family where an autoencoder comes without a scheduler.
+_FLOW_CHANNELS = 16
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """Images to latents, as the pre-trained model's own (frozen) encoder makes them.
+
+    Attributes:
+        name: as the user gave it.
+        encode: (B, 3, H, W) float32 on `device`, sRGB in [-1, 1], to (B, C, h, w), scaled as the schedule expects;
+            the posterior's mean where there is one.
+        schedule: of the pre-trained model.
+        multiple_of_px: heights and widths are multiples of it.
+        device: where it runs.
+    """
+
+    name: str
+    encode: Callable[[Tensor], Tensor]
+    schedule: Schedule
+    multiple_of_px: int
+    device: torch.device
+
+
+def load_encoder(
+    model: str | None = None, *, base: str | None = None, vae: str | None = None, device: str | None = None
+) -> ImageEncoder:
+    """Load the encoder and the schedule of a model, and nothing else of it.
+
+    Args:
+        model: preset's name, model folder or hub repository; None takes the default preset.
+        base: folder or hub repository of a pre-trained model, instead of `model`.
+        vae: another autoencoder for it: a folder of diffusers' AutoencoderKL or AutoencoderTiny, or the encoder of
+            TAESD as a single safetensors file. Alone, its latent channels tell the schedule: Stable Diffusion's,
+            or with 16 of them FLUX.1's.
+        device: as for `choose_device`.
+    Raises:
+        ModelError: something is missing or of a kind that is not known.
+        UsageError: the arguments do not go together.
+        DeviceError: the device is not there.
+    """
+    if model is not None and base is not None:
+        raise UsageError("--model and --base were both given", "leave one of them out")
+    place = choose_device(device)
+    if vae is not None:
+        encode, channels, multiple = _load_vae(Path(vae), place)
+        named = model or base
+        schedule = _load_schedule(_find(named)) if named else _schedule_of(channels)
+        return ImageEncoder(vae if named is None else f"{named} with {vae}", encode, schedule, multiple, place)
+    name = model or base or DEFAULT_PRESET
+    folder = _find(name)
+    record = load_record(folder)
+    if record is not None and record.family == "tiny":
+        from omgsr_cli.models.tiny import describe_tiny, load_tiny
+
+        info = describe_tiny(folder, record, name)
+        latents = load_tiny(folder, info, place, "fp32")
+        return ImageEncoder(name, latents.network.latents.encode, latents.schedule, info.multiple_of_px, place)
+    encode, _, multiple = _load_vae(folder / "vae", place)
+    return ImageEncoder(name, encode, _load_schedule(folder), multiple, place)
+
+
+def _find(name: str) -> Path:
+    """The folder of a preset's base, a local one, or the hub's copy of what is needed here."""
+    preset = PRESETS.get(name)
+    if preset is not None and preset.folder is not None:
+        return preset.folder
+    if Path(name).is_dir():
+        return Path(name)
+    sources = preset.base_sources if preset is not None else (name,) if is_repository_name(name) else ()
+    reasons: list[ModelError] = []
+    for repository in sources:
+        try:
+            return download_model(repository, preset.revision if preset else None, parts=("vae",))
+        except ModelError as error:
+            reasons.append(error)
+    if reasons:
+        raise reasons[0]
+    raise ModelError(f"there is no model {name!r}", f"give a folder, a hub repository or one of: {', '.join(PRESETS)}")
+
+
+def _load_schedule(folder: Path) -> Schedule:
+    record = load_record(folder)
+    if record is not None and record.schedule is not None:
+        return build_schedule(record.schedule)
+    return build_schedule(read_json(folder / "scheduler" / "scheduler_config.json"))
+
+
+def _schedule_of(channels: int) -> Schedule:
+    return FlowSchedule() if channels == _FLOW_CHANNELS else DdpmSchedule()
+
+
+def _load_vae(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], int, int]:
+    """Read an autoencoder's encoder: the function, its latent channels, and the multiple of its image sizes."""
+    if path.is_file() and path.suffix == ".safetensors":
+        return _load_tiny_file(path, device)
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path} is no autoencoder", "give a folder with config.json, or TAESD's encoder .safetensors")
+    config = read_json(path / "config.json")
+    kind = config.get("_class_name")
+    with quiet_libraries(), explained_imports():
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+    if kind not in ("AutoencoderKL", "AutoencoderTiny"):
+        raise ModelError(f"{path} is a {kind}", "encoders that can be read: AutoencoderKL, AutoencoderTiny")
+    from omgsr_cli.models.sd import load_part
+
+    network: Any = load_part(
+        AutoencoderKL if kind == "AutoencoderKL" else AutoencoderTiny, path.parent, path.name, PRECISIONS["fp32"]
+    )
+    network.decoder = None  # half of the weights, and not needed
+    network.to(device)
+    scale, shift = float(config.get("scaling_factor") or 1.0), float(config.get("shift_factor") or 0.0)
+
+    def encode(image: Tensor) -> Tensor:
+        encoded = network.encode(image)
+        latent: Tensor = encoded.latent_dist.mean if kind == "AutoencoderKL" else encoded.latents
+        return (latent - shift) * scale
+
+    return encode, int(config.get("latent_channels", 4)), _multiple_of_px(config, kind)
+
+
+def _multiple_of_px(config: dict[str, Any], kind: str) -> int:
+    levels = config.get("block_out_channels") or config.get("encoder_block_out_channels") or (0,) * 4
+    return int(2 ** (len(levels) - 1)) if kind == "AutoencoderKL" else _TINY_PX
+
+
+def _load_tiny_file(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], int, int]:
+    """TAESD's encoder as published: a numbered sequence, which diffusers keeps under `layers`.
+
+    Its latents are those of the large autoencoder, scaling included.
+    Source: TAESD, github.com/madebyollin/taesd; diffusers' AutoencoderTiny.
+    """
+    with quiet_libraries(), explained_imports():
+        from diffusers.models.autoencoders.vae import EncoderTiny
+    try:
+        weights = load_file(path)
+        outputs = [key for key, value in weights.items() if key.endswith("weight") and value.ndim == 4]
+        channels = int(weights[max(outputs, key=lambda key: int(key.partition(".")[0]))].shape[0])
+        with torch.device("meta"):
+            network = EncoderTiny(3, channels, _TINY_BLOCKS, (_TINY_WIDTH,) * 4, "relu")
+        network.load_state_dict({f"layers.{key}": value.float() for key, value in weights.items()}, assign=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"{path} is not the encoder of an AutoencoderTiny: {reason}") from error
+    network.requires_grad_(False).eval().to(device)
+    return network.forward, channels, _TINY_PX

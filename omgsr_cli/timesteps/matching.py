@@ -1,0 +1,163 @@
+"""The mid-timestep of a data set: where a noisy latent has the signal-to-noise ratio of a low-quality one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from omgsr_cli.errors import ShapeError, UsageError
+from omgsr_cli.schedules import Schedule
+
+BOOTSTRAP_DRAWS = 1000
+FLAT = 0.01
+_CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class MidTimestep:
+    """The answer, with its evidence.
+
+    Attributes:
+        mid_timestep: argmin of the curve, an index 0..T-1.
+        loss: the curve's value there, no unit.
+        level: alpha_bar or sigma there.
+        samples: how many images it was taken over.
+        interval: bootstrap 95 % interval of the mid-timestep, both ends included.
+        flat_region: first and last timestep around it, without a gap, whose loss is within 1 % of the least.
+        curve: (T,) float64, the loss at every timestep; may begin with inf.
+    """
+
+    mid_timestep: int
+    loss: float
+    level: float
+    samples: int
+    interval: tuple[int, int]
+    flat_region: tuple[int, int]
+    curve: Tensor
+
+
+def latent_snr(clean: Tensor, degraded: Tensor) -> tuple[Tensor, Tensor]:
+    """Measure the power of clean latents, and the signal-to-noise ratio of degraded ones.
+
+    power = mean(z_H^2); snr = power / mean((z_L - z_H)^2), each over one image's latent.
+    Source: OMGSR, arXiv:2508.08227.
+
+    Args:
+        clean: (B, C, h, w) float, z_H, scaled as the schedule expects.
+        degraded: same shape, z_L.
+    Returns:
+        power and snr, (B,) float64 on the CPU, no unit; the snr of identical latents is inf.
+    Raises:
+        ShapeError: the shapes differ.
+    """
+    if clean.shape != degraded.shape:
+        raise ShapeError(f"latents {tuple(clean.shape)} and {tuple(degraded.shape)} differ in shape")
+    # Summed in float32 on the device, where float64 may be missing; a latent has some 10^4 to 10^6 values.
+    power = clean.float().square().mean((1, 2, 3))
+    error = (degraded.float() - clean.float()).square().mean((1, 2, 3))
+    return power.double().cpu(), (power / error).double().cpu()
+
+
+def match_snr(
+    power: Tensor, snr: Tensor, schedule: Schedule, *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS
+) -> MidTimestep:
+    """Find the timestep at which noisy latents have the signal-to-noise ratio of the low-quality ones.
+
+    curve[t] = mean_i | power_i schedule.snr[t] - snr_i |, and the mid-timestep is its argmin; all timesteps at once.
+    The interval is that of the argmin over resampled sets of images (percentile bootstrap).
+    Source: OMGSR, arXiv:2508.08227; Efron 1979 for the bootstrap.
+
+    Args:
+        power: (N,) float, mean square of each clean latent, no unit.
+        snr: (N,) float, of each low-quality latent, finite and no unit.
+        schedule: of the pre-trained model.
+        seed: of the resampling.
+        draws: how many sets are resampled.
+    Raises:
+        ShapeError: not two (N,) tensors.
+        UsageError: no sample, or one that is not finite.
+    """
+    if power.ndim != 1 or power.shape != snr.shape:
+        raise ShapeError(f"power {tuple(power.shape)} and snr {tuple(snr.shape)} are not two lists of one length")
+    if not len(power):
+        raise UsageError("no picture is left to find the mid-timestep from")
+    if not bool((power.isfinite() & snr.isfinite()).all()):
+        raise UsageError("a latent has a power or a signal-to-noise ratio that is not finite")
+    table = schedule.snr()
+    finite = table.isfinite()
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(len(power), (draws, len(power)), generator=generator)
+    # Row 0 is the data itself, the others are the resampled sets: one product of matrices gives all their curves.
+    counts = torch.cat((torch.ones(1, len(power)), _counts(chosen, len(power)))).double()
+    curves = torch.zeros(len(counts), int(finite.sum()), dtype=torch.float64)
+    for start in range(0, len(power), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        distances = (power[part, None].double() * table[finite] - snr[part, None].double()).abs_()
+        curves.addmm_(counts[:, part], distances)
+    curve = torch.full_like(table, torch.inf)
+    curve[finite] = curves[0] / len(power)
+    first = int(finite.nonzero()[0])
+    minima = curves[1:].argmin(1).double() + first
+    ends = torch.quantile(minima, torch.tensor([0.025, 0.975], dtype=torch.float64)) if draws else minima
+    best = int(curve.argmin())
+    low, high = (best, best) if not draws else (int(ends[0].floor()), int(ends[1].ceil()))
+    return MidTimestep(
+        mid_timestep=best,
+        loss=float(curve[best]),
+        level=schedule.level(best),
+        samples=len(power),
+        interval=(low, high),
+        flat_region=_flat_region(curve, best),
+        curve=curve,
+    )
+
+
+def own_timesteps(power: Tensor, snr: Tensor, schedule: Schedule) -> Tensor:
+    """Give each image's own mid-timestep, what `match_snr` gives for it alone: (N,) int64.
+
+    The schedule's ratio falls, so that the nearest entry lies beside the place where the image's ratio would stand.
+
+    Args: as for `match_snr`.
+    """
+    rising = schedule.snr().flip(0).contiguous()
+    wanted = snr.double() / power.double()
+    above = torch.searchsorted(rising, wanted).clamp(1, len(rising) - 1)
+    nearer_below = (wanted - rising[above - 1]) < (rising[above] - wanted)
+    return len(rising) - 1 - torch.where(nearer_below, above - 1, above)
+
+
+def spread_by(groups: Sequence[str], power: Tensor, snr: Tensor, schedule: Schedule) -> dict[str, tuple[int, int]]:
+    """Find the mid-timestep of every group of images alone.
+
+    Args:
+        groups: (N,) the name of each image's group.
+        power: as for `match_snr`.
+        snr: likewise.
+        schedule: likewise.
+    Returns:
+        For each name, in alphabetical order, the mid-timestep and the number of images.
+    """
+    spread = {}
+    for name in sorted(set(groups)):
+        members = torch.tensor([group == name for group in groups])
+        found = match_snr(power[members], snr[members], schedule, draws=0)
+        spread[name] = (found.mid_timestep, found.samples)
+    return spread
+
+
+def _counts(chosen: Tensor, samples: int) -> Tensor:
+    """How often each resampled set (draws, N) has each of the samples: (draws, N) float32."""
+    ones = torch.ones_like(chosen, dtype=torch.float32)
+    return torch.zeros(len(chosen), samples).scatter_add_(1, chosen, ones)
+
+
+def _flat_region(curve: Tensor, best: int) -> tuple[int, int]:
+    """The run of timesteps around the best whose loss is within 1 % of it."""
+    outside = (curve > curve[best] * (1 + FLAT)).nonzero().flatten()
+    before, after = outside[outside < best], outside[outside > best]
+    first = int(before[-1]) + 1 if len(before) else 0
+    last = int(after[0]) - 1 if len(after) else len(curve) - 1
+    return first, last

@@ -1,0 +1,215 @@
+"""The metrics that others compute: how each of the known failures is told, and what a score depends on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from omgsr_cli.benchmark import perceptual
+from omgsr_cli.benchmark.cache import Cache
+from omgsr_cli.benchmark.metrics import METRICS, PAPER, choose_metrics
+from omgsr_cli.benchmark.perceptual import MetricError, PyiqaMetric
+from omgsr_cli.benchmark.scoring import Scorebook, make_metrics
+from omgsr_cli.errors import FileError, UsageError
+from omgsr_cli.imaging import Picture, write_picture
+
+CPU = torch.device("cpu")
+WritePyiqa = Callable[[str], None]
+
+WORKING = """
+import torch
+
+print("Loading pretrained model")
+
+class Metric:
+    def __init__(self, name):
+        self.name = name
+    def __call__(self, *pictures, **options):
+        if self.name == "fid":
+            from pathlib import Path
+            return float(sum(1 for folder in pictures for _ in Path(folder).iterdir()))
+        if self.name == "niqe":
+            return torch.tensor(float("nan"))
+        if self.name == "brisque":
+            raise RuntimeError("needs 96 px\\nand more")
+        return pictures[0].mean() + torch.rand(()) * 1e-3 + len(pictures)
+
+def create_metric(name, device):
+    return Metric(name)
+"""
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    perceptual._hub_answers.cache_clear()
+    return tmp_path / "torch" / "hub"
+
+
+@pytest.fixture
+def write_pyiqa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Path) -> Iterator[WritePyiqa]:
+    """Put a package called pyiqa in the place of the real one."""
+
+    def write(code: str) -> None:
+        (tmp_path / "site" / "pyiqa").mkdir(parents=True)
+        (tmp_path / "site" / "pyiqa" / "__init__.py").write_text(code)
+        monkeypatch.syspath_prepend(str(tmp_path / "site"))
+
+    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "pyiqa"}
+    for name in before:
+        del sys.modules[name]
+    yield write
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pyiqa"]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+def put_weights(hub: Path, name: str, content: bytes = b"\x80\x02 pickled") -> None:
+    for weights in METRICS[name].weights:
+        path = hub / weights.place / weights.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def failure(name: str) -> tuple[str, str]:
+    with pytest.raises(MetricError) as caught:
+        PyiqaMetric(METRICS[name], CPU)
+    assert "\n" not in caught.value.message + str(caught.value.hint)
+    return caught.value.message, caught.value.hint or ""
+
+
+def test_paper_stands_for_the_metrics_of_papers() -> None:
+    assert tuple(known.info.name for known in choose_metrics(["paper", "psnr"])) == PAPER
+
+
+def test_an_unknown_metric_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UsageError) as caught:
+        choose_metrics(["muisq"])
+    assert caught.value.hint == "did you mean musiq?"
+    with pytest.raises(UsageError):
+        choose_metrics([])
+
+
+def test_pyiqa_is_missing(monkeypatch: pytest.MonkeyPatch, hub: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    message, hint = failure("musiq")
+    assert message == "pyiqa is not installed"
+    assert "omgsr-cli[metrics]" in hint
+    assert f"musiq_koniq_ckpt-e95806b9.pth into {hub / 'pyiqa'}" in hint
+    assert "into" not in failure("piqe")[1]
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "to_do"),
+    [
+        ("raise RuntimeError('operator torchvision::nms does not exist')", "does not work with torch", "torchvision"),
+        ("raise ModuleNotFoundError('', name='pkg_resources')", "no pkg_resources", "setuptools<82"),
+        ("raise ImportError('libGL.so.1: cannot open shared object file')", "libGL", "opencv-python-headless"),
+        ("import a_module_that_is_not_there", "a_module_that_is_not_there", "omgsr-cli[metrics]"),
+        ("raise ValueError('numpy.dtype size changed\\nmore')", "ValueError: numpy.dtype size changed", ""),
+    ],
+)
+def test_a_broken_neighbour_is_named(write_pyiqa: WritePyiqa, code: str, said: str, to_do: str) -> None:
+    write_pyiqa(code)
+    message, hint = failure("piqe")
+    assert said in message
+    assert to_do in hint
+
+
+def test_both_versions_are_told_where_torchvision_does_not_fit(
+    write_pyiqa: WritePyiqa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", {"torchvision": "0.20.1", "torch": "2.13.0"}.__getitem__)
+    write_pyiqa("raise RuntimeError('operator torchvision::nms does not exist')")
+    assert failure("musiq")[0] == "the installed torchvision 0.20.1 does not work with torch 2.13.0"
+
+
+def test_weights_that_cannot_be_had_are_told_with_their_place(write_pyiqa: WritePyiqa, hub: Path) -> None:
+    # The network is cut in tests: were pyiqa asked, it would wait and fail in its own words.
+    write_pyiqa("def create_metric(name, device): raise AssertionError('must not be asked')")
+    message, hint = failure("lpips")
+    assert "not on this machine" in message
+    assert f"LPIPS_v0.1_alex-df73285e.pth into {hub / 'pyiqa'}" in hint
+    assert f"alexnet-owt-7be5be79.pth into {hub / 'checkpoints'}" in hint
+    assert "HF_ENDPOINT" in hint
+
+
+def test_a_file_of_weights_that_is_a_page_is_told(write_pyiqa: WritePyiqa, hub: Path) -> None:
+    write_pyiqa(WORKING)
+    put_weights(hub, "musiq", b"<html>404</html>")
+    assert "are broken" in failure("musiq")[0]
+
+
+def test_a_metric_that_fails_leaves_the_others(write_pyiqa: WritePyiqa) -> None:
+    write_pyiqa(WORKING)
+    ready, failures = make_metrics(choose_metrics(["psnr", "musiq", "piqe"]), device=CPU)
+    assert [metric.info.name for metric in ready] == ["psnr", "piqe"]
+    assert [each.name for each in failures] == ["musiq"]
+
+
+def test_a_score_does_not_depend_on_those_before_it(write_pyiqa: WritePyiqa) -> None:
+    write_pyiqa(WORKING)
+    metric = PyiqaMetric(METRICS["piqe"], CPU)
+    picture = torch.full((1, 3, 8, 8), 0.25)
+    state = torch.get_rng_state()
+    assert metric.score(picture, picture) == metric.score(picture, None) == pytest.approx(1.25, abs=2e-3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_score_that_is_no_number_is_a_failure(write_pyiqa: WritePyiqa, hub: Path) -> None:
+    write_pyiqa(WORKING)
+    for name, reason in (("niqe", "gives nan"), ("brisque", "needs 96 px")):
+        put_weights(hub, name)
+        with pytest.raises(FileError, match=reason):
+            PyiqaMetric(METRICS[name], CPU).score(torch.zeros(1, 3, 8, 8), None)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, path in enumerate(paths):
+        write_picture(Picture(torch.full((3, 16, 12), number / 5)), path)
+    return paths
+
+
+def test_a_set_is_scored_as_two_folders(write_pyiqa: WritePyiqa, hub: Path, pictures: list[Path]) -> None:
+    write_pyiqa(WORKING)
+    put_weights(hub, "fid")
+    assert PyiqaMetric(METRICS["fid"], CPU).score_set(pictures, pictures) == 6.0
+
+
+def test_scores_are_kept_by_content_and_settings(pictures: list[Path], tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    asked = choose_metrics(["psnr"])
+    for space, expected in (("ycbcr", 15.3), ("rgb", 13.98), ("ycbcr", 15.3)):
+        ready, _ = make_metrics(asked, device=CPU, color_space=space)
+        assert Scorebook(ready, cache, {}).score(pictures[1], pictures[0])["psnr"] == pytest.approx(expected, abs=0.02)
+    ready[0].scorer.score = None  # type: ignore[assignment, method-assign] # kept scores are not computed again
+    book = Scorebook(ready, cache, {})
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(pictures[1].read_bytes())
+    assert book.score(copy, pictures[0])["psnr"] == pytest.approx(15.3, abs=0.02)
+    with pytest.raises(TypeError):
+        book.score(pictures[2], pictures[0])
+    cache.close()
+
+
+def test_a_metric_that_fails_on_pictures_is_told_in_one_line(tmp_path: Path) -> None:
+    small = [tmp_path / f"{number}.png" for number in range(2)]
+    for number, path in enumerate(small):
+        write_picture(Picture(torch.full((3, 4, 4), number / 5)), path)
+    cache = Cache(tmp_path / "cache")
+    ready, _ = make_metrics(choose_metrics(["psnr", "ssim"]), device=CPU)
+    book = Scorebook(ready, cache, {})
+    for path in small:
+        scores = book.score(path, small[0])
+        assert scores["psnr"] is not None
+        assert scores["ssim"] is None
+    (told,) = book.failures()
+    assert told.name == "ssim"
+    assert f"no score for {small[0]} and 1 more" in told.message
+    cache.close()

@@ -1,0 +1,175 @@
+"""`omgsr bench` as people type it."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import Said, draw, write_tiny_model
+
+from omgsr_cli.benchmark import perceptual
+from omgsr_cli.benchmark.metrics import METRICS
+from omgsr_cli.cli.app import run
+
+Bench = Callable[..., Said]
+
+
+@pytest.fixture
+def bench(capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    perceptual._hub_answers.cache_clear()
+
+    def call(*arguments: str | Path) -> Said:
+        capfdbinary.readouterr()
+        code = run(["bench", *map(str, arguments)])
+        out, err = capfdbinary.readouterr()
+        return Said(code, out, err.decode())
+
+    return call
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for name, (width, height) in {"one": (20, 14), "two": (13, 17)}.items():
+        draw(tmp_path / "set" / "test_LR" / f"{name}.png", width, height)
+        draw(tmp_path / "set" / "test_HR" / f"{name}.png", width * 4, height * 4)
+    return tmp_path / "set"
+
+
+def test_models_stand_side_by_side(bench: Bench, data: Path, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "mine")
+    said = bench(
+        *("--data", data, "--model", model, "--model", "bicubic", "--model", "lanczos", "--metrics", "psnr,ssim"),
+        *("--json", "--csv", tmp_path / "scores.csv"),
+    )
+    assert said.code == 0, said.err
+    (record,) = said.records
+    assert [each["name"] for each in record["models"]] == ["mine", "bicubic", "lanczos"]
+    assert [each["count"] for each in record["summaries"]] == [2] * 6
+    assert len(record["differences"]) == 6
+    assert {speed["model"] for speed in record["speeds"]} == {"mine", "bicubic", "lanczos"}
+    assert {"omgsr", "torch", "pillow", "python"} <= set(record["versions"])
+    with (tmp_path / "scores.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["image", "model", "psnr", "ssim"]
+    assert len(rows) == 6
+    by_image = {image["name"]: image["scores"] for image in record["images"]}
+    for row in rows:
+        assert float(row["psnr"]) == by_image[row["image"]][row["model"]]["psnr"]
+
+
+def test_a_table_is_for_people_and_markdown_for_pages(bench: Bench, data: Path) -> None:
+    asked = ("--data", data, "--model", "bicubic", "--metrics", "psnr")
+    said = bench(*asked)
+    assert said.code == 0
+    assert any("psnr ↑" in line for line in said.lines)
+    again = bench(*asked, "--markdown")
+    assert "| model | psnr ↑ |" in again.lines
+    assert "kept from an earlier run" in again.err
+
+
+def test_restored_pictures_are_scored(bench: Bench, data: Path) -> None:
+    said = bench("--sr", data / "test_HR", "--hr", data / "test_HR", "--metrics", "psnr,ssim", "--json")
+    assert said.code == 0
+    means = {summary["metric"]: summary["mean"] for summary in said.records[0]["summaries"]}
+    assert means == pytest.approx({"psnr": 80, "ssim": 1})
+
+
+def test_what_psnr_looks_at_can_be_chosen(bench: Bench, data: Path) -> None:
+    asked = ("--data", data, "--model", "bicubic", "--metrics", "psnr", "--json")
+    found = set()
+    for options in ((), ("--color-space", "rgb"), ("--crop-border", "4")):
+        (summary,) = bench(*asked, *options).records[0]["summaries"]
+        found.add(summary["mean"])
+    assert len(found) == 3
+
+
+def test_with_nothing_else_it_runs_on_its_own_pictures(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    said = bench("--metrics", "musiq,clipiqa", "--json")
+    assert said.code == 1
+    # One line for each, and scores that need nothing in their place.
+    assert len(said.errors) == 2
+    assert said.errors[0].startswith("error: musiq: pyiqa is not installed: pip install")
+    assert said.errors[1].startswith("error: clipiqa: ")
+    assert "hint:" not in said.err
+    means = {summary["metric"]: summary["mean"] for summary in said.records[0]["summaries"]}
+    assert means["psnr"] > 15
+    assert means["ssim"] > 0.3
+    assert means["musiq"] is means["clipiqa"] is None
+
+
+def test_a_metric_that_fails_leaves_the_others(bench: Bench, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    said = bench("--data", data, "--model", "bicubic", "--metrics", "psnr,niqe", "--json")
+    assert (said.code, len(said.errors)) == (1, 1)
+    scores = said.records[0]["images"][0]["scores"]["bicubic"]
+    assert scores["psnr"] > 10
+    assert scores["niqe"] is None
+
+
+def test_without_references_only_what_needs_none_is_tried(
+    bench: Bench, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    said = bench("--data", data / "test_LR", "--model", "bicubic")
+    assert said.code == 1
+    assert [line.split(":")[1].strip() for line in said.errors] == [
+        "musiq",
+        "clipiqa",
+        "no metric is left to score with",
+    ]
+    named = bench("--data", data / "test_LR", "--model", "bicubic", "--metrics", "musiq,psnr,fid")
+    assert named.code == 2
+    assert named.errors == ["error: psnr, fid compare with references, and there are none"]
+
+
+def test_the_list_of_metrics(bench: Bench) -> None:
+    said = bench("--list-metrics", "--json")
+    assert said.code == 0
+    records = {record["name"]: record for record in said.records}
+    assert set(records) == set(METRICS)
+    assert records["psnr"]["weights_here"] is True
+    assert (records["lpips"]["weights_here"], records["lpips"]["direction"]) == (False, "lower")
+    assert "maniqa-pipal" in bench("--list-metrics").out.decode()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--metrics", "muisq"), "'muisq'"),
+        (("--metrics", "psnr", "--color-space", "hsv"), "--color-space hsv"),
+        (("--html-dir", "x"), "--html-dir"),
+        (("--json", "--markdown"), "--markdown"),
+        (("--hr", "{data}/test_HR"), "nothing to compare|no pictures beside it"),
+        (("--sr", "{data}/test_HR", "--model", "bicubic"), "nothing to restore"),
+        (("--csv", "{data}/there.csv"), "exists"),
+        (("--csv", "{data}/no/there.csv"), "no such folder"),
+        (("--repeat", "0"), "repeat"),
+        (("--model", "one/model", "--model", "two/model", "--base", "b"), "one/model and two/model"),
+    ],
+)
+def test_usage_is_checked_before_any_work(bench: Bench, data: Path, options: tuple[str, ...], said: str) -> None:
+    (data / "there.csv").write_text("mine")
+    found = bench(*(option.format(data=data) for option in options))
+    assert found.code == 2
+    assert len(found.errors) == 1
+    assert re.search(said, found.err)
+    assert (data / "there.csv").read_text() == "mine"
+
+
+def test_pictures_without_partners_are_listed(bench: Bench, data: Path) -> None:
+    draw(data / "test_LR" / "alone.png")
+    said = bench("--data", data, "--model", "bicubic", "--metrics", "psnr")
+    assert said.code == 2
+    assert "alone.png" in said.errors[0]
+
+
+def test_a_model_that_is_not_there_is_an_error(bench: Bench, data: Path) -> None:
+    said = bench("--data", data, "--model", "no-such-model", "--metrics", "psnr")
+    assert said.code == 1
+    assert "no-such-model" in said.errors[0]

@@ -1,0 +1,256 @@
+"""`omgsr timestep` as people call it: the golden data, its files, and everything that can be wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Command, draw, files_below, write_tiny_model
+from diffusers import DDPMScheduler
+from PIL import Image
+
+from omgsr_cli.cli.timestep_config import changed_text, write_mid_timestep
+from omgsr_cli.errors import UsageError
+
+GOLDEN = Path(__file__).parent / "golden" / "sd"
+PAIRS = (
+    "--data",
+    GOLDEN / "pairs" / "hq",
+    "--lq",
+    GOLDEN / "pairs" / "lq",
+    "--base",
+    GOLDEN / "base",
+    "--device",
+    "cpu",
+)
+
+
+@pytest.fixture
+def timestep(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
+    return Command(capfdbinary, "timestep")
+
+
+@pytest.fixture
+def crops(tmp_path: Path) -> tuple[str | Path, ...]:
+    """A call on crops of drawn pictures with a small random model."""
+    for number in range(4):
+        draw(tmp_path / "photos" / "deep" / f"{number}.png", width=50 + number, height=40)
+    model = write_tiny_model(tmp_path / "model")
+    return ("--data", tmp_path / "photos", "--model", model, "--device", "cpu", "--resolution", "32")
+
+
+def test_the_golden_command(timestep: Command) -> None:
+    said = timestep(*PAIRS, "--json")
+    assert said.code == 0
+    (record,) = said.records
+    expected = json.loads((GOLDEN / "pairs" / "expected.json").read_text())
+    assert record["mid_timestep"] == 24
+    assert record["samples"] == 6
+    assert record["curve"] == pytest.approx(expected["curve_ddpm"], rel=1e-4)
+    assert record["loss"] == pytest.approx(expected["loss_ddpm"], rel=1e-4)
+    diffusers_schedule = DDPMScheduler.from_pretrained(GOLDEN / "base" / "scheduler")
+    assert record["alpha_bar"] == pytest.approx(float(diffusers_schedule.alphas_cumprod[24]), rel=1e-5)
+    low, high = record["interval"]
+    assert low <= 24 <= high
+    assert record["schedule"]["_class_name"] == "DDPMScheduler"
+    assert record["settings"]["lq"] == [str(PAIRS[3])]
+
+
+def test_a_person_gets_a_table_and_a_curve(timestep: Command) -> None:
+    said = timestep(*PAIRS)
+    assert said.lines[0].split() == ["mid-timestep", "24"]
+    assert "of 6 samples" in said.lines[1]
+    assert any("█" in line for line in said.lines)
+    assert said.lines[-1].split() == ["^", "24"]
+    assert not said.errors
+
+
+def test_crops_of_a_folder_tree(timestep: Command, crops: tuple[str | Path, ...]) -> None:
+    first, again = (timestep(*crops, "--json").records[0] for _ in range(2))
+    assert first == again
+    assert first["samples"] == 4
+    assert first["settings"]["degradation"] == "reference"
+    assert sum(group["samples"] for group in first["spread"]["first noise"].values()) == 4
+    more = timestep(*crops, "--json", "--max-samples", "9", "--workers", "1").records[0]
+    assert more["samples"] == 9
+    other = timestep(*crops, "--json", "--seed", "1", "--degradation", "light").records[0]
+    assert other["curve"] != first["curve"]
+
+
+def test_files_that_are_asked_for(timestep: Command, crops: tuple[str | Path, ...], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "out"
+    for plot in ("curve.png", "curve.svg"):
+        said = timestep(*crops, "--csv", out / "rows.csv", "--plot", out / plot, "--overwrite", "--json")
+        assert said.code == 0
+    with Image.open(out / "curve.png") as image:
+        assert image.size == (1200, 825)
+        assert len(image.convert("RGB").getcolors(1_000_000) or []) > 50
+    svg = (out / "curve.svg").read_text()
+    assert svg.startswith("<?xml")
+    assert "</svg>" in svg
+    rows = list(csv.DictReader((out / "rows.csv").open(newline="")))
+    assert {Path(row["image"]).name for row in rows} == {f"{number}.png" for number in range(4)}
+    assert all(float(row["power"]) > 0 and float(row["snr_lq"]) > 0 for row in rows)
+    assert all(0 <= int(row["mid_timestep"]) <= 999 for row in rows)
+    assert files_below(out) == ["curve.png", "curve.svg", "rows.csv"]
+    # Nothing is replaced without being asked to, and that is said before anything is computed.
+    said = timestep(*crops, "--csv", out / "rows.csv")
+    assert (said.code, len(said.errors)) == (1, 1)
+    assert "exists already" in said.errors[0]
+
+
+def test_until_stable_stops_early(timestep: Command, crops: tuple[str | Path, ...]) -> None:
+    said = timestep(*crops, "--until-stable", "1000", "--json")
+    assert said.records[0]["samples"] == 32
+    said = timestep(*crops, "--until-stable", "1", "--max-samples", "40", "--json")
+    assert said.records[0]["samples"] == 40
+    assert "not narrower than 1" in said.err
+
+
+def test_an_interruption_tells_what_is_known(
+    timestep: Command, crops: tuple[str | Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import omgsr_cli.timesteps as package
+
+    real = package.measure
+
+    def interrupted(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        for number, result in enumerate(real(*args, **kwargs)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield result
+
+    monkeypatch.setattr(package, "measure", interrupted)
+    said = timestep(*crops, "--json", "--batch", "1")
+    assert said.code == 130
+    assert said.records[0]["samples"] == 3
+    assert "interrupted after 3 of 4 samples" in said.err
+
+
+def test_bad_pictures_are_named_and_the_rest_counts(
+    timestep: Command, crops: tuple[str | Path, ...], tmp_path: Path
+) -> None:
+    draw(tmp_path / "photos" / "small.png", width=20, height=50)
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no picture at all")
+    said = timestep(*crops, "--json")
+    assert said.code == 1
+    assert said.records[0]["samples"] == 4
+    assert len(said.errors) == 2
+    assert any("small.png has 20x50 pixels, smaller than a crop of 32" in line for line in said.errors)
+    for how in ("resize", "pad"):
+        assert timestep(*crops, "--json", "--on-small", how).records[0]["samples"] == 5
+
+
+def test_identical_pairs_are_named_and_left_out(timestep: Command, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    for part, phase in (("hq", 0), ("lq", 3)):
+        draw(tmp_path / part / "a.png", width=32, height=32)
+        draw(tmp_path / part / "b.png", width=32 + phase, height=32).replace(tmp_path / part / "b.png")
+    Image.open(tmp_path / "lq" / "b.png").crop((3, 0, 35, 32)).save(tmp_path / "lq" / "b.png")
+    call = ("--data", tmp_path / "hq", "--lq", tmp_path / "lq", "--model", model, "--device", "cpu", "--json")
+    said = timestep(*call)
+    assert (said.code, said.records[0]["samples"]) == (1, 1)
+    assert "a.png is identical to its low-quality partner" in said.errors[0]
+    (tmp_path / "hq" / "b.png").unlink()
+    (tmp_path / "lq" / "b.png").unlink()
+    said = timestep(*call)
+    assert (said.code, said.out) == (2, b"")
+    assert "none of 1 pictures can be used" in said.errors[-1]
+
+
+def wrong_calls() -> list[tuple[tuple[str, ...], str]]:
+    return [
+        (("--data", "photos", "--resolution", "33"), "--resolution 33 is not a multiple of 16"),
+        (("--data", "photos", "--resolution", "8"), "--resolution 8"),
+        (("--data", "photos", "--scale", "0"), "--scale 0"),
+        (("--data", "photos", "--on-small", "drop"), "--on-small drop"),
+        (("--data", "photos", "--until-stable", "0"), "--until-stable 0"),
+        (("--data", "photos", "--plot", "curve.jpg"), "curve.jpg"),
+        (("--data", "photos", "--csv", "photos"), "is a folder"),
+        (("--data", "photos", "--write", "absent/config.toml"), "absent/config.toml"),
+        (("--data", "photos", "--degradation", "strong"), "no degradation 'strong'"),
+        (("--data", "photos", "--device", "abacus"), "abacus"),
+        (("--data", "photos", "--vae", "absent"), "absent"),
+        (("--data", "photos", "--model", "a", "--base", "b"), "both"),
+        (("--data", "photos", "--lq", "photos/deep/0.png"), "3 of 4 pictures have no partner in --lq"),
+        (("--data", "absent"), "no pictures to find the mid-timestep from: absent"),
+        (("--data", "empty"), "empty"),
+        ((), "--data"),
+    ]
+
+
+@pytest.mark.parametrize(("call", "message"), wrong_calls(), ids=lambda value: str(value)[:60])
+def test_what_is_wrong_is_one_line(
+    timestep: Command,
+    crops: tuple[str | Path, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    said = timestep(*call)
+    assert said.code in (1, 2)
+    assert said.out == b""
+    assert message in said.errors[-1]
+
+
+def test_plot_without_matplotlib(timestep: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    said = timestep("--data", "anything", "--plot", "curve.png")
+    assert said.code == 1
+    assert "pip install 'omgsr-cli[plot]'" in said.err
+
+
+def test_the_value_goes_into_a_configuration(timestep: Command, crops: tuple[str | Path, ...], tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('# mine\n[model]\nbase = "x"  # keep\nmid_timestep = 5 # old\n\n[train]\nsteps = 3\n')
+    said = timestep(*crops, "--json", "--write", config)
+    found = said.records[0]["mid_timestep"]
+    assert config.read_text() == (
+        f'# mine\n[model]\nbase = "x"  # keep\nmid_timestep = {found} # old\n\n[train]\nsteps = 3\n'
+    )
+    assert f"mid_timestep = {found}" in said.err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[train]\nsteps = 3\n",
+        "[model]",
+        '[model]\r\nbase = "x"\r\n[train]\r\nmid_timestep = 1\r\n',
+        "[ model ] # here\n'mid_timestep'=7\n",
+        '[train]\nnote = """\n# no table\n"""\n[model]\n[model.more]\nmid_timestep = 2\n',
+    ],
+)
+def test_only_the_value_changes(tmp_path: Path, text: str) -> None:
+    config = tmp_path / "config.toml"
+    config.write_bytes(text.encode())
+    write_mid_timestep(config, 123)
+    after, before = tomllib.loads(config.read_bytes().decode()), tomllib.loads(text)
+    assert after["model"].pop("mid_timestep") == 123
+    before.setdefault("model", {}).pop("mid_timestep", None)
+    assert after == before
+    assert (b"\r\n" in config.read_bytes()) == ("\r\n" in text)
+    assert config.read_bytes().count(b"\n") <= text.count("\n") + 4
+
+
+@pytest.mark.parametrize("text", ["model = 3\n", "model.base = 'x'\n", "model = {base = 'x'}\n", "[[model]]\n", "[x\n"])
+def test_what_cannot_be_edited_is_left_as_it_is(tmp_path: Path, text: str) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(text)
+    with pytest.raises(UsageError, match=r"config\.toml"):
+        write_mid_timestep(config, 123)
+    assert config.read_text() == text
+    with pytest.raises(UsageError):
+        changed_text("\n[model]\nx = '''\n[model]\nmid_timestep = 1\n'''\n[[a]]\n]", 1, config)

@@ -1,0 +1,183 @@
+"""The library's two functions: what goes in comes out, larger; quietly, from any thread."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+
+import omgsr_cli
+from omgsr_cli import load, upscale_image
+from omgsr_cli.errors import OmgsrError, ShapeError, UsageError
+from omgsr_cli.models.base import Restorer
+
+ROOT = Path(__file__).resolve().parents[1]
+HEIGHT, WIDTH = 13, 18
+
+
+@pytest.fixture(scope="module")
+def model() -> Restorer:
+    return load(device="cpu")
+
+
+def samples(channels: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    small = np.random.default_rng(seed).integers(0, 256, (3, 4, channels)).astype(np.uint8)
+    planes = [
+        np.asarray(Image.fromarray(small[:, :, c]).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+        for c in range(channels)
+    ]
+    return np.stack(planes, -1)
+
+
+def test_three_lines_give_a_picture(model: Restorer) -> None:
+    result = upscale_image(model, Image.fromarray(samples(3)), scale=2)
+    assert (result.mode, result.size) == ("RGB", (2 * WIDTH, 2 * HEIGHT))
+    assert upscale_image(model, Image.fromarray(samples(3))).size == (4 * WIDTH, 4 * HEIGHT)
+    assert upscale_image(model, Image.fromarray(samples(3)), size=(31, 47)).size == (47, 31)
+
+
+def test_pil_array_and_tensor_agree(model: Restorer) -> None:
+    array = samples(3)
+    from_pil = np.asarray(upscale_image(model, Image.fromarray(array), scale=2))
+    from_array = upscale_image(model, array, scale=2)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    from_tensor = upscale_image(model, tensor, scale=2)
+    assert from_array.dtype == np.uint8
+    assert from_tensor.dtype == torch.uint8
+    assert np.array_equal(from_pil, from_array)
+    assert np.array_equal(from_tensor.permute(1, 2, 0).numpy(), from_array)
+    # Floats are not brought to whole levels on their way.
+    fine = upscale_image(model, tensor.float() / 255, scale=2)
+    assert 0 <= float(fine.min()) <= float(fine.max()) <= 1
+    assert (fine * 255 - from_tensor.float()).abs().max() <= 2.5
+    assert not torch.equal((fine * 255).round(), fine * 255)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "HSV"])
+def test_every_mode_comes_out_as_what_it_shows(model: Restorer, mode: str) -> None:
+    source = Image.fromarray(samples(3)).convert("L" if mode == "I;16" else mode.replace("LA", "L")).convert(mode)
+    result = upscale_image(model, source, scale=2)
+    assert result.size == (2 * WIDTH, 2 * HEIGHT)
+    grey = mode in ("1", "L", "LA", "I;16")
+    assert result.mode.startswith(("L", "I") if grey else "RGB")
+    if mode not in ("1", "I;16"):  # dithered, or of another range
+        small = np.asarray(result.convert("RGB").resize(source.size, Image.Resampling.BOX), dtype=float)
+        assert np.abs(small - np.asarray(source.convert("RGB"), dtype=float)).mean() < 12
+
+
+def test_what_belongs_to_a_pil_image_stays(model: Restorer) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0112] = "the cat", 6
+    source = Image.fromarray(samples(4), "RGBA")
+    source.info.update(icc_profile=profile, exif=exif.tobytes())
+    result = upscale_image(model, source, scale=2)
+    assert result.mode == "RGBA"
+    assert result.info["icc_profile"] == profile
+    assert result.getexif()[0x010E] == "the cat"
+    # Orientation 6 is a quarter turn: the result is upright and says so.
+    assert result.size == (2 * HEIGHT, 2 * WIDTH)
+    assert result.getexif().get(0x0112, 1) == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+def test_arrays_keep_their_layout_and_type(model: Restorer, channels: int, dtype: type) -> None:
+    array: np.ndarray[Any, Any] = samples(channels).astype(dtype)
+    array = array * 257 if dtype is np.uint16 else array if dtype is np.uint8 else array / 255
+    before = array.copy()
+    result = upscale_image(model, array, scale=2)
+    assert (result.dtype, result.shape) == (array.dtype, (2 * HEIGHT, 2 * WIDTH, channels))
+    assert np.array_equal(array, before)
+    if channels == 1:
+        flat = upscale_image(model, array[:, :, 0], scale=2)
+        assert np.array_equal(flat, result[:, :, 0])
+
+
+def test_a_batch_is_its_images(model: Restorer) -> None:
+    batch = torch.stack([torch.from_numpy(samples(3, seed)).permute(2, 0, 1) for seed in (0, 1)]).half() / 255
+    result = upscale_image(model, batch, scale=1.5)
+    assert (result.dtype, tuple(result.shape)) == (torch.float16, (2, 3, 20, 27))
+    assert torch.equal(result[1], upscale_image(model, batch[1], scale=1.5))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((4, 4, 3), np.int32),
+        np.full((4, 4, 3), np.nan, np.float32),
+        torch.zeros(2, 4, 4),
+        torch.zeros(0, 3, 4, 4),
+        torch.zeros(3, 4, 4, dtype=torch.int64),
+        "photo.jpg",
+    ],
+    ids=str,
+)
+def test_what_is_no_image_is_said(model: Restorer, image: Any) -> None:
+    with pytest.raises(ShapeError):
+        upscale_image(model, image)
+
+
+def test_wrong_values_are_one_line(model: Restorer) -> None:
+    with pytest.raises(UsageError, match="100"):
+        upscale_image(model, samples(3), scale=100)
+    with pytest.raises(UsageError, match="exclude"):
+        upscale_image(model, samples(3), scale=2, size=(8, 8))
+    with pytest.raises(OmgsrError, match="no such model"):
+        load("no such model")
+
+
+def test_two_threads_share_a_model(model: Restorer) -> None:
+    images = [samples(3, seed) for seed in range(4)]
+    alone = [upscale_image(model, image, scale=2) for image in images]
+    together: dict[int, Any] = {}
+
+    def work(number: int) -> None:
+        together[number] = upscale_image(model, images[number], scale=2)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(images))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(alone[number], together[number]) for number in range(len(images)))
+
+
+def test_nothing_is_printed_and_no_global_state_changes(
+    model: Restorer, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.initial_seed())
+    state = torch.get_rng_state()
+    upscale_image(load(device="cpu"), samples(3), scale=2)
+    after = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.initial_seed())
+    assert before == after
+    assert torch.equal(state, torch.get_rng_state())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    code = "import sys, omgsr_cli; omgsr_cli.__version__; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "False\n"
+    with pytest.raises(AttributeError, match="no attribute 'upscale'"):
+        omgsr_cli.upscale  # noqa: B018 - the access is what is tested
+
+
+@pytest.mark.parametrize(
+    "example", re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text("utf-8"), re.S)
+)
+def test_the_examples_of_the_documentation_run(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(samples(3)).save(tmp_path / "in.jpg")
+    Image.fromarray(samples(3, 1)).save(tmp_path / "scan.png")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "docs/library.md", "exec"), {"__name__": "__main__"})

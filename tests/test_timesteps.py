@@ -1,0 +1,387 @@
+"""Matching signal-to-noise ratios, against plain loops, other implementations and the golden figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from omgsr_cli.crops import draw_window, enlarge, fit_small, trim, whole_factor
+from omgsr_cli.degradation import load_degradation
+from omgsr_cli.errors import FileError, ModelError, ShapeError, UsageError
+from omgsr_cli.models.encoders import load_encoder
+from omgsr_cli.pairs import pair_by_stem
+from omgsr_cli.schedules import DdpmSchedule, FlowSchedule
+from omgsr_cli.timesteps import (
+    Measured,
+    Problem,
+    SampleSource,
+    latent_snr,
+    match_snr,
+    measure,
+    own_timesteps,
+    plan_samples,
+    spread_by,
+)
+from omgsr_cli.timesteps.samples import Sample
+
+GOLDEN = Path(__file__).parent / "golden" / "sd"
+EXPECTED = json.loads((GOLDEN / "pairs" / "expected.json").read_text())
+POWER = torch.tensor(EXPECTED["per_image_power"], dtype=torch.float64)
+SNR = torch.tensor(EXPECTED["per_image_snr_lq"], dtype=torch.float64)
+
+
+def random_numbers(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    power = torch.rand(count, generator=generator, dtype=torch.float64) + 0.5
+    return power, power * (torch.randn(count, generator=generator, dtype=torch.float64) * 0.5 + 1).exp()
+
+
+def test_the_golden_figures() -> None:
+    found = match_snr(POWER, SNR, DdpmSchedule())
+    assert (found.mid_timestep, found.samples) == (24, 6)
+    torch.testing.assert_close(found.curve, torch.tensor(EXPECTED["curve_ddpm"]).double(), rtol=1e-4, atol=0)
+    flow = match_snr(POWER, SNR, FlowSchedule())
+    assert flow.mid_timestep == 45
+    assert flow.loss == pytest.approx(EXPECTED["loss_flow"], rel=1e-4)
+    assert flow.level == FlowSchedule().sigma(45)
+
+
+@pytest.mark.parametrize("schedule", [DdpmSchedule(), FlowSchedule()], ids=["ddpm", "flow"])
+@pytest.mark.parametrize("count", [1, 2, 7, 5000])
+def test_the_curve_is_the_formula(schedule: Any, count: int) -> None:
+    power, snr = random_numbers(count)
+    found = match_snr(power, snr, schedule, draws=3)
+    for t in (0, 1, 24, 500, 998):
+        by_hand = (
+            sum(abs(p * schedule.snr_at(t) - s) for p, s in zip(power.tolist(), snr.tolist(), strict=True)) / count
+        )
+        assert float(found.curve[t]) == pytest.approx(by_hand, rel=1e-9)
+    assert found.mid_timestep == int(found.curve.argmin())
+    assert found.loss == float(found.curve.min())
+    first, last = found.flat_region
+    inside = found.curve[first : last + 1]
+    assert bool((inside <= found.loss * 1.01).all())
+    assert all(not 0 <= t < 1000 or float(found.curve[t]) > found.loss * 1.01 for t in (first - 1, last + 1))
+
+
+def test_the_interval_is_that_of_resampled_sets() -> None:
+    power, snr = random_numbers(40)
+    found = match_snr(power, snr, DdpmSchedule(), seed=5)
+    rng = np.random.default_rng(1)
+    table = DdpmSchedule().snr().numpy()
+    distances = np.abs(power.numpy()[:, None] * table - snr.numpy()[:, None])
+    minima = [distances[rng.integers(40, size=40)].mean(0).argmin() for _ in range(2000)]
+    low, high = np.quantile(minima, [0.025, 0.975])
+    assert found.interval[0] == pytest.approx(low, abs=6)
+    assert found.interval[1] == pytest.approx(high, abs=6)
+    assert found.interval[0] <= found.mid_timestep <= found.interval[1]
+    assert match_snr(power, snr, DdpmSchedule(), seed=5).interval == found.interval
+
+
+def test_the_interval_narrows_with_more_samples() -> None:
+    widths = []
+    for count in (16, 400):
+        low, high = match_snr(*random_numbers(count), DdpmSchedule()).interval
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2
+
+
+def test_identical_sets_have_no_spread() -> None:
+    found = match_snr(torch.ones(9), torch.full((9,), 2.0), DdpmSchedule())
+    assert found.interval == (found.mid_timestep, found.mid_timestep)
+
+
+@pytest.mark.parametrize("schedule", [DdpmSchedule(), FlowSchedule()], ids=["ddpm", "flow"])
+def test_own_timesteps_are_those_of_each_alone(schedule: Any) -> None:
+    power, snr = random_numbers(30)
+    snr[0], snr[1] = 1e9, 1e-9
+    alone = [match_snr(power[i : i + 1], snr[i : i + 1], schedule, draws=0).mid_timestep for i in range(30)]
+    assert own_timesteps(power, snr, schedule).tolist() == alone
+
+
+def test_the_spread_is_by_group() -> None:
+    power, snr = random_numbers(10)
+    groups = ["b", "a"] * 5
+    spread = spread_by(groups, power, snr, DdpmSchedule())
+    assert list(spread) == ["a", "b"]
+    assert spread["b"] == (match_snr(power[::2], snr[::2], DdpmSchedule(), draws=0).mid_timestep, 5)
+
+
+def test_what_cannot_be_matched_is_said() -> None:
+    with pytest.raises(UsageError, match="no picture"):
+        match_snr(torch.zeros(0), torch.zeros(0), DdpmSchedule())
+    with pytest.raises(UsageError, match="not finite"):
+        match_snr(torch.ones(2), torch.tensor([1.0, torch.inf]), DdpmSchedule())
+    with pytest.raises(ShapeError):
+        match_snr(torch.ones(2), torch.ones(3), DdpmSchedule())
+    with pytest.raises(ShapeError, match="differ"):
+        latent_snr(torch.ones(1, 4, 2, 2), torch.ones(1, 4, 2, 3))
+
+
+def test_latent_snr_is_the_ratio_of_powers() -> None:
+    clean, noise = torch.randn(3, 4, 5, 6), torch.randn(3, 4, 5, 6)
+    power, snr = latent_snr(clean, clean + 0.1 * noise)
+    assert power.dtype == snr.dtype == torch.float64
+    assert power[1] == pytest.approx(float((clean[1] ** 2).mean()), rel=1e-5)
+    assert snr[2] == pytest.approx(float((clean[2] ** 2).mean() / (0.01 * noise[2] ** 2).mean()), rel=1e-4)
+    assert latent_snr(clean, clean)[1].tolist() == [torch.inf] * 3
+
+
+# Encoders.
+
+
+def test_the_golden_encoder_gives_the_golden_numbers() -> None:
+    encoder = load_encoder(base=str(GOLDEN / "base"), device="cpu")
+    for number in (0, 3):
+        clean, low = (
+            torch.from_numpy(np.array(Image.open(GOLDEN / "pairs" / part / f"{number:02}.png")))
+            for part in ("hq", "lq")
+        )
+        images = (image.permute(2, 0, 1)[None].float() / 127.5 - 1 for image in (clean, low))
+        with torch.inference_mode():
+            power, snr = latent_snr(*(encoder.encode(image) for image in images))
+        assert float(power) == pytest.approx(float(POWER[number]), rel=1e-4)
+        assert float(snr) == pytest.approx(float(SNR[number]), rel=1e-4)
+
+
+def tiny_encoder_state(channels: int) -> dict[str, torch.Tensor]:
+    from diffusers.models.autoencoders.vae import EncoderTiny
+
+    torch.manual_seed(0)
+    network = EncoderTiny(3, channels, (1, 3, 3, 3), (64,) * 4, "relu")
+    return {name: value.contiguous() for name, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize(("channels", "level"), [(4, "alpha_bar"), (16, "sigma")])
+def test_a_single_file_is_the_same_network_as_diffusers(tmp_path: Path, channels: int, level: str) -> None:
+    from diffusers import AutoencoderTiny
+
+    state = tiny_encoder_state(channels)
+    file = tmp_path / "encoder.safetensors"
+    save_file({name.removeprefix("layers."): value for name, value in state.items()}, file)
+    whole = AutoencoderTiny(latent_channels=channels)
+    whole.encoder.load_state_dict(state)
+    whole.save_pretrained(tmp_path / "any name")
+    image = torch.rand(2, 3, 32, 40) * 2 - 1
+    by_file, by_folder = (load_encoder(vae=str(path), device="cpu") for path in (file, tmp_path / "any name"))
+    with torch.inference_mode():
+        expected = whole.encode(image).latents
+        torch.testing.assert_close(by_file.encode(image), expected)
+        torch.testing.assert_close(by_folder.encode(image), expected)
+    assert by_file.schedule.level_name == by_folder.schedule.level_name == level
+    assert by_file.multiple_of_px == by_folder.multiple_of_px == 8
+
+
+def test_another_autoencoder_takes_the_models_schedule(tmp_path: Path) -> None:
+    file = tmp_path / "encoder.safetensors"
+    save_file({name.removeprefix("layers."): value for name, value in tiny_encoder_state(4).items()}, file)
+    encoder = load_encoder(base=str(GOLDEN / "base"), vae=str(file), device="cpu")
+    assert torch.equal(encoder.schedule.snr(), load_encoder(base=str(GOLDEN / "base"), device="cpu").schedule.snr())
+
+
+def test_the_default_is_the_embedded_model() -> None:
+    encoder = load_encoder(device="cpu")
+    assert encoder.name == "omgsr-tiny"
+    assert encoder.encode(torch.zeros(1, 3, 32, 48)).shape == (1, 48, 8, 12)
+
+
+def test_what_is_no_encoder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(b"no weights")
+    save_file({"0.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_text('{"_class_name": "VQModel"}')
+    for vae, message in [
+        ("bad.safetensors", "not the encoder"),
+        ("other.safetensors", "not the encoder"),
+        ("odd", "is a VQModel"),
+        ("absent", "no autoencoder"),
+    ]:
+        with pytest.raises(ModelError, match=message):
+            load_encoder(vae=str(tmp_path / vae), device="cpu")
+    with pytest.raises(UsageError, match="both"):
+        load_encoder("omgsr-tiny", base="x")
+    with pytest.raises(ModelError, match="no model 'nothing at all'"):
+        load_encoder("nothing at all")
+
+
+# Samples.
+
+
+def write_pictures(folder: Path, sizes: list[tuple[int, int]]) -> tuple[Path, ...]:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    paths = []
+    for number, (height, width) in enumerate(sizes):
+        paths.append(folder / f"{number}.png")
+        small = rng.integers(0, 256, (4, 5, 3)).astype(np.uint8)
+        Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(paths[-1])
+    return tuple(paths)
+
+
+def source_of(pictures: tuple[Path, ...], **changes: Any) -> SampleSource:
+    values: dict[str, Any] = {
+        "pictures": pictures,
+        "partners": None,
+        "config": load_degradation("light"),
+        "resolution_px": 32,
+        "scale": 4.0,
+        "on_small": "skip",
+        "multiple_of_px": 8,
+        "seed": 0,
+        "count": len(pictures),
+    }
+    return SampleSource(**(values | changes))
+
+
+def identity(image: torch.Tensor) -> torch.Tensor:
+    return image
+
+
+def test_samples_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path, [(40, 60), (33, 47), (50, 36)])
+    source = source_of(pictures, count=6)
+    cpu = torch.device("cpu")
+    one = list(measure(source, identity, cpu, batch=1))
+    assert one == list(measure(source, identity, cpu, batch=4, workers=2))
+    assert {item.path for item in one[:3] if isinstance(item, Measured)} == set(pictures)
+    # A second epoch has the same pictures, other crops and another degradation.
+    assert one[0].path == one[3].path
+    assert one[0] != one[3]
+    assert one != list(measure(source_of(pictures, count=6, seed=1), identity, cpu))
+
+
+def test_a_sample_is_what_the_pipeline_makes(tmp_path: Path) -> None:
+    (picture,) = write_pictures(tmp_path, [(64, 64)])
+    sample = source_of((picture,))[0]
+    assert isinstance(sample, Sample)
+    top, left = sample.window
+    with Image.open(picture) as image:
+        crop = np.asarray(image)[top : top + 32, left : left + 32]
+    assert torch.equal(sample.clean, torch.from_numpy(crop.copy()).permute(2, 0, 1).float() / 255 * 2 - 1)
+    assert sample.degraded.shape == sample.clean.shape
+    assert not torch.equal(sample.degraded, sample.clean)
+    assert set(sample.drawn) == {"first noise", "first resize", "last JPEG", "final sinc"}
+
+
+def test_small_broken_and_identical_pictures_are_named(tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "hq", [(40, 40), (20, 40), (40, 40)])
+    pictures[2].write_bytes(b"no picture")
+    results = list(measure(source_of(pictures), identity, torch.device("cpu")))
+    problems = [item.error.message for item in results if isinstance(item, Problem)]
+    assert len(problems) == 2
+    assert any("1.png has 40x20 pixels, smaller than a crop of 32" in text for text in problems)
+    pairs = source_of(pictures[:1], partners=pictures[:1], resolution_px=None)
+    (problem,) = measure(pairs, identity, torch.device("cpu"))
+    assert isinstance(problem, Problem)
+    assert "infinite" in problem.error.message
+
+
+def test_a_latent_that_is_not_finite_ends_it(tmp_path: Path) -> None:
+    source = source_of(write_pictures(tmp_path, [(40, 40)]))
+    with pytest.raises(ModelError, match=r"0\.png is not finite"):
+        list(measure(source, lambda image: image * float("nan"), torch.device("cpu")))
+
+
+def test_partners_are_enlarged_by_a_whole_factor(tmp_path: Path) -> None:
+    hq = write_pictures(tmp_path / "hq", [(40, 64)])
+    lq = write_pictures(tmp_path / "lq", [(10, 16)])
+    sample = source_of(hq, partners=lq, resolution_px=None)[0]
+    assert isinstance(sample, Sample)
+    assert sample.degraded.shape == sample.clean.shape == (3, 40, 64)
+    assert sample.drawn == {}
+    ill_sized = write_pictures(tmp_path / "ill", [(11, 16)])
+    problem = source_of(hq, partners=ill_sized, resolution_px=None)[0]
+    assert isinstance(problem, FileError)
+    assert "16x11 pixels, its partner 64x40" in problem.message
+    cut = source_of(hq, partners=lq)[0]
+    assert isinstance(cut, Sample)
+    assert cut.degraded.shape == cut.clean.shape == (3, 32, 32)
+
+
+def test_how_many_samples() -> None:
+    def plan(**changes: Any) -> int:
+        return plan_samples(
+            10, **({"paired": False, "whole": False, "max_samples": None, "until_stable": False} | changes)
+        )
+
+    assert plan() == 10
+    assert plan(max_samples=4) == 4
+    assert plan(max_samples=25) == 25
+    assert plan(until_stable=True) == 4096
+    # Whole pairs have nothing new in a second epoch.
+    assert plan(paired=True, whole=True, max_samples=25, until_stable=True) == 10
+
+
+# Crops and pairs.
+
+
+def test_windows_reach_every_place_and_no_further() -> None:
+    rng = np.random.default_rng(0)
+    windows = {draw_window((10, 9), 8, rng) for _ in range(300)}
+    assert windows == {(y, x) for y in range(3) for x in range(2)}
+    with pytest.raises(ShapeError, match="9x7"):
+        draw_window((7, 9), 8, rng)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (7, 13), (16, 15), (16, 16), (40, 9)])
+def test_small_pictures_become_large_enough(size: tuple[int, int]) -> None:
+    image = torch.rand(3, *size)
+    resized, padded = (fit_small(image, 16, how) for how in ("resize", "pad"))
+    assert resized is not None
+    assert padded is not None
+    assert min(resized.shape[1:]) >= 16
+    assert torch.equal(padded[:, : size[0], : size[1]], image)
+    assert min(padded.shape[1:]) >= 16
+    expected = np.pad(
+        image.numpy(), ((0, 0), *((0, n - m) for n, m in zip(padded.shape[1:], size, strict=True))), "reflect"
+    )
+    assert np.array_equal(padded.numpy(), expected)
+    assert (fit_small(image, 16, "skip") is None) == (min(size) < 16)
+    assert fit_small(image, 1, "skip") is image
+
+
+@pytest.mark.parametrize("size", [(1, 3), (8, 8), (15, 17), (24, 9)])
+def test_sizes_become_multiples(size: tuple[int, int]) -> None:
+    image = torch.rand(3, *size)
+    trimmed = trim(image, 8)
+    assert all(length % 8 == 0 and length >= 8 for length in trimmed.shape[1:])
+    height, width = (min(a, b) for a, b in zip(size, trimmed.shape[1:], strict=True))
+    assert torch.equal(trimmed[:, :height, :width], image[:, :height, :width])
+
+
+def test_enlarging_is_pillows(tmp_path: Path) -> None:
+    image = torch.rand(3, 5, 7)
+    by_pillow = np.asarray(Image.fromarray(image[1].numpy()).resize((28, 20), Image.Resampling.BICUBIC)).clip(0, 1)
+    assert np.array_equal(enlarge(image, 20, 28)[1].numpy(), by_pillow)
+    assert enlarge(image, 5, 7) is image
+
+
+def test_whole_factors() -> None:
+    assert whole_factor((40, 64), (10, 16)) == 4
+    assert whole_factor((40, 64), (40, 64)) == 1
+    assert whole_factor((40, 64), (11, 16)) is None
+    assert whole_factor((40, 64), (10, 17)) is None
+    assert whole_factor((10, 16), (40, 64)) is None
+    assert whole_factor((15, 15), (10, 10)) is None
+
+
+def test_pairs_go_by_stem() -> None:
+    first, second = [Path("a/2.png"), Path("a/1.png")], [Path("b/1.jpg"), Path("b/2.webp")]
+    pairs = pair_by_stem(first, second)
+    assert [(pair.stem, pair.first, pair.second) for pair in pairs] == [
+        ("2", first[0], second[1]),
+        ("1", first[1], second[0]),
+    ]
+    with pytest.raises(UsageError, match=r"1 of 2 pictures have no partner in --lq: a/2\.png"):
+        pair_by_stem(first, second[:1], names=("--data", "--lq"))
+    with pytest.raises(UsageError, match=r"no partner in --data: b/2\.webp"):
+        pair_by_stem(first[1:], second, names=("--data", "--lq"))
+    with pytest.raises(UsageError, match="same stem"):
+        pair_by_stem([*first, Path("c/1.png")], second)
