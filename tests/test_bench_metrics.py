@@ -95,7 +95,7 @@ def test_an_unknown_metric_is_answered_with_the_nearest() -> None:
 
 
 def test_pyiqa_is_missing(monkeypatch: pytest.MonkeyPatch, hub: Path) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
     message, hint = failure("musiq")
     assert message == "pyiqa is not installed"
     assert "omgsr-cli[metrics]" in hint

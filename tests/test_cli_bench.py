@@ -89,7 +89,7 @@ def test_what_psnr_looks_at_can_be_chosen(bench: Bench, data: Path) -> None:
 
 
 def test_with_nothing_else_it_runs_on_its_own_pictures(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
     said = bench("--metrics", "musiq,clipiqa", "--json")
     assert said.code == 1
     # One line for each, and scores that need nothing in their place.
@@ -104,7 +104,7 @@ def test_with_nothing_else_it_runs_on_its_own_pictures(bench: Bench, monkeypatch
 
 
 def test_a_metric_that_fails_leaves_the_others(bench: Bench, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
     said = bench("--data", data, "--model", "bicubic", "--metrics", "psnr,niqe", "--json")
     assert (said.code, len(said.errors)) == (1, 1)
     scores = said.records[0]["images"][0]["scores"]["bicubic"]
@@ -115,7 +115,7 @@ def test_a_metric_that_fails_leaves_the_others(bench: Bench, data: Path, monkeyp
 def test_without_references_only_what_needs_none_is_tried(
     bench: Bench, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
     said = bench("--data", data / "test_LR", "--model", "bicubic")
     assert said.code == 1
     assert [line.split(":")[1].strip() for line in said.errors] == [

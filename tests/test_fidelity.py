@@ -124,3 +124,14 @@ def test_it_gives_another_methods_published_scores(shared: Path, name: str) -> N
         restored, reference = (read_picture(each).rgb[None] for each in (path, folder / "hr" / path.name))
         assert psnr(restored, reference).item() == pytest.approx(float(published[path.name]["PSNR"]), abs=1e-5)
         assert ssim(restored, reference).item() == pytest.approx(float(published[path.name]["SSIM"]), abs=1e-5)
+
+
+def test_it_gives_a_metric_librarys_calibrated_scores(shared: Path) -> None:
+    folder = shared / "golden" / "iqa"
+    with (folder / "calibration_summary.csv").open(encoding="utf-8") as file:
+        rows = {row.pop("Method"): row for row in csv.DictReader(file)}
+    for name in rows["psnr(ours)"]:
+        restored, reference = (read_picture(folder / half / name).rgb[None] for half in ("dist_dir", "ref_dir"))
+        found = psnr(restored, reference, color_space="rgb").item(), ssim(restored, reference, color_space="yiq").item()
+        wanted = [float(rows[row][name]) for row in ("psnr(ours)", "ssim(ours)")]
+        assert found == pytest.approx(wanted, abs=6e-5)

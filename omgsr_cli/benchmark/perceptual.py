@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
 import tempfile
 import urllib.error
@@ -12,6 +11,7 @@ import zipfile
 from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class PyiqaMetric:
     def __init__(self, known: KnownMetric, device: torch.device) -> None:
         self.name = known.info.name
         self.kind = known.info.kind
-        if importlib.util.find_spec("pyiqa") is None:
+        if find_spec("pyiqa") is None:
             raise _not_installed(known)
         pyiqa = _import_pyiqa()
         check_weights(known)

@@ -187,7 +187,7 @@ def _write_reports(
     if html is not None:
         from omgsr_cli.benchmark.page import write_page
 
-        write_page(report, html, html_dir)
+        write_page(report, html, html_dir, overwrite=overwrite)
 
 
 def _say_report(report: Report, talk: Output, *, markdown: bool) -> None:

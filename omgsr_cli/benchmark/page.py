@@ -1,0 +1,211 @@
+"""One page to look at: the tables, the distributions, and every picture before and after."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+import re
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from urllib.parse import quote
+
+from omgsr_cli.benchmark.results import MetricInfo, Report
+from omgsr_cli.benchmark.tables import Table, tables_of
+from omgsr_cli.errors import FileError
+from omgsr_cli.imaging import encode_picture, read_picture, write_atomically
+
+INPUT, REFERENCE = "input", "reference"
+# What browsers show as it is; anything else is written again as PNG, which loses nothing of 8 or 16 bits.
+_SHOWN = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif"}
+_PLOT_WIDTH, _ROW_HEIGHT, _MARGIN = 560, 30, 150
+
+
+def write_page(report: Report, path: Path, picture_folder: Path | None = None, *, overwrite: bool = False) -> None:
+    """Write a report as one page that opens from disk and asks no network for anything.
+
+    The pixels shown are the pixels scored: files go in as they are.
+
+    Args:
+        report: what was found.
+        path: of the page.
+        picture_folder: where its pictures lie, beside it; None puts them into the page itself.
+        overwrite: whether a page and pictures already there are replaced.
+    Raises:
+        FileError: a picture cannot be read, or a file cannot be written.
+    """
+    pictures = _Pictures(path, picture_folder, overwrite)
+    images = [
+        {
+            "name": _printable(image.name),
+            "views": {
+                _printable(view): pictures.place(file, f"{number:04}_{position}")
+                for position, (view, file) in enumerate(_views(report, number))
+            },
+            "scores": {
+                _printable(model): {metric: _finite(score) for metric, score in scores.items()}
+                for model, scores in image.scores.items()
+            },
+            "errors": {_printable(model): _printable(text) for model, text in image.error.items()},
+        }
+        for number, image in enumerate(report.images)
+    ]
+    metrics = [
+        {"name": m.name, "arrow": m.arrow, "lower": m.lower_is_better} for m in report.metrics if m.kind != "set"
+    ]
+    data = {"images": images, "metrics": metrics, "models": [_printable(model.name) for model in report.models]}
+    text = _filled(
+        title=html.escape(_printable(report.title)),
+        created=html.escape(report.created),
+        tables="\n".join(_table(table) for table in tables_of(report)),
+        plots="\n".join(_plot(report, metric) for metric in report.metrics if metric.kind != "set"),
+        failures=_failures(report),
+        about=_about(report),
+        style=_file("report.css"),
+        script=_file("report.js"),
+        # A name may hold "</script>": inside of JSON its "<" can be written otherwise.
+        data=json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),
+    )
+    write_atomically(path, [text.encode("utf-8")], overwrite=overwrite)
+
+
+def _views(report: Report, number: int) -> Iterator[tuple[str, Path]]:
+    """What can be looked at of a picture, from the worst to the best known."""
+    image = report.images[number]
+    if image.input is not None:
+        yield INPUT, image.input
+    yield from ((model.name, image.restored[model.name]) for model in report.models if model.name in image.restored)
+    if image.reference is not None:
+        yield REFERENCE, image.reference
+
+
+class _Pictures:
+    """Puts picture files where the page finds them."""
+
+    def __init__(self, page: Path, folder: Path | None, overwrite: bool) -> None:
+        self._page = page
+        self._folder = folder
+        self._overwrite = overwrite
+
+    def place(self, source: Path, name: str) -> str:
+        """Give the address of a picture: of its copy in the folder, or its content itself."""
+        suffix, content = self._content(source)
+        if self._folder is None:
+            return f"data:{_SHOWN[suffix]};base64,{base64.b64encode(content).decode('ascii')}"
+        copy = self._folder / f"{name}{suffix}"
+        write_atomically(copy, [content], overwrite=self._overwrite)
+        try:
+            relative = copy.resolve().relative_to(self._page.resolve().parent)
+        except ValueError:
+            return copy.resolve().as_uri()
+        return quote(relative.as_posix())
+
+    def _content(self, source: Path) -> tuple[str, bytes]:
+        suffix = source.suffix.lower()
+        if suffix in _SHOWN:
+            try:
+                return suffix, source.read_bytes()
+            except OSError as error:
+                raise FileError(f"{source} cannot be read: {error.strerror}") from error
+        parts, _ = encode_picture(read_picture(source), name=str(source), format="png")
+        return ".png", b"".join(parts)
+
+
+def _table(table: Table) -> str:
+    head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in table.headings)
+    rows = []
+    for name, *cells in table.rows:
+        numbers = "".join(
+            f'<td class="best">{html.escape(cell.text)}</td>' if cell.is_best else f"<td>{html.escape(cell.text)}</td>"
+            for cell in cells
+        )
+        rows.append(f'<tr><th scope="row">{html.escape(_printable(name.text))}</th>{numbers}</tr>')
+    caption = html.escape(_printable(table.title))
+    return (
+        f'<div class="scroll"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _plot(report: Report, metric: MetricInfo) -> str:
+    """A row of dots for each model, one dot a picture, with the mean and its interval over them."""
+    rows = [(model.name, report.scores(model.name, metric.name)) for model in report.models]
+    values = [value for _, scores in rows for value in scores if math.isfinite(value)]
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    span = high - low or 1.0
+    width = _PLOT_WIDTH - _MARGIN - 20
+    drawn = []
+    for number, (name, scores) in enumerate(rows):
+        y = 34 + number * _ROW_HEIGHT
+        label = html.escape(_shortened(_printable(name)))
+        drawn.append(f'<text x="{_MARGIN - 12}" y="{y + 4}" class="label">{label}</text>')
+        drawn.append(f'<line x1="{_MARGIN}" x2="{_MARGIN + width}" y1="{y}" y2="{y}" class="rule"/>')
+        for score in (value for value in scores if math.isfinite(value)):
+            x = _MARGIN + (score - low) / span * width
+            drawn.append(f'<circle cx="{x:.1f}" cy="{y}" r="4" class="dot"/>')
+        summary = report.summary(name, metric.name)
+        if summary.mean is not None and math.isfinite(summary.mean):
+            ends = [summary.low or summary.mean, summary.mean, summary.high or summary.mean]
+            left, middle, right = (_MARGIN + (min(max(v, low), high) - low) / span * width for v in ends)
+            drawn.append(f'<line x1="{left:.1f}" x2="{right:.1f}" y1="{y}" y2="{y}" class="interval"/>')
+            drawn.append(f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="{y - 9}" y2="{y + 9}" class="mean"/>')
+    height = 34 + len(rows) * _ROW_HEIGHT
+    axis = "".join(
+        f'<text x="{_MARGIN + share * width:.0f}" y="{height + 4}" class="tick">{low + share * span:.4g}</text>'
+        for share in (0, 0.5, 1)
+    )
+    title = f"{html.escape(metric.name)} {metric.arrow}"
+    return (
+        f'<svg class="plot" viewBox="0 0 {_PLOT_WIDTH} {height + 12}" role="img" aria-label="scores in {title}">'
+        f'<text x="0" y="14" class="title">{title}</text>{"".join(drawn)}{axis}</svg>'
+    )
+
+
+def _failures(report: Report) -> str:
+    items = [
+        f"<li><b>{html.escape(_printable(each.name))}</b>: {html.escape(_printable(each.message))}"
+        + (f" <i>{html.escape(_printable(each.hint))}</i>" if each.hint else "")
+        + "</li>"
+        for each in report.failures
+    ]
+    return f'<section class="failures"><h2>Not done</h2><ul>{"".join(items)}</ul></section>' if items else ""
+
+
+def _about(report: Report) -> str:
+    pairs = [
+        *((f"metric {metric.name}", metric.settings) for metric in report.metrics if metric.settings),
+        *((f"model {model.name}", model.detail) for model in report.models if model.detail),
+        *report.settings.items(),
+        *((f"version of {name}", version) for name, version in report.versions.items()),
+    ]
+    return "".join(
+        f"<dt>{html.escape(_printable(key))}</dt><dd>{html.escape(_printable(value))}</dd>" for key, value in pairs
+    )
+
+
+def _filled(**parts: str) -> str:
+    """Put the parts into the page's template in one pass, so that what a part holds is never taken for a place."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _file("report.html"))
+
+
+def _file(name: str) -> str:
+    return (resources.files("omgsr_cli") / "benchmark" / "page_files" / name).read_text("utf-8")
+
+
+def _printable(text: object) -> str:
+    """A name as it can stand in UTF-8: bytes that are no text, and control characters, are escaped."""
+    whole = str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in whole)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 20 else text[:9] + "…" + text[-10:]
+
+
+def _finite(score: float | None) -> float | str | None:
+    """JSON has no infinity: PSNR of identical pictures is said as text."""
+    return score if score is None or math.isfinite(score) else "∞"

@@ -1,0 +1,266 @@
+"""The page of a benchmark: whole, harmless whatever files are called, and alive in a browser."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from omgsr_cli.benchmark.page import write_page
+from omgsr_cli.benchmark.results import (
+    Failure,
+    ImageResult,
+    MetricInfo,
+    ModelInfo,
+    PairedDifference,
+    Quantiles,
+    Report,
+    Speed,
+    Summary,
+)
+from omgsr_cli.errors import FileError
+
+NASTY = '</script><script>alert(1)</script>\n"&\udcff'
+
+
+def write_picture(path: Path, seed: int, side: int = 24) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3)).astype(np.uint8)).save(path)
+    return path
+
+
+def build_report(folder: Path, names: list[str], models: tuple[str, ...] = ("ours", "bicubic")) -> Report:
+    images = []
+    for number, name in enumerate(names):
+        restored = {model: write_picture(folder / model / f"{number}.png", number) for model in models}
+        scores = {model: {"psnr": 20.0 + number + i, "lpips": 0.5 - 0.01 * number} for i, model in enumerate(models)}
+        images.append(
+            ImageResult(
+                name=name,
+                input=write_picture(folder / "input" / f"{number}.png", number, 6),
+                reference=write_picture(folder / "reference" / f"{number}.png", 100 + number),
+                restored=restored,
+                scores=scores,
+                error={},
+            )
+        )
+    return Report(
+        title=f"test, {len(names)} pictures",
+        created="2026-01-02T03:04:05Z",
+        models=tuple(ModelInfo(model, "resampling", 4.0, detail="a & b") for model in models),
+        metrics=(
+            MetricInfo("psnr", "full-reference", False, "0, inf", "dB", "omgsr", "Y of YCbCr"),
+            MetricInfo("lpips", "full-reference", True, "0, 1"),
+        ),
+        images=tuple(images),
+        summaries=tuple(
+            Summary(model, metric, len(names), mean, mean - 0.1, mean + 0.1)
+            for i, model in enumerate(models)
+            for metric, mean in (("psnr", 21.0 + i), ("lpips", 0.4))
+        ),
+        differences=(PairedDifference(models[0], models[1], "psnr", len(names), 1.0, 0.5, 1.5),),
+        speeds=(Speed(models[0], "cpu", "fp32", 3, 0.5, Quantiles(1, 1, 1), Quantiles(2, 2, 2), 300.0),),
+        failures=(Failure("musiq", "needs <weights>", "fetch them"),),
+        versions={"omgsr": "0"},
+        settings={"data": NASTY},
+    )
+
+
+class Elements(HTMLParser):
+    """Every element of a page with its attributes, and the JSON in it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self._open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "circle", "line"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self._open:
+            while self._open.pop() != tag:
+                pass
+
+    def handle_data(self, data: str) -> None:
+        if self._open:
+            self.texts.setdefault(self._open[-1], []).append(data)
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text("utf-8"), re.S)
+    assert found
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+def test_the_page_holds_everything_in_itself(tmp_path: Path) -> None:
+    report = build_report(tmp_path, ["a", "b"])
+    page = tmp_path / "out" / "report.html"
+    write_page(report, page)
+    text = page.read_text("utf-8")
+    assert "{{" not in text
+    # Nothing is asked for from anywhere: no address, no link, no import.
+    assert not re.search(r"https?://|<link|@import|url\(", text)
+    parsed = Elements(text)
+    assert all(not attrs.get("src") for _, attrs in parsed.elements)
+    data = data_of(page)
+    assert [image["name"] for image in data["images"]] == ["a", "b"]
+    assert list(data["images"][0]["views"]) == ["input", "ours", "bicubic", "reference"]
+    assert data["images"][1]["scores"]["bicubic"] == {"psnr": 22.0, "lpips": 0.49}
+    # The pixels shown are the bytes that were scored.
+    address = data["images"][1]["views"]["ours"]
+    assert (
+        base64.b64decode(address.removeprefix("data:image/png;base64,")) == (tmp_path / "ours" / "1.png").read_bytes()
+    )
+
+
+def test_the_tables_and_plots_say_the_figures(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    write_page(build_report(tmp_path, ["a", "b", "c"]), page)
+    parsed = Elements(page.read_text("utf-8"))
+    cells = parsed.texts["td"]
+    assert any(cell.startswith("22.00") for cell in cells)
+    best = [attrs for tag, attrs in parsed.elements if tag == "td" and attrs.get("class") == "best"]
+    assert best
+    dots = [attrs for tag, attrs in parsed.elements if tag == "circle"]
+    assert len(dots) == 3 * 2 * 2
+    assert len({attrs["cx"] for attrs in dots}) > 3
+    assert "needs <weights>" in "".join(parsed.texts["li"])
+
+
+def test_names_are_harmless(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    report = build_report(tmp_path, [NASTY], ("<img src=x onerror=alert(1)>".replace("/", ""), "b"))
+    write_page(report, page)
+    text = page.read_text("utf-8")
+    parsed = Elements(text)
+    assert len([tag for tag, _ in parsed.elements if tag == "script"]) == 2
+    assert not [attrs for _, attrs in parsed.elements if "onerror" in attrs]
+    assert data_of(page)["images"][0]["name"] == '</script><script>alert(1)</script>\\n"&\\udcff'
+
+
+def test_pictures_beside_the_page(tmp_path: Path) -> None:
+    page, folder = tmp_path / "out" / "report.html", tmp_path / "out" / "pictures of it"
+    report = build_report(tmp_path, ["a", "b"])
+    write_page(report, page, folder)
+    assert page.stat().st_size < 60_000
+    assert len(list(folder.iterdir())) == 8
+    address = data_of(page)["images"][0]["views"]["bicubic"]
+    assert address == "pictures%20of%20it/0000_2.png"
+    with pytest.raises(FileError, match="exists already"):
+        write_page(report, page, folder)
+    write_page(report, page, folder, overwrite=True)
+    elsewhere = tmp_path / "elsewhere"
+    write_page(report, tmp_path / "out" / "second.html", elsewhere)
+    assert data_of(tmp_path / "out" / "second.html")["images"][0]["views"]["ours"].startswith("file:///")
+
+
+def test_what_browsers_do_not_show_is_written_again(tmp_path: Path) -> None:
+    report = build_report(tmp_path, ["a"])
+    tiff = tmp_path / "deep.tiff"
+    pixels = np.random.default_rng(0).integers(0, 65536, (9, 7)).astype(np.uint16)
+    Image.fromarray(pixels).save(tiff)
+    image = ImageResult("a", tiff, None, report.images[0].restored, report.images[0].scores, {"b": "it failed"})
+    page = tmp_path / "report.html"
+    write_page(Report(**{**vars(report), "images": (image,)}), page)
+    views = data_of(page)["images"][0]["views"]
+    assert list(views) == ["input", "ours", "bicubic"]
+    shown = tmp_path / "shown.png"
+    shown.write_bytes(base64.b64decode(views["input"].partition(",")[2]))
+    with Image.open(shown) as reopened:
+        assert np.array_equal(np.asarray(reopened).astype(np.int64), pixels)
+    (tmp_path / "ours" / "0.png").unlink()
+    with pytest.raises(FileError, match="cannot be read"):
+        write_page(Report(**{**vars(report), "images": (image,)}), page, overwrite=True)
+
+
+def test_infinity_and_nothing_are_said(tmp_path: Path) -> None:
+    report = build_report(tmp_path, ["a", "b"])
+    first = report.images[0]
+    scores = {"ours": {"psnr": float("inf"), "lpips": None}, "bicubic": {"psnr": 30.0, "lpips": 0.1}}
+    images = (ImageResult(first.name, first.input, first.reference, first.restored, scores, {}), report.images[1])
+    page = tmp_path / "report.html"
+    write_page(Report(**{**vars(report), "images": images}), page)
+    assert data_of(page)["images"][0]["scores"]["ours"] == {"psnr": "∞", "lpips": None}
+    empty = tmp_path / "empty.html"
+    write_page(Report(**{**vars(report), "images": ()}), empty)
+    assert data_of(empty)["images"] == []
+
+
+# In a browser. OMGSR_BROWSER names a Python that has QtWebEngine, where this one has not.
+
+_BROWSER = os.environ.get("OMGSR_BROWSER") or (sys.executable if find_spec("PySide6") else "")
+
+
+@pytest.fixture(scope="module")
+def browsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What headless Chromium makes of a page with 120 pictures: answers to questions, and screenshots."""
+    if not _BROWSER:
+        pytest.skip("no browser here: pip install PySide6, or let OMGSR_BROWSER name a Python that has it")
+    folder = tmp_path_factory.mktemp("page")
+    page = folder / "report.html"
+    write_page(build_report(folder, [f"picture {number}" for number in range(120)]), page, folder / "pictures")
+    script = Path(__file__).parent / "browser" / "browse.py"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [_BROWSER, str(script), str(page), str(folder)], capture_output=True, text=True, timeout=120, env=environment
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert lines, done.stderr[-2000:]
+    answers: dict[str, Any] = json.loads(lines[-1])
+    return {**answers, "folder": folder}
+
+
+def test_the_browser_has_no_complaint(browsed: dict[str, Any]) -> None:
+    assert browsed["console"] == []
+    assert browsed["loaded"] is True
+
+
+def test_the_slider_shows_the_left_picture_on_the_left(browsed: dict[str, Any]) -> None:
+    folder = browsed["folder"]
+    with Image.open(folder / "middle.png") as shot, Image.open(folder / "full.png") as full:
+        half, whole = (np.asarray(image.convert("RGB")).astype(int) for image in (shot, full))
+    assert half.shape == whole.shape
+    x, y, width, height = (int(value) for value in browsed["box"])
+    left = (slice(y + 4, y + height - 60), slice(x + 4, x + width // 2 - 20))
+    right = (slice(y + 4, y + height - 60), slice(x + width // 2 + 20, x + width - 20))
+    # With the boundary at the right end all is the left view; in the middle only the left half.
+    assert np.abs(half[left] - whole[left]).mean() < 1
+    assert np.abs(half[right] - whole[right]).mean() > 10
+
+
+def test_keys_do_what_the_page_says(browsed: dict[str, Any]) -> None:
+    assert browsed["after n"] == "1"
+    assert browsed["after 3"] == "bicubic"
+    assert browsed["after shift 4"] == "reference"
+    assert browsed["after s"] == "reference"
+    assert browsed["after +"] == "1×"
+    assert browsed["after 0"] == "fit"
+
+
+def test_dark_is_dark(browsed: dict[str, Any]) -> None:
+    folder = browsed["folder"]
+    with Image.open(folder / "middle.png") as first, Image.open(folder / "other.png") as second:
+        levels = [float(np.asarray(image.convert("L")).mean()) for image in (first, second)]
+    assert abs(levels[0] - levels[1]) > 60
+
+
+def test_many_pictures_are_not_all_decoded(browsed: dict[str, Any]) -> None:
+    assert browsed["thumbnails"] == 120
+    assert 0 < browsed["thumbnails with a picture"] < 60
