@@ -173,3 +173,19 @@ def test_a_model_that_is_not_there_is_an_error(bench: Bench, data: Path) -> None
     said = bench("--data", data, "--model", "no-such-model", "--metrics", "psnr")
     assert said.code == 1
     assert "no-such-model" in said.errors[0]
+
+
+def test_a_page_is_written(bench: Bench, data: Path, tmp_path: Path) -> None:
+    page, pictures = tmp_path / "report.html", tmp_path / "pictures"
+    asked = ("--data", data, "--model", "bicubic", "--metrics", "psnr", "--html", page)
+    assert bench(*asked, "--html-dir", pictures).code == 0
+    assert "bicubic" in page.read_text("utf-8")
+    # Input, reference and result of both.
+    assert len(list(pictures.iterdir())) == 6
+    assert bench(*asked).code == 2
+    assert bench(*asked, "--overwrite").code == 0
+
+
+def test_with_no_model_named_it_is_the_default_one(bench: Bench, data: Path) -> None:
+    (model,) = bench("--data", data, "--metrics", "psnr", "--json").records[0]["models"]
+    assert (model["name"], model["kind"], model["scale"]) == ("omgsr-tiny", "omgsr", 4.0)

@@ -95,13 +95,14 @@ def _restorer_contestant(options: ModelOptions, *, device: str | None, precision
     info = describe_model(source)
     identity = key_of(
         weights=files_identity(source.folder),
-        adapter=files_identity(options.adapter) if options.adapter else None,
+        adapter=files_identity(source.adapter) if source.adapter else None,
         device=chosen.type,
         precision=(precision, number_format),
         info=[info.mid_timestep, info.native_tile_px, info.prompt],
     )
     name = Path(info.name).name if Path(info.name).is_dir() else info.name
-    described = ModelInfo(name, "omgsr", info.scale, info.parameters, identity, str(source.folder))
+    detail = "; ".join((str(source.folder), *source.notes))
+    described = ModelInfo(name, "omgsr", info.scale, info.parameters, identity, detail)
     return Contestant(described, lambda: _Restorer(load_found(source, device=device, precision=precision)))
 
 
