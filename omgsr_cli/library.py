@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
@@ -16,51 +15,17 @@ from omgsr_cli.errors import ShapeError
 from omgsr_cli.geometry import Size, plan_output_size
 from omgsr_cli.imaging import Picture, encode_picture, from_samples, luma, read_picture, to_samples
 from omgsr_cli.models.base import Restorer
-from omgsr_cli.models.loading import load_restorer
+from omgsr_cli.models.loading import load_restorer as load
 from omgsr_cli.options import ColorFix, RestoreOptions, SizeOptions, build_options
 from omgsr_cli.upscaling import restore_picture
+
+__all__ = ["load", "upscale_image"]
 
 AnyArray = TypeVar("AnyArray", bound=NDArray[Any])
 
 # Pillow's modes that PNG holds as they are; others are stored as TIFF on their way in.
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _NAME = "the image"
-
-
-def load(
-    model: str | Path | None = None,
-    *,
-    base: str | Path | None = None,
-    adapter: str | Path | None = None,
-    device: str | None = None,
-    precision: str = "auto",
-    mid_timestep: int | None = None,
-    prompt: str | None = None,
-) -> Restorer:
-    """Load a model once, for as many images as there are; it may be used from several threads.
-
-    Args:
-        model: a preset's name, a folder or a hub repository; None takes the model that lies in the package.
-        base: folder or hub repository of the pre-trained model that `adapter` belongs to.
-        adapter: folder in the published layout.
-        device: "cuda", "mps", "xpu" or "cpu"; None takes the first that is there.
-        precision: "auto", "fp32", "bf16" or "fp16".
-        mid_timestep: instead of the model's own, 0..999.
-        prompt: instead of the model's own.
-    Returns:
-        The model; `info` tells what it is, `notes` what a person should know.
-    Raises:
-        OmgsrError: it cannot be loaded; the message says why, `hint` what to do.
-    """
-    return load_restorer(
-        model,
-        base=base,
-        adapter=adapter,
-        device=device,
-        precision=precision,
-        mid_timestep=mid_timestep,
-        prompt=prompt,
-    )
 
 
 @overload
