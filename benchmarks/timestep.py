@@ -16,11 +16,12 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
+from omgsr_cli.datasets.pair_source import PairSource
 from omgsr_cli.degradation import load_degradation
-from omgsr_cli.inputs import find_inputs
+from omgsr_cli.files.inputs import find_inputs
 from omgsr_cli.models.encoders import ImageEncoder, load_encoder
 from omgsr_cli.schedules import DdpmSchedule
-from omgsr_cli.timesteps import Measured, SampleSource, match_snr, measure
+from omgsr_cli.timesteps import Measured, match_snr, measure
 
 
 def build_sd_encoder() -> ImageEncoder:
@@ -51,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     encoder = load_encoder(vae=options.vae, device="cpu") if options.vae else build_sd_encoder()
     found, _ = find_inputs([str(options.data)], recursive=True)
-    source = SampleSource(
+    source = PairSource(
         pictures=tuple(item.path for item in found),
         partners=None,
         config=load_degradation("reference"),

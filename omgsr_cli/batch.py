@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from omgsr_cli.errors import DeviceError, FileError, OmgsrError
+from omgsr_cli.files.inputs import shown
+from omgsr_cli.files.jobs import Job, comparison_path
 from omgsr_cli.geometry import Size, plan_canvas, plan_output_size
 from omgsr_cli.imaging import (
     Picture,
@@ -27,8 +29,6 @@ from omgsr_cli.imaging import (
     read_record,
     write_picture,
 )
-from omgsr_cli.inputs import shown
-from omgsr_cli.jobs import Job, comparison_path
 from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.models.devices import free_memory_bytes
 from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions

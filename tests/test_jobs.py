@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from omgsr_cli import folders, jobs
 from omgsr_cli.errors import UsageError
-from omgsr_cli.folders import FORMAT_OF_SUFFIX, EntryKeys, natural_key
-from omgsr_cli.inputs import FoundInput
-from omgsr_cli.jobs import Job, JobPlan, comparison_path, plan_jobs
+from omgsr_cli.files import folders, jobs
+from omgsr_cli.files.folders import FORMAT_OF_SUFFIX, EntryKeys, natural_key
+from omgsr_cli.files.inputs import FoundInput
+from omgsr_cli.files.jobs import Job, JobPlan, comparison_path, plan_jobs
 
 needs_links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
 needs_case = pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names that differ in case are one file")
@@ -781,7 +781,7 @@ def test_suffixes_are_those_that_pictures_are_read_by() -> None:
 
 
 def test_planning_imports_nothing_heavy() -> None:
-    code = "import sys, omgsr_cli.jobs; print({'torch', 'PIL', 'numpy', 'diffusers'} & set(sys.modules))"
+    code = "import sys, omgsr_cli.files.jobs; print({'torch', 'PIL', 'numpy', 'diffusers'} & set(sys.modules))"
     root = Path(__file__).resolve().parents[1]
     environment = os.environ | {"PYTHONPATH": str(root)}
     done = subprocess.run(

@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from omgsr_cli.crops import draw_window, enlarge, fit_small, trim, whole_factor
+from omgsr_cli.datasets.crops import draw_window, enlarge, fit_small, trim, whole_factor
+from omgsr_cli.datasets.pair_source import ImagePair, PairSource
 from omgsr_cli.degradation import load_degradation
 from omgsr_cli.errors import FileError, ModelError, ShapeError, UsageError
+from omgsr_cli.files.pairs import pair_by_stem
 from omgsr_cli.models.encoders import load_encoder
-from omgsr_cli.pairs import pair_by_stem
 from omgsr_cli.schedules import DdpmSchedule, FlowSchedule
 from omgsr_cli.timesteps import (
     Measured,
     Problem,
-    SampleSource,
     latent_snr,
     match_snr,
     measure,
@@ -29,7 +29,6 @@ from omgsr_cli.timesteps import (
     plan_samples,
     spread_by,
 )
-from omgsr_cli.timesteps.samples import Sample
 
 GOLDEN = Path(__file__).parent / "golden" / "sd"
 EXPECTED = json.loads((GOLDEN / "pairs" / "expected.json").read_text())
@@ -225,7 +224,7 @@ def write_pictures(folder: Path, sizes: list[tuple[int, int]]) -> tuple[Path, ..
     return tuple(paths)
 
 
-def source_of(pictures: tuple[Path, ...], **changes: Any) -> SampleSource:
+def source_of(pictures: tuple[Path, ...], **changes: Any) -> PairSource:
     values: dict[str, Any] = {
         "pictures": pictures,
         "partners": None,
@@ -237,7 +236,7 @@ def source_of(pictures: tuple[Path, ...], **changes: Any) -> SampleSource:
         "seed": 0,
         "count": len(pictures),
     }
-    return SampleSource(**(values | changes))
+    return PairSource(**(values | changes))
 
 
 def identity(image: torch.Tensor) -> torch.Tensor:
@@ -260,7 +259,7 @@ def test_samples_depend_on_the_seed_alone(tmp_path: Path) -> None:
 def test_a_sample_is_what_the_pipeline_makes(tmp_path: Path) -> None:
     (picture,) = write_pictures(tmp_path, [(64, 64)])
     sample = source_of((picture,))[0]
-    assert isinstance(sample, Sample)
+    assert isinstance(sample, ImagePair)
     top, left = sample.window
     with Image.open(picture) as image:
         crop = np.asarray(image)[top : top + 32, left : left + 32]
@@ -293,7 +292,7 @@ def test_partners_are_enlarged_by_a_whole_factor(tmp_path: Path) -> None:
     hq = write_pictures(tmp_path / "hq", [(40, 64)])
     lq = write_pictures(tmp_path / "lq", [(10, 16)])
     sample = source_of(hq, partners=lq, resolution_px=None)[0]
-    assert isinstance(sample, Sample)
+    assert isinstance(sample, ImagePair)
     assert sample.degraded.shape == sample.clean.shape == (3, 40, 64)
     assert sample.drawn == {}
     ill_sized = write_pictures(tmp_path / "ill", [(11, 16)])
@@ -301,7 +300,7 @@ def test_partners_are_enlarged_by_a_whole_factor(tmp_path: Path) -> None:
     assert isinstance(problem, FileError)
     assert "16x11 pixels, its partner 64x40" in problem.message
     cut = source_of(hq, partners=lq)[0]
-    assert isinstance(cut, Sample)
+    assert isinstance(cut, ImagePair)
     assert cut.degraded.shape == cut.clean.shape == (3, 32, 32)
 
 

@@ -8,12 +8,12 @@ from importlib import resources
 from pathlib import Path
 
 from omgsr_cli.errors import FileError, OmgsrError, UsageError
-from omgsr_cli.folders import natural_key
+from omgsr_cli.files.folders import natural_key
+from omgsr_cli.files.inputs import find_inputs, shown
+from omgsr_cli.files.pairs import pair_by_stem
 from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import probe_picture
-from omgsr_cli.inputs import find_inputs, shown
 from omgsr_cli.options import MAX_SCALE, MIN_SCALE
-from omgsr_cli.pairs import pair_by_stem
 
 #: What the field calls the two halves of a test set, in small letters.
 _LOW_NAMES = ("test_lr", "lr", "lq")

@@ -12,7 +12,7 @@ import typer
 
 from omgsr_cli.cli.output import Output
 from omgsr_cli.errors import UsageError
-from omgsr_cli.inputs import shown
+from omgsr_cli.files.inputs import shown
 from omgsr_cli.presets import DEFAULT_PRESET
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from omgsr_cli.benchmark.scoring import ReadyMetric, make_metrics
 from omgsr_cli.cli.bench_models import build_contestants
 from omgsr_cli.cli.output import Output
 from omgsr_cli.errors import OmgsrError, UsageError
-from omgsr_cli.inputs import shown
+from omgsr_cli.files.inputs import shown
 from omgsr_cli.models.devices import choose_device, choose_precision
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from omgsr_cli.errors import OmgsrError
-from omgsr_cli.inputs import shown
+from omgsr_cli.files.inputs import shown
 
 _LOG_EVERY_S = 30.0
 

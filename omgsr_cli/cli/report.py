@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omgsr_cli.cli.output import duration
-from omgsr_cli.inputs import shown
+from omgsr_cli.files.inputs import shown
 
 if TYPE_CHECKING:
     from omgsr_cli.batch import FileResult

@@ -11,14 +11,15 @@ import typer
 
 from omgsr_cli.cli.output import Output
 from omgsr_cli.errors import FileError, OmgsrError, UsageError
-from omgsr_cli.inputs import find_inputs
+from omgsr_cli.files.inputs import find_inputs
+from omgsr_cli.files.pairs import pair_by_stem
 from omgsr_cli.options import TimestepOptions, build_options
-from omgsr_cli.pairs import pair_by_stem
 from omgsr_cli.presets import DEFAULT_PRESET
 
 if TYPE_CHECKING:
+    from omgsr_cli.datasets.pair_source import PairSource
     from omgsr_cli.models.encoders import ImageEncoder
-    from omgsr_cli.timesteps import Measured, MidTimestep, SampleSource
+    from omgsr_cli.timesteps import Measured, MidTimestep
 
 INTERRUPTED = 130
 _DATA, _MODEL, _FILES, _TALK = "Data", "Model", "Files", "What is said"
@@ -120,9 +121,10 @@ def timestep(
     pictures, partners, problems = _find_pictures(data, lq)
     for problem in problems:
         talk.error(problem)
+    from omgsr_cli.datasets.pair_source import PairSource
     from omgsr_cli.degradation import load_degradation
     from omgsr_cli.models.encoders import load_encoder
-    from omgsr_cli.timesteps import SampleSource, plan_samples
+    from omgsr_cli.timesteps import plan_samples
 
     config = load_degradation(degradation)
     encoder = load_encoder(model, base=base, vae=vae, device=device)
@@ -132,7 +134,7 @@ def timestep(
             f"--resolution {crop_px} is not a multiple of {encoder.multiple_of_px}",
             f"try --resolution {max(1, crop_px // encoder.multiple_of_px) * encoder.multiple_of_px}",
         )
-    source = SampleSource(
+    source = PairSource(
         pictures=pictures,
         partners=partners,
         config=config,
@@ -184,7 +186,7 @@ def _find_pictures(
 class _Run:
     """The samples that were measured so far, and what they say."""
 
-    source: SampleSource
+    source: PairSource
     encoder: ImageEncoder
     options: TimestepOptions
     talk: Output

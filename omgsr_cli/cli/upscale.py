@@ -11,7 +11,7 @@ import typer
 from omgsr_cli.cli.output import Output, duration
 from omgsr_cli.cli.report import Tally, name_of, result_line, result_record
 from omgsr_cli.errors import UsageError
-from omgsr_cli.jobs import STREAM, JobPlan, plan_jobs
+from omgsr_cli.files.jobs import STREAM, JobPlan, plan_jobs
 from omgsr_cli.options import ModelOptions, RestoreOptions, SizeOptions, WriteOptions, build_options
 from omgsr_cli.presets import DEFAULT_PRESET
 

@@ -1,14 +1,12 @@
 """The mid-timestep of a data set, by matching signal-to-noise ratios (OMGSR, arXiv:2508.08227)."""
 
 from omgsr_cli.timesteps.matching import MidTimestep, latent_snr, match_snr, own_timesteps, spread_by
-from omgsr_cli.timesteps.measure import Measured, Problem, measure
-from omgsr_cli.timesteps.samples import SampleSource, plan_samples
+from omgsr_cli.timesteps.measure import Measured, Problem, measure, plan_samples
 
 __all__ = [
     "Measured",
     "MidTimestep",
     "Problem",
-    "SampleSource",
     "latent_snr",
     "match_snr",
     "measure",

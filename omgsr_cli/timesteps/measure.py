@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omgsr_cli.datasets.pair_source import ImagePair, PairSource
 from omgsr_cli.errors import FileError, ModelError
 from omgsr_cli.timesteps.matching import latent_snr
-from omgsr_cli.timesteps.samples import Sample, SampleSource
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,28 @@ class Problem:
     error: FileError
 
 
+def plan_samples(
+    pictures: int, *, paired: bool, whole: bool, max_samples: int | None, until_stable: bool, default_max: int = 4096
+) -> int:
+    """Decide how many samples are drawn: once through the data, unless more are asked for and can differ.
+
+    Args:
+        pictures: number of them.
+        paired: whether they have real partners.
+        whole: whether whole pictures are taken, of which another epoch would bring nothing new.
+        max_samples: upper bound that the user gave.
+        until_stable: whether it goes on until the interval is narrow.
+        default_max: bound of the latter where the user gave none.
+    """
+    if whole and paired:
+        return min(pictures, max_samples or pictures)
+    if max_samples is not None:
+        return max_samples
+    return max(pictures, default_max) if until_stable else pictures
+
+
 def measure(
-    source: SampleSource,
+    source: PairSource,
     encode: Callable[[Tensor], Tensor],
     device: torch.device,
     *,
@@ -62,10 +82,10 @@ def measure(
     Raises:
         ModelError: a latent is not finite.
     """
-    loader: Iterable[Sample | FileError] = torch.utils.data.DataLoader(
+    loader: Iterable[ImagePair | FileError] = torch.utils.data.DataLoader(
         source, batch_size=None, num_workers=workers, collate_fn=_as_it_is
     )
-    waiting: list[Sample] = []
+    waiting: list[ImagePair] = []
     for item in loader:
         if isinstance(item, FileError):
             yield Problem(item)
@@ -86,14 +106,16 @@ def _as_it_is(item: Any) -> Any:
 
 
 @torch.inference_mode()
-def _encode(samples: list[Sample], encode: Callable[[Tensor], Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+def _encode(
+    samples: list[ImagePair], encode: Callable[[Tensor], Tensor], device: torch.device
+) -> tuple[Tensor, Tensor]:
     clean = encode(torch.stack([sample.clean for sample in samples]).to(device))
     degraded = encode(torch.stack([sample.degraded for sample in samples]).to(device))
     return latent_snr(clean, degraded)
 
 
 def _measure_batch(
-    samples: list[Sample], encode: Callable[[Tensor], Tensor], device: torch.device
+    samples: list[ImagePair], encode: Callable[[Tensor], Tensor], device: torch.device
 ) -> Iterator[Measured | Problem]:
     power, snr = _encode(samples, encode, device)
     for sample, own_power, own_snr in zip(samples, power.tolist(), snr.tolist(), strict=True):

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from omgsr_cli.errors import FileError, UsageError
-from omgsr_cli.folders import EntryKeys, FolderSearch, is_picture, natural_key
+from omgsr_cli.files.folders import EntryKeys, FolderSearch, is_picture, natural_key
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omgsr_cli.errors import UsageError
-from omgsr_cli.inputs import shown
+from omgsr_cli.files.inputs import shown
 
 _NAMED = 5
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omgsr_cli.crops import OnSmall, draw_window, enlarge, fit_small, trim, whole_factor
+from omgsr_cli.datasets.crops import OnSmall, draw_window, enlarge, fit_small, trim, whole_factor
 from omgsr_cli.degradation import DegradationConfig, degrade, describe_degradation
 from omgsr_cli.errors import FileError
 from omgsr_cli.imaging import read_picture
@@ -20,7 +20,7 @@ _CROP, _ORDER = 1, 2
 
 
 @dataclass(frozen=True)
-class Sample:
+class ImagePair:
     """One clean image and its low-quality partner.
 
     Attributes:
@@ -39,7 +39,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class SampleSource(torch.utils.data.Dataset["Sample | FileError"]):
+class PairSource(torch.utils.data.Dataset["ImagePair | FileError"]):
     """Every sample of a data set, in an order that only the seed decides.
 
     Item i is picture i of the first epoch and goes on with further crops of the same pictures in the next ones;
@@ -70,7 +70,7 @@ class SampleSource(torch.utils.data.Dataset["Sample | FileError"]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, item: int) -> Sample | FileError:
+    def __getitem__(self, item: int) -> ImagePair | FileError:
         # A worker's file that cannot be read is a result, not the end of the run.
         torch.set_num_threads(1)
         epoch, place = divmod(item, len(self.pictures))
@@ -92,7 +92,7 @@ class SampleSource(torch.utils.data.Dataset["Sample | FileError"]):
         top, left = draw_window((image.shape[1], image.shape[2]), side, self._rng(_CROP, epoch, index))
         return slice(top, top + side), slice(left, left + side)
 
-    def _degraded(self, index: int, epoch: int) -> Sample:
+    def _degraded(self, index: int, epoch: int) -> ImagePair:
         path, side = self.pictures[index], self.resolution_px or 0
         picture = read_picture(path).rgb
         fitted = fit_small(picture, side, self.on_small)
@@ -104,7 +104,7 @@ class SampleSource(torch.utils.data.Dataset["Sample | FileError"]):
         drawn = _named(describe_degradation(self.config, seed=self.seed, epoch=epoch, index=index))
         return self._sample(path, (rows.start, columns.start), drawn, clean, enlarge(low, side, side))
 
-    def _pair(self, index: int, epoch: int) -> Sample:
+    def _pair(self, index: int, epoch: int) -> ImagePair:
         assert self.partners is not None
         path, partner = self.pictures[index], self.partners[index]
         clean, low = read_picture(path).rgb, read_picture(partner).rgb
@@ -123,29 +123,11 @@ class SampleSource(torch.utils.data.Dataset["Sample | FileError"]):
             clean, low, window = fitted[:, rows, columns], low_fitted[:, rows, columns], (rows.start, columns.start)
         return self._sample(path, window, {}, clean, low)
 
-    def _sample(self, path: Path, window: tuple[int, int], drawn: dict[str, str], clean: Tensor, low: Tensor) -> Sample:
+    def _sample(
+        self, path: Path, window: tuple[int, int], drawn: dict[str, str], clean: Tensor, low: Tensor
+    ) -> ImagePair:
         both = (trim(image, self.multiple_of_px) * 2 - 1 for image in (clean, low))
-        return Sample(path, window, drawn, *both)
-
-
-def plan_samples(
-    pictures: int, *, paired: bool, whole: bool, max_samples: int | None, until_stable: bool, default_max: int = 4096
-) -> int:
-    """Decide how many samples are drawn: once through the data, unless more are asked for and can differ.
-
-    Args:
-        pictures: number of them.
-        paired: whether they have real partners.
-        whole: whether whole pictures are taken, of which another epoch would bring nothing new.
-        max_samples: upper bound that the user gave.
-        until_stable: whether it goes on until the interval is narrow.
-        default_max: bound of the latter where the user gave none.
-    """
-    if whole and paired:
-        return min(pictures, max_samples or pictures)
-    if max_samples is not None:
-        return max_samples
-    return max(pictures, default_max) if until_stable else pictures
+        return ImagePair(path, window, drawn, *both)
 
 
 def _too_small(path: Path, picture: Tensor, side: int) -> FileError:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from omgsr_cli.errors import FileError, UsageError
-from omgsr_cli.folders import FORMAT_OF_SUFFIX, EntryKeys, natural_key
-from omgsr_cli.inputs import FoundInput, find_inputs, is_url, shown
+from omgsr_cli.files.folders import FORMAT_OF_SUFFIX, EntryKeys, natural_key
+from omgsr_cli.files.inputs import FoundInput, find_inputs, is_url, shown
 from omgsr_cli.options import OutputFormat
 
 __all__ = ["Job", "JobPlan", "comparison_path", "natural_key", "plan_jobs"]
@@ -80,7 +80,7 @@ def plan_jobs(
     in FOLDER_x4/ beside it. An output that exists as a folder, ends with a slash or has no picture's suffix is a
     folder: folders keep their tree directly below it, globs theirs below the pattern's fixed part, lists theirs below
     the list's folder, and files their names. Any other is a file, for one picture only, and `suffix` is not used.
-    What counts as an input is told at `omgsr_cli.inputs.find_inputs`.
+    What counts as an input is told at `omgsr_cli.files.inputs.find_inputs`.
 
     Args:
         inputs: files, folders, globs and .txt lists as typed, or only "-" for standard input.
