@@ -19,12 +19,12 @@ PACKAGE = ROOT / "omgsr_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Each part of the package may import only parts of the lines above its own, and on its own line those before it.
-PLAIN = ["errors", "presets", "options", "geometry", "files"]
+PLAIN = ["errors", "presets", "options", "geometry", "files", "store"]
 TENSORS = ["schedules", "imaging", "color", "tiling", "degradation", "datasets", "fidelity"]
 MODELS = ["models"]
 # Each of these is one thing that the program can do; they do not know each other.
 CAPABILITIES = [["upscaling", "batch", "library"], ["timesteps"], ["training"], ["benchmark"]]
-TOP = ["engines", "cli", "__main__"]
+TOP = ["engines", "diagnosis", "cli", "__main__"]
 ORDER = [*PLAIN, *TENSORS, *MODELS, *chain.from_iterable(CAPABILITIES), *TOP]
 
 # What --help and every check before a model is loaded must not wait for.

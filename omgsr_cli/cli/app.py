@@ -12,6 +12,7 @@ from typer.exceptions import Abort, Exit, TyperException
 
 from omgsr_cli import __version__
 from omgsr_cli.cli.bench import bench
+from omgsr_cli.cli.doctor import doctor
 from omgsr_cli.cli.output import Output
 from omgsr_cli.cli.timestep import timestep
 from omgsr_cli.cli.upscale import upscale
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command()(upscale)
 app.command()(bench)
 app.command()(timestep)
+app.command()(doctor)
 
 
 def _show_version(wanted: bool) -> None:

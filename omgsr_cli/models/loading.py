@@ -8,6 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import torch
+
 from omgsr_cli.errors import ModelError, UsageError
 from omgsr_cli.geometry import round_up
 from omgsr_cli.models.base import Restorer, RestorerInfo
@@ -58,17 +60,22 @@ def load_restorer(
 def load_found(source: ModelSource, *, device: str | None = None, precision: str = "auto") -> Restorer:
     """Load a model that `find_model` found; arguments and errors as for `load_restorer`."""
     chosen_device = choose_device(device)
-    chosen_precision = choose_precision(precision, chosen_device)
+    chosen_precision = suitable_precision(source, precision, chosen_device)
     if source.record.family == "sd":
         return load_sd(source, chosen_device, chosen_precision)
-    # Tiny's tiles are exact and its time is short; in bf16 on a CPU they would be neither exact nor much shorter.
-    if precision == "auto" and chosen_device.type == "cpu":
-        chosen_precision = "fp32"
     from omgsr_cli.models.tiny import load_tiny
 
     restorer = load_tiny(source.folder, describe_model(source), chosen_device, chosen_precision)
     restorer.notes = source.notes
     return restorer
+
+
+def suitable_precision(source: ModelSource, precision: str, device: torch.device) -> str:
+    """The number format that a model will have on a device; arguments and errors as for `choose_precision`."""
+    # Tiny's tiles are exact and its time is short; in bf16 on a CPU they would be neither exact nor much shorter.
+    if precision == "auto" and device.type == "cpu" and source.record.family == "tiny":
+        return "fp32"
+    return choose_precision(precision, device)
 
 
 def describe_model(source: ModelSource) -> RestorerInfo:

@@ -1,0 +1,99 @@
+"""The header of a safetensors file, read and checked without torch and without a weight."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from omgsr_cli.errors import ModelError
+
+_MAX_HEADER_BYTES = 100_000_000
+"""As the format's own library has it: no model's list of tensors is longer."""
+
+_ELEMENT_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
+    **dict.fromkeys(("I32", "U32", "F32"), 4),
+    **dict.fromkeys(("I64", "U64", "F64"), 8),
+}
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor as the header tells it.
+
+    Attributes:
+        dtype: as the format names it, such as "F32", "F16" or "BF16".
+        shape: may be empty.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+
+class _Fields(BaseModel):
+    # Strict: JSON's true is an int to Python, and 4.0 would pass for one.
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    dtype: str
+    shape: list[Annotated[int, Field(ge=0)]]
+    data_offsets: Annotated[list[int], Field(min_length=2, max_length=2)]
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """Read the list of tensors, and check that the file holds exactly these.
+
+    Every tensor's bytes follow from its type and shape, each lies right after the one before, and the last ends with
+    the file: nothing is hidden between, and nothing is read twice.
+    Source: the safetensors format, github.com/huggingface/safetensors.
+
+    Raises:
+        ModelError: the file cannot be read, is cut short, or its header lies.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(8)
+            (length,) = struct.unpack("<Q", start) if len(start) == 8 else (0,)
+            if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+                raise ModelError(f"{path} is no safetensors file, or is cut short: a header of {length} bytes")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is no safetensors file: its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise ModelError(f"{path} is no safetensors file: its header is not a JSON object")
+    header.pop("__metadata__", None)
+    entries = sorted((_read_entry(path, name, fields) for name, fields in header.items()), key=lambda found: found[1])
+    position = 0
+    for name, (begin, end), _ in entries:
+        if begin != position:
+            raise ModelError(f"{path}: its header lies: {name!r} begins at byte {begin}, not {position}")
+        position = end
+    if position != size - 8 - length:
+        raise ModelError(f"{path}: its header lies: {position} bytes of weights, the file has {size - 8 - length}")
+    return {name: entry for name, _, entry in entries}
+
+
+def _read_entry(path: Path, name: str, fields: Any) -> tuple[str, tuple[int, int], TensorEntry]:
+    try:
+        told = _Fields.model_validate(fields)
+    except ValidationError as error:
+        raise ModelError(f"{path}: its header lies: {name!r} has no type, shape or place") from error
+    entry = TensorEntry(told.dtype, tuple(told.shape))
+    begin, end = told.data_offsets
+    if told.dtype not in _ELEMENT_BYTES or end - begin != entry.elements * _ELEMENT_BYTES[told.dtype]:
+        raise ModelError(f"{path}: its header lies: {name!r} has a type and shape that do not fill its place")
+    return name, (begin, end), entry

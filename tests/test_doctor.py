@@ -1,0 +1,222 @@
+"""`omgsr doctor`: on this machine, and on machines where something is broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import Command
+from safetensors.torch import save_file
+
+from omgsr_cli.diagnosis import probe, report
+from omgsr_cli.models import devices
+from omgsr_cli.presets import PRESETS
+from omgsr_cli.store.headers import read_header
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("OMGSR_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def doctor(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
+    return Command(capfdbinary, "doctor")
+
+
+def run_beside(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the program as a user does, with a folder of packages before all others."""
+    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    return subprocess.run(
+        [sys.executable, "-m", "omgsr_cli", "doctor"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        cwd=Path(__file__).parents[1],
+    )
+
+
+def write_package(folder: Path, name: str, code: str, version: str = "0.0.1", requires: str = "") -> None:
+    (folder / name).mkdir(parents=True)
+    (folder / name / "__init__.py").write_text(code)
+    information = folder / f"{name}-{version}.dist-info"
+    information.mkdir()
+    need = f"Requires-Dist: {requires}\n" if requires else ""
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{need}")
+
+
+def test_it_tells_one_screen_and_the_same_as_json(doctor: Command, home: Path) -> None:
+    said = doctor()
+    assert (said.code, said.err) == (0, "")
+    assert len(said.lines) <= 24
+    (record,) = doctor("--json").records
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["versions"]["torchvision"] is None or isinstance(record["versions"]["torchvision"], str)
+    assert [device["name"] for device in record["devices"]][-1] == "cpu"
+    assert record["store"]["folder"] == str(home / "models")
+    assert record["problems"] == []
+    (tiny, *_), (plan, *_) = record["models"], record["plans"]
+    assert (tiny["name"], tiny["damage"], plan["model"]) == ("omgsr-tiny", [], "omgsr-tiny")
+    assert plan["output_size"] == [16000, 12000]
+    assert f"by {plan['tiles']} tiles of {plan['tile_px']} px" in said.out.decode()
+    assert all(reason in said.out.decode() for reason in plan["why"] if "GiB" not in reason)
+
+
+def test_it_names_every_extra_that_a_user_may_want(doctor: Command) -> None:
+    (record,) = doctor("--json").records
+    if record["extras"] is None:
+        pytest.skip("the package is not installed here, only on the path")
+    assert {"compare", "metrics", "plot"} <= set(record["extras"])
+    assert "dev" not in record["extras"]
+    assert record["extras"]["plot"] == []
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise ImportError('libcudart.so.99: cannot open shared object file')", "libcudart.so.99"),
+        ("raise OSError('libtorch.so: wrong ELF class')", "wrong ELF class"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "SIGILL"),
+    ],
+)
+def test_a_torch_that_does_not_work_is_told_with_all_the_rest(tmp_path: Path, code: str, reason: str) -> None:
+    write_package(tmp_path / "packages", "torch", code)
+    done = run_beside(tmp_path / "packages")
+    assert done.returncode == 1
+    assert "torch 0.0.1" in done.stdout
+    assert "omgsr-tiny: whole" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert "error: torch does not work here: " in done.stderr
+    assert reason in done.stderr
+    assert "hint: pip install --force-reinstall torch" in done.stderr
+
+
+def test_a_torchvision_for_another_torch_is_named(tmp_path: Path) -> None:
+    write_package(tmp_path, "torchvision", "", "0.20.0", "torch==2.5.0")
+    done = run_beside(tmp_path)
+    assert done.returncode == 1
+    assert f"torchvision 0.20.0 was built for torch 2.5.0, not for torch {torch.__version__}" in done.stderr
+    assert "pip uninstall torchvision" in done.stderr
+
+
+def test_a_torchvision_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
+    write_package(tmp_path, "torchvision", "raise RuntimeError('operator torchvision::nms does not exist')", "0.20.0")
+    done = run_beside(tmp_path)
+    assert done.returncode == 1
+    assert f"error: the installed torchvision 0.20.0 does not work with torch {torch.__version__}" in done.stderr
+
+
+def write_installed(home: Path) -> Path:
+    folder = home / "models" / "omgsr-s-512"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "omgsr.json").write_text('{"family": "sd", "mid_timestep": 273, "native_tile_px": 512}')
+    save_file({"a": torch.zeros(3, 5), "b": torch.zeros(7)}, folder / "unet" / "weights.safetensors")
+    return folder / "unet" / "weights.safetensors"
+
+
+def test_damaged_weights_are_found_and_the_way_back_is_named(doctor: Command, home: Path) -> None:
+    path = write_installed(home)
+    path.write_bytes(path.read_bytes()[:-1])
+    said = doctor()
+    assert said.code == 1
+    assert "omgsr-s-512: DAMAGED" in said.out.decode()
+    assert re.search(r"error: omgsr-s-512: .*weights\.safetensors: its header lies", said.err)
+    assert "hint: omgsr models pull omgsr-s-512" in said.err
+
+
+def test_a_folder_that_cannot_be_written_is_said(doctor: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert "CANNOT BE WRITTEN" in doctor().out.decode()
+
+
+def test_without_a_home_it_says_where_to_put_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("OMGSR_HOME", "XDG_DATA_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    store = report._describe_store()
+    assert store["folder"] is None
+    assert "no home folder" in store["reason"]
+    assert [health.name for health in report.check_models()] == list(PRESETS)
+
+
+def test_gpus_are_told_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_IS_PRESENT", {"cuda": lambda: True, "cpu": lambda: True})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Card {device.index}")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7 << 30, 8 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    told = [probe._describe_device(name) for name in probe._device_names()]
+    assert [(device["name"], device["title"]) for device in told[:2]] == [("cuda:0", "Card 0"), ("cuda:1", "Card 1")]
+    assert told[0]["free_mib"] == 7 << 10
+    assert told[0]["precisions"] == ["fp32", "bf16", "fp16"]
+    assert told[0]["auto"] == "fp16"
+    assert "fp16" not in told[2]["precisions"]
+
+
+# The header of a safetensors file
+
+
+def write_file(path: Path, header: Any, data: bytes = b"") -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def entry(begin: object, end: object, shape: object = (1,), dtype: object = "F32") -> dict[str, object]:
+    return {"dtype": dtype, "shape": list(shape) if isinstance(shape, tuple) else shape, "data_offsets": [begin, end]}
+
+
+def test_a_header_tells_what_torch_would_read(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(3, 5), "b": torch.zeros(2, dtype=torch.bfloat16)}, tmp_path / "x", metadata={"k": "v"})
+    header = read_header(tmp_path / "x")
+    assert {name: (found.dtype, found.shape, found.elements) for name, found in header.items()} == {
+        "a": ("F32", (3, 5), 15),
+        "b": ("BF16", (2,), 2),
+    }
+
+
+@pytest.mark.parametrize(
+    ("header", "data"),
+    [
+        (b"{}" + b" " * 30, b"x"),
+        (b"[" * 100_000, b""),
+        (b"[]", b""),
+        (b"{nonsense", b""),
+        ({"a": 1}, b""),
+        ({"a": entry(0, 8)}, bytes(8)),
+        ({"a": entry(0, 4)}, bytes(3)),
+        ({"a": entry(4, 8)}, bytes(8)),
+        ({"a": entry(0, 4), "b": entry(0, 4)}, bytes(4)),
+        ({"a": entry(0, 4), "b": entry(2, 6)}, bytes(6)),
+        ({"a": entry(0, 4, (-1, -1))}, bytes(4)),
+        ({"a": entry(0, 4, (1.0,))}, bytes(4)),
+        ({"a": entry(False, 4)}, bytes(4)),
+        ({"a": entry(0, 4, (2**62, 2**62))}, bytes(4)),
+        ({"a": entry(0, 4, dtype="F128")}, bytes(4)),
+        ({"a": entry(0, 4, dtype=["F32"])}, bytes(4)),
+        ({"a": entry(0, 4, shape=1)}, bytes(4)),
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path: Path, header: Any, data: bytes) -> None:
+    with pytest.raises(report.ModelError, match=r"no safetensors file|its header lies"):
+        read_header(write_file(tmp_path / "x", header, data))
+
+
+@pytest.mark.parametrize("content", [b"", b"1234567", b"\xff" * 8, (2**40).to_bytes(8, "little") + b"{}"])
+def test_a_file_that_is_cut_short_is_refused_without_reading_it(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(report.ModelError, match="cut short"):
+        read_header(tmp_path / "x")
