@@ -28,7 +28,7 @@ from omgsr_cli.models.prompts import save_prompt_embeds
 from omgsr_cli.models.record import ModelRecord, write_record
 from omgsr_cli.models.sd import SdRestorer
 from omgsr_cli.options import RestoreOptions
-from omgsr_cli.upscaling import plan_restoration, usable_memory
+from omgsr_cli.planning import plan_restoration, usable_memory
 
 _TOKENS = 77
 

@@ -32,7 +32,8 @@ from omgsr_cli.imaging import (
 from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.models.devices import free_memory_bytes
 from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions
-from omgsr_cli.upscaling import OnProgress, TilePlan, plan_restoration, restore_picture
+from omgsr_cli.planning import TilePlan, plan_restoration
+from omgsr_cli.upscaling import OnProgress, restore_picture
 
 Status = Literal["done", "skipped", "planned", "failed"]
 _SAMPLE_BYTES = 1 << 16

@@ -64,6 +64,10 @@ class HaloTile:
     outer: Tile
     core: Tile
 
+    def times(self, numerator: int, denominator: int = 1) -> HaloTile:
+        """The same tile on a grid that is finer by a ratio; every side is a multiple of the denominator."""
+        return HaloTile(self.outer.times(numerator, denominator), self.core.times(numerator, denominator))
+
 
 @dataclass(frozen=True)
 class Canvas:

@@ -82,20 +82,23 @@ def run_exact(
     """Run a function of limited reach on tiles with a margin and keep their cores: as if on the whole picture.
 
     Args:
-        function: maps (N, C, h, w) to (N, C', h, w), with a reach that the tiles' margin covers.
+        function: maps (N, C, h, w) to (N, C', h*r, w*r) with one ratio r for all tiles, an integer or 1 / integer, and
+            with a reach that the tiles' margin covers.
         source: (1, C, H, W).
-        tiles: their cores cover the source once.
+        tiles: their cores cover the source once; where r is 1/n, every edge is a multiple of n.
         batch: tiles of one size that go through the function together.
         on_tiles: told after every batch how many tiles it held.
     Returns:
-        (1, C', H, W), dtype and device of the function's result.
+        (1, C', H*r, W*r), dtype and device of the function's result.
     """
     output = None
     for group in _equal_groups(tiles, batch):
         results = function(torch.cat([source[..., tile.outer.rows, tile.outer.columns] for tile in group]))
+        ratio = _ratio(results.shape[-1], group[0].outer.width)
         if output is None:
-            output = results.new_empty((1, results.shape[1], *source.shape[-2:]))
-        for result, tile in zip(results, group, strict=True):
+            height, width = (side * ratio[0] // ratio[1] for side in source.shape[-2:])
+            output = results.new_empty((1, results.shape[1], height, width))
+        for result, tile in zip(results, (tile.times(*ratio) for tile in group), strict=True):
             top, left = tile.core.top - tile.outer.top, tile.core.left - tile.outer.left
             core = result[:, top : top + tile.core.height, left : left + tile.core.width]
             output[0, :, tile.core.rows, tile.core.columns] = core

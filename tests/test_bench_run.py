@@ -18,7 +18,6 @@ from omgsr_cli.benchmark.cache import Cache, files_identity
 from omgsr_cli.benchmark.contestants import (
     Contestant,
     network_contestant,
-    resample,
     resampling_contestant,
     unique_names,
 )
@@ -30,6 +29,7 @@ from omgsr_cli.benchmark.scoring import ReadyMetric, make_metrics
 from omgsr_cli.benchmark.speed import Stopwatch
 from omgsr_cli.errors import FileError, ModelError, OmgsrError, UsageError
 from omgsr_cli.geometry import Size
+from omgsr_cli.imaging import resize
 
 CPU = torch.device("cpu")
 
@@ -279,7 +279,7 @@ def test_a_networks_file_is_a_model(tmp_path: Path) -> None:
     image = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
     whole = enlarger(image, Size(20, 28))
     assert torch.equal(whole[:, ::4, ::4], (image * 1.5).clamp(max=1))
-    assert torch.equal(enlarger(image, Size(10, 14)), resample(whole, Size(10, 14), Image.Resampling.LANCZOS))
+    assert torch.equal(enlarger(image, Size(10, 14)), resize(whole, Size(10, 14), method="lanczos"))
 
 
 @pytest.mark.usefixtures("spandrel")

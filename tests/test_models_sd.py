@@ -17,7 +17,7 @@ from torch import Tensor
 
 from omgsr_cli.color import match_color
 from omgsr_cli.errors import ModelError, ShapeError
-from omgsr_cli.models.base import Restorer
+from omgsr_cli.models.base import Restorer, StageInfo
 from omgsr_cli.models.loading import load_restorer
 from omgsr_cli.models.sd import SdRestorer, vae_precision
 
@@ -126,8 +126,8 @@ def test_is_a_restorer(restorer: SdRestorer) -> None:
     assert isinstance(restorer, Restorer)
     assert (restorer.info.latent_px, restorer.info.multiple_of_px) == (4, 4)
     assert restorer.info.native_tile_px == 8 * 4
-    assert restorer.info.halo_px is None
-    assert restorer.info.bytes_per_px == 20 * 8
+    assert restorer.info.codec == StageInfo("blended", 0, 20 * 8)
+    assert restorer.info.step == StageInfo("blended", 0, 160 * 8 // 4**2)
     assert restorer.info.color_fix == "adain"
     weights = sum(p.numel() for part in (restorer.unet, restorer.vae) for p in part.parameters())
     assert restorer.info.parameters == weights

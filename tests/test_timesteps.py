@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from omgsr_cli.datasets.crops import draw_window, enlarge, fit_small, trim, whole_factor
+from omgsr_cli.datasets.crops import draw_window, fit_small, trim, whole_factor
 from omgsr_cli.datasets.pair_source import ImagePair, PairSource
 from omgsr_cli.degradation import load_degradation
 from omgsr_cli.errors import FileError, ModelError, ShapeError, UsageError
@@ -353,13 +353,6 @@ def test_sizes_become_multiples(size: tuple[int, int]) -> None:
     assert all(length % 8 == 0 and length >= 8 for length in trimmed.shape[1:])
     height, width = (min(a, b) for a, b in zip(size, trimmed.shape[1:], strict=True))
     assert torch.equal(trimmed[:, :height, :width], image[:, :height, :width])
-
-
-def test_enlarging_is_pillows(tmp_path: Path) -> None:
-    image = torch.rand(3, 5, 7)
-    by_pillow = np.asarray(Image.fromarray(image[1].numpy()).resize((28, 20), Image.Resampling.BICUBIC)).clip(0, 1)
-    assert np.array_equal(enlarge(image, 20, 28)[1].numpy(), by_pillow)
-    assert enlarge(image, 5, 7) is image
 
 
 def test_whole_factors() -> None:

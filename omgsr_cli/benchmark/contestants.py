@@ -8,20 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import PIL
 import torch
-from PIL import Image
 from torch import Tensor
 
 from omgsr_cli.benchmark.cache import files_identity
 from omgsr_cli.benchmark.results import ModelInfo
 from omgsr_cli.errors import DeviceError, ModelError
 from omgsr_cli.geometry import Size
+from omgsr_cli.imaging import resize
 from omgsr_cli.models.devices import PRECISIONS, choose_device, choose_precision
 from omgsr_cli.models.libraries import explain_broken_torchvision
 
-RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 NETWORK_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 _EXTRA_HINT = "type pip install 'omgsr-cli[compare]', with the torchvision that belongs to this torch"
 
@@ -53,24 +51,17 @@ class Contestant:
 def resampling_contestant(name: str) -> Contestant:
     """Bicubic or Lanczos as Pillow has them, on 8-bit pixels."""
     info = ModelInfo(name, "resampling", None, None, f"pillow {PIL.__version__} {name}", f"Pillow's {name} filter")
-    return Contestant(info, lambda: _Resampling(RESAMPLING[name]))
+    return Contestant(info, lambda: _Resampling(name))
 
 
 class _Resampling:
-    def __init__(self, method: Image.Resampling) -> None:
+    def __init__(self, method: str) -> None:
         self.device = torch.device("cpu")
         self.precision = "8-bit"
         self._method = method
 
     def __call__(self, image: Tensor, output: Size) -> Tensor:
-        return resample(image, output, self._method)
-
-
-def resample(image: Tensor, output: Size, method: Image.Resampling) -> Tensor:
-    """Resize (3, H, W) in [0, 1] with one of Pillow's filters on whole levels of 8 bits."""
-    samples = (image.cpu() * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    resized = Image.fromarray(np.ascontiguousarray(samples)).resize((output.width, output.height), method)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
+        return resize(image, output, method=self._method)
 
 
 def network_contestant(path: Path, name: str, *, device: str | None, precision: str) -> Contestant:
@@ -145,7 +136,7 @@ class _Network:
         if tuple(enlarged.shape[-2:]) == tuple(output):
             return enlarged
         # Asked for another factor than its own: brought to size as Real-ESRGAN's program does.
-        return resample(enlarged, output, RESAMPLING["lanczos"])
+        return resize(enlarged, output, method="lanczos")
 
 
 def unique_names(names: Sequence[str]) -> list[str]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from omgsr_cli.benchmark.cache import files_identity, key_of
 from omgsr_cli.benchmark.contestants import (
     NETWORK_SUFFIXES,
-    RESAMPLING,
     Contestant,
     network_contestant,
     resampling_contestant,
@@ -17,6 +16,7 @@ from omgsr_cli.benchmark.contestants import (
 )
 from omgsr_cli.benchmark.results import ModelInfo
 from omgsr_cli.errors import UsageError
+from omgsr_cli.imaging import FILTERS
 from omgsr_cli.models.devices import choose_device, choose_precision
 from omgsr_cli.models.loading import describe_model, load_found
 from omgsr_cli.models.sources import find_model
@@ -66,7 +66,7 @@ def _renamed(info: ModelInfo, name: str) -> ModelInfo:
 
 def _takes_adapter(name: str) -> bool:
     preset = PRESETS.get(name)
-    return not (name in RESAMPLING or _is_network(name) or (preset is not None and preset.embedded))
+    return not (name in FILTERS or _is_network(name) or (preset is not None and preset.embedded))
 
 
 def _is_network(name: str) -> bool:
@@ -79,7 +79,7 @@ def _contestant(
 ) -> Contestant:
     if name == "":
         raise UsageError("a --model is empty", "is a variable in the command not set?")
-    if name in RESAMPLING:
+    if name in FILTERS:
         return resampling_contestant(name)
     if name is not None and _is_network(name):
         return network_contestant(Path(name), Path(name).stem, device=device, precision=precision)

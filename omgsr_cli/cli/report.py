@@ -51,7 +51,7 @@ def result_line(result: FileResult) -> str:
     reduced = "" if plan.canvas.working == result.output_px else f", restored at {plan.canvas.working}"
     return (
         f"{name_of(result.source, 'stdin')} {result.input_px} -> {name_of(result.destination, 'stdout')} "
-        f"{result.output_px}{reduced}; {count} of {plan.step_px} px, {plan.memory_bytes >> 20} MiB"
+        f"{result.output_px}{reduced}; {count} of {plan.step.side_px} px, {plan.memory_bytes >> 20} MiB"
     )
 
 
@@ -73,8 +73,8 @@ def result_record(result: FileResult) -> dict[str, object]:
         record |= {
             "restored_size": [working.width, working.height],
             "tiles": result.plan.tiles,
-            "tile_px": result.plan.step_px,
-            "overlap_px": result.plan.step_overlap_px,
+            "tile_px": result.plan.step.side_px,
+            "overlap_px": result.plan.step.margin_px,
             "memory_mib": result.plan.memory_bytes >> 20,
         }
     return record

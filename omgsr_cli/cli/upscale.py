@@ -223,7 +223,7 @@ class _Session:
         """Say what would be done."""
         from omgsr_cli.batch import plan_files
         from omgsr_cli.models.devices import choose_device
-        from omgsr_cli.upscaling import usable_memory
+        from omgsr_cli.planning import usable_memory
 
         free = usable_memory(choose_device(self.settings.model.device))
         results = plan_files(plan.jobs, self.settings, self.info, free)

@@ -1,4 +1,4 @@
-"""Crops of sharp pictures, and low-quality pictures brought to their size."""
+"""Crops of sharp pictures, and what fits a picture to a crop."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import math
 from typing import Literal
 
 import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
 from omgsr_cli.errors import ShapeError
+from omgsr_cli.imaging import extend, resize
 
 OnSmall = Literal["skip", "resize", "pad"]
 
@@ -51,28 +50,8 @@ def fit_small(image: Tensor, crop_px: int, on_small: OnSmall) -> Tensor | None:
         return None
     if on_small == "resize":
         factor = crop_px / min(height, width)
-        return enlarge(image, max(crop_px, round(height * factor)), max(crop_px, round(width * factor)))
-    rows, columns = (_reflected(length, max(length, crop_px)) for length in (height, width))
-    return image[:, rows][:, :, columns]
-
-
-def enlarge(image: Tensor, height: int, width: int) -> Tensor:
-    """Resize with Pillow's bicubic filter, in float32, as restoring does.
-
-    Args:
-        image: (3, H, W) float32 in [0, 1].
-        height: of the result.
-        width: of the result.
-    Returns:
-        (3, height, width) float32, clamped to [0, 1].
-    """
-    if tuple(image.shape[-2:]) == (height, width):
-        return image
-    planes = [
-        np.asarray(Image.fromarray(plane.contiguous().numpy()).resize((width, height), Image.Resampling.BICUBIC))
-        for plane in image
-    ]
-    return torch.from_numpy(np.stack(planes)).clamp_(0, 1)
+        return resize(image, (max(crop_px, round(height * factor)), max(crop_px, round(width * factor))), 16)
+    return extend(image, (max(height, crop_px), max(width, crop_px)))
 
 
 def trim(image: Tensor, multiple: int) -> Tensor:
@@ -80,15 +59,7 @@ def trim(image: Tensor, multiple: int) -> Tensor:
     height, width = (max(multiple, length // multiple * multiple) for length in image.shape[-2:])
     if height <= image.shape[-2] and width <= image.shape[-1]:
         return image[:, :height, :width]
-    rows, columns = _reflected(image.shape[-2], height), _reflected(image.shape[-1], width)
-    return image[:, rows][:, :, columns]
-
-
-def _reflected(length: int, wanted: int) -> Tensor:
-    """Indices 0..length-1 and on to `wanted` of them by reflection that does not repeat the border."""
-    period = max(1, 2 * (length - 1))
-    index = torch.arange(wanted) % period
-    return torch.where(index < length, index, period - index)
+    return extend(image, (height, width))
 
 
 def whole_factor(large_px: tuple[int, int], small_px: tuple[int, int]) -> int | None:

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omgsr_cli.datasets.crops import OnSmall, draw_window, enlarge, fit_small, trim, whole_factor
+from omgsr_cli.datasets.crops import OnSmall, draw_window, fit_small, trim, whole_factor
 from omgsr_cli.degradation import DegradationConfig, degrade, describe_degradation
 from omgsr_cli.errors import FileError
-from omgsr_cli.imaging import read_picture
+from omgsr_cli.imaging import read_picture, resize
 
 _CROP, _ORDER = 1, 2
 
@@ -102,7 +102,7 @@ class PairSource(torch.utils.data.Dataset["ImagePair | FileError"]):
         clean = fitted[:, rows, columns]
         low = degrade(clean[None], self.scale, self.config, seed=self.seed, epoch=epoch, indices=[index])[0]
         drawn = _named(describe_degradation(self.config, seed=self.seed, epoch=epoch, index=index))
-        return self._sample(path, (rows.start, columns.start), drawn, clean, enlarge(low, side, side))
+        return self._sample(path, (rows.start, columns.start), drawn, clean, resize(low, (side, side), 16))
 
     def _pair(self, index: int, epoch: int) -> ImagePair:
         assert self.partners is not None
@@ -113,7 +113,7 @@ class PairSource(torch.utils.data.Dataset["ImagePair | FileError"]):
             raise FileError(
                 f"{partner} has {' pixels, its partner '.join(sizes)}", "the same, or smaller by a whole factor"
             )
-        low = enlarge(low, clean.shape[1], clean.shape[2])
+        low = resize(low, (clean.shape[1], clean.shape[2]), 16)
         side, window = self.resolution_px, (0, 0)
         if side is not None:
             fitted, low_fitted = fit_small(clean, side, self.on_small), fit_small(low, side, self.on_small)

@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that every torch program gives it
 from torch import Tensor
 
 from omgsr_cli.degradation.config import StageConfig
+from omgsr_cli.imaging import extend
 
 Shape = Literal["gaussian", "generalized", "plateau", "sinc"]
 
@@ -114,7 +114,7 @@ def blur(image: Tensor, kernel: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     radius = kernel.shape[-1] // 2
     size = (fast_length(height + 2 * radius), fast_length(width + 2 * radius))
-    spectrum = torch.fft.rfft2(_reflect(image, radius, size))
+    spectrum = torch.fft.rfft2(extend(image, size, radius))
     # FFT convolves; the flipped kernel makes it the correlation that conv2d computes.
     spectrum *= torch.fft.rfft2(kernel.flip(-2, -1), s=size)
     blurred: Tensor = torch.fft.irfft2(spectrum, s=size)
@@ -142,26 +142,6 @@ def _sinc(radius: Tensor, cutoff: float) -> Tensor:
     safe = radius.clamp_min(1.0)
     value: Tensor = cutoff * torch.special.bessel_j1(cutoff * safe) / (2.0 * math.pi * safe)
     return torch.where(radius > 0, value, center)
-
-
-def _reflect(image: Tensor, radius: int, size: tuple[int, int]) -> Tensor:
-    """Reflect the borders: `radius` before the image on each axis, and after it what is left of `size`."""
-    height, width = image.shape[-2:]
-    below, right = size[0] - height - radius, size[1] - width - radius
-    if below < height and right < width:
-        return F.pad(image[None], (radius, right, radius, below), mode="reflect")[0]
-    # torch reflects only once; an image smaller than its border needs more.
-    rows = _reflected_indices(height, radius, size[0], image.device)
-    columns = _reflected_indices(width, radius, size[1], image.device)
-    return image.index_select(-2, rows).index_select(-1, columns)
-
-
-def _reflected_indices(length: int, before: int, total: int, device: torch.device) -> Tensor:
-    """Index an axis of `length` from -before on, `total` positions long, reflected as often as it takes."""
-    position = torch.arange(-before, total - before, device=device)
-    period = max(2 * (length - 1), 1)
-    folded = position.remainder(period)
-    return torch.minimum(folded, period - folded).clamp_max(length - 1)
 
 
 def _normalized(probabilities: Sequence[float]) -> npt.NDArray[np.float64]:

@@ -21,7 +21,7 @@ from omgsr_cli.models.libraries import explain_broken_torchvision
 from omgsr_cli.models.loading import describe_model, suitable_precision
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.options import RestoreOptions
-from omgsr_cli.upscaling import plan_restoration, usable_memory
+from omgsr_cli.planning import plan_restoration, usable_memory
 
 PICTURE_PX = Size(3000, 4000)
 """Height and width of a picture of 12 megapixels."""
@@ -105,12 +105,12 @@ def _plan(model: str) -> dict[str, Any]:
         "precision": precision,
         "input_size": [PICTURE_PX.width, PICTURE_PX.height],
         "output_size": [output.width, output.height],
-        "tile_px": plan.codec_px,
-        "step_tile_px": plan.step_px,
+        "tile_px": plan.codec.side_px,
+        "step_tile_px": plan.step.side_px,
         "tiles": plan.tiles,
         "memory_mib": plan.memory_bytes >> 20,
         "allowed_mib": memory >> 20,
-        "why": [_why_device(device), _why_precision(precision, device), _why_tiles(plan.codec_px, output, memory)],
+        "why": [_why_device(device), _why_precision(precision, device), _why_tiles(plan.codec.side_px, output, memory)],
     }
 
 

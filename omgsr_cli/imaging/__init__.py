@@ -1,6 +1,8 @@
 """Files <-> tensors, for pictures as people have them."""
 
+from omgsr_cli.imaging.alpha import enlarge_with_alpha
 from omgsr_cli.imaging.atomic import PARTIAL_SUFFIX, write_atomically
+from omgsr_cli.imaging.borders import extend
 from omgsr_cli.imaging.formats import (
     FORMAT_LIMITS,
     FORMAT_OF_SUFFIX,
@@ -13,10 +15,12 @@ from omgsr_cli.imaging.formats import (
 from omgsr_cli.imaging.picture import Picture, PictureHeader, PictureMetadata
 from omgsr_cli.imaging.read import probe_picture, read_picture
 from omgsr_cli.imaging.record import read_record
+from omgsr_cli.imaging.resize import FILTERS, resize
 from omgsr_cli.imaging.samples import from_samples, luma, to_samples
 from omgsr_cli.imaging.write import MetadataPolicy, encode_picture, write_picture
 
 __all__ = [
+    "FILTERS",
     "FORMAT_LIMITS",
     "FORMAT_OF_SUFFIX",
     "PARTIAL_SUFFIX",
@@ -27,6 +31,8 @@ __all__ = [
     "PictureMetadata",
     "check_output",
     "encode_picture",
+    "enlarge_with_alpha",
+    "extend",
     "format_of_path",
     "from_samples",
     "luma",
@@ -35,6 +41,7 @@ __all__ = [
     "probe_picture",
     "read_picture",
     "read_record",
+    "resize",
     "to_samples",
     "write_atomically",
     "write_picture",

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from omgsr_cli.options import ColorFix
 from omgsr_cli.schedules import Schedule
+
+Tiling = Literal["exact", "blended", "internal"]
+
+
+@dataclass(frozen=True)
+class StageInfo:
+    """How one stage of a model can be run on tiles, and what that costs.
+
+    Attributes:
+        tiling: "exact" where a tile with a margin gives what the whole picture gives; "blended" where every pixel
+            depends on all others (attention, group norm), so that tiles overlap and fade into each other;
+            "internal" where the model tiles itself and is given the whole.
+        halo_px: the margin of exact tiles, in image pixels; else 0. A codec's counts for encoder and decoder together.
+        bytes_per_px: working memory at its peak for one image pixel of a tile, weights left out.
+    """
+
+    tiling: Tiling
+    halo_px: int
+    bytes_per_px: int
 
 
 @dataclass(frozen=True)
@@ -24,10 +43,9 @@ class RestorerInfo:
         multiple_of_px: image heights and widths given to `encode` are multiples of this.
         native_tile_px: side of the square image that the step was trained at; tiles of the step have it.
         latent_px: image pixels per latent element, on each side (8 for AutoencoderKL, 4 for tiny).
-        halo_px: margin in image pixels with which a tile gives what the whole picture gives. None where every
-            pixel depends on all others (attention, group norm): such tiles are blended.
+        codec: how encoder and decoder are tiled.
+        step: how the diffusion step is tiled. Where both are exact, a tile with the margin of both goes through all.
         border_px: pixels by which a picture is extended on every side by reflection and cropped again.
-        bytes_per_px: working memory at its peak for one image pixel of a tile, weights left out.
         color_fix: the colour fix that suits the model: "adain", "wavelet" or "none".
         prompt: the text that the model is conditioned on, or None where it takes none.
         parameters: number of weights.
@@ -40,9 +58,9 @@ class RestorerInfo:
     multiple_of_px: int
     native_tile_px: int
     latent_px: int
-    halo_px: int | None
+    codec: StageInfo
+    step: StageInfo
     border_px: int
-    bytes_per_px: int
     color_fix: ColorFix
     prompt: str | None
     parameters: int

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError, ShapeError
 from omgsr_cli.models.adapters import SD_PARTS, merge_lora
-from omgsr_cli.models.base import RestorerInfo
+from omgsr_cli.models.base import RestorerInfo, StageInfo
 from omgsr_cli.models.devices import PRECISIONS, multiplies_in_bf16
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.prompts import load_prompt_embeds
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 _BYTES_PER_CHANNEL = 20
 """Five float32 tensors of the decoder's widest level at full size; with SD's 256 channels 4.1 to 4.7 kB a pixel were
 measured, less in bf16."""
+
+_STEP_BYTES_PER_CHANNEL = 160
+"""Forty float32 tensors of the UNet's first level: with SD 2.1-base's 320 channels 26 of them were counted alive at the
+peak, and convolutions need room to work in."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -142,13 +146,17 @@ def describe_sd(source: ModelSource) -> RestorerInfo:
         multiple_of_px=latent_px,
         native_tile_px=source.record.native_tile_px,
         latent_px=latent_px,
-        halo_px=None,
+        codec=StageInfo("blended", 0, _BYTES_PER_CHANNEL * max(vae["block_out_channels"][:2])),
+        step=StageInfo("blended", 0, _step_bytes_per_px(unet, latent_px)),
         border_px=0,
-        bytes_per_px=_BYTES_PER_CHANNEL * max(vae["block_out_channels"][:2]),
         color_fix="adain",
         prompt=source.record.prompt or "",
         parameters=sum(_count_parameters(source.folder, part) for part in ("unet", "vae")),
     )
+
+
+def _step_bytes_per_px(unet_config: Mapping[str, Any], latent_px: int) -> int:
+    return max(1, _STEP_BYTES_PER_CHANNEL * int(unet_config["block_out_channels"][0]) // latent_px**2)
 
 
 def _latent_px(vae_config: Mapping[str, Any]) -> int:

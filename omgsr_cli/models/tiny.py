@@ -19,13 +19,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError
-from omgsr_cli.models.base import RestorerInfo
+from omgsr_cli.models.base import RestorerInfo, StageInfo
+from omgsr_cli.models.devices import PRECISIONS
 from omgsr_cli.models.record import ModelRecord, load_record, read_json
 from omgsr_cli.models.wavelet import LATENT_CHANNELS, LATENT_PX, WaveletLatents, remove_lines
 from omgsr_cli.schedules import DdpmSchedule, Schedule
 
 # Measured: some six float32 activations of the first level, and the transform's copies of the picture.
 _BYTES_PER_PX = 240
+
+# The part of a tile's margin that is counted for the encoder and the wavelets; the rest is the step's.
+_CODEC_HALO_PX = 32
 
 # The convolutions pad with zeros, which on a black picture is an edge: it is kept outside of the picture.
 _BORDER_PX = 32
@@ -257,7 +261,7 @@ def load_tiny(folder: Path, info: RestorerInfo, device: torch.device, precision:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.data = _channels_last(module.weight.data)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dtype = PRECISIONS[precision]
     network.encoder.to(dtype)
     network.unet.to(dtype)
     schedule = DdpmSchedule.from_config((record and record.schedule) or DdpmSchedule().to_config())
@@ -299,9 +303,9 @@ def build_info(config: TinyConfig, record: ModelRecord, name: str) -> RestorerIn
         multiple_of_px=config.multiple_of_px,
         native_tile_px=record.native_tile_px,
         latent_px=LATENT_PX,
-        halo_px=config.halo_px,
+        codec=StageInfo("exact", _CODEC_HALO_PX, _BYTES_PER_PX),
+        step=StageInfo("exact", config.halo_px - _CODEC_HALO_PX, _BYTES_PER_PX),
         border_px=_BORDER_PX,
-        bytes_per_px=_BYTES_PER_PX,
         color_fix="none",
         prompt=None,
         parameters=parameters,
