@@ -23,7 +23,13 @@ PLAIN = ["errors", "presets", "options", "geometry", "files", "store"]
 TENSORS = ["schedules", "imaging", "color", "tiling", "degradation", "datasets", "fidelity"]
 MODELS = ["models"]
 # Each of these is one thing that the program can do; they do not know each other.
-CAPABILITIES = [["planning", "upscaling", "batch", "library"], ["timesteps"], ["training"], ["benchmark"]]
+CAPABILITIES = [
+    ["planning", "upscaling", "batch", "library"],
+    ["timesteps"],
+    ["training"],
+    ["benchmark"],
+    ["installation"],
+]
 TOP = ["engines", "diagnosis", "cli", "__main__"]
 ORDER = [*PLAIN, *TENSORS, *MODELS, *chain.from_iterable(CAPABILITIES), *TOP]
 

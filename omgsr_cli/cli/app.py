@@ -13,6 +13,7 @@ from typer.exceptions import Abort, Exit, TyperException
 from omgsr_cli import __version__
 from omgsr_cli.cli.bench import bench
 from omgsr_cli.cli.doctor import doctor
+from omgsr_cli.cli.models import models
 from omgsr_cli.cli.output import Output
 from omgsr_cli.cli.timestep import timestep
 from omgsr_cli.cli.upscale import upscale
@@ -32,6 +33,7 @@ app.command()(upscale)
 app.command()(bench)
 app.command()(timestep)
 app.command()(doctor)
+app.add_typer(models)
 
 
 def _show_version(wanted: bool) -> None:

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from omgsr_cli.errors import OmgsrError
+from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.files.inputs import shown
 
 _LOG_EVERY_S = 30.0
@@ -72,6 +73,19 @@ class Output:
         self._errors.print(f"[bold red]error:[/] {escape(shown(error.message))}")
         if error.hint:
             self._errors.print(f"[cyan]hint:[/] {escape(shown(error.hint))}")
+
+    def confirm(self, question: str, *, yes: bool, hint: str) -> None:
+        """Ask before something that a person should decide; `yes` has answered already.
+
+        Raises:
+            UsageError: nobody can be asked here.
+            typer.Abort: the answer is no.
+        """
+        if yes:
+            return
+        if not sys.stdin.isatty():
+            raise UsageError(f"nobody is here to ask: {question}", hint)
+        typer.confirm(question, abort=True, err=True)
 
     @contextmanager
     def progress(self, files: int) -> Iterator[ProgressView]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from omgsr_cli.errors import ModelError
-from omgsr_cli.presets import PRESETS, Preset
+from omgsr_cli.files.manifest import MANIFEST_NAME, find_damage, load_manifest
+from omgsr_cli.presets import PRESETS
 from omgsr_cli.store.headers import read_header
-from omgsr_cli.store.locations import installed_folder
+from omgsr_cli.store.locations import installed_folder, installed_names
 
 
 @dataclass(frozen=True)
 class ModelHealth:
-    """A known model as it is on this machine.
+    """A model as it is on this machine.
 
     Attributes:
-        name: of the preset.
+        name: of the preset or of the fetched model, or the folder as it was given.
         folder: where it lies; None where it is not here.
         damage: what is wrong with its files, a line each; empty also where it is not here.
         hint: what to type next where it is damaged or absent.
@@ -33,30 +35,54 @@ class ModelHealth:
         return self.folder is not None
 
 
-def check_models() -> tuple[ModelHealth, ...]:
-    """Look at every model that has a name; sizes only, so that it takes no time."""
-    return tuple(_check(preset) for preset in PRESETS.values())
+def check_models(*, contents: bool = False) -> tuple[ModelHealth, ...]:
+    """Look at every model that has a name.
+
+    Args:
+        contents: read every file and compare its hash; otherwise sizes and headers, which takes no time.
+    """
+    names = dict.fromkeys((*PRESETS, *installed_names()))
+    return tuple(check_model(name, contents=contents) for name in names)
 
 
-def _check(preset: Preset) -> ModelHealth:
-    if preset.folder is not None:
-        return ModelHealth(preset.name, preset.folder, _damage(preset.folder), "install omgsr-cli again")
-    folder = installed_folder(preset.name)
+def check_model(name: str, *, contents: bool = False) -> ModelHealth:
+    """Look at one model: a preset, a fetched model or a folder.
+
+    Args: as for `check_models`.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    preset = PRESETS.get(name)
+    if preset is not None and preset.folder is not None:
+        folder: Path | None = preset.folder
+        hint = "install omgsr-cli again"
+    else:
+        folder = installed_folder(name) or (None if preset is not None else _given_folder(name))
+        hint = f"omgsr models pull {name}" if preset is not None else f"copy or merge {name} again"
     if folder is None:
-        return ModelHealth(preset.name, None, hint=f"omgsr models pull {preset.name}")
-    return ModelHealth(preset.name, folder, _damage(folder), f"omgsr models pull {preset.name}")
+        return ModelHealth(name, None, hint=hint)
+    return ModelHealth(name, folder, tuple(_find_damage(folder, contents)), hint)
 
 
-def _damage(folder: Path) -> tuple[str, ...]:
+def _given_folder(name: str) -> Path:
+    if not Path(name).is_dir():
+        raise ModelError(f"there is no model {name!r}", hint="see: omgsr models list")
+    return Path(name)
+
+
+def _find_damage(folder: Path, contents: bool) -> Iterator[str]:
+    """By its manifest where it has one; weights' headers in any case."""
+    if (folder / MANIFEST_NAME).is_file():
+        try:
+            yield from find_damage(folder, load_manifest(folder), contents=contents)
+        except ModelError as error:
+            yield error.message
     files = sorted(folder.rglob("*.safetensors"))
     if not files:
-        return (f"{folder} has no weights",)
-    return tuple(reason for reason in map(_damage_of, files) if reason is not None)
-
-
-def _damage_of(path: Path) -> str | None:
-    try:
-        read_header(path)
-    except ModelError as error:
-        return error.message
-    return None
+        yield f"{folder} has no weights"
+    for path in files:
+        try:
+            read_header(path)
+        except ModelError as error:
+            yield error.message

@@ -10,6 +10,7 @@ from omgsr_cli.models.adapters import SD_PARTS, check_adapter_folder
 from omgsr_cli.models.hub import WEIGHT_STEMS, download_model, is_repository_name
 from omgsr_cli.models.record import ModelRecord, load_record, read_json
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS, Preset, find_preset
+from omgsr_cli.store.locations import installed_folder
 
 FAMILIES = ("tiny", "sd")
 PROMPT_EMBEDS = "prompt_embeds.safetensors"
@@ -106,6 +107,9 @@ def _find_folder(source: str | Path) -> Path:
         if path.suffix in _PICKLES:
             raise ModelError(f"{path} is a pickle, which can run code when it is read", hint=_CONVERT)
         raise ModelError(f"{path} is a file, a model is a folder", hint="convert it to a diffusers folder")
+    fetched = installed_folder(str(source))
+    if fetched is not None:
+        return fetched
     if is_repository_name(str(source)):
         return download_model(str(source))
     names = ", ".join(PRESETS)
@@ -119,10 +123,10 @@ def _preset_folder(preset: Preset, adapter: Path | None) -> Path:
             raise UsageError(f"{preset.name} takes no adapter", hint="give the adapter's base model with --base")
         return preset.folder
     if adapter is None:
-        raise ModelError(
-            f"{preset.name} needs the published adapter, which cannot be fetched here: {preset.adapter_page}",
-            hint=f"download it, then give --adapter FOLDER and --base FOLDER or --base {preset.base_sources[0]}",
-        )
+        fetched = installed_folder(preset.name)
+        if fetched is None:
+            raise ModelError(f"{preset.name} is not on this machine", hint=f"omgsr models pull {preset.name}")
+        return fetched
     reasons: list[ModelError] = []
     for repository in preset.base_sources:
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from omgsr_cli.errors import ModelError
 
 HOME_VARIABLE = "OMGSR_HOME"
+_RECORD_NAME = "omgsr.json"
 
 
 def models_folder() -> Path:
@@ -28,12 +29,24 @@ def models_folder() -> Path:
 
 def installed_folder(name: str) -> Path | None:
     """The folder of a fetched model, or None where it is not here."""
+    # A name is one part of a path: nothing outside of the models' folder is ever meant by it.
+    if name in ("", ".", "..") or name.startswith(".") or set(name) & {"/", "\\", ":", "\0"}:
+        return None
     try:
         folder = models_folder() / name
-    except ModelError:
+        # A folder gets its name when it is complete; what has no record is not one of ours.
+        return folder if (folder / _RECORD_NAME).is_file() else None
+    except (ModelError, OSError):
         return None
-    # A folder is renamed to its name when it is complete; what has no record is not one of ours.
-    return folder if (folder / "omgsr.json").is_file() else None
+
+
+def installed_names() -> tuple[str, ...]:
+    """The names of all fetched models, sorted; none where the folder is absent or cannot be read."""
+    try:
+        found = sorted(path.name for path in models_folder().iterdir())
+    except (ModelError, OSError):
+        return ()
+    return tuple(name for name in found if installed_folder(name) is not None)
 
 
 def _data_folder() -> Path:

@@ -1,0 +1,138 @@
+"""`manifest.json`: size and SHA-256 of every file of a folder, so that what is broken is found and named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from omgsr_cli.errors import ModelError
+
+MANIFEST_NAME = "manifest.json"
+
+
+class FileEntry(BaseModel):
+    """One file as it should be.
+
+    Attributes:
+        bytes: its size.
+        sha256: of its content, 64 hexadecimal digits.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bytes: int = Field(ge=0)
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Manifest(BaseModel):
+    """The contents of `manifest.json`.
+
+    Attributes:
+        format: version of this record.
+        files: path in the folder, with forward slashes, to what the file should be; the manifest itself is not named.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    files: dict[str, FileEntry]
+
+
+def build_manifest(folder: Path) -> Manifest:
+    """Read every file under a folder and note its size and hash.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST_NAME)
+    return Manifest(files={path.relative_to(folder).as_posix(): read_entry(path) for path in files})
+
+
+def read_entry(path: Path) -> FileEntry:
+    """Size and hash of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileEntry(bytes=file.tell(), sha256=digest)
+
+
+def write_manifest(folder: Path) -> Manifest:
+    """Write `manifest.json` for the files that a folder holds now; it is on the disk when this returns.
+
+    Raises:
+        OSError: a file cannot be read, or the manifest not written.
+    """
+    manifest = build_manifest(folder)
+    with open(folder / MANIFEST_NAME, "w", encoding="utf-8") as file:
+        file.write(to_json(manifest))
+        file.flush()
+        os.fsync(file.fileno())
+    return manifest
+
+
+def to_json(manifest: Manifest) -> str:
+    """Give the text of `manifest.json`."""
+    return json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read a folder's manifest.
+
+    Raises:
+        ModelError: there is none, it is broken, or it names a file outside of the folder.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder} has no {MANIFEST_NAME}") from error
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValidationError as error:
+        raise ModelError(f"{path} is not a manifest: {error.errors(include_url=False)[0]['msg']}") from error
+    outside = [name for name in manifest.files if not _is_inside(name)]
+    if outside:
+        raise ModelError(f"{path} names a file outside of its folder: {outside[0]!r}")
+    return manifest
+
+
+def find_damage(folder: Path, manifest: Manifest, *, contents: bool = True) -> tuple[str, ...]:
+    """Compare a folder with its manifest; files that the manifest does not name are left alone.
+
+    Args:
+        folder: whose files are checked.
+        manifest: from `load_manifest`.
+        contents: read the files and compare their hashes; otherwise their sizes alone.
+    Returns:
+        One line for each file that is not as it should be; empty for a whole folder.
+    """
+    reasons = (_damage_of(folder / name, entry, contents) for name, entry in manifest.files.items())
+    return tuple(f"{name} {reason}" for name, reason in zip(manifest.files, reasons, strict=True) if reason is not None)
+
+
+def _damage_of(path: Path, entry: FileEntry, contents: bool) -> str | None:
+    try:
+        if not path.is_file():
+            return "is missing"
+        size = path.stat().st_size
+        if size != entry.bytes:
+            return f"has {size} bytes, not {entry.bytes}"
+        if contents and read_entry(path) != entry:
+            return "has another content (SHA-256)"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    return None
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    # A backslash and a drive's colon part names on Windows.
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not set(name) & {"\\", ":"}

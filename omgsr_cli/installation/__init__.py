@@ -1,0 +1,1 @@
+"""Making a model ready for use: fetching, checking, merging once, and keeping."""

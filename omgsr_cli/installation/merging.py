@@ -1,0 +1,64 @@
+"""One folder of a base and its adapter, complete and with a manifest, or no folder at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from omgsr_cli.errors import ModelError, UsageError
+from omgsr_cli.files.manifest import write_manifest
+from omgsr_cli.models.loading import load_found, save_merged
+from omgsr_cli.models.sd import SdRestorer
+from omgsr_cli.models.sources import ModelSource
+from omgsr_cli.store.provenance import Provenance, write_provenance
+
+
+def write_merged(
+    source: ModelSource,
+    folder: Path,
+    *,
+    half: bool = False,
+    text_encoder: bool = False,
+    provenance: Provenance | None = None,
+) -> None:
+    """Merge a model with its adapter and write all that runs it into one folder.
+
+    The sums are taken in float32 and rounded once where `half` asks for it. The folder is written beside, private to
+    the user, and renamed: it is there whole or not at all, its manifest last.
+
+    Args:
+        source: from `find_model`, with or without an adapter.
+        folder: must not exist yet.
+        half: write float16, half the size.
+        text_encoder: copy the text encoder too, so that the folder takes any prompt.
+        provenance: kept in the folder as `sources.json`.
+    Raises:
+        UsageError: the folder exists.
+        ModelError: the parts do not make a model, or the folder cannot be written.
+    """
+    if os.path.lexists(folder):
+        raise UsageError(f"{folder} already exists", "give another name, or remove it first")
+    restorer = load_found(source, device="cpu", precision="fp32")
+    if half and isinstance(restorer, SdRestorer):
+        networks: tuple[nn.Module, ...] = (restorer.unet, restorer.vae)
+        for network in networks:
+            network.to(dtype=torch.float16)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.parent))
+        try:
+            partial = beside / "model"
+            save_merged(restorer, partial, text_encoder=text_encoder)
+            if provenance is not None:
+                write_provenance(provenance, partial)
+            write_manifest(partial)
+            os.rename(partial, folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be written: {error.strerror or error}") from error

