@@ -143,15 +143,51 @@ def test_only_the_command_line_speaks() -> None:
     assert not wrong, wrong
 
 
-def test_only_models_ask_for_the_family() -> None:
+# Who may know a family by its name: the registry, the family's own files, and the presets that name it.
+REGISTRY = "models/families.py"
+FAMILY_FILES = {
+    "sd": ["models/sd_family.py", "models/sd.py", "presets.py"],
+    "tiny": ["models/tiny_family.py", "models/tiny.py", "presets.py"],
+}
+
+
+def test_the_registry_has_the_families_of_this_test() -> None:
+    from omgsr_cli.models.families import FAMILIES
+
+    assert set(FAMILIES) == set(FAMILY_FILES)
+    assert all((PACKAGE / file).is_file() for files in FAMILY_FILES.values() for file in files)
+
+
+def test_only_the_registry_asks_for_the_family() -> None:
     wrong = [
         where(path, node.lineno)
         for path in MODULES
-        if part_of(path) != "models"
+        if path.relative_to(PACKAGE).as_posix() != REGISTRY
         for node in ast.walk(parse(path))
         if isinstance(node, ast.Attribute) and node.attr == "family"
     ]
     assert not wrong, wrong
+
+
+@pytest.mark.parametrize("family", FAMILY_FILES)
+def test_only_its_own_files_know_a_family(family: str) -> None:
+    own = {file.removesuffix(".py").replace("/", ".") for file in FAMILY_FILES[family] if file.startswith("models/")}
+    for path in MODULES:
+        place = path.relative_to(PACKAGE).as_posix()
+        if place in FAMILY_FILES[family]:
+            continue
+        named = [
+            where(path, node.lineno)
+            for node in ast.walk(parse(path))
+            if isinstance(node, ast.Constant) and node.value == family
+        ]
+        imported = [
+            where(path, line)
+            for line, name in imports(path)
+            if any(f"{name}.".startswith(f"omgsr_cli.{module}.") for module in own)
+            and not (place == REGISTRY and f".{family}_family." in name)
+        ]
+        assert not named + imported, f"{family!r} is known in {named + imported}"
 
 
 def test_no_module_is_called_utils() -> None:

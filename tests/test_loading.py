@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -197,7 +197,7 @@ def test_save_merged_leaves_nothing_behind_when_it_fails(
     def fail(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("omgsr_cli.models.loading.save_prompt_embeds", fail)
+    monkeypatch.setattr("omgsr_cli.models.prompts.save_prompt_embeds", fail)
     with pytest.raises(ModelError, match="merged cannot be written: No space left on device"):
         save_merged(restorer, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
@@ -372,12 +372,10 @@ def test_an_unknown_model_lists_the_presets() -> None:
     assert all(name in caught.value.hint for name in PRESETS)
 
 
-def test_the_published_preset_says_where_its_adapter_is() -> None:
-    with pytest.raises(ModelError, match="1JtahuEoofStGGdi-pRpQ9rLHzXQ63a_Q") as caught:
+def test_a_preset_that_is_not_here_says_how_to_get_it() -> None:
+    with pytest.raises(ModelError, match="omgsr-s-512 is not on this machine") as caught:
         find_model("omgsr-s-512")
-    assert caught.value.hint is not None
-    assert "--base" in caught.value.hint
-    assert "--adapter" in caught.value.hint
+    assert caught.value.hint == "omgsr models pull omgsr-s-512"
 
 
 def test_a_preset_takes_a_local_base_and_adapter(base: Path, adapter: Path) -> None:
@@ -390,7 +388,7 @@ def test_a_preset_asks_its_second_repository_if_the_first_fails(
 ) -> None:
     first, second = PRESETS["omgsr-s-512"].base_sources
 
-    def download(repository: str, revision: str | None) -> Path:
+    def download(repository: str, revision: str | None, parts: Sequence[str]) -> Path:
         if repository == first:
             raise ModelError("gone", hint="look elsewhere")
         assert repository == second

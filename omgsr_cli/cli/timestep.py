@@ -18,7 +18,7 @@ from omgsr_cli.presets import DEFAULT_PRESET
 
 if TYPE_CHECKING:
     from omgsr_cli.datasets.pair_source import PairSource
-    from omgsr_cli.models.encoders import ImageEncoder
+    from omgsr_cli.models.base import ImageEncoder
     from omgsr_cli.timesteps import Measured, MidTimestep
 
 INTERRUPTED = 130

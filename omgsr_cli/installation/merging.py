@@ -7,13 +7,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from omgsr_cli.errors import ModelError, UsageError
 from omgsr_cli.files.manifest import write_manifest
 from omgsr_cli.models.loading import load_found, save_merged
-from omgsr_cli.models.sd import SdRestorer
 from omgsr_cli.models.sources import ModelSource
 from omgsr_cli.store.provenance import Provenance, write_provenance
 
@@ -44,16 +40,12 @@ def write_merged(
     if os.path.lexists(folder):
         raise UsageError(f"{folder} already exists", "give another name, or remove it first")
     restorer = load_found(source, device="cpu", precision="fp32")
-    if half and isinstance(restorer, SdRestorer):
-        networks: tuple[nn.Module, ...] = (restorer.unet, restorer.vae)
-        for network in networks:
-            network.to(dtype=torch.float16)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.parent))
         try:
             partial = beside / "model"
-            save_merged(restorer, partial, text_encoder=text_encoder)
+            save_merged(restorer, partial, half=half, text_encoder=text_encoder)
             if provenance is not None:
                 write_provenance(provenance, partial)
             write_manifest(partial)

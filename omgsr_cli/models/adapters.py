@@ -22,9 +22,6 @@ from omgsr_cli.models.record import read_json
 
 Number = TypeVar("Number", int, float)
 
-SD_PARTS = ("vae_encoder_lora_adapter", "unet_lora_adapter")
-"""Folders of an adapter of the SD family: of the VAE's encoder and of the UNet."""
-
 _WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
@@ -92,7 +89,7 @@ def _by_pattern(patterns: dict[str, Number], module: str, default: Number) -> Nu
     return default
 
 
-def check_adapter_folder(folder: Path, parts: Iterable[str] = SD_PARTS) -> None:
+def check_adapter_folder(folder: Path, parts: Iterable[str]) -> None:
     """Check that an adapter's folders and files are there, before anything large is read.
 
     Raises:

@@ -1,7 +1,8 @@
-"""What every model family is to the rest of the program: a `Restorer`."""
+"""What every model family is to the rest of the program: a `Restorer`, and an `ImageEncoder`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -37,7 +38,7 @@ class RestorerInfo:
 
     Attributes:
         name: preset name or folder, as the user gave it.
-        family: "tiny", "sd" (later "flux"): told to people, never asked by code outside `models/`.
+        family: told to people; code asks `families.family_of`.
         scale: the enlargement it was trained for; the default of `--scale`.
         mid_timestep: index into the schedule at which the one step is taken.
         multiple_of_px: image heights and widths given to `encode` are multiples of this.
@@ -114,3 +115,23 @@ class Restorer(Protocol):
             (B, 3, h*latent_px, w*latent_px) float32, nominally in [-1, 1]; not clamped.
         """
         ...
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """Images to latents, as the pre-trained model's own (frozen) encoder makes them.
+
+    Attributes:
+        name: as the user gave it.
+        encode: (B, 3, H, W) float32 on `device`, sRGB in [-1, 1], to (B, C, h, w), scaled as the schedule expects;
+            the posterior's mean where there is one.
+        schedule: of the pre-trained model.
+        multiple_of_px: heights and widths are multiples of it.
+        device: where it runs.
+    """
+
+    name: str
+    encode: Callable[[Tensor], Tensor]
+    schedule: Schedule
+    multiple_of_px: int
+    device: torch.device

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +12,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from omgsr_cli.errors import ModelError, UsageError
+from omgsr_cli.models.base import ImageEncoder
 from omgsr_cli.models.devices import PRECISIONS, choose_device
-from omgsr_cli.models.hub import download_model, is_repository_name
+from omgsr_cli.models.families import family_of
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.record import load_record, read_json
-from omgsr_cli.presets import DEFAULT_PRESET, PRESETS
+from omgsr_cli.models.sources import ModelSource, find_base_folder
+from omgsr_cli.models.weight_files import load_part
+from omgsr_cli.presets import DEFAULT_PRESET
 from omgsr_cli.schedules import DdpmSchedule, FlowSchedule, Schedule, build_schedule
 
 # AutoencoderTiny's encoder, as published: residual blocks per level, all 64 wide, and an eighth of the size.
 _TINY_BLOCKS, _TINY_WIDTH, _TINY_PX = (1, 3, 3, 3), 64, 8
 # Latent channels tell the family where an autoencoder comes without a scheduler.
 _FLOW_CHANNELS = 16
-
-
-@dataclass(frozen=True)
-class ImageEncoder:
-    """Images to latents, as the pre-trained model's own (frozen) encoder makes them.
-
-    Attributes:
-        name: as the user gave it.
-        encode: (B, 3, H, W) float32 on `device`, sRGB in [-1, 1], to (B, C, h, w), scaled as the schedule expects;
-            the posterior's mean where there is one.
-        schedule: of the pre-trained model.
-        multiple_of_px: heights and widths are multiples of it.
-        device: where it runs.
-    """
-
-    name: str
-    encode: Callable[[Tensor], Tensor]
-    schedule: Schedule
-    multiple_of_px: int
-    device: torch.device
 
 
 def load_encoder(
@@ -69,38 +51,20 @@ def load_encoder(
     if vae is not None:
         encode, channels, multiple = _load_vae(Path(vae), place)
         named = model or base
-        schedule = _load_schedule(_find(named)) if named else _schedule_of(channels)
+        schedule = _load_schedule(find_base_folder(named, parts=("vae",))) if named else _schedule_of(channels)
         return ImageEncoder(vae if named is None else f"{named} with {vae}", encode, schedule, multiple, place)
     name = model or base or DEFAULT_PRESET
-    folder = _find(name)
+    folder = find_base_folder(name, parts=("vae",))
     record = load_record(folder)
-    if record is not None and record.family == "tiny":
-        from omgsr_cli.models.tiny import describe_tiny, load_tiny
-
-        info = describe_tiny(folder, record, name)
-        latents = load_tiny(folder, info, place, "fp32")
-        return ImageEncoder(name, latents.network.latents.encode, latents.schedule, info.multiple_of_px, place)
-    encode, _, multiple = _load_vae(folder / "vae", place)
-    return ImageEncoder(name, encode, _load_schedule(folder), multiple, place)
+    if record is None:
+        return load_diffusers_encoder(name, folder, place)
+    return family_of(record, str(folder)).load_encoder(ModelSource(name, folder, None, record, ()), place)
 
 
-def _find(name: str) -> Path:
-    """The folder of a preset's base, a local one, or the hub's copy of what is needed here."""
-    preset = PRESETS.get(name)
-    if preset is not None and preset.folder is not None:
-        return preset.folder
-    if Path(name).is_dir():
-        return Path(name)
-    sources = preset.base_sources if preset is not None else (name,) if is_repository_name(name) else ()
-    reasons: list[ModelError] = []
-    for repository in sources:
-        try:
-            return download_model(repository, preset.revision if preset else None, parts=("vae",))
-        except ModelError as error:
-            reasons.append(error)
-    if reasons:
-        raise reasons[0]
-    raise ModelError(f"there is no model {name!r}", f"give a folder, a hub repository or one of: {', '.join(PRESETS)}")
+def load_diffusers_encoder(name: str, folder: Path, device: torch.device) -> ImageEncoder:
+    """Read `vae/` and the schedule of a folder of diffusers' layout, whatever takes the step there."""
+    encode, _, multiple = _load_vae(folder / "vae", device)
+    return ImageEncoder(name, encode, _load_schedule(folder), multiple, device)
 
 
 def _load_schedule(folder: Path) -> Schedule:
@@ -127,8 +91,6 @@ def _load_vae(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tens
         from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
     if kind not in ("AutoencoderKL", "AutoencoderTiny"):
         raise ModelError(f"{path} is a {kind}", "encoders that can be read: AutoencoderKL, AutoencoderTiny")
-    from omgsr_cli.models.sd import load_part
-
     network: Any = load_part(
         AutoencoderKL if kind == "AutoencoderKL" else AutoencoderTiny, path.parent, path.name, PRECISIONS["fp32"]
     )

@@ -7,27 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from omgsr_cli.errors import ModelError
+from omgsr_cli.models.families import FAMILIES
+from omgsr_cli.models.record import RECORD_NAME
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
-_SMALL_FILES = (
-    "omgsr.json",
-    "prompt_embeds.safetensors",
-    "model_index.json",
-    "scheduler/scheduler_config.json",
-    "unet/config.json",
-    "vae/config.json",
-    "text_encoder/config.json",
-    "tokenizer/*.json",
-    "tokenizer/*.txt",
-)
-WEIGHT_STEMS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
-"""How the weight file of each part of a diffusers folder is called, without its ending."""
-ALL_PARTS = tuple(WEIGHT_STEMS)
+_SMALL_FILES = (RECORD_NAME, *dict.fromkeys(pattern for family in FAMILIES.values() for pattern in family.small_files))
+_WEIGHT_STEMS = {part: stem for family in FAMILIES.values() for part, stem in family.weight_stems.items()}
+# Until a repository's small files are here nobody knows its family: what any family needs is asked for.
+ALL_PARTS = tuple(_WEIGHT_STEMS)
 
 
 def is_repository_name(source: str) -> bool:
@@ -68,7 +56,7 @@ def _needs_weights(folder: Path, part: str) -> bool:
 
 
 def _weight_files(part: str, variant: str) -> list[str]:
-    stem = f"{part}/{WEIGHT_STEMS[part]}"
+    stem = f"{part}/{_WEIGHT_STEMS[part]}"
     return [
         f"{stem}{variant}.safetensors",
         f"{stem}{variant}-*.safetensors",

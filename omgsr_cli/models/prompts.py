@@ -12,7 +12,9 @@ from torch import Tensor
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.libraries import explained_imports
-from omgsr_cli.models.sources import PROMPT_EMBEDS, weight_variant
+from omgsr_cli.models.weight_files import weight_variant
+
+PROMPT_EMBEDS = "prompt_embeds.safetensors"
 
 _KEY = "prompt_embeds"
 
@@ -70,7 +72,7 @@ def _encode(folder: Path, prompt: str) -> Tensor:
         loaded: Any = CLIPTextModel.from_pretrained(
             folder / "text_encoder",
             dtype=torch.float32,
-            variant=weight_variant(folder, "text_encoder"),
+            variant=weight_variant(folder, "text_encoder", stem="model"),
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,

@@ -18,7 +18,7 @@ class ModelRecord(BaseModel):
 
     Attributes:
         format: version of this record.
-        family: "sd" or "tiny": which code reads the weights.
+        family: which code reads the weights: a name that `families` knows.
         mid_timestep: index into the schedule at which the one step is taken.
         native_tile_px: side of the square image that the step was trained at.
         scale: the enlargement it was trained for.

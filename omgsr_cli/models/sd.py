@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from omgsr_cli.errors import ModelError, ShapeError
-from omgsr_cli.models.adapters import SD_PARTS, merge_lora
+from omgsr_cli.models.adapters import merge_lora
 from omgsr_cli.models.base import RestorerInfo, StageInfo
 from omgsr_cli.models.devices import PRECISIONS, multiplies_in_bf16
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.prompts import load_prompt_embeds
 from omgsr_cli.models.record import read_json
-from omgsr_cli.models.sources import ModelSource, weight_variant
+from omgsr_cli.models.sd_family import SdFamily
+from omgsr_cli.models.sources import ModelSource
+from omgsr_cli.models.weight_files import load_part, weight_files
 from omgsr_cli.schedules import DdpmSchedule, Schedule
 
 if TYPE_CHECKING:
@@ -31,8 +33,6 @@ measured, less in bf16."""
 _STEP_BYTES_PER_CHANNEL = 160
 """Forty float32 tensors of the UNet's first level: with SD 2.1-base's 320 channels 26 of them were counted alive at the
 peak, and convolutions need room to work in."""
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 class SdRestorer:
@@ -139,7 +139,7 @@ def describe_sd(source: ModelSource) -> RestorerInfo:
     latent_px = _latent_px(vae)
     return RestorerInfo(
         name=source.name,
-        family="sd",
+        family=SdFamily.name,
         scale=source.record.scale,
         mid_timestep=source.record.mid_timestep,
         # The UNet takes latents of any size; the published code, too, needs no more than whole latent elements.
@@ -166,14 +166,8 @@ def _latent_px(vae_config: Mapping[str, Any]) -> int:
 
 def _count_parameters(folder: Path, part: str) -> int:
     """Number of weights of a part, from the headers of its files."""
-    variant = weight_variant(folder, part)
-    mark = f".{variant}" if variant else ""
     total = 0
-    stem = "diffusion_pytorch_model"
-    files = [folder / part / f"{stem}{mark}.safetensors"]
-    if not files[0].is_file():
-        files = sorted((folder / part).glob(f"{stem}{mark}-*.safetensors"))
-    for path in files:
+    for path in weight_files(folder, part):
         try:
             with safe_open(path, framework="pt") as file:
                 total += sum(torch.Size(file.get_slice(key).get_shape()).numel() for key in file.keys())  # noqa: SIM118 -- not a dict
@@ -244,35 +238,7 @@ def _schedule_config(source: ModelSource) -> dict[str, Any]:
 
 
 def _merge_adapter(unet: UNet2DConditionModel, vae: AutoencoderKL, adapter: Path) -> None:
-    encoder_part, unet_part = SD_PARTS
+    encoder_part, unet_part = SdFamily.adapter_parts
     changed = merge_lora(vae.encoder, adapter / encoder_part) + merge_lora(unet, adapter / unet_part)
     if not changed:
         raise ModelError(f"the adapter {adapter} changes no weight", hint="it was never trained; give another one")
-
-
-def load_part(kind: type[Network], folder: Path, part: str, dtype: torch.dtype) -> Network:
-    """Read one part of a diffusers folder, weights mapped from the file rather than copied where the type allows it.
-
-    Raises:
-        ModelError: a weight is missing, superfluous or of another shape, or a file cannot be read.
-    """
-    try:
-        network, report = kind.from_pretrained(  # type: ignore[attr-defined]  # diffusers' mixin is not typed
-            folder / part,
-            torch_dtype=dtype,
-            variant=weight_variant(folder, part),
-            use_safetensors=True,
-            local_files_only=True,
-            low_cpu_mem_usage=True,
-            output_loading_info=True,
-        )
-    # What diffusers raises for a file that is missing, truncated, or not of the configuration's shape.
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{folder / part} cannot be loaded: {str(error).strip().partition(chr(10))[0]}") from error
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(str(key) for key in report[what])
-        if keys:
-            shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
-            raise ModelError(f"{folder / part}: {len(keys)} {what.replace('_', ' ')}: {shown}")
-    loaded: Network = network.eval().requires_grad_(False)
-    return loaded

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from omgsr_cli.errors import ModelError, UsageError
-from omgsr_cli.models.adapters import SD_PARTS, check_adapter_folder
-from omgsr_cli.models.hub import WEIGHT_STEMS, download_model, is_repository_name
-from omgsr_cli.models.record import ModelRecord, load_record, read_json
+from omgsr_cli.models.adapters import check_adapter_folder
+from omgsr_cli.models.families import FAMILIES, Family, family_of, nearest_adapter, recognise_adapter, recognise_model
+from omgsr_cli.models.hub import ALL_PARTS, download_model, is_repository_name
+from omgsr_cli.models.record import ModelRecord, load_record
+from omgsr_cli.models.weight_files import PICKLE_SUFFIXES, pickle_error, refuse_pickles
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS, Preset, find_preset
 from omgsr_cli.store.locations import installed_folder
-
-FAMILIES = ("tiny", "sd")
-PROMPT_EMBEDS = "prompt_embeds.safetensors"
-
-_SD_CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-_CONVERT = "save it with diffusers' save_pretrained(folder, safe_serialization=True) on a machine that trusts it"
-_ASSUMED = PRESETS["omgsr-s-512"]
-"""What a diffusers folder that says nothing about itself is taken for."""
 
 
 @dataclass(frozen=True)
@@ -59,61 +53,66 @@ def find_model(
         UsageError: the arguments do not go together.
     """
     preset = PRESETS.get(str(model)) if model is not None else None
+    adapter_folder = None if adapter is None else Path(adapter)
+    adapted = None if adapter_folder is None else nearest_adapter(adapter_folder)
     if model is None and base is None:
-        preset = _ASSUMED if adapter is not None else find_preset(DEFAULT_PRESET)
+        preset = find_preset((adapted and adapted.assumed_preset) or DEFAULT_PRESET)
     if base is not None and model is not None and preset is None:
         raise UsageError(f"a base model and the model {str(model)!r} were both given", hint="leave one of them out")
-    adapter_folder = None if adapter is None else Path(adapter)
-    if adapter_folder is not None:
-        check_adapter_folder(adapter_folder)
+    if adapter_folder is not None and adapted is not None:
+        check_adapter_folder(adapter_folder, adapted.adapter_parts)
     if base is not None:
-        name, folder = str(base), _find_folder(base)
+        name, folder = str(base), find_base_folder(str(base))
     elif preset is not None:
         name, folder = preset.name, _preset_folder(preset, adapter_folder)
     else:
-        name, folder = str(model), _find_folder(str(model))
+        name, folder = str(model), find_base_folder(str(model))
     record, notes = _merge_records(folder, adapter_folder, preset)
-    _check_family(folder, record.family)
-    record, more = _override(record, mid_timestep, prompt, process_size)
+    family = family_of(record, str(folder))
+    if adapted is not None and adapted is not family:
+        raise ModelError(f"the adapter {adapter_folder} is of the family {adapted.name!r}, {folder} of {family.name!r}")
+    family.find_files(folder)
+    record, more = _override(record, family, mid_timestep, prompt, process_size)
     return ModelSource(name, folder, adapter_folder, record, notes + more)
 
 
-def weight_variant(folder: Path, part: str) -> str | None:
-    """Which of a part's weight files to read: None for the plain one, "fp16" where only that is there.
+def find_base_folder(name: str, parts: Sequence[str] = ALL_PARTS) -> Path:
+    """The folder of what was named: a local one, the embedded one or the base of a preset, or the hub's copy.
 
+    Args:
+        name: folder, preset or hub repository.
+        parts: whose weights are needed, where they have to be fetched.
     Raises:
-        ModelError: there is no safetensors file; the hint tells how to convert a pickle.
+        ModelError: there is nothing of that name, or it cannot be fetched.
     """
-    # An autoencoder of its own may lie in a folder of any name.
-    stem = WEIGHT_STEMS.get(part, WEIGHT_STEMS["vae"])
-    for variant in (None, "fp16"):
-        mark = f".{variant}" if variant else ""
-        if (folder / part / f"{stem}{mark}.safetensors").is_file():
-            return variant
-        if (folder / part / f"{stem}.safetensors.index{mark}.json").is_file():
-            return variant
-    pickles = [file for file in sorted((folder / part).glob("*")) if file.suffix in _PICKLES]
-    if pickles:
-        raise ModelError(f"{pickles[0]} is a pickle, which can run code when it is read", hint=_CONVERT)
-    raise ModelError(f"{folder / part} has no weights ({stem}.safetensors)")
-
-
-def _find_folder(source: str | Path) -> Path:
-    """The local folder of that name, or the hub's copy."""
-    path = Path(source)
+    preset = PRESETS.get(name)
+    if preset is not None:
+        return preset.folder or _fetch_base(preset, parts)
+    path = Path(name)
     if path.is_dir():
         return path
     if path.is_file():
-        if path.suffix in _PICKLES:
-            raise ModelError(f"{path} is a pickle, which can run code when it is read", hint=_CONVERT)
+        if path.suffix in PICKLE_SUFFIXES:
+            raise pickle_error(path)
         raise ModelError(f"{path} is a file, a model is a folder", hint="convert it to a diffusers folder")
-    fetched = installed_folder(str(source))
+    fetched = installed_folder(name)
     if fetched is not None:
         return fetched
-    if is_repository_name(str(source)):
-        return download_model(str(source))
-    names = ", ".join(PRESETS)
-    raise ModelError(f"there is no model {str(source)!r}", hint=f"give a folder, a hub repository or one of: {names}")
+    if is_repository_name(name):
+        return download_model(name, None, parts)
+    known = ", ".join(PRESETS)
+    raise ModelError(f"there is no model {name!r}", hint=f"give a folder, a hub repository or one of: {known}")
+
+
+def _fetch_base(preset: Preset, parts: Sequence[str]) -> Path:
+    """The first of a preset's hub repositories that answers."""
+    reasons: list[ModelError] = []
+    for repository in preset.base_sources:
+        try:
+            return download_model(repository, preset.revision, parts)
+        except ModelError as error:
+            reasons.append(error)
+    raise ModelError(f"the base of {preset.name} cannot be fetched: {reasons[0]}", hint=reasons[0].hint)
 
 
 def _preset_folder(preset: Preset, adapter: Path | None) -> Path:
@@ -127,13 +126,7 @@ def _preset_folder(preset: Preset, adapter: Path | None) -> Path:
         if fetched is None:
             raise ModelError(f"{preset.name} is not on this machine", hint=f"omgsr models pull {preset.name}")
         return fetched
-    reasons: list[ModelError] = []
-    for repository in preset.base_sources:
-        try:
-            return download_model(repository, preset.revision)
-        except ModelError as error:
-            reasons.append(error)
-    raise ModelError(f"the base of {preset.name} cannot be fetched: {reasons[0]}", hint=reasons[0].hint)
+    return _fetch_base(preset, ALL_PARTS)
 
 
 def _merge_records(folder: Path, adapter: Path | None, preset: Preset | None) -> tuple[ModelRecord, tuple[str, ...]]:
@@ -145,30 +138,22 @@ def _merge_records(folder: Path, adapter: Path | None, preset: Preset | None) ->
         return record, ()
     if adapter is not None and (own := load_record(adapter)) is not None:
         return own, ()
-    if all((folder / part).is_dir() for part in SD_PARTS):
+    if recognise_adapter(folder) is not None:
         raise ModelError(f"{folder} is an adapter, not a model", hint=f"give --base FOLDER --adapter {folder}")
-    known = preset or _ASSUMED
+    family = recognise_model(folder)
+    if family is None:
+        raise _unrecognised(folder)
+    record = family.assume_record(folder, preset)
     notes: tuple[str, ...] = ()
     if preset is None and adapter is None:
-        notes = (f"{folder} has no omgsr.json: mid-timestep {known.mid_timestep} assumed, as {known.name}'s",)
-    native_px = _native_px(folder) if preset is None else known.native_tile_px
-    record = ModelRecord(
-        family="sd", mid_timestep=known.mid_timestep, native_tile_px=native_px, scale=known.scale, prompt=""
-    )
+        notes = (
+            f"{folder} has no omgsr.json: mid-timestep {record.mid_timestep} assumed, as {family.assumed_preset}'s",
+        )
     return record, notes
 
 
-def _native_px(folder: Path) -> int:
-    """Side of the square image that a diffusers folder's UNet was trained at."""
-    if not (folder / "unet" / "config.json").is_file():
-        return _ASSUMED.native_tile_px
-    side = read_json(folder / "unet" / "config.json").get("sample_size")
-    latent_px = 2 ** (len(read_json(folder / "vae" / "config.json").get("block_out_channels", ())) - 1)
-    return side * latent_px if isinstance(side, int) else _ASSUMED.native_tile_px
-
-
 def _override(
-    record: ModelRecord, mid_timestep: int | None, prompt: str | None, process_size: int | None
+    record: ModelRecord, family: Family, mid_timestep: int | None, prompt: str | None, process_size: int | None
 ) -> tuple[ModelRecord, tuple[str, ...]]:
     """Put what the user asked for in the place of what the model says, with a note where that is unusual."""
     notes: list[str] = []
@@ -178,7 +163,7 @@ def _override(
             raise UsageError(f"mid-timestep {mid_timestep} is not in 0..999")
         notes.append(f"mid-timestep {mid_timestep} is not {record.mid_timestep}, which the model was made for")
         changes["mid_timestep"] = mid_timestep
-    if prompt is not None and record.family == "tiny":
+    if prompt is not None and not family.takes_prompt:
         raise UsageError("this model takes no prompt", hint="leave --prompt out")
     if prompt is not None:
         changes["prompt"] = prompt
@@ -189,26 +174,9 @@ def _override(
     return record.model_copy(update=changes), tuple(notes)
 
 
-def _check_family(folder: Path, family: str) -> None:
-    """Check that the family is known and that an SD folder has the parts that make one, in safetensors."""
+def _unrecognised(folder: Path) -> ModelError:
     known = ", ".join(FAMILIES)
-    if family not in FAMILIES:
-        raise ModelError(f"{folder}: model family {family!r} is not known", hint=f"families: {known}")
-    if family != "sd":
-        return
-    if not (folder / "unet" / "config.json").is_file():
-        if (folder / "transformer").is_dir():
-            raise ModelError(f"{folder} is a diffusion transformer", hint=f"families that can be loaded: {known}")
-        _refuse_pickles(folder)
-        raise ModelError(f"{folder} is not a model folder: no omgsr.json and no unet/config.json")
-    for part, wanted in _SD_CLASSES.items():
-        found = read_json(folder / part / "config.json").get("_class_name")
-        if found != wanted:
-            raise ModelError(f"{folder / part} is a {found}, not a {wanted}", hint=f"families: {known}")
-        weight_variant(folder, part)
-
-
-def _refuse_pickles(folder: Path) -> None:
-    for file in sorted(folder.iterdir()):
-        if file.suffix in _PICKLES:
-            raise ModelError(f"{file} is a pickle, which can run code when it is read", hint=_CONVERT)
+    if (folder / "transformer").is_dir():
+        return ModelError(f"{folder} is a diffusion transformer", hint=f"families that can be loaded: {known}")
+    refuse_pickles(folder)
+    return ModelError(f"{folder} is not a model folder: no omgsr.json and no unet/config.json", f"families: {known}")

@@ -22,6 +22,7 @@ from omgsr_cli.errors import ModelError
 from omgsr_cli.models.base import RestorerInfo, StageInfo
 from omgsr_cli.models.devices import PRECISIONS
 from omgsr_cli.models.record import ModelRecord, load_record, read_json
+from omgsr_cli.models.tiny_family import TinyFamily
 from omgsr_cli.models.wavelet import LATENT_CHANNELS, LATENT_PX, WaveletLatents, remove_lines
 from omgsr_cli.schedules import DdpmSchedule, Schedule
 
@@ -297,7 +298,7 @@ def build_info(config: TinyConfig, record: ModelRecord, name: str) -> RestorerIn
         parameters = sum(weight.numel() for weight in TinyNetwork(config).parameters())
     return RestorerInfo(
         name=name,
-        family="tiny",
+        family=TinyFamily.name,
         scale=record.scale,
         mid_timestep=record.mid_timestep,
         multiple_of_px=config.multiple_of_px,

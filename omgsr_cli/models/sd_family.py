@@ -1,0 +1,135 @@
+"""The SD family as the registry knows it: a diffusers folder with `unet/` and `vae/`, and the adapters for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from omgsr_cli.errors import ModelError
+from omgsr_cli.models.devices import choose_precision
+from omgsr_cli.models.record import ModelRecord, read_json, write_record
+from omgsr_cli.models.weight_files import NETWORK_STEM, refuse_pickles, weight_files, weight_variant
+from omgsr_cli.presets import PRESETS
+
+if TYPE_CHECKING:
+    from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo
+    from omgsr_cli.models.sources import ModelSource
+    from omgsr_cli.presets import Preset
+
+_CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+
+
+class SdFamily:
+    """A `Family`: Stable Diffusion 1.x and 2.x."""
+
+    name = "sd"
+    adapter_parts: tuple[str, ...] = ("vae_encoder_lora_adapter", "unet_lora_adapter")
+    assumed_preset: str | None = "omgsr-s-512"
+    takes_prompt = True
+    small_files: tuple[str, ...] = (
+        "prompt_embeds.safetensors",
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        "vae/config.json",
+        "text_encoder/config.json",
+        "tokenizer/*.json",
+        "tokenizer/*.txt",
+    )
+    weight_stems: Mapping[str, str] = MappingProxyType(
+        {"unet": NETWORK_STEM, "vae": NETWORK_STEM, "text_encoder": "model"}
+    )
+
+    def recognises(self, folder: Path) -> bool:
+        """By its UNet."""
+        return (folder / "unet" / "config.json").is_file()
+
+    def find_files(self, folder: Path) -> tuple[Path, ...]:
+        """The files of the UNet and of the VAE."""
+        if not self.recognises(folder):
+            refuse_pickles(folder)
+            raise ModelError(f"{folder} is not a model folder: no unet/config.json")
+        for part, wanted in _CLASSES.items():
+            found = read_json(folder / part / "config.json").get("_class_name")
+            if found != wanted:
+                raise ModelError(f"{folder / part} is a {found}, not a {wanted}", "give a model of Stable Diffusion")
+        return tuple(path for part in _CLASSES for path in weight_files(folder, part))
+
+    def assume_record(self, folder: Path, preset: Preset | None) -> ModelRecord:
+        """As the preset says; the size of the step is the UNet's own where none is named."""
+        known = preset or PRESETS[str(self.assumed_preset)]
+        return ModelRecord(
+            family=self.name,
+            mid_timestep=known.mid_timestep,
+            native_tile_px=known.native_tile_px if preset else _native_px(folder, known.native_tile_px),
+            scale=known.scale,
+            prompt="",
+        )
+
+    def choose_precision(self, precision: str, device: torch.device) -> str:
+        """As asked, or what is fast on the device."""
+        return choose_precision(precision, device)
+
+    def describe(self, source: ModelSource) -> RestorerInfo:
+        """From the configurations and the headers of the weights."""
+        from omgsr_cli.models.sd import describe_sd
+
+        return describe_sd(source)
+
+    def load(self, source: ModelSource, device: torch.device, precision: str) -> Restorer:
+        """Read both networks and the prompt's embedding, and merge the adapter."""
+        from omgsr_cli.models.sd import load_sd
+
+        return load_sd(source, device, precision)
+
+    def load_encoder(self, source: ModelSource, device: torch.device) -> ImageEncoder:
+        """The VAE's encoder, without an adapter."""
+        from omgsr_cli.models.encoders import load_diffusers_encoder
+
+        return load_diffusers_encoder(source.name, source.folder, device)
+
+    def save_merged(self, restorer: Restorer, folder: Path, *, half: bool, text_encoder: bool) -> None:
+        """Write a diffusers folder with a record and the prompt's embedding."""
+        from omgsr_cli.models.libraries import quiet_libraries
+        from omgsr_cli.models.prompts import save_prompt_embeds
+        from omgsr_cli.models.sd import SdRestorer
+
+        assert isinstance(restorer, SdRestorer)
+        source, info = restorer.source, restorer.info
+        if text_encoder:
+            weight_variant(source.folder, "text_encoder", self.weight_stems["text_encoder"])
+        if half:
+            networks: tuple[nn.Module, ...] = (restorer.unet, restorer.vae)
+            for network in networks:
+                network.to(dtype=torch.float16)
+        with quiet_libraries():
+            restorer.unet.save_pretrained(folder / "unet", safe_serialization=True)
+            restorer.vae.save_pretrained(folder / "vae", safe_serialization=True)
+        save_prompt_embeds(restorer.prompt_embeds, info.prompt or "", folder)
+        made_from = (str(source.name),) if source.adapter is None else (str(source.name), source.adapter.name)
+        changes = {
+            "mid_timestep": info.mid_timestep,
+            "native_tile_px": info.native_tile_px,
+            "schedule": None,
+            "made_from": made_from,
+        }
+        write_record(source.record.model_copy(update=changes), folder)
+        (folder / "scheduler").mkdir()
+        config = json.dumps(restorer.schedule.to_config(), indent=2)
+        (folder / "scheduler" / "scheduler_config.json").write_text(config + "\n", encoding="utf-8")
+        for part in ("text_encoder", "tokenizer") if text_encoder else ():
+            shutil.copytree(source.folder / part, folder / part)
+
+
+def _native_px(folder: Path, otherwise_px: int) -> int:
+    """Side of the square image that a diffusers folder's UNet was trained at."""
+    side = read_json(folder / "unet" / "config.json").get("sample_size")
+    latent_px = 2 ** (len(read_json(folder / "vae" / "config.json").get("block_out_channels", ())) - 1)
+    return side * latent_px if isinstance(side, int) else otherwise_px

@@ -1,0 +1,84 @@
+"""The tiny family as the registry knows it: omgsr-tiny, and what is trained of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from omgsr_cli.errors import ModelError, UsageError
+from omgsr_cli.geometry import round_up
+from omgsr_cli.models.devices import choose_precision
+
+if TYPE_CHECKING:
+    import torch
+
+    from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo
+    from omgsr_cli.models.record import ModelRecord
+    from omgsr_cli.models.sources import ModelSource
+    from omgsr_cli.presets import Preset
+
+
+class TinyFamily:
+    """A `Family`: a folder with `omgsr.json`, `config.json` and `model.safetensors`."""
+
+    name = "tiny"
+    adapter_parts: tuple[str, ...] = ()
+    assumed_preset: str | None = None
+    takes_prompt = False
+    small_files: tuple[str, ...] = ()
+    weight_stems: Mapping[str, str] = MappingProxyType({})
+
+    def recognises(self, folder: Path) -> bool:
+        """Never: every model of this family has a record."""
+        return False
+
+    def find_files(self, folder: Path) -> tuple[Path, ...]:
+        """The one file; whether it is there shows when it is read, with the configuration."""
+        return (folder / "model.safetensors",)
+
+    def assume_record(self, folder: Path, preset: Preset | None) -> ModelRecord:
+        """Refuse."""
+        raise ModelError(f"{folder} has no omgsr.json", "every model of this family has one")
+
+    def choose_precision(self, precision: str, device: torch.device) -> str:
+        """As asked; "auto" is float32 on a CPU.
+
+        Its tiles are exact and its time is short; in bf16 on a CPU they would be neither exact nor much shorter.
+        """
+        return choose_precision("fp32" if precision == "auto" and device.type == "cpu" else precision, device)
+
+    def describe(self, source: ModelSource) -> RestorerInfo:
+        """From the configuration; the size of a tile of the step must suit the network."""
+        from omgsr_cli.models.tiny import describe_tiny
+
+        info = describe_tiny(source.folder, source.record, source.name)
+        if info.native_tile_px % info.multiple_of_px:
+            raise UsageError(
+                f"process size {info.native_tile_px} is not a multiple of {info.multiple_of_px}",
+                f"try --process-size {round_up(info.native_tile_px, info.multiple_of_px)}",
+            )
+        return info
+
+    def load(self, source: ModelSource, device: torch.device, precision: str) -> Restorer:
+        """Read the one file."""
+        from omgsr_cli.models.tiny import load_tiny
+
+        restorer = load_tiny(source.folder, self.describe(source), device, precision)
+        restorer.notes = source.notes
+        return restorer
+
+    def load_encoder(self, source: ModelSource, device: torch.device) -> ImageEncoder:
+        """The wavelet transform: the learned encoder is not part of what was pre-trained."""
+        from omgsr_cli.models.base import ImageEncoder
+        from omgsr_cli.models.tiny import load_tiny
+
+        info = self.describe(source)
+        restorer = load_tiny(source.folder, info, device, "fp32")
+        encode = restorer.network.latents.encode
+        return ImageEncoder(source.name, encode, restorer.schedule, info.multiple_of_px, device)
+
+    def save_merged(self, restorer: Restorer, folder: Path, *, half: bool, text_encoder: bool) -> None:
+        """Refuse: there is no adapter."""
+        raise ModelError(f"a model of the family {self.name!r} has nothing to merge")

@@ -1,0 +1,73 @@
+"""A family of models as a newcomer would add it: a blur with one parameter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from omgsr_cli.models.base import ImageEncoder, RestorerInfo, StageInfo
+from omgsr_cli.models.devices import choose_precision
+from omgsr_cli.models.record import ModelRecord, write_record
+from omgsr_cli.models.sources import ModelSource
+from omgsr_cli.schedules import DdpmSchedule
+
+
+class Blur(nn.Module):
+    """`restore` moves every latent, which is a pixel, by a share towards the mean of its neighbours."""
+
+    def __init__(self, info: RestorerInfo, share: Tensor, source: ModelSource) -> None:
+        super().__init__()
+        self.info, self.share, self.notes = info, nn.Parameter(share), source.notes
+        self.schedule, self.device, self.precision = DdpmSchedule(), share.device, "fp32"
+
+    def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return image
+
+    def restore(self, lq_latent: Tensor) -> Tensor:
+        mean = F.avg_pool2d(F.pad(lq_latent, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+        return torch.lerp(lq_latent, mean, self.share)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return latent
+
+
+class BlurFamily:
+    name, adapter_parts, assumed_preset, takes_prompt = "blur", (), None, False
+    small_files: tuple[str, ...] = ("blur.safetensors",)
+    weight_stems: dict[str, str] = {}  # noqa: RUF012 - a test's own
+
+    def recognises(self, folder: Path) -> bool:
+        return False
+
+    def find_files(self, folder: Path) -> tuple[Path, ...]:
+        return (folder / "blur.safetensors",)
+
+    def choose_precision(self, precision: str, device: torch.device) -> str:
+        return choose_precision("fp32", device)
+
+    def describe(self, source: ModelSource) -> RestorerInfo:
+        whole = StageInfo("exact", 0, 12), StageInfo("exact", 1, 60)
+        sizes = {"multiple_of_px": 1, "native_tile_px": source.record.native_tile_px, "latent_px": 1, "border_px": 0}
+        return RestorerInfo(
+            source.name, self.name, 2.0, source.record.mid_timestep, **sizes, codec=whole[0], step=whole[1],
+            color_fix="none", prompt=None, parameters=1,
+        )  # fmt: skip
+
+    def load(self, source: ModelSource, device: torch.device, precision: str) -> Blur:
+        share = load_file(source.folder / "blur.safetensors")["share"]
+        return Blur(self.describe(source), share.to(device), source)
+
+    def load_encoder(self, source: ModelSource, device: torch.device) -> ImageEncoder:
+        return ImageEncoder(source.name, lambda image: image, DdpmSchedule(), 1, device)
+
+
+def write_blur(folder: Path, share: float) -> Path:
+    """Write a model folder of the family."""
+    folder.mkdir()
+    save_file({"share": torch.tensor(share)}, folder / "blur.safetensors")
+    write_record(ModelRecord(family="blur", mid_timestep=20, native_tile_px=16, scale=2.0), folder)
+    return folder
