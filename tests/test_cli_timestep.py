@@ -14,8 +14,8 @@ from command_line import Command, draw, files_below, write_tiny_model
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from omgsr_cli.cli.timestep_config import changed_text, write_mid_timestep
 from omgsr_cli.errors import UsageError
+from omgsr_cli.timesteps.config_file import changed_text, write_mid_timestep
 
 GOLDEN = Path(__file__).parent / "golden" / "sd"
 PAIRS = (
@@ -116,7 +116,7 @@ def test_until_stable_stops_early(timestep: Command, crops: tuple[str | Path, ..
 def test_an_interruption_tells_what_is_known(
     timestep: Command, crops: tuple[str | Path, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import omgsr_cli.timesteps as package
+    import omgsr_cli.timesteps.find as package
 
     real = package.measure
 
@@ -179,7 +179,7 @@ def wrong_calls() -> list[tuple[tuple[str, ...], str]]:
         (("--data", "photos", "--vae", "absent"), "absent"),
         (("--data", "photos", "--model", "a", "--base", "b"), "both"),
         (("--data", "photos", "--lq", "photos/deep/0.png"), "3 of 4 pictures have no partner in --lq"),
-        (("--data", "absent"), "no pictures to find the mid-timestep from: absent"),
+        (("--data", "absent"), "no pictures were found: absent"),
         (("--data", "empty"), "empty"),
         ((), "--data"),
     ]
@@ -229,6 +229,7 @@ def test_the_value_goes_into_a_configuration(timestep: Command, crops: tuple[str
         "[train]\nsteps = 3\n",
         "[model]",
         '[model]\r\nbase = "x"\r\n[train]\r\nmid_timestep = 1\r\n',
+        "model.base = 'x'\n[train]\nsteps = 3\n",
         "[ model ] # here\n'mid_timestep'=7\n",
         '[train]\nnote = """\n# no table\n"""\n[model]\n[model.more]\nmid_timestep = 2\n',
     ],
@@ -245,7 +246,7 @@ def test_only_the_value_changes(tmp_path: Path, text: str) -> None:
     assert config.read_bytes().count(b"\n") <= text.count("\n") + 4
 
 
-@pytest.mark.parametrize("text", ["model = 3\n", "model.base = 'x'\n", "model = {base = 'x'}\n", "[[model]]\n", "[x\n"])
+@pytest.mark.parametrize("text", ["model = 3\n", "model = {base = 'x'}\n", "[[model]]\n", "[x\n"])
 def test_what_cannot_be_edited_is_left_as_it_is(tmp_path: Path, text: str) -> None:
     config = tmp_path / "config.toml"
     config.write_text(text)

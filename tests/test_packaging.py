@@ -85,6 +85,7 @@ def test_the_dependencies_are_those_that_were_agreed_on() -> None:
         "pydantic",
         "rich",
         "safetensors",
+        "tomlkit",
         "torch",
         "transformers",
         "typer",

@@ -6,113 +6,44 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-import typer
-
+from omgsr_cli.cli import bench_params as own
+from omgsr_cli.cli import params as shared
 from omgsr_cli.cli.output import Output
 from omgsr_cli.errors import UsageError
 from omgsr_cli.files.inputs import shown
-from omgsr_cli.presets import DEFAULT_PRESET
 
 if TYPE_CHECKING:
     from omgsr_cli.benchmark.results import Report
 
 ColorSpace = Literal["ycbcr", "yiq", "rgb"]  # as in `fidelity`, which loads torch
 
-_DATA, _MODELS, _SCORES, _REPORT, _TALK = "Pictures", "Models", "Scores", "Reports", "What is said"
-
 
 def bench(
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Low-quality pictures, or a folder with test_LR/ and test_HR/.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    hr: Annotated[
-        Path | None,
-        typer.Option("--hr", metavar="FOLDER", help="Their references, of the same stems.", rich_help_panel=_DATA),
-    ] = None,
-    sr: Annotated[
-        list[Path] | None,
-        typer.Option("--sr", metavar="FOLDER", help="Pictures restored before; repeatable.", rich_help_panel=_DATA),
-    ] = None,
-    scale: Annotated[
-        float | None,
-        typer.Option(metavar="F", help="Enlargement where there is no reference [4].", rich_help_panel=_DATA),
-    ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME|PATH",
-            help=f"Preset, folder, bicubic, lanczos or a network's file; repeatable [{DEFAULT_PRESET}].",
-            rich_help_panel=_MODELS,
-        ),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER|REPO", help="Base model that --adapter belongs to.", rich_help_panel=_MODELS),
-    ] = None,
-    adapter: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Adapter in the published layout.", rich_help_panel=_MODELS),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="cuda, mps, xpu or cpu [the first that is there].", rich_help_panel=_MODELS),
-    ] = None,
-    precision: Annotated[
-        str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Number format.", rich_help_panel=_MODELS)
-    ] = "auto",
-    repeat: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Restore each picture N times, for its time.", rich_help_panel=_MODELS),
-    ] = None,
-    metrics: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B",
-            help="Names, or paper for all of a paper's [psnr,ssim,musiq,clipiqa].",
-            rich_help_panel=_SCORES,
-        ),
-    ] = None,
-    list_metrics: Annotated[
-        bool, typer.Option("--list-metrics", help="Show all metrics, and stop.", rich_help_panel=_SCORES)
-    ] = False,
-    color_space: Annotated[
-        str, typer.Option(metavar="ycbcr|yiq|rgb", help="What psnr and ssim look at.", rich_help_panel=_SCORES)
-    ] = "ycbcr",
-    crop_border: Annotated[
-        int, typer.Option(min=0, metavar="PX", help="Border that psnr and ssim leave out.", rich_help_panel=_SCORES)
-    ] = 0,
-    csv: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a line per picture and model.", rich_help_panel=_REPORT)
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page to look at.", rich_help_panel=_REPORT)
-    ] = None,
-    html_dir: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Keep the page's pictures beside it.", rich_help_panel=_REPORT),
-    ] = None,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Tables in Markdown on stdout.", rich_help_panel=_REPORT)
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace reports that are there.", rich_help_panel=_REPORT)
-    ] = False,
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Where results are kept between runs [the user's cache].", rich_help_panel=_REPORT
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=_TALK)] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=_TALK)] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.", rich_help_panel=_TALK)] = False,
+    data: own.Data = None,
+    hr: own.Hr = None,
+    sr: own.Sr = None,
+    scale: own.Scale = None,
+    model: own.Model = None,
+    base: shared.Base = None,
+    adapter: shared.Adapter = None,
+    device: shared.Device = None,
+    precision: shared.Precision = "auto",
+    repeat: own.Repeat = None,
+    metrics: own.Metrics = None,
+    list_metrics: own.ListMetrics = False,
+    color_space: own.ColorSpace = "ycbcr",
+    crop_border: own.CropBorder = 0,
+    csv: own.Csv = None,
+    html: own.Html = None,
+    html_dir: own.HtmlDir = None,
+    markdown: own.Markdown = False,
+    overwrite: own.Overwrite = False,
+    cache: own.Cache = None,
+    as_json: shared.AsJson = False,
+    quiet: shared.Quiet = False,
+    verbose: shared.Verbose = False,
 ) -> int:
     """Score models side by side, time them, and make a page to look at.
 

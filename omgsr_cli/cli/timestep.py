@@ -2,103 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from omgsr_cli.cli import params as shared
+from omgsr_cli.cli import timestep_params as own
 from omgsr_cli.cli.output import Output
 from omgsr_cli.errors import FileError, OmgsrError, UsageError
-from omgsr_cli.files.inputs import find_inputs
-from omgsr_cli.files.pairs import pair_by_stem
+from omgsr_cli.files.pairs import find_pictures
 from omgsr_cli.options import TimestepOptions, build_options
-from omgsr_cli.presets import DEFAULT_PRESET
 
 if TYPE_CHECKING:
-    from omgsr_cli.datasets.pair_source import PairSource
-    from omgsr_cli.models.base import ImageEncoder
-    from omgsr_cli.timesteps import Measured, MidTimestep
+    from omgsr_cli.timesteps.find import Survey
 
 INTERRUPTED = 130
-_DATA, _MODEL, _FILES, _TALK = "Data", "Model", "Files", "What is said"
-_DEFAULT_CROP_PX = 512
-# A narrow interval of a handful of pictures would be luck.
-_STABLE_FROM, _STABLE_EVERY = 32, 16
 
 
 def timestep(
-    data: Annotated[
-        list[str],
-        typer.Option(
-            metavar="HQ", help="Sharp pictures: folder, file or .txt list; repeatable.", rich_help_panel=_DATA
-        ),
-    ],
-    lq: Annotated[
-        list[str] | None,
-        typer.Option(metavar="LQ", help="Their real low-quality partners, by file stem.", rich_help_panel=_DATA),
-    ] = None,
-    degradation: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="reference, light or a TOML file.", rich_help_panel=_DATA)
-    ] = "reference",
-    resolution: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Side of the crops [512; pairs: whole pictures].", rich_help_panel=_DATA),
-    ] = None,
-    scale: Annotated[
-        float, typer.Option(metavar="F", help="Crop over its degraded size.", rich_help_panel=_DATA)
-    ] = 4.0,
-    on_small: Annotated[
-        str, typer.Option(metavar="skip|resize|pad", help="Pictures smaller than a crop.", rich_help_panel=_DATA)
-    ] = "skip",
-    max_samples: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="No more samples than this [one a picture].", rich_help_panel=_DATA),
-    ] = None,
-    until_stable: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Go on until the interval is narrower than N.", rich_help_panel=_DATA),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(metavar="N", help="Of crops, degradation and interval.", rich_help_panel=_DATA)
-    ] = 0,
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|FOLDER", help=f"Preset or folder [{DEFAULT_PRESET}].", rich_help_panel=_MODEL),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER|REPO", help="Pre-trained model: its VAE and schedule.", rich_help_panel=_MODEL),
-    ] = None,
-    vae: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER|FILE", help="Another AutoencoderKL or AutoencoderTiny.", rich_help_panel=_MODEL),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="cuda, mps, xpu or cpu.", rich_help_panel=_MODEL)
-    ] = None,
-    batch: Annotated[int, typer.Option(metavar="N", help="Images encoded together.", rich_help_panel=_MODEL)] = 4,
-    workers: Annotated[
-        int, typer.Option(metavar="N", help="Processes that read and degrade.", rich_help_panel=_MODEL)
-    ] = 0,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.png|svg", help="Draw the curve.", rich_help_panel=_FILES)
-    ] = None,
-    csv: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="One line a picture.", rich_help_panel=_FILES)
-    ] = None,
-    write: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="CONFIG.toml", help="Put the value into a training configuration.", rich_help_panel=_FILES
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace --plot and --csv files.", rich_help_panel=_FILES)
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=_TALK)] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=_TALK)] = False,
+    data: own.Data,
+    lq: own.Lq = None,
+    degradation: own.Degradation = "reference",
+    resolution: own.Resolution = None,
+    scale: own.Scale = 4.0,
+    on_small: own.OnSmall = "skip",
+    max_samples: own.MaxSamples = None,
+    until_stable: own.UntilStable = None,
+    seed: own.Seed = 0,
+    model: own.Model = None,
+    base: own.Base = None,
+    vae: own.Vae = None,
+    device: shared.Device = None,
+    batch: own.Batch = 4,
+    workers: own.Workers = 0,
+    plot: own.Plot = None,
+    csv: own.Csv = None,
+    write: own.Write = None,
+    overwrite: own.Overwrite = False,
+    as_json: shared.AsJson = False,
+    quiet: shared.Quiet = False,
 ) -> int:
     """Find the mid-timestep of a data set: where the model's noise is as strong as the pictures' degradation.
 
@@ -118,165 +60,67 @@ def timestep(
     talk = Output(as_json=as_json, quiet=quiet)
     files = _Files(plot, csv, write, overwrite)
     files.check()
-    pictures, partners, problems = _find_pictures(data, lq)
-    for problem in problems:
+    found = find_pictures(data, lq)
+    for problem in found.problems:
         talk.error(problem)
-    from omgsr_cli.datasets.pair_source import PairSource
     from omgsr_cli.degradation import load_degradation
     from omgsr_cli.models.encoders import load_encoder
-    from omgsr_cli.timesteps import plan_samples
+    from omgsr_cli.timesteps.find import Survey, open_pairs
 
+    # A degradation that is not there is told before an encoder is loaded.
     config = load_degradation(degradation)
     encoder = load_encoder(model, base=base, vae=vae, device=device)
-    crop_px = options.resolution or (None if partners else _DEFAULT_CROP_PX)
-    if crop_px is not None and crop_px % encoder.multiple_of_px:
-        raise UsageError(
-            f"--resolution {crop_px} is not a multiple of {encoder.multiple_of_px}",
-            f"try --resolution {max(1, crop_px // encoder.multiple_of_px) * encoder.multiple_of_px}",
-        )
-    source = PairSource(
-        pictures=pictures,
-        partners=partners,
-        config=config,
-        resolution_px=crop_px,
-        scale=options.scale,
-        on_small=options.on_small,
-        multiple_of_px=encoder.multiple_of_px,
-        seed=options.seed,
-        count=plan_samples(
-            len(pictures),
-            paired=partners is not None,
-            whole=crop_px is None,
-            max_samples=options.max_samples,
-            until_stable=options.until_stable is not None,
-        ),
-    )
+    source = open_pairs(found, encoder, config, options)
     settings = {
         "data": data,
         "lq": lq,
         "encoder": encoder.name,
-        "degradation": None if partners else degradation,
+        "degradation": None if found.partners else degradation,
         **options.model_dump(),
-        "resolution": crop_px,
+        "resolution": source.resolution_px,
     }
-    run = _Run(source, encoder, options, talk, failed=len(problems))
-    return run.finish(files, settings, interrupted=run.measure())
+    survey = Survey(source, encoder, options)
+    interrupted = _run(survey, talk)
+    failed = bool(found.problems or survey.problems)
+    return _finish(survey, files, settings, talk, failed=failed, interrupted=interrupted)
 
 
-def _find_pictures(
-    data: list[str], lq: list[str] | None
-) -> tuple[tuple[Path, ...], tuple[Path, ...] | None, tuple[FileError, ...]]:
-    """The pictures, the partner of each where there are real ones, and what was typed that names none."""
-    found, problems = find_inputs(data, recursive=True)
-    pictures = tuple(item.path for item in found)
-    partners = None
-    if lq:
-        others, more = find_inputs(lq, recursive=True)
-        problems += more
-        if pictures and others:
-            pairs = pair_by_stem(pictures, [item.path for item in others], names=("--data", "--lq"))
-            partners = tuple(pair.second for pair in pairs)
-    if not pictures or (lq and partners is None):
-        reason = f": {problems[0].message}" if problems else ""
-        raise UsageError(f"no pictures to find the mid-timestep from{reason}", "give folders, files or .txt lists")
-    return pictures, partners, problems
+def _run(survey: Survey, talk: Output) -> bool:
+    """Measure until all is done or the answer is stable; tell whether it was interrupted before."""
+    from omgsr_cli.timesteps import Problem
+
+    try:
+        with talk.progress(len(survey.source)) as view:
+            for result in survey.run():
+                view.finish()
+                if isinstance(result, Problem):
+                    talk.error(result.error)
+    except KeyboardInterrupt:
+        return True
+    return False
 
 
-@dataclass
-class _Run:
-    """The samples that were measured so far, and what they say."""
+def _finish(
+    survey: Survey, files: _Files, settings: dict[str, Any], talk: Output, *, failed: bool, interrupted: bool
+) -> int:
+    """Say and write the answer; the exit code."""
+    if interrupted and not survey.measured:
+        return INTERRUPTED
+    from omgsr_cli.timesteps.report import describe, draw_text
 
-    source: PairSource
-    encoder: ImageEncoder
-    options: TimestepOptions
-    talk: Output
-    failed: int = 0
-    measured: list[Measured] = field(default_factory=list)
-
-    def measure(self) -> bool:
-        """Measure until all is done or the answer is stable; tell whether it was interrupted before."""
-        try:
-            with self.talk.progress(len(self.source)) as view:
-                for result in self._results():
-                    view.finish()
-                    self._take(result)
-                    if self._is_stable():
-                        break
-        except KeyboardInterrupt:
-            return True
-        return False
-
-    def _results(self) -> Iterator[Any]:
-        from omgsr_cli.timesteps import measure
-
-        return measure(
-            self.source,
-            self.encoder.encode,
-            self.encoder.device,
-            batch=self.options.batch,
-            workers=self.options.workers,
-        )
-
-    def _take(self, result: Any) -> None:
-        from omgsr_cli.timesteps import Problem
-
-        if isinstance(result, Problem):
-            self.failed += 1
-            self.talk.error(result.error)
-        else:
-            self.measured.append(result)
-
-    def _is_stable(self) -> bool:
-        wanted, count = self.options.until_stable, len(self.measured)
-        if wanted is None or count < _STABLE_FROM or count % _STABLE_EVERY:
-            return False
-        low, high = self.match().interval
-        return high - low < wanted
-
-    def tensors(self) -> tuple[Any, Any]:
-        """Powers and ratios, (N,) float64 each."""
-        import torch
-
-        rows = [(item.power, item.snr) for item in self.measured]
-        power, snr = torch.tensor(rows, dtype=torch.float64).reshape(-1, 2).T
-        return power, snr
-
-    def match(self) -> MidTimestep:
-        """The answer so far."""
-        from omgsr_cli.timesteps import match_snr
-
-        return match_snr(*self.tensors(), self.encoder.schedule, seed=self.options.seed)
-
-    def finish(self, files: _Files, settings: dict[str, Any], *, interrupted: bool) -> int:
-        """Say and write the answer; the exit code."""
-        if not self.measured:
-            if interrupted:
-                return INTERRUPTED
-            raise UsageError(
-                f"none of {len(self.source)} pictures can be used, for the reasons above",
-                "give other pictures, or --on-small resize where they are smaller than a crop",
-            )
-        from omgsr_cli.cli.timestep_report import describe, draw_text, write_csv, write_plot
-
-        found = self.match()
-        record = describe(found, self.measured, self.tensors(), self.encoder.schedule, settings)
-        self.talk.result(draw_text(record), record)
-        if interrupted:
-            self.talk.note(f"interrupted after {len(self.measured)} of {len(self.source)} samples: known so far")
-            return INTERRUPTED
-        wanted = self.options.until_stable
-        if wanted is not None and found.interval[1] - found.interval[0] >= wanted:
-            self.talk.note(f"note: the interval is not narrower than {wanted} after all {found.samples} samples")
-        if files.csv is not None:
-            write_csv(files.csv, self.measured, self.tensors(), self.encoder.schedule, overwrite=files.overwrite)
-        if files.plot is not None:
-            write_plot(files.plot, record, self.measured, self.tensors(), self.encoder.schedule, files.overwrite)
-        if files.write is not None:
-            from omgsr_cli.cli.timestep_config import write_mid_timestep
-
-            write_mid_timestep(files.write, found.mid_timestep)
-            self.talk.note(f"{files.write}: mid_timestep = {found.mid_timestep}")
-        return 1 if self.failed else 0
+    found = survey.answer()
+    record = describe(survey, found, settings)
+    talk.result(draw_text(record), record)
+    if interrupted:
+        talk.note(f"interrupted after {len(survey.measured)} of {len(survey.source)} samples: known so far")
+        return INTERRUPTED
+    wanted = survey.options.until_stable
+    if wanted is not None and not survey.is_stable():
+        talk.note(f"note: the interval is not narrower than {wanted} after all {found.samples} samples")
+    files.save(survey, record)
+    if files.write is not None:
+        talk.note(f"{files.write}: mid_timestep = {found.mid_timestep}")
+    return 1 if failed else 0
 
 
 @dataclass(frozen=True)
@@ -290,8 +134,6 @@ class _Files:
 
     def check(self) -> None:
         """Raise UsageError or FileError where something cannot be written."""
-        from omgsr_cli.cli.timestep_config import check_config
-
         for option, path in (("--plot", self.plot), ("--csv", self.csv)):
             if path is not None and path.is_dir():
                 raise UsageError(f"{option} {path} is a folder", "give the name of a file")
@@ -302,7 +144,21 @@ class _Files:
                 raise UsageError(f"--plot {self.plot}: not a .png or .svg file", "a curve is drawn in these")
             _check_matplotlib()
         if self.write is not None:
+            from omgsr_cli.timesteps.config_file import check_config
+
             check_config(self.write)
+
+    def save(self, survey: Survey, record: dict[str, Any]) -> None:
+        """Write what was asked for."""
+        from omgsr_cli.timesteps.config_file import write_mid_timestep
+        from omgsr_cli.timesteps.report import write_csv, write_plot
+
+        if self.csv is not None:
+            write_csv(self.csv, survey, overwrite=self.overwrite)
+        if self.plot is not None:
+            write_plot(self.plot, record, survey, overwrite=self.overwrite)
+        if self.write is not None:
+            write_mid_timestep(self.write, record["mid_timestep"])
 
 
 def _check_matplotlib() -> None:

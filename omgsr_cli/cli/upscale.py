@@ -3,138 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from omgsr_cli.cli import params as shared
+from omgsr_cli.cli import upscale_params as own
 from omgsr_cli.cli.output import Output, duration
 from omgsr_cli.cli.report import Tally, name_of, result_line, result_record
 from omgsr_cli.errors import UsageError
 from omgsr_cli.files.jobs import STREAM, JobPlan, plan_jobs
 from omgsr_cli.options import ModelOptions, RestoreOptions, SizeOptions, WriteOptions, build_options
-from omgsr_cli.presets import DEFAULT_PRESET
 
 if TYPE_CHECKING:
     from omgsr_cli.batch import FileResult, Settings
     from omgsr_cli.models.base import Restorer
 
-_MODEL, _SIZE, _PIXELS, _FILES, _TALK = "Model", "Size", "Restoration", "Files", "What is said"
-
 
 def upscale(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(metavar="INPUT...", help="Pictures, folders, globs, .txt lists, or - for stdin to stdout."),
-    ],
-    output: Annotated[
-        str | None,
-        typer.Option("-o", "--output", metavar="OUT", help="File or folder for the results.", rich_help_panel=_FILES),
-    ] = None,
-    scale: Annotated[
-        float | None,
-        typer.Option(metavar="F", help="Factor on both sides, 0.5 to 16 [the model's, 4].", rich_help_panel=_SIZE),
-    ] = None,
-    size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="Exact size in pixels.", rich_help_panel=_SIZE)
-    ] = None,
-    long_side: Annotated[
-        int | None, typer.Option(metavar="N", help="Pixels of the longer side.", rich_help_panel=_SIZE)
-    ] = None,
-    short_side: Annotated[
-        int | None, typer.Option(metavar="N", help="Pixels of the shorter side.", rich_help_panel=_SIZE)
-    ] = None,
-    process_size: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Restore at no less than this short side [the model's].", rich_help_panel=_SIZE),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|FOLDER",
-            envvar="OMGSR_MODEL",
-            help=f"Preset, model folder or hub repository [{DEFAULT_PRESET}].",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER|REPO", help="Base model that --adapter belongs to.", rich_help_panel=_MODEL),
-    ] = None,
-    adapter: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Adapter in the published layout.", rich_help_panel=_MODEL),
-    ] = None,
-    mid_timestep: Annotated[
-        int | None,
-        typer.Option(metavar="T", help="Timestep of the one step, 0 to 999 [the model's].", rich_help_panel=_MODEL),
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Condition the model on a text.", rich_help_panel=_MODEL)
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Sample the latents instead of taking their mean.", rich_help_panel=_MODEL),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="cuda, mps, xpu or cpu [the first that is there].", rich_help_panel=_MODEL),
-    ] = None,
-    precision: Annotated[
-        str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Number format.", rich_help_panel=_MODEL)
-    ] = "auto",
-    compile_: Annotated[
-        bool, typer.Option("--compile", help="Compile the network first; for many pictures.", rich_help_panel=_MODEL)
-    ] = False,
-    color_fix: Annotated[
-        str | None,
-        typer.Option(
-            metavar="adain|wavelet|none",
-            help="How the input's colours are brought back [what suits the model].",
-            rich_help_panel=_PIXELS,
-        ),
-    ] = None,
-    tile: Annotated[
-        str, typer.Option(metavar="auto|off|N", help="Side of a tile in pixels.", rich_help_panel=_PIXELS)
-    ] = "auto",
-    overlap: Annotated[
-        int | None, typer.Option(metavar="N", help="Pixels that tiles share.", rich_help_panel=_PIXELS)
-    ] = None,
-    batch: Annotated[
-        int, typer.Option(metavar="N", help="Tiles that are computed together.", rich_help_panel=_PIXELS)
-    ] = 1,
-    recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Go into the folders' folders.", rich_help_panel=_FILES)
-    ] = False,
-    suffix: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="Added to names [_x4 beside the input].", rich_help_panel=_FILES),
-    ] = None,
-    format_: Annotated[
-        str, typer.Option("--format", metavar="same|png|jpg|webp|tiff|avif", rich_help_panel=_FILES)
-    ] = "same",
-    quality: Annotated[
-        int | None, typer.Option(metavar="N", help="1 to 100, for jpg, webp, avif.", rich_help_panel=_FILES)
-    ] = None,
-    metadata: Annotated[
-        str, typer.Option(metavar="keep|none", help="EXIF, XMP, DPI and texts.", rich_help_panel=_FILES)
-    ] = "keep",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that are there.", rich_help_panel=_FILES)
-    ] = False,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Write a before/after picture beside.", rich_help_panel=_FILES)
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.", rich_help_panel=_TALK)
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a file on stdout.", rich_help_panel=_TALK)
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=_TALK)] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Say more about each file.", rich_help_panel=_TALK)
-    ] = False,
+    inputs: own.Inputs,
+    output: own.Output = None,
+    scale: own.Scale = None,
+    size: own.Size = None,
+    long_side: own.LongSide = None,
+    short_side: own.ShortSide = None,
+    process_size: own.ProcessSize = None,
+    model: own.Model = None,
+    base: shared.Base = None,
+    adapter: shared.Adapter = None,
+    mid_timestep: own.MidTimestep = None,
+    prompt: own.Prompt = None,
+    seed: own.Seed = None,
+    device: shared.Device = None,
+    precision: shared.Precision = "auto",
+    compile_: own.Compile = False,
+    color_fix: own.ColorFix = None,
+    tile: own.Tile = "auto",
+    overlap: own.Overlap = None,
+    batch: own.Batch = 1,
+    recursive: own.Recursive = False,
+    suffix: own.Suffix = None,
+    format_: own.Format = "same",
+    quality: own.Quality = None,
+    metadata: own.Metadata = "keep",
+    overwrite: own.Overwrite = False,
+    compare: own.Compare = False,
+    dry_run: own.DryRun = False,
+    as_json: shared.AsJson = False,
+    quiet: shared.Quiet = False,
+    verbose: shared.Verbose = False,
 ) -> int:
     """Restore and enlarge pictures.
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omgsr_cli.errors import UsageError
-from omgsr_cli.files.inputs import shown
+from omgsr_cli.errors import FileError, UsageError
+from omgsr_cli.files.inputs import find_inputs, shown
 
 _NAMED = 5
 
@@ -65,3 +65,39 @@ def _by_stem(paths: Sequence[Path], name: str) -> dict[str, Path]:
 def _listed(paths: Iterable[Path]) -> str:
     texts = [shown(path) for path in paths]
     return ", ".join(texts[:_NAMED]) + (f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else "")
+
+
+@dataclass(frozen=True)
+class FoundPictures:
+    """What was named.
+
+    Attributes:
+        pictures: the sharp ones.
+        partners: the low-quality partner of each, or None where they are to be degraded.
+        problems: what was named and is none.
+    """
+
+    pictures: tuple[Path, ...]
+    partners: tuple[Path, ...] | None
+    problems: tuple[FileError, ...]
+
+
+def find_pictures(data: Sequence[str], lq: Sequence[str] | None) -> FoundPictures:
+    """Find the pictures, and the partner of each where there are real ones.
+
+    Raises:
+        UsageError: there are none, or their stems do not go together.
+    """
+    found, problems = find_inputs(data, recursive=True)
+    pictures = tuple(item.path for item in found)
+    partners = None
+    if lq:
+        others, more = find_inputs(lq, recursive=True)
+        problems += more
+        if pictures and others:
+            pairs = pair_by_stem(pictures, [item.path for item in others], names=("--data", "--lq"))
+            partners = tuple(pair.second for pair in pairs)
+    if not pictures or (lq and partners is None):
+        reason = f": {problems[0].message}" if problems else ""
+        raise UsageError(f"no pictures were found{reason}", "give folders, files or .txt lists")
+    return FoundPictures(pictures, partners, problems)

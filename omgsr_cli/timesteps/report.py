@@ -1,4 +1,4 @@
-"""The answer of `omgsr timestep` as a record, as text, as a table and as a picture."""
+"""A mid-timestep with its evidence as a record, as text, as a table and as a picture."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from omgsr_cli.imaging import write_atomically
-from omgsr_cli.schedules import Schedule
-from omgsr_cli.timesteps import Measured, MidTimestep, own_timesteps, spread_by
+from omgsr_cli.timesteps.find import Survey
+from omgsr_cli.timesteps.matching import MidTimestep, own_timesteps, spread_by
 
 _WIDTH, _HEIGHT = 64, 10
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
-def describe(
-    found: MidTimestep,
-    measured: Sequence[Measured],
-    numbers: tuple[Tensor, Tensor],
-    schedule: Schedule,
-    settings: dict[str, Any],
-) -> dict[str, Any]:
-    """Everything that is known, in plain values; an infinite loss is null, which JSON can say."""
+def describe(survey: Survey, found: MidTimestep, settings: dict[str, Any]) -> dict[str, Any]:
+    """Everything that is known, in plain values; an infinite loss is null, which JSON can say.
+
+    Args:
+        survey: the evidence.
+        found: its answer.
+        settings: what was asked for, for people.
+    """
+    schedule = survey.encoder.schedule
     return {
         "mid_timestep": found.mid_timestep,
         "loss": found.loss,
@@ -35,19 +34,18 @@ def describe(
         "flat_region": list(found.flat_region),
         schedule.level_name: found.level,
         "curve": [value if math.isfinite(value) else None for value in found.curve.tolist()],
-        "spread": _spread(measured, numbers, schedule),
+        "spread": _spread(survey),
         "schedule": schedule.to_config(),
         "settings": settings,
     }
 
 
-def _spread(
-    measured: Sequence[Measured], numbers: tuple[Tensor, Tensor], schedule: Schedule
-) -> dict[str, dict[str, dict[str, int]]]:
+def _spread(survey: Survey) -> dict[str, dict[str, dict[str, int]]]:
     """The mid-timestep of the samples that were degraded in one way: by choice, then by what was drawn."""
     spread = {}
-    for choice in measured[0].drawn:
-        groups = spread_by([item.drawn[choice] for item in measured], *numbers, schedule)
+    for choice in survey.measured[0].drawn:
+        drawn = [item.drawn[choice] for item in survey.measured]
+        groups = spread_by(drawn, *survey.numbers(), survey.encoder.schedule)
         spread[choice] = {name: {"mid_timestep": t, "samples": count} for name, (t, count) in groups.items()}
     return spread
 
@@ -92,9 +90,7 @@ def _draw_curve(curve: Sequence[float | None], best: int) -> list[str]:
     return [f"loss {10**high:.3g} down to {10**low:.3g}, logarithmic; timesteps 0 to {len(curve) - 1}", *rows, label]
 
 
-def write_csv(
-    path: Path, measured: Sequence[Measured], numbers: tuple[Tensor, Tensor], schedule: Schedule, *, overwrite: bool
-) -> None:
+def write_csv(path: Path, survey: Survey, *, overwrite: bool) -> None:
     """One line a sample: the picture, its crop, the two numbers, its own timestep and what was drawn.
 
     Raises:
@@ -102,22 +98,21 @@ def write_csv(
     """
     table = io.StringIO(newline="")
     writer = csv.writer(table)
-    writer.writerow(["image", "top", "left", "power", "snr_lq", "mid_timestep", *measured[0].drawn])
-    for item, own in zip(measured, own_timesteps(*numbers, schedule).tolist(), strict=True):
+    writer.writerow(["image", "top", "left", "power", "snr_lq", "mid_timestep", *survey.measured[0].drawn])
+    own_steps = own_timesteps(*survey.numbers(), survey.encoder.schedule).tolist()
+    for item, own in zip(survey.measured, own_steps, strict=True):
         writer.writerow([item.path, *item.window, repr(item.power), repr(item.snr), own, *item.drawn.values()])
     write_atomically(path, [table.getvalue().encode("utf-8", "surrogateescape")], overwrite=overwrite)
 
 
-def write_plot(
-    path: Path,
-    record: dict[str, Any],
-    measured: Sequence[Measured],
-    numbers: tuple[Tensor, Tensor],
-    schedule: Schedule,
-    overwrite: bool,
-) -> None:
+def write_plot(path: Path, record: dict[str, Any], survey: Survey, *, overwrite: bool) -> None:
     """The curve with its interval and flat region, over a histogram of the samples' own timesteps.
 
+    Args:
+        path: a .png or .svg file.
+        record: from `describe`.
+        survey: the evidence.
+        overwrite: whether a file that is there is replaced.
     Raises:
         FileError: it exists and may not be replaced, or cannot be written.
     """
@@ -135,7 +130,8 @@ def write_plot(
     above.set(yscale="log", ylabel="mean |SNR(z_t) - SNR(z_L)|")
     above.set_title(f"{record['samples']} samples, {record['settings'].get('encoder', '')}", fontsize=10)
     above.legend(fontsize=9)
-    below.hist(own_timesteps(*numbers, schedule).tolist(), bins=50, range=(0, len(curve) - 1), color="#999999")
+    own_steps = own_timesteps(*survey.numbers(), survey.encoder.schedule).tolist()
+    below.hist(own_steps, bins=50, range=(0, len(curve) - 1), color="#999999")
     below.axvline(best, color="#d55e00", lw=1.2)
     below.set(xlabel="timestep", ylabel="samples", xlim=(0, len(curve) - 1))
     for axes in (above, below):

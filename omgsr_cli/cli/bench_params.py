@@ -1,0 +1,94 @@
+"""The options of `omgsr bench` alone, in the order in which they are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from omgsr_cli.cli.params import MODEL
+from omgsr_cli.presets import DEFAULT_PRESET
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Low-quality pictures, or a folder with test_LR/ and test_HR/.",
+        rich_help_panel="Pictures",
+    ),
+]
+
+Hr = Annotated[
+    Path | None,
+    typer.Option("--hr", metavar="FOLDER", help="Their references, of the same stems.", rich_help_panel="Pictures"),
+]
+
+Sr = Annotated[
+    list[Path] | None,
+    typer.Option("--sr", metavar="FOLDER", help="Pictures restored before; repeatable.", rich_help_panel="Pictures"),
+]
+
+Scale = Annotated[
+    float | None,
+    typer.Option(metavar="F", help="Enlargement where there is no reference [4].", rich_help_panel="Pictures"),
+]
+
+Model = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME|PATH",
+        help=f"Preset, folder, bicubic, lanczos or a network's file; repeatable [{DEFAULT_PRESET}].",
+        rich_help_panel=MODEL,
+    ),
+]
+
+Repeat = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Restore each picture N times, for its time.", rich_help_panel=MODEL),
+]
+
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B",
+        help="Names, or paper for all of a paper's [psnr,ssim,musiq,clipiqa].",
+        rich_help_panel="Scores",
+    ),
+]
+
+ListMetrics = Annotated[
+    bool, typer.Option("--list-metrics", help="Show all metrics, and stop.", rich_help_panel="Scores")
+]
+
+ColorSpace = Annotated[
+    str, typer.Option(metavar="ycbcr|yiq|rgb", help="What psnr and ssim look at.", rich_help_panel="Scores")
+]
+
+CropBorder = Annotated[
+    int, typer.Option(min=0, metavar="PX", help="Border that psnr and ssim leave out.", rich_help_panel="Scores")
+]
+
+Csv = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write a line per picture and model.", rich_help_panel="Reports")
+]
+
+Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page to look at.", rich_help_panel="Reports")]
+
+HtmlDir = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Keep the page's pictures beside it.", rich_help_panel="Reports"),
+]
+
+Markdown = Annotated[bool, typer.Option("--markdown", help="Tables in Markdown on stdout.", rich_help_panel="Reports")]
+
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace reports that are there.", rich_help_panel="Reports")
+]
+
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="Where results are kept between runs [the user's cache].", rich_help_panel="Reports"
+    ),
+]

@@ -1,0 +1,104 @@
+"""The options of `omgsr upscale` alone, in the order in which they are told."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from omgsr_cli.cli.params import FILES, MODEL, TALK
+from omgsr_cli.presets import DEFAULT_PRESET
+
+SIZE, RESTORATION = "Size", "Restoration"
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(metavar="INPUT...", help="Pictures, folders, globs, .txt lists, or - for stdin to stdout."),
+]
+
+Output = Annotated[
+    str | None,
+    typer.Option("-o", "--output", metavar="OUT", help="File or folder for the results.", rich_help_panel=FILES),
+]
+
+Scale = Annotated[
+    float | None,
+    typer.Option(metavar="F", help="Factor on both sides, 0.5 to 16 [the model's, 4].", rich_help_panel=SIZE),
+]
+
+Size = Annotated[str | None, typer.Option(metavar="WxH", help="Exact size in pixels.", rich_help_panel=SIZE)]
+
+LongSide = Annotated[int | None, typer.Option(metavar="N", help="Pixels of the longer side.", rich_help_panel=SIZE)]
+
+ShortSide = Annotated[int | None, typer.Option(metavar="N", help="Pixels of the shorter side.", rich_help_panel=SIZE)]
+
+ProcessSize = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Restore at no less than this short side [the model's].", rich_help_panel=SIZE),
+]
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FOLDER",
+        envvar="OMGSR_MODEL",
+        help=f"Preset, model folder or hub repository [{DEFAULT_PRESET}].",
+        rich_help_panel=MODEL,
+    ),
+]
+
+MidTimestep = Annotated[
+    int | None,
+    typer.Option(metavar="T", help="Timestep of the one step, 0 to 999 [the model's].", rich_help_panel=MODEL),
+]
+
+Prompt = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="Condition the model on a text.", rich_help_panel=MODEL)
+]
+
+Seed = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Sample the latents instead of taking their mean.", rich_help_panel=MODEL),
+]
+
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the network first; for many pictures.", rich_help_panel=MODEL)
+]
+
+ColorFix = Annotated[
+    str | None,
+    typer.Option(
+        metavar="adain|wavelet|none",
+        help="How the input's colours are brought back [what suits the model].",
+        rich_help_panel=RESTORATION,
+    ),
+]
+
+Tile = Annotated[str, typer.Option(metavar="auto|off|N", help="Side of a tile in pixels.", rich_help_panel=RESTORATION)]
+
+Overlap = Annotated[int | None, typer.Option(metavar="N", help="Pixels that tiles share.", rich_help_panel=RESTORATION)]
+
+Batch = Annotated[int, typer.Option(metavar="N", help="Tiles that are computed together.", rich_help_panel=RESTORATION)]
+
+Recursive = Annotated[
+    bool, typer.Option("--recursive", "-r", help="Go into the folders' folders.", rich_help_panel=FILES)
+]
+
+Suffix = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="Added to names [_x4 beside the input].", rich_help_panel=FILES),
+]
+
+Format = Annotated[str, typer.Option("--format", metavar="same|png|jpg|webp|tiff|avif", rich_help_panel=FILES)]
+
+Quality = Annotated[int | None, typer.Option(metavar="N", help="1 to 100, for jpg, webp, avif.", rich_help_panel=FILES)]
+
+Metadata = Annotated[str, typer.Option(metavar="keep|none", help="EXIF, XMP, DPI and texts.", rich_help_panel=FILES)]
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.", rich_help_panel=FILES)]
+
+Compare = Annotated[bool, typer.Option("--compare", help="Write a before/after picture beside.", rich_help_panel=FILES)]
+
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.", rich_help_panel=TALK)
+]

@@ -1,0 +1,61 @@
+"""Put a mid-timestep into a training configuration without disturbing anything else in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import Table
+
+from omgsr_cli.errors import FileError, UsageError
+from omgsr_cli.imaging import write_atomically
+
+_SECTION, _KEY = "model", "mid_timestep"
+
+
+def check_config(path: Path) -> None:
+    """Check that a configuration can be changed, before anything is computed for it.
+
+    Raises:
+        UsageError: the file is not TOML, or [model] is something else in it.
+        FileError: it cannot be read, or its folder is not there.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise FileError(f"{path} cannot be written: {'it is' if path.is_dir() else 'its folder is not'} a folder")
+    if path.exists():
+        changed_text(_read(path), 0, path)
+
+
+def write_mid_timestep(path: Path, mid_timestep: int) -> None:
+    """Set [model] mid_timestep in a TOML file, keeping comments and order; the file is made where there is none.
+
+    Raises:
+        UsageError, FileError: as for `check_config`, or it cannot be written.
+    """
+    text = changed_text(_read(path) if path.exists() else "", mid_timestep, path)
+    write_atomically(path, [text.encode("utf-8")], overwrite=True)
+
+
+def changed_text(text: str, mid_timestep: int, path: Path) -> str:
+    """Give the text of a TOML file with the value set in it, all else as it was."""
+    try:
+        document = tomlkit.parse(text)
+    except (TOMLKitError, RecursionError) as error:
+        raise UsageError(f"{path} is not a TOML file: {error}", "mend it first") from error
+    if _SECTION not in document:
+        document[_SECTION] = tomlkit.table()
+    section = document[_SECTION]
+    if not isinstance(section, Table):
+        raise UsageError(f"{path}: [{_SECTION}] is not written as a table of its own", f"set {_KEY} by hand")
+    section[_KEY] = mid_timestep
+    return tomlkit.dumps(document)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not a TOML file: not UTF-8", "mend it first") from error
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror}") from error
