@@ -40,6 +40,9 @@ _SAMPLE_BYTES = 1 << 16
 # One copy of the enlarged picture and one of the restored, three float32 channels each.
 _HELD_BYTES_PER_PX = 2 * 3 * 4
 
+# A strip that is padded to more than this many times its result's pixels is refused, if the work is also large.
+_MOST_PADDING, _MOST_PADDING_PX = 32, 16_000_000
+
 
 @dataclass(frozen=True)
 class FileResult:
@@ -187,8 +190,16 @@ def _check(job: Job, settings: Settings, info: RestorerInfo) -> _Checked:
 
 
 def _check_memory(job: Job, output: Size, info: RestorerInfo) -> None:
-    """Refuse what could not even be held once; whether there is room to work in shows only as it is done."""
-    needed = plan_canvas(output, info.native_tile_px, info.multiple_of_px).padded.area * _HELD_BYTES_PER_PX
+    """Refuse what could not even be held once, or is nearly all padding.
+
+    Whether there is room to work in shows only as it is done.
+    """
+    padded = plan_canvas(output, info.native_tile_px, info.multiple_of_px).padded
+    if padded.area > _MOST_PADDING_PX and padded.area > _MOST_PADDING * output.area:
+        reason = f"{output} would be restored as {padded}: {padded.area / 1e6:.0f} megapixels of work"
+        hint = "cut it into parts that are less thin, or lower --process-size"
+        raise FileError(f"{_name(job)}: out of proportion: {reason} for {output.area / 1e6:.2g}", hint)
+    needed = padded.area * _HELD_BYTES_PER_PX
     free = free_memory_bytes(torch.device("cpu"))
     if needed > free:
         reason = f"{output} takes {needed >> 20} MiB of memory, and {free >> 20} are free"

@@ -76,14 +76,18 @@ class Canvas:
     Attributes:
         output: what was asked for.
         working: what the model restores: the output, or larger where that is under the native size.
-        padded: the working size with a border on every side, up to the model's multiple.
-        border: pixels of that border; what the multiple asks for lies to the right and below.
+        padded: the working size with a border on every side, up to the native size and the model's multiple.
+        border: pixels of that border; what else is padded lies to the right and below.
     """
 
     output: Size
     working: Size
     padded: Size
     border: int = 0
+
+
+#: Up to this many times its short side, a small picture is enlarged to the native size; a thinner one is padded.
+_THIN = 4
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -112,12 +116,15 @@ def plan_canvas(output: Size, native_px: int, multiple_px: int, border_px: int =
     """The sizes for one picture.
 
     A model has only seen pictures of its native size, so a smaller one is restored at that size and reduced
-    afterwards, as the published scripts do; a larger one is cut into tiles.
+    afterwards, as the published scripts do; a larger one is cut into tiles. A thin one would become enormous that way:
+    it is enlarged no further than to four times the native size on its longer side, and padded on the other.
     """
-    working = output
-    if min(output) < native_px:
+    working, longest = output, _THIN * native_px
+    if min(output) < native_px and max(output) <= _THIN * min(output):
         working = _with_side(output, native_px, min(output))
-    height, width = (round_up(side + 2 * border_px, multiple_px) for side in working)
+    elif min(output) < native_px and max(output) < longest:
+        working = _with_side(output, longest, max(output))
+    height, width = (round_up(max(side, native_px) + 2 * border_px, multiple_px) for side in working)
     return Canvas(output, working, Size(height, width), border_px)
 
 

@@ -15,6 +15,8 @@ from omgsr_cli.options import RestoreOptions
 MIN_TILE_PX, MAX_TILE_PX = 256, 4096
 """A blended tile below this would be mostly overlap; above it nothing gets faster."""
 
+# Exact tiles: their margin costs some time, and larger ones cost more memory than that is worth.
+_MAX_EXACT_TILE_PX = 1152
 # Of the memory that is free, this share may go to one tile: other programs, and the picture itself, need some too.
 _MEMORY_SHARE = 0.5
 _CODEC_OVERLAP_PX = 128
@@ -102,7 +104,10 @@ def _plan_in_one_go(
     whole, halo = max(canvas.padded), info.codec.halo_px + info.step.halo_px
     bytes_per_px = max(info.codec.bytes_per_px, info.step.bytes_per_px)
     fitting = _fitting_px(bytes_per_px, free_bytes // options.batch, halo)
-    side = min(_fixed_px(options, whole) or min(limit_px, fitting), round_up(whole, info.multiple_of_px))
+    automatic = _even_px(whole, min(limit_px, fitting, _MAX_EXACT_TILE_PX))
+    side = min(
+        _fixed_px(options, whole) or round_up(automatic, info.multiple_of_px), round_up(whole, info.multiple_of_px)
+    )
     stage = StagePlan("exact", side, halo if options.overlap is None else options.overlap)
     memory = _memory(canvas, min(side + 2 * stage.margin_px, whole), options.batch * bytes_per_px)
     return TilePlan(canvas, stage, stage, True, stage.count(canvas.padded, info.multiple_of_px), memory)
@@ -149,6 +154,11 @@ def _fixed_px(options: RestoreOptions, whole_px: int) -> int | None:
 def _fitting_px(bytes_per_px: int, free_bytes: int, halo_px: int) -> int:
     side = int(math.sqrt(max(free_bytes, 0) / bytes_per_px)) - 2 * halo_px
     return max(MIN_TILE_PX, side // 64 * 64)
+
+
+def _even_px(whole: int, largest: int) -> int:
+    """Side of tiles of one size, so that none is a narrow rest that is nearly all margin."""
+    return -(-whole // -(-whole // largest))
 
 
 def _outer_px(stage: StagePlan) -> int:

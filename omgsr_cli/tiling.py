@@ -32,15 +32,43 @@ def gaussian_window(height: int, width: int) -> Tensor:
     return profile(height)[:, None] * profile(width)[None, :]
 
 
+def ramp_window(height: int, width: int, overlap: int) -> Tensor:
+    """Weights that rise over the overlap and are level inside of it, whatever the size of the tile.
+
+    Two tiles that share just the overlap have weights whose sum is constant there, so that a step from one element to
+    the next is at most 1/(overlap + 1) of what the tiles differ by.
+
+    Args:
+        height, width: of the tile.
+        overlap: elements that neighbours share at least.
+    Returns:
+        (height, width) float32 in (0, 1].
+    """
+
+    def profile(length: int) -> Tensor:
+        position = torch.arange(1, length + 1, dtype=torch.float32)
+        return (torch.minimum(position, length + 1 - position) / (overlap + 1)).clamp(max=1)
+
+    return profile(height)[:, None] * profile(width)[None, :]
+
+
 def run_blended(
-    function: TileFunction, source: Tensor, tiles: Sequence[Tile], *, batch: int = 1, on_tiles: OnTiles | None = None
+    function: TileFunction,
+    source: Tensor,
+    tiles: Sequence[Tile],
+    *,
+    ramp: int | None = None,
+    batch: int = 1,
+    on_tiles: OnTiles | None = None,
 ) -> Tensor:
-    """Run a function on overlapping tiles and average the results, weighted by a Gaussian window, in float32.
+    """Run a function on overlapping tiles and average the results, weighted by a window, in float32.
 
     Args:
         function: maps (N, C, h, w) to (N, C', h*r, w*r) with one ratio r for all tiles: an integer or 1 / integer.
         source: (1, C, H, W).
         tiles: cover the source; where r is 1/n, every edge is a multiple of n.
+        ramp: elements of the source over which a tile fades in, at most what neighbours share; None takes a Gaussian
+            window, which is for tiles that share about a half.
         batch: tiles that go through the function together.
         on_tiles: told after every batch how many tiles it held.
     Returns:
@@ -60,7 +88,10 @@ def run_blended(
             height, width = (side * numerator // denominator for side in source.shape[-2:])
             total = results.new_zeros((1, results.shape[1], height, width), dtype=torch.float32)
             weights = total.new_zeros((height, width))
-            window = gaussian_window(*results.shape[-2:]).to(total.device)
+            high, wide = results.shape[-2:]
+            fade = None if ramp is None else ramp * numerator // denominator
+            window = gaussian_window(high, wide) if fade is None else ramp_window(high, wide, fade)
+            window = window.to(total.device)
         for result, tile in zip(results, group, strict=True):
             place = tile.times(numerator, denominator)
             total[0, :, place.rows, place.columns] += result.float() * window

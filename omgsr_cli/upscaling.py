@@ -12,6 +12,7 @@ from omgsr_cli.errors import DeviceError, ShapeError
 from omgsr_cli.geometry import Size, plan_halo_tiles, plan_tiles
 from omgsr_cli.imaging import Picture, enlarge_with_alpha, extend, resize
 from omgsr_cli.models.base import Restorer, RestorerInfo
+from omgsr_cli.models.devices import is_out_of_memory, release_memory
 from omgsr_cli.options import ColorFix, RestoreOptions
 from omgsr_cli.planning import MIN_TILE_PX, StagePlan, TilePlan, plan_model_canvas, plan_restoration, usable_memory
 from omgsr_cli.tiling import OnTiles, TileFunction, run_blended, run_exact
@@ -63,8 +64,8 @@ def upscale_image(
         try:
             restored = _run_tiles(restorer, enlarged, plan, options, on_progress)
             break
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
             limit = limit // 2
             if options.tile != "auto" or limit < MIN_TILE_PX:
@@ -123,11 +124,15 @@ def _run_tiles(
     def on_tiles(count: int) -> None:
         nonlocal done
         done += count
+        release_memory()
         if on_progress:
             on_progress(done, plan.tiles)
 
     canvas = plan.canvas
-    image = extend(enlarged * 2 - 1, canvas.padded, canvas.border)[None].to(restorer.device)
+    padded = extend(enlarged, canvas.padded, canvas.border)
+    padded = padded.clone() if padded is enlarged else padded
+    image = padded.mul_(2).sub_(1)[None].to(restorer.device)
+    del padded
     generator = None if options.seed is None else torch.Generator(restorer.device).manual_seed(options.seed)
     px, batch = restorer.info.latent_px, options.batch
 
@@ -140,12 +145,12 @@ def _run_tiles(
         (restorer.decode, plan.codec, px, 1),
     ]
     if plan.in_one_go:
-        stages = [(lambda tile: restorer.decode(restorer.restore(encode(tile))), plan.step, 1, batch)]
+        stages = [(lambda tile: restorer.decode(restorer.restore(_released(encode(tile)))), plan.step, 1, batch)]
     for function, stage, source_px, together in stages:
         image = _run_stage(function, image, stage, restorer.info, source_px, together, on_tiles)
     (height, width), border = canvas.working, canvas.border
     image = image[0, :, border : border + height, border : border + width]
-    return image.float().mul(0.5).add_(0.5).clamp_(0, 1).cpu()
+    return image.float().mul_(0.5).add_(0.5).clamp_(0, 1).cpu()
 
 
 def _run_stage(
@@ -171,9 +176,15 @@ def _run_stage(
     # On the grid of the latents, so that every tile's edge lies on one of their elements.
     px = info.latent_px
     tiles = plan_tiles(Size(size.height // px, size.width // px), stage.side_px // px, stage.margin_px // px)
-    return run_blended(
-        function, source, [tile.times(px // source_px) for tile in tiles], batch=batch, on_tiles=on_tiles
-    )
+    placed = [tile.times(px // source_px) for tile in tiles]
+    # A Gaussian is made for neighbours that share a half; where they share less it would end in a step.
+    ramp = stage.margin_px // source_px if stage.margin_px < stage.side_px // 2 else None
+    return run_blended(function, source, placed, ramp=ramp, batch=batch, on_tiles=on_tiles)
+
+
+def _released(latent: Tensor) -> Tensor:
+    release_memory()
+    return latent
 
 
 def _fix_color(restored: Tensor, enlarged: Tensor, method: ColorFix, bit_depth: int) -> Tensor:
@@ -184,7 +195,3 @@ def _fix_color(restored: Tensor, enlarged: Tensor, method: ColorFix, bit_depth: 
         # anew, so that the half level lost here does not darken the result.
         restored = (restored * 255).floor_().div_(255)
     return match_color(restored[None], enlarged[None], method)[0].clamp_(0, 1)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -131,6 +131,19 @@ def test_a_small_picture_is_restored_at_the_process_size(omgsr: Command, tmp_pat
     assert (pixels(tmp_path / "16.png") != pixels(tmp_path / "64.png")).any()
 
 
+def test_a_thin_picture_is_done_and_one_out_of_proportion_refused_with_its_cost(omgsr: Command, tmp_path: Path) -> None:
+    draw(tmp_path / "thin.png", 600, 1)
+    assert omgsr(tmp_path / "thin.png", "--scale", "1", "--process-size", "64").code == 0
+    assert size_of(tmp_path / "thin_x1.png") == (600, 1)
+    draw(tmp_path / "strip.png", 20_000, 1)
+    [plan] = omgsr(tmp_path / "strip.png", "--process-size", "64", "--dry-run", "--json").records
+    assert plan["restored_size"] == plan["output_size"] == [80_000, 4]
+    said = omgsr(tmp_path / "strip.png", "--process-size", "512", "--dry-run")
+    assert said.code == 1
+    assert "80000x4 would be restored as 80000x512: 41 megapixels" in said.errors[0]
+    assert "hint: cut it" in said.err
+
+
 # Model
 
 

@@ -126,3 +126,21 @@ def test_without_meminfo_half_of_the_memory_counts_as_free(monkeypatch: pytest.M
     monkeypatch.setattr(devices, "_read_integer", lambda path: None)
     monkeypatch.setattr(devices, "_installed_memory_bytes", lambda: 64)
     assert devices.free_memory_bytes(torch.device("cpu")) == 32
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 8.88 GB, other allocations: 9 GB)"), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+            True,
+        ),
+        (MemoryError(), True),
+        (RuntimeError("shapes (3,) and (4,) differ"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_out_of_memory_is_known_on_every_device(error: Exception, expected: bool) -> None:
+    assert devices.is_out_of_memory(error) is expected

@@ -72,9 +72,21 @@ def test_canvas_is_never_below_native_and_always_a_multiple() -> None:
         for width in (1, 3, 63, 64, 65, 127, 600):
             canvas = plan_canvas(Size(height, width), 64, 16)
             assert canvas.output == (height, width)
-            assert min(canvas.working) >= 64
-            assert (canvas.working == canvas.output) == (min(height, width) >= 64)
-            assert all(0 <= p - w < 16 and p % 16 == 0 for p, w in zip(canvas.padded, canvas.working, strict=True))
+            short, long = sorted((height, width))
+            thin = long > 4 * short
+            assert min(canvas.padded) >= 64
+            assert min(canvas.working) >= 64 or thin
+            assert (canvas.working == canvas.output) == (
+                min(height, width) >= 64 or (thin and max(height, width) > 255)
+            )
+            assert all(p == max(64, round_up(w, 16)) for p, w in zip(canvas.padded, canvas.working, strict=True))
+
+
+@pytest.mark.parametrize("size", [Size(4, 80_000), Size(80_000, 4), Size(1, 300), Size(1, 20), Size(63, 253)])
+def test_a_thin_picture_is_padded_and_not_enlarged_beyond_measure(size: Size) -> None:
+    canvas = plan_canvas(size, 64, 16)
+    assert max(canvas.working) == max(256, *size)
+    assert canvas.padded.area <= 64 * round_up(max(canvas.working), 16)
 
 
 @pytest.mark.parametrize(

@@ -103,8 +103,9 @@ def test_automatic_tiles_are_what_fits_for_the_codec_and_native_for_the_step() -
     assert plan.memory_bytes == 640**2 * 100 + 2000**2 * 36
     exact = plan_restoration(info_of("exact", "exact"), Size(2000, 2000), RestoreOptions(), 100 * 700**2)
     assert exact.step == exact.codec
-    assert (exact.step.side_px, exact.step.margin_px) == (640, 16)
-    assert exact.memory_bytes == (640 + 2 * 16) ** 2 * 100 + 2000**2 * 36
+    # Four even tiles of 2000 pixels, rounded up to whole multiples.
+    assert (exact.step.side_px, exact.step.margin_px) == (504, 16)
+    assert exact.memory_bytes == (504 + 2 * 16) ** 2 * 100 + 2000**2 * 36
     short = plan_restoration(info_of("exact", "exact"), Size(2000, 2000), RestoreOptions(), 0)
     assert short.step.side_px == MIN_TILE_PX
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
 from omgsr_cli.geometry import Size, plan_halo_tiles, plan_tiles
-from omgsr_cli.tiling import gaussian_window, run_blended, run_exact
+from omgsr_cli.tiling import gaussian_window, ramp_window, run_blended, run_exact
 
 SIZES = [(1, 1), (49, 50), (64, 64), (65, 64), (127, 129), (3, 170)]
 
@@ -42,6 +42,29 @@ def test_tiles_that_disagree_fade_into_each_other() -> None:
     assert result.max() - result.min() > 1.9
 
 
+@pytest.mark.parametrize("tile", [64, 256, 1024])
+def test_a_ramp_fades_over_the_overlap_whatever_the_tile(tile: int) -> None:
+    """Two tiles that differ by 1: no step between neighbours is more than the overlap's share of it."""
+    constants = iter((0.0, 1.0))
+    size = Size(16, 2 * tile - 32)
+    result = run_blended(lambda x: x + next(constants), torch.zeros(1, 1, *size), plan_tiles(size, tile, 32), ramp=32)
+    assert result.diff(dim=3).abs().max() <= 1 / 33 + 1e-6
+    assert (result[0, 0, 0, 0], result[0, 0, 0, -1]) == (0, 1)
+
+
+def test_a_ramp_follows_a_change_of_scale() -> None:
+    constants = iter((0.0, 1.0))
+    tiles = plan_tiles(Size(8, 28), 16, 4)
+    up = run_blended(
+        lambda x: x.repeat_interleave(8, 2).repeat_interleave(8, 3) + next(constants),
+        torch.zeros(1, 1, 8, 28),
+        tiles,
+        ramp=4,
+    )
+    assert up.diff(dim=3).abs().max() <= 1 / 33 + 1e-6
+    assert ramp_window(3, 5, 0).eq(1).all()
+
+
 def test_window_is_symmetric_and_never_vanishes() -> None:
     window = gaussian_window(48, 64)
     assert window.shape == (48, 64)
@@ -71,5 +94,7 @@ def test_a_margin_that_is_too_small_shows() -> None:
     """The test above can fail: with half the margin the result differs."""
     kernel = torch.ones(1, 1, 17, 17)
     source = torch.rand(1, 1, 64, 64)
-    result = run_exact(lambda x: F.conv2d(x, kernel, padding=8), source, plan_halo_tiles(Size(64, 64), 16, 4, 4))
+    size = Size(64, 64)
+    tiles = plan_halo_tiles(size, 16, 4, 4)
+    result = run_exact(lambda x: F.conv2d(x, kernel, padding=8), source, tiles)
     assert (result - F.conv2d(source, kernel, padding=8)).abs().max() > 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Callable
 
 import torch
@@ -13,6 +15,8 @@ PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloa
 
 _CPU_BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 """Names in `torch.cpu.get_capabilities()` of instructions that multiply in bf16: x86 and ARM."""
+
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 _IS_PRESENT: dict[str, Callable[[], bool]] = {
     "cuda": lambda: torch.cuda.is_available(),
@@ -112,6 +116,28 @@ def free_memory_bytes(device: torch.device) -> int:
     if device.type == "mps":
         return max(int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()), 0)
     return _free_system_memory_bytes()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, on whatever device.
+
+    CUDA and XPU have a class of their own for it; MPS ("MPS backend out of memory ...") and the CPU's allocator
+    ("DefaultCPUAllocator: can't allocate memory ...") raise a plain RuntimeError.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    reason = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in reason or "can't allocate memory" in reason)
+
+
+def release_memory() -> None:
+    """Give memory that is free in this process back to the system, where the C library keeps it (glibc).
+
+    Activations are a little too small for the allocator to return them by itself: after some tiles of different sizes
+    the process would hold several times what it uses.
+    """
+    if _TRIM is not None:
+        _TRIM(0)
 
 
 def _free_system_memory_bytes() -> int:

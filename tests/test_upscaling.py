@@ -1,0 +1,135 @@
+"""One picture: padding, short memory, what a plan depends on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from torch import Tensor
+
+from omgsr_cli.errors import DeviceError
+from omgsr_cli.geometry import Size
+from omgsr_cli.models.base import RestorerInfo, StageInfo
+from omgsr_cli.options import RestoreOptions
+from omgsr_cli.planning import plan_restoration
+from omgsr_cli.schedules import DdpmSchedule
+from omgsr_cli.upscaling import upscale_image
+
+INFO = RestorerInfo(
+    name="identity",
+    family="none",
+    scale=4.0,
+    mid_timestep=273,
+    multiple_of_px=8,
+    native_tile_px=64,
+    latent_px=8,
+    codec=StageInfo("blended", 0, 1000),
+    step=StageInfo("blended", 0, 1000),
+    border_px=0,
+    color_fix="none",
+    prompt=None,
+    parameters=0,
+)
+ROOMY = 10**12
+
+
+def exact_info(halo_px: int) -> RestorerInfo:
+    stage = StageInfo("exact", halo_px, 1000)
+    return replace(INFO, codec=stage, step=stage)
+
+
+class Identity:
+    """Gives the picture back; memory is short for what has a longer side than `most_px`."""
+
+    def __init__(self, most_px: int = 10**6, reason: str = "", exact: bool = False) -> None:
+        self.info = exact_info(8) if exact else INFO
+        self.schedule = DdpmSchedule()
+        self.device = torch.device("cpu")
+        self.precision = "fp32"
+        self.notes: tuple[str, ...] = ()
+        self._most_px, self._reason = most_px, reason
+
+    def compile(self) -> None:
+        """Nothing to compile."""
+
+    def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        if max(image.shape[2:]) > self._most_px:
+            raise RuntimeError(self._reason)
+        return F.pixel_unshuffle(image, 8)
+
+    def restore(self, lq_latent: Tensor) -> Tensor:
+        return lq_latent
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return F.pixel_shuffle(latent, 8)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (3, 70), (65, 64), (9, 33)])
+@pytest.mark.parametrize("border", [0, 32])
+def test_any_proportion_comes_back(size: tuple[int, int], border: int) -> None:
+    restorer = Identity()
+    restorer.info = replace(restorer.info, border_px=border)
+    image = torch.rand(3, *size)
+    restored = upscale_image(restorer, image, Size(*size), bit_depth=16, free_bytes=ROOMY)
+    working = Size(*size) if max(size) > 255 or min(size) > 63 else None
+    assert restored.shape == image.shape
+    if working:
+        torch.testing.assert_close(restored, image, atol=1e-5, rtol=0)
+
+
+def test_padding_is_a_reflection_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    restorer = Identity()
+    monkeypatch.setattr(restorer, "restore", lambda latent: seen.append(latent) or latent)
+    image = torch.rand(3, 4, 256)
+    upscale_image(restorer, image, Size(4, 256), bit_depth=16, free_bytes=ROOMY)
+    rows = (F.pixel_shuffle(seen[0], 8)[0, 0, :, 0] + 1) / 2
+    wanted = torch.cat([image[0, [0, 1, 2, 3, 2, 1], 0]] * 11)[:64]
+    torch.testing.assert_close(rows, wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "MPS backend out of memory (MPS allocated: 8.88 GB, other allocations: 9.10 GB, max allowed: 18.13 GB).",
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 12 bytes. Error code 12",
+    ],
+)
+def test_short_memory_gives_smaller_tiles_and_the_same_picture(reason: str, exact: bool) -> None:
+    image = torch.rand(3, 600, 1100)
+    told: list[tuple[int, int]] = []
+    restored = upscale_image(
+        Identity(600, reason, exact),
+        image,
+        Size(600, 1100),
+        bit_depth=16,
+        free_bytes=ROOMY,
+        on_progress=lambda done, total: told.append((done, total)),
+    )
+    torch.testing.assert_close(restored, image, atol=1e-5, rtol=0)
+    assert told[-1][0] == told[-1][1] > 1
+
+
+def test_a_tile_that_was_asked_for_is_never_changed() -> None:
+    image = torch.rand(3, 600, 700)
+    with pytest.raises(DeviceError, match="memory is short for tiles of 512 pixels"):
+        upscale_image(Identity(500, "out of memory"), image, Size(600, 700), RestoreOptions(tile=512), free_bytes=ROOMY)
+
+
+def test_another_error_passes_through() -> None:
+    with pytest.raises(RuntimeError, match="a bug"):
+        upscale_image(Identity(0, "a bug"), torch.rand(3, 64, 64), Size(64, 64), free_bytes=ROOMY)
+
+
+def test_exact_tiles_are_even_and_no_larger_than_worth_their_memory() -> None:
+    info = replace(exact_info(48), border_px=32)
+    for side in (1024, 2048, 4096, 16_384):
+        plan = plan_restoration(info, Size(side, side), RestoreOptions(), ROOMY)
+        assert plan.step.side_px <= 1152
+        rest = plan.canvas.padded.width % plan.step.side_px
+        assert rest == 0 or rest > 0.8 * plan.step.side_px
+    asked = plan_restoration(info, Size(4096, 4096), RestoreOptions(tile=2048), ROOMY)
+    assert asked.step.side_px == 2048
