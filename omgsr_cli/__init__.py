@@ -11,15 +11,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from omgsr_cli.library import load, upscale_image
+    from omgsr_cli.library import find_mid_timestep, load, run_bench, upscale_folder, upscale_image
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "upscale_image"]
+__all__ = ["__version__", "find_mid_timestep", "load", "run_bench", "upscale_folder", "upscale_image"]
 
 
 def __getattr__(name: str) -> object:
     """Import the library when it is first asked for: the command line's help must not wait for torch."""
-    if name in ("load", "upscale_image"):
+    if name in __all__:
         from omgsr_cli import library
 
         return getattr(library, name)

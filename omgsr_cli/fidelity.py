@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
 from omgsr_cli.errors import ShapeError
-
-ColorSpace = Literal["ycbcr", "yiq", "rgb"]
+from omgsr_cli.options import ColorSpace
 
 SSIM_WINDOW_PX = 11
 _SSIM_SIGMA_PX = 1.5

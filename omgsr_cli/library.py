@@ -1,8 +1,10 @@
-"""Three lines to a result: a PIL image, an array or a tensor in, and the same kind out."""
+"""What the program can do, from Python: an image or a folder in, and the same kind out; a report; a number."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
@@ -11,15 +13,27 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from omgsr_cli.batch import FileResult, Settings, upscale_files
+from omgsr_cli.benchmark.plan import run_bench
 from omgsr_cli.errors import ShapeError
+from omgsr_cli.files.jobs import plan_jobs, scale_label
 from omgsr_cli.geometry import Size, plan_output_size
 from omgsr_cli.imaging import Picture, encode_picture, from_samples, luma, read_picture, to_samples
 from omgsr_cli.models.base import Restorer
 from omgsr_cli.models.loading import load_restorer as load
-from omgsr_cli.options import ColorFix, RestoreOptions, SizeOptions, build_options
+from omgsr_cli.options import (
+    ColorFix,
+    ModelOptions,
+    OutputFormat,
+    RestoreOptions,
+    SizeOptions,
+    WriteOptions,
+    build_options,
+)
+from omgsr_cli.timesteps.find import find_mid_timestep
 from omgsr_cli.upscaling import restore_picture
 
-__all__ = ["load", "upscale_image"]
+__all__ = ["find_mid_timestep", "load", "run_bench", "upscale_folder", "upscale_image"]
 
 AnyArray = TypeVar("AnyArray", bound=NDArray[Any])
 
@@ -104,6 +118,78 @@ def upscale_image(
     if isinstance(image, np.ndarray):
         return _upscale_array(model, image, options)
     raise ShapeError(f"an image is a PIL image, an array or a tensor, not a {type(image).__name__}")
+
+
+def upscale_folder(
+    model: Restorer,
+    inputs: str | Path | Sequence[str | Path],
+    output: str | Path | None = None,
+    *,
+    scale: float | None = None,
+    size: tuple[int, int] | None = None,
+    color_fix: ColorFix | None = None,
+    tile: Literal["auto", "off"] | int = "auto",
+    seed: int | None = None,
+    recursive: bool = False,
+    suffix: str | None = None,
+    format: OutputFormat = "same",
+    quality: int | None = None,
+    metadata: Literal["keep", "none"] = "keep",
+    overwrite: bool = False,
+    on_result: Callable[[FileResult], None] | None = None,
+) -> list[FileResult]:
+    """Restore and enlarge the pictures of a folder, or of several files and folders, with all that they carry.
+
+    One picture that fails does not end the others. What an earlier call with the same model and settings finished is
+    skipped.
+
+    Args:
+        model: from `load`.
+        inputs: folders, files, globs or .txt lists.
+        output: a folder, or a file for a single picture; None writes beside the input, as NAME_x4.EXT or FOLDER_x4/.
+        scale: as for `upscale_image`; likewise `size`, `color_fix`, `tile` and `seed`.
+        size: see there.
+        color_fix: see there.
+        tile: see there.
+        seed: see there.
+        recursive: whether sub-folders are searched too.
+        suffix: added to names.
+        format: "same" as the input's, or "png", "jpg", "webp", "tiff", "avif".
+        quality: 1 to 100, for formats that lose something.
+        metadata: "keep" or "none".
+        overwrite: whether other files that are there are replaced.
+        on_result: told of each picture as it ends.
+    Returns:
+        One result for each picture, and one for each input that is none; `error` says why one failed.
+    Raises:
+        UsageError: a value is out of range, or values do not go together.
+    """
+    sizes = build_options(SizeOptions, scale=scale, size=size)
+    settings = Settings(
+        _model_options(model),
+        build_options(RestoreOptions, size=sizes, color_fix=color_fix, tile=tile, seed=seed),
+        build_options(WriteOptions, format=format, quality=quality, metadata=metadata, overwrite=overwrite),
+    )
+    plan = plan_jobs(
+        [str(inputs)] if isinstance(inputs, str | Path) else [str(one) for one in inputs],
+        None if output is None else str(output),
+        recursive=recursive,
+        suffix=suffix,
+        scale_label=scale_label(sizes, model.info.scale),
+        output_format=format,
+    )
+    results = [FileResult(None, None, "failed", error=problem) for problem in plan.problems]
+    for result in upscale_files(plan.jobs, settings, model.info, lambda: model):
+        results.append(result)
+        if on_result:
+            on_result(result)
+    return results
+
+
+def _model_options(model: Restorer) -> ModelOptions:
+    """What a finished picture says of the model that made it."""
+    info = model.info
+    return ModelOptions(model=info.name, mid_timestep=info.mid_timestep, prompt=info.prompt)
 
 
 def _restore(model: Restorer, picture: Picture, options: RestoreOptions) -> Picture:

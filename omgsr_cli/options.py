@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from omgsr_cli.errors import UsageError
 
 ColorFix = Literal["adain", "wavelet", "none"]
+ColorSpace = Literal["ycbcr", "yiq", "rgb"]
 OutputFormat = Literal["same", "png", "jpg", "webp", "tiff", "avif"]
 MIN_SCALE, MAX_SCALE = 0.5, 16.0
 
@@ -137,6 +138,42 @@ class TimestepOptions(_Options):
     batch: int = Field(default=4, ge=1, le=256)
     workers: int = Field(default=0, ge=0, le=256)
     seed: int = Field(default=0, ge=0)
+
+
+class BenchOptions(_Options):
+    """What stands side by side in a benchmark, and what it is scored by.
+
+    Attributes:
+        data: folder of low-quality pictures, or one with `test_LR/` and `test_HR/`; None takes the package's own.
+        hr: folder of their references.
+        sr: folders of pictures that were restored before.
+        scale: enlargement where there is no reference; None takes the first model's own.
+        model: presets, folders, repositories, "bicubic", "lanczos" or files of networks; none takes the default.
+        base: base model that `adapter` belongs to.
+        adapter: folder with the published PEFT layout.
+        device: as in `ModelOptions`.
+        precision: likewise.
+        repeat: how often each picture is restored for its time; None restores only what is not kept, once.
+        metrics: names, or "paper"; None takes those that suit the pictures.
+        color_space: what psnr and ssim look at.
+        crop_border: pixels that they leave out on each side.
+        cache: folder of what is kept between runs; None takes the user's.
+    """
+
+    data: Path | None = None
+    hr: Path | None = None
+    sr: tuple[Path, ...] = ()
+    scale: float | None = None
+    model: tuple[str, ...] = ()
+    base: str | None = None
+    adapter: Path | None = None
+    device: str | None = None
+    precision: str = "auto"
+    repeat: int | None = Field(default=None, ge=1)
+    metrics: tuple[str, ...] | None = None
+    color_space: ColorSpace = "ycbcr"
+    crop_border: int = Field(default=0, ge=0)
+    cache: Path | None = None
 
 
 T = TypeVar("T", bound=_Options)

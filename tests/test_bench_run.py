@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from omgsr_cli.benchmark.cache import Cache, files_identity
+from omgsr_cli.benchmark.cases import Case, find_cases, shipped_cases, shipped_folder
 from omgsr_cli.benchmark.contestants import (
     Contestant,
     network_contestant,
     resampling_contestant,
     unique_names,
 )
-from omgsr_cli.benchmark.datasets import Sample, find_samples, shipped_folder, shipped_samples
 from omgsr_cli.benchmark.metrics import METRICS, choose_metrics
 from omgsr_cli.benchmark.results import ModelInfo, Report
 from omgsr_cli.benchmark.runner import Plan, run_benchmark
@@ -43,35 +43,35 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_the_fields_folders_are_found(data: Path) -> None:
-    samples = find_samples(data, None, {}, 4)
-    assert [sample.name for sample in samples] == ["b9", "b10"]
-    assert samples[0].input == data / "test_LR" / "b9.png"
-    assert samples[0].reference == data / "test_HR" / "b9.jpg"
-    assert samples[0].output_px == (24, 32)
+    cases = find_cases(data, None, {}, 4)
+    assert [case.name for case in cases] == ["b9", "b10"]
+    assert cases[0].input == data / "test_LR" / "b9.png"
+    assert cases[0].reference == data / "test_HR" / "b9.jpg"
+    assert cases[0].output_px == (24, 32)
 
 
 def test_a_plain_folder_has_no_references(data: Path) -> None:
-    (sample, _) = find_samples(data / "test_LR", None, {}, 3)
-    assert (sample.reference, sample.output_px) == (None, (18, 24))
+    (case, _) = find_cases(data / "test_LR", None, {}, 3)
+    assert (case.reference, case.output_px) == (None, (18, 24))
 
 
 def test_restored_pictures_need_no_inputs(data: Path) -> None:
-    (sample, _) = find_samples(None, data, {"theirs": data / "test_HR"}, 4)
-    assert (sample.input, sample.given["theirs"].name, sample.output_px) == (None, "b9.jpg", (24, 32))
+    (case, _) = find_cases(None, data, {"theirs": data / "test_HR"}, 4)
+    assert (case.input, case.given["theirs"].name, case.output_px) == (None, "b9.jpg", (24, 32))
 
 
 def test_pictures_without_a_partner_are_listed(data: Path) -> None:
     draw(data / "test_LR" / "alone.png")
     with pytest.raises(UsageError, match=r"alone\.png"):
-        find_samples(data, None, {}, 4)
+        find_cases(data, None, {}, 4)
 
 
 def test_pictures_of_another_size_are_listed(data: Path) -> None:
     draw(data / "test_HR" / "b9.jpg", 32, 32)
     with pytest.raises(OmgsrError, match=r"b9 \(8x6 and its reference 32x32\)"):
-        find_samples(data, None, {}, 4)
+        find_cases(data, None, {}, 4)
     with pytest.raises(OmgsrError, match=r"b9\.png \(8x6, its reference 32x32\), .*b10\.png"):
-        find_samples(None, data, {"theirs": data / "test_LR"}, 4)
+        find_cases(None, data, {"theirs": data / "test_LR"}, 4)
 
 
 @pytest.mark.parametrize(("low", "high", "fits"), [((7, 5), (29, 21), True), ((7, 5), (28, 26), False)])
@@ -79,16 +79,16 @@ def test_a_pixel_more_or_less_fits(tmp_path: Path, low: tuple[int, int], high: t
     draw(tmp_path / "lr" / "x.png", *low)
     draw(tmp_path / "hr" / "x.png", *high)
     if fits:
-        (sample,) = find_samples(tmp_path, None, {}, 4)
-        assert sample.output_px == (high[1], high[0])
+        (case,) = find_cases(tmp_path, None, {}, 4)
+        assert case.output_px == (high[1], high[0])
     else:
         with pytest.raises(OmgsrError):
-            find_samples(tmp_path, None, {}, 4)
+            find_cases(tmp_path, None, {}, 4)
 
 
 def test_the_shipped_pictures_are_small_and_told_of() -> None:
-    samples = shipped_samples(4)
-    assert {sample.reference is None for sample in samples} == {True, False}
+    cases = shipped_cases(4)
+    assert {case.reference is None for case in cases} == {True, False}
     files = [path for path in shipped_folder().rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 2 << 20
     licences = (shipped_folder() / "LICENSES.md").read_text("utf-8")
@@ -123,7 +123,7 @@ def contestant(name: str, log: list[str], **options: float) -> Contestant:
 
 
 def run(
-    samples: Sequence[Sample],
+    cases: Sequence[Case],
     contestants: Sequence[Contestant],
     folder: Path,
     metrics: str = "psnr",
@@ -132,7 +132,7 @@ def run(
 ) -> Report:
     asked = choose_metrics(metrics.split(","))
     plan = Plan(
-        samples=samples,
+        cases=cases,
         contestants=contestants,
         given=[],
         asked=asked,
@@ -155,7 +155,7 @@ def run(
 def test_models_take_turns_after_a_warm_up(data: Path, tmp_path: Path) -> None:
     log: list[str] = []
     report = run(
-        find_samples(data, None, {}, 4), [contestant("a", log), contestant("b", log)], tmp_path / "cache", repeat=2
+        find_cases(data, None, {}, 4), [contestant("a", log), contestant("b", log)], tmp_path / "cache", repeat=2
     )
     turns = ["a 8", "b 8", "a 7", "b 7"]
     assert log == ["load a", "a 8", "load b", "b 8", *turns, *turns]
@@ -166,26 +166,26 @@ def test_models_take_turns_after_a_warm_up(data: Path, tmp_path: Path) -> None:
 
 def test_nothing_is_restored_twice(data: Path, tmp_path: Path) -> None:
     log: list[str] = []
-    samples = find_samples(data, None, {}, 4)
-    first = run(samples, [contestant("a", log)], tmp_path / "cache")
+    cases = find_cases(data, None, {}, 4)
+    first = run(cases, [contestant("a", log)], tmp_path / "cache")
     log.clear()
-    again = run(samples, [contestant("a", log)], tmp_path / "cache", "psnr,ssim")
+    again = run(cases, [contestant("a", log)], tmp_path / "cache", "psnr,ssim")
     assert (log, again.speeds) == ([], ())
     assert again.scores("a", "psnr") == first.scores("a", "psnr")
     assert again.summary("a", "ssim").count == 2
     # Other weights, and another input, are another matter.
-    run(samples, [contestant("a", log, value=0.25)], tmp_path / "cache")
+    run(cases, [contestant("a", log, value=0.25)], tmp_path / "cache")
     assert log == ["load a", "a 8", "a 8", "a 7"]
     log.clear()
     Image.new("RGB", (8, 6), "red").save(data / "test_LR" / "b9.png")
-    run(samples, [contestant("a", log)], tmp_path / "cache")
+    run(cases, [contestant("a", log)], tmp_path / "cache")
     assert log == ["load a", "a 8", "a 8"]
 
 
 def test_a_picture_that_a_model_fails_on_is_told_and_the_others_done(data: Path, tmp_path: Path) -> None:
     log: list[str] = []
     models = [contestant("a", log), contestant("b", log, fails_on_width=8)]
-    report = run(find_samples(data, None, {}, 4), models, tmp_path / "cache", repeat=2)
+    report = run(find_cases(data, None, {}, 4), models, tmp_path / "cache", repeat=2)
     assert report.images[0].error == {"b": "too dark to see"}
     assert report.images[0].scores["b"] == {"psnr": None}
     assert "b" not in report.images[0].restored
@@ -210,12 +210,12 @@ class SetScorer:
 def test_sets_are_scored_together_and_once(data: Path, tmp_path: Path) -> None:
     scorer = SetScorer()
     ready = [ReadyMetric(METRICS["fid"].info, scorer, "fid")]
-    samples, models = find_samples(data, None, {}, 4), [contestant("a", [])]
+    cases, models = find_cases(data, None, {}, 4), [contestant("a", [])]
     for _ in range(2):
-        report = run(samples, models, tmp_path / "cache", "fid", ready=ready)
+        report = run(cases, models, tmp_path / "cache", "fid", ready=ready)
         assert (report.summary("a", "fid").mean, report.summary("a", "fid").count) == (20.0, 2)
     assert scorer.asked == 1
-    (alone,) = run(samples[:1], models, tmp_path / "cache", "fid", ready=ready).failures
+    (alone,) = run(cases[:1], models, tmp_path / "cache", "fid", ready=ready).failures
     assert alone.name == "fid"
 
 
@@ -223,8 +223,8 @@ def test_resampling_is_pillows() -> None:
     image = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
     enlarger = resampling_contestant("lanczos").load()
     found = enlarger(image, Size(11, 15))
-    samples = (image * 255).round().byte().permute(1, 2, 0).numpy()
-    wanted = torch.tensor(list(Image.fromarray(samples).resize((15, 11), Image.Resampling.LANCZOS).tobytes()))
+    levels = (image * 255).round().byte().permute(1, 2, 0).numpy()
+    wanted = torch.tensor(list(Image.fromarray(levels).resize((15, 11), Image.Resampling.LANCZOS).tobytes()))
     assert torch.equal((found * 255).round().permute(1, 2, 0).flatten().long(), wanted)
 
 

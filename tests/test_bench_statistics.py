@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from omgsr_cli.benchmark.record import report_record
+from omgsr_cli.benchmark.json_report import report_record
 from omgsr_cli.benchmark.results import ImageResult, MetricInfo, ModelInfo, Report, Summary
 from omgsr_cli.benchmark.statistics import compare, mean_interval, quantiles, summarise, t_quantile
 from omgsr_cli.benchmark.tables import csv_text, markdown, mean_text, tables_of

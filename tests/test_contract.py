@@ -22,16 +22,18 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 PLAIN = ["errors", "presets", "options", "geometry", "files", "store"]
 TENSORS = ["schedules", "imaging", "color", "tiling", "degradation", "datasets", "fidelity"]
 MODELS = ["models"]
+# One picture through one model: what many files, a benchmark and training's validation are made of.
+RESTORATION = ["planning", "upscaling"]
 # Each of these is one thing that the program can do; they do not know each other.
 CAPABILITIES = [
-    ["planning", "upscaling", "batch", "library"],
+    ["batch"],
     ["timesteps"],
     ["training"],
     ["benchmark"],
     ["installation"],
 ]
-TOP = ["engines", "diagnosis", "cli", "__main__"]
-ORDER = [*PLAIN, *TENSORS, *MODELS, *chain.from_iterable(CAPABILITIES), *TOP]
+TOP = ["library", "engines", "diagnosis", "cli", "__main__"]
+ORDER = [*PLAIN, *TENSORS, *MODELS, *RESTORATION, *chain.from_iterable(CAPABILITIES), *TOP]
 
 # What --help and every check before a model is loaded must not wait for.
 HEAVY = ["torch", "torchvision", "numpy", "scipy", "PIL", "pandas", "diffusers", "transformers", "peft", "accelerate"]

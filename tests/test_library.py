@@ -1,4 +1,4 @@
-"""The library's two functions: what goes in comes out, larger; quietly, from any thread."""
+"""The library's face: what goes in comes out, larger; quietly, from any thread; folders, benchmarks, mid-timesteps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageCms
 
 import omgsr_cli
-from omgsr_cli import load, upscale_image
+from omgsr_cli import find_mid_timestep, load, run_bench, upscale_folder, upscale_image
 from omgsr_cli.errors import OmgsrError, ShapeError, UsageError
 from omgsr_cli.models.base import Restorer
 
@@ -163,6 +163,83 @@ def test_nothing_is_printed_and_no_global_state_changes(
     assert before == after
     assert torch.equal(state, torch.get_rng_state())
     assert capfd.readouterr() == ("", "")
+
+
+def save_folder(folder: Path, count: int = 3) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        Image.fromarray(samples(3, number)).save(folder / f"{number}.png", dpi=(300, 300))
+    return folder
+
+
+def test_a_folder_is_restored_and_resumed(model: Restorer, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    photos = save_folder(tmp_path / "photos")
+    (photos / "broken.png").write_bytes(b"no picture")
+    told: list[Any] = []
+    results = upscale_folder(model, photos, tmp_path / "out", scale=2, on_result=told.append)
+    assert [result.status for result in results] == ["done", "done", "done", "failed"]
+    assert told == results
+    assert results[3].error is not None
+    with Image.open(tmp_path / "out" / "1.png") as restored:
+        assert restored.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+        expected = upscale_image(model, Image.fromarray(samples(3, 1)), scale=2)
+        assert np.array_equal(np.asarray(restored), np.asarray(expected))
+    again = upscale_folder(model, str(photos), tmp_path / "out", scale=2)
+    assert [result.status for result in again] == ["skipped", "skipped", "skipped", "failed"]
+    other = upscale_folder(model, photos / "0.png", tmp_path / "out", scale=3)
+    assert [result.status for result in other] == ["failed"]
+    beside = upscale_folder(model, [photos / "0.png"], scale=1.5)
+    assert beside[0].destination == photos / "0_x1.5.png"
+    absent = upscale_folder(model, tmp_path / "absent")
+    assert [result.status for result in absent] == ["failed"]
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(UsageError, match="100"):
+        upscale_folder(model, photos, scale=100)
+
+
+def test_a_mid_timestep_is_found(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    photos = save_folder(tmp_path / "photos")
+    told: list[Any] = []
+    small: dict[str, Any] = {"resolution": 16, "on_small": "resize", "max_samples": 5, "device": "cpu"}
+    found = find_mid_timestep(photos, **small, on_result=told.append)
+    assert found.samples == len(told) == 5
+    assert found.interval[0] <= found.mid_timestep <= found.interval[1]
+    assert float(found.curve[found.mid_timestep]) == found.loss
+    again = find_mid_timestep([photos], **small)
+    assert again.mid_timestep == found.mid_timestep
+    partners = save_folder(tmp_path / "lq")
+    for path in partners.iterdir():
+        with Image.open(path) as image:
+            image.resize((WIDTH // 2 * 2, HEIGHT)).quantize(16).convert("RGB").save(path)
+    paired = find_mid_timestep(photos, "omgsr-tiny", lq=partners, device="cpu")
+    assert paired.samples == 3
+    with pytest.raises(UsageError, match="no pictures were found"):
+        find_mid_timestep(tmp_path / "absent")
+    with pytest.raises(UsageError, match="none of 3 pictures can be used"):
+        find_mid_timestep(photos, resolution=512, device="cpu")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_models_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    low = save_folder(tmp_path / "lr", 2)
+    high = save_folder(tmp_path / "hr", 2)
+    for path in high.iterdir():
+        with Image.open(path) as image:
+            image.resize((4 * WIDTH, 4 * HEIGHT)).save(path)
+    started: list[str] = []
+    report = run_bench(
+        data=low,
+        hr=high,
+        model=["bicubic", "lanczos"],
+        metrics=["psnr"],
+        cache=tmp_path / "kept",
+        on_start=started.append,
+    )
+    assert [model.name for model in report.models] == ["bicubic", "lanczos"]
+    assert len(report.scores("bicubic", "psnr")) == 2
+    assert "bicubic: 0" in started
+    with pytest.raises(UsageError, match="--repeat 0"):
+        run_bench(repeat=0)
 
 
 def test_importing_the_package_loads_no_torch() -> None:

@@ -182,6 +182,10 @@ class Failure:
     message: str
     hint: str | None = None
 
+    def line(self) -> str:
+        """What is wrong and what to do, in one line: there may be one for each of many metrics."""
+        return f"{self.name}: {self.message}" + (f": {self.hint}" if self.hint else "")
+
 
 @dataclass(frozen=True)
 class Report:

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from omgsr_cli.benchmark.cache import Cache
+from omgsr_cli.benchmark.cases import Case
 from omgsr_cli.benchmark.contestants import Contestant, Enlarger
-from omgsr_cli.benchmark.datasets import Sample
 from omgsr_cli.benchmark.metrics import KnownMetric
 from omgsr_cli.benchmark.results import Failure, ImageResult, MetricInfo, ModelInfo, Report, Speed, Summary
 from omgsr_cli.benchmark.scoring import ReadyMetric, Scorebook
@@ -30,7 +30,7 @@ class Plan:
     """Everything that a benchmark does, found and made beforehand.
 
     Attributes:
-        samples: the pictures.
+        cases: the pictures.
         contestants: models that restore them.
         given: what was restored before, as models.
         asked: the metrics that were asked for.
@@ -39,9 +39,10 @@ class Plan:
         repeat: how often each picture is restored for its time; None restores only what is not kept, once.
         title: of the report.
         settings: for people.
+        notes: what a person should know before long work begins, a line each.
     """
 
-    samples: Sequence[Sample]
+    cases: Sequence[Case]
     contestants: Sequence[Contestant]
     given: Sequence[ModelInfo]
     asked: Sequence[KnownMetric]
@@ -50,6 +51,7 @@ class Plan:
     repeat: int | None
     title: str
     settings: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def models(self) -> tuple[ModelInfo, ...]:
@@ -59,7 +61,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """How often `on_finish` is called."""
-        return len(self.samples) * (len(self.contestants) * (self.repeat or 1) + len(self.models))
+        return len(self.cases) * (len(self.contestants) * (self.repeat or 1) + len(self.models))
 
 
 def run_benchmark(
@@ -80,7 +82,7 @@ def run_benchmark(
     stage = _Restoration(plan, cache)
     stage.run(steps)
     book = Scorebook(plan.ready, cache, {})
-    images = [_score_image(sample, plan, stage, book, steps) for sample in plan.samples]
+    images = [_score_image(case, plan, stage, book, steps) for case in plan.cases]
     names = [model.name for model in plan.models]
     infos = _infos(plan)
     summaries = summarise(images, names, infos)
@@ -136,32 +138,32 @@ class _Restoration:
     errors: dict[tuple[str, str], str] = field(default_factory=dict)
     _loaded: dict[str, _Loaded] = field(default_factory=dict)
 
-    def path(self, sample: Sample, model: ModelInfo) -> Path:
+    def path(self, case: Case, model: ModelInfo) -> Path:
         """Where a model's picture is kept."""
-        assert sample.input is not None and sample.output_px is not None, "restored ones are given without these"
+        assert case.input is not None and case.output_px is not None, "restored ones are given without these"
         return self.cache.picture_path(
-            input=self.cache.content(sample.input), model=model.identity, output=list(sample.output_px)
+            input=self.cache.content(case.input), model=model.identity, output=list(case.output_px)
         )
 
     def run(self, steps: _Steps) -> None:
         """Load what is needed, warm it up, restore."""
         missing = [
-            (sample, contestant)
-            for sample in self.plan.samples
+            (case, contestant)
+            for case in self.plan.cases
             for contestant in self.plan.contestants
-            if self.plan.repeat is not None or not self.path(sample, contestant.info).is_file()
+            if self.plan.repeat is not None or not self.path(case, contestant.info).is_file()
         ]
         for contestant in self.plan.contestants:
-            first = next((sample for sample, each in missing if each is contestant), None)
+            first = next((case for case, each in missing if each is contestant), None)
             if first is not None:
                 self._load(contestant, first)
-        wanted = {(sample.name, contestant.info.name) for sample, contestant in missing}
+        wanted = {(case.name, contestant.info.name) for case, contestant in missing}
         for _ in range(self.plan.repeat or 1):
-            for sample in self.plan.samples:
+            for case in self.plan.cases:
                 for contestant in self.plan.contestants:
-                    with steps.step(f"{contestant.info.name}: {sample.name}"):
-                        if (sample.name, contestant.info.name) in wanted:
-                            self._restore(sample, contestant.info)
+                    with steps.step(f"{contestant.info.name}: {case.name}"):
+                        if (case.name, contestant.info.name) in wanted:
+                            self._restore(case, contestant.info)
 
     def speeds(self) -> list[Speed]:
         """What the models took that ran."""
@@ -170,7 +172,7 @@ class _Restoration:
         ]
         return [speed for speed in found if speed is not None]
 
-    def _load(self, contestant: Contestant, first: Sample) -> None:
+    def _load(self, contestant: Contestant, first: Case) -> None:
         started = time.perf_counter()
         enlarger = contestant.load()
         load_s = time.perf_counter() - started
@@ -182,32 +184,32 @@ class _Restoration:
         except OmgsrError:
             return  # It is told where this picture has its turn.
 
-    def _restore(self, sample: Sample, model: ModelInfo) -> None:
-        assert sample.input is not None and sample.output_px is not None, "only such are restored"
-        loaded, output = self._loaded[model.name], sample.output_px
+    def _restore(self, case: Case, model: ModelInfo) -> None:
+        assert case.input is not None and case.output_px is not None, "only such are restored"
+        loaded, output = self._loaded[model.name], case.output_px
         try:
-            picture = read_picture(sample.input)
+            picture = read_picture(case.input)
             restored = loaded.watch.time(lambda: loaded.enlarger(picture.rgb, output), output.area)
-            write_picture(Picture(restored), self.path(sample, model), format="png", metadata="none", overwrite=True)
+            write_picture(Picture(restored), self.path(case, model), format="png", metadata="none", overwrite=True)
         except OmgsrError as error:
-            if (sample.name, model.name) not in self.errors:
-                self.errors[sample.name, model.name] = error.message
-                self.failures.append(Failure(f"{model.name} on {sample.name}", error.message, error.hint))
+            if (case.name, model.name) not in self.errors:
+                self.errors[case.name, model.name] = error.message
+                self.failures.append(Failure(f"{model.name} on {case.name}", error.message, error.hint))
 
 
-def _score_image(sample: Sample, plan: Plan, stage: _Restoration, book: Scorebook, steps: _Steps) -> ImageResult:
-    restored = dict(sample.given)
+def _score_image(case: Case, plan: Plan, stage: _Restoration, book: Scorebook, steps: _Steps) -> ImageResult:
+    restored = dict(case.given)
     for contestant in plan.contestants:
-        if (sample.name, contestant.info.name) not in stage.errors:
-            restored[contestant.info.name] = stage.path(sample, contestant.info)
+        if (case.name, contestant.info.name) not in stage.errors:
+            restored[contestant.info.name] = stage.path(case, contestant.info)
     scores: dict[str, dict[str, float | None]] = {}
     unavailable = {known.info.name: None for known in plan.asked if known.info.kind != "set"}
     for model in plan.models:
-        with steps.step(f"scores of {model.name}: {sample.name}"):
-            found = book.score(restored[model.name], sample.reference) if model.name in restored else {}
+        with steps.step(f"scores of {model.name}: {case.name}"):
+            found = book.score(restored[model.name], case.reference) if model.name in restored else {}
         scores[model.name] = {**unavailable, **found}
-    errors = {model: error for (name, model), error in stage.errors.items() if name == sample.name}
-    return ImageResult(sample.name, sample.input, sample.reference, restored, scores, errors)
+    errors = {model: error for (name, model), error in stage.errors.items() if name == case.name}
+    return ImageResult(case.name, case.input, case.reference, restored, scores, errors)
 
 
 def _score_sets(plan: Plan, images: Sequence[ImageResult], book: Scorebook) -> list[Summary]:

@@ -16,8 +16,9 @@ from omgsr_cli.benchmark.perceptual import MetricError, PyiqaMetric, weights_ide
 from omgsr_cli.benchmark.results import Failure, MetricInfo
 from omgsr_cli.benchmark.versions import version_of
 from omgsr_cli.errors import FileError, OmgsrError
-from omgsr_cli.fidelity import ColorSpace, psnr, ssim
+from omgsr_cli.fidelity import psnr, ssim
 from omgsr_cli.imaging import read_picture
+from omgsr_cli.options import ColorSpace
 
 
 class PictureScorer(Protocol):

@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 from omgsr_cli.cli import bench_params as own
 from omgsr_cli.cli import params as shared
 from omgsr_cli.cli.output import Output
-from omgsr_cli.errors import UsageError
+from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.files.inputs import shown
+from omgsr_cli.options import BenchOptions, build_options
 
 if TYPE_CHECKING:
-    from omgsr_cli.benchmark.results import Report
-
-ColorSpace = Literal["ycbcr", "yiq", "rgb"]  # as in `fidelity`, which loads torch
+    from omgsr_cli.benchmark.results import Failure, Report
 
 
 def bench(
@@ -64,37 +64,50 @@ def bench(
     for destination in (csv, html):
         if destination is not None:
             _check_destination(destination, overwrite)
-    from omgsr_cli.cli.bench_run import Wanted, run_bench
-
-    wanted = Wanted(
+    options = build_options(
+        BenchOptions,
         data=data,
-        references=hr,
-        restored=tuple(sr or ()),
+        hr=hr,
+        sr=tuple(sr or ()),
         scale=scale,
-        models=tuple(model or ()),
+        model=tuple(model or ()),
         base=base,
         adapter=adapter,
         device=device,
         precision=precision,
         repeat=repeat,
         metrics=asked,
-        color_space=_check_color_space(color_space),
-        crop_border_px=crop_border,
+        color_space=color_space,
+        crop_border=crop_border,
         cache=cache,
     )
     # pyiqa prints what it loads; stdout is for results.
     with contextlib.redirect_stdout(sys.stderr):
-        report = run_bench(wanted, talk)
+        report = _run(options, talk)
     _write_reports(report, csv, html, html_dir, overwrite=overwrite)
     _say_report(report, talk, markdown=markdown)
     return 1 if report.failures else 0
 
 
-def _check_color_space(name: str) -> ColorSpace:
-    for known in get_args(ColorSpace):
-        if name == known:
-            return known  # type: ignore[no-any-return] # one of the three names
-    raise UsageError(f"--color-space {name} is not known", f"one of {', '.join(get_args(ColorSpace))}")
+def _run(options: BenchOptions, talk: Output) -> Report:
+    """Say what cannot be had before long work begins: it may not be worth it without."""
+    from omgsr_cli.benchmark.plan import plan_bench, run_plan
+
+    plan = plan_bench(options)
+    _say_failures(plan.failures, talk)
+    for note in plan.notes:
+        talk.note(f"note: {note}")
+    with talk.progress(plan.steps) as view:
+        report = run_plan(plan, options, on_start=view.start, on_finish=view.finish)
+    _say_failures(report.failures[len(plan.failures) :], talk)
+    if plan.contestants and not report.speeds:
+        talk.note("note: all pictures were kept from an earlier run; --repeat 1 restores them again for their time")
+    return report
+
+
+def _say_failures(failures: Sequence[Failure], talk: Output) -> None:
+    for failure in failures:
+        talk.error(OmgsrError(failure.line()))
 
 
 def _check_destination(path: Path, overwrite: bool) -> None:
@@ -122,7 +135,7 @@ def _write_reports(
 
 
 def _say_report(report: Report, talk: Output, *, markdown: bool) -> None:
-    from omgsr_cli.benchmark.record import report_record
+    from omgsr_cli.benchmark.json_report import report_record
     from omgsr_cli.benchmark.tables import markdown as in_markdown
     from omgsr_cli.cli.bench_table import report_text
 

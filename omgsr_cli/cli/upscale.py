@@ -10,7 +10,7 @@ from omgsr_cli.cli import upscale_params as own
 from omgsr_cli.cli.output import Output, duration
 from omgsr_cli.cli.report import Tally, name_of, result_line, result_record
 from omgsr_cli.errors import UsageError
-from omgsr_cli.files.jobs import STREAM, JobPlan, plan_jobs
+from omgsr_cli.files.jobs import STREAM, JobPlan, plan_jobs, scale_label
 from omgsr_cli.options import ModelOptions, RestoreOptions, SizeOptions, WriteOptions, build_options
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def upscale(
         output,
         recursive=recursive,
         suffix=suffix,
-        scale_label=_scale_label(sizes, session.info.scale),
+        scale_label=scale_label(sizes, session.info.scale),
         output_format=write.format,
     )
     return session.plan(plan) if dry_run else session.run(plan)
@@ -197,13 +197,6 @@ class _Session:
         if writes_picture or (result.status in ("failed", "skipped") and not self.talk.as_json):
             return
         self.talk.result(result_line(result), result_record(result))
-
-
-def _scale_label(sizes: SizeOptions, model_scale: float) -> str:
-    if sizes.size is not None:
-        return f"{sizes.size[1]}x{sizes.size[0]}"
-    side = sizes.long_side or sizes.short_side
-    return f"{side}px" if side else f"{sizes.scale or model_scale:g}"
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:

@@ -12,7 +12,7 @@ from typing import Literal
 from omgsr_cli.errors import FileError, UsageError
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX, EntryKeys, natural_key
 from omgsr_cli.files.inputs import FoundInput, find_inputs, is_url, shown
-from omgsr_cli.options import OutputFormat
+from omgsr_cli.options import OutputFormat, SizeOptions
 
 __all__ = ["Job", "JobPlan", "comparison_path", "natural_key", "plan_jobs"]
 
@@ -253,3 +253,11 @@ def _collision(first: Path, second: Path, destination: Path) -> UsageError:
     else:
         hint = "rename one of them, or do them in separate runs, each with its own -o"
     return UsageError(f"{shown(first)} and {shown(second)} would both become {shown(destination)}", hint)
+
+
+def scale_label(sizes: SizeOptions, model_scale: float) -> str:
+    """How a result's name tells its size: "4" for a factor, "1920x1080", or "2000px" for a side."""
+    if sizes.size is not None:
+        return f"{sizes.size[1]}x{sizes.size[0]}"
+    side = sizes.long_side or sizes.short_side
+    return f"{side}px" if side else f"{sizes.scale or model_scale:g}"

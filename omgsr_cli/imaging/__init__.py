@@ -14,9 +14,9 @@ from omgsr_cli.imaging.formats import (
 )
 from omgsr_cli.imaging.picture import Picture, PictureHeader, PictureMetadata
 from omgsr_cli.imaging.read import probe_picture, read_picture
-from omgsr_cli.imaging.record import read_record
 from omgsr_cli.imaging.resize import FILTERS, resize
 from omgsr_cli.imaging.samples import from_samples, luma, to_samples
+from omgsr_cli.imaging.settings_line import read_record
 from omgsr_cli.imaging.write import MetadataPolicy, encode_picture, write_picture
 
 __all__ = [

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
 from omgsr_cli.imaging.exif import ExifError, exif_orientation, tags_of, upright_exif, without_prefix
 from omgsr_cli.imaging.picture import PictureMetadata
-from omgsr_cli.imaging.record import PNG_KEYWORD, is_record_comment
+from omgsr_cli.imaging.settings_line import PNG_KEYWORD, is_record_comment
 
 XMP_KEYWORD = "XML:com.adobe.xmp"
 _RAW_EXIF_KEYWORD = "Raw profile type exif"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from omgsr_cli.imaging.metadata import XMP_KEYWORD
 from omgsr_cli.imaging.picture import PictureMetadata
-from omgsr_cli.imaging.record import png_chunk, png_text_chunk
+from omgsr_cli.imaging.settings_line import png_chunk, png_text_chunk
 
 #: Beyond 4, zlib takes several times longer for a percent or two.
 COMPRESSION_LEVEL = 4

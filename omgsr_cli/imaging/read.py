@@ -20,8 +20,8 @@ from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
 from omgsr_cli.imaging.icc import convert_to_srgb, load_profile, profile_space
 from omgsr_cli.imaging.metadata import orientation, read_metadata
 from omgsr_cli.imaging.picture import Picture, PictureHeader, PictureMetadata
-from omgsr_cli.imaging.record import png_chunks, record_of_file
 from omgsr_cli.imaging.samples import from_samples
+from omgsr_cli.imaging.settings_line import png_chunks, record_of_file
 from omgsr_cli.imaging.source import frame_count, load_pixels, opened, source_name
 
 #: Pillow's modes with 16 bits or more in one channel.

@@ -24,8 +24,8 @@ from omgsr_cli.imaging.formats import FORMAT_LIMITS, check_output, output_format
 from omgsr_cli.imaging.icc import load_profile, profile_space
 from omgsr_cli.imaging.picture import Picture, PictureMetadata
 from omgsr_cli.imaging.png import encode_png
-from omgsr_cli.imaging.record import with_record
 from omgsr_cli.imaging.samples import luma, to_samples
+from omgsr_cli.imaging.settings_line import with_record
 from omgsr_cli.imaging.tiff import can_pack_exif, encode_tiff
 
 MetadataPolicy = Literal["keep", "none"]

@@ -22,7 +22,7 @@ _LISTED = 10
 
 
 @dataclass(frozen=True)
-class Sample:
+class Case:
     """One picture of a benchmark, with all that belongs to it.
 
     Attributes:
@@ -45,16 +45,16 @@ def shipped_folder() -> Path:
     return Path(str(resources.files("omgsr_cli") / "benchmark" / "pictures"))
 
 
-def shipped_samples(scale: float) -> tuple[Sample, ...]:
+def shipped_cases(scale: float) -> tuple[Case, ...]:
     """The small set of the package: pairs, and real low-quality pictures that have no reference."""
     folder = shipped_folder()
     high = {path.stem: path for path in _pictures(folder / "hr")}
-    return _sized([Sample(path.stem, path, high.get(path.stem)) for path in _pictures(folder / "lr")], scale)
+    return _sized([Case(path.stem, path, high.get(path.stem)) for path in _pictures(folder / "lr")], scale)
 
 
-def find_samples(
+def find_cases(
     data: Path | None, references: Path | None, given: Mapping[str, Path], scale: float, *, use_references: bool = True
-) -> tuple[Sample, ...]:
+) -> tuple[Case, ...]:
     """Find the pictures of a benchmark and put those together that share a stem.
 
     Args:
@@ -82,8 +82,8 @@ def find_samples(
         }
         for folder in folders
     }
-    samples = [
-        Sample(
+    cases = [
+        Case(
             stem,
             partners[low_folder][stem] if low_folder else None,
             partners[references][stem] if references else None,
@@ -91,7 +91,7 @@ def find_samples(
         )
         for stem in partners[folders[0]]
     ]
-    return _sized(samples, scale)
+    return _sized(cases, scale)
 
 
 def _half(folder: Path, names: Sequence[str], *, missing_ok: bool = False) -> Path | None:
@@ -112,14 +112,14 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted((each.path for each in found), key=natural_key)
 
 
-def _sized(samples: Sequence[Sample], scale: float) -> tuple[Sample, ...]:
-    """Give every sample the size that models restore to, and refuse those whose sizes do not belong together."""
+def _sized(cases: Sequence[Case], scale: float) -> tuple[Case, ...]:
+    """Give every case the size that models restore to, and refuse those whose sizes do not belong together."""
     found, wrong = [], []
-    for sample in samples:
-        input_px, reference_px = (path and _size(path) for path in (sample.input, sample.reference))
-        others = [(path, _size(path)) for path in sample.given.values()]
+    for case in cases:
+        input_px, reference_px = (path and _size(path) for path in (case.input, case.reference))
+        others = [(path, _size(path)) for path in case.given.values()]
         if input_px and reference_px and not _is_enlargement(input_px, reference_px):
-            wrong.append(f"{sample.name} ({input_px} and its reference {reference_px})")
+            wrong.append(f"{case.name} ({input_px} and its reference {reference_px})")
         wrong += [
             f"{shown(path)} ({size}, its reference {reference_px})"
             for path, size in others
@@ -127,7 +127,7 @@ def _sized(samples: Sequence[Sample], scale: float) -> tuple[Sample, ...]:
         ]
         first_given = others[0][1] if others else None
         output = reference_px or first_given or (input_px.times(scale) if input_px else None)
-        found.append(Sample(sample.name, sample.input, sample.reference, sample.given, output))
+        found.append(Case(case.name, case.input, case.reference, case.given, output))
     if wrong:
         raise OmgsrError(
             f"{_count(wrong)} with a size that does not fit: {_listed(wrong)}",

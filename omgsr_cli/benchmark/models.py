@@ -1,10 +1,12 @@
-"""The models that `omgsr bench` compares: names to contestants."""
+"""The models that a benchmark compares: names to contestants."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from omgsr_cli.benchmark.cache import files_identity, key_of
 from omgsr_cli.benchmark.contestants import (
@@ -16,20 +18,15 @@ from omgsr_cli.benchmark.contestants import (
 )
 from omgsr_cli.benchmark.results import ModelInfo
 from omgsr_cli.errors import UsageError
+from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import FILTERS
-from omgsr_cli.models.devices import choose_device, choose_precision
-from omgsr_cli.models.loading import describe_model, load_found
+from omgsr_cli.models.base import Restorer
+from omgsr_cli.models.devices import choose_device
+from omgsr_cli.models.loading import describe_model, load_found, suitable_precision
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.options import ModelOptions, RestoreOptions
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS
 from omgsr_cli.upscaling import upscale_image
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from omgsr_cli.geometry import Size
-    from omgsr_cli.models.base import Restorer
 
 
 def build_contestants(
@@ -90,8 +87,8 @@ def _contestant(
 
 def _restorer_contestant(options: ModelOptions, *, device: str | None, precision: str) -> Contestant:
     chosen = choose_device(device)
-    number_format = choose_precision(precision, chosen)
     source = find_model(options.model, base=options.base, adapter=options.adapter)
+    number_format = suitable_precision(source, precision, chosen)
     info = describe_model(source)
     identity = key_of(
         weights=files_identity(source.folder),

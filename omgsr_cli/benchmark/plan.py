@@ -1,0 +1,161 @@
+"""From what a benchmark was asked for to its report: the cheap checks first, then metrics, then models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from omgsr_cli.benchmark.cache import Cache, default_cache_folder
+from omgsr_cli.benchmark.cases import Case, find_cases, shipped_cases
+from omgsr_cli.benchmark.contestants import Contestant, unique_names
+from omgsr_cli.benchmark.metrics import CORE, DEFAULT, KnownMetric, choose_metrics, core_settings, needs_references
+from omgsr_cli.benchmark.models import build_contestants
+from omgsr_cli.benchmark.results import Failure, ModelInfo, Report
+from omgsr_cli.benchmark.runner import OnFinish, OnStart, Plan, run_benchmark
+from omgsr_cli.benchmark.scoring import ReadyMetric, make_metrics
+from omgsr_cli.errors import OmgsrError, UsageError
+from omgsr_cli.files.inputs import shown
+from omgsr_cli.models.devices import choose_device, choose_precision
+from omgsr_cli.options import BenchOptions, build_options
+
+_DEFAULT_SCALE = 4.0
+
+
+def run_bench(
+    options: BenchOptions | None = None,
+    *,
+    on_start: OnStart | None = None,
+    on_finish: OnFinish | None = None,
+    **values: object,
+) -> Report:
+    """Restore with every model, score everything, and gather it in a report.
+
+    Args:
+        options: what to compare; None takes the default model on the pictures of the package.
+        on_start: told what begins.
+        on_finish: told that it has ended.
+        values: fields of `BenchOptions`, in the place of `options`.
+    Raises:
+        OmgsrError: something asked for is not there or does not go together; failures of single metrics and
+            pictures are in the report.
+    """
+    if options is not None and values:
+        raise UsageError(f"{', '.join(values)} beside whole options", "give one or the other")
+    options = options or build_options(BenchOptions, **values)
+    return run_plan(plan_bench(options), options, on_start=on_start, on_finish=on_finish)
+
+
+def run_plan(
+    plan: Plan, options: BenchOptions, *, on_start: OnStart | None = None, on_finish: OnFinish | None = None
+) -> Report:
+    """Carry out what `plan_bench` made of the options; arguments and errors as for `run_bench`."""
+    if not plan.ready:
+        raise OmgsrError("no metric is left to score with", "psnr and ssim need nothing but references: --hr FOLDER")
+    cache = Cache(_cache_folder(options))
+    try:
+        return run_benchmark(plan, cache, on_start=on_start, on_finish=on_finish)
+    finally:
+        cache.close()
+
+
+def plan_bench(options: BenchOptions) -> Plan:
+    """Check, find the pictures, make the metrics; no model is loaded.
+
+    Raises:
+        OmgsrError: something asked for is not there or does not go together; metrics that cannot be had are in the
+            plan's failures.
+    """
+    asked = choose_metrics(DEFAULT if options.metrics is None else options.metrics)
+    device = choose_device(options.device)
+    choose_precision(options.precision, device)
+    contestants = _contestants(options)
+    given = dict(zip(unique_names([folder.name for folder in options.sr]), options.sr, strict=True))
+    cases = _cases(options, given, contestants)
+    plan = Plan(
+        cases=cases,
+        contestants=contestants,
+        given=[ModelInfo(name, "given", detail=str(folder)) for name, folder in given.items()],
+        asked=_suiting(asked, options, cases),
+        ready=(),
+        failures=(),
+        repeat=options.repeat,
+        title=_title(options, cases),
+        settings=_settings(options, device),
+    )
+    # A folder that nothing can be kept in is told before metrics are made, which may take a while.
+    Cache(_cache_folder(options)).close()
+    return _with_metrics(plan, options, device)
+
+
+def _cache_folder(options: BenchOptions) -> Path:
+    return options.cache or default_cache_folder()
+
+
+def _contestants(options: BenchOptions) -> list[Contestant]:
+    if options.sr and options.data is None:
+        if options.model or options.base or options.adapter:
+            raise UsageError("--model has nothing to restore beside --sr", "give --data FOLDER with its inputs")
+        return []
+    if options.sr and not (options.model or options.base or options.adapter):
+        return []
+    return build_contestants(
+        options.model, base=options.base, adapter=options.adapter, device=options.device, precision=options.precision
+    )
+
+
+def _cases(options: BenchOptions, given: Mapping[str, Path], contestants: Sequence[Contestant]) -> tuple[Case, ...]:
+    scales = (contestant.info.scale for contestant in contestants)
+    scale = options.scale or next((scale for scale in scales if scale), _DEFAULT_SCALE)
+    if options.data is None and not given:
+        if options.hr is not None:
+            raise UsageError(f"--hr {shown(options.hr)} has no pictures beside it", "give --data or --sr")
+        return shipped_cases(scale)
+    return find_cases(options.data, options.hr, given, scale)
+
+
+def _suiting(asked: Sequence[KnownMetric], options: BenchOptions, cases: Sequence[Case]) -> tuple[KnownMetric, ...]:
+    """Leave out what nobody asked for by name and needs references that are not there."""
+    if any(case.reference for case in cases):
+        return tuple(asked)
+    lost = [known.info.name for known in asked if needs_references(known.info)]
+    if lost and options.metrics is not None:
+        raise UsageError(f"{', '.join(lost)} compare with references, and there are none", "give --hr FOLDER")
+    return tuple(known for known in asked if known.info.name not in lost)
+
+
+def _with_metrics(plan: Plan, options: BenchOptions, device: torch.device) -> Plan:
+    """Make the metrics; where none of those asked for can be had, psnr and ssim, which need nothing, stand in."""
+
+    def make(chosen: Sequence[KnownMetric]) -> tuple[list[ReadyMetric], list[Failure]]:
+        space, border = options.color_space, options.crop_border
+        return make_metrics(chosen, device=device, color_space=space, crop_border_px=border)
+
+    ready, failures = make(plan.asked)
+    if ready or not any(case.reference for case in plan.cases):
+        return replace(plan, ready=ready, failures=failures)
+    core = choose_metrics(CORE)
+    note = f"{' and '.join(CORE)}, which need no weights, are shown beside"
+    return replace(plan, asked=(*core, *plan.asked), ready=make(core)[0], failures=failures, notes=(note,))
+
+
+def _title(options: BenchOptions, cases: Sequence[Case]) -> str:
+    source = options.data or (options.sr[0] if options.sr else None)
+    name = "the pictures that come with omgsr" if source is None else shown(source.absolute().name)
+    count = "1 picture" if len(cases) == 1 else f"{len(cases)} pictures"
+    return f"{name}, {count}"
+
+
+def _settings(options: BenchOptions, device: torch.device) -> dict[str, str]:
+    """What the numbers depend on, for people."""
+    found = {
+        "data": "shipped with omgsr" if options.data is None and not options.sr else str(options.data or "-"),
+        "references": str(options.hr or "those beside the data, if any"),
+        "psnr and ssim": core_settings(options.color_space, options.crop_border),
+        "device": str(device),
+        "precision": options.precision,
+        "kept in": str(_cache_folder(options)),
+    }
+    return found | ({"repeat": str(options.repeat)} if options.repeat else {})
