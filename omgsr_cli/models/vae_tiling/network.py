@@ -1,0 +1,122 @@
+"""Walks diffusers' AutoencoderKL: from its modules to fields, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from omgsr_cli.errors import ModelError
+from omgsr_cli.models.vae_tiling.attention import Attended
+from omgsr_cli.models.vae_tiling.fields import Added, Convolved, Field, Normalised, PictureRows, store, strips
+from omgsr_cli.models.vae_tiling.storage import StoredRows, Workspace
+
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.resnet import ResnetBlock2D
+
+_KNOWN = {
+    "Encoder",
+    "Decoder",
+    "DownEncoderBlock2D",
+    "UpDecoderBlock2D",
+    "UNetMidBlock2D",
+    "ResnetBlock2D",
+    "Attention",
+    "Downsample2D",
+    "Upsample2D",
+}
+"""Classes of diffusers that are walked; all else has to be torch's own."""
+
+
+def check_tiling(vae: AutoencoderKL) -> None:
+    """See that every part of a VAE is one that is walked here.
+
+    Raises:
+        ModelError: one is not.
+    """
+    for part in (vae.encoder, vae.decoder):
+        for name, module in part.named_modules():
+            kind = type(module)
+            if not (kind.__module__.startswith("torch.nn.") or kind.__name__ in _KNOWN):
+                raise ModelError(f"the VAE has a part that cannot be tiled: {name}, {kind.__name__}")
+
+
+def encode_in_strips(vae: AutoencoderKL, image: Tensor, workspace: Workspace) -> Tensor:
+    """The posterior's moments, as `vae.encode` has them before it makes a distribution of them.
+
+    Args:
+        vae: SD's or FLUX's; checked by `check_tiling`.
+        image: (1, 3, H, W) float, sRGB in [-1, 1], on any device.
+        workspace: bounds the memory.
+    Returns:
+        (1, 2 C, H/8, W/8) in the VAE's number format on the workspace's device: mean, then logarithm of variance.
+    """
+    field = _encoder(vae.encoder, PictureRows(image, workspace.device, vae.dtype), workspace)
+    if vae.quant_conv is not None:
+        field = Convolved(field, vae.quant_conv)
+    return torch.cat(list(strips(field, workspace)), dim=2)
+
+
+def decode_in_strips(vae: AutoencoderKL, latent: Tensor, workspace: Workspace) -> Iterator[Tensor]:
+    """The picture of a latent, as `vae.decode` gives it, from its first rows to its last.
+
+    Args:
+        vae: SD's or FLUX's; checked by `check_tiling`.
+        latent: (1, C, h, w) float, not scaled, on any device.
+        workspace: bounds the memory.
+    Yields:
+        (1, 3, rows, 8 w) in the VAE's number format on the workspace's device.
+    """
+    field: Field = PictureRows(latent, workspace.device, vae.dtype)
+    if vae.post_quant_conv is not None:
+        field = Convolved(field, vae.post_quant_conv)
+    yield from strips(_decoder(vae.decoder, field, workspace), workspace)
+
+
+# The three below take `Any`: torch's types do not know the attributes of a container's modules.
+def _encoder(encoder: Any, field: Field, workspace: Workspace) -> Field:
+    rows = store(Convolved(field, encoder.conv_in), workspace)
+    for block in encoder.down_blocks:
+        for resnet in block.resnets:
+            rows = _resnet(resnet, rows, workspace)
+        for down in block.downsamplers or ():
+            rows = store(Convolved(rows, down.conv, pad_end_only=down.padding == 0), workspace)
+    rows = _middle(encoder.mid_block, rows, workspace)
+    return Convolved(Normalised(rows, encoder.conv_norm_out, encoder.conv_act), encoder.conv_out)
+
+
+def _decoder(decoder: Any, field: Field, workspace: Workspace) -> Field:
+    rows = _middle(decoder.mid_block, store(Convolved(field, decoder.conv_in), workspace), workspace)
+    for block in decoder.up_blocks:
+        for resnet in block.resnets:
+            rows = _resnet(resnet, rows, workspace)
+        for up in block.upsamplers or ():
+            rows = store(Convolved(rows, up.conv, enlarge=2), workspace)
+    return Convolved(Normalised(rows, decoder.conv_norm_out, decoder.conv_act), decoder.conv_out)
+
+
+def _middle(block: Any, rows: StoredRows, workspace: Workspace) -> StoredRows:
+    first, *others = block.resnets
+    rows = _resnet(first, rows, workspace)
+    for attention, resnet in zip(block.attentions, others, strict=True):
+        if attention is not None:
+            rows = _attention(attention, rows, workspace)
+        rows = _resnet(resnet, rows, workspace)
+    return rows
+
+
+def _attention(attention: Attention, rows: StoredRows, workspace: Workspace) -> StoredRows:
+    return store(Attended(rows, attention, workspace), workspace)
+
+
+def _resnet(resnet: ResnetBlock2D, rows: StoredRows, workspace: Workspace) -> StoredRows:
+    """shortcut(x) + conv2(act(norm2(conv1(act(norm1(x)))))), without the time of a UNet's blocks."""
+    act = resnet.nonlinearity
+    between = store(Convolved(Normalised(rows, resnet.norm1, act, hold=True), resnet.conv1), workspace)
+    shortcut: Field = rows if resnet.conv_shortcut is None else Convolved(rows, resnet.conv_shortcut)
+    sum_ = Added(shortcut, Convolved(Normalised(between, resnet.norm2, act), resnet.conv2), resnet.output_scale_factor)
+    return store(sum_, workspace)
