@@ -164,4 +164,4 @@ class StoredRows:
 
 def _as_bytes(rows: Tensor) -> memoryview:
     """The memory of (1, C, rows, W), channels last, as it lies."""
-    return memoryview(rows.permute(0, 2, 3, 1).view(torch.uint8).numpy()).cast("B")
+    return rows.permute(0, 2, 3, 1).view(torch.uint8).numpy().data.cast("B")
