@@ -159,8 +159,8 @@ class Convolved:
 
     def forget(self, row: int) -> None:
         """As for `Field`."""
-        first, _ = self._needed(row, row + 1)
-        self.source.forget(max(first, 0) // self.enlarge)
+        first = max(self._needed(row, row + 1)[0], 0) // self.enlarge
+        self.source.forget(first if row < self.height else self.source.height)
 
 
 class Added:
