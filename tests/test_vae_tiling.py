@@ -164,7 +164,7 @@ def test_everything_reserved_is_given_back() -> None:
 
 @torch.inference_mode()
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: object, *arguments: object, **named: object) -> object:
+    def full(*arguments: object, **named: object) -> object:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("tempfile.TemporaryFile", full)
