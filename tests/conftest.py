@@ -29,3 +29,11 @@ def shared() -> Path:
     if not (SHARED / "README.md").is_file():
         pytest.skip(f"the data folder {SHARED} is not there; OMGSR_SHARED names another")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that a training reads: a small model, pictures, and a random feature network."""
+    from training_run import write_world
+
+    return write_world(tmp_path_factory.mktemp("world"))

@@ -216,13 +216,26 @@ def test_torchvision_is_never_imported() -> None:
 
 
 def test_pickles_are_never_read() -> None:
-    wrong = [
-        where(path, node.lineno)
-        for path in MODULES
-        for node in ast.walk(parse(path))
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "pickle.load", "pickle.loads")
-    ]
-    wrong += [where(p, line) for p in MODULES for line, name in imports(p) if name.partition(".")[0] == "pickle"]
+    """But for feature networks, whose makers publish nothing else: by torch's reader that can only make tensors."""
+    tensors_only = PACKAGE / "training" / "features" / "weights.py"
+    wrong = []
+    for path in MODULES:
+        safe = [
+            node.func
+            for node in ast.walk(parse(path))
+            if isinstance(node, ast.Call)
+            and path == tensors_only
+            and "weights_only=True" in map(ast.unparse, node.keywords)
+        ]
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "pickle.load", "pickle.loads"):
+                wrong += [] if node in safe else [where(path, node.lineno)]
+        allowed = {"pickle.UnpicklingError"} if path == tensors_only else set()
+        wrong += [
+            where(path, line)
+            for line, name in imports(path)
+            if name.partition(".")[0] == "pickle" and name not in allowed
+        ]
     assert not wrong, wrong
 
 
@@ -246,7 +259,9 @@ def test_every_ignore_says_why() -> None:
 def test_nothing_names_a_folder_of_one_machine() -> None:
     """Nor, in the package, a server other than the ones whose pages it cites."""
     folder = re.compile(r"(?<![\w./:~-])/(?:home|root|opt|mnt|srv|Users|work(?:space)?)/\w")
-    server = re.compile(r"https?://(?!(?:arxiv\.org|github\.com|huggingface\.co|ns\.adobe\.com)[/\"')\s])")
+    server = re.compile(
+        r"https?://(?!(?:arxiv\.org|github\.com|huggingface\.co|json-schema\.org|ns\.adobe\.com)[/\"')\s])"
+    )
     files = [path for path in ROOT.glob("*.*") if path.suffix in (".md", ".toml", ".txt", ".yml", ".yaml")]
     files += [
         path

@@ -16,6 +16,7 @@ from omgsr_cli.cli.doctor import doctor
 from omgsr_cli.cli.models import models
 from omgsr_cli.cli.output import Output
 from omgsr_cli.cli.timestep import timestep
+from omgsr_cli.cli.train import train
 from omgsr_cli.cli.upscale import upscale
 from omgsr_cli.errors import OmgsrError, UsageError
 
@@ -34,6 +35,7 @@ app.command()(bench)
 app.command()(timestep)
 app.command()(doctor)
 app.add_typer(models)
+app.command()(train)
 
 
 def _show_version(wanted: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -36,6 +36,10 @@ class ProgressView(Protocol):
         ...
 
 
+StepView = Callable[[int, str], None]
+"""Told how many steps are done, and what there is to say about the last."""
+
+
 class Output:
     """Says what a command finds, in the mode that was asked for.
 
@@ -43,16 +47,22 @@ class Output:
         as_json: results are one JSON object a line.
         quiet: no notes, no progress, no summary; errors are always said.
         verbose: notes on single files are said also where they are many.
+        mute: say nothing at all, as of several processes all but one do.
     """
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+    def __init__(
+        self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False, mute: bool = False
+    ) -> None:
         self.as_json = as_json
-        self.quiet = quiet
+        self.mute = mute
+        self.quiet = quiet or mute
         self.verbose = verbose
         self._errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
     def result(self, text: str, record: Mapping[str, object]) -> None:
         """Say a result: its text, or its record."""
+        if self.mute:
+            return
         line = json.dumps(record, ensure_ascii=False) if self.as_json else text
         # A name that is not valid Unicode must come out as the bytes it is.
         sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape") + b"\n")
@@ -70,6 +80,8 @@ class Output:
 
     def error(self, error: OmgsrError) -> None:
         """Say what went wrong, and what to do next."""
+        if self.mute:
+            return
         self._errors.print(f"[bold red]error:[/] {escape(shown(error.message))}")
         if error.hint:
             self._errors.print(f"[cyan]hint:[/] {escape(shown(error.hint))}")
@@ -99,8 +111,35 @@ class Output:
             with Progress(*columns, console=self._errors, transient=True) as progress:
                 yield _Bars(progress, files)
 
+    @contextmanager
+    def steps(self, total: int) -> Iterator[StepView]:
+        """Show how far one long computation is: a live line on a terminal, a line now and then elsewhere."""
+        if self.quiet:
+            yield lambda done, text: None
+        elif not self._errors.is_terminal:
+            yield _StepLog(self, total)
+        else:
+            columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.description}"))
+            with Progress(*columns, console=self._errors, transient=True) as progress:
+                task = progress.add_task("", total=total)
+                yield lambda done, text: progress.update(task, completed=done, description=escape(text))
+
     def _say(self, text: str) -> None:
         self._errors.print(escape(text))
+
+
+class _StepLog:
+    """Says the first step, the last, and some in between."""
+
+    def __init__(self, output: Output, total: int) -> None:
+        self._output, self._total = output, total
+        self._said: float | None = None
+
+    def __call__(self, done: int, text: str) -> None:
+        now = time.monotonic()
+        if self._said is None or done == self._total or now - self._said >= _LOG_EVERY_S:
+            self._said = now
+            self._output.note(f"{done} of {self._total}: {text}")
 
 
 class _Silence:

@@ -12,6 +12,8 @@ from omgsr_cli.models.record import RECORD_NAME
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
+_PAGES = "https://huggingface.co"
+
 _SMALL_FILES = (RECORD_NAME, *dict.fromkeys(pattern for family in FAMILIES.values() for pattern in family.small_files))
 _WEIGHT_STEMS = {part: stem for family in FAMILIES.values() for part, stem in family.weight_stems.items()}
 # Until a repository's small files are here nobody knows its family: what any family needs is asked for.
@@ -37,12 +39,12 @@ def download_model(repository: str, revision: str | None = None, parts: Sequence
     Raises:
         ModelError: not reachable, not found, gated or not cached while offline.
     """
-    folder = _download(repository, revision, list(_SMALL_FILES))
+    folder = download_files(repository, revision, list(_SMALL_FILES))
     wanted = [part for part in parts if _needs_weights(folder, part)]
-    folder = _download(repository, revision, [pattern for part in wanted for pattern in _weight_files(part, "")])
+    folder = download_files(repository, revision, [pattern for part in wanted for pattern in _weight_files(part, "")])
     missing = [part for part in wanted if not any((folder / part).glob("*.safetensors"))]
     if missing:
-        folder = _download(
+        folder = download_files(
             repository, revision, [pattern for part in missing for pattern in _weight_files(part, ".fp16")]
         )
     return folder
@@ -64,7 +66,18 @@ def _weight_files(part: str, variant: str) -> list[str]:
     ]
 
 
-def _download(repository: str, revision: str | None, patterns: list[str]) -> Path:
+def download_files(repository: str, revision: str | None, patterns: list[str]) -> Path:
+    """Fetch those files of a hub repository that match a pattern, or find them in the hub's cache.
+
+    Args:
+        repository: OWNER/NAME.
+        revision: branch, tag or commit; None takes the newest.
+        patterns: as in a shell, of paths in the repository.
+    Returns:
+        The folder in the hub's cache.
+    Raises:
+        ModelError: not reachable, not found, gated or not cached while offline.
+    """
     from huggingface_hub import errors, snapshot_download
 
     # The HTTP library under huggingface_hub changes with its version; every failure of it has this base.
@@ -77,7 +90,7 @@ def _download(repository: str, revision: str | None, patterns: list[str]) -> Pat
     except errors.GatedRepoError as error:
         raise ModelError(
             f"the hub repository {repository} asks for consent to its licence",
-            hint="agree on its page, then type `hf auth login`; or give a local folder with its files",
+            hint=f"agree on its page {_PAGES}/{repository}, then type `hf auth login`; or give a local folder",
         ) from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         where = repository if revision is None else f"{repository} at revision {revision}"

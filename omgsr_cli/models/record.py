@@ -27,6 +27,7 @@ class ModelRecord(BaseModel):
             lies in `scheduler/`.
         licence: of the weights, or None if it is not known.
         made_from: names of the base model and of the adapter, for people.
+        base: of an adapter: folder or hub repository of the model that it is added to.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,6 +41,7 @@ class ModelRecord(BaseModel):
     schedule: dict[str, Any] | None = None
     licence: str | None = None
     made_from: tuple[str, ...] = ()
+    base: str | None = None
 
 
 def load_record(folder: Path) -> ModelRecord | None:

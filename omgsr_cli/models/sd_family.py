@@ -113,12 +113,14 @@ class SdFamily:
             restorer.unet.save_pretrained(folder / "unet", safe_serialization=True)
             restorer.vae.save_pretrained(folder / "vae", safe_serialization=True)
         save_prompt_embeds(restorer.prompt_embeds, info.prompt or "", folder)
-        made_from = (str(source.name),) if source.adapter is None else (str(source.name), source.adapter.name)
+        base = source.record.base or source.name
+        made_from = (base,) if source.adapter is None else (base, source.adapter.name)
         changes = {
             "mid_timestep": info.mid_timestep,
             "native_tile_px": info.native_tile_px,
             "schedule": None,
             "made_from": made_from,
+            "base": None,
         }
         write_record(source.record.model_copy(update=changes), folder)
         (folder / "scheduler").mkdir()

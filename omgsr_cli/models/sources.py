@@ -52,6 +52,8 @@ def find_model(
         ModelError: something is missing, is a pickle, or is of a kind that is not known.
         UsageError: the arguments do not go together.
     """
+    given = model
+    model, base, adapter = _unfold_checkpoint(model, base, adapter)
     preset = PRESETS.get(str(model)) if model is not None else None
     adapter_folder = None if adapter is None else Path(adapter)
     adapted = None if adapter_folder is None else nearest_adapter(adapter_folder)
@@ -68,12 +70,19 @@ def find_model(
     else:
         name, folder = str(model), find_base_folder(str(model))
     record, notes = _merge_records(folder, adapter_folder, preset)
+    if record.base is not None:
+        record = record.model_copy(update={"base": name})
     family = family_of(record, str(folder))
     if adapted is not None and adapted is not family:
         raise ModelError(f"the adapter {adapter_folder} is of the family {adapted.name!r}, {folder} of {family.name!r}")
     family.find_files(folder)
     record, more = _override(record, family, mid_timestep, prompt, process_size)
-    return ModelSource(name, folder, adapter_folder, record, notes + more)
+    return ModelSource(str(given) if model is None and given else name, folder, adapter_folder, record, notes + more)
+
+
+def locate(source: ModelSource) -> str:
+    """Give the place of a model for a record that is read from elsewhere: its full path, or its hub repository."""
+    return str(Path(source.name).resolve()) if Path(source.name).is_dir() else source.name
 
 
 def find_base_folder(name: str, parts: Sequence[str] = ALL_PARTS) -> Path:
@@ -104,6 +113,35 @@ def find_base_folder(name: str, parts: Sequence[str] = ALL_PARTS) -> Path:
     raise ModelError(f"there is no model {name!r}", hint=f"give a folder, a hub repository or one of: {known}")
 
 
+def _unfold_checkpoint(
+    model: str | Path | None, base: str | Path | None, adapter: str | Path | None
+) -> tuple[str | Path | None, str | Path | None, str | Path | None]:
+    """Split a folder of adapters that is given as a model, as a checkpoint is, into base and adapter.
+
+    Returns:
+        model, base and adapter; the base is the one that the adapter's record names if no other was given.
+    """
+    if adapter is None and model is not None and recognise_adapter(Path(model)) is not None:
+        base = base or _recorded_base(Path(model))
+        # Without a base it stays a model, and the error will say that it is none.
+        return (model, None, None) if base is None else (None, base, model)
+    if adapter is not None and model is None and base is None:
+        base = _recorded_base(Path(adapter))
+    return model, base, adapter
+
+
+def _recorded_base(adapter: Path) -> str | None:
+    """The base that an adapter's record names, or None."""
+    record = load_record(adapter)
+    if record is None or record.base is None:
+        return None
+    if record.base not in PRESETS and not Path(record.base).is_dir() and not is_repository_name(record.base):
+        raise ModelError(
+            f"the base of {adapter}, {record.base}, is not there", hint="give its new place with --base FOLDER"
+        )
+    return record.base
+
+
 def _fetch_base(preset: Preset, parts: Sequence[str]) -> Path:
     """The first of a preset's hub repositories that answers."""
     reasons: list[ModelError] = []
@@ -131,12 +169,16 @@ def _preset_folder(preset: Preset, adapter: Path | None) -> Path:
 
 def _merge_records(folder: Path, adapter: Path | None, preset: Preset | None) -> tuple[ModelRecord, tuple[str, ...]]:
     """What the model says about itself: its own record, its adapter's, or what the preset or a default says."""
+    own = None if adapter is None else load_record(adapter)
+    if own is not None and own.base is not None:
+        # Trained on that very folder, which may be a merged one.
+        return own, ()
     record = load_record(folder)
-    if record is not None:
+    if record is not None and recognise_adapter(folder) is None:
         if adapter is not None:
             raise ModelError(f"{folder} is already merged and takes no adapter", hint="leave --adapter out")
         return record, ()
-    if adapter is not None and (own := load_record(adapter)) is not None:
+    if own is not None:
         return own, ()
     if recognise_adapter(folder) is not None:
         raise ModelError(f"{folder} is an adapter, not a model", hint=f"give --base FOLDER --adapter {folder}")

@@ -1,0 +1,141 @@
+"""`omgsr train`: a configuration to a run, its events to lines."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from omgsr_cli.cli.output import Output
+from omgsr_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from omgsr_cli.training.config import TrainConfig
+    from omgsr_cli.training.config_errors import Draft
+
+_CONFIG, _RESULT, _TALK = "Configuration", "What becomes of a checkpoint, without training", "What is said"
+
+
+def train(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.toml]", help="The run; --print-config gives one to begin with.")
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change the configuration: optim.lr=1e-4.", rich_help_panel=_CONFIG
+        ),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Look at data, disk and model, predict memory and time, and do not train.",
+            rich_help_panel=_CONFIG,
+        ),
+    ] = False,
+    print_config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Print a complete configuration: omgsr-s-512, omgsr-f-1024 or omgsr-tiny.",
+            rich_help_panel=_CONFIG,
+        ),
+    ] = None,
+    schema: Annotated[
+        bool,
+        typer.Option("--schema", help="Print the configuration's JSON schema, for editors.", rich_help_panel=_CONFIG),
+    ] = False,
+    resume: Annotated[
+        str,
+        typer.Option(metavar="auto|none|PATH", help="Checkpoint to go on from; auto takes the newest if there is one."),
+    ] = "auto",
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="cuda, cuda:1, mps, xpu or cpu; else the first that is there.")
+    ] = None,
+    export: Annotated[
+        tuple[str, Path] | None,
+        typer.Option(
+            metavar="merged FOLDER",
+            help="Write the newest checkpoint, or that of --resume, as one folder that needs no base model.",
+            rich_help_panel=_RESULT,
+        ),
+    ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Upload it with its model card.", rich_help_panel=_RESULT),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object an event on stdout.", rich_help_panel=_TALK)
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=_TALK)] = False,
+) -> int:
+    """Train a model, going on from its newest checkpoint.
+
+    The folder of the last checkpoint is printed; `omgsr upscale --model` takes it. On several GPUs:
+    torchrun --nproc_per_node 2 -m omgsr_cli train CONFIG.toml, or accelerate launch -m omgsr_cli train CONFIG.toml.
+    """
+    # Of several processes of a launcher the first one speaks.
+    is_first = os.environ.get("RANK", "0") == "0"
+    talk = Output(as_json=as_json, quiet=quiet) if is_first else Output(mute=True)
+    if schema or print_config is not None:
+        return _print_form(talk, print_config)
+    if config is None:
+        raise UsageError("there is no configuration", "omgsr train --print-config omgsr-tiny > config.toml")
+    if check and (export or push_to_hub):
+        raise UsageError("--check has no place beside --export and --push-to-hub", "give one of them")
+    draft = _read(config, sets or [])
+    if draft.problems and (export or push_to_hub):
+        return _say_problems(talk, draft)
+    if export is not None or push_to_hub is not None:
+        from omgsr_cli.cli.train_results import export_or_push
+
+        return export_or_push(talk, draft.check(), resume, export, push_to_hub)
+    from omgsr_cli.cli.train_run import choose_training_device, run_training
+    from omgsr_cli.training.preflight import check_files
+
+    choose_training_device(device)
+    check_files(draft, resume)
+    if draft.problems:
+        return _say_problems(talk, draft)
+    if check:
+        from omgsr_cli.cli.train_check import say_check
+
+        return say_check(talk, draft.check(), device)
+    return run_training(talk, draft.check(), resume)
+
+
+def _print_form(talk: Output, name: str | None) -> int:
+    import json
+
+    from omgsr_cli.training.config import config_schema, read_preset_config
+
+    if name is None:
+        schema = config_schema()
+        talk.result(json.dumps(schema, indent=2, ensure_ascii=False), schema)
+    else:
+        text = read_preset_config(name)
+        talk.result(text.rstrip("\n"), {"name": name, "config": text})
+    return 0
+
+
+def _read(path: Path, sets: list[str]) -> Draft[TrainConfig]:
+    """The configuration with whatever is wrong with it: from a file, or a preset's by its name."""
+    from omgsr_cli.training.config import PRESET_CONFIGS, draft_run, read_preset_config
+    from omgsr_cli.training.config_file import parse_sheet, read_sheet
+
+    name = str(path)
+    if name in PRESET_CONFIGS and not path.exists():
+        return draft_run(parse_sheet(read_preset_config(name), name, sets))
+    return draft_run(read_sheet(path, sets))
+
+
+def _say_problems(talk: Output, draft: Draft[TrainConfig]) -> int:
+    """Say every error of a configuration on a line of its own."""
+    problems = draft.in_order()
+    for problem in problems:
+        talk.error(UsageError(problem))
+    talk.note(f"{len(problems)} error{'s' if len(problems) > 1 else ''}; nothing was trained")
+    return 2

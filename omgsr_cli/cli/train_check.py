@@ -1,0 +1,72 @@
+"""What `omgsr train --check` finds, and what it foretells."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from omgsr_cli.cli.output import Output, duration
+from omgsr_cli.errors import OmgsrError
+from omgsr_cli.training.config import TrainConfig
+
+_GIB = 2**30
+
+
+def say_check(talk: Output, config: TrainConfig, device_name: str | None) -> int:
+    """Read the data, the sizes and the disk, build the model without its weights, and foretell memory and time.
+
+    Args:
+        talk: of the command.
+        config: without an error of its own.
+        device_name: as for `choose_device`.
+    Returns:
+        0, or 1 where the checkpoints find no room on the disk.
+    Raises:
+        OmgsrError: the data or the model's files do not make a run.
+    """
+    from omgsr_cli.models.devices import choose_device
+    from omgsr_cli.training.assembly import find_run_model
+    from omgsr_cli.training.checkpoints import list_checkpoints
+    from omgsr_cli.training.pictures import find_pictures
+    from omgsr_cli.training.rehearsal import measure_speed, rehearse
+
+    data, train, folder = config.data, config.train, Path(config.save.out)
+    pictures = find_pictures(data.train, data.train_lq, data.resolution, data.on_small)
+    device = choose_device(device_name)
+    cost = rehearse(config, find_run_model(config), device)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    seconds = cost.flop / measure_speed(device, train.precision)
+    # One more than are kept: the oldest goes only when the newest is whole.
+    disk_bytes = (config.save.keep + 1 - min(config.save.keep, len(list_checkpoints(folder)))) * cost.checkpoint_bytes
+    free_bytes = shutil.disk_usage(_nearest(folder)).free
+    record = {
+        "event": "checked",
+        "pictures": len(pictures),
+        "samples_per_step": data.batch_size * config.optim.accumulate * processes,
+        "parameters": cost.parameters,
+        "trained": cost.trained,
+        "device": str(device),
+        "memory_bytes": cost.memory_bytes,
+        "step_seconds": round(seconds, 3),
+        "run_seconds": round(seconds * train.steps),
+        "disk_bytes": disk_bytes,
+        "free_bytes": free_bytes,
+    }
+    lines = (
+        f"data: {len(pictures)} pictures, {record['samples_per_step']} samples a step",
+        f"model: {cost.parameters:,} weights, {cost.trained:,} of them learn",
+        f"memory: about {cost.memory_bytes / _GIB:.1f} GiB on {device}, in each process",
+        f"time: about {duration(seconds)} a step, {duration(seconds * train.steps)} for {train.steps} steps",
+        f"disk: {disk_bytes / _GIB:.2f} GiB of {free_bytes / _GIB:.1f} GiB free for checkpoints in {folder}",
+    )
+    talk.result("\n".join(lines), record)
+    if disk_bytes > free_bytes:
+        talk.error(OmgsrError(f"the disk of {folder} is too small", "set another [save] out, or a smaller keep"))
+        return 1
+    return 0
+
+
+def _nearest(path: Path) -> Path:
+    """The folder itself, or the first above it that is there."""
+    return next(each for each in (path, *path.absolute().parents) if each.is_dir())

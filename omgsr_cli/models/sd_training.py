@@ -1,0 +1,99 @@
+"""Training the SD family: LoRA in the VAE's encoder and in the UNet; the decoder and all else stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omgsr_cli.models.adapters import SD_PARTS
+from omgsr_cli.models.base import Restorer
+from omgsr_cli.models.libraries import quiet_libraries
+from omgsr_cli.models.lora import LoraOptions, inject_lora, load_lora
+from omgsr_cli.models.record import ModelRecord, write_record
+from omgsr_cli.models.sd import SdRestorer, load_sd
+from omgsr_cli.models.sources import ModelSource, locate
+
+
+class SdTrainable:
+    """A `Trainable` of the SD family. The prompt's embedding was computed once, when the restorer was read."""
+
+    def __init__(self, restorer: SdRestorer, options: LoraOptions, record: ModelRecord) -> None:
+        self.restorer: Restorer = restorer
+        self._sd = restorer
+        encoder, unet = restorer.vae.encoder, restorer.unet
+        with quiet_libraries():
+            self._adapters = dict(
+                zip(
+                    SD_PARTS,
+                    (
+                        inject_lora(encoder, options.vae_rank, options.vae_alpha, options.vae_targets),
+                        inject_lora(unet, options.backbone_rank, options.backbone_alpha, options.backbone_targets),
+                    ),
+                    strict=True,
+                )
+            )
+        self.networks: nn.Module = nn.ModuleDict({"vae": restorer.vae, "unet": unet})
+        self._record = record
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Give the adapters' weights."""
+        return {
+            f"{part}.{name}": weight
+            for part, adapter in self._adapters.items()
+            for name, weight in adapter.named_parameters()
+            if "lora_" in name
+        }
+
+    def encode(self, image: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] to (B, C, H/8, W/8), sampled from the posterior."""
+        return self._sd.encode(image, list(draws))
+
+    @torch.no_grad()
+    def encode_clean(self, image: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
+        """Sample the posterior of the encoder without its adapter."""
+        with self._adapters[SD_PARTS[0]].disable_adapter():
+            return self._sd.encode(image, list(draws))
+
+    def checkpoint_gradients(self) -> None:
+        """Keep only the blocks' inputs, in both networks."""
+        networks: tuple[Any, ...] = (self._sd.unet, self._sd.vae)
+        for network in networks:
+            network.enable_gradient_checkpointing()
+
+    def save(self, folder: Path) -> None:
+        """Write the adapters in the published layout, and `omgsr.json`."""
+        for part, adapter in self._adapters.items():
+            adapter.save_pretrained(str(folder / part))
+        write_record(self._record, folder)
+
+    def load(self, folder: Path) -> None:
+        """Read adapters of the same ranks and layers."""
+        for part, adapter in self._adapters.items():
+            load_lora(adapter, folder / part)
+
+
+def load_sd_trainable(
+    source: ModelSource,
+    record: ModelRecord,
+    device: torch.device,
+    precision: str,
+    options: LoraOptions,
+    start_from: Path | None,
+) -> SdTrainable:
+    """Read the base model and put adapters into it, new ones or those to start from.
+
+    Raises:
+        ModelError: the files do not make a model, or the adapters do not fit it.
+    """
+    restorer = load_sd(source, device, precision)
+    restorer.info = replace(restorer.info, scale=record.scale, native_tile_px=record.native_tile_px)
+    made_from = record.model_copy(update={"made_from": (source.name,), "base": locate(source)})
+    trainable = SdTrainable(restorer, options, made_from)
+    if start_from is not None:
+        trainable.load(start_from)
+    return trainable

@@ -1,0 +1,168 @@
+"""The side of a model that learns, behind one meaning for every family: a `Trainable`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from omgsr_cli.errors import ModelError, UsageError
+from omgsr_cli.models.base import Restorer
+from omgsr_cli.models.lora import LoraOptions
+from omgsr_cli.models.sources import ModelSource, find_model
+from omgsr_cli.presets import PRESETS, Preset
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """A restorer whose weights, or the adapters beside them, learn.
+
+    Attributes:
+        restorer: what a user runs; its `restore` and `decode` carry gradients, and `encode` below is its own.
+        networks: every network of it, trained or frozen, in one module.
+    """
+
+    restorer: Restorer
+    networks: nn.Module
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Give the weights that learn, float32, by names that stay the same from run to run."""
+        ...
+
+    def encode(self, image: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
+        """Map an enlarged low-quality image to its latent, as the restorer does.
+
+        Args:
+            image: (B, 3, H, W) float32, sRGB in [-1, 1].
+            draws: one for each sample; samples the posterior where the family has one.
+        Returns:
+            (B, C, h, w) float32, with gradients to the weights of the encoder.
+        """
+        ...
+
+    def encode_clean(self, image: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
+        """Map a clean image to its latent by the encoder of the pre-trained model, which does not learn.
+
+        Args: as for `encode`.
+        Returns:
+            (B, C, h, w) float32 without gradients.
+        """
+        ...
+
+    def checkpoint_gradients(self) -> None:
+        """Compute activations a second time in the backward pass rather than keep them, where the family can."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the present weights into a folder, as `omgsr upscale` reads them, with `omgsr.json`."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Read weights that `save` or the published code wrote, in place.
+
+        Raises:
+            ModelError: they do not fit.
+        """
+        ...
+
+
+def find_trainable(
+    preset: str | None = None,
+    *,
+    base: str | None = None,
+    start_from: str | None = None,
+    mid_timestep: int | None = None,
+    prompt: str | None = None,
+    lora: LoraOptions | None = None,
+) -> ModelSource:
+    """Find the files of the model to train, and check what can be checked without reading a weight.
+
+    Args:
+        preset: name of a preset; may be left out where `base`, or a whole model in `start_from`, says it all.
+        base: folder or hub repository of the pre-trained model, instead of the preset's.
+        start_from: folder of weights to begin from, or the name of a preset that is embedded.
+        mid_timestep: instead of the model's own.
+        prompt: instead of the model's own.
+        lora: the adapters, for a family that has them.
+    Raises:
+        ModelError: something is missing or of a kind that is not known.
+        UsageError: the arguments do not go together.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise UsageError(f"no preset is called {preset!r}", f"known names: {', '.join(PRESETS)}")
+    if preset is None and base is None and start_from is None:
+        raise UsageError("there is no model to train", "give a preset, a base or start_from in [model]")
+    start = start_folder(start_from)
+    if start is not None and not start.is_dir():
+        raise ModelError(f"start_from: there is no folder {start_from}")
+    known = PRESETS[preset] if preset is not None else None
+    source = _find_base(known, base or (None if preset else start_from), mid_timestep, prompt)
+    if source.record.family == "tiny" and lora is not None:
+        raise UsageError(f"{source.name} is trained whole and takes no adapters", "leave [lora] out")
+    return source
+
+
+def load_trainable(
+    source: ModelSource,
+    device: torch.device,
+    *,
+    start_from: str | None = None,
+    lora: LoraOptions | None = None,
+    precision: str = "fp32",
+    seed: int = 0,
+    native_px: int | None = None,
+    scale: float | None = None,
+) -> Trainable:
+    """Read the model to train.
+
+    Args:
+        source: from `find_trainable`.
+        device: where to train.
+        start_from: weights to begin from; None begins with new ones, drawn from the seed.
+        lora: the adapters; None takes the defaults of the family.
+        precision: "fp32" or "bf16": of frozen weights. What learns is float32.
+        seed: of new weights.
+        native_px: side of the square image that it will be trained at.
+        scale: the enlargement that it will be trained for; both go into `omgsr.json`.
+    Raises:
+        ModelError: the files do not make a model, or the weights to begin from do not fit.
+    """
+    changes = {} if scale is None else {"scale": scale}
+    record = source.record.model_copy(update=changes)
+    begin = start_folder(start_from)
+    # New weights come from the seed alone, whatever was drawn before, and change nothing that is drawn after.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if record.family == "tiny":
+            from omgsr_cli.models.tiny_training import load_tiny_trainable
+
+            return load_tiny_trainable(source, record, device, begin)
+        from omgsr_cli.models.sd_training import load_sd_trainable
+
+        record = record.model_copy(update={} if native_px is None else {"native_tile_px": native_px})
+        return load_sd_trainable(source, record, device, precision, lora or LoraOptions(), begin)
+
+
+def start_folder(start_from: str | None) -> Path | None:
+    """The folder of the weights to begin from: that of a preset which is embedded, or the one that was named."""
+    if start_from is None:
+        return None
+    embedded = PRESETS[start_from].folder if start_from in PRESETS else None
+    return embedded or Path(start_from)
+
+
+def _find_base(preset: Preset | None, base: str | None, mid_timestep: int | None, prompt: str | None) -> ModelSource:
+    """The model itself, without an adapter: the one named, or the first of the preset's sources that answers."""
+    name = None if preset is None else preset.name
+    if base is not None or preset is None or preset.embedded:
+        return find_model(name, base=base, mid_timestep=mid_timestep, prompt=prompt)
+    reasons: list[ModelError] = []
+    for repository in preset.base_sources:
+        try:
+            return find_model(name, base=repository, mid_timestep=mid_timestep, prompt=prompt)
+        except ModelError as error:
+            reasons.append(error)
+    raise ModelError(f"the base of {preset.name} cannot be fetched: {reasons[0]}", "give its folder: [model] base")

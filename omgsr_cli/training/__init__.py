@@ -1,0 +1,1 @@
+"""Training: the published recipe as one trainer for every family of models."""

@@ -1,0 +1,172 @@
+"""Building a run from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from omgsr_cli.degradation import load_degradation
+from omgsr_cli.models.lora import LoraOptions
+from omgsr_cli.models.sources import ModelSource
+from omgsr_cli.models.trainable import Trainable, find_trainable, load_trainable
+from omgsr_cli.training.adversary import Adversary
+from omgsr_cli.training.average import WeightAverage
+from omgsr_cli.training.config import TrainConfig
+from omgsr_cli.training.data import CropOptions, TrainingCrops
+from omgsr_cli.training.discriminator import build_discriminator
+from omgsr_cli.training.features import FeatureNet, load_features
+from omgsr_cli.training.generator import Generator
+from omgsr_cli.training.losses import Measure, build_losses
+from omgsr_cli.training.optimizers import build_adamw
+from omgsr_cli.training.pictures import TrainingPicture, find_pictures
+from omgsr_cli.training.processes import device_of
+from omgsr_cli.training.step import Learner
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a run works with.
+
+    Attributes:
+        config: as it was asked for.
+        trainable: the model.
+        learner: what learns, and what makes it learn.
+        crops: samples to learn from.
+        pictures: how many of them there are.
+        held_out: pictures to measure with; empty without validation.
+        crop_options: how samples are made.
+        losses: names of what a step gives, besides their total.
+        measures: of restored pictures, besides PSNR and SSIM.
+    """
+
+    config: TrainConfig
+    trainable: Trainable
+    learner: Learner
+    crops: TrainingCrops
+    pictures: int
+    held_out: Sequence[TrainingPicture]
+    crop_options: CropOptions
+    losses: Sequence[str]
+    measures: Mapping[str, Measure]
+
+
+def find_run_model(config: TrainConfig, *, resumed: bool = False) -> ModelSource:
+    """Find the files of the model to train, without reading a weight.
+
+    Args:
+        config: of the run.
+        resumed: weights come from a checkpoint, so that those to start from may be gone.
+    Raises:
+        ModelError, UsageError: as for `find_trainable`.
+    """
+    model = config.model
+    return find_trainable(
+        model.preset,
+        base=model.base,
+        start_from=None if resumed and (model.preset or model.base) else model.start_from,
+        mid_timestep=model.mid_timestep,
+        prompt=model.prompt or None,
+        lora=build_lora_options(config),
+    )
+
+
+def build_lora_options(config: TrainConfig) -> LoraOptions | None:
+    """Give the section [lora], or None where it is left out."""
+    return None if config.lora is None else LoraOptions(**config.lora.model_dump(exclude_none=True))
+
+
+def build_crop_options(config: TrainConfig) -> CropOptions:
+    """Say how samples are made of pictures."""
+    data = config.data
+    return CropOptions(
+        resolution=data.resolution,
+        scales=((data.scale, 1.0),),
+        degradations=tuple((load_degradation(name), share) for name, share in config.degradation.presets.items()),
+        flip=data.flip,
+        turn=data.turn,
+        detail=data.detail,
+        halve=data.halve,
+        on_small=data.on_small,
+        cache=None if data.cache is None else Path(data.cache),
+    )
+
+
+def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) -> Run:
+    """Read and build everything that a run works with.
+
+    Args:
+        config: of the run.
+        accelerator: of the process.
+        resumed: the weights will be read from a checkpoint.
+    Raises:
+        OmgsrError: the model, the data or the feature network cannot be read.
+    """
+    options = build_crop_options(config)
+    pictures = find_pictures(config.data.train, config.data.train_lq, options.resolution, options.on_small)
+    held_out = _find_held_out(config)
+    trainable = _load_model(config, device_of(accelerator), resumed=resumed)
+    device = device_of(accelerator)
+    features = load_features(config.loss, config.train.precision)
+    if features is not None:
+        features.to(device)
+    losses = build_losses(config.loss, features).to(device)
+    if config.train.compile:
+        losses.compile_statistics()
+    weights = trainable.trained()
+    optim = config.optim
+    learner = Learner(
+        generator=Generator(trainable, config.train.precision),
+        weights=weights,
+        optimizer=build_adamw(
+            weights.values(),
+            lr=optim.lr,
+            betas=optim.betas,
+            weight_decay=optim.weight_decay,
+            eight_bit=optim.eight_bit,
+        ),
+        average=WeightAverage(weights, config.train.ema) if config.train.ema else None,
+        adversary=_build_adversary(config, features, device),
+        losses=losses,
+    )
+    crops = TrainingCrops(pictures, options, config.train.seed)
+    names = [*losses.names, *(("gan", "discriminator") if learner.adversary else ())]
+    return Run(config, trainable, learner, crops, len(pictures), held_out, options, names, losses.measures())
+
+
+def _build_adversary(config: TrainConfig, features: FeatureNet | None, device: torch.device) -> Adversary | None:
+    if not config.loss.gan:
+        return None
+    assert features is not None, "load_features gives one where the GAN has a weight"
+    discriminator = build_discriminator(features, config.data.resolution, config.gan, config.train.seed)
+    return Adversary(discriminator.to(device), config.gan, config.optim.weight_decay)
+
+
+def _find_held_out(config: TrainConfig) -> tuple[TrainingPicture, ...]:
+    data = config.data
+    if not data.validation or not config.log.validate_every:
+        return ()
+    return find_pictures([data.validation], [data.validation_lq] if data.validation_lq else None, 1, "pad")
+
+
+def _load_model(config: TrainConfig, device: torch.device, *, resumed: bool) -> Trainable:
+    trainable = load_trainable(
+        find_run_model(config, resumed=resumed),
+        device,
+        start_from=None if resumed else config.model.start_from,
+        lora=build_lora_options(config),
+        precision=config.train.precision,
+        seed=config.train.seed,
+        native_px=config.data.resolution,
+        scale=config.data.scale,
+    )
+    if config.train.channels_last:
+        trainable.networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own omission
+    if config.train.gradient_checkpointing:
+        trainable.checkpoint_gradients()
+    if config.train.compile:
+        trainable.restorer.compile()
+    return trainable

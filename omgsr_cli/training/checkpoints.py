@@ -1,0 +1,280 @@
+"""Checkpoints that survive: written beside, synchronised, renamed, and only then are older ones removed.
+
+A folder that is called `step-00001000` was whole when it got its name. Its manifest finds what broke it since.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from safetensors import SafetensorError
+
+from omgsr_cli.errors import FileError, ModelError, UsageError
+from omgsr_cli.files.manifest import find_damage, load_manifest, write_manifest
+from omgsr_cli.models.adapters import SD_PARTS, load_lora_config
+from omgsr_cli.models.lora import LoraOptions
+
+_NAME = re.compile(r"step-(\d{8,})")
+_LEFTOVER = re.compile(r"\.step-\d{8,}\.[0-9a-f]{8}\.(partial|removed)")
+"""What a killed run may leave: a checkpoint in work, or one that was being removed."""
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your disk quota is used up",
+    errno.EFBIG: "the file system takes no file that large",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "not allowed to write there",
+}
+_OS_NUMBER = re.compile(r"\(os error (\d+)\)")
+
+
+def write_checkpoint(root: Path, step: int, write_parts: Callable[[Path], None], *, keep: int) -> Path:
+    """Write a checkpoint, and remove the oldest ones after it is whole on the disk.
+
+    Killed at any moment, this leaves every earlier checkpoint as it was, or the new one whole.
+
+    Args:
+        root: the run's folder; it is made if it is missing.
+        step: steps done.
+        write_parts: writes everything but the manifest into the folder that it is given.
+        keep: how many whole checkpoints are left, at least 1; the new one is always among them.
+    Returns:
+        The checkpoint's folder. One of this step that is there and whole is left as it is: it has the same state.
+    Raises:
+        FileError: it cannot be written; earlier checkpoints are untouched.
+    """
+    if keep < 1:
+        raise ValueError(f"keep {keep} is below 1")
+    target = root / checkpoint_name(step)
+    if not _find_fault(target):
+        return target
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(root)
+        partial = _aside(target, "partial")
+        try:
+            partial.mkdir()
+            write_parts(partial)
+            _sync_tree(partial)
+            write_manifest(partial)
+            _sync(partial)
+            _put_away(target)
+            os.rename(partial, target)
+            _sync(root)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    except (OSError, SafetensorError) as error:
+        raise _unwritten(target, error) from error
+    _rotate(root, step, keep)
+    return target
+
+
+def checkpoint_name(step: int) -> str:
+    """Give the name of a checkpoint's folder: `step-00001000`."""
+    return f"step-{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """Give the number of steps in a checkpoint's name; None for another name."""
+    match = _NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else None
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """List the checkpoints of a run, whole or not, the newest first."""
+    steps = {path: step_of(path) for path in _children(root) if path.is_dir()}
+    return sorted((path for path, step in steps.items() if step is not None), key=lambda p: steps[p] or 0, reverse=True)
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Read every file of a checkpoint and compare it with the manifest.
+
+    Raises:
+        ModelError: a file is missing, cut short or changed; the message names the first.
+    """
+    fault = _find_fault(folder)
+    if fault:
+        raise ModelError(f"the checkpoint {folder} is not whole: {fault}", "resume from another one, or --resume auto")
+
+
+def find_checkpoint(root: Path, resume: str, *, note: Callable[[str], None] = lambda _: None) -> Path | None:
+    """Find the checkpoint that a run goes on from, and check that it is whole.
+
+    Args:
+        root: the run's folder.
+        resume: "auto" takes the newest whole one if there are any, "none" begins anew, else the checkpoint's path.
+        note: told which newer ones are not whole and why, one line each.
+    Returns:
+        The checkpoint, or None to begin anew.
+    Raises:
+        ModelError: none of the checkpoints is whole, or the one that was named is not.
+        UsageError: going on would mix the run with other checkpoints in its folder.
+    """
+    present = list_checkpoints(root)
+    if resume == "auto":
+        return _newest_whole(root, present, note)
+    if resume != "none":
+        return _named(root, present, Path(resume))
+    if present:
+        raise UsageError(
+            f"{root} holds checkpoints already, up to {present[0].name}",
+            "go on with --resume auto, or begin anew in another [save] out",
+        )
+    return None
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what a run that was killed left in work; no checkpoint is among it."""
+    for path in _children(root):
+        if _LEFTOVER.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def check_adapter_ranks(checkpoint: Path, lora: LoraOptions) -> None:
+    """Check that a checkpoint's adapters have the ranks and strengths of the run that goes on from it.
+
+    Args:
+        checkpoint: of any family; one without adapters passes.
+        lora: of the run.
+    Raises:
+        UsageError: they differ; the hint tells what to set.
+        ModelError: a configuration of an adapter cannot be read.
+    """
+    wanted = ((lora.vae_rank, lora.vae_alpha), (lora.backbone_rank, lora.backbone_alpha))
+    for part, of, (rank, alpha) in zip(SD_PARTS, ("vae", "backbone"), wanted, strict=True):
+        if not (checkpoint / part).is_dir():
+            continue
+        found = load_lora_config(checkpoint / part)
+        strength = rank if alpha is None else alpha
+        for what, there, here in (("rank", found.r, rank), ("alpha", found.lora_alpha, strength)):
+            if there != here:
+                raise UsageError(
+                    f"{checkpoint / part} has {what} {there:g}, the configuration says {here:g}",
+                    f"set {of}_{what} = {there:g} in [lora], or train another {what} in another [save] out",
+                )
+
+
+def _newest_whole(root: Path, present: list[Path], note: Callable[[str], None]) -> Path | None:
+    faults = []
+    for checkpoint in present:
+        fault = _find_fault(checkpoint)
+        if not fault:
+            return checkpoint
+        faults.append(fault)
+        note(f"{checkpoint} is not whole and is left out: {fault}")
+    if faults:
+        raise ModelError(
+            f"no checkpoint in {root} is whole; {present[0].name}: {faults[0]}", "begin anew in another [save] out"
+        )
+    return None
+
+
+def _named(root: Path, present: list[Path], folder: Path) -> Path:
+    if not folder.is_dir():
+        newest = f"{present[0]} is the newest, or " if present else ""
+        raise ModelError(f"there is no checkpoint {folder}", f"{newest}give --resume auto or none")
+    verify_checkpoint(folder)
+    own = step_of(folder) if any(path.samefile(folder) for path in present) else None
+    # The run would come to their steps again, and the order of their names would not be that of their writing.
+    others = [path for path in present if own is None or (step_of(path) or 0) > own]
+    if others:
+        raise UsageError(
+            f"{root} holds {others[0].name}, which is not of a run that goes on from {folder}",
+            "set another [save] out, or move it away",
+        )
+    return folder
+
+
+def _find_fault(folder: Path, *, contents: bool = True) -> str:
+    """The first reason why a checkpoint is not whole; empty for a whole one."""
+    try:
+        damage = find_damage(folder, load_manifest(folder), contents=contents)
+    except ModelError as error:
+        return error.message
+    return f"{damage[0]}{f' (and {len(damage) - 1} more)' if len(damage) > 1 else ''}" if damage else ""
+
+
+def _rotate(root: Path, step: int, keep: int) -> None:
+    """Remove all but the newest `keep` whole checkpoints up to this step."""
+    kept = 0
+    try:
+        present = list_checkpoints(root)
+    except OSError:
+        # The new checkpoint is whole, which is what counts: the next one removes what is left over.
+        return
+    for checkpoint in present:
+        if (step_of(checkpoint) or 0) > step:
+            continue
+        # Their sizes are enough here: a hash would read gigabytes at every step that saves.
+        if kept < keep and not _find_fault(checkpoint, contents=False):
+            kept += 1
+        else:
+            _put_away(checkpoint)
+
+
+def _put_away(checkpoint: Path) -> None:
+    """Remove a folder so that half of it never has its name; what cannot be removed is left for the next start."""
+    if not checkpoint.is_dir():
+        return
+    aside = _aside(checkpoint, "removed")
+    try:
+        os.rename(checkpoint, aside)
+    except OSError:
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(path: Path, ending: str) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{ending}")
+
+
+def _children(root: Path) -> Iterator[Path]:
+    return root.iterdir() if root.is_dir() else iter(())
+
+
+def _sync_tree(folder: Path) -> None:
+    """Bring a folder's files, and the names of those below it, to the disk."""
+    for path, _, files in os.walk(folder, topdown=False, onerror=_raise):
+        for name in files:
+            _sync(Path(path) / name)
+        _sync(Path(path))
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+def _sync(path: Path) -> None:
+    is_folder = path.is_dir()
+    if os.name == "nt" and is_folder:
+        # Windows opens no folders; it journals names itself.
+        return
+    # Windows synchronises only what may be written.
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems synchronise files but no folders.
+        if not is_folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _unwritten(target: Path, error: OSError | SafetensorError) -> FileError:
+    """Say why a checkpoint could not be written; safetensors tells the system's number in its text alone."""
+    told = _OS_NUMBER.search(str(error))
+    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    reason = _REASONS.get(number or 0) or (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return FileError(
+        f"the checkpoint {target} cannot be written: {reason}",
+        "earlier checkpoints are untouched: free some space or set another [save] out, then --resume auto",
+    )

@@ -1,0 +1,148 @@
+"""The configuration of a training: the record, its presets and its schema. Importing this loads no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from omgsr_cli.errors import UsageError
+from omgsr_cli.presets import PRESETS
+from omgsr_cli.training.config_errors import Draft, draft_config
+from omgsr_cli.training.config_file import Sheet, read_sheet
+from omgsr_cli.training.heads import check_discriminator
+from omgsr_cli.training.sections import (
+    DataConfig,
+    DegradationConfig,
+    GanConfig,
+    LogConfig,
+    LoraConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    SaveConfig,
+    Section,
+    StepsConfig,
+    refuse,
+)
+
+PRESET_CONFIGS = ("omgsr-s-512", "omgsr-f-1024", "omgsr-tiny")
+"""Names that `--print-config` takes."""
+
+
+class TrainConfig(Section):
+    """One training run, checked and frozen; each attribute is a table of the TOML file."""
+
+    model: ModelConfig = Field(description="which model is trained, and from which weights")
+    lora: LoraConfig | None = Field(default=None, description="the adapters; left out, they are as published")
+    data: DataConfig = Field(description="the pictures")
+    degradation: DegradationConfig = Field(default=DegradationConfig(), description="how low-quality pictures are made")
+    loss: LossConfig = Field(default=LossConfig(), description="the weight of each loss")
+    gan: GanConfig = Field(default=GanConfig(), description="the discriminator")
+    optim: OptimConfig = Field(default=OptimConfig(), description="AdamW and its learning rate")
+    train: StepsConfig = Field(default=StepsConfig(), description="how long and how it is computed")
+    save: SaveConfig = Field(default=SaveConfig(), description="checkpoints")
+    log: LogConfig = Field(default=LogConfig(), description="what is written down")
+
+    @model_validator(mode="after")
+    def _fits_the_model(self) -> Self:
+        name = self.model.preset
+        if name == "omgsr-tiny":
+            if self.lora is not None:
+                raise refuse("omgsr-tiny is trained whole and takes no adapters: leave [lora] out", "lora", _PRESET)
+            if self.model.prompt:
+                raise refuse("omgsr-tiny takes no prompt", "model.prompt", _PRESET)
+            if self.train.gradient_checkpointing:
+                raise refuse("omgsr-tiny has no gradient checkpointing", "train.gradient_checkpointing", _PRESET)
+        multiple = PRESETS[name].multiple_of_px if name in PRESETS else 8
+        if self.data.resolution % multiple:
+            near = max(multiple, round(self.data.resolution / multiple) * multiple)
+            reason = f"{name or 'the model'} takes multiples of {multiple}: try {near}"
+            raise refuse(reason, "data.resolution", _PRESET)
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_discriminator(self) -> Self:
+        if self.loss.gan == 0:
+            return self
+        if self.gan.start_step >= self.train.steps:
+            reason = f"the discriminator never begins: there are {self.train.steps} steps; or set loss.gan = 0"
+            raise refuse(reason, "gan.start_step", "train.steps", "loss.gan")
+        try:
+            check_discriminator(self.data.resolution)
+        except UsageError as error:
+            reason = f"{error.message}; {error.hint}" if error.hint else error.message
+            raise refuse(reason, "data.resolution", "loss.gan") from error
+        return self
+
+    @model_validator(mode="after")
+    def _warms_up_and_then_trains(self) -> Self:
+        if self.optim.warmup_steps >= self.train.steps:
+            reason = f"all of the {self.train.steps} steps would be warm-up"
+            raise refuse(reason, "optim.warmup_steps", "train.steps")
+        return self
+
+
+_PRESET = "model.preset"
+_STAND_INS = {"model": {"preset": "omgsr-s-512"}, "data": {"train": ["."]}}
+"""For required keys, where a configuration with errors is searched for more of them."""
+
+
+def load_config(path: Path, sets: Sequence[str] = ()) -> TrainConfig:
+    """Read and check the configuration of a training.
+
+    Args:
+        path: a TOML file.
+        sets: changes of it, "a.b=v", as typed after `--set`.
+    Raises:
+        ConfigError: it has errors; `problems` has a line for each of them.
+        UsageError: it is not TOML at all, or a change is not of the form "a.b=v".
+        FileError: it cannot be read.
+    """
+    return draft_run(read_sheet(path, sets)).check()
+
+
+def draft_run(sheet: Sheet) -> Draft[TrainConfig]:
+    """Check the configuration of a training; what looks at files may add to what is found."""
+    return draft_config(TrainConfig, sheet, _STAND_INS)
+
+
+def read_preset_config(name: str) -> str:
+    """The text of a complete, commented configuration.
+
+    Args:
+        name: one of PRESET_CONFIGS.
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in PRESET_CONFIGS:
+        raise UsageError(f"no configuration is called {name!r}", f"there are {', '.join(PRESET_CONFIGS)}")
+    return (resources.files("omgsr_cli.training") / "configs" / f"{name}.toml").read_text("utf-8")
+
+
+def config_schema() -> dict[str, Any]:
+    """The JSON schema of the configuration, for editors that complete and check TOML."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **TrainConfig.model_json_schema()}
+
+
+def format_config(config: TrainConfig) -> str:
+    """Write a configuration as TOML that `load_config` reads to an equal one; keys without a value are left out."""
+    parts = []
+    for name, section in config:
+        if section is not None:
+            values = section.model_dump(exclude_none=True)
+            parts.append("\n".join([f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    # JSON's texts, numbers, true and false are TOML's; but for DEL, which TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,230 @@
+"""Pairs of low-quality and sharp crops. A sample is decided by the run's seed and its own number, by nothing else."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from omgsr_cli.datasets.crops import OnSmall, draw_window, fit_small
+from omgsr_cli.degradation import DegradationConfig, degrade
+from omgsr_cli.imaging import from_samples, to_samples
+from omgsr_cli.training.draws import Purpose, draw_rng
+from omgsr_cli.training.pictures import Order, TrainingPicture, plan_epoch
+from omgsr_cli.training.pixels import Pixels, read_pixels
+
+MARGIN_PX = 16
+"""Crops are this much larger on each axis while they are degraded, and then cut at any offset: real pictures begin
+anywhere in the grids of JPEG, of resizing and of latents."""
+
+Choice = TypeVar("Choice")
+
+_PLACES = 3
+_SKIPPED_PX = 4
+"""Detail is estimated from every fourth pixel."""
+
+
+@dataclass(frozen=True)
+class CropOptions:
+    """How samples are made of pictures.
+
+    Attributes:
+        resolution: side of a sample, pixels.
+        scales: enlargements and their probabilities.
+        degradations: what makes low-quality pictures, and the probability of each.
+        flip: mirror half of the crops.
+        turn: turn them by a multiple of 90 degrees.
+        detail: probability of taking, of three places, the one with the most detail: skies teach little.
+        halve: probability of taking a crop of twice the side at half size, where the picture is large enough.
+        on_small: "resize" enlarges pictures that are smaller than a crop, "pad" continues them by reflection.
+        cache: folder of decoded pixels, or None.
+    """
+
+    resolution: int
+    scales: tuple[tuple[float, float], ...]
+    degradations: tuple[tuple[DegradationConfig, float], ...]
+    flip: bool = True
+    turn: bool = False
+    detail: float = 0.0
+    halve: float = 0.0
+    on_small: OnSmall = "skip"
+    cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one process for one forward pass.
+
+    Attributes:
+        lq: (B, 3, R, R) float32, enlarged low-quality crops, sRGB in [-1, 1].
+        hq: same shape, the sharp ones.
+        numbers: of the samples in the run.
+    """
+
+    lq: Tensor
+    hq: Tensor
+    numbers: tuple[int, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        """Move the pixels to a device."""
+        return Batch(self.lq.to(device, non_blocking=True), self.hq.to(device, non_blocking=True), self.numbers)
+
+
+class TrainingCrops(Dataset[tuple[int, Tensor, Tensor]]):
+    """Samples by their numbers in the run: there is one for every number."""
+
+    def __init__(self, pictures: Sequence[TrainingPicture], options: CropOptions, seed: int) -> None:
+        self._pictures, self._options, self._seed = pictures, options, seed
+        self._order = Order(plan_epoch(pictures, options.resolution), seed)
+
+    def __getitem__(self, number: int) -> tuple[int, Tensor, Tensor]:
+        """Give a sample's number, its enlarged low-quality crop and its sharp crop, (3, R, R) in [-1, 1]."""
+        rng = draw_rng(self._seed, Purpose.CROP, number)
+        picture = self._pictures[self._order.picture(number)]
+        lq, hq = self._cut_pair(picture, rng) if picture.lq else self._degrade_crop(picture, rng, number)
+        size = self._options.resolution
+        y, x = (int(rng.integers(side - size + 1)) for side in hq.shape[-2:])
+        window = (slice(None), slice(y, y + size), slice(x, x + size))
+        return number, *_turn(lq[window] * 2 - 1, hq[window] * 2 - 1, self._options, rng)
+
+    def _degrade_crop(self, picture: TrainingPicture, rng: np.random.Generator, number: int) -> tuple[Tensor, Tensor]:
+        options = self._options
+        hq = _to_tensor(self._draw_crop(read_pixels(picture.hq, options.cache), rng))
+        scale, config = choose(options.scales, rng), choose(options.degradations, rng)
+        lq = degrade(hq[None], scale, config, seed=self._seed, epoch=int(Purpose.DEGRADATION), indices=[number])
+        return enlarge_lq(lq[0], *hq.shape[1:]), hq
+
+    def _draw_crop(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        """A crop of the resolution and a margin, or of less margin where the picture has not enough."""
+        options = self._options
+        side_px = options.resolution + MARGIN_PX
+        factor = 2 if rng.random() < options.halve and min(pixels.shape[:2]) >= 2 * side_px else 1
+        pixels = grow(pixels, options.resolution, options.on_small)
+        crop_px = min(factor * side_px, *pixels.shape[:2])
+        places = _PLACES if rng.random() < options.detail else 1
+        corners = [draw_window((pixels.shape[0], pixels.shape[1]), crop_px, rng) for _ in range(places)]
+        windows = [_window(pixels, y, x, crop_px) for y, x in corners]
+        crop = max(windows, key=_detail) if places > 1 else windows[0]
+        return crop if factor == 1 else _halve(crop)
+
+    def _cut_pair(self, picture: TrainingPicture, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        options, scale = self._options, picture.lq_scale
+        assert picture.lq is not None
+        least_px = -(-options.resolution // scale)
+        lq_pixels = grow(read_pixels(picture.lq, options.cache), least_px, options.on_small)
+        hq_pixels = grow(read_pixels(picture.hq, options.cache), least_px * scale, options.on_small)
+        side_px = min(-(-(options.resolution + MARGIN_PX) // scale), *lq_pixels.shape[:2])
+        y, x = draw_window((lq_pixels.shape[0], lq_pixels.shape[1]), side_px, rng)
+        lq, hq = _window(lq_pixels, y, x, side_px), _window(hq_pixels, y * scale, x * scale, side_px * scale)
+        return enlarge_lq(_to_tensor(lq), side_px * scale, side_px * scale), _to_tensor(hq)
+
+
+class Numbers(Sampler[list[int]]):
+    """Numbers of one process's batches, without end: batches go to the processes in turn.
+
+    Args:
+        batch: samples of one process in one forward pass.
+        start: number of the run's next sample.
+        rank: of this process.
+        processes: how many there are.
+    """
+
+    def __init__(self, batch: int, start: int, rank: int, processes: int) -> None:
+        self._batch, self._start, self._rank, self._processes = batch, start, rank, processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self._start + self._rank * self._batch
+        while True:
+            yield list(range(first, first + self._batch))
+            first += self._batch * self._processes
+
+
+def load_batches(crops: TrainingCrops, numbers: Numbers, workers: int, device: torch.device) -> Iterator[Batch]:
+    """Read batches without end, in other processes where there are workers."""
+    more: Mapping[str, Any] = {"prefetch_factor": 4, "persistent_workers": True} if workers else {}
+    loader = DataLoader(
+        crops,
+        batch_sampler=numbers,
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=_start_worker,
+        pin_memory=device.type == "cuda",
+        # Without its own generator, the loader draws a seed for its workers from the global state.
+        generator=torch.Generator(),
+        **more,
+    )
+    for lq, hq, own in loader:
+        yield Batch(lq, hq, own).to(device)
+
+
+def enlarge_lq(lq: Tensor, height: int, width: int) -> Tensor:
+    """Enlarge as `omgsr upscale` does a picture of 8 bits: Pillow's bicubic filter, in whole levels of 1/255.
+
+    Args:
+        lq: (3, h, w) float32 in [0, 1].
+        height: of the result, pixels.
+        width: likewise.
+    """
+    image = Image.fromarray(to_samples(lq, 8))
+    return from_samples(np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)))
+
+
+def grow(pixels: Pixels, least_px: int, on_small: OnSmall) -> Pixels:
+    """Make both sides of (H, W, 3) at least `least_px`, as `fit_small` does; smaller pictures were skipped before."""
+    if min(pixels.shape[:2]) >= least_px:
+        return pixels
+    fitted = fit_small(_to_tensor(pixels), least_px, "pad" if on_small == "skip" else on_small)
+    assert fitted is not None
+    whole: Pixels = to_samples(fitted, 8)
+    return whole
+
+
+def _window(pixels: Pixels, y: int, x: int, side_px: int) -> Pixels:
+    return pixels[y : y + side_px, x : x + side_px]
+
+
+def _detail(crop: Pixels) -> float:
+    return float(crop[::_SKIPPED_PX, ::_SKIPPED_PX, 1].std())
+
+
+def _halve(crop: Pixels) -> Pixels:
+    """Average blocks of 2x2: (H, W, 3) of even sides to half of them."""
+    blocks = crop.reshape(crop.shape[0] // 2, 2, crop.shape[1] // 2, 2, 3)
+    halved: Pixels = ((blocks.sum((1, 3), dtype=np.uint16) + 2) // 4).astype(np.uint8)
+    return halved
+
+
+def _to_tensor(pixels: Pixels) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float().div_(255)
+
+
+def _turn(lq: Tensor, hq: Tensor, options: CropOptions, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    quarters = int(rng.integers(4)) if options.turn else 0
+    flipped = [2] if options.flip and rng.random() < 0.5 else []
+    lq, hq = (image.rot90(quarters, (1, 2)).flip(flipped).contiguous() for image in (lq, hq))
+    return lq, hq
+
+
+def choose(weighted: Sequence[tuple[Choice, float]], rng: np.random.Generator) -> Choice:
+    """Draw one of several things, each with its probability."""
+    chance = np.array([weight for _, weight in weighted])
+    return weighted[int(rng.choice(len(weighted), p=chance / chance.sum()))][0]
+
+
+def _collate(samples: Sequence[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    numbers, lq, hq = zip(*samples, strict=True)
+    return torch.stack(lq), torch.stack(hq), numbers
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    # Ctrl-C reaches every process of the terminal: the trainer decides when to stop, and tells the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

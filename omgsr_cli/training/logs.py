@@ -1,0 +1,160 @@
+"""The run's tables: one CSV file for the steps, one for the validations. They are always written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from omgsr_cli.errors import FileError
+from omgsr_cli.imaging import write_atomically
+from omgsr_cli.training.config import TrainConfig
+from omgsr_cli.training.step import StepResult
+
+STEP = "step"
+_OF_A_STEP = ("total", "gradient_norm", "learning_rate", "images_per_s")
+
+
+class CsvLog:
+    """A table with a row for a step; each row is on the disk once it is written.
+
+    Rows after the step at which a run goes on were written by steps that it will repeat: they are taken out.
+
+    Args:
+        path: of the file; a table already there is continued, with its columns and the new ones.
+        columns: besides the step's number.
+        step: the last one that is kept.
+    Raises:
+        FileError: the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], step: int) -> None:
+        self.path = path
+        before, rows = _read(path, step) if step else ([], [])
+        self._columns = [STEP, *dict.fromkeys([*(name for name in before if name != STEP), *columns])]
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(path, [text.getvalue().encode()], overwrite=True)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a row; a column without a value stays empty.
+
+        Raises:
+            FileError: the disk is full, or the file cannot be written any more.
+        """
+        line = io.StringIO(newline="")
+        row = {STEP: step} | {name: f"{value:.6g}" for name, value in values.items() if name in self._columns}
+        csv.DictWriter(line, self._columns, lineterminator="\n").writerow(row)
+        try:
+            # One write of one line: a reader and an interruption see whole rows.
+            with open(self.path, "ab", buffering=0) as file:
+                file.write(line.getvalue().encode())
+        except OSError as error:
+            raise FileError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+
+class RunLog:
+    """Everything that a run writes down: means over steps and processes, in the tables and in the trackers.
+
+    Args:
+        accelerator: of the process; only the first one writes.
+        config: of the run; trackers keep it.
+        losses: names of the steps' losses.
+        measures: names of the validations' scores.
+        step: steps done already.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, config: TrainConfig, losses: Sequence[str], measures: Sequence[str], step: int
+    ) -> None:
+        self._accelerator, self._every = accelerator, config.log.every
+        self._means = Means()
+        self._steps = self._validations = None
+        if not accelerator.is_main_process:
+            return
+        folder = Path(config.save.out)
+        self._steps = CsvLog(folder / "log.csv", [*losses, *_OF_A_STEP], step)
+        if measures:
+            self._validations = CsvLog(folder / "validation.csv", measures, step)
+        if config.log.trackers:
+            accelerator.init_trackers("omgsr", _flatten(config.model_dump(mode="json")))
+
+    def step(self, step: int, result: StepResult, images_per_s: float) -> None:
+        """Count a step in, and write the means since the last row when it is time for one."""
+        if self._steps is None:
+            return
+        self._means.add(result.losses | {"gradient_norm": result.gradient_norm, "images_per_s": images_per_s})
+        if step % self._every:
+            return
+        values = self._means.take() | {"learning_rate": result.learning_rate}
+        self._steps.write(step, values)
+        self._accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
+
+    def validation(self, step: int, scores: Mapping[str, float]) -> None:
+        """Write the scores of the held-out pictures."""
+        if self._validations is None:
+            return
+        self._validations.write(step, scores)
+        self._accelerator.log({f"validation/{name}": value for name, value in scores.items()}, step=step)
+
+    def close(self) -> None:
+        """Let the trackers finish."""
+        self._accelerator.end_training()
+
+
+class Means:
+    """Means of what the steps since the last row gave."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, int]] = {}
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Count a step in."""
+        for name, value in values.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + value, count + 1)
+
+    def take(self) -> dict[str, float]:
+        """Give the means and begin again."""
+        means = {name: total / count for name, (total, count) in self._sums.items()}
+        self._sums.clear()
+        return means
+
+
+def _read(path: Path, step: int) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows up to a step; nothing of a file that is not such a table."""
+    if not path.is_file():
+        return [], []
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            table = csv.DictReader(file)
+            rows = [row for row in table if _is_kept(row, step)]
+            columns = list(table.fieldnames or ())
+    except (OSError, ValueError, csv.Error) as error:
+        raise FileError(f"{path} cannot be continued: {error}", f"move it away: {os.fspath(path)}.old") from error
+    return (columns, rows) if columns[:1] == [STEP] else ([], [])
+
+
+def _is_kept(row: Mapping[str, str | None], step: int) -> bool:
+    number = row.get(STEP) or ""
+    # A row that an interruption cut off lacks its last columns.
+    return number.isdigit() and int(number) <= step and None not in row.values()
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | bool | str]:
+    """Nested settings as "section.name" to what every tracker can keep."""
+    flat: dict[str, int | float | bool | str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value if isinstance(value, int | float | bool | str) else json.dumps(value)
+    return flat

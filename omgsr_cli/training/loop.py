@@ -1,0 +1,212 @@
+"""The whole run: resume, step, save, validate, stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from omgsr_cli.errors import OmgsrError
+from omgsr_cli.models.lora import LoraOptions
+from omgsr_cli.training.assembly import Run, build_lora_options, load_run
+from omgsr_cli.training.checkpoints import check_adapter_ranks, find_checkpoint, write_checkpoint
+from omgsr_cli.training.config import TrainConfig
+from omgsr_cli.training.data import Batch, Numbers, load_batches
+from omgsr_cli.training.events import Event, Noticed, Saved, Started, StepDone, Validated
+from omgsr_cli.training.logs import RunLog
+from omgsr_cli.training.model_card import RunFacts, write_description
+from omgsr_cli.training.pace import Pace, peak_memory_mib
+from omgsr_cli.training.processes import build_accelerator, device_of, share_sums
+from omgsr_cli.training.signals import StopWish
+from omgsr_cli.training.state import Progress, load_state, write_state
+from omgsr_cli.training.step import Stepper, StepResult
+from omgsr_cli.training.validation import validate, write_grid
+
+Report = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        step: steps done.
+        steps: steps to be done.
+        checkpoint: the newest one; `omgsr upscale --model` takes it.
+        signal: number of the signal that ended the run early, or 0; the exit code is 128 more.
+    """
+
+    step: int
+    steps: int
+    checkpoint: Path | None
+    signal: int
+
+
+def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda _: None) -> TrainResult:
+    """Train a model, in every process that a launcher started.
+
+    SIGINT and SIGTERM let the step finish and save; a second one has its usual effect.
+
+    Args:
+        config: of the run.
+        resume: "auto" goes on from the newest whole checkpoint in the run's folder if there is one, "none" begins
+            anew, a path goes on from that checkpoint.
+        report: told what happens, in the first process only.
+    Raises:
+        OmgsrError: something cannot be read or written, or too many steps in a row were not finite.
+    """
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    accelerator = build_accelerator(Path(config.save.out), config.log.trackers)
+    with StopWish() as wish:
+        report = report if accelerator.is_main_process else lambda _: None
+        found = find_checkpoint(Path(config.save.out), resume, note=lambda text: report(Noticed(text)))
+        if found is not None:
+            check_adapter_ranks(found, build_lora_options(config) or LoraOptions())
+        run = load_run(config, accelerator, resumed=found is not None)
+        trainer = Trainer(run, accelerator, found, report)
+        return trainer.go_on(wish)
+
+
+class Trainer:
+    """A run in one process."""
+
+    def __init__(self, run: Run, accelerator: Accelerator, found: Path | None, report: Report) -> None:
+        self._run, self._accelerator, self._report = run, accelerator, report
+        self._config = run.config
+        self._folder = Path(run.config.save.out)
+        self._progress = Progress() if found is None else load_state(found, run.learner)
+        self._checkpoint = found
+        self._stepper = Stepper(accelerator, run.learner, run.config)
+        self._log = RunLog(
+            accelerator, run.config, run.losses, ["psnr_y", "ssim_y", *run.measures], self._progress.step
+        )
+
+    def go_on(self, wish: StopWish) -> TrainResult:
+        """Take the steps that are left."""
+        self._report(self._started())
+        steps, progress = self._config.train.steps, self._progress
+        batches = self._batches()
+        pace, signal = Pace(), 0
+        while progress.step < steps and not signal:
+            result = self._stepper.take(progress.step, batches, wish.signal)
+            done = self._count(result, pace.step())
+            self._report(done)
+            self._log.step(progress.step, result, done.images_per_s)
+            self._give_up_if_stuck()
+            signal = result.signal
+            if self._at_end_of_step(ends=bool(signal) or progress.step == steps):
+                pace.restart()
+        self._log.close()
+        return TrainResult(progress.step, steps, self._checkpoint, signal if progress.step < steps else 0)
+
+    def _batches(self) -> Iterator[Batch]:
+        accelerator, config = self._accelerator, self._config
+        numbers = Numbers(
+            config.data.batch_size, self._progress.samples, accelerator.process_index, accelerator.num_processes
+        )
+        return load_batches(self._run.crops, numbers, config.data.workers, device_of(accelerator))
+
+    def _count(self, result: StepResult, seconds: float) -> StepDone:
+        config, progress = self._config, self._progress
+        images = config.data.batch_size * config.optim.accumulate * self._accelerator.num_processes
+        progress.step += 1
+        progress.samples += images
+        progress.skipped = 0 if result.is_finite else progress.skipped + 1
+        progress.skipped_in_all += not result.is_finite
+        return StepDone(
+            step=progress.step,
+            steps=config.train.steps,
+            losses=result.losses,
+            learning_rate=result.learning_rate,
+            gradient_norm=result.gradient_norm,
+            images_per_s=images / seconds,
+            seconds_left=(config.train.steps - progress.step) * seconds,
+            memory_mib=peak_memory_mib(device_of(self._accelerator)),
+            skipped=not result.is_finite,
+        )
+
+    def _give_up_if_stuck(self) -> None:
+        skipped, step = self._progress.skipped, self._progress.step
+        if skipped < self._config.train.nan_limit:
+            return
+        kept = f"the last checkpoint is {self._checkpoint}" if self._checkpoint else "there is no checkpoint yet"
+        raise OmgsrError(
+            f"{skipped} steps in a row were not finite, the last of them step {step}",
+            f"lower the learning rate, or set precision to fp32; {kept}",
+        )
+
+    def _at_end_of_step(self, *, ends: bool) -> bool:
+        """Validate and save when it is time; whether either was done."""
+        config, step = self._config, self._progress.step
+        saves = ends or step % config.save.every == 0
+        measures = bool(self._run.held_out) and (step % config.log.validate_every == 0 or step == config.train.steps)
+        if measures:
+            self._validate()
+        if saves:
+            self._save()
+        return measures or saves
+
+    def _save(self) -> None:
+        progress = self._progress
+        written: list[Path | None] = [None]
+        if self._accelerator.is_main_process:
+            keep = self._config.save.keep
+            written[0] = write_checkpoint(self._folder, progress.step, self._write_parts, keep=keep)
+        # The others wait here until it is whole.
+        self._checkpoint = broadcast_object_list(written)[0]
+        if self._checkpoint is not None:
+            self._report(Saved(progress.step, self._checkpoint))
+
+    def _write_parts(self, folder: Path) -> None:
+        """Write everything of a checkpoint but its manifest."""
+        run, progress = self._run, self._progress
+        write_state(folder, run.trainable, run.learner, progress)
+        facts = RunFacts(
+            step=progress.step,
+            samples=progress.samples,
+            pictures=run.pictures,
+            held_out=len(run.held_out),
+            scores=progress.scores,
+            scored_at=progress.scored_at,
+        )
+        write_description(folder, self._config, facts)
+
+    def _validate(self) -> None:
+        run, accelerator, average = self._run, self._accelerator, self._run.learner.average
+        with average.applied() if average else nullcontext():
+            found = validate(
+                run.learner.generator.restore,
+                run.held_out,
+                run.crop_options,
+                run.measures,
+                multiple_px=run.trainable.restorer.info.multiple_of_px,
+                device=device_of(accelerator),
+                seed=self._config.train.seed,
+                rank=accelerator.process_index,
+                processes=accelerator.num_processes,
+            )
+        scores = share_sums(accelerator, found.sums, found.pictures, ("psnr_y", "ssim_y", *run.measures))
+        self._progress.scores, self._progress.scored_at = scores, self._progress.step
+        grid = self._folder / "validation" / f"step-{self._progress.step:08d}.png"
+        if accelerator.is_main_process:
+            write_grid(found.rows, grid)
+            self._log.validation(self._progress.step, scores)
+            self._report(Validated(self._progress.step, scores, grid))
+
+    def _started(self) -> Started:
+        return Started(
+            step=self._progress.step,
+            steps=self._config.train.steps,
+            processes=self._accelerator.num_processes,
+            device=str(device_of(self._accelerator)),
+            pictures=self._run.pictures,
+            trained=sum(weight.numel() for weight in self._run.learner.weights.values()),
+            folder=self._folder,
+            resumed_from=self._checkpoint,
+        )

@@ -1,0 +1,57 @@
+"""Pixels of training pictures: decoded for a crop, or decoded once into files that every worker maps."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from omgsr_cli.errors import FileError
+from omgsr_cli.imaging import read_picture, to_samples
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def read_pixels(path: Path, cache: Path | None = None) -> Pixels:
+    """Give a picture's pixels in sRGB, upright; transparency is left aside.
+
+    Args:
+        path: of the picture.
+        cache: folder in which decoded pixels are kept, 3 bytes a pixel; a changed file is decoded again.
+    Returns:
+        (H, W, 3) uint8, read-only where it is mapped from the cache.
+    Raises:
+        FileError: it cannot be read, or the cache cannot be written.
+    """
+    if cache is None:
+        return to_samples(read_picture(path).rgb, 8)
+    kept = cache / f"{_key(path)}.npy"
+    if not kept.is_file():
+        _keep(kept, to_samples(read_picture(path).rgb, 8))
+    mapped: Pixels = np.load(kept, mmap_mode="r")
+    return mapped
+
+
+def _key(path: Path) -> str:
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror}") from error
+    text = f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}"
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _keep(kept: Path, pixels: Pixels) -> None:
+    """Write beside and rename: several workers may decode the same picture, and the last one's file stays."""
+    partial = kept.with_name(f".{kept.name}.{os.getpid()}")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            np.save(file, pixels)
+        os.replace(partial, kept)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise FileError(f"{kept.parent}: pixels cannot be kept there: {error.strerror}") from error

@@ -1,0 +1,110 @@
+"""What a configuration says about files, checked before anything large is read: all that is wrong, with its place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from omgsr_cli.errors import OmgsrError
+from omgsr_cli.files.inputs import find_inputs
+from omgsr_cli.training.config import TrainConfig
+from omgsr_cli.training.config_errors import Draft
+
+
+def check_files(draft: Draft[TrainConfig], resume: str = "auto") -> None:
+    """Add to a draft what is wrong with the files and packages that it names.
+
+    Args:
+        draft: with or without errors of its own; keys that are wrong already are left alone.
+        resume: as for `find_checkpoint`; the ranks of the checkpoint that it means are compared.
+    """
+    config = draft.config
+    if config is None:
+        return
+    data = config.data
+    _check_pictures(draft, "data.train", data.train)
+    _check_pictures(draft, "data.train_lq", data.train_lq or ())
+    _check_pictures(draft, "data.validation", (data.validation,) if data.validation else ())
+    _check_pictures(draft, "data.validation_lq", (data.validation_lq,) if data.validation_lq else ())
+    _check_degradations(draft, config)
+    _check_features(draft, config)
+    _check_model(draft, config, resume)
+    _check_packages(draft, config)
+    folder = Path(config.save.out)
+    if not _could_be_folder(folder):
+        draft.add("save.out", "this is a file, checkpoints need a folder")
+
+
+def _check_pictures(draft: Draft[TrainConfig], key: str, names: Sequence[str]) -> None:
+    def search() -> None:
+        found, problems = find_inputs(names, recursive=True)
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise OmgsrError(problems[0].message + more, problems[0].hint)
+        if names and not found:
+            raise OmgsrError("there are no pictures")
+
+    _note(draft, key, search)
+
+
+def _check_degradations(draft: Draft[TrainConfig], config: TrainConfig) -> None:
+    from omgsr_cli.degradation import load_degradation
+
+    for name in config.degradation.presets:
+        _note(draft, "degradation.presets", lambda name=name: load_degradation(name))  # type: ignore[misc]  # bound now
+
+
+def _check_features(draft: Draft[TrainConfig], config: TrainConfig) -> None:
+    from omgsr_cli.models.hub import is_repository_name
+
+    loss = config.loss
+    path = loss.backbone_path if loss.dv3cd or loss.gan else None
+    if path and not Path(path).exists() and not (loss.backbone == "dinov3" and is_repository_name(path)):
+        hint = "; without dv3cd and gan (both 0) none is needed"
+        draft.add("loss.backbone_path", f"there is no such file or folder{hint}")
+    if loss.lpips_path and not Path(loss.lpips_path).exists():
+        draft.add("loss.lpips_path", "there is no such file or folder")
+
+
+def _check_model(draft: Draft[TrainConfig], config: TrainConfig, resume: str) -> None:
+    from omgsr_cli.models.hub import is_repository_name
+    from omgsr_cli.models.lora import LoraOptions
+    from omgsr_cli.models.trainable import start_folder
+    from omgsr_cli.training.assembly import build_lora_options
+    from omgsr_cli.training.checkpoints import check_adapter_ranks, list_checkpoints
+
+    base, lora = config.model.base, build_lora_options(config) or LoraOptions()
+    if base and not Path(base).is_dir() and not is_repository_name(base):
+        draft.add("model.base", "there is no such folder, and it is no hub repository OWNER/NAME")
+    start = start_folder(config.model.start_from)
+    if start is not None and not start.is_dir():
+        draft.add("model.start_from", "there is no such folder")
+    elif start is not None:
+        _note(draft, "lora", lambda: check_adapter_ranks(start, lora))
+    checkpoints = list_checkpoints(Path(config.save.out)) if resume == "auto" else [Path(resume)]
+    if resume != "none" and checkpoints:
+        _note(draft, "lora", lambda: check_adapter_ranks(checkpoints[0], lora))
+
+
+def _check_packages(draft: Draft[TrainConfig], config: TrainConfig) -> None:
+    if config.optim.eight_bit and find_spec("bitsandbytes") is None:
+        draft.add("optim.eight_bit", "bitsandbytes is not installed: pip install bitsandbytes, or set it to false")
+    for tracker in config.log.trackers:
+        if find_spec(tracker) is None:
+            draft.add("log.trackers", f"{tracker} is not installed: pip install {tracker}, or leave it out")
+
+
+def _note(draft: Draft[TrainConfig], key: str, check: Callable[[], object]) -> None:
+    """Make a check, and turn its error into one line of the draft."""
+    try:
+        check()
+    except OmgsrError as error:
+        draft.add(key, f"{error.message}; {error.hint}" if error.hint else error.message)
+
+
+def _could_be_folder(path: Path) -> bool:
+    """Whether a path is a folder, or nothing on the way to it is a file."""
+    nearest = next((each for each in (path, *path.parents) if os.path.lexists(each)), None)
+    return nearest is None or nearest.is_dir()

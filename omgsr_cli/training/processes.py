@@ -1,0 +1,113 @@
+"""The processes of a run: who takes part, and what they tell each other."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from torch import nn
+
+from omgsr_cli.errors import UsageError
+from omgsr_cli.models.devices import present_devices
+
+_SUPPORTED = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.MULTI_XPU,
+)
+
+
+def build_accelerator(folder: Path, trackers: Sequence[str] = ()) -> Accelerator:
+    """Find the other processes of the run, by what `torchrun` or `accelerate launch` put into the environment.
+
+    Autocast is the generator's own affair, and clipping, accumulation and stepping the trainer's: accelerate gives
+    devices, gradient synchronisation and trackers.
+
+    Args:
+        folder: where trackers write.
+        trackers: of "tensorboard", "wandb" and "trackio".
+    Raises:
+        UsageError: a launcher asks for more than data-parallel training.
+    """
+    # Buffers follow from the weights, so they are equal already.
+    parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():
+        # About settings of launchers for machines of several CPUs.
+        warnings.simplefilter("ignore")
+        accelerator = Accelerator(
+            # Without it, processes on a machine that has nothing but CPUs would each train on its own.
+            cpu=present_devices() == ["cpu"]
+            or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"),
+            mixed_precision="no",
+            log_with=list(trackers),
+            project_dir=folder,
+            kwargs_handlers=[parallel],
+        )
+    if accelerator.distributed_type not in _SUPPORTED:
+        name = accelerator.distributed_type.value
+        raise UsageError(
+            f"{name} cannot train this: generator and discriminator are two prepared models",
+            "launch with torchrun, or with `accelerate launch` and its plain multi-GPU settings",
+        )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise UsageError(
+            f"{launched} processes were launched, but this one is among {accelerator.num_processes}",
+            "start as many as there are GPUs, or set ACCELERATE_USE_CPU=1 to train on CPUs",
+        )
+    return accelerator
+
+
+def device_of(accelerator: Accelerator) -> torch.device:
+    """Give the process's device; accelerate numbers CPUs, which not every library takes."""
+    return torch.device("cpu") if accelerator.device.type == "cpu" else accelerator.device
+
+
+def prepare(accelerator: Accelerator, module: nn.Module) -> nn.Module:
+    """Have the processes synchronise a module's gradients; the module itself where there is one process."""
+    with warnings.catch_warnings():
+        # About a new name of a setting that older torch does not know.
+        warnings.simplefilter("ignore", FutureWarning)
+        prepared: nn.Module = accelerator.prepare_model(module)
+    return prepared
+
+
+def share(
+    accelerator: Accelerator, values: Mapping[str, float | torch.Tensor], signal: int
+) -> tuple[dict[str, float], int]:
+    """Tell the other processes this one's losses, and whether it was asked to stop.
+
+    Args:
+        accelerator: of the run.
+        values: scalars; the names are the same in every process.
+        signal: that this process heard, or 0.
+    Returns:
+        The means over all processes, not finite where any is not, and the largest signal.
+    """
+    numbers = [torch.as_tensor(value, dtype=torch.float64).detach().cpu() for value in values.values()]
+    own = torch.stack([*numbers, torch.tensor(float(signal), dtype=torch.float64)])
+    # float32 has every signal's number, and every device has float32.
+    every = accelerator.gather(own.float()[None].to(accelerator.device)).cpu().double()
+    means = every[:, :-1].mean(0).tolist()
+    return dict(zip(values, means, strict=True)), int(every[:, -1].max())
+
+
+def share_sums(
+    accelerator: Accelerator, sums: Mapping[str, float], count: int, names: Sequence[str]
+) -> dict[str, float]:
+    """Give the means over what all processes counted; a process may have counted nothing."""
+    own = torch.tensor([*(sums.get(name, 0.0) for name in names), float(count)], device=accelerator.device)
+    every = accelerator.gather(own[None]).cpu().double().sum(0)
+    return dict(zip(names, (every[:-1] / every[-1]).tolist(), strict=True))
+
+
+def is_finite(values: Mapping[str, float]) -> bool:
+    """Whether every value is a finite number."""
+    return all(math.isfinite(value) for value in values.values())

@@ -1,0 +1,181 @@
+"""`--push-to-hub`: a hub repository with a model, its card and its manifest, and nothing of the person's machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from omgsr_cli.errors import ModelError, OmgsrError, UsageError
+from omgsr_cli.files.manifest import MANIFEST_NAME, FileEntry, Manifest, read_entry, to_json
+from omgsr_cli.models.hub import is_repository_name
+from omgsr_cli.models.record import RECORD_NAME, load_record, read_json
+from omgsr_cli.training.checkpoints import verify_checkpoint
+from omgsr_cli.training.model_card import CARD_NAME, build_card, hide_path
+
+_PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer", "*_adapter")
+_KINDS = (".safetensors", ".json", ".txt")
+_FILES = (RECORD_NAME, CARD_NAME, "config.json", "model.safetensors", "prompt_embeds.safetensors")
+"""What of a checkpoint or model folder is published: not the optimisers, nor the configuration with its paths."""
+
+_PATH_KEYS = ("_name_or_path", "base_model_name_or_path", "base", "made_from")
+_WITH_PATHS = (RECORD_NAME, "config.json", "adapter_config.json")
+
+
+def prepare_repository(repository: str, *, private: bool = False) -> str:
+    """Make a hub repository if it is not there yet; before a training, so that a missing token is told then.
+
+    Args:
+        repository: OWNER/NAME.
+        private: only its owner sees it.
+    Returns:
+        The address of its page.
+    Raises:
+        UsageError: the name is none of a repository.
+        OmgsrError: the hub refuses, cannot be reached, or the repository is there and public.
+    """
+    if not is_repository_name(repository):
+        raise UsageError(f"{repository!r} is not the name of a hub repository", "give OWNER/NAME")
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with _told(repository):
+        url = api.create_repo(repository, private=private, exist_ok=True)
+        public = private and not api.model_info(repository).private
+    if public:
+        raise OmgsrError(
+            f"the hub repository {repository} is there and is public, but a private one was asked for",
+            "give another name, or make it private in its settings",
+        )
+    return str(url)
+
+
+def push_to_hub(folder: Path, repository: str, *, private: bool = False, message: str | None = None) -> str:
+    """Publish a checkpoint's model or a merged folder in one commit: weights, record, card, manifest.
+
+    Args:
+        folder: a checkpoint, a merged model or an adapter.
+        repository: OWNER/NAME; it is made if it is not there yet.
+        private: only its owner sees it.
+        message: of the commit.
+    Returns:
+        The address of the commit.
+    Raises:
+        ModelError: the folder is not whole or is not a model.
+        UsageError: the name is none of a repository.
+        OmgsrError: the hub refuses or cannot be reached.
+    """
+    if (folder / MANIFEST_NAME).is_file():
+        verify_checkpoint(folder)
+    contents = collect_files(folder)
+    prepare_repository(repository, private=private)
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    operations = [
+        CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
+        for name, content in contents.items()
+    ]
+    with _told(repository):
+        done = HfApi().create_commit(
+            repository, operations, commit_message=message or f"Upload {folder.resolve().name} with omgsr"
+        )
+    return str(done.commit_url)
+
+
+def collect_files(folder: Path) -> dict[str, Path | bytes]:
+    """List what is published of a folder: name in the repository to the file, or to its content where that is changed.
+
+    Raises:
+        ModelError: the folder has no `omgsr.json`, or none of its files are weights.
+    """
+    record = load_record(folder)
+    if record is None:
+        raise ModelError(f"{folder} has no {RECORD_NAME}", "give a checkpoint, or what `--export merged` wrote")
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    contents: dict[str, Path | bytes] = {name: _content(folder, name) for name in names if _is_published(name)}
+    if not any(name.endswith(".safetensors") and name != "prompt_embeds.safetensors" for name in contents):
+        raise ModelError(f"{folder} has no weights to publish")
+    contents.setdefault(CARD_NAME, build_card(record).encode())
+    entries = {name: _entry(content) for name, content in contents.items()}
+    contents[MANIFEST_NAME] = to_json(Manifest(files=entries)).encode()
+    return contents
+
+
+def _is_published(name: str) -> bool:
+    part, _, rest = name.partition("/")
+    if not rest:
+        return name in _FILES
+    return any(fnmatch(part, pattern) for pattern in _PARTS) and Path(name).suffix in _KINDS
+
+
+def _content(folder: Path, name: str) -> Path | bytes:
+    path = folder / name
+    if path.name not in _WITH_PATHS:
+        return path
+    options = read_json(path)
+    shown = options | {key: _without_place(key, options[key]) for key in _PATH_KEYS if key in options}
+    return path if shown == options else (json.dumps(shown, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _without_place(key: str, value: Any) -> Any:
+    """Give a value without this machine's folders in it."""
+    if isinstance(value, list):
+        return [_without_place(key, item) for item in value]
+    if not isinstance(value, str) or hide_path(value) == value:
+        return value
+    # A base in a folder here is none for others, who are asked for theirs.
+    return None if key == "base" else hide_path(value)
+
+
+def _entry(content: Path | bytes) -> FileEntry:
+    if isinstance(content, Path):
+        return read_entry(content)
+    return FileEntry(bytes=len(content), sha256=sha256(content).hexdigest())
+
+
+@contextmanager
+def _told(repository: str) -> Iterator[None]:
+    """Tell the hub's errors in one line, from the special to the general."""
+    from huggingface_hub import errors
+
+    # The HTTP library under huggingface_hub changes with its version; every failure of it has this base.
+    http_errors = tuple(
+        base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError" and issubclass(base, Exception)
+    )
+    try:
+        yield
+    except (errors.OfflineModeIsEnabled, errors.LocalTokenNotFoundError) as error:
+        raise _refusal(repository, error) from error
+    except errors.HfHubHTTPError as error:
+        raise _refusal(repository, error) from error
+    except http_errors as error:
+        raise OmgsrError(
+            f"the hub cannot be reached for {repository}: {_first_line(error)}", "connect to the network and push again"
+        ) from error
+    # What uploads of single files fail with.
+    except (RuntimeError, ValueError, OSError) as error:
+        cause = error.__cause__ or error
+        raise OmgsrError(f"{repository} cannot be written on the hub: {_first_line(cause)}", _AGAIN) from error
+
+
+_AGAIN = "nothing was committed: push again"
+_LOGIN = "type `hf auth login` with a token that may write"
+
+
+def _refusal(repository: str, error: Exception) -> OmgsrError:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 401:
+        return OmgsrError(f"the hub does not know who you are, and {repository} cannot be written", _LOGIN)
+    if status == 403:
+        return OmgsrError(f"your token may not write the hub repository {repository}", _LOGIN)
+    if status is None:
+        return OmgsrError(f"{repository} cannot be pushed: {_first_line(error)}", "unset HF_HUB_OFFLINE, or push later")
+    return OmgsrError(f"the hub refuses {repository}: {_first_line(error)}", _AGAIN)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,192 @@
+"""What a step will cost, told before any weight is read: the step is run on tensors that have shapes but no values."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from omgsr_cli.models.outline import build_outline
+from omgsr_cli.models.sources import ModelSource
+from omgsr_cli.models.trainable import Trainable
+from omgsr_cli.training.assembly import build_lora_options
+from omgsr_cli.training.config import TrainConfig
+from omgsr_cli.training.dists import Dists
+from omgsr_cli.training.features.base import FeatureNet
+from omgsr_cli.training.features.dinov3 import DinoV3
+from omgsr_cli.training.features.imagenet import Vgg16
+
+_FLOAT_BYTES = 4
+_ADAMW_BYTES = 8
+_ADAMW_8BIT_BYTES = 2
+_MEASURED_S = 0.4
+
+_DINOV3_WIDTHS = {
+    "tiny": (96, 192, 384, 768),
+    "small": (96, 192, 384, 768),
+    "base": (128, 256, 512, 1024),
+    "large": (192, 384, 768, 1536),
+}
+_DINOV3_DEPTHS = {"tiny": (3, 3, 9, 3)}
+"""Those of the other sizes are 3, 3, 27, 3."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of training, in each process.
+
+    Attributes:
+        parameters: weights of the model, with those that learn.
+        trained: weights that learn.
+        flop: floating-point operations of one step, all of its forward passes and backward passes.
+        memory_bytes: most that the tensors of a step take at once, with weights and optimiser.
+        checkpoint_bytes: of one checkpoint.
+    """
+
+    parameters: int
+    trained: int
+    flop: float
+    memory_bytes: int
+    checkpoint_bytes: int
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own omission
+    """Counts the bytes of the tensors that are alive, and the most there ever were."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own omission
+        self.now = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation and count what it made."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._seen:
+            self._seen.add(key)
+            self.now += size
+            weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+def rehearse(config: TrainConfig, source: ModelSource, device: torch.device) -> Cost:
+    """Run one step of training on shapes.
+
+    Args:
+        config: of the run.
+        source: of the model, from `find_run_model`.
+        device: where it is going to be trained.
+    Raises:
+        ModelError: the configuration of the model or the feature network cannot be read.
+    """
+    counter = FlopCounterMode(display=False)
+    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live, counter:
+        trainable = build_outline(source, build_lora_options(config), config.train.precision, device)
+        if config.train.gradient_checkpointing:
+            trainable.checkpoint_gradients()
+        features = build_features_outline(config)
+        features = None if features is None else features.to(device)
+        heads = _step(config, trainable, features, device)
+    weights = sum(weight.numel() for weight in trainable.networks.parameters())
+    trained = sum(weight.numel() for weight in trainable.trained().values())
+    averages = _ADAMW_8BIT_BYTES if config.optim.eight_bit else _ADAMW_BYTES
+    average = _FLOAT_BYTES if config.train.ema else 0
+    return Cost(
+        parameters=weights,
+        trained=trained,
+        flop=float(counter.get_total_flops()) * config.optim.accumulate,
+        memory_bytes=live.peak + trained * (averages + average) + heads * _ADAMW_BYTES,
+        # The weights are there twice: as they are used, and as they are trained on.
+        checkpoint_bytes=trained * (2 * _FLOAT_BYTES + averages + average) + heads * (_FLOAT_BYTES + _ADAMW_BYTES),
+    )
+
+
+def build_features_outline(config: TrainConfig) -> FeatureNet | None:
+    """Build the feature network without its weights; None where nothing needs one."""
+    loss = config.loss
+    if not (loss.dv3cd or loss.gan):
+        return None
+    if loss.backbone == "vgg16":
+        return Vgg16().requires_grad_(False)
+    from transformers import DINOv3ConvNextConfig, DINOv3ConvNextModel
+
+    # What the path does not tell, OMGSR's own choice does: a prediction needs no more.
+    size = next((name for name in _DINOV3_WIDTHS if name in (loss.backbone_path or "")), "large")
+    widths, depths = _DINOV3_WIDTHS[size], _DINOV3_DEPTHS.get(size, (3, 3, 27, 3))
+    model = DINOv3ConvNextModel(DINOv3ConvNextConfig(hidden_sizes=list(widths), depths=list(depths)))
+    encoder = getattr(model, "model", model)
+    return DinoV3(list(encoder.get_submodule("stages").children())[:3], widths[:3]).requires_grad_(False)
+
+
+def _step(config: TrainConfig, trainable: Trainable, features: FeatureNet | None, device: torch.device) -> int:
+    """One forward and one backward pass of everything; the number of the discriminator's weights."""
+    side, restorer = config.data.resolution, trainable.restorer
+    hq = torch.zeros(config.data.batch_size, 3, side, side, device=device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+        with torch.no_grad():
+            restorer.encode(hq)
+        lq_latent = restorer.encode(hq)
+        restored = restorer.decode(restorer.restore(lq_latent))
+    total = lq_latent.float().square().mean() + (restored - hq).abs().mean()
+    if features is not None and config.loss.dv3cd:
+        total = total + Dists(features).to(device)(restored, hq).mean()
+    if features is None or not config.loss.gan:
+        torch.autograd.backward(total)
+        return 0
+    heads = _build_heads(config, features).to(device)
+    for weight in heads.parameters():
+        weight.requires_grad_(False)
+    torch.autograd.backward(total + _judge(heads, features, restored))
+    heads.requires_grad_(True)
+    torch.autograd.backward(_judge(heads, features, hq) + _judge(heads, features, restored.detach()))
+    return sum(weight.numel() for weight in heads.parameters())
+
+
+def _build_heads(config: TrainConfig, features: FeatureNet) -> nn.Module:
+    from omgsr_cli.training.discriminator import build_discriminator
+
+    return build_discriminator(features, config.data.resolution, config.gan).heads
+
+
+def _judge(heads: nn.Module, features: FeatureNet, image: Tensor) -> Tensor:
+    maps = features(image, pooled=False)[-len(list(heads.children())) :]
+    logits = [head(each) for head, each in zip(heads.children(), maps, strict=True)]
+    return torch.stack([each.mean() for each in logits]).sum()
+
+
+def measure_speed(device: torch.device, precision: str) -> float:
+    """Measure what the device computes in a convolution like those of training, in operations a second."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    image = torch.randn(1, 128, 96, 96, device=device, dtype=dtype)
+    weight = torch.randn(128, 128, 3, 3, device=device, dtype=dtype)
+
+    def convolve() -> float:
+        return float(torch.nn.functional.conv2d(image, weight, padding=1)[0, 0, 0, 0])
+
+    convolve()
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < _MEASURED_S:
+        convolve()
+        count += 1
+    return count * 2.0 * 9 * 128 * 128 * 96 * 96 / (time.perf_counter() - began)

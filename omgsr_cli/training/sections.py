@@ -1,0 +1,275 @@
+"""The tables of a training's configuration: what each key means, what it may be, and its default.
+
+Plain records: importing this loads no torch. The defaults are those of OMGSR-S (arXiv:2508.08227).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+DEGRADATIONS = ("reference", "light")
+"""Names that `load_degradation` knows; a test holds them together, as its package loads torch."""
+
+_SUM_TOLERANCE = 1e-6
+
+
+def refuse(reason: str, *keys: str) -> PydanticCustomError:
+    """Make the error of a value that is refused for a reason of its own.
+
+    Args:
+        reason: one line without a full stop.
+        keys: full names of the keys that it follows from, the one to change first. None for the validated key
+            itself. Where one of them is wrong by itself, this is not said on top.
+    """
+    return PydanticCustomError("refused", "{reason}", {"reason": reason, "keys": keys})
+
+
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+# Strict: in TOML "4" is a text and true is no number, and guessing what was meant would hide a slip.
+Whole = Annotated[int, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Number = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+Momentum = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)]
+Switch = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(min_length=1)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_listed), Field(min_length=1)]
+Betas = tuple[Momentum, Momentum]
+
+
+class Section(BaseModel):
+    """A table: a key that it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """Which model is trained, and from which weights."""
+
+    preset: Literal["omgsr-tiny", "omgsr-s-512", "omgsr-f-1024"] | None = Field(
+        default=None, description="the kind of model; without it, base or start_from says it"
+    )
+    base: Text | None = Field(
+        default=None, description="folder or hub repository of the pre-trained model [the preset's]"
+    )
+    start_from: Text | None = Field(
+        default=None,
+        description="folder of weights to begin from: an adapter, a tiny model or a checkpoint [new weights]",
+    )
+    mid_timestep: Annotated[int, Field(strict=True, ge=0, le=999)] | None = Field(
+        default=None, description="timestep of the one step; `omgsr timestep` computes it [the model's]"
+    )
+    prompt: str = Field(default="", description="text that conditions the model; published models have an empty one")
+
+    @model_validator(mode="after")
+    def _names_a_model(self) -> Self:
+        if self.preset is None and self.base is None and self.start_from is None:
+            raise refuse("there is no model to train: give a preset, a base or start_from", "model.preset")
+        if self.preset == "omgsr-tiny" and self.base is not None:
+            raise refuse("omgsr-tiny has no base model; start_from names weights to begin from", "model.base")
+        return self
+
+
+class LoraConfig(Section):
+    """The adapters. omgsr-tiny is trained whole and has none: leave this table out."""
+
+    vae_rank: Count = Field(default=16, description="rank of the adapters in the VAE's encoder")
+    backbone_rank: Count = Field(default=32, description="rank of the adapters in the network that takes the step")
+    vae_alpha: Positive | None = Field(default=None, description="B A counts alpha / rank times [the rank]")
+    backbone_alpha: Positive | None = Field(default=None, description="likewise for the backbone [the rank]")
+    vae_targets: Texts | None = Field(
+        default=None, description="ends of the names of layers with an adapter [as published]"
+    )
+    backbone_targets: Texts | None = Field(default=None, description="likewise for the backbone [as published]")
+
+
+class DataConfig(Section):
+    """The pictures. Paths are relative to the folder that the command is typed in."""
+
+    train: Texts = Field(description="sharp pictures: folders (searched to the bottom), files, .txt lists")
+    train_lq: Texts | None = Field(
+        default=None, description="real low-quality partners by file name, instead of the degradation"
+    )
+    validation: Text | None = Field(
+        default=None, description="folder of sharp pictures that are held out [no validation]"
+    )
+    validation_lq: Text | None = Field(default=None, description="their low-quality partners [made by the degradation]")
+    resolution: Annotated[int, Field(strict=True, ge=16, le=4096)] = Field(
+        default=512, description="side of a crop, px"
+    )
+    batch_size: Count = Field(default=1, description="crops in a forward pass, in each process")
+    scale: Annotated[float, Field(strict=True, ge=1, le=16)] = Field(
+        default=4.0, description="enlargement to be learned"
+    )
+    on_small: Literal["skip", "resize", "pad"] = Field(
+        default="skip", description="what is done with pictures that are smaller than a crop"
+    )
+    flip: Switch = Field(default=True, description="mirror half of the crops")
+    turn: Switch = Field(default=False, description="turn crops by multiples of 90 degrees")
+    detail: Fraction = Field(default=0.0, description="share of crops taken where the picture has the most detail")
+    halve: Fraction = Field(
+        default=0.0, description="share of crops taken at twice the side and halved, where there is room"
+    )
+    workers: Whole = Field(default=4, description="processes that read and degrade; 0 does it between the steps")
+    cache: Text | None = Field(
+        default=None, description="folder for decoded pictures, read in place of the files [none]"
+    )
+
+    @model_validator(mode="after")
+    def _partners_have_partners(self) -> Self:
+        if self.validation_lq is not None and self.validation is None:
+            raise refuse("low-quality partners without sharp pictures", "data.validation_lq", "data.validation")
+        return self
+
+
+class DegradationConfig(Section):
+    """How low-quality pictures are made; not used where [data] lq gives real ones."""
+
+    presets: dict[str, Fraction] = Field(
+        default={"reference": 1.0},
+        description='probability of each degradation: "reference", "light" or the path of a TOML file',
+        min_length=1,
+    )
+
+    @field_validator("presets")
+    @classmethod
+    def _sums_to_one(cls, value: dict[str, float]) -> dict[str, float]:
+        total = math.fsum(value.values())
+        if abs(total - 1) > _SUM_TOLERANCE:
+            raise refuse(f"the probabilities sum to {total:g}, not to 1")
+        return value
+
+
+class LossConfig(Section):
+    """The weight of each loss; 0 leaves it out."""
+
+    lrr: Number = Field(default=5.0, description="noisy latent of the sharp picture v. latent of the low-quality one")
+    l1: Number = Field(default=0.5, description="absolute difference of the pixels")
+    dv3cd: Number = Field(default=5.0, description="structure and texture distance (DISTS) on the feature network")
+    gan: Number = Field(default=0.5, description="the discriminator's judgement; it reads the same feature network")
+    lpips: Number = Field(default=0.0, description="LPIPS-AlexNet; needs lpips_path")
+    lines: Number = Field(
+        default=0.0, description="running means of the bands: keeps omgsr-tiny's latent grid from showing"
+    )
+    backbone: Literal["dinov3", "vgg16"] = Field(default="dinov3", description="the feature network of dv3cd and gan")
+    backbone_path: Text | None = Field(
+        default=None, description="its folder, hub repository or published file; vgg16 needs one [DINOv3's repository]"
+    )
+    backbone_precision: Literal["bf16", "fp32"] = Field(
+        default="fp32", description="of the feature networks' convolutions; statistics are always fp32"
+    )
+    lpips_path: Text | None = Field(
+        default=None, description="folder with alexnet-*.pth and LPIPS' alex.pth, or one file with both"
+    )
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Self:
+        if not any((self.lrr, self.l1, self.dv3cd, self.gan, self.lpips)):
+            raise refuse("every loss has the weight 0: nothing would be learned", "loss.l1")
+        if self.lpips and self.lpips_path is None:
+            raise refuse("this loss needs lpips_path, the file with its weights", "loss.lpips", "loss.lpips_path")
+        if self.backbone == "vgg16" and self.backbone_path is None and (self.dv3cd or self.gan):
+            reason = "vgg16 needs backbone_path, torchvision's vgg16-*.pth"
+            raise refuse(reason, "loss.backbone", "loss.backbone_path")
+        return self
+
+
+class GanConfig(Section):
+    """The discriminator; it is there where [loss] gan is above 0."""
+
+    start_step: Whole = Field(default=0, description="first step that it takes part in")
+    lr: Positive = Field(default=5e-5, description="its learning rate")
+    betas: Betas = Field(default=(0.9, 0.999), description="of its AdamW")
+    real_label: Fraction = Field(
+        default=0.8, description="target for sharp pictures; below 1 it is less sure of itself"
+    )
+    fake_label: Fraction = Field(default=0.0, description="target for restored pictures")
+    augment: tuple[Literal["color", "translation", "cutout"], ...] = Field(
+        default=("color", "translation", "cutout"), description="DiffAugment's changes to what it sees; [] for none"
+    )
+    blur_pool: Switch = Field(default=True, description="blur before each halving, as published; else means of 2x2")
+    parity: Switch = Field(
+        default=False, description="as the published script: the generator's gradients stay in the discriminator's step"
+    )
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Self:
+        if self.real_label <= self.fake_label:
+            raise refuse(f"not above fake_label {self.fake_label:g}", "gan.real_label", "gan.fake_label")
+        return self
+
+
+class OptimConfig(Section):
+    """AdamW and its learning rate."""
+
+    lr: Positive = Field(default=5e-5, description="learning rate")
+    betas: Betas = Field(default=(0.9, 0.999), description="decay of the averages of the gradient and of its square")
+    weight_decay: Number = Field(default=1e-4, description="decoupled; of both optimisers")
+    clip: Positive = Field(default=1.0, description="largest norm of the gradients, of either optimiser")
+    accumulate: Count = Field(default=4, description="forward passes for one step")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        default="constant", description="of the learning rate: it stays, or falls to 2 % at the last step"
+    )
+    warmup_steps: Whole = Field(default=0, description="steps of a linear rise at the beginning; not with constant")
+    eight_bit: Switch = Field(default=False, description="keep AdamW's averages in 8 bits; needs bitsandbytes")
+
+    @model_validator(mode="after")
+    def _warms_up_for_something(self) -> Self:
+        if self.warmup_steps and self.schedule == "constant":
+            reason = 'a constant schedule has no warm-up: give schedule = "cosine" or "linear", or leave it 0'
+            raise refuse(reason, "optim.warmup_steps", "optim.schedule")
+        return self
+
+
+class StepsConfig(Section):
+    """How long and how it is computed."""
+
+    steps: Count = Field(default=6000, description="steps of the optimiser in all")
+    precision: Literal["bf16", "fp32"] = Field(
+        default="bf16", description="of encode, step and decode; what learns is fp32"
+    )
+    seed: Whole = Field(default=0, description="decides, with a sample's number, everything that is drawn")
+    gradient_checkpointing: Switch = Field(
+        default=False, description="compute activations twice: less memory, a third slower"
+    )
+    compile: Switch = Field(default=False, description="compile the networks; for long runs")
+    channels_last: Switch = Field(default=False, description="memory format that convolutions in bf16 like")
+    ema: Annotated[float, Field(strict=True, ge=0, lt=1)] = Field(
+        default=0.0,
+        description="decay of the average of the weights that is validated and saved beside them; 0 for none",
+    )
+    nan_limit: Count = Field(default=10, description="steps in a row that may be skipped as not finite")
+    threads: Count | None = Field(default=None, description="of the CPU in each process [torch's own choice]")
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _not_fp16(cls, value: object) -> object:
+        if value in ("fp16", "float16", "half"):
+            raise refuse("in fp16 gradients of these losses underflow and SD's VAE overflows: use bf16 or fp32")
+        return value
+
+
+class SaveConfig(Section):
+    """Checkpoints."""
+
+    out: Text = Field(default="runs/omgsr", description="where checkpoints, logs and validation pictures go")
+    every: Count = Field(default=500, description="steps between checkpoints; the last step is always saved")
+    keep: Count = Field(default=3, description="how many checkpoints are kept, the newest")
+
+
+class LogConfig(Section):
+    """What is written down; log.csv and validation.csv always are."""
+
+    every: Count = Field(default=10, description="steps between lines of the log")
+    validate_every: Whole = Field(default=500, description="steps between validations; 0 for none")
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        default=(), description="where the figures go besides; each needs its package"
+    )

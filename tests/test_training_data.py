@@ -1,0 +1,247 @@
+"""Training samples: decided by seed and number alone, aligned pairs, any offset, every picture in its turn."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from omgsr_cli.degradation import DegradationConfig, load_degradation
+from omgsr_cli.errors import FileError, OmgsrError
+from omgsr_cli.geometry import Size
+from omgsr_cli.training.data import CropOptions, Numbers, TrainingCrops, enlarge_lq, load_batches
+from omgsr_cli.training.pictures import Order, TrainingPicture, find_pictures, plan_epoch
+from omgsr_cli.training.pixels import read_pixels
+from omgsr_cli.upscaling import resize
+
+LIGHT = load_degradation("light")
+OPTIONS = CropOptions(
+    resolution=32, scales=((4.0, 1.0),), degradations=((LIGHT, 0.5), (load_degradation("reference"), 0.5))
+)
+
+
+def write(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return path
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3))
+
+
+def coordinates(height: int, width: int) -> np.ndarray:
+    """Red is the column, green the row."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    return np.stack([columns, rows, np.full_like(rows, 128)], 2)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for index, (height, width) in enumerate([(50, 70), (64, 48), (33, 90)]):
+        write(tmp_path / "hq" / f"{index}.png", noise(height, width, index))
+    return tmp_path
+
+
+def build(folder: Path, seed: int = 0, **changes: object) -> TrainingCrops:
+    options = replace(OPTIONS, **changes)  # type: ignore[arg-type]  # test's shorthand
+    return TrainingCrops(find_pictures([str(folder / "hq")], None, 32, "skip"), options, seed)
+
+
+def test_a_sample_is_decided_by_seed_and_number(folder: Path) -> None:
+    options = {"turn": True, "detail": 0.5, "halve": 0.5}
+    first, again, other = build(folder, **options), build(folder, **options), build(folder, seed=1, **options)
+    torch.manual_seed(1)
+    np.random.seed(1)
+    expected = [first[number] for number in range(12)]
+    before = torch.get_rng_state()
+    np.random.seed(2)
+    for number in (11, 3, 0):
+        for one, two in zip(again[number][1:], expected[number][1:], strict=True):
+            assert torch.equal(one, two)
+    assert torch.equal(before, torch.get_rng_state()), "the global random state was used"
+    assert not any(torch.equal(other[number][2], expected[number][2]) for number in range(12))
+    assert len({image.numpy().tobytes() for _, _, image in expected}) == 12
+    for number, lq, hq in expected:
+        assert lq.shape == hq.shape == (3, 32, 32)
+        assert -1 <= float(lq.min()) < float(lq.max()) <= 1, number
+
+
+def test_workers_give_the_same_and_leave_the_global_state_alone(folder: Path) -> None:
+    crops = build(folder)
+    before = torch.get_rng_state()
+    for workers in (0, 2):
+        batches = load_batches(crops, Numbers(3, 6, 0, 1), workers, torch.device("cpu"))
+        for batch, first in zip(islice(batches, 3), (6, 9, 12), strict=True):
+            assert batch.numbers == (first, first + 1, first + 2)
+            for position, number in enumerate(batch.numbers):
+                assert torch.equal(batch.lq[position], crops[number][1])
+                assert torch.equal(batch.hq[position], crops[number][2])
+        del batches
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_processes_share_one_stream() -> None:
+    alone = [number for batch in islice(Numbers(2, 10, 0, 1), 6) for number in batch]
+    both = [list(islice(Numbers(2, 10, rank, 2), 3)) for rank in (0, 1)]
+    together = [number for step in zip(*both, strict=True) for batch in step for number in batch]
+    assert alone == together == list(range(10, 22))
+    assert not set(np.ravel(both[0])) & set(np.ravel(both[1]))
+    # Going on after four steps of two processes.
+    assert next(iter(Numbers(2, 10 + 4 * 4, 1, 2))) == list(islice(Numbers(2, 10, 1, 2), 5))[-1]
+
+
+def test_every_picture_comes_in_every_epoch_and_no_batch_is_short() -> None:
+    pictures = [TrainingPicture(Path(), None, side, side) for side in (32, 40, 128, 320)]
+    epoch = plan_epoch(pictures, 32)
+    assert Counter(epoch) == {0: 1, 1: 1, 2: 4, 3: 10}
+    order = Order(epoch, seed=3)
+    epochs = [[order.picture(number) for number in range(16 * e, 16 * (e + 1))] for e in range(3)]
+    assert all(Counter(one) == Counter(epoch) for one in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert [Order(epoch, seed=3).picture(number) for number in (47, 0, 20)] == [order.picture(n) for n in (47, 0, 20)]
+    # 16 samples in an epoch, batches of 5: the fourth goes on in the next epoch.
+    assert all(len(batch) == 5 for batch in islice(Numbers(5, 0, 0, 1), 8))
+
+
+def test_crops_begin_at_any_offset(folder: Path) -> None:
+    write(folder / "hq" / "0.png", coordinates(90, 120))
+    for name in ("1.png", "2.png"):
+        (folder / "hq" / name).unlink()
+    crops = build(folder, flip=False)
+    corners = [((crops[n][2][:2, 0, 0] + 1) / 2 * 255).round().int().tolist() for n in range(64)]
+    assert {left % 4 for left, _ in corners} == {top % 4 for _, top in corners} == {0, 1, 2, 3}
+    assert max(left for left, _ in corners) > 60
+    for _, _, image in (crops[n] for n in range(4)):
+        grid = ((image + 1) / 2 * 255).round()
+        assert torch.equal(grid[0, 0].diff(), torch.ones(31))
+        assert torch.equal(grid[1, :, 0].diff(), torch.ones(31))
+
+
+@pytest.mark.parametrize("turn", [False, True])
+def test_both_crops_are_turned_alike(folder: Path, turn: bool) -> None:
+    for path in (folder / "hq").iterdir():
+        path.unlink()
+    # Smooth, so that the degraded crop is close to the sharp one where they are aligned, and far where they are not.
+    write(folder / "hq" / "0.png", coordinates(90, 120) * 2)
+    crops = build(folder, degradations=((LIGHT, 1.0),), turn=turn)
+    seen = set()
+    for number in range(24):
+        _, lq, hq = crops[number]
+        assert float((lq - hq).abs().mean()) < 0.08
+        # Which way red or green, whichever it is after a turn, grows along the columns and the rows.
+        right, down = ((hq[:2].sum(0)[a] - hq[:2].sum(0)[0, 0]).sign() for a in ((0, -1), (-1, 0)))
+        seen.add((int(right), int(down)))
+    assert seen == ({(1, 1), (1, -1), (-1, 1), (-1, -1)} if turn else {(1, 1), (-1, 1)})
+
+
+def test_degradations_and_scales_are_drawn_by_their_probabilities(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[float, DegradationConfig]] = []
+
+    def spy(hq: Tensor, scale: float, config: DegradationConfig, **_: object) -> Tensor:
+        drawn.append((scale, config))
+        return hq[:, :, ::2, ::2]
+
+    monkeypatch.setattr("omgsr_cli.training.data.degrade", spy)
+    reference = load_degradation("reference")
+    crops = build(folder, degradations=((LIGHT, 0.25), (reference, 0.75)), scales=((4.0, 0.6), (2.5, 0.4)))
+    for number in range(400):
+        crops[number]
+    found = Counter(drawn_scale for drawn_scale, _ in drawn)
+    assert found[4.0] / 400 == pytest.approx(0.6, abs=0.08)
+    assert found[4.0] + found[2.5] == 400
+    assert sum(config == LIGHT for _, config in drawn) / 400 == pytest.approx(0.25, abs=0.08)
+    both = sum(scale == 4.0 and config == LIGHT for scale, config in drawn) / 400
+    assert both == pytest.approx(0.15, abs=0.06), "the two are not drawn apart"
+
+
+def test_detail_takes_the_most_detailed_of_three_places(folder: Path) -> None:
+    (folder / "hq" / "1.png").unlink()
+    (folder / "hq" / "2.png").unlink()
+    half_flat = np.full((100, 200, 3), 90)
+    half_flat[:, 100:] = noise(100, 100)
+    write(folder / "hq" / "0.png", half_flat)
+    mean = {p: np.mean([float(build(folder, detail=p)[n][2].std()) for n in range(40)]) for p in (0.0, 1.0)}
+    assert mean[1.0] > 1.3 * mean[0.0]
+
+
+def test_halving_is_the_mean_of_four(folder: Path) -> None:
+    for name in ("1.png", "2.png"):
+        (folder / "hq" / name).unlink()
+    pixels = coordinates(100, 120) * 2
+    write(folder / "hq" / "0.png", pixels)
+    _, _, hq = build(folder, halve=1.0, flip=False)[0]
+    grid = (hq + 1) / 2 * 255
+    assert torch.allclose(grid[0, 0].diff(), torch.full((31,), 4.0), atol=1e-3)
+    assert float(grid[0, 0, 0]) % 2 == pytest.approx(1, abs=1e-3)
+
+
+def test_real_pairs_stay_aligned(tmp_path: Path) -> None:
+    pixels = coordinates(96, 132)
+    write(tmp_path / "hq" / "a.png", pixels)
+    small = pixels.reshape(32, 3, 44, 3, 3).mean((1, 3)).round()
+    write(tmp_path / "lq" / "a.jpg.png", small)
+    with pytest.raises(FileError, match="no low-quality picture called a"):
+        find_pictures([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
+    (tmp_path / "lq" / "a.jpg.png").rename(tmp_path / "lq" / "a.bmp")
+    pictures = find_pictures([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
+    assert pictures[0].lq_scale == 3
+    crops = TrainingCrops(pictures, replace(OPTIONS, resolution=32, turn=True), 0)
+    for number in range(12):
+        _, lq, hq = crops[number]
+        assert hq.shape == (3, 32, 32)
+        # In the middle, where the enlargement does not end: within half a level of a ramp.
+        assert float((lq - hq)[:, 4:-4, 4:-4].abs().max()) < 1.6 / 127.5
+    write(tmp_path / "lq" / "a.bmp", noise(31, 44))
+    with pytest.raises(FileError, match="44x31 is no whole part"):
+        find_pictures([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
+    write(tmp_path / "lq" / "deeper" / "a.png", noise(32, 44))
+    with pytest.raises(FileError, match="the same name"):
+        find_pictures([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
+
+
+@pytest.mark.parametrize("on_small", ["skip", "resize", "pad"])
+def test_small_pictures(tmp_path: Path, on_small: str) -> None:
+    write(tmp_path / "hq" / "a.png", noise(7, 60))
+    write(tmp_path / "hq" / "b.png", noise(32, 32))
+    pictures = find_pictures([str(tmp_path / "hq")], None, 32, on_small)  # type: ignore[arg-type]  # parametrised
+    assert len(pictures) == (1 if on_small == "skip" else 2)
+    crops = TrainingCrops(pictures, replace(OPTIONS, on_small=on_small), 0)  # type: ignore[arg-type]  # likewise
+    assert all(crops[number][2].shape == (3, 32, 32) for number in range(4))
+    if on_small == "skip":
+        (tmp_path / "hq" / "b.png").unlink()
+        with pytest.raises(OmgsrError, match="32 px on its shorter side") as told:
+            find_pictures([str(tmp_path / "hq")], None, 32, "skip")
+        assert "on_small" in str(told.value.hint)
+
+
+def test_decoded_pixels_are_kept_and_renewed(folder: Path, tmp_path: Path) -> None:
+    path, cache = folder / "hq" / "0.png", tmp_path / "cache"
+    direct, first, second = read_pixels(path), read_pixels(path, cache), read_pixels(path, cache)
+    assert np.array_equal(direct, first)
+    assert np.array_equal(direct, second)
+    assert isinstance(second, np.memmap)
+    assert not second.flags.writeable
+    assert [entry.suffix for entry in cache.iterdir()] == [".npy"]
+    write(path, noise(40, 41, 9))
+    os.utime(path, ns=(1, 1))
+    assert read_pixels(path, cache).shape == (40, 41, 3)
+    with_cache, without = build(folder, cache=cache), build(folder)
+    assert torch.equal(with_cache[5][1], without[5][1])
+    with pytest.raises(FileError):
+        read_pixels(folder / "absent.png", cache)
+
+
+def test_low_quality_crops_are_enlarged_as_users_pictures_are() -> None:
+    picture = torch.from_numpy(noise(9, 7)).permute(2, 0, 1).float() / 255
+    assert torch.equal(enlarge_lq(picture, 36, 29), resize(picture, Size(36, 29)))

@@ -1,0 +1,272 @@
+"""The discriminator: its published layout, its blur, its augmentation, and who learns from what."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.signal import convolve2d
+from torch import Tensor, nn
+
+from omgsr_cli.errors import UsageError
+from omgsr_cli.training.augment import CHANGES, augment, change_color, cut_out, translate
+from omgsr_cli.training.blur import BlurPool
+from omgsr_cli.training.discriminator import Discriminator, build_discriminator
+from omgsr_cli.training.features import FeatureNet
+from omgsr_cli.training.heads import check_discriminator, plan_heads
+from omgsr_cli.training.losses import discriminator_loss, generator_gan_loss
+from omgsr_cli.training.sections import GanConfig
+
+
+class SmallNet(FeatureNet):
+    """The strides of VGG16, with hardly a channel."""
+
+    channels = (2, 3, 4, 6, 8)
+    strides = (1, 2, 4, 8, 16)
+    min_px = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.stages = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise((3, *self.channels)))
+        self.freeze()
+
+    def _maps(self, image: Tensor, pooled: bool) -> list[Tensor]:
+        maps, hidden = [], image
+        for stage in self.stages:
+            hidden = nn.functional.max_pool2d(hidden, 2) if maps else hidden
+            hidden = stage(hidden).relu()
+            maps.append(hidden)
+        return maps
+
+
+def build(resolution: int = 64, seed: int = 0) -> Discriminator:
+    return build_discriminator(SmallNet(), resolution, GanConfig(), seed)
+
+
+def draw(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def images(count: int = 2, height: int = 64, width: int = 64, seed: int = 0) -> Tensor:
+    return torch.rand(count, 3, height, width, generator=draw(seed)) * 2 - 1
+
+
+# As published: for each resolution and level, the ratios of the channels and the strides.
+PUBLISHED = {
+    512: (((0.5, 1, 1), (2, 2, 2)), ((0.5, 0.5, 1), (1, 2, 2)), ((0.5, 0.5, 0.5), (1, 1, 2))),
+    1024: (
+        ((0.5, 1, 1, 1), (1, 2, 2, 2)),
+        ((0.5, 0.5, 1, 1), (1, 1, 2, 2)),
+        ((0.5, 0.5, 0.5, 1), (1, 1, 1, 2)),
+    ),
+}
+
+
+@pytest.mark.parametrize("resolution", PUBLISHED)
+def test_the_published_heads(resolution: int) -> None:
+    for head, channels, (ratios, strides) in zip(
+        plan_heads(resolution, (192, 384, 768)), (192, 384, 768), PUBLISHED[resolution], strict=True
+    ):
+        inputs = channels
+        for block, ratio, stride in zip(head, ratios, strides, strict=True):
+            assert (block.inputs, block.outputs, block.stride) == (inputs, int(inputs * ratio), stride)
+            inputs = block.outputs
+
+
+def test_the_layers_of_a_head() -> None:
+    names = [type(layer).__name__ for layer in build(512).heads[0]]
+    assert names == [*["BlurPool", "ParametrizedConv2d", "LeakyReLU"] * 3, "BlurPool", "ParametrizedConv2d"]
+    plain = build_discriminator(SmallNet(), 64, GanConfig(blur_pool=False))
+    assert not any(isinstance(module, BlurPool) for module in plain.modules())
+    assert [tuple(level.shape) for level in plain(images(), draw())] == [
+        tuple(level.shape) for level in build()(images(), draw())
+    ]
+
+
+@pytest.mark.parametrize("resolution", [64, 100, 127, 128, 255, 256, 384, 512, 1024])
+def test_every_level_has_logits(resolution: int) -> None:
+    discriminator = build(resolution)
+    for head, channels, stride in zip(discriminator.heads, (4, 6, 8), (4, 8, 16), strict=True):
+        side = resolution // stride
+        level = head(torch.zeros(1, channels, side, side))
+        assert level.shape[:2] == (1, 1)
+        assert 1 <= level.shape[2] == level.shape[3] <= 4
+
+
+def test_a_resolution_that_is_too_small_is_refused() -> None:
+    check_discriminator(64)
+    with pytest.raises(UsageError, match="resolution of 63 px") as told:
+        check_discriminator(63)
+    assert "resolution to 64" in str(told.value.hint)
+    with pytest.raises(UsageError, match="1, 2, 4"):
+        check_discriminator(128, (1, 2, 4))
+
+
+def test_every_resolution_is_planned_or_refused() -> None:
+    depths = []
+    for resolution in range(1, 1200):
+        try:
+            depths.append(len(plan_heads(resolution, (8, 8, 8))[0]))
+        except UsageError:
+            depths.append(0)
+    assert depths[:63] == [0] * 63
+    assert depths[63:] == sorted(depths[63:])
+    assert [depths.index(blocks) + 1 for blocks in (1, 2, 3, 4)] == [64, 128, 384, 768]
+
+
+@pytest.mark.parametrize("size", [(2, 2), (3, 5), (7, 4), (16, 9)])
+def test_the_blur_is_a_convolution(size: tuple[int, int]) -> None:
+    features = torch.randn(2, 3, *size, generator=draw())
+    found = BlurPool(3)(features)
+    assert found.shape == (2, 3, size[0] // 2, size[1] // 2)
+    taps = np.array((1, 3, 3, 1)) / 8
+    for number in range(2):
+        for channel in range(3):
+            whole = convolve2d(np.pad(features[number, channel].double().numpy(), 1), np.outer(taps, taps), "valid")
+            np.testing.assert_allclose(found[number, channel].numpy(), whole[::2, ::2], atol=1e-6)
+    assert not BlurPool(3).state_dict()
+
+
+def test_only_the_heads_learn() -> None:
+    discriminator = build()
+    learning = {name for name, weight in discriminator.named_parameters() if weight.requires_grad}
+    assert learning
+    assert all(name.startswith("heads.") for name in learning)
+    discriminator.train()
+    discriminator_loss(discriminator(images(), draw()), discriminator(images(seed=1), draw(1))).backward()
+    assert all(weight.grad is None for weight in discriminator.features.parameters())
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in discriminator.heads.parameters())
+
+
+def test_the_generator_learns_through_frozen_heads() -> None:
+    discriminator = build()
+    discriminator.heads.requires_grad_(False)
+    restored = images().requires_grad_()
+    generator_gan_loss(discriminator(restored, draw())).backward()
+    assert restored.grad is not None
+    assert restored.grad.abs().sum() > 0
+    assert all(weight.grad is None for weight in discriminator.parameters())
+
+
+def test_two_passes_may_come_before_one_backward_pass() -> None:
+    """Spectral normalisation changes its buffers in each pass, which must not spoil the other's gradients."""
+    discriminator = build().train()
+    first, second = (discriminator(images(seed=seed), draw(seed)) for seed in range(2))
+    (generator_gan_loss(first) + generator_gan_loss(second)).backward()
+    buffers = dict(discriminator.heads.named_buffers())
+    assert any(name.endswith("_u") for name in buffers)
+
+
+def test_weights_have_a_largest_singular_value_of_one() -> None:
+    convolutions = [module for module in build().heads.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) == 6
+    for convolution in convolutions:
+        # In training, each use of the weight comes nearer to its singular vector.
+        weights = [convolution.weight for _ in range(50)]
+        assert torch.linalg.svdvals(weights[-1].detach().flatten(1))[0].item() == pytest.approx(1, abs=0.02)
+
+
+def test_it_is_made_and_augments_by_its_seeds_alone() -> None:
+    torch.manual_seed(1)
+    one = build(seed=4)
+    state = torch.get_rng_state()
+    other = build(seed=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    different = build(seed=5)
+    names = [name for name, _ in one.heads.named_parameters()]
+    assert all(torch.equal(one.heads.get_parameter(name), other.heads.get_parameter(name)) for name in names)
+    assert any(not torch.equal(one.heads.get_parameter(name), different.heads.get_parameter(name)) for name in names)
+    one.eval(), other.eval()
+    torch.manual_seed(2)
+    for a, b in zip(one(images(), draw(7)), other(images(), draw(7)), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(one(images(), draw(7))[0], one(images(), draw(8))[0])
+
+
+def test_heads_go_on_where_they_were_saved() -> None:
+    one, other = build(seed=1).train(), build(seed=2).train()
+    one(images(), draw())
+    other.heads.load_state_dict(one.heads.state_dict())
+    for a, b in zip(one(images(), draw()), other(images(), draw()), strict=True):
+        assert torch.equal(a, b)
+
+
+Array = NDArray[np.float64]
+
+
+def as_array(batch: Tensor) -> Array:
+    result: Array = batch.double().numpy()
+    return result
+
+
+def test_colour_is_changed_as_published() -> None:
+    batch = images(3, 7, 10)
+    found = as_array(change_color(batch, draw(5)))
+    numbers = draw(5)
+    brightness, saturation, contrast = (torch.rand(3, 1, 1, 1, generator=numbers).double().numpy() for _ in range(3))
+    expected = as_array(batch) + brightness - 0.5
+    grey = expected.mean(1, keepdims=True)
+    expected = grey + (expected - grey) * 2 * saturation
+    mean = expected.mean((1, 2, 3), keepdims=True)
+    expected = mean + (expected - mean) * (contrast + 0.5)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def shifts_of(moved: Array, original: Array, most: tuple[int, int]) -> set[tuple[int, int]]:
+    """Every shift by which one image would become the other, looked for element by element."""
+    height, width = original.shape[1:]
+    found = set()
+    for y in range(-most[0], most[0] + 1):
+        for x in range(-most[1], most[1] + 1):
+            expected = np.zeros_like(original)
+            for row in range(max(0, -y), min(height, height - y)):
+                for column in range(max(0, -x), min(width, width - x)):
+                    expected[:, row, column] = original[:, row + y, column + x]
+            if np.array_equal(expected, moved):
+                found.add((y, x))
+    return found
+
+
+def test_translation_is_by_up_to_an_eighth_with_zeros() -> None:
+    batch = images(1, 11, 20)
+    # 11 / 8 and 20 / 8, rounded half up: 1 and 3.
+    seen = [shifts_of(as_array(translate(batch, draw(seed)))[0], as_array(batch)[0], (2, 4)) for seed in range(150)]
+    assert all(len(shifts) == 1 for shifts in seen)
+    assert set.union(*seen) == {(y, x) for y in (-1, 0, 1) for x in range(-3, 4)}
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 13), (7, 6), (1, 2)])
+def test_cutout_is_a_rectangle_of_half_the_sides(height: int, width: int) -> None:
+    batch = torch.ones(1, 3, height, width)
+    sizes = [int(side / 2 + 0.5) for side in (height, width)]
+    masks = {}
+    for y in range(height + (1 - sizes[0] % 2)):
+        for x in range(width + (1 - sizes[1] % 2)):
+            mask = np.ones((height, width))
+            # As published: indices beyond the border are moved to it.
+            rows = np.clip(np.arange(sizes[0]) + y - sizes[0] // 2, 0, height - 1)
+            columns = np.clip(np.arange(sizes[1]) + x - sizes[1] // 2, 0, width - 1)
+            mask[np.ix_(rows, columns)] = 0
+            masks[mask.tobytes()] = (y, x)
+    seen = set()
+    for seed in range(900):
+        found = as_array(cut_out(batch, draw(seed)))[0]
+        assert (found[0] == found[1]).all()
+        seen.add(found[0].tobytes())
+    assert seen == set(masks)
+
+
+def test_each_image_is_changed_by_itself_and_gradients_pass() -> None:
+    one = images(1, 24, 32)
+    batch = one.repeat(4, 1, 1, 1).requires_grad_()
+    found = augment(batch, CHANGES, draw())
+    assert found.shape == batch.shape
+    assert len({row.detach().numpy().tobytes() for row in found}) == 4
+    found.sum().backward()
+    assert batch.grad is not None
+    assert (batch.grad.abs().sum((1, 2, 3)) > 0).all()
+    assert torch.equal(augment(one, (), draw()), one)

@@ -1,0 +1,275 @@
+"""A whole run in one process: it learns, it measures, it writes down, and it does not go on with what is not finite."""
+
+from __future__ import annotations
+
+import csv
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+from training_run import differing, run_here, settings, tensors
+
+from omgsr_cli.errors import OmgsrError, UsageError
+from omgsr_cli.fidelity import psnr
+from omgsr_cli.models.loading import load_restorer
+from omgsr_cli.training.adversary import Adversary
+from omgsr_cli.training.assembly import load_run
+from omgsr_cli.training.config import TrainConfig
+from omgsr_cli.training.data import Numbers, load_batches
+from omgsr_cli.training.events import Saved, Started, StepDone, Validated
+from omgsr_cli.training.logs import CsvLog, Means
+from omgsr_cli.training.losses import discriminator_loss, generator_gan_loss
+from omgsr_cli.training.optimizers import learning_rate_share
+from omgsr_cli.training.pixels import read_pixels
+from omgsr_cli.training.step import Stepper
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# Random features teach nothing: their losses are there, but do not lead.
+WEIGHTS = {"lrr": 0.5, "l1": 5.0, "dv3cd": 0.05, "gan": 0.01}
+
+
+def test_a_run_learns_and_says_so(world: Path, tmp_path: Path) -> None:
+    tables = settings(
+        world,
+        tmp_path / "run",
+        train={"steps": 20},
+        save={"every": 8, "keep": 2},
+        log={"every": 2, "validate_every": 10},
+        data={"validation": str(world / "held_out"), "resolution": 64},
+        degradation={"presets": {"light": 1.0}},
+        loss=WEIGHTS,
+        optim={"lr": 1e-2, "schedule": "cosine", "clip": 100.0},
+    )
+    result, events = run_here(tables)
+    assert (result.step, result.steps, result.signal) == (20, 20, 0)
+    assert isinstance(events[0], Started)
+    assert (events[0].pictures, events[0].processes, events[0].resumed_from) == (3, 1, None)
+    done = [event for event in events if isinstance(event, StepDone)]
+    assert [event.step for event in done] == list(range(1, 21))
+    for name in ("l1", "total"):
+        first, last = (sum(e.losses[name] for e in part) / 5 for part in (done[:5], done[-5:]))
+        assert last < 0.9 * first, name
+    assert set(done[0].losses) == {"lrr", "l1", "dv3cd", "gan", "discriminator", "total"}
+    expected = sum(weight * done[7].losses[name] for name, weight in WEIGHTS.items())
+    assert done[7].losses["total"] == pytest.approx(expected, rel=1e-5)
+    assert done[-1].seconds_left == 0
+    assert all(event.memory_mib > 50 and event.images_per_s > 0 and not event.skipped for event in done)
+
+    saved = [event for event in events if isinstance(event, Saved)]
+    assert [event.step for event in saved] == [8, 16, 20]
+    kept = sorted(path.name for path in (tmp_path / "run").glob("step-*"))
+    assert kept == ["step-00000016", "step-00000020"]
+    assert result.checkpoint == tmp_path / "run" / "step-00000020"
+
+    table = rows(tmp_path / "run" / "log.csv")
+    assert [int(row["step"]) for row in table] == list(range(2, 21, 2))
+    assert float(table[0]["l1"]) == pytest.approx((done[0].losses["l1"] + done[1].losses["l1"]) / 2, rel=1e-4)
+    measured = [event for event in events if isinstance(event, Validated)]
+    assert [event.step for event in measured] == [10, 20]
+    last_row = rows(tmp_path / "run" / "validation.csv")[-1]
+    for name in ("psnr_y", "ssim_y", "dv3cd"):
+        assert float(last_row[name]) == pytest.approx(measured[1].scores[name], rel=1e-4)
+    with Image.open(measured[1].grid) as grid:
+        # Two pictures under each other, trimmed to multiples of 16: LQ | output | HQ.
+        assert grid.size == (3 * 80, 64 + 64)
+
+
+def test_a_checkpoint_is_a_model_that_users_run(world: Path, tmp_path: Path) -> None:
+    result, _ = run_here(settings(world, tmp_path / "run", train={"steps": 3}))
+    assert result.checkpoint is not None
+    trained = load_restorer(result.checkpoint, precision="fp32")
+    before = load_restorer(world / "model", precision="fp32")
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
+    with torch.inference_mode():
+        one, two = (model.decode(model.restore(model.encode(image))) for model in (trained, before))
+    assert not torch.allclose(one, two, atol=1e-4)
+    # What users get is the average, not the last step.
+    state = tensors(result.checkpoint)
+    name = "encoder.conv_in.weight"
+    assert torch.equal(state[f"model.safetensors: {name}"], state[f"average.safetensors: {name}"])
+    assert not torch.equal(state[f"model.safetensors: {name}"], state[f"weights.safetensors: {name}"])
+
+
+def test_validation_scores_are_those_of_the_pictures(world: Path, tmp_path: Path) -> None:
+    # Pairs whose low-quality picture is the sharp one, and new weights, which leave a picture as it is.
+    tables = settings(
+        world,
+        tmp_path / "run",
+        model={"base": str(world / "model"), "start_from": None},
+        data={"validation": str(world / "held_out"), "validation_lq": str(world / "hq")},
+        optim={"lr": 1e-9},
+        train={"steps": 1},
+        log={"validate_every": 1},
+    )
+    _, events = run_here(tables)
+    scores = next(event.scores for event in events if isinstance(event, Validated))
+    pairs = []
+    for name in ("0.png", "1.png"):
+        sharp, low = (torch.from_numpy(read_pixels(world / part / name).copy()) for part in ("held_out", "hq"))
+        sides = [side // 16 * 16 for side in sharp.shape[:2]]
+        pairs.append([t[: sides[0], : sides[1]].permute(2, 0, 1)[None].float() / 255 for t in (low, sharp)])
+    assert scores["psnr_y"] == pytest.approx(sum(float(psnr(*pair)) for pair in pairs) / 2, abs=0.01)
+
+
+def step_once(tables: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
+    """Gradients of the generator and of the heads in a run's first step, and the run."""
+    accelerator = Accelerator(cpu=True)
+    run = load_run(TrainConfig.model_validate(tables), accelerator, resumed=False)
+    stepper = Stepper(accelerator, run.learner, run.config)
+    found: list[dict[str, Tensor]] = []
+    adversary = run.learner.adversary
+    assert adversary is not None
+
+    def keep(*_: Any) -> None:
+        for weights in (run.learner.weights, adversary.weights):
+            found.append({name: weight.grad.clone() for name, weight in weights.items() if weight.grad is not None})
+
+    run.learner.optimizer.register_step_pre_hook(keep)
+    numbers = Numbers(run.config.data.batch_size, 0, 0, 1)
+    stepper.take(0, load_batches(run.crops, numbers, 0, torch.device("cpu")), 0)
+    return found[0], found[1], run
+
+
+@pytest.mark.parametrize("parity", [False, True])
+def test_the_discriminator_does_not_see_the_generators_gradients(world: Path, tmp_path: Path, parity: bool) -> None:
+    tables = settings(
+        world,
+        tmp_path / "run",
+        gan={"parity": parity, "augment": []},
+        optim={"clip": 1e9},
+        # One number, so that every forward pass of the discriminator sees the same picture.
+        data={"batch_size": 1},
+    )
+    _, found, run = step_once(tables)
+    fresh = load_run(TrainConfig.model_validate(tables), Accelerator(cpu=True), resumed=False)
+    judge: nn.Module = fresh.learner.adversary.discriminator
+    batch = next(load_batches(fresh.crops, Numbers(1, 0, 0, 1), 0, torch.device("cpu")))
+    draw = torch.Generator()
+    output = fresh.learner.generator(batch.lq, batch.hq, run.config.train.seed, batch.numbers)
+    alone = generator_gan_loss(judge(output.restored, draw))
+    generators = torch.autograd.grad(alone * 0.1, list(judge.heads.parameters()), retain_graph=True)
+    real, fake = judge(batch.hq, draw), judge(output.restored.detach(), draw)
+    own = torch.autograd.grad(discriminator_loss(real, fake), list(judge.heads.parameters()))
+    expected = [mine + theirs if parity else mine for mine, theirs in zip(own, generators, strict=True)]
+    assert max(float(theirs.abs().max()) for theirs in generators) > 1e-3
+    for gradient, wanted in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_accumulated_passes_are_one_large_batch(world: Path, tmp_path: Path) -> None:
+    common: dict[str, Any] = {"gan": {"augment": []}, "loss": {"dv3cd": 0.0}}
+    whole, *_ = step_once(settings(world, tmp_path / "a", data={"batch_size": 4}, optim={"clip": 1e9}, **common))
+    parts, *_ = step_once(
+        settings(world, tmp_path / "b", data={"batch_size": 1}, optim={"accumulate": 4, "clip": 1e9}, **common)
+    )
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-2, atol=2e-4)
+
+
+def test_the_gan_waits_for_its_step(world: Path, tmp_path: Path) -> None:
+    _, events = run_here(settings(world, tmp_path / "run", gan={"start_step": 3}, train={"steps": 5}))
+    done = [event for event in events if isinstance(event, StepDone)]
+    assert ["gan" in event.losses for event in done] == [False] * 3 + [True] * 2
+    table = rows(tmp_path / "run" / "log.csv")
+    assert [row["gan"] == "" for row in table] == [True] * 3 + [False] * 2
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """Make a loss infinite in some steps."""
+    take, present = Stepper.take, [0]
+
+    def remember(self: Stepper, step: int, *arguments: Any) -> Any:
+        present[0] = step
+        return take(self, step, *arguments)
+
+    loss = Adversary.generator_loss
+
+    def poisoned(*arguments: Any) -> Tensor:
+        value: Tensor = loss(*arguments)
+        return value * (math.inf if present[0] in steps else 1)
+
+    monkeypatch.setattr(Stepper, "take", remember)
+    monkeypatch.setattr(Adversary, "generator_loss", poisoned)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {2, 3})
+    tables = settings(world, tmp_path / "run", train={"steps": 4, "nan_limit": 3}, save={"every": 1, "keep": 9})
+    result, events = run_here(tables)
+    assert [event.skipped for event in events if isinstance(event, StepDone)] == [False, False, True, True]
+    states = [tensors(tmp_path / "run" / f"step-0000000{step}") for step in (1, 2, 4)]
+    assert differing(states[0], states[1])
+    changed = {name.partition(":")[0] for name in differing(states[1], states[2])}
+    assert changed <= {"discriminator.safetensors"}, "only the spectral norm's vectors may go on"
+    assert result.step == 4
+
+
+def test_too_many_such_steps_end_the_run_and_keep_the_last_checkpoint(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {2, 4, 5, 6, 7})
+    tables = settings(world, tmp_path / "run", train={"steps": 9, "nan_limit": 3}, save={"every": 4})
+    with pytest.raises(OmgsrError, match="3 steps in a row were not finite, the last of them step 7") as told:
+        run_here(tables)
+    assert str(tmp_path / "run" / "step-00000004") in str(told.value.hint)
+    state = tensors(tmp_path / "run" / "step-00000004")
+    assert all(bool(value.isfinite().all()) for value in state.values() if value.is_floating_point())
+
+
+def test_a_folder_with_checkpoints_is_not_begun_anew(world: Path, tmp_path: Path) -> None:
+    tables = settings(world, tmp_path / "run", train={"steps": 1})
+    run_here(tables)
+    with pytest.raises(UsageError, match="holds checkpoints"):
+        run_here(tables)
+    result, events = run_here(tables, resume="auto")
+    assert result.step == 1
+    assert not [event for event in events if isinstance(event, StepDone | Saved)]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_the_learning_rate_is_a_function_of_the_step(schedule: Any) -> None:
+    shares = [learning_rate_share(step, 100, schedule, 10) for step in range(100)]
+    assert shares[:10] == [pytest.approx((step + 1) / 10) for step in range(10)]
+    assert shares[10] == 1
+    assert shares[-1] == pytest.approx(1 if schedule == "constant" else 0.02)
+    assert all(one >= two for one, two in pairwise(shares[10:]))
+    middle = {"constant": 1.0, "linear": 1 - 0.98 * 45 / 89, "cosine": 0.02 + 0.49 * (1 + math.cos(math.pi * 45 / 89))}
+    assert shares[55] == pytest.approx(middle[schedule])
+    assert learning_rate_share(0, 1, schedule, 0) == 1
+
+
+def test_a_table_goes_on_where_the_run_does(tmp_path: Path) -> None:
+    log = CsvLog(tmp_path / "log.csv", ["l1", "gan"], 0)
+    for step in (1, 2, 3):
+        log.write(step, {"l1": step / 3, "unknown": 1.0})
+    with open(log.path, "a") as file:
+        file.write("4,0.")
+    again = CsvLog(log.path, ["lrr", "l1"], 2)
+    again.write(3, {"l1": 9.0, "lrr": 1.0})
+    assert [dict(row) for row in rows(log.path)] == [
+        {"step": "1", "l1": "0.333333", "gan": "", "lrr": ""},
+        {"step": "2", "l1": "0.666667", "gan": "", "lrr": ""},
+        {"step": "3", "l1": "9", "gan": "", "lrr": "1"},
+    ]
+    assert rows(CsvLog(log.path, ["l1"], 0).path) == []
+
+
+def test_means_are_over_the_steps_that_have_the_loss() -> None:
+    means = Means()
+    means.add({"l1": 1.0})
+    means.add({"l1": 2.0, "gan": 4.0})
+    assert means.take() == {"l1": 1.5, "gan": 4.0}
+    assert means.take() == {}

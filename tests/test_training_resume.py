@@ -1,0 +1,123 @@
+"""A run that is interrupted and goes on is the run that was not: to the bit, however it ended."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_run import differing, run_here, run_there, settings, start, tensors
+
+from omgsr_cli.errors import ModelError
+from omgsr_cli.training.checkpoints import find_checkpoint
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The state after eight steps in one go."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    run_here(settings(world, run, **EVERYTHING))
+    return tensors(run / "step-00000008")
+
+
+# All that has a state, changes with the step, or draws.
+EVERYTHING: dict[str, Any] = {
+    "optim": {"schedule": "cosine", "warmup_steps": 3, "accumulate": 2},
+    "gan": {"start_step": 2, "augment": ["color", "translation", "cutout"]},
+}
+
+
+def test_eight_steps_are_four_and_four(world: Path, tmp_path: Path, whole: dict[str, torch.Tensor]) -> None:
+    tables = settings(world, tmp_path / "run", **EVERYTHING)
+    run_here(tables)
+    for path in (tmp_path / "run").glob("step-00000008"):
+        path.rename(tmp_path / "elsewhere")
+    torch.manual_seed(123)
+    result, events = run_here(tables, resume="auto")
+    assert type(events[0]).__name__ == "Started"
+    assert events[0].step == 4
+    assert result.checkpoint is not None
+    assert differing(tensors(result.checkpoint), whole) == []
+    assert differing(tensors(tmp_path / "elsewhere"), whole) == []
+    # Without the state of the optimisers it would be another run.
+    assert differing(tensors(tmp_path / "run" / "step-00000004"), whole)
+
+
+def test_sigterm_lets_the_step_finish_and_saves(world: Path, tmp_path: Path, whole: dict[str, torch.Tensor]) -> None:
+    tables = settings(world, tmp_path / "run", **EVERYTHING, save={"every": 100})
+    process = start([(tables, "none")])
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line).get("step") == 3 and json.loads(line)["event"] == "StepDone":
+            process.send_signal(signal.SIGTERM)
+            break
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    events = [json.loads(line) for line in out.splitlines()]
+    assert events[-1]["event"] == "Saved"
+    assert 3 <= events[-1]["step"] < 8
+    result, _ = run_here(tables, resume="auto")
+    assert result.checkpoint is not None
+    assert differing(tensors(result.checkpoint), whole) == []
+
+
+def test_ctrl_c_does_likewise_with_workers(world: Path, tmp_path: Path) -> None:
+    tables = settings(world, tmp_path / "run", train={"steps": 1000}, data={"workers": 1}, save={"every": 1000})
+    process = start([(tables, "none")])
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["event"] == "StepDone":
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert json.loads(out.splitlines()[-1])["event"] == "Saved"
+
+
+def test_kill_at_any_moment_leaves_the_last_checkpoint_whole(
+    world: Path, tmp_path: Path, whole: dict[str, torch.Tensor]
+) -> None:
+    tables = settings(world, tmp_path / "run", **EVERYTHING, save={"every": 1, "keep": 2})
+    for moment in range(3):
+        process = start([(tables, "auto")])
+        assert process.stdout is not None
+        for line in process.stdout:
+            event = json.loads(line)
+            # Right after a step the next checkpoint is being written: wait there for a while that differs each time.
+            if event["event"] == "StepDone" and event["step"] > 1:
+                time.sleep(0.004 * moment)
+                process.kill()
+                break
+        process.communicate(timeout=60)
+        found = find_checkpoint(tmp_path / "run", "auto")
+        # Every hash was compared; what else is there was not finished and has no checkpoint's name.
+        assert found is None or tensors(found)
+    assert find_checkpoint(tmp_path / "run", "auto") is not None
+    run_there([(tables, "auto")])
+    assert differing(tensors(tmp_path / "run" / "step-00000008"), whole) == []
+
+
+def test_another_model_cannot_be_resumed(world: Path, tmp_path: Path) -> None:
+    run_here(settings(world, tmp_path / "run", train={"steps": 1}))
+    other = settings(world, tmp_path / "run", model={"preset": "omgsr-tiny", "start_from": None}, train={"steps": 2})
+    with pytest.raises(ModelError, match="do not fit those to train"):
+        run_here(other, resume="auto")
+
+
+def test_a_resumed_run_needs_no_weights_to_start_from(world: Path, tmp_path: Path) -> None:
+    start_from = tmp_path / "begin"
+    start_from.mkdir()
+    for file in (world / "model").iterdir():
+        (start_from / file.name).write_bytes(file.read_bytes())
+    model = {"base": str(world / "model"), "start_from": str(start_from)}
+    run_here(settings(world, tmp_path / "run", model=model, train={"steps": 1}))
+    for file in start_from.iterdir():
+        file.unlink()
+    start_from.rmdir()
+    result, _ = run_here(settings(world, tmp_path / "run", model=model, train={"steps": 2}), resume="auto")
+    assert result.step == 2

@@ -1,0 +1,164 @@
+"""What the tests of training share: a small model, pictures, a random feature network, and runs in other processes.
+
+Called as a program it trains: `python training_run.py PLAN.json`, with a line of JSON for every event.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from command_line import write_tiny_model
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from omgsr_cli.training import loop
+from omgsr_cli.training.config import TrainConfig
+from omgsr_cli.training.events import Event
+from omgsr_cli.training.loop import TrainResult, train
+
+Table = dict[str, dict[str, Any]]
+
+
+def write_pictures(folder: Path, count: int = 3) -> Path:
+    """Write smooth pictures with edges, no two of one size."""
+    folder.mkdir(parents=True)
+    for index in range(count):
+        rows, columns = np.mgrid[0 : 70 + 7 * index, 0 : 90 + 5 * index].astype(float)
+        waves = [127 + 90 * np.sin(rows / (4 + band) + index) * np.cos(columns / (6 - band)) for band in range(3)]
+        pixels = np.stack(waves, 2) + 60 * ((rows // 16 + columns // 16) % 2)[:, :, None] - 30
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+def write_features(folder: Path) -> Path:
+    """Write a random DINOv3 ConvNeXt of few channels."""
+    from transformers import DINOv3ConvNextConfig, DINOv3ConvNextModel
+
+    torch.manual_seed(5)
+    DINOv3ConvNextModel(DINOv3ConvNextConfig(hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1])).save_pretrained(folder)
+    return folder
+
+
+def write_world(folder: Path) -> Path:
+    """Write everything that a run reads."""
+    write_tiny_model(folder / "model")
+    write_pictures(folder / "hq")
+    write_pictures(folder / "held_out", 2)
+    write_features(folder / "features")
+    return folder
+
+
+def settings(world: Path, run: Path, **changes: Mapping[str, Any]) -> Table:
+    """Tables of a run of all losses, with changes by section."""
+    tables: Table = {
+        # With one thread everywhere: sums are then in one order, so that runs can be compared to the bit.
+        "model": {"start_from": str(world / "model")},
+        "data": {"train": [str(world / "hq")], "resolution": 64, "batch_size": 2, "workers": 0},
+        "loss": {"lrr": 1.0, "l1": 1.0, "dv3cd": 0.5, "gan": 0.1, "backbone_path": str(world / "features")},
+        "gan": {"start_step": 0, "lr": 1e-4},
+        "optim": {"lr": 1e-3, "accumulate": 1},
+        "train": {"steps": 8, "precision": "fp32", "ema": 0.9, "threads": 1},
+        "save": {"out": str(run), "every": 4, "keep": 3},
+        "log": {"every": 1},
+    }
+    for section, values in changes.items():
+        tables[section] = {**tables.get(section, {}), **values}
+    return deepcopy(tables)
+
+
+def run_here(tables: Table, resume: str = "none") -> tuple[TrainResult, list[Event]]:
+    """Train in this process."""
+    events: list[Event] = []
+    result = train(TrainConfig.model_validate(tables), resume=resume, report=events.append)
+    return result, events
+
+
+Plan = list[tuple[Table, str]]
+"""Runs, one after the other, and what each goes on from."""
+
+
+def start(runs: Plan, *, processes: int = 1, variables: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Train in other processes; events come line by line."""
+    plan = Path(runs[0][0]["save"]["out"]).with_suffix(".json")
+    plan.write_text(json.dumps(runs))
+    command = [sys.executable, __file__, str(plan)]
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        command[1:1] = launcher
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | dict(variables or {})
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def run_there(runs: Plan, **options: Any) -> list[list[dict[str, Any]]]:
+    """Train in other processes to the end; the events of each run."""
+    process = start(runs, **options)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    events: list[list[dict[str, Any]]] = []
+    for event in map(json.loads, out.splitlines()):
+        if event["event"] == "Started":
+            events.append([])
+        events[-1].append(event)
+    return events
+
+
+def tensors(checkpoint: Path | str) -> dict[str, Tensor]:
+    """Every tensor in a checkpoint."""
+    files = sorted(Path(checkpoint).rglob("*.safetensors"))
+    assert files, f"{checkpoint} holds no tensors"
+    return {f"{file.name}: {name}": value for file in files for name, value in load_file(file).items()}
+
+
+def differing(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors that are not the same to the bit."""
+    assert first.keys() == second.keys()
+    return [name for name, value in first.items() if not torch.equal(value, second[name])]
+
+
+def largest_difference(first: Mapping[str, Tensor], second: Mapping[str, Tensor], names: Iterable[str]) -> float:
+    """The largest difference of any value of the named files' tensors."""
+    chosen = [name for name in first if name.partition(":")[0] in set(names)]
+    assert chosen
+    return max(float((first[name].double() - second[name].double()).abs().max()) for name in chosen)
+
+
+def main() -> None:
+    """Train as the plan says; every process leaves a digest of the weights that it ends with."""
+    load, runs = loop.load_run, []
+
+    def keep(*arguments: Any, **options: Any) -> Any:
+        runs.append(load(*arguments, **options))
+        return runs[-1]
+
+    loop.load_run = keep
+    # It takes the group of processes down, which the next run needs.
+    Accelerator.end_training = lambda self: None
+
+    def report(event: Event) -> None:
+        values = {name: str(value) if isinstance(value, Path) else value for name, value in vars(event).items()}
+        sys.stdout.write(json.dumps({"event": type(event).__name__, **values}) + "\n")
+
+    for tables, resume in json.loads(Path(sys.argv[1]).read_text()):
+        result = train(TrainConfig.model_validate(tables), resume=resume, report=report)
+        if result.signal:
+            sys.exit(128 + result.signal)
+        learner = runs[-1].learner
+        state = learner.weights | (learner.adversary.state() if learner.adversary else {})
+        digest = sha256(b"".join(value.detach().numpy().tobytes() for value in state.values())).hexdigest()
+        (Path(tables["save"]["out"]) / f"rank-{os.environ.get('RANK', '0')}").write_text(digest)
+
+
+if __name__ == "__main__":
+    main()
