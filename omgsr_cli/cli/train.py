@@ -40,7 +40,7 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Print a complete configuration: omgsr-s-512, omgsr-f-1024 or omgsr-tiny.",
+            help="Print a complete configuration: omgsr-s-512 or omgsr-tiny.",
             rich_help_panel=_CONFIG,
         ),
     ] = None,

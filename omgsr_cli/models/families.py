@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     import torch
 
     from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo
+    from omgsr_cli.models.lora import LoraOptions
     from omgsr_cli.models.record import ModelRecord
     from omgsr_cli.models.sources import ModelSource
+    from omgsr_cli.models.trainable import Trainable
     from omgsr_cli.presets import Preset
 
 
@@ -108,6 +110,40 @@ class Family(Protocol):
             text_encoder: whether the text encoder is copied too.
         Raises:
             ModelError: the text encoder is not there, or the family has nothing to merge.
+        """
+        ...
+
+    def load_trainable(
+        self,
+        source: ModelSource,
+        device: torch.device,
+        precision: str,
+        *,
+        lora: LoraOptions | None,
+        start_from: Path | None,
+        native_px: int | None,
+    ) -> Trainable:
+        """Read a model to train.
+
+        Args:
+            source: from `find_trainable`.
+            device: where to train.
+            precision: "fp32" or "bf16": of frozen weights. What learns is float32.
+            lora: the adapters; None takes the defaults, or is all that a family without adapters takes.
+            start_from: folder of the weights to begin from; None begins with new ones, from torch's random state.
+            native_px: side of the square images that it will be trained at, where the size of its tiles is that.
+        Raises:
+            ModelError: the files do not make a model, or the weights to begin from do not fit.
+        """
+        ...
+
+    def outline(self, source: ModelSource, device: torch.device, precision: str, lora: LoraOptions | None) -> Trainable:
+        """Build the model that `load_trainable` reads, with the values left out, for predictions.
+
+        It is called under `FakeTensorMode`: what is built takes no memory then, and is no use for computing.
+
+        Raises:
+            ModelError: its configuration does not make a model.
         """
         ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -20,7 +21,9 @@ from omgsr_cli.presets import PRESETS
 
 if TYPE_CHECKING:
     from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo
+    from omgsr_cli.models.lora import LoraOptions
     from omgsr_cli.models.sources import ModelSource
+    from omgsr_cli.models.trainable import Trainable
     from omgsr_cli.presets import Preset
 
 _CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
@@ -128,6 +131,31 @@ class SdFamily:
         (folder / "scheduler" / "scheduler_config.json").write_text(config + "\n", encoding="utf-8")
         for part in ("text_encoder", "tokenizer") if text_encoder else ():
             shutil.copytree(source.folder / part, folder / part)
+
+    def load_trainable(
+        self,
+        source: ModelSource,
+        device: torch.device,
+        precision: str,
+        *,
+        lora: LoraOptions | None,
+        start_from: Path | None,
+        native_px: int | None,
+    ) -> Trainable:
+        """Read the base, and put adapters into its encoder and its UNet."""
+        from omgsr_cli.models.lora import LoraOptions
+        from omgsr_cli.models.sd_training import load_sd_trainable
+
+        changes = {} if native_px is None else {"native_tile_px": native_px}
+        source = replace(source, record=source.record.model_copy(update=changes))
+        return load_sd_trainable(source, device, precision, lora or LoraOptions(), start_from)
+
+    def outline(self, source: ModelSource, device: torch.device, precision: str, lora: LoraOptions | None) -> Trainable:
+        """From the configurations of both networks."""
+        from omgsr_cli.models.lora import LoraOptions
+        from omgsr_cli.models.sd_training import outline_sd
+
+        return outline_sd(source, device, precision, lora or LoraOptions())
 
 
 def _native_px(folder: Path, otherwise_px: int) -> int:

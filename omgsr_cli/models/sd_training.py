@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from omgsr_cli.models.adapters import SD_PARTS
 from omgsr_cli.models.base import Restorer
 from omgsr_cli.models.libraries import quiet_libraries
 from omgsr_cli.models.lora import LoraOptions, inject_lora, load_lora
-from omgsr_cli.models.record import ModelRecord, write_record
-from omgsr_cli.models.sd import SdRestorer, load_sd
+from omgsr_cli.models.record import ModelRecord, read_json, write_record
+from omgsr_cli.models.sd import SdRestorer, describe_sd, load_sd
+from omgsr_cli.models.sd_family import SdFamily
 from omgsr_cli.models.sources import ModelSource, locate
+from omgsr_cli.schedules import DdpmSchedule
+
+_TOKENS = 77
+"""Of a prompt's embedding."""
 
 
 class SdTrainable:
@@ -29,7 +32,7 @@ class SdTrainable:
         with quiet_libraries():
             self._adapters = dict(
                 zip(
-                    SD_PARTS,
+                    SdFamily.adapter_parts,
                     (
                         inject_lora(encoder, options.vae_rank, options.vae_alpha, options.vae_targets),
                         inject_lora(unet, options.backbone_rank, options.backbone_alpha, options.backbone_targets),
@@ -56,7 +59,7 @@ class SdTrainable:
     @torch.no_grad()
     def encode_clean(self, image: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
         """Sample the posterior of the encoder without its adapter."""
-        with self._adapters[SD_PARTS[0]].disable_adapter():
+        with self._adapters[SdFamily.adapter_parts[0]].disable_adapter():
             return self._sd.encode(image, list(draws))
 
     def checkpoint_gradients(self) -> None:
@@ -78,22 +81,30 @@ class SdTrainable:
 
 
 def load_sd_trainable(
-    source: ModelSource,
-    record: ModelRecord,
-    device: torch.device,
-    precision: str,
-    options: LoraOptions,
-    start_from: Path | None,
+    source: ModelSource, device: torch.device, precision: str, options: LoraOptions, start_from: Path | None
 ) -> SdTrainable:
     """Read the base model and put adapters into it, new ones or those to start from.
 
     Raises:
         ModelError: the files do not make a model, or the adapters do not fit it.
     """
-    restorer = load_sd(source, device, precision)
-    restorer.info = replace(restorer.info, scale=record.scale, native_tile_px=record.native_tile_px)
+    restorer, record = load_sd(source, device, precision), source.record
     made_from = record.model_copy(update={"made_from": (source.name,), "base": locate(source)})
     trainable = SdTrainable(restorer, options, made_from)
     if start_from is not None:
         trainable.load(start_from)
     return trainable
+
+
+def outline_sd(source: ModelSource, device: torch.device, precision: str, options: LoraOptions) -> SdTrainable:
+    """Build the networks by their configurations, without their weights."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    unet_config, vae_config = (read_json(source.folder / part / "config.json") for part in ("unet", "vae"))
+    unet = UNet2DConditionModel.from_config(unet_config).to(device, dtype).requires_grad_(False)
+    vae = AutoencoderKL.from_config(vae_config).to(device, dtype).requires_grad_(False)
+    embeds = torch.zeros(1, _TOKENS, int(unet_config["cross_attention_dim"]), device=device)
+    restorer = SdRestorer(unet, vae, DdpmSchedule(), embeds, describe_sd(source), "fp32", source)
+    return SdTrainable(restorer, options, source.record)

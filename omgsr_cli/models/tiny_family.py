@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     import torch
 
     from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo
+    from omgsr_cli.models.lora import LoraOptions
     from omgsr_cli.models.record import ModelRecord
     from omgsr_cli.models.sources import ModelSource
+    from omgsr_cli.models.trainable import Trainable
     from omgsr_cli.presets import Preset
 
 
@@ -82,3 +84,24 @@ class TinyFamily:
     def save_merged(self, restorer: Restorer, folder: Path, *, half: bool, text_encoder: bool) -> None:
         """Refuse: there is no adapter."""
         raise ModelError(f"a model of the family {self.name!r} has nothing to merge")
+
+    def load_trainable(
+        self,
+        source: ModelSource,
+        device: torch.device,
+        precision: str,
+        *,
+        lora: LoraOptions | None,
+        start_from: Path | None,
+        native_px: int | None,
+    ) -> Trainable:
+        """Read all of it; the size of its tiles is its own."""
+        from omgsr_cli.models.tiny_training import load_tiny_trainable
+
+        return load_tiny_trainable(source, device, start_from)
+
+    def outline(self, source: ModelSource, device: torch.device, precision: str, lora: LoraOptions | None) -> Trainable:
+        """From its configuration."""
+        from omgsr_cli.models.tiny_training import outline_tiny
+
+        return outline_tiny(source, device)

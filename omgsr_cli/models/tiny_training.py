@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,9 +12,12 @@ from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.base import Restorer
-from omgsr_cli.models.record import ModelRecord, load_record, write_record
+from omgsr_cli.models.families import family_of
+from omgsr_cli.models.record import ModelRecord, load_record, read_json, write_record
 from omgsr_cli.models.sources import ModelSource
-from omgsr_cli.models.tiny import TinyNetwork, TinyRestorer, describe_tiny, load_tiny
+from omgsr_cli.models.tiny import TinyConfig, TinyNetwork, TinyRestorer, describe_tiny, load_tiny
+from omgsr_cli.models.tiny_family import TinyFamily
+from omgsr_cli.schedules import DdpmSchedule
 
 
 class TinyTrainable:
@@ -58,7 +60,7 @@ class TinyTrainable:
     def load(self, folder: Path) -> None:
         """Read the weights of a model folder of the same shape, its latent space included."""
         record = load_record(folder)
-        if record is None or record.family != "tiny":
+        if record is None or not isinstance(family_of(record, str(folder)), TinyFamily):
             raise ModelError(f"{folder} is not a model of the tiny family", "give a folder that holds its omgsr.json")
         other = load_tiny(folder, describe_tiny(folder, record, str(folder)), torch.device("cpu"), "fp32").network
         if other.config.model_copy(update={"halo_px": 0}) != self._network.config.model_copy(update={"halo_px": 0}):
@@ -66,21 +68,25 @@ class TinyTrainable:
         self._network.load_state_dict(other.state_dict())
 
 
-def load_tiny_trainable(
-    source: ModelSource, record: ModelRecord, device: torch.device, start_from: Path | None
-) -> TinyTrainable:
+def load_tiny_trainable(source: ModelSource, device: torch.device, start_from: Path | None) -> TinyTrainable:
     """Read a model folder; without `start_from`, its shape and latent space only, and new weights.
 
     Raises:
         ModelError: the folder, or the one to start from, is not such a model.
     """
-    info = replace(describe_tiny(source.folder, record, source.name), scale=record.scale)
-    restorer = load_tiny(source.folder, info, device, "fp32")
+    restorer = load_tiny(source.folder, describe_tiny(source.folder, source.record, source.name), device, "fp32")
     if start_from is None:
         fresh = TinyNetwork(restorer.network.config)
         fresh.latents.load_state_dict(restorer.network.latents.state_dict())
         restorer.network.load_state_dict(fresh.state_dict())
-    trainable = TinyTrainable(restorer, record.model_copy(update={"schedule": restorer.schedule.to_config()}))
+    trainable = TinyTrainable(restorer, source.record.model_copy(update={"schedule": restorer.schedule.to_config()}))
     if start_from is not None and start_from != source.folder:
         trainable.load(start_from)
     return trainable
+
+
+def outline_tiny(source: ModelSource, device: torch.device) -> TinyTrainable:
+    """Build the network by its configuration, without its weights."""
+    info = describe_tiny(source.folder, source.record, source.name)
+    network = TinyNetwork(TinyConfig.model_validate(read_json(source.folder / "config.json"))).to(device)
+    return TinyTrainable(TinyRestorer(network, DdpmSchedule(), info, device, "fp32"), source.record)

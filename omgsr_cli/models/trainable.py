@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError, UsageError
 from omgsr_cli.models.base import Restorer
+from omgsr_cli.models.families import family_of
 from omgsr_cli.models.lora import LoraOptions
 from omgsr_cli.models.sources import ModelSource, find_model
-from omgsr_cli.presets import PRESETS, Preset
+from omgsr_cli.presets import PRESETS
 
 
 @runtime_checkable
@@ -98,9 +100,10 @@ def find_trainable(
     start = start_folder(start_from)
     if start is not None and not start.is_dir():
         raise ModelError(f"start_from: there is no folder {start_from}")
-    known = PRESETS[preset] if preset is not None else None
-    source = _find_base(known, base or (None if preset else start_from), mid_timestep, prompt)
-    if source.record.family == "tiny" and lora is not None:
+    # A preset's own adapter, where it is installed, is not what training begins with: its base is named.
+    named = base or preset or start_from
+    source = find_model(preset if base else None, base=named, mid_timestep=mid_timestep, prompt=prompt)
+    if lora is not None and not family_of(source.record, source.name).adapter_parts:
         raise UsageError(f"{source.name} is trained whole and takes no adapters", "leave [lora] out")
     return source
 
@@ -131,19 +134,13 @@ def load_trainable(
         ModelError: the files do not make a model, or the weights to begin from do not fit.
     """
     changes = {} if scale is None else {"scale": scale}
-    record = source.record.model_copy(update=changes)
-    begin = start_folder(start_from)
+    source = replace(source, record=source.record.model_copy(update=changes))
     # New weights come from the seed alone, whatever was drawn before, and change nothing that is drawn after.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if record.family == "tiny":
-            from omgsr_cli.models.tiny_training import load_tiny_trainable
-
-            return load_tiny_trainable(source, record, device, begin)
-        from omgsr_cli.models.sd_training import load_sd_trainable
-
-        record = record.model_copy(update={} if native_px is None else {"native_tile_px": native_px})
-        return load_sd_trainable(source, record, device, precision, lora or LoraOptions(), begin)
+        return family_of(source.record, source.name).load_trainable(
+            source, device, precision, lora=lora, start_from=start_folder(start_from), native_px=native_px
+        )
 
 
 def start_folder(start_from: str | None) -> Path | None:
@@ -152,17 +149,3 @@ def start_folder(start_from: str | None) -> Path | None:
         return None
     embedded = PRESETS[start_from].folder if start_from in PRESETS else None
     return embedded or Path(start_from)
-
-
-def _find_base(preset: Preset | None, base: str | None, mid_timestep: int | None, prompt: str | None) -> ModelSource:
-    """The model itself, without an adapter: the one named, or the first of the preset's sources that answers."""
-    name = None if preset is None else preset.name
-    if base is not None or preset is None or preset.embedded:
-        return find_model(name, base=base, mid_timestep=mid_timestep, prompt=prompt)
-    reasons: list[ModelError] = []
-    for repository in preset.base_sources:
-        try:
-            return find_model(name, base=repository, mid_timestep=mid_timestep, prompt=prompt)
-        except ModelError as error:
-            reasons.append(error)
-    raise ModelError(f"the base of {preset.name} cannot be fetched: {reasons[0]}", "give its folder: [model] base")

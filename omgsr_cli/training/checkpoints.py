@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 
 from omgsr_cli.errors import FileError, ModelError, UsageError
 from omgsr_cli.files.manifest import find_damage, load_manifest, write_manifest
-from omgsr_cli.models.adapters import SD_PARTS, load_lora_config
+from omgsr_cli.models.adapters import load_lora_config
+from omgsr_cli.models.families import recognise_adapter
 from omgsr_cli.models.lora import LoraOptions
 
 _NAME = re.compile(r"step-(\d{8,})")
@@ -149,9 +150,10 @@ def check_adapter_ranks(checkpoint: Path, lora: LoraOptions) -> None:
         ModelError: a configuration of an adapter cannot be read.
     """
     wanted = ((lora.vae_rank, lora.vae_alpha), (lora.backbone_rank, lora.backbone_alpha))
-    for part, of, (rank, alpha) in zip(SD_PARTS, ("vae", "backbone"), wanted, strict=True):
-        if not (checkpoint / part).is_dir():
-            continue
+    family = recognise_adapter(checkpoint)
+    if family is None:
+        return
+    for part, of, (rank, alpha) in zip(family.adapter_parts, ("vae", "backbone"), wanted, strict=True):
         found = load_lora_config(checkpoint / part)
         strength = rank if alpha is None else alpha
         for what, there, here in (("rank", found.r, rank), ("alpha", found.lora_alpha, strength)):

@@ -30,7 +30,7 @@ from omgsr_cli.training.sections import (
     refuse,
 )
 
-PRESET_CONFIGS = ("omgsr-s-512", "omgsr-f-1024", "omgsr-tiny")
+PRESET_CONFIGS = ("omgsr-s-512", "omgsr-tiny")
 """Names that `--print-config` takes."""
 
 

@@ -15,9 +15,7 @@ from omgsr_cli.training.checkpoints import verify_checkpoint
 from omgsr_cli.training.model_card import CARD_NAME
 
 
-def export_merged(
-    checkpoint: Path, folder: Path, *, base: str | None = None, half: bool = False, text_encoder: bool = False
-) -> None:
+def export_merged(checkpoint: Path, folder: Path, *, base: str | None = None) -> None:
     """Write a checkpoint's model, averaged weights where it has them, with its card and a manifest.
 
     The folder appears whole or not at all: it is written beside and renamed.
@@ -26,8 +24,6 @@ def export_merged(
         checkpoint: a checkpoint, or an adapter's folder.
         folder: must not exist yet.
         base: of the adapter, instead of the one that the checkpoint names.
-        half: write float16 instead of float32.
-        text_encoder: copy the base's text encoder too, so that the folder takes any prompt.
     Raises:
         UsageError: the folder exists.
         ModelError: the checkpoint is not whole, or it and its base do not make a model.
@@ -42,7 +38,7 @@ def export_merged(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
             partial = Path(beside) / folder.name
-            save_standalone(source, partial, half=half, text_encoder=text_encoder)
+            save_standalone(source, partial)
             if (checkpoint / CARD_NAME).is_file():
                 shutil.copyfile(checkpoint / CARD_NAME, partial / CARD_NAME)
             write_manifest(partial)

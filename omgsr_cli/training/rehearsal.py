@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from omgsr_cli.models.outline import build_outline
+from omgsr_cli.models.families import family_of
 from omgsr_cli.models.sources import ModelSource
 from omgsr_cli.models.trainable import Trainable
 from omgsr_cli.training.assembly import build_lora_options
@@ -31,12 +31,12 @@ _ADAMW_8BIT_BYTES = 2
 _MEASURED_S = 0.4
 
 _DINOV3_WIDTHS = {
-    "tiny": (96, 192, 384, 768),
-    "small": (96, 192, 384, 768),
-    "base": (128, 256, 512, 1024),
-    "large": (192, 384, 768, 1536),
+    "convnext-tiny": (96, 192, 384, 768),
+    "convnext-small": (96, 192, 384, 768),
+    "convnext-base": (128, 256, 512, 1024),
+    "convnext-large": (192, 384, 768, 1536),
 }
-_DINOV3_DEPTHS = {"tiny": (3, 3, 9, 3)}
+_DINOV3_DEPTHS = {"convnext-tiny": (3, 3, 9, 3)}
 """Those of the other sizes are 3, 3, 27, 3."""
 
 
@@ -102,7 +102,8 @@ def rehearse(config: TrainConfig, source: ModelSource, device: torch.device) -> 
     """
     counter = FlopCounterMode(display=False)
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live, counter:
-        trainable = build_outline(source, build_lora_options(config), config.train.precision, device)
+        family = family_of(source.record, source.name)
+        trainable = family.outline(source, device, config.train.precision, build_lora_options(config))
         if config.train.gradient_checkpointing:
             trainable.checkpoint_gradients()
         features = build_features_outline(config)
@@ -132,7 +133,8 @@ def build_features_outline(config: TrainConfig) -> FeatureNet | None:
     from transformers import DINOv3ConvNextConfig, DINOv3ConvNextModel
 
     # What the path does not tell, OMGSR's own choice does: a prediction needs no more.
-    size = next((name for name in _DINOV3_WIDTHS if name in (loss.backbone_path or "")), "large")
+    path = (loss.backbone_path or "").replace("_", "-")
+    size = next((name for name in _DINOV3_WIDTHS if name in path), "convnext-large")
     widths, depths = _DINOV3_WIDTHS[size], _DINOV3_DEPTHS.get(size, (3, 3, 27, 3))
     model = DINOv3ConvNextModel(DINOv3ConvNextConfig(hidden_sizes=list(widths), depths=list(depths)))
     encoder = getattr(model, "model", model)

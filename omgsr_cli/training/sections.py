@@ -54,7 +54,7 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """Which model is trained, and from which weights."""
 
-    preset: Literal["omgsr-tiny", "omgsr-s-512", "omgsr-f-1024"] | None = Field(
+    preset: Literal["omgsr-tiny", "omgsr-s-512"] | None = Field(
         default=None, description="the kind of model; without it, base or start_from says it"
     )
     base: Text | None = Field(
