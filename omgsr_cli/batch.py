@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +13,8 @@ import torch
 from torch import Tensor
 
 from omgsr_cli.errors import DeviceError, FileError, OmgsrError
-from omgsr_cli.files.inputs import shown
 from omgsr_cli.files.jobs import Job, comparison_path
+from omgsr_cli.finished import FinishedResults, Settings
 from omgsr_cli.geometry import Size, plan_canvas, plan_output_size
 from omgsr_cli.imaging import (
     Picture,
@@ -26,17 +23,14 @@ from omgsr_cli.imaging import (
     output_format,
     probe_picture,
     read_picture,
-    read_record,
     write_picture,
 )
 from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.models.devices import free_memory_bytes
-from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions
 from omgsr_cli.planning import TilePlan, plan_restoration
 from omgsr_cli.upscaling import OnProgress, restore_picture
 
 Status = Literal["done", "skipped", "planned", "failed"]
-_SAMPLE_BYTES = 1 << 16
 # One copy of the enlarged picture and one of the restored, three float32 channels each.
 _HELD_BYTES_PER_PX = 2 * 3 * 4
 
@@ -72,30 +66,10 @@ class FileResult:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Everything that a result depends on beside its input."""
-
-    model: ModelOptions
-    restore: RestoreOptions
-    write: WriteOptions
-
-    def record(self, source: bytes | Path) -> str:
-        """The text that a finished output carries, by which the next run knows it.
-
-        Left out is what changes the way and not the result: the device, tiles, batches, and whether to overwrite.
-        """
-        model = self.model.model_dump(mode="json", exclude={"device", "compile"}, exclude_none=True)
-        restore = self.restore.model_dump(mode="json", exclude={"tile", "overlap", "batch"}, exclude_none=True)
-        write = self.write.model_dump(mode="json", include={"quality", "metadata"}, exclude_none=True)
-        return json.dumps({"source": _fingerprint(source), **model, **restore, **write}, sort_keys=True)
-
-
-@dataclass(frozen=True)
 class _Checked:
     """A job whose input has been looked at: all that can be known without a model."""
 
     content: bytes | Path
-    record: str
     input_px: Size
     output_px: Size
     format: str
@@ -111,6 +85,7 @@ def upscale_files(
     jobs: Sequence[Job],
     settings: Settings,
     info: RestorerInfo,
+    results: FinishedResults,
     load: Callable[[], Restorer],
     *,
     on_start: Callable[[Job], None] | None = None,
@@ -124,6 +99,7 @@ def upscale_files(
         jobs: from `plan_jobs`.
         settings: for all of them.
         info: of the model, which need not be loaded to be asked.
+        results: of earlier runs with the same settings and model.
         load: returns the model; called at most once.
         on_start: told each job as it begins.
         on_tiles: told (done, total) tiles of the picture in work.
@@ -136,7 +112,7 @@ def upscale_files(
             on_start(job)
         started = time.monotonic()
         try:
-            checked = _check(job, settings, info)
+            checked = _check(job, settings, info, results)
         except OmgsrError as error:
             yield _failed(job, error, started)
             continue
@@ -145,7 +121,7 @@ def upscale_files(
             continue
         restorer = restorer or load()
         try:
-            notes = _upscale_file(job, checked, settings, restorer, on_tiles)
+            notes = _upscale_file(job, checked, settings, restorer, results, on_tiles)
         except OmgsrError as error:
             yield _failed(job, error, started)
             continue
@@ -153,19 +129,22 @@ def upscale_files(
         yield FileResult(job.source, job.destination, "done", checked.input_px, checked.output_px, seconds, notes)
 
 
-def plan_files(jobs: Sequence[Job], settings: Settings, info: RestorerInfo, free_bytes: int) -> Iterator[FileResult]:
+def plan_files(
+    jobs: Sequence[Job], settings: Settings, info: RestorerInfo, results: FinishedResults, free_bytes: int
+) -> Iterator[FileResult]:
     """Tell what `upscale_files` would do, reading headers only.
 
     Args:
         jobs: from `plan_jobs`.
         settings: for all of them.
         info: of the model, which need not be loaded.
+        results: of earlier runs with the same settings and model.
         free_bytes: memory that tiles may use.
     """
     for job in jobs:
         started = time.monotonic()
         try:
-            checked = _check(job, settings, info)
+            checked = _check(job, settings, info, results)
             plan = plan_restoration(info, checked.output_px, settings.restore, free_bytes)
         except OmgsrError as error:
             yield _failed(job, error, started)
@@ -174,7 +153,7 @@ def plan_files(jobs: Sequence[Job], settings: Settings, info: RestorerInfo, free
         yield FileResult(job.source, job.destination, status, checked.input_px, checked.output_px, plan=plan)
 
 
-def _check(job: Job, settings: Settings, info: RestorerInfo) -> _Checked:
+def _check(job: Job, settings: Settings, info: RestorerInfo, results: FinishedResults) -> _Checked:
     """Look at the input's header (standard input is read whole) and at what lies at the destination."""
     content = sys.stdin.buffer.read() if job.source is None else job.source
     header = probe_picture(content, _name(job))
@@ -184,9 +163,8 @@ def _check(job: Job, settings: Settings, info: RestorerInfo) -> _Checked:
     format_name = _format(job, header.format, settings)
     # Whether transparency is really used shows only in the pixels.
     check_output(str(job.destination or "standard output"), format_name, output, has_alpha=False)
-    record = settings.record(content)
-    finished = _finished_outputs(job, record, settings)
-    return _Checked(content, record, size, output, format_name, finished)
+    finished = results.among(_outputs(job, settings), content)
+    return _Checked(content, size, output, format_name, finished)
 
 
 def _check_memory(job: Job, output: Size, info: RestorerInfo) -> None:
@@ -213,21 +191,17 @@ def _outputs(job: Job, settings: Settings) -> tuple[Path, ...]:
     return (job.destination, comparison_path(job.destination)) if settings.write.compare else (job.destination,)
 
 
-def _finished_outputs(job: Job, record: str, settings: Settings) -> frozenset[Path]:
-    """Those of the outputs that an earlier run wrote from the same input with the same settings."""
-    outputs = _outputs(job, settings)
-    finished = frozenset(path for path in outputs if path.is_file() and read_record(path) == record)
-    for path in outputs:
-        if path not in finished and os.path.lexists(path) and not settings.write.overwrite:
-            reason = f"{shown(path)} exists and is not this run's result"
-            raise FileError(reason, "give --overwrite, another -o or a --suffix")
-    return finished
-
-
 def _upscale_file(
-    job: Job, checked: _Checked, settings: Settings, restorer: Restorer, on_tiles: OnProgress | None
+    job: Job,
+    checked: _Checked,
+    settings: Settings,
+    restorer: Restorer,
+    results: FinishedResults,
+    on_tiles: OnProgress | None,
 ) -> tuple[str, ...]:
     """Read, restore and write one picture; returns what a person should be told."""
+    # Before the work: an input that is edited meanwhile is another one.
+    record = results.record(checked.content)
     picture = read_picture(checked.content, _name(job))
     try:
         restored, enlarged = restore_picture(
@@ -244,14 +218,17 @@ def _upscale_file(
         format=checked.format,
         quality=settings.write.quality,
         metadata=settings.write.metadata,
-        record=checked.record,
+        record=record,
         overwrite=overwrite,
     )
     if settings.write.compare and job.destination is not None:
         both = _side_by_side(enlarged, picture, restored)
         path = comparison_path(job.destination)
         overwrite = settings.write.overwrite or path in checked.finished
-        write_picture(both, path, format="png", record=checked.record, overwrite=overwrite)
+        metadata = settings.write.metadata
+        write_picture(both, path, format="png", metadata=metadata, record=record, overwrite=overwrite)
+    for path in _outputs(job, settings):
+        results.keep(path, record)
     return picture.notes + notes
 
 
@@ -267,19 +244,6 @@ def _format(job: Job, source_format: str, settings: Settings) -> str:
     """The file's name decides, then `--format`; both agree wherever both speak."""
     named = None if job.destination is None else format_of_path(job.destination)
     return named or output_format(settings.write.format, source_format)
-
-
-def _fingerprint(source: bytes | Path) -> str:
-    """Size and hash of both ends: enough to tell pictures apart without reading ten thousand of them whole."""
-    if isinstance(source, bytes):
-        size, head, tail = len(source), source[:_SAMPLE_BYTES], source[-_SAMPLE_BYTES:]
-    else:
-        with source.open("rb") as file:
-            size = source.stat().st_size
-            head = file.read(_SAMPLE_BYTES)
-            file.seek(max(0, size - _SAMPLE_BYTES))
-            tail = file.read(_SAMPLE_BYTES)
-    return f"{size}-{hashlib.sha256(head + tail).hexdigest()[:32]}"
 
 
 def _name(job: Job) -> str:

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from omgsr_cli.batch import FileResult, Settings, upscale_files
+from omgsr_cli.batch import FileResult, upscale_files
 from omgsr_cli.benchmark.plan import run_bench
 from omgsr_cli.errors import ShapeError
 from omgsr_cli.files.jobs import plan_jobs, scale_label
+from omgsr_cli.files.remembered import Remembered
+from omgsr_cli.finished import FinishedResults, Settings
 from omgsr_cli.geometry import Size, plan_output_size
 from omgsr_cli.imaging import Picture, encode_picture, from_samples, luma, read_picture, to_samples
 from omgsr_cli.models.base import Restorer
@@ -179,7 +181,8 @@ def upscale_folder(
         output_format=format,
     )
     results = [FileResult(None, None, "failed", error=problem) for problem in plan.problems]
-    for result in upscale_files(plan.jobs, settings, model.info, lambda: model):
+    finished = FinishedResults(settings, model.info, Remembered())
+    for result in upscale_files(plan.jobs, settings, model.info, finished, lambda: model):
         results.append(result)
         if on_result:
             on_result(result)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Before any library reads them; programs that tests start inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# What runs remember is forgotten with the tests.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["OMGSR_CACHE"] = tempfile.mkdtemp(prefix="omgsr-tests-")
+    atexit.register(shutil.rmtree, os.environ["OMGSR_CACHE"], ignore_errors=True)
 _threads = max(1, min(2, os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, str(_threads))

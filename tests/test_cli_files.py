@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from command_line import Command, draw, files_below, pixels, size_of, write_tiny
 from PIL import Image, ImageCms
 from torch import Tensor
 
+from omgsr_cli.imaging import read_record
 from omgsr_cli.models import loading
 from omgsr_cli.models.tiny import TinyRestorer
 
@@ -239,6 +241,55 @@ def test_another_input_is_not_taken_for_finished(omgsr: Command, tree: Path) -> 
     assert omgsr(tree / "a.png").code == 1
     assert omgsr(tree / "a.png", "--overwrite").code == 0
     assert size_of(tree / "a_x4.png") == (36, 24)
+
+
+def keeping_its_time(path: Path, change: Callable[[Path], None]) -> None:
+    """Change a file as some programs do: with its modification time put back."""
+    state = path.stat()
+    change(path)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def test_an_input_retouched_in_its_middle_is_not_taken_for_finished(omgsr: Command, tmp_path: Path) -> None:
+    source = tmp_path / "scan.tif"
+    Image.fromarray(np.zeros((250, 250, 3), np.uint8)).save(source)
+    arguments = (source, "--scale", "0.5", "-o", tmp_path / "r.png")
+    assert omgsr(*arguments).code == 0
+
+    def retouch(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] = 99
+        path.write_bytes(data)
+
+    keeping_its_time(source, retouch)
+    said = omgsr(*arguments)
+    assert (said.code, said.out) == (1, b"")
+    assert "made from another input or model, or with other settings" in said.errors[0]
+
+
+def test_edited_weights_are_another_model(omgsr: Command, tree: Path, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    arguments = (tree / "a.png", "--model", model, "-o", tmp_path / "r.png")
+    assert omgsr(*arguments).code == 0
+    moved = model.rename(tmp_path / "moved")
+    assert "finished before" in omgsr(tree / "a.png", "--model", moved, "-o", tmp_path / "r.png").err
+
+    def edit(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[-40] ^= 1
+        path.write_bytes(data)
+
+    keeping_its_time(moved / "model.safetensors", edit)
+    assert omgsr(tree / "a.png", "--model", moved, "-o", tmp_path / "r.png").code == 1
+
+
+def test_without_metadata_a_batch_goes_on_all_the_same(omgsr: Command, tree: Path, tmp_path: Path) -> None:
+    arguments = (tree / "a.png", "--metadata", "none", "-o", tmp_path / "r.png")
+    assert omgsr(*arguments).code == 0
+    assert read_record(tmp_path / "r.png") is None
+    assert "finished before" in omgsr(*arguments).err
+    draw(tmp_path / "r.png", 9, 9)
+    assert omgsr(*arguments).code == 1
 
 
 def test_tiles_and_devices_do_not_make_a_result_another(omgsr: Command, tree: Path) -> None:

@@ -331,6 +331,18 @@ def test_sd_in_tiles_and_with_a_seed(
     assert np.abs(pixels(tmp_path / "a.png") - pixels(tmp_path / "b.png")).max() <= 1
 
 
+def test_blended_tiles_are_part_of_what_a_result_was_made_with(
+    omgsr: Command, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMGSR_MODEL")
+    arguments = [golden / "in" / "0.png", *_golden_arguments(golden), "--scale", "1.5", "-o", tmp_path / "r.png"]
+    arguments += ["--process-size", "64"]
+    assert omgsr(*arguments, "--tile", "64").code == 0
+    assert "finished before" in omgsr(*arguments, "--tile", "64", "--batch", "2").err
+    for options in (("--tile", "96"), ("--tile", "64", "--overlap", "8"), ()):
+        assert omgsr(*arguments, *options).code == 1
+
+
 def test_an_adapter_that_does_not_fit_is_told(
     omgsr: Command, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

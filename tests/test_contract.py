@@ -26,7 +26,7 @@ MODELS = ["models"]
 RESTORATION = ["planning", "upscaling"]
 # Each of these is one thing that the program can do; they do not know each other.
 CAPABILITIES = [
-    ["batch"],
+    ["finished", "batch"],
     ["timesteps"],
     ["training"],
     ["benchmark"],

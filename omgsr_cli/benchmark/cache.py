@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from omgsr_cli.errors import FileError, OmgsrError
+from omgsr_cli.files.remembered import cache_folder
 
 _FORMAT = 1
 """Raised when what is kept changes its meaning; older entries are then no longer found."""
@@ -19,12 +19,8 @@ _SAMPLE_BYTES = 1 << 16
 
 
 def default_cache_folder() -> Path:
-    """Where results are kept if no folder is named: OMGSR_CACHE, or the user's cache folder."""
-    named = os.environ.get("OMGSR_CACHE")
-    if named:
-        return Path(named) / "bench"
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "omgsr" / "bench"
+    """Where results are kept if no folder is named."""
+    return cache_folder() / "bench"
 
 
 class Cache:

@@ -14,7 +14,8 @@ from omgsr_cli.files.jobs import STREAM, JobPlan, plan_jobs, scale_label
 from omgsr_cli.options import ModelOptions, RestoreOptions, SizeOptions, WriteOptions, build_options
 
 if TYPE_CHECKING:
-    from omgsr_cli.batch import FileResult, Settings
+    from omgsr_cli.batch import FileResult
+    from omgsr_cli.finished import Settings
     from omgsr_cli.models.base import Restorer
 
 
@@ -83,7 +84,7 @@ def upscale(
     )
     talk = Output(as_json=as_json, quiet=quiet, verbose=verbose)
     # What a folder of results is called needs the scale, and a default one is the model's: ask its record.
-    from omgsr_cli.batch import Settings
+    from omgsr_cli.finished import Settings
 
     to_stdout = output == STREAM or (output is None and STREAM in inputs)
     if compare and to_stdout:
@@ -104,6 +105,8 @@ class _Session:
     """One call of the command: the settings, the model when it is needed, and the counting."""
 
     def __init__(self, settings: Settings, talk: Output, to_stdout: bool) -> None:
+        from omgsr_cli.files.remembered import Remembered
+        from omgsr_cli.finished import FinishedResults
         from omgsr_cli.models.loading import describe_model
         from omgsr_cli.models.sources import find_model
 
@@ -120,6 +123,8 @@ class _Session:
             process_size=options.process_size,
         )
         self.info = describe_model(self.source)
+        self.remembered = Remembered()
+        self.results = FinishedResults(settings, self.info, self.remembered)
 
     def load(self) -> Restorer:
         """Load the model, and say what a person should know of it."""
@@ -141,7 +146,7 @@ class _Session:
         from omgsr_cli.planning import usable_memory
 
         free = usable_memory(choose_device(self.settings.model.device))
-        results = plan_files(plan.jobs, self.settings, self.info, free)
+        results = plan_files(plan.jobs, self.settings, self.info, self.results, free)
         return self._report(plan, results, lambda result: None)
 
     def run(self, plan: JobPlan) -> int:
@@ -156,6 +161,7 @@ class _Session:
                 plan.jobs,
                 self.settings,
                 self.info,
+                self.results,
                 self.load,
                 on_start=lambda job: view.start(name_of(job.source, "stdin")),
                 on_tiles=view.tiles,

@@ -1,13 +1,15 @@
 """A line of our own in a picture file: the settings that it was made with.
 
-It lies in the container, never in EXIF or XMP, so that nothing of the user's is touched and leaving out the
-metadata keeps it:
+It lies where a format keeps data that is private to a program, so that no viewer shows it and nothing of the user's is
+touched:
 
-- PNG: an iTXt chunk with the keyword "omgsr", before the pixels;
-- JPEG: a comment segment that starts with "omgsr ", besides any other comment;
+- PNG: a chunk "omGR" before the pixels, of the kind that an editor drops when it changes them;
+- JPEG: an APP9 segment that starts with "omgsr" and a zero;
 - WebP: a chunk "OMGS" at the end, which readers skip as the format asks them to;
 - AVIF: a top-level `uuid` box at the end, skipped likewise;
-- TIFF: the private tag 65117, bytes of UTF-8.
+- TIFF: bytes at the end that no directory points to, closed by their length and "omgsrREC".
+
+Earlier versions wrote a PNG text, a JPEG comment and the TIFF tag 65117; these are still read.
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 PNG_KEYWORD = "omgsr"
-TIFF_TAG = 65117
+_TIFF_TAG = 65117
 _COMMENT_PREFIX = b"omgsr "
+_PNG_CHUNK = b"omGR"
+_JPEG_MARKER, _JPEG_PREFIX = 0xE9, b"omgsr\0"
+_TIFF_END = b"omgsrREC"
 _WEBP_CHUNK = b"OMGS"
 # Made once with uuid4.
 _AVIF_UUID = bytes.fromhex("2097a9f12f414e79b1de1dde96f40375")
@@ -50,10 +55,10 @@ def png_text_chunk(keyword: str, text: str) -> bytes:
 
 
 def with_record(format_name: str, data: bytes, record: str) -> tuple[bytes | memoryview, ...]:
-    """Put a record into an encoded picture; a TIFF's is written with its directory instead.
+    """Put a record into an encoded picture.
 
     Args:
-        format_name: "png", "jpg", "webp" or "avif".
+        format_name: "png", "jpg", "webp", "avif" or "tiff".
         data: the whole file.
         record: short text.
     Returns:
@@ -66,16 +71,18 @@ def with_record(format_name: str, data: bytes, record: str) -> tuple[bytes | mem
         raise ValueError(f"a record of {len(content)} bytes is too long")
     view = memoryview(data)
     if format_name == "png":
-        return view[:33], png_text_chunk(PNG_KEYWORD, record), view[33:]
+        return view[:33], png_chunk(_PNG_CHUNK, content), view[33:]
     if format_name == "jpg":
         # After the first segment: JFIF's own must directly follow the start.
         after_first = 4 + struct.unpack_from(">H", data, 4)[0]
-        comment = _COMMENT_PREFIX + content
-        return view[:after_first], b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment, view[after_first:]
+        head = struct.pack(">BBH", 0xFF, _JPEG_MARKER, 2 + len(_JPEG_PREFIX) + len(content))
+        return view[:after_first], head, _JPEG_PREFIX, content, view[after_first:]
     if format_name == "webp":
         return _webp_with_record(view, content)
     if format_name == "avif":
         return view, struct.pack(">I", 24 + len(content)) + b"uuid" + _AVIF_UUID + content
+    if format_name == "tiff":
+        return view, content, struct.pack(">I", len(content)), _TIFF_END
     raise ValueError(f"no place for a record in {format_name}")
 
 
@@ -153,6 +160,8 @@ def _record_of_png(file: BinaryIO) -> bytes | None:
     for kind, length in png_chunks(file):
         if kind == b"IDAT":
             return None
+        if kind == _PNG_CHUNK and length <= MAX_RECORD_BYTES:
+            return file.read(length)
         if kind == b"iTXt" and length <= MAX_RECORD_BYTES + 16:
             keyword, _, rest = file.read(length).partition(b"\0")
             if keyword == PNG_KEYWORD.encode() and rest[:4] == b"\0\0\0\0":
@@ -168,10 +177,10 @@ def _record_of_jpeg(file: BinaryIO) -> bytes | None:
         if len(head) < 4 or head[0] != 0xFF or head[1] == 0xDA:
             return None
         length = max(struct.unpack(">H", head[2:])[0] - 2, 0)
-        if head[1] == 0xFE:
-            comment = file.read(length)
-            if is_record_comment(comment):
-                return comment.removeprefix(_COMMENT_PREFIX)
+        if head[1] in (_JPEG_MARKER, 0xFE):
+            prefix, content = (_JPEG_PREFIX if head[1] == _JPEG_MARKER else _COMMENT_PREFIX), file.read(length)
+            if content.startswith(prefix):
+                return content.removeprefix(prefix)
         else:
             file.seek(length, os.SEEK_CUR)
     return None
@@ -210,6 +219,18 @@ def _record_of_avif(file: BinaryIO) -> bytes | None:
 
 
 def _record_of_tiff(file: BinaryIO) -> bytes | None:
+    ending = len(_TIFF_END) + 4
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - ending))
+    length, mark = file.read(4), file.read()
+    if mark == _TIFF_END and (size := struct.unpack(">I", length)[0]) <= min(MAX_RECORD_BYTES, end - ending):
+        file.seek(end - ending - size)
+        return file.read(size)
+    return _tag_of_tiff(file)
+
+
+def _tag_of_tiff(file: BinaryIO) -> bytes | None:
+    """The record where earlier versions kept it: in a private tag of the first directory."""
     file.seek(0)
     order = "<" if file.read(2) == b"II" else ">"
     file.seek(4)
@@ -217,7 +238,7 @@ def _record_of_tiff(file: BinaryIO) -> bytes | None:
     for _ in range(struct.unpack(order + "H", file.read(2))[0]):
         entry = file.read(12)
         tag, _, count, offset = struct.unpack(order + "HHII", entry)
-        if tag == TIFF_TAG and count <= MAX_RECORD_BYTES:
+        if tag == _TIFF_TAG and count <= MAX_RECORD_BYTES:
             if count <= 4:  # so short a value lies in the entry itself
                 return entry[8 : 8 + count]
             file.seek(offset)

@@ -16,7 +16,6 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from omgsr_cli.errors import FileError
 from omgsr_cli.imaging.exif import PREFIX, tags_of
 from omgsr_cli.imaging.picture import PictureMetadata
-from omgsr_cli.imaging.settings_line import TIFF_TAG
 
 _XMP_TAG, _ICC_TAG = 700, 34675
 _DEFLATE, _HORIZONTAL_DIFFERENCES, _STRAIGHT_ALPHA, _INCH = 8, 2, 2, 2
@@ -30,13 +29,12 @@ _HEADER_BYTES = 8
 _STRIP_BYTES = 1 << 20
 
 
-def encode_tiff(samples: NDArray[Any], metadata: PictureMetadata, record: str | None, name: str) -> bytes:
+def encode_tiff(samples: NDArray[Any], metadata: PictureMetadata, name: str) -> bytes:
     """Encode a picture as strips of deflated horizontal differences.
 
     Args:
         samples: (H, W, C) uint8 or uint16; C is 1 grey, 2 grey with alpha, 3 RGB, 4 RGBA.
         metadata: all but text is written.
-        record: settings to keep in a private tag, or None.
         name: of the file, for a message.
     Raises:
         FileError: it would be larger than 4 GiB.
@@ -46,7 +44,7 @@ def encode_tiff(samples: NDArray[Any], metadata: PictureMetadata, record: str | 
         samples = samples[:, :, [0, 0, 0, 1]]
     rows = max(_STRIP_BYTES // samples[0].nbytes, 1)
     strips = [_strip(samples[top : top + rows]) for top in range(0, len(samples), rows)]
-    directory = _directory(samples, rows, strips, metadata, record)
+    directory = _directory(samples, rows, strips, metadata)
     size = _HEADER_BYTES + sum(map(len, strips))
     # The directory's own size is not known before it is packed; no metadata comes near this.
     if size > _MAX_BYTES - (1 << 28):
@@ -76,7 +74,7 @@ def _strip(rows: NDArray[Any]) -> bytes:
 
 
 def _directory(
-    samples: NDArray[Any], rows: int, strips: list[bytes], metadata: PictureMetadata, record: str | None
+    samples: NDArray[Any], rows: int, strips: list[bytes], metadata: PictureMetadata
 ) -> ImageFileDirectory_v2:
     height, width, channels = samples.shape
     directory = ImageFileDirectory_v2(prefix=b"II")
@@ -105,8 +103,7 @@ def _directory(
     if metadata.dpi:
         directory[ExifTags.Base.XResolution], directory[ExifTags.Base.YResolution] = metadata.dpi
         directory[ExifTags.Base.ResolutionUnit] = _INCH
-    own_bytes = ((_ICC_TAG, metadata.icc), (_XMP_TAG, metadata.xmp), (TIFF_TAG, record.encode() if record else None))
-    for tag, content in own_bytes:
+    for tag, content in ((_ICC_TAG, metadata.icc), (_XMP_TAG, metadata.xmp)):
         if content:
             directory.tagtype[tag] = TiffTags.UNDEFINED
             directory[tag] = content

@@ -59,7 +59,7 @@ def write_picture(
         quality: 1 to 100 for jpg, webp and avif; None for the default of each (95, 95, 90).
         metadata: "none" leaves out EXIF, XMP, DPI and texts; the ICC profile stays, as the pixels mean nothing
             without it.
-        record: a short text to keep in the file, see `read_record`.
+        record: a short text to keep in the file, see `read_record`; left out too where `metadata` is "none".
         overwrite: whether a file already there is replaced.
     Returns:
         Notes on what the format could not hold.
@@ -120,12 +120,13 @@ def encode_picture(
     try:
         with warnings.catch_warnings(action="ignore"):  # Pillow's, of single EXIF values that it leaves out
             if format_name == "tiff":
-                return (encode_tiff(samples, kept, record, name),), notes
-            data = _ENCODERS[format_name](samples, kept, quality or limits.quality or 0)
+                data = encode_tiff(samples, kept, name)
+            else:
+                data = _ENCODERS[format_name](samples, kept, quality or limits.quality or 0)
     except (OSError, ValueError, OverflowError, struct.error, MemoryError) as error:
         reason = str(error) or type(error).__name__
         raise FileError(f"{name}: cannot be encoded as {format_name}: {reason}") from error
-    return (with_record(format_name, data, record) if record else (data,)), notes
+    return (with_record(format_name, data, record) if record and metadata == "keep" else (data,)), notes
 
 
 def _kept_metadata(picture: Picture, policy: MetadataPolicy) -> PictureMetadata:

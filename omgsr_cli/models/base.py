@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -50,6 +51,7 @@ class RestorerInfo:
         color_fix: the colour fix that suits the model: "adain", "wavelet" or "none".
         prompt: the text that the model is conditioned on, or None where it takes none.
         parameters: number of weights.
+        files: the folders that it is read from; none for a model that was made otherwise.
     """
 
     name: str
@@ -65,6 +67,7 @@ class RestorerInfo:
     color_fix: ColorFix
     prompt: str | None
     parameters: int
+    files: tuple[Path, ...] = ()
 
 
 @runtime_checkable

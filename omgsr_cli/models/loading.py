@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -56,7 +57,9 @@ def load_found(source: ModelSource, *, device: str | None = None, precision: str
     """Load a model that `find_model` found; arguments and errors as for `load_restorer`."""
     chosen_device = choose_device(device)
     chosen_precision = suitable_precision(source, precision, chosen_device)
-    return family_of(source.record, source.name).load(source, chosen_device, chosen_precision)
+    restorer = family_of(source.record, source.name).load(source, chosen_device, chosen_precision)
+    restorer.info = _with_files(restorer.info, source)
+    return restorer
 
 
 def suitable_precision(source: ModelSource, precision: str, device: torch.device) -> str:
@@ -72,7 +75,11 @@ def describe_model(source: ModelSource) -> RestorerInfo:
     Raises:
         ModelError: its configuration does not make a model.
     """
-    return family_of(source.record, source.name).describe(source)
+    return _with_files(family_of(source.record, source.name).describe(source), source)
+
+
+def _with_files(info: RestorerInfo, source: ModelSource) -> RestorerInfo:
+    return replace(info, files=(source.folder,) if source.adapter is None else (source.folder, source.adapter))
 
 
 def save_merged(restorer: Restorer, folder: Path, *, half: bool = False, text_encoder: bool = False) -> None:

@@ -1,0 +1,144 @@
+"""What one run remembers for the next: hashes of files, results without a record, how fast a model was."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from omgsr_cli.errors import FileError
+
+CACHE_VARIABLE = "OMGSR_CACHE"
+
+# A file that changed this short a time ago may change again without its time showing it.
+_SETTLED_NS = 2_000_000_000
+_MODEL_FILES = (".safetensors", ".json", ".txt", ".model")
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: OMGSR_CACHE, or the user's cache folder; it need not exist.
+
+    Raises:
+        RuntimeError: nothing tells where that is.
+    """
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "omgsr"
+
+
+class Remembered:
+    """A small database in the cache folder. Where none can be kept, a run simply remembers nothing.
+
+    A fact about a file holds while its size, its times and its place on the disk are the same.
+
+    Args:
+        folder: of the database, made if it is missing; None takes `cache_folder()`.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        try:
+            place = folder or cache_folder()
+            place.mkdir(parents=True, exist_ok=True)
+            self._open(str(place / "remembered.sqlite"))
+        except (OSError, RuntimeError, sqlite3.Error):
+            self._open(":memory:")
+
+    def content(self, path: Path) -> str:
+        """The SHA-256 of a whole file, 64 hexadecimal digits; read only if it has changed since it was last asked.
+
+        Raises:
+            FileError: it cannot be read.
+        """
+        try:
+            stamp = _stamp(path)
+            found = self._find("content", _key(path))
+            if found is not None and found.startswith(stamp):
+                return found.removeprefix(stamp)
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            if _is_settled(path) and _stamp(path) == stamp:
+                self._keep("content", _key(path), stamp + content)
+        except OSError as error:
+            raise FileError(f"{path}: cannot be read: {error.strerror or error}") from error
+        return content
+
+    def contents(self, folders: Iterable[Path]) -> str:
+        """One hash for all files of models: their names below their folder and what is in them.
+
+        Raises:
+            FileError: one cannot be read.
+        """
+        digest = hashlib.sha256()
+        for folder in folders:
+            files = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.suffix in _MODEL_FILES)
+            for path in files:
+                digest.update(os.fsencode(path.relative_to(folder)) + b"\0" + self.content(path).encode())
+            digest.update(b"\0\0")
+        return digest.hexdigest()
+
+    def is_result(self, path: Path, record: str) -> bool:
+        """Whether a file that holds no record is what an earlier run with this record wrote."""
+        try:
+            return self._find("result", _key(path)) == _stamp(path) + record
+        except OSError:
+            return False
+
+    def keep_result(self, path: Path, record: str) -> None:
+        """Note with which record a file was written just now."""
+        self._keep("result", _key(path), _stamp(path) + record)
+
+    def find_speed(self, model: str) -> float | None:
+        """Seconds for a megapixel of work, as the last run with this model and device took; None if none has."""
+        found = self._find("speed", model.encode())
+        return None if found is None else float(found)
+
+    def keep_speed(self, model: str, seconds: float) -> None:
+        """Note the seconds that a megapixel of work took with a model and device."""
+        self._keep("speed", model.encode(), repr(seconds))
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    def _open(self, place: str) -> None:
+        self._database = sqlite3.connect(place, timeout=10, isolation_level=None, check_same_thread=False)
+        # What is lost here is made again: nothing waits for the disk.
+        self._database.execute("PRAGMA synchronous = OFF")
+        self._database.execute(
+            "CREATE TABLE IF NOT EXISTS remembered (kind TEXT, key BLOB, value TEXT, PRIMARY KEY (kind, key))"
+        )
+
+    def _find(self, kind: str, key: bytes) -> str | None:
+        try:
+            select = "SELECT value FROM remembered WHERE kind = ? AND key = ?"
+            row = self._database.execute(select, (kind, key)).fetchone()
+        except sqlite3.Error:
+            return None
+        return None if row is None else str(row[0])
+
+    def _keep(self, kind: str, key: bytes, value: str) -> None:
+        try:
+            self._database.execute("INSERT OR REPLACE INTO remembered VALUES (?, ?, ?)", (kind, key, value))
+        except sqlite3.Error:
+            # A full disk or a broken database costs the next run some time, never this one its result.
+            return
+
+
+def _key(path: Path) -> bytes:
+    return os.fsencode(os.path.realpath(path))
+
+
+def _stamp(path: Path) -> str:
+    state = path.stat()
+    # The change time moves even where a program puts the modification time back.
+    return f"{state.st_size}-{state.st_mtime_ns}-{state.st_ctime_ns}-{state.st_ino}:"
+
+
+def _is_settled(path: Path) -> bool:
+    state = path.stat()
+    return time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > _SETTLED_NS

@@ -1,0 +1,85 @@
+"""What one run remembers for the next, and that nothing depends on its being remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from omgsr_cli.errors import FileError
+from omgsr_cli.files.remembered import Remembered, cache_folder
+
+
+def test_a_file_is_read_again_only_after_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omgsr_cli.files.remembered._SETTLED_NS", -1)
+    reads: list[int] = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *arguments: reads.append(1) or digest(*arguments))
+    path = tmp_path / "a\udcff.tif" if os.name == "posix" else tmp_path / "a.tif"
+    path.write_bytes(b"one")
+    for _ in range(2):
+        assert Remembered(tmp_path / "kept").content(path) == hashlib.sha256(b"one").hexdigest()
+    assert len(reads) == 1
+    path.write_bytes(b"two")
+    assert Remembered(tmp_path / "kept").content(path) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_a_file_of_this_moment_is_read_again(tmp_path: Path) -> None:
+    """Its time may be too coarse to show a second change."""
+    remembered, path = Remembered(tmp_path / "kept"), tmp_path / "a"
+    path.write_bytes(b"one")
+    remembered.content(path)
+    state = path.stat()
+    path.write_bytes(b"two")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert remembered.content(path) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_a_models_hash_follows_names_and_contents(tmp_path: Path) -> None:
+    remembered, seen = Remembered(tmp_path / "kept"), set()
+    for name, content in (("a.json", b"1"), ("a.json", b"2"), ("b.json", b"2"), ("deep/b.json", b"2")):
+        folder = tmp_path / f"m{len(seen)}"
+        path = folder / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+        (folder / "notes.md").write_text("not a part of the model")
+        seen.add(remembered.contents([folder]))
+    assert len(seen) == 4
+    assert remembered.contents([tmp_path / "m0"]) in seen
+
+
+def test_results_and_speeds(tmp_path: Path) -> None:
+    path = tmp_path / "r.png"
+    path.write_bytes(b"pixels")
+    Remembered(tmp_path / "kept").keep_result(path, "record")
+    assert Remembered(tmp_path / "kept").is_result(path, "record")
+    assert not Remembered(tmp_path / "kept").is_result(path, "another")
+    path.write_bytes(b"others")
+    assert not Remembered(tmp_path / "kept").is_result(path, "record")
+    assert not Remembered(tmp_path / "kept").is_result(tmp_path / "gone.png", "record")
+    assert Remembered(tmp_path / "kept").find_speed("model") is None
+    Remembered(tmp_path / "kept").keep_speed("model", 2.5)
+    assert Remembered(tmp_path / "kept").find_speed("model") == 2.5
+
+
+def test_without_a_place_nothing_is_remembered_and_nothing_fails(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"not a folder")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "remembered.sqlite").write_bytes(b"not a database" * 100)
+    for folder in (tmp_path / "file", tmp_path / "kept"):
+        remembered = Remembered(folder)
+        assert remembered.content(tmp_path / "file") == hashlib.sha256(b"not a folder").hexdigest()
+        remembered.keep_result(tmp_path / "file", "record")
+        remembered.close()
+    with pytest.raises(FileError, match="cannot be read"):
+        Remembered(tmp_path / "kept").content(tmp_path / "gone")
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OMGSR_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("OMGSR_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "omgsr"
