@@ -8,6 +8,7 @@ from typing import Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from omgsr_cli.errors import UsageError
+from omgsr_cli.validation import first_mistake
 
 ColorFix = Literal["adain", "wavelet", "none"]
 ColorSpace = Literal["ycbcr", "yiq", "rgb"]
@@ -188,8 +189,7 @@ def build_options(kind: type[T], **values: object) -> T:
     try:
         return kind(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-        option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else ""
-        value = "" if not option else f" {first['input']} "
-        raise UsageError(f"{option}{value}{reason}", "--help tells what each option takes") from error
+        mistake = first_mistake(error)
+        option = f"--{mistake.place[0].replace('_', '-')} {mistake.value} " if mistake.place else ""
+        reason = mistake.reason.replace("Input should be", "should be")
+        raise UsageError(f"{option}{reason}", "--help tells what each option takes") from error

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "omgsr_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Each part of the package may import only parts of the lines above its own, and on its own line those before it.
-PLAIN = ["errors", "presets", "options", "geometry", "files", "store"]
+PLAIN = ["errors", "validation", "presets", "options", "geometry", "files", "store"]
 TENSORS = ["schedules", "imaging", "color", "tiling", "degradation", "datasets", "fidelity"]
 MODELS = ["models"]
 # One picture through one model: what many files, a benchmark and training's validation are made of.
@@ -190,6 +190,21 @@ def test_only_its_own_files_know_a_family(family: str) -> None:
             and not (place == REGISTRY and f".{family}_family." in name)
         ]
         assert not named + imported, f"{family!r} is known in {named + imported}"
+
+
+def test_somebody_reads_every_field_of_a_preset() -> None:
+    from dataclasses import fields
+
+    from omgsr_cli.presets import Preset
+
+    read = {
+        node.attr
+        for path in MODULES
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("preset", "known")
+    }
+    read |= {"family", "embedded"}  # by `family_of`, and by the preset itself
+    assert {field.name for field in fields(Preset)} <= read
 
 
 def test_no_module_is_called_utils() -> None:

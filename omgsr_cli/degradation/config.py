@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from omgsr_cli.errors import FileError, UsageError
+from omgsr_cli.validation import first_mistake
 
 _PROBABILITY_TOLERANCE = 1e-6
 
@@ -205,13 +206,7 @@ def _parse(table: dict[str, Any], path: Path) -> DegradationConfig:
     try:
         return DegradationConfig.model_validate(merged)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        record = StageConfig if first["loc"][0] in ("first", "second") else DegradationConfig
-        hint = f"the fields are {', '.join(record.model_fields)}" if first["type"] == "extra_forbidden" else None
-        raise UsageError(f"{path}: {where}: {first['msg']} (got {_short(first['input'])})", hint) from error
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+        mistake = first_mistake(error)
+        record = StageConfig if mistake.place[:1] in (("first",), ("second",)) else DegradationConfig
+        hint = f"the fields are {', '.join(record.model_fields)}" if mistake.kind == "extra_forbidden" else None
+        raise UsageError(f"{path}: {mistake.line()}", hint) from error

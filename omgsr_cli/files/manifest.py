@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from omgsr_cli.errors import ModelError
+from omgsr_cli.validation import first_mistake
 
 MANIFEST_NAME = "manifest.json"
 
@@ -97,7 +98,7 @@ def load_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValidationError as error:
-        raise ModelError(f"{path} is not a manifest: {error.errors(include_url=False)[0]['msg']}") from error
+        raise ModelError(f"{path} is not a manifest: {first_mistake(error).line()}") from error
     outside = [name for name in manifest.files if not _is_inside(name)]
     if outside:
         raise ModelError(f"{path} names a file outside of its folder: {outside[0]!r}")

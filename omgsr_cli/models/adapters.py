@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.record import read_json
+from omgsr_cli.validation import first_mistake
 
 Number = TypeVar("Number", int, float)
 
@@ -128,9 +129,7 @@ def load_lora_config(folder: Path) -> LoraConfig:
     try:
         config = LoraConfig.model_validate(options)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "file"
-        raise ModelError(f"{path} is not a LoRA configuration: {where}: {first['msg']}") from error
+        raise ModelError(f"{path} is not a LoRA configuration: {first_mistake(error).line()}") from error
     if config.peft_type != "LORA":
         raise ModelError(f"{path}: peft_type {config.peft_type!r} is not LORA")
     refused = [name for name in _CHANGES_THE_SUM if options.get(name)]

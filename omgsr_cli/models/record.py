@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from omgsr_cli.errors import ModelError
+from omgsr_cli.validation import first_mistake
 
 RECORD_NAME = "omgsr.json"
 
@@ -58,7 +59,7 @@ def load_record(folder: Path) -> ModelRecord | None:
     try:
         return ModelRecord.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ModelError(f"{path} is not a model record: {_first_reason(error)}") from error
+        raise ModelError(f"{path} is not a model record: {first_mistake(error).line()}") from error
 
 
 def write_record(record: ModelRecord, folder: Path) -> None:
@@ -82,10 +83,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{path} is not a JSON object")
     return content
-
-
-def _first_reason(error: ValidationError) -> str:
-    first, *others = error.errors(include_url=False)
-    where = ".".join(str(part) for part in first["loc"]) or "file"
-    more = f" (and {len(others)} more)" if others else ""
-    return f"{where}: {first['msg']}{more}"

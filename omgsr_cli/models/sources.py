@@ -185,6 +185,8 @@ def _merge_records(folder: Path, adapter: Path | None, preset: Preset | None) ->
     family = recognise_model(folder)
     if family is None:
         raise _unrecognised(folder)
+    if preset is not None and family is not family_of(preset, preset.name):
+        raise ModelError(f"{folder} is of the family {family.name!r}, {preset.name} is not", "give its own base model")
     record = family.assume_record(folder, preset)
     notes: tuple[str, ...] = ()
     if preset is None and adapter is None:

@@ -25,6 +25,7 @@ from omgsr_cli.models.record import ModelRecord, load_record, read_json
 from omgsr_cli.models.tiny_family import TinyFamily
 from omgsr_cli.models.wavelet import LATENT_CHANNELS, LATENT_PX, WaveletLatents, remove_lines
 from omgsr_cli.schedules import DdpmSchedule, Schedule
+from omgsr_cli.validation import first_mistake
 
 # Measured: some six float32 activations of the first level, and the transform's copies of the picture.
 _BYTES_PER_PX = 240
@@ -257,7 +258,7 @@ def load_tiny(folder: Path, info: RestorerInfo, device: torch.device, precision:
         weights = load_file(folder / "model.safetensors", device=str(device))
         network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise _broken(folder, error) from error
+        raise _broken(folder, str(error).splitlines()[0]) from error
     network.requires_grad_(False).eval()
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -282,11 +283,10 @@ def _load_config(folder: Path) -> TinyConfig:
     try:
         return TinyConfig.model_validate(read_json(folder / "config.json"))
     except ValidationError as error:
-        raise _broken(folder, error) from error
+        raise _broken(folder, first_mistake(error).line()) from error
 
 
-def _broken(folder: Path, error: Exception) -> ModelError:
-    reason = str(error).splitlines()[0]
+def _broken(folder: Path, reason: str) -> ModelError:
     return ModelError(
         f"{folder} does not hold omgsr-tiny's weights: {reason}", "install omgsr-cli again if they are its own"
     )
