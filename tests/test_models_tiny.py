@@ -88,7 +88,7 @@ def test_embedded_model_is_small_and_says_what_it_is(tiny: Restorer) -> None:
     assert isinstance(tiny, Restorer)
     assert tiny.info.mid_timestep == preset.mid_timestep
     assert tiny.info.native_tile_px == preset.native_tile_px
-    assert tiny.info.multiple_of_px == 16
+    assert tiny.info.multiple_of_px == preset.multiple_of_px
     assert tiny.info.parameters > 1_000_000
 
 
