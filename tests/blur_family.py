@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -35,6 +36,27 @@ class Blur(nn.Module):
         return latent
 
 
+class BlurTrainable:
+    def __init__(self, blur: Blur, record: ModelRecord) -> None:
+        self.restorer, self.networks, self.record = blur, blur, record
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {"share": self.restorer.share}
+
+    def encode(self, image: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
+        return self.restorer.encode(image)
+
+    encode_clean = encode
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"share": self.restorer.share.detach()}, folder / "blur.safetensors")
+        write_record(self.record, folder)
+
+    def load(self, folder: Path) -> None:
+        self.restorer.share.data = load_file(folder / "blur.safetensors")["share"]
+
+
 class BlurFamily:
     name, adapter_parts, assumed_preset, takes_prompt = "blur", (), None, False
     small_files: tuple[str, ...] = ("blur.safetensors",)
@@ -63,6 +85,11 @@ class BlurFamily:
 
     def load_encoder(self, source: ModelSource, device: torch.device) -> ImageEncoder:
         return ImageEncoder(source.name, lambda image: image, DdpmSchedule(), 1, device)
+
+    def load_trainable(
+        self, source: ModelSource, device: torch.device, precision: str, *, start_from: Path | None, **others: object
+    ) -> BlurTrainable:
+        return BlurTrainable(self.load(source, device, "fp32"), source.record)
 
 
 def write_blur(folder: Path, share: float) -> Path:

@@ -8,12 +8,20 @@ import numpy as np
 import pytest
 import torch
 from blur_family import BlurFamily, write_blur
-from command_line import Command, draw, pixels, size_of
+from command_line import Command, draw, pixels, size_of, write_tiny_model
 from PIL import Image
+from safetensors.torch import load_file
+from test_models_sd import write_model as write_sd_model
+from training_run import run_here, settings, write_pictures
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models import families
 from omgsr_cli.models.loading import load_restorer
+from omgsr_cli.models.lora import LoraOptions
+from omgsr_cli.models.trainable import Trainable, find_trainable, load_trainable
+from omgsr_cli.training.generator import Generator
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +66,62 @@ def test_it_has_a_mid_timestep(tmp_path: Path, model: Path, capfdbinary: pytest.
     ).records
     assert record["samples"] == 3
     assert 0 <= record["mid_timestep"] <= 999
+
+
+def test_it_is_trained_and_what_was_saved_upscales(
+    tmp_path: Path, model: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    tables = settings(
+        tmp_path,
+        tmp_path / "run",
+        model={"start_from": str(model)},
+        data={"train": [str(write_pictures(tmp_path / "hq"))], "resolution": 32, "batch_size": 2, "workers": 0},
+        loss={"lrr": 0.0, "l1": 1.0, "dv3cd": 0.0, "gan": 0.0, "backbone_path": None},
+        train={"steps": 2, "ema": 0.0},
+        save={"every": 2},
+    )
+    result, _ = run_here(tables)
+    assert result.checkpoint is not None
+    share = load_file(result.checkpoint / "blur.safetensors")["share"]
+    assert float(share) < 1.0, "a blur of what is blurred already brings nothing: less of it is better"
+    upscale = Command(capfdbinary, "upscale")
+    said = upscale(draw(tmp_path / "a.png"), "--model", result.checkpoint, "-o", tmp_path / "b.png", "--device", "cpu")
+    assert said.code == 0, said.err
+
+
+def saved_model(name: str, tmp_path: Path) -> tuple[Trainable, Path]:
+    """A model of a family to train on from the weights in a folder."""
+    if name == "sd":
+        folder = write_sd_model(tmp_path / "base")
+        lora = LoraOptions(vae_rank=2, backbone_rank=2)
+        return load_trainable(find_trainable(base=str(folder), lora=lora), CPU, lora=lora), folder
+    folder = tmp_path / "base"
+    folder = write_blur(folder, 0.5) if name == "blur" else write_tiny_model(folder)
+    return load_trainable(find_trainable(start_from=str(folder)), CPU, start_from=str(folder)), folder
+
+
+@pytest.mark.parametrize("name", ["tiny", "sd", "blur"])
+def test_what_is_trained_is_what_is_loaded(name: str, tmp_path: Path) -> None:
+    """Two steps through encode, restore and decode, saved and read by what users call, give the same pictures."""
+    trainable, folder = saved_model(name, tmp_path)
+    before = load_restorer(folder, device="cpu", precision="fp32")
+    generator = Generator(trainable)
+    lq, hq = (torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1 for seed in (0, 1))
+    optimizer = torch.optim.AdamW(trainable.trained().values(), lr=0.05)
+    for step in range(2):
+        output = generator(lq, hq, 3, (2 * step, 2 * step + 1))
+        loss = (output.restored - hq).abs().mean() + (output.noisy_latent - output.lq_latent).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(weight.grad is not None for weight in trainable.trained().values())
+        optimizer.step()
+    trainable.save(tmp_path / "saved")
+    after = load_restorer(tmp_path / "saved", device="cpu", precision="fp32")
+    with torch.inference_mode():
+        untrained, loaded = (model.decode(model.restore(model.encode(lq))) for model in (before, after))
+    torch.testing.assert_close(loaded, generator.restore(lq), rtol=1e-4, atol=2e-4)
+    assert (loaded - untrained).abs().max() > 0.01, "the steps changed nothing"
+    assert after.info.mid_timestep == trainable.restorer.info.mid_timestep
 
 
 def test_a_record_of_a_family_that_is_not_here(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
