@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from omgsr_cli.degradation import DegradationConfig, load_degradation
 from omgsr_cli.errors import FileError, OmgsrError
-from omgsr_cli.geometry import Size
-from omgsr_cli.training.data import CropOptions, Numbers, TrainingCrops, enlarge_lq, load_batches
+from omgsr_cli.training.data import CropOptions, Numbers, Teaching, TrainingCrops, add_lq_noise, load_batches
 from omgsr_cli.training.pictures import Order, TrainingPicture, find_pictures, plan_epoch
 from omgsr_cli.training.pixels import read_pixels
-from omgsr_cli.upscaling import resize
+from omgsr_cli.training.sections import LqNoise
+from omgsr_cli.training.teacher import KeptPictures, teacher_target
 
 LIGHT = load_degradation("light")
 OPTIONS = CropOptions(
@@ -242,6 +243,57 @@ def test_decoded_pixels_are_kept_and_renewed(folder: Path, tmp_path: Path) -> No
         read_pixels(folder / "absent.png", cache)
 
 
-def test_low_quality_crops_are_enlarged_as_users_pictures_are() -> None:
-    picture = torch.from_numpy(noise(9, 7)).permute(2, 0, 1).float() / 255
-    assert torch.equal(enlarge_lq(picture, 36, 29), resize(picture, Size(36, 29)))
+def test_noise_is_on_the_lq_and_never_on_the_target(folder: Path) -> None:
+    quiet = build(folder)
+    noisy = build(folder, noise=LqNoise(probability=1.0, sigma=(20.0, 20.0), kinds={"grey": 1.0}))
+    for number in range(4):
+        (_, lq, hq), (_, noisy_lq, noisy_hq) = quiet[number], noisy[number]
+        assert torch.equal(hq, noisy_hq)
+        # Enlarging by bicubic filtering keeps about two thirds of the deviation.
+        assert 5 < float((noisy_lq - lq).std()) * 127.5 < 25
+
+
+@pytest.mark.parametrize(("kind", "alike"), [("white", False), ("grey", True), ("blurred", False)])
+def test_every_kind_of_noise_has_its_deviation(kind: str, alike: bool) -> None:
+    noise = LqNoise(probability=1.0, sigma=(10.0, 10.0), kinds={kind: 1.0})  # type: ignore[dict-item]  # parametrised
+    flat = torch.full((3, 64, 64), 0.5)
+    added = add_lq_noise(flat, noise, np.random.default_rng(1)) - flat
+    assert float(added.std()) * 255 == pytest.approx(10, rel=0.05)
+    assert torch.equal(added[0], added[1]) == alike
+    along = float((added[:, :, 1:] * added[:, :, :-1]).mean() / added.square().mean())
+    assert along == pytest.approx(0.5 if kind == "blurred" else 0.0, abs=0.05)
+    assert torch.equal(add_lq_noise(flat, LqNoise(), np.random.default_rng(1)), flat)
+
+
+def test_with_a_teacher_samples_are_windows_of_its_crops(folder: Path, tmp_path: Path) -> None:
+    teaching = Teaching(KeptPictures(tmp_path / "kept", "one"), crops=2, sigma_px=3.0, low_frequencies="none")
+    crops = build(folder, teaching=teaching, turn=True, noise=LqNoise(probability=1.0))
+    with pytest.raises(FileError, match="cannot be read"):
+        crops[0]
+    asked = []
+
+    def invert(lq: Tensor, height: int, width: int) -> Tensor:
+        asked.append(lq)
+        return 1 - next(hq for seen, hq in map(crops.draw_pair, range(2)) if torch.equal(seen, lq))
+
+    for _ in range(2):
+        for number in range(2):
+            lq, hq = crops.draw_pair(number)
+            teaching.kept.keep(lq, *hq.shape[1:], invert)
+    assert len(asked) == 2, "the teacher is paid once"
+    seen = set()
+    for number in range(8):
+        _, _, hq, target = crops[number]
+        # The kept picture of the inverting teacher, in the same window and turned alike.
+        assert torch.allclose(target, -hq, atol=1e-6)
+        seen.add(hq.numpy().tobytes())
+    assert len(seen) > 4, "windows and turns differ"
+
+
+def test_a_target_has_the_photographs_low_frequencies() -> None:
+    torch.manual_seed(0)
+    hq, taught = torch.rand(3, 40, 50), torch.rand(3, 40, 50) * 0.5
+    target = teacher_target(taught, hq, 3.0)
+    expected = gaussian_filter((hq - taught).numpy(), (0, 3, 3), mode="nearest", truncate=3.0)
+    np.testing.assert_allclose((target - taught).numpy(), expected, atol=1e-5)
+    assert torch.equal(teacher_target(taught, hq, 3.0, "none"), taught)

@@ -273,3 +273,19 @@ def test_means_are_over_the_steps_that_have_the_loss() -> None:
     means.add({"l1": 2.0, "gan": 4.0})
     assert means.take() == {"l1": 1.5, "gan": 4.0}
     assert means.take() == {}
+
+
+def test_a_teacher_is_learned_from_and_paid_once(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = {"model": str(world / "model"), "weight": 2.0, "dists": 0.5, "crops": 5, "cache": str(tmp_path / "kept")}
+    noise = {"lq_noise": {"probability": 0.5}}
+    tables = settings(world, tmp_path / "run", loss={"gan": 0.0, "teacher": teacher}, degradation=noise)
+    tables["train"]["steps"] = 2
+    _, events = run_here(tables)
+    done = [event for event in events if isinstance(event, StepDone)]
+    assert set(done[0].losses) == {"lrr", "l1", "dv3cd", "teacher", "teacher_dists", "total"}
+    weights = {"lrr": 1.0, "l1": 1.0, "dv3cd": 0.5, "teacher": 2.0, "teacher_dists": 0.5}
+    expected = sum(weight * done[0].losses[name] for name, weight in weights.items())
+    assert done[0].losses["total"] == pytest.approx(expected, rel=1e-5)
+    assert len(list((tmp_path / "kept").iterdir())) == 5
+    monkeypatch.setattr("omgsr_cli.training.loop.load_teacher", lambda *_: pytest.fail("its pictures were all there"))
+    run_here(tables | {"save": {"out": str(tmp_path / "again")}})

@@ -22,6 +22,7 @@ from omgsr_cli.training.features import AlexNet, FeatureNet, Vgg16, load_dinov3
 from omgsr_cli.training.features.base import pool_l2
 from omgsr_cli.training.generator import GeneratorOutput
 from omgsr_cli.training.losses import (
+    Dv3cdLoss,
     Losses,
     build_losses,
     discriminator_loss,
@@ -81,6 +82,7 @@ def test_dv3cd_meets_the_golden_scores_maps_and_gradient() -> None:
     (gradient,) = torch.autograd.grad(score, x)
     # The largest element is 1.7e-3.
     np.testing.assert_allclose(gradient.numpy(), kit["grad_x_of_score_xy"], atol=1e-7)
+    assert Dv3cdLoss.from_folder(GOLDEN / "backbone")(x, y).item() == score.item()
     maps = distance.maps(x)
     np.testing.assert_allclose(maps[1].detach().numpy(), kit["feat1"], atol=1e-5)
     np.testing.assert_allclose(maps[3].detach().numpy(), kit["feat3"], atol=1e-5)

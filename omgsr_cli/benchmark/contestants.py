@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,13 @@ from torch import Tensor
 
 from omgsr_cli.benchmark.cache import files_identity
 from omgsr_cli.benchmark.results import ModelInfo
-from omgsr_cli.errors import DeviceError, ModelError
+from omgsr_cli.errors import DeviceError
 from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import resize
 from omgsr_cli.models.devices import PRECISIONS, choose_device, choose_precision
-from omgsr_cli.models.libraries import explain_broken_torchvision
+from omgsr_cli.models.foreign import read_foreign_network
 
 NETWORK_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
-_EXTRA_HINT = "type pip install 'omgsr-cli[compare]', with the torchvision that belongs to this torch"
 
 
 class Enlarger(Protocol):
@@ -88,35 +86,11 @@ def network_scale(path: Path) -> int:
     Raises:
         ModelError: spandrel is missing or does not know the file.
     """
-    return int(_read_network(path).scale)
-
-
-def _read_network(path: Path) -> Any:
-    try:
-        spandrel = importlib.import_module("spandrel")
-    except (ImportError, RuntimeError) as error:
-        missing = getattr(error, "name", None)
-        if missing in ("spandrel", "torchvision"):
-            raise ModelError(f"{path.name}: {missing} is not installed, which reads such files", _EXTRA_HINT) from error
-        explanation = explain_broken_torchvision(error)
-        if explanation is None:
-            raise ModelError(f"{path.name}: spandrel cannot be imported: {error}", _EXTRA_HINT) from error
-        hint = "install the torchvision that was built for this torch; spandrel needs it"
-        raise ModelError(f"{path.name}: {explanation.message}", hint) from error
-    try:
-        found = spandrel.ModelLoader("cpu").load_from_file(path)
-    except (spandrel.UnsupportedModelError, RuntimeError, ValueError, KeyError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(
-            f"{path}: spandrel does not know this file: {reason}", "give a super-resolution model"
-        ) from error
-    if not isinstance(found, spandrel.ImageModelDescriptor) or found.input_channels != 3 or found.output_channels != 3:
-        raise ModelError(f"{path}: this {found.architecture.name} does not make a colour picture of one", None)
-    return found
+    return int(read_foreign_network(path).scale)
 
 
 def _load_network(path: Path, device: torch.device, precision: str) -> Enlarger:
-    network = _read_network(path)
+    network = read_foreign_network(path)
     supported = {"fp16": network.supports_half, "bf16": network.supports_bfloat16, "fp32": True}[precision]
     if not supported:
         raise DeviceError(f"{path.name} does not compute in {precision}", "give --precision fp32")

@@ -16,7 +16,7 @@ from omgsr_cli.models.trainable import Trainable, find_trainable, load_trainable
 from omgsr_cli.training.adversary import Adversary
 from omgsr_cli.training.average import WeightAverage
 from omgsr_cli.training.config import TrainConfig
-from omgsr_cli.training.data import CropOptions, TrainingCrops
+from omgsr_cli.training.data import CropOptions, Teaching, TrainingCrops
 from omgsr_cli.training.discriminator import build_discriminator
 from omgsr_cli.training.features import FeatureNet, load_features
 from omgsr_cli.training.generator import Generator
@@ -24,7 +24,9 @@ from omgsr_cli.training.losses import Measure, build_losses
 from omgsr_cli.training.optimizers import build_adamw
 from omgsr_cli.training.pictures import TrainingPicture, find_pictures
 from omgsr_cli.training.processes import device_of
+from omgsr_cli.training.sections import TeacherConfig
 from omgsr_cli.training.step import Learner
+from omgsr_cli.training.teacher import KeptPictures, identify_teacher
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,18 @@ def build_crop_options(config: TrainConfig) -> CropOptions:
         halve=data.halve,
         on_small=data.on_small,
         cache=None if data.cache is None else Path(data.cache),
+        margin_px=data.margin,
+        noise=config.degradation.lq_noise,
+        teaching=build_teaching(config.loss.teacher),
     )
+
+
+def build_teaching(teacher: TeacherConfig | None) -> Teaching | None:
+    """Say where the teacher's pictures are kept; None without a teacher."""
+    if teacher is None:
+        return None
+    kept = KeptPictures(Path(teacher.cache), identify_teacher(teacher.model))
+    return Teaching(kept, teacher.crops, teacher.sigma_px, teacher.low_frequencies)
 
 
 def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) -> Run:

@@ -203,12 +203,14 @@ def _unknown_key(kind: type[BaseModel], place: Key) -> str:
     if not hint:
         elsewhere = [dotted for dotted, _, _ in walk_keys(kind) if dotted.split(".")[-1] == name]
         hint = f"; did you mean {elsewhere[0]}?" if elsewhere else ""
-    table = f"[{place[0]}] has" if len(place) > 1 else "the tables are"
+    table = f"[{'.'.join(place[:-1])}] has" if len(place) > 1 else "the tables are"
     return f"there is no such key{hint or ';'} {table} {', '.join(keys)}"
 
 
 def _owner(kind: type[BaseModel], place: Key) -> type[BaseModel]:
-    return section_of(kind, place[0]) if len(place) > 1 else kind
+    for part in place[:-1]:
+        kind = section_of(kind, part)
+    return kind
 
 
 def _describe(kind: type[BaseModel], place: Key) -> str:

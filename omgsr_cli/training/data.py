@@ -10,26 +10,41 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from omgsr_cli.datasets.crops import OnSmall, draw_window, fit_small
 from omgsr_cli.degradation import DegradationConfig, degrade
-from omgsr_cli.imaging import from_samples, to_samples
+from omgsr_cli.imaging import resize, to_samples
 from omgsr_cli.training.draws import Purpose, draw_rng
 from omgsr_cli.training.pictures import Order, TrainingPicture, plan_epoch
 from omgsr_cli.training.pixels import Pixels, read_pixels
-
-MARGIN_PX = 16
-"""Crops are this much larger on each axis while they are degraded, and then cut at any offset: real pictures begin
-anywhere in the grids of JPEG, of resizing and of latents."""
+from omgsr_cli.training.sections import LqNoise
+from omgsr_cli.training.teacher import KeptPictures, LowFrequencies, teacher_target
 
 Choice = TypeVar("Choice")
 
+_NO_NOISE = LqNoise()
 _PLACES = 3
 _SKIPPED_PX = 4
 """Detail is estimated from every fourth pixel."""
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """A teacher's pictures of a fixed number of crops.
+
+    Attributes:
+        kept: the pictures.
+        crops: how many there are.
+        sigma_px: as for `teacher_target`.
+        low_frequencies: likewise.
+    """
+
+    kept: KeptPictures
+    crops: int
+    sigma_px: float
+    low_frequencies: LowFrequencies
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,10 @@ class CropOptions:
         halve: probability of taking a crop of twice the side at half size, where the picture is large enough.
         on_small: "resize" enlarges pictures that are smaller than a crop, "pad" continues them by reflection.
         cache: folder of decoded pixels, or None.
+        margin_px: crops are this much larger on each axis while they are degraded, and then cut at any offset: real
+            pictures begin anywhere in the grids of JPEG, of resizing and of latents.
+        noise: at the low-quality crop's own pixels.
+        teaching: where a teacher's pictures of them come from, or None.
     """
 
     resolution: int
@@ -57,6 +76,9 @@ class CropOptions:
     halve: float = 0.0
     on_small: OnSmall = "skip"
     cache: Path | None = None
+    margin_px: int = 16
+    noise: LqNoise = _NO_NOISE
+    teaching: Teaching | None = None
 
 
 @dataclass(frozen=True)
@@ -66,46 +88,71 @@ class Batch:
     Attributes:
         lq: (B, 3, R, R) float32, enlarged low-quality crops, sRGB in [-1, 1].
         hq: same shape, the sharp ones.
+        target: likewise, what a teacher would make of them; None without a teacher.
         numbers: of the samples in the run.
     """
 
     lq: Tensor
     hq: Tensor
+    target: Tensor | None
     numbers: tuple[int, ...]
 
     def to(self, device: torch.device) -> Batch:
         """Move the pixels to a device."""
-        return Batch(self.lq.to(device, non_blocking=True), self.hq.to(device, non_blocking=True), self.numbers)
+        lq, hq, target = (
+            None if image is None else image.to(device, non_blocking=True) for image in (self.lq, self.hq, self.target)
+        )
+        assert lq is not None
+        assert hq is not None
+        return Batch(lq, hq, target, self.numbers)
 
 
-class TrainingCrops(Dataset[tuple[int, Tensor, Tensor]]):
-    """Samples by their numbers in the run: there is one for every number."""
+Sample = tuple[int, *tuple[Tensor, ...]]
+"""Its number in the run, and its pictures: low-quality, sharp and, with a teacher, target."""
+
+
+class TrainingCrops(Dataset[Sample]):
+    """Samples by their numbers in the run: there is one for every number.
+
+    A sample is a window of a crop. Every sample has a crop of its own, or with a teacher one of those that it saw.
+    """
 
     def __init__(self, pictures: Sequence[TrainingPicture], options: CropOptions, seed: int) -> None:
-        self._pictures, self._options, self._seed = pictures, options, seed
+        self._pictures, self.options, self._seed = pictures, options, seed
         self._order = Order(plan_epoch(pictures, options.resolution), seed)
+        teaching = options.teaching
+        self._pool = None if teaching is None else Order(range(teaching.crops), seed, Purpose.POOL)
 
-    def __getitem__(self, number: int) -> tuple[int, Tensor, Tensor]:
-        """Give a sample's number, its enlarged low-quality crop and its sharp crop, (3, R, R) in [-1, 1]."""
+    def __getitem__(self, number: int) -> Sample:
+        """Give a sample's number, and (3, R, R) in [-1, 1]: enlarged low-quality crop, sharp crop and target."""
+        options = self.options
+        lq, hq = self.draw_pair(number if self._pool is None else self._pool.picture(number))
+        height, width = hq.shape[1:]
+        target = () if options.teaching is None else (_read_target(options.teaching, lq, hq),)
+        noisy = add_lq_noise(lq, options.noise, draw_rng(self._seed, Purpose.NOISE, number))
+        rng = draw_rng(self._seed, Purpose.WINDOW, number)
+        y, x = (int(rng.integers(side - options.resolution + 1)) for side in (height, width))
+        window = (slice(None), slice(y, y + options.resolution), slice(x, x + options.resolution))
+        images = [image[window] * 2 - 1 for image in (resize(noisy, (height, width)), hq, *target)]
+        return number, *_turn(images, options, rng)
+
+    def draw_pair(self, number: int) -> tuple[Tensor, Tensor]:
+        """Give a crop by its number: low-quality (3, h, w) at its own size, and sharp (3, H, W), in [0, 1]."""
         rng = draw_rng(self._seed, Purpose.CROP, number)
         picture = self._pictures[self._order.picture(number)]
-        lq, hq = self._cut_pair(picture, rng) if picture.lq else self._degrade_crop(picture, rng, number)
-        size = self._options.resolution
-        y, x = (int(rng.integers(side - size + 1)) for side in hq.shape[-2:])
-        window = (slice(None), slice(y, y + size), slice(x, x + size))
-        return number, *_turn(lq[window] * 2 - 1, hq[window] * 2 - 1, self._options, rng)
+        return self._cut_pair(picture, rng) if picture.lq else self._degrade_crop(picture, rng, number)
 
     def _degrade_crop(self, picture: TrainingPicture, rng: np.random.Generator, number: int) -> tuple[Tensor, Tensor]:
-        options = self._options
+        options = self.options
         hq = _to_tensor(self._draw_crop(read_pixels(picture.hq, options.cache), rng))
         scale, config = choose(options.scales, rng), choose(options.degradations, rng)
         lq = degrade(hq[None], scale, config, seed=self._seed, epoch=int(Purpose.DEGRADATION), indices=[number])
-        return enlarge_lq(lq[0], *hq.shape[1:]), hq
+        return lq[0], hq
 
     def _draw_crop(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         """A crop of the resolution and a margin, or of less margin where the picture has not enough."""
-        options = self._options
-        side_px = options.resolution + MARGIN_PX
+        options = self.options
+        side_px = options.resolution + options.margin_px
         factor = 2 if rng.random() < options.halve and min(pixels.shape[:2]) >= 2 * side_px else 1
         pixels = grow(pixels, options.resolution, options.on_small)
         crop_px = min(factor * side_px, *pixels.shape[:2])
@@ -116,15 +163,15 @@ class TrainingCrops(Dataset[tuple[int, Tensor, Tensor]]):
         return crop if factor == 1 else _halve(crop)
 
     def _cut_pair(self, picture: TrainingPicture, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        options, scale = self._options, picture.lq_scale
+        options, scale = self.options, picture.lq_scale
         assert picture.lq is not None
         least_px = -(-options.resolution // scale)
         lq_pixels = grow(read_pixels(picture.lq, options.cache), least_px, options.on_small)
         hq_pixels = grow(read_pixels(picture.hq, options.cache), least_px * scale, options.on_small)
-        side_px = min(-(-(options.resolution + MARGIN_PX) // scale), *lq_pixels.shape[:2])
+        side_px = min(-(-(options.resolution + options.margin_px) // scale), *lq_pixels.shape[:2])
         y, x = draw_window((lq_pixels.shape[0], lq_pixels.shape[1]), side_px, rng)
         lq, hq = _window(lq_pixels, y, x, side_px), _window(hq_pixels, y * scale, x * scale, side_px * scale)
-        return enlarge_lq(_to_tensor(lq), side_px * scale, side_px * scale), _to_tensor(hq)
+        return _to_tensor(lq), _to_tensor(hq)
 
 
 class Numbers(Sampler[list[int]]):
@@ -161,20 +208,33 @@ def load_batches(crops: TrainingCrops, numbers: Numbers, workers: int, device: t
         generator=torch.Generator(),
         **more,
     )
-    for lq, hq, own in loader:
-        yield Batch(lq, hq, own).to(device)
+    for (lq, hq, *target), own in loader:
+        yield Batch(lq, hq, target[0] if target else None, own).to(device)
 
 
-def enlarge_lq(lq: Tensor, height: int, width: int) -> Tensor:
-    """Enlarge as `omgsr upscale` does a picture of 8 bits: Pillow's bicubic filter, in whole levels of 1/255.
+def add_lq_noise(lq: Tensor, noise: LqNoise, rng: np.random.Generator) -> Tensor:
+    """Put noise onto the low-quality picture's own pixels, or none.
 
     Args:
         lq: (3, h, w) float32 in [0, 1].
-        height: of the result, pixels.
-        width: likewise.
+        noise: how often, how strong and of which kind.
+        rng: decides; it is drawn from alike whether there will be noise or not.
+    Returns:
+        (3, h, w) float32 in [0, 1]; "blurred" noise has the same deviation after it was blurred.
     """
-    image = Image.fromarray(to_samples(lq, 8))
-    return from_samples(np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)))
+    chance, sigma = rng.random(), rng.uniform(*noise.sigma) / 255
+    kind = choose(tuple(noise.kinds.items()), rng)
+    if chance >= noise.probability:
+        return lq
+    drawn = torch.from_numpy(rng.standard_normal((1 if kind == "grey" else 3, *lq.shape[1:]), dtype=np.float32))
+    if kind == "blurred":
+        drawn = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(drawn, (1, 0, 1, 0), "replicate"), 2, 1) * 2
+    return (lq + drawn * sigma).clamp(0, 1)
+
+
+def _read_target(teaching: Teaching, lq: Tensor, hq: Tensor) -> Tensor:
+    taught = teaching.kept.read(lq, hq.shape[1], hq.shape[2])
+    return teacher_target(taught, hq, teaching.sigma_px, teaching.low_frequencies)
 
 
 def grow(pixels: Pixels, least_px: int, on_small: OnSmall) -> Pixels:
@@ -206,11 +266,10 @@ def _to_tensor(pixels: Pixels) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float().div_(255)
 
 
-def _turn(lq: Tensor, hq: Tensor, options: CropOptions, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def _turn(images: Sequence[Tensor], options: CropOptions, rng: np.random.Generator) -> list[Tensor]:
     quarters = int(rng.integers(4)) if options.turn else 0
     flipped = [2] if options.flip and rng.random() < 0.5 else []
-    lq, hq = (image.rot90(quarters, (1, 2)).flip(flipped).contiguous() for image in (lq, hq))
-    return lq, hq
+    return [image.rot90(quarters, (1, 2)).flip(flipped).contiguous() for image in images]
 
 
 def choose(weighted: Sequence[tuple[Choice, float]], rng: np.random.Generator) -> Choice:
@@ -219,9 +278,9 @@ def choose(weighted: Sequence[tuple[Choice, float]], rng: np.random.Generator) -
     return weighted[int(rng.choice(len(weighted), p=chance / chance.sum()))][0]
 
 
-def _collate(samples: Sequence[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-    numbers, lq, hq = zip(*samples, strict=True)
-    return torch.stack(lq), torch.stack(hq), numbers
+def _collate(samples: Sequence[Sample]) -> tuple[list[Tensor], tuple[int, ...]]:
+    numbers, *pictures = zip(*samples, strict=True)
+    return [torch.stack(images) for images in pictures], numbers
 
 
 def _start_worker(_: int) -> None:

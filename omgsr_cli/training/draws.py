@@ -25,6 +25,9 @@ class Purpose(IntEnum):
     LOSS = 6
     VALIDATION = 7
     JUDGEMENT = 8
+    WINDOW = 9
+    NOISE = 10
+    POOL = 11
 
 
 def draw_rng(seed: int, purpose: Purpose, number: int) -> np.random.Generator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from omgsr_cli.models.lora import LoraOptions
 from omgsr_cli.training.assembly import Run, build_lora_options, load_run
 from omgsr_cli.training.checkpoints import check_adapter_ranks, find_checkpoint, write_checkpoint
 from omgsr_cli.training.config import TrainConfig
-from omgsr_cli.training.data import Batch, Numbers, load_batches
+from omgsr_cli.training.data import Batch, Numbers, TrainingCrops, load_batches
 from omgsr_cli.training.events import Event, Noticed, Saved, Started, StepDone, Validated
 from omgsr_cli.training.logs import RunLog
 from omgsr_cli.training.model_card import RunFacts, write_description
@@ -25,9 +26,12 @@ from omgsr_cli.training.processes import build_accelerator, device_of, share_sum
 from omgsr_cli.training.signals import StopWish
 from omgsr_cli.training.state import Progress, load_state, write_state
 from omgsr_cli.training.step import Stepper, StepResult
+from omgsr_cli.training.teacher import Restore, load_teacher
 from omgsr_cli.training.validation import validate, write_grid
 
 Report = Callable[[Event], None]
+
+_SAID_EVERY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,41 @@ def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda 
         if found is not None:
             check_adapter_ranks(found, build_lora_options(config) or LoraOptions())
         run = load_run(config, accelerator, resumed=found is not None)
+        if config.loss.teacher is not None:
+            ask_teacher(run.crops, config.loss.teacher.model, accelerator, report)
         trainer = Trainer(run, accelerator, found, report)
         return trainer.go_on(wish)
+
+
+def ask_teacher(crops: TrainingCrops, model: str, accelerator: Accelerator, report: Report) -> None:
+    """Have the teacher make the pictures that are not kept yet, each process its share.
+
+    Args:
+        crops: of the run; they have a `teaching`.
+        model: the teacher's name, folder or file; it is read only where a picture is missing.
+        accelerator: of the run.
+        report: told how far it is.
+    Raises:
+        ModelError: the teacher cannot be read.
+        FileError: a picture cannot be read or written.
+    """
+    teaching, said = crops.options.teaching, time.monotonic()
+    assert teaching is not None
+    restore: Restore | None = None
+    mine = range(accelerator.process_index, teaching.crops, accelerator.num_processes)
+    for done, number in enumerate(mine):
+        lq, hq = crops.draw_pair(number)
+        height, width = hq.shape[1:]
+        if teaching.kept.path(lq, height, width).is_file():
+            continue
+        if restore is None:
+            report(Noticed(f"the teacher {model} makes {teaching.crops} pictures, kept in {teaching.kept.folder}"))
+            restore = load_teacher(model, device_of(accelerator))
+        teaching.kept.keep(lq, height, width, restore)
+        if time.monotonic() - said > _SAID_EVERY_S:
+            said = time.monotonic()
+            report(Noticed(f"the teacher: {done + 1} of {len(mine)} pictures"))
+    accelerator.wait_for_everyone()
 
 
 class Trainer:

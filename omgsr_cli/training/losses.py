@@ -12,15 +12,18 @@ from torch import Tensor, nn
 
 from omgsr_cli.errors import UsageError
 from omgsr_cli.models.wavelet import LATENT_CHANNELS, remove_lines
-from omgsr_cli.training.dists import Dists, load_dists
-from omgsr_cli.training.features import FeatureNet
+from omgsr_cli.training.dists import Dists, build_dv3cd, load_dists
+from omgsr_cli.training.features import FeatureNet, load_dinov3
 from omgsr_cli.training.lpips import Lpips, load_lpips, shift
 from omgsr_cli.training.sections import LossConfig
 
 if TYPE_CHECKING:
     from omgsr_cli.training.generator import GeneratorOutput
 
-NAMES = ("lrr", "l1", "dv3cd", "lpips", "lines")
+TEACHER_NAMES = {"teacher": "weight", "teacher_lpips": "lpips", "teacher_dists": "dists"}
+"""Of the losses to a teacher's target, with their keys in [loss.teacher]."""
+
+NAMES = ("lrr", "l1", "dv3cd", "lpips", "lines", *TEACHER_NAMES)
 """Of the losses here; "gan" comes from the discriminator."""
 
 _REACHES = (1, 4)
@@ -46,34 +49,42 @@ class Losses(nn.Module):
         self.weights = dict(weights)
         self.names = tuple(name for name in NAMES if self.weights.get(name))
         self.dists, self.lpips = dists, lpips
-        for name, part in (("dv3cd", dists), ("lpips", lpips)):
+        needed = {"dv3cd": dists, "lpips": lpips, "teacher_dists": dists, "teacher_lpips": lpips}
+        for name, part in needed.items():
             if name in self.names and part is None:
                 raise UsageError(f"the loss {name} has a weight, but nothing to measure it with")
 
-    def forward(self, output: GeneratorOutput, hq: Tensor, draw: torch.Generator | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, output: GeneratorOutput, hq: Tensor, draw: torch.Generator | None = None, target: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Compute every loss that has a weight.
 
         Args:
             output: of the generator.
             hq: (B, 3, H, W) float32 in [-1, 1], what it should have restored.
             draw: of the CPU, decides the offset of LPIPS; None takes none.
+            target: same shape as hq, a teacher's; needed where a loss to it has a weight.
         Returns:
             By name, not weighted: scalars, float32, means over the batch.
         """
-        losses: dict[str, Tensor] = {}
-        for name in self.names:
-            if name == "lrr":
-                losses[name] = latent_loss(output.noisy_latent, output.lq_latent)
-            elif name == "l1":
-                losses[name] = F.l1_loss(output.restored.float(), hq.float())
-            elif name == "dv3cd" and self.dists is not None:
-                losses[name] = self.dists(output.restored, hq).mean()
-            elif name == "lpips" and self.lpips is not None:
-                pair = (output.restored, hq) if draw is None else shift(output.restored, hq, draw)
-                losses[name] = self.lpips(*pair).mean()
-            else:
-                losses[name] = line_loss(output.clean_latent, output.target_latent)
-        return losses
+        return {name: self._compute(name, output, hq, draw, target) for name in self.names}
+
+    def _compute(
+        self, name: str, output: GeneratorOutput, hq: Tensor, draw: torch.Generator | None, target: Tensor | None
+    ) -> Tensor:
+        if name == "lrr":
+            return latent_loss(output.noisy_latent, output.lq_latent)
+        if name == "lines":
+            return line_loss(output.clean_latent, output.target_latent)
+        wanted = target if name in TEACHER_NAMES else hq
+        assert wanted is not None, "the data give a target where the configuration has a teacher"
+        if name in ("l1", "teacher"):
+            return F.l1_loss(output.restored.float(), wanted.float())
+        if name in ("dv3cd", "teacher_dists") and self.dists is not None:
+            return mean_of(self.dists, output.restored, wanted)
+        assert self.lpips is not None, "it was asked for above"
+        pair = (output.restored, wanted) if draw is None else shift(output.restored, wanted, draw)
+        return mean_of(self.lpips, *pair)
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Sum losses with their weights: from `forward`, and "gan" beside them; a scalar."""
@@ -90,6 +101,47 @@ class Losses(nn.Module):
             self.dists.compile_statistics()
 
 
+class Dv3cdLoss(nn.Module):
+    """OMGSR's structure-texture distance on DINOv3's ConvNeXt, arXiv:2508.08227: the loss alone.
+
+    Args:
+        features: the feature network, frozen.
+    """
+
+    def __init__(self, features: FeatureNet) -> None:
+        super().__init__()
+        self.dists = build_dv3cd(features)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Dv3cdLoss:
+        """Read the feature network: as for `load_dinov3`."""
+        return cls(load_dinov3(folder))
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Measure the distance of two batches.
+
+        Args:
+            first: (B, 3, H, W) float, sRGB in [-1, 1].
+            second: same shape.
+        Returns:
+            A scalar, float32: the mean over the batch; 0 for equal pictures.
+        """
+        return mean_of(self.dists, first, second)
+
+
+def mean_of(measure: Measure, first: Tensor, second: Tensor) -> Tensor:
+    """Give the mean of a distance over the batch, a scalar."""
+    return measure(first, second).mean()
+
+
+def loss_weights(config: LossConfig) -> dict[str, float]:
+    """Give the weight of every loss by its name, those of the teacher and "gan" among them."""
+    weights = {name: float(getattr(config, name)) for name in (*NAMES, "gan") if name not in TEACHER_NAMES}
+    if config.teacher is not None:
+        weights |= {name: float(getattr(config.teacher, key)) for name, key in TEACHER_NAMES.items()}
+    return weights
+
+
 def build_losses(config: LossConfig, features: FeatureNet | None) -> Losses:
     """Build the losses, reading what LPIPS and DISTS have learned.
 
@@ -100,12 +152,11 @@ def build_losses(config: LossConfig, features: FeatureNet | None) -> Losses:
         ModelError: a file is missing or does not fit.
         UsageError: a loss has a weight, but nothing to measure it with.
     """
-    weights = {name: float(getattr(config, name)) for name in (*NAMES, "gan")}
     # DISTS' own weights are for VGG16; on DINOv3 all channels weigh alike.
     learned = Path(config.backbone_path) if config.backbone == "vgg16" and config.backbone_path else None
     dists = None if features is None else load_dists(features, learned)
     lpips = None if config.lpips_path is None else load_lpips(Path(config.lpips_path))
-    return Losses(weights, dists, lpips)
+    return Losses(loss_weights(config), dists, lpips)
 
 
 def latent_loss(noisy_latent: Tensor, lq_latent: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from omgsr_cli.models.hub import is_repository_name
 from omgsr_cli.models.record import ModelRecord, load_record
 from omgsr_cli.presets import PRESETS
 from omgsr_cli.training.config import TrainConfig, format_config
+from omgsr_cli.training.losses import loss_weights
+from omgsr_cli.training.sections import Section
 
 CARD_NAME = "README.md"
 CONFIG_NAME = "config.toml"
@@ -23,6 +25,9 @@ _LOSSES = {
     "gan": "GAN on {features}",
     "lpips": "LPIPS-AlexNet",
     "lines": "band means",
+    "teacher": "L1 to a teacher's picture",
+    "teacher_lpips": "LPIPS-AlexNet to a teacher's picture",
+    "teacher_dists": "structure-texture distance to a teacher's picture on {features}",
 }
 _METRICS = {"psnr_y": "PSNR-Y (dB)", "ssim_y": "SSIM-Y", "dv3cd": "Dv3CD", "lpips": "LPIPS-AlexNet", "dists": "DISTS"}
 
@@ -81,12 +86,7 @@ def build_card(record: ModelRecord, config: TrainConfig | None = None, facts: Ru
 
 def hide_paths(config: TrainConfig) -> TrainConfig:
     """Cut absolute paths down to their last part: they tell of a person's machine and of nothing else."""
-    sections = {
-        name: section.model_copy(update={key: _hide(value) for key, value in section})
-        for name, section in config
-        if section is not None
-    }
-    return config.model_copy(update=sections)
+    return config.model_copy(update={name: _hide(section) for name, section in config})
 
 
 def hide_path(text: str) -> str:
@@ -103,6 +103,8 @@ def _hide(value: Any) -> Any:
         return hide_path(value)
     if isinstance(value, tuple):
         return tuple(_hide(item) for item in value)
+    if isinstance(value, Section):
+        return value.model_copy(update={key: _hide(item) for key, item in value})
     if isinstance(value, dict):
         return {_hide(key): item for key, item in value.items()}
     return value
@@ -172,9 +174,10 @@ def _training(config: TrainConfig, facts: RunFacts) -> str:
 
 def _loss_terms(config: TrainConfig) -> list[str]:
     names = {"dinov3": "DINOv3-ConvNeXt", "vgg16": "VGG16"}
-    loss, features = config.loss, names[config.loss.backbone]
-    weights = {name: float(getattr(loss, name)) for name in _LOSSES}
-    return [f"{weight:g} x {_LOSSES[name].format(features=features)}" for name, weight in weights.items() if weight]
+    features, weights = names[config.loss.backbone], loss_weights(config.loss)
+    return [
+        f"{weights[name]:g} x {text.format(features=features)}" for name, text in _LOSSES.items() if weights.get(name)
+    ]
 
 
 def _figures(facts: RunFacts) -> str:

@@ -79,15 +79,15 @@ class Order:
     goes on in the next one, so that none is smaller than the others and no picture is left out.
     """
 
-    def __init__(self, epoch: Sequence[int], seed: int) -> None:
-        self._epoch, self._seed = np.array(epoch), seed
+    def __init__(self, epoch: Sequence[int], seed: int, purpose: Purpose = Purpose.ORDER) -> None:
+        self._epoch, self._seed, self._purpose = np.array(epoch), seed, purpose
         self._kept = (-1, self._epoch)
 
     def picture(self, number: int) -> int:
         """Index of the picture of a sample of the run."""
         epoch, position = divmod(number, len(self._epoch))
         if self._kept[0] != epoch:
-            self._kept = (epoch, draw_rng(self._seed, Purpose.ORDER, epoch).permutation(self._epoch))
+            self._kept = (epoch, draw_rng(self._seed, self._purpose, epoch).permutation(self._epoch))
         return int(self._kept[1][position])
 
 

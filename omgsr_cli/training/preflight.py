@@ -60,7 +60,7 @@ def _check_features(draft: Draft[TrainConfig], config: TrainConfig) -> None:
     from omgsr_cli.models.hub import is_repository_name
 
     loss = config.loss
-    path = loss.backbone_path if loss.dv3cd or loss.gan else None
+    path = loss.backbone_path if loss.needs_backbone else None
     if path and not Path(path).exists() and not (loss.backbone == "dinov3" and is_repository_name(path)):
         hint = "; without dv3cd and gan (both 0) none is needed"
         draft.add("loss.backbone_path", f"there is no such file or folder{hint}")

@@ -126,7 +126,7 @@ def rehearse(config: TrainConfig, source: ModelSource, device: torch.device) -> 
 def build_features_outline(config: TrainConfig) -> FeatureNet | None:
     """Build the feature network without its weights; None where nothing needs one."""
     loss = config.loss
-    if not (loss.dv3cd or loss.gan):
+    if not loss.needs_backbone:
         return None
     if loss.backbone == "vgg16":
         return Vgg16().requires_grad_(False)

@@ -28,6 +28,13 @@ def refuse(reason: str, *keys: str) -> PydanticCustomError:
     return PydanticCustomError("refused", "{reason}", {"reason": reason, "keys": keys})
 
 
+def _sum_to_one(value: dict[str, float]) -> dict[str, float]:
+    total = math.fsum(value.values())
+    if abs(total - 1) > _SUM_TOLERANCE:
+        raise refuse(f"the probabilities sum to {total:g}, not to 1")
+    return value
+
+
 def _listed(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
@@ -106,6 +113,9 @@ class DataConfig(Section):
         default=512, description="side of a crop, px"
     )
     batch_size: Count = Field(default=1, description="crops in a forward pass, in each process")
+    margin: Whole = Field(
+        default=16, description="crops are this much larger while they are degraded, and then cut anywhere, px"
+    )
     scale: Annotated[float, Field(strict=True, ge=1, le=16)] = Field(
         default=4.0, description="enlargement to be learned"
     )
@@ -130,6 +140,30 @@ class DataConfig(Section):
         return self
 
 
+class LqNoise(Section):
+    """Noise at the low-quality picture's own pixels, as a camera's; targets are kept from the picture without it."""
+
+    probability: Fraction = Field(default=0.0, description="share of the crops that get it")
+    sigma: tuple[Number, Number] = Field(default=(2.0, 35.0), description="range of its deviation, 8-bit grey levels")
+    kinds: dict[Literal["white", "grey", "blurred"], Fraction] = Field(
+        default={"white": 0.4, "grey": 0.3, "blurred": 0.3},
+        description="probability of each kind: of the channels alone, of all alike, or a little blurred",
+        min_length=1,
+    )
+
+    @field_validator("sigma")
+    @classmethod
+    def _rises(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise refuse(f"{value[0]:g} to {value[1]:g} is no range")
+        return value
+
+    @field_validator("kinds")
+    @classmethod
+    def _sums_to_one(cls, value: dict[str, float]) -> dict[str, float]:
+        return _sum_to_one(value)
+
+
 class DegradationConfig(Section):
     """How low-quality pictures are made; not used where [data] lq gives real ones."""
 
@@ -139,13 +173,35 @@ class DegradationConfig(Section):
         min_length=1,
     )
 
+    lq_noise: LqNoise = Field(default=LqNoise(), description="noise at the low-quality picture's own pixels")
+
     @field_validator("presets")
     @classmethod
     def _sums_to_one(cls, value: dict[str, float]) -> dict[str, float]:
-        total = math.fsum(value.values())
-        if abs(total - 1) > _SUM_TOLERANCE:
-            raise refuse(f"the probabilities sum to {total:g}, not to 1")
-        return value
+        return _sum_to_one(value)
+
+
+class TeacherConfig(Section):
+    """Another network whose pictures are a target: T = t + G * (hq - t), with the photograph's low frequencies."""
+
+    model: Text = Field(description="a preset, a model's folder or hub repository, or a file that spandrel reads")
+    weight: Number = Field(default=1.0, description="of the absolute difference to T")
+    lpips: Number = Field(default=0.0, description="of LPIPS-AlexNet to T; needs loss.lpips_path")
+    dists: Number = Field(default=0.0, description="of DISTS to T, on loss.backbone")
+    low_frequencies: Literal["hq", "none"] = Field(
+        default="hq", description="whose low frequencies T has: the photograph's, or the teacher's own"
+    )
+    sigma_px: Positive = Field(default=3.0, description="deviation of the Gaussian G, px")
+    crops: Count = Field(
+        default=1000, description="how many crops the teacher sees; training draws windows and turns of these alone"
+    )
+    cache: Text = Field(default="cache/teacher", description="folder of its pictures, kept by content")
+
+    @model_validator(mode="after")
+    def _teaches(self) -> Self:
+        if not (self.weight or self.lpips or self.dists):
+            raise refuse("every weight of the teacher is 0: leave [loss.teacher] out", "loss.teacher")
+        return self
 
 
 class LossConfig(Section):
@@ -170,13 +226,25 @@ class LossConfig(Section):
         default=None, description="folder with alexnet-*.pth and LPIPS' alex.pth, or one file with both"
     )
 
+    teacher: TeacherConfig | None = Field(default=None, description="another network to learn from [none]")
+
+    @property
+    def needs_backbone(self) -> bool:
+        """Whether anything measures on the feature network."""
+        return bool(self.dv3cd or self.gan or (self.teacher and self.teacher.dists))
+
+    @property
+    def needs_lpips(self) -> bool:
+        """Whether a loss is LPIPS."""
+        return bool(self.lpips or (self.teacher and self.teacher.lpips))
+
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> Self:
-        if not any((self.lrr, self.l1, self.dv3cd, self.gan, self.lpips)):
+        if not any((self.lrr, self.l1, self.dv3cd, self.gan, self.lpips, self.teacher)):
             raise refuse("every loss has the weight 0: nothing would be learned", "loss.l1")
-        if self.lpips and self.lpips_path is None:
+        if self.needs_lpips and self.lpips_path is None:
             raise refuse("this loss needs lpips_path, the file with its weights", "loss.lpips", "loss.lpips_path")
-        if self.backbone == "vgg16" and self.backbone_path is None and (self.dv3cd or self.gan):
+        if self.backbone == "vgg16" and self.backbone_path is None and self.needs_backbone:
             reason = "vgg16 needs backbone_path, torchvision's vgg16-*.pth"
             raise refuse(reason, "loss.backbone", "loss.backbone_path")
         return self

@@ -112,7 +112,8 @@ class Stepper:
                 stack.enter_context(self._synchronised(adversary.prepared, last))
                 stack.enter_context(adversary.judging())
             output = self._generator(batch.lq, batch.hq, seed, batch.numbers)
-            losses = learner.losses(output, batch.hq, draw_generator(seed, Purpose.LOSS, batch.numbers[0]))
+            draw = draw_generator(seed, Purpose.LOSS, batch.numbers[0])
+            losses = learner.losses(output, batch.hq, draw, batch.target)
             if adversary is not None:
                 losses["gan"] = adversary.generator_loss(output.restored, seed, batch.numbers[0])
             total = learner.losses.total(losses)

@@ -12,8 +12,8 @@ from torch import Tensor
 from omgsr_cli.datasets.crops import trim
 from omgsr_cli.degradation import degrade
 from omgsr_cli.fidelity import psnr, ssim
-from omgsr_cli.imaging import Picture, from_samples, write_picture
-from omgsr_cli.training.data import CropOptions, choose, enlarge_lq
+from omgsr_cli.imaging import Picture, from_samples, resize, write_picture
+from omgsr_cli.training.data import CropOptions, choose
 from omgsr_cli.training.draws import Purpose, draw_rng
 from omgsr_cli.training.losses import Measure
 from omgsr_cli.training.pictures import TrainingPicture
@@ -113,7 +113,7 @@ def load_pair(
     else:
         lq = from_samples(_middle(read_pixels(picture.lq, options.cache), largest_px // picture.lq_scale))
         hq = from_samples(_middle(hq_pixels, largest_px // picture.lq_scale * picture.lq_scale, picture.lq_scale))
-    return trim(enlarge_lq(lq, *hq.shape[1:]), multiple_px), trim(hq, multiple_px)
+    return trim(resize(lq, (hq.shape[1], hq.shape[2])), multiple_px), trim(hq, multiple_px)
 
 
 def write_grid(rows: Sequence[Tensor], path: Path) -> None:

@@ -24,7 +24,7 @@ def load_features(config: LossConfig, precision: str = "fp32") -> FeatureNet | N
         ModelError: it is not there, cannot be fetched or is another network.
     """
     path = config.backbone_path
-    if not (config.dv3cd or config.gan):
+    if not config.needs_backbone:
         return None
     if config.backbone == "dinov3":
         return load_dinov3(path or DINOV3_REPOSITORY)
