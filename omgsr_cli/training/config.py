@@ -14,6 +14,7 @@ from omgsr_cli.errors import UsageError
 from omgsr_cli.presets import PRESETS
 from omgsr_cli.training.config_errors import Draft, draft_config
 from omgsr_cli.training.config_file import Sheet, read_sheet
+from omgsr_cli.training.fields import Section, refuse
 from omgsr_cli.training.heads import check_discriminator
 from omgsr_cli.training.sections import (
     DataConfig,
@@ -25,9 +26,7 @@ from omgsr_cli.training.sections import (
     ModelConfig,
     OptimConfig,
     SaveConfig,
-    Section,
     StepsConfig,
-    refuse,
 )
 
 PRESET_CONFIGS = ("omgsr-s-512", "omgsr-tiny")

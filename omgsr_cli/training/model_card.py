@@ -12,8 +12,8 @@ from omgsr_cli.models.hub import is_repository_name
 from omgsr_cli.models.record import ModelRecord, load_record
 from omgsr_cli.presets import PRESETS
 from omgsr_cli.training.config import TrainConfig, format_config
+from omgsr_cli.training.fields import Section
 from omgsr_cli.training.losses import loss_weights
-from omgsr_cli.training.sections import Section
 
 CARD_NAME = "README.md"
 CONFIG_NAME = "config.toml"
