@@ -120,7 +120,11 @@ def test_plain_modules_import_the_standard_library_and_pydantic() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("module", [*(dotted(path) for path in MODULES if part_of(path) in PLAIN), "cli.app"])
+# Beside the plain modules: what a wrong option, or a wrong line of a configuration, is told by.
+LIGHT = [*(dotted(path) for path in MODULES if part_of(path) in PLAIN), "models.families", "training.config", "cli.app"]
+
+
+@pytest.mark.parametrize("module", LIGHT)
 def test_importing_it_loads_nothing_heavy(module: str) -> None:
     code = f"import json, sys, omgsr_cli.{module}; json.dump(sorted(sys.modules), sys.stdout)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -10,16 +10,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
 from omgsr_cli.errors import ModelError
-from omgsr_cli.models.devices import choose_precision
 from omgsr_cli.models.record import ModelRecord, read_json, write_record
 from omgsr_cli.models.weight_files import NETWORK_STEM, refuse_pickles, weight_files, weight_variant
 from omgsr_cli.presets import PRESETS
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo
     from omgsr_cli.models.lora import LoraOptions
     from omgsr_cli.models.sources import ModelSource
@@ -36,6 +35,7 @@ class SdFamily:
     adapter_parts: tuple[str, ...] = ("vae_encoder_lora_adapter", "unet_lora_adapter")
     assumed_preset: str | None = "omgsr-s-512"
     takes_prompt = True
+    has_checkpointing = True
     small_files: tuple[str, ...] = (
         "prompt_embeds.safetensors",
         "model_index.json",
@@ -78,6 +78,8 @@ class SdFamily:
 
     def choose_precision(self, precision: str, device: torch.device) -> str:
         """As asked, or what is fast on the device."""
+        from omgsr_cli.models.devices import choose_precision
+
         return choose_precision(precision, device)
 
     def describe(self, source: ModelSource) -> RestorerInfo:
@@ -111,7 +113,7 @@ class SdFamily:
         if half:
             networks: tuple[nn.Module, ...] = (restorer.unet, restorer.vae)
             for network in networks:
-                network.to(dtype=torch.float16)
+                network.half()
         with quiet_libraries():
             restorer.unet.save_pretrained(folder / "unet", safe_serialization=True)
             restorer.vae.save_pretrained(folder / "vae", safe_serialization=True)

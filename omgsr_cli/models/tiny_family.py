@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from omgsr_cli.errors import ModelError, UsageError
 from omgsr_cli.geometry import round_up
-from omgsr_cli.models.devices import choose_precision
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +28,7 @@ class TinyFamily:
     adapter_parts: tuple[str, ...] = ()
     assumed_preset: str | None = None
     takes_prompt = False
+    has_checkpointing = False
     small_files: tuple[str, ...] = ()
     weight_stems: Mapping[str, str] = MappingProxyType({})
 
@@ -49,6 +49,8 @@ class TinyFamily:
 
         Its tiles are exact and its time is short; in bf16 on a CPU they would be neither exact nor much shorter.
         """
+        from omgsr_cli.models.devices import choose_precision
+
         return choose_precision("fp32" if precision == "auto" and device.type == "cpu" else precision, device)
 
     def describe(self, source: ModelSource) -> RestorerInfo:

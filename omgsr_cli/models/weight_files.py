@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
-
-import torch
-from safetensors import SafetensorError
-from torch import nn
+from typing import TYPE_CHECKING, TypeVar
 
 from omgsr_cli.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 NETWORK_STEM = "diffusion_pytorch_model"
 """How diffusers calls the weights of a network, without the ending."""
@@ -19,7 +19,7 @@ PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _CONVERT = "save it with diffusers' save_pretrained(folder, safe_serialization=True) on a machine that trusts it"
 
 
-Network = TypeVar("Network", bound=nn.Module)
+Network = TypeVar("Network", bound="nn.Module")
 
 
 def weight_variant(folder: Path, part: str, stem: str = NETWORK_STEM) -> str | None:
@@ -70,6 +70,8 @@ def load_part(kind: type[Network], folder: Path, part: str, dtype: torch.dtype) 
     Raises:
         ModelError: a weight is missing, superfluous or of another shape, or a file cannot be read.
     """
+    from safetensors import SafetensorError
+
     try:
         network, report = kind.from_pretrained(  # type: ignore[attr-defined]  # diffusers' mixin is not typed
             folder / part,

@@ -11,6 +11,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from omgsr_cli.errors import UsageError
+from omgsr_cli.models.families import family_of
 from omgsr_cli.presets import PRESETS
 from omgsr_cli.training.config_errors import Draft, draft_config
 from omgsr_cli.training.config_file import Sheet, read_sheet
@@ -50,13 +51,14 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _fits_the_model(self) -> Self:
         name = self.model.preset
-        if name == "omgsr-tiny":
-            if self.lora is not None:
-                raise refuse("omgsr-tiny is trained whole and takes no adapters: leave [lora] out", "lora", _PRESET)
-            if self.model.prompt:
-                raise refuse("omgsr-tiny takes no prompt", "model.prompt", _PRESET)
-            if self.train.gradient_checkpointing:
-                raise refuse("omgsr-tiny has no gradient checkpointing", "train.gradient_checkpointing", _PRESET)
+        if name in PRESETS:
+            family = family_of(PRESETS[name], name)
+            if self.lora is not None and not family.adapter_parts:
+                raise refuse(f"{name} is trained whole and takes no adapters: leave [lora] out", "lora", _PRESET)
+            if self.model.prompt and not family.takes_prompt:
+                raise refuse(f"{name} takes no prompt", "model.prompt", _PRESET)
+            if self.train.gradient_checkpointing and not family.has_checkpointing:
+                raise refuse(f"{name} has no gradient checkpointing", "train.gradient_checkpointing", _PRESET)
         multiple = PRESETS[name].multiple_of_px if name in PRESETS else 8
         if self.data.resolution % multiple:
             near = max(multiple, round(self.data.resolution / multiple) * multiple)
