@@ -17,7 +17,7 @@ from torch import nn
 
 from omgsr_cli.cli.app import run
 from omgsr_cli.models.record import ModelRecord, write_record
-from omgsr_cli.models.tiny import TinyConfig, TinyNetwork
+from omgsr_cli.models.tiny_network import TinyConfig, TinyNetwork
 from omgsr_cli.schedules import DdpmSchedule
 
 MID_TIMESTEP = 275
@@ -27,11 +27,12 @@ def write_tiny_model(folder: Path) -> Path:
     """Write a random model of the embedded one's family that changes pictures visibly, but not beyond recognition."""
     torch.manual_seed(3)
     config = TinyConfig(
-        # Wide enough for exact tiles: this margin is more than the network can see.
-        widths=(8, 16, 16),
-        down_blocks=(1, 1, 1),
-        up_blocks=(1, 1),
-        encoder_blocks=1,
+        # Wide enough for exact tiles: this margin is more than the networks can see.
+        encoder_width=8,
+        encoder_layers=2,
+        step_width=16,
+        step_bottleneck=8,
+        step_blocks=1,
         halo_px=160,
     )
     network = TinyNetwork(config)

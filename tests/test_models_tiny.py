@@ -13,7 +13,7 @@ from omgsr_cli.errors import ModelError
 from omgsr_cli.geometry import Size
 from omgsr_cli.models.base import Restorer
 from omgsr_cli.models.loading import load_restorer
-from omgsr_cli.models.tiny import TinyConfig, TinyNetwork, timestep_embedding
+from omgsr_cli.models.tiny_network import TinyConfig, TinyNetwork, timestep_embedding
 from omgsr_cli.models.wavelet import WaveletLatents, analyse, synthesise
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.presets import PRESETS
@@ -71,7 +71,7 @@ def test_an_untrained_network_gives_the_picture_back() -> None:
     from omgsr_cli.models.tiny import TinyRestorer, build_info
     from omgsr_cli.schedules import DdpmSchedule
 
-    config = TinyConfig(widths=(8, 8), down_blocks=(1, 1), up_blocks=(1,), encoder_blocks=1)
+    config = TinyConfig(encoder_width=8, encoder_layers=1, step_width=16, step_bottleneck=8, step_blocks=1)
     info = build_info(config, ModelRecord(family="tiny", mid_timestep=500, native_tile_px=64), "test")
     restorer = TinyRestorer(TinyNetwork(config), DdpmSchedule(), info, torch.device("cpu"), "fp32")
     image = torch.rand(1, 3, 32, 48) * 2 - 1

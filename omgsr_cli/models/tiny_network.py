@@ -1,0 +1,182 @@
+"""The networks of omgsr-tiny: an encoder that refines the picture, and a denoiser that takes the step from its latent.
+
+Convolutions only and no normalisation, so that a picture cut into tiles with a margin gives what the whole picture
+gives.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from omgsr_cli.models.wavelet import LATENT_CHANNELS, LATENT_PX, WaveletLatents
+
+# The denoiser works on squares of latents: 2x2 of them become the channels of one element.
+_SQUARE = 2
+
+# Pixels of the image on each side of an element in the running mean that no correction may have.
+_MEAN_REACH_PX = 24
+
+
+class TinyConfig(BaseModel):
+    """The shape of the networks, as kept in `config.json` beside their weights.
+
+    Attributes:
+        encoder_width: channels of the encoder, at a quarter of the image size.
+        encoder_layers: 3x3 convolutions of the encoder between its first and its last.
+        step_width: channels of the denoiser, at an eighth of the image size.
+        step_bottleneck: channels of its 3x3 convolutions.
+        step_blocks: its residual blocks.
+        halo_px: margin with which a tile equals the whole picture to less than half of 1/255: what lies further
+            away can matter in principle, but was measured not to.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    encoder_width: int = 64
+    encoder_layers: int = 26
+    step_width: int = 192
+    step_bottleneck: int = 96
+    step_blocks: int = 5
+    halo_px: int = 96
+
+    @property
+    def multiple_of_px(self) -> int:
+        """Image sizes that the networks take are multiples of this."""
+        return LATENT_PX * _SQUARE
+
+
+def _start_at_zero(conv: nn.Conv2d) -> nn.Conv2d:
+    nn.init.zeros_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+class PictureEncoder(nn.Module):
+    """What to add to a degraded picture: a plain chain of 3x3 convolutions at a quarter of its size; zero at first.
+
+    The chain is that of SRVGGNetCompact (Real-ESRGAN's small networks, BSD-3-Clause), but it sees all pixels of the
+    enlarged picture, not only a reduced copy, so that a picture that is enlarged by less than four loses nothing.
+    """
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        width, pixels = config.encoder_width, 3 * LATENT_PX**2
+        self.conv_in = nn.Conv2d(pixels, width, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(config.encoder_layers))
+        self.acts = nn.ModuleList(nn.PReLU(width) for _ in range(config.encoder_layers + 1))
+        self.conv_out = _start_at_zero(nn.Conv2d(width + pixels, pixels, 3, padding=1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1], sides multiples of 4, to the correction, of the same shape."""
+        pixels = channels_last(F.pixel_unshuffle(image, LATENT_PX))
+        x = self.acts[0](self.conv_in(pixels))
+        for conv, act in zip(self.convs, self.acts[1:], strict=True):
+            x = act(conv(x))
+        correction = without_running_mean(self.conv_out(torch.cat((x, pixels), 1)), _MEAN_REACH_PX // LATENT_PX)
+        return F.pixel_shuffle(correction, LATENT_PX)
+
+
+def without_running_mean(x: Tensor, reach: int) -> Tensor:
+    """Take its running mean out of every channel of a correction.
+
+    A correction with a mean changes the colour of large areas; and where the channels are pixels of a square, or bands
+    of one, their means are a lattice that flat areas show. Photographs have neither.
+
+    Args:
+        x: (B, C, h, w) float.
+        reach: elements on each side that the mean is taken over, as far as there are any.
+    Returns:
+        The same shape and dtype.
+    """
+    side, mean = 2 * reach + 1, x
+    for kernel, padding in (((side, 1), (reach, 0)), ((1, side), (0, reach))):
+        mean = F.avg_pool2d(mean, kernel, stride=1, padding=padding, count_include_pad=False)
+    return x - mean
+
+
+class BottleneckBlock(nn.Module):
+    """A 3x3 convolution between two of 1x1, around a residual; a time embedding scales and shifts in the middle.
+
+    The last convolution starts at zero, which stands in for normalisation: a deep stack begins as the identity.
+    """
+
+    def __init__(self, width: int, bottleneck: int, time_width: int) -> None:
+        super().__init__()
+        self.narrow = nn.Conv2d(width, bottleneck, 1)
+        self.conv = nn.Conv2d(bottleneck, bottleneck, 3, padding=1)
+        self.widen = _start_at_zero(nn.Conv2d(bottleneck, width, 1))
+        self.film = nn.Linear(time_width, 2 * bottleneck)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """(B, width, h, w) and (B, time_width) to (B, width, h, w)."""
+        scale, shift = self.film(time)[:, :, None, None].chunk(2, 1)
+        h = self.conv(F.silu(self.narrow(x)))
+        h = torch.addcmul(h + shift, h, scale)
+        residual: Tensor = self.widen(F.silu(h))
+        return x + residual
+
+
+def timestep_embedding(timestep: Tensor, width: int) -> Tensor:
+    """Sines and cosines of the timestep at geometric frequencies.
+
+    Source: "Attention is all you need", arXiv:1706.03762, section 3.5.
+
+    Args:
+        timestep: (B,) index, 0..T-1.
+        width: even number of channels.
+    Returns:
+        (B, width) float32 in [-1, 1].
+    """
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 2, device=timestep.device) / (width // 2))
+    angles = timestep.float()[:, None] * frequencies
+    return torch.cat((angles.sin(), angles.cos()), 1)
+
+
+class LatentDenoiser(nn.Module):
+    """Predicts the noise in a latent: (B, 48, h, w) and (B,) timesteps to (B, 48, h, w), h and w even.
+
+    Like noise, the prediction has no running mean.
+    """
+
+    time_width = 128
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        width, time, elements = config.step_width, self.time_width, LATENT_CHANNELS * _SQUARE**2
+        self.time = nn.Sequential(nn.Linear(64, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
+        self.conv_in = nn.Conv2d(elements, width, 1)
+        self.blocks = nn.ModuleList(
+            BottleneckBlock(width, config.step_bottleneck, time) for _ in range(config.step_blocks)
+        )
+        self.conv_out = _start_at_zero(nn.Conv2d(width, elements, 1))
+
+    def forward(self, latent: Tensor, timestep: Tensor) -> Tensor:
+        """Predict the noise: see the class."""
+        time = self.time(timestep_embedding(timestep, 64).to(self.conv_in.weight.dtype))
+        x = self.conv_in(channels_last(F.pixel_unshuffle(latent, _SQUARE)))
+        for block in self.blocks:
+            x = block(x, time)
+        noise = without_running_mean(self.conv_out(x), _MEAN_REACH_PX // (LATENT_PX * _SQUARE))
+        return F.pixel_shuffle(noise, _SQUARE)
+
+
+class TinyNetwork(nn.Module):
+    """All weights of omgsr-tiny: the latent space, the learned encoder and the denoiser."""
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.latents = WaveletLatents()
+        self.encoder = PictureEncoder(config)
+        self.unet = LatentDenoiser(config)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Lay out (B, C, H, W) with the channels next to each other, which is what convolutions on a CPU like best."""
+    return x.contiguous(memory_format=torch.channels_last)
