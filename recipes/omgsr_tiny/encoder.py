@@ -1,6 +1,6 @@
 """Begin omgsr-tiny's encoder with a free network: write a model folder to train from.
 
-    python recipes/omgsr_tiny/encoder.py realesr-general-x4v3.safetensors --photos PHOTOS --denoiser PRETRAINED --out START
+    python recipes/omgsr_tiny/encoder.py x4v3.safetensors --photos PHOTOS --denoiser PRETRAINED --out START
 
 The network is of SRVGGNetCompact's shape: 32 convolutions of 64 channels at the size of the low-quality picture
 (realesr-general-x4v3, BSD-3-Clause, or one taught further). The encoder has 26 of them: the six are left out whose loss
