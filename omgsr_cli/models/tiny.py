@@ -71,7 +71,8 @@ class TinyRestorer:
         sqrt(alpha_bar), so that a prediction of no noise leaves the refined picture as it is.
         """
         correction = self.network.encoder(image.to(self._dtype)).float()
-        return self.network.latents.encode(image + correction) * self._signal
+        lq_latent: Tensor = self.network.latents.encode(image + correction) * self._signal
+        return lq_latent
 
     def restore(self, lq_latent: Tensor) -> Tensor:
         """Take the one step: (B, 48, h, w) float32 to the clean latent of the same shape and dtype."""

@@ -47,7 +47,7 @@ class TinyConfig(BaseModel):
     @property
     def multiple_of_px(self) -> int:
         """Image sizes that the networks take are multiples of this."""
-        return LATENT_PX * _SQUARE
+        return int(LATENT_PX * _SQUARE)
 
 
 def _start_at_zero(conv: nn.Conv2d) -> nn.Conv2d:

@@ -1,4 +1,4 @@
-"""What a configuration's values may be: strict kinds of numbers and texts, and the refusal of what does not go together.
+"""What a configuration's values may be: strict kinds of numbers and texts, and refusals of what does not go together.
 
 Plain records: importing this loads no torch.
 """
