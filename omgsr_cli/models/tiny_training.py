@@ -16,8 +16,8 @@ from omgsr_cli.models.families import family_of
 from omgsr_cli.models.record import ModelRecord, load_record, read_json, write_record
 from omgsr_cli.models.sources import ModelSource
 from omgsr_cli.models.tiny import TinyRestorer, describe_tiny, load_tiny
-from omgsr_cli.models.tiny_network import TinyConfig, TinyNetwork
 from omgsr_cli.models.tiny_family import TinyFamily
+from omgsr_cli.models.tiny_network import TinyConfig, TinyNetwork
 from omgsr_cli.schedules import DdpmSchedule
 
 
