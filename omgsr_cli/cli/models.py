@@ -12,7 +12,7 @@ import typer
 from omgsr_cli.cli.output import Output
 from omgsr_cli.errors import ModelError, UsageError
 from omgsr_cli.files.inputs import shown
-from omgsr_cli.presets import DEFAULT_PRESET, PRESETS
+from omgsr_cli.presets import DEFAULT_PRESET, PRESETS, find_preset
 
 if TYPE_CHECKING:
     from omgsr_cli.diagnosis.weights import ModelHealth
@@ -22,6 +22,44 @@ models = typer.Typer(name="models", help="List, fetch, check, merge and remove m
 _Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
 _Name = Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="A name from the list, or a model's folder.")]
 _Installed = Annotated[str, typer.Argument(metavar="NAME", help="A name from the list.")]
+
+
+@models.command()
+def pull(
+    name: _Installed,
+    base: Annotated[
+        str | None, typer.Option(metavar="FOLDER|REPO", help="Base model in the place of the known sources.")
+    ] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FOLDER|ZIP", help="The adapter as you downloaded it yourself."),
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Full precision, twice the size, where there is fp16.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Agree to what would be asked.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.")] = False,
+) -> None:
+    """Fetch a model, check it, and make it ready for --model NAME.
+
+    An interrupted download goes on where it was when the same command is typed again.
+    """
+    from omgsr_cli.installation.pulling import pull_model
+
+    preset = find_preset(name)
+    talk = Output(quiet=quiet)
+    talk.result(str(pull_model(preset, _PullTalk(talk, yes), base=base, adapter=from_, full=full)), {})
+
+
+class _PullTalk:
+    """Tells and asks through the program's one output."""
+
+    def __init__(self, output: Output, yes: bool) -> None:
+        self._yes = yes
+        self._output = output
+        self.note = output.note
+        self.download = output.download
+
+    def agree(self, question: str) -> None:
+        self._output.confirm(question, yes=self._yes, hint="add --yes to agree, or give --base FOLDER")
 
 
 @models.command("list")

@@ -12,7 +12,15 @@ from typing import Protocol
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.files.inputs import shown
@@ -124,6 +132,19 @@ class Output:
                 task = progress.add_task("", total=total)
                 yield lambda done, text: progress.update(task, completed=done, description=escape(text))
 
+    @contextmanager
+    def download(self, total: int) -> Iterator[Callable[[int], None]]:
+        """Show how many bytes of so many have come: a bar on a terminal, a line now and then elsewhere."""
+        if self.quiet:
+            yield lambda count: None
+        elif not self._errors.is_terminal:
+            yield _ByteLog(self, total).add
+        else:
+            columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+            with Progress(*columns, console=self._errors, transient=True) as progress:
+                task = progress.add_task("", total=total)
+                yield lambda count: progress.advance(task, count)
+
     def _say(self, text: str) -> None:
         self._errors.print(escape(text))
 
@@ -195,6 +216,21 @@ class _Log:
         if now - self._said >= _LOG_EVERY_S:
             self._said = now
             self._output.note(text)
+
+
+class _ByteLog:
+    def __init__(self, output: Output, total: int) -> None:
+        self._output = output
+        self._total = total
+        self._came = 0
+        self._said = time.monotonic()
+        output.note(f"fetching {total >> 20} MiB")
+
+    def add(self, count: int) -> None:
+        self._came += count
+        if time.monotonic() - self._said >= _LOG_EVERY_S:
+            self._said = time.monotonic()
+            self._output.note(f"{self._came >> 20} of {self._total >> 20} MiB")
 
 
 def duration(seconds: float) -> str:

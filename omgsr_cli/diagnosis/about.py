@@ -17,6 +17,7 @@ _PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 def about_preset(preset: Preset) -> dict[str, Any]:
     """What is known of a model that is not here."""
+    drive = () if preset.adapter_drive is None else (f"Google Drive folder {preset.adapter_drive}",)
     return {
         "name": preset.name,
         "folder": None,
@@ -27,7 +28,7 @@ def about_preset(preset: Preset) -> dict[str, Any]:
         "scale": preset.scale,
         "vae_rank": preset.vae_rank,
         "backbone_rank": preset.backbone_rank,
-        "sources": [*preset.base_sources, *([preset.adapter_page] if preset.adapter_page else [])],
+        "sources": [*preset.base_sources, *drive],
     }
 
 

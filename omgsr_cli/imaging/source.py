@@ -165,6 +165,10 @@ def _check_length(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> None
     """Refuse a TIFF whose pixels lie beyond the file's end: libtiff would also say so on stderr."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return
+    # Strips that cover less than the header asks for would leave the rest black, gigapixels of it from one kilobyte.
+    corners = [tile.extents[2:] for tile in image.tile if tile.extents is not None]
+    if corners and max(right for right, _ in corners) * max(low for _, low in corners) < image.width * image.height:
+        raise FileError(f"{name}: the file is truncated", "copy or download it again")
     position, end = file.tell(), file.seek(0, os.SEEK_END)
     file.seek(position)
     for offsets, lengths in _TIFF_PLACES:

@@ -1,0 +1,111 @@
+"""The published adapter of a preset: from Google Drive, or as a person downloaded it, checked before anything large."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from omgsr_cli.errors import ModelError
+from omgsr_cli.files.manifest import FileEntry, read_entry
+from omgsr_cli.models.adapters import check_adapter_folder, load_lora_config
+from omgsr_cli.models.families import family_of
+from omgsr_cli.presets import Preset
+from omgsr_cli.store.archives import unpack_zip
+from omgsr_cli.store.headers import read_header
+
+_DRIVE = "https://drive.google.com/drive/folders/"
+_MAX_DEPTH = 4
+
+
+def get_adapter(preset: Preset, given: Path | None, scratch: Path) -> Path:
+    """Find a preset's adapter and check that it is the right one.
+
+    Args:
+        preset: that has an adapter.
+        given: folder or ZIP archive that a person downloaded; None fetches it from Google Drive.
+        scratch: an empty folder for what is fetched or unpacked.
+    Returns:
+        The folder with the parts of the adapter.
+    Raises:
+        ModelError: it cannot be had, or is another one.
+    """
+    place = scratch
+    if given is None:
+        _fetch_from_drive(preset, scratch)
+    elif given.is_dir():
+        place = given
+    elif given.is_file():
+        unpack_zip(given, scratch)
+    else:
+        raise ModelError(f"there is no folder or archive {given}", hint="--from takes a folder or a .zip file")
+    parts = family_of(preset, preset.name).adapter_parts
+    folder = _find_parts(place, parts, str(given or f"Google Drive's folder {preset.adapter_drive}"))
+    _check_adapter(folder, parts, preset)
+    return folder
+
+
+def hash_adapter(folder: Path, preset: Preset) -> dict[str, FileEntry]:
+    """Sizes and hashes of the files that are used.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    parts = family_of(preset, preset.name).adapter_parts
+    names = (f"{part}/{file}" for part in parts for file in ("adapter_config.json", "adapter_model.safetensors"))
+    return {name: read_entry(folder / name) for name in names}
+
+
+def _fetch_from_drive(preset: Preset, folder: Path) -> None:
+    page = f"{_DRIVE}{preset.adapter_drive}"
+    by_hand = f"download {page} by hand, then: omgsr models pull {preset.name} --from FOLDER_OR_ZIP"
+    try:
+        import gdown
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            "the published adapter lies on Google Drive, and gdown, which fetches it, is not installed",
+            hint=f"pip install 'omgsr-cli[gdrive]', or {by_hand}",
+        ) from error
+    try:
+        fetched = gdown.download_folder(id=preset.adapter_drive, output=f"{folder}{os.sep}", quiet=True)
+    # requests' errors are OSErrors; gdown's own are its exceptions' base or RuntimeErrors.
+    except (OSError, RuntimeError, ValueError, gdown.exceptions.DownloadError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"Google Drive does not give the adapter: {reason}", hint=by_hand) from error
+    if not fetched:
+        raise ModelError("Google Drive does not give the adapter", hint=by_hand)
+    if any(path.is_symlink() for path in folder.rglob("*")):
+        raise ModelError("Google Drive's folder came with links, which an adapter does not have", hint=by_hand)
+
+
+def _find_parts(folder: Path, parts: Sequence[str], told: str) -> Path:
+    """The one folder, not far below, that holds the parts."""
+    found = [place for place in _folders_below(folder, _MAX_DEPTH) if all((place / part).is_dir() for part in parts)]
+    if not found:
+        raise ModelError(f"{told} holds no adapter", hint=f"a published adapter has the folders {', '.join(parts)}")
+    if len(found) > 1:
+        names = ", ".join(str(place) for place in found[:3])
+        raise ModelError(f"{told} holds {len(found)} adapters: {names}", hint="give the folder of one of them")
+    return found[0]
+
+
+def _folders_below(folder: Path, depth: int) -> Iterator[Path]:
+    """The folder and those below it; links are not followed, so that there is no loop."""
+    yield folder
+    if depth:
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and not path.is_symlink():
+                yield from _folders_below(path, depth - 1)
+
+
+def _check_adapter(folder: Path, parts: Sequence[str], preset: Preset) -> None:
+    """Check that both parts are plain LoRAs of the preset's ranks, with whole weights."""
+    check_adapter_folder(folder, parts)
+    for part, rank in zip(parts, (preset.vae_rank, preset.backbone_rank), strict=True):
+        found = load_lora_config(folder / part).r
+        if found != rank:
+            raise ModelError(
+                f"{folder / part} has rank {found}, the adapter of {preset.name} has {rank}",
+                hint="an adapter of your own is used with --base and --adapter, or made a folder by omgsr models merge",
+            )
+        read_header(folder / part / "adapter_model.safetensors")

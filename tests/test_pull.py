@@ -1,0 +1,546 @@
+"""`omgsr models pull` against a stand-in for the hub, with its faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import Command, files_below
+from hub_server import COMMIT, Hub, Repository, read_folder, serve_hub
+from huggingface_hub import constants
+from safetensors.torch import load_file
+from test_loading import run as restore
+from test_loading import write_adapter, write_base
+
+from omgsr_cli.errors import ModelError
+from omgsr_cli.models import hub as hub_module
+from omgsr_cli.models.hub import fetch_file, list_repository
+from omgsr_cli.models.loading import load_restorer
+from omgsr_cli.presets import PRESETS
+
+NAME = "omgsr-s-512"
+FIRST, SECOND = PRESETS[NAME].base_sources
+UNET = "unet/diffusion_pytorch_model.safetensors"
+RANK = 2
+TOKEN = "hf_secretsecret"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(tmp_path_factory.mktemp("pull") / "base")
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path) -> Path:
+    return write_adapter(base, base.parent / "adapter")
+
+
+@pytest.fixture
+def hub(base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Both of the preset's sources, whole and alike; this process and those it starts ask there."""
+    files = read_folder(base) | {"v2-1.ckpt": b"\x80\x04 a pickle", "README.md": b"a card"}
+    with serve_hub({FIRST: Repository(dict(files)), SECOND: Repository(dict(files))}) as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("OMGSR_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(hub_module, "_PAUSE_S", 0.0)
+    return tmp_path / "home"
+
+
+@pytest.fixture(autouse=True)
+def small_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The random adapter of the tests is narrower than the published one."""
+    import dataclasses
+
+    small = dataclasses.replace(PRESETS[NAME], vae_rank=RANK, backbone_rank=RANK)
+    monkeypatch.setitem(PRESETS, NAME, small)
+
+
+@pytest.fixture
+def pull(capfdbinary: pytest.CaptureFixture[bytes], adapter: Path) -> Any:
+    command = Command(capfdbinary, "models")
+    return lambda *options: command("pull", NAME, *(options if "--from" in options else ("--from", adapter, *options)))
+
+
+def test_a_pulled_model_is_what_base_and_adapter_are(
+    hub: Hub, pull: Any, home: Path, base: Path, adapter: Path
+) -> None:
+    said = pull()
+    assert said.code == 0, said.err
+    folder = home / "models" / NAME
+    assert said.lines == [str(folder)]
+    both = load_restorer(base=base, adapter=adapter, device="cpu", precision="fp32", process_size=512)
+    merged = load_restorer(NAME, device="cpu", precision="fp32")
+    torch.testing.assert_close(restore(merged), restore(both), rtol=1e-4, atol=1e-5)
+    assert (merged.info.name, merged.info.native_tile_px, merged.info.mid_timestep) == (NAME, 512, 273)
+    # Only what is used was fetched, from the first source, and nothing of it is kept twice.
+    assert "v2-1.ckpt" not in hub.fetched()
+    assert "text_encoder/model.safetensors" in hub.fetched()
+    assert not [path for _, path, _, _ in hub.requests if SECOND in path and "/resolve/" in path]
+    assert not [name for name in files_below(home) if "text_encoder" in name or ".fetch-" in name]
+    record = json.loads((folder / "sources.json").read_text())
+    base_origin, adapter_origin = record["origins"]
+    assert (base_origin["place"], base_origin["revision"], base_origin["licence"]) == (FIRST, COMMIT, "openrail++")
+    assert UNET in base_origin["files"]
+    assert len(adapter_origin["files"]) == 4
+    # The licence is shown once, and kept.
+    assert "is under the licence openrail++" in said.err
+    shutil.rmtree(folder)
+    assert "is under the licence" not in pull().err
+    again = pull()
+    assert (again.code, again.lines) == (0, [str(folder)])
+    assert "is here already" in again.err
+
+
+def test_fp16_files_are_taken_where_they_are(hub: Hub, pull: Any, home: Path) -> None:
+    for repository in hub.repositories.values():
+        for part, stem in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+            content = repository.files[f"{part}/{stem}.safetensors"]
+            repository.files[f"{part}/{stem}.fp16.safetensors"] = content
+    assert pull().code == 0
+    assert UNET not in hub.fetched()
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in hub.fetched()
+    assert "vae/diffusion_pytorch_model.safetensors" in hub.fetched()
+    weights = load_file(home / "models" / NAME / UNET)
+    assert {value.dtype for value in weights.values()} == {torch.float16}
+    shutil.rmtree(home / "models" / NAME)
+    assert pull("--full").code == 0
+    assert UNET in hub.fetched()
+    assert {value.dtype for value in load_file(home / "models" / NAME / UNET).values()} == {torch.float32}
+
+
+def test_the_second_source_is_asked_about_where_the_first_is_gone(hub: Hub, pull: Any, home: Path) -> None:
+    hub.repositories[FIRST].refusal = (404, "RepoNotFound")
+    asked = pull()
+    assert asked.code == 2
+    assert "a private person's copy" in asked.err
+    assert "hint: add --yes to agree" in asked.err
+    assert hub.fetched() == []
+    agreed = pull("--yes", "-q")
+    assert agreed.code == 0, agreed.err
+    assert agreed.err == ""
+    record = json.loads((home / "models" / NAME / "sources.json").read_text())
+    assert record["origins"][0]["place"] == SECOND
+
+
+def test_two_sources_must_agree(hub: Hub, pull: Any, home: Path) -> None:
+    content = bytearray(hub.repositories[SECOND].files[UNET])
+    content[-1] ^= 1
+    hub.repositories[SECOND].files[UNET] = bytes(content)
+    said = pull()
+    assert said.code == 1
+    assert f"{FIRST} and {SECOND} do not agree on {UNET}" in said.err
+    assert hub.fetched() == []
+    chosen = pull("--base", FIRST)
+    assert chosen.code == 0, chosen.err
+
+
+@pytest.mark.parametrize(
+    ("refusal", "message", "hint"),
+    [
+        ((401, "GatedRepo"), "asks for consent to its licence", "hf auth login"),
+        ((403, "GatedRepo"), "asks for consent to its licence", f"/{FIRST}, then"),
+        ((401, "RepoNotFound"), "the hub has no repository", "hf auth login"),
+        ((500, ""), "500 Internal Server Error", "give its folder with --base"),
+    ],
+)
+def test_sources_that_refuse_are_told(
+    hub: Hub, pull: Any, home: Path, refusal: tuple[int, str], message: str, hint: str
+) -> None:
+    for repository in hub.repositories.values():
+        repository.refusal = refusal
+    said = pull()
+    assert said.code == 1
+    assert len(said.errors) == 1
+    assert message in said.errors[0]
+    assert hint in said.err
+    assert not (home / "models" / NAME).exists()
+
+
+def fetch(repository: str, name: str, folder: Path) -> tuple[Path, int]:
+    """Fetch one file; where it is, and how many bytes were said to have come."""
+    listing = list_repository(repository)
+    (file,) = (file for file in listing.files if file.path == name)
+    came: list[int] = []
+    return fetch_file(listing, file, folder, came.append), sum(came)
+
+
+def test_a_cut_download_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
+    repository = hub.repositories[FIRST]
+    content = repository.files[UNET]
+    repository.cut[UNET] = [1000, 0, 5000, 1]
+    repository.busy = 2
+    path, came = fetch(FIRST, UNET, tmp_path)
+    assert path.read_bytes() == content
+    assert came == len(content)
+    asked = [range_ for _, path, range_, _ in hub.requests if path.endswith(UNET)]
+    assert asked == [None, None, None, "bytes=1000-", "bytes=1000-", "bytes=6000-", "bytes=6001-"]
+
+
+def test_what_an_earlier_process_fetched_is_used(hub: Hub, tmp_path: Path) -> None:
+    content = hub.repositories[FIRST].files[UNET]
+    (tmp_path / "unet").mkdir()
+    (tmp_path / f"{UNET}.part").write_bytes(content[:7000])
+    path, came = fetch(FIRST, UNET, tmp_path)
+    assert (path.read_bytes(), came) == (content, len(content))
+    assert hub.requests[-1][2] == "bytes=7000-"
+    assert fetch(FIRST, UNET, tmp_path) == (path, len(content))
+    assert len(hub.fetched()) == 1
+
+
+def test_a_server_that_knows_no_ranges_gives_the_file_anew(hub: Hub, tmp_path: Path) -> None:
+    hub.repositories[FIRST].ignores_range = True
+    (tmp_path / "unet").mkdir()
+    (tmp_path / f"{UNET}.part").write_bytes(b"x" * 7000)
+    path, came = fetch(FIRST, UNET, tmp_path)
+    content = hub.repositories[FIRST].files[UNET]
+    assert (path.read_bytes(), came) == (content, len(content))
+
+
+@pytest.mark.parametrize("left", [0, 10**7])
+def test_a_part_that_is_longer_than_the_file_is_no_help(hub: Hub, tmp_path: Path, left: int) -> None:
+    content = hub.repositories[FIRST].files[UNET]
+    (tmp_path / "unet").mkdir()
+    (tmp_path / f"{UNET}.part").write_bytes(b"x" * (len(content) + left))
+    with pytest.raises(ModelError, match="was not kept"):
+        fetch(FIRST, UNET, tmp_path)
+    assert fetch(FIRST, UNET, tmp_path)[0].read_bytes() == content
+
+
+@pytest.mark.parametrize("name", [UNET, "unet/config.json"])
+@pytest.mark.parametrize("change", [lambda content: content[:-1] + b"?", lambda content: content + b"?" * 9999999])
+def test_what_is_not_as_promised_is_refused_and_not_kept(hub: Hub, tmp_path: Path, name: str, change: Any) -> None:
+    repository = hub.repositories[FIRST]
+    repository.promised[name] = repository.files[name]
+    repository.files[name] = change(repository.files[name])
+    with pytest.raises(ModelError, match=f"{name} is not what the hub promised"):
+        fetch(FIRST, name, tmp_path)
+    assert files_below(tmp_path) == []
+
+
+def test_a_line_that_stays_dead_is_given_up(hub: Hub, tmp_path: Path) -> None:
+    hub.repositories[FIRST].cut[UNET] = [0] * 99
+    with pytest.raises(ModelError, match="cannot be reached"):
+        fetch(FIRST, UNET, tmp_path)
+    assert len(hub.fetched()) == 5
+
+
+def test_names_that_climb_out_are_refused(hub: Hub, pull: Any, home: Path) -> None:
+    hub.repositories[FIRST].files["tokenizer/../../../evil.json"] = b"{}"
+    said = pull()
+    assert said.code == 1
+    assert "names a file outside of its folder: 'tokenizer/../../../evil.json'" in said.err
+    assert hub.fetched() == []
+
+
+def test_pickles_alone_are_refused(hub: Hub, pull: Any) -> None:
+    for repository in hub.repositories.values():
+        repository.files["unet/diffusion_pytorch_model.bin"] = repository.files.pop(UNET)
+    said = pull()
+    assert said.code == 1
+    assert "has no safetensors of its unet" in said.err
+
+
+def test_a_damaged_model_is_made_anew(hub: Hub, pull: Any, home: Path) -> None:
+    assert pull().code == 0
+    path = home / "models" / NAME / UNET
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    said = pull()
+    assert said.code == 0
+    assert "has another content" in said.err
+    assert path.read_bytes() == content
+
+
+def test_too_small_a_disk_is_told_before_the_first_byte(hub: Hub, pull: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5 << 20))  # type: ignore[attr-defined]  # the real function's own type
+    said = pull()
+    assert said.code == 1
+    assert "has 5 MiB free, and 64 MiB are needed" in said.err
+    assert "hint: make room, or keep models elsewhere: export OMGSR_HOME=" in said.err
+    assert hub.fetched() == []
+
+
+def test_without_a_network_a_folder_does(pull: Any, base: Path, home: Path) -> None:
+    said = pull("--base", base)
+    assert said.code == 0, said.err
+    record = json.loads((home / "models" / NAME / "sources.json").read_text())
+    assert record["origins"][0]["place"] == str(base)
+    assert [path.name for path in (home / "models").iterdir() if path.name.startswith(".fetch")] == []
+
+
+def test_offline_is_said(pull: Any) -> None:
+    said = pull()
+    assert said.code == 1
+    assert "HF_HUB_OFFLINE" in said.err
+    assert "give its folder with --base" in said.err
+
+
+# The adapter
+
+
+def zipped(folder: Path, path: Path, prefix: str = "") -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in read_folder(folder).items():
+            archive.writestr(prefix + name, content)
+    return path
+
+
+def test_an_archive_of_the_adapter_does(hub: Hub, pull: Any, adapter: Path, tmp_path: Path) -> None:
+    said = pull("--from", zipped(adapter, tmp_path / "a.zip", "OMGSR-S-512-20250801/weights/"))
+    assert said.code == 0, said.err
+
+
+def test_the_adapter_comes_from_google_drive(
+    hub: Hub,
+    pull: Any,
+    adapter: Path,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    (tmp_path / "gdown").mkdir()
+    (tmp_path / "gdown" / "__init__.py").write_text(
+        "import shutil\nfrom gdown import exceptions\n"
+        "def download_folder(*, id, output, quiet):\n"
+        f"    assert id == {PRESETS[NAME].adapter_drive!r} and quiet\n"
+        f"    return [shutil.copytree({str(adapter)!r}, output + 'OMGSR-S-512')]\n"
+    )
+    (tmp_path / "gdown" / "exceptions.py").write_text("class DownloadError(Exception): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "gdown", raising=False)
+    said = Command(capfdbinary, "models")("pull", NAME)
+    assert said.code == 0, said.err
+    record = json.loads((home / "models" / NAME / "sources.json").read_text())
+    assert record["origins"][1]["place"] == f"Google Drive folder {PRESETS[NAME].adapter_drive}"
+    monkeypatch.delitem(sys.modules, "gdown")
+
+
+def test_without_gdown_it_says_what_to_do(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gdown", None)
+    said = Command(capfdbinary, "models")("pull", NAME)
+    assert said.code == 1
+    assert "pip install 'omgsr-cli[gdrive]'" in said.err
+    assert f"drive.google.com/drive/folders/{PRESETS[NAME].adapter_drive}" in said.err
+    assert hub.requests == []
+
+
+UNET_PART = "unet_lora_adapter"
+
+
+def add_a_second(folder: Path) -> None:
+    shutil.copytree(folder, folder.with_name("copy"))
+    shutil.move(folder.with_name("copy"), folder / "second")
+
+
+def write_config(**options: object) -> Any:
+    text = json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": 2} | options)
+    return lambda folder: (folder / UNET_PART / "adapter_config.json").write_text(text)
+
+
+def to_pickle(folder: Path) -> None:
+    weights = folder / UNET_PART / "adapter_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder / UNET_PART), "holds no adapter"),
+        (add_a_second, "holds 2 adapters"),
+        (lambda folder: (folder / UNET_PART / "adapter_model.safetensors").write_bytes(b"\xff" * 20), "cut short"),
+        (to_pickle, "is a pickle"),
+        (write_config(r=32), "has rank 32, the adapter of omgsr-s-512 has 2"),
+        (write_config(peft_type="OFT"), "is not LORA"),
+        (lambda folder: (folder / "loop").symlink_to(folder), None),
+    ],
+)
+def test_another_adapter_is_refused_before_anything_is_fetched(
+    hub: Hub, pull: Any, adapter: Path, tmp_path: Path, change: Any, message: str | None
+) -> None:
+    own = shutil.copytree(adapter, tmp_path / "own")
+    change(own)
+    said = pull("--from", own)
+    if message is None:
+        assert said.code == 0, said.err
+        return
+    assert said.code == 1
+    assert message in said.err
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "message"),
+    [
+        ("../evil", 0o100644, "a file outside of its own folder: '../evil'"),
+        ("/tmp/evil", 0o100644, "a file outside of its own folder"),
+        ("a/../../evil", 0o100644, "a file outside of its own folder"),
+        ("C:evil", 0o100644, "a file outside of its own folder"),
+        ("a\\..\\evil", 0o100644, "a file outside of its own folder"),
+        ("link", 0o120777, "has a link: 'link'"),
+    ],
+)
+def test_archives_that_climb_out_are_refused(
+    pull: Any, home: Path, tmp_path: Path, name: str, mode: int, message: str
+) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("harmless", "x")
+        member = zipfile.ZipInfo(name)
+        member.filename = name
+        member.external_attr = mode << 16
+        archive.writestr(member, "/etc/passwd")
+    said = pull("--from", tmp_path / "a.zip")
+    assert said.code == 1
+    assert message in said.err
+    assert not [found for found in files_below(home) if "evil" in found or "harmless" in found]
+    assert not (tmp_path / "evil").exists()
+
+
+def test_an_archive_that_is_a_bomb_is_refused(
+    pull: Any, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omgsr_cli.store.archives._MAX_BYTES", 1 << 20)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(2 << 20))
+    said = pull("--from", tmp_path / "a.zip")
+    assert said.code == 1
+    assert "unpacks to more than" in said.err
+    monkeypatch.setattr("omgsr_cli.store.archives._MAX_FILES", 0)
+    assert "has 1 files, an adapter has a handful" in pull("--from", tmp_path / "a.zip").err
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04" + bytes(40)])
+def test_what_is_no_archive_is_refused(pull: Any, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.zip").write_bytes(content)
+    said = pull("--from", tmp_path / "a.zip")
+    assert said.code == 1
+    assert "is no archive that can be unpacked" in said.err
+    assert "there is no folder or archive" in pull("--from", tmp_path / "absent").err
+
+
+# Real processes
+
+
+def start(adapter: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
+    code = (
+        "import dataclasses, sys\nfrom omgsr_cli.presets import PRESETS\n"
+        f"PRESETS[{NAME!r}] = dataclasses.replace(PRESETS[{NAME!r}], vae_rank={RANK}, backbone_rank={RANK})\n"
+        "from omgsr_cli.cli.app import main\nmain(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, "models", "pull", NAME, "--from", str(adapter), *options]
+    return subprocess.Popen(
+        command, env=os.environ | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def test_two_processes_at_once_do_the_work_once(hub: Hub, adapter: Path, home: Path) -> None:
+    hub.repositories[FIRST].pause_s = 0.05
+    both = [start(adapter), start(adapter)]
+    said = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert hub.fetched().count(UNET) == 1
+    assert any("waiting for it" in err for _, err in said)
+    assert {out for out, _ in said} == {f"{home / 'models' / NAME}\n"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_process_that_is_ended_leaves_what_the_next_one_needs(
+    hub: Hub, pull: Any, adapter: Path, home: Path, number: signal.Signals
+) -> None:
+    hub.repositories[FIRST].pause_s = 0.2
+    process = start(adapter)
+    deadline = time.monotonic() + 120
+    while not any(part.stat().st_size >= 4096 for part in home.rglob("*.part")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else -number), err
+    assert "Traceback" not in err
+    assert not (home / "models" / NAME).exists()
+    hub.repositories[FIRST].pause_s = 0.0
+    hub.requests.clear()
+    assert pull().code == 0
+    assert [range_ for _, _, range_, _ in hub.requests if range_], "nothing was taken up"
+
+
+def test_a_proxy_is_used_and_the_token_goes_only_to_the_hub(
+    hub: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve_hub(hub.repositories) as proxy:
+        # The address resolves nowhere: only the proxy can answer for it.
+        done = start(
+            adapter,
+            "-q",
+            HF_ENDPOINT="http://hub.invalid",
+            HTTP_PROXY=proxy.url,
+            HF_TOKEN=TOKEN,
+            NO_PROXY="",
+        )
+        out, err = done.communicate(timeout=300)
+        assert done.returncode == 0, err
+        assert all(request[1].startswith("http://hub.invalid/") for request in proxy.requests)
+        # The hub's library asks for a list of its own besides, without a token.
+        of_models = [request for request in proxy.requests if FIRST in request[1] or SECOND in request[1]]
+        assert {request[3] for request in of_models} == {f"Bearer {TOKEN}"}
+    assert "secret" not in out + err
+    assert hub.requests == []
+
+
+def test_a_token_is_in_no_message(hub: Hub, adapter: Path, home: Path) -> None:
+    for repository in hub.repositories.values():
+        repository.refusal = (500, "")
+    done = start(adapter, HF_TOKEN=TOKEN, OMGSR_DEBUG="0")
+    out, err = done.communicate(timeout=300)
+    assert done.returncode == 1
+    assert "secret" not in out + err
+
+
+def test_a_full_disk_is_one_line_and_what_came_is_used(
+    hub: Hub, adapter: Path, home: Path, pull: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system of its own where this user may mount one."""
+    monkeypatch.setattr("omgsr_cli.installation.pulling._SPARE_BYTES", 0)
+    (home / "models").mkdir(parents=True)
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", home / "models"], capture_output=True)
+    if mount.returncode:
+        pytest.skip("this user may not mount a file system")
+    try:
+        # Told as roomy: another program takes the room afterwards.
+        real = shutil.disk_usage
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: real("/"))
+        said = pull()
+        assert said.code == 1
+        assert "No space left on device" in said.err
+        assert len(said.errors) == 1
+        assert "Traceback" not in said.err
+        subprocess.run(["mount", "-o", "remount,size=64m", home / "models"], check=True)
+        assert pull().code == 0
+    finally:
+        subprocess.run(["umount", home / "models"], check=True)
