@@ -15,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from omgsr_cli.geometry import Size
-from omgsr_cli.models.base import Restorer, RestorerInfo
+from omgsr_cli.models.base import Restorer, RestorerInfo, TilesItself
+from omgsr_cli.models.vae_tiling import Workspace
 from omgsr_cli.schedules import Schedule
 from omgsr_cli.upscaling import upscale_image
 
@@ -76,6 +77,18 @@ class TimedRestorer:
 
     def decode(self, latent: Tensor) -> Tensor:
         return self._timed("decode", lambda: self.inner.decode(latent))
+
+    def encode_within(self, image: Tensor, workspace: Workspace, generator: torch.Generator | None = None) -> Tensor:
+        inner = self._inner_tiles_itself()
+        return self._timed("encode", lambda: inner.encode_within(image, workspace, generator))
+
+    def decode_within(self, latent: Tensor, workspace: Workspace) -> Tensor:
+        inner = self._inner_tiles_itself()
+        return self._timed("decode", lambda: inner.decode_within(latent, workspace))
+
+    def _inner_tiles_itself(self) -> TilesItself:
+        assert isinstance(self.inner, TilesItself)
+        return self.inner
 
     def reset(self) -> None:
         """Forget what was measured."""

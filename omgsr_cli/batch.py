@@ -28,7 +28,8 @@ from omgsr_cli.imaging import (
 from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.models.devices import free_memory_bytes
 from omgsr_cli.planning import TilePlan, plan_restoration
-from omgsr_cli.upscaling import OnProgress, restore_picture
+from omgsr_cli.restoration import OnProgress
+from omgsr_cli.upscaling import restore_picture
 
 Status = Literal["done", "skipped", "planned", "failed"]
 # One copy of the enlarged picture and one of the restored, three float32 channels each.
@@ -203,9 +204,10 @@ def _upscale_file(
     # Before the work: an input that is edited meanwhile is another one.
     record = results.record(checked.content)
     picture = read_picture(checked.content, _name(job))
+    told: list[str] = []
     try:
         restored, enlarged = restore_picture(
-            restorer, picture, checked.output_px, settings.restore, on_progress=on_tiles
+            restorer, picture, checked.output_px, settings.restore, on_progress=on_tiles, on_note=told.append
         )
     except MemoryError as error:
         raise FileError(f"{_name(job)}: memory is short for {checked.output_px}", "ask for a smaller size") from error
@@ -229,7 +231,7 @@ def _upscale_file(
         write_picture(both, path, format="png", metadata=metadata, record=record, overwrite=overwrite)
     for path in _outputs(job, settings):
         results.keep(path, record)
-    return picture.notes + notes
+    return (*picture.notes, *told, *notes)
 
 
 def _side_by_side(before: Tensor, source: Picture, after: Picture) -> Picture:

@@ -86,7 +86,7 @@ class FinishedResults:
         settings, info = self._settings, self._info
         model = settings.model.model_dump(mode="json", exclude=_NAMES_OF_MODEL | _NO_MATTER, exclude_none=True)
         model |= {"mid_timestep": info.mid_timestep, "native_tile_px": info.native_tile_px, "prompt": info.prompt}
-        left_out = {"batch"} if _tiles_show(info, settings.restore) else {"batch", "tile", "overlap"}
+        left_out = {"batch", "memory"} | (set() if _tiles_show(info, settings.restore) else {"tile", "overlap"})
         restore = settings.restore.model_dump(mode="json", exclude=left_out, exclude_none=True)
         write = settings.write.model_dump(mode="json", include={"quality", "metadata"}, exclude_none=True)
         # A model that comes from no files is known by its name only.

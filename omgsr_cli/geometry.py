@@ -183,6 +183,34 @@ def plan_halo_tiles(size: Size, core: int, halo: int, multiple: int) -> tuple[Ha
     )
 
 
+def halve_halo_tile(tile: HaloTile, halo: int, multiple: int) -> tuple[HaloTile, ...]:
+    """Two tiles in place of one, cut across its longer side; none where it is one multiple long.
+
+    Args:
+        tile: of `plan_halo_tiles`.
+        halo: margin of a cut, rounded up to the multiple.
+        multiple: the cut lies on it.
+    """
+    core, outer, halo = tile.core, tile.outer, round_up(halo, multiple)
+    if core.width > core.height:
+        # Turned, cut, and turned back.
+        turned = halve_halo_tile(HaloTile(_turned(outer), _turned(core)), halo, multiple)
+        return tuple(HaloTile(_turned(half.outer), _turned(half.core)) for half in turned)
+    first = round_up(core.height // 2, multiple)
+    if not 0 < first < core.height:
+        return ()
+    cut, end = core.top + first, outer.top + outer.height
+    upper, lower = min(end, cut + halo), max(outer.top, cut - halo)
+    return (
+        HaloTile(outer._replace(height=upper - outer.top), core._replace(height=first)),
+        HaloTile(outer._replace(top=lower, height=end - lower), core._replace(top=cut, height=core.height - first)),
+    )
+
+
+def _turned(tile: Tile) -> Tile:
+    return Tile(tile.left, tile.top, tile.width, tile.height)
+
+
 def _halo_spans(length: int, core: int, halo: int) -> Iterator[tuple[int, int, int, int]]:
     for start in range(0, length, core):
         end = min(length, start + core)

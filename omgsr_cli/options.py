@@ -79,6 +79,7 @@ class RestoreOptions(_Options):
         tile: side of a tile in pixels of the result, "off" for the whole picture at once, or "auto" by free memory.
         overlap: pixels that neighbouring tiles share; None takes half a tile, as published.
         batch: tiles that go through the network together.
+        memory: MiB that the model may work in beyond its weights; None takes half of what is free.
         seed: samples the latent posterior with it; None takes its mean, so that a result can be repeated.
     """
 
@@ -87,6 +88,7 @@ class RestoreOptions(_Options):
     tile: Literal["auto", "off"] | int = "auto"
     overlap: int | None = Field(default=None, ge=0)
     batch: int = Field(default=1, ge=1, le=256)
+    memory: int | None = Field(default=None, ge=16)
     seed: int | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")

@@ -60,6 +60,7 @@ class TilePlan:
             same tiles. Else all is encoded, then all restored, then all decoded.
         tiles: how many calls of the networks report progress.
         memory_bytes: expected working memory at the peak, weights left out.
+        in_strips: a codec that tiles itself has to, because the whole picture does not fit.
     """
 
     canvas: Canvas
@@ -68,11 +69,17 @@ class TilePlan:
     in_one_go: bool
     tiles: int
     memory_bytes: int
+    in_strips: bool = False
 
 
 def usable_memory(device: torch.device) -> int:
     """Bytes that a tile may use on a device."""
     return int(free_memory_bytes(device) * _MEMORY_SHARE)
+
+
+def allowed_memory(options: RestoreOptions, free_bytes: int) -> int:
+    """Bytes that a model may work in: what the options say, or else what is free."""
+    return free_bytes if options.memory is None else options.memory << 20
 
 
 def plan_model_canvas(info: RestorerInfo, output: Size) -> Canvas:
@@ -88,11 +95,12 @@ def plan_restoration(
     Args:
         info: of the model.
         output: exact size of the result.
-        options: `tile`, `overlap` and `batch` count here.
-        free_bytes: memory that may be used on the model's device.
+        options: `tile`, `overlap`, `batch` and `memory` count here.
+        free_bytes: memory that may be used on the model's device, where the options do not say.
         tile_limit_px: upper bound of automatic tiles, lowered when memory turns out to be short.
     """
     canvas = plan_model_canvas(info, output)
+    free_bytes = allowed_memory(options, free_bytes)
     if info.codec.tiling == info.step.tiling == "exact":
         return _plan_in_one_go(info, canvas, options, free_bytes, tile_limit_px)
     return _plan_stages(info, canvas, options, free_bytes, tile_limit_px)
@@ -128,11 +136,12 @@ def _plan_stages(
         for stage, side, widest in zip((info.codec, info.step), sides, (_CODEC_OVERLAP_PX, whole), strict=True)
     )
     tiles = 2 * codec.count(canvas.padded, info.multiple_of_px) + step.count(canvas.padded, info.multiple_of_px)
-    memory = max(
-        _memory(canvas, _outer_px(codec), info.codec.bytes_per_px),
-        _memory(canvas, _outer_px(step), info.step.bytes_per_px * options.batch),
-    )
-    return TilePlan(canvas, codec, step, False, tiles, memory)
+    codec_memory = _memory(canvas, _outer_px(codec), info.codec.bytes_per_px)
+    bounded = free_bytes + canvas.padded.area * _HELD_BYTES_PER_PX
+    in_strips = codec.tiling == "internal" and codec_memory > bounded
+    step_memory = _memory(canvas, _outer_px(step), info.step.bytes_per_px * options.batch)
+    memory = max(bounded if in_strips else codec_memory, step_memory)
+    return TilePlan(canvas, codec, step, False, tiles, memory, in_strips)
 
 
 def _plan_stage(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +14,9 @@ from omgsr_cli.geometry import HaloTile, Tile
 
 TileFunction = Callable[[Tensor], Tensor]
 OnTiles = Callable[[int], None]
+AnyTile = TypeVar("AnyTile")
+OnError = Callable[[Exception, Sequence[AnyTile]], Sequence[Sequence[AnyTile]]]
+"""Given what the function raised and the tiles that it was given: those to try in their place, or raises."""
 
 
 def gaussian_window(height: int, width: int) -> Tensor:
@@ -60,6 +65,7 @@ def run_blended(
     ramp: int | None = None,
     batch: int = 1,
     on_tiles: OnTiles | None = None,
+    on_error: OnError[Tile] | None = None,
 ) -> Tensor:
     """Run a function on overlapping tiles and average the results, weighted by a window, in float32.
 
@@ -71,6 +77,7 @@ def run_blended(
             window, which is for tiles that share about a half.
         batch: tiles that go through the function together.
         on_tiles: told after every batch how many tiles it held.
+        on_error: decides what is tried when the function raises; tiles may only be regrouped.
     Returns:
         (1, C', H*r, W*r), dtype and device of the function's result.
     """
@@ -80,9 +87,12 @@ def run_blended(
             on_tiles(1)
         return result
     total, weights = None, None
-    for start in range(0, len(tiles), batch):
-        group = tiles[start : start + batch]
-        results = function(torch.cat([source[..., tile.rows, tile.columns] for tile in group]))
+    groups = [tiles[start : start + batch] for start in range(0, len(tiles), batch)]
+
+    def run(group: Sequence[Tile]) -> Tensor:
+        return function(torch.cat([source[..., tile.rows, tile.columns] for tile in group]))
+
+    for group, results in _run_groups(run, groups, on_error):
         numerator, denominator = _ratio(results.shape[-1], group[0].width)
         if total is None or weights is None:
             height, width = (side * numerator // denominator for side in source.shape[-2:])
@@ -109,6 +119,7 @@ def run_exact(
     *,
     batch: int = 1,
     on_tiles: OnTiles | None = None,
+    on_error: OnError[HaloTile] | None = None,
 ) -> Tensor:
     """Run a function of limited reach on tiles with a margin and keep their cores: as if on the whole picture.
 
@@ -119,12 +130,16 @@ def run_exact(
         tiles: their cores cover the source once; where r is 1/n, every edge is a multiple of n.
         batch: tiles of one size that go through the function together.
         on_tiles: told after every batch how many tiles it held.
+        on_error: decides what is tried when the function raises; smaller tiles may stand for one.
     Returns:
         (1, C', H*r, W*r), dtype and device of the function's result.
     """
     output = None
-    for group in _equal_groups(tiles, batch):
-        results = function(torch.cat([source[..., tile.outer.rows, tile.outer.columns] for tile in group]))
+
+    def run(group: Sequence[HaloTile]) -> Tensor:
+        return function(torch.cat([source[..., tile.outer.rows, tile.outer.columns] for tile in group]))
+
+    for group, results in _run_groups(run, _equal_groups(tiles, batch), on_error):
         ratio = _ratio(results.shape[-1], group[0].outer.width)
         if output is None:
             height, width = (side * ratio[0] // ratio[1] for side in source.shape[-2:])
@@ -137,6 +152,25 @@ def run_exact(
             on_tiles(len(group))
     assert output is not None
     return output
+
+
+def _run_groups(
+    run: Callable[[Sequence[AnyTile]], Tensor],
+    groups: Sequence[Sequence[AnyTile]],
+    on_error: OnError[AnyTile] | None,
+) -> Iterator[tuple[Sequence[AnyTile], Tensor]]:
+    """Each group with its results, or those that stand for it; what is finished is not run again."""
+    waiting = deque(groups)
+    while waiting:
+        group = waiting.popleft()
+        try:
+            results = run(group)
+        except (RuntimeError, MemoryError) as error:
+            if on_error is None:
+                raise
+            waiting.extendleft(reversed(on_error(error, group)))
+            continue
+        yield group, results
 
 
 def _equal_groups(tiles: Sequence[HaloTile], batch: int) -> list[list[HaloTile]]:

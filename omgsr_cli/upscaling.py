@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor
 
 from omgsr_cli.color import match_color
-from omgsr_cli.errors import DeviceError, ShapeError
-from omgsr_cli.geometry import Size, plan_halo_tiles, plan_tiles
-from omgsr_cli.imaging import Picture, enlarge_with_alpha, extend, resize
-from omgsr_cli.models.base import Restorer, RestorerInfo
-from omgsr_cli.models.devices import is_out_of_memory, release_memory
+from omgsr_cli.errors import ShapeError
+from omgsr_cli.geometry import Size
+from omgsr_cli.imaging import Picture, enlarge_with_alpha, resize
+from omgsr_cli.models.base import Restorer
 from omgsr_cli.options import ColorFix, RestoreOptions
-from omgsr_cli.planning import MIN_TILE_PX, StagePlan, TilePlan, plan_model_canvas, plan_restoration, usable_memory
-from omgsr_cli.tiling import OnTiles, TileFunction, run_blended, run_exact
-
-OnProgress = Callable[[int, int], None]
+from omgsr_cli.planning import allowed_memory, plan_model_canvas, plan_restoration, usable_memory
+from omgsr_cli.restoration import OnNote, OnProgress, Restoration
 
 
 def upscale_image(
@@ -30,6 +24,7 @@ def upscale_image(
     free_bytes: int | None = None,
     bit_depth: int = 8,
     on_progress: OnProgress | None = None,
+    on_note: OnNote | None = None,
 ) -> Tensor:
     """Restore an image at exactly the size that is asked for.
 
@@ -45,7 +40,8 @@ def upscale_image(
         reference: the image enlarged already, (3, h, w) at `plan_canvas(...).working`; None enlarges it here.
         free_bytes: memory for tiles; None asks the device.
         bit_depth: 8 or 16 of the picture; at 8 the enlarged image has whole levels, as the published scripts have.
-        on_progress: told (done, total) tiles.
+        on_progress: told (done, total) tiles; the total grows where memory is short.
+        on_note: told, in a line, what a person should know; once that tiles had to become smaller.
     Returns:
         (3, output.height, output.width) float32 on the CPU, sRGB in [0, 1].
     Raises:
@@ -56,24 +52,10 @@ def upscale_image(
         raise ShapeError(f"an image is (3, H, W) with pixels, not {tuple(image.shape)}")
     options = options or RestoreOptions()
     info = restorer.info
-    free = usable_memory(restorer.device) if free_bytes is None else free_bytes
+    free = allowed_memory(options, usable_memory(restorer.device) if free_bytes is None else free_bytes)
     plan = plan_restoration(info, output, options, free)
     enlarged = resize(image, plan.canvas.working, bit_depth) if reference is None else reference
-    limit = plan.codec.side_px
-    while True:
-        try:
-            restored = _run_tiles(restorer, enlarged, plan, options, on_progress)
-            break
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            limit = limit // 2
-            if options.tile != "auto" or limit < MIN_TILE_PX:
-                raise DeviceError(
-                    f"memory is short for tiles of {plan.codec.side_px} pixels",
-                    "give a smaller --tile or another --device",
-                ) from error
-            plan = plan_restoration(info, output, options, free, limit)
+    restored = Restoration(restorer, plan, options, free, on_progress, on_note).run(enlarged)
     restored = _fix_color(restored, enlarged, options.color_fix or info.color_fix, bit_depth)
     return resize(restored, output, bit_depth) if plan.canvas.working != output else restored
 
@@ -85,6 +67,7 @@ def restore_picture(
     options: RestoreOptions,
     *,
     on_progress: OnProgress | None = None,
+    on_note: OnNote | None = None,
 ) -> tuple[Picture, Tensor]:
     """Restore a picture with its alpha.
 
@@ -110,81 +93,9 @@ def restore_picture(
         reference=reference,
         bit_depth=picture.bit_depth,
         on_progress=on_progress,
+        on_note=on_note,
     )
     return picture.restored(restored, alpha), resize(reference, output, picture.bit_depth)
-
-
-@torch.inference_mode()
-def _run_tiles(
-    restorer: Restorer, enlarged: Tensor, plan: TilePlan, options: RestoreOptions, on_progress: OnProgress | None
-) -> Tensor:
-    """(3, H, W) in [0, 1] at the working size, to the restored image of the same size, clamped to [0, 1]."""
-    done = 0
-
-    def on_tiles(count: int) -> None:
-        nonlocal done
-        done += count
-        release_memory()
-        if on_progress:
-            on_progress(done, plan.tiles)
-
-    canvas = plan.canvas
-    padded = extend(enlarged, canvas.padded, canvas.border)
-    padded = padded.clone() if padded is enlarged else padded
-    image = padded.mul_(2).sub_(1)[None].to(restorer.device)
-    del padded
-    generator = None if options.seed is None else torch.Generator(restorer.device).manual_seed(options.seed)
-    px, batch = restorer.info.latent_px, options.batch
-
-    def encode(tile: Tensor) -> Tensor:
-        return restorer.encode(tile, generator)
-
-    stages: list[tuple[TileFunction, StagePlan, int, int]] = [
-        (encode, plan.codec, 1, 1),
-        (restorer.restore, plan.step, px, batch),
-        (restorer.decode, plan.codec, px, 1),
-    ]
-    if plan.in_one_go:
-        stages = [(lambda tile: restorer.decode(restorer.restore(_released(encode(tile)))), plan.step, 1, batch)]
-    for function, stage, source_px, together in stages:
-        image = _run_stage(function, image, stage, restorer.info, source_px, together, on_tiles)
-    (height, width), border = canvas.working, canvas.border
-    image = image[0, :, border : border + height, border : border + width]
-    return image.float().mul_(0.5).add_(0.5).clamp_(0, 1).cpu()
-
-
-def _run_stage(
-    function: TileFunction,
-    source: Tensor,
-    stage: StagePlan,
-    info: RestorerInfo,
-    source_px: int,
-    batch: int,
-    on_tiles: OnTiles,
-) -> Tensor:
-    """Run one stage over the whole of its source, (1, C, H, W), of which an element is `source_px` image pixels."""
-    if stage.tiling == "internal":
-        result = function(source)
-        on_tiles(1)
-        return result
-    size = Size(source.shape[-2] * source_px, source.shape[-1] * source_px)
-    if stage.tiling == "exact":
-        halo_tiles = plan_halo_tiles(size, stage.side_px, stage.margin_px, info.multiple_of_px)
-        return run_exact(
-            function, source, [tile.times(1, source_px) for tile in halo_tiles], batch=batch, on_tiles=on_tiles
-        )
-    # On the grid of the latents, so that every tile's edge lies on one of their elements.
-    px = info.latent_px
-    tiles = plan_tiles(Size(size.height // px, size.width // px), stage.side_px // px, stage.margin_px // px)
-    placed = [tile.times(px // source_px) for tile in tiles]
-    # A Gaussian is made for neighbours that share a half; where they share less it would end in a step.
-    ramp = stage.margin_px // source_px if stage.margin_px < stage.side_px // 2 else None
-    return run_blended(function, source, placed, ramp=ramp, batch=batch, on_tiles=on_tiles)
-
-
-def _released(latent: Tensor) -> Tensor:
-    release_memory()
-    return latent
 
 
 def _fix_color(restored: Tensor, enlarged: Tensor, method: ColorFix, bit_depth: int) -> Tensor:

@@ -23,7 +23,7 @@ PLAIN = ["errors", "validation", "presets", "options", "geometry", "files", "sto
 TENSORS = ["schedules", "imaging", "color", "tiling", "degradation", "datasets", "fidelity"]
 MODELS = ["models"]
 # One picture through one model: what many files, a benchmark and training's validation are made of.
-RESTORATION = ["planning", "upscaling"]
+RESTORATION = ["planning", "restoration", "upscaling"]
 # Each of these is one thing that the program can do; they do not know each other.
 CAPABILITIES = [
     ["finished", "batch"],

@@ -17,9 +17,13 @@ from torch import Tensor
 
 from omgsr_cli.color import match_color
 from omgsr_cli.errors import ModelError, ShapeError
+from omgsr_cli.geometry import Size
 from omgsr_cli.models.base import Restorer, StageInfo
 from omgsr_cli.models.loading import load_restorer
 from omgsr_cli.models.sd import SdRestorer, vae_precision
+from omgsr_cli.options import RestoreOptions
+from omgsr_cli.planning import plan_restoration
+from omgsr_cli.upscaling import upscale_image
 
 SHARED = Path(os.environ.get("OMGSR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 GOLDEN = SHARED / "golden" / "sd"
@@ -270,3 +274,34 @@ def test_info_follows_the_mid_timestep(restorer: SdRestorer) -> None:
     )
     with torch.inference_mode():
         assert not torch.allclose(moved.restore(latent), restorer.restore(latent))
+
+
+@needs_golden
+def test_little_memory_gives_the_same_picture() -> None:
+    """The codec in strips, layers in a file, against the codec in one piece."""
+    model = load_sd_restorer(GOLDEN / "base")
+    image = torch.rand(3, 66, 82, generator=torch.Generator().manual_seed(0))
+    output = Size(264, 328)
+    options = RestoreOptions(memory=16)
+    assert plan_restoration(model.info, output, options, 0).in_strips
+    little = upscale_image(model, image, output, options)
+    enough = upscale_image(model, image, output, RestoreOptions(memory=4096))
+    assert ((little - enough).abs() <= 2 / 255).float().mean() >= 0.999
+    assert (little - enough).abs().max() < 1e-3
+
+
+@needs_golden
+def test_a_codec_that_does_not_fit_after_all_goes_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_sd_restorer(GOLDEN / "base")
+    image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = upscale_image(model, image, Size(64, 64))
+
+    def short(tensor: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("short")
+
+    monkeypatch.setattr(model.vae.encoder, "forward", short)
+    monkeypatch.setattr(model.vae.decoder, "forward", short)
+    notes: list[str] = []
+    actual = upscale_image(model, image, Size(64, 64), on_note=notes.append)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-3)
+    assert len(notes) == 1

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from omgsr_cli.geometry import Size
 from omgsr_cli.models.base import RestorerInfo, StageInfo, Tiling
+from omgsr_cli.models.vae_tiling import Workspace
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.planning import MIN_TILE_PX, plan_restoration
 from omgsr_cli.schedules import DdpmSchedule
@@ -51,6 +52,7 @@ class Mean:
     def __init__(self, info: RestorerInfo) -> None:
         self.info = info
         self.largest = {"encode": 0, "restore": 0}
+        self.allowed = 0
 
     def compile(self) -> None: ...
 
@@ -64,6 +66,13 @@ class Mean:
 
     def decode(self, latent: Tensor) -> Tensor:
         return latent.repeat_interleave(PX, 2).repeat_interleave(PX, 3)
+
+    def encode_within(self, image: Tensor, workspace: Workspace, generator: torch.Generator | None = None) -> Tensor:
+        self.allowed = workspace.memory_bytes
+        return self.encode(image, generator)
+
+    def decode_within(self, latent: Tensor, workspace: Workspace) -> Tensor:
+        return self.decode(latent)
 
 
 @pytest.mark.parametrize(("codec", "step"), EVERY_PAIR)
@@ -92,8 +101,18 @@ def test_tiles_are_no_larger_than_asked_for(codec: Tiling) -> None:
 
 def test_a_stage_that_tiles_itself_is_given_the_whole() -> None:
     model = Mean(info_of("internal", "blended"))
-    upscale_image(model, torch.rand(3, 90, 90), Size(184, 184), RestoreOptions(tile=64, overlap=16))
+    upscale_image(model, torch.rand(3, 90, 90), Size(184, 184), RestoreOptions(tile=64, overlap=16, memory=20))
     assert model.largest == {"encode": 184, "restore": 64}
+    assert model.allowed == 20 << 20
+
+
+def test_a_codec_that_tiles_itself_takes_what_it_needs_up_to_what_it_may() -> None:
+    info = info_of("internal", "blended")
+    held = 2000**2 * 36
+    plan = plan_restoration(info, Size(2000, 2000), RestoreOptions(), 1 << 30)
+    assert (plan.in_strips, plan.memory_bytes) == (False, 2000**2 * 100 + held)
+    plan = plan_restoration(info, Size(2000, 2000), RestoreOptions(memory=100), 1 << 30)
+    assert (plan.in_strips, plan.memory_bytes) == (True, (100 << 20) + held)
 
 
 def test_automatic_tiles_are_what_fits_for_the_codec_and_native_for_the_step() -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
-from omgsr_cli.geometry import Size, plan_halo_tiles, plan_tiles
+from omgsr_cli.geometry import HaloTile, Size, Tile, halve_halo_tile, plan_halo_tiles, plan_tiles
 from omgsr_cli.tiling import gaussian_window, ramp_window, run_blended, run_exact
 
 SIZES = [(1, 1), (49, 50), (64, 64), (65, 64), (127, 129), (3, 170)]
@@ -98,3 +98,19 @@ def test_a_margin_that_is_too_small_shows() -> None:
     tiles = plan_halo_tiles(size, 16, 4, 4)
     result = run_exact(lambda x: F.conv2d(x, kernel, padding=8), source, tiles)
     assert (result - F.conv2d(source, kernel, padding=8)).abs().max() > 1
+
+
+@pytest.mark.parametrize("size", [(48, 160), (160, 48), (64, 64)])
+def test_halves_of_a_tile_are_the_tile(size: tuple[int, int]) -> None:
+    kernel = torch.randn(1, 1, 9, 9)
+    source = torch.randn(1, 1, *size)
+    tiles = plan_halo_tiles(Size(*size), 64, 8, 8)
+    halves = [half for tile in tiles for half in halve_halo_tile(tile, 8, 8)]
+    assert len(halves) == 2 * len(tiles)
+    assert min(min(half.core.height, half.core.width) for half in halves) in (24, 32)
+    result = run_exact(lambda x: F.conv2d(x, kernel, padding=4), source, halves)
+    torch.testing.assert_close(result, F.conv2d(source, kernel, padding=4), rtol=1e-4, atol=1e-4)
+
+
+def test_a_tile_of_one_multiple_has_no_halves() -> None:
+    assert halve_halo_tile(HaloTile(Tile(0, 0, 24, 24), Tile(8, 8, 8, 8)), 8, 8) == ()

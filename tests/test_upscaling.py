@@ -113,6 +113,49 @@ def test_short_memory_gives_smaller_tiles_and_the_same_picture(reason: str, exac
     assert told[-1][0] == told[-1][1] > 1
 
 
+def test_exact_tiles_that_are_finished_are_kept_and_it_is_said_once() -> None:
+    model = Identity(600, "out of memory", exact=True)
+    worked = 0
+    encode = model.encode
+
+    def counted(image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        nonlocal worked
+        result = encode(image, generator)
+        worked += image.shape[2] * image.shape[3]
+        return result
+
+    model.encode = counted  # type: ignore[method-assign]  # counts
+    notes: list[str] = []
+    image = torch.rand(3, 1000, 1600)
+    restored = upscale_image(model, image, Size(1000, 1600), bit_depth=16, free_bytes=ROOMY, on_note=notes.append)
+    torch.testing.assert_close(restored, image, atol=1e-5, rtol=0)
+    assert notes == ["memory was short: went on with smaller tiles"]
+    # Every pixel once, and margins.
+    assert worked < 1.2 * 1000 * 1600
+
+
+def test_a_batch_for_which_memory_is_short_goes_one_by_one() -> None:
+    model = Identity()
+    sizes: list[int] = []
+
+    def restore(lq_latent: Tensor) -> Tensor:
+        if len(lq_latent) > 1:
+            raise torch.OutOfMemoryError("short")
+        sizes.append(len(lq_latent))
+        return lq_latent
+
+    model.restore = restore  # type: ignore[method-assign]  # short of memory
+    told: list[tuple[int, int]] = []
+    image = torch.rand(3, 128, 192)
+    options = RestoreOptions(tile=64, batch=4)
+    restored = upscale_image(
+        model, image, Size(128, 192), options, bit_depth=16, on_progress=lambda done, total: told.append((done, total))
+    )
+    torch.testing.assert_close(restored, image, atol=1e-5, rtol=0)
+    assert set(sizes) == {1}
+    assert told[-1][0] == told[-1][1]
+
+
 def test_a_tile_that_was_asked_for_is_never_changed() -> None:
     image = torch.rand(3, 600, 700)
     with pytest.raises(DeviceError, match="memory is short for tiles of 512 pixels"):

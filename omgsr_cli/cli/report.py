@@ -47,11 +47,13 @@ def result_line(result: FileResult) -> str:
     if result.plan is None:
         return str(result.destination)
     plan = result.plan
+    strips = "; encoder and decoder in strips" if plan.in_strips else ""
     count = "1 tile" if plan.tiles == 1 else f"{plan.tiles} tiles"
     reduced = "" if plan.canvas.working == result.output_px else f", restored at {plan.canvas.working}"
     return (
         f"{name_of(result.source, 'stdin')} {result.input_px} -> {name_of(result.destination, 'stdout')} "
-        f"{result.output_px}{reduced}; {count} of {plan.step.side_px} px, {plan.memory_bytes >> 20} MiB"
+        f"{result.output_px}{reduced}; {count} of {plan.step.side_px} px, "
+        f"{plan.memory_bytes >> 20} MiB{strips}"
     )
 
 
@@ -76,6 +78,7 @@ def result_record(result: FileResult) -> dict[str, object]:
             "tile_px": result.plan.step.side_px,
             "overlap_px": result.plan.step.margin_px,
             "memory_mib": result.plan.memory_bytes >> 20,
+            "in_strips": result.plan.in_strips,
         }
     return record
 

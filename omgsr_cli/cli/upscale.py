@@ -40,6 +40,7 @@ def upscale(
     tile: own.Tile = "auto",
     overlap: own.Overlap = None,
     batch: own.Batch = 1,
+    memory: own.Memory = None,
     recursive: own.Recursive = False,
     suffix: own.Suffix = None,
     format_: own.Format = "same",
@@ -77,6 +78,7 @@ def upscale(
         tile=_parse_tile(tile),
         overlap=overlap,
         batch=batch,
+        memory=_parse_memory(memory),
         seed=seed,
     )
     write = build_options(
@@ -212,6 +214,16 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
     if not (width.isdecimal() and height.isdecimal()):
         raise UsageError(f"--size {text}: not a width and a height", "write it like 1920x1080")
     return int(height), int(width)
+
+
+def _parse_memory(text: str | None) -> int | None:
+    """MiB, from a number with M or G."""
+    if text is None:
+        return None
+    number, unit = text[:-1], text[-1:].upper()
+    if not number.isdecimal() or unit not in ("M", "G"):
+        raise UsageError(f"--memory {text}: not a number with M or G", "try --memory 4G")
+    return int(number) * (1024 if unit == "G" else 1)
 
 
 def _parse_tile(text: str) -> str | int:

@@ -74,11 +74,22 @@ ColorFix = Annotated[
     ),
 ]
 
-Tile = Annotated[str, typer.Option(metavar="auto|off|N", help="Side of a tile in pixels.", rich_help_panel=RESTORATION)]
+Tile = Annotated[
+    str, typer.Option(metavar="auto|off|N", help="Side of the step's tiles in pixels.", rich_help_panel=RESTORATION)
+]
 
 Overlap = Annotated[int | None, typer.Option(metavar="N", help="Pixels that tiles share.", rich_help_panel=RESTORATION)]
 
 Batch = Annotated[int, typer.Option(metavar="N", help="Tiles that are computed together.", rich_help_panel=RESTORATION)]
+
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N[M|G]",
+        help="Memory to work in beside the weights, such as 800M or 4G [half of what is free].",
+        rich_help_panel=RESTORATION,
+    ),
+]
 
 Recursive = Annotated[
     bool, typer.Option("--recursive", "-r", help="Go into the folders' folders.", rich_help_panel=FILES)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from omgsr_cli.options import ColorFix
 from omgsr_cli.schedules import Schedule
+
+if TYPE_CHECKING:
+    from omgsr_cli.models.vae_tiling import Workspace
 
 Tiling = Literal["exact", "blended", "internal"]
 
@@ -23,7 +26,7 @@ class StageInfo:
     Attributes:
         tiling: "exact" where a tile with a margin gives what the whole picture gives; "blended" where every pixel
             depends on all others (attention, group norm), so that tiles overlap and fade into each other;
-            "internal" where the model tiles itself and is given the whole.
+            "internal" where the model tiles itself and is given the whole; such a codec is a `TilesItself`.
         halo_px: the margin of exact tiles, in image pixels; else 0. A codec's counts for encoder and decoder together.
         bytes_per_px: working memory at its peak for one image pixel of a tile, weights left out.
     """
@@ -117,6 +120,19 @@ class Restorer(Protocol):
         Returns:
             (B, 3, h*latent_px, w*latent_px) float32, nominally in [-1, 1]; not clamped.
         """
+        ...
+
+
+@runtime_checkable
+class TilesItself(Protocol):
+    """What a `Restorer` adds whose codec is tiled by itself ("internal")."""
+
+    def encode_within(self, image: Tensor, workspace: Workspace, generator: torch.Generator | None = None) -> Tensor:
+        """As `Restorer.encode` of one image, in no more memory than the workspace has."""
+        ...
+
+    def decode_within(self, latent: Tensor, workspace: Workspace) -> Tensor:
+        """As `Restorer.decode` of one latent, in no more memory than the workspace has; may give it on the CPU."""
         ...
 
 

@@ -10,25 +10,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from omgsr_cli.errors import ModelError, ShapeError
+from omgsr_cli.errors import ModelError
 from omgsr_cli.models.adapters import merge_lora
 from omgsr_cli.models.base import RestorerInfo, StageInfo
 from omgsr_cli.models.devices import PRECISIONS, multiplies_in_bf16
+from omgsr_cli.models.kl_codec import KlCodec, bytes_per_px_of, latent_px_of
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.prompts import load_prompt_embeds
 from omgsr_cli.models.record import read_json
 from omgsr_cli.models.sd_family import SdFamily
 from omgsr_cli.models.sources import ModelSource
+from omgsr_cli.models.vae_tiling import Workspace
 from omgsr_cli.models.weight_files import load_part, weight_files
 from omgsr_cli.schedules import DdpmSchedule, Schedule
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-_BYTES_PER_CHANNEL = 20
-"""Five float32 tensors of the decoder's widest level at full size; with SD's 256 channels 4.1 to 4.7 kB a pixel were
-measured, less in bf16."""
 
 _STEP_BYTES_PER_CHANNEL = 160
 """Forty float32 tensors of the UNet's first level: with SD 2.1-base's 320 channels 26 of them were counted alive at the
@@ -67,8 +65,7 @@ class SdRestorer:
         self.notes = source.notes
         self.device: torch.device = unet.device
         self.prompt_embeds = prompt_embeds.to(unet.device, unet.dtype)
-        self._factor = float(vae.config["scaling_factor"])
-        self._shift = float(vae.config["shift_factor"] or 0.0)
+        self._codec = KlCodec(vae)
 
     def compile(self) -> None:
         """Compile the UNet and both halves of the VAE in place; any size then runs, each new one slowly at first."""
@@ -78,9 +75,6 @@ class SdRestorer:
     def encode(self, image: Tensor, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
         """Map an enlarged low-quality image to its latent.
 
-        (posterior - shift_factor) * scaling_factor
-        Source: LDM, arXiv:2112.10752, appendix G.
-
         Args:
             image: (B, 3, H, W) float32, sRGB in [-1, 1]; H and W multiples of `info.multiple_of_px`.
             generator: samples the posterior, on its own device; a list has one for each image; None takes the mean.
@@ -89,12 +83,11 @@ class SdRestorer:
         Raises:
             ShapeError: not (B, 3, H, W) or not multiples.
         """
-        multiple = self.info.multiple_of_px
-        if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % multiple or image.shape[3] % multiple:
-            raise ShapeError(f"image {tuple(image.shape)} is not (B, 3, H, W) with multiples of {multiple}")
-        posterior = self.vae.encode(image.to(self.device, self.vae.dtype)).latent_dist
-        latent: Tensor = posterior.mean if generator is None else posterior.sample(generator)
-        return (latent.float() - self._shift) * self._factor
+        return self._codec.encode(image, generator)
+
+    def encode_within(self, image: Tensor, workspace: Workspace, generator: torch.Generator | None = None) -> Tensor:
+        """As `encode` of one image, in memory that is bounded: in strips where the whole does not fit."""
+        return self._codec.encode(image, generator, workspace)
 
     def restore(self, lq_latent: Tensor) -> Tensor:
         """Take the one step at the mid-timestep.
@@ -118,9 +111,11 @@ class SdRestorer:
         Returns:
             (B, 3, 8h, 8w) float32, nominally in [-1, 1]; not clamped.
         """
-        unscaled = latent.float() / self._factor + self._shift
-        image: Tensor = self.vae.decode(unscaled.to(self.vae.dtype)).sample
-        return image.float()
+        return self._codec.decode(latent)
+
+    def decode_within(self, latent: Tensor, workspace: Workspace) -> Tensor:
+        """As `decode` of one latent, in memory that is bounded; what is made in strips lies on the CPU."""
+        return self._codec.decode(latent, workspace)
 
 
 def describe_sd(source: ModelSource) -> RestorerInfo:
@@ -136,7 +131,7 @@ def describe_sd(source: ModelSource) -> RestorerInfo:
             f"the VAE gives {vae.get('latent_channels')}",
             hint="inpainting and latent-upscaling models are not supported",
         )
-    latent_px = _latent_px(vae)
+    latent_px = latent_px_of(vae)
     return RestorerInfo(
         name=source.name,
         family=SdFamily.name,
@@ -146,7 +141,7 @@ def describe_sd(source: ModelSource) -> RestorerInfo:
         multiple_of_px=latent_px,
         native_tile_px=source.record.native_tile_px,
         latent_px=latent_px,
-        codec=StageInfo("blended", 0, _BYTES_PER_CHANNEL * max(vae["block_out_channels"][:2])),
+        codec=StageInfo("internal", 0, bytes_per_px_of(vae)),
         step=StageInfo("blended", 0, _step_bytes_per_px(unet, latent_px)),
         border_px=0,
         color_fix="adain",
@@ -157,11 +152,6 @@ def describe_sd(source: ModelSource) -> RestorerInfo:
 
 def _step_bytes_per_px(unet_config: Mapping[str, Any], latent_px: int) -> int:
     return max(1, _STEP_BYTES_PER_CHANNEL * int(unet_config["block_out_channels"][0]) // latent_px**2)
-
-
-def _latent_px(vae_config: Mapping[str, Any]) -> int:
-    """Image pixels per latent element: the VAE halves the size after each of its levels but the last."""
-    return int(2 ** (len(vae_config["block_out_channels"]) - 1))
 
 
 def _count_parameters(folder: Path, part: str) -> int:

@@ -38,6 +38,7 @@ class Workspace:
         on_short: Callable[[], None] | None = None,
     ) -> None:
         self.device = device
+        self.memory_bytes = memory_bytes
         self.folder = folder
         self.strip_bytes = int(memory_bytes * _STRIP_SHARE)
         self._free = {device: memory_bytes - self.strip_bytes}
