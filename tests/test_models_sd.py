@@ -18,7 +18,7 @@ from torch import Tensor
 from omgsr_cli.color import match_color
 from omgsr_cli.errors import ModelError, ShapeError
 from omgsr_cli.geometry import Size
-from omgsr_cli.models.base import Restorer, StageInfo
+from omgsr_cli.models.base import Restorer, StageInfo, TilesItself
 from omgsr_cli.models.loading import load_restorer
 from omgsr_cli.models.sd import SdRestorer, vae_precision
 from omgsr_cli.options import RestoreOptions
@@ -128,9 +128,10 @@ def test_golden_pictures_are_reproduced(case: dict[str, object]) -> None:
 
 def test_is_a_restorer(restorer: SdRestorer) -> None:
     assert isinstance(restorer, Restorer)
+    assert isinstance(restorer, TilesItself)
     assert (restorer.info.latent_px, restorer.info.multiple_of_px) == (4, 4)
     assert restorer.info.native_tile_px == 8 * 4
-    assert restorer.info.codec == StageInfo("blended", 0, 20 * 8)
+    assert restorer.info.codec == StageInfo("internal", 0, 20 * 8)
     assert restorer.info.step == StageInfo("blended", 0, 160 * 8 // 4**2)
     assert restorer.info.color_fix == "adain"
     weights = sum(p.numel() for part in (restorer.unet, restorer.vae) for p in part.parameters())
