@@ -49,12 +49,15 @@ def encode_in_strips(vae: AutoencoderKL, image: Tensor, workspace: Workspace) ->
     """The posterior's moments, as `vae.encode` has them before it makes a distribution of them.
 
     Args:
-        vae: SD's or FLUX's; checked by `check_tiling`.
+        vae: SD's or FLUX's, with its adapter merged.
         image: (1, 3, H, W) float, sRGB in [-1, 1], on any device.
         workspace: bounds the memory.
     Returns:
         (1, 2 C, H/8, W/8) in the VAE's number format on the workspace's device: mean, then logarithm of variance.
+    Raises:
+        ModelError: it has a part that is not walked here, such as an adapter's layer.
     """
+    check_tiling(vae)
     field = _encoder(vae.encoder, PictureRows(image, workspace.device, vae.dtype), workspace)
     if vae.quant_conv is not None:
         field = Convolved(field, vae.quant_conv)
@@ -65,12 +68,13 @@ def decode_in_strips(vae: AutoencoderKL, latent: Tensor, workspace: Workspace) -
     """The picture of a latent, as `vae.decode` gives it, from its first rows to its last.
 
     Args:
-        vae: SD's or FLUX's; checked by `check_tiling`.
+        vae: SD's or FLUX's, with its adapter merged.
         latent: (1, C, h, w) float, not scaled, on any device.
         workspace: bounds the memory.
     Yields:
         (1, 3, rows, 8 w) in the VAE's number format on the workspace's device.
     """
+    check_tiling(vae)
     field: Field = PictureRows(latent, workspace.device, vae.dtype)
     if vae.post_quant_conv is not None:
         field = Convolved(field, vae.post_quant_conv)
