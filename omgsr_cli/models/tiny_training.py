@@ -89,5 +89,7 @@ def load_tiny_trainable(source: ModelSource, device: torch.device, start_from: P
 def outline_tiny(source: ModelSource, device: torch.device) -> TinyTrainable:
     """Build the network by its configuration, without its weights."""
     info = describe_tiny(source.folder, source.record, source.name)
-    network = TinyNetwork(TinyConfig.model_validate(read_json(source.folder / "config.json"))).to(device)
+    # Built in place: weights that are watched, as a rehearsal's are, cannot be moved.
+    with device:
+        network = TinyNetwork(TinyConfig.model_validate(read_json(source.folder / "config.json")))
     return TinyTrainable(TinyRestorer(network, DdpmSchedule(), info, device, "fp32"), source.record)

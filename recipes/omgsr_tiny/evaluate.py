@@ -20,9 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
-from features import Dists, Lpips
+from features import convert_missing
 from PIL import Image
 from torch import Tensor
+
+from omgsr_cli.training.dists import load_dists
+from omgsr_cli.training.features import load_vgg16
+from omgsr_cli.training.lpips import load_lpips
 
 METRICS = ("psnr_y", "ssim_y", "lpips_alex", "lpips_vgg", "dists")
 SCALE = 4
@@ -129,16 +133,17 @@ def load_measures(features: Path | str, names: Sequence[str] = METRICS) -> dict[
     Returns:
         Functions of (restored, hr), both (B, 3, H, W) float32 in [0, 1], to (B,).
     """
+    convert_missing(Path(features))
 
-    def build_lpips(net: Lpips) -> Measure:
-        return lambda first, second: net(first * 2 - 1, second * 2 - 1)
+    def on_signed(distance: Measure) -> Measure:
+        return lambda first, second: distance(first * 2 - 1, second * 2 - 1)
 
     loaders: dict[str, Callable[[], Measure]] = {
         "psnr_y": lambda: psnr_y,
         "ssim_y": lambda: ssim_y,
-        "lpips_alex": lambda: build_lpips(Lpips(features, "alex")),
-        "lpips_vgg": lambda: build_lpips(Lpips(features, "vgg")),
-        "dists": lambda: Dists(features),
+        "lpips_alex": lambda: on_signed(load_lpips(Path(features), "alex")),
+        "lpips_vgg": lambda: on_signed(load_lpips(Path(features), "vgg")),
+        "dists": lambda: on_signed(load_dists(load_vgg16(Path(features)), Path(features))),
     }
     return {name: loaders[name]() for name in names}
 
@@ -182,7 +187,7 @@ def enlarge_bicubic(image: Image.Image) -> Image.Image:
 
 def load_model(folder: Path) -> Restore:
     """Load a model folder of omgsr-cli, and run it as `omgsr upscale` does."""
-    from omgsr_cli.geometry import Size  # the other methods are measured without the package
+    from omgsr_cli.geometry import Size
     from omgsr_cli.models.loading import load_restorer
     from omgsr_cli.upscaling import upscale_image
 

@@ -5,6 +5,7 @@
 #   DISTS-pytorch 0.1:       alpha and beta of DISTS (MIT)
 set -eu
 folder=${1:?usage: fetch_features.sh FOLDER}
+here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$folder"
@@ -19,3 +20,4 @@ sha256sum --check --quiet <<SUMS
 2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d  vgg16.ckpt
 f5e65c96230b7f6ca995691647d482237e4cab8a50c5c4a5784f219ef0748218  dists.pt
 SUMS
+"${PYTHON:-python3}" "$here/features.py" .
