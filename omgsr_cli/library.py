@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from omgsr_cli.batch import FileResult, upscale_files
 from omgsr_cli.benchmark.plan import run_bench
-from omgsr_cli.errors import ShapeError
+from omgsr_cli.errors import ShapeError, UsageError
 from omgsr_cli.files.jobs import plan_jobs, scale_label
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.finished import FinishedResults, Settings
@@ -32,6 +33,7 @@ from omgsr_cli.options import (
     WriteOptions,
     build_options,
 )
+from omgsr_cli.restoration import OnProgress
 from omgsr_cli.timesteps.find import find_mid_timestep
 from omgsr_cli.upscaling import restore_picture
 
@@ -42,6 +44,7 @@ AnyArray = TypeVar("AnyArray", bound=NDArray[Any])
 # Pillow's modes that PNG holds as they are; others are stored as TIFF on their way in.
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _NAME = "the image"
+_RANGE_TOLERANCE = 0.02
 
 
 @overload
@@ -54,6 +57,8 @@ def upscale_image(
     color_fix: ColorFix | None = ...,
     tile: Literal["auto", "off"] | int = ...,
     seed: int | None = ...,
+    bit_depth: Literal[8, 16] | None = ...,
+    on_progress: OnProgress | None = ...,
 ) -> Image.Image: ...
 @overload
 def upscale_image(
@@ -65,6 +70,8 @@ def upscale_image(
     color_fix: ColorFix | None = ...,
     tile: Literal["auto", "off"] | int = ...,
     seed: int | None = ...,
+    bit_depth: Literal[8, 16] | None = ...,
+    on_progress: OnProgress | None = ...,
 ) -> Tensor: ...
 @overload
 def upscale_image(
@@ -76,6 +83,8 @@ def upscale_image(
     color_fix: ColorFix | None = ...,
     tile: Literal["auto", "off"] | int = ...,
     seed: int | None = ...,
+    bit_depth: Literal[8, 16] | None = ...,
+    on_progress: OnProgress | None = ...,
 ) -> AnyArray: ...
 def upscale_image(
     model: Restorer,
@@ -86,6 +95,8 @@ def upscale_image(
     color_fix: ColorFix | None = None,
     tile: Literal["auto", "off"] | int = "auto",
     seed: int | None = None,
+    bit_depth: Literal[8, 16] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Image.Image | Tensor | NDArray[Any]:
     """Restore and enlarge one image; nothing is printed, and the same call gives the same pixels.
 
@@ -99,10 +110,14 @@ def upscale_image(
         color_fix: "adain", "wavelet" or "none"; None takes what suits the model.
         tile: side of a tile in pixels of the result, "off", or "auto" by free memory.
         seed: samples the latent posterior with it; None takes its mean.
+        bit_depth: 8 rounds to whole levels of 1/255 between the stages, as the published scripts do, 16 does not; the
+            results differ by some levels. None takes 8 for what has 8 bits, and 16 for floats and all others.
+        on_progress: told (done, total) tiles. An exception that it raises ends the work and comes out of this call,
+            which is how to cancel it.
     Returns:
         The same kind, dtype, layout and device, enlarged; floats lie in [0, 1].
     Raises:
-        ShapeError: the image's shape or dtype is not one of these.
+        ShapeError: the image's shape, dtype or range is not one of these.
         UsageError: a value is out of range.
         DeviceError: memory is short.
     """
@@ -113,12 +128,15 @@ def upscale_image(
         tile=tile,
         seed=seed,
     )
+    if bit_depth not in (None, 8, 16):
+        raise UsageError(f"bit depth {bit_depth!r} is not 8 or 16", "leave it out for the image's own")
+    task = _Task(model, options, bit_depth, on_progress)
     if isinstance(image, Image.Image):
-        return _upscale_pil(model, image, options)
+        return _upscale_pil(task, image)
     if isinstance(image, Tensor):
-        return _upscale_tensor(model, image, options)
+        return _upscale_tensor(task, image)
     if isinstance(image, np.ndarray):
-        return _upscale_array(model, image, options)
+        return _upscale_array(task, image)
     raise ShapeError(f"an image is a PIL image, an array or a tensor, not a {type(image).__name__}")
 
 
@@ -195,12 +213,25 @@ def _model_options(model: Restorer) -> ModelOptions:
     return ModelOptions(model=info.name, mid_timestep=info.mid_timestep, prompt=info.prompt)
 
 
-def _restore(model: Restorer, picture: Picture, options: RestoreOptions) -> Picture:
-    output = plan_output_size(Size(*picture.size_px), options.size, model.info.scale)
-    return restore_picture(model, picture, output, options)[0]
+@dataclass(frozen=True)
+class _Task:
+    """What is to be done to an image of any kind."""
+
+    model: Restorer
+    options: RestoreOptions
+    bit_depth: int | None
+    on_progress: OnProgress | None
+
+    def restore(self, picture: Picture) -> Picture:
+        output = plan_output_size(Size(*picture.size_px), self.options.size, self.model.info.scale)
+        own_depth = picture.bit_depth
+        if self.bit_depth is not None:
+            picture = replace(picture, bit_depth=self.bit_depth)
+        restored = restore_picture(self.model, picture, output, self.options, on_progress=self.on_progress)[0]
+        return replace(restored, bit_depth=own_depth)
 
 
-def _upscale_pil(model: Restorer, image: Image.Image, options: RestoreOptions) -> Image.Image:
+def _upscale_pil(task: _Task, image: Image.Image) -> Image.Image:
     """Through the reader and writer of files, so that a profile, a palette or 16 bits mean what they mean there."""
     format_name = "PNG" if image.mode in _PNG_MODES else "TIFF"
     if image.mode in ("HSV", "YCbCr", "La", "RGBa", "RGBX", "PA"):
@@ -211,31 +242,31 @@ def _upscale_pil(model: Restorer, image: Image.Image, options: RestoreOptions) -
     kept = {name: image.info[name] for name in ("icc_profile", "exif", "dpi", "transparency") if name in image.info}
     fast = {"compress_level": 0} if format_name == "PNG" else {}
     image.save(held, format_name, **kept, **fast)
-    restored = _restore(model, read_picture(held.getvalue(), _NAME), options)
+    restored = task.restore(read_picture(held.getvalue(), _NAME))
     parts, _ = encode_picture(restored, name=_NAME, format="png")
     result = Image.open(io.BytesIO(b"".join(parts)))
     result.load()
     return result
 
 
-def _upscale_tensor(model: Restorer, image: Tensor, options: RestoreOptions) -> Tensor:
+def _upscale_tensor(task: _Task, image: Tensor) -> Tensor:
     if image.ndim == 4:
         if not len(image):
             raise ShapeError(f"a batch has at least one image, not {tuple(image.shape)}")
-        return torch.stack([_upscale_tensor(model, one, options) for one in image])
+        return torch.stack([_upscale_tensor(task, one) for one in image])
     if image.ndim != 3 or image.shape[0] not in (1, 3, 4) or not image.numel():
         raise ShapeError(f"a tensor is (C, H, W) or (B, C, H, W) with 1, 3 or 4 channels, not {tuple(image.shape)}")
     if not image.is_floating_point() and image.dtype != torch.uint8:
         raise ShapeError(f"a tensor is of uint8 or float in [0, 1], not {image.dtype}")
     whole = image.dtype == torch.uint8
     planes = image.detach().to("cpu", torch.float32)
-    restored = _restore_planes(model, planes / 255 if whole else planes, options, 8 if whole else 16)
+    restored = _restore_planes(task, planes / 255 if whole else planes, 8 if whole else 16)
     if whole:
         restored = (restored * 255).round_()
     return restored.to(image.device, image.dtype)
 
 
-def _upscale_array(model: Restorer, image: NDArray[Any], options: RestoreOptions) -> NDArray[Any]:
+def _upscale_array(task: _Task, image: NDArray[Any]) -> NDArray[Any]:
     channels = 1 if image.ndim == 2 else image.shape[-1]
     if image.ndim not in (2, 3) or channels not in (1, 3, 4) or not image.size:
         raise ShapeError(f"an array is (H, W) or (H, W, C) with 1, 3 or 4 channels, not {image.shape}")
@@ -243,18 +274,29 @@ def _upscale_array(model: Restorer, image: NDArray[Any], options: RestoreOptions
         raise ShapeError(f"an array is of uint8, uint16 or float in [0, 1], not {image.dtype}")
     if np.issubdtype(image.dtype, np.floating):
         planes = torch.from_numpy(image.reshape(*image.shape[:2], channels).astype(np.float32)).permute(2, 0, 1)
-        restored = _restore_planes(model, planes, options, 16)
+        restored = _restore_planes(task, planes, 16)
         result: NDArray[Any] = restored.permute(1, 2, 0).numpy().astype(image.dtype)
     else:
         depth = 8 if image.dtype == np.uint8 else 16
-        result = to_samples(_restore_planes(model, from_samples(image), options, depth), depth)
+        result = to_samples(_restore_planes(task, from_samples(image), depth), depth)
     return np.ascontiguousarray(result[:, :, 0] if image.ndim == 2 else result)
 
 
-def _restore_planes(model: Restorer, planes: Tensor, options: RestoreOptions, bit_depth: int) -> Tensor:
+def _range_hint(low: float, high: float) -> str:
+    if low >= -1 - _RANGE_TOLERANCE and high <= 1 + _RANGE_TOLERANCE:
+        return "from [-1, 1]: (image + 1) / 2"
+    return "from [0, 255]: image / 255" if low >= 0 and high <= 255 else "clip it to [0, 1] first"
+
+
+def _restore_planes(task: _Task, planes: Tensor, bit_depth: int) -> Tensor:
     """(C, H, W) float32 with 1, 3 or 4 channels, in [0, 1], to the restored planes of as many channels."""
     if not bool(planes.isfinite().all()):
         raise ShapeError("the image has values that are not finite")
+    low, high = (float(value) for value in planes.aminmax())
+    # A little beyond is the rounding of whoever computed it; more is another range, which clipping would spoil.
+    if low < -_RANGE_TOLERANCE or high > 1 + _RANGE_TOLERANCE:
+        hint = _range_hint(low, high)
+        raise ShapeError(f"floats are in [0, 1], and the image's are in [{low:.4g}, {high:.4g}]", hint)
     planes = planes.clamp(0, 1)
     grey = len(planes) == 1
     picture = Picture(
@@ -264,7 +306,7 @@ def _restore_planes(model: Restorer, planes: Tensor, options: RestoreOptions, bi
         is_grey=grey,
         is_neutral=grey,
     )
-    restored = _restore(model, picture, options)
+    restored = task.restore(picture)
     if grey:
         return luma(restored.rgb)
     return restored.rgb if restored.alpha is None else torch.cat((restored.rgb, restored.alpha))

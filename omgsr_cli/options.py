@@ -150,6 +150,7 @@ class BenchOptions(_Options):
         data: folder of low-quality pictures, or one with `test_LR/` and `test_HR/`; None takes the package's own.
         hr: folder of their references.
         sr: folders of pictures that were restored before.
+        recursive: whether the folders' folders are searched too.
         scale: enlargement where there is no reference; None takes the first model's own.
         model: presets, folders, repositories, "bicubic", "lanczos" or files of networks; none takes the default.
         base: base model that `adapter` belongs to.
@@ -166,6 +167,7 @@ class BenchOptions(_Options):
     data: Path | None = None
     hr: Path | None = None
     sr: tuple[Path, ...] = ()
+    recursive: bool = False
     scale: float | None = None
     model: tuple[str, ...] = ()
     base: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -274,7 +275,10 @@ def test_a_networks_file_is_a_model(tmp_path: Path) -> None:
     path = tmp_path / "x4.safetensors"
     path.write_bytes(b"network")
     made = network_contestant(path, "x4", device="cpu", precision="auto")
-    assert made.info.identity == files_identity(path)
+    again = network_contestant(path, "x4", device="cpu", precision="fp32")
+    assert made.info.identity == again.info.identity
+    other = network_contestant(path, "x4", device="cpu", precision="bf16")
+    assert made.info.identity != other.info.identity
     enlarger = made.load()
     image = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
     whole = enlarger(image, Size(20, 28))
@@ -313,3 +317,21 @@ def test_a_stopwatch_keeps_nothing_of_what_failed() -> None:
     assert speed is not None
     assert speed.per_megapixel_s.median == pytest.approx(speed.per_image_s.median / 2)
     assert (speed.device, speed.peak_device_mib) == ("cpu", None)
+
+
+def test_a_models_identity_is_all_of_its_content_and_the_programs_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x4.pth"
+    data = bytearray(300_000)
+    path.write_bytes(data)
+    identities = [files_identity(path)]
+    # In the middle, with the same size and the same modification time.
+    data[150_000] = 1
+    state = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    identities.append(files_identity(path))
+    monkeypatch.setattr("omgsr_cli.benchmark.cache.__version__", "mended")
+    identities.append(files_identity(path))
+    assert len(set(identities)) == 3

@@ -189,3 +189,16 @@ def test_a_page_is_written(bench: Bench, data: Path, tmp_path: Path) -> None:
 def test_with_no_model_named_it_is_the_default_one(bench: Bench, data: Path) -> None:
     (model,) = bench("--data", data, "--metrics", "psnr", "--json").records[0]["models"]
     assert (model["name"], model["kind"], model["scale"]) == ("omgsr-tiny", "omgsr", 4.0)
+
+
+def test_folders_of_folders_and_marks_of_test_sets(bench: Bench, tmp_path: Path) -> None:
+    for camera, width in (("Canon", 20), ("Nikon", 16)):
+        draw(tmp_path / "set" / "LR" / camera / "001_LR4.png", width, 12)
+        draw(tmp_path / "set" / "HR" / camera / "001_HR.png", width * 4, 48)
+    arguments = ("--data", tmp_path / "set", "--model", "bicubic", "--metrics", "psnr", "--json")
+    said = bench(*arguments)
+    assert said.code == 1
+    assert "--recursive" in said.err
+    said = bench(*arguments, "--recursive")
+    assert said.code == 0, said.err
+    assert [image["name"] for image in said.records[0]["images"]] == ["Canon/001_LR4", "Nikon/001_LR4"]

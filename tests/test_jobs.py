@@ -598,13 +598,16 @@ def test_linked_folders_are_the_same_folder_and_linked_pictures_are_names() -> N
         (["x/a.png", "y/a.png"], {"output": "y/../out/"}),
     ],
 )
-def test_two_inputs_for_one_output_are_refused(inputs: list[str], options: dict[str, Any]) -> None:
+def test_two_inputs_for_one_output_are_named_and_the_rest_is_done(inputs: list[str], options: dict[str, Any]) -> None:
     make("x/a.png", "y/a.png")
     make(*(name for name in inputs if "." in name))
-    with pytest.raises(UsageError, match="would both become") as caught:
-        plan(*inputs, **options)
-    assert all(str(Path(name)) in caught.value.message for name in inputs)
-    assert "separate runs" in (caught.value.hint or "")
+    make("x/clear.png")
+    planned = plan(*inputs, "x/clear.png", **options)
+    [clash] = planned.problems
+    assert "would both become" in clash.message
+    assert all(str(Path(name)) in clash.message for name in inputs)
+    assert "separate runs" in (clash.hint or "")
+    assert [job.source for job in planned.jobs] == [Path("x/clear.png")]
 
 
 @pytest.mark.parametrize(
@@ -695,8 +698,9 @@ def test_names_that_differ_in_case_or_unicode_form_are_one_where_the_system_says
     assert EntryKeys()(Path(composed)) != EntryKeys()(Path(decomposed))
     monkeypatch.setattr(folders, "_NAMES_FOLD", True)
     assert EntryKeys()(Path(composed)) == EntryKeys()(Path(decomposed)) == EntryKeys()(Path(composed.lower()))
-    with pytest.raises(UsageError, match="would both become"):
-        plan("x/a.png", "y/A.png", output="out")
+    planned = plan("x/a.png", "y/A.png", output="out")
+    assert not planned.jobs
+    assert "would both become" in messages(planned)[0]
 
 
 # Properties
@@ -756,11 +760,11 @@ def test_any_tree_is_planned_without_a_loss(
     if output_format != "same":
         extensions = dict.fromkeys(extensions, f".{output_format}")
     written = [path.with_suffix(extensions[path.suffix]) for path in pictures]
-    if len(set(written)) < len(written):
-        with pytest.raises(UsageError, match="would both become"):
-            plan("in", output=output, **options)
-        return
     planned = plan("in", output=output, **options)
+    if len(set(written)) < len(written):
+        assert len(planned.problems) == sum(written.count(path) > 1 for path in set(written))
+        assert len(planned.jobs) == sum(written.count(path) == 1 for path in set(written))
+        return
     assert {job.source for job in planned.jobs} == pictures
     assert len({job.destination for job in planned.jobs}) == len(planned.jobs)
     assert bool(planned.problems) == (not pictures)

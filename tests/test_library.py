@@ -203,7 +203,7 @@ def test_a_mid_timestep_is_found(tmp_path: Path, capfd: pytest.CaptureFixture[st
     small: dict[str, Any] = {"resolution": 16, "on_small": "resize", "max_samples": 5, "device": "cpu"}
     found = find_mid_timestep(photos, **small, on_result=told.append)
     assert found.samples == len(told) == 5
-    assert found.interval[0] <= found.mid_timestep <= found.interval[1]
+    assert found.interval is None
     assert float(found.curve[found.mid_timestep]) == found.loss
     again = find_mid_timestep([photos], **small)
     assert again.mid_timestep == found.mid_timestep
@@ -258,3 +258,53 @@ def test_the_examples_of_the_documentation_run(example: str, tmp_path: Path, mon
     Image.fromarray(samples(3, 1)).save(tmp_path / "scan.png")
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "docs/library.md", "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize(
+    ("values", "hint"),
+    [((0.0, 255.0), "image / 255"), ((-1.0, 1.0), r"\(image \+ 1\) / 2"), ((-300.0, 4.0), "clip it")],
+)
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+def test_floats_of_another_range_are_refused(
+    model: Restorer, values: tuple[float, float], hint: str, kind: str
+) -> None:
+    array = np.linspace(*values, 3 * 8 * 8, dtype=np.float32).reshape(8, 8, 3)
+    image = array if kind == "array" else torch.from_numpy(array).permute(2, 0, 1)
+    with pytest.raises(ShapeError, match=r"floats are in \[0, 1\], and the image's are in") as caught:
+        upscale_image(model, image, scale=1)
+    assert re.search(hint, caught.value.hint or "")
+
+
+def test_floats_a_rounding_beyond_are_taken(model: Restorer) -> None:
+    image = torch.full((3, 8, 8), 1.004)
+    assert upscale_image(model, image, scale=1).max() <= 1
+
+
+def test_the_bit_depth_makes_integers_and_floats_one_path(model: Restorer) -> None:
+    array = samples(3)
+    floats = array.astype(np.float32) / 255
+    for depth in (8, 16):
+        from_integers = upscale_image(model, array, scale=2, bit_depth=depth).astype(int)
+        from_floats = upscale_image(model, floats, scale=2, bit_depth=depth) * 255
+        assert np.abs(from_integers - from_floats).max() <= 0.51
+    with pytest.raises(UsageError, match="bit depth 10"):
+        upscale_image(model, array, bit_depth=10)
+
+
+def test_progress_is_told_and_an_exception_cancels(model: Restorer) -> None:
+    told: list[tuple[int, int]] = []
+    image = np.zeros((40, 40, 3), np.uint8)
+    upscale_image(model, image, tile=64, on_progress=lambda done, total: told.append((done, total)))
+    assert told[-1][0] == told[-1][1] == len(told) > 1
+
+    class CancelError(Exception):
+        pass
+
+    def cancel(done: int, total: int) -> None:
+        told.append((done, total))
+        raise CancelError
+
+    told.clear()
+    with pytest.raises(CancelError):
+        upscale_image(model, image, tile=64, on_progress=cancel)
+    assert len(told) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from omgsr_cli.datasets.crops import draw_window, fit_small, trim, whole_factor
 from omgsr_cli.datasets.pair_source import ImagePair, PairSource
 from omgsr_cli.degradation import load_degradation
 from omgsr_cli.errors import FileError, ModelError, ShapeError, UsageError
-from omgsr_cli.files.pairs import pair_by_stem
+from omgsr_cli.files.inputs import FoundInput
+from omgsr_cli.files.pairs import pair_by_name
 from omgsr_cli.models.encoders import load_encoder
 from omgsr_cli.schedules import DdpmSchedule, FlowSchedule
 from omgsr_cli.timesteps import (
@@ -90,6 +92,38 @@ def test_the_interval_narrows_with_more_samples() -> None:
         low, high = match_snr(*random_numbers(count), DdpmSchedule()).interval
         widths.append(high - low)
     assert widths[1] < widths[0] / 2
+
+
+def test_crops_of_one_picture_do_not_count_as_many_pictures() -> None:
+    power, snr = random_numbers(8)
+    schedule = DdpmSchedule()
+    alone = match_snr(power, snr, schedule, seed=1)
+    crops = match_snr(power.repeat(50), snr.repeat(50), schedule, pictures=[*range(8)] * 50, seed=1)
+    assert (crops.samples, crops.pictures) == (400, 8)
+    assert crops.interval == alone.interval
+    unaware = match_snr(power.repeat(50), snr.repeat(50), schedule, seed=1).interval
+    assert alone.interval is not None
+    assert unaware is not None
+    assert unaware[1] - unaware[0] < (alone.interval[1] - alone.interval[0]) / 2
+
+
+def test_a_handful_of_pictures_has_no_interval() -> None:
+    power, snr = random_numbers(64)
+    for count in (1, 7):
+        found = match_snr(power, snr, DdpmSchedule(), pictures=[i % count for i in range(64)])
+        assert (found.pictures, found.interval) == (count, None)
+    assert match_snr(power, snr, DdpmSchedule(), pictures=[i % 8 for i in range(64)]).interval is not None
+
+
+def test_in_this_process_torch_keeps_its_threads(tmp_path: Path) -> None:
+    source = source_of(write_pictures(tmp_path, [(40, 60)]), count=1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert isinstance(source[0], ImagePair)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_identical_sets_have_no_spread() -> None:
@@ -364,16 +398,40 @@ def test_whole_factors() -> None:
     assert whole_factor((15, 15), (10, 10)) is None
 
 
-def test_pairs_go_by_stem() -> None:
-    first, second = [Path("a/2.png"), Path("a/1.png")], [Path("b/1.jpg"), Path("b/2.webp")]
-    pairs = pair_by_stem(first, second)
-    assert [(pair.stem, pair.first, pair.second) for pair in pairs] == [
-        ("2", first[0], second[1]),
-        ("1", first[1], second[0]),
-    ]
+def named(*paths: str, folder: str) -> list[FoundInput]:
+    return [FoundInput(Path(folder, path), Path(path), Path(folder)) for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "names"),
+    [
+        (("2.png", "1.png"), ("1.jpg", "2.webp"), ("2", "1")),
+        (("Nikon/001.png", "Canon/001.png"), ("Canon/001.png", "Nikon/001.png"), ("Nikon/001", "Canon/001")),
+        (("Canon_001_HR.png", "Canon_002_HR.png"), ("Canon_002_LR4.png", "Canon_001_LR4.png"), None),
+        (("0001.png", "0002.png"), ("0002x4.png", "0001x4.png"), ("0001", "0002")),
+        (("0001.png",), ("0001_x4.png",), ("0001",)),
+        (("a/1_HR.png", "b/1_HR.png"), ("b/1_LR2.png", "a/1_LR2.png"), ("a/1_HR", "b/1_HR")),
+        (("img_x4.png", "img_x2.png"), ("img_x2.png", "img_x4.png"), ("img_x4", "img_x2")),
+    ],
+)
+def test_pairs_go_by_name(first: tuple[str, ...], second: tuple[str, ...], names: tuple[str, ...] | None) -> None:
+    pairs = pair_by_name(named(*first, folder="hq"), named(*second, folder="lq"))
+    assert [pair.first for pair in pairs] == [Path("hq", name) for name in first]
+    assert sorted(pair.second for pair in pairs) == sorted(Path("lq", name) for name in second)
+    for pair in pairs:
+        plain = [
+            re.sub(r"(_HR|_LR[0-9]|(?<=0[0-9])_?x4)$", "", p.with_suffix("").as_posix()[3:])
+            for p in (pair.first, pair.second)
+        ]
+        assert plain[0] == plain[1]
+    assert names is None or tuple(pair.name for pair in pairs) == names
+
+
+def test_what_cannot_be_paired_is_named() -> None:
+    first, second = named("2.png", "1.png", folder="a"), named("1.jpg", "2.webp", folder="b")
     with pytest.raises(UsageError, match=r"1 of 2 pictures have no partner in --lq: a/2\.png"):
-        pair_by_stem(first, second[:1], names=("--data", "--lq"))
+        pair_by_name(first, second[:1], names=("--data", "--lq"))
     with pytest.raises(UsageError, match=r"no partner in --data: b/2\.webp"):
-        pair_by_stem(first[1:], second, names=("--data", "--lq"))
-    with pytest.raises(UsageError, match="same stem"):
-        pair_by_stem([*first, Path("c/1.png")], second)
+        pair_by_name(first[1:], second, names=("--data", "--lq"))
+    with pytest.raises(UsageError, match=r"the same name: a/1\.png, c/1\.png"):
+        pair_by_name([*first, *named("1.png", folder="c")], second)

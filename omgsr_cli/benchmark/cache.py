@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from omgsr_cli import __version__
 from omgsr_cli.errors import FileError, OmgsrError
-from omgsr_cli.files.remembered import cache_folder
+from omgsr_cli.files.remembered import Remembered, cache_folder
 
 _FORMAT = 1
 """Raised when what is kept changes its meaning; older entries are then no longer found."""
-
-_SAMPLE_BYTES = 1 << 16
 
 
 def default_cache_folder() -> Path:
@@ -95,18 +94,10 @@ def key_of(**depends_on: object) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:40]
 
 
-def files_identity(folder: Path, suffixes: tuple[str, ...] = (".safetensors", ".json", ".txt")) -> str:
-    """Tell a model's folder from another by the names, sizes and both ends of its files.
-
-    Weights of gigabytes are thus not read whole; two that are alike in all this are the same ones.
-    """
-    files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.suffix in suffixes)
-    digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder)}\0{size}\0".encode("utf-8", "surrogateescape"))
-        with path.open("rb") as file:
-            digest.update(file.read(_SAMPLE_BYTES))
-            file.seek(max(0, size - _SAMPLE_BYTES))
-            digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()[:40]
+def files_identity(place: Path) -> str:
+    """Tell a model's folder or file from another by the content of all of it, and by the version of this program."""
+    remembered = Remembered()
+    try:
+        return key_of(content=remembered.contents([place]), version=__version__)
+    finally:
+        remembered.close()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from omgsr_cli.errors import FileError, OmgsrError, UsageError
 from omgsr_cli.files.folders import natural_key
-from omgsr_cli.files.inputs import find_inputs, shown
-from omgsr_cli.files.pairs import pair_by_stem
+from omgsr_cli.files.inputs import FoundInput, find_inputs, shown
+from omgsr_cli.files.pairs import pair_by_name
 from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import probe_picture
 from omgsr_cli.options import MAX_SCALE, MIN_SCALE
@@ -48,20 +48,28 @@ def shipped_folder() -> Path:
 def shipped_cases(scale: float) -> tuple[Case, ...]:
     """The small set of the package: pairs, and real low-quality pictures that have no reference."""
     folder = shipped_folder()
-    high = {path.stem: path for path in _pictures(folder / "hr")}
-    return _sized([Case(path.stem, path, high.get(path.stem)) for path in _pictures(folder / "lr")], scale)
+    high = {found.path.stem: found.path for found in _pictures(folder / "hr")}
+    low = [found.path for found in _pictures(folder / "lr")]
+    return _sized([Case(path.stem, path, high.get(path.stem)) for path in low], scale)
 
 
 def find_cases(
-    data: Path | None, references: Path | None, given: Mapping[str, Path], scale: float, *, use_references: bool = True
+    data: Path | None,
+    references: Path | None,
+    given: Mapping[str, Path],
+    scale: float,
+    *,
+    recursive: bool = False,
+    use_references: bool = True,
 ) -> tuple[Case, ...]:
-    """Find the pictures of a benchmark and put those together that share a stem.
+    """Find the pictures of a benchmark and put those together that are called the same.
 
     Args:
         data: folder of low-quality pictures, or one with `test_LR/` (or `LR/`) and `test_HR/` (or `HR/`) in it.
         references: folder of high-quality pictures, or one with `test_HR/` in it.
         given: folders of restored pictures by the name that each is called.
         scale: enlargement of pictures that have no reference; those that have one are restored to its size.
+        recursive: whether the folders' folders are searched too.
         use_references: whether to take the `test_HR/` that lies beside `test_LR/`.
     Raises:
         OmgsrError: files have no partner or not the partner's size; the message lists them.
@@ -74,11 +82,11 @@ def find_cases(
     elif references is not None:
         references = _half(references, _HIGH_NAMES)
     folders = [folder for folder in (low_folder, references, *given.values()) if folder is not None]
-    pictures = {folder: _pictures(folder) for folder in folders}
+    pictures = {folder: _pictures(folder, recursive) for folder in folders}
     partners = {
         folder: {
-            pair.stem: pair.second
-            for pair in pair_by_stem(pictures[folders[0]], pictures[folder], names=(str(folders[0]), str(folder)))
+            pair.name: pair.second
+            for pair in pair_by_name(pictures[folders[0]], pictures[folder], names=(str(folders[0]), str(folder)))
         }
         for folder in folders
     }
@@ -104,12 +112,12 @@ def _half(folder: Path, names: Sequence[str], *, missing_ok: bool = False) -> Pa
     return found or (None if missing_ok else folder)
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _pictures(folder: Path, recursive: bool = False) -> list[FoundInput]:
     """The pictures of a folder in natural order."""
-    found, problems = find_inputs([str(folder)], recursive=False)
+    found, problems = find_inputs([str(folder)], recursive=recursive)
     if problems:
         raise problems[0]
-    return sorted((each.path for each in found), key=natural_key)
+    return sorted(found, key=lambda each: natural_key(each.path))
 
 
 def _sized(cases: Sequence[Case], scale: float) -> tuple[Case, ...]:

@@ -11,7 +11,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from omgsr_cli.benchmark.cache import files_identity
+from omgsr_cli.benchmark.cache import files_identity, key_of
 from omgsr_cli.benchmark.results import ModelInfo
 from omgsr_cli.errors import DeviceError
 from omgsr_cli.geometry import Size
@@ -76,7 +76,8 @@ def network_contestant(path: Path, name: str, *, device: str | None, precision: 
         precision = "fp32"
     chosen_precision = choose_precision(precision, chosen_device)
     # What it enlarges by, and how many weights it has, shows only when it is read.
-    info = ModelInfo(name, "network", None, None, files_identity(path), str(path))
+    identity = key_of(weights=files_identity(path), device=chosen_device.type, precision=chosen_precision)
+    info = ModelInfo(name, "network", None, None, identity, str(path))
     return Contestant(info, lambda: _load_network(path, chosen_device, chosen_precision))
 
 

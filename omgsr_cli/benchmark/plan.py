@@ -113,7 +113,7 @@ def _cases(options: BenchOptions, given: Mapping[str, Path], contestants: Sequen
         if options.hr is not None:
             raise UsageError(f"--hr {shown(options.hr)} has no pictures beside it", "give --data or --sr")
         return shipped_cases(scale)
-    return find_cases(options.data, options.hr, given, scale)
+    return find_cases(options.data, options.hr, given, scale, recursive=options.recursive)
 
 
 def _suiting(asked: Sequence[KnownMetric], options: BenchOptions, cases: Sequence[Case]) -> tuple[KnownMetric, ...]:

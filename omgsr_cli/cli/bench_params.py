@@ -21,12 +21,16 @@ Data = Annotated[
 
 Hr = Annotated[
     Path | None,
-    typer.Option("--hr", metavar="FOLDER", help="Their references, of the same stems.", rich_help_panel="Pictures"),
+    typer.Option("--hr", metavar="FOLDER", help="Their references, of the same names.", rich_help_panel="Pictures"),
 ]
 
 Sr = Annotated[
     list[Path] | None,
     typer.Option("--sr", metavar="FOLDER", help="Pictures restored before; repeatable.", rich_help_panel="Pictures"),
+]
+
+Recursive = Annotated[
+    bool, typer.Option("--recursive", "-r", help="Go into the folders' folders.", rich_help_panel="Pictures")
 ]
 
 Scale = Annotated[

@@ -113,10 +113,12 @@ def _finish(
     talk.result(draw_text(record), record)
     if interrupted:
         talk.note(f"interrupted after {len(survey.measured)} of {len(survey.source)} samples: known so far")
+        files.save(survey, record)
         return INTERRUPTED
     wanted = survey.options.until_stable
     if wanted is not None and not survey.is_stable():
-        talk.note(f"note: the interval is not narrower than {wanted} after all {found.samples} samples")
+        reason = "there is none of so few pictures" if found.interval is None else f"not narrower than {wanted}"
+        talk.note(f"note: the interval: {reason}, after all {found.samples} samples")
     files.save(survey, record)
     if files.write is not None:
         talk.note(f"{files.write}: mid_timestep = {found.mid_timestep}")

@@ -17,7 +17,7 @@ Data = Annotated[
 
 Lq = Annotated[
     list[str] | None,
-    typer.Option(metavar="LQ", help="Their real low-quality partners, by file stem.", rich_help_panel=DATA),
+    typer.Option(metavar="LQ", help="Their real low-quality partners, by name.", rich_help_panel=DATA),
 ]
 
 Degradation = Annotated[

@@ -71,8 +71,10 @@ class PairSource(torch.utils.data.Dataset["ImagePair | FileError"]):
         return self.count
 
     def __getitem__(self, item: int) -> ImagePair | FileError:
-        # A worker's file that cannot be read is a result, not the end of the run.
-        torch.set_num_threads(1)
+        if torch.utils.data.get_worker_info() is not None:
+            # Workers share the cores; in the program's own process the encoder needs all of them.
+            torch.set_num_threads(1)
+        # A file that cannot be read is a result, not the end of the run.
         epoch, place = divmod(item, len(self.pictures))
         index = int(self._order[place])
         try:

@@ -47,7 +47,7 @@ class JobPlan:
 
     Attributes:
         jobs: in the order to do them; no two of them write the same file, none writes what it or another reads.
-        problems: inputs that cannot be used; the others are done.
+        problems: inputs that cannot be used, or whose results would have one name; the others are done.
         earlier_results: inputs left out because another job's result has their name, as `a_x4.jpg` beside
             `a.jpg` when `*.jpg` is done again; before/after pictures likewise.
     """
@@ -90,8 +90,7 @@ def plan_jobs(
         scale_label: "4" or "2.5", shown as _x4; or anything else, as "1920x1080", shown as _1920x1080.
         output_format: of the files; "same" keeps an input's suffix where it can be written, else takes .png.
     Raises:
-        UsageError: there are no inputs, an input is its own output, two would become the same file, or arguments do
-            not go together.
+        UsageError: there are no inputs, an input is its own output, or arguments do not go together.
     """
     if not inputs:
         raise UsageError("no input given", "name a picture, a folder, a list.txt, or - for standard input")
@@ -239,20 +238,21 @@ def _without_earlier_results(pairs: Sequence[tuple[Path, Path]], problems: tuple
     results = {key(path) for _, destination in pairs for path in (destination, comparison_path(destination))}
     earlier = tuple(source for source, _ in pairs if key(source) in results)
     kept = [(source, destination) for source, destination in pairs if key(source) not in results]
-    writers: dict[str, Path] = {}
+    writers: dict[str, list[Path]] = {}
     for source, destination in kept:
-        other = writers.setdefault(key(destination), source)
-        if other != source:
-            raise _collision(other, source, destination)
-    return JobPlan(tuple(Job(*pair) for pair in kept), problems, earlier)
+        writers.setdefault(key(destination), []).append(source)
+    clear = tuple(Job(*pair) for pair in kept if len(writers[key(pair[1])]) == 1)
+    clashes = {key(place): _clash(writers[key(place)], place) for _, place in kept if len(writers[key(place)]) > 1}
+    return JobPlan(clear, (*problems, *clashes.values()), earlier)
 
 
-def _collision(first: Path, second: Path, destination: Path) -> UsageError:
-    if first.name == second.name:
-        hint = "do them in separate runs, each with its own -o"
-    else:
-        hint = "rename one of them, or do them in separate runs, each with its own -o"
-    return UsageError(f"{shown(first)} and {shown(second)} would both become {shown(destination)}", hint)
+def _clash(sources: Sequence[Path], destination: Path) -> FileError:
+    *others, last = (shown(source) for source in sources)
+    hint = "do them in separate runs, each with its own -o"
+    if len({source.name for source in sources}) > 1:
+        hint = f"rename one of them, or {hint}"
+    both = "both" if len(sources) == 2 else "all"
+    return FileError(f"{', '.join(others)} and {last} would {both} become {shown(destination)}", hint)
 
 
 def scale_label(sizes: SizeOptions, model_scale: float) -> str:

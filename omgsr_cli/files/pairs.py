@@ -1,15 +1,20 @@
-"""Which two files show the same picture: pairing by the stem of their names."""
+"""Which two files show the same picture: pairing by their names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from omgsr_cli.errors import FileError, UsageError
-from omgsr_cli.files.inputs import find_inputs, shown
+from omgsr_cli.files.inputs import FoundInput, find_inputs, shown
 
 _NAMED = 5
+
+
+# What test sets add to a name to tell the halves of a pair apart: _HR, _LR4, _x4, x4 after a digit, ...
+_MARK = re.compile(r"(?:[._-](?:hr|lr|gt|hq|lq|sr)(?:x?[0-9]+)?|[._-]x[0-9]+|(?<=[0-9])x[0-9]+)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -17,49 +22,89 @@ class Pair:
     """Two files of one picture.
 
     Attributes:
-        stem: the name that they share, without its ending.
+        name: what the picture is called: the first file's stem, or its path below its folder where stems are twice.
         first: a file of the first list.
         second: its partner in the second.
     """
 
-    stem: str
+    name: str
     first: Path
     second: Path
 
 
-def pair_by_stem(
-    first: Sequence[Path], second: Sequence[Path], *, names: tuple[str, str] = ("the first", "the second")
+def pair_by_name(
+    first: Sequence[FoundInput], second: Sequence[FoundInput], *, names: tuple[str, str] = ("the first", "the second")
 ) -> tuple[Pair, ...]:
-    """Pair the files of two lists by their stems: a/0001.png goes with b/0001.jpg.
+    """Pair the files of two lists by what they are called: a/0001.png goes with b/0001.jpg.
+
+    The first of these that tells all files of both lists apart and leaves none alone counts: the stem; the path below
+    the folder that was named (Canon/001 and Nikon/001); and both without the marks of test sets (_HR, _LR4, _x4, x4).
 
     Args:
         first: files, one per picture; the pairs come in their order.
         second: their partners, in any order.
         names: what to call the two lists in messages.
     Raises:
-        UsageError: a file has no partner, or a stem is twice in one list; the message lists them.
+        UsageError: a file has no partner, or a name is twice in one list; the message lists them.
     """
-    partners = _by_stem(second, names[1])
-    own = _by_stem(first, names[0])
-    for stems, others, name in ((own, partners, names[1]), (partners, own, names[0])):
-        missing = [path for stem, path in stems.items() if stem not in others]
+    for key in _KEYS:
+        own, partners = ({key(file): file.path for file in files} for files in (first, second))
+        if own.keys() == partners.keys() and len(own) == len(first) and len(partners) == len(second):
+            told = _told_names(first)
+            return tuple(Pair(told[file.path], file.path, partners[key(file)]) for file in first)
+    raise _no_pairs(first, second, names)
+
+
+def _stem(file: FoundInput) -> str:
+    return file.path.stem
+
+
+def _place(file: FoundInput) -> str:
+    return file.below.with_suffix("").as_posix()
+
+
+def _unmarked_stem(file: FoundInput) -> str:
+    return _without_marks(file.path.stem)
+
+
+def _unmarked_place(file: FoundInput) -> str:
+    return file.below.with_name(_without_marks(file.path.stem)).as_posix()
+
+
+_KEYS: tuple[Callable[[FoundInput], str], ...] = (_stem, _place, _unmarked_stem, _unmarked_place)
+
+
+def _without_marks(stem: str) -> str:
+    while (shorter := _MARK.sub("", stem)) not in (stem, ""):
+        stem = shorter
+    return stem
+
+
+def _told_names(files: Sequence[FoundInput]) -> dict[Path, str]:
+    alone = len({_stem(file) for file in files}) == len(files)
+    return {file.path: _stem(file) if alone else _place(file) for file in files}
+
+
+def _no_pairs(first: Sequence[FoundInput], second: Sequence[FoundInput], names: tuple[str, str]) -> UsageError:
+    """Say what stands in the way, by the way of naming that brings most files together."""
+
+    def together(key: Callable[[FoundInput], str]) -> int:
+        return len({key(file) for file in first} & {key(file) for file in second})
+
+    key = max(_KEYS, key=together)
+    for files, others, name in ((first, second, names[1]), (second, first, names[0])):
+        known = {key(file) for file in others}
+        missing = [file.path for file in files if key(file) not in known]
         if missing:
-            raise UsageError(
-                f"{len(missing)} of {len(stems)} pictures have no partner in {name}: {_listed(missing)}",
-                "partners have the same name, up to its ending",
+            return UsageError(
+                f"{len(missing)} of {len(files)} pictures have no partner in {name}: {_listed(missing)}",
+                "partners have the same name, up to their ending and marks as _HR, _LR4 or _x4",
             )
-    return tuple(Pair(stem, path, partners[stem]) for stem, path in own.items())
-
-
-def _by_stem(paths: Sequence[Path], name: str) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    twice: list[Path] = []
-    for path in paths:
-        if found.setdefault(path.stem, path) is not path:
-            twice += [found[path.stem], path]
-    if twice:
-        raise UsageError(f"{name} has pictures of the same stem: {_listed(twice)}", "leave one of each out")
-    return found
+    for files, name in ((first, names[0]), (second, names[1])):
+        twice = [file.path for file in files if sum(key(other) == key(file) for other in files) > 1]
+        if twice:
+            return UsageError(f"{name} has pictures of the same name: {_listed(twice)}", "leave one of each out")
+    return UsageError(f"{names[0]} and {names[1]} cannot be paired", "give partners the same name")
 
 
 def _listed(paths: Iterable[Path]) -> str:
@@ -86,7 +131,7 @@ def find_pictures(data: Sequence[str], lq: Sequence[str] | None) -> FoundPicture
     """Find the pictures, and the partner of each where there are real ones.
 
     Raises:
-        UsageError: there are none, or their stems do not go together.
+        UsageError: there are none, or their names do not go together.
     """
     found, problems = find_inputs(data, recursive=True)
     pictures = tuple(item.path for item in found)
@@ -95,7 +140,7 @@ def find_pictures(data: Sequence[str], lq: Sequence[str] | None) -> FoundPicture
         others, more = find_inputs(lq, recursive=True)
         problems += more
         if pictures and others:
-            pairs = pair_by_stem(pictures, [item.path for item in others], names=("--data", "--lq"))
+            pairs = pair_by_name(found, others, names=("--data", "--lq"))
             partners = tuple(pair.second for pair in pairs)
     if not pictures or (lq and partners is None):
         reason = f": {problems[0].message}" if problems else ""

@@ -172,8 +172,8 @@ class Survey:
         wanted = self.options.until_stable
         if wanted is None or not self.measured:
             return False
-        low, high = self.answer().interval
-        return high - low < wanted
+        interval = self.answer().interval
+        return interval is not None and interval[1] - interval[0] < wanted
 
     def numbers(self) -> tuple[Tensor, Tensor]:
         """Powers of the clean latents and ratios of the low-quality ones, (N,) float64 each."""
@@ -192,7 +192,8 @@ class Survey:
                 f"none of {len(self.source)} pictures can be used, for the reasons above",
                 "give other pictures, or --on-small resize where they are smaller than a crop",
             )
-        return match_snr(*self.numbers(), self.encoder.schedule, seed=self.options.seed)
+        pictures = [item.path for item in self.measured]
+        return match_snr(*self.numbers(), self.encoder.schedule, pictures=pictures, seed=self.options.seed)
 
     def _is_due(self) -> bool:
         # The interval takes a moment: it is not asked for after each sample.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,8 @@ from omgsr_cli.schedules import Schedule
 
 BOOTSTRAP_DRAWS = 1000
 FLAT = 0.01
+#: Fewer pictures than this say nothing of how much others would differ.
+MIN_PICTURES = 8
 _CHUNK = 2048
 
 
@@ -25,7 +28,8 @@ class MidTimestep:
         loss: the curve's value there, no unit.
         level: alpha_bar or sigma there.
         samples: how many images it was taken over.
-        interval: bootstrap 95 % interval of the mid-timestep, both ends included.
+        pictures: how many pictures these come from.
+        interval: bootstrap 95 % interval of the mid-timestep, both ends included; None for fewer than `MIN_PICTURES`.
         flat_region: first and last timestep around it, without a gap, whose loss is within 1 % of the least.
         curve: (T,) float64, the loss at every timestep; may begin with inf.
     """
@@ -34,7 +38,8 @@ class MidTimestep:
     loss: float
     level: float
     samples: int
-    interval: tuple[int, int]
+    pictures: int
+    interval: tuple[int, int] | None
     flat_region: tuple[int, int]
     curve: Tensor
 
@@ -62,18 +67,26 @@ def latent_snr(clean: Tensor, degraded: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def match_snr(
-    power: Tensor, snr: Tensor, schedule: Schedule, *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS
+    power: Tensor,
+    snr: Tensor,
+    schedule: Schedule,
+    *,
+    pictures: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    draws: int = BOOTSTRAP_DRAWS,
 ) -> MidTimestep:
     """Find the timestep at which noisy latents have the signal-to-noise ratio of the low-quality ones.
 
     curve[t] = mean_i | power_i schedule.snr[t] - snr_i |, and the mid-timestep is its argmin; all timesteps at once.
-    The interval is that of the argmin over resampled sets of images (percentile bootstrap).
+    The interval is that of the argmin over resampled sets of pictures (percentile bootstrap): crops of one picture come
+    and go together, since they are alike.
     Source: OMGSR, arXiv:2508.08227; Efron 1979 for the bootstrap.
 
     Args:
         power: (N,) float, mean square of each clean latent, no unit.
         snr: (N,) float, of each low-quality latent, finite and no unit.
         schedule: of the pre-trained model.
+        pictures: (N,) which picture each image comes from; None means one each.
         seed: of the resampling.
         draws: how many sets are resampled.
     Raises:
@@ -89,9 +102,13 @@ def match_snr(
     table = schedule.snr()
     finite = table.isfinite()
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randint(len(power), (draws, len(power)), generator=generator)
+    names = range(len(power)) if pictures is None else pictures
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    draws = draws if len(numbers) >= MIN_PICTURES else 0
+    chosen = torch.randint(len(numbers), (draws, len(numbers)), generator=generator)
+    of_picture = torch.tensor([numbers[name] for name in names])
     # Row 0 is the data itself, the others are the resampled sets: one product of matrices gives all their curves.
-    counts = torch.cat((torch.ones(1, len(power)), _counts(chosen, len(power)))).double()
+    counts = torch.cat((torch.ones(1, len(power)), _counts(chosen, len(numbers))[:, of_picture])).double()
     curves = torch.zeros(len(counts), int(finite.sum()), dtype=torch.float64)
     for start in range(0, len(power), _CHUNK):
         part = slice(start, start + _CHUNK)
@@ -101,15 +118,14 @@ def match_snr(
     curve[finite] = curves[0] / len(power)
     first = int(finite.nonzero()[0])
     minima = curves[1:].argmin(1).double() + first
-    ends = torch.quantile(minima, torch.tensor([0.025, 0.975], dtype=torch.float64)) if draws else minima
     best = int(curve.argmin())
-    low, high = (best, best) if not draws else (int(ends[0].floor()), int(ends[1].ceil()))
     return MidTimestep(
         mid_timestep=best,
         loss=float(curve[best]),
         level=schedule.level(best),
         samples=len(power),
-        interval=(low, high),
+        pictures=len(numbers),
+        interval=_interval(minima) if draws else None,
         flat_region=_flat_region(curve, best),
         curve=curve,
     )
@@ -152,6 +168,11 @@ def _counts(chosen: Tensor, samples: int) -> Tensor:
     """How often each resampled set (draws, N) has each of the samples: (draws, N) float32."""
     ones = torch.ones_like(chosen, dtype=torch.float32)
     return torch.zeros(len(chosen), samples).scatter_add_(1, chosen, ones)
+
+
+def _interval(minima: Tensor) -> tuple[int, int]:
+    low, high = torch.quantile(minima, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return math.floor(low), math.ceil(high)
 
 
 def _flat_region(curve: Tensor, best: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from omgsr_cli.imaging import write_atomically
 from omgsr_cli.timesteps.find import Survey
-from omgsr_cli.timesteps.matching import MidTimestep, own_timesteps, spread_by
+from omgsr_cli.timesteps.matching import MIN_PICTURES, MidTimestep, own_timesteps, spread_by
 
 _WIDTH, _HEIGHT = 64, 10
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -30,7 +30,8 @@ def describe(survey: Survey, found: MidTimestep, settings: dict[str, Any]) -> di
         "mid_timestep": found.mid_timestep,
         "loss": found.loss,
         "samples": found.samples,
-        "interval": list(found.interval),
+        "pictures": found.pictures,
+        "interval": None if found.interval is None else list(found.interval),
         "flat_region": list(found.flat_region),
         schedule.level_name: found.level,
         "curve": [value if math.isfinite(value) else None for value in found.curve.tolist()],
@@ -53,11 +54,10 @@ def _spread(survey: Survey) -> dict[str, dict[str, dict[str, int]]]:
 def draw_text(record: dict[str, Any]) -> str:
     """The answer for a person: a few lines, and the curve."""
     level = "alpha_bar" if "alpha_bar" in record else "sigma"
-    low, high = record["interval"]
     first, last = record["flat_region"]
     lines = [
         f"mid-timestep  {record['mid_timestep']}",
-        f"95 % interval {low} to {high}, of {record['samples']} samples",
+        f"95 % interval {_interval_text(record)}",
         f"loss          {record['loss']:.4g}, within 1 % of it from {first} to {last}",
         f"{level:13} {record[level]:.4f}",
     ]
@@ -65,6 +65,18 @@ def draw_text(record: dict[str, Any]) -> str:
         told = ", ".join(f"{name} {group['mid_timestep']} ({group['samples']})" for name, group in groups.items())
         lines.append(f"{choice:13} {told}")
     return "\n".join([*lines, "", *_draw_curve(record["curve"], record["mid_timestep"])])
+
+
+def _interval_text(record: dict[str, Any]) -> str:
+    counts = f"{_counted(record['samples'], 'sample')} of {_counted(record['pictures'], 'picture')}"
+    if record["interval"] is None:
+        return f"none: {counts}, and it takes {MIN_PICTURES} pictures"
+    low, high = record["interval"]
+    return f"{low} to {high}, of {counts}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _draw_curve(curve: Sequence[float | None], best: int) -> list[str]:
@@ -121,9 +133,11 @@ def write_plot(path: Path, record: dict[str, Any], survey: Survey, *, overwrite:
 
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    best, (low, high), (first, last) = record["mid_timestep"], record["interval"], record["flat_region"]
+    best, interval, (first, last) = record["mid_timestep"], record["interval"], record["flat_region"]
     curve = [math.nan if value is None else value for value in record["curve"]]
-    above.axvspan(low, high, color="#e69f00", alpha=0.35, lw=0, label=f"95 % interval, {low} to {high}")
+    if interval is not None:
+        low, high = interval
+        above.axvspan(low, high, color="#e69f00", alpha=0.35, lw=0, label=f"95 % interval, {low} to {high}")
     above.axvspan(first, last, color="#56b4e9", alpha=0.25, lw=0, label=f"loss within 1 %, {first} to {last}")
     above.plot(range(len(curve)), curve, color="#0072b2", lw=1.8)
     above.axvline(best, color="#d55e00", lw=1.2, label=f"mid-timestep {best}")
