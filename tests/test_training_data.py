@@ -16,9 +16,9 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from omgsr_cli.degradation import DegradationConfig, load_degradation
-from omgsr_cli.errors import FileError, OmgsrError
+from omgsr_cli.errors import FileError, OmgsrError, UsageError
 from omgsr_cli.training.data import CropOptions, Numbers, Teaching, TrainingCrops, add_lq_noise, load_batches
-from omgsr_cli.training.pictures import Order, TrainingPicture, find_pictures, plan_epoch
+from omgsr_cli.training.pictures import Order, TrainingPicture, find_training_pictures, plan_epoch
 from omgsr_cli.training.pixels import read_pixels
 from omgsr_cli.training.sections import LqNoise
 from omgsr_cli.training.teacher import KeptPictures, teacher_target
@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 
 def build(folder: Path, seed: int = 0, **changes: object) -> TrainingCrops:
     options = replace(OPTIONS, **changes)  # type: ignore[arg-type]  # test's shorthand
-    return TrainingCrops(find_pictures([str(folder / "hq")], None, 32, "skip"), options, seed)
+    return TrainingCrops(find_training_pictures([str(folder / "hq")], None, 32, "skip"), options, seed)
 
 
 def test_a_sample_is_decided_by_seed_and_number(folder: Path) -> None:
@@ -192,10 +192,10 @@ def test_real_pairs_stay_aligned(tmp_path: Path) -> None:
     write(tmp_path / "hq" / "a.png", pixels)
     small = pixels.reshape(32, 3, 44, 3, 3).mean((1, 3)).round()
     write(tmp_path / "lq" / "a.jpg.png", small)
-    with pytest.raises(FileError, match="no low-quality picture called a"):
-        find_pictures([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
+    with pytest.raises(UsageError, match=r"no partner in their counterparts: .*a\.png"):
+        find_training_pictures([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
     (tmp_path / "lq" / "a.jpg.png").rename(tmp_path / "lq" / "a.bmp")
-    pictures = find_pictures([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
+    pictures = find_training_pictures([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
     assert pictures[0].lq_scale == 3
     crops = TrainingCrops(pictures, replace(OPTIONS, resolution=32, turn=True), 0)
     for number in range(12):
@@ -205,24 +205,24 @@ def test_real_pairs_stay_aligned(tmp_path: Path) -> None:
         assert float((lq - hq)[:, 4:-4, 4:-4].abs().max()) < 1.6 / 127.5
     write(tmp_path / "lq" / "a.bmp", noise(31, 44))
     with pytest.raises(FileError, match="44x31 is no whole part"):
-        find_pictures([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
+        find_training_pictures([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
     write(tmp_path / "lq" / "deeper" / "a.png", noise(32, 44))
-    with pytest.raises(FileError, match="the same name"):
-        find_pictures([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
+    with pytest.raises(UsageError, match="of the same name"):
+        find_training_pictures([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
 
 
 @pytest.mark.parametrize("on_small", ["skip", "resize", "pad"])
 def test_small_pictures(tmp_path: Path, on_small: str) -> None:
     write(tmp_path / "hq" / "a.png", noise(7, 60))
     write(tmp_path / "hq" / "b.png", noise(32, 32))
-    pictures = find_pictures([str(tmp_path / "hq")], None, 32, on_small)  # type: ignore[arg-type]  # parametrised
+    pictures = find_training_pictures([str(tmp_path / "hq")], None, 32, on_small)  # type: ignore[arg-type]  # parametrised
     assert len(pictures) == (1 if on_small == "skip" else 2)
     crops = TrainingCrops(pictures, replace(OPTIONS, on_small=on_small), 0)  # type: ignore[arg-type]  # likewise
     assert all(crops[number][2].shape == (3, 32, 32) for number in range(4))
     if on_small == "skip":
         (tmp_path / "hq" / "b.png").unlink()
         with pytest.raises(OmgsrError, match="32 px on its shorter side") as told:
-            find_pictures([str(tmp_path / "hq")], None, 32, "skip")
+            find_training_pictures([str(tmp_path / "hq")], None, 32, "skip")
         assert "on_small" in str(told.value.hint)
 
 

@@ -28,11 +28,11 @@ def say_check(talk: Output, config: TrainConfig, device_name: str | None) -> int
     from omgsr_cli.models.devices import choose_device
     from omgsr_cli.training.assembly import find_run_model
     from omgsr_cli.training.checkpoints import list_checkpoints
-    from omgsr_cli.training.pictures import find_pictures
+    from omgsr_cli.training.pictures import find_training_pictures
     from omgsr_cli.training.rehearsal import measure_speed, rehearse
 
     data, train, folder = config.data, config.train, Path(config.save.out)
-    pictures = find_pictures(data.train, data.train_lq, data.resolution, data.on_small)
+    pictures = find_training_pictures(data.train, data.train_lq, data.resolution, data.on_small)
     device = choose_device(device_name)
     cost = rehearse(config, find_run_model(config), device)
     processes = int(os.environ.get("WORLD_SIZE", "1"))

@@ -127,9 +127,15 @@ class FoundPictures:
     problems: tuple[FileError, ...]
 
 
-def find_pictures(data: Sequence[str], lq: Sequence[str] | None) -> FoundPictures:
+def find_pictures(
+    data: Sequence[str], lq: Sequence[str] | None, *, names: tuple[str, str] = ("--data", "--lq")
+) -> FoundPictures:
     """Find the pictures, and the partner of each where there are real ones.
 
+    Args:
+        data: sharp pictures: folders, with what lies below them, files, globs or .txt lists.
+        lq: their partners, likewise; none where there are none.
+        names: what to call the two in messages.
     Raises:
         UsageError: there are none, or their names do not go together.
     """
@@ -140,7 +146,7 @@ def find_pictures(data: Sequence[str], lq: Sequence[str] | None) -> FoundPicture
         others, more = find_inputs(lq, recursive=True)
         problems += more
         if pictures and others:
-            pairs = pair_by_name(found, others, names=("--data", "--lq"))
+            pairs = pair_by_name(found, others, names=names)
             partners = tuple(pair.second for pair in pairs)
     if not pictures or (lq and partners is None):
         reason = f": {problems[0].message}" if problems else ""

@@ -22,7 +22,7 @@ from omgsr_cli.training.features import FeatureNet, load_features
 from omgsr_cli.training.generator import Generator
 from omgsr_cli.training.losses import Measure, build_losses
 from omgsr_cli.training.optimizers import build_adamw
-from omgsr_cli.training.pictures import TrainingPicture, find_pictures
+from omgsr_cli.training.pictures import TrainingPicture, find_training_pictures
 from omgsr_cli.training.processes import device_of
 from omgsr_cli.training.sections import TeacherConfig
 from omgsr_cli.training.step import Learner
@@ -119,7 +119,7 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
         OmgsrError: the model, the data or the feature network cannot be read.
     """
     options = build_crop_options(config)
-    pictures = find_pictures(config.data.train, config.data.train_lq, options.resolution, options.on_small)
+    pictures = find_training_pictures(config.data.train, config.data.train_lq, options.resolution, options.on_small)
     held_out = _find_held_out(config)
     trainable = _load_model(config, device_of(accelerator), resumed=resumed)
     device = device_of(accelerator)
@@ -162,7 +162,7 @@ def _find_held_out(config: TrainConfig) -> tuple[TrainingPicture, ...]:
     data = config.data
     if not data.validation or not config.log.validate_every:
         return ()
-    return find_pictures([data.validation], [data.validation_lq] if data.validation_lq else None, 1, "pad")
+    return find_training_pictures([data.validation], [data.validation_lq] if data.validation_lq else None, 1, "pad")
 
 
 def _load_model(config: TrainConfig, device: torch.device, *, resumed: bool) -> Trainable:

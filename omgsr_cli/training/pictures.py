@@ -10,7 +10,7 @@ import numpy as np
 
 from omgsr_cli.datasets.crops import OnSmall, whole_factor
 from omgsr_cli.errors import FileError, OmgsrError
-from omgsr_cli.files.inputs import find_inputs
+from omgsr_cli.files.pairs import find_pictures
 from omgsr_cli.imaging import probe_picture
 from omgsr_cli.training.draws import Purpose, draw_rng
 
@@ -34,7 +34,7 @@ class TrainingPicture:
     lq_scale: int = 1
 
 
-def find_pictures(
+def find_training_pictures(
     hq: Sequence[str], lq: Sequence[str] | None, least_px: int, on_small: OnSmall
 ) -> tuple[TrainingPicture, ...]:
     """List the pictures to train on, from their headers.
@@ -47,9 +47,11 @@ def find_pictures(
     Raises:
         OmgsrError: a file cannot be read, a counterpart is missing or of another shape, or no picture is left.
     """
-    sharp = _find_files(hq)
-    counterparts = None if lq is None else _by_stem(_find_files(lq))
-    found = [_describe(path, counterparts) for path in sharp]
+    named = find_pictures(hq, lq, names=("the sharp pictures", "their counterparts"))
+    if named.problems:
+        raise named.problems[0]
+    counterparts = named.partners or (None,) * len(named.pictures)
+    found = [_describe(*both) for both in zip(named.pictures, counterparts, strict=True)]
     kept = [p for p in found if on_small != "skip" or min(p.height, p.width) >= least_px]
     if not kept:
         raise OmgsrError(
@@ -91,29 +93,10 @@ class Order:
         return int(self._kept[1][position])
 
 
-def _find_files(names: Sequence[str]) -> list[Path]:
-    found, problems = find_inputs(names, recursive=True)
-    if problems:
-        raise problems[0]
-    return [one.path for one in found]
-
-
-def _by_stem(paths: Sequence[Path]) -> dict[str, Path]:
-    by_stem: dict[str, Path] = {}
-    for path in paths:
-        other = by_stem.setdefault(path.stem, path)
-        if other != path:
-            raise FileError(f"{path}: {other} has the same name", "low-quality pictures are found by their names")
-    return by_stem
-
-
-def _describe(path: Path, counterparts: dict[str, Path] | None) -> TrainingPicture:
+def _describe(path: Path, lq: Path | None) -> TrainingPicture:
     height, width = probe_picture(path).size_px
-    if counterparts is None:
+    if lq is None:
         return TrainingPicture(path, None, height, width)
-    if path.stem not in counterparts:
-        raise FileError(f"{path}: there is no low-quality picture called {path.stem}", "each sharp picture needs one")
-    lq = counterparts[path.stem]
     lq_height, lq_width = probe_picture(lq).size_px
     scale = whole_factor((height, width), (lq_height, lq_width))
     if scale is None:
