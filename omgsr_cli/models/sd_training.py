@@ -16,7 +16,7 @@ from omgsr_cli.models.record import ModelRecord, read_json, write_record
 from omgsr_cli.models.sd import SdRestorer, describe_sd, load_sd
 from omgsr_cli.models.sd_family import SdFamily
 from omgsr_cli.models.sources import ModelSource, locate
-from omgsr_cli.schedules import DdpmSchedule
+from omgsr_cli.models.trainable import outline_schedule
 
 _TOKENS = 77
 """Of a prompt's embedding."""
@@ -103,8 +103,13 @@ def outline_sd(source: ModelSource, device: torch.device, precision: str, option
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     unet_config, vae_config = (read_json(source.folder / part / "config.json") for part in ("unet", "vae"))
-    unet = UNet2DConditionModel.from_config(unet_config).to(device, dtype).requires_grad_(False)
-    vae = AutoencoderKL.from_config(vae_config).to(device, dtype).requires_grad_(False)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        unet = UNet2DConditionModel.from_config(unet_config).requires_grad_(False)
+        vae = AutoencoderKL.from_config(vae_config).requires_grad_(False)
+    finally:
+        torch.set_default_dtype(usual)
     embeds = torch.zeros(1, _TOKENS, int(unet_config["cross_attention_dim"]), device=device)
-    restorer = SdRestorer(unet, vae, DdpmSchedule(), embeds, describe_sd(source), "fp32", source)
+    restorer = SdRestorer(unet, vae, outline_schedule(), embeds, describe_sd(source), "fp32", source)
     return SdTrainable(restorer, options, source.record)

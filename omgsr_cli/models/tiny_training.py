@@ -18,7 +18,7 @@ from omgsr_cli.models.sources import ModelSource
 from omgsr_cli.models.tiny import TinyRestorer, describe_tiny, load_tiny
 from omgsr_cli.models.tiny_family import TinyFamily
 from omgsr_cli.models.tiny_network import TinyConfig, TinyNetwork
-from omgsr_cli.schedules import DdpmSchedule
+from omgsr_cli.models.trainable import outline_schedule
 
 
 class TinyTrainable:
@@ -89,7 +89,5 @@ def load_tiny_trainable(source: ModelSource, device: torch.device, start_from: P
 def outline_tiny(source: ModelSource, device: torch.device) -> TinyTrainable:
     """Build the network by its configuration, without its weights."""
     info = describe_tiny(source.folder, source.record, source.name)
-    # Built in place: weights that are watched, as a rehearsal's are, cannot be moved.
-    with device:
-        network = TinyNetwork(TinyConfig.model_validate(read_json(source.folder / "config.json")))
-    return TinyTrainable(TinyRestorer(network, DdpmSchedule(), info, device, "fp32"), source.record)
+    network = TinyNetwork(TinyConfig.model_validate(read_json(source.folder / "config.json")))
+    return TinyTrainable(TinyRestorer(network, outline_schedule(), info, device, "fp32"), source.record)

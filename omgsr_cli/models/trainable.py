@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from omgsr_cli.errors import ModelError, UsageError
 from omgsr_cli.models.base import Restorer
@@ -16,6 +17,7 @@ from omgsr_cli.models.families import family_of
 from omgsr_cli.models.lora import LoraOptions
 from omgsr_cli.models.sources import ModelSource, find_model
 from omgsr_cli.presets import PRESETS
+from omgsr_cli.schedules import DdpmSchedule
 
 
 @runtime_checkable
@@ -149,3 +151,12 @@ def start_folder(start_from: str | None) -> Path | None:
         return None
     embedded = PRESETS[start_from].folder if start_from in PRESETS else None
     return embedded or Path(start_from)
+
+
+def outline_schedule() -> DdpmSchedule:
+    """Give a schedule whose numbers are real under `FakeTensorMode`: a step asks for them as plain numbers."""
+    with unset_fake_temporarily():
+        schedule, latent = DdpmSchedule(), torch.zeros(1, 1, 1, 1)
+        # It computes its tables when they are first asked for.
+        schedule.clean_latent(schedule.add_noise(latent, latent, 0), latent, 0)
+    return schedule

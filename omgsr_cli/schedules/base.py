@@ -78,7 +78,7 @@ class IndexedSchedule(ABC):
     def at(self, table: Tensor, t: int) -> float:
         """Look a (T,) table up at one checked timestep."""
         self.check_timestep(t)
-        return float(table[t])
+        return float(table.numpy()[t])
 
     def coefficient(self, table: Tensor, t: int | Tensor, like: Tensor) -> Tensor:
         """Look a float64 (T,) table up at t, shaped to multiply `like` (B, ...)."""

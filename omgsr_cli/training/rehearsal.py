@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,11 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         self.now = self.peak = 0
         self._seen: set[int] = set()
 
+    def hold(self, network: nn.Module | None) -> None:
+        """Count what is there already: weights and buffers."""
+        for tensor in [] if network is None else [*network.parameters(), *network.buffers()]:
+            self._count(tensor.untyped_storage())
+
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
@@ -101,14 +107,21 @@ def rehearse(config: TrainConfig, source: ModelSource, device: torch.device) -> 
         ModelError: the configuration of the model or the feature network cannot be read.
     """
     counter = FlopCounterMode(display=False)
-    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live, counter:
+    # What is built is on the device at once: these tensors cannot be moved.
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), counter, device:
+        # torch asks itself for the address of values that are not there.
+        warnings.simplefilter("ignore", UserWarning)
         family = family_of(source.record, source.name)
         trainable = family.outline(source, device, config.train.precision, build_lora_options(config))
         if config.train.gradient_checkpointing:
             trainable.checkpoint_gradients()
         features = build_features_outline(config)
-        features = None if features is None else features.to(device)
-        heads = _step(config, trainable, features, device)
+        heads = None if features is None or not config.loss.gan else _build_heads(config, features)
+        with LiveBytes() as live:
+            for network in (trainable.networks, features, heads):
+                live.hold(network)
+            _step(config, trainable, features, heads, device)
+    judged = 0 if heads is None else sum(weight.numel() for weight in heads.parameters())
     weights = sum(weight.numel() for weight in trainable.networks.parameters())
     trained = sum(weight.numel() for weight in trainable.trained().values())
     averages = _ADAMW_8BIT_BYTES if config.optim.eight_bit else _ADAMW_BYTES
@@ -117,9 +130,9 @@ def rehearse(config: TrainConfig, source: ModelSource, device: torch.device) -> 
         parameters=weights,
         trained=trained,
         flop=float(counter.get_total_flops()) * config.optim.accumulate,
-        memory_bytes=live.peak + trained * (averages + average) + heads * _ADAMW_BYTES,
+        memory_bytes=live.peak + trained * (averages + average) + judged * _ADAMW_BYTES,
         # The weights are there twice: as they are used, and as they are trained on.
-        checkpoint_bytes=trained * (2 * _FLOAT_BYTES + averages + average) + heads * (_FLOAT_BYTES + _ADAMW_BYTES),
+        checkpoint_bytes=trained * (2 * _FLOAT_BYTES + averages + average) + judged * (_FLOAT_BYTES + _ADAMW_BYTES),
     )
 
 
@@ -141,8 +154,14 @@ def build_features_outline(config: TrainConfig) -> FeatureNet | None:
     return DinoV3(list(encoder.get_submodule("stages").children())[:3], widths[:3]).requires_grad_(False)
 
 
-def _step(config: TrainConfig, trainable: Trainable, features: FeatureNet | None, device: torch.device) -> int:
-    """One forward and one backward pass of everything; the number of the discriminator's weights."""
+def _step(
+    config: TrainConfig,
+    trainable: Trainable,
+    features: FeatureNet | None,
+    heads: nn.Module | None,
+    device: torch.device,
+) -> None:
+    """One forward and one backward pass of everything."""
     side, restorer = config.data.resolution, trainable.restorer
     hq = torch.zeros(config.data.batch_size, 3, side, side, device=device)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
@@ -152,17 +171,14 @@ def _step(config: TrainConfig, trainable: Trainable, features: FeatureNet | None
         restored = restorer.decode(restorer.restore(lq_latent))
     total = lq_latent.float().square().mean() + (restored - hq).abs().mean()
     if features is not None and config.loss.dv3cd:
-        total = total + Dists(features).to(device)(restored, hq).mean()
-    if features is None or not config.loss.gan:
+        total = total + Dists(features)(restored, hq).mean()
+    if features is None or heads is None:
         torch.autograd.backward(total)
-        return 0
-    heads = _build_heads(config, features).to(device)
-    for weight in heads.parameters():
-        weight.requires_grad_(False)
+        return
+    heads.requires_grad_(False)
     torch.autograd.backward(total + _judge(heads, features, restored))
     heads.requires_grad_(True)
     torch.autograd.backward(_judge(heads, features, hq) + _judge(heads, features, restored.detach()))
-    return sum(weight.numel() for weight in heads.parameters())
 
 
 def _build_heads(config: TrainConfig, features: FeatureNet) -> nn.Module:

@@ -24,9 +24,6 @@ from omgsr_cli.training.fields import (
     refuse,
 )
 
-DEGRADATIONS = ("reference", "light")
-"""Names that `load_degradation` knows; a test holds them together, as its package loads torch."""
-
 
 class ModelConfig(Section):
     """Which model is trained, and from which weights."""

@@ -1,0 +1,184 @@
+"""`omgsr train` as people call it: forms, all errors at once, a run, and its checkpoint in `upscale`."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import Command, draw, files_below, pixels
+from safetensors.torch import load_file
+from test_models_sd import write_model as write_sd_model
+
+from omgsr_cli.training.config import PRESET_CONFIGS, TrainConfig, format_config, read_preset_config
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def train(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
+    return Command(capfdbinary, "train")
+
+
+@pytest.fixture
+def upscale(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
+    return Command(capfdbinary, "upscale")
+
+
+def write_config(folder: Path, world: Path, more: str = "") -> Path:
+    path = folder / "config.toml"
+    path.write_text(
+        f"""
+[model]
+start_from = "{world / "model"}"
+[data]
+train = ["{world / "hq"}"]
+resolution = 64
+workers = 0
+[loss]
+dv3cd = 0.0
+gan = 0.0
+[optim]
+accumulate = 1
+[train]
+steps = 2
+precision = "fp32"
+threads = 1
+[save]
+out = "{folder / "run"}"
+{more}"""
+    )
+    return path
+
+
+@pytest.mark.parametrize("name", PRESET_CONFIGS)
+def test_a_printed_configuration_is_complete_and_right(train: Command, name: str) -> None:
+    said = train("--print-config", name)
+    assert said.code == 0
+    table = tomllib.loads(said.out.decode())
+    config = TrainConfig.model_validate(table)
+    assert config.model.preset == name
+    assert TrainConfig.model_validate(tomllib.loads(format_config(config))) == config
+    text = read_preset_config(name)
+    for section in ("data", "loss", "optim", "train", "save", "log"):
+        missing = [key for key in type(getattr(config, section)).model_fields if f"\n{key} = " not in text]
+        assert [key for key in missing if f"# {key} = " not in text and f"# [{section}.{key}]" not in text] == []
+
+
+def test_the_schema_describes_every_key(train: Command) -> None:
+    schema = json.loads(train("--schema").out)
+    assert schema["properties"].keys() == TrainConfig.model_fields.keys()
+    assert schema["$defs"]["DataConfig"]["properties"]["train"]["description"]
+
+
+def test_five_errors_are_told_at_once_with_their_lines(train: Command, tmp_path: Path) -> None:
+    config = tmp_path / "bad.toml"
+    config.write_text(
+        "[model]\n"
+        'preset = "omgsr-tiny"\n'
+        "[data]\n"
+        "resolutoin = 64\n"
+        f'train = ["{tmp_path / "nowhere"}"]\n'
+        "[degradation]\n"
+        "presets = { reference = 0.5, light = 0.4 }\n"
+        "[loss]\n"
+        "gan = 0.0\n"
+        "dv3cd = 0.0\n"
+        "[optim]\n"
+        "warmup_steps = 5\n"
+        "[train]\n"
+        'precision = "fp16"\n'
+    )
+    for more in ([], ["--check"]):
+        said = train(config, *more)
+        assert said.code == 2
+        places = ("4: data.resolutoin", "5: data.train", "7: degradation.p", "12: optim.warmup_s", "14: train.p")
+        assert len(said.errors) == 5
+        for line, place in zip(said.errors, places, strict=True):
+            assert f"bad.toml:{place}" in line
+        assert "did you mean resolution?" in said.errors[0]
+        assert "sum to 0.9" in said.errors[2]
+        assert "bf16 or fp32" in said.errors[4]
+
+
+def test_a_nested_table_has_its_own_keys(train: Command, tmp_path: Path, world: Path) -> None:
+    config = write_config(tmp_path, world, '[loss.teacher]\nmodel = "omgsr-tiny"\nsigma = 3.0\n')
+    said = train(config)
+    assert said.code == 2
+    assert "did you mean sigma_px? [loss.teacher] has model, weight" in said.errors[0]
+
+
+def test_set_changes_a_key_and_is_told_where_it_is_wrong(train: Command, tmp_path: Path, world: Path) -> None:
+    said = train(write_config(tmp_path, world), "--set", "optim.lr=fast", "--check")
+    assert said.code == 2
+    assert said.errors == ["error: --set optim.lr=fast: should be a number"]
+
+
+def test_check_foretells_and_writes_nothing(train: Command, tmp_path: Path, world: Path) -> None:
+    said = train(write_config(tmp_path, world), "--check", "--json", "--device", "cpu")
+    assert said.code == 0, said.err
+    (record,) = said.records
+    assert record["pictures"] == 3
+    weights = load_file(world / "model" / "model.safetensors")
+    learned = sum(weight.numel() for name, weight in weights.items() if not name.startswith("latents."))
+    assert record["parameters"] == record["trained"] == learned
+    assert 0 < record["step_seconds"] < 60
+    # Weights, gradients and two averages are the least.
+    assert record["memory_bytes"] > 16 * record["trained"]
+    assert files_below(tmp_path) == ["config.toml"]
+
+
+def test_a_run_its_checkpoint_and_what_comes_of_it(
+    train: Command, upscale: Command, tmp_path: Path, world: Path
+) -> None:
+    config = write_config(tmp_path, world)
+    said = train(config, "--device", "cpu")
+    assert said.code == 0, said.err
+    checkpoint = tmp_path / "run" / "step-00000002"
+    assert said.lines == [str(checkpoint)]
+    assert "2 of 2: lrr" in said.err
+    names = {path.name for path in checkpoint.iterdir()}
+    assert {"omgsr.json", "state.json", "config.toml", "README.md", "manifest.json", "model.safetensors"} <= names
+    picture = draw(tmp_path / "small.png")
+    assert upscale(picture, "-o", tmp_path / "large.png", "--model", checkpoint, "--device", "cpu").code == 0
+
+    again = train(config, "--device", "cpu", "--set", "train.steps=3", "--json")
+    assert [record["step"] for record in again.records if record["event"] == "step"] == [3]
+    merged = train(config, "--export", "merged", tmp_path / "merged")
+    assert (merged.code, merged.lines) == (0, [str(tmp_path / "merged")])
+    assert upscale(picture, "-o", tmp_path / "m.png", "--model", tmp_path / "merged", "--device", "cpu").code == 0
+    assert train(config, "--export", "merged", tmp_path / "merged").code == 2, "nothing is overwritten"
+
+
+def test_an_adapter_of_the_sd_kit_learns_and_is_used(train: Command, upscale: Command, tmp_path: Path) -> None:
+    base = write_sd_model(tmp_path / "base")
+    config = tmp_path / "sd.toml"
+    config.write_text(
+        f"""
+model = {{ base = "{base}" }}
+lora = {{ vae_rank = 2, backbone_rank = 2 }}
+data = {{ train = "{GOLDEN / "sd" / "pairs" / "hq"}", resolution = 64, on_small = "resize", workers = 0 }}
+loss = {{ dv3cd = 1.0, gan = 0.0, backbone_path = "{GOLDEN / "dv3cd" / "backbone"}" }}
+optim = {{ lr = 1e-2, accumulate = 1 }}
+train = {{ steps = 2, precision = "fp32", threads = 1 }}
+save = {{ out = "{tmp_path / "run"}" }}
+"""
+    )
+    said = train(config, "--device", "cpu", "--json")
+    assert said.code == 0, said.err
+    losses = next(record for record in said.records if record["event"] == "step")["losses"]
+    assert losses.keys() == {"lrr", "l1", "dv3cd", "total"}
+    checkpoint = tmp_path / "run" / "step-00000002"
+    picture = draw(tmp_path / "small.png")
+    common = ("--scale", "1", "--device", "cpu", "--color-fix", "none")
+    for name, model in (("a", ("--model", checkpoint)), ("b", ("--base", base, "--adapter", checkpoint))):
+        made = upscale(picture, "-o", tmp_path / f"{name}.png", *model, *common)
+        assert made.code == 0, made.err
+    assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
+    before = load_file(checkpoint / "unet_lora_adapter" / "adapter_model.safetensors")
+    assert max(float(value.abs().max()) for name, value in before.items() if "lora_B" in name) > 0
+    refused = train(config, "--set", "lora.vae_rank=3")
+    assert refused.code == 2
+    assert "rank 2" in refused.errors[0]
