@@ -35,14 +35,14 @@ Recursive = Annotated[
 
 Scale = Annotated[
     float | None,
-    typer.Option(metavar="F", help="Enlargement where there is no reference [4].", rich_help_panel="Pictures"),
+    typer.Option(metavar="F", help="Enlargement where there is no reference \\[4].", rich_help_panel="Pictures"),
 ]
 
 Model = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME|PATH",
-        help=f"Preset, folder, bicubic, lanczos or a network's file; repeatable [{DEFAULT_PRESET}].",
+        help=f"Preset, folder, bicubic, lanczos or a network's file; repeatable \\[{DEFAULT_PRESET}].",
         rich_help_panel=MODEL,
     ),
 ]
@@ -56,7 +56,7 @@ Metrics = Annotated[
     str | None,
     typer.Option(
         metavar="A,B",
-        help="Names, or paper for all of a paper's [psnr,ssim,musiq,clipiqa].",
+        help="Names, or paper for all of a paper's \\[psnr,ssim,musiq,clipiqa].",
         rich_help_panel="Scores",
     ),
 ]
@@ -93,6 +93,6 @@ Overwrite = Annotated[
 Cache = Annotated[
     Path | None,
     typer.Option(
-        metavar="FOLDER", help="Where results are kept between runs [the user's cache].", rich_help_panel="Reports"
+        metavar="FOLDER", help="Where results are kept between runs \\[the user's cache].", rich_help_panel="Reports"
     ),
 ]

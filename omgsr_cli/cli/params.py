@@ -20,7 +20,7 @@ Adapter = Annotated[
 ]
 Device = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="cuda, mps, xpu or cpu [the first that is there].", rich_help_panel=MODEL),
+    typer.Option(metavar="NAME", help="cuda, mps, xpu or cpu \\[the first that is there].", rich_help_panel=MODEL),
 ]
 Precision = Annotated[str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Number format.", rich_help_panel=MODEL)]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, one object a line.", rich_help_panel=TALK)]

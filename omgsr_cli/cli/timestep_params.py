@@ -26,7 +26,7 @@ Degradation = Annotated[
 
 Resolution = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Side of the crops [512; pairs: whole pictures].", rich_help_panel=DATA),
+    typer.Option(metavar="N", help="Side of the crops \\[512; pairs: whole pictures].", rich_help_panel=DATA),
 ]
 
 Scale = Annotated[float, typer.Option(metavar="F", help="Crop over its degraded size.", rich_help_panel=DATA)]
@@ -37,7 +37,7 @@ OnSmall = Annotated[
 
 MaxSamples = Annotated[
     int | None,
-    typer.Option(metavar="N", help="No more samples than this [one a picture].", rich_help_panel=DATA),
+    typer.Option(metavar="N", help="No more samples than this \\[one a picture].", rich_help_panel=DATA),
 ]
 
 UntilStable = Annotated[
@@ -49,7 +49,7 @@ Seed = Annotated[int, typer.Option(metavar="N", help="Of crops, degradation and 
 
 Model = Annotated[
     str | None,
-    typer.Option(metavar="NAME|FOLDER", help=f"Preset or folder [{DEFAULT_PRESET}].", rich_help_panel=MODEL),
+    typer.Option(metavar="NAME|FOLDER", help=f"Preset or folder \\[{DEFAULT_PRESET}].", rich_help_panel=MODEL),
 ]
 
 Base = Annotated[

@@ -23,7 +23,7 @@ Output = Annotated[
 
 Scale = Annotated[
     float | None,
-    typer.Option(metavar="F", help="Factor on both sides, 0.5 to 16 [the model's, 4].", rich_help_panel=SIZE),
+    typer.Option(metavar="F", help="Factor on both sides, 0.5 to 16 \\[the model's, 4].", rich_help_panel=SIZE),
 ]
 
 Size = Annotated[str | None, typer.Option(metavar="WxH", help="Exact size in pixels.", rich_help_panel=SIZE)]
@@ -34,7 +34,7 @@ ShortSide = Annotated[int | None, typer.Option(metavar="N", help="Pixels of the 
 
 ProcessSize = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Restore at no less than this short side [the model's].", rich_help_panel=SIZE),
+    typer.Option(metavar="N", help="Restore at no less than this short side \\[the model's].", rich_help_panel=SIZE),
 ]
 
 Model = Annotated[
@@ -42,14 +42,14 @@ Model = Annotated[
     typer.Option(
         metavar="NAME|FOLDER",
         envvar="OMGSR_MODEL",
-        help=f"Preset, model folder or hub repository [{DEFAULT_PRESET}].",
+        help=f"Preset, model folder or hub repository \\[{DEFAULT_PRESET}].",
         rich_help_panel=MODEL,
     ),
 ]
 
 MidTimestep = Annotated[
     int | None,
-    typer.Option(metavar="T", help="Timestep of the one step, 0 to 999 [the model's].", rich_help_panel=MODEL),
+    typer.Option(metavar="T", help="Timestep of the one step, 0 to 999 \\[the model's].", rich_help_panel=MODEL),
 ]
 
 Prompt = Annotated[
@@ -69,7 +69,7 @@ ColorFix = Annotated[
     str | None,
     typer.Option(
         metavar="adain|wavelet|none",
-        help="How the input's colours are brought back [what suits the model].",
+        help="How the input's colours are brought back \\[what suits the model].",
         rich_help_panel=RESTORATION,
     ),
 ]
@@ -86,7 +86,7 @@ Memory = Annotated[
     str | None,
     typer.Option(
         metavar="N[M|G]",
-        help="Memory to work in beside the weights, such as 800M or 4G [half of what is free].",
+        help="Memory to work in beside the weights, such as 800M or 4G \\[half of what is free].",
         rich_help_panel=RESTORATION,
     ),
 ]
@@ -97,7 +97,7 @@ Recursive = Annotated[
 
 Suffix = Annotated[
     str | None,
-    typer.Option(metavar="TEXT", help="Added to names [_x4 beside the input].", rich_help_panel=FILES),
+    typer.Option(metavar="TEXT", help="Added to names \\[_x4 beside the input].", rich_help_panel=FILES),
 ]
 
 Format = Annotated[str, typer.Option("--format", metavar="same|png|jpg|webp|tiff|avif", rich_help_panel=FILES)]
