@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -481,9 +482,10 @@ def test_a_process_that_is_ended_leaves_what_the_next_one_needs(
         time.sleep(0.02)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == (130 if number == signal.SIGINT else -number), err
+    assert process.returncode == (-number if number == signal.SIGKILL else 130), err
     assert "Traceback" not in err
     assert not (home / "models" / NAME).exists()
+    assert stat.S_IMODE((home / "models" / f".fetch-{NAME}").stat().st_mode) == 0o700
     hub.repositories[FIRST].pause_s = 0.0
     hub.requests.clear()
     assert pull().code == 0

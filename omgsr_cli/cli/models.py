@@ -46,7 +46,7 @@ def pull(
 
     preset = find_preset(name)
     talk = Output(quiet=quiet)
-    talk.result(str(pull_model(preset, _PullTalk(talk, yes), base=base, adapter=from_, full=full)), {})
+    talk.result(pull_model(preset, _PullTalk(talk, yes), base=base, adapter=from_, full=full), {})
 
 
 class _PullTalk:
@@ -87,7 +87,7 @@ def list_models(as_json: _Json = False) -> None:
 def path(name: _Installed) -> None:
     """Say where a model's folder is."""
     folder = _found(name)
-    Output().result(str(folder), {})
+    Output().result(folder, {})
 
 
 @models.command()
@@ -154,7 +154,7 @@ def merge(
 
     source = find_model(base=base, adapter=adapter, mid_timestep=mid_timestep, prompt=prompt)
     write_merged(source, out, half=half, text_encoder=text_encoder)
-    Output().result(str(out), {})
+    Output().result(out, {})
 
 
 @models.command()

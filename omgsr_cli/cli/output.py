@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 import typer
@@ -67,10 +68,12 @@ class Output:
         self.verbose = verbose
         self._errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
-    def result(self, text: str, record: Mapping[str, object]) -> None:
-        """Say a result: its text, or its record."""
+    def result(self, text: str | Path, record: Mapping[str, object]) -> None:
+        """Say a result: its text, or its record; a path is given to a program as it is, and to a person escaped."""
         if self.mute:
             return
+        if isinstance(text, Path):
+            text = shown(text) if sys.stdout.isatty() else str(text)
         line = json.dumps(record, ensure_ascii=False) if self.as_json else text
         # A name that is not valid Unicode must come out as the bytes it is.
         sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape") + b"\n")

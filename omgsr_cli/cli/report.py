@@ -42,10 +42,10 @@ class Tally:
         return said + ("\nfailed: " + ", ".join(self.failed) if self.failed else "")
 
 
-def result_line(result: FileResult) -> str:
+def result_line(result: FileResult) -> str | Path:
     """A path, or in a dry run what would be done."""
     if result.plan is None:
-        return str(result.destination)
+        return Path(result.destination or "")
     plan = result.plan
     strips = "; encoder and decoder in strips" if plan.in_strips else ""
     count = "1 tile" if plan.tiles == 1 else f"{plan.tiles} tiles"

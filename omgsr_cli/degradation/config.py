@@ -190,6 +190,8 @@ def load_degradation(name_or_path: str | Path) -> DegradationConfig:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not a TOML file: {error}") from error
+    except RecursionError as error:
+        raise UsageError(f"{path} is nested too deep") from error
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror}") from error
     return _parse(table, path)

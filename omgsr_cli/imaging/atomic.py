@@ -70,8 +70,8 @@ def write_atomically(path: Path, parts: Iterable[bytes | memoryview], *, overwri
 
 
 def _partial_path(path: Path) -> Path:
-    # A name may have 255 bytes; its first 60 characters are enough to know it by.
-    return path.with_name(f".{path.name[:60]}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+    # A name may have 255 bytes, and a character four; its first 40 characters are enough to know it by.
+    return path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
 
 
 def _write_and_sync(partial: Path, parts: Iterable[bytes | memoryview]) -> None:

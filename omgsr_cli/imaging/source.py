@@ -22,6 +22,12 @@ from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
 #: Larger pictures are refused by what their header says, before any memory is taken.
 MAX_PIXELS = 1_000_000_000
 
+#: A byte of deflate holds at most 1032 bytes, of JPEG some 500 pixels; fax codes of blank lines hold more, and are
+#: of one bit. WebP and AVIF have no such bound, and are smaller than 300 megapixels.
+_PIXELS_PER_BYTE = 8_300
+_DENSE_FORMATS = frozenset({"WEBP", "AVIF", "GIF"})
+_ALWAYS_PIXELS = 16_000_000
+
 #: What Pillow raises on files that are broken in one way or another.
 DECODE_ERRORS = (
     OSError,
@@ -118,6 +124,7 @@ def opened(source: Path | bytes, name: str) -> Iterator[tuple[ImageFile.ImageFil
             except UnidentifiedImageError as error:
                 raise _unidentified(file, name) from error
             check_size(name, image.size)
+            _check_density(image, file, name)
             _check_length(image, file, name)
         yield image, file
 
@@ -159,6 +166,20 @@ def check_size(name: str, size: tuple[int, int]) -> None:
         )
     if width * height <= 0:
         raise FileError(f"{name}: its header says {width}x{height} pixels")
+
+
+def _check_density(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> None:
+    """Refuse gigapixels from a kilobyte before memory is taken for them: no codec packs pixels that densely."""
+    pixels = image.width * image.height
+    if pixels <= _ALWAYS_PIXELS or image.format in _DENSE_FORMATS:
+        return
+    position, size = file.tell(), file.seek(0, os.SEEK_END)
+    file.seek(position)
+    if pixels > size * (_PIXELS_PER_BYTE if image.mode != "1" else _PIXELS_PER_BYTE * 16):
+        raise FileError(
+            f"{name}: its header asks for {image.width}x{image.height} pixels, more than {size} bytes can hold",
+            "copy or download it again",
+        )
 
 
 def _check_length(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> None:

@@ -80,6 +80,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ModelError(f"{path} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise ModelError(f"{path} is nested too deep") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} is not a JSON object")
     return content

@@ -1,0 +1,223 @@
+"""Input that wants to do harm: each ends in one line, and nothing outside is touched."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import fuzz_images
+import numpy as np
+import pytest
+from command_line import Command, draw, files_below, write_tiny_model
+from PIL import Image
+
+from omgsr_cli.errors import FileError
+from omgsr_cli.imaging import read_picture
+
+PROGRAM = [sys.executable, "-m", "omgsr_cli"]
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "random")
+
+
+@pytest.fixture
+def omgsr(model: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Command:
+    monkeypatch.setenv("OMGSR_MODEL", str(model))
+    return Command(capfdbinary)
+
+
+# Pictures
+
+
+def test_damaged_pictures_give_a_picture_or_one_line() -> None:
+    """A few of what `tests/fuzz_images.py` runs for a minute in CI, and for longer by its `--seconds`."""
+    tried = list(islice(fuzz_images.damaged_files(seed=3), 360))
+    faults = [f"{name}: {fault}" for name, data in tried if (fault := fuzz_images.find_fault(name, data))]
+    assert not faults, faults
+    assert len({data for _, data in tried}) > 350
+
+
+def test_the_fuzz_finds_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(data: bytes, name: str) -> None:
+        raise ZeroDivisionError("in the reader")
+
+    monkeypatch.setattr(fuzz_images, "read_picture", fail)
+    data = fuzz_images.make_samples()["png"]
+    assert fuzz_images.find_fault("x", data) == "fail: ZeroDivisionError: in the reader"
+
+
+def tiff_with_width(width: int) -> bytes:
+    """A whole small TIFF whose header tells another width: tag 256, as a 4-byte number."""
+    held = io.BytesIO()
+    Image.fromarray(np.zeros((23, 31, 3), np.uint8)).save(held, "TIFF")
+    content = bytearray(held.getvalue())
+    place = next(place for kind in (3, 4) if (place := content.find(bytes([0, 1, kind, 0, 1, 0, 0, 0]))) >= 0)
+    content[place : place + 12] = bytes([0, 1, 4, 0, 1, 0, 0, 0]) + width.to_bytes(4, "little")
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("width", "message"),
+    [
+        (32, "the file is truncated"),
+        (1 << 24, r"16777216x23 pixels, more than \d+ bytes can hold"),
+        (1 << 31, "more than 1000 megapixels"),
+    ],
+)
+def test_a_header_that_asks_for_more_than_the_file_holds_is_refused(width: int, message: str) -> None:
+    assert read_picture(tiff_with_width(31), "x.tif").size_px == (23, 31)
+    with pytest.raises(FileError, match=message):
+        read_picture(tiff_with_width(width), "x.tif")
+
+
+def test_a_large_flat_picture_is_no_bomb() -> None:
+    held = io.BytesIO()
+    Image.new("1", (6000, 4000)).save(held, "PNG")
+    assert len(held.getvalue()) < 12_000
+    assert read_picture(held.getvalue(), "x.png").size_px == (4000, 6000)
+
+
+# Names
+
+
+NASTY = [
+    "line\nbreak.png",
+    "\x1b[31mred\x1b[0m.png",
+    "back\x08space.png",
+    "over\u202egnp.exe.png",
+    "bell\x07.png",
+    "[bold]x[].png",
+]
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_names_are_restored_and_shown_escaped(omgsr: Command, tmp_path: Path, name: str) -> None:
+    draw(tmp_path / "in" / name)
+    (tmp_path / "in" / f"bad {name}").write_text("no picture")
+    said = omgsr(tmp_path / "in", "-o", tmp_path / "out", "--verbose")
+    assert said.code == 1
+    assert files_below(tmp_path / "out") == [name]
+    # A program that reads the results gets the name as it is, whatever is in it.
+    assert said.out.decode() == f"{tmp_path / 'out' / name}\n"
+    assert len(said.errors) == 1
+    lines = said.err.split("\n")[:-1]
+    assert all(line.isprintable() for line in lines), said.err
+
+
+def run_on_terminal(arguments: list[str], **environment: str) -> tuple[int, str]:
+    """Run the program with its stdout and stderr on a terminal; its exit code, and all that it wrote there."""
+    own, its = pty.openpty()
+    process = subprocess.Popen(
+        [*PROGRAM, *arguments], stdin=its, stdout=its, stderr=its, cwd=ROOT, env=os.environ | environment
+    )
+    os.close(its)
+    written = b""
+    while True:
+        try:
+            piece = os.read(own, 65536)
+        except OSError:  # its end of the terminal is closed
+            break
+        if not piece:
+            break
+        written += piece
+    os.close(own)
+    return process.wait(), written.decode()
+
+
+def test_on_a_terminal_a_result_is_shown_escaped(model: Path, tmp_path: Path) -> None:
+    name = "\x1b]0;title\x07evil\nname.png"
+    draw(tmp_path / name, 8, 6)
+    code, written = run_on_terminal(["upscale", str(tmp_path / name), "--model", str(model), "-q"], TERM="dumb")
+    assert code == 0
+    assert "\\x1b]0;title\\x07evil\\nname_x4.png" in written
+    assert "\x1b]0;" not in written
+
+
+@pytest.mark.parametrize("stem", ["n" * 251, "\U0001f600" * 62])
+def test_names_of_255_bytes(omgsr: Command, tmp_path: Path, stem: str) -> None:
+    path = draw(tmp_path / "in" / f"{stem}.png", 8, 6)
+    assert omgsr(path, "-o", tmp_path / "out").code == 0
+    assert files_below(tmp_path / "out") == [f"{stem}.png"]
+    beside = omgsr(path)
+    assert beside.code == (1 if len(f"{stem}_x4.png".encode()) > 255 else 0)
+    assert len(beside.errors) == beside.code
+    assert len(files_below(tmp_path / "in")) == 2 - beside.code
+
+
+# Configurations and models
+
+
+def test_toml_nested_a_thousand_deep(omgsr: Command, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    draw(tmp_path / "in" / "a.png")
+    deep = tmp_path / "deep.toml"
+    deep.write_text("x = " + "[" * 100_000)
+    said = Command(capfdbinary, "timestep")("--data", tmp_path / "in", "--degradation", deep)
+    assert (said.code, len(said.errors)) == (2, 1)
+    assert "deep.toml" in said.err
+    said = Command(capfdbinary, "train")(deep)
+    assert said.code != 0
+    assert len(said.errors) == 1
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("name", ["omgsr.json", "config.json"])
+def test_json_nested_a_hundred_thousand_deep(omgsr: Command, model: Path, tmp_path: Path, name: str) -> None:
+    own = shutil.copytree(model, tmp_path / "model")
+    (own / name).write_text("[" * 100_000)
+    draw(tmp_path / "a.png")
+    said = omgsr(tmp_path / "a.png", "--model", own)
+    assert (said.code, len(said.errors)) == (1, 1)
+    assert name in said.errors[0]
+
+
+def test_a_header_that_lies_ends_in_one_line(omgsr: Command, model: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(model, tmp_path / "model")
+    weights = own / "model.safetensors"
+    content = weights.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    name = next(key for key in header if key != "__metadata__")
+    header[name]["data_offsets"] = [0, 1 << 50]
+    text = json.dumps(header).encode()
+    weights.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    draw(tmp_path / "a.png")
+    said = omgsr(tmp_path / "a.png", "--model", own)
+    assert (said.code, len(said.errors)) == (1, 1)
+    assert "model.safetensors" in said.errors[0]
+
+
+def test_a_pickle_is_never_opened(omgsr: Command, tmp_path: Path) -> None:
+    payload = b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR."
+    draw(tmp_path / "a.png")
+    for name in ("weights.bin", "weights.pt", "weights.ckpt", "weights.pkl"):
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_bytes(payload)
+        for source in (folder, folder / name):
+            said = omgsr(tmp_path / "a.png", "--model", source)
+            assert said.code == 1
+            assert "is a pickle, which can run code when it is read" in said.err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_home_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("OMGSR_HOME", str(tmp_path / "file"))
+    models = Command(capfdbinary, "models")
+    said = models("pull", "omgsr-s-512")
+    assert (said.code, len(said.errors)) == (1, 1)
+    assert "Not a directory" in said.errors[0]
+    assert "OMGSR_HOME" in said.err
+    assert models("list").code == 0
