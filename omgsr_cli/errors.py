@@ -29,9 +29,17 @@ class ModelError(OmgsrError):
     """A model, adapter or its folder that cannot be loaded or does not fit."""
 
 
+class UnknownModelError(ModelError, UsageError):
+    """A name that no model, base or adapter has: told like a wrong option, exit code 2."""
+
+
 class DeviceError(OmgsrError):
     """A device or precision that this machine does not have."""
 
 
 class ShapeError(OmgsrError, ValueError):
     """A tensor whose shape is not what the function documents."""
+
+
+class UnknownDeviceError(DeviceError, UsageError):
+    """A name that no device has anywhere: told like a wrong option, exit code 2."""

@@ -86,7 +86,7 @@ class RestoreOptions(_Options):
     size: SizeOptions = SizeOptions()
     color_fix: ColorFix | None = None
     tile: Literal["auto", "off"] | int = "auto"
-    overlap: int | None = Field(default=None, ge=0)
+    overlap: int | None = Field(default=None, ge=0, le=2048)
     batch: int = Field(default=1, ge=1, le=256)
     memory: int | None = Field(default=None, ge=16)
     seed: int | None = Field(default=None, ge=0)

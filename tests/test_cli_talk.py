@@ -12,11 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import typer
 from command_line import Command, draw, files_below, write_tiny_model
 from PIL import Image
 
 from omgsr_cli import __version__
-from omgsr_cli.cli.app import run
+from omgsr_cli.cli.app import app, run
 
 PROGRAM = [sys.executable, "-m", "omgsr_cli"]
 
@@ -242,3 +243,20 @@ def test_ctrl_c_ends_with_130_and_leaves_no_partial_file(tmp_path: Path, model: 
     assert 1 <= len(finished) <= len(left) < 60
     assert set(finished) <= set(left)
     assert not [name for name in left if name.endswith(".partial")]
+
+
+@pytest.mark.parametrize("name", ["upscale", "bench", "timestep"])
+def test_help_shows_every_default_in_brackets(
+    name: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rich would take [the model's, 4] for markup and show nothing."""
+    monkeypatch.setenv("COLUMNS", "80")
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    assert run([name, "--help"]) == 0
+    shown = re.sub(r"[\s\u2500-\u257f]+", "", capfd.readouterr().out)
+    told = [
+        part for param in command.params for part in re.findall(r"\\?(\[[^\]]+\])", getattr(param, "help", "") or "")
+    ]
+    assert len(told) >= 3
+    lost = [part for part in told if part.replace(" ", "") not in shown]
+    assert not lost

@@ -97,6 +97,9 @@ def test_size_options(
         (("--tile", "whole"), "--tile whole"),
         (("--tile", "64", "--overlap", "33"), "--overlap 33"),
         (("--overlap", "-1"), "--overlap -1"),
+        (("--overlap", "100000"), "--overlap 100000"),
+        (("--quality", "50", "-o", "x.png"), "--quality 50"),
+        (("--quality", "50", "--format", "tiff"), "--quality 50"),
         (("--batch", "0"), "--batch 0"),
         (("--color-fix", "hsv"), "--color-fix hsv"),
         (("--precision", "int8"), "--precision int8"),
@@ -154,7 +157,7 @@ def test_the_model_is_taken_from_the_option_or_the_environment(
     assert "random on cpu, fp32" in omgsr(source, "--verbose", "-o", tmp_path / "1.png", "--device", "cpu").err
     monkeypatch.setenv("OMGSR_MODEL", str(tmp_path / "nowhere"))
     said = omgsr(source, "-o", tmp_path / "2.png")
-    assert said.code == 1
+    assert said.code == 2
     assert "nowhere" in said.errors[0]
     assert omgsr(source, "--model", model, "-o", tmp_path / "2.png").code == 0
     assert (pixels(tmp_path / "1.png") == pixels(tmp_path / "2.png")).all()
@@ -168,14 +171,15 @@ def test_a_base_or_adapter_that_is_not_there(
 ) -> None:
     monkeypatch.delenv("OMGSR_MODEL")
     said = omgsr(draw(tmp_path / "a.png"), *options)
-    assert said.code == 1
+    assert said.code == 2
     assert "nowhere" in said.errors[0]
+    assert "hint: " in said.err
 
 
-@pytest.mark.parametrize("options", [("--device", "tpu"), ("--device", "cpu:x"), ("--precision", "fp16")])
+@pytest.mark.parametrize("options", [("--device", "quantum"), ("--device", "cpu:x"), ("--precision", "fp16")])
 def test_a_device_or_precision_that_is_not_there(omgsr: Command, tmp_path: Path, options: tuple[str, ...]) -> None:
     said = omgsr(draw(tmp_path / "a.png"), *options, *(() if "--device" in options else ("--device", "cpu")))
-    assert said.code == 1
+    assert said.code == (1 if options[0] == "--precision" else 2)
     assert options[1] in said.errors[0]
     assert "hint: " in said.err
 

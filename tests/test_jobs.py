@@ -141,7 +141,7 @@ def test_folders_without_a_name_of_their_own(tmp_path: Path, monkeypatch: pytest
 
 def test_nothing_lies_beside_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     found = FoundInput(Path("/a.png"), Path("a.png"), Path("/"))
-    monkeypatch.setattr(jobs, "find_inputs", lambda *_, **__: ((found,), ()))
+    monkeypatch.setattr(jobs, "find_inputs", lambda *_, **__: ((found,), (), ()))
     with pytest.raises(UsageError, match="no place beside") as caught:
         plan("/")
     assert "-o FOLDER" in (caught.value.hint or "")

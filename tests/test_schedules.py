@@ -266,3 +266,18 @@ def test_missing_keys_take_diffusers_defaults() -> None:
 def test_schedules_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         DdpmSchedule().beta_end = 0.5  # type: ignore[misc]
+
+
+def test_linear_time_shifting_is_that_of_diffusers() -> None:
+    config = {"use_dynamic_shifting": True, "time_shift_type": "linear", "base_shift": 0.5, "max_shift": 3.0}
+    theirs = FlowMatchEulerDiscreteScheduler(**config)
+    ours = FlowSchedule.from_config(theirs.config)
+    assert FlowSchedule.from_config(ours.to_config()) == ours
+    linear = torch.linspace(0, 1, 1000, dtype=torch.float64)[1:]
+    expected = theirs.time_shift(ours.mu, 1.0, linear)
+    found = torch.tensor([ours.sigma(t) for t in range(1, 1000)], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    exponential = FlowSchedule.from_config({**config, "time_shift_type": "exponential"})
+    assert abs(exponential.sigma(500) - ours.sigma(500)) > 0.05
+    with pytest.raises(ModelError, match="time_shift_type is 'cubic'"):
+        FlowSchedule.from_config({**config, "time_shift_type": "cubic"})

@@ -114,7 +114,7 @@ def _half(folder: Path, names: Sequence[str], *, missing_ok: bool = False) -> Pa
 
 def _pictures(folder: Path, recursive: bool = False) -> list[FoundInput]:
     """The pictures of a folder in natural order."""
-    found, problems = find_inputs([str(folder)], recursive=recursive)
+    found, problems, _ = find_inputs([str(folder)], recursive=recursive)
     if problems:
         raise problems[0]
     return sorted(found, key=lambda each: natural_key(each.path))

@@ -149,7 +149,8 @@ def _plot(report: Report, metric: MetricInfo) -> str:
             drawn.append(f'<circle cx="{x:.1f}" cy="{y}" r="4" class="dot"/>')
         summary = report.summary(name, metric.name)
         if summary.mean is not None and math.isfinite(summary.mean):
-            ends = [summary.low or summary.mean, summary.mean, summary.high or summary.mean]
+            low_end, high_end = (summary.mean if end is None else end for end in (summary.low, summary.high))
+            ends = [low_end, summary.mean, high_end]
             left, middle, right = (_MARGIN + (min(max(v, low), high) - low) / span * width for v in ends)
             drawn.append(f'<line x1="{left:.1f}" x2="{right:.1f}" y1="{y}" y2="{y}" class="interval"/>')
             drawn.append(f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="{y - 9}" y2="{y + 9}" class="mean"/>')

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-MODEL, DATA, FILES, TALK = "Model", "Data", "Files", "What is said"
+MODEL, DATA, FILES, TALK = "Model", "Data", "Files", "Output and logging"
 """Under which headings the help of a command lists its options."""
 
 Base = Annotated[
@@ -22,7 +22,9 @@ Device = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="cuda, mps, xpu or cpu \\[the first that is there].", rich_help_panel=MODEL),
 ]
-Precision = Annotated[str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Number format.", rich_help_panel=MODEL)]
+Precision = Annotated[
+    str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Precision of the weights.", rich_help_panel=MODEL)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, one object a line.", rich_help_panel=TALK)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=TALK)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.", rich_help_panel=TALK)]

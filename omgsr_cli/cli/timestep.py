@@ -61,6 +61,8 @@ def timestep(
     files = _Files(plot, csv, write, overwrite)
     files.check()
     found = find_pictures(data, lq)
+    for note in found.notes:
+        talk.note(f"note: {note}")
     for problem in found.problems:
         talk.error(problem)
     from omgsr_cli.degradation import load_degradation

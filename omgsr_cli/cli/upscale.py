@@ -10,6 +10,7 @@ from omgsr_cli.cli import upscale_params as own
 from omgsr_cli.cli.output import Output, duration
 from omgsr_cli.cli.report import Tally, name_of, result_line, result_record
 from omgsr_cli.errors import UsageError
+from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
 from omgsr_cli.files.jobs import STREAM, JobPlan, plan_jobs, scale_label
 from omgsr_cli.options import ModelOptions, RestoreOptions, SizeOptions, WriteOptions, build_options
 
@@ -100,7 +101,20 @@ def upscale(
         scale_label=scale_label(sizes, session.info.scale),
         output_format=write.format,
     )
+    _check_quality(quality, plan)
     return session.plan(plan) if dry_run else session.run(plan)
+
+
+def _check_quality(quality: int | None, plan: JobPlan) -> None:
+    """Refuse a quality where everything that will be written is lossless."""
+    if quality is None or not plan.jobs:
+        return
+    written = {FORMAT_OF_SUFFIX.get(job.destination.suffix.lower()) for job in plan.jobs if job.destination is not None}
+    if written and written <= {"png", "tiff"}:
+        kinds = " and ".join(sorted(str(kind) for kind in written))
+        raise UsageError(
+            f"--quality {quality} has no effect on {kinds}", "leave it out, or give --format jpg, webp or avif"
+        )
 
 
 class _Session:
@@ -174,6 +188,8 @@ class _Session:
         from omgsr_cli.batch import FileResult
 
         tally = Tally()
+        for note in plan.notes:
+            self.talk.note(f"note: {note}")
         for path in plan.earlier_results:
             self.talk.detail(f"note: {name_of(path, '')}: left out, another input's result is called so")
         for problem in plan.problems:

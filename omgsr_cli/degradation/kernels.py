@@ -80,7 +80,7 @@ def build_kernel(plan: KernelPlan) -> Tensor:
 
     With q = x^T C^-1 x, C the rotated covariance: gaussian exp(-q/2), generalized exp(-q^beta/2), plateau
     1/(1 + q^beta); sinc w J1(w r) / (2 pi r), the circular low-pass filter with cut-off w.
-    Source: Real-ESRGAN, arXiv:2107.10833, sections 3.2 and 3.4.
+    Source: Real-ESRGAN, arXiv:2107.10833, section 3.1 for the blur and 3.3 for ringing.
 
     Args:
         plan: the numbers from `draw_kernel`.

@@ -8,9 +8,17 @@ import os
 import re
 import sys
 import unicodedata
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+
+#: What cameras call their raw files.
+RAW_SUFFIXES = (
+    *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".mrw", ".nef"),
+    *(".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
+)
 
 #: What a picture's suffix says about its format. It is told here once more than in `imaging`, whose modules
 #: load Pillow and torch; a test holds the two tables together.
@@ -22,7 +30,18 @@ FORMAT_OF_SUFFIX = {
     **dict.fromkeys((".jp2", ".j2k", ".jpx"), "jp2"),
     **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm"), "ppm"),
     **{".webp": "webp", ".avif": "avif", ".gif": "gif"},
+    **dict.fromkeys((".heic", ".heif", ".hif"), "heic"),
+    ".jxl": "jxl",
+    **dict.fromkeys(RAW_SUFFIXES, "raw"),
 }
+
+#: The formats that are read by a library which not everybody has: the package's extra, and the module that it brings.
+EXTRA_OF_FORMAT = {"heic": ("heif", "pillow_heif"), "jxl": ("jxl", "pillow_jxl"), "raw": ("raw", "rawpy")}
+
+# Pictures all the same, though of no kind that is read.
+_UNREAD_SUFFIXES = frozenset(
+    (".ai", ".dds", ".eps", ".exr", ".hdr", ".ico", ".pcx", ".pdf", ".psb", ".psd", ".svg", ".tga", ".xcf")
+)
 
 _DIGITS = re.compile(r"([0-9]+)")
 
@@ -66,8 +85,40 @@ def _natural_name(name: str) -> NaturalName:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file's suffix is that of a picture."""
-    return path.suffix.lower() in FORMAT_OF_SUFFIX
+    """Whether a file's suffix is that of a picture that can be read here."""
+    kind = FORMAT_OF_SUFFIX.get(path.suffix.lower())
+    return kind is not None and has_reader(kind)
+
+
+@cache
+def has_reader(kind: str) -> bool:
+    """Whether what a format is read by is installed."""
+    return kind not in EXTRA_OF_FORMAT or find_spec(EXTRA_OF_FORMAT[kind][1]) is not None
+
+
+def install_hint(kinds: Iterable[str]) -> str:
+    """What to type so that files of these formats are read."""
+    extras = ",".join(sorted({EXTRA_OF_FORMAT[kind][0] for kind in kinds}))
+    return f"pip install 'omgsr-cli[{extras}]'"
+
+
+def told_unread(paths: Iterable[Path]) -> tuple[str, str | None] | None:
+    """Which of some files are pictures that cannot be read here, and what to do about it.
+
+    Returns:
+        How many of which suffix, as "3 .heic, 1 .psd", and what to type where that helps; None where there are none.
+    """
+    unread = Counter(path.suffix.lower() for path in paths if _is_unread(path))
+    if not unread:
+        return None
+    kinds = {FORMAT_OF_SUFFIX[suffix] for suffix in unread if suffix in FORMAT_OF_SUFFIX}
+    told = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unread.items()))
+    return told, install_hint(kinds) if kinds else None
+
+
+def _is_unread(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    return suffix in _UNREAD_SUFFIXES or (suffix in FORMAT_OF_SUFFIX and not is_picture(path))
 
 
 class FolderSearch:

@@ -8,13 +8,13 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from omgsr_cli.errors import FileError, UsageError
-from omgsr_cli.files.folders import EntryKeys, FolderSearch, is_picture, natural_key
+from omgsr_cli.files.folders import EntryKeys, FolderSearch, is_picture, natural_key, told_unread
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -45,7 +45,7 @@ class FoundInput:
 
 def find_inputs(
     inputs: Sequence[str], *, recursive: bool, output_folder: Path | None = None
-) -> tuple[tuple[FoundInput, ...], tuple[FileError, ...]]:
+) -> tuple[tuple[FoundInput, ...], tuple[FileError, ...], tuple[str, ...]]:
     """Find the pictures that are meant; nothing is opened but lists.
 
     - A file is taken whatever its name; a folder gives the files with a picture's suffix, not the hidden ones.
@@ -59,15 +59,15 @@ def find_inputs(
         recursive: whether sub-folders are searched too; linked ones are followed, each real folder once.
         output_folder: where results go; it is not searched if it is met below a folder or a glob.
     Returns:
-        The pictures, each once, in the order named and in natural order within a folder or glob; and what is
-        wrong with the others.
+        The pictures, each once, in the order named and in natural order within a folder or glob; what is wrong with
+        the others; and notes on pictures in folders that cannot be read here.
     Raises:
         UsageError: an input is empty or an address on the network.
     """
     search = _Search(recursive, output_folder)
     for text in inputs:
         search.add_argument(text)
-    return tuple(search.found.values()), tuple(search.problems)
+    return tuple(search.found.values()), tuple(search.problems), tuple(search.notes)
 
 
 def shown(path: object) -> str:
@@ -98,6 +98,7 @@ class _Search:
     def __init__(self, recursive: bool, output_folder: Path | None) -> None:
         self.found: dict[str, FoundInput] = {}
         self.problems: list[FileError] = []
+        self.notes: list[str] = []
         self._recursive = recursive
         self._output = None if output_folder is None else Path(os.path.realpath(output_folder))
         self._key = EntryKeys()
@@ -141,18 +142,30 @@ class _Search:
         if self._add_pictures_of(folder) or len(self.problems) > problems_before:
             return
         deeper = FolderSearch(folder, self._output, lambda *_: None).walk()
+        unread = told_unread(path for path in self._files_of(folder))
+        if unread is not None:
+            self._problem(name, f"no pictures in this folder that can be read, but {unread[0]}", unread[1])
+            return
         has_deeper = not self._recursive and any(is_picture(path) for files in deeper for path in files)
         hint = "its sub-folders hold some: use --recursive" if has_deeper else None
         self._problem(name, "no pictures in this folder", hint)
 
     def _add_pictures_of(self, folder: Path) -> int:
         """Add a folder's pictures and say how many there are."""
-        walk = FolderSearch(folder, self._output, self._folder_problem).walk()
-        searched = islice(walk, None if self._recursive else 1)
-        pictures = sorted((path for files in searched for path in files if is_picture(path)), key=natural_key)
+        files = list(self._files_of(folder, self._folder_problem))
+        pictures = sorted(filter(is_picture, files), key=natural_key)
         for path in pictures:
             self._add_path(path, path.relative_to(folder), shown(path), folder=folder)
+        unread = told_unread(files)
+        if pictures and unread is not None:
+            hint = f": {unread[1]}" if unread[1] else ""
+            self.notes.append(f"{shown(folder)}: pictures that cannot be read here are left out, {unread[0]}{hint}")
         return len(pictures)
+
+    def _files_of(self, folder: Path, on_error: Callable[[Path, OSError], None] = lambda *_: None) -> Iterator[Path]:
+        """The files of a folder, and below it where that was asked for."""
+        walk = FolderSearch(folder, self._output, on_error).walk()
+        return chain.from_iterable(islice(walk, None if self._recursive else 1))
 
     def _add_glob(self, pattern: Path) -> None:
         problems_before = len(self.problems)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -50,11 +50,13 @@ class JobPlan:
         problems: inputs that cannot be used, or whose results would have one name; the others are done.
         earlier_results: inputs left out because another job's result has their name, as `a_x4.jpg` beside
             `a.jpg` when `*.jpg` is done again; before/after pictures likewise.
+        notes: what else a person should be told: pictures in folders that cannot be read here.
     """
 
     jobs: tuple[Job, ...]
     problems: tuple[FileError, ...]
     earlier_results: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def plan_jobs(
     if STREAM in inputs:
         return JobPlan((_stream_job(inputs, target),), ())
     folder = target.path if target.kind == "folder" else None
-    found, problems = find_inputs(inputs, recursive=recursive, output_folder=folder)
+    found, problems, notes = find_inputs(inputs, recursive=recursive, output_folder=folder)
     if target.kind in ("file", "stream"):
         _check_single(found, problems, target)
     naming = _Naming(target, suffix, scale_label, output_format)
@@ -109,7 +111,7 @@ def plan_jobs(
     _check_not_own_source(
         pairs, "give another name to -o" if target.kind == "file" else "give --suffix _x4, or -o FOLDER"
     )
-    return _without_earlier_results(pairs, problems)
+    return replace(_without_earlier_results(pairs, problems), notes=notes)
 
 
 def comparison_path(destination: Path) -> Path:

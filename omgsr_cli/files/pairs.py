@@ -120,11 +120,13 @@ class FoundPictures:
         pictures: the sharp ones.
         partners: the low-quality partner of each, or None where they are to be degraded.
         problems: what was named and is none.
+        notes: what else a person should be told.
     """
 
     pictures: tuple[Path, ...]
     partners: tuple[Path, ...] | None
     problems: tuple[FileError, ...]
+    notes: tuple[str, ...] = ()
 
 
 def find_pictures(
@@ -139,16 +141,16 @@ def find_pictures(
     Raises:
         UsageError: there are none, or their names do not go together.
     """
-    found, problems = find_inputs(data, recursive=True)
+    found, problems, notes = find_inputs(data, recursive=True)
     pictures = tuple(item.path for item in found)
     partners = None
     if lq:
-        others, more = find_inputs(lq, recursive=True)
-        problems += more
+        others, more, more_notes = find_inputs(lq, recursive=True)
+        problems, notes = problems + more, notes + more_notes
         if pictures and others:
             pairs = pair_by_name(found, others, names=names)
             partners = tuple(pair.second for pair in pairs)
     if not pictures or (lq and partners is None):
         reason = f": {problems[0].message}" if problems else ""
         raise UsageError(f"no pictures were found{reason}", "give folders, files or .txt lists")
-    return FoundPictures(pictures, partners, problems)
+    return FoundPictures(pictures, partners, problems, notes)

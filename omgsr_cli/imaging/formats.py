@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from PIL import features
 
 from omgsr_cli.errors import FileError, UsageError
+from omgsr_cli.files.folders import RAW_SUFFIXES
 
 OutputFormat = Literal["same", "png", "jpg", "webp", "tiff", "avif"]
 
@@ -25,6 +26,8 @@ FORMAT_OF_PILLOW = {
     "GIF": "gif",
     "JPEG2000": "jp2",
     "PPM": "ppm",
+    "HEIF": "heic",
+    "JXL": "jxl",
 }
 
 FORMAT_OF_SUFFIX = {
@@ -49,6 +52,11 @@ FORMAT_OF_SUFFIX = {
     ".pgm": "ppm",
     ".pbm": "ppm",
     ".pnm": "ppm",
+    ".heic": "heic",
+    ".heif": "heic",
+    ".hif": "heic",
+    ".jxl": "jxl",
+    **dict.fromkeys(RAW_SUFFIXES, "raw"),
 }
 
 

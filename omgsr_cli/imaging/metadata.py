@@ -6,7 +6,7 @@ import math
 import re
 import struct
 import warnings
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
@@ -113,8 +113,25 @@ def read_metadata(image: Image.Image, size_px: tuple[int, int]) -> tuple[Picture
     return metadata, notes
 
 
+def exif_of_tiff_structure(file: BinaryIO) -> bytes | None:
+    """What the first directory of a file that begins as a TIFF says of its picture, whatever its pixels are.
+
+    Raises:
+        SyntaxError, OSError, struct.error: it does not begin so, or is broken.
+    """
+    file.seek(0)
+    exif, directory = Image.Exif(), TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+    exif.endian = "<" if directory.prefix == b"II" else ">"
+    exif.load_from_fp(file, directory.next)
+    return _described(exif)
+
+
 def _exif_of_tiff(image: TiffImagePlugin.TiffImageFile) -> bytes | None:
-    source, kept = tags_of(image.getexif()), Image.Exif()
+    return _described(image.getexif())
+
+
+def _described(exif: Image.Exif) -> bytes | None:
+    source, kept = tags_of(exif), Image.Exif()
     for tag in _DESCRIPTIVE_TAGS & set(source):
         kept[tag] = source[tag]
     return without_prefix(kept.tobytes()) if len(kept) else None

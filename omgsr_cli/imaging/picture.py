@@ -34,7 +34,7 @@ class PictureHeader:
 
     Attributes:
         size_px: height and width after the EXIF orientation.
-        format: "png", "jpg", "webp", "tiff", "avif", "bmp", "gif", "jp2" or "ppm".
+        format: "png", "jpg", "webp", "tiff", "avif", "bmp", "gif", "jp2", "ppm", "heic", "jxl" or "raw".
         frames: pictures in the file; only the first is read.
         mode: Pillow's name of the pixel layout, for people.
         bit_depth: 8 or 16 per channel, as it will be read and can be written.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +16,24 @@ from torch import Tensor
 
 from omgsr_cli.imaging.curves import ProfileError
 from omgsr_cli.imaging.deep import can_read_deep, is_deep, read_deep
-from omgsr_cli.imaging.exif import ExifError, exif_orientation
+from omgsr_cli.imaging.exif import ExifError, exif_orientation, upright_exif
+from omgsr_cli.imaging.extras import develop_raw, heif_depth, is_raw, raw_size, read_deep_heif
 from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
 from omgsr_cli.imaging.icc import convert_to_srgb, load_profile, profile_space
-from omgsr_cli.imaging.metadata import orientation, read_metadata
+from omgsr_cli.imaging.metadata import exif_of_tiff_structure, orientation, read_metadata
 from omgsr_cli.imaging.picture import Picture, PictureHeader, PictureMetadata
 from omgsr_cli.imaging.samples import from_samples
 from omgsr_cli.imaging.settings_line import png_chunks, record_of_file
-from omgsr_cli.imaging.source import frame_count, load_pixels, opened, source_name
+from omgsr_cli.imaging.source import (
+    DECODE_ERRORS,
+    check_size,
+    decoding,
+    frame_count,
+    load_pixels,
+    opened,
+    opened_file,
+    source_name,
+)
 
 #: Pillow's modes with 16 bits or more in one channel.
 _WIDE_GREY_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I", "F"})
@@ -62,12 +73,14 @@ def read_picture(source: Path | bytes, name: str | None = None) -> Picture:
     `write_picture` goes back to it. CMYK and Lab become sRGB for good, in 8 bits.
 
     Args:
-        source: a file, or a whole file's bytes.
+        source: a file, or a whole file's bytes; a camera's raw file is known by its name, and developed.
         name: what to call it in messages; the path by default.
     Raises:
         FileError: it is missing, a folder, empty, not a picture, truncated, broken or too large.
     """
     name = source_name(source, name)
+    if is_raw(source):
+        return _read_raw(source, name)
     with opened(source, name) as (image, file):
         format_name = FORMAT_OF_PILLOW[image.format or ""]
         frames = frame_count(image, name)
@@ -93,11 +106,16 @@ def probe_picture(source: Path | bytes, name: str | None = None) -> PictureHeade
         FileError: as `read_picture`, except what only the pixels show.
     """
     name = source_name(source, name)
+    if is_raw(source):
+        with opened_file(source, name) as file:
+            size = raw_size(file, name)
+        check_size(name, size)
+        return PictureHeader(size, "raw", 1, "raw", 16, has_alpha=False, record=None)
     with opened(source, name) as (image, file):
         width, height = image.size
         if (_late_orientation(image, file) or orientation(image)) >= 5:
             width, height = height, width
-        deep = is_deep(image) and can_read_deep(image)
+        deep = (is_deep(image) and can_read_deep(image)) or heif_depth(image) > 8
         return PictureHeader(
             size_px=(height, width),
             format=FORMAT_OF_PILLOW[image.format or ""],
@@ -107,6 +125,25 @@ def probe_picture(source: Path | bytes, name: str | None = None) -> PictureHeade
             has_alpha=image.has_transparency_data,
             record=record_of_file(file),
         )
+
+
+def _read_raw(source: Path | bytes, name: str) -> Picture:
+    with opened_file(source, name) as file:
+        check_size(name, raw_size(file, name))
+        file.seek(0)
+        samples = develop_raw(file, name)
+        metadata = PictureMetadata(exif=_exif_of_raw(file, samples.shape[:2]))
+    return _with_pixels(Picture(torch.empty(3, 1, 1), format="raw", metadata=metadata), samples)
+
+
+def _exif_of_raw(file: BinaryIO, size_px: tuple[int, int]) -> bytes | None:
+    """What a raw file that begins as a TIFF says of the picture; others keep it in ways of their own."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            exif = exif_of_tiff_structure(file)
+        return upright_exif(exif, size_px) if exif else None
+    except (ExifError, *DECODE_ERRORS):
+        return None
 
 
 def _late_orientation(image: Image.Image, file: BinaryIO) -> int | None:
@@ -126,6 +163,9 @@ def _late_orientation(image: Image.Image, file: BinaryIO) -> int | None:
 
 
 def _decode(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> _Decoded:
+    if heif_depth(image) > 8:
+        with decoding(name):
+            return _Decoded(read_deep_heif(file))
     if is_deep(image):
         if can_read_deep(image):
             key = image.info.get("transparency")

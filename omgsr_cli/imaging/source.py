@@ -17,6 +17,8 @@ from typing import BinaryIO
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from omgsr_cli.errors import FileError
+from omgsr_cli.files.folders import has_reader
+from omgsr_cli.imaging.extras import add_readers, missing_reader
 from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
 
 #: Larger pictures are refused by what their header says, before any memory is taken.
@@ -45,9 +47,7 @@ DECODE_ERRORS = (
     MemoryError,
 )
 
-# Pillow opens an MPO as a JPEG, and then calls it MPO.
-_OPENED = tuple(name for name in FORMAT_OF_PILLOW if name != "MPO")
-
+_JXL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 #: Tags of where the strips or tiles of a TIFF begin, and how long they are.
@@ -117,10 +117,10 @@ def opened(source: Path | bytes, name: str) -> Iterator[tuple[ImageFile.ImageFil
     Raises:
         FileError: it is missing, empty, no picture, too large, truncated or otherwise broken.
     """
-    with _opened_file(source, name) as file:
+    with opened_file(source, name) as file:
         with decoding(name):
             try:
-                image = Image.open(file, formats=_OPENED)
+                image = Image.open(file, formats=_openers())
             except UnidentifiedImageError as error:
                 raise _unidentified(file, name) from error
             check_size(name, image.size)
@@ -210,7 +210,20 @@ def _decode_error(name: str, error: BaseException) -> FileError:
     return FileError(f"{name}: cannot be read: {reason[:200]}")
 
 
-def _opened_file(source: Path | bytes, name: str) -> BinaryIO:
+def _openers() -> tuple[str, ...]:
+    """Pillow's names of the formats that it may open a file as."""
+    add_readers()
+    # Pillow opens an MPO as a JPEG, and then calls it MPO.
+    lazy = {"HEIF": has_reader("heic"), "JXL": has_reader("jxl"), "MPO": False}
+    return tuple(name for name in FORMAT_OF_PILLOW if lazy.get(name, True))
+
+
+def opened_file(source: Path | bytes, name: str) -> BinaryIO:
+    """Open a file, or bytes as one, and refuse one that is empty.
+
+    Raises:
+        FileError: it is missing, cannot be read or has no bytes.
+    """
     if isinstance(source, bytes):
         file: BinaryIO = io.BytesIO(source)
     else:
@@ -230,7 +243,11 @@ def _unidentified(file: BinaryIO, name: str) -> FileError:
     file.seek(0)
     start = file.read(16)
     if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS:
-        return FileError(f"{name}: HEIC pictures cannot be read", "export it as JPEG, PNG or TIFF first")
+        if not has_reader("heic"):
+            return missing_reader("heic", name)
+        return FileError(f"{name}: the HEIC file is truncated or broken", "copy or download it again")
+    if start.startswith(_JXL_STARTS) and not has_reader("jxl"):
+        return missing_reader("jxl", name)
     known = (b"\x89PNG", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*", b"RIFF", b"GIF8")
     if start.startswith(known):
         return FileError(f"{name}: the file is truncated, broken, or of a kind of {_kind(start)} that cannot be read")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from omgsr_cli.errors import DeviceError
+from omgsr_cli.errors import DeviceError, UnknownDeviceError
 
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -47,7 +47,7 @@ def choose_device(name: str | None = None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise DeviceError(f"{name!r} is not a device", hint=hint) from error
+        raise UnknownDeviceError(f"{name!r} is not a device", hint=hint) from error
     if device.type not in present:
         raise DeviceError(f"device {name!r} is not present", hint=hint)
     if ":" in name and device.index >= _device_count(device.type):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omgsr_cli.errors import ModelError, UsageError
+from omgsr_cli.errors import ModelError, UnknownModelError, UsageError
 from omgsr_cli.models.adapters import check_adapter_folder
 from omgsr_cli.models.families import FAMILIES, Family, family_of, nearest_adapter, recognise_adapter, recognise_model
 from omgsr_cli.models.hub import ALL_PARTS, download_model, is_repository_name
@@ -57,6 +57,10 @@ def find_model(
     preset = PRESETS.get(str(model)) if model is not None else None
     adapter_folder = None if adapter is None else Path(adapter)
     adapted = None if adapter_folder is None else nearest_adapter(adapter_folder)
+    if adapter_folder is not None and not adapter_folder.is_dir():
+        raise UnknownModelError(
+            f"there is no adapter {str(adapter)!r}", hint="give the folder that holds its two parts"
+        )
     if model is None and base is None:
         preset = find_preset((adapted and adapted.assumed_preset) or DEFAULT_PRESET)
     if base is not None and model is not None and preset is None:
@@ -110,7 +114,7 @@ def find_base_folder(name: str, parts: Sequence[str] = ALL_PARTS) -> Path:
     if is_repository_name(name):
         return download_model(name, None, parts)
     known = ", ".join(PRESETS)
-    raise ModelError(f"there is no model {name!r}", hint=f"give a folder, a hub repository or one of: {known}")
+    raise UnknownModelError(f"there is no model {name!r}", hint=f"give a folder, a hub repository or one of: {known}")
 
 
 def _unfold_checkpoint(

@@ -30,6 +30,7 @@ class FlowSchedule(IndexedSchedule):
         max_image_seq_len: tokens at which mu is max_shift.
         base_shift: mu at the few tokens.
         max_shift: mu at the many.
+        time_shift_type: whether times are shifted by exp(mu) ("exponential") or by mu itself ("linear").
     """
 
     num_train_timesteps: int = 1000
@@ -38,12 +39,17 @@ class FlowSchedule(IndexedSchedule):
     max_image_seq_len: int = 4096
     base_shift: float = 0.5
     max_shift: float = 1.15
+    time_shift_type: str = "exponential"
 
     def __post_init__(self) -> None:
         if self.num_train_timesteps < 2:
             raise ModelError(f"scheduler: num_train_timesteps is {self.num_train_timesteps}, not at least 2")
         if self.base_image_seq_len >= self.max_image_seq_len:
             raise ModelError(f"scheduler: max_image_seq_len is {self.max_image_seq_len}, not above base_image_seq_len")
+        if self.time_shift_type not in ("exponential", "linear"):
+            raise ModelError(f"scheduler: time_shift_type is {self.time_shift_type!r}, not exponential or linear")
+        if self.time_shift_type == "linear" and not self.mu > 0:
+            raise ModelError(f"scheduler: the shift is {self.mu}, not above 0")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -60,6 +66,7 @@ class FlowSchedule(IndexedSchedule):
             if not shift > 0:
                 raise ModelError(f"scheduler: shift is {shift}, not above 0")
             values["base_shift"] = values["max_shift"] = math.log(shift)
+            values["time_shift_type"] = "exponential"
         return cls(**values)
 
     def to_config(self) -> dict[str, Any]:
@@ -78,7 +85,7 @@ class FlowSchedule(IndexedSchedule):
 
     @property
     def mu(self) -> float:
-        """The logarithm of the shift, no unit."""
+        """The logarithm of the shift, or with linear shifting the shift itself; no unit."""
         slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
         return self.base_shift + slope * (self.tokens - self.base_image_seq_len)
 
@@ -132,5 +139,5 @@ class FlowSchedule(IndexedSchedule):
     def _sigmas(self) -> Tensor:
         # Multiplied out, so that sigma = 0 needs no division by zero.
         linear = torch.linspace(0, 1, self.num_train_timesteps, dtype=torch.float64)
-        shift = math.exp(self.mu)
+        shift = math.exp(self.mu) if self.time_shift_type == "exponential" else self.mu
         return shift * linear / (1.0 + (shift - 1.0) * linear)

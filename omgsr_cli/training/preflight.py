@@ -39,7 +39,7 @@ def check_files(draft: Draft[TrainConfig], resume: str = "auto") -> None:
 
 def _check_pictures(draft: Draft[TrainConfig], key: str, names: Sequence[str]) -> None:
     def search() -> None:
-        found, problems = find_inputs(names, recursive=True)
+        found, problems, _ = find_inputs(names, recursive=True)
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise OmgsrError(problems[0].message + more, problems[0].hint)
