@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -289,3 +290,21 @@ def test_a_teacher_is_learned_from_and_paid_once(world: Path, tmp_path: Path, mo
     assert len(list((tmp_path / "kept").iterdir())) == 5
     monkeypatch.setattr("omgsr_cli.training.loop.load_teacher", lambda *_: pytest.fail("its pictures were all there"))
     run_here(tables | {"save": {"out": str(tmp_path / "again")}})
+
+
+def test_an_automatic_mid_timestep_is_measured_once_and_kept(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = settings(world, tmp_path / "run", loss={"gan": 0.0, "dv3cd": 0.0})
+    tables["model"]["mid_timestep"] = "auto"
+    tables["train"]["steps"] = 1
+    result, _ = run_here(tables)
+    found = json.loads((tmp_path / "run" / "mid_timestep.json").read_text())
+    assert found["pictures"] == 3
+    assert len(found["curve"]) == 1000
+    assert result.checkpoint is not None
+    assert json.loads((result.checkpoint / "omgsr.json").read_text())["mid_timestep"] == found["mid_timestep"]
+    monkeypatch.setattr("omgsr_cli.training.own_timestep.find_mid_timestep", lambda *_, **__: pytest.fail("again"))
+    tables["train"]["steps"] = 2
+    again, _ = run_here(tables, resume="auto")
+    assert again.step == 2

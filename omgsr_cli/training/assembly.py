@@ -70,7 +70,7 @@ def find_run_model(config: TrainConfig, *, resumed: bool = False) -> ModelSource
         model.preset,
         base=model.base,
         start_from=None if resumed and (model.preset or model.base) else model.start_from,
-        mid_timestep=model.mid_timestep,
+        mid_timestep=None if model.mid_timestep == "auto" else model.mid_timestep,
         prompt=model.prompt or None,
         lora=build_lora_options(config),
     )

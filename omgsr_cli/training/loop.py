@@ -21,6 +21,7 @@ from omgsr_cli.training.data import Batch, Numbers, TrainingCrops, load_batches
 from omgsr_cli.training.events import Event, Noticed, Saved, Started, StepDone, Validated
 from omgsr_cli.training.logs import RunLog
 from omgsr_cli.training.model_card import RunFacts, write_description
+from omgsr_cli.training.own_timestep import settle_mid_timestep
 from omgsr_cli.training.pace import Pace, peak_memory_mib
 from omgsr_cli.training.processes import build_accelerator, device_of, share_sums
 from omgsr_cli.training.signals import StopWish
@@ -72,6 +73,7 @@ def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda 
         found = find_checkpoint(Path(config.save.out), resume, note=lambda text: report(Noticed(text)))
         if found is not None:
             check_adapter_ranks(found, build_lora_options(config) or LoraOptions())
+        config = settle_mid_timestep(config, accelerator, found)
         run = load_run(config, accelerator, resumed=found is not None)
         if config.loss.teacher is not None:
             ask_teacher(run.crops, config.loss.teacher.model, accelerator, report)

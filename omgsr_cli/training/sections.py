@@ -38,8 +38,8 @@ class ModelConfig(Section):
         default=None,
         description="folder of weights to begin from: an adapter, a tiny model or a checkpoint [new weights]",
     )
-    mid_timestep: Annotated[int, Field(strict=True, ge=0, le=999)] | None = Field(
-        default=None, description="timestep of the one step; `omgsr timestep` computes it [the model's]"
+    mid_timestep: Annotated[int, Field(strict=True, ge=0, le=999)] | Literal["auto"] | None = Field(
+        default=None, description='timestep of the one step; "auto" measures it on the training data [the model\'s]'
     )
     prompt: str = Field(default="", description="text that conditions the model; published models have an empty one")
 
