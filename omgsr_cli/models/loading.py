@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.base import Restorer, RestorerInfo
@@ -112,3 +113,6 @@ def save_merged(restorer: Restorer, folder: Path, *, half: bool = False, text_en
             raise
     except OSError as error:
         raise ModelError(f"{folder} cannot be written: {error.strerror or error}") from error
+    except SafetensorError as error:
+        # What the system says reaches us through the writer of weights, such as of a full disk.
+        raise ModelError(f"{folder} cannot be written: {error}") from error

@@ -1,0 +1,127 @@
+"""What befalls a real process: a full disk, signals, a reader that goes, two at once, poor surroundings."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_line import draw, files_below, size_of, write_tiny_model
+
+PROGRAM = [sys.executable, "-m", "omgsr_cli"]
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and mounts of POSIX")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "random")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*PROGRAM, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="surrogateescape",
+        cwd=ROOT,
+        env=os.environ | environment,
+    )
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_piece(model: Path, tmp_path: Path, small_disk: Path) -> None:
+    draw(tmp_path / "in" / "large.png", 300, 200)
+    draw(tmp_path / "in" / "small.png", 8, 6)
+    process = start("upscale", tmp_path / "in", "-o", small_disk / "out", "--model", model)
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 1
+    (line,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert "large.png" in line
+    assert "the disk is full" in line
+    assert files_below(small_disk) == ["out/small.png"]
+
+
+def test_a_full_disk_for_a_merged_model_is_one_line(tmp_path: Path, small_disk: Path) -> None:
+    from test_loading import write_adapter, write_base
+
+    base = write_base(tmp_path / "base")
+    adapter = write_adapter(base, tmp_path / "adapter")
+    process = start("models", "merge", base, adapter, small_disk / "out")
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 1, err
+    assert "Traceback" not in err
+    assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1
+    assert files_below(small_disk) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_of_a_picture(model: Path, tmp_path: Path, number: signal.Signals) -> None:
+    draw(tmp_path / "in" / "a.png", 8, 6)
+    draw(tmp_path / "in" / "b.png", 1500, 1500)
+    process = start("upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", model, "--tile", "64")
+    assert process.stdout is not None
+    assert process.stdout.readline() == f"{tmp_path / 'out' / 'a.png'}\n"
+    time.sleep(1.0)
+    assert process.poll() is None, "the second picture was done too early for this test"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 130, err
+    assert err.count("interrupted; ") == 1
+    assert "Traceback" not in err
+    assert files_below(tmp_path / "out") == ["a.png"]
+    assert size_of(tmp_path / "in" / "b.png") == (1500, 1500)
+
+
+def test_a_reader_that_goes_is_no_bug(model: Path, tmp_path: Path) -> None:
+    for number in range(20):
+        draw(tmp_path / "in" / f"{number}.png", 8, 6)
+    process = start("upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", model, "-q")
+    assert process.stdout is not None
+    assert process.stdout.readline().endswith(".png\n")
+    process.stdout.close()
+    assert process.stderr is not None
+    err = process.stderr.read()
+    assert process.wait(timeout=400) == 1
+    assert err == ""
+    assert not [name for name in files_below(tmp_path / "out") if not name.endswith(".png")]
+
+
+def test_poor_surroundings(model: Path, tmp_path: Path) -> None:
+    """No HOME, the C locale, a terminal that can do nothing, forty columns."""
+    path = draw(tmp_path / "ä€.png", 8, 6)
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_DATA_HOME", "LANG")}
+    environment |= {"LC_ALL": "C", "TERM": "dumb", "COLUMNS": "40"}
+    commands: list[list[str | Path]] = [
+        ["upscale", path, "--model", model],
+        ["upscale", "--help"],
+        ["models", "list"],
+        ["models", "--help"],
+    ]
+    for command in commands:
+        done = subprocess.run(
+            [*PROGRAM, *map(str, command)], capture_output=True, cwd=ROOT, env=environment, timeout=400
+        )
+        assert done.returncode == 0, done.stderr
+        assert b"\x1b" not in done.stdout + done.stderr
+        assert b"Traceback" not in done.stderr
+        if "--help" in command:
+            assert max(len(line) for line in done.stdout.decode().splitlines()) <= 40
+    assert (tmp_path / "ä€_x4.png").is_file()
