@@ -59,19 +59,6 @@ def test_a_full_disk_is_one_line_and_leaves_no_piece(model: Path, tmp_path: Path
     assert files_below(small_disk) == ["out/small.png"]
 
 
-def test_a_full_disk_for_a_merged_model_is_one_line(tmp_path: Path, small_disk: Path) -> None:
-    from test_loading import write_adapter, write_base
-
-    base = write_base(tmp_path / "base")
-    adapter = write_adapter(base, tmp_path / "adapter")
-    process = start("models", "merge", base, adapter, small_disk / "out")
-    _, err = process.communicate(timeout=400)
-    assert process.returncode == 1, err
-    assert "Traceback" not in err
-    assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1
-    assert files_below(small_disk) == []
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_middle_of_a_picture(model: Path, tmp_path: Path, number: signal.Signals) -> None:
     draw(tmp_path / "in" / "a.png", 8, 6)
