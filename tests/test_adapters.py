@@ -207,17 +207,20 @@ def test_a_broken_file_is_an_error_with_its_name(net: Net, tmp_path: Path) -> No
         merge_lora(net, folder)
 
 
+PARTS = ("vae_encoder_lora_adapter", "unet_lora_adapter")
+
+
 def test_missing_parts_are_found_without_reading_weights(net: Net, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not exist"):
-        check_adapter_folder(tmp_path / "absent")
+        check_adapter_folder(tmp_path / "absent", PARTS)
     write_adapter(net, tmp_path / "unet_lora_adapter")
     with pytest.raises(ModelError, match="has no folder vae_encoder_lora_adapter"):
-        check_adapter_folder(tmp_path)
+        check_adapter_folder(tmp_path, PARTS)
     write_adapter(net, tmp_path / "vae_encoder_lora_adapter")
-    check_adapter_folder(tmp_path)
+    check_adapter_folder(tmp_path, PARTS)
     (tmp_path / "unet_lora_adapter" / "adapter_config.json").unlink()
     with pytest.raises(ModelError, match=r"adapter_config\.json cannot be read"):
-        check_adapter_folder(tmp_path)
+        check_adapter_folder(tmp_path, PARTS)
 
 
 def test_a_pickled_adapter_is_refused_with_a_hint(net: Net, tmp_path: Path) -> None:
@@ -225,6 +228,6 @@ def test_a_pickled_adapter_is_refused_with_a_hint(net: Net, tmp_path: Path) -> N
         weights = write_adapter(net, tmp_path / part) / "adapter_model.safetensors"
         weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(ModelError, match=r"adapter_model\.bin is a pickle") as caught:
-        check_adapter_folder(tmp_path)
+        check_adapter_folder(tmp_path, PARTS)
     assert caught.value.hint is not None
     assert "weights_only=True" in caught.value.hint

@@ -18,8 +18,9 @@ from omgsr_cli.models.wavelet import LATENT_CHANNELS, LATENT_PX, WaveletLatents
 # The denoiser works on squares of latents: 2x2 of them become the channels of one element.
 _SQUARE = 2
 
-# Pixels of the image on each side of an element in the running mean that no correction may have.
-_MEAN_REACH_PX = 24
+# Pixels of the image on each side of an element in each of the two means that make the running mean which no correction
+# may have. Two squares in a row are nearly round; one alone left noise with a direction.
+_MEAN_REACH_PX = 16
 
 
 class TinyConfig(BaseModel):
@@ -90,12 +91,12 @@ def without_running_mean(x: Tensor, reach: int) -> Tensor:
 
     Args:
         x: (B, C, h, w) float.
-        reach: elements on each side that the mean is taken over, as far as there are any.
+        reach: elements on each side that each of the two means is taken over, as far as there are any.
     Returns:
         The same shape and dtype.
     """
     side, mean = 2 * reach + 1, x
-    for kernel, padding in (((side, 1), (reach, 0)), ((1, side), (0, reach))):
+    for kernel, padding in 2 * (((side, 1), (reach, 0)), ((1, side), (0, reach))):
         mean = F.avg_pool2d(mean, kernel, stride=1, padding=padding, count_include_pad=False)
     return x - mean
 
