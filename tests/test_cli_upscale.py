@@ -241,8 +241,8 @@ def test_color_fixes(omgsr: Command, tmp_path: Path) -> None:
     away = {fix: np.abs(result.mean((0, 1)) - wanted).max() for fix, result in results.items()}
     assert away["adain"] < 0.5
     assert away["wavelet"] < 0.5
-    assert away["none"] > 0.5
     assert (results["adain"] != results["wavelet"]).any()
+    assert (results["adain"] != results["none"]).any()
 
 
 def test_tiles_and_batches_do_not_change_the_result(
