@@ -171,7 +171,7 @@ def test_pictures_without_partners_are_listed(bench: Bench, data: Path) -> None:
 
 def test_a_model_that_is_not_there_is_an_error(bench: Bench, data: Path) -> None:
     said = bench("--data", data, "--model", "no-such-model", "--metrics", "psnr")
-    assert said.code == 1
+    assert said.code == 2
     assert "no-such-model" in said.errors[0]
 
 

@@ -245,6 +245,14 @@ def test_color_fixes(omgsr: Command, tmp_path: Path) -> None:
     assert (results["adain"] != results["none"]).any()
 
 
+def test_memory_is_an_amount(omgsr: Command, tmp_path: Path) -> None:
+    source = draw(tmp_path / "a.png", 40, 30)
+    assert omgsr(source, "--memory", "800M").code == 0
+    said = omgsr(source, "--memory", "5x", "--overwrite")
+    assert said.code == 2
+    assert "5x" in said.errors[0]
+
+
 def test_tiles_and_batches_do_not_change_the_result(
     omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

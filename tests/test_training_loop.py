@@ -82,8 +82,8 @@ def test_a_run_learns_and_says_so(world: Path, tmp_path: Path) -> None:
     for name in ("psnr_y", "ssim_y", "dv3cd"):
         assert float(last_row[name]) == pytest.approx(measured[1].scores[name], rel=1e-4)
     with Image.open(measured[1].grid) as grid:
-        # Two pictures under each other, trimmed to multiples of 16: LQ | output | HQ.
-        assert grid.size == (3 * 80, 64 + 64)
+        # Two pictures under each other, trimmed to multiples of 8: LQ | output | HQ.
+        assert grid.size == (3 * 88, 64 + 72)
 
 
 def test_a_checkpoint_is_a_model_that_users_run(world: Path, tmp_path: Path) -> None:
@@ -103,12 +103,16 @@ def test_a_checkpoint_is_a_model_that_users_run(world: Path, tmp_path: Path) -> 
 
 
 def test_validation_scores_are_those_of_the_pictures(world: Path, tmp_path: Path) -> None:
-    # Pairs whose low-quality picture is the sharp one, and new weights, which leave a picture as it is.
+    # Pairs whose low-quality picture is another one, and new weights, which leave a picture as it is.
+    low_quality = tmp_path / "low_quality"
+    low_quality.mkdir()
+    for name in ("0.png", "1.png"):
+        (low_quality / name).write_bytes((world / "hq" / name).read_bytes())
     tables = settings(
         world,
         tmp_path / "run",
         model={"base": str(world / "model"), "start_from": None},
-        data={"validation": str(world / "held_out"), "validation_lq": str(world / "hq")},
+        data={"validation": str(world / "held_out"), "validation_lq": str(low_quality)},
         optim={"lr": 1e-9},
         train={"steps": 1},
         log={"validate_every": 1},
@@ -118,7 +122,7 @@ def test_validation_scores_are_those_of_the_pictures(world: Path, tmp_path: Path
     pairs = []
     for name in ("0.png", "1.png"):
         sharp, low = (torch.from_numpy(read_pixels(world / part / name).copy()) for part in ("held_out", "hq"))
-        sides = [side // 16 * 16 for side in sharp.shape[:2]]
+        sides = [side // 8 * 8 for side in sharp.shape[:2]]
         pairs.append([t[: sides[0], : sides[1]].permute(2, 0, 1)[None].float() / 255 for t in (low, sharp)])
     assert scores["psnr_y"] == pytest.approx(sum(float(psnr(*pair)) for pair in pairs) / 2, abs=0.01)
 
