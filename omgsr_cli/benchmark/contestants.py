@@ -81,15 +81,6 @@ def network_contestant(path: Path, name: str, *, device: str | None, precision: 
     return Contestant(info, lambda: _load_network(path, chosen_device, chosen_precision))
 
 
-def network_scale(path: Path) -> int:
-    """Factor by which a single-file network enlarges; reads the whole file.
-
-    Raises:
-        ModelError: spandrel is missing or does not know the file.
-    """
-    return int(read_foreign_network(path).scale)
-
-
 def _load_network(path: Path, device: torch.device, precision: str) -> Enlarger:
     network = read_foreign_network(path)
     supported = {"fp16": network.supports_half, "bf16": network.supports_bfloat16, "fp32": True}[precision]
