@@ -48,7 +48,7 @@ def say_check(talk: Output, config: TrainConfig, device_name: str | None) -> int
         "trained": cost.trained,
         "device": str(device),
         "memory_bytes": cost.memory_bytes,
-        "step_seconds": round(seconds, 3),
+        "step_seconds": float(f"{seconds:.3g}"),
         "run_seconds": round(seconds * train.steps),
         "disk_bytes": disk_bytes,
         "free_bytes": free_bytes,
