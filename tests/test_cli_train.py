@@ -116,6 +116,20 @@ def test_set_changes_a_key_and_is_told_where_it_is_wrong(train: Command, tmp_pat
     assert said.errors == ["error: --set optim.lr=fast: should be a number"]
 
 
+def test_names_that_there_are_not_are_told_with_those_that_there_are(
+    train: Command, tmp_path: Path, world: Path
+) -> None:
+    config = write_config(tmp_path, world)
+    said = train(config, "--set", "model.preset=omgsr-tinny", "--set", "loss.backbone=dinov2", "--set", "loss.dv3cd=1")
+    assert said.code == 2
+    assert len(said.errors) == 2
+    assert 'should be one of "omgsr-tiny", "omgsr-s-512"; did you mean "omgsr-tiny"?' in said.err
+    assert '--set loss.backbone=dinov2: dinov2 is neither "dinov3" nor "vgg16", nor is there such a folder' in said.err
+    said = train(config, "--set", "model.preset=omgsr-tiny", "--set", "model.base=x")
+    assert (said.code, len(said.errors)) == (2, 1)
+    assert "omgsr-tiny has no base model" in said.err
+
+
 def test_check_foretells_and_writes_nothing(train: Command, tmp_path: Path, world: Path) -> None:
     said = train(write_config(tmp_path, world), "--check", "--json", "--device", "cpu")
     assert said.code == 0, said.err
@@ -160,7 +174,7 @@ def test_an_adapter_of_the_sd_kit_learns_and_is_used(train: Command, upscale: Co
 model = {{ base = "{base}" }}
 lora = {{ vae_rank = 2, backbone_rank = 2 }}
 data = {{ train = "{GOLDEN / "sd" / "pairs" / "hq"}", resolution = 64, on_small = "resize", workers = 0 }}
-loss = {{ dv3cd = 1.0, gan = 0.0, backbone_path = "{GOLDEN / "dv3cd" / "backbone"}" }}
+loss = {{ dv3cd = 1.0, gan = 0.0, backbone = "{GOLDEN / "dv3cd" / "backbone"}" }}
 optim = {{ lr = 1e-2, accumulate = 1 }}
 train = {{ steps = 2, precision = "fp32", threads = 1 }}
 save = {{ out = "{tmp_path / "run"}" }}
@@ -171,6 +185,9 @@ save = {{ out = "{tmp_path / "run"}" }}
     losses = next(record for record in said.records if record["event"] == "step")["losses"]
     assert losses.keys() == {"lrr", "l1", "dv3cd", "total"}
     checkpoint = tmp_path / "run" / "step-00000002"
+    card = (checkpoint / "README.md").read_text()
+    assert "structure-texture distance on DINOv3-ConvNeXt" in card
+    assert str(GOLDEN) not in card
     picture = draw(tmp_path / "small.png")
     common = ("--scale", "1", "--device", "cpu", "--color-fix", "none")
     for name, model in (("a", ("--model", checkpoint)), ("b", ("--base", base, "--adapter", checkpoint))):

@@ -17,8 +17,8 @@ from omgsr_cli.training.blur import BlurPool
 from omgsr_cli.training.discriminator import Discriminator, build_discriminator
 from omgsr_cli.training.features import FeatureNet
 from omgsr_cli.training.heads import check_discriminator, plan_heads
+from omgsr_cli.training.loss_sections import GanConfig
 from omgsr_cli.training.losses import discriminator_loss, generator_gan_loss
-from omgsr_cli.training.sections import GanConfig
 
 
 class SmallNet(FeatureNet):

@@ -11,14 +11,23 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError, ShapeError
-from omgsr_cli.training.features import load_alexnet, load_dinov3, load_features, load_vgg16
+from omgsr_cli.training.features import (
+    DinoV3,
+    Vgg16,
+    find_features,
+    load_alexnet,
+    load_dinov3,
+    load_features,
+    load_vgg16,
+)
 from omgsr_cli.training.features.dinov3 import infer_sizes, rename_published
 from omgsr_cli.training.features.weights import read_tensors
-from omgsr_cli.training.sections import LossConfig
+from omgsr_cli.training.loss_sections import LossConfig
 
 WIDTHS, DEPTHS = [8, 16, 24, 32], [1, 2, 1, 1]
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1)
@@ -317,6 +326,39 @@ def test_a_wrong_shape_in_a_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no weights of alexnet") as told:
         load_alexnet(tmp_path)
     assert "alexnet*.safetensors" in str(told.value.hint)
+
+
+def test_a_folder_tells_which_network_it_has(dinov3: Any, images: Tensor, tmp_path: Path) -> None:
+    dinov3.model.save_pretrained(tmp_path / "one")
+    (tmp_path / "two").mkdir()
+    torch.save(
+        {f"features.{name}": value for name, value in torchvision_like("vgg16").state_dict().items()},
+        tmp_path / "two" / "vgg16-397923af.pth",
+    )
+    for folder, kind in (("one", DinoV3), ("two", Vgg16)):
+        net = load_features(LossConfig(backbone=str(tmp_path / folder)))
+        assert type(net) is kind
+    net = load_features(LossConfig(backbone=str(tmp_path / "one")))
+    assert net is not None
+    for found, wanted in zip(net(images), load_dinov3(tmp_path / "one")(images), strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_a_folder_without_a_network_is_told(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "vgg16.pth").write_bytes(b"")
+    for name, message, hint in (
+        ("empty", "has no feature network", "vgg16*.pth"),
+        ("nowhere", 'neither "dinov3" nor "vgg16", nor is there such a folder', ""),
+        ("vgg16.pth", "is a file, backbone takes a folder", "backbone_path"),
+    ):
+        with pytest.raises(ModelError, match=re.escape(message)) as told:
+            find_features(LossConfig(backbone=str(tmp_path / name)))
+        assert hint in str(told.value.hint)
+    with pytest.raises(ModelError, match="no file or folder"):
+        find_features(LossConfig(backbone="vgg16", backbone_path=str(tmp_path / "nowhere")))
+    with pytest.raises(ValidationError, match="backbone names the folder already"):
+        LossConfig(backbone=str(tmp_path), backbone_path=str(tmp_path))
 
 
 def test_without_a_use_no_network_is_read() -> None:

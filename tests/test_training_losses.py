@@ -21,6 +21,7 @@ from omgsr_cli.training.dists import Dists, build_dv3cd, load_dists
 from omgsr_cli.training.features import AlexNet, FeatureNet, Vgg16, load_dinov3
 from omgsr_cli.training.features.base import pool_l2
 from omgsr_cli.training.generator import GeneratorOutput
+from omgsr_cli.training.loss_sections import LossConfig
 from omgsr_cli.training.losses import (
     Dv3cdLoss,
     Losses,
@@ -31,7 +32,6 @@ from omgsr_cli.training.losses import (
     line_loss,
 )
 from omgsr_cli.training.lpips import Lpips, load_lpips, shift
-from omgsr_cli.training.sections import LossConfig
 
 GOLDEN = Path(__file__).parent / "golden" / "dv3cd"
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from omgsr_cli.training.discriminator import Discriminator
 from omgsr_cli.training.draws import Purpose, draw_generator
+from omgsr_cli.training.loss_sections import GanConfig
 from omgsr_cli.training.losses import discriminator_loss, generator_gan_loss
 from omgsr_cli.training.optimizers import build_adamw
 from omgsr_cli.training.processes import prepare
-from omgsr_cli.training.sections import GanConfig
 
 
 class _Panel(nn.Module):

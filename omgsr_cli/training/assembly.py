@@ -20,11 +20,11 @@ from omgsr_cli.training.data import CropOptions, Teaching, TrainingCrops
 from omgsr_cli.training.discriminator import build_discriminator
 from omgsr_cli.training.features import FeatureNet, load_features
 from omgsr_cli.training.generator import Generator
+from omgsr_cli.training.loss_sections import TeacherConfig
 from omgsr_cli.training.losses import Measure, build_losses
 from omgsr_cli.training.optimizers import build_adamw
 from omgsr_cli.training.pictures import TrainingPicture, find_training_pictures
 from omgsr_cli.training.processes import device_of
-from omgsr_cli.training.sections import TeacherConfig
 from omgsr_cli.training.step import Learner
 from omgsr_cli.training.teacher import KeptPictures, identify_teacher
 
@@ -41,6 +41,7 @@ class Run:
         pictures: how many of them there are.
         held_out: pictures to measure with; empty without validation.
         crop_options: how samples are made.
+        features: what the feature network is called; empty without one.
         losses: names of what a step gives, besides their total.
         measures: of restored pictures, besides PSNR and SSIM.
     """
@@ -52,6 +53,7 @@ class Run:
     pictures: int
     held_out: Sequence[TrainingPicture]
     crop_options: CropOptions
+    features: str
     losses: Sequence[str]
     measures: Mapping[str, Measure]
 
@@ -147,7 +149,18 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
     )
     crops = TrainingCrops(pictures, options, config.train.seed)
     names = [*losses.names, *(("gan", "discriminator") if learner.adversary else ())]
-    return Run(config, trainable, learner, crops, len(pictures), held_out, options, names, losses.measures())
+    return Run(
+        config,
+        trainable,
+        learner,
+        crops,
+        len(pictures),
+        held_out,
+        options,
+        "" if features is None else features.title,
+        names,
+        losses.measures(),
+    )
 
 
 def _build_adversary(config: TrainConfig, features: FeatureNet | None, device: torch.device) -> Adversary | None:

@@ -17,13 +17,12 @@ from omgsr_cli.training.config_errors import Draft, draft_config
 from omgsr_cli.training.config_file import Sheet, read_sheet
 from omgsr_cli.training.fields import Section, refuse
 from omgsr_cli.training.heads import check_discriminator
+from omgsr_cli.training.loss_sections import GanConfig, LossConfig
 from omgsr_cli.training.sections import (
     DataConfig,
     DegradationConfig,
-    GanConfig,
     LogConfig,
     LoraConfig,
-    LossConfig,
     ModelConfig,
     OptimConfig,
     SaveConfig,

@@ -12,7 +12,7 @@ from omgsr_cli.training.augment import augment
 from omgsr_cli.training.blur import BlurPool
 from omgsr_cli.training.features import FeatureNet
 from omgsr_cli.training.heads import STRIDES, Block, plan_heads
-from omgsr_cli.training.sections import GanConfig
+from omgsr_cli.training.loss_sections import GanConfig
 
 _SLOPE = 0.2
 

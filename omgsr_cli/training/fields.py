@@ -9,7 +9,7 @@ import math
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 _SUM_TOLERANCE = 1e-6
 
@@ -23,6 +23,11 @@ def refuse(reason: str, *keys: str) -> PydanticCustomError:
             itself. Where one of them is wrong by itself, this is not said on top.
     """
     return PydanticCustomError("refused", "{reason}", {"reason": reason, "keys": keys})
+
+
+def not_among(*allowed: str) -> PydanticKnownError:
+    """Make the error of a text that is none of those which are allowed."""
+    return PydanticKnownError("literal_error", {"expected": ", ".join(f"'{name}'" for name in allowed)})
 
 
 def check_shares(value: dict[str, float]) -> dict[str, float]:

@@ -210,6 +210,7 @@ class Trainer:
             step=progress.step,
             samples=progress.samples,
             pictures=run.pictures,
+            features=run.features,
             held_out=len(run.held_out),
             scores=progress.scores,
             scored_at=progress.scored_at,

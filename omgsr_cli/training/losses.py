@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from omgsr_cli.errors import UsageError
 from omgsr_cli.models.wavelet import LATENT_CHANNELS, remove_lines
 from omgsr_cli.training.dists import Dists, build_dv3cd, load_dists
-from omgsr_cli.training.features import FeatureNet, load_dinov3
+from omgsr_cli.training.features import FeatureNet, find_features, load_dinov3
+from omgsr_cli.training.loss_sections import LossConfig
 from omgsr_cli.training.lpips import Lpips, load_lpips, shift
-from omgsr_cli.training.sections import LossConfig
 
 if TYPE_CHECKING:
     from omgsr_cli.training.generator import GeneratorOutput
@@ -153,7 +153,8 @@ def build_losses(config: LossConfig, features: FeatureNet | None) -> Losses:
         UsageError: a loss has a weight, but nothing to measure it with.
     """
     # DISTS' own weights are for VGG16; on DINOv3 all channels weigh alike.
-    learned = Path(config.backbone_path) if config.backbone == "vgg16" and config.backbone_path else None
+    source = find_features(config)
+    learned = Path(source.place) if source is not None and source.kind == "vgg16" else None
     dists = None if features is None else load_dists(features, learned)
     lpips = None if config.lpips_path is None else load_lpips(Path(config.lpips_path))
     return Losses(loss_weights(config), dists, lpips)

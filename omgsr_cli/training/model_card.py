@@ -40,6 +40,7 @@ class RunFacts:
         step: optimiser steps done.
         samples: crops seen by all processes.
         pictures: that crops were taken of.
+        features: what the feature network is called; empty without one.
         held_out: pictures that were measured on; 0 without validation.
         scores: metric to its mean over these, of the newest validation; empty where there was none.
         scored_at: the step of that validation.
@@ -48,6 +49,7 @@ class RunFacts:
     step: int
     samples: int
     pictures: int
+    features: str = ""
     held_out: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
     scored_at: int = 0
@@ -158,7 +160,7 @@ def _training(config: TrainConfig, facts: RunFacts) -> str:
     rows = [
         ("steps", f"{facts.step} of {config.train.steps}"),
         ("crops", f"{facts.samples} of {data.resolution} px, from {facts.pictures} pictures, {low}"),
-        ("losses", "; ".join(_loss_terms(config))),
+        ("losses", "; ".join(_loss_terms(config, facts.features))),
         ("optimiser", f"AdamW, learning rate {optim.lr:g}, {optim.schedule}, clipped to {optim.clip:g}"),
         ("precision", config.train.precision),
         ("seed", str(config.train.seed)),
@@ -172,9 +174,8 @@ def _training(config: TrainConfig, facts: RunFacts) -> str:
     return _table("Training", ("", ""), rows)
 
 
-def _loss_terms(config: TrainConfig) -> list[str]:
-    names = {"dinov3": "DINOv3-ConvNeXt", "vgg16": "VGG16"}
-    features, weights = names[config.loss.backbone], loss_weights(config.loss)
+def _loss_terms(config: TrainConfig, features: str) -> list[str]:
+    weights = loss_weights(config.loss)
     return [
         f"{weights[name]:g} x {text.format(features=features)}" for name, text in _LOSSES.items() if weights.get(name)
     ]

@@ -57,13 +57,10 @@ def _check_degradations(draft: Draft[TrainConfig], config: TrainConfig) -> None:
 
 
 def _check_features(draft: Draft[TrainConfig], config: TrainConfig) -> None:
-    from omgsr_cli.models.hub import is_repository_name
+    from omgsr_cli.training.features import find_features
 
     loss = config.loss
-    path = loss.backbone_path if loss.needs_backbone else None
-    if path and not Path(path).exists() and not (loss.backbone == "dinov3" and is_repository_name(path)):
-        hint = "; without dv3cd and gan (both 0) none is needed"
-        draft.add("loss.backbone_path", f"there is no such file or folder{hint}")
+    _note(draft, "loss.backbone_path" if loss.backbone_path else "loss.backbone", lambda: find_features(loss))
     if loss.lpips_path and not Path(loss.lpips_path).exists():
         draft.add("loss.lpips_path", "there is no such file or folder")
 

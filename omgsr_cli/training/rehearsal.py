@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +18,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from omgsr_cli.models.families import family_of
+from omgsr_cli.models.record import read_json
 from omgsr_cli.models.sources import ModelSource
 from omgsr_cli.models.trainable import Trainable
 from omgsr_cli.training.assembly import build_lora_options
 from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.dists import Dists
+from omgsr_cli.training.features import find_features
 from omgsr_cli.training.features.base import FeatureNet
 from omgsr_cli.training.features.dinov3 import DinoV3
 from omgsr_cli.training.features.imagenet import Vgg16
@@ -138,20 +141,27 @@ def rehearse(config: TrainConfig, source: ModelSource, device: torch.device) -> 
 
 def build_features_outline(config: TrainConfig) -> FeatureNet | None:
     """Build the feature network without its weights; None where nothing needs one."""
-    loss = config.loss
-    if not loss.needs_backbone:
+    source = find_features(config.loss)
+    if source is None:
         return None
-    if loss.backbone == "vgg16":
+    if source.kind == "vgg16":
         return Vgg16().requires_grad_(False)
     from transformers import DINOv3ConvNextConfig, DINOv3ConvNextModel
 
-    # What the path does not tell, OMGSR's own choice does: a prediction needs no more.
-    path = (loss.backbone_path or "").replace("_", "-")
-    size = next((name for name in _DINOV3_WIDTHS if name in path), "convnext-large")
-    widths, depths = _DINOV3_WIDTHS[size], _DINOV3_DEPTHS.get(size, (3, 3, 27, 3))
+    widths, depths = _dinov3_sizes(source.place)
     model = DINOv3ConvNextModel(DINOv3ConvNextConfig(hidden_sizes=list(widths), depths=list(depths)))
     encoder = getattr(model, "model", model)
     return DinoV3(list(encoder.get_submodule("stages").children())[:3], widths[:3]).requires_grad_(False)
+
+
+def _dinov3_sizes(place: str) -> tuple[Sequence[int], Sequence[int]]:
+    """Widths and depths of a DINOv3: a folder's own, or by the name of a repository or file."""
+    own = read_json(Path(place) / "config.json") if Path(place).is_dir() else {}
+    # What the name does not tell, OMGSR's own choice does: a prediction needs no more.
+    path = place.replace("_", "-")
+    size = next((name for name in _DINOV3_WIDTHS if name in path), "convnext-large")
+    widths, depths = _DINOV3_WIDTHS[size], _DINOV3_DEPTHS.get(size, (3, 3, 27, 3))
+    return own.get("hidden_sizes", widths), own.get("depths", depths)
 
 
 def _step(

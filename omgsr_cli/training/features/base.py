@@ -64,10 +64,12 @@ class FeatureNet(FrozenNet, ABC):
     """A frozen network with a feature map for each of its stages.
 
     Attributes:
+        title: what people call it.
         channels: of each stage's map.
         strides: image pixels per element of each stage's map, on each side.
     """
 
+    title: str
     channels: tuple[int, ...]
     strides: tuple[int, ...]
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 DINOV3_REPOSITORY = "facebook/dinov3-convnext-large-pretrain-lvd1689m"
 """What OMGSR was trained with. Its page asks for consent to Meta's licence."""
 
+MODEL_TYPE = "dinov3_convnext"
+"""What `config.json` calls it."""
+
 _STAGES = 3
 """The fourth is the one nearest to what the picture shows, and the least to how it looks."""
 
@@ -45,6 +48,7 @@ class DinoV3(FeatureNet):
         channels: of their maps.
     """
 
+    title = "DINOv3-ConvNeXt"
     strides = (4, 8, 16)
     min_px = 16
 
@@ -143,8 +147,8 @@ def _load_published(path: Path) -> DINOv3ConvNextModel:
 
 def _load_folder(folder: Path) -> DINOv3ConvNextModel:
     kind = read_json(folder / "config.json").get("model_type")
-    if kind != "dinov3_convnext":
-        raise ModelError(f"{folder} is a {kind}, not a dinov3_convnext")
+    if kind != MODEL_TYPE:
+        raise ModelError(f"{folder} is a {kind}, not a {MODEL_TYPE}")
     with quiet_libraries():
         from transformers import DINOv3ConvNextModel
 

@@ -26,6 +26,7 @@ _ALEXNET_PLACES = (0, 3, 6, 8, 10)
 class Vgg16(FeatureNet):
     """VGG16, arXiv:1409.1556, after the last ReLU of each of its five stages: relu1_2 to relu5_3."""
 
+    title = "VGG16"
     channels = (64, 128, 256, 512, 512)
     strides = (1, 2, 4, 8, 16)
     min_px = 16
