@@ -152,13 +152,14 @@ class BenchOptions(_Options):
         sr: folders of pictures that were restored before.
         recursive: whether the folders' folders are searched too.
         scale: enlargement where there is no reference; None takes the first model's own.
-        model: presets, folders, repositories, "bicubic", "lanczos" or files of networks; none takes the default.
+        model: presets, folders, repositories, "bicubic", "lanczos" or files of networks; none takes the default
+            and bicubic.
         base: base model that `adapter` belongs to.
         adapter: folder with the published PEFT layout.
         device: as in `ModelOptions`.
         precision: likewise.
         repeat: how often each picture is restored for its time; None restores only what is not kept, once.
-        metrics: names, or "paper"; None takes those that suit the pictures.
+        metrics: names, or "paper"; None takes those that suit the pictures and are on this machine.
         color_space: what psnr and ssim look at.
         crop_border: pixels that they leave out on each side.
         cache: folder of what is kept between runs; None takes the user's.

@@ -105,20 +105,21 @@ class Enlarger:
     log: list[str]
     value: float = 0.5
     fails_on_width: int | None = None
+    failure: Exception = field(default_factory=lambda: FileError("too dark to see", "turn the light on"))
     device: torch.device = field(default_factory=lambda: CPU)
     precision: str = "fp32"
 
     def __call__(self, image: Tensor, output: Size) -> Tensor:
         self.log.append(f"{self.name} {image.shape[-1]}")
         if image.shape[-1] == self.fails_on_width:
-            raise FileError("too dark to see", "turn the light on")
+            raise self.failure
         return torch.full((3, *output), self.value)
 
 
-def contestant(name: str, log: list[str], **options: float) -> Contestant:
+def contestant(name: str, log: list[str], **options: object) -> Contestant:
     def load() -> Enlarger:
         log.append(f"load {name}")
-        return Enlarger(name, log, **options)  # type: ignore[arg-type] # either a float or a width
+        return Enlarger(name, log, **options)  # type: ignore[arg-type] # fields of it
 
     return Contestant(ModelInfo(name, "network", 4, None, f"identity of {name} {options}"), load)
 
@@ -158,8 +159,7 @@ def test_models_take_turns_after_a_warm_up(data: Path, tmp_path: Path) -> None:
     report = run(
         find_cases(data, None, {}, 4), [contestant("a", log), contestant("b", log)], tmp_path / "cache", repeat=2
     )
-    turns = ["a 8", "b 8", "a 7", "b 7"]
-    assert log == ["load a", "a 8", "load b", "b 8", *turns, *turns]
+    assert log == ["load a", "a 8", "load b", "b 8", *["a 8", "b 8"] * 2, *["a 7", "b 7"] * 2]
     assert [(speed.model, speed.runs) for speed in report.speeds] == [("a", 4), ("b", 4)]
     assert report.speeds[0].peak_process_mib > 10
     assert {size_of(image.restored["a"]) for image in report.images} == {(32, 24), (28, 20)}
@@ -193,6 +193,36 @@ def test_a_picture_that_a_model_fails_on_is_told_and_the_others_done(data: Path,
     assert [(each.name, each.message) for each in report.failures] == [("b on b9", "too dark to see")]
     assert (report.summary("a", "psnr").count, report.summary("b", "psnr").count) == (2, 1)
     assert report.differences[0].count == 1
+
+
+@pytest.mark.parametrize(
+    "short",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.88 GB)"),
+        MemoryError(),
+    ],
+)
+def test_a_model_that_memory_is_too_short_for_leaves_the_others(data: Path, tmp_path: Path, short: Exception) -> None:
+    def load() -> Enlarger:
+        raise short
+
+    log: list[str] = []
+    large = Contestant(ModelInfo("large", "network", 4, None, "large"), load)
+    models = [contestant("a", log), contestant("b", log, fails_on_width=8, failure=short), large]
+    report = run(find_cases(data, None, {}, 4), models, tmp_path / "cache")
+    assert [each.name for each in report.failures] == ["large", "b on b9"]
+    assert report.images[0].error == {
+        "b": "memory is short for 32x24",
+        "large": "memory is short to load it",
+    }
+    assert [report.summary(name, "psnr").count for name in ("a", "b", "large")] == [2, 1, 0]
+
+
+def test_what_is_no_lack_of_memory_goes_on_as_the_bug_it_is(data: Path, tmp_path: Path) -> None:
+    models = [contestant("b", [], fails_on_width=7, failure=RuntimeError("a bug"))]
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(find_cases(data, None, {}, 4), models, tmp_path / "cache")
 
 
 class SetScorer:

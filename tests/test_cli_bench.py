@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from command_line import Said, draw, write_tiny_model
 
-from omgsr_cli.benchmark import perceptual
+from omgsr_cli.benchmark import cases, perceptual
 from omgsr_cli.benchmark.metrics import METRICS
+from omgsr_cli.cli import output
 from omgsr_cli.cli.app import run
 
 Bench = Callable[..., Said]
@@ -88,9 +89,42 @@ def test_what_psnr_looks_at_can_be_chosen(bench: Bench, data: Path) -> None:
     assert len(found) == 3
 
 
-def test_with_nothing_else_it_runs_on_its_own_pictures(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_nothing_asked_for_it_scores_its_own_pictures_and_says_what_more_takes(
+    bench: Bench, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Smaller ones than those that come along.
+    (data / "test_LR").rename(data / "lr")
+    (data / "test_HR").rename(data / "hr")
+    monkeypatch.setattr(cases, "shipped_folder", lambda: data)
     monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
-    said = bench("--metrics", "musiq,clipiqa", "--json")
+    monkeypatch.setattr(output, "_LOG_EVERY_S", 0.0)
+    said = bench("--json")
+    assert (said.code, said.errors) == (0, []), said.err
+    (record,) = said.records
+    assert [model["name"] for model in record["models"]] == ["omgsr-tiny", "bicubic"]
+    means = {(each["model"], each["metric"]): each["mean"] for each in record["summaries"]}
+    assert {metric for _, metric in means} == {"psnr", "ssim"}
+    assert all(means[model, "psnr"] > 10 for model in ("omgsr-tiny", "bicubic"))
+    (note,) = [line for line in said.err.splitlines() if "musiq" in line]
+    assert note.startswith("note: musiq and clipiqa are left out: they need pyiqa and its weights: pip install ")
+    assert "1 of 2 pictures, about" in said.err
+
+
+def test_weights_are_not_fetched_for_what_nobody_asked_for(
+    bench: Bench, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(perceptual, "find_spec", lambda name: object())
+    monkeypatch.setattr(perceptual, "PyiqaMetric", None)
+    said = bench("--data", data, "--model", "bicubic")
+    assert said.code == 0, said.err
+    assert "RN50.pt, which --metrics musiq,clipiqa fetches" in said.err
+
+
+def test_what_was_asked_for_by_name_and_is_not_there_is_an_error(
+    bench: Bench, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
+    said = bench("--data", data, "--model", "bicubic", "--metrics", "musiq,clipiqa", "--json")
     assert said.code == 1
     # One line for each, and scores that need nothing in their place.
     assert len(said.errors) == 2
@@ -98,8 +132,8 @@ def test_with_nothing_else_it_runs_on_its_own_pictures(bench: Bench, monkeypatch
     assert said.errors[1].startswith("error: clipiqa: ")
     assert "hint:" not in said.err
     means = {summary["metric"]: summary["mean"] for summary in said.records[0]["summaries"]}
-    assert means["psnr"] > 15
-    assert means["ssim"] > 0.3
+    assert means["psnr"] > 10
+    assert means["ssim"] > 0.2
     assert means["musiq"] is means["clipiqa"] is None
 
 
@@ -118,11 +152,8 @@ def test_without_references_only_what_needs_none_is_tried(
     monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
     said = bench("--data", data / "test_LR", "--model", "bicubic")
     assert said.code == 1
-    assert [line.split(":")[1].strip() for line in said.errors] == [
-        "musiq",
-        "clipiqa",
-        "no metric is left to score with",
-    ]
+    assert said.errors == ["error: no metric is left to score with"]
+    assert "note: musiq and clipiqa are left out: " in said.err
     named = bench("--data", data / "test_LR", "--model", "bicubic", "--metrics", "musiq,psnr,fid")
     assert named.code == 2
     assert named.errors == ["error: psnr, fid compare with references, and there are none"]
@@ -186,9 +217,10 @@ def test_a_page_is_written(bench: Bench, data: Path, tmp_path: Path) -> None:
     assert bench(*asked, "--overwrite").code == 0
 
 
-def test_with_no_model_named_it_is_the_default_one(bench: Bench, data: Path) -> None:
-    (model,) = bench("--data", data, "--metrics", "psnr", "--json").records[0]["models"]
-    assert (model["name"], model["kind"], model["scale"]) == ("omgsr-tiny", "omgsr", 4.0)
+def test_with_no_model_named_it_is_the_default_one_beside_bicubic(bench: Bench, data: Path) -> None:
+    models = bench("--data", data, "--metrics", "psnr", "--json").records[0]["models"]
+    found = [(model["name"], model["kind"], model["scale"]) for model in models]
+    assert found == [("omgsr-tiny", "omgsr", 4.0), ("bicubic", "resampling", None)]
 
 
 def test_folders_of_folders_and_marks_of_test_sets(bench: Bench, tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ def build_contestants(
 ) -> list[Contestant]:
     """Make a contestant of each `--model`; the base and adapter belong to the one that is not complete by itself.
 
+    With nothing named it is the default model, and bicubic for a measure.
+
     Raises:
         UsageError: a name is empty, or several models could take the base or adapter.
         ModelError, DeviceError: a model or device is not there.
@@ -48,7 +50,7 @@ def build_contestants(
             wanted.append(None)
     made = [
         _contestant(name, base=base, adapter=adapter, device=device, precision=precision)
-        for name in wanted or [DEFAULT_PRESET]
+        for name in wanted or [DEFAULT_PRESET, "bicubic"]
     ]
     names_told = unique_names([contestant.info.name for contestant in made])
     return [

@@ -130,6 +130,18 @@ def check_weights(known: KnownMetric) -> None:
             raise MetricError(f"its weights {path} are broken", "remove the file; it is fetched again")
 
 
+def what_is_lacking(chosen: Sequence[KnownMetric]) -> str:
+    """What metrics that nobody asked for by name would need, in one line; empty where all is on this machine."""
+    missing = [path for known in chosen for path in missing_weights(known)]
+    if find_spec("pyiqa") is None:
+        needed = "pyiqa and its weights" if missing else "pyiqa"
+        return f"they need {needed}: {_INSTALL} (its licence is non-commercial)"
+    if missing:
+        names = ",".join(known.info.name for known in chosen)
+        return f"they need {' and '.join(path.name for path in missing)}, which --metrics {names} fetches"
+    return ""
+
+
 def weights_identity(known: KnownMetric) -> list[list[object]]:
     """Name, size and time of a metric's files, by which kept scores are told apart."""
     found: list[list[object]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from omgsr_cli.benchmark.cases import Case, find_cases, shipped_cases
 from omgsr_cli.benchmark.contestants import Contestant, unique_names
 from omgsr_cli.benchmark.metrics import CORE, DEFAULT, KnownMetric, choose_metrics, core_settings, needs_references
 from omgsr_cli.benchmark.models import build_contestants
+from omgsr_cli.benchmark.perceptual import what_is_lacking
 from omgsr_cli.benchmark.results import Failure, ModelInfo, Report
 from omgsr_cli.benchmark.runner import OnFinish, OnStart, Plan, run_benchmark
 from omgsr_cli.benchmark.scoring import ReadyMetric, make_metrics
@@ -34,7 +35,7 @@ def run_bench(
     """Restore with every model, score everything, and gather it in a report.
 
     Args:
-        options: what to compare; None takes the default model on the pictures of the package.
+        options: what to compare; None takes the default model and bicubic on the pictures of the package.
         on_start: told what begins.
         on_finish: told that it has ended.
         values: fields of `BenchOptions`, in the place of `options`.
@@ -133,12 +134,31 @@ def _with_metrics(plan: Plan, options: BenchOptions, device: torch.device) -> Pl
         space, border = options.color_space, options.crop_border
         return make_metrics(chosen, device=device, color_space=space, crop_border_px=border)
 
+    if options.metrics is None:
+        return _with_what_is_at_hand(plan, make)
     ready, failures = make(plan.asked)
     if ready or not any(case.reference for case in plan.cases):
         return replace(plan, ready=ready, failures=failures)
     core = choose_metrics(CORE)
     note = f"{' and '.join(CORE)}, which need no weights, are shown beside"
     return replace(plan, asked=(*core, *plan.asked), ready=make(core)[0], failures=failures, notes=(note,))
+
+
+def _with_what_is_at_hand(
+    plan: Plan, make: Callable[[Sequence[KnownMetric]], tuple[list[ReadyMetric], list[Failure]]]
+) -> Plan:
+    """Make the metrics of a run that named none: what is not on this machine is no error, and is not fetched."""
+    core = [known for known in plan.asked if known.info.name in CORE]
+    others = [known for known in plan.asked if known.info.name not in CORE]
+    lacking = what_is_lacking(others)
+    ready, failures = make(core if lacking else plan.asked)
+    # Weights may be here and pyiqa not work all the same.
+    lacking = lacking or "; ".join(failure.line() for failure in failures)
+    if not lacking:
+        return replace(plan, ready=ready)
+    left = {metric.info.name for metric in ready}
+    note = f"{' and '.join(each.info.name for each in others)} are left out: {lacking}"
+    return replace(plan, asked=[known for known in plan.asked if known.info.name in left], ready=ready, notes=(note,))
 
 
 def _title(options: BenchOptions, cases: Sequence[Case]) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,11 +18,15 @@ from omgsr_cli.benchmark.scoring import ReadyMetric, Scorebook
 from omgsr_cli.benchmark.speed import Stopwatch
 from omgsr_cli.benchmark.statistics import compare, summarise
 from omgsr_cli.benchmark.versions import collect_versions
-from omgsr_cli.errors import OmgsrError
+from omgsr_cli.errors import DeviceError, OmgsrError
 from omgsr_cli.imaging import Picture, read_picture, write_picture
+from omgsr_cli.models.devices import is_out_of_memory, release_memory
 
 OnStart = Callable[[str], None]
 OnFinish = Callable[[], None]
+
+# What memory that is short may look like; `is_out_of_memory` tells whether it is.
+_MEMORY_ERRORS = (RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -60,29 +64,34 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """How often `on_finish` is called."""
-        return len(self.cases) * (len(self.contestants) * (self.repeat or 1) + len(self.models))
+        """How often `on_finish` is called: once a picture."""
+        return len(self.cases)
 
 
 def run_benchmark(
     plan: Plan, cache: Cache, *, on_start: OnStart | None = None, on_finish: OnFinish | None = None
 ) -> Report:
-    """Restore, score and summarise.
+    """Restore, score and summarise, picture by picture.
 
     Args:
         plan: what to do.
         cache: where restored pictures and scores are kept.
-        on_start: told what begins.
-        on_finish: told that it has ended, `plan.steps` times.
+        on_start: told what begins, several times a picture.
+        on_finish: told that a picture has ended, `plan.steps` times.
     Raises:
         OmgsrError: a model cannot be loaded, or an input cannot be read; a picture that a model fails on is told
-            in the report.
+            in the report, and so is a model that memory is too short for.
     """
-    steps = _Steps(on_start or (lambda name: None), on_finish or (lambda: None))
-    stage = _Restoration(plan, cache)
-    stage.run(steps)
+    tell = on_start or (lambda name: None)
+    stage = _Restoration(plan, cache, tell)
+    stage.load()
     book = Scorebook(plan.ready, cache, {})
-    images = [_score_image(case, plan, stage, book, steps) for case in plan.cases]
+    images = []
+    for case in plan.cases:
+        stage.restore(case)
+        images.append(_score_image(case, plan, stage, book, tell))
+        if on_finish:
+            on_finish()
     names = [model.name for model in plan.models]
     infos = _infos(plan)
     summaries = summarise(images, names, infos)
@@ -107,20 +116,6 @@ def _infos(plan: Plan) -> list[MetricInfo]:
     return [ready.get(known.info.name, known.info) for known in plan.asked]
 
 
-@dataclass(frozen=True)
-class _Steps:
-    """Who is told of the progress."""
-
-    on_start: OnStart
-    on_finish: OnFinish
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        self.on_start(name)
-        yield
-        self.on_finish()
-
-
 @dataclass
 class _Loaded:
     enlarger: Enlarger
@@ -134,6 +129,7 @@ class _Restoration:
 
     plan: Plan
     cache: Cache
+    tell: OnStart
     failures: list[Failure] = field(default_factory=list)
     errors: dict[tuple[str, str], str] = field(default_factory=dict)
     _loaded: dict[str, _Loaded] = field(default_factory=dict)
@@ -145,25 +141,28 @@ class _Restoration:
             input=self.cache.content(case.input), model=model.identity, output=list(case.output_px)
         )
 
-    def run(self, steps: _Steps) -> None:
-        """Load what is needed, warm it up, restore."""
-        missing = [
-            (case, contestant)
-            for case in self.plan.cases
-            for contestant in self.plan.contestants
-            if self.plan.repeat is not None or not self.path(case, contestant.info).is_file()
-        ]
+    def load(self) -> None:
+        """Load and warm up the models that have something to do."""
         for contestant in self.plan.contestants:
-            first = next((case for case, each in missing if each is contestant), None)
-            if first is not None:
-                self._load(contestant, first)
-        wanted = {(case.name, contestant.info.name) for case, contestant in missing}
+            missing = [case for case in self.plan.cases if self._is_missing(case, contestant.info)]
+            if not missing:
+                continue
+            self.tell(f"loading {contestant.info.name}")
+            try:
+                self._load(contestant, missing[0])
+            except _MEMORY_ERRORS as error:
+                short = _short_of_memory(error, "to load it")
+                self.failures.append(Failure(contestant.info.name, short.message, short.hint))
+                self.errors |= {(case.name, contestant.info.name): short.message for case in missing}
+
+    def restore(self, case: Case) -> None:
+        """Let every model that has not yet make its picture of one input; `repeat` times in turns, if that is given."""
+        missing = [each.info for each in self.plan.contestants if self._is_missing(case, each.info)]
         for _ in range(self.plan.repeat or 1):
-            for case in self.plan.cases:
-                for contestant in self.plan.contestants:
-                    with steps.step(f"{contestant.info.name}: {case.name}"):
-                        if (case.name, contestant.info.name) in wanted:
-                            self._restore(case, contestant.info)
+            for model in missing:
+                if (case.name, model.name) not in self.errors:
+                    self.tell(f"{model.name}: {case.name}")
+                    self._restore(case, model)
 
     def speeds(self) -> list[Speed]:
         """What the models took that ran."""
@@ -172,6 +171,9 @@ class _Restoration:
         ]
         return [speed for speed in found if speed is not None]
 
+    def _is_missing(self, case: Case, model: ModelInfo) -> bool:
+        return self.plan.repeat is not None or not self.path(case, model).is_file()
+
     def _load(self, contestant: Contestant, first: Case) -> None:
         started = time.perf_counter()
         enlarger = contestant.load()
@@ -179,10 +181,9 @@ class _Restoration:
         self._loaded[contestant.info.name] = _Loaded(enlarger, load_s, Stopwatch(enlarger.device))
         # The first picture of a model is slower: memory is taken, kernels are chosen.
         assert first.input is not None and first.output_px is not None, "only such are restored"
-        try:
+        with contextlib.suppress(OmgsrError, *_MEMORY_ERRORS):
+            # What fails here is told where this picture has its turn.
             enlarger(read_picture(first.input).rgb, first.output_px)
-        except OmgsrError:
-            return  # It is told where this picture has its turn.
 
     def _restore(self, case: Case, model: ModelInfo) -> None:
         assert case.input is not None and case.output_px is not None, "only such are restored"
@@ -192,12 +193,24 @@ class _Restoration:
             restored = loaded.watch.time(lambda: loaded.enlarger(picture.rgb, output), output.area)
             write_picture(Picture(restored), self.path(case, model), format="png", metadata="none", overwrite=True)
         except OmgsrError as error:
-            if (case.name, model.name) not in self.errors:
-                self.errors[case.name, model.name] = error.message
-                self.failures.append(Failure(f"{model.name} on {case.name}", error.message, error.hint))
+            self._fail(case, model, error)
+        except _MEMORY_ERRORS as error:
+            self._fail(case, model, _short_of_memory(error, f"for {output}"))
+
+    def _fail(self, case: Case, model: ModelInfo, error: OmgsrError) -> None:
+        self.errors[case.name, model.name] = error.message
+        self.failures.append(Failure(f"{model.name} on {case.name}", error.message, error.hint))
 
 
-def _score_image(case: Case, plan: Plan, stage: _Restoration, book: Scorebook, steps: _Steps) -> ImageResult:
+def _short_of_memory(error: Exception, what: str) -> OmgsrError:
+    """What a network raises where memory is short, in one line; anything else that it raises is a bug, and goes on."""
+    if not is_out_of_memory(error):
+        raise error
+    release_memory()
+    return DeviceError(f"memory is short {what}", "smaller pictures, a lighter --precision or another --device")
+
+
+def _score_image(case: Case, plan: Plan, stage: _Restoration, book: Scorebook, tell: OnStart) -> ImageResult:
     restored = dict(case.given)
     for contestant in plan.contestants:
         if (case.name, contestant.info.name) not in stage.errors:
@@ -205,8 +218,8 @@ def _score_image(case: Case, plan: Plan, stage: _Restoration, book: Scorebook, s
     scores: dict[str, dict[str, float | None]] = {}
     unavailable = {known.info.name: None for known in plan.asked if known.info.kind != "set"}
     for model in plan.models:
-        with steps.step(f"scores of {model.name}: {case.name}"):
-            found = book.score(restored[model.name], case.reference) if model.name in restored else {}
+        tell(f"scores of {model.name}: {case.name}")
+        found = book.score(restored[model.name], case.reference) if model.name in restored else {}
         scores[model.name] = {**unavailable, **found}
     errors = {model: error for (name, model), error in stage.errors.items() if name == case.name}
     return ImageResult(case.name, case.input, case.reference, restored, scores, errors)

@@ -48,8 +48,8 @@ def bench(
 ) -> int:
     """Score models side by side, time them, and make a page to look at.
 
-    With nothing else the default model restores a small set of pictures that comes with the program. What was restored
-    and scored is kept, so that another metric or model only adds its own work.
+    With nothing else the default model and bicubic enlarge a small set of pictures that comes with the program. What
+    was restored and scored is kept, so that another metric or model only adds its own work.
     """
     talk = Output(as_json=as_json, quiet=quiet, verbose=verbose)
     if list_metrics:
@@ -99,7 +99,7 @@ def _run(options: BenchOptions, talk: Output) -> Report:
     _say_failures(plan.failures, talk)
     for note in plan.notes:
         talk.note(f"note: {note}")
-    with talk.progress(plan.steps) as view:
+    with talk.progress(plan.steps, "pictures") as view:
         report = run_plan(plan, options, on_start=view.start, on_finish=view.finish)
     _say_failures(report.failures[len(plan.failures) :], talk)
     if plan.contestants and not report.speeds:

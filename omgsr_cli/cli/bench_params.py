@@ -42,7 +42,7 @@ Model = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME|PATH",
-        help=f"Preset, folder, bicubic, lanczos or a network's file; repeatable \\[{DEFAULT_PRESET}].",
+        help=f"Preset, folder, bicubic, lanczos or a network's file; repeatable \\[{DEFAULT_PRESET} and bicubic].",
         rich_help_panel=MODEL,
     ),
 ]
@@ -56,7 +56,7 @@ Metrics = Annotated[
     str | None,
     typer.Option(
         metavar="A,B",
-        help="Names, or paper for all of a paper's \\[psnr,ssim,musiq,clipiqa].",
+        help="Names, or paper for all of a paper's \\[psnr,ssim; musiq,clipiqa where at hand].",
         rich_help_panel="Scores",
     ),
 ]

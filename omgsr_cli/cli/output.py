@@ -111,16 +111,16 @@ class Output:
         typer.confirm(question, abort=True, err=True)
 
     @contextmanager
-    def progress(self, files: int) -> Iterator[ProgressView]:
-        """Show how far the work has come: bars on a terminal, a line now and then elsewhere."""
+    def progress(self, count: int, what: str = "files") -> Iterator[ProgressView]:
+        """Show how far the work on so many of something has come: bars on a terminal, a line now and then elsewhere."""
         if self.quiet:
             yield _Silence()
         elif not self._errors.is_terminal:
-            yield _Log(self, files)
+            yield _Log(self, count, what)
         else:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             with Progress(*columns, console=self._errors, transient=True) as progress:
-                yield _Bars(progress, files)
+                yield _Bars(progress, count, what)
 
     @contextmanager
     def steps(self, total: int) -> Iterator[StepView]:
@@ -178,9 +178,9 @@ class _Silence:
 
 
 class _Bars:
-    def __init__(self, progress: Progress, files: int) -> None:
+    def __init__(self, progress: Progress, count: int, what: str) -> None:
         self._progress = progress
-        self._files = progress.add_task("files", total=files)
+        self._all = progress.add_task(what, total=count)
         self._tiles = progress.add_task("tiles", total=None)
 
     def start(self, name: str) -> None:
@@ -191,13 +191,13 @@ class _Bars:
         self._progress.update(self._tiles, completed=done, total=total)
 
     def finish(self) -> None:
-        self._progress.advance(self._files)
+        self._progress.advance(self._all)
 
 
 class _Log:
-    def __init__(self, output: Output, files: int) -> None:
+    def __init__(self, output: Output, count: int, what: str) -> None:
         self._output = output
-        self._files = files
+        self._count, self._what = count, what
         self._done = 0
         self._name = ""
         self._began = self._said = time.monotonic()
@@ -210,9 +210,9 @@ class _Log:
 
     def finish(self) -> None:
         self._done += 1
-        left = (time.monotonic() - self._began) / self._done * (self._files - self._done)
-        if self._done < self._files:
-            self._maybe_say(f"{self._done} of {self._files} files, about {duration(left)} left")
+        left = (time.monotonic() - self._began) / self._done * (self._count - self._done)
+        if self._done < self._count:
+            self._maybe_say(f"{self._done} of {self._count} {self._what}, about {duration(left)} left")
 
     def _maybe_say(self, text: str) -> None:
         now = time.monotonic()
