@@ -25,6 +25,9 @@ class Blur(nn.Module):
         self.info, self.share, self.notes = info, nn.Parameter(share), source.notes
         self.schedule, self.device, self.precision = DdpmSchedule(), share.device, "fp32"
 
+    def compile(self) -> None:  # type: ignore[override] # a restorer's, not nn.Module's
+        pass
+
     def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return image
 
@@ -47,6 +50,9 @@ class BlurTrainable:
         return self.restorer.encode(image)
 
     encode_clean = encode
+
+    def checkpoint_gradients(self) -> None:
+        pass
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,12 +12,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import typer
 from command_line import Command, draw, files_below, write_tiny_model
 from PIL import Image
+from test_upscaling import INFO
 
 from omgsr_cli import __version__
+from omgsr_cli.batch import FileResult
+from omgsr_cli.cli import forecast
 from omgsr_cli.cli.app import app, run
+from omgsr_cli.files.remembered import Remembered
+from omgsr_cli.geometry import Size
+from omgsr_cli.planning import plan_model_canvas
 
 PROGRAM = [sys.executable, "-m", "omgsr_cli"]
 
@@ -128,6 +135,36 @@ def test_a_dry_run_knows_what_is_finished(omgsr: Command, two: Path) -> None:
     omgsr(two / "a.png", "-o", two / "r.png")
     [record] = omgsr(two / "a.png", "-o", two / "r.png", "--dry-run", "--json").records
     assert record["status"] == "skipped"
+
+
+def test_a_dry_run_ends_with_what_it_would_take(
+    omgsr: Command, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(forecast, "_LEAST_WORK_MP", 0.0)
+    memory = r"at most \d+ MiB of memory with the weights"
+    said = omgsr(two, "--dry-run", "--device", "cpu")
+    end = rf"2 planned: 0\.0 megapixels, {memory}; how long it takes is known after a first run on cpu\n"
+    assert re.fullmatch(end, said.err)
+    assert omgsr(two, "--device", "cpu", "-o", tmp_path / "out").code == 0
+    said = omgsr(two / "a.png", "--dry-run", "--device", "cpu")
+    assert re.fullmatch(rf"1 planned: 0\.0 megapixels, about [0-9.]+ s on cpu, {memory}\n", said.err)
+    assert omgsr(two, "--dry-run", "-q").err == ""
+
+
+def test_what_a_run_took_is_remembered_without_loading(tmp_path: Path) -> None:
+    remembered = Remembered(tmp_path)
+    pace = forecast.Pace(INFO, torch.device("cpu"), "fp32", remembered)
+    size = Size(1024, 1024)
+    work_mp = plan_model_canvas(INFO, size).padded.area / 1e6
+    pace.add(FileResult(None, None, "done", size, size, seconds=12.0))
+    pace.add(FileResult(None, None, "skipped", size, size))
+    pace.keep(load_s=2.0)
+    assert remembered.find_speed(f"{INFO.name} cpu fp32") == pytest.approx(10 / work_mp)
+    small = forecast.Pace(INFO, torch.device("cpu"), "bf16", remembered)
+    small.add(FileResult(None, None, "done", Size(8, 8), Size(8, 8), seconds=12.0))
+    small.keep(load_s=0.0)
+    assert remembered.find_speed(f"{INFO.name} cpu bf16") is None
 
 
 # Streams

@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import typer
 from command_line import MID_TIMESTEP, Command, draw, files_below, pixels, size_of, write_tiny_model
 from PIL import Image
 from torch import Tensor
 
-from omgsr_cli.cli.app import app
 from omgsr_cli.models.tiny import TinyRestorer
 
 
@@ -34,14 +32,6 @@ def omgsr(model: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: p
 @pytest.fixture
 def golden(shared: Path) -> Path:
     return shared / "golden" / "sd"
-
-
-def test_every_option_is_used_by_a_test() -> None:
-    command = typer.main.get_command(app).commands["upscale"]  # type: ignore[attr-defined]
-    options = {name for param in command.params for name in param.opts if name.startswith("--")} - {"--help"}
-    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_cli_*.py"))
-    assert "--overlap" in options
-    assert not {option for option in options if f'"{option}"' not in tests}
 
 
 # Size

@@ -7,17 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from blur_family import BlurFamily, write_blur
+from blur_family import Blur, BlurFamily, BlurTrainable, write_blur
 from command_line import Command, draw, pixels, size_of, write_tiny_model
 from PIL import Image
+from protocols import departures
 from safetensors.torch import load_file
 from test_models_sd import write_model as write_sd_model
 from training_run import run_here, settings, write_pictures
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models import families
+from omgsr_cli.models.base import Restorer, TilesItself
 from omgsr_cli.models.loading import load_restorer
 from omgsr_cli.models.lora import LoraOptions
+from omgsr_cli.models.sd import SdRestorer
+from omgsr_cli.models.sd_family import SdFamily
+from omgsr_cli.models.sd_training import SdTrainable
+from omgsr_cli.models.tiny import TinyRestorer
+from omgsr_cli.models.tiny_family import TinyFamily
+from omgsr_cli.models.tiny_training import TinyTrainable
 from omgsr_cli.models.trainable import Trainable, find_trainable, load_trainable
 from omgsr_cli.training.generator import Generator
 
@@ -35,7 +43,34 @@ def model(tmp_path: Path) -> Path:
     return write_blur(tmp_path / "blur", 1.0)
 
 
-def test_it_is_a_restorer(model: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "protocol"),
+    [
+        *((kind, Restorer) for kind in (TinyRestorer, SdRestorer, Blur)),
+        (SdRestorer, TilesItself),
+        *((kind, Trainable) for kind in (TinyTrainable, SdTrainable, BlurTrainable)),
+        *((kind, families.Family) for kind in (TinyFamily, SdFamily)),
+    ],
+)
+def test_it_can_be_called_as_the_protocol_says(kind: type, protocol: type) -> None:
+    assert departures(kind, protocol) == []
+
+
+def test_what_cannot_be_called_so_is_found() -> None:
+    class Wrong(Blur):
+        decode = None  # type: ignore[assignment] # wrong
+
+        def encode(self, picture: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+            return picture
+
+        def restore(self, lq_latent: torch.Tensor, strength: float) -> torch.Tensor:  # type: ignore[override] # wrong
+            return lq_latent * strength
+
+    found = [text.partition("(")[0] for text in departures(Wrong, Restorer)]
+    assert found == ["Wrong.encode", "Wrong.restore", "Wrong.decode is missing"]
+
+
+def test_it_restores(model: Path) -> None:
     restorer = load_restorer(model, device="cpu")
     image = torch.rand(1, 3, 5, 7)
     assert torch.equal(restorer.decode(restorer.encode(image)), image)

@@ -153,6 +153,10 @@ def test_a_merged_folder_is_loaded_without_text_encoder_and_peft(base: Path, ada
     save_merged(load(base=base, adapter=adapter), tmp_path / "merged")
     with pytest.raises(ModelError, match="has no text encoder for the prompt 'a cat'"):
         load(tmp_path / "merged", prompt="a cat")
+    # Told without reading a weight too, as a dry run asks.
+    with pytest.raises(ModelError, match="has no text encoder for the prompt 'a cat'"):
+        describe_model(find_model(tmp_path / "merged", prompt="a cat"))
+    assert describe_model(find_model(tmp_path / "merged")).prompt is not None
     code = (
         "import sys\n"
         "from omgsr_cli.models.loading import load_restorer\n"

@@ -18,7 +18,7 @@ from torch import Tensor
 from omgsr_cli.color import match_color
 from omgsr_cli.errors import ModelError, ShapeError
 from omgsr_cli.geometry import Size
-from omgsr_cli.models.base import Restorer, StageInfo, TilesItself
+from omgsr_cli.models.base import StageInfo
 from omgsr_cli.models.loading import load_restorer
 from omgsr_cli.models.sd import SdRestorer, vae_precision
 from omgsr_cli.options import RestoreOptions
@@ -126,9 +126,7 @@ def test_golden_pictures_are_reproduced(case: dict[str, object]) -> None:
         assert (distance <= 1).mean() >= 0.999
 
 
-def test_is_a_restorer(restorer: SdRestorer) -> None:
-    assert isinstance(restorer, Restorer)
-    assert isinstance(restorer, TilesItself)
+def test_says_of_itself_what_it_is(restorer: SdRestorer) -> None:
     assert (restorer.info.latent_px, restorer.info.multiple_of_px) == (4, 4)
     assert restorer.info.native_tile_px == 8 * 4
     assert restorer.info.codec == StageInfo("internal", 0, 20 * 8)

@@ -87,7 +87,6 @@ def test_embedded_model_is_small_and_says_what_it_is(tiny: Restorer) -> None:
     size = sum(file.stat().st_size for file in preset.folder.rglob("*") if file.is_file())
     assert size < 30 * 2**20
     assert (preset.folder / "README.md").is_file()
-    assert isinstance(tiny, Restorer)
     assert tiny.info.mid_timestep == preset.mid_timestep
     assert tiny.info.native_tile_px == preset.native_tile_px
     assert tiny.info.multiple_of_px == preset.multiple_of_px

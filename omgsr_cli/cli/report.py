@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,13 +33,19 @@ class Tally:
         if result.output_px and result.status != "skipped":
             self.megapixels += result.output_px.area / 1e6
 
-    def summary(self) -> str:
-        """Such as: 12 done, 3 skipped, 1 failed: 34.5 megapixels in 51 s; and which failed."""
+    def summary(self, forecast: Callable[[], str] | None = None) -> str:
+        """Such as: 12 done, 3 skipped, 1 failed: 34.5 megapixels in 51 s; and which failed.
+
+        Args:
+            forecast: of a dry run, tells what the planned ones will take.
+        """
         counts = [("done", self.done), ("planned", self.planned), ("skipped", self.skipped)]
         counts.append(("failed", len(self.failed)))
         said = ", ".join(f"{count} {name}" for name, count in counts if count) or "nothing to do"
         if self.done:
             said += f": {self.megapixels:.1f} megapixels in {duration(self.seconds)}"
+        elif self.planned and forecast is not None:
+            said += f": {self.megapixels:.1f} megapixels, {forecast()}"
         return said + ("\nfailed: " + ", ".join(self.failed) if self.failed else "")
 
 

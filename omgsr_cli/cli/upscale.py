@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from omgsr_cli.cli import params as shared
 from omgsr_cli.cli import upscale_params as own
+from omgsr_cli.cli.forecast import Pace
 from omgsr_cli.cli.output import Output, duration
 from omgsr_cli.cli.report import Tally, name_of, result_line, result_record
 from omgsr_cli.errors import UsageError
@@ -141,19 +143,34 @@ class _Session:
         self.info = describe_model(self.source)
         self.remembered = Remembered()
         self.results = FinishedResults(settings, self.info, self.remembered)
+        self.load_s = 0.0
 
     def load(self) -> Restorer:
         """Load the model, and say what a person should know of it."""
         from omgsr_cli.models.loading import load_found
 
-        options = self.settings.model
+        options, began = self.settings.model, time.monotonic()
         restorer = load_found(self.source, device=options.device, precision=options.precision)
         for note in restorer.notes:
             self.talk.note(f"note: {note}")
         self.talk.detail(f"{self.info.name} on {restorer.device}, {restorer.precision}")
         if options.compile:
             restorer.compile()
+        self.load_s = time.monotonic() - began
         return restorer
+
+    def pace(self) -> Pace:
+        """Counts what this model has to do on the device that was asked for.
+
+        Raises:
+            OmgsrError: a device or precision is not there.
+        """
+        from omgsr_cli.models.devices import choose_device
+        from omgsr_cli.models.loading import suitable_precision
+
+        options = self.settings.model
+        device = choose_device(options.device)
+        return Pace(self.info, device, suitable_precision(self.source, options.precision, device), self.remembered)
 
     def plan(self, plan: JobPlan) -> int:
         """Say what would be done."""
@@ -162,16 +179,21 @@ class _Session:
         from omgsr_cli.planning import usable_memory
 
         free = usable_memory(choose_device(self.settings.model.device))
+        pace = self.pace()
         results = plan_files(plan.jobs, self.settings, self.info, self.results, free)
-        return self._report(plan, results, lambda result: None)
+        return self._report(plan, results, pace.add, pace.forecast)
 
     def run(self, plan: JobPlan) -> int:
         """Do the work."""
         from omgsr_cli.batch import upscale_files
-        from omgsr_cli.models.devices import choose_device, choose_precision
 
         # A device or precision that is not there is said before anything is read.
-        choose_precision(self.settings.model.precision, choose_device(self.settings.model.device))
+        pace = self.pace()
+
+        def after(result: FileResult) -> None:
+            pace.add(result)
+            view.finish()
+
         with self.talk.progress(len(plan.jobs)) as view:
             results = upscale_files(
                 plan.jobs,
@@ -182,9 +204,17 @@ class _Session:
                 on_start=lambda job: view.start(name_of(job.source, "stdin")),
                 on_tiles=view.tiles,
             )
-            return self._report(plan, results, lambda result: view.finish())
+            code = self._report(plan, results, after)
+        pace.keep(self.load_s)
+        return code
 
-    def _report(self, plan: JobPlan, results: Any, after: Callable[[FileResult], None]) -> int:
+    def _report(
+        self,
+        plan: JobPlan,
+        results: Any,
+        after: Callable[[FileResult], None],
+        forecast: Callable[[], str] | None = None,
+    ) -> int:
         from omgsr_cli.batch import FileResult
 
         tally = Tally()
@@ -200,8 +230,8 @@ class _Session:
             tally.add(result)
             self._say(result, alone=len(plan.jobs) == 1)
             after(result)
-        if len(plan.jobs) + len(plan.problems) > 1:
-            self.talk.note(tally.summary())
+        if forecast is not None or len(plan.jobs) + len(plan.problems) > 1:
+            self.talk.note(tally.summary(forecast))
         return 1 if tally.failed else 0
 
     def _say(self, result: FileResult, *, alone: bool) -> None:

@@ -33,12 +33,22 @@ def load_prompt_embeds(folder: Path, prompt: str) -> Tensor:
     kept = _read_kept(folder / PROMPT_EMBEDS, prompt)
     if kept is not None:
         return kept
+    _check_text_encoder(folder, prompt)
+    return _encode(folder, prompt)
+
+
+def check_prompt(folder: Path, prompt: str) -> None:
+    """See that `load_prompt_embeds` has what it needs, without running a text encoder; errors are the same."""
+    if _read_kept(folder / PROMPT_EMBEDS, prompt) is None:
+        _check_text_encoder(folder, prompt)
+
+
+def _check_text_encoder(folder: Path, prompt: str) -> None:
     if not (folder / "text_encoder" / "config.json").is_file() or not (folder / "tokenizer").is_dir():
         raise ModelError(
             f"{folder} has no text encoder for the prompt {prompt!r}",
             hint="leave --prompt out, or give the base model and its adapter with --base and --adapter",
         )
-    return _encode(folder, prompt)
 
 
 def save_prompt_embeds(embeds: Tensor, prompt: str, folder: Path) -> None:

@@ -122,7 +122,7 @@ def describe_sd(source: ModelSource) -> RestorerInfo:
     """What can be told of a model of the SD family from its configuration, without reading a weight.
 
     Raises:
-        ModelError: the parts do not fit one another, or the prompt's embedding cannot be had.
+        ModelError: the parts do not fit one another.
     """
     unet, vae = (read_json(source.folder / part / "config.json") for part in ("unet", "vae"))
     if unet.get("in_channels") != vae.get("latent_channels"):

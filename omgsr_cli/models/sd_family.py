@@ -83,10 +83,13 @@ class SdFamily:
         return choose_precision(precision, device)
 
     def describe(self, source: ModelSource) -> RestorerInfo:
-        """From the configurations and the headers of the weights."""
+        """From the configurations and the headers of the weights; what the prompt needs must be there too."""
+        from omgsr_cli.models.prompts import check_prompt
         from omgsr_cli.models.sd import describe_sd
 
-        return describe_sd(source)
+        info = describe_sd(source)
+        check_prompt(source.folder, info.prompt or "")
+        return info
 
     def load(self, source: ModelSource, device: torch.device, precision: str) -> Restorer:
         """Read both networks and the prompt's embedding, and merge the adapter."""

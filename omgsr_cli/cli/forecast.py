@@ -1,0 +1,62 @@
+"""What a run will take, by what earlier ones took: time, and memory at its peak."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from omgsr_cli.cli.output import duration
+
+if TYPE_CHECKING:
+    import torch
+
+    from omgsr_cli.batch import FileResult
+    from omgsr_cli.files.remembered import Remembered
+    from omgsr_cli.models.base import RestorerInfo
+
+# A run of less work than this tells more of the machine's mood than of the model.
+_LEAST_WORK_MP = 0.25
+_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+class Pace:
+    """How fast a model is on a device: kept at the end of a run, asked for in a dry one.
+
+    Work is counted in megapixels that go through the model, padding included.
+
+    Args:
+        info: of the model.
+        device: where it runs.
+        precision: "fp32", "bf16" or "fp16".
+        remembered: where it is kept.
+    """
+
+    def __init__(self, info: RestorerInfo, device: torch.device, precision: str, remembered: Remembered) -> None:
+        self._info, self._device, self._precision, self._remembered = info, device, precision, remembered
+        self._key = f"{info.name} {device} {precision}"
+        self._work_mp = self._seconds = 0.0
+        self._memory_bytes = 0
+
+    def add(self, result: FileResult) -> None:
+        """Count a picture that was done, or is planned."""
+        from omgsr_cli.planning import plan_model_canvas
+
+        if result.status not in ("done", "planned") or result.output_px is None:
+            return
+        self._work_mp += plan_model_canvas(self._info, result.output_px).padded.area / 1e6
+        self._seconds += result.seconds
+        if result.plan is not None:
+            self._memory_bytes = max(self._memory_bytes, result.plan.memory_bytes)
+
+    def keep(self, load_s: float) -> None:
+        """Remember the speed of what was done, the seconds of loading the model left out."""
+        if self._work_mp >= _LEAST_WORK_MP and self._seconds > load_s:
+            self._remembered.keep_speed(self._key, (self._seconds - load_s) / self._work_mp)
+
+    def forecast(self) -> str:
+        """Expected time and memory of what was planned: "about 2 min 10 s on cpu, at most 640 MiB of memory"."""
+        weights = self._info.parameters * _BYTES[self._precision]
+        memory = f"at most {(self._memory_bytes + weights) >> 20} MiB of memory with the weights"
+        speed = self._remembered.find_speed(self._key)
+        if speed is None:
+            return f"{memory}; how long it takes is known after a first run on {self._device}"
+        return f"about {duration(speed * self._work_mp)} on {self._device}, {memory}"

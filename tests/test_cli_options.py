@@ -1,0 +1,102 @@
+"""Every option of `omgsr upscale` does something: the same call with and without it does not end alike."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from command_line import Command, Said, draw, write_tiny_model
+
+from omgsr_cli.cli.app import app
+from omgsr_cli.models.tiny import TinyRestorer
+
+_PLAN = ("in/a.png", "--dry-run", "--json")
+_TILES = (*_PLAN, "--tile", "64")
+
+#: Option to what is typed with and without it, and what it adds.
+_EFFECTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "--output": (("in/a.png",), ("elsewhere/r.png",)),
+    "--scale": (("in/a.png",), ("2",)),
+    "--size": (("in/a.png",), ("33x20",)),
+    "--long-side": (("in/a.png",), ("30",)),
+    "--short-side": (("in/a.png",), ("30",)),
+    "--process-size": (("in/a.png", "--scale", "1"), ("64",)),
+    "--model": (("in/a.png", "--verbose"), ("other",)),
+    "--base": (("in/a.png",), ("nowhere",)),
+    "--adapter": (("in/a.png",), ("nowhere",)),
+    "--mid-timestep": (("in/a.png",), ("100",)),
+    "--prompt": (("in/a.png",), ("a cat",)),
+    "--seed": (("in/a.png",), ("7",)),
+    "--device": (("in/a.png",), ("quantum",)),
+    "--precision": (("in/a.png", "--device", "cpu", "--verbose"), ("bf16",)),
+    "--compile": (("in/a.png",), ()),
+    "--color-fix": (("in/a.png", "--color-fix", "adain"), ("none",)),
+    "--tile": (_PLAN, ("64",)),
+    "--overlap": (_TILES, ("32",)),
+    "--batch": (_TILES, ("3",)),
+    "--memory": ((*_PLAN, "--scale", "16"), ("16M",)),
+    "--recursive": (("in",), ()),
+    "--suffix": (("in/a.png",), ("_large",)),
+    "--format": (("in/a.png",), ("webp",)),
+    "--quality": (("in/a.png", "--format", "jpg"), ("50",)),
+    "--metadata": (("in/a.png",), ("none",)),
+    "--overwrite": (("in/a.png", "-o", "in/b.png"), ()),
+    "--compare": (("in/a.png",), ()),
+    "--dry-run": (("in/a.png",), ()),
+    "--json": (("in/a.png",), ()),
+    "--quiet": (("in/a.png",), ()),
+    "--verbose": (("in/a.png",), ()),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "random")
+
+
+def test_every_option_has_its_line() -> None:
+    command = typer.main.get_command(app).commands["upscale"]  # type: ignore[attr-defined]
+    names = {
+        next(name for name in param.opts if name.startswith("--"))
+        for param in command.params
+        if any(name.startswith("--") for name in param.opts)
+    }
+    assert names - {"--help"} == set(_EFFECTS)
+
+
+@pytest.mark.parametrize("option", _EFFECTS)
+def test_an_option_makes_a_difference(
+    option: str,
+    model: Path,
+    tmp_path: Path,
+    capfdbinary: pytest.CaptureFixture[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMGSR_MODEL", str(model))
+    monkeypatch.setattr(TinyRestorer, "compile", lambda self: sys.stderr.write("compiled"))
+    shared, added = _EFFECTS[option]
+    upscale = Command(capfdbinary)
+    without = _outcome(upscale, tmp_path / "without", model, shared)
+    assert _outcome(upscale, tmp_path / "again", model, shared) == without
+    assert _outcome(upscale, tmp_path / "with", model, (*shared, option, *added)) != without
+
+
+def _outcome(upscale: Command, folder: Path, model: Path, arguments: tuple[str, ...]) -> object:
+    """All that a call leaves in a fresh folder, and says; times left out."""
+    draw(folder / "in" / "a.png")
+    draw(folder / "in" / "deeper" / "c.png")
+    draw(folder / "in" / "b.png", 5, 5)
+    shutil.copytree(model, folder / "other")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        said = upscale(*arguments)
+    written = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return said.code, _timeless(said), written
+
+
+def _timeless(said: Said) -> str:
+    return re.sub(r"[0-9.]+ s\b|\"seconds\": [0-9.]+", "", said.out.decode() + said.err)
