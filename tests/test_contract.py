@@ -19,7 +19,7 @@ PACKAGE = ROOT / "omgsr_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Each part of the package may import only parts of the lines above its own, and on its own line those before it.
-PLAIN = ["errors", "validation", "presets", "options", "geometry", "files", "store"]
+PLAIN = ["errors", "validation", "presets", "options", "geometry", "files", "store", "pages"]
 TENSORS = ["schedules", "imaging", "color", "tiling", "degradation", "datasets", "fidelity"]
 MODELS = ["models"]
 # One picture through one model: what many files, a benchmark and training's validation are made of.

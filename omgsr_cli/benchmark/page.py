@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 import math
-import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -16,6 +13,7 @@ from omgsr_cli.benchmark.results import MetricInfo, Report
 from omgsr_cli.benchmark.tables import Table, tables_of
 from omgsr_cli.errors import FileError
 from omgsr_cli.imaging import encode_picture, read_picture, write_atomically
+from omgsr_cli.pages.template import data_address, definitions, escape, fill_page, printable
 
 INPUT, REFERENCE = "input", "reference"
 # What browsers show as it is; anything else is written again as PNG, which loses nothing of 8 or 16 bits.
@@ -39,32 +37,32 @@ def write_page(report: Report, path: Path, picture_folder: Path | None = None, *
     pictures = _Pictures(path, picture_folder, overwrite)
     images = [
         {
-            "name": _printable(image.name),
+            "name": printable(image.name),
             "views": {
-                _printable(view): pictures.place(file, f"{number:04}_{position}")
+                printable(view): pictures.place(file, f"{number:04}_{position}")
                 for position, (view, file) in enumerate(_views(report, number))
             },
             "scores": {
-                _printable(model): {metric: _finite(score) for metric, score in scores.items()}
+                printable(model): {metric: _finite(score) for metric, score in scores.items()}
                 for model, scores in image.scores.items()
             },
-            "errors": {_printable(model): _printable(text) for model, text in image.error.items()},
+            "errors": {printable(model): printable(text) for model, text in image.error.items()},
         }
         for number, image in enumerate(report.images)
     ]
     metrics = [
         {"name": m.name, "arrow": m.arrow, "lower": m.lower_is_better} for m in report.metrics if m.kind != "set"
     ]
-    data = {"images": images, "metrics": metrics, "models": [_printable(model.name) for model in report.models]}
-    text = _filled(
-        title=html.escape(_printable(report.title)),
-        created=html.escape(report.created),
+    data = {"images": images, "metrics": metrics, "models": [printable(model.name) for model in report.models]}
+    text = fill_page(
+        resources.files("omgsr_cli") / "benchmark" / "page_files",
+        "report.html",
+        title=escape(report.title),
+        created=escape(report.created),
         tables="\n".join(_table(table) for table in tables_of(report)),
         plots="\n".join(_plot(report, metric) for metric in report.metrics if metric.kind != "set"),
         failures=_failures(report),
         about=_about(report),
-        style=_file("report.css"),
-        script=_file("report.js"),
         # A name may hold "</script>": inside of JSON its "<" can be written otherwise.
         data=json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),
     )
@@ -93,7 +91,7 @@ class _Pictures:
         """Give the address of a picture: of its copy in the folder, or its content itself."""
         suffix, content = self._content(source)
         if self._folder is None:
-            return f"data:{_SHOWN[suffix]};base64,{base64.b64encode(content).decode('ascii')}"
+            return data_address(_SHOWN[suffix], content)
         copy = self._folder / f"{name}{suffix}"
         write_atomically(copy, [content], overwrite=self._overwrite)
         try:
@@ -114,15 +112,15 @@ class _Pictures:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in table.headings)
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in table.headings)
     rows = []
     for name, *cells in table.rows:
         numbers = "".join(
-            f'<td class="best">{html.escape(cell.text)}</td>' if cell.is_best else f"<td>{html.escape(cell.text)}</td>"
+            f'<td class="best">{escape(cell.text)}</td>' if cell.is_best else f"<td>{escape(cell.text)}</td>"
             for cell in cells
         )
-        rows.append(f'<tr><th scope="row">{html.escape(_printable(name.text))}</th>{numbers}</tr>')
-    caption = html.escape(_printable(table.title))
+        rows.append(f'<tr><th scope="row">{escape(name.text)}</th>{numbers}</tr>')
+    caption = escape(table.title)
     return (
         f'<div class="scroll"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
@@ -141,7 +139,7 @@ def _plot(report: Report, metric: MetricInfo) -> str:
     drawn = []
     for number, (name, scores) in enumerate(rows):
         y = 34 + number * _ROW_HEIGHT
-        label = html.escape(_shortened(_printable(name)))
+        label = escape(_shortened(printable(name)))
         drawn.append(f'<text x="{_MARGIN - 12}" y="{y + 4}" class="label">{label}</text>')
         drawn.append(f'<line x1="{_MARGIN}" x2="{_MARGIN + width}" y1="{y}" y2="{y}" class="rule"/>')
         for score in (value for value in scores if math.isfinite(value)):
@@ -159,7 +157,7 @@ def _plot(report: Report, metric: MetricInfo) -> str:
         f'<text x="{_MARGIN + share * width:.0f}" y="{height + 4}" class="tick">{low + share * span:.4g}</text>'
         for share in (0, 0.5, 1)
     )
-    title = f"{html.escape(metric.name)} {metric.arrow}"
+    title = f"{escape(metric.name)} {metric.arrow}"
     return (
         f'<svg class="plot" viewBox="0 0 {_PLOT_WIDTH} {height + 12}" role="img" aria-label="scores in {title}">'
         f'<text x="0" y="14" class="title">{title}</text>{"".join(drawn)}{axis}</svg>'
@@ -168,8 +166,8 @@ def _plot(report: Report, metric: MetricInfo) -> str:
 
 def _failures(report: Report) -> str:
     items = [
-        f"<li><b>{html.escape(_printable(each.name))}</b>: {html.escape(_printable(each.message))}"
-        + (f" <i>{html.escape(_printable(each.hint))}</i>" if each.hint else "")
+        f"<li><b>{escape(each.name)}</b>: {escape(each.message)}"
+        + (f" <i>{escape(each.hint)}</i>" if each.hint else "")
         + "</li>"
         for each in report.failures
     ]
@@ -183,24 +181,7 @@ def _about(report: Report) -> str:
         *report.settings.items(),
         *((f"version of {name}", version) for name, version in report.versions.items()),
     ]
-    return "".join(
-        f"<dt>{html.escape(_printable(key))}</dt><dd>{html.escape(_printable(value))}</dd>" for key, value in pairs
-    )
-
-
-def _filled(**parts: str) -> str:
-    """Put the parts into the page's template in one pass, so that what a part holds is never taken for a place."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _file("report.html"))
-
-
-def _file(name: str) -> str:
-    return (resources.files("omgsr_cli") / "benchmark" / "page_files" / name).read_text("utf-8")
-
-
-def _printable(text: object) -> str:
-    """A name as it can stand in UTF-8: bytes that are no text, and control characters, are escaped."""
-    whole = str(text).encode("utf-8", "backslashreplace").decode("utf-8")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in whole)
+    return definitions(pairs)
 
 
 def _shortened(text: str) -> str:

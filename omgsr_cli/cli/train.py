@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from omgsr_cli.training.config import TrainConfig
     from omgsr_cli.training.config_errors import Draft
 
-_CONFIG, _RESULT, _TALK = "Configuration", "What becomes of a checkpoint, without training", "What is said"
+_CONFIG, _RESULT, _TALK = "Configuration", "What becomes of a run, without training", "What is said"
 
 
 def train(
@@ -67,6 +67,14 @@ def train(
         str | None,
         typer.Option(metavar="OWNER/NAME", help="Upload it with its model card.", rich_help_panel=_RESULT),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Draw the curves and validation pictures of the run in this folder into its report.html.",
+            rich_help_panel=_RESULT,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object an event on stdout.", rich_help_panel=_TALK)
     ] = False,
@@ -82,6 +90,10 @@ def train(
     talk = Output(as_json=as_json, quiet=quiet) if is_first else Output(mute=True)
     if schema or print_config is not None:
         return _print_form(talk, print_config)
+    if report is not None:
+        if config is not None or check or export or push_to_hub:
+            raise UsageError("--report stands alone", f"omgsr train --report {report}")
+        return _write_report(talk, report)
     if config is None:
         raise UsageError("there is no configuration", "omgsr train --print-config omgsr-tiny > config.toml")
     if check and (export or push_to_hub):
@@ -118,6 +130,15 @@ def _print_form(talk: Output, name: str | None) -> int:
     else:
         text = read_preset_config(name)
         talk.result(text.rstrip("\n"), {"name": name, "config": text})
+    return 0
+
+
+def _write_report(talk: Output, folder: Path) -> int:
+    from omgsr_cli.training.history import read_history
+    from omgsr_cli.training.page import write_run_page
+
+    page = write_run_page(read_history(folder))
+    talk.result(str(page), {"event": "reported", "page": str(page)})
     return 0
 
 

@@ -18,6 +18,7 @@ from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.step import StepResult
 
 STEP = "step"
+STEPS_NAME, VALIDATION_NAME = "log.csv", "validation.csv"
 _OF_A_STEP = ("total", "gradient_norm", "learning_rate", "images_per_s")
 
 
@@ -81,9 +82,9 @@ class RunLog:
         if not accelerator.is_main_process:
             return
         folder = Path(config.save.out)
-        self._steps = CsvLog(folder / "log.csv", [*losses, *_OF_A_STEP], step)
+        self._steps = CsvLog(folder / STEPS_NAME, [*losses, *_OF_A_STEP], step)
         if measures:
-            self._validations = CsvLog(folder / "validation.csv", measures, step)
+            self._validations = CsvLog(folder / VALIDATION_NAME, measures, step)
         if config.log.trackers:
             accelerator.init_trackers("omgsr", _flatten(config.model_dump(mode="json")))
 

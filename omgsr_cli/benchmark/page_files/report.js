@@ -144,10 +144,6 @@
   at("left").onchange = (event) => choose("left", event.target.value);
   at("right").onchange = (event) => choose("right", event.target.value);
   at("image").onchange = (event) => { state.image = Number(event.target.value); show(); };
-  at("theme").onclick = () => {
-    const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)").matches;
-    root.dataset.theme = (root.dataset.theme ?? (dark ? "dark" : "light")) === "dark" ? "light" : "dark";
-  };
   window.addEventListener("resize", place);
 
   at("image").replaceChildren(...images.map((image, i) => new Option(`${i + 1}/${images.length} ${image.name}`, String(i))));

@@ -1,0 +1,128 @@
+"""`omgsr train --report`: what a run wrote, on one page that holds everything in itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import Command
+from PIL import Image
+from test_bench_page import Elements
+
+from omgsr_cli.errors import FileError, UsageError
+from omgsr_cli.training.curves import draw_curve, mean_of_ends, running_mean, thin
+from omgsr_cli.training.history import Curve, read_history
+from omgsr_cli.training.page import choose_grids, write_run_page
+
+NASTY = '</dd><script>alert(1)</script>"&'
+
+
+@pytest.fixture
+def train(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
+    return Command(capfdbinary, "train")
+
+
+def write_run(folder: Path, rows: int = 200, grids: int = 9, width: int = 1500) -> Path:
+    """A run of two losses, one of which comes later, with validations and a checkpoint's configuration."""
+    folder.mkdir(parents=True)
+    lines = [f"{10 * n},{1 / n:.6g},{'' if n < 50 else 0.5},{'nan' if n == 3 else 2}" for n in range(1, rows + 1)]
+    # The last row is still being written.
+    (folder / "log.csv").write_text("\n".join([f"step,l1,<gan>,norm{NASTY}", *lines, "2010,0.0"]))
+    scores = [f"{500 * n},{20 + n}" for n in range(1, grids + 1)]
+    (folder / "validation.csv").write_text("\n".join(["step,psnr_y", *scores, ""]))
+    (folder / "validation").mkdir()
+    for n in range(1, grids + 1):
+        noise = np.random.default_rng(n).integers(0, 256, (width // 2, width, 3)).astype(np.uint8)
+        Image.fromarray(noise).resize((width, width // 2)).save(folder / "validation" / f"step-{500 * n:08d}.png")
+    (folder / "validation" / "other.png").write_bytes(b"")
+    (folder / "step-00000500").mkdir()
+    (folder / "step-00000500" / "config.toml").write_text(f"[train]\nsteps = 4500\n[save]\nout = '{NASTY}'\n")
+    return folder
+
+
+def test_the_page_has_the_curves_and_the_grids_in_itself(train: Command, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    said = train("--report", run)
+    assert (said.code, said.lines) == (0, [str(run / "report.html")])
+    text = (run / "report.html").read_text("utf-8")
+    assert "{{" not in text
+    assert not re.search(r"https?://|<link|@import|url\(", text)
+    parsed = Elements(text)
+    assert [attrs["aria-label"] for tag, attrs in parsed.elements if tag == "svg"] == [
+        "l1 over steps", "<gan> over steps", f"norm{NASTY} over steps", "psnr_y over steps",
+    ]  # fmt: skip
+    assert len([tag for tag, _ in parsed.elements if tag == "script"]) == 1
+    images = [attrs for tag, attrs in parsed.elements if tag == "img"]
+    steps = [heading for heading in parsed.texts["summary"] if heading.startswith("step ")]
+    assert steps == ["step 4500", "step 3500", "step 3000", "step 2000", "step 1500", "step 500"]
+    for attrs in images:
+        source = str(attrs["src"])
+        with Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/jpeg;base64,")))) as shown:
+            assert shown.size == (1200, 600) == (int(str(attrs["width"])), int(str(attrs["height"])))
+    assert "4500 of 4500 steps" in text
+    # Even where every picture is noise.
+    assert len(text) < 8_000_000
+    # It may be asked for again, while the run goes on.
+    assert train("--report", run).code == 0
+
+
+def test_what_is_not_ours_is_kept(train: Command, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", grids=1, width=30)
+    (run / "report.html").write_text("<p>my notes</p>")
+    said = train("--report", run)
+    assert said.code == 1
+    assert "is not a page that omgsr train wrote" in said.err
+    assert (run / "report.html").read_text() == "<p>my notes</p>"
+    said = train("--report", tmp_path)
+    assert said.code == 2
+    assert "is not a run's folder: it has no log.csv" in said.err
+    assert train("--report", run, "--check").code == 2
+
+
+def test_a_run_that_has_just_begun_has_a_page(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("step,l1\n")
+    text = write_run_page(read_history(tmp_path)).read_text("utf-8")
+    assert "No row has been written yet." in text
+    assert "0 of ? steps" in text
+
+
+def test_only_whole_numbers_become_points(tmp_path: Path) -> None:
+    history = read_history(write_run(tmp_path / "run", grids=1, width=30))
+    l1, gan, norm = history.losses
+    assert (l1.steps[:3], l1.values[:2]) == ((10, 20, 30), (1.0, 0.5))
+    assert (gan.steps[0], len(gan.values)) == (500, 151)
+    assert 30 not in norm.steps
+    (tmp_path / "run" / "log.csv").write_bytes(b"step,l1\n1,\xff\n")
+    with pytest.raises(FileError, match=r"log\.csv cannot be read"):
+        read_history(tmp_path / "run")
+    with pytest.raises(UsageError):
+        read_history(tmp_path)
+
+
+def test_lines_are_thinned_and_smoothed() -> None:
+    assert thin([1, 2, 3, 4, 5], 2) == [1.5, 4.0]
+    assert thin([1, 2], 5) == [1, 2]
+    assert running_mean([1, 2, 3, 6], 2) == [1, 1.5, 2.5, 4.5]
+    assert mean_of_ends([8, 1]) == (8, 1)
+    assert mean_of_ends([2, 4, *[0] * 16, 6, 8]) == (3, 7)
+    drawn = draw_curve(Curve("l1", tuple(range(5000)), tuple(1 + n % 7 for n in range(5000))))
+    lines = re.findall(r'<polyline points="([^"]*)" class="(\w+)"', drawn)
+    assert [(len(points.split()), kind) for points, kind in lines] == [(600, "raw"), (600, "curve")]
+    xs, ys = zip(*(map(float, point.split(",")) for point in lines[0][0].split()), strict=True)
+    assert (min(xs), max(xs)) == (pytest.approx(66, abs=1), pytest.approx(548, abs=1))
+    assert min(ys) >= 30
+    assert max(ys) <= 196
+    # One value, and values that are all the same, have a place too.
+    assert "nan" not in draw_curve(Curve("a", (7,), (0.0,))) + draw_curve(Curve("a", (1, 2), (3.0, 3.0)))
+    # From 1 to 1000 the middle of the axis is their geometric mean.
+    assert ">31.62<" in draw_curve(Curve("a", (1, 2), (1.0, 1000.0)))
+
+
+def test_the_newest_and_the_oldest_grids_are_taken() -> None:
+    grids = [(step, Path(str(step))) for step in range(100)]
+    assert [step for step, _ in choose_grids(grids)] == [99, 79, 59, 40, 20, 0]
+    assert [step for step, _ in choose_grids(grids[:3])] == [2, 1, 0]
