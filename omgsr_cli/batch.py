@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from omgsr_cli.engines.work import Place, Say
 from omgsr_cli.errors import DeviceError, FileError, OmgsrError
 from omgsr_cli.files.jobs import Job, comparison_path
+from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.finished import FinishedResults, Settings
 from omgsr_cli.geometry import Size, plan_canvas, plan_output_size
 from omgsr_cli.imaging import (
@@ -26,44 +27,19 @@ from omgsr_cli.imaging import (
     write_picture,
 )
 from omgsr_cli.models.base import Restorer, RestorerInfo
-from omgsr_cli.models.devices import free_memory_bytes
-from omgsr_cli.planning import TilePlan, plan_restoration
+from omgsr_cli.models.devices import choose_device, free_memory_bytes
+from omgsr_cli.models.loading import load_found
+from omgsr_cli.models.sources import ModelSource
+from omgsr_cli.planning import plan_restoration, usable_memory
 from omgsr_cli.restoration import OnProgress
+from omgsr_cli.results import FileResult, Status
 from omgsr_cli.upscaling import restore_picture
 
-Status = Literal["done", "skipped", "planned", "failed"]
 # One copy of the enlarged picture and one of the restored, three float32 channels each.
 _HELD_BYTES_PER_PX = 2 * 3 * 4
 
 # A strip that is padded to more than this many times its result's pixels is refused, if the work is also large.
 _MOST_PADDING, _MOST_PADDING_PX = 32, 16_000_000
-
-
-@dataclass(frozen=True)
-class FileResult:
-    """What became of one file.
-
-    Attributes:
-        source: the input; None is standard input.
-        destination: the output; None is standard output, or unknown for an input that was never planned.
-        status: "done", "skipped" (finished before, with the same settings), "planned" (dry run) or "failed".
-        input_px: height and width of the input, upright; None where it could not be read.
-        output_px: height and width of the result.
-        seconds: from opening the input to the finished output.
-        notes: what a person should be told, one line each.
-        error: why it failed.
-        plan: how it is cut up, in a dry run.
-    """
-
-    source: Path | None
-    destination: Path | None
-    status: Status
-    input_px: Size | None = None
-    output_px: Size | None = None
-    seconds: float = 0.0
-    notes: tuple[str, ...] = ()
-    error: OmgsrError | None = None
-    plan: TilePlan | None = None
 
 
 @dataclass(frozen=True)
@@ -82,58 +58,104 @@ class _Checked:
         return bool(self.finished) and self.finished.issuperset(_outputs(job, settings))
 
 
-def upscale_files(
-    jobs: Sequence[Job],
-    settings: Settings,
-    info: RestorerInfo,
-    results: FinishedResults,
-    load: Callable[[], Restorer],
-    *,
-    on_start: Callable[[Job], None] | None = None,
-    on_tiles: OnProgress | None = None,
-) -> Iterator[FileResult]:
-    """Do every job, in order, and yield what became of it.
+class Upscaler:
+    """Does one job after the other: an output that is whole or absent, and a result that says what became of it.
 
-    The model is loaded when the first picture needs it: a run that finds everything done loads none.
+    The model is loaded when the first picture needs it: where everything is finished, none is.
 
     Args:
-        jobs: from `plan_jobs`.
-        settings: for all of them.
+        settings: for all jobs.
         info: of the model, which need not be loaded to be asked.
         results: of earlier runs with the same settings and model.
         load: returns the model; called at most once.
-        on_start: told each job as it begins.
         on_tiles: told (done, total) tiles of the picture in work.
-    Raises:
-        OmgsrError: the model cannot be loaded; errors of single files are in their results.
     """
-    restorer: Restorer | None = None
-    for job in jobs:
-        if on_start:
-            on_start(job)
+
+    def __init__(
+        self,
+        settings: Settings,
+        info: RestorerInfo,
+        results: FinishedResults,
+        load: Callable[[], Restorer],
+        on_tiles: OnProgress | None = None,
+    ) -> None:
+        self._settings, self._info, self._results = settings, info, results
+        self._load, self._on_tiles = load, on_tiles
+        self._restorer: Restorer | None = None
+
+    def __call__(self, job: Job) -> FileResult:
+        """Do a job; what is wrong with its file is in the result.
+
+        Raises:
+            OmgsrError: the model cannot be loaded.
+        """
         started = time.monotonic()
         try:
-            checked = _check(job, settings, info, results)
+            checked = _check(job, self._settings, self._info, self._results)
         except OmgsrError as error:
-            yield _failed(job, error, started)
-            continue
-        if checked.is_finished(job, settings):
-            yield FileResult(job.source, job.destination, "skipped", checked.input_px, checked.output_px)
-            continue
-        restorer = restorer or load()
+            return _failed(job, error, started)
+        if checked.is_finished(job, self._settings):
+            return FileResult(job.source, job.destination, "skipped", checked.input_px, checked.output_px)
+        if self._restorer is None:
+            began = time.monotonic()
+            self._restorer = self._load()
+            started += time.monotonic() - began
         try:
-            notes = _upscale_file(job, checked, settings, restorer, results, on_tiles)
+            notes = _upscale_file(job, checked, self._settings, self._restorer, self._results, self._on_tiles)
         except OmgsrError as error:
-            yield _failed(job, error, started)
-            continue
+            return _failed(job, error, started)
         seconds = time.monotonic() - started
-        yield FileResult(job.source, job.destination, "done", checked.input_px, checked.output_px, seconds, notes)
+        return FileResult(job.source, job.destination, "done", checked.input_px, checked.output_px, seconds, notes)
+
+
+@dataclass(frozen=True)
+class UpscaleWork:
+    """The jobs of one run as an engine is given them: settings, and where the model lies.
+
+    Attributes:
+        settings: for all jobs.
+        model: from `find_model`.
+        info: of it.
+        on_tiles: told (done, total) tiles of the picture in work; only where the work stays in this process.
+    """
+
+    settings: Settings
+    model: ModelSource
+    info: RestorerInfo
+    on_tiles: OnProgress | None = None
+
+    def open(self, place: Place, say: Say) -> Upscaler:
+        """What does the jobs in a process; it says what a person should know of the model as it is loaded."""
+        settings = _shared(self.settings, place)
+
+        def load() -> Restorer:
+            restorer = load_found(self.model, device=place.device, precision=settings.model.precision)
+            for note in restorer.notes:
+                say(note)
+            say(f"{self.info.name} on {restorer.device}, {restorer.precision}", detail=True)
+            if settings.model.compile:
+                restorer.compile()
+            return restorer
+
+        return Upscaler(settings, self.info, FinishedResults(settings, self.info, Remembered()), load, self.on_tiles)
+
+    def lost(self, job: Job, error: OmgsrError) -> FileResult:
+        """The result of a job whose process ended twice."""
+        return FileResult(job.source, job.destination, "failed", error=FileError(f"{_name(job)}: {error}", error.hint))
+
+
+def _shared(settings: Settings, place: Place) -> Settings:
+    """Of memory that nobody gave out, each process that shares a device may use its part."""
+    if place.sharing == 1 or settings.restore.memory is not None:
+        return settings
+    part = max(usable_memory(choose_device(place.device)) // place.sharing >> 20, 16)
+    return replace(settings, restore=settings.restore.model_copy(update={"memory": part}))
 
 
 def plan_files(
     jobs: Sequence[Job], settings: Settings, info: RestorerInfo, results: FinishedResults, free_bytes: int
 ) -> Iterator[FileResult]:
-    """Tell what `upscale_files` would do, reading headers only.
+    """Tell what an `Upscaler` would do, reading headers only.
 
     Args:
         jobs: from `plan_jobs`.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from omgsr_cli.batch import FileResult, upscale_files
+from omgsr_cli.batch import Upscaler
 from omgsr_cli.benchmark.plan import run_bench
 from omgsr_cli.errors import ShapeError, UsageError
 from omgsr_cli.files.jobs import plan_jobs, scale_label
@@ -34,6 +34,7 @@ from omgsr_cli.options import (
     build_options,
 )
 from omgsr_cli.restoration import OnProgress
+from omgsr_cli.results import FileResult
 from omgsr_cli.timesteps.find import find_mid_timestep
 from omgsr_cli.upscaling import restore_picture
 
@@ -199,8 +200,8 @@ def upscale_folder(
         output_format=format,
     )
     results = [FileResult(None, None, "failed", error=problem) for problem in plan.problems]
-    finished = FinishedResults(settings, model.info, Remembered())
-    for result in upscale_files(plan.jobs, settings, model.info, finished, lambda: model):
+    upscale = Upscaler(settings, model.info, FinishedResults(settings, model.info, Remembered()), lambda: model)
+    for result in map(upscale, plan.jobs):
         results.append(result)
         if on_result:
             on_result(result)

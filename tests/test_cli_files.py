@@ -13,8 +13,8 @@ from command_line import Command, draw, files_below, pixels, size_of, write_tiny
 from PIL import Image, ImageCms
 from torch import Tensor
 
+from omgsr_cli import batch
 from omgsr_cli.imaging import read_record
-from omgsr_cli.models import loading
 from omgsr_cli.models.tiny import TinyRestorer
 
 
@@ -208,7 +208,7 @@ def test_what_is_finished_is_skipped_and_no_model_is_loaded(
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("a model is loaded though nothing is left to do")
 
-    monkeypatch.setattr(loading, "load_found", refuse)
+    monkeypatch.setattr(batch, "load_found", refuse)
     said = omgsr(tree, "-r")
     assert (said.code, said.out) == (0, b"")
     assert "3 skipped" in said.err

@@ -19,12 +19,12 @@ from PIL import Image
 from test_upscaling import INFO
 
 from omgsr_cli import __version__
-from omgsr_cli.batch import FileResult
 from omgsr_cli.cli import forecast
 from omgsr_cli.cli.app import app, run
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.geometry import Size
 from omgsr_cli.planning import plan_model_canvas
+from omgsr_cli.results import FileResult
 
 PROGRAM = [sys.executable, "-m", "omgsr_cli"]
 
@@ -152,18 +152,18 @@ def test_a_dry_run_ends_with_what_it_would_take(
     assert omgsr(two, "--dry-run", "-q").err == ""
 
 
-def test_what_a_run_took_is_remembered_without_loading(tmp_path: Path) -> None:
+def test_what_a_run_took_is_remembered(tmp_path: Path) -> None:
     remembered = Remembered(tmp_path)
     pace = forecast.Pace(INFO, torch.device("cpu"), "fp32", remembered)
     size = Size(1024, 1024)
     work_mp = plan_model_canvas(INFO, size).padded.area / 1e6
     pace.add(FileResult(None, None, "done", size, size, seconds=12.0))
     pace.add(FileResult(None, None, "skipped", size, size))
-    pace.keep(load_s=2.0)
-    assert remembered.find_speed(f"{INFO.name} cpu fp32") == pytest.approx(10 / work_mp)
+    pace.keep()
+    assert remembered.find_speed(f"{INFO.name} cpu fp32") == pytest.approx(12 / work_mp)
     small = forecast.Pace(INFO, torch.device("cpu"), "bf16", remembered)
     small.add(FileResult(None, None, "done", Size(8, 8), Size(8, 8), seconds=12.0))
-    small.keep(load_s=0.0)
+    small.keep()
     assert remembered.find_speed(f"{INFO.name} cpu bf16") is None
 
 

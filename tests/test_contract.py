@@ -24,16 +24,18 @@ TENSORS = ["schedules", "imaging", "color", "tiling", "degradation", "datasets",
 MODELS = ["models"]
 # One picture through one model: what many files, a benchmark and training's validation are made of.
 RESTORATION = ["planning", "restoration", "upscaling"]
+# Who does which task; what a task is, only the capability knows.
+ENGINES = ["engines"]
 # Each of these is one thing that the program can do; they do not know each other.
 CAPABILITIES = [
-    ["finished", "batch"],
+    ["results", "finished", "batch"],
     ["timesteps"],
     ["training"],
     ["benchmark"],
     ["installation"],
 ]
-TOP = ["library", "engines", "diagnosis", "cli", "__main__"]
-ORDER = [*PLAIN, *TENSORS, *MODELS, *RESTORATION, *chain.from_iterable(CAPABILITIES), *TOP]
+TOP = ["library", "diagnosis", "cli", "__main__"]
+ORDER = [*PLAIN, *TENSORS, *MODELS, *RESTORATION, *ENGINES, *chain.from_iterable(CAPABILITIES), *TOP]
 
 # What --help and every check before a model is loaded must not wait for.
 HEAVY = ["torch", "torchvision", "numpy", "scipy", "PIL", "pandas", "diffusers", "transformers", "peft", "accelerate"]

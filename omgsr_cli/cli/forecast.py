@@ -9,9 +9,9 @@ from omgsr_cli.cli.output import duration
 if TYPE_CHECKING:
     import torch
 
-    from omgsr_cli.batch import FileResult
     from omgsr_cli.files.remembered import Remembered
     from omgsr_cli.models.base import RestorerInfo
+    from omgsr_cli.results import FileResult
 
 # A run of less work than this tells more of the machine's mood than of the model.
 _LEAST_WORK_MP = 0.25
@@ -47,10 +47,10 @@ class Pace:
         if result.plan is not None:
             self._memory_bytes = max(self._memory_bytes, result.plan.memory_bytes)
 
-    def keep(self, load_s: float) -> None:
-        """Remember the speed of what was done, the seconds of loading the model left out."""
-        if self._work_mp >= _LEAST_WORK_MP and self._seconds > load_s:
-            self._remembered.keep_speed(self._key, (self._seconds - load_s) / self._work_mp)
+    def keep(self) -> None:
+        """Remember the speed of what was done."""
+        if self._work_mp >= _LEAST_WORK_MP and self._seconds > 0:
+            self._remembered.keep_speed(self._key, self._seconds / self._work_mp)
 
     def forecast(self) -> str:
         """Expected time and memory of what was planned: "about 2 min 10 s on cpu, at most 640 MiB of memory"."""

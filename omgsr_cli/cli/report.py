@@ -10,7 +10,7 @@ from omgsr_cli.cli.output import duration
 from omgsr_cli.files.inputs import shown
 
 if TYPE_CHECKING:
-    from omgsr_cli.batch import FileResult
+    from omgsr_cli.results import FileResult
 
 
 class Tally:
@@ -62,32 +62,6 @@ def result_line(result: FileResult) -> str | Path:
         f"{result.output_px}{reduced}; {count} of {plan.step.side_px} px, "
         f"{plan.memory_bytes >> 20} MiB{strips}"
     )
-
-
-def result_record(result: FileResult) -> dict[str, object]:
-    """The JSON object of one file; sizes are [width, height] as people write them."""
-    record: dict[str, object] = {
-        "input": None if result.source is None else str(result.source),
-        "output": None if result.destination is None else str(result.destination),
-        "status": result.status,
-        "input_size": result.input_px and [result.input_px.width, result.input_px.height],
-        "output_size": result.output_px and [result.output_px.width, result.output_px.height],
-        "seconds": round(result.seconds, 3),
-        "notes": list(result.notes),
-        "error": result.error and result.error.message,
-        "hint": result.error and result.error.hint,
-    }
-    if result.plan:
-        working = result.plan.canvas.working
-        record |= {
-            "restored_size": [working.width, working.height],
-            "tiles": result.plan.tiles,
-            "tile_px": result.plan.step.side_px,
-            "overlap_px": result.plan.step.margin_px,
-            "memory_mib": result.plan.memory_bytes >> 20,
-            "in_strips": result.plan.in_strips,
-        }
-    return record
 
 
 def name_of(path: Path | None, otherwise: str) -> str:

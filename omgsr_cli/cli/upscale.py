@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +9,15 @@ from omgsr_cli.cli import params as shared
 from omgsr_cli.cli import upscale_params as own
 from omgsr_cli.cli.forecast import Pace
 from omgsr_cli.cli.output import Output, duration
-from omgsr_cli.cli.report import Tally, name_of, result_line, result_record
+from omgsr_cli.cli.report import Tally, name_of, result_line
 from omgsr_cli.errors import UsageError
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
 from omgsr_cli.files.jobs import STREAM, JobPlan, plan_jobs, scale_label
 from omgsr_cli.options import ModelOptions, RestoreOptions, SizeOptions, WriteOptions, build_options
 
 if TYPE_CHECKING:
-    from omgsr_cli.batch import FileResult
     from omgsr_cli.finished import Settings
-    from omgsr_cli.models.base import Restorer
+    from omgsr_cli.results import FileResult
 
 
 def upscale(
@@ -124,7 +122,6 @@ class _Session:
 
     def __init__(self, settings: Settings, talk: Output, to_stdout: bool) -> None:
         from omgsr_cli.files.remembered import Remembered
-        from omgsr_cli.finished import FinishedResults
         from omgsr_cli.models.loading import describe_model
         from omgsr_cli.models.sources import find_model
 
@@ -142,22 +139,6 @@ class _Session:
         )
         self.info = describe_model(self.source)
         self.remembered = Remembered()
-        self.results = FinishedResults(settings, self.info, self.remembered)
-        self.load_s = 0.0
-
-    def load(self) -> Restorer:
-        """Load the model, and say what a person should know of it."""
-        from omgsr_cli.models.loading import load_found
-
-        options, began = self.settings.model, time.monotonic()
-        restorer = load_found(self.source, device=options.device, precision=options.precision)
-        for note in restorer.notes:
-            self.talk.note(f"note: {note}")
-        self.talk.detail(f"{self.info.name} on {restorer.device}, {restorer.precision}")
-        if options.compile:
-            restorer.compile()
-        self.load_s = time.monotonic() - began
-        return restorer
 
     def pace(self) -> Pace:
         """Counts what this model has to do on the device that was asked for.
@@ -175,17 +156,21 @@ class _Session:
     def plan(self, plan: JobPlan) -> int:
         """Say what would be done."""
         from omgsr_cli.batch import plan_files
+        from omgsr_cli.finished import FinishedResults
         from omgsr_cli.models.devices import choose_device
         from omgsr_cli.planning import usable_memory
 
         free = usable_memory(choose_device(self.settings.model.device))
         pace = self.pace()
-        results = plan_files(plan.jobs, self.settings, self.info, self.results, free)
+        finished = FinishedResults(self.settings, self.info, self.remembered)
+        results = plan_files(plan.jobs, self.settings, self.info, finished, free)
         return self._report(plan, results, pace.add, pace.forecast)
 
     def run(self, plan: JobPlan) -> int:
         """Do the work."""
-        from omgsr_cli.batch import upscale_files
+        from omgsr_cli.batch import UpscaleWork
+        from omgsr_cli.engines.local import Here
+        from omgsr_cli.engines.work import Place
 
         # A device or precision that is not there is said before anything is read.
         pace = self.pace()
@@ -195,18 +180,19 @@ class _Session:
             view.finish()
 
         with self.talk.progress(len(plan.jobs)) as view:
-            results = upscale_files(
-                plan.jobs,
-                self.settings,
-                self.info,
-                self.results,
-                self.load,
-                on_start=lambda job: view.start(name_of(job.source, "stdin")),
-                on_tiles=view.tiles,
+            work = UpscaleWork(self.settings, self.source, self.info, view.tiles)
+            results = Here(Place(self.settings.model.device)).run(
+                work, plan.jobs, on_start=lambda job: view.start(name_of(job.source, "stdin")), say=self._tell
             )
             code = self._report(plan, results, after)
-        pace.keep(self.load_s)
+        pace.keep()
         return code
+
+    def _tell(self, text: str, *, detail: bool = False) -> None:
+        if detail:
+            self.talk.detail(text)
+        else:
+            self.talk.note(f"note: {text}")
 
     def _report(
         self,
@@ -215,7 +201,7 @@ class _Session:
         after: Callable[[FileResult], None],
         forecast: Callable[[], str] | None = None,
     ) -> int:
-        from omgsr_cli.batch import FileResult
+        from omgsr_cli.results import FileResult
 
         tally = Tally()
         for note in plan.notes:
@@ -250,6 +236,8 @@ class _Session:
         writes_picture = self.to_stdout and result.status != "planned"
         if writes_picture or (result.status in ("failed", "skipped") and not self.talk.as_json):
             return
+        from omgsr_cli.results import result_record
+
         self.talk.result(result_line(result), result_record(result))
 
 

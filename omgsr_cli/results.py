@@ -1,0 +1,88 @@
+"""What became of one file: as an object, and as the record that programs read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from omgsr_cli.errors import FileError, OmgsrError
+from omgsr_cli.geometry import Size
+from omgsr_cli.planning import TilePlan
+
+Status = Literal["done", "skipped", "planned", "failed"]
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What became of one file.
+
+    Attributes:
+        source: the input; None is standard input.
+        destination: the output; None is standard output, or unknown for an input that was never planned.
+        status: "done", "skipped" (finished before, with the same settings), "planned" (dry run) or "failed".
+        input_px: height and width of the input, upright; None where it could not be read.
+        output_px: height and width of the result.
+        seconds: from opening the input to the finished output, without the loading of the model.
+        notes: what a person should be told, one line each.
+        error: why it failed.
+        plan: how it is cut up, in a dry run.
+    """
+
+    source: Path | None
+    destination: Path | None
+    status: Status
+    input_px: Size | None = None
+    output_px: Size | None = None
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    error: OmgsrError | None = None
+    plan: TilePlan | None = None
+
+
+def result_record(result: FileResult) -> dict[str, object]:
+    """The JSON object of one file; sizes are [width, height] as people write them."""
+    record: dict[str, object] = {
+        "input": None if result.source is None else str(result.source),
+        "output": None if result.destination is None else str(result.destination),
+        "status": result.status,
+        "input_size": result.input_px and [result.input_px.width, result.input_px.height],
+        "output_size": result.output_px and [result.output_px.width, result.output_px.height],
+        "seconds": round(result.seconds, 3),
+        "notes": list(result.notes),
+        "error": result.error and result.error.message,
+        "hint": result.error and result.error.hint,
+    }
+    if result.plan:
+        working = result.plan.canvas.working
+        record |= {
+            "restored_size": [working.width, working.height],
+            "tiles": result.plan.tiles,
+            "tile_px": result.plan.step.side_px,
+            "overlap_px": result.plan.step.margin_px,
+            "memory_mib": result.plan.memory_bytes >> 20,
+            "in_strips": result.plan.in_strips,
+        }
+    return record
+
+
+def result_of_record(record: dict[str, Any]) -> FileResult:
+    """The result that a record tells of, without a plan; what ended a file is a `FileError` then, whatever it was."""
+    return FileResult(
+        source=_path(record["input"]),
+        destination=_path(record["output"]),
+        status=record["status"],
+        input_px=_size(record["input_size"]),
+        output_px=_size(record["output_size"]),
+        seconds=record["seconds"],
+        notes=tuple(record["notes"]),
+        error=None if record["error"] is None else FileError(record["error"], record["hint"]),
+    )
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def _size(width_height: list[int] | None) -> Size | None:
+    return None if width_height is None else Size(width_height[1], width_height[0])
