@@ -1,7 +1,8 @@
-"""A stand-in for the hub on this machine: its interface for small repositories, and its faults."""
+"""A stand-in for the hub on this machine: its interface for small repositories, up and down, and its faults."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -47,11 +48,17 @@ class Hub:
         url: where it listens.
         repositories: by their names; a test changes them.
         requests: method, path, Range and Authorization of each, in order.
+        objects: large files that were uploaded, by their SHA-256.
+        commits: name of the repository and summary of each, in order.
+        refusals: status with which a part of an upload is answered: "create", "preupload", "batch", "put", "commit".
     """
 
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
     requests: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
+    objects: dict[str, bytes] = field(default_factory=dict)
+    commits: list[tuple[str, str]] = field(default_factory=list)
+    refusals: dict[str, int] = field(default_factory=dict)
 
     def fetched(self) -> list[str]:
         """Paths of the files that were asked for."""
@@ -83,11 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        # A proxy is asked for the whole address, a server for the path.
-        path = unquote(urlsplit(self.path).path)
-        self.hub.requests.append(
-            (self.command, self.path, self.headers.get("Range"), self.headers.get("Authorization"))
-        )
+        path = self._note_request()
         match = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/.+)?", path)
         if match:
             self._answer_listing(match[1])
@@ -100,6 +103,85 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self.do_GET()
+
+    def do_POST(self) -> None:
+        path, body = self._note_request(), self._read_body()
+        for pattern, part, answer in (
+            (r"/api/repos/create", "create", self._create),
+            (r"/api/validate-yaml", "yaml", lambda _: {"errors": [], "warnings": []}),
+            (r"/api/models/([^/]+/[^/]+)/preupload/main", "preupload", self._tell_modes),
+            (r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch", self._tell_addresses),
+            (r"/api/models/([^/]+/[^/]+)/commit/main", "commit", self._commit),
+        ):
+            match = re.fullmatch(pattern, path)
+            if match is None:
+                continue
+            if part in self.hub.refusals:
+                self._refuse(self.hub.refusals[part], "")
+                return
+            self._name, self._status = match[1] if match.groups() else "", 200
+            self._send(self._status, json.dumps(answer(body)).encode())
+            return
+        self._refuse(404, "RepoNotFound")
+
+    def do_PUT(self) -> None:
+        path, body = self._note_request(), self._read_body()
+        name = path.rpartition("/")[2]
+        if "put" in self.hub.refusals or hashlib.sha256(body).hexdigest() != name:
+            self._refuse(self.hub.refusals.get("put", 400), "")
+            return
+        self.hub.objects[name] = body
+        self._send(200, b"")
+
+    def _create(self, body: bytes) -> dict[str, object]:
+        asked = json.loads(body)
+        name = f"{asked['organization']}/{asked['name']}"
+        self._status = 409 if name in self.hub.repositories else 200
+        self.hub.repositories.setdefault(name, Repository({}))
+        return {"url": f"{self.hub.url}/{name}"}
+
+    def _tell_modes(self, body: bytes) -> dict[str, object]:
+        paths = [file["path"] for file in json.loads(body)["files"]]
+        modes = {path: "lfs" if path.endswith(".safetensors") else "regular" for path in paths}
+        return {"files": [{"path": path, "uploadMode": modes[path], "shouldIgnore": False} for path in paths]}
+
+    def _tell_addresses(self, body: bytes) -> dict[str, object]:
+        objects = []
+        for asked in json.loads(body)["objects"]:
+            upload = {"href": f"{self.hub.url}/lfs/{asked['oid']}?X-Signature=signed"}
+            is_new = asked["oid"] not in self.hub.objects
+            objects.append(asked | ({"actions": {"upload": upload}} if is_new else {}))
+        return {"transfer": "basic", "objects": objects}
+
+    def _commit(self, body: bytes) -> dict[str, object]:
+        files = {}
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "header":
+                self.hub.commits.append((self._name, value["summary"]))
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.objects[value["oid"]]
+                assert len(files[value["path"]]) == value["size"]
+            else:
+                files[value["path"]] = base64.b64decode(value["content"])
+        self.hub.repositories[self._name].files |= files
+        return {"commitOid": COMMIT, "commitUrl": f"{self.hub.url}/{self._name}/commit/{COMMIT}", "hookOutput": ""}
+
+    def _note_request(self) -> str:
+        """The path that is asked for; a proxy is asked for the whole address, a server for the path."""
+        asked = (self.command, self.path, self.headers.get("Range"), self.headers.get("Authorization"))
+        self.hub.requests.append(asked)
+        return unquote(urlsplit(self.path).path)
+
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
 
     def _answer_listing(self, name: str) -> None:
         repository = self._repository(name)

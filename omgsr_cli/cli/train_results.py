@@ -39,6 +39,6 @@ def export_or_push(
         folder = export[1]
         talk.result(str(folder), {"event": "exported", "folder": str(folder)})
     if repository is not None:
-        address = push_to_hub(folder, repository)
+        address = push_to_hub(folder, repository, note=talk.note)
         talk.result(address, {"event": "pushed", "address": address})
     return 0

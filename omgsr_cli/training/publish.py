@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from hashlib import sha256
@@ -54,7 +55,14 @@ def prepare_repository(repository: str, *, private: bool = False) -> str:
     return str(url)
 
 
-def push_to_hub(folder: Path, repository: str, *, private: bool = False, message: str | None = None) -> str:
+def push_to_hub(
+    folder: Path,
+    repository: str,
+    *,
+    private: bool = False,
+    message: str | None = None,
+    note: Callable[[str], None] = lambda _: None,
+) -> str:
     """Publish a checkpoint's model or a merged folder in one commit: weights, record, card, manifest.
 
     Args:
@@ -62,6 +70,7 @@ def push_to_hub(folder: Path, repository: str, *, private: bool = False, message
         repository: OWNER/NAME; it is made if it is not there yet.
         private: only its owner sees it.
         message: of the commit.
+        note: told how much is uploaded, before it is.
     Returns:
         The address of the commit.
     Raises:
@@ -79,7 +88,9 @@ def push_to_hub(folder: Path, repository: str, *, private: bool = False, message
         CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
         for name, content in contents.items()
     ]
-    with _told(repository):
+    size_bytes = sum(len(each) if isinstance(each, bytes) else each.stat().st_size for each in contents.values())
+    note(f"uploading {len(contents)} files, {size_bytes / 2**20:.1f} MiB, to {repository}")
+    with _told(repository), _without_bars():
         done = HfApi().create_commit(
             repository, operations, commit_message=message or f"Upload {folder.resolve().name} with omgsr"
         )
@@ -162,6 +173,20 @@ def _told(repository: str) -> Iterator[None]:
         raise OmgsrError(f"{repository} cannot be written on the hub: {_first_line(cause)}", _AGAIN) from error
 
 
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep the hub's library from drawing on the terminal: a bar that an error breaks off would run into its line."""
+    from huggingface_hub import utils
+
+    were_off = utils.are_progress_bars_disabled()
+    utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_off:
+            utils.enable_progress_bars()
+
+
 _AGAIN = "nothing was committed: push again"
 _LOGIN = "type `hf auth login` with a token that may write"
 
@@ -178,4 +203,6 @@ def _refusal(repository: str, error: Exception) -> OmgsrError:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """What an error says first; addresses lose their parameters, which may be signed."""
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", line)
