@@ -166,6 +166,21 @@ def test_a_run_its_checkpoint_and_what_comes_of_it(
     assert train(config, "--export", "merged", tmp_path / "merged").code == 2, "nothing is overwritten"
 
 
+def test_the_timestep_that_was_measured_is_the_one_that_is_trained(
+    train: Command, capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path, world: Path
+) -> None:
+    config = write_config(tmp_path, world)
+    crops = ("--data", world / "hq", "--model", world / "model", "--device", "cpu", "--resolution", "32")
+    said = Command(capfdbinary, "timestep")(*crops, "--json", "--write", config)
+    found = said.records[0]["mid_timestep"]
+    before = json.loads((world / "model" / "omgsr.json").read_text())["mid_timestep"]
+    assert found != before, "the test needs another one than the model's own"
+    assert tomllib.loads(config.read_text())["model"]["mid_timestep"] == found
+    assert train(config, "--device", "cpu", "--set", "train.steps=1").code == 0
+    record = json.loads((tmp_path / "run" / "step-00000001" / "omgsr.json").read_text())
+    assert record["mid_timestep"] == found
+
+
 def test_an_adapter_of_the_sd_kit_learns_and_is_used(train: Command, upscale: Command, tmp_path: Path) -> None:
     base = write_sd_model(tmp_path / "base")
     config = tmp_path / "sd.toml"

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
@@ -89,8 +89,10 @@ Plan = list[tuple[Table, str]]
 """Runs, one after the other, and what each goes on from."""
 
 
-def start(runs: Plan, *, processes: int = 1, variables: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """Train in other processes; events come line by line."""
+def start(
+    runs: Plan, *, processes: int = 1, variables: Mapping[str, str] | None = None, packages: Sequence[Path] = ()
+) -> subprocess.Popen[str]:
+    """Train in other processes, which also find packages in folders; events come line by line."""
     plan = Path(runs[0][0]["save"]["out"]).with_suffix(".json")
     plan.write_text(json.dumps(runs))
     command = [sys.executable, __file__, str(plan)]
@@ -98,6 +100,7 @@ def start(runs: Plan, *, processes: int = 1, variables: Mapping[str, str] | None
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         command[1:1] = launcher
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | dict(variables or {})
+    environment["PYTHONPATH"] = os.pathsep.join([os.environ["PYTHONPATH"], *map(str, packages)])
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
@@ -143,14 +146,16 @@ def main() -> None:
         return runs[-1]
 
     loop.load_run = keep
-    # It takes the group of processes down, which the next run needs.
-    Accelerator.end_training = lambda self: None
 
     def report(event: Event) -> None:
         values = {name: str(value) if isinstance(value, Path) else value for name, value in vars(event).items()}
         sys.stdout.write(json.dumps({"event": type(event).__name__, **values}) + "\n")
 
-    for tables, resume in json.loads(Path(sys.argv[1]).read_text()):
+    plan = json.loads(Path(sys.argv[1]).read_text())
+    if len(plan) > 1:
+        # It takes the group of processes down, which the next run needs.
+        Accelerator.end_training = lambda self: None
+    for tables, resume in plan:
         result = train(TrainConfig.model_validate(tables), resume=resume, report=report)
         if result.signal:
             sys.exit(128 + result.signal)

@@ -90,7 +90,8 @@ def _check_packages(draft: Draft[TrainConfig], config: TrainConfig) -> None:
         draft.add("optim.eight_bit", "bitsandbytes is not installed: pip install bitsandbytes, or set it to false")
     for tracker in config.log.trackers:
         if find_spec(tracker) is None:
-            draft.add("log.trackers", f"{tracker} is not installed: pip install {tracker}, or leave it out")
+            package = "'omgsr-cli[train]'" if tracker == "tensorboard" else tracker
+            draft.add("log.trackers", f"{tracker} is not installed: pip install {package}, or leave it out")
 
 
 def _note(draft: Draft[TrainConfig], key: str, check: Callable[[], object]) -> None:

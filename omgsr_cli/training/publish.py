@@ -176,15 +176,15 @@ def _told(repository: str) -> Iterator[None]:
 @contextmanager
 def _without_bars() -> Iterator[None]:
     """Keep the hub's library from drawing on the terminal: a bar that an error breaks off would run into its line."""
-    from huggingface_hub import utils
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    were_off = utils.are_progress_bars_disabled()
-    utils.disable_progress_bars()
+    were_off = are_progress_bars_disabled()
+    disable_progress_bars()
     try:
         yield
     finally:
         if not were_off:
-            utils.enable_progress_bars()
+            enable_progress_bars()
 
 
 _AGAIN = "nothing was committed: push again"
