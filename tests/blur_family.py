@@ -54,6 +54,9 @@ class BlurTrainable:
     def checkpoint_gradients(self) -> None:
         pass
 
+    def denoise(self, noisy_latent: Tensor, timesteps: Tensor) -> Tensor:
+        return self.restorer.restore(noisy_latent)
+
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({"share": self.restorer.share.detach()}, folder / "blur.safetensors")

@@ -7,6 +7,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,7 @@ from scipy import special, stats
 from omgsr_cli.degradation import PRESETS, DegradationConfig, degrade, describe_degradation, load_degradation
 from omgsr_cli.degradation.kernels import KernelPlan, blur, build_kernel, draw_kernel, fast_length
 from omgsr_cli.degradation.noise import gaussian_noise, poisson_noise
-from omgsr_cli.degradation.pipeline import draw_plan, jpeg, sample_rng
+from omgsr_cli.degradation.pipeline import HalftonePlan, draw_plan, jpeg, print_halftone, sample_rng
 from omgsr_cli.errors import ShapeError, UsageError
 
 REFERENCE = PRESETS["reference"]
@@ -513,3 +514,29 @@ def test_configurations_are_frozen_and_closed() -> None:
         REFERENCE.final_sinc_prob = 0.1
     with pytest.raises(ValidationError, match="extra_forbidden"):
         DegradationConfig.model_validate({**REFERENCE.model_dump(), "usm": True})
+
+
+def test_a_printed_picture_has_dots_where_it_is_neither_black_nor_white() -> None:
+    plan = HalftonePlan(pitch_px=8.0, angle=0.0, strength=0.4)
+    black, middle, white = (print_halftone(torch.full((3, 64, 64), tone), plan) for tone in (0.0, 0.5, 1.0))
+    assert torch.equal(black, torch.zeros(3, 64, 64))
+    assert torch.equal(white, torch.ones(3, 64, 64))
+    assert float(middle.mean()) == pytest.approx(0.5, abs=1e-5)
+    assert float(middle.max()) == pytest.approx(0.5 + 0.4 * 0.5, abs=1e-5)
+    # One dot every eight pixels, in both directions.
+    torch.testing.assert_close(middle[:, :, 8:], middle[:, :, :-8], atol=1e-5, rtol=0)
+    torch.testing.assert_close(middle[:, 8:], middle[:, :-8], atol=1e-5, rtol=0)
+
+
+def test_halftone_is_drawn_by_its_probability_and_changes_no_other_draw() -> None:
+    light = PRESETS["light"]
+    half = light.model_copy(update={"halftone_prob": 0.5, "halftone_pitch": (6.0, 7.0)})
+    plans = [(draw_plan(half, sample_rng(3, 0, n)), draw_plan(light, sample_rng(3, 0, n))) for n in range(300)]
+    screens = [plan.halftone for plan, _ in plans if plan.halftone is not None]
+    assert 120 < len(screens) < 180
+    assert all(6 <= screen.pitch_px <= 7 and 0.15 <= screen.strength <= 0.5 for screen in screens)
+    assert all(replace(plan, halftone=None) == plain for plan, plain in plans)
+    always = light.model_copy(update={"halftone_prob": 1.0})
+    hq = torch.full((1, 3, 64, 64), 0.5)
+    plain, printed = (degrade(hq, 1, config, seed=1, epoch=0, indices=[0]) for config in (light, always))
+    assert (plain - printed).abs().max() > 0.02

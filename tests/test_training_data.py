@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from omgsr_cli.degradation import DegradationConfig, load_degradation
 from omgsr_cli.errors import FileError, OmgsrError, UsageError
-from omgsr_cli.training.data import CropOptions, Numbers, Teaching, TrainingCrops, add_lq_noise, load_batches
+from omgsr_cli.training.data import CropOptions, Numbers, Teaching, TrainingCrops, load_batches
+from omgsr_cli.training.lq_pixels import add_lq_noise, draw_surface
 from omgsr_cli.training.pictures import Order, TrainingPicture, find_training_pictures, plan_epoch
 from omgsr_cli.training.pixels import read_pixels
-from omgsr_cli.training.sections import LqNoise
+from omgsr_cli.training.sections import DataConfig, LqNoise
 from omgsr_cli.training.teacher import KeptPictures, teacher_target
 
 LIGHT = load_degradation("light")
@@ -253,7 +255,7 @@ def test_noise_is_on_the_lq_and_never_on_the_target(folder: Path) -> None:
         assert 5 < float((noisy_lq - lq).std()) * 127.5 < 25
 
 
-@pytest.mark.parametrize(("kind", "alike"), [("white", False), ("grey", True), ("blurred", False)])
+@pytest.mark.parametrize(("kind", "alike"), [("white", False), ("grey", True), ("blurred", False), ("grain", True)])
 def test_every_kind_of_noise_has_its_deviation(kind: str, alike: bool) -> None:
     noise = LqNoise(probability=1.0, sigma=(10.0, 10.0), kinds={kind: 1.0})  # type: ignore[dict-item]  # parametrised
     flat = torch.full((3, 64, 64), 0.5)
@@ -261,8 +263,66 @@ def test_every_kind_of_noise_has_its_deviation(kind: str, alike: bool) -> None:
     assert float(added.std()) * 255 == pytest.approx(10, rel=0.05)
     assert torch.equal(added[0], added[1]) == alike
     along = float((added[:, :, 1:] * added[:, :, :-1]).mean() / added.square().mean())
-    assert along == pytest.approx(0.5 if kind == "blurred" else 0.0, abs=0.05)
+    assert along == pytest.approx(0.5 if kind in ("blurred", "grain") else 0.0, abs=0.05)
     assert torch.equal(add_lq_noise(flat, LqNoise(), np.random.default_rng(1)), flat)
+
+
+def test_grain_is_strongest_in_middle_tones() -> None:
+    noise = LqNoise(probability=1.0, sigma=(10.0, 10.0), kinds={"grain": 1.0})
+    middle, light = (
+        add_lq_noise(torch.full((3, 64, 64), tone), noise, np.random.default_rng(1)).std() for tone in (0.5, 0.8)
+    )
+    assert float(light / middle) == pytest.approx((0.7 + 1.2 * 0.8 * 0.2) / 1.0, rel=0.02)
+
+
+def test_a_sample_may_be_saved_as_jpeg_and_its_target_never_is(folder: Path) -> None:
+    plain, saved = build(folder), build(folder, noise=LqNoise(jpeg=1.0, quality=(10, 10)))
+    light = build(folder, noise=LqNoise(jpeg=1.0, quality=(95, 95)))
+    for number in range(3):
+        (_, lq, hq), (_, jpeg_lq, jpeg_hq), (_, light_lq, _) = plain[number], saved[number], light[number]
+        assert torch.equal(hq, jpeg_hq)
+        assert (jpeg_lq - lq).abs().mean() > 2 * (light_lq - lq).abs().mean() > 0
+
+
+def test_surfaces_have_no_detail_and_are_their_own_target(folder: Path, tmp_path: Path) -> None:
+    teaching = Teaching(KeptPictures(tmp_path / "kept", "one"), crops=2, sigma_px=3.0, low_frequencies="hq")
+    _, lq, hq, target = build(folder, smooth=1.0, teaching=teaching)[5]
+    assert torch.equal(hq, target), "no teacher was asked"
+    assert lq.shape == hq.shape == (3, 32, 32)
+    for index in range(20):
+        lq, hq = draw_surface(48, 4.0, np.random.default_rng(index))
+        assert (lq.shape, hq.shape) == ((3, 12, 12), (3, 48, 48))
+        assert max(float(hq.diff(dim=axis).abs().max()) for axis in (1, 2)) < 0.06
+        assert float((lq - torch.nn.functional.avg_pool2d(hq, 4)).abs().mean()) < 12 / 255
+        assert torch.equal((lq * 255).round() / 255, lq)
+    few = [number for number in range(200) if build(folder, smooth=0.1)._draw_images(number)[1].shape[1] == 32]
+    assert 5 < len(few) < 40
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_gray_crops_are_gray_on_both_sides(folder: Path, pairs: bool) -> None:
+    picture = TrainingPicture(folder / "hq" / "0.png", folder / "hq" / "0.png" if pairs else None, 50, 70, 1)
+    coloured, gray = (TrainingCrops([picture], replace(OPTIONS, gray=share), 0) for share in (0.0, 1.0))
+    for image, original in zip(gray.draw_pair(0), coloured.draw_pair(0), strict=True):
+        assert torch.equal(image[0], image[1])
+        assert torch.equal(image[0], image[2])
+        assert torch.equal((image * 255).round() / 255, image)
+        assert not torch.equal(original[0], original[1])
+    luma = (coloured.draw_pair(0)[1] * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)
+    torch.testing.assert_close(gray.draw_pair(0)[1][0], luma, atol=0.5 / 255 + 1e-6, rtol=0)
+
+
+def test_several_enlargements_have_their_shares() -> None:
+    several = DataConfig.model_validate({"train": ["x"], "scale": {"2": 0.25, "4": 0.75}})
+    assert several.scales == ((4.0, 0.75), (2.0, 0.25))
+    assert DataConfig(train=("x",)).scales == ((4.0, 1.0),)
+    for wrong, reason in (
+        ({"4": 0.5}, "sum to 0.5"),
+        ({"0.5": 1.0}, "no enlargement"),
+        ({}, "no enlargement is named"),
+    ):
+        with pytest.raises(ValidationError, match=reason):
+            DataConfig.model_validate({"train": ["x"], "scale": wrong})
 
 
 def test_with_a_teacher_samples_are_windows_of_its_crops(folder: Path, tmp_path: Path) -> None:

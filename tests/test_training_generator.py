@@ -18,6 +18,7 @@ from omgsr_cli.models.record import load_record
 from omgsr_cli.models.trainable import Trainable, find_trainable, load_trainable
 from omgsr_cli.models.wavelet import WaveletLatents
 from omgsr_cli.training.average import WeightAverage
+from omgsr_cli.training.denoising import Denoising, draw_timestep
 from omgsr_cli.training.draws import Purpose, draw_generator
 from omgsr_cli.training.generator import Generator
 
@@ -257,3 +258,47 @@ def test_averages_step_in_and_out_to_the_bit() -> None:
         assert torch.equal(weight, average.values["w"])
         assert not torch.equal(weight, own)
     assert torch.equal(weight, own)
+
+
+def test_unstepped_is_the_encoders_own_picture(tiny_folder: Path) -> None:
+    trainable, lq = load_tiny(tiny_folder), pictures()
+    shake(trainable, 0.01)
+    assert Generator(trainable)(lq, lq, 5, (0, 1)).unstepped is None
+    found = Generator(trainable, shows_encoder=True)(lq, lq, 5, (0, 1)).unstepped
+    network = trainable.restorer.network  # type: ignore[attr-defined]  # the tiny family's
+    torch.testing.assert_close(found, lq + network.encoder(lq), atol=1e-4, rtol=0)
+    found.square().mean().backward()
+    assert all(weight.grad is not None for weight in network.encoder.parameters())
+    assert all(weight.grad is None for weight in network.unet.parameters())
+
+
+@pytest.mark.parametrize("family", ["tiny", "sd"])
+def test_pre_training_foresees_the_noise(family: str, tiny_folder: Path, sd_folder: Path) -> None:
+    trainable = load_tiny(tiny_folder) if family == "tiny" else load_sd(sd_folder)
+    shake(trainable, 0.01)
+    hq, numbers = pictures(), (40, 41)
+    error = Denoising(trainable)(hq, hq, 5, numbers).error
+    assert error.shape == (2,)
+    schedule = trainable.restorer.schedule
+    for place, number in enumerate(numbers):
+        draw = draw_generator(5, Purpose.LATENT, number)
+        timestep = draw_timestep(number, draw)
+        clean = trainable.encode_clean(hq[place : place + 1], [draw])
+        noise = torch.randn(clean.shape[1:], generator=draw)[None]
+        noisy = schedule.add_noise(clean, noise, timestep)
+        predicted = trainable.restorer.predict(noisy, torch.tensor([timestep]))  # type: ignore[attr-defined]  # of both
+        # Eq. 14 of DDPM: these schedules predict the noise.
+        torch.testing.assert_close(error[place], (predicted - noise).square().mean(), rtol=2e-3, atol=1e-4)
+    error.sum().backward()
+    learned = [name for name, weight in trainable.trained().items() if weight.grad is not None]
+    assert learned
+    assert not any("encoder" in name for name in learned)
+
+
+def test_timesteps_of_pre_training_favour_the_early_ones() -> None:
+    draws = [draw_timestep(number, draw_generator(1, Purpose.LATENT, number)) for number in range(2000)]
+    assert min(draws) < 3
+    assert max(draws) > 990
+    early = [share < 250 for share in draws]
+    assert sum(early[1::2]) / 1000 == pytest.approx(0.25, abs=0.05)
+    assert sum(early[::2]) / 1000 == pytest.approx(0.5, abs=0.05)

@@ -13,20 +13,25 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from pydantic import ValidationError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from training_run import differing, run_here, settings, tensors
 
 from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.fidelity import psnr
 from omgsr_cli.models.loading import load_restorer
+from omgsr_cli.models.trainable import Trainable, find_trainable, load_trainable
 from omgsr_cli.training.adversary import Adversary
-from omgsr_cli.training.assembly import load_run
+from omgsr_cli.training.assembly import build_crop_options, load_run
 from omgsr_cli.training.config import TrainConfig
-from omgsr_cli.training.data import Numbers, load_batches
+from omgsr_cli.training.data import Numbers, TrainingCrops, load_batches
+from omgsr_cli.training.denoising import Denoising
 from omgsr_cli.training.events import Saved, Started, StepDone, Validated
 from omgsr_cli.training.logs import CsvLog, Means
 from omgsr_cli.training.losses import discriminator_loss, generator_gan_loss
 from omgsr_cli.training.optimizers import learning_rate_share
+from omgsr_cli.training.pictures import find_training_pictures
 from omgsr_cli.training.pixels import read_pixels
 from omgsr_cli.training.step import Stepper
 
@@ -281,19 +286,60 @@ def test_means_are_over_the_steps_that_have_the_loss() -> None:
 
 
 def test_a_teacher_is_learned_from_and_paid_once(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher = {"model": str(world / "model"), "weight": 2.0, "dists": 0.5, "crops": 5, "cache": str(tmp_path / "kept")}
+    teacher = {
+        "model": str(world / "model"),
+        "weight": 2.0,
+        "dists": 0.5,
+        "encoder": 0.3,
+        "crops": 5,
+        "cache": str(tmp_path / "kept"),
+    }
     noise = {"lq_noise": {"probability": 0.5}}
     tables = settings(world, tmp_path / "run", loss={"gan": 0.0, "teacher": teacher}, degradation=noise)
     tables["train"]["steps"] = 2
     _, events = run_here(tables)
     done = [event for event in events if isinstance(event, StepDone)]
-    assert set(done[0].losses) == {"lrr", "l1", "dv3cd", "teacher", "teacher_dists", "total"}
-    weights = {"lrr": 1.0, "l1": 1.0, "dv3cd": 0.5, "teacher": 2.0, "teacher_dists": 0.5}
+    assert set(done[0].losses) == {"lrr", "l1", "dv3cd", "teacher", "teacher_dists", "teacher_encoder", "total"}
+    weights = {"lrr": 1.0, "l1": 1.0, "dv3cd": 0.5, "teacher": 2.0, "teacher_dists": 0.5, "teacher_encoder": 0.3}
     expected = sum(weight * done[0].losses[name] for name, weight in weights.items())
     assert done[0].losses["total"] == pytest.approx(expected, rel=1e-5)
     assert len(list((tmp_path / "kept").iterdir())) == 5
     monkeypatch.setattr("omgsr_cli.training.loop.load_teacher", lambda *_: pytest.fail("its pictures were all there"))
     run_here(tables | {"save": {"out": str(tmp_path / "again")}})
+
+
+def load_run_crops(tables: Any) -> TrainingCrops:
+    config = TrainConfig.model_validate(tables)
+    options = build_crop_options(config)
+    return TrainingCrops(find_training_pictures(config.data.train, None, options.resolution, "skip"), options, 0)
+
+
+def load_folder(folder: Path) -> Trainable:
+    source = find_trainable(start_from=str(folder))
+    return load_trainable(source, torch.device("cpu"), start_from=str(folder))
+
+
+def test_pre_training_has_one_loss_and_its_weights_are_gone_on_from(world: Path, tmp_path: Path) -> None:
+    weights = {"lrr": 0.0, "l1": 0.0, "dv3cd": 0.0, "gan": 0.0, "denoise": 1.0}
+    tables = settings(world, tmp_path / "pre", loss=weights, train={"steps": 30}, optim={"lr": 2e-2})
+    result, events = run_here(tables)
+    done = [event.losses for event in events if isinstance(event, StepDone)]
+    assert set(done[0]) == {"denoise", "total"}
+    assert result.checkpoint is not None
+    hq = torch.stack([crop for _, _, crop in (load_run_crops(tables)[number] for number in range(8))])
+    # The same noise at the same timesteps: those of each step differ too much for their losses to be compared.
+    before, after = (
+        float(Denoising(load_folder(folder))(hq, hq, 0, range(8)).error.detach().mean())
+        for folder in (world / "model", result.checkpoint)
+    )
+    assert after < 0.96 * before
+    begun, learned = (load_file(folder / "model.safetensors") for folder in (world / "model", result.checkpoint))
+    changed = {name.split(".")[0] for name in begun if not torch.equal(begun[name], learned[name])}
+    assert changed == {"unet"}, "the encoder has no part in it"
+    tables = settings(world, tmp_path / "run", model={"start_from": str(result.checkpoint)}, train={"steps": 1})
+    assert run_here(tables)[0].step == 1
+    with pytest.raises(ValidationError, match="pre-training has no other loss"):
+        TrainConfig.model_validate(settings(world, tmp_path / "no", loss=weights | {"l1": 1.0}))
 
 
 def test_an_automatic_mid_timestep_is_measured_once_and_kept(

@@ -26,10 +26,10 @@ from omgsr_cli.training.losses import (
     Dv3cdLoss,
     Losses,
     build_losses,
+    cut_window,
     discriminator_loss,
     generator_gan_loss,
     latent_loss,
-    line_loss,
 )
 from omgsr_cli.training.lpips import Lpips, load_lpips, shift
 
@@ -248,12 +248,12 @@ def test_lpips_sees_a_grid_at_every_offset() -> None:
 
 def test_every_loss_is_named_weighted_and_its_own(lpips_folder: Path, tmp_path: Path) -> None:
     config = LossConfig(
-        lrr=5.0, l1=0.5, dv3cd=3.0, gan=0.25, lpips=2.0, lines=7.0, backbone="vgg16", backbone_path=str(tmp_path),
+        lrr=5.0, l1=0.5, dv3cd=3.0, gan=0.25, lpips=2.0, backbone="vgg16", backbone_path=str(tmp_path),
         lpips_path=str(lpips_folder),
     )  # fmt: skip
     torch.save({"alpha": torch.rand(13), "beta": torch.rand(13)}, tmp_path / "dists.pt")
     losses = build_losses(config, SmallNet())
-    assert losses.names == ("lrr", "l1", "dv3cd", "lpips", "lines")
+    assert losses.names == ("lrr", "l1", "dv3cd", "lpips")
     restored, hq = draw_images(height=45), draw_images(height=45, seed=1)
     output, seeded = build_output(restored), partial(torch.Generator().manual_seed, 9)
     found = losses(output, hq, seeded())
@@ -267,12 +267,11 @@ def test_every_loss_is_named_weighted_and_its_own(lpips_folder: Path, tmp_path: 
         "l1": (restored - hq).abs().mean(),
         "dv3cd": losses.dists(restored, hq).mean(),
         "lpips": losses.lpips(*shift(restored, hq, seeded())).mean(),
-        "lines": line_loss(output.clean_latent, output.target_latent),
     }
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value)
         assert found[name].dtype == torch.float32
-    weights = {"lrr": 5, "l1": 0.5, "dv3cd": 3, "lpips": 2, "lines": 7, "gan": 0.25}
+    weights = {"lrr": 5, "l1": 0.5, "dv3cd": 3, "lpips": 2, "gan": 0.25}
     gan = torch.tensor(1.5)
     total = sum(weights[name] * value.item() for name, value in (found | {"gan": gan}).items())
     assert losses.total(found | {"gan": gan}).item() == pytest.approx(total, rel=1e-6)
@@ -286,15 +285,32 @@ def test_a_loss_without_weight_is_not_computed(lpips_folder: Path, monkeypatch: 
     def forbidden(*_: object) -> Tensor:
         raise AssertionError("computed")
 
-    config = LossConfig(lrr=1.0, l1=0.0, dv3cd=0.0, gan=0.5, lpips=0.0, lines=0.0, lpips_path=str(lpips_folder))
+    config = LossConfig(lrr=1.0, l1=0.0, dv3cd=0.0, gan=0.5, lpips=0.0, lpips_path=str(lpips_folder))
     losses = build_losses(config, SmallNet())
     monkeypatch.setattr(Dists, "forward", forbidden)
     monkeypatch.setattr(lpips_module, "layer_distance", forbidden)
-    # Four channels: a latent for which the loss of lines could not be computed.
-    found = losses(build_output(draw_images(), channels=4), draw_images(seed=1))
+    found = losses(build_output(draw_images()), draw_images(seed=1))
     assert tuple(found) == losses.names == ("lrr",)
     # They are there for validation.
     assert set(losses.measures()) == {"dv3cd", "lpips"}
+
+
+def test_a_teachers_dists_is_measured_now_and_then_in_a_window() -> None:
+    dists = load_dists(SmallNet(), None)
+    losses = Losses({"teacher": 1.0, "teacher_dists": 2.0}, dists, teacher_dists_every=3, teacher_dists_px=20)
+    restored, target = draw_images(height=45), draw_images(height=45, seed=1)
+    output, seeded = build_output(restored), partial(torch.Generator().manual_seed, 9)
+    found = [losses(output, restored, seeded(), target, step) for step in range(4)]
+    assert [tuple(each) for each in found] == [losses.names, ("teacher",), ("teacher",), losses.names]
+    windows = cut_window(restored, target, 20, seeded())
+    assert windows[0].shape[-2:] == (20, 20)
+    torch.testing.assert_close(found[0]["teacher_dists"], dists(*windows).mean())
+    first, second = cut_window(target, target, 20, torch.Generator().manual_seed(1))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, windows[1])
+    whole = cut_window(restored, target, 0, seeded())
+    assert whole[0] is restored
+    assert cut_window(restored, target, 1000, seeded())[1].shape == target.shape
 
 
 def test_without_a_feature_network_the_other_losses_remain() -> None:
@@ -314,20 +330,6 @@ def test_lrr_of_a_perfect_encoder_is_the_noise_that_it_cannot_foresee() -> None:
     found = latent_loss(noisy.bfloat16(), (alpha_bar**0.5 * clean).bfloat16())
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(1 - alpha_bar, rel=0.02)
-
-
-def test_lines_are_seen_and_detail_is_not() -> None:
-    target = torch.zeros(1, 48, 24, 24)
-    lowest, bands = target.clone(), target.clone()
-    lowest[:, :3] = 0.1
-    bands[:, 3:] = 0.1
-    checkered = target + 0.1 * (-1.0) ** (torch.arange(24).view(-1, 1) + torch.arange(24))
-    assert line_loss(lowest, target) == 0
-    assert line_loss(bands, target).item() == pytest.approx(2 * 0.1 * 45 / 48, rel=1e-5)
-    assert line_loss(checkered, target) < line_loss(bands, target) / 2
-    with pytest.raises(UsageError, match="not of 4") as told:
-        line_loss(torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8))
-    assert "lines = 0" in str(told.value.hint)
 
 
 def test_the_gan_losses_are_cross_entropies() -> None:

@@ -103,13 +103,16 @@ class StageConfig(BaseModel):
 
 
 class DegradationConfig(BaseModel):
-    """Two stages, and a final sinc filter before or after the last JPEG.
+    """A printer's screen, two stages, and a final sinc filter before or after the last JPEG.
 
     Attributes:
         first: the stage at full size.
         second: the stage that ends at the low-quality size; its JPEG is the last one.
         final_sinc_prob: probability of the sinc filter at the end.
         final_kernel_sizes: odd sides of that filter, pixels.
+        halftone_prob: probability that the picture was printed: a screen of dots lies over it before the first stage.
+        halftone_pitch: distance of the dots, pixels of the sharp picture.
+        halftone_strength: of middle tones' swing between dot and paper, no unit; black and white have no dots.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -118,6 +121,9 @@ class DegradationConfig(BaseModel):
     second: StageConfig
     final_sinc_prob: Probability = 0.8
     final_kernel_sizes: KernelSizes = (7, 9, 11, 13, 15, 17, 19, 21)
+    halftone_prob: Probability = 0.0
+    halftone_pitch: PositiveRange = (5.0, 9.0)
+    halftone_strength: Range = (0.15, 0.5)
 
 
 _REFERENCE = DegradationConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -45,6 +46,21 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
+class HalftonePlan:
+    """A drawn screen of dots.
+
+    Attributes:
+        pitch_px: distance of the dots.
+        angle: of their rows, radians.
+        strength: of the swing between dot and paper.
+    """
+
+    pitch_px: float
+    angle: float
+    strength: float
+
+
+@dataclass(frozen=True)
 class DegradationPlan:
     """Everything that was drawn for one sample, except for the noise itself.
 
@@ -54,6 +70,7 @@ class DegradationPlan:
         final_kernel: the last sinc filter, None for none.
         final_mode: of the resize to the low-quality size.
         jpeg_last: the last JPEG comes after that resize and filter, or before them.
+        halftone: the screen that the picture was printed with, None for none.
     """
 
     first: StagePlan
@@ -61,6 +78,7 @@ class DegradationPlan:
     final_kernel: KernelPlan | None
     final_mode: str
     jpeg_last: bool
+    halftone: HalftonePlan | None = None
 
 
 def degrade(
@@ -111,6 +129,8 @@ def draw_plan(config: DegradationConfig, rng: np.random.Generator) -> Degradatio
         final_kernel=draw_final_sinc(config.final_kernel_sizes, rng) if rng.random() < config.final_sinc_prob else None,
         final_mode=_draw_mode(rng),
         jpeg_last=bool(rng.random() < 0.5),
+        # Drawn last, and only where it may be: what else a seed gives stays.
+        halftone=_draw_halftone(config, rng) if config.halftone_prob else None,
     )
 
 
@@ -129,6 +149,13 @@ def _draw_stage(config: StageConfig, rng: np.random.Generator) -> StagePlan:
     return StagePlan(kernel, factor, mode, gaussian, strength, gray, round(rng.uniform(*config.jpeg_range)))
 
 
+def _draw_halftone(config: DegradationConfig, rng: np.random.Generator) -> HalftonePlan | None:
+    if rng.random() >= config.halftone_prob:
+        return None
+    pitch_px, angle = rng.uniform(*config.halftone_pitch), rng.uniform(0, math.pi / 2)
+    return HalftonePlan(pitch_px, angle, rng.uniform(*config.halftone_strength))
+
+
 def _draw_factor(config: StageConfig, rng: np.random.Generator) -> float:
     up, down, _ = config.resize_prob
     choice = rng.random()
@@ -145,6 +172,8 @@ def _draw_mode(rng: np.random.Generator) -> str:
 
 def _apply(image: Tensor, size: tuple[int, int], plan: DegradationPlan, rng: np.random.Generator) -> Tensor:
     """Run a plan on one (3, H, W) image in [0, 1]; gives (3, *size) in [0, 1]."""
+    if plan.halftone is not None:
+        image = print_halftone(image, plan.halftone)
     image = _blur(image, plan.first.kernel)
     image = _resize(image, _scaled(image.shape[-2:], plan.first.factor), plan.first.mode)
     image = jpeg(_add_noise(image, plan.first, rng), plan.first.quality)
@@ -157,6 +186,23 @@ def _apply(image: Tensor, size: tuple[int, int], plan: DegradationPlan, rng: np.
     if plan.jpeg_last:
         image = jpeg(image, plan.second.quality)
     return image.clamp(0.0, 1.0)
+
+
+def print_halftone(image: Tensor, plan: HalftonePlan) -> Tensor:
+    """Lay a printer's screen over an image: dots in a square grid, which middle tones show most.
+
+    Args:
+        image: (3, H, W) float32 in [0, 1].
+        plan: distance, angle and strength of the dots.
+    Returns:
+        Same shape, in [0, 1]; its mean over many dots stays.
+    """
+    rows = torch.arange(image.shape[1], device=image.device, dtype=torch.float32)[:, None]
+    columns = torch.arange(image.shape[2], device=image.device, dtype=torch.float32)
+    along = (columns * math.cos(plan.angle) + rows * math.sin(plan.angle)) * (2 * math.pi / plan.pitch_px)
+    across = (rows * math.cos(plan.angle) - columns * math.sin(plan.angle)) * (2 * math.pi / plan.pitch_px)
+    dots = (along.cos() + across.cos()) / 4
+    return (image + plan.strength * dots * (1 - (2 * image - 1).abs())).clamp(0, 1)
 
 
 def _scaled(size: Sequence[int], factor: float) -> tuple[int, int]:

@@ -98,10 +98,14 @@ class SdRestorer:
             clean_latent, same shape and dtype; not clamped.
         """
         step = self.info.mid_timestep
-        timestep = torch.full((len(lq_latent),), step, device=lq_latent.device)
-        embeds = self.prompt_embeds.expand(len(lq_latent), -1, -1)
-        prediction = self.unet(lq_latent.to(self.unet.dtype), timestep, encoder_hidden_states=embeds).sample
-        return self.schedule.clean_latent(lq_latent, prediction.to(lq_latent.dtype), step)
+        timesteps = torch.full((len(lq_latent),), step, device=lq_latent.device)
+        return self.schedule.clean_latent(lq_latent, self.predict(lq_latent, timesteps), step)
+
+    def predict(self, noisy_latent: Tensor, timesteps: Tensor) -> Tensor:
+        """Give the UNet's prediction, of what its schedule says: shape and dtype of the latents, (B,) timesteps."""
+        embeds = self.prompt_embeds.expand(len(noisy_latent), -1, -1)
+        prediction: Tensor = self.unet(noisy_latent.to(self.unet.dtype), timesteps, encoder_hidden_states=embeds).sample
+        return prediction.to(noisy_latent.dtype)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Map a latent back to an image.

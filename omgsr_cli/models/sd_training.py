@@ -62,6 +62,11 @@ class SdTrainable:
         with self._adapters[SdFamily.adapter_parts[0]].disable_adapter():
             return self._sd.encode(image, list(draws))
 
+    def denoise(self, noisy_latent: Tensor, timesteps: Tensor) -> Tensor:
+        """Ask the UNet with its adapter."""
+        prediction = self._sd.predict(noisy_latent, timesteps)
+        return self._sd.schedule.clean_latent(noisy_latent, prediction, timesteps)
+
     def checkpoint_gradients(self) -> None:
         """Keep only the blocks' inputs, in both networks."""
         networks: tuple[Any, ...] = (self._sd.unet, self._sd.vae)

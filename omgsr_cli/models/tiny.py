@@ -77,9 +77,13 @@ class TinyRestorer:
     def restore(self, lq_latent: Tensor) -> Tensor:
         """Take the one step: (B, 48, h, w) float32 to the clean latent of the same shape and dtype."""
         step = self.info.mid_timestep
-        timestep = torch.full((len(lq_latent),), step, device=lq_latent.device)
-        noise = self.network.unet(lq_latent.to(self._dtype), timestep)
-        return self.schedule.clean_latent(lq_latent, noise.float(), step)
+        timesteps = torch.full((len(lq_latent),), step, device=lq_latent.device)
+        return self.schedule.clean_latent(lq_latent, self.predict(lq_latent, timesteps), step)
+
+    def predict(self, noisy_latent: Tensor, timesteps: Tensor) -> Tensor:
+        """Give the denoiser's prediction, of the noise: (B, 48, h, w) float32, for (B,) timesteps."""
+        noise: Tensor = self.network.unet(noisy_latent.to(self._dtype), timesteps)
+        return noise.float()
 
     def decode(self, latent: Tensor) -> Tensor:
         """Map (B, 48, h, w) to (B, 3, 4h, 4w) float32, nominally in [-1, 1]."""

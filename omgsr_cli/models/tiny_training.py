@@ -27,7 +27,7 @@ class TinyTrainable:
     def __init__(self, restorer: TinyRestorer, record: ModelRecord) -> None:
         self.restorer: Restorer = restorer
         self.networks: nn.Module = restorer.network
-        self._network = restorer.network
+        self._restorer, self._network = restorer, restorer.network
         self._record = record
         self._network.encoder.requires_grad_(True)
         self._network.unet.requires_grad_(True)
@@ -44,6 +44,11 @@ class TinyTrainable:
     def encode_clean(self, image: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
         """Take the wavelet latent, which is what the learned encoder corrects."""
         return self._network.latents.encode(image)
+
+    def denoise(self, noisy_latent: Tensor, timesteps: Tensor) -> Tensor:
+        """Ask the denoiser."""
+        prediction = self._restorer.predict(noisy_latent, timesteps)
+        return self._restorer.schedule.clean_latent(noisy_latent, prediction, timesteps)
 
     def checkpoint_gradients(self) -> None:
         """Refuse: the activations are small."""

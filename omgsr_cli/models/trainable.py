@@ -56,6 +56,17 @@ class Trainable(Protocol):
         """
         ...
 
+    def denoise(self, noisy_latent: Tensor, timesteps: Tensor) -> Tensor:
+        """Recover clean latents from noisy ones by the network that takes the step; pre-training asks it.
+
+        Args:
+            noisy_latent: (B, C, h, w) float32.
+            timesteps: (B,) int64, each in 0..999: how noisy each of them is.
+        Returns:
+            clean_latent, same shape and dtype, with gradients to the weights of that network.
+        """
+        ...
+
     def checkpoint_gradients(self) -> None:
         """Compute activations a second time in the backward pass rather than keep them, where the family can."""
         ...

@@ -10,7 +10,6 @@ Source: Daubechies and Sweldens, "Factoring wavelet transforms into lifting step
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 
 _PREDICT_1, _UPDATE_1, _PREDICT_2, _UPDATE_2 = -1.586134342, -0.05298011854, 0.8829110762, 0.4435068522
@@ -80,28 +79,6 @@ def synthesise(bands: Tensor) -> Tensor:
     for _ in range(LEVELS):
         low_low, low_high, high_low, high_high = bands.chunk(4, 1)
         bands = _join(_join(low_low, low_high, 3), _join(high_low, high_high, 3), 2)
-    return bands
-
-
-def remove_lines(bands: Tensor, reach: int = 2) -> Tensor:
-    """Take the running mean out of every band that has none in a photograph.
-
-    A constant in a band is a line in the picture's spectrum: at a period of 2 or 4 pixels in each direction in which
-    the band is not the lowest. Networks leave such a bias behind, and the eye finds it on flat areas as a grid.
-
-    Args:
-        bands: (B, 48, h, w) float, as from `analyse`, or a correction of it.
-        reach: elements on each side that the mean is taken over.
-    Returns:
-        The same shape and dtype; the bands that are lowest in a direction are not changed along it.
-    """
-    first, second = torch.arange(LATENT_CHANNELS) // 3 % 4, torch.arange(LATENT_CHANNELS) // 12
-    not_lowest = ((first >= 2) | (second >= 2), (first % 2 == 1) | (second % 2 == 1))
-    for high, kernel, padding in zip(
-        not_lowest, ((2 * reach + 1, 1), (1, 2 * reach + 1)), ((reach, 0), (0, reach)), strict=True
-    ):
-        mean = F.avg_pool2d(bands, kernel, stride=1, padding=padding, count_include_pad=False)
-        bands = bands - mean * high.to(bands).view(1, -1, 1, 1)
     return bands
 
 

@@ -17,6 +17,7 @@ from omgsr_cli.training.adversary import Adversary
 from omgsr_cli.training.average import WeightAverage
 from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.data import CropOptions, Teaching, TrainingCrops
+from omgsr_cli.training.denoising import Denoising, DenoisingLoss
 from omgsr_cli.training.discriminator import build_discriminator
 from omgsr_cli.training.features import FeatureNet, load_features
 from omgsr_cli.training.generator import Generator
@@ -88,12 +89,14 @@ def build_crop_options(config: TrainConfig) -> CropOptions:
     data = config.data
     return CropOptions(
         resolution=data.resolution,
-        scales=((data.scale, 1.0),),
+        scales=data.scales,
         degradations=tuple((load_degradation(name), share) for name, share in config.degradation.presets.items()),
         flip=data.flip,
         turn=data.turn,
         detail=data.detail,
         halve=data.halve,
+        gray=data.gray,
+        smooth=data.smooth,
         on_small=data.on_small,
         cache=None if data.cache is None else Path(data.cache),
         margin_px=data.margin,
@@ -106,7 +109,7 @@ def build_teaching(teacher: TeacherConfig | None) -> Teaching | None:
     """Say where the teacher's pictures are kept; None without a teacher."""
     if teacher is None:
         return None
-    kept = KeptPictures(Path(teacher.cache), identify_teacher(teacher.model))
+    kept = KeptPictures(Path(teacher.cache), identify_teacher(teacher.model, teacher.precision))
     return Teaching(kept, teacher.crops, teacher.sigma_px, teacher.low_frequencies)
 
 
@@ -128,13 +131,13 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
     features = load_features(config.loss, config.train.precision)
     if features is not None:
         features.to(device)
-    losses = build_losses(config.loss, features).to(device)
+    losses = (DenoisingLoss() if config.loss.denoise else build_losses(config.loss, features)).to(device)
     if config.train.compile:
         losses.compile_statistics()
     weights = trainable.trained()
     optim = config.optim
     learner = Learner(
-        generator=Generator(trainable, config.train.precision),
+        generator=_build_generator(config, trainable),
         weights=weights,
         optimizer=build_adamw(
             weights.values(),
@@ -163,6 +166,13 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
     )
 
 
+def _build_generator(config: TrainConfig, trainable: Trainable) -> Generator | Denoising:
+    if config.loss.denoise:
+        return Denoising(trainable, config.train.precision)
+    teacher = config.loss.teacher
+    return Generator(trainable, config.train.precision, shows_encoder=bool(teacher and teacher.encoder))
+
+
 def _build_adversary(config: TrainConfig, features: FeatureNet | None, device: torch.device) -> Adversary | None:
     if not config.loss.gan:
         return None
@@ -187,7 +197,7 @@ def _load_model(config: TrainConfig, device: torch.device, *, resumed: bool) -> 
         precision=config.train.precision,
         seed=config.train.seed,
         native_px=config.data.resolution,
-        scale=config.data.scale,
+        scale=config.data.scales[0][0],
     )
     if config.train.channels_last:
         trainable.networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own omission

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +16,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from omgsr_cli.datasets.crops import OnSmall, draw_window, fit_small
 from omgsr_cli.degradation import DegradationConfig, degrade
 from omgsr_cli.imaging import resize, to_samples
-from omgsr_cli.training.draws import Purpose, draw_rng
+from omgsr_cli.training.draws import Purpose, choose, draw_rng
+from omgsr_cli.training.lq_pixels import add_lq_noise, draw_surface
 from omgsr_cli.training.pictures import Order, TrainingPicture, plan_epoch
 from omgsr_cli.training.pixels import Pixels, read_pixels
 from omgsr_cli.training.sections import LqNoise
 from omgsr_cli.training.teacher import KeptPictures, LowFrequencies, teacher_target
 
-Choice = TypeVar("Choice")
-
+_LUMA = (0.299, 0.587, 0.114)
 _NO_NOISE = LqNoise()
 _PLACES = 3
 _SKIPPED_PX = 4
@@ -59,6 +59,8 @@ class CropOptions:
         turn: turn them by a multiple of 90 degrees.
         detail: probability of taking, of three places, the one with the most detail: skies teach little.
         halve: probability of taking a crop of twice the side at half size, where the picture is large enough.
+        gray: probability of a crop in black and white.
+        smooth: probability of a drawn surface in the crop's place.
         on_small: "resize" enlarges pictures that are smaller than a crop, "pad" continues them by reflection.
         cache: folder of decoded pixels, or None.
         margin_px: crops are this much larger on each axis while they are degraded, and then cut at any offset: real
@@ -74,6 +76,8 @@ class CropOptions:
     turn: bool = False
     detail: float = 0.0
     halve: float = 0.0
+    gray: float = 0.0
+    smooth: float = 0.0
     on_small: OnSmall = "skip"
     cache: Path | None = None
     margin_px: int = 16
@@ -126,28 +130,44 @@ class TrainingCrops(Dataset[Sample]):
     def __getitem__(self, number: int) -> Sample:
         """Give a sample's number, and (3, R, R) in [-1, 1]: enlarged low-quality crop, sharp crop and target."""
         options = self.options
-        lq, hq = self.draw_pair(number if self._pool is None else self._pool.picture(number))
-        height, width = hq.shape[1:]
-        target = () if options.teaching is None else (_read_target(options.teaching, lq, hq),)
+        lq, *images = self._draw_images(number)
+        height, width = images[0].shape[1:]
         noisy = add_lq_noise(lq, options.noise, draw_rng(self._seed, Purpose.NOISE, number))
         rng = draw_rng(self._seed, Purpose.WINDOW, number)
         y, x = (int(rng.integers(side - options.resolution + 1)) for side in (height, width))
         window = (slice(None), slice(y, y + options.resolution), slice(x, x + options.resolution))
-        images = [image[window] * 2 - 1 for image in (resize(noisy, (height, width)), hq, *target)]
+        images = [image[window] * 2 - 1 for image in (resize(noisy, (height, width)), *images)]
         return number, *_turn(images, options, rng)
+
+    def _draw_images(self, number: int) -> tuple[Tensor, ...]:
+        """Give a sample's low-quality picture at its own size, the sharp one and, with a teacher, the target."""
+        options = self.options
+        rng = draw_rng(self._seed, Purpose.SURFACE, number)
+        if rng.random() < options.smooth:
+            lq, hq = draw_surface(options.resolution, choose(options.scales, rng), rng)
+            return (lq, hq) if options.teaching is None else (lq, hq, hq)
+        lq, hq = self.draw_pair(number if self._pool is None else self._pool.picture(number))
+        return (lq, hq) if options.teaching is None else (lq, hq, _read_target(options.teaching, lq, hq))
 
     def draw_pair(self, number: int) -> tuple[Tensor, Tensor]:
         """Give a crop by its number: low-quality (3, h, w) at its own size, and sharp (3, H, W), in [0, 1]."""
         rng = draw_rng(self._seed, Purpose.CROP, number)
         picture = self._pictures[self._order.picture(number)]
-        return self._cut_pair(picture, rng) if picture.lq else self._degrade_crop(picture, rng, number)
+        gray = draw_rng(self._seed, Purpose.GRAY, number).random() < self.options.gray
+        if picture.lq is None:
+            return self._degrade_crop(picture, rng, number, gray=gray)
+        lq, hq = self._cut_pair(picture, rng)
+        return (to_gray(lq), to_gray(hq)) if gray else (lq, hq)
 
-    def _degrade_crop(self, picture: TrainingPicture, rng: np.random.Generator, number: int) -> tuple[Tensor, Tensor]:
+    def _degrade_crop(
+        self, picture: TrainingPicture, rng: np.random.Generator, number: int, *, gray: bool
+    ) -> tuple[Tensor, Tensor]:
         options = self.options
         hq = _to_tensor(self._draw_crop(read_pixels(picture.hq, options.cache), rng))
+        hq = to_gray(hq) if gray else hq
         scale, config = choose(options.scales, rng), choose(options.degradations, rng)
         lq = degrade(hq[None], scale, config, seed=self._seed, epoch=int(Purpose.DEGRADATION), indices=[number])
-        return lq[0], hq
+        return (to_gray(lq[0]) if gray else lq[0]), hq
 
     def _draw_crop(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         """A crop of the resolution and a margin, or of less margin where the picture has not enough."""
@@ -212,26 +232,6 @@ def load_batches(crops: TrainingCrops, numbers: Numbers, workers: int, device: t
         yield Batch(lq, hq, target[0] if target else None, own).to(device)
 
 
-def add_lq_noise(lq: Tensor, noise: LqNoise, rng: np.random.Generator) -> Tensor:
-    """Put noise onto the low-quality picture's own pixels, or none.
-
-    Args:
-        lq: (3, h, w) float32 in [0, 1].
-        noise: how often, how strong and of which kind.
-        rng: decides; it is drawn from alike whether there will be noise or not.
-    Returns:
-        (3, h, w) float32 in [0, 1]; "blurred" noise has the same deviation after it was blurred.
-    """
-    chance, sigma = rng.random(), rng.uniform(*noise.sigma) / 255
-    kind = choose(tuple(noise.kinds.items()), rng)
-    if chance >= noise.probability:
-        return lq
-    drawn = torch.from_numpy(rng.standard_normal((1 if kind == "grey" else 3, *lq.shape[1:]), dtype=np.float32))
-    if kind == "blurred":
-        drawn = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(drawn, (1, 0, 1, 0), "replicate"), 2, 1) * 2
-    return (lq + drawn * sigma).clamp(0, 1)
-
-
 def _read_target(teaching: Teaching, lq: Tensor, hq: Tensor) -> Tensor:
     taught = teaching.kept.read(lq, hq.shape[1], hq.shape[2])
     return teacher_target(taught, hq, teaching.sigma_px, teaching.low_frequencies)
@@ -245,6 +245,12 @@ def grow(pixels: Pixels, least_px: int, on_small: OnSmall) -> Pixels:
     assert fitted is not None
     whole: Pixels = to_samples(fitted, 8)
     return whole
+
+
+def to_gray(image: Tensor) -> Tensor:
+    """Give (3, H, W) in [0, 1] the same luma in every channel, in whole levels of 1/255."""
+    luma = (image * torch.tensor(_LUMA)[:, None, None]).sum(0, keepdim=True)
+    return luma.mul(255).round().div(255).expand_as(image).contiguous()
 
 
 def _window(pixels: Pixels, y: int, x: int, side_px: int) -> Pixels:
@@ -270,12 +276,6 @@ def _turn(images: Sequence[Tensor], options: CropOptions, rng: np.random.Generat
     quarters = int(rng.integers(4)) if options.turn else 0
     flipped = [2] if options.flip and rng.random() < 0.5 else []
     return [image.rot90(quarters, (1, 2)).flip(flipped).contiguous() for image in images]
-
-
-def choose(weighted: Sequence[tuple[Choice, float]], rng: np.random.Generator) -> Choice:
-    """Draw one of several things, each with its probability."""
-    chance = np.array([weight for _, weight in weighted])
-    return weighted[int(rng.choice(len(weighted), p=chance / chance.sum()))][0]
 
 
 def _collate(samples: Sequence[Sample]) -> tuple[list[Tensor], tuple[int, ...]]:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Choice = TypeVar("Choice")
 
 
 class Purpose(IntEnum):
@@ -28,6 +31,8 @@ class Purpose(IntEnum):
     WINDOW = 9
     NOISE = 10
     POOL = 11
+    SURFACE = 12
+    GRAY = 13
 
 
 def draw_rng(seed: int, purpose: Purpose, number: int) -> np.random.Generator:
@@ -57,3 +62,9 @@ def draw_noise(like: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
     """
     noise = [torch.randn(like.shape[1:], generator=draw) for draw in draws]
     return torch.stack(noise).to(like.device, like.dtype)
+
+
+def choose(weighted: Sequence[tuple[Choice, float]], rng: np.random.Generator) -> Choice:
+    """Draw one of several things, each with its probability."""
+    chance = np.array([weight for _, weight in weighted])
+    return weighted[int(rng.choice(len(weighted), p=chance / chance.sum()))][0]

@@ -38,6 +38,14 @@ def check_shares(value: dict[str, float]) -> dict[str, float]:
     return value
 
 
+def is_scale(text: str) -> bool:
+    """Whether a key is a number that `Scale` takes."""
+    try:
+        return 1 <= float(text) <= 16
+    except ValueError:
+        return False
+
+
 def _listed(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
@@ -48,6 +56,8 @@ Count = Annotated[int, Field(strict=True, ge=1)]
 Number = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+Quality = Annotated[int, Field(strict=True, ge=1, le=100)]
+Scale = Annotated[float, Field(strict=True, ge=1, le=16)]
 Momentum = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)]
 Switch = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]

@@ -26,6 +26,7 @@ class GeneratorOutput:
         noisy_latent: same shape, the target with fresh noise of the mid-timestep; no gradient.
         clean_latent: same shape, after the step.
         restored: (B, 3, H, W) float32, nominally in [-1, 1].
+        unstepped: likewise, if the step had foreseen nothing: what the encoder does alone; None where it is not needed.
     """
 
     lq_latent: Tensor
@@ -33,6 +34,7 @@ class GeneratorOutput:
     noisy_latent: Tensor
     clean_latent: Tensor
     restored: Tensor
+    unstepped: Tensor | None = None
 
 
 class Generator(nn.Module):
@@ -41,13 +43,15 @@ class Generator(nn.Module):
     Args:
         trainable: of any family.
         precision: "bf16" runs encoder, step and decoder under autocast; "fp32" does not.
+        shows_encoder: whether `unstepped` is computed.
     """
 
-    def __init__(self, trainable: Trainable, precision: str = "fp32") -> None:
+    def __init__(self, trainable: Trainable, precision: str = "fp32", *, shows_encoder: bool = False) -> None:
         super().__init__()
         self.networks = trainable.networks
         self._trainable = trainable
         self._autocast = precision == "bf16"
+        self._shows_encoder = shows_encoder
 
     def forward(self, lq: Tensor, hq: Tensor, seed: int, numbers: Sequence[int]) -> GeneratorOutput:
         """Restore a batch.
@@ -67,9 +71,15 @@ class Generator(nn.Module):
             lq_latent = self._trainable.encode(lq, draws)
             clean_latent = restorer.restore(lq_latent)
             restored = restorer.decode(clean_latent)
+            unstepped = self._decode_unstepped(lq_latent) if self._shows_encoder else None
         noise = draw_noise(target_latent, draws)
         noisy_latent = restorer.schedule.add_noise(target_latent, noise, restorer.info.mid_timestep)
-        return GeneratorOutput(lq_latent, target_latent, noisy_latent, clean_latent, restored)
+        return GeneratorOutput(lq_latent, target_latent, noisy_latent, clean_latent, restored, unstepped)
+
+    def _decode_unstepped(self, lq_latent: Tensor) -> Tensor:
+        restorer = self._trainable.restorer
+        nothing = torch.zeros_like(lq_latent)
+        return restorer.decode(restorer.schedule.clean_latent(lq_latent, nothing, restorer.info.mid_timestep))
 
     @torch.no_grad()
     def restore(self, lq: Tensor) -> Tensor:

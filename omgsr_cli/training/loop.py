@@ -20,6 +20,7 @@ from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.data import Batch, Numbers, TrainingCrops, load_batches
 from omgsr_cli.training.events import Event, Noticed, Saved, Started, StepDone, Validated
 from omgsr_cli.training.logs import RunLog
+from omgsr_cli.training.loss_sections import TeacherConfig
 from omgsr_cli.training.model_card import RunFacts, write_description
 from omgsr_cli.training.own_timestep import settle_mid_timestep
 from omgsr_cli.training.pace import Pace, peak_memory_mib
@@ -67,7 +68,7 @@ def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda 
     """
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    accelerator = build_accelerator(Path(config.save.out), config.log.trackers)
+    accelerator = build_accelerator(Path(config.save.out), config.log.trackers, leaves_out=bool(config.loss.denoise))
     with StopWish() as wish:
         report = report if accelerator.is_main_process else lambda _: None
         found = find_checkpoint(Path(config.save.out), resume, note=lambda text: report(Noticed(text)))
@@ -76,17 +77,17 @@ def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda 
         config = settle_mid_timestep(config, accelerator, found)
         run = load_run(config, accelerator, resumed=found is not None)
         if config.loss.teacher is not None:
-            ask_teacher(run.crops, config.loss.teacher.model, accelerator, report)
+            ask_teacher(run.crops, config.loss.teacher, accelerator, report)
         trainer = Trainer(run, accelerator, found, report)
         return trainer.go_on(wish)
 
 
-def ask_teacher(crops: TrainingCrops, model: str, accelerator: Accelerator, report: Report) -> None:
+def ask_teacher(crops: TrainingCrops, teacher: TeacherConfig, accelerator: Accelerator, report: Report) -> None:
     """Have the teacher make the pictures that are not kept yet, each process its share.
 
     Args:
         crops: of the run; they have a `teaching`.
-        model: the teacher's name, folder or file; it is read only where a picture is missing.
+        teacher: who it is; it is read only where a picture is missing.
         accelerator: of the run.
         report: told how far it is.
     Raises:
@@ -103,8 +104,10 @@ def ask_teacher(crops: TrainingCrops, model: str, accelerator: Accelerator, repo
         if teaching.kept.path(lq, height, width).is_file():
             continue
         if restore is None:
-            report(Noticed(f"the teacher {model} makes {teaching.crops} pictures, kept in {teaching.kept.folder}"))
-            restore = load_teacher(model, device_of(accelerator))
+            report(
+                Noticed(f"the teacher {teacher.model} makes {teaching.crops} pictures, kept in {teaching.kept.folder}")
+            )
+            restore = load_teacher(teacher.model, device_of(accelerator), teacher.precision)
         teaching.kept.keep(lq, height, width, restore)
         if time.monotonic() - said > _SAID_EVERY_S:
             said = time.monotonic()

@@ -22,10 +22,16 @@ class TeacherConfig(Section):
     weight: Number = Field(default=1.0, description="of the absolute difference to T")
     lpips: Number = Field(default=0.0, description="of LPIPS-AlexNet to T; needs loss.lpips_path")
     dists: Number = Field(default=0.0, description="of DISTS to T, on loss.backbone")
+    dists_every: Count = Field(default=1, description="steps between those that measure it, as it is slow")
+    dists_px: Whole = Field(default=0, description="side of the drawn window that it measures; 0 for all")
+    encoder: Number = Field(
+        default=0.0, description="of the absolute difference to T without the step: the encoder learns it by itself"
+    )
     low_frequencies: Literal["hq", "none"] = Field(
         default="hq", description="whose low frequencies T has: the photograph's, or the teacher's own"
     )
     sigma_px: Positive = Field(default=3.0, description="deviation of the Gaussian G, px")
+    precision: Literal["bf16", "fp32"] = Field(default="fp32", description="of its convolutions")
     crops: Count = Field(
         default=1000, description="how many crops the teacher sees; training draws windows and turns of these alone"
     )
@@ -33,7 +39,7 @@ class TeacherConfig(Section):
 
     @model_validator(mode="after")
     def _teaches(self) -> Self:
-        if not (self.weight or self.lpips or self.dists):
+        if not (self.weight or self.lpips or self.dists or self.encoder):
             raise refuse("every weight of the teacher is 0: leave [loss.teacher] out", "loss.teacher")
         return self
 
@@ -46,8 +52,8 @@ class LossConfig(Section):
     dv3cd: Number = Field(default=5.0, description="structure and texture distance (DISTS) on the feature network")
     gan: Number = Field(default=0.5, description="the discriminator's judgement; it reads the same feature network")
     lpips: Number = Field(default=0.0, description="LPIPS-AlexNet; needs lpips_path")
-    lines: Number = Field(
-        default=0.0, description="running means of the bands: keeps omgsr-tiny's latent grid from showing"
+    denoise: Number = Field(
+        default=0.0, description="pre-training: foreseeing noise in sharp pictures' latents; stands alone"
     )
     backbone: Text = Field(
         default="dinov3",
@@ -80,7 +86,11 @@ class LossConfig(Section):
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> Self:
-        if not any((self.lrr, self.l1, self.dv3cd, self.gan, self.lpips, self.teacher)):
+        others = (self.lrr, self.l1, self.dv3cd, self.gan, self.lpips, self.teacher)
+        if self.denoise and any(others):
+            reason = "pre-training has no other loss: set lrr, l1, dv3cd and gan to 0, or denoise"
+            raise refuse(reason, "loss.denoise")
+        if not (self.denoise or any(others)):
             raise refuse("every loss has the weight 0: nothing would be learned", "loss.l1")
         if self.needs_lpips and self.lpips_path is None:
             raise refuse("this loss needs lpips_path, the file with its weights", "loss.lpips", "loss.lpips_path")

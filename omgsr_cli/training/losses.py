@@ -11,7 +11,6 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 
 from omgsr_cli.errors import UsageError
-from omgsr_cli.models.wavelet import LATENT_CHANNELS, remove_lines
 from omgsr_cli.training.dists import Dists, build_dv3cd, load_dists
 from omgsr_cli.training.features import FeatureNet, find_features, load_dinov3
 from omgsr_cli.training.loss_sections import LossConfig
@@ -20,14 +19,16 @@ from omgsr_cli.training.lpips import Lpips, load_lpips, shift
 if TYPE_CHECKING:
     from omgsr_cli.training.generator import GeneratorOutput
 
-TEACHER_NAMES = {"teacher": "weight", "teacher_lpips": "lpips", "teacher_dists": "dists"}
+TEACHER_NAMES = {
+    "teacher": "weight",
+    "teacher_lpips": "lpips",
+    "teacher_dists": "dists",
+    "teacher_encoder": "encoder",
+}
 """Of the losses to a teacher's target, with their keys in [loss.teacher]."""
 
-NAMES = ("lrr", "l1", "dv3cd", "lpips", "lines", *TEACHER_NAMES)
+NAMES = ("lrr", "l1", "dv3cd", "lpips", *TEACHER_NAMES)
 """Of the losses here; "gan" comes from the discriminator."""
-
-_REACHES = (1, 4)
-"""Elements on each side over which the bands' running means are taken."""
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 """Of (restored, reference), both (B, 3, H, W) in [-1, 1], to (B,)."""
@@ -40,12 +41,23 @@ class Losses(nn.Module):
         weights: by name, out of NAMES and "gan".
         dists: the structure-texture distance; needed where "dv3cd" has a weight.
         lpips: needed where "lpips" has a weight.
+        teacher_dists_every: steps between those that have the loss "teacher_dists".
+        teacher_dists_px: side of the window on which it is measured; 0 for the whole picture.
     Attributes:
         names: of the losses that `forward` gives, in their order.
     """
 
-    def __init__(self, weights: Mapping[str, float], dists: Dists | None = None, lpips: Lpips | None = None) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        dists: Dists | None = None,
+        lpips: Lpips | None = None,
+        *,
+        teacher_dists_every: int = 1,
+        teacher_dists_px: int = 0,
+    ) -> None:
         super().__init__()
+        self._every, self._window_px = teacher_dists_every, teacher_dists_px
         self.weights = dict(weights)
         self.names = tuple(name for name in NAMES if self.weights.get(name))
         self.dists, self.lpips = dists, lpips
@@ -55,33 +67,43 @@ class Losses(nn.Module):
                 raise UsageError(f"the loss {name} has a weight, but nothing to measure it with")
 
     def forward(
-        self, output: GeneratorOutput, hq: Tensor, draw: torch.Generator | None = None, target: Tensor | None = None
+        self,
+        output: GeneratorOutput,
+        hq: Tensor,
+        draw: torch.Generator | None = None,
+        target: Tensor | None = None,
+        step: int = 0,
     ) -> dict[str, Tensor]:
         """Compute every loss that has a weight.
 
         Args:
             output: of the generator.
             hq: (B, 3, H, W) float32 in [-1, 1], what it should have restored.
-            draw: of the CPU, decides the offset of LPIPS; None takes none.
+            draw: of the CPU, decides the offset of LPIPS and the window of DISTS; None takes none.
             target: same shape as hq, a teacher's; needed where a loss to it has a weight.
+            step: of the run; not every step has every loss.
         Returns:
             By name, not weighted: scalars, float32, means over the batch.
         """
-        return {name: self._compute(name, output, hq, draw, target) for name in self.names}
+        now = [name for name in self.names if name != "teacher_dists" or step % self._every == 0]
+        return {name: self._compute(name, output, hq, draw, target) for name in now}
 
     def _compute(
         self, name: str, output: GeneratorOutput, hq: Tensor, draw: torch.Generator | None, target: Tensor | None
     ) -> Tensor:
         if name == "lrr":
             return latent_loss(output.noisy_latent, output.lq_latent)
-        if name == "lines":
-            return line_loss(output.clean_latent, output.target_latent)
         wanted = target if name in TEACHER_NAMES else hq
         assert wanted is not None, "the data give a target where the configuration has a teacher"
+        if name == "teacher_encoder":
+            assert output.unstepped is not None, "the generator gives it where this loss has a weight"
+            return F.l1_loss(output.unstepped.float(), wanted.float())
         if name in ("l1", "teacher"):
             return F.l1_loss(output.restored.float(), wanted.float())
-        if name in ("dv3cd", "teacher_dists") and self.dists is not None:
+        if name == "dv3cd" and self.dists is not None:
             return mean_of(self.dists, output.restored, wanted)
+        if name == "teacher_dists" and self.dists is not None:
+            return mean_of(self.dists, *cut_window(output.restored, wanted, self._window_px, draw))
         assert self.lpips is not None, "it was asked for above"
         pair = (output.restored, wanted) if draw is None else shift(output.restored, wanted, draw)
         return mean_of(self.lpips, *pair)
@@ -134,9 +156,27 @@ def mean_of(measure: Measure, first: Tensor, second: Tensor) -> Tensor:
     return measure(first, second).mean()
 
 
+def cut_window(first: Tensor, second: Tensor, side_px: int, draw: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Cut the same window out of two batches: (B, 3, H, W) to (B, 3, side, side), or what there is of it.
+
+    Args:
+        first: any dtype.
+        second: same size.
+        side_px: 0 for the whole pictures.
+        draw: decides where; None takes the upper left corner.
+    """
+    if side_px == 0:
+        return first, second
+    spare = [max(0, length - side_px) for length in first.shape[-2:]]
+    y, x = (0 if draw is None else int(torch.randint(each + 1, (), generator=draw)) for each in spare)
+    rows, columns = slice(y, y + side_px), slice(x, x + side_px)
+    return first[..., rows, columns], second[..., rows, columns]
+
+
 def loss_weights(config: LossConfig) -> dict[str, float]:
-    """Give the weight of every loss by its name, those of the teacher and "gan" among them."""
-    weights = {name: float(getattr(config, name)) for name in (*NAMES, "gan") if name not in TEACHER_NAMES}
+    """Give the weight of every loss by its name, those of the teacher, "gan" and "denoise" among them."""
+    own = (*NAMES, "gan", "denoise")
+    weights = {name: float(getattr(config, name)) for name in own if name not in TEACHER_NAMES}
     if config.teacher is not None:
         weights |= {name: float(getattr(config.teacher, key)) for name, key in TEACHER_NAMES.items()}
     return weights
@@ -157,7 +197,14 @@ def build_losses(config: LossConfig, features: FeatureNet | None) -> Losses:
     learned = Path(source.place) if source is not None and source.kind == "vgg16" else None
     dists = None if features is None else load_dists(features, learned)
     lpips = None if config.lpips_path is None else load_lpips(Path(config.lpips_path))
-    return Losses(loss_weights(config), dists, lpips)
+    teacher = config.teacher
+    return Losses(
+        loss_weights(config),
+        dists,
+        lpips,
+        teacher_dists_every=1 if teacher is None else teacher.dists_every,
+        teacher_dists_px=0 if teacher is None else teacher.dists_px,
+    )
 
 
 def latent_loss(noisy_latent: Tensor, lq_latent: Tensor) -> Tensor:
@@ -173,26 +220,6 @@ def latent_loss(noisy_latent: Tensor, lq_latent: Tensor) -> Tensor:
         A scalar, float32. The noise cannot be foreseen: not under its share 1 - alpha_bar.
     """
     return F.mse_loss(lq_latent.float(), noisy_latent.float())
-
-
-def line_loss(latent: Tensor, target: Tensor) -> Tensor:
-    """Measure how far the running means of wavelet bands are from the target's: the grids that flat areas show.
-
-    Args:
-        latent: (B, 48, h, w) float, a latent of the tiny family.
-        target: same shape.
-    Returns:
-        A scalar, float32: mean absolute values, summed over two reaches of the mean.
-    Raises:
-        UsageError: latents of another family.
-    """
-    if latent.shape[1] != LATENT_CHANNELS:
-        raise UsageError(
-            f"the loss lines is for wavelet latents of {LATENT_CHANNELS} channels, not of {latent.shape[1]}",
-            hint="set lines = 0: only omgsr-tiny has them",
-        )
-    difference = latent.float() - target.float()
-    return torch.stack([(difference - remove_lines(difference, reach)).abs().mean() for reach in _REACHES]).sum()
 
 
 def generator_gan_loss(logits: Sequence[Tensor], real_label: float = 0.8) -> Tensor:

@@ -24,9 +24,10 @@ _LOSSES = {
     "dv3cd": "structure-texture distance on {features}",
     "gan": "GAN on {features}",
     "lpips": "LPIPS-AlexNet",
-    "lines": "band means",
     "teacher": "L1 to a teacher's picture",
     "teacher_lpips": "LPIPS-AlexNet to a teacher's picture",
+    "teacher_encoder": "L1 of the encoder's picture to a teacher's",
+    "denoise": "noise foreseen in latents of sharp pictures (pre-training)",
     "teacher_dists": "structure-texture distance to a teacher's picture on {features}",
 }
 _METRICS = {"psnr_y": "PSNR-Y (dB)", "ssim_y": "SSIM-Y", "dv3cd": "Dv3CD", "lpips": "LPIPS-AlexNet", "dists": "DISTS"}

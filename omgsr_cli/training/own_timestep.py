@@ -60,7 +60,7 @@ def _measure(config: TrainConfig, accelerator: Accelerator) -> MidTimestep:
         # Of several, the one that most crops get.
         degradation=max(shares, key=lambda name: shares[name]),
         resolution=data.resolution,
-        scale=data.scale,
+        scale=data.scales[0][0],
         on_small=data.on_small,
         max_samples=_SAMPLES,
         workers=data.workers,

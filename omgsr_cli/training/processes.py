@@ -24,7 +24,7 @@ _SUPPORTED = (
 )
 
 
-def build_accelerator(folder: Path, trackers: Sequence[str] = ()) -> Accelerator:
+def build_accelerator(folder: Path, trackers: Sequence[str] = (), *, leaves_out: bool = False) -> Accelerator:
     """Find the other processes of the run, by what `torchrun` or `accelerate launch` put into the environment.
 
     Autocast is the generator's own affair, and clipping, accumulation and stepping the trainer's: accelerate gives
@@ -33,11 +33,14 @@ def build_accelerator(folder: Path, trackers: Sequence[str] = ()) -> Accelerator
     Args:
         folder: where trackers write.
         trackers: of "tensorboard", "wandb" and "trackio".
+        leaves_out: whether the losses leave some weights without gradients, as pre-training does the encoder's.
     Raises:
         UsageError: a launcher asks for more than data-parallel training.
     """
     # Buffers follow from the weights, so they are equal already.
-    parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    parallel = DistributedDataParallelKwargs(
+        broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=leaves_out
+    )
     with warnings.catch_warnings():
         # About settings of launchers for machines of several CPUs.
         warnings.simplefilter("ignore")

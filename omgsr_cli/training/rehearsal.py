@@ -176,7 +176,11 @@ def _step(
     hq = torch.zeros(config.data.batch_size, 3, side, side, device=device)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
         with torch.no_grad():
-            restorer.encode(hq)
+            clean_latent = restorer.encode(hq)
+        if config.loss.denoise:
+            timesteps = torch.zeros(len(hq), dtype=torch.int64, device=device)
+            torch.autograd.backward(trainable.denoise(clean_latent, timesteps).float().square().mean())
+            return
         lq_latent = restorer.encode(hq)
         restored = restorer.decode(restorer.restore(lq_latent))
     total = lq_latent.float().square().mean() + (restored - hq).abs().mean()

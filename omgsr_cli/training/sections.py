@@ -17,12 +17,15 @@ from omgsr_cli.training.fields import (
     Fraction,
     Number,
     Positive,
+    Quality,
+    Scale,
     Section,
     Switch,
     Text,
     Texts,
     Whole,
     check_shares,
+    is_scale,
     not_among,
     refuse,
 )
@@ -95,8 +98,8 @@ class DataConfig(Section):
     margin: Whole = Field(
         default=16, description="crops are this much larger while they are degraded, and then cut anywhere, px"
     )
-    scale: Annotated[float, Field(strict=True, ge=1, le=16)] = Field(
-        default=4.0, description="enlargement to be learned"
+    scale: Scale | dict[str, Fraction] = Field(
+        default=4.0, description='enlargement to be learned, or several with their shares: { "4" = 0.9, "2" = 0.1 }'
     )
     on_small: Literal["skip", "resize", "pad"] = Field(
         default="skip", description="what is done with pictures that are smaller than a crop"
@@ -107,10 +110,32 @@ class DataConfig(Section):
     halve: Fraction = Field(
         default=0.0, description="share of crops taken at twice the side and halved, where there is room"
     )
+    gray: Fraction = Field(default=0.0, description="share of crops that are made black and white")
+    smooth: Fraction = Field(
+        default=0.0,
+        description="share of samples that are drawn surfaces, smooth as skies; no teacher sees them",
+    )
     workers: Whole = Field(default=4, description="processes that read and degrade; 0 does it between the steps")
     cache: Text | None = Field(
         default=None, description="folder for decoded pictures, read in place of the files [none]"
     )
+
+    @property
+    def scales(self) -> tuple[tuple[float, float], ...]:
+        """Enlargements and their shares, the most frequent first."""
+        if isinstance(self.scale, float):
+            return ((self.scale, 1.0),)
+        return tuple(sorted(((float(name), share) for name, share in self.scale.items()), key=lambda each: -each[1]))
+
+    @field_validator("scale")
+    @classmethod
+    def _are_enlargements(cls, value: float | dict[str, float]) -> float | dict[str, float]:
+        if isinstance(value, float):
+            return value
+        wrong = [name for name in value if not is_scale(name)]
+        if wrong or not value:
+            raise refuse(f"{wrong[0]!r} is no enlargement from 1 to 16" if wrong else "no enlargement is named")
+        return check_shares(value)
 
     @model_validator(mode="after")
     def _partners_have_partners(self) -> Self:
@@ -124,13 +149,15 @@ class LqNoise(Section):
 
     probability: Fraction = Field(default=0.0, description="share of the crops that get it")
     sigma: tuple[Number, Number] = Field(default=(2.0, 35.0), description="range of its deviation, 8-bit grey levels")
-    kinds: dict[Literal["white", "grey", "blurred"], Fraction] = Field(
+    kinds: dict[Literal["white", "grey", "blurred", "grain"], Fraction] = Field(
         default={"white": 0.4, "grey": 0.3, "blurred": 0.3},
-        description="probability of each kind: of the channels alone, of all alike, or a little blurred",
+        description="probability of each: of channels alone, of all alike, a little blurred, or a film's grain",
         min_length=1,
     )
+    jpeg: Fraction = Field(default=0.0, description="share of the crops that are saved as JPEG, after the noise if any")
+    quality: tuple[Quality, Quality] = Field(default=(30, 95), description="range of that JPEG's quality")
 
-    @field_validator("sigma")
+    @field_validator("sigma", "quality")
     @classmethod
     def _rises(cls, value: tuple[float, float]) -> tuple[float, float]:
         if value[0] > value[1]:

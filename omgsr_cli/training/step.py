@@ -14,6 +14,7 @@ from omgsr_cli.training.adversary import Adversary
 from omgsr_cli.training.average import WeightAverage
 from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.data import Batch
+from omgsr_cli.training.denoising import Denoising, DenoisingLoss
 from omgsr_cli.training.draws import Purpose, draw_generator
 from omgsr_cli.training.generator import Generator
 from omgsr_cli.training.losses import Losses
@@ -34,12 +35,12 @@ class Learner:
         losses: of the generator.
     """
 
-    generator: Generator
+    generator: Generator | Denoising
     weights: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
     adversary: Adversary | None
-    losses: Losses
+    losses: Losses | DenoisingLoss
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Stepper:
         rate = self._set_rates(step)
         sums: dict[str, Tensor] = {}
         for number in range(passes):
-            losses = self._backward(next(batches), adversary, passes, last=number == passes - 1)
+            losses = self._backward(step, next(batches), adversary, passes, last=number == passes - 1)
             for name, value in losses.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value / passes
         norms = {"gradient_norm": clip_gradients(learner.weights.values(), self._config.optim.clip)}
@@ -103,7 +104,9 @@ class Stepper:
         shared.pop("discriminator_norm", None)
         return StepResult(shared, rate, norm, finite, heard)
 
-    def _backward(self, batch: Batch, adversary: Adversary | None, passes: int, *, last: bool) -> dict[str, Tensor]:
+    def _backward(
+        self, step: int, batch: Batch, adversary: Adversary | None, passes: int, *, last: bool
+    ) -> dict[str, Tensor]:
         """Add one batch's gradients; the losses, without gradients."""
         learner, seed = self._learner, self._config.train.seed
         with ExitStack() as stack:
@@ -113,7 +116,7 @@ class Stepper:
                 stack.enter_context(adversary.judging())
             output = self._generator(batch.lq, batch.hq, seed, batch.numbers)
             draw = draw_generator(seed, Purpose.LOSS, batch.numbers[0])
-            losses = learner.losses(output, batch.hq, draw, batch.target)
+            losses = learner.losses(output, batch.hq, draw, batch.target, step)
             if adversary is not None:
                 losses["gan"] = adversary.generator_loss(output.restored, seed, batch.numbers[0])
             total = learner.losses.total(losses)

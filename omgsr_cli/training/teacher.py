@@ -31,12 +31,13 @@ Restore = Callable[[Tensor, int, int], Tensor]
 LowFrequencies = Literal["hq", "none"]
 
 
-def load_teacher(model: str, device: torch.device) -> Restore:
+def load_teacher(model: str, device: torch.device, precision: Literal["fp32", "bf16"] = "fp32") -> Restore:
     """Read a teacher.
 
     Args:
         model: a preset, a model's folder or hub repository, or a file that spandrel reads.
         device: where it runs.
+        precision: of its convolutions.
     Raises:
         ModelError: it cannot be read.
     """
@@ -44,13 +45,15 @@ def load_teacher(model: str, device: torch.device) -> Restore:
     if path.is_file():
         network = read_foreign_network(path)
         network.to(device).eval()
+        network.model.to(memory_format=torch.channels_last)
 
         def restore(lq: Tensor) -> Tensor:
-            made: Tensor = network(lq[None].to(device))[0].float().clamp(0, 1).cpu()
-            return made
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                made: Tensor = network(lq[None].to(device))[0]
+            return made.float().clamp(0, 1).cpu()
 
         return torch.inference_mode()(lambda lq, height, width: resize(restore(lq), (height, width)))
-    restorer = load_found(find_model(model), device=str(device), precision="fp32")
+    restorer = load_found(find_model(model), device=str(device), precision=precision)
     multiple = restorer.info.multiple_of_px
 
     def restore_enlarged(lq: Tensor, height: int, width: int) -> Tensor:
@@ -63,8 +66,8 @@ def load_teacher(model: str, device: torch.device) -> Restore:
     return torch.inference_mode()(restore_enlarged)
 
 
-def identify_teacher(model: str) -> str:
-    """Tell a teacher from every other by its content.
+def identify_teacher(model: str, precision: Literal["fp32", "bf16"] = "fp32") -> str:
+    """Tell a teacher from every other by its content and its precision.
 
     Raises:
         ModelError: it is not there.
@@ -78,7 +81,7 @@ def identify_teacher(model: str) -> str:
         text = "\n".join(read_entry(file).sha256 for file in files)
     except OSError as error:
         raise FileError(f"{model} cannot be read: {error.strerror}") from error
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{precision}\n{text}".encode()).hexdigest()[:16]
 
 
 def teacher_target(taught: Tensor, hq: Tensor, sigma_px: float, low_frequencies: LowFrequencies = "hq") -> Tensor:

@@ -13,8 +13,8 @@ from omgsr_cli.datasets.crops import trim
 from omgsr_cli.degradation import degrade
 from omgsr_cli.fidelity import psnr, ssim
 from omgsr_cli.imaging import Picture, from_samples, resize, write_picture
-from omgsr_cli.training.data import CropOptions, choose
-from omgsr_cli.training.draws import Purpose, draw_rng
+from omgsr_cli.training.data import CropOptions
+from omgsr_cli.training.draws import Purpose, choose, draw_rng
 from omgsr_cli.training.losses import Measure
 from omgsr_cli.training.pictures import TrainingPicture
 from omgsr_cli.training.pixels import Pixels, read_pixels
