@@ -14,6 +14,7 @@ from typer.exceptions import Abort, Exit, TyperException
 from omgsr_cli import __version__
 from omgsr_cli.cli.bench import bench
 from omgsr_cli.cli.doctor import doctor
+from omgsr_cli.cli.help_screen import Command, Group
 from omgsr_cli.cli.models import models
 from omgsr_cli.cli.output import Output
 from omgsr_cli.cli.timestep import timestep
@@ -25,18 +26,19 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name="omgsr",
+    cls=Group,
     help="Restore and enlarge real photographs with one step of a diffusion model.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(upscale)
-app.command()(bench)
-app.command()(timestep)
-app.command()(doctor)
+app.command(cls=Command)(upscale)
+app.command(cls=Command)(bench)
+app.command(cls=Command)(timestep)
+app.command(cls=Command)(doctor)
 app.add_typer(models)
-app.command()(train)
+app.command(cls=Command)(train)
 
 
 def _show_version(wanted: bool) -> None:

@@ -14,10 +14,10 @@ from omgsr_cli.cli import params as shared
 from omgsr_cli.cli.output import Output
 from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.files.inputs import shown
-from omgsr_cli.options import BenchOptions, build_options
 
 if TYPE_CHECKING:
     from omgsr_cli.benchmark.results import Failure, Report
+    from omgsr_cli.options import BenchOptions
 
 
 def bench(
@@ -65,6 +65,8 @@ def bench(
     for destination in (csv, html):
         if destination is not None:
             _check_destination(destination, overwrite)
+    from omgsr_cli.options import BenchOptions, build_options
+
     options = build_options(
         BenchOptions,
         data=data,

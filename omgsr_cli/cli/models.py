@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from omgsr_cli.cli.help_screen import Command, Group
 from omgsr_cli.cli.output import Output
 from omgsr_cli.errors import ModelError, UsageError
 from omgsr_cli.files.inputs import shown
@@ -17,14 +18,16 @@ from omgsr_cli.presets import DEFAULT_PRESET, PRESETS, find_preset
 if TYPE_CHECKING:
     from omgsr_cli.diagnosis.weights import ModelHealth
 
-models = typer.Typer(name="models", help="List, fetch, check, merge and remove models.", no_args_is_help=True)
+models = typer.Typer(
+    name="models", cls=Group, help="List, fetch, check, merge and remove models.", no_args_is_help=True
+)
 
 _Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
 _Name = Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="A name from the list, or a model's folder.")]
 _Installed = Annotated[str, typer.Argument(metavar="NAME", help="A name from the list.")]
 
 
-@models.command()
+@models.command(cls=Command)
 def pull(
     name: _Installed,
     base: Annotated[
@@ -62,7 +65,7 @@ class _PullTalk:
         self._output.confirm(question, yes=self._yes, hint="add --yes to agree, or give --base FOLDER")
 
 
-@models.command("list")
+@models.command("list", cls=Command)
 def list_models(as_json: _Json = False) -> None:
     """List the models that have a name, and where they lie."""
     from omgsr_cli.diagnosis.weights import check_models
@@ -83,14 +86,14 @@ def list_models(as_json: _Json = False) -> None:
         )
 
 
-@models.command()
+@models.command(cls=Command)
 def path(name: _Installed) -> None:
     """Say where a model's folder is."""
     folder = _found(name)
     Output().result(folder, {})
 
 
-@models.command()
+@models.command(cls=Command)
 def info(name: _Name, as_json: _Json = False) -> None:
     """Tell what a model is, what it was made of, and the memory that it needs here."""
     from omgsr_cli.diagnosis.about import about_model, about_preset
@@ -101,11 +104,11 @@ def info(name: _Name, as_json: _Json = False) -> None:
     Output(as_json=as_json).result("\n".join(map(shown, _about_lines(about))), about)
 
 
-@models.command()
+@models.command(cls=Command)
 def verify(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME|FOLDER]...", help="Models to check; without any, all that are here."),
+        typer.Argument(metavar="NAME|FOLDER", help="Models to check; without any, all that are here."),
     ] = None,
     as_json: _Json = False,
 ) -> int:
@@ -131,7 +134,7 @@ def verify(
     return 1 if any(health.damage for health in found) else 0
 
 
-@models.command()
+@models.command(cls=Command)
 def merge(
     base: Annotated[str, typer.Argument(metavar="BASE", help="Folder or hub repository of the base model.")],
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Folder of the adapter, as published.")],
@@ -157,7 +160,7 @@ def merge(
     Output().result(out, {})
 
 
-@models.command()
+@models.command(cls=Command)
 def remove(
     name: _Installed,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,

@@ -11,7 +11,6 @@ from omgsr_cli.cli import timestep_params as own
 from omgsr_cli.cli.output import Output
 from omgsr_cli.errors import FileError, OmgsrError, UsageError
 from omgsr_cli.files.pairs import find_pictures
-from omgsr_cli.options import TimestepOptions, build_options
 
 if TYPE_CHECKING:
     from omgsr_cli.timesteps.find import Survey
@@ -46,6 +45,8 @@ def timestep(
 
     It is the timestep that a model should be trained and run at. Without --lq random crops are degraded.
     """
+    from omgsr_cli.options import TimestepOptions, build_options
+
     options = build_options(
         TimestepOptions,
         resolution=resolution,

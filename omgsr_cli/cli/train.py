@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from omgsr_cli.training.config import TrainConfig
     from omgsr_cli.training.config_errors import Draft
 
-_CONFIG, _RESULT, _TALK = "Configuration", "What becomes of a run, without training", "What is said"
+_CONFIG, _RESULT, _TALK = "Configuration", "What becomes of a run, without training", "Output and logging"
 
 
 def train(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG.toml]", help="The run; --print-config gives one to begin with.")
+        Path | None, typer.Argument(metavar="CONFIG.toml", help="The run; --print-config gives one to begin with.")
     ] = None,
     sets: Annotated[
         list[str] | None,

@@ -13,7 +13,6 @@ from omgsr_cli.cli.report import Tally, name_of, result_line
 from omgsr_cli.errors import UsageError
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
 from omgsr_cli.files.jobs import STREAM, JobPlan, plan_jobs, scale_label
-from omgsr_cli.options import ModelOptions, RestoreOptions, SizeOptions, WriteOptions, build_options
 
 if TYPE_CHECKING:
     from omgsr_cli.finished import Settings
@@ -59,6 +58,8 @@ def upscale(
     Without -o a result lies beside its input as NAME_x4.EXT, or for a folder in FOLDER_x4/. What is finished is
     skipped on the next run; nothing else is overwritten without --overwrite.
     """
+    from omgsr_cli.options import ModelOptions, RestoreOptions, SizeOptions, WriteOptions, build_options
+
     model_options = build_options(
         ModelOptions,
         model=model,

@@ -13,7 +13,7 @@ SIZE, RESTORATION = "Size", "Restoration"
 
 Inputs = Annotated[
     list[str],
-    typer.Argument(metavar="INPUT...", help="Pictures, folders, globs, .txt lists, or - for stdin to stdout."),
+    typer.Argument(metavar="INPUT", help="Pictures, folders, globs, .txt lists, or - for stdin to stdout."),
 ]
 
 Output = Annotated[
@@ -100,7 +100,12 @@ Suffix = Annotated[
     typer.Option(metavar="TEXT", help="Added to names \\[_x4 beside the input].", rich_help_panel=FILES),
 ]
 
-Format = Annotated[str, typer.Option("--format", metavar="same|png|jpg|webp|tiff|avif", rich_help_panel=FILES)]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format", metavar="FORMAT", help="Of the results: same, png, jpg, webp, tiff or avif.", rich_help_panel=FILES
+    ),
+]
 
 Quality = Annotated[int | None, typer.Option(metavar="N", help="1 to 100, for jpg, webp, avif.", rich_help_panel=FILES)]
 

@@ -7,12 +7,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from omgsr_cli.errors import FileError, UsageError
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX, EntryKeys, natural_key
 from omgsr_cli.files.inputs import FoundInput, find_inputs, is_url, shown
-from omgsr_cli.options import OutputFormat, SizeOptions
+
+if TYPE_CHECKING:
+    from omgsr_cli.options import OutputFormat, SizeOptions
 
 __all__ = ["Job", "JobPlan", "comparison_path", "natural_key", "plan_jobs"]
 

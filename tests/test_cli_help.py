@@ -1,0 +1,72 @@
+"""What `--help` shows, how it looks on wide and narrow terminals, and how little is loaded for it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+from rich.cells import cell_len
+
+from omgsr_cli.cli.app import app, run
+
+
+def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from _commands(inner, (*path, name))
+
+
+COMMANDS = dict(_commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_is_whole_and_fits(
+    path: tuple[str, ...], columns: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERMINAL_WIDTH", str(columns))
+    assert run([*path, "--help"]) == 0
+    text = capfd.readouterr().out
+    assert max(cell_len(line) for line in text.splitlines()) <= columns
+    # Types of Python's, texts cut off, markup that was not read as such.
+    assert not [mark for mark in ("<", "…", "\\[", "[/", "{") if mark in text]
+    text = _squeezed(text)
+    for param in COMMANDS[path].params:
+        long = [name for name in param.opts if name.startswith("--")]
+        assert all(name in text for name in long), long
+        assert _squeezed(param.help.replace("\\[", "[").rstrip(".")) in text
+        if long and param.default not in (None, False, ()):
+            assert f"default:{param.default}" in text, long
+    for command in getattr(COMMANDS[path], "commands", {}).values():
+        assert _squeezed(command.help.partition("\n\n")[0].rstrip(".")) in text
+
+
+def _squeezed(text: str) -> str:
+    """Without the spaces and boxes between which a text is broken into lines."""
+    return "".join(text.replace("│", "").split())
+
+
+def test_every_option_says_what_it_is() -> None:
+    silent = [(*path, param.name) for path, command in COMMANDS.items() for param in command.params if not param.help]
+    assert not silent
+
+
+def test_help_loads_little_but_typer_and_rich() -> None:
+    """Held by names of modules: times depend on the machine."""
+    code = (
+        "import json, sys, typer, rich.console, rich.markup, rich.progress\n"
+        "before = set(sys.modules)\n"
+        "import omgsr_cli.cli.app\n"
+        "json.dump(sorted(set(sys.modules) - before), sys.stdout)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name for name in json.loads(done.stdout) if name.partition(".")[0] not in sys.stdlib_module_names}
+    assert not {name for name in loaded if not name.startswith("omgsr_cli")}
+    parts = {name.split(".")[1] for name in loaded if "." in name}
+    assert parts == {"cli", "errors", "files", "presets"}
