@@ -12,7 +12,7 @@ from command_line import Said, draw, write_tiny_model
 
 from omgsr_cli.benchmark import cases, perceptual
 from omgsr_cli.benchmark.metrics import METRICS
-from omgsr_cli.cli import output
+from omgsr_cli.cli import bench_table, output
 from omgsr_cli.cli.app import run
 
 Bench = Callable[..., Said]
@@ -71,6 +71,19 @@ def test_a_table_is_for_people_and_markdown_for_pages(bench: Bench, data: Path) 
     again = bench(*asked, "--markdown")
     assert "| model | psnr ↑ |" in again.lines
     assert "kept from an earlier run" in again.err
+
+
+@pytest.mark.parametrize("columns", [120, 80, 40])
+def test_a_table_is_whole_on_any_terminal(
+    bench: Bench, data: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setattr(bench_table, "_terminal_columns", lambda: columns)
+    for asked in (("--data", data, "--model", "bicubic", "--metrics", "psnr", "--repeat", "1"), ("--list-metrics",)):
+        text = re.sub(r"\x1b\[[0-9;]*m", "", bench(*asked).out.decode())
+        assert max(map(len, text.splitlines())) <= columns
+        assert "…" not in text
+    for whole in ("full-reference", "peak signal-to-noise ratio"):
+        assert whole in " ".join(text.split())
 
 
 def test_restored_pictures_are_scored(bench: Bench, data: Path) -> None:

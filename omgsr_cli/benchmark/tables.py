@@ -20,11 +20,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A heading for each column and rows of as many cells; the first column holds names, the others numbers."""
+    """A heading for each column and rows of as many cells; the first column holds names, the others mostly numbers."""
 
     title: str
     headings: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    is_of_numbers: bool = True
 
 
 def tables_of(report: Report) -> list[Table]:

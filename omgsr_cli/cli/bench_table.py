@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -22,7 +22,7 @@ _PLAIN_WIDTH = 200
 
 def report_text(report: Report) -> str:
     """The tables for people, the best in bold; in colours only where a terminal reads them."""
-    return _drawn([_rich_table(table) for table in tables_of(report)])
+    return _drawn(tables_of(report))
 
 
 def say_metrics(talk: Output) -> None:
@@ -34,15 +34,15 @@ def say_metrics(talk: Output) -> None:
         for name, known in METRICS.items():
             talk.result(name, _metric_record(known, missing[name]))
         return
-    table = RichTable("metric", "better", "range", "kind", "weights", "what")
-    for name, known in METRICS.items():
-        info = known.info
-        unit = f" {info.unit}" if info.unit else ""
-        direction = "lower ↓" if info.lower_is_better else "higher ↑"
-        table.add_row(
-            name, direction, info.score_range + unit, info.kind, _weights_text(known, missing[name]), known.summary
-        )
-    talk.result(_drawn([table]), {})
+    rows = tuple(tuple(map(Cell, _metric_texts(known, missing[name]))) for name, known in METRICS.items())
+    talk.result(_drawn([Table("metrics", ("metric", "better", "range", "kind", "weights", "what"), rows, False)]), {})
+
+
+def _metric_texts(known: KnownMetric, missing: Sequence[Path]) -> tuple[str, ...]:
+    info = known.info
+    unit = f" {info.unit}" if info.unit else ""
+    direction = "lower ↓" if info.lower_is_better else "higher ↑"
+    return info.name, direction, info.score_range + unit, info.kind, _weights_text(known, missing), known.summary
 
 
 def _metric_record(known: KnownMetric, missing: Sequence[Path]) -> dict[str, object]:
@@ -69,21 +69,39 @@ def _weights_text(known: KnownMetric, missing: Sequence[Path]) -> str:
 def _rich_table(table: Table) -> RichTable:
     drawn = RichTable(title=escape(table.title), title_justify="left", title_style="bold")
     for index, heading in enumerate(table.headings):
-        drawn.add_column(escape(heading), justify="right" if index else "left", no_wrap=True)
+        drawn.add_column(escape(heading), justify="right" if index and table.is_of_numbers else "left", no_wrap=True)
     for row in table.rows:
         drawn.add_row(*(_styled(cell) for cell in row))
     return drawn
+
+
+def _blocks(table: Table) -> Iterator[str]:
+    """The table as a block of lines for each row, where the terminal is too narrow for columns."""
+    yield f"[bold]{escape(table.title)}[/]"
+    for name, *cells in table.rows:
+        yield f"\n{_styled(name)}"
+        for heading, cell in zip(table.headings[1:], cells, strict=True):
+            yield f"  {escape(heading)}: {_styled(cell)}"
+    yield ""
 
 
 def _styled(cell: Cell) -> str:
     return f"[bold]{escape(cell.text)}[/]" if cell.is_best else escape(cell.text)
 
 
-def _drawn(tables: Sequence[RichTable]) -> str:
-    on_terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if on_terminal else _PLAIN_WIDTH
-    text = io.StringIO()
-    console = Console(file=text, force_terminal=on_terminal, width=width, highlight=False, emoji=False)
+def _drawn(tables: Sequence[Table]) -> str:
+    columns = _terminal_columns()
+    text, width = io.StringIO(), columns or _PLAIN_WIDTH
+    console = Console(file=text, force_terminal=columns is not None, width=width, highlight=False, emoji=False)
     for table in tables:
-        console.print(table)
+        drawn = _rich_table(table)
+        if console.measure(drawn, options=console.options.update(width=10_000)).maximum <= width:
+            console.print(drawn)
+        else:
+            console.print("\n".join(_blocks(table)))
     return text.getvalue().rstrip("\n")
+
+
+def _terminal_columns() -> int | None:
+    """How wide the terminal is that reads the result; None where none does."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

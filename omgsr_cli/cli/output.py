@@ -118,7 +118,7 @@ class Output:
         elif not self._errors.is_terminal:
             yield _Log(self, count, what)
         else:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(True))
             with Progress(*columns, console=self._errors, transient=True) as progress:
                 yield _Bars(progress, count, what)
 
@@ -184,7 +184,8 @@ class _Bars:
         self._tiles = progress.add_task("tiles", total=None)
 
     def start(self, name: str) -> None:
-        short = name if len(name) <= 40 else "…" + name[-39:]
+        longest = min(40, self._progress.console.width // 3)
+        short = name if len(name) <= longest else "…" + name[1 - longest :]
         self._progress.reset(self._tiles, total=None, description=escape(short))
 
     def tiles(self, done: int, total: int) -> None:
