@@ -174,7 +174,7 @@ class BenchOptions(_Options):
     base: str | None = None
     adapter: Path | None = None
     device: str | None = None
-    precision: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     repeat: int | None = Field(default=None, ge=1)
     metrics: tuple[str, ...] | None = None
     color_space: ColorSpace = "ycbcr"

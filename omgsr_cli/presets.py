@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from omgsr_cli.errors import ModelError
+from omgsr_cli.errors import UnknownModelError
 
 DEFAULT_PRESET = "omgsr-tiny"
 
@@ -94,8 +94,8 @@ def find_preset(name: str) -> Preset:
     """Look a preset up by its name.
 
     Raises:
-        ModelError: there is none of that name; the hint lists those that are.
+        UnknownModelError: there is none of that name; the hint lists those that are.
     """
     if name not in PRESETS:
-        raise ModelError(f"no model is called {name!r}", hint=f"known names: {', '.join(PRESETS)}; or give a folder")
+        raise UnknownModelError(f"no model is called {name!r}", hint=f"known names: {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -98,7 +98,7 @@ def test_a_model_that_is_not_here_names_the_command_that_fetches_it(
         assert said.errors == [f"error: {NAME} is not on this machine"]
         assert "hint: omgsr models pull omgsr-s-512" in said.err
     unknown = models("path", "../somewhere")
-    assert (unknown.code, unknown.errors) == (1, ["error: there is no model '../somewhere'"])
+    assert (unknown.code, unknown.errors) == (2, ["error: there is no model '../somewhere'"])
 
 
 def test_info_tells_a_model_that_is_not_here_by_its_preset(models: Command) -> None:

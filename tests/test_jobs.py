@@ -199,6 +199,7 @@ def test_output_file_takes_what_a_glob_or_list_gives_if_it_is_one() -> None:
         ("r.gif", "same", r"\.gif is not written"),
         ("r.BMP", "same", r"\.bmp is not written"),
         ("r.heic", "same", r"\.heic is not written"),
+        ("x.xyz", "same", r"\.xyz is not written"),
         ("", "same", "-o is empty"),
         ("s3://bucket/r.png", "same", "network"),
         ("file", "same", "not a folder"),

@@ -11,7 +11,7 @@ import typer
 
 from omgsr_cli.cli.help_screen import Command, Group
 from omgsr_cli.cli.output import Output
-from omgsr_cli.errors import ModelError, UsageError
+from omgsr_cli.errors import ModelError, UnknownModelError, UsageError
 from omgsr_cli.files.inputs import shown
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS, find_preset
 
@@ -173,7 +173,7 @@ def remove(
         raise UsageError(f"{name} lies in the package", "it goes with: pip uninstall omgsr-cli")
     folder = installed_folder(name)
     if folder is None:
-        raise ModelError(f"no fetched model is called {name!r}", "see: omgsr models list")
+        raise UnknownModelError(f"no fetched model is called {name!r}", "see: omgsr models list")
     talk = Output()
     talk.confirm(f"remove {shown(folder)}?", yes=yes, hint="add --yes")
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omgsr_cli.cli import params as shared
 from omgsr_cli.cli import timestep_params as own
 from omgsr_cli.cli.output import Output
-from omgsr_cli.errors import FileError, OmgsrError, UsageError
+from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.files.pairs import find_pictures
 
 if TYPE_CHECKING:
@@ -138,12 +138,12 @@ class _Files:
     overwrite: bool
 
     def check(self) -> None:
-        """Raise UsageError or FileError where something cannot be written."""
+        """Raise UsageError where something cannot be written."""
         for option, path in (("--plot", self.plot), ("--csv", self.csv)):
             if path is not None and path.is_dir():
                 raise UsageError(f"{option} {path} is a folder", "give the name of a file")
             if path is not None and path.exists() and not self.overwrite:
-                raise FileError(f"{path}: exists already", "use --overwrite to replace it")
+                raise UsageError(f"{option} {path} exists", "give --overwrite or another name")
         if self.plot is not None:
             if self.plot.suffix.lower() not in (".png", ".svg"):
                 raise UsageError(f"--plot {self.plot}: not a .png or .svg file", "a curve is drawn in these")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from omgsr_cli.errors import ModelError
+from omgsr_cli.errors import ModelError, UnknownModelError
 from omgsr_cli.files.manifest import MANIFEST_NAME, find_damage, load_manifest
 from omgsr_cli.presets import PRESETS
 from omgsr_cli.store.headers import read_header
@@ -67,7 +67,7 @@ def check_model(name: str, *, contents: bool = False) -> ModelHealth:
 
 def _given_folder(name: str) -> Path:
     if not Path(name).is_dir():
-        raise ModelError(f"there is no model {name!r}", hint="see: omgsr models list")
+        raise UnknownModelError(f"there is no model {name!r}", hint="see: omgsr models list")
     return Path(name)
 
 

@@ -26,8 +26,8 @@ _SUFFIX_OF_FORMAT = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".ti
 # Of one format, but they promise more than the one frame that is written.
 _PLAIN_SUFFIX = {".apng": ".png", ".mpo": ".jpg"}
 
-# A result that is to be called so is meant as a file, though it is neither read nor written.
-_FOREIGN_SUFFIXES = {".heic", ".heif", ".jxl", ".svg", ".pdf", ".eps", ".psd", ".tga", ".dng"}
+# A result that is to be called so is meant as a file, of whatever kind; ".05" or a long word ends a folder's name.
+_LIKE_A_FILES = re.compile(r"\.[a-z][a-z0-9]{1,4}")
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ def plan_jobs(
     """Decide which file becomes which; reads folders and lists, writes nothing.
 
     Without `output` a result lies beside its input as NAME_x4.EXT, or for a folder's pictures under their own names
-    in FOLDER_x4/ beside it. An output that exists as a folder, ends with a slash or has no picture's suffix is a
-    folder: folders keep their tree directly below it, globs theirs below the pattern's fixed part, lists theirs below
-    the list's folder, and files their names. Any other is a file, for one picture only, and `suffix` is not used.
+    in FOLDER_x4/ beside it. An output that exists as a folder, ends with a slash or has no file's suffix is a folder:
+    folders keep their tree directly below it, globs theirs below the pattern's fixed part, lists theirs below the
+    list's folder, and files their names. Any other is a file, for one picture only, and `suffix` is not used.
     What counts as an input is told at `omgsr_cli.files.inputs.find_inputs`.
 
     Args:
@@ -138,7 +138,7 @@ def _parse_output(output: str | None, output_format: OutputFormat) -> _Output:
     path = Path(output)
     ends_as_folder = output.endswith(("/", os.sep)) or path.name in ("", "..")
     suffix = path.suffix.lower()
-    if os.path.isdir(path) or ends_as_folder or suffix not in FORMAT_OF_SUFFIX.keys() | _FOREIGN_SUFFIXES:
+    if os.path.isdir(path) or ends_as_folder or not (suffix in FORMAT_OF_SUFFIX or _LIKE_A_FILES.fullmatch(suffix)):
         if os.path.lexists(path) and not os.path.isdir(path):
             raise UsageError(f"-o {shown(output)} is there and not a folder", "give a folder, or a picture's name")
         return _Output("folder", path)
@@ -146,7 +146,8 @@ def _parse_output(output: str | None, output_format: OutputFormat) -> _Output:
     if written not in _SUFFIX_OF_FORMAT:
         names = ", ".join(_SUFFIX_OF_FORMAT.values())
         raise UsageError(
-            f"-o {shown(output)}: {suffix} is not written", f"use one of {names}; a folder ends with a slash"
+            f"-o {shown(output)}: {shown(suffix)} is not written",
+            f"use one of {names}; a folder of that name ends with a slash",
         )
     if output_format not in ("same", written):
         right = path.with_suffix(_SUFFIX_OF_FORMAT[output_format]).name

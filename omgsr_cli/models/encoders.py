@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from omgsr_cli.errors import ModelError, UsageError
+from omgsr_cli.errors import ModelError, UnknownModelError, UsageError
 from omgsr_cli.models.base import ImageEncoder
 from omgsr_cli.models.devices import PRECISIONS, choose_device
 from omgsr_cli.models.families import family_of
@@ -83,7 +83,9 @@ def _load_vae(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tens
     if path.is_file() and path.suffix == ".safetensors":
         return _load_tiny_file(path, device)
     if not (path / "config.json").is_file():
-        raise ModelError(f"{path} is no autoencoder", "give a folder with config.json, or TAESD's encoder .safetensors")
+        raise UnknownModelError(
+            f"{path} is no autoencoder", "give a folder with config.json, or TAESD's encoder .safetensors"
+        )
     config = read_json(path / "config.json")
     kind = config.get("_class_name")
     with quiet_libraries(), explained_imports():
