@@ -1,4 +1,4 @@
-"""What was typed wrong ends with 2, in every command: one line that names it, one that says what to type, nothing done."""
+"""What was typed wrong ends with 2 in every command: a line that names it, a line what to type, and nothing done."""
 
 from __future__ import annotations
 
