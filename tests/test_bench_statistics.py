@@ -74,8 +74,8 @@ def test_quantiles_are_numpys(count: int) -> None:
 
 def test_differences_are_taken_in_pairs() -> None:
     psnr, lpips = compare(IMAGES, ["a", "b"], [PSNR, LPIPS])
-    assert (psnr.count, psnr.mean) == (2, 2.0)
-    assert (lpips.count, lpips.mean, lpips.low, lpips.is_clear) == (1, pytest.approx(-0.1), None, False)
+    assert (psnr.count, psnr.second_minus_first) == (2, 2.0)
+    assert (lpips.count, lpips.second_minus_first, lpips.low, lpips.is_clear) == (1, pytest.approx(-0.1), None, False)
 
 
 def test_what_is_missing_is_not_counted(report: Report) -> None:

@@ -132,12 +132,49 @@ def test_an_interruption_tells_what_is_known(
                 raise KeyboardInterrupt
             yield result
 
+    monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(package, "measure", interrupted)
-    said = timestep(*crops, "--json", "--batch", "1", "--csv", tmp_path / "rows.csv")
+    command = (*crops, "--json", "--batch", "1", "--csv", tmp_path / "rows.csv", "--plot", tmp_path / "curve.svg")
+    said = timestep(*command)
     assert said.code == 130
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + 3
+    assert (tmp_path / "curve.svg").is_file()
     assert said.records[0]["samples"] == 3
     assert "interrupted after 3 of 4 samples" in said.err
+    # The same command goes on from there, and replaces what was written so far.
+    firsts: list[int] = []
+    monkeypatch.setattr(package, "measure", lambda *a, first, **k: firsts.append(first) or real(*a, first=first, **k))
+    said = timestep(*command)
+    assert (said.code, firsts) == (0, [3]), said.err
+    assert "3 samples were kept from an earlier run" in said.err
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + 4
+    monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "other"))
+    assert timestep(*command, "--overwrite").records == said.records
+    # What is finished is the user's.
+    assert timestep(*command).code == 2
+
+
+def test_samples_are_measured_anew_where_anything_has_changed(
+    timestep: Command, crops: tuple[str | Path, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no picture at all")
+    kept = "5 samples were kept"
+    assert kept not in timestep(*crops).err
+    again = timestep(*crops)
+    assert kept in again.err
+    assert len(again.errors) == 1
+    for other in (("--seed", "1"), ("--degradation", "light"), ("--scale", "2"), ("--on-small", "pad")):
+        assert "were kept" not in timestep(*crops, *other).err
+    draw(tmp_path / "photos" / "broken.png", 40, 40)
+    assert kept not in timestep(*crops).err
+
+
+def test_what_a_value_cannot_tell_is_said(timestep: Command, crops: tuple[str | Path, ...]) -> None:
+    (note,) = [line for line in timestep(*crops).err.splitlines() if "hardly moves" in line]
+    assert note.startswith("note: a wavelet transform")
+    assert "give --base or --vae" in note
+    assert "hardly moves" not in timestep(*PAIRS).err
 
 
 def test_bad_pictures_are_named_and_the_rest_counts(

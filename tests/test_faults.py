@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -75,6 +77,39 @@ def test_a_signal_in_the_middle_of_a_picture(model: Path, tmp_path: Path, number
     assert "Traceback" not in err
     assert files_below(tmp_path / "out") == ["a.png"]
     assert size_of(tmp_path / "in" / "b.png") == (1500, 1500)
+
+
+def test_a_signal_in_the_middle_of_a_survey(model: Path, tmp_path: Path) -> None:
+    for name in "abc":
+        draw(tmp_path / "in" / f"{name}.png", 64, 64)
+    command: list[str | Path] = ["timestep", "--data", tmp_path / "in", "--model", model, "--device", "cpu", "--json"]
+    command += ["--resolution", "32", "--max-samples", "80", "--batch", "1", "--csv", tmp_path / "rows.csv"]
+    process = start(*command, OMGSR_CACHE=str(tmp_path / "cache"))
+    while kept_samples(tmp_path / "cache") < 5:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    count = json.loads(out)["samples"]
+    assert 5 <= count < 80, "it was done too early for this test"
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + count
+    process = start(*command, OMGSR_CACHE=str(tmp_path / "cache"))
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    assert json.loads(out)["samples"] == 80
+    assert f"{count} samples were kept from an earlier run" in err
+
+
+def kept_samples(cache: Path) -> int:
+    """How many samples a process has kept so far."""
+    try:
+        with sqlite3.connect(f"file:{cache / 'remembered.sqlite'}?mode=ro", uri=True) as database:
+            (count,) = database.execute("SELECT COUNT(*) FROM remembered WHERE kind = 'sample'").fetchone()
+    except sqlite3.Error:
+        return 0
+    return int(count)
 
 
 def test_a_reader_that_goes_is_no_bug(model: Path, tmp_path: Path) -> None:

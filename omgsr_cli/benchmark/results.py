@@ -106,14 +106,14 @@ class Summary:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of (second - first) over the pictures that both have a score for, with its 95 % interval.
+    """How much higher the second scores, over the pictures that both have a score for, with its 95 % interval.
 
     Attributes:
         first: name of a model.
         second: name of the one it is compared with.
         metric: its name.
         count: pictures that both have a score for.
-        mean: of the differences.
+        second_minus_first: mean of the differences, of this sign.
         low: lower end of the 95 % interval; None with fewer than two pictures.
         high: upper end.
     """
@@ -122,7 +122,7 @@ class PairedDifference:
     second: str
     metric: str
     count: int
-    mean: float
+    second_minus_first: float
     low: float | None
     high: float | None
 

@@ -99,10 +99,11 @@ def difference_text(difference: PairedDifference | None) -> str:
     if difference is None:
         return "-"
     # Half a difference is told as finely as the scores are, which are greater than it.
-    like = max(abs(value) for value in (difference.mean, difference.low or 0, difference.high or 0))
-    sign = "+" if difference.mean > 0 else ""
+    like = max(abs(value) for value in (difference.second_minus_first, difference.low or 0, difference.high or 0))
+    mean = difference.second_minus_first
+    sign = "+" if mean > 0 else ""
     mark = " *" if difference.is_clear else ""
-    return sign + number_text(difference.mean, like) + _half_text(difference.mean, difference.high, like) + mark
+    return sign + number_text(mean, like) + _half_text(mean, difference.high, like) + mark
 
 
 def quantiles_text(values: Quantiles) -> str:

@@ -31,7 +31,8 @@ class Command(TyperCommand):
         if _is_narrow():
             self.rich_markup_mode = None
             _narrow(formatter)
-            for param in self.params:
+            params: list[Any] = self.params
+            for param in params:
                 param.help = (param.help or "").replace("\\[", "[")
         super().format_help(ctx, formatter)
 

@@ -13,9 +13,11 @@ from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.files.pairs import find_pictures
 
 if TYPE_CHECKING:
+    from omgsr_cli.files.remembered import Remembered
     from omgsr_cli.timesteps.find import Survey
 
 INTERRUPTED = 130
+_UNFINISHED = "omgsr timestep, interrupted"
 
 
 def timestep(
@@ -59,7 +61,10 @@ def timestep(
         seed=seed,
     )
     talk = Output(as_json=as_json, quiet=quiet)
-    files = _Files(plot, csv, write, overwrite)
+    from omgsr_cli.files.remembered import Remembered
+
+    remembered = Remembered()
+    files = _Files(plot, csv, write, overwrite, remembered)
     files.check()
     found = find_pictures(data, lq)
     for note in found.notes:
@@ -69,10 +74,13 @@ def timestep(
     from omgsr_cli.degradation import load_degradation
     from omgsr_cli.models.encoders import load_encoder
     from omgsr_cli.timesteps.find import Survey, open_pairs
+    from omgsr_cli.timesteps.kept import KeptSamples
 
     # A degradation that is not there is told before an encoder is loaded.
     config = load_degradation(degradation)
     encoder = load_encoder(model, base=base, vae=vae, device=device)
+    for text in encoder.notes:
+        talk.note(f"note: {text}")
     source = open_pairs(found, encoder, config, options)
     settings = {
         "data": data,
@@ -82,8 +90,10 @@ def timestep(
         **options.model_dump(),
         "resolution": source.resolution_px,
     }
-    survey = Survey(source, encoder, options)
+    survey = Survey(source, encoder, options, KeptSamples(source, encoder, remembered))
     interrupted = _run(survey, talk)
+    if survey.found_kept:
+        talk.note(f"note: {survey.found_kept} samples were kept from an earlier run")
     failed = bool(found.problems or survey.problems)
     return _finish(survey, files, settings, talk, failed=failed, interrupted=interrupted)
 
@@ -117,6 +127,7 @@ def _finish(
     if interrupted:
         talk.note(f"interrupted after {len(survey.measured)} of {len(survey.source)} samples: known so far")
         files.save(survey, record)
+        files.mark_as_unfinished()
         return INTERRUPTED
     wanted = survey.options.until_stable
     if wanted is not None and not survey.is_stable():
@@ -136,13 +147,14 @@ class _Files:
     csv: Path | None
     write: Path | None
     overwrite: bool
+    remembered: Remembered
 
     def check(self) -> None:
         """Raise UsageError where something cannot be written."""
         for option, path in (("--plot", self.plot), ("--csv", self.csv)):
             if path is not None and path.is_dir():
                 raise UsageError(f"{option} {path} is a folder", "give the name of a file")
-            if path is not None and path.exists() and not self.overwrite:
+            if path is not None and path.exists() and not self._may_replace(path):
                 raise UsageError(f"{option} {path} exists", "give --overwrite or another name")
         if self.plot is not None:
             if self.plot.suffix.lower() not in (".png", ".svg"):
@@ -159,11 +171,20 @@ class _Files:
         from omgsr_cli.timesteps.report import write_csv, write_plot
 
         if self.csv is not None:
-            write_csv(self.csv, survey, overwrite=self.overwrite)
+            write_csv(self.csv, survey, overwrite=self._may_replace(self.csv))
         if self.plot is not None:
-            write_plot(self.plot, record, survey, overwrite=self.overwrite)
+            write_plot(self.plot, record, survey, overwrite=self._may_replace(self.plot))
         if self.write is not None:
             write_mid_timestep(self.write, record["mid_timestep"])
+
+    def mark_as_unfinished(self) -> None:
+        """Note that what was saved just now is of an interrupted run: the same command may replace it."""
+        for path in (self.plot, self.csv):
+            if path is not None:
+                self.remembered.keep_result(path, _UNFINISHED)
+
+    def _may_replace(self, path: Path) -> bool:
+        return self.overwrite or (path.exists() and self.remembered.is_result(path, _UNFINISHED))
 
 
 def _check_matplotlib() -> None:

@@ -75,12 +75,21 @@ class PairSource(torch.utils.data.Dataset["ImagePair | FileError"]):
             # Workers share the cores; in the program's own process the encoder needs all of them.
             torch.set_num_threads(1)
         # A file that cannot be read is a result, not the end of the run.
-        epoch, place = divmod(item, len(self.pictures))
-        index = int(self._order[place])
+        epoch, index = self.place_of(item)
         try:
             return self._pair(index, epoch) if self.partners is not None else self._degraded(index, epoch)
         except FileError as error:
             return error
+
+    def place_of(self, item: int) -> tuple[int, int]:
+        """How often all pictures came before sample `item`, and which of them it is."""
+        epoch, place = divmod(item, len(self.pictures))
+        return epoch, int(self._order[place])
+
+    def files_of(self, item: int) -> tuple[Path, ...]:
+        """The picture of sample `item`, and its partner where there are real pairs."""
+        _, index = self.place_of(item)
+        return (self.pictures[index],) if self.partners is None else (self.pictures[index], self.partners[index])
 
     @cached_property
     def _order(self) -> Any:

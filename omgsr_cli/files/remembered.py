@@ -1,4 +1,4 @@
-"""What one run remembers for the next: hashes of files, results without a record, how fast a model was."""
+"""What one run remembers for the next: hashes of files, results without a record, samples, how fast a model was."""
 
 from __future__ import annotations
 
@@ -100,6 +100,14 @@ class Remembered:
     def keep_speed(self, model: str, seconds: float) -> None:
         """Note the seconds that a megapixel of work took with a model and device."""
         self._keep("speed", model.encode(), repr(seconds))
+
+    def find_sample(self, key: str) -> str | None:
+        """What one sample of a data set gave, by all that it depends on."""
+        return self._find("sample", key.encode())
+
+    def keep_sample(self, key: str, value: str) -> None:
+        """Keep what one sample of a data set gave."""
+        self._keep("sample", key.encode(), value)
 
     def close(self) -> None:
         """Close the database."""

@@ -147,6 +147,8 @@ class ImageEncoder:
         schedule: of the pre-trained model.
         multiple_of_px: heights and widths are multiples of it.
         device: where it runs.
+        files: the files and folders that it is read from; none for one that was made otherwise.
+        notes: what a person should know of values that are measured with it.
     """
 
     name: str
@@ -154,3 +156,5 @@ class ImageEncoder:
     schedule: Schedule
     multiple_of_px: int
     device: torch.device
+    files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -52,7 +52,8 @@ def load_encoder(
         encode, channels, multiple = _load_vae(Path(vae), place)
         named = model or base
         schedule = _load_schedule(find_base_folder(named, parts=("vae",))) if named else _schedule_of(channels)
-        return ImageEncoder(vae if named is None else f"{named} with {vae}", encode, schedule, multiple, place)
+        told = vae if named is None else f"{named} with {vae}"
+        return ImageEncoder(told, encode, schedule, multiple, place, files=(Path(vae),))
     name = model or base or DEFAULT_PRESET
     folder = find_base_folder(name, parts=("vae",))
     record = load_record(folder)
@@ -64,7 +65,7 @@ def load_encoder(
 def load_diffusers_encoder(name: str, folder: Path, device: torch.device) -> ImageEncoder:
     """Read `vae/` and the schedule of a folder of diffusers' layout, whatever takes the step there."""
     encode, _, multiple = _load_vae(folder / "vae", device)
-    return ImageEncoder(name, encode, _load_schedule(folder), multiple, device)
+    return ImageEncoder(name, encode, _load_schedule(folder), multiple, device, files=(folder / "vae",))
 
 
 def _load_schedule(folder: Path) -> Schedule:

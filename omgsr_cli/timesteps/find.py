@@ -17,6 +17,7 @@ from omgsr_cli.files.pairs import FoundPictures, find_pictures
 from omgsr_cli.models.base import ImageEncoder
 from omgsr_cli.models.encoders import load_encoder
 from omgsr_cli.options import TimestepOptions, build_options
+from omgsr_cli.timesteps.kept import KeptSamples
 from omgsr_cli.timesteps.matching import MidTimestep, match_snr
 from omgsr_cli.timesteps.measure import Measured, Problem, measure, plan_samples
 
@@ -139,15 +140,19 @@ class Survey:
         source: the samples.
         encoder: of the pre-trained model.
         options: how many, how fast, and until when.
+        kept: what earlier runs measured; None keeps nothing.
         measured: what counts.
         problems: what was left out.
+        found_kept: how many samples an earlier run had measured.
     """
 
     source: PairSource
     encoder: ImageEncoder
     options: TimestepOptions
+    kept: KeptSamples | None = None
     measured: list[Measured] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    found_kept: int = 0
 
     def run(self) -> Iterator[Measured | Problem]:
         """Measure until all is done or the answer is stable; what was given out is in the lists.
@@ -155,10 +160,9 @@ class Survey:
         Raises:
             ModelError: a latent is not finite.
         """
-        options = self.options
-        for result in measure(
-            self.source, self.encoder.encode, self.encoder.device, batch=options.batch, workers=options.workers
-        ):
+        for item, result in enumerate(self._results()):
+            if self.kept is not None and item >= self.found_kept:
+                self.kept.keep(item, result)
             if isinstance(result, Problem):
                 self.problems.append(result)
             else:
@@ -166,6 +170,23 @@ class Survey:
             yield result
             if self._is_due() and self.is_stable():
                 return
+
+    def _results(self) -> Iterator[Measured | Problem]:
+        """One result for each sample, in order: those that an earlier run came to, then new ones."""
+        while self.kept is not None and self.found_kept < len(self.source):
+            known = self.kept.find(self.found_kept)
+            if known is None:
+                break
+            self.found_kept += 1
+            yield known
+        yield from measure(
+            self.source,
+            self.encoder.encode,
+            self.encoder.device,
+            first=self.found_kept,
+            batch=self.options.batch,
+            workers=self.options.workers,
+        )
 
     def is_stable(self) -> bool:
         """Whether the interval is as narrow as was asked for."""

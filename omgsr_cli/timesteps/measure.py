@@ -66,15 +66,17 @@ def measure(
     encode: Callable[[Tensor], Tensor],
     device: torch.device,
     *,
+    first: int = 0,
     batch: int = 4,
     workers: int = 0,
 ) -> Iterator[Measured | Problem]:
-    """Measure every sample, in order.
+    """Measure every sample from one on, in order.
 
     Args:
         source: the samples.
         encode: (B, 3, H, W) in [-1, 1] on the device, to scaled latents.
         device: of the encoder.
+        first: the number of samples that are left out.
         batch: samples that are encoded together, where they have one size.
         workers: processes that read, crop and degrade; 0 does it here.
     Yields:
@@ -83,7 +85,10 @@ def measure(
         ModelError: a latent is not finite.
     """
     loader: Iterable[ImagePair | FileError] = torch.utils.data.DataLoader(
-        source, batch_size=None, num_workers=workers, collate_fn=_as_it_is
+        torch.utils.data.Subset(source, range(first, len(source))),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
     )
     waiting: list[ImagePair] = []
     for item in loader:

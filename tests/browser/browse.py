@@ -22,6 +22,11 @@ from PySide6.QtWidgets import QApplication
 PRESS = "document.dispatchEvent(new KeyboardEvent('keydown', {key: %r, code: %r, shiftKey: %s, bubbles: true}))"
 CHOSEN = "document.getElementById(%r).value"
 COUNT = "document.querySelectorAll('#strip img%s').length"
+WIDER = (
+    "JSON.stringify([...document.querySelectorAll('main *')].filter((each) => each.id !== 'sheet'"
+    " && !each.closest('#sheet, #strip, dl') && each.getBoundingClientRect().right > innerWidth + 1)"
+    ".map((each) => each.outerHTML.slice(0, 80)))"
+)
 BOX = (
     "(() => { const box = document.getElementById('sheet').getBoundingClientRect();"
     " return JSON.stringify([box.x, box.y, box.width, box.height]); })()"
@@ -93,6 +98,12 @@ def main() -> None:
     for name, key in (("after +", "+"), ("after 0", "0")):
         press(page, key)
         answers[name] = ask(page, "document.getElementById('zoom').textContent")
+    press(page, "ArrowRight")
+    answers["after →"] = ask(page, "document.getElementById('boundary').textContent")
+    view.resize(500, 900)
+    wait(500)
+    answers["wider than 500 px"] = ask(page, WIDER)
+    view.grab().save(os.path.join(folder, "narrow.png"))
     ask(page, "document.getElementById('theme').click()")
     wait(500)
     view.grab().save(os.path.join(folder, "other.png"))

@@ -51,6 +51,7 @@
       row.append(name, ...metrics.map((metric) => {
         const cell = document.createElement("td"), value = image.scores[model][metric.name];
         const all = models.map((m) => image.scores[m]?.[metric.name]).filter((v) => typeof v === "number");
+        cell.dataset.label = `${metric.name} ${metric.arrow}`;
         cell.textContent = typeof value === "number" ? value.toPrecision(5) : value ?? "–";
         if (all.length > 1 && value === (metric.lower ? Math.min(...all) : Math.max(...all))) cell.className = "best";
         return cell;
@@ -85,8 +86,12 @@
     const edge = start + state.split * visible - state.x;
     at("clip").style.clipPath = `inset(0 ${Math.max(0, width - edge)}px 0 0)`;
     at("edge").style.left = `${edge}px`;
-    stage.setAttribute("aria-valuenow", String(Math.round(state.split * 100)));
-    at("zoom").textContent = state.zoom ? `${state.zoom}×` : "fit";
+    const share = Math.round(state.split * 100);
+    stage.setAttribute("aria-valuenow", String(share));
+    at("boundary").textContent = `${share} %`;
+    at("zoom").textContent = state.zoom ? `${state.zoom}×` : `fit, ${(fit * dense).toPrecision(2)}×`;
+    at("smaller").disabled = !state.zoom;
+    at("larger").disabled = state.zoom >= 16;
   }
 
   function zoomTo(zoom) {
