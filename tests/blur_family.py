@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from omgsr_cli.errors import ModelError
 from omgsr_cli.models.base import ImageEncoder, RestorerInfo, StageInfo
 from omgsr_cli.models.devices import choose_precision
 from omgsr_cli.models.record import ModelRecord, write_record
@@ -56,6 +57,9 @@ class BlurTrainable:
 
     def denoise(self, noisy_latent: Tensor, timesteps: Tensor) -> Tensor:
         return self.restorer.restore(noisy_latent)
+
+    def share_backbone(self, share: Callable[[nn.Module], None], device: torch.device) -> None:
+        raise ModelError("blur has no frozen weights to share out")
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

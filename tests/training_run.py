@@ -22,7 +22,9 @@ from command_line import write_tiny_model
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from omgsr_cli.models.trainable import Trainable
 from omgsr_cli.training import loop
 from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.events import Event
@@ -162,7 +164,20 @@ def main() -> None:
         learner = runs[-1].learner
         state = learner.weights | (learner.adversary.state() if learner.adversary else {})
         digest = sha256(b"".join(value.detach().numpy().tobytes() for value in state.values())).hexdigest()
-        (Path(tables["save"]["out"]) / f"rank-{os.environ.get('RANK', '0')}").write_text(digest)
+        out, rank = Path(tables["save"]["out"]), os.environ.get("RANK", "0")
+        (out / f"rank-{rank}").write_text(digest)
+        (out / f"weights-{rank}").write_text(json.dumps(count_weights(runs[-1].trainable)))
+
+
+def count_weights(trainable: Trainable) -> dict[str, int]:
+    """How many weights of the network that takes the step learn and do not, in all and in this process."""
+    counts = {name + place: 0 for name in ("learned", "frozen") for place in ("", ", here")}
+    backbone = getattr(trainable.restorer, "unet", trainable.networks)
+    for weight in backbone.parameters():
+        name = "learned" if weight.requires_grad else "frozen"
+        counts[name] += weight.numel()
+        counts[f"{name}, here"] += (weight.to_local() if isinstance(weight, DTensor) else weight).numel()
+    return counts
 
 
 if __name__ == "__main__":

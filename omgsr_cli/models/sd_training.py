@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,13 @@ class SdTrainable:
         networks: tuple[Any, ...] = (self._sd.unet, self._sd.vae)
         for network in networks:
             network.enable_gradient_checkpointing()
+
+    def share_backbone(self, share: Callable[[nn.Module], None], device: torch.device) -> None:
+        """Share the UNet's weights out but for its adapter's; the VAE goes to the device whole."""
+        share(self._sd.unet)
+        self.networks.to(device)
+        self._sd.device = device
+        self._sd.prompt_embeds = self._sd.prompt_embeds.to(device)
 
     def save(self, folder: Path) -> None:
         """Write the adapters in the published layout, and `omgsr.json`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -53,6 +53,10 @@ class TinyTrainable:
     def checkpoint_gradients(self) -> None:
         """Refuse: the activations are small."""
         raise ModelError("omgsr-tiny has no gradient checkpointing", "set gradient_checkpointing = false in [train]")
+
+    def share_backbone(self, share: Callable[[nn.Module], None], device: torch.device) -> None:
+        """Refuse: every weight learns."""
+        raise ModelError("omgsr-tiny has no frozen weights to share out", "set shard_backbone = false in [train]")
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors` in float32, `config.json` and `omgsr.json`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -69,6 +69,17 @@ class Trainable(Protocol):
 
     def checkpoint_gradients(self) -> None:
         """Compute activations a second time in the backward pass rather than keep them, where the family can."""
+        ...
+
+    def share_backbone(self, share: Callable[[nn.Module], None], device: torch.device) -> None:
+        """Have the frozen weights of the network that takes the step shared out among processes; move all else.
+
+        Args:
+            share: changes a network in place, so that each process keeps a share of its frozen weights on its device.
+            device: where the rest goes.
+        Raises:
+            ModelError: the family has no frozen weights.
+        """
         ...
 
     def save(self, folder: Path) -> None:

@@ -26,6 +26,7 @@ from omgsr_cli.training.losses import Measure, build_losses
 from omgsr_cli.training.optimizers import build_adamw
 from omgsr_cli.training.pictures import TrainingPicture, find_training_pictures
 from omgsr_cli.training.processes import device_of
+from omgsr_cli.training.sharding import share_backbone
 from omgsr_cli.training.step import Learner
 from omgsr_cli.training.teacher import KeptPictures, identify_teacher
 
@@ -126,8 +127,12 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
     options = build_crop_options(config)
     pictures = find_training_pictures(config.data.train, config.data.train_lq, options.resolution, options.on_small)
     held_out = _find_held_out(config)
-    trainable = _load_model(config, device_of(accelerator), resumed=resumed)
     device = device_of(accelerator)
+    shards = config.train.shard_backbone
+    # Whole, it may not fit the device.
+    trainable = _load_model(config, torch.device("cpu") if shards else device, resumed=resumed)
+    if shards:
+        share_backbone(trainable, device, accelerator.num_processes)
     features = load_features(config.loss, config.train.precision)
     if features is not None:
         features.to(device)

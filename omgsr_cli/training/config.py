@@ -58,6 +58,9 @@ class TrainConfig(Section):
                 raise refuse(f"{name} takes no prompt", "model.prompt", _PRESET)
             if self.train.gradient_checkpointing and not family.has_checkpointing:
                 raise refuse(f"{name} has no gradient checkpointing", "train.gradient_checkpointing", _PRESET)
+            if self.train.shard_backbone and not family.adapter_parts:
+                reason = f"{name} is trained whole and has no frozen weights to share out"
+                raise refuse(reason, "train.shard_backbone", _PRESET)
         multiple = PRESETS[name].multiple_of_px if name in PRESETS else 8
         if self.data.resolution % multiple:
             near = max(multiple, round(self.data.resolution / multiple) * multiple)
@@ -77,6 +80,13 @@ class TrainConfig(Section):
         except UsageError as error:
             reason = f"{error.message}; {error.hint}" if error.hint else error.message
             raise refuse(reason, "data.resolution", "loss.gan") from error
+        return self
+
+    @model_validator(mode="after")
+    def _shards_or_compiles(self) -> Self:
+        if self.train.shard_backbone and self.train.compile:
+            reason = "a compiled network cannot be shared out among processes: set one of them to false"
+            raise refuse(reason, "train.compile", "train.shard_backbone")
         return self
 
     @model_validator(mode="after")

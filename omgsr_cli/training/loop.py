@@ -233,6 +233,7 @@ class Trainer:
                 seed=self._config.train.seed,
                 rank=accelerator.process_index,
                 processes=accelerator.num_processes,
+                together=self._config.train.shard_backbone,
             )
         scores = share_sums(accelerator, found.sums, found.pictures, ("psnr_y", "ssim_y", *run.measures))
         self._progress.scores, self._progress.scored_at = scores, self._progress.step

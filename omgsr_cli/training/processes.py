@@ -12,9 +12,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from omgsr_cli.errors import UsageError
 from omgsr_cli.models.devices import present_devices
+from omgsr_cli.training.sharding import shared_names
 
 _SUPPORTED = (
     DistributedType.NO,
@@ -57,7 +59,8 @@ def build_accelerator(folder: Path, trackers: Sequence[str] = (), *, leaves_out:
         name = accelerator.distributed_type.value
         raise UsageError(
             f"{name} cannot train this: generator and discriminator are two prepared models",
-            "launch with torchrun, or with `accelerate launch` and its plain multi-GPU settings",
+            "launch with torchrun, or with `accelerate launch` and its plain multi-GPU settings; train.shard_backbone "
+            "shares a backbone out that does not fit one card",
         )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
@@ -75,11 +78,16 @@ def device_of(accelerator: Accelerator) -> torch.device:
 
 def prepare(accelerator: Accelerator, module: nn.Module) -> nn.Module:
     """Have the processes synchronise a module's gradients; the module itself where there is one process."""
+    shared = shared_names(module)
     with warnings.catch_warnings():
         # About a new name of a setting that older torch does not know.
         warnings.simplefilter("ignore", FutureWarning)
-        prepared: nn.Module = accelerator.prepare_model(module)
-    return prepared
+        if not shared:
+            prepared: nn.Module = accelerator.prepare_model(module)
+            return prepared
+        # accelerate refuses what is shared out; torch leaves it alone when it is told to.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, shared)
+        return DistributedDataParallel(module, **accelerator.ddp_handler.to_kwargs())
 
 
 def share(

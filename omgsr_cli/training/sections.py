@@ -220,6 +220,10 @@ class StepsConfig(Section):
     gradient_checkpointing: Switch = Field(
         default=False, description="compute activations twice: less memory, a third slower"
     )
+    shard_backbone: Switch = Field(
+        default=False,
+        description="each process keeps a share of the backbone's frozen weights; for those too large for a card",
+    )
     compile: Switch = Field(default=False, description="compile the networks; for long runs")
     channels_last: Switch = Field(default=False, description="memory format that convolutions in bf16 like")
     ema: Annotated[float, Field(strict=True, ge=0, lt=1)] = Field(

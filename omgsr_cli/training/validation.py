@@ -69,6 +69,7 @@ def validate(
     seed: int,
     rank: int = 0,
     processes: int = 1,
+    together: bool = False,
 ) -> Validation:
     """Restore and measure every picture, or this process's share of them.
 
@@ -84,9 +85,14 @@ def validate(
         seed: of the run.
         rank: of this process, which takes every `processes`-th picture from there on.
         processes: how many there are.
+        together: each of them restores as often as the others, since they share the network's weights.
     """
     result = Validation()
-    for index in range(rank, len(pictures), processes):
+    for index in range(rank, len(pictures) + (-len(pictures) % processes if together else 0), processes):
+        if index >= len(pictures):
+            side = -(-options.resolution // multiple_px) * multiple_px
+            restore(torch.zeros(1, 3, side, side, device=device))
+            break
         pair = load_pair(pictures[index], options, multiple_px, seed, index)
         lq, hq = (image[None].mul(2).sub_(1).to(device) for image in pair)
         restored = restore(lq)
