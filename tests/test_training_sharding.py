@@ -54,6 +54,24 @@ def test_shared_out_it_is_the_same_training(world: Path, tmp_path: Path) -> None
     assert counts["learned, here"] == counts["learned"]
 
 
+@pytest.mark.parametrize(
+    ("variable", "name"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
+        ("ACCELERATE_USE_FSDP", "accelerate's FSDP"),
+        ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
+    ],
+)
+def test_other_ways_to_share_are_refused_with_the_reason(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, name: str
+) -> None:
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(UsageError, match=f"{name} cannot train this: generator and discriminator are two") as told:
+        run_here(settings(world, tmp_path / "run"))
+    assert "train.shard_backbone" in str(told.value.hint)
+    assert not (tmp_path / "run").exists()
+
+
 def _settings(world: Path, run: Path, common: dict[str, Any], *, shard: bool) -> Any:
     tables = settings(world, run, **common)
     del tables["model"]["start_from"]

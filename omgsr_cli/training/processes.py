@@ -26,6 +26,15 @@ _SUPPORTED = (
 )
 
 
+# What `accelerate launch` sets; without their packages, accelerate would end with an error of its own, and on CPUs it
+# would go on without a word.
+_OTHER_WAYS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "accelerate's FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+
+
 def build_accelerator(folder: Path, trackers: Sequence[str] = (), *, leaves_out: bool = False) -> Accelerator:
     """Find the other processes of the run, by what `torchrun` or `accelerate launch` put into the environment.
 
@@ -39,6 +48,9 @@ def build_accelerator(folder: Path, trackers: Sequence[str] = (), *, leaves_out:
     Raises:
         UsageError: a launcher asks for more than data-parallel training.
     """
+    for variable, name in _OTHER_WAYS.items():
+        if _is_set(variable):
+            raise _refusal(name)
     # Buffers follow from the weights, so they are equal already.
     parallel = DistributedDataParallelKwargs(
         broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=leaves_out
@@ -48,20 +60,14 @@ def build_accelerator(folder: Path, trackers: Sequence[str] = (), *, leaves_out:
         warnings.simplefilter("ignore")
         accelerator = Accelerator(
             # Without it, processes on a machine that has nothing but CPUs would each train on its own.
-            cpu=present_devices() == ["cpu"]
-            or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"),
+            cpu=present_devices() == ["cpu"] or _is_set("ACCELERATE_USE_CPU"),
             mixed_precision="no",
             log_with=list(trackers),
             project_dir=folder,
             kwargs_handlers=[parallel],
         )
     if accelerator.distributed_type not in _SUPPORTED:
-        name = accelerator.distributed_type.value
-        raise UsageError(
-            f"{name} cannot train this: generator and discriminator are two prepared models",
-            "launch with torchrun, or with `accelerate launch` and its plain multi-GPU settings; train.shard_backbone "
-            "shares a backbone out that does not fit one card",
-        )
+        raise _refusal(accelerator.distributed_type.value)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise UsageError(
@@ -69,6 +75,18 @@ def build_accelerator(folder: Path, trackers: Sequence[str] = (), *, leaves_out:
             "start as many as there are GPUs, or set ACCELERATE_USE_CPU=1 to train on CPUs",
         )
     return accelerator
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes")
+
+
+def _refusal(name: str) -> UsageError:
+    return UsageError(
+        f"{name} cannot train this: generator and discriminator are two prepared models",
+        "launch with torchrun, or with `accelerate launch` and its plain multi-GPU settings; train.shard_backbone "
+        "shares out a backbone that does not fit one card",
+    )
 
 
 def device_of(accelerator: Accelerator) -> torch.device:
