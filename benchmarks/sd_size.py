@@ -61,7 +61,7 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "attention_head_dim": 2,
             "cross_attention_dim": 16,
         },
-        _SD21_VAE | {"sample_size": 64, "block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
+        _SD21_VAE | {"sample_size": 64, "block_out_channels": (32, 32, 64, 64), "layers_per_block": 1},
     ),
 }
 _SCHEDULE = {

@@ -1,0 +1,90 @@
+"""docs/training.md: every command in it runs as it stands, one after the other, at toy size."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+from command_line import Command, Said, draw
+from test_models_sd import write_model as write_sd_model
+from test_training_publish import hub  # noqa: F401 - a fixture
+from training_run import write_features
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "training.md"
+STEPS = 2
+TOY = {
+    "data.resolution": 64, "data.batch_size": 1, "data.workers": 0, "train.steps": STEPS, "train.threads": 1,
+    "train.precision": "fp32", "optim.accumulate": 1, "optim.warmup_steps": 1, "save.every": STEPS,
+}  # fmt: skip
+OF_PRESET = {
+    "omgsr-tiny": {},
+    # Weights that nobody has here are random ones.
+    "omgsr-s-512": {
+        "optim.warmup_steps": 0, "model.base": "base", "loss.backbone": "features", "lora.vae_rank": 2,
+        "lora.backbone_rank": 2,
+    },
+}  # fmt: skip
+
+
+def commands(text: str) -> list[str]:
+    """The lines that begin with "$ ", with those that they are continued on."""
+    blocks = "\n".join(re.findall(r"```console\n(.*?)```", text, re.S))
+    return re.findall(r"^\$ (.*)$", re.sub(r"\\\n\s*", "", blocks), re.M)
+
+
+class Shell:
+    """Runs the documentation's commands in this process; `train` gets the toy's sizes after its own options."""
+
+    def __init__(self, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+        self._capfd = capfdbinary
+        self._preset = ""
+
+    def run(self, line: str) -> Said:
+        words, _, target = line.partition(" > ")
+        launcher, name, *arguments = shlex.split(words.replace("step-00006000", f"step-{STEPS:08}"))
+        if launcher == "torchrun":
+            # Several processes are tested elsewhere; what each of them is told to do is run here.
+            name, *arguments = arguments[arguments.index("omgsr_cli") + 1 :]
+        else:
+            assert launcher == "omgsr"
+        if name == "train" and "config.toml" in arguments:
+            toy = TOY | OF_PRESET[self._preset]
+            arguments += [word for key, value in toy.items() for word in ("--set", f"{key}={value}")]
+        said = Command(self._capfd, name)(*arguments)
+        if "--print-config" in arguments:
+            self._preset = arguments[-1]
+        if target:
+            Path(target).write_bytes(said.out)
+        return said
+
+
+def test_every_command_runs_as_it_stands(
+    capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    hub: object,  # noqa: F811 - the fixture
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    for number in range(3):
+        draw(Path("photos") / f"{number}.png", width=110 + number, height=100)
+    draw(Path("old.jpg"), width=32, height=24)
+    write_sd_model(Path("base"))
+    write_features(Path("features"))
+    lines, shell = commands(DOCS.read_text("utf-8")), Shell(capfdbinary)
+    assert len(lines) >= 10
+    for line in lines:
+        said = shell.run(line)
+        assert said.code == 0, f"{line}\n{said.err}"
+    assert Path("new.png").is_file()
+    assert Path("runs/omgsr-tiny/report.html").is_file()
+    assert Path("model/omgsr.json").is_file()
+
+
+def test_every_table_of_the_documentation_is_a_configuration() -> None:
+    from omgsr_cli.training.config import TrainConfig
+
+    for block in re.findall(r"```toml\n(.*?)```", DOCS.read_text("utf-8"), re.S):
+        least = {"model": {"preset": "omgsr-s-512"}, "data": {"train": ["photos"]}}
+        TrainConfig.model_validate(least | tomllib.loads(block))
