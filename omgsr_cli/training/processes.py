@@ -104,7 +104,7 @@ def prepare(accelerator: Accelerator, module: nn.Module) -> nn.Module:
             prepared: nn.Module = accelerator.prepare_model(module)
             return prepared
         # accelerate refuses what is shared out; torch leaves it alone when it is told to.
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, shared)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, shared)  # type: ignore[no-untyped-call]  # torch's own omission
         return DistributedDataParallel(module, **accelerator.ddp_handler.to_kwargs())
 
 
