@@ -5,7 +5,7 @@ encoder for the clean latents, computes the features of a picture for each use a
 first step's losses are compared, so that what is timed is the same.
 
     python benchmarks/sd_size.py --make /tmp/toy --shape toy
-    python benchmarks/train_step.py /tmp/toy --size 128 --batch 2 --steps 12
+    python benchmarks/train_step.py /tmp/toy --size 128 --batch 2 --steps 10
     python benchmarks/sd_size.py --make /tmp/sd_size
     python benchmarks/train_step.py /tmp/sd_size --size 512 --steps 1 --only ours --no-features --checkpointing
 

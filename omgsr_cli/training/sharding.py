@@ -50,8 +50,7 @@ def _share(backbone: nn.Module, device: torch.device, processes: int) -> None:
 
     mesh = init_device_mesh(device.type, (processes,))
     learned = {weight for weight in backbone.parameters() if weight.requires_grad}
-    for blocks in backbone.children():
-        if isinstance(blocks, nn.ModuleList):
-            for block in blocks.children():
-                fully_shard(block, mesh=mesh, ignored_params=learned)
-    fully_shard(backbone, mesh=mesh, ignored_params=learned)
+    for child in backbone.children():
+        for block in child.children() if isinstance(child, nn.ModuleList) else (child,):
+            fully_shard(block, mesh=mesh, ignored_params=learned, reshard_after_forward=True)
+    fully_shard(backbone, mesh=mesh, ignored_params=learned, reshard_after_forward=True)
