@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from omgsr_cli.engines.work import Place, Say
-from omgsr_cli.errors import DeviceError, FileError, OmgsrError
+from omgsr_cli.errors import DeviceError, ExistsError, FileError, OmgsrError
 from omgsr_cli.files.jobs import Job, comparison_path
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.finished import FinishedResults, Settings
@@ -89,6 +89,11 @@ class Upscaler:
         Raises:
             OmgsrError: the model cannot be loaded.
         """
+        result = self._try(job)
+        # Another process was faster: now its file is this very result, or told as any file is that is in the way.
+        return self._try(job) if isinstance(result.error, ExistsError) else result
+
+    def _try(self, job: Job) -> FileResult:
         started = time.monotonic()
         try:
             checked = _check(job, self._settings, self._info, self._results)

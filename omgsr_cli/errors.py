@@ -25,6 +25,10 @@ class FileError(OmgsrError):
     """One file that cannot be read, restored or written; the batch goes on without it."""
 
 
+class ExistsError(FileError):
+    """A name that is taken, perhaps since a moment ago; nothing was written."""
+
+
 class ModelError(OmgsrError):
     """A model, adapter or its folder that cannot be loaded or does not fit."""
 

@@ -199,6 +199,27 @@ def test_only_the_first_frame_is_used_and_that_is_told(omgsr: Command, tmp_path:
 # Once more
 
 
+@pytest.mark.parametrize(("options", "code"), [((), 0), (("--scale", "2"), 1)])
+def test_a_result_that_appears_meanwhile_is_this_one_or_in_the_way(
+    omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], code: int
+) -> None:
+    """Of two processes the other is faster: with the same settings all is well, with others its file stays."""
+    source, real = draw(tmp_path / "a.png", 8, 6), batch.restore_picture
+
+    def restore_after_the_other(*arguments: object, **named: object) -> object:
+        monkeypatch.setattr(batch, "restore_picture", real)
+        assert omgsr(source, "-o", tmp_path / "r.png", *options).code == 0
+        return real(*arguments, **named)  # type: ignore[arg-type] # as they came
+
+    monkeypatch.setattr(batch, "restore_picture", restore_after_the_other)
+    said = omgsr(source, "-o", tmp_path / "r.png")
+    assert said.code == code
+    assert ("finished before" in said.err) == (code == 0)
+    assert ("made from another input or model, or with other settings" in said.err) == (code == 1)
+    assert size_of(tmp_path / "r.png") == ((32, 24) if code == 0 else (16, 12))
+    assert files_below(tmp_path) == ["a.png", "r.png"]
+
+
 def test_what_is_finished_is_skipped_and_no_model_is_loaded(
     omgsr: Command, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

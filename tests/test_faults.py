@@ -79,6 +79,21 @@ def test_a_signal_in_the_middle_of_a_picture(model: Path, tmp_path: Path, number
     assert size_of(tmp_path / "in" / "b.png") == (1500, 1500)
 
 
+def test_two_processes_in_one_folder(model: Path, tmp_path: Path) -> None:
+    """Each picture is made once and told once; whoever comes second finds it finished."""
+    for number in range(8):
+        draw(tmp_path / "in" / f"{number}.png", 30 + number, 24)
+    command = ["upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", model, "--json"]
+    processes = [start(*command) for _ in range(2)]
+    said = [process.communicate(timeout=400) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert not [err for _, err in said if "error" in err]
+    records = [json.loads(line) for out, _ in said for line in out.splitlines()]
+    done = [record["output"] for record in records if record["status"] == "done"]
+    assert sorted(done) == [str(tmp_path / "out" / f"{number}.png") for number in range(8)]
+    assert files_below(tmp_path / "out") == [f"{number}.png" for number in range(8)]
+
+
 def test_a_signal_in_the_middle_of_a_survey(model: Path, tmp_path: Path) -> None:
     for name in "abc":
         draw(tmp_path / "in" / f"{name}.png", 64, 64)

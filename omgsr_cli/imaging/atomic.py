@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
-from omgsr_cli.errors import FileError
+from omgsr_cli.errors import ExistsError, FileError
 
 #: Suffix of a file in work; such a name also starts with a dot, so folders of pictures do not show it.
 PARTIAL_SUFFIX = ".partial"
@@ -35,9 +35,9 @@ def write_error(name: object, error: OSError) -> FileError:
     return FileError(f"{name}: cannot be written: {reason}", hint)
 
 
-def exists_error(path: Path) -> FileError:
+def exists_error(path: Path) -> ExistsError:
     """Say that a file is already there."""
-    return FileError(f"{path}: exists already", "use --overwrite to replace it")
+    return ExistsError(f"{path}: exists already", "use --overwrite to replace it")
 
 
 def write_atomically(path: Path, parts: Iterable[bytes | memoryview], *, overwrite: bool = False) -> None:
@@ -51,7 +51,8 @@ def write_atomically(path: Path, parts: Iterable[bytes | memoryview], *, overwri
         parts: its content in order.
         overwrite: whether a file already there is replaced; False never touches it, even if it appears meanwhile.
     Raises:
-        FileError: it exists and may not be replaced, or cannot be written.
+        ExistsError: it exists and may not be replaced.
+        FileError: it cannot be written.
     """
     if os.path.isdir(path):
         raise write_error(path, IsADirectoryError(errno.EISDIR, "Is a directory"))
