@@ -90,12 +90,24 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+UNBUILT = {
+    "omgsr-f-1024": (
+        "omgsr-f-1024, OMGSR-F on FLUX.1-dev, cannot be run by this version",
+        "take omgsr-s-512; FLUX's encoder is read by `omgsr timestep --base black-forest-labs/FLUX.1-dev`, once you "
+        "have agreed on https://huggingface.co/black-forest-labs/FLUX.1-dev and typed `hf auth login`",
+    )
+}
+"""Published models that people may ask for, and what is told of them: what, and what to type instead."""
+
+
 def find_preset(name: str) -> Preset:
     """Look a preset up by its name.
 
     Raises:
         UnknownModelError: there is none of that name; the hint lists those that are.
     """
+    if name in UNBUILT:
+        raise UnknownModelError(*UNBUILT[name])
     if name not in PRESETS:
         raise UnknownModelError(f"no model is called {name!r}", hint=f"known names: {', '.join(PRESETS)}")
     return PRESETS[name]

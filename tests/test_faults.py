@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from command_line import draw, files_below, size_of, write_tiny_model
+from test_loading import write_adapter, write_base
 
 PROGRAM = [sys.executable, "-m", "omgsr_cli"]
 ROOT = Path(__file__).parents[1]
@@ -59,6 +60,19 @@ def test_a_full_disk_is_one_line_and_leaves_no_piece(model: Path, tmp_path: Path
     assert "large.png" in line
     assert "the disk is full" in line
     assert files_below(small_disk) == ["out/small.png"]
+
+
+def test_a_disk_that_fills_while_models_are_merged(tmp_path: Path, small_disk: Path) -> None:
+    base = write_base(tmp_path / "base")
+    adapter = write_adapter(base, tmp_path / "adapter")
+    process = start("models", "merge", base, adapter, small_disk / "merged")
+    out, err = process.communicate(timeout=400)
+    assert (process.returncode, out) == (1, "")
+    (line,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert line == f"error: {small_disk / 'merged'} cannot be written: the disk is full"
+    assert "hint: make room" in err
+    assert "Traceback" not in err
+    assert list(small_disk.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

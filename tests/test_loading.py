@@ -202,7 +202,7 @@ def test_save_merged_leaves_nothing_behind_when_it_fails(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("omgsr_cli.models.prompts.save_prompt_embeds", fail)
-    with pytest.raises(ModelError, match="merged cannot be written: No space left on device"):
+    with pytest.raises(ModelError, match="merged cannot be written: the disk is full"):
         save_merged(restorer, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "merged").mkdir()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
-from omgsr_cli.errors import ModelError, UsageError
+from omgsr_cli.errors import UsageError
 from omgsr_cli.files.manifest import write_manifest
 from omgsr_cli.models.loading import load_found, save_merged
 from omgsr_cli.models.sources import ModelSource
@@ -40,17 +38,10 @@ def write_merged(
     if os.path.lexists(folder):
         raise UsageError(f"{folder} already exists", "give another name, or remove it first")
     restorer = load_found(source, device="cpu", precision="fp32")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.parent))
-        try:
-            partial = beside / "model"
-            save_merged(restorer, partial, half=half, text_encoder=text_encoder)
-            if provenance is not None:
-                write_provenance(provenance, partial)
-            write_manifest(partial)
-            os.rename(partial, folder)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
-    except OSError as error:
-        raise ModelError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+    def finish(model: Path) -> None:
+        if provenance is not None:
+            write_provenance(provenance, model)
+        write_manifest(model)
+
+    save_merged(restorer, folder, half=half, text_encoder=text_encoder, finish=finish)

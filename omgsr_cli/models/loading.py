@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,7 +85,14 @@ def _with_files(info: RestorerInfo, source: ModelSource) -> RestorerInfo:
     return replace(info, files=(source.folder,) if source.adapter is None else (source.folder, source.adapter))
 
 
-def save_merged(restorer: Restorer, folder: Path, *, half: bool = False, text_encoder: bool = False) -> None:
+def save_merged(
+    restorer: Restorer,
+    folder: Path,
+    *,
+    half: bool = False,
+    text_encoder: bool = False,
+    finish: Callable[[Path], None] | None = None,
+) -> None:
     """Write a loaded model whose family has adapters as a folder that `load_restorer` reads without an adapter.
 
     The folder appears whole or not at all: it is written beside and renamed.
@@ -93,6 +102,7 @@ def save_merged(restorer: Restorer, folder: Path, *, half: bool = False, text_en
         folder: must not exist yet.
         half: write float16, not the number format that it was loaded in.
         text_encoder: copy the text encoder and tokenizer too, so that the folder takes any prompt.
+        finish: given the folder that is whole but for its name, to add what else belongs into it.
     Raises:
         ModelError: the folder exists or cannot be written, the model is of another family, or the text encoder was
             asked for and is not there.
@@ -102,17 +112,23 @@ def save_merged(restorer: Restorer, folder: Path, *, half: bool = False, text_en
         raise ModelError(f"{folder} already exists", hint="give another name, or remove it first")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.parent))
         try:
             family.save_merged(restorer, beside, half=half, text_encoder=text_encoder)
+            if finish is not None:
+                finish(beside)
             # mkdtemp makes a folder that only its owner can read; the result has the usual permissions.
             beside.chmod(0o755)
             os.rename(beside, folder)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
-    except OSError as error:
-        raise ModelError(f"{folder} cannot be written: {error.strerror or error}") from error
-    except SafetensorError as error:
-        # What the system says reaches us through the writer of weights, such as of a full disk.
-        raise ModelError(f"{folder} cannot be written: {error}") from error
+    except (OSError, SafetensorError) as error:
+        raise _unwritten(folder, error) from error
+
+
+def _unwritten(folder: Path, error: OSError | SafetensorError) -> ModelError:
+    """Why a model could not be written; a full disk is told by the system or, as a text, by the writer of weights."""
+    if getattr(error, "errno", None) == errno.ENOSPC or f"(os error {errno.ENOSPC})" in str(error):
+        return ModelError(f"{folder} cannot be written: the disk is full", "make room, or write to another disk")
+    return ModelError(f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}")

@@ -12,7 +12,7 @@ from omgsr_cli.models.families import FAMILIES, Family, family_of, nearest_adapt
 from omgsr_cli.models.hub import ALL_PARTS, download_model, is_repository_name
 from omgsr_cli.models.record import ModelRecord, load_record
 from omgsr_cli.models.weight_files import PICKLE_SUFFIXES, pickle_error, refuse_pickles
-from omgsr_cli.presets import DEFAULT_PRESET, PRESETS, Preset, find_preset
+from omgsr_cli.presets import DEFAULT_PRESET, PRESETS, UNBUILT, Preset, find_preset
 from omgsr_cli.store.locations import installed_folder
 
 
@@ -113,6 +113,8 @@ def find_base_folder(name: str, parts: Sequence[str] = ALL_PARTS) -> Path:
         return fetched
     if is_repository_name(name):
         return download_model(name, None, parts)
+    if name in UNBUILT:
+        raise UnknownModelError(*UNBUILT[name])
     known = ", ".join(PRESETS)
     raise UnknownModelError(f"there is no model {name!r}", hint=f"give a folder, a hub repository or one of: {known}")
 
