@@ -119,6 +119,28 @@ class WriteOptions(_Options):
     compare: bool = False
 
 
+class EngineOptions(_Options):
+    """Who does the work.
+
+    Attributes:
+        workers: how many processes; None takes one for each device.
+        device: of one process, or several as "cuda:0,cuda:1", or "all"; None takes the first that is there.
+        engine: processes of this machine, or a Ray cluster's.
+        address: of the Ray cluster; None starts Ray on this machine.
+    """
+
+    workers: int | None = Field(default=None, ge=1, le=1024)
+    device: str | None = None
+    engine: Literal["local", "ray"] = "local"
+    address: str | None = None
+
+    @model_validator(mode="after")
+    def _only_ray_has_an_address(self) -> Self:
+        if self.address is not None and self.engine != "ray":
+            raise ValueError(f"--address {self.address} is of a Ray cluster: give --engine ray too")
+        return self
+
+
 class TimestepOptions(_Options):
     """How the mid-timestep of a data set is found.
 

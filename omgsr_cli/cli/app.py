@@ -17,6 +17,7 @@ from omgsr_cli.cli.doctor import doctor
 from omgsr_cli.cli.help_screen import Command, Group
 from omgsr_cli.cli.models import models
 from omgsr_cli.cli.output import Output
+from omgsr_cli.cli.status import status
 from omgsr_cli.cli.timestep import timestep
 from omgsr_cli.cli.train import train
 from omgsr_cli.cli.upscale import upscale
@@ -39,6 +40,7 @@ app.command(cls=Command)(timestep)
 app.command(cls=Command)(doctor)
 app.add_typer(models)
 app.command(cls=Command)(train)
+app.command(cls=Command)(status)
 
 
 def _show_version(wanted: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-MODEL, DATA, FILES, TALK = "Model", "Data", "Files", "Output and logging"
+MODEL, DATA, FILES, SPREAD, TALK = "Model", "Data", "Files", "Many pictures", "Output and logging"
 """Under which headings the help of a command lists its options."""
 
 Base = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,15 @@ from omgsr_cli.cli import upscale_params as own
 from omgsr_cli.cli.forecast import Pace
 from omgsr_cli.cli.output import Output, duration
 from omgsr_cli.cli.report import Tally, name_of, result_line
+from omgsr_cli.cli.spread import Report, choose_engine, first_device, only_failed, open_report
 from omgsr_cli.errors import UsageError
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
 from omgsr_cli.files.jobs import STREAM, JobPlan, plan_jobs, scale_label
+from omgsr_cli.files.shards import parse_shard
 
 if TYPE_CHECKING:
     from omgsr_cli.finished import Settings
+    from omgsr_cli.options import EngineOptions
     from omgsr_cli.results import FileResult
 
 
@@ -33,7 +37,7 @@ def upscale(
     mid_timestep: own.MidTimestep = None,
     prompt: own.Prompt = None,
     seed: own.Seed = None,
-    device: shared.Device = None,
+    device: own.Devices = None,
     precision: shared.Precision = "auto",
     compile_: own.Compile = False,
     color_fix: own.ColorFix = None,
@@ -48,6 +52,10 @@ def upscale(
     metadata: own.Metadata = "keep",
     overwrite: own.Overwrite = False,
     compare: own.Compare = False,
+    workers: own.Workers = None,
+    shard: own.Shard = None,
+    report: own.Report = None,
+    retry_failed: own.RetryFailed = False,
     dry_run: own.DryRun = False,
     as_json: shared.AsJson = False,
     quiet: shared.Quiet = False,
@@ -58,8 +66,12 @@ def upscale(
     Without -o a result lies beside its input as NAME_x4.EXT, or for a folder in FOLDER_x4/. What is finished is
     skipped on the next run; nothing else is overwritten without --overwrite.
     """
-    from omgsr_cli.options import ModelOptions, RestoreOptions, SizeOptions, WriteOptions, build_options
+    from omgsr_cli.options import EngineOptions, ModelOptions, RestoreOptions, SizeOptions, WriteOptions, build_options
 
+    engine = build_options(EngineOptions, workers=workers, device=device)
+    part = None if shard is None else parse_shard(shard, os.environ)
+    if retry_failed and report is None:
+        raise UsageError("--retry-failed needs to know what has failed", "give the --report of the run before")
     model_options = build_options(
         ModelOptions,
         model=model,
@@ -67,7 +79,7 @@ def upscale(
         adapter=adapter,
         mid_timestep=mid_timestep,
         prompt=prompt,
-        device=device,
+        device=first_device(device),
         precision=precision,
         compile=compile_,
         process_size=process_size,
@@ -103,7 +115,13 @@ def upscale(
         output_format=write.format,
     )
     _check_quality(quality, plan)
-    return session.plan(plan) if dry_run else session.run(plan)
+    plan = part.of(plan) if part else plan
+    plan = only_failed(plan, report) if retry_failed and report else plan
+    if dry_run:
+        return session.plan(plan)
+    with open_report(report) as kept:
+        kept.begin(len(plan.jobs), None if part is None else str(part))
+        return session.run(plan, engine, kept)
 
 
 def _check_quality(quality: int | None, plan: JobPlan) -> None:
@@ -167,26 +185,31 @@ class _Session:
         results = plan_files(plan.jobs, self.settings, self.info, finished, free)
         return self._report(plan, results, pace.add, pace.forecast)
 
-    def run(self, plan: JobPlan) -> int:
+    def run(self, plan: JobPlan, engine: EngineOptions, report: Report) -> int:
         """Do the work."""
         from omgsr_cli.batch import UpscaleWork
         from omgsr_cli.engines.local import Here
-        from omgsr_cli.engines.work import Place
+        from omgsr_cli.results import result_record
 
+        spread = choose_engine(engine)
         # A device or precision that is not there is said before anything is read.
         pace = self.pace()
 
         def after(result: FileResult) -> None:
             pace.add(result)
+            report.add(result_record(result))
             view.finish()
 
         with self.talk.progress(len(plan.jobs)) as view:
-            work = UpscaleWork(self.settings, self.source, self.info, view.tiles)
-            results = Here(Place(self.settings.model.device)).run(
+            # Tiles are told only by this process, and what several do at once says little of one's speed.
+            alone = isinstance(spread, Here)
+            work = UpscaleWork(self.settings, self.source, self.info, view.tiles if alone else None)
+            results = spread.run(
                 work, plan.jobs, on_start=lambda job: view.start(name_of(job.source, "stdin")), say=self._tell
             )
             code = self._report(plan, results, after)
-        pace.keep()
+        if alone:
+            pace.keep()
         return code
 
     def _tell(self, text: str, *, detail: bool = False) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from omgsr_cli.cli.params import FILES, MODEL, TALK
+from omgsr_cli.cli.params import FILES, MODEL, SPREAD, TALK
 from omgsr_cli.presets import DEFAULT_PRESET
 
 SIZE, RESTORATION = "Size", "Restoration"
@@ -117,4 +118,36 @@ Compare = Annotated[bool, typer.Option("--compare", help="Write a before/after p
 
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.", rich_help_panel=TALK)
+]
+
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAME,...",
+        help="cuda, mps, xpu or cpu; several as cuda:0,cuda:1; or all \\[the first that is there].",
+        rich_help_panel=MODEL,
+    ),
+]
+
+Workers = Annotated[
+    int | None, typer.Option(metavar="N", help="Processes \\[one for each device].", rich_help_panel=SPREAD)
+]
+
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N|auto",
+        help="Only the I-th of N parts, as 1/8; auto asks RANK and WORLD_SIZE, or a SLURM array.",
+        rich_help_panel=SPREAD,
+    ),
+]
+
+Report = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Add a JSON line for each picture; see omgsr status.", rich_help_panel=SPREAD),
+]
+
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Only what --report says has failed.", rich_help_panel=SPREAD)
 ]

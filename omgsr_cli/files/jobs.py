@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -37,10 +37,12 @@ class Job:
     Attributes:
         source: the file to read; None is standard input.
         destination: the file to write, its suffix being that of the format; None is standard output.
+        below: the path that the source has below the folder that was named, with slashes; a file's own is its name.
     """
 
     source: Path | None
     destination: Path | None
+    below: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,10 @@ def plan_jobs(
     _check_not_own_source(
         pairs, "give another name to -o" if target.kind == "file" else "give --suffix _x4, or -o FOLDER"
     )
-    return replace(_without_earlier_results(pairs, problems), notes=notes)
+    plan = _without_earlier_results(pairs, problems)
+    below = {one.path: one.below.as_posix() for one in found}
+    jobs = tuple(replace(job, below=below[job.source]) for job in plan.jobs if job.source is not None)
+    return replace(plan, jobs=jobs, notes=notes)
 
 
 def comparison_path(destination: Path) -> Path:

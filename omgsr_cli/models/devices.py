@@ -55,6 +55,24 @@ def choose_device(name: str | None = None) -> torch.device:
     return device
 
 
+def named_devices(text: str | None) -> tuple[str | None, ...]:
+    """The devices that `--device` names: one, several as "cuda:0,cuda:1", or "all" of the preferred kind.
+
+    Raises:
+        DeviceError: one of them is not here.
+    """
+    if text == "all":
+        kind = present_devices()[0]
+        count = _device_count(kind)
+        return (kind,) if count == 1 else tuple(f"{kind}:{index}" for index in range(count))
+    if text is None or "," not in text:
+        return (text,)
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        choose_device(name)
+    return tuple(names)
+
+
 def _device_count(kind: str) -> int:
     """How many devices of a present kind there are."""
     return {"cuda": torch.cuda.device_count, "xpu": torch.xpu.device_count}.get(kind, lambda: 1)()

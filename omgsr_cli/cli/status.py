@@ -1,0 +1,47 @@
+"""`omgsr status`: what the reports of a run tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from omgsr_cli.cli import params as shared
+from omgsr_cli.cli.output import Output, duration
+from omgsr_cli.files.inputs import shown
+from omgsr_cli.files.reports import RunState, read_reports
+
+
+def status(
+    reports: Annotated[list[Path], typer.Argument(metavar="REPORT...", help="Files that --report named.")],
+    as_json: shared.AsJson = False,
+) -> int:
+    """Tell how far a run is: what is done, what failed and why, how fast, and how long it will take.
+
+    Reports of several parts are put together.
+    """
+    state = read_reports(reports)
+    record = {
+        "files": state.files,
+        "finished": len(state.finished),
+        "failed": len(state.failed),
+        "left": state.left,
+        "files_per_second": None if state.rate is None else round(state.rate, 3),
+        "seconds_left": None if state.seconds_left is None else round(state.seconds_left),
+        "reasons": dict(state.reasons()),
+    }
+    Output(as_json=as_json).result(_told(state), record)
+    return 0
+
+
+def _told(state: RunState) -> str:
+    of = "" if state.files is None else f" of {state.files}"
+    parts = [f"{len(state.finished)}{of} finished"]
+    if state.failed:
+        parts.append(f"{len(state.failed)} failed")
+    if state.rate is not None:
+        parts.append(f"{state.rate:.2g} files a second")
+    if state.left and state.seconds_left is not None:
+        parts.append(f"about {duration(state.seconds_left)} left")
+    return "\n".join([", ".join(parts), *(f"failed: {count} {shown(reason)}" for reason, count in state.reasons())])

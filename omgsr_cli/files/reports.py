@@ -1,0 +1,167 @@
+"""The report of a run: one JSON object a line, added as files end, read while it grows."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from omgsr_cli.errors import FileError, UsageError
+from omgsr_cli.files.inputs import shown
+
+
+class RunReport:
+    """Adds records to a report; what is there already stays, so that one report tells of all runs.
+
+    A line is written by one call that appends: several processes may write one report, where their file system does
+    this as a whole (network file systems do not: give each process its own).
+
+    Args:
+        path: of the report, made if it is missing.
+    Raises:
+        UsageError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+            end = os.lseek(self._file, 0, os.SEEK_END)
+            if end and (os.lseek(self._file, end - 1, os.SEEK_SET), os.read(self._file, 1))[1] != b"\n":
+                # A machine that went down left half a line.
+                os.write(self._file, b"\n")
+        except OSError as error:
+            raise UsageError(
+                f"--report {shown(path)} cannot be written: {error.strerror or error}", "give another file"
+            ) from error
+
+    def begin(self, files: int | None, part: str | None) -> None:
+        """Say that a run begins: how many files it has, None where this shows only at the end, and its part."""
+        self._write({"run": {"files": files, "part": part}, "time": time.time()})
+
+    def add(self, record: Mapping[str, object]) -> None:
+        """Add what became of a file.
+
+        Raises:
+            FileError: the disk is full.
+        """
+        self._write({**record, "time": time.time()})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        os.close(self._file)
+
+    def _write(self, record: Mapping[str, object]) -> None:
+        try:
+            os.write(self._file, json.dumps(record).encode() + b"\n")
+        except OSError as error:
+            raise FileError(f"{shown(self._path)} cannot be written: {error.strerror or error}") from error
+
+
+@dataclass
+class RunState:
+    """What reports tell.
+
+    Attributes:
+        files: how many there are in all parts; None where it is not known.
+        finished: inputs whose result is whole.
+        failed: why each of the others failed, by its name; without those that were finished later.
+        done: how many the latest run of each part has done.
+        seconds: how long it has been going.
+    """
+
+    files: int | None = None
+    finished: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+    done: int = 0
+    seconds: float = 0.0
+
+    @property
+    def left(self) -> int | None:
+        """How many files nothing is known of yet."""
+        return None if self.files is None else max(self.files - len(self.finished) - len(self.failed), 0)
+
+    @property
+    def rate(self) -> float | None:
+        """Files a second; None before the first."""
+        return self.done / self.seconds if self.done and self.seconds > 0 else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At this rate; None where it is not known."""
+        return None if self.left is None or self.rate is None else self.left / self.rate
+
+    def reasons(self) -> list[tuple[str, int]]:
+        """Why files failed, and how many for each, the most first."""
+        return Counter(self.failed.values()).most_common()
+
+
+@dataclass
+class _Run:
+    files: int | None
+    began: float
+    ended: float
+    done: int = 0
+
+
+def read_reports(paths: Sequence[Path]) -> RunState:
+    """Put together what the reports of all parts and runs tell.
+
+    Raises:
+        UsageError: one cannot be read, or is none.
+    """
+    state, runs = RunState(), list[_Run]()
+    for path in paths:
+        latest: dict[str | None, _Run] = {}
+        part: str | None = None
+        for line in _lines(path):
+            if "run" in line:
+                part = line["run"]["part"]
+                latest[part] = _Run(line["run"]["files"], line["time"], line["time"])
+            elif line.get("status") in ("done", "skipped", "failed"):
+                _add(state, line)
+                run = latest.setdefault(part, _Run(None, line["time"], line["time"]))
+                run.done += line["status"] != "skipped"
+                run.ended = max(run.ended, line["time"])
+        if not latest:
+            raise UsageError(f"{shown(path)} is not a report", "give the file that --report names")
+        runs += latest.values()
+    counts = [run.files for run in runs]
+    state.files = None if None in counts else sum(count for count in counts if count is not None)
+    state.done = sum(run.done for run in runs)
+    state.seconds = max((run.ended for run in runs), default=0.0) - min((run.began for run in runs), default=0.0)
+    return state
+
+
+def _add(state: RunState, line: Mapping[str, Any]) -> None:
+    name = str(line["input"])
+    if line["status"] == "failed":
+        state.failed[name] = str(line["error"]).removeprefix(f"{name}: ")
+        state.finished.discard(name)
+    else:
+        state.finished.add(name)
+        state.failed.pop(name, None)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with open(path, "rb") as file:
+            for text in file:
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    # Half a line: it is being written, or the machine went down. Its file is simply not known of.
+                    continue
+                if isinstance(line, dict) and "time" in line:
+                    yield line
+    except OSError as error:
+        raise UsageError(f"{shown(path)} cannot be read: {error.strerror or error}") from error

@@ -1,0 +1,98 @@
+"""Which part of many pictures a process of a cluster does: nothing talks, every process works it out by itself."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from omgsr_cli.errors import UsageError
+from omgsr_cli.files.inputs import shown
+from omgsr_cli.files.jobs import JobPlan
+
+_HINT = "write it like 1/8 to 8/8, or auto"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` parts, `number` being 1 to `count`."""
+
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def holds(self, name: str) -> bool:
+        """Whether a picture is in this part, by the path that it has below the folder that was named.
+
+        The same picture is in the same part whatever the order of a listing, and wherever the folder is mounted.
+        """
+        digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        return int.from_bytes(digest, "big") % self.count == self.number - 1
+
+    def of(self, plan: JobPlan) -> JobPlan:
+        """This part of a plan; what is wrong with an input is in one part too."""
+        jobs = tuple(job for job in plan.jobs if self.holds(job.below))
+        problems = tuple(problem for problem in plan.problems if self.holds(problem.message))
+        return replace(plan, jobs=jobs, problems=problems)
+
+
+def parse_shard(text: str, environment: Mapping[str, str]) -> Shard:
+    """The part that `--shard` names: "3/8", or "auto" for the one that a scheduler gave this process.
+
+    Args:
+        text: as typed.
+        environment: of the process: RANK and WORLD_SIZE as torchrun sets them, SLURM's variables of a job array, or
+            both, where every task of the array has several ranks.
+    Raises:
+        UsageError: it is no part, or nothing tells which.
+    """
+    if text == "auto":
+        return _scheduled(environment)
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"--shard {shown(text)} is not a part of a whole", _HINT)
+    return Shard(int(match[1]), int(match[2]))
+
+
+def _scheduled(environment: Mapping[str, str]) -> Shard:
+    parts = [part for part in (_of_array(environment), _of_ranks(environment)) if part is not None]
+    if not parts:
+        raise UsageError("--shard auto: neither RANK and WORLD_SIZE nor SLURM_ARRAY_TASK_ID is set", _HINT)
+    index, count = 0, 1
+    for part_index, part_count in parts:
+        index, count = index * part_count + part_index, count * part_count
+    return Shard(index + 1, count)
+
+
+def _of_array(environment: Mapping[str, str]) -> tuple[int, int] | None:
+    if "SLURM_ARRAY_TASK_ID" not in environment:
+        return None
+    names = [f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "COUNT")]
+    task, first, last, count = (_integer(environment, name) for name in names)
+    step = (last - first) // (count - 1) if count > 1 else 1
+    # An array as 1,5,6 has holes of different widths: a task cannot tell the how-manieth it is.
+    if step < 1 or first + step * (count - 1) != last or not first <= task <= last or (task - first) % step:
+        raise UsageError(
+            f"--shard auto: the array {first} to {last} with {count} tasks is not evenly spaced",
+            "give --shard I/N, I being made of SLURM_ARRAY_TASK_ID",
+        )
+    return (task - first) // step, count
+
+
+def _of_ranks(environment: Mapping[str, str]) -> tuple[int, int] | None:
+    if "RANK" not in environment:
+        return None
+    rank, count = _integer(environment, "RANK"), _integer(environment, "WORLD_SIZE")
+    if not 0 <= rank < count:
+        raise UsageError(f"--shard auto: RANK {rank} is not below WORLD_SIZE {count}", _HINT)
+    return rank, count
+
+
+def _integer(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name, "")
+    if not text.isdecimal():
+        raise UsageError(f"--shard auto: {name} is {text!r}, not a number", _HINT)
+    return int(text)

@@ -1,0 +1,51 @@
+"""Work without pictures, whose processes start quickly: what the engines are tested with."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from omgsr_cli.engines.work import Place, Say
+from omgsr_cli.errors import ModelError, OmgsrError
+
+
+@dataclass(frozen=True)
+class Doubling:
+    """Doubles numbers; some end their process, always or the first time.
+
+    Attributes:
+        folder: where it is noted who did what.
+        fatal: numbers that kill the process.
+        fatal_once: likewise, but only when they are met first.
+        broken: there is no model.
+        dies: the process ends as it starts.
+    """
+
+    folder: Path
+    fatal: frozenset[int] = frozenset()
+    fatal_once: frozenset[int] = frozenset()
+    broken: bool = False
+    dies: bool = False
+
+    def open(self, place: Place, say: Say) -> Callable[[int], tuple[int, str]]:
+        if self.broken:
+            raise ModelError("there is no model", "make one")
+        if self.dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        say("opened")
+
+        def double(number: int) -> tuple[int, str]:
+            tried = self.folder / f"{number}-{os.getpid()}"
+            is_first = not list(self.folder.glob(f"{number}-*"))
+            tried.write_text(str(place.device))
+            if number in self.fatal or (number in self.fatal_once and is_first):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return 2 * number, ""
+
+        return double
+
+    def lost(self, task: int, error: OmgsrError) -> tuple[int, str]:
+        return task, error.message

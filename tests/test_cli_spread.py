@@ -1,0 +1,134 @@
+"""Many pictures at the command line: several processes, parts, reports."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import active_children
+from pathlib import Path
+
+import pytest
+from command_line import Command, draw, files_below, write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "random")
+
+
+@pytest.fixture
+def omgsr(model: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Command:
+    monkeypatch.setenv("OMGSR_MODEL", str(model))
+    return Command(capfdbinary)
+
+
+@pytest.fixture
+def status(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
+    return Command(capfdbinary, "status")
+
+
+@contextmanager
+def a_worker_is_killed_when(folder: Path, count: int) -> Iterator[list[int]]:
+    """Ends one process of the run with the signal that nobody can catch, once so many results are there."""
+    killed: list[int] = []
+
+    def watch() -> None:
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            if folder.is_dir() and len(list(folder.iterdir())) >= count and (children := active_children()):
+                os.kill(children[0].pid or 0, signal.SIGKILL)
+                killed.append(children[0].pid or 0)
+                return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    yield killed
+    thread.join()
+
+
+def test_five_hundred_pictures_with_ten_broken_ones_and_a_process_that_is_killed(
+    omgsr: Command, status: Command, tmp_path: Path
+) -> None:
+    """Nothing is lost, nothing is done twice, and what failed is named."""
+    source = draw(tmp_path / "in" / "000.png", 3, 2)
+    for number in range(1, 500):
+        path = tmp_path / "in" / f"{number:03}.png"
+        path.write_bytes(source.read_bytes() if number % 50 else b"\x89PNG\r\n\x1a\nbroken")
+    broken = [f"{number:03}.png" for number in range(50, 500, 50)]
+    (tmp_path / "in" / "007.png").write_bytes(b"")
+    arguments = [tmp_path / "in", "-o", tmp_path / "out", "--device", "cpu", "--workers", "2"]
+    arguments += ["--report", tmp_path / "run.jsonl", "--scale", "1"]
+    with a_worker_is_killed_when(tmp_path / "out", 100) as killed:
+        said = omgsr(*arguments, "--json")
+    assert killed
+    assert said.code == 1
+    names = sorted(Path(record["input"]).name for record in said.records)
+    assert names == [f"{number:03}.png" for number in range(500)]
+    failed = sorted(Path(record["input"]).name for record in said.records if record["status"] == "failed")
+    assert failed == sorted([*broken, "007.png"])
+    assert len(said.errors) == 10
+    outputs = [name for name in files_below(tmp_path / "out") if not name.startswith(".")]
+    assert len(outputs) == 490
+    told = status(tmp_path / "run.jsonl", "--json").records[0]
+    assert (told["files"], told["finished"], told["failed"], told["left"]) == (500, 490, 10, 0)
+    assert sum(told["reasons"].values()) == 10
+    # Only what failed is tried again, in this process; one of them has been mended.
+    (tmp_path / "in" / "007.png").write_bytes(source.read_bytes())
+    said = omgsr(*arguments[:-6], "--scale", "1", "--report", tmp_path / "run.jsonl", "--retry-failed", "--json")
+    assert sorted(record["status"] for record in said.records) == ["done", *["failed"] * 9]
+    said = status(tmp_path / "run.jsonl")
+    assert said.lines[0].startswith("491 of ")
+    assert "9 failed" in said.lines[0]
+
+
+def test_parts_give_what_one_run_gives(omgsr: Command, tmp_path: Path) -> None:
+    for number in range(8):
+        draw(tmp_path / "in" / str(number % 2) / f"{number}.png", 5 + number, 7)
+    assert omgsr(tmp_path / "in", "-r", "-o", tmp_path / "whole").code == 0
+    for number in (1, 2, 3):
+        said = omgsr(tmp_path / "in", "-r", "-o", tmp_path / "parts", "--shard", f"{number}/3")
+        assert (said.code, len(said.lines) < 8) == (0, True)
+    names = files_below(tmp_path / "whole")
+    assert files_below(tmp_path / "parts") == names
+    for name in names:
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_scheduler_says_which_part(omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(tmp_path / "in" / "a.png")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    planned = []
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        planned += omgsr(tmp_path / "in", "--shard", "auto", "--dry-run").lines
+    assert len(planned) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        (("--workers", "0"), "--workers 0"),
+        (("--shard", "3/2"), "--shard 3/2"),
+        (("--retry-failed",), "--retry-failed"),
+        (("--report", "."), "--report ."),
+        (("--report", "none.jsonl", "--retry-failed"), "none.jsonl cannot be read"),
+    ],
+)
+def test_a_wrong_option_is_a_usage_error_that_names_it(
+    omgsr: Command, tmp_path: Path, options: tuple[str, ...], wrong: str
+) -> None:
+    said = omgsr(draw(tmp_path / "a.png"), *options)
+    assert (said.code, said.out) == (2, b"")
+    assert wrong in said.errors[0]
+
+
+def test_a_device_that_is_not_there_is_told_beside_one_that_is(omgsr: Command, tmp_path: Path) -> None:
+    said = omgsr(draw(tmp_path / "a.png"), "--device", "cpu,cpu:9")
+    assert said.code == 1
+    assert said.errors == ["error: device 'cpu:9' is not present"]
+    assert omgsr(tmp_path / "a.png", "--device", "all").code == 0
