@@ -37,7 +37,7 @@ def a_worker_is_killed_when(folder: Path, count: int) -> Iterator[list[int]]:
     killed: list[int] = []
 
     def watch() -> None:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 600
         while time.monotonic() < until:
             if folder.is_dir() and len(list(folder.iterdir())) >= count and (children := active_children()):
                 os.kill(children[0].pid or 0, signal.SIGKILL)
