@@ -14,18 +14,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from omgsr_cli.batch import Upscaler
+from omgsr_cli.batch import Upscaler, UpscaleWork
 from omgsr_cli.benchmark.plan import run_bench
+from omgsr_cli.engines.local import choose_local, plan_places
 from omgsr_cli.errors import ShapeError, UsageError
 from omgsr_cli.files.jobs import plan_jobs, scale_label
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.finished import FinishedResults, Settings
 from omgsr_cli.geometry import Size, plan_output_size
 from omgsr_cli.imaging import Picture, encode_picture, from_samples, luma, read_picture, to_samples
-from omgsr_cli.models.base import Restorer
+from omgsr_cli.models.base import Restorer, RestorerInfo
+from omgsr_cli.models.devices import named_devices
+from omgsr_cli.models.loading import describe_model
 from omgsr_cli.models.loading import load_restorer as load
+from omgsr_cli.models.sources import find_model
 from omgsr_cli.options import (
     ColorFix,
+    EngineOptions,
     ModelOptions,
     OutputFormat,
     RestoreOptions,
@@ -142,7 +147,7 @@ def upscale_image(
 
 
 def upscale_folder(
-    model: Restorer,
+    model: Restorer | str | Path,
     inputs: str | Path | Sequence[str | Path],
     output: str | Path | None = None,
     *,
@@ -157,6 +162,8 @@ def upscale_folder(
     quality: int | None = None,
     metadata: Literal["keep", "none"] = "keep",
     overwrite: bool = False,
+    workers: int | None = None,
+    device: str | None = None,
     on_result: Callable[[FileResult], None] | None = None,
 ) -> list[FileResult]:
     """Restore and enlarge the pictures of a folder, or of several files and folders, with all that they carry.
@@ -165,29 +172,34 @@ def upscale_folder(
     skipped.
 
     Args:
-        model: from `load`.
+        model: from `load`; or what `load` would be given, as `workers` needs it.
         inputs: folders, files, globs or .txt lists.
         output: a folder, or a file for a single picture; None writes beside the input, as NAME_x4.EXT or FOLDER_x4/.
         scale: as for `upscale_image`; likewise `size`, `color_fix`, `tile` and `seed`.
-        size: see there.
-        color_fix: see there.
-        tile: see there.
-        seed: see there.
         recursive: whether sub-folders are searched too.
         suffix: added to names.
         format: "same" as the input's, or "png", "jpg", "webp", "tiff", "avif".
         quality: 1 to 100, for formats that lose something.
         metadata: "keep" or "none".
         overwrite: whether other files that are there are replaced.
+        workers: how many processes, each of which loads the model; None takes one for each device. A script that asks
+            for several keeps what it does under `if __name__ == "__main__":`.
+        device: of a model that is named: as for `load`, or several as "cuda:0,cuda:1", or "all".
         on_result: told of each picture as it ends.
     Returns:
         One result for each picture, and one for each input that is none; `error` says why one failed.
     Raises:
         UsageError: a value is out of range, or values do not go together.
     """
+    options = build_options(EngineOptions, workers=workers, device=device)
+    info = describe_model(find_model(model)) if isinstance(model, str | Path) else model.info
+    if not isinstance(model, str | Path) and options != EngineOptions():
+        raise UsageError(
+            "a loaded model stays in its process and on its device", "give its name, which is loaded there"
+        )
     sizes = build_options(SizeOptions, scale=scale, size=size)
     settings = Settings(
-        _model_options(model),
+        _model_options(info),
         build_options(RestoreOptions, size=sizes, color_fix=color_fix, tile=tile, seed=seed),
         build_options(WriteOptions, format=format, quality=quality, metadata=metadata, overwrite=overwrite),
     )
@@ -196,21 +208,26 @@ def upscale_folder(
         None if output is None else str(output),
         recursive=recursive,
         suffix=suffix,
-        scale_label=scale_label(sizes, model.info.scale),
+        scale_label=scale_label(sizes, info.scale),
         output_format=format,
     )
     results = [FileResult(None, None, "failed", error=problem) for problem in plan.problems]
-    upscale = Upscaler(settings, model.info, FinishedResults(settings, model.info, Remembered()), lambda: model)
-    for result in map(upscale, plan.jobs):
+    if isinstance(model, str | Path):
+        engine = choose_local(plan_places(named_devices(device), options.workers))
+        work = UpscaleWork(settings, find_model(model), info)
+        done = engine.run(work, plan.jobs, on_start=lambda job: None, say=lambda text, *, detail=False: None)
+    else:
+        restorer = model
+        done = map(Upscaler(settings, info, FinishedResults(settings, info, Remembered()), lambda: restorer), plan.jobs)
+    for result in done:
         results.append(result)
         if on_result:
             on_result(result)
     return results
 
 
-def _model_options(model: Restorer) -> ModelOptions:
+def _model_options(info: RestorerInfo) -> ModelOptions:
     """What a finished picture says of the model that made it."""
-    info = model.info
     return ModelOptions(model=info.name, mid_timestep=info.mid_timestep, prompt=info.prompt)
 
 

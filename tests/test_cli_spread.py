@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from command_line import Command, draw, files_below, write_tiny_model
 
+from omgsr_cli import upscale_folder
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -97,6 +99,18 @@ def test_parts_give_what_one_run_gives(omgsr: Command, tmp_path: Path) -> None:
     assert files_below(tmp_path / "parts") == names
     for name in names:
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_from_python_processes_give_what_the_command_gives(omgsr: Command, model: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        draw(tmp_path / "in" / f"{number}.png", 5 + number, 7)
+    assert omgsr(tmp_path / "in", "-o", tmp_path / "command", "--device", "cpu").code == 0
+    results = upscale_folder(model, tmp_path / "in", tmp_path / "python", workers=2, device="cpu")
+    assert [result.status for result in results] == ["done"] * 3
+    for name in files_below(tmp_path / "command"):
+        assert (tmp_path / "python" / name).read_bytes() == (tmp_path / "command" / name).read_bytes()
+    again = upscale_folder(str(model), tmp_path / "in", tmp_path / "command")
+    assert [result.status for result in again] == ["skipped"] * 3
 
 
 def test_a_scheduler_says_which_part(omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,6 +190,8 @@ def test_a_folder_is_restored_and_resumed(model: Restorer, tmp_path: Path, capfd
     assert [result.status for result in other] == ["failed"]
     beside = upscale_folder(model, [photos / "0.png"], scale=1.5)
     assert beside[0].destination == photos / "0_x1.5.png"
+    with pytest.raises(UsageError, match="loaded model stays"):
+        upscale_folder(model, photos, workers=2)
     absent = upscale_folder(model, tmp_path / "absent")
     assert [result.status for result in absent] == ["failed"]
     assert capfd.readouterr() == ("", "")

@@ -67,8 +67,7 @@ def choose_engine(options: EngineOptions) -> Engine:
     Raises:
         DeviceError: a device is not here.
     """
-    from omgsr_cli.engines.local import Here, Processes, plan_places
+    from omgsr_cli.engines.local import choose_local, plan_places
     from omgsr_cli.models.devices import named_devices
 
-    places = plan_places(named_devices(options.device), options.workers)
-    return Here(places[0]) if len(places) == 1 else Processes(places)
+    return choose_local(plan_places(named_devices(options.device), options.workers))

@@ -69,6 +69,11 @@ def plan_places(devices: Sequence[str | None], workers: int | None) -> tuple[Pla
     return tuple(Place(device, sharing[device]) for device in taken)
 
 
+def choose_local(places: Sequence[Place]) -> Here | Processes:
+    """This process for one place, else one process for each."""
+    return Here(places[0]) if len(places) == 1 else Processes(places)
+
+
 class _Hand(Generic[Task]):
     """One process, and the task that it has."""
 

@@ -1,0 +1,107 @@
+"""How much faster two processes with one thread each are than one, and what a small picture costs beside the network.
+
+    python benchmarks/scaling.py [--pictures 60] [--height 64] [--width 90]
+
+The start of the processes and the loading of the model are left out: pictures are counted from the first results to
+the last. Run it on a machine that does nothing else; what else it does is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from omgsr_cli.batch import Upscaler, UpscaleWork
+from omgsr_cli.engines.local import Processes
+from omgsr_cli.engines.work import Place
+from omgsr_cli.files.jobs import Job
+from omgsr_cli.files.remembered import Remembered
+from omgsr_cli.finished import FinishedResults, Settings
+from omgsr_cli.models.loading import describe_model, load_found
+from omgsr_cli.models.sources import find_model
+from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions
+from omgsr_cli.restoration import Restoration
+
+
+def write_pictures(folder: Path, count: int, height: int, width: int) -> list[Path]:
+    """Smooth pictures with some noise, no two alike."""
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[0:height, 0:width]
+    paths = []
+    for number in range(count):
+        waves = [128 + 90 * np.sin(rows / (5 + number % 7) + columns / (9 - channel)) for channel in range(3)]
+        pixels = np.stack(waves, 2) + random.normal(0, 6, (height, width, 3))
+        paths.append(folder / f"{number:04}.png")
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(paths[-1])
+    return paths
+
+
+def pictures_per_second(work: UpscaleWork, jobs: list[Job], processes: int) -> float:
+    """Between the first result of every process and the last of all."""
+    places = [Place("cpu", processes)] * processes
+    results = Processes(places).run(work, jobs, on_start=lambda job: None, say=lambda text, *, detail=False: None)
+    began, counted = 0.0, 0
+    for number, result in enumerate(results):
+        assert result.status == "done", result
+        if number < 2 * processes:
+            began = time.monotonic()
+        else:
+            counted += 1
+    return counted / (time.monotonic() - began)
+
+
+def overhead(work: UpscaleWork, jobs: list[Job]) -> tuple[float, float]:
+    """Seconds of a picture, and of these outside of the network, in processor time: other work does not count."""
+    inside = [0.0]
+    run = Restoration.run
+
+    def timed(self: Restoration, *arguments: object) -> object:
+        began = time.process_time()
+        try:
+            return run(self, *arguments)  # type: ignore[arg-type] - handed through as they come
+        finally:
+            inside[0] += time.process_time() - began
+
+    Restoration.run = timed  # type: ignore[method-assign, assignment] - measured from outside, so that nothing is in its way
+    model = load_found(work.model, device="cpu", precision="fp32")
+    do = Upscaler(work.settings, work.info, FinishedResults(work.settings, work.info, Remembered()), lambda: model)
+    do(jobs[0])
+    inside[0], began = 0.0, time.process_time()
+    for job in jobs[1:]:
+        do(job)
+    whole = time.process_time() - began
+    return whole / (len(jobs) - 1), (whole - inside[0]) / (len(jobs) - 1)
+
+
+def main() -> None:
+    """Measure both and print them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=60)
+    parser.add_argument("--height", type=int, default=64)
+    parser.add_argument("--width", type=int, default=90)
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    source = find_model("omgsr-tiny")
+    settings = Settings(ModelOptions(precision="fp32"), RestoreOptions(), WriteOptions())
+    work = UpscaleWork(settings, source, describe_model(source))
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = write_pictures(Path(folder), options.pictures, options.height, options.width)
+        speeds = []
+        for processes in (1, 2):
+            jobs = [Job(path, Path(folder, f"out{processes}", path.name)) for path in pictures]
+            speeds.append(pictures_per_second(work, jobs, processes))
+            print(f"{processes} process{'es' * (processes > 1)}: {speeds[-1]:.2f} pictures a second")
+        each, beside = overhead(work, [Job(path, Path(folder, "beside", path.name)) for path in pictures])
+    load = os.getloadavg()[0]
+    print(f"ratio: {speeds[1] / speeds[0]:.2f} ({os.cpu_count()} cores, load of the last minute {load:.1f})")
+    print(f"one picture: {1000 * each:.0f} ms of processor time, of which {1000 * beside:.0f} ms beside the network")
+
+
+if __name__ == "__main__":
+    main()
