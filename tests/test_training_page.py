@@ -87,7 +87,7 @@ def test_a_run_that_has_just_begun_has_a_page(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("step,l1\n")
     text = write_run_page(read_history(tmp_path)).read_text("utf-8")
     assert "No row has been written yet." in text
-    assert "0 of ? steps" in text
+    assert "omgsr train, 0 steps" in text
 
 
 def test_only_whole_numbers_become_points(tmp_path: Path) -> None:

@@ -31,11 +31,14 @@ def write_run_page(history: History) -> Path:
     path = history.folder / PAGE_NAME
     _check_own(path)
     last = max((curve.steps[-1] for curve in (*history.losses, *history.scores)), default=0)
+    steps = history.settings.get("train.steps")
+    # Before the first checkpoint, how many there will be is not written down.
+    of_all = "" if steps is None else f" of {steps}"
     text = fill_page(
         resources.files("omgsr_cli") / "training" / "page_files",
         "run.html",
         title=escape(history.folder.resolve().name),
-        summary=escape(f"omgsr train, {last} of {history.settings.get('train.steps', '?')} steps"),
+        summary=escape(f"omgsr train, {last}{of_all} steps"),
         losses=_section(history.losses, "No row has been written yet."),
         validation=_section(history.scores, "None were measured."),
         grids=_grids(history.grids),
