@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import signal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,9 @@ from omgsr_cli.training.assembly import build_crop_options, load_run
 from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.data import Numbers, TrainingCrops, load_batches
 from omgsr_cli.training.denoising import Denoising
-from omgsr_cli.training.events import Saved, Started, StepDone, Validated
+from omgsr_cli.training.events import Event, Noticed, Saved, Started, StepDone, Validated
 from omgsr_cli.training.logs import CsvLog, Means
+from omgsr_cli.training.loop import train
 from omgsr_cli.training.losses import discriminator_loss, generator_gan_loss
 from omgsr_cli.training.optimizers import learning_rate_share
 from omgsr_cli.training.pictures import find_training_pictures
@@ -306,6 +309,21 @@ def test_a_teacher_is_learned_from_and_paid_once(world: Path, tmp_path: Path, mo
     assert len(list((tmp_path / "kept").iterdir())) == 5
     monkeypatch.setattr("omgsr_cli.training.loop.load_teacher", lambda *_: pytest.fail("its pictures were all there"))
     run_here(tables | {"save": {"out": str(tmp_path / "again")}})
+
+
+def test_a_wish_to_stop_is_heard_while_the_teacher_works(world: Path, tmp_path: Path) -> None:
+    teacher = {"model": str(world / "model"), "crops": 5, "cache": str(tmp_path / "kept")}
+    tables = settings(world, tmp_path / "run", loss={"gan": 0.0, "teacher": teacher})
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Noticed) and "the teacher" in event.text:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    result = train(TrainConfig.model_validate(tables), report=stop)
+    assert (result.step, result.signal, result.checkpoint) == (0, signal.SIGTERM, None)
+    assert len(list((tmp_path / "kept").iterdir())) == 1, "the picture that was being made is kept"
+    tables["train"]["steps"] = 1
+    assert run_here(tables)[0].step == 1
 
 
 def load_run_crops(tables: Any) -> TrainingCrops:

@@ -24,7 +24,7 @@ from omgsr_cli.training.loss_sections import TeacherConfig
 from omgsr_cli.training.model_card import RunFacts, write_description
 from omgsr_cli.training.own_timestep import settle_mid_timestep
 from omgsr_cli.training.pace import Pace, peak_memory_mib
-from omgsr_cli.training.processes import build_accelerator, device_of, share_sums
+from omgsr_cli.training.processes import build_accelerator, device_of, share, share_sums
 from omgsr_cli.training.signals import StopWish
 from omgsr_cli.training.state import Progress, load_state, write_state
 from omgsr_cli.training.step import Stepper, StepResult
@@ -76,13 +76,17 @@ def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda 
             check_adapter_ranks(found, build_lora_options(config) or LoraOptions())
         config = settle_mid_timestep(config, accelerator, found)
         run = load_run(config, accelerator, resumed=found is not None)
-        if config.loss.teacher is not None:
-            ask_teacher(run.crops, config.loss.teacher, accelerator, report)
         trainer = Trainer(run, accelerator, found, report)
-        return trainer.go_on(wish)
+        if config.loss.teacher is not None:
+            ask_teacher(run.crops, config.loss.teacher, accelerator, report, wish)
+        # Without the teacher's pictures no step can be taken: in no process, if one was asked to stop.
+        _, signal = share(accelerator, {}, wish.signal)
+        return trainer.stopped(signal) if signal else trainer.go_on(wish)
 
 
-def ask_teacher(crops: TrainingCrops, teacher: TeacherConfig, accelerator: Accelerator, report: Report) -> None:
+def ask_teacher(
+    crops: TrainingCrops, teacher: TeacherConfig, accelerator: Accelerator, report: Report, wish: StopWish
+) -> None:
     """Have the teacher make the pictures that are not kept yet, each process its share.
 
     Args:
@@ -90,6 +94,7 @@ def ask_teacher(crops: TrainingCrops, teacher: TeacherConfig, accelerator: Accel
         teacher: who it is; it is read only where a picture is missing.
         accelerator: of the run.
         report: told how far it is.
+        wish: ends it after the picture that is being made.
     Raises:
         ModelError: the teacher cannot be read.
         FileError: a picture cannot be read or written.
@@ -99,6 +104,8 @@ def ask_teacher(crops: TrainingCrops, teacher: TeacherConfig, accelerator: Accel
     restore: Restore | None = None
     mine = range(accelerator.process_index, teaching.crops, accelerator.num_processes)
     for done, number in enumerate(mine):
+        if wish.signal:
+            break
         lq, hq = crops.draw_pair(number)
         height, width = hq.shape[1:]
         if teaching.kept.path(lq, height, width).is_file():
@@ -144,8 +151,12 @@ class Trainer:
             signal = result.signal
             if self._at_end_of_step(ends=bool(signal) or progress.step == steps):
                 pace.restart()
+        return self.stopped(signal if progress.step < steps else 0)
+
+    def stopped(self, signal: int) -> TrainResult:
+        """Close the log and tell where the run stands."""
         self._log.close()
-        return TrainResult(progress.step, steps, self._checkpoint, signal if progress.step < steps else 0)
+        return TrainResult(self._progress.step, self._config.train.steps, self._checkpoint, signal)
 
     def _batches(self) -> Iterator[Batch]:
         accelerator, config = self._accelerator, self._config
