@@ -312,6 +312,11 @@ def test_gray_crops_are_gray_on_both_sides(folder: Path, pairs: bool) -> None:
     torch.testing.assert_close(gray.draw_pair(0)[1][0], luma, atol=0.5 / 255 + 1e-6, rtol=0)
 
 
+def test_without_a_degradation_both_pictures_are_the_sharp_one(folder: Path) -> None:
+    _, lq, hq = build(folder, degradations=())[3]
+    assert torch.equal(lq, hq)
+
+
 def test_several_enlargements_have_their_shares() -> None:
     several = DataConfig.model_validate({"train": ["x"], "scale": {"2": 0.25, "4": 0.75}})
     assert several.scales == ((4.0, 0.75), (2.0, 0.25))

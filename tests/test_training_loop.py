@@ -343,6 +343,7 @@ def test_pre_training_has_one_loss_and_its_weights_are_gone_on_from(world: Path,
     result, events = run_here(tables)
     done = [event.losses for event in events if isinstance(event, StepDone)]
     assert set(done[0]) == {"denoise", "total"}
+    assert build_crop_options(TrainConfig.model_validate(tables)).degradations == ()
     assert result.checkpoint is not None
     hq = torch.stack([crop for _, _, crop in (load_run_crops(tables)[number] for number in range(8))])
     # The same noise at the same timesteps: those of each step differ too much for their losses to be compared.

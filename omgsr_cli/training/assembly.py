@@ -87,11 +87,13 @@ def build_lora_options(config: TrainConfig) -> LoraOptions | None:
 
 def build_crop_options(config: TrainConfig) -> CropOptions:
     """Say how samples are made of pictures."""
-    data = config.data
+    data, presets = config.data, config.degradation.presets
+    # Pre-training knows no degradation.
+    degradations = () if config.loss.denoise else tuple((load_degradation(p), share) for p, share in presets.items())
     return CropOptions(
         resolution=data.resolution,
         scales=data.scales,
-        degradations=tuple((load_degradation(name), share) for name, share in config.degradation.presets.items()),
+        degradations=degradations,
         flip=data.flip,
         turn=data.turn,
         detail=data.detail,

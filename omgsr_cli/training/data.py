@@ -54,7 +54,7 @@ class CropOptions:
     Attributes:
         resolution: side of a sample, pixels.
         scales: enlargements and their probabilities.
-        degradations: what makes low-quality pictures, and the probability of each.
+        degradations: what makes low-quality pictures, and the probability of each; none leaves pictures as they are.
         flip: mirror half of the crops.
         turn: turn them by a multiple of 90 degrees.
         detail: probability of taking, of three places, the one with the most detail: skies teach little.
@@ -165,6 +165,8 @@ class TrainingCrops(Dataset[Sample]):
         options = self.options
         hq = _to_tensor(self._draw_crop(read_pixels(picture.hq, options.cache), rng))
         hq = to_gray(hq) if gray else hq
+        if not options.degradations:
+            return hq, hq
         scale, config = choose(options.scales, rng), choose(options.degradations, rng)
         lq = degrade(hq[None], scale, config, seed=self._seed, epoch=int(Purpose.DEGRADATION), indices=[number])
         return (to_gray(lq[0]) if gray else lq[0]), hq

@@ -114,6 +114,8 @@ def load_pair(
     if picture.lq is None:
         hq = trim(from_samples(_middle(hq_pixels, largest_px)), multiple_px)
         rng = draw_rng(seed, Purpose.VALIDATION, index)
+        if not options.degradations:
+            return hq, hq
         scale, config = options.scales[0][0], choose(options.degradations, rng)
         lq = degrade(hq[None], scale, config, seed=seed, epoch=int(Purpose.VALIDATION), indices=[index])[0]
     else:

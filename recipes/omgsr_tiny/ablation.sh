@@ -3,7 +3,7 @@
 #   bash recipes/omgsr_tiny/ablation.sh x4v3.safetensors benchmarks/realsr [STEPS]
 # Needs what README.md of this folder fetches, and leaves its runs in runs/ablation. A second start goes on.
 set -euo pipefail
-network=$1 pairs=$2 steps=${3:-300}
+network=$1 pairs=$2 steps=${3:-150}
 here=$(dirname "$0") out=runs/ablation
 mkdir -p "$out"
 
@@ -24,7 +24,7 @@ run() { # NAME CHANGES...: train, and measure
 
 [ -d "$out/latents" ] || python "$here/latents.py" --photos photos --out "$out/latents"
 [ -d "$out/pretrained" ] || omgsr train "$here/pretrain.toml" --set model.start_from="$out/latents" \
-    --set save.out="$out/pretrained" --set train.steps=1000 > /dev/null
+    --set save.out="$out/pretrained" --set train.steps=600 > /dev/null
 begin start "$(ls -d "$out"/pretrained/step-* | tail -n 1)"
 begin start-new "$out/latents"
 
