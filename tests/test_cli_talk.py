@@ -142,7 +142,7 @@ def test_a_dry_run_ends_with_what_it_would_take(
 ) -> None:
     monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(forecast, "_LEAST_WORK_MP", 0.0)
-    memory = r"at most \d+ MiB of memory with the weights"
+    memory = r"at most \d+ MiB of memory for weights and work, beside the program itself"
     said = omgsr(two, "--dry-run", "--device", "cpu")
     end = rf"2 planned: 0\.0 megapixels, {memory}; how long it takes is known after a first run on cpu\n"
     assert re.fullmatch(end, said.err)

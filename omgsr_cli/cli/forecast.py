@@ -53,9 +53,10 @@ class Pace:
             self._remembered.keep_speed(self._key, self._seconds / self._work_mp)
 
     def forecast(self) -> str:
-        """Expected time and memory of what was planned: "about 2 min 10 s on cpu, at most 640 MiB of memory"."""
+        """Expected time and memory of what was planned: "about 2 min 10 s on cpu, at most 640 MiB of memory ..."."""
         weights = self._info.parameters * _BYTES[self._precision]
-        memory = f"at most {(self._memory_bytes + weights) >> 20} MiB of memory with the weights"
+        needed = (self._memory_bytes + weights) >> 20
+        memory = f"at most {needed} MiB of memory for weights and work, beside the program itself"
         speed = self._remembered.find_speed(self._key)
         if speed is None:
             return f"{memory}; how long it takes is known after a first run on {self._device}"
