@@ -103,7 +103,7 @@ def _run(survey: Survey, talk: Output) -> bool:
     from omgsr_cli.timesteps import Problem
 
     try:
-        with talk.progress(len(survey.source)) as view:
+        with talk.progress(len(survey.source), "samples") as view:
             for result in survey.run():
                 view.finish()
                 if isinstance(result, Problem):
