@@ -123,6 +123,14 @@ def test_a_scheduler_says_which_part(omgsr: Command, tmp_path: Path, monkeypatch
     assert len(planned) == 1
 
 
+def test_a_single_picture_is_done_by_this_process(omgsr: Command, tmp_path: Path) -> None:
+    """Standard input and output are nobody else's."""
+    source = draw(tmp_path / "a.png")
+    one = omgsr(source, "-o", "-", "--device", "cpu", "-q")
+    assert omgsr(source, "-o", "-", "--device", "cpu", "-q", "--workers", "2") == one
+    assert (one.code, one.out[:4]) == (0, b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("options", "wrong"),
     [

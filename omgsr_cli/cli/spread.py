@@ -61,8 +61,8 @@ def first_device(text: str | None) -> str | None:
     return None if text in (None, "all") else text.partition(",")[0]
 
 
-def choose_engine(options: EngineOptions) -> Engine:
-    """Who does the work.
+def choose_engine(options: EngineOptions, jobs: int) -> Engine:
+    """Who does so many jobs; a single one, as of standard input, is always done by this process.
 
     Raises:
         DeviceError: a device is not here.
@@ -70,4 +70,4 @@ def choose_engine(options: EngineOptions) -> Engine:
     from omgsr_cli.engines.local import choose_local, plan_places
     from omgsr_cli.models.devices import named_devices
 
-    return choose_local(plan_places(named_devices(options.device), options.workers))
+    return choose_local(plan_places(named_devices(options.device), options.workers if jobs > 1 else 1))

@@ -191,7 +191,7 @@ class _Session:
         from omgsr_cli.engines.local import Here
         from omgsr_cli.results import result_record
 
-        spread = choose_engine(engine)
+        spread = choose_engine(engine, len(plan.jobs))
         # A device or precision that is not there is said before anything is read.
         pace = self.pace()
 
