@@ -187,8 +187,8 @@ def test_remove_asks_and_removes_only_what_was_fetched(models: Command, installe
     assert installed.is_dir()
     assert models("remove", NAME, "--yes").code == 0
     assert not installed.exists()
-    for name, code in ((NAME, 1), ("omgsr-tiny", 2), (str(tmp_path), 1), ("..", 1), ("", 1), ("a/../..", 1)):
-        assert models("remove", name, "--yes").code == code
+    for name in (NAME, "omgsr-tiny", str(tmp_path), "..", "", "a/../.."):
+        assert models("remove", name, "--yes").code == 2
     assert tmp_path.is_dir()
 
 
