@@ -47,6 +47,8 @@ _EFFECTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--overwrite": (("in/a.png", "-o", "in/b.png"), ()),
     "--compare": (("in/a.png",), ()),
     "--workers": (("in/a.png",), ("0",)),
+    "--engine": (("in/a.png",), ("cloud",)),
+    "--address": (("in/a.png",), ("auto",)),
     "--shard": (("in/a.png",), ("1/8",)),
     "--report": (("in/a.png",), ("run.jsonl",)),
     "--retry-failed": (("in/a.png",), ()),

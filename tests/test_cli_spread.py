@@ -127,7 +127,8 @@ def test_a_single_picture_is_done_by_this_process(omgsr: Command, tmp_path: Path
     """Standard input and output are nobody else's."""
     source = draw(tmp_path / "a.png")
     one = omgsr(source, "-o", "-", "--device", "cpu", "-q")
-    assert omgsr(source, "-o", "-", "--device", "cpu", "-q", "--workers", "2") == one
+    for options in (("--workers", "2"), ("--engine", "ray")):
+        assert omgsr(source, "-o", "-", "--device", "cpu", "-q", *options) == one
     assert (one.code, one.out[:4]) == (0, b"\x89PNG")
 
 
@@ -137,6 +138,8 @@ def test_a_single_picture_is_done_by_this_process(omgsr: Command, tmp_path: Path
         (("--workers", "0"), "--workers 0"),
         (("--shard", "3/2"), "--shard 3/2"),
         (("--retry-failed",), "--retry-failed"),
+        (("--engine", "cloud"), "--engine cloud"),
+        (("--address", "auto"), "--address auto"),
         (("--report", "."), "--report ."),
         (("--report", "none.jsonl", "--retry-failed"), "none.jsonl cannot be read"),
     ],

@@ -67,6 +67,10 @@ def choose_engine(options: EngineOptions, jobs: int) -> Engine:
     Raises:
         DeviceError: a device is not here.
     """
+    if options.engine == "ray" and jobs > 1:
+        from omgsr_cli.engines.ray_actors import RayActors
+
+        return RayActors(options.device, options.workers, options.address)
     from omgsr_cli.engines.local import choose_local, plan_places
     from omgsr_cli.models.devices import named_devices
 

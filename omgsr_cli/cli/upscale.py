@@ -53,6 +53,8 @@ def upscale(
     overwrite: own.Overwrite = False,
     compare: own.Compare = False,
     workers: own.Workers = None,
+    engine: own.Engine = "local",
+    address: own.Address = None,
     shard: own.Shard = None,
     report: own.Report = None,
     retry_failed: own.RetryFailed = False,
@@ -68,7 +70,7 @@ def upscale(
     """
     from omgsr_cli.options import EngineOptions, ModelOptions, RestoreOptions, SizeOptions, WriteOptions, build_options
 
-    engine = build_options(EngineOptions, workers=workers, device=device)
+    spread = build_options(EngineOptions, workers=workers, device=device, engine=engine, address=address)
     part = None if shard is None else parse_shard(shard, os.environ)
     if retry_failed and report is None:
         raise UsageError("--retry-failed needs to know what has failed", "give the --report of the run before")
@@ -121,7 +123,7 @@ def upscale(
         return session.plan(plan)
     with open_report(report) as kept:
         kept.begin(len(plan.jobs), None if part is None else str(part))
-        return session.run(plan, engine, kept)
+        return session.run(plan, spread, kept)
 
 
 def _check_quality(quality: int | None, plan: JobPlan) -> None:
@@ -185,13 +187,13 @@ class _Session:
         results = plan_files(plan.jobs, self.settings, self.info, finished, free)
         return self._report(plan, results, pace.add, pace.forecast)
 
-    def run(self, plan: JobPlan, engine: EngineOptions, report: Report) -> int:
+    def run(self, plan: JobPlan, options: EngineOptions, report: Report) -> int:
         """Do the work."""
         from omgsr_cli.batch import UpscaleWork
         from omgsr_cli.engines.local import Here
         from omgsr_cli.results import result_record
 
-        spread = choose_engine(engine, len(plan.jobs))
+        engine = choose_engine(options, len(plan.jobs))
         # A device or precision that is not there is said before anything is read.
         pace = self.pace()
 
@@ -202,9 +204,9 @@ class _Session:
 
         with self.talk.progress(len(plan.jobs)) as view:
             # Tiles are told only by this process, and what several do at once says little of one's speed.
-            alone = isinstance(spread, Here)
+            alone = isinstance(engine, Here)
             work = UpscaleWork(self.settings, self.source, self.info, view.tiles if alone else None)
-            results = spread.run(
+            results = engine.run(
                 work, plan.jobs, on_start=lambda job: view.start(name_of(job.source, "stdin")), say=self._tell
             )
             code = self._report(plan, results, after)

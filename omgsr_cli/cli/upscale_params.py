@@ -151,3 +151,12 @@ Report = Annotated[
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Only what --report says has failed.", rich_help_panel=SPREAD)
 ]
+
+Engine = Annotated[
+    str, typer.Option(metavar="local|ray", help="Processes of this machine, or Ray's actors.", rich_help_panel=SPREAD)
+]
+
+Address = Annotated[
+    str | None,
+    typer.Option(metavar="auto|URL", help="Ray cluster \\[one of this machine alone].", rich_help_panel=SPREAD),
+]

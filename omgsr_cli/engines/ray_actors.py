@@ -1,0 +1,235 @@
+"""Tasks done by the actors of a Ray cluster, or of this machine: paths go out and records come in, never a pixel."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Generic
+
+from omgsr_cli.engines.work import Place, Result, Say, Task, Work
+from omgsr_cli.errors import DeviceError, OmgsrError, UsageError
+
+_MOST_FAILED_STARTS = 3
+_OBJECT_STORE_BYTES = 128 << 20
+
+
+@dataclass(frozen=True)
+class RayActors:
+    """Does tasks in actors, each of which opens the work once.
+
+    Attributes:
+        device: "cuda" gives each actor a GPU of its own; None does so where the cluster has any.
+        workers: the most actors; None takes one for each GPU, or else for each CPU.
+        address: of the cluster, or "auto"; None starts Ray on this machine.
+    """
+
+    device: str | None = None
+    workers: int | None = None
+    address: str | None = None
+
+    def run(
+        self, work: Work[Task, Result], tasks: Iterable[Task], *, on_start: Callable[[Task], None], say: Say
+    ) -> Iterator[Result]:
+        """As `Engine.run`.
+
+        Raises:
+            UsageError: Ray is not installed.
+            DeviceError: the cluster is not there, or the actors end as they start.
+        """
+        if find_spec("ray") is None:
+            raise UsageError("--engine ray: Ray is not installed", "pip install 'omgsr-cli[ray]'")
+        started = _connect(self.address)
+        import ray
+
+        try:
+            on_gpu = (self.device or "cuda").startswith("cuda") and _count_in_cluster("GPU") >= 1
+            place = Place("cuda" if on_gpu else self.device or "cpu")
+            count = max(self.workers or _count_in_cluster("GPU" if on_gpu else "CPU"), 1)
+            # What is lost is tried again here, once, by another actor.
+            kind = ray.remote(_Actor).options(
+                num_cpus=1, num_gpus=int(on_gpu), max_restarts=0, max_task_retries=0, max_concurrency=1
+            )
+            cast = _Cast(work, iter(tasks), lambda: kind.remote(work, place), on_start, say)
+            try:
+                yield from cast.results(count)
+            finally:
+                cast.close()
+        finally:
+            if started:
+                ray.shutdown()
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What an actor says to a call; errors are values, as Ray would keep only their traceback."""
+
+    notes: list[tuple[str, bool]]
+    result: Any = None
+    error: OmgsrError | None = None
+
+
+class _Actor:
+    """Opens the work once, then does task after task."""
+
+    def __init__(self, work: Work[Any, Any], place: Place) -> None:
+        self._work, self._place = work, place
+        self._notes: list[tuple[str, bool]] = []
+
+    def open(self) -> _Answer:
+        def say(text: str, *, detail: bool = False) -> None:
+            self._notes.append((text, detail))
+
+        def open_work() -> None:
+            self._do = self._work.open(self._place, say)
+
+        return self._answer(open_work)
+
+    def do(self, task: Any) -> _Answer:
+        return self._answer(lambda: self._do(task))
+
+    def _answer(self, act: Callable[[], Any]) -> _Answer:
+        try:
+            result, error = act(), None
+        except OmgsrError as caught:
+            result, error = None, caught
+        notes, self._notes[:] = list(self._notes), []
+        return _Answer(notes, result, error)
+
+
+class _Cast(Generic[Task, Result]):
+    """The actors of one run, and the tasks that are waiting for them."""
+
+    def __init__(
+        self,
+        work: Work[Task, Result],
+        tasks: Iterator[Task],
+        start: Callable[[], Any],
+        on_start: Callable[[Task], None],
+        say: Say,
+    ) -> None:
+        self._work, self._tasks, self._start, self._on_start, self._say = work, tasks, start, on_start, say
+        self._again: deque[Task] = deque()
+        self._tried: set[Task] = set()
+        self._failed_starts = 0
+        self._said: set[str] = set()
+        # The answers that are awaited, and from whom. An actor for which there is no room yet stays among the opening
+        # ones: it is given no task, so that none waits for it.
+        self._opening: dict[Any, Any] = {}
+        self._doing: dict[Any, tuple[Any, Task]] = {}
+        self._idle: list[Any] = []
+
+    def results(self, count: int) -> Iterator[Result]:
+        import ray
+
+        for _ in range(count):
+            self._hire()
+        while self._keep_busy():
+            heard, _ = ray.wait([*self._doing, *self._opening], num_returns=1)
+            for answer in heard:
+                yield from self._hear(answer)
+
+    def close(self) -> None:
+        """End the actors: what they have begun is given up, and what they held is free for the next run."""
+        import ray
+
+        for actor in [*self._opening.values(), *(actor for actor, _ in self._doing.values()), *self._idle]:
+            ray.kill(actor)
+
+    def _hire(self) -> None:
+        actor = self._start()
+        self._opening[actor.open.remote()] = actor
+
+    def _keep_busy(self) -> bool:
+        """Give a task to everyone who is idle; False when there is nothing left to do or to wait for."""
+        while self._idle and (task := self._next()) is not None:
+            self._on_start(task)
+            actor = self._idle.pop()
+            self._doing[actor.do.remote(task)] = actor, task
+        if self._doing:
+            return True
+        # Nobody is ready yet: whether there is a task for them shows by drawing one.
+        if (task := self._next()) is None:
+            return False
+        self._again.appendleft(task)
+        return True
+
+    def _next(self) -> Task | None:
+        return self._again.popleft() if self._again else next(self._tasks, None)
+
+    def _hear(self, awaited: Any) -> Iterator[Result]:
+        import ray
+        from ray.exceptions import OutOfMemoryError, RayActorError
+
+        opened = self._opening.pop(awaited, None)
+        actor, task = self._doing.pop(awaited, (opened, None))
+        try:
+            answer: _Answer = ray.get(awaited)
+        except (RayActorError, OutOfMemoryError):
+            # One that could only not be reached may live on.
+            ray.kill(actor)
+            yield from self._replace(task)
+            return
+        self._tell(answer)
+        if answer.error is not None:
+            raise answer.error
+        self._idle.append(actor)
+        if task is None:
+            self._failed_starts = 0
+        else:
+            self._tried.discard(task)
+            yield answer.result
+
+    def _tell(self, answer: _Answer) -> None:
+        for text, detail in answer.notes:
+            if text not in self._said:
+                self._said.add(text)
+                self._say(text, detail=detail)
+
+    def _replace(self, task: Task | None) -> Iterator[Result]:
+        self._failed_starts += task is None
+        if self._failed_starts >= _MOST_FAILED_STARTS:
+            raise DeviceError(
+                "Ray's actors end as they start", "memory may be short: try fewer --workers; each node needs omgsr-cli"
+            )
+        self._hire()
+        if task is None:
+            return
+        if task not in self._tried:
+            self._tried.add(task)
+            self._again.append(task)
+            return
+        hint = "memory may be short: try fewer --workers or less --memory"
+        yield self._work.lost(task, DeviceError("its process ended twice", hint))
+
+
+def _count_in_cluster(kind: str) -> int:
+    """How many "GPU" or "CPU" all nodes have together."""
+    import ray
+
+    resources: Callable[[], dict[str, float]] = ray.cluster_resources
+    return int(resources().get(kind, 0))
+
+
+def _connect(address: str | None) -> bool:
+    """Join the cluster, or start Ray here; says whether it was not running already."""
+    # Before Ray is imported: it would tell its makers of every use.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        return False
+    own: dict[str, Any] = {}
+    if address is None:
+        own = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+    try:
+        # "local": without it Ray would join whatever cluster it finds here.
+        ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
+    except ConnectionError as error:
+        raise DeviceError(
+            f"--address {address}: there is no Ray cluster", "start one with ray start --head, or leave it out"
+        ) from error
+    return True
