@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic
 
+from omgsr_cli.engines.waiting import WaitingTasks
 from omgsr_cli.engines.work import Place, Result, Say, Task, Work
 from omgsr_cli.errors import DeviceError, OmgsrError
 
@@ -108,10 +109,8 @@ class _Crew(Generic[Task, Result]):
         on_start: Callable[[Task], None],
         say: Say,
     ) -> None:
-        self._work, self._tasks, self._on_start, self._say = work, tasks, on_start, say
+        self._work, self._tasks, self._on_start, self._say = work, WaitingTasks(tasks), on_start, say
         self._threads = max(1, _core_count() // max(len(places), 1))
-        self._again: deque[Task] = deque()
-        self._tried: set[Task] = set()
         self._failed_starts = 0
         self._said: set[str] = set()
         self._hands = [self._hire(place) for place in places]
@@ -140,19 +139,13 @@ class _Crew(Generic[Task, Result]):
     def _keep_busy(self) -> bool:
         """Give a task to everyone who has none; False when there is nothing left to do or to wait for."""
         for hand in self._hands:
-            if hand.is_ready and hand.task is None and (task := self._next()) is not None:
+            if hand.is_ready and hand.task is None and (task := self._tasks.next()) is not None:
                 self._on_start(task)
                 hand.give(task)
         if any(hand.task is not None for hand in self._hands):
             return True
         # Nobody is ready yet: whether there is a task for them shows by drawing one.
-        if (task := self._next()) is None:
-            return False
-        self._again.appendleft(task)
-        return True
-
-    def _next(self) -> Task | None:
-        return self._again.popleft() if self._again else next(self._tasks, None)
+        return self._tasks.has_more()
 
     def _hear(self, hand: _Hand[Task]) -> Iterator[Result]:
         try:
@@ -169,7 +162,7 @@ class _Crew(Generic[Task, Result]):
                 self._say(text, detail=detail)
         elif kind == "done":
             if hand.task is not None:
-                self._tried.discard(hand.task)
+                self._tasks.done(hand.task)
             hand.task = None
             yield content
         else:
@@ -185,9 +178,7 @@ class _Crew(Generic[Task, Result]):
         self._hands[self._hands.index(hand)] = self._hire(hand.place)
         if (task := hand.task) is None:
             return
-        if task not in self._tried:
-            self._tried.add(task)
-            self._again.append(task)
+        if self._tasks.try_again(task):
             return
         error = DeviceError(f"its process {how}, twice", "memory may be short: try fewer --workers or less --memory")
         yield self._work.lost(task, error)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Generic
 
+from omgsr_cli.engines.waiting import WaitingTasks
 from omgsr_cli.engines.work import Place, Result, Say, Task, Work
 from omgsr_cli.errors import DeviceError, OmgsrError, UsageError
 
@@ -111,9 +111,8 @@ class _Cast(Generic[Task, Result]):
         on_start: Callable[[Task], None],
         say: Say,
     ) -> None:
-        self._work, self._tasks, self._start, self._on_start, self._say = work, tasks, start, on_start, say
-        self._again: deque[Task] = deque()
-        self._tried: set[Task] = set()
+        self._work, self._start, self._on_start, self._say = work, start, on_start, say
+        self._tasks = WaitingTasks(tasks)
         self._failed_starts = 0
         self._said: set[str] = set()
         # The answers that are awaited, and from whom. An actor for which there is no room yet stays among the opening
@@ -145,20 +144,14 @@ class _Cast(Generic[Task, Result]):
 
     def _keep_busy(self) -> bool:
         """Give a task to everyone who is idle; False when there is nothing left to do or to wait for."""
-        while self._idle and (task := self._next()) is not None:
+        while self._idle and (task := self._tasks.next()) is not None:
             self._on_start(task)
             actor = self._idle.pop()
             self._doing[actor.do.remote(task)] = actor, task
         if self._doing:
             return True
         # Nobody is ready yet: whether there is a task for them shows by drawing one.
-        if (task := self._next()) is None:
-            return False
-        self._again.appendleft(task)
-        return True
-
-    def _next(self) -> Task | None:
-        return self._again.popleft() if self._again else next(self._tasks, None)
+        return self._tasks.has_more()
 
     def _hear(self, awaited: Any) -> Iterator[Result]:
         import ray
@@ -180,7 +173,7 @@ class _Cast(Generic[Task, Result]):
         if task is None:
             self._failed_starts = 0
         else:
-            self._tried.discard(task)
+            self._tasks.done(task)
             yield answer.result
 
     def _tell(self, answer: _Answer) -> None:
@@ -198,9 +191,7 @@ class _Cast(Generic[Task, Result]):
         self._hire()
         if task is None:
             return
-        if task not in self._tried:
-            self._tried.add(task)
-            self._again.append(task)
+        if self._tasks.try_again(task):
             return
         hint = "memory may be short: try fewer --workers or less --memory"
         yield self._work.lost(task, DeviceError("its process ended twice", hint))
