@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -20,6 +21,9 @@ for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 # Likewise inherited: the folder's sitecustomize cuts their network as `cut_network` does here.
 _paths = [str(Path(__file__).parent / "offline"), os.environ.get("PYTHONPATH")]
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in _paths if path)
+# A shell starts what it puts into the background with Ctrl-C ignored, and programs that tests start would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402 - after the environment is set
 from network_guard import cut_network  # noqa: E402 - likewise
