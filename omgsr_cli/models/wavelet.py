@@ -23,34 +23,38 @@ LATENT_CHANNELS = 3 * 4**LEVELS
 _OPPONENT = ((3**-0.5, 3**-0.5, 3**-0.5), (2**-0.5, 0.0, -(2**-0.5)), (6**-0.5, -2 * 6**-0.5, 6**-0.5))
 
 
-def _next(x: Tensor, dim: int) -> Tensor:
-    """The right neighbour of every element along `dim`; the last one is its own (symmetric extension)."""
-    size = x.shape[dim]
-    return torch.cat((x.narrow(dim, 1, size - 1), x.narrow(dim, size - 1, 1)), dim)
+def _lift(target: Tensor, source: Tensor, weight: float, dim: int, side: int) -> Tensor:
+    """One lifting step: target + weight * (source + its neighbour along `dim`).
 
-
-def _previous(x: Tensor, dim: int) -> Tensor:
-    """The left neighbour of every element along `dim`; the first one is its own."""
-    return torch.cat((x.narrow(dim, 0, 1), x.narrow(dim, 0, x.shape[dim] - 1)), dim)
+    The neighbour is the next element where `side` is 1, the one before where it is -1; at the border an element is its
+    own (symmetric extension).
+    """
+    lifted = torch.add(target, source, alpha=weight)
+    size = source.shape[dim]
+    here, there, border = (0, 1, size - 1) if side > 0 else (1, 0, 0)
+    # In place: a shifted copy of the neighbours would cost as much as the step itself.
+    lifted.narrow(dim, here, size - 1).add_(source.narrow(dim, there, size - 1), alpha=weight)
+    lifted.narrow(dim, border, 1).add_(source.narrow(dim, border, 1), alpha=weight)
+    return lifted
 
 
 def _split(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """One lifting analysis along `dim`: (..., N, ...) to low-pass and high-pass of N/2 each."""
     even, odd = x.reshape(*x.shape[:dim], -1, 2, *x.shape[dim + 1 :]).unbind(dim + 1)
-    odd = odd + _PREDICT_1 * (even + _next(even, dim))
-    even = even + _UPDATE_1 * (odd + _previous(odd, dim))
-    odd = odd + _PREDICT_2 * (even + _next(even, dim))
-    even = even + _UPDATE_2 * (odd + _previous(odd, dim))
+    odd = _lift(odd, even, _PREDICT_1, dim, 1)
+    even = _lift(even, odd, _UPDATE_1, dim, -1)
+    odd = _lift(odd, even, _PREDICT_2, dim, 1)
+    even = _lift(even, odd, _UPDATE_2, dim, -1)
     return even * _GAIN, odd / _GAIN
 
 
 def _join(low: Tensor, high: Tensor, dim: int) -> Tensor:
     """The exact inverse of `_split`."""
     even, odd = low / _GAIN, high * _GAIN
-    even = even - _UPDATE_2 * (odd + _previous(odd, dim))
-    odd = odd - _PREDICT_2 * (even + _next(even, dim))
-    even = even - _UPDATE_1 * (odd + _previous(odd, dim))
-    odd = odd - _PREDICT_1 * (even + _next(even, dim))
+    even = _lift(even, odd, -_UPDATE_2, dim, -1)
+    odd = _lift(odd, even, -_PREDICT_2, dim, 1)
+    even = _lift(even, odd, -_UPDATE_1, dim, -1)
+    odd = _lift(odd, even, -_PREDICT_1, dim, 1)
     return torch.stack((even, odd), dim + 1).flatten(dim, dim + 1)
 
 
