@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from omgsr_cli.geometry import Size
-from omgsr_cli.models.base import Restorer, RestorerInfo, TilesItself
+from omgsr_cli.models.base import ImageRows, Restorer, RestorerInfo, TilesItself
 from omgsr_cli.models.vae_tiling import Workspace
 from omgsr_cli.schedules import Schedule
 from omgsr_cli.upscaling import upscale_image
@@ -78,13 +78,17 @@ class TimedRestorer:
     def decode(self, latent: Tensor) -> Tensor:
         return self._timed("decode", lambda: self.inner.decode(latent))
 
-    def encode_within(self, image: Tensor, workspace: Workspace, generator: torch.Generator | None = None) -> Tensor:
+    def encode_within(self, image: ImageRows, workspace: Workspace, generator: torch.Generator | None = None) -> Tensor:
         inner = self._inner_tiles_itself()
         return self._timed("encode", lambda: inner.encode_within(image, workspace, generator))
 
-    def decode_within(self, latent: Tensor, workspace: Workspace) -> Tensor:
-        inner = self._inner_tiles_itself()
-        return self._timed("decode", lambda: inner.decode_within(latent, workspace))
+    def decode_within(self, latent: Tensor, workspace: Workspace) -> Iterator[Tensor]:
+        strips = self._inner_tiles_itself().decode_within(latent, workspace)
+        try:
+            while True:
+                yield self._timed("decode", lambda: next(strips))
+        except StopIteration:
+            return
 
     def _inner_tiles_itself(self) -> TilesItself:
         assert isinstance(self.inner, TilesItself)

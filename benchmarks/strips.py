@@ -20,6 +20,16 @@ from stages import peak_memory_gib, timed
 from omgsr_cli.models.vae_tiling import Workspace, decode_in_strips, encode_in_strips
 
 
+class _Image:
+    """A picture as it is read."""
+
+    def __init__(self, planes: torch.Tensor) -> None:
+        self.planes, self.size_px = planes, (planes.shape[2], planes.shape[3])
+
+    def read(self, top: int, bottom: int) -> torch.Tensor:
+        return self.planes[:, :, top:bottom]
+
+
 @torch.inference_mode()
 def measure(way: str, options: argparse.Namespace, folder: Path) -> None:
     """Encode and decode one picture; results and figures go into the folder."""
@@ -37,7 +47,7 @@ def measure(way: str, options: argparse.Namespace, folder: Path) -> None:
         encode_s, moments = timed(lambda: vae.encode(image).latent_dist.parameters)
         decode_s, picture = timed(lambda: vae.decode(moments.chunk(2, dim=1)[0]).sample)
     else:
-        encode_s, moments = timed(lambda: encode_in_strips(vae, image, workspace))
+        encode_s, moments = timed(lambda: encode_in_strips(vae, _Image(image), workspace))
         decode_s, picture = timed(
             lambda: torch.cat(list(decode_in_strips(vae, moments.chunk(2, dim=1)[0], workspace)), dim=2)
         )

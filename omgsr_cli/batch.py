@@ -18,7 +18,10 @@ from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.finished import FinishedResults, Settings
 from omgsr_cli.geometry import Size, plan_canvas, plan_output_size
 from omgsr_cli.imaging import (
+    FORMAT_LIMITS,
     Picture,
+    PictureBands,
+    Rows,
     check_output,
     format_of_path,
     output_format,
@@ -26,6 +29,7 @@ from omgsr_cli.imaging import (
     read_picture,
     write_picture,
 )
+from omgsr_cli.imaging.spool import BandSpool
 from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.models.devices import choose_device, free_memory_bytes
 from omgsr_cli.models.loading import load_found
@@ -35,8 +39,11 @@ from omgsr_cli.restoration import OnProgress
 from omgsr_cli.results import FileResult, Status
 from omgsr_cli.upscaling import restore_picture
 
-# One copy of the enlarged picture and one of the restored, three float32 channels each.
-_HELD_BYTES_PER_PX = 2 * 3 * 4
+# Of an input as it is read, its samples and float32; of a format that wants all samples at once, those and its copies.
+_READ_BYTES_PER_PX, _WRITTEN_BYTES_PER_PX = 16, 8
+
+# White pixels between before and after.
+_LINE_PX = 4
 
 # A strip that is padded to more than this many times its result's pixels is refused, if the work is also large.
 _MOST_PADDING, _MOST_PADDING_PX = 32, 16_000_000
@@ -187,16 +194,16 @@ def _check(job: Job, settings: Settings, info: RestorerInfo, results: FinishedRe
     header = probe_picture(content, _name(job))
     size = Size(*header.size_px)
     output = plan_output_size(size, settings.restore.size, info.scale)
-    _check_memory(job, output, info)
     format_name = _format(job, header.format, settings)
+    _check_memory(job, size, output, info, format_name)
     # Whether transparency is really used shows only in the pixels.
     check_output(str(job.destination or "standard output"), format_name, output, has_alpha=False)
     finished = results.among(_outputs(job, settings), content)
     return _Checked(content, size, output, format_name, finished)
 
 
-def _check_memory(job: Job, output: Size, info: RestorerInfo) -> None:
-    """Refuse what could not even be held once, or is nearly all padding.
+def _check_memory(job: Job, size: Size, output: Size, info: RestorerInfo, format_name: str) -> None:
+    """Refuse a picture that could not be held as it is read and written, or that is nearly all padding.
 
     Whether there is room to work in shows only as it is done.
     """
@@ -205,7 +212,8 @@ def _check_memory(job: Job, output: Size, info: RestorerInfo) -> None:
         reason = f"{output} would be restored as {padded}: {padded.area / 1e6:.0f} megapixels of work"
         hint = "cut it into parts that are less thin, or lower --process-size"
         raise FileError(f"{_name(job)}: out of proportion: {reason} for {output.area / 1e6:.2g}", hint)
-    needed = padded.area * _HELD_BYTES_PER_PX
+    written = 0 if FORMAT_LIMITS[format_name].by_rows else output.area
+    needed = size.area * _READ_BYTES_PER_PX + written * _WRITTEN_BYTES_PER_PX
     free = free_memory_bytes(torch.device("cpu"))
     if needed > free:
         reason = f"{output} takes {needed >> 20} MiB of memory, and {free >> 20} are free"
@@ -232,26 +240,27 @@ def _upscale_file(
     record = results.record(checked.content)
     picture = read_picture(checked.content, _name(job))
     told: list[str] = []
+    restored, enlarged = restore_picture(
+        restorer, picture, checked.output_px, settings.restore, on_progress=on_tiles, on_note=told.append
+    )
+    kept = BandSpool(picture.bit_depth) if settings.write.compare and job.destination is not None else None
+    overwrite = settings.write.overwrite or job.destination in checked.finished
     try:
-        restored, enlarged = restore_picture(
-            restorer, picture, checked.output_px, settings.restore, on_progress=on_tiles, on_note=told.append
+        notes = write_picture(
+            restored if kept is None else replace(restored, rgb=_keeping(restored.rgb, kept)),
+            job.destination or sys.stdout.buffer,
+            format=checked.format,
+            quality=settings.write.quality,
+            metadata=settings.write.metadata,
+            record=record,
+            overwrite=overwrite,
         )
     except MemoryError as error:
         raise FileError(f"{_name(job)}: memory is short for {checked.output_px}", "ask for a smaller size") from error
     except DeviceError as error:
         raise DeviceError(f"{_name(job)}: {error.message}", error.hint) from error
-    overwrite = settings.write.overwrite or job.destination in checked.finished
-    notes = write_picture(
-        restored,
-        job.destination or sys.stdout.buffer,
-        format=checked.format,
-        quality=settings.write.quality,
-        metadata=settings.write.metadata,
-        record=record,
-        overwrite=overwrite,
-    )
-    if settings.write.compare and job.destination is not None:
-        both = _side_by_side(enlarged, picture, restored)
+    if kept is not None and job.destination is not None:
+        both = _side_by_side(enlarged, picture, replace(restored, rgb=iter(kept)))
         path = comparison_path(job.destination)
         overwrite = settings.write.overwrite or path in checked.finished
         metadata = settings.write.metadata
@@ -261,12 +270,28 @@ def _upscale_file(
     return (*picture.notes, *told, *notes)
 
 
-def _side_by_side(before: Tensor, source: Picture, after: Picture) -> Picture:
+def _keeping(bands: Iterator[Tensor], kept: BandSpool) -> Iterator[Tensor]:
+    """The same bands, which are put aside too."""
+    for band in bands:
+        kept.append(band)
+        yield band
+
+
+def _side_by_side(before: Rows, source: Picture, after: PictureBands) -> PictureBands:
     """The enlarged input on the left, the result on the right, with a white line between."""
-    alpha = after.alpha if after.alpha is not None else 1.0
-    line = torch.ones(3, after.rgb.shape[1], 4)
-    both = torch.cat([before * alpha, line, after.rgb * alpha], 2)
-    return Picture(both, is_grey=source.is_grey, is_neutral=source.is_neutral, metadata=source.metadata)
+    height, width = after.size_px
+
+    def bands() -> Iterator[Tensor]:
+        row = 0
+        for band in after.rgb:
+            bottom = row + band.shape[1]
+            alpha = after.alpha.read(row, bottom) if after.alpha is not None else 1.0
+            line = torch.ones(3, band.shape[1], _LINE_PX)
+            yield torch.cat([before.read(row, bottom) * alpha, line, band * alpha], 2)
+            row = bottom
+
+    plain = Picture(source.rgb, is_grey=source.is_grey, is_neutral=source.is_neutral, metadata=source.metadata)
+    return PictureBands(plain, (height, 2 * width + _LINE_PX), bands())
 
 
 def _format(job: Job, source_format: str, settings: Settings) -> str:

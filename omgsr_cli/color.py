@@ -5,15 +5,16 @@ Both are those of StableSR (arXiv:2305.07015), which OSEDiff and OMGSR use after
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from omgsr_cli.errors import ShapeError, UsageError
-
-ColorFix = Literal["adain", "wavelet", "none"]
+from omgsr_cli.imaging import Rows
+from omgsr_cli.imaging.spool import BandSpool
+from omgsr_cli.options import ColorFix
 
 #: Added to the variance before its root, as published; keeps flat pictures from dividing by zero.
 VARIANCE_EPSILON = 1e-5
@@ -21,97 +22,76 @@ VARIANCE_EPSILON = 1e-5
 #: Levels of the published a-trous decomposition; a point reaches 2**levels - 1 pixels.
 WAVELET_LEVELS = 5
 
+# Rows that the wavelet fix gives at a time, at least.
+_WAVELET_ROWS = 256
+
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """Mean and spread of every channel, in a form that parts of a picture can be merged from.
+    """Mean and spread of every channel of a whole picture.
 
     Attributes:
-        count: pixels seen per channel.
-        mean: (B, C) float64.
-        sum_of_squares: (B, C) float64, the sum of squared distances from the mean.
+        mean: (C,) float64.
+        std: (C,) float64: root of the unbiased variance plus `VARIANCE_EPSILON`; one pixel has variance 0.
     """
 
-    count: int
     mean: Tensor
-    sum_of_squares: Tensor
-
-    @property
-    def std(self) -> Tensor:
-        """(B, C) float64: root of the unbiased variance plus `VARIANCE_EPSILON`; one pixel has variance 0."""
-        return (self.sum_of_squares / max(self.count - 1, 1) + VARIANCE_EPSILON).sqrt()
-
-    def merged(self, other: ChannelStatistics) -> ChannelStatistics:
-        """The statistics of both sets of pixels together (Chan, Golub and LeVeque, 1979)."""
-        count = self.count + other.count
-        delta = other.mean - self.mean
-        mean = self.mean + delta * (other.count / count)
-        cross = delta.square() * (self.count * other.count / count)
-        return ChannelStatistics(count, mean, self.sum_of_squares + other.sum_of_squares + cross)
+    std: Tensor
 
 
-def channel_statistics(image: Tensor) -> ChannelStatistics:
-    """Measure every channel, summing in float64 one row of pixels after the other.
+class RowStatistics:
+    """Adds up a picture's rows to the statistics of the whole.
 
-    Args:
-        image: (B, C, H, W) float, any range; a whole picture or a part to be `merged`.
-    Returns:
-        count H*W, mean and sum of squared distances, (B, C) float64 on image's device.
-    Raises:
-        ShapeError: not four dimensions, or no pixels.
+    Each row is summed up by itself, in float64, so that the result is the same in whatever bands the rows come.
     """
-    if image.ndim != 4 or image.shape[-1] * image.shape[-2] == 0:
-        raise ShapeError(f"channel statistics need (B, C, H, W) with pixels, not {tuple(image.shape)}")
-    count = image.shape[-1] * image.shape[-2]
-    # MPS has no float64: there the sums are taken in float32, row by row.
-    dtype = torch.float32 if image.device.type == "mps" else torch.float64
-    mean = image.mean(dim=-1, dtype=dtype).mean(dim=-1)
-    # Rows first, so that the float64 copy is never larger than one channel's.
-    squares = torch.stack(
-        [
-            (channel.to(dtype) - centre[:, None, None]).square().sum(dim=(-1, -2))
-            for channel, centre in zip(image.unbind(1), mean.unbind(1), strict=True)
-        ],
-        dim=1,
-    )
-    return ChannelStatistics(count, mean.cpu().double(), squares.cpu().double())
+
+    def __init__(self) -> None:
+        self._means: list[Tensor] = []
+        self._squares: list[Tensor] = []
+        self._width = 0
+
+    def add(self, band: Tensor) -> None:
+        """Add the next rows, (C, n, W) float on the CPU, any range.
+
+        Raises:
+            ShapeError: not three dimensions, no pixels, or rows of another width.
+        """
+        if band.ndim != 3 or band.numel() == 0 or self._width not in (0, band.shape[2]):
+            raise ShapeError(f"channel statistics need rows of one width, (C, n, W), not {tuple(band.shape)}")
+        self._width = band.shape[2]
+        # Some rows at a time, so that the float64 copy is small.
+        for rows in torch.split(band, 64, dim=1):
+            values = rows.double().contiguous()
+            mean = values.mean(dim=-1)
+            self._means.append(mean)
+            self._squares.append((values - mean[..., None]).square_().sum(dim=-1))
+
+    def whole(self) -> ChannelStatistics:
+        """The statistics of all rows (Chan, Golub and LeVeque, 1979, for parts of one size)."""
+        means, squares = torch.cat(self._means, dim=1), torch.cat(self._squares, dim=1)
+        mean = means.mean(dim=1)
+        total = squares.sum(dim=1) + (means - mean[:, None]).square().sum(dim=1) * self._width
+        count = means.shape[1] * self._width
+        return ChannelStatistics(mean, (total / max(count - 1, 1) + VARIANCE_EPSILON).sqrt())
 
 
-def adain_from_statistics(image: Tensor, own: ChannelStatistics, wanted: ChannelStatistics) -> Tensor:
-    """Move every channel of a picture, or of a part of it, from its own mean and spread to the wanted ones.
+def adain_from_statistics(band: Tensor, own: ChannelStatistics, wanted: ChannelStatistics) -> Tensor:
+    """Move every channel of a part of a picture from its own mean and spread to the wanted ones.
 
-    (image - own.mean) / own.std * wanted.std + wanted.mean
+    (band - own.mean) / own.std * wanted.std + wanted.mean
     Source: AdaIN, arXiv:1703.06868, Eq. 8, on pixels as in StableSR, arXiv:2305.07015.
 
     Args:
-        image: (B, C, H, W) float, sRGB in [0, 1].
+        band: (C, n, W) float, sRGB in [0, 1].
         own: of the whole restored picture.
         wanted: of the whole reference.
     Returns:
-        New tensor, shape, dtype and device of image; not clamped.
+        New tensor, shape and dtype of band; not clamped.
     """
     gain = wanted.std / own.std
     offset = wanted.mean - own.mean * gain
-    gain, offset = (value.to(image)[:, :, None, None] for value in (gain, offset))
-    return torch.addcmul(offset, image, gain)
-
-
-def adain_color_fix(restored: Tensor, reference: Tensor) -> Tensor:
-    """Give every channel of the restored picture the reference's mean and spread.
-
-    Source: StableSR, arXiv:2305.07015; unbiased variance, 1e-5 added to it.
-
-    Args:
-        restored: (B, 3, H, W) float, sRGB in [0, 1].
-        reference: (B, 3, H', W') float, sRGB in [0, 1]; any size.
-    Returns:
-        (B, 3, H, W), dtype and device of restored; not clamped.
-    Raises:
-        ShapeError: batch or channels differ, or a tensor is not (B, C, H, W).
-    """
-    if restored.shape[:2] != reference.shape[:2]:
-        raise ShapeError(f"AdaIN needs equal batch and channels: {tuple(restored.shape)}, {tuple(reference.shape)}")
-    return adain_from_statistics(restored, channel_statistics(restored), channel_statistics(reference))
+    gain, offset = (value.to(band)[:, None, None] for value in (gain, offset))
+    return torch.addcmul(offset, band, gain)
 
 
 def wavelet_color_fix(restored: Tensor, reference: Tensor, levels: int = WAVELET_LEVELS) -> Tensor:
@@ -141,26 +121,62 @@ def wavelet_color_fix(restored: Tensor, reference: Tensor, levels: int = WAVELET
     return fixed
 
 
-def match_color(restored: Tensor, reference: Tensor, method: ColorFix) -> Tensor:
-    """Apply the named colour fix; "none" gives the restored picture itself.
+def match_color(restored: Iterator[Tensor], reference: Rows, method: ColorFix, bit_depth: int) -> Iterator[Tensor]:
+    """Give a picture, as it comes, the colours of the one that it came from.
+
+    The result does not depend on the bands. AdaIN has to know the whole before it gives the first row, and puts the
+    picture aside meanwhile; the wavelet fix is late by what it reaches.
 
     Args:
-        restored: (B, 3, H, W) float, sRGB in [0, 1].
-        reference: same shape for "wavelet".
+        restored: bands of (3, n, W) float32 on the CPU, sRGB in [0, 1], from the first rows to the last.
+        reference: of the same height and width.
         method: "adain", "wavelet" or "none".
+        bit_depth: of the picture. At 8 the fix works between 8-bit pictures, of which the restored one was truncated,
+            as published; it sets the mean anew, so that the half level lost here does not darken the result.
     Returns:
-        (B, 3, H, W), dtype and device of restored; not clamped.
+        Bands of the same rows, clamped to [0, 1].
     Raises:
-        ShapeError: the shapes do not go together.
         UsageError: there is no such method.
+        ShapeError: the widths differ.
+        OmgsrError: there is no room to put the picture aside.
     """
-    if method == "adain":
-        return adain_color_fix(restored, reference)
-    if method == "wavelet":
-        return wavelet_color_fix(restored, reference)
     if method == "none":
         return restored
-    raise UsageError(f"no colour fix is called {method!r}", "use adain, wavelet or none")
+    if method not in ("adain", "wavelet"):
+        raise UsageError(f"no colour fix is called {method!r}", "use adain, wavelet or none")
+    if bit_depth == 8:
+        restored = ((band * 255).floor_().div_(255) for band in restored)
+    fixed = _adain(restored, reference, bit_depth) if method == "adain" else _wavelet(restored, reference)
+    return (band.clamp_(0, 1) for band in fixed)
+
+
+def _adain(restored: Iterator[Tensor], reference: Rows, bit_depth: int) -> Iterator[Tensor]:
+    own, wanted, spool = RowStatistics(), RowStatistics(), BandSpool(bit_depth)
+    row = 0
+    for band in restored:
+        own.add(band)
+        wanted.add(reference.read(row, row + band.shape[1]))
+        spool.append(band)
+        row += band.shape[1]
+    before, after = own.whole(), wanted.whole()
+    for band in spool:
+        yield adain_from_statistics(band, before, after)
+
+
+def _wavelet(restored: Iterator[Tensor], reference: Rows) -> Iterator[Tensor]:
+    height, reach = reference.size_px[0], 2**WAVELET_LEVELS - 1
+    held, top, done = None, 0, 0
+    for band in restored:
+        held = band if held is None else torch.cat([held, band], dim=1)
+        known = top + held.shape[1]
+        ready = known if known == height else known - reach
+        # Rows around are read and blurred once more for each band: many at a time cost little.
+        if known < height and ready - done < _WAVELET_ROWS:
+            continue
+        fixed = wavelet_color_fix(held[None], reference.read(top, known)[None])[0]
+        yield fixed[:, done - top : ready - top]
+        keep = max(ready - reach, 0)
+        held, top, done = held[:, keep - top :], keep, ready
 
 
 def _low_frequencies(plane: Tensor, levels: int) -> Tensor:

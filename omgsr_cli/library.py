@@ -245,7 +245,7 @@ class _Task:
         own_depth = picture.bit_depth
         if self.bit_depth is not None:
             picture = replace(picture, bit_depth=self.bit_depth)
-        restored = restore_picture(self.model, picture, output, self.options, on_progress=self.on_progress)[0]
+        restored = restore_picture(self.model, picture, output, self.options, on_progress=self.on_progress)[0].whole()
         return replace(restored, bit_depth=own_depth)
 
 

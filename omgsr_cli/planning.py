@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from omgsr_cli.geometry import Canvas, Size, plan_canvas, plan_halo_tiles, plan_tiles, round_up
-from omgsr_cli.models.base import RestorerInfo, Tiling
+from omgsr_cli.models.base import RestorerInfo, StageInfo, Tiling
 from omgsr_cli.models.devices import free_memory_bytes
 from omgsr_cli.options import RestoreOptions
 
@@ -19,9 +19,10 @@ MIN_TILE_PX, MAX_TILE_PX = 256, 4096
 _MAX_EXACT_TILE_PX = 1152
 # Of the memory that is free, this share may go to one tile: other programs, and the picture itself, need some too.
 _MEMORY_SHARE = 0.5
-_CODEC_OVERLAP_PX = 128
-# The picture's own copies: enlarged, restored and fixed, three float32 channels each.
+# Three float32 channels each, enlarged, restored and fixed: of the rows that go through together.
 _HELD_BYTES_PER_PX = 3 * 3 * 4
+# Of a picture that goes through in strips: its latents, for each of its pixels, and what is put aside in memory.
+_LATENT_BYTES_PER_PX, _ASIDE_BYTES = 2, 256 << 20
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class StagePlan:
     """How one stage goes over a picture, in pixels of the working size.
 
     Attributes:
-        tiling: "exact" tiles have a margin that is thrown away, "blended" ones fade into each other, and a stage
+        tiling: "exact" tiles have a margin that is thrown away, "blended" ones fade into each other, and a codec
             that tiles itself ("internal") is given the whole.
         side_px: side of a tile, without its margin; a whole picture has its longer side here.
         margin_px: what blended neighbours share, or the margin on each side of an exact tile.
@@ -117,40 +118,40 @@ def _plan_in_one_go(
         _fixed_px(options, whole) or round_up(automatic, info.multiple_of_px), round_up(whole, info.multiple_of_px)
     )
     stage = StagePlan("exact", side, halo if options.overlap is None else options.overlap)
-    memory = _memory(canvas, min(side + 2 * stage.margin_px, whole), options.batch * bytes_per_px)
+    memory = _memory(canvas, stage, options.batch * bytes_per_px)
     return TilePlan(canvas, stage, stage, True, stage.count(canvas.padded, info.multiple_of_px), memory)
 
 
 def _plan_stages(
     info: RestorerInfo, canvas: Canvas, options: RestoreOptions, free_bytes: int, limit_px: int
 ) -> TilePlan:
-    whole = max(canvas.padded)
     # A tile that the user fixed is never changed; "off" is the whole picture; else the step's size is the model's own.
-    fixed = _fixed_px(options, whole)
-    fitting = _fitting_px(info.codec.bytes_per_px, free_bytes // options.batch, info.codec.halo_px)
-    sides = (fixed or min(limit_px, fitting), fixed or info.native_tile_px)
-    codec, step = (
-        _plan_stage(stage.tiling, stage.halo_px, round_up(min(side, whole), info.multiple_of_px), widest, options, info)
-        if stage.tiling != "internal"
-        else StagePlan("internal", whole, 0)
-        for stage, side, widest in zip((info.codec, info.step), sides, (_CODEC_OVERLAP_PX, whole), strict=True)
-    )
+    fixed = _fixed_px(options, max(canvas.padded))
+    codec = StagePlan("internal", max(canvas.padded), 0)
+    if info.codec.tiling == "exact":
+        fitting = _fitting_px(info.codec.bytes_per_px, free_bytes // options.batch, info.codec.halo_px)
+        codec = _plan_stage(info.codec, fixed or min(limit_px, fitting), canvas, options, info)
+    step = _plan_stage(info.step, fixed or info.native_tile_px, canvas, options, info)
     tiles = 2 * codec.count(canvas.padded, info.multiple_of_px) + step.count(canvas.padded, info.multiple_of_px)
-    codec_memory = _memory(canvas, _outer_px(codec), info.codec.bytes_per_px)
-    bounded = free_bytes + canvas.padded.area * _HELD_BYTES_PER_PX
-    in_strips = codec.tiling == "internal" and codec_memory > bounded
-    step_memory = _memory(canvas, _outer_px(step), info.step.bytes_per_px * options.batch)
-    memory = max(bounded if in_strips else codec_memory, step_memory)
-    return TilePlan(canvas, codec, step, False, tiles, memory, in_strips)
+    codec_memory = _memory(canvas, codec, info.codec.bytes_per_px)
+    aside = min(canvas.padded.area * _HELD_BYTES_PER_PX, _ASIDE_BYTES)
+    in_strips = free_bytes + canvas.padded.area * _LATENT_BYTES_PER_PX + aside
+    is_bounded = codec.tiling == "internal" and codec_memory > in_strips
+    step_memory = _memory(canvas, step, info.step.bytes_per_px * options.batch)
+    return TilePlan(
+        canvas, codec, step, False, tiles, max(in_strips if is_bounded else codec_memory, step_memory), is_bounded
+    )
 
 
 def _plan_stage(
-    tiling: Tiling, halo_px: int, side_px: int, widest_px: int, options: RestoreOptions, info: RestorerInfo
+    stage: StageInfo, side_px: int, canvas: Canvas, options: RestoreOptions, info: RestorerInfo
 ) -> StagePlan:
-    """Tiles with the margin that was asked for, or else a halo, or an overlap of half a tile up to the widest."""
-    margin = halo_px if tiling == "exact" else min(widest_px, side_px // 2)
+    """Tiles with the margin that was asked for, or else a halo, or an overlap of half a tile."""
+    multiple = info.multiple_of_px
+    side_px = round_up(min(side_px, max(canvas.padded)), multiple)
+    margin = stage.halo_px if stage.tiling == "exact" else side_px // 2
     margin = margin if options.overlap is None else options.overlap
-    return StagePlan(tiling, side_px, margin // info.multiple_of_px * info.multiple_of_px)
+    return StagePlan(stage.tiling, side_px, margin // multiple * multiple)
 
 
 def _fixed_px(options: RestoreOptions, whole_px: int) -> int | None:
@@ -170,9 +171,8 @@ def _even_px(whole: int, largest: int) -> int:
     return -(-whole // -(-whole // largest))
 
 
-def _outer_px(stage: StagePlan) -> int:
-    return stage.side_px + (2 * stage.margin_px if stage.tiling == "exact" else 0)
-
-
-def _memory(canvas: Canvas, tile_px: int, bytes_per_px: int) -> int:
-    return min(tile_px * tile_px, canvas.padded.area) * bytes_per_px + canvas.padded.area * _HELD_BYTES_PER_PX
+def _memory(canvas: Canvas, stage: StagePlan, bytes_per_px: int) -> int:
+    """Of a tile in work, and of the rows of the picture that go through together with it."""
+    outer_px = stage.side_px + (2 * stage.margin_px if stage.tiling == "exact" else 0)
+    height, width = canvas.padded
+    return min(outer_px**2, height * width) * bytes_per_px + min(outer_px, height) * width * _HELD_BYTES_PER_PX

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from omgsr_cli.errors import DeviceError
 from omgsr_cli.geometry import HaloTile, Size, halve_halo_tile, plan_halo_tiles, plan_tiles, round_up
-from omgsr_cli.imaging import extend
+from omgsr_cli.imaging import ExtendedRows, Rows
 from omgsr_cli.models.base import Restorer, TilesItself
 from omgsr_cli.models.devices import is_out_of_memory, release_memory
 from omgsr_cli.models.vae_tiling import Workspace
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.planning import MIN_TILE_PX, StagePlan, TilePlan, usable_memory
-from omgsr_cli.tiling import AnyTile, TileFunction, run_blended, run_exact
+from omgsr_cli.tiling import AnyTile, ReadRows, TileFunction, run_blended, run_exact
 
 OnProgress = Callable[[int, int], None]
 OnNote = Callable[[str], None]
@@ -24,9 +25,9 @@ _SHORT = "memory was short: went on with smaller tiles"
 
 
 class Restoration:
-    """Runs the stages over one picture; where memory turns out to be short, what is finished stays.
+    """Runs the stages over one picture, from its first rows to its last; where memory is short, what is finished stays.
 
-    A batch of tiles is then run one by one; an exact tile is cut in two, with the same result; a stage with blended
+    A batch of tiles is then run one by one; an exact tile is cut in two, with the same result; a step with blended
     tiles begins again with tiles of half the side; a codec that tiles itself goes on with smaller strips.
 
     Args:
@@ -56,57 +57,73 @@ class Restoration:
         self._generator = None if seed is None else torch.Generator(restorer.device).manual_seed(seed)
 
     @torch.inference_mode()
-    def run(self, enlarged: Tensor) -> Tensor:
-        """Restore (3, H, W) in [0, 1] at the working size; the result has the same size and is clamped to [0, 1].
+    def run(self, enlarged: Rows) -> Iterator[Tensor]:
+        """Restore (3, H, W) in [0, 1] at the working size.
 
+        Yields:
+            (3, n, W) float32 on the CPU, clamped to [0, 1], from the first rows to the last.
         Raises:
             DeviceError: memory is short even for the smallest tiles, or for the tile that was asked for.
         """
-        canvas, plan, info = self._plan.canvas, self._plan, self._restorer.info
-        padded = extend(enlarged, canvas.padded, canvas.border)
-        padded = padded.clone() if padded is enlarged else padded
-        image = padded.mul_(2).sub_(1)[None].to(self._restorer.device)
-        del padded
-        batch = self._options.batch
+        canvas, plan = self._plan.canvas, self._plan
+        image = _Image(ExtendedRows(enlarged, canvas.padded, canvas.border), self._restorer.device)
         if plan.in_one_go:
-            image = self._stage(self._all_stages, image, plan.step, 1, batch)
+            bands = self._exact(self._all_stages, image.read, canvas.padded, plan.step, 1, self._options.batch)
         else:
-            image = self._stage(self._encode, image, plan.codec, 1, 1)
-            image = self._stage(self._restorer.restore, image, plan.step, info.latent_px, batch)
-            image = self._stage(self._decode, image, plan.codec, info.latent_px, 1)
+            latent = self._restore(self._encode_whole(image))
+            bands = self._decode_bands(latent)
         (height, width), border = canvas.working, canvas.border
-        image = image[0, :, border : border + height, border : border + width]
-        return image.float().mul_(0.5).add_(0.5).clamp_(0, 1).cpu()
+        row = -border
+        for band in bands:
+            inside = band[0, :, max(-row, 0) : max(height - row, 0), border : border + width]
+            row += band.shape[2]
+            inside = inside.float().mul(0.5).add_(0.5).clamp_(0, 1).cpu()
+            # Free before the next one is computed.
+            del band
+            if inside.shape[1]:
+                yield inside
+            del inside
+
+    def _encode_whole(self, image: _Image) -> Tensor:
+        """The latent of a whole picture, (1, C, h, w)."""
+        codec, size = self._plan.codec, self._plan.canvas.padded
+        if codec.tiling == "exact":
+            return torch.cat(list(self._exact(self._encode, image.read, size, codec, 1, 1)), dim=2)
+        assert isinstance(self._restorer, TilesItself)
+        with self._telling_short(size):
+            latent = self._restorer.encode_within(image, self._workspace, self._generator)
+        self._on_tiles(1)
+        return latent
+
+    def _decode_bands(self, latent: Tensor) -> Iterator[Tensor]:
+        """The picture of a whole latent, bands of (1, 3, n, W)."""
+        codec, size, px = self._plan.codec, self._plan.canvas.padded, self._restorer.info.latent_px
+        if codec.tiling == "exact":
+            yield from self._exact(self._restorer.decode, _rows_of(latent), size, codec, px, 1)
+            return
+        assert isinstance(self._restorer, TilesItself)
+        with self._telling_short(size):
+            yield from self._restorer.decode_within(latent, self._workspace)
+        self._on_tiles(1)
 
     def _encode(self, image: Tensor) -> Tensor:
-        if self._plan.codec.tiling == "internal":
-            assert isinstance(self._restorer, TilesItself)
-            return self._restorer.encode_within(image, self._workspace, self._generator)
         return self._restorer.encode(image, self._generator)
-
-    def _decode(self, latent: Tensor) -> Tensor:
-        if self._plan.codec.tiling == "internal":
-            assert isinstance(self._restorer, TilesItself)
-            return self._restorer.decode_within(latent, self._workspace)
-        return self._restorer.decode(latent)
 
     def _all_stages(self, image: Tensor) -> Tensor:
         latent = self._encode(image)
         release_memory()
-        return self._decode(self._restorer.restore(latent))
+        return self._restorer.decode(self._restorer.restore(latent))
 
-    def _stage(self, function: TileFunction, source: Tensor, stage: StagePlan, source_px: int, batch: int) -> Tensor:
-        """Run one stage over the whole of its source, (1, C, H, W), of which an element is `source_px` image pixels."""
-        if stage.tiling == "internal":
-            return self._whole(function, source)
+    def _restore(self, latent: Tensor) -> Tensor:
+        """The step over a whole latent, (1, C, h, w)."""
+        stage, px, size = self._plan.step, self._restorer.info.latent_px, self._plan.canvas.padded
+        multiple, before = self._restorer.info.multiple_of_px, self._done
         if stage.tiling == "exact":
-            return self._exact(function, source, stage, source_px, batch)
-        multiple = self._restorer.info.multiple_of_px
-        size = Size(source.shape[-2] * source_px, source.shape[-1] * source_px)
-        before = self._done
+            bands = self._exact(self._restorer.restore, _rows_of(latent), size, stage, px, self._options.batch)
+            return torch.cat(list(bands), dim=2)
         while True:
             try:
-                return self._blended(function, source, stage, source_px, batch)
+                return self._blended(latent, stage)
             except (RuntimeError, MemoryError) as error:
                 self._check_may_shrink(error, stage.side_px)
             self._total -= stage.count(size, multiple) - (self._done - before)
@@ -115,22 +132,24 @@ class Restoration:
             self._total += stage.count(size, multiple)
             before = self._done
 
-    def _whole(self, function: TileFunction, source: Tensor) -> Tensor:
+    @contextmanager
+    def _telling_short(self, size: Size) -> Iterator[None]:
+        """Says in a line that memory was short even for the smallest strips."""
         try:
-            result = function(source)
+            yield
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise DeviceError(
-                f"memory is short for the smallest strips of {source.shape[-1]}x{source.shape[-2]}",
+                f"memory is short for the smallest strips of {size}",
                 "ask for a smaller size, or use another --device",
             ) from error
-        self._on_tiles(1)
-        return result
 
-    def _exact(self, function: TileFunction, source: Tensor, stage: StagePlan, source_px: int, batch: int) -> Tensor:
+    def _exact(
+        self, function: TileFunction, read: ReadRows, size: Size, stage: StagePlan, source_px: int, batch: int
+    ) -> Iterator[Tensor]:
+        """Run stages over a picture of `size`, read in elements of `source_px` image pixels; gives bands."""
         multiple = self._restorer.info.multiple_of_px
-        size = Size(source.shape[-2] * source_px, source.shape[-1] * source_px)
         tiles = plan_halo_tiles(size, stage.side_px, stage.margin_px, multiple)
 
         def in_place_of(error: Exception, group: Sequence[HaloTile]) -> Sequence[Sequence[HaloTile]]:
@@ -142,22 +161,19 @@ class Restoration:
             return [[half] for half in halves]
 
         placed = [tile.times(1, source_px) for tile in tiles]
-        return run_exact(function, source, placed, batch=batch, on_tiles=self._on_tiles, on_error=in_place_of)
+        return run_exact(function, read, placed, batch=batch, on_tiles=self._on_tiles, on_error=in_place_of)
 
-    def _blended(self, function: TileFunction, source: Tensor, stage: StagePlan, source_px: int, batch: int) -> Tensor:
-        # On the grid of the latents, so that every tile's edge lies on one of their elements.
+    def _blended(self, latent: Tensor, stage: StagePlan) -> Tensor:
         px = self._restorer.info.latent_px
-        size = Size(source.shape[-2] * source_px // px, source.shape[-1] * source_px // px)
-        tiles = plan_tiles(size, stage.side_px // px, stage.margin_px // px)
-        placed = [tile.times(px // source_px) for tile in tiles]
+        tiles = plan_tiles(Size(*latent.shape[-2:]), stage.side_px // px, stage.margin_px // px)
         # A Gaussian is made for neighbours that share a half; where they share less it would end in a step.
-        ramp = stage.margin_px // source_px if stage.margin_px < stage.side_px // 2 else None
+        ramp = stage.margin_px // px if stage.margin_px < stage.side_px // 2 else None
         return run_blended(
-            function,
-            source,
-            placed,
+            self._restorer.restore,
+            latent,
+            tiles,
             ramp=ramp,
-            batch=batch,
+            batch=self._options.batch,
             on_tiles=self._on_tiles,
             on_error=self._one_by_one,
         )
@@ -188,3 +204,18 @@ class Restoration:
         release_memory()
         if self._on_progress:
             self._on_progress(self._done, self._total)
+
+
+def _rows_of(latent: Tensor) -> ReadRows:
+    return lambda top, bottom: latent[:, :, top:bottom]
+
+
+class _Image:
+    """A picture in [0, 1], read as a model takes it: (1, 3, n, W) in [-1, 1] on its device."""
+
+    def __init__(self, rows: Rows, device: torch.device) -> None:
+        self._rows, self._device = rows, device
+        self.size_px = rows.size_px
+
+    def read(self, top: int, bottom: int) -> Tensor:
+        return self._rows.read(top, bottom).mul(2).sub_(1)[None].to(self._device)

@@ -13,6 +13,7 @@ from torch import Tensor
 from omgsr_cli.geometry import HaloTile, Tile
 
 TileFunction = Callable[[Tensor], Tensor]
+ReadRows = Callable[[int, int], Tensor]
 OnTiles = Callable[[int], None]
 AnyTile = TypeVar("AnyTile")
 OnError = Callable[[Exception, Sequence[AnyTile]], Sequence[Sequence[AnyTile]]]
@@ -114,44 +115,64 @@ def run_blended(
 
 def run_exact(
     function: TileFunction,
-    source: Tensor,
+    read: ReadRows,
     tiles: Sequence[HaloTile],
     *,
     batch: int = 1,
     on_tiles: OnTiles | None = None,
     on_error: OnError[HaloTile] | None = None,
-) -> Tensor:
+) -> Iterator[Tensor]:
     """Run a function of limited reach on tiles with a margin and keep their cores: as if on the whole picture.
 
     Args:
         function: maps (N, C, h, w) to (N, C', h*r, w*r) with one ratio r for all tiles, an integer or 1 / integer, and
             with a reach that the tiles' margin covers.
-        source: (1, C, H, W).
-        tiles: their cores cover the source once; where r is 1/n, every edge is a multiple of n.
-        batch: tiles of one size that go through the function together.
+        read: given top and bottom, the source's rows between them, (1, C, bottom - top, W).
+        tiles: as of `plan_halo_tiles`, row by row; where r is 1/n, every edge is a multiple of n.
+        batch: tiles of one size and row that go through the function together.
         on_tiles: told after every batch how many tiles it held.
         on_error: decides what is tried when the function raises; smaller tiles may stand for one.
-    Returns:
-        (1, C', H*r, W*r), dtype and device of the function's result.
+    Yields:
+        (1, C', n, W*r), from the first rows to the last, one band for each row of tiles; dtype and device of the
+        function's result.
     """
-    output = None
+    for _, row in groupby(tiles, key=lambda tile: tile.core.top):
+        yield _exact_band(function, read, list(row), batch, on_tiles, on_error)
+
+
+def _exact_band(
+    function: TileFunction,
+    read: ReadRows,
+    tiles: Sequence[HaloTile],
+    batch: int,
+    on_tiles: OnTiles | None,
+    on_error: OnError[HaloTile] | None,
+) -> Tensor:
+    """All cores of one row of tiles."""
+    above, top, core_height = tiles[0].outer.top, tiles[0].core.top, tiles[0].core.height
+    source = read(above, above + tiles[0].outer.height)
+    band = None
 
     def run(group: Sequence[HaloTile]) -> Tensor:
-        return function(torch.cat([source[..., tile.outer.rows, tile.outer.columns] for tile in group]))
+        outers = [tile.outer._replace(top=tile.outer.top - above) for tile in group]
+        return function(torch.cat([source[..., outer.rows, outer.columns] for outer in outers]))
 
     for group, results in _run_groups(run, _equal_groups(tiles, batch), on_error):
         ratio = _ratio(results.shape[-1], group[0].outer.width)
-        if output is None:
-            height, width = (side * ratio[0] // ratio[1] for side in source.shape[-2:])
-            output = results.new_empty((1, results.shape[1], height, width))
-        for result, tile in zip(results, (tile.times(*ratio) for tile in group), strict=True):
-            top, left = tile.core.top - tile.outer.top, tile.core.left - tile.outer.left
-            core = result[:, top : top + tile.core.height, left : left + tile.core.width]
-            output[0, :, tile.core.rows, tile.core.columns] = core
+        if band is None:
+            height, width = (side * ratio[0] // ratio[1] for side in (core_height, source.shape[-1]))
+            band = results.new_empty((1, results.shape[1], height, width))
+        for result, tile in zip(results, group, strict=True):
+            core = tile.core.times(*ratio)
+            inner = core._replace(
+                top=core.top - tile.outer.times(*ratio).top, left=core.left - tile.outer.times(*ratio).left
+            )
+            place = core._replace(top=core.top - top * ratio[0] // ratio[1])
+            band[0, :, place.rows, place.columns] = result[:, inner.rows, inner.columns]
         if on_tiles:
             on_tiles(len(group))
-    assert output is not None
-    return output
+    assert band is not None
+    return band
 
 
 def _run_groups(

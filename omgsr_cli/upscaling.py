@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
 from torch import Tensor
 
 from omgsr_cli.color import match_color
 from omgsr_cli.errors import ShapeError
 from omgsr_cli.geometry import Size
-from omgsr_cli.imaging import Picture, enlarge_with_alpha, resize
+from omgsr_cli.imaging import EnlargedWithAlpha, Picture, PictureBands, ResizedRows, Rows, WholeRows, resize
 from omgsr_cli.models.base import Restorer
-from omgsr_cli.options import ColorFix, RestoreOptions
+from omgsr_cli.options import RestoreOptions
 from omgsr_cli.planning import allowed_memory, plan_model_canvas, plan_restoration, usable_memory
 from omgsr_cli.restoration import OnNote, OnProgress, Restoration
 
@@ -20,7 +23,6 @@ def upscale_image(
     output: Size,
     options: RestoreOptions | None = None,
     *,
-    reference: Tensor | None = None,
     free_bytes: int | None = None,
     bit_depth: int = 8,
     on_progress: OnProgress | None = None,
@@ -37,7 +39,6 @@ def upscale_image(
         image: (3, H, W) float32, sRGB in [0, 1], any size from 1x1.
         output: height and width of the result.
         options: None takes the defaults.
-        reference: the image enlarged already, (3, h, w) at `plan_canvas(...).working`; None enlarges it here.
         free_bytes: memory for tiles; None asks the device.
         bit_depth: 8 or 16 of the picture; at 8 the enlarged image has whole levels, as the published scripts have.
         on_progress: told (done, total) tiles; the total grows where memory is short.
@@ -51,13 +52,11 @@ def upscale_image(
     if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
         raise ShapeError(f"an image is (3, H, W) with pixels, not {tuple(image.shape)}")
     options = options or RestoreOptions()
-    info = restorer.info
-    free = allowed_memory(options, usable_memory(restorer.device) if free_bytes is None else free_bytes)
-    plan = plan_restoration(info, output, options, free)
-    enlarged = resize(image, plan.canvas.working, bit_depth) if reference is None else reference
-    restored = Restoration(restorer, plan, options, free, on_progress, on_note).run(enlarged)
-    restored = _fix_color(restored, enlarged, options.color_fix or info.color_fix, bit_depth)
-    return resize(restored, output, bit_depth) if plan.canvas.working != output else restored
+    working = plan_model_canvas(restorer.info, output).working
+    enlarged = ResizedRows(image, working, bit_depth)
+    return torch.cat(
+        list(_bands(restorer, enlarged, output, options, free_bytes, bit_depth, on_progress, on_note)), dim=1
+    )
 
 
 def restore_picture(
@@ -68,41 +67,48 @@ def restore_picture(
     *,
     on_progress: OnProgress | None = None,
     on_note: OnNote | None = None,
-) -> tuple[Picture, Tensor]:
-    """Restore a picture with its alpha.
+) -> tuple[PictureBands, Rows]:
+    """Restore a picture with its alpha, as the result is read.
 
     Colour is enlarged premultiplied by alpha, so that what lies under transparent pixels does not bleed into the
     edge; alpha itself is enlarged bicubically.
 
     Returns:
-        The restored picture, and the enlarged input at the output's size, (3, h, w), for a comparison.
+        The restored picture, of which nothing is computed yet, and the enlarged input at its size, for a comparison.
+    Raises:
+        DeviceError: as the bands are read: as `upscale_image`.
     """
-    canvas = plan_model_canvas(restorer.info, output)
-    alpha = picture.alpha
+    working = plan_model_canvas(restorer.info, output).working
+    alpha, depth = picture.alpha, picture.bit_depth
+    enlarged: Rows
     if alpha is None or bool((alpha == 1).all()):
-        reference = resize(picture.rgb, canvas.working, picture.bit_depth)
+        enlarged = ResizedRows(picture.rgb, working, depth)
     else:
-        reference = enlarge_with_alpha(picture.rgb, alpha, canvas.working)
-    if alpha is not None:
-        alpha = resize(alpha, output, picture.bit_depth)
-    restored = upscale_image(
-        restorer,
-        picture.rgb,
-        output,
-        options,
-        reference=reference,
-        bit_depth=picture.bit_depth,
-        on_progress=on_progress,
-        on_note=on_note,
-    )
-    return picture.restored(restored, alpha), resize(reference, output, picture.bit_depth)
+        enlarged = EnlargedWithAlpha(picture.rgb, alpha, working)
+    bands = _bands(restorer, enlarged, output, options, None, depth, on_progress, on_note)
+    result = PictureBands(picture, output, bands, None if alpha is None else ResizedRows(alpha, output, depth))
+    if working == output:
+        return result, enlarged
+    return result, WholeRows(resize(enlarged.read(0, working.height), output, depth))
 
 
-def _fix_color(restored: Tensor, enlarged: Tensor, method: ColorFix, bit_depth: int) -> Tensor:
-    if method == "none":
-        return restored
-    if bit_depth == 8:
-        # As published: the fix works between 8-bit pictures, of which the restored one was truncated. It sets the mean
-        # anew, so that the half level lost here does not darken the result.
-        restored = (restored * 255).floor_().div_(255)
-    return match_color(restored[None], enlarged[None], method)[0].clamp_(0, 1)
+def _bands(
+    restorer: Restorer,
+    enlarged: Rows,
+    output: Size,
+    options: RestoreOptions,
+    free_bytes: int | None,
+    bit_depth: int,
+    on_progress: OnProgress | None,
+    on_note: OnNote | None,
+) -> Iterator[Tensor]:
+    """The restored picture from its first rows to its last, (3, n, output.width) float32 in [0, 1]."""
+    info = restorer.info
+    free = allowed_memory(options, usable_memory(restorer.device) if free_bytes is None else free_bytes)
+    plan = plan_restoration(info, output, options, free)
+    restored = Restoration(restorer, plan, options, free, on_progress, on_note).run(enlarged)
+    fixed = match_color(restored, enlarged, options.color_fix or info.color_fix, bit_depth)
+    if plan.canvas.working == output:
+        yield from fixed
+    else:
+        yield resize(torch.cat(list(fixed), dim=1), output, bit_depth)

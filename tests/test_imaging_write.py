@@ -258,7 +258,7 @@ def test_a_lossless_webp_and_one_with_an_odd_length_take_a_record() -> None:
     for options in ({"lossless": True, "exact": True}, {"quality": 30}):
         buffer = io.BytesIO()
         image.save(buffer, "WEBP", **options)
-        marked = b"".join(with_record("webp", buffer.getvalue(), "odd"))
+        marked = b"".join(with_record("webp", [buffer.getvalue()], "odd"))
         assert read_record(marked) == "odd"
         with Image.open(io.BytesIO(marked)) as again, Image.open(buffer) as before:
             assert again.mode == before.mode

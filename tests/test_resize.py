@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from omgsr_cli.imaging import FILTERS, extend, resize
+from omgsr_cli.imaging import FILTERS, EnlargedWithAlpha, ExtendedRows, ResizedRows, WholeRows, extend, resize
 
 IMAGE = torch.rand(3, 13, 21, generator=torch.Generator().manual_seed(3))
 
@@ -38,3 +40,39 @@ def test_extension_is_numpys_reflection(size: tuple[int, int], before: int) -> N
 
 def test_a_single_pixel_is_repeated() -> None:
     assert torch.equal(extend(IMAGE[:, :1, :1], (5, 6), 2), IMAGE[:, :1, :1].expand(3, 5, 6))
+
+
+def test_rows_are_those_of_the_whole_to_the_bit() -> None:
+    """Sizes at random: larger, smaller, and larger in one direction only."""
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        (height, width), (high, wide) = rng.integers(1, 60, 2), rng.integers(1, 250, 2)
+        image = torch.rand(2, int(height), int(width), generator=torch.Generator().manual_seed(int(wide)))
+        cuts = sorted({0, int(high), *rng.integers(0, high, 3).tolist()})
+        for depth in (8, 16):
+            rows = ResizedRows(image, (int(high), int(wide)), depth)
+            found = torch.cat([rows.read(top, bottom) for top, bottom in pairwise(cuts)], dim=1)
+            assert torch.equal(found, resize(image, (int(high), int(wide)), depth)), (height, width, high, wide, depth)
+
+
+def test_rows_that_are_not_clamped_and_bilinear_ones() -> None:
+    image = torch.randn(1, 7, 9, generator=torch.Generator().manual_seed(0))
+    expected = np.asarray(Image.fromarray(image[0].numpy()).resize((20, 15), Image.Resampling.BILINEAR))
+    assert np.array_equal(ResizedRows(image, (15, 20), 16, "bilinear", clamp=False).read(0, 15)[0].numpy(), expected)
+    assert expected.max() > 1
+
+
+@pytest.mark.parametrize("size", [(13, 21), (20, 30), (70, 23), (300, 300)])
+@pytest.mark.parametrize("before", [0, 4, 15])
+def test_extended_rows_are_those_of_the_whole(size: tuple[int, int], before: int) -> None:
+    padded = tuple(max(side, own + before) for side, own in zip(size, (13, 21), strict=True))
+    rows, whole = ExtendedRows(WholeRows(IMAGE), (padded[0], padded[1]), before), extend(IMAGE, padded, before)
+    for top in range(0, padded[0], 6):
+        assert torch.equal(rows.read(top, min(top + 6, padded[0])), whole[:, top : top + 6])
+
+
+def test_rows_with_alpha_do_not_depend_on_where_they_are_cut() -> None:
+    alpha = (torch.rand(1, 13, 21, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+    rows = EnlargedWithAlpha(IMAGE, alpha, (40, 50))
+    parts = torch.cat([rows.read(top, min(top + 7, 40)) for top in range(0, 40, 7)], dim=1)
+    assert torch.equal(parts, rows.read(0, 40))

@@ -1,6 +1,6 @@
 """Files <-> tensors, for pictures as people have them."""
 
-from omgsr_cli.imaging.alpha import enlarge_with_alpha
+from omgsr_cli.imaging.alpha import EnlargedWithAlpha
 from omgsr_cli.imaging.atomic import PARTIAL_SUFFIX, write_atomically
 from omgsr_cli.imaging.borders import extend
 from omgsr_cli.imaging.formats import (
@@ -12,9 +12,10 @@ from omgsr_cli.imaging.formats import (
     output_format,
     output_suffix,
 )
-from omgsr_cli.imaging.picture import Picture, PictureHeader, PictureMetadata
+from omgsr_cli.imaging.picture import Picture, PictureBands, PictureHeader, PictureMetadata
 from omgsr_cli.imaging.read import probe_picture, read_picture
-from omgsr_cli.imaging.resize import FILTERS, resize
+from omgsr_cli.imaging.resize import FILTERS, ResizedRows, resize
+from omgsr_cli.imaging.rows import ExtendedRows, Rows, WholeRows, bands_of
 from omgsr_cli.imaging.samples import from_samples, luma, to_samples
 from omgsr_cli.imaging.settings_line import read_record
 from omgsr_cli.imaging.write import MetadataPolicy, encode_picture, write_picture
@@ -24,14 +25,20 @@ __all__ = [
     "FORMAT_LIMITS",
     "FORMAT_OF_SUFFIX",
     "PARTIAL_SUFFIX",
+    "EnlargedWithAlpha",
+    "ExtendedRows",
     "MetadataPolicy",
     "OutputFormat",
     "Picture",
+    "PictureBands",
     "PictureHeader",
     "PictureMetadata",
+    "ResizedRows",
+    "Rows",
+    "WholeRows",
+    "bands_of",
     "check_output",
     "encode_picture",
-    "enlarge_with_alpha",
     "extend",
     "format_of_path",
     "from_samples",

@@ -6,27 +6,35 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
-from omgsr_cli.geometry import Size
-from omgsr_cli.imaging.resize import resize
+from omgsr_cli.imaging.resize import ResizedRows
 
 
-def enlarge_with_alpha(rgb: Tensor, alpha: Tensor, size: Size) -> Tensor:
-    """Enlarge colour weighted by alpha; where nothing is opaque nearby, what lies around is drawn in smoothly.
+class EnlargedWithAlpha:
+    """Colour enlarged with the weight of its alpha, read by rows.
+
+    Where nothing is opaque nearby, what lies around is drawn in smoothly.
 
     Args:
         rgb: (3, H, W) float32 in [0, 1], not premultiplied.
         alpha: (1, H, W) float32 in [0, 1].
-        size: of the result.
-    Returns:
-        (3, size.height, size.width) float32 in [0, 1], not premultiplied.
+        size_px: height and width of the result; its rows are (3, n, width) float32 in [0, 1], not premultiplied.
     """
-    filled = _fill_transparent(rgb, alpha)
-    enlarged_alpha = resize(alpha, size, 16)
-    premultiplied = resize(filled * alpha, size, 16)
-    # Below two levels of alpha the quotient is noise, and invisible.
-    visible = enlarged_alpha > 2 / 255
-    straight = torch.where(visible, premultiplied / enlarged_alpha.clamp(min=1 / 255), resize(filled, size, 16))
-    return straight.clamp_(0, 1)
+
+    def __init__(self, rgb: Tensor, alpha: Tensor, size_px: tuple[int, int]) -> None:
+        self.size_px = size_px
+        filled = _fill_transparent(rgb, alpha)
+        self._filled, self._alpha, self._premultiplied = (
+            ResizedRows(planes, size_px, 16) for planes in (filled, alpha, filled * alpha)
+        )
+
+    def read(self, top: int, bottom: int) -> Tensor:
+        """As for `Rows`."""
+        filled, alpha, premultiplied = (
+            rows.read(top, bottom) for rows in (self._filled, self._alpha, self._premultiplied)
+        )
+        # Below two levels of alpha the quotient is noise, and invisible.
+        straight = torch.where(alpha > 2 / 255, premultiplied / alpha.clamp(min=1 / 255), filled)
+        return straight.clamp_(0, 1)
 
 
 def _fill_transparent(rgb: Tensor, alpha: Tensor) -> Tensor:

@@ -25,15 +25,15 @@ def extend(image: Tensor, size_px: tuple[int, int], before_px: int = 0) -> Tenso
         return F.pad(image[None], (before_px, right, before_px, below), mode="reflect")[0]
     # torch reflects only once; an image smaller than its border needs more.
     rows, columns = (
-        _reflected(length, before_px, total, image.device)
+        reflected(length, before_px, total).to(image.device)
         for length, total in ((height, size_px[0]), (width, size_px[1]))
     )
     return image.index_select(-2, rows).index_select(-1, columns)
 
 
-def _reflected(length: int, before: int, total: int, device: torch.device) -> Tensor:
-    """Indices of an axis of `length` from -before on, `total` of them."""
-    position = torch.arange(-before, total - before, device=device)
+def reflected(length: int, before: int, total: int) -> Tensor:
+    """Indices of an axis of `length` from -before on, `total` of them, reflected at its ends."""
+    position = torch.arange(-before, total - before)
     period = max(2 * (length - 1), 1)
     folded = position.remainder(period)
     return torch.minimum(folded, period - folded).clamp_max(length - 1)

@@ -71,6 +71,7 @@ class FormatLimits:
         alpha: whether it has transparency.
         bit_depths: bits per channel that it is written with.
         quality: the default of `--quality`, or None where it is lossless.
+        by_rows: whether it is written as its rows come, and else needs all of them at once.
     """
 
     suffix: str
@@ -79,14 +80,15 @@ class FormatLimits:
     alpha: bool
     bit_depths: tuple[int, ...]
     quality: int | None
+    by_rows: bool = False
 
 
 FORMAT_LIMITS = {
-    "png": FormatLimits(".png", 2**31 - 1, None, True, (8, 16), None),
+    "png": FormatLimits(".png", 2**31 - 1, None, True, (8, 16), None, by_rows=True),
     # 65500 is libjpeg's own limit; the format's is 65535.
     "jpg": FormatLimits(".jpg", 65500, None, False, (8,), 95),
     "webp": FormatLimits(".webp", 16383, None, True, (8,), 95),
-    "tiff": FormatLimits(".tif", 2**31 - 1, None, True, (8, 16), None),
+    "tiff": FormatLimits(".tif", 2**31 - 1, None, True, (8, 16), None, by_rows=True),
     # libavif, which most programs read AVIF with, refuses more unless told otherwise.
     "avif": FormatLimits(".avif", 32768, 16384 * 16384, True, (8,), 90),
 }

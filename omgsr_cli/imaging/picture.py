@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from omgsr_cli.errors import ShapeError
+from omgsr_cli.imaging.rows import Rows, WholeRows, bands_of
 
 
 @dataclass(frozen=True)
@@ -99,3 +102,30 @@ class Picture:
         if alpha is not None and tuple(alpha.shape) != (1, *rgb.shape[1:]):
             raise ShapeError(f"alpha is {tuple(alpha.shape)} beside a picture of {tuple(rgb.shape)}")
         return replace(self, rgb=rgb, alpha=alpha)
+
+    def bands(self) -> PictureBands:
+        """The same picture, to be written from its first rows to its last."""
+        alpha = None if self.alpha is None else WholeRows(self.alpha)
+        return PictureBands(self, self.size_px, bands_of(WholeRows(self.rgb)), alpha)
+
+
+@dataclass(frozen=True)
+class PictureBands:
+    """A picture whose pixels come from the first rows to the last, once.
+
+    Attributes:
+        source: what it is made from: its format, depth, metadata and gamut are the result's too.
+        size_px: height and width.
+        rgb: (3, n, W) float, sRGB in [0, 1]; what lies outside is clipped when it is written.
+        alpha: (1, n, W) of the same height and width, in [0, 1], or None for an opaque picture.
+    """
+
+    source: Picture
+    size_px: tuple[int, int]
+    rgb: Iterator[Tensor]
+    alpha: Rows | None = None
+
+    def whole(self) -> Picture:
+        """All of it in memory."""
+        alpha = None if self.alpha is None else self.alpha.read(0, self.size_px[0])
+        return self.source.restored(torch.cat(list(self.rgb), dim=1), alpha)

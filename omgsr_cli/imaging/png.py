@@ -1,48 +1,59 @@
-"""PNG files: pixels of 8 bits by Pillow, of 16 by ourselves, and what lies beside them as chunks."""
+"""PNG files, written row by row: Pillow writes none of 16 bits in colour, and whole pictures only."""
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from omgsr_cli.imaging.metadata import XMP_KEYWORD
 from omgsr_cli.imaging.picture import PictureMetadata
+from omgsr_cli.imaging.samples import SampleLayout
 from omgsr_cli.imaging.settings_line import png_chunk, png_text_chunk
 
 #: Beyond 4, zlib takes several times longer for a percent or two.
 COMPRESSION_LEVEL = 4
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_HEADER_END = 33
 _COLOR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}
 _SUB, _UP, _PAETH = 1, 2, 4
 
 #: Rows filtered at a time hold about this many bytes.
-_BYTES_AT_ONCE = 1 << 22
+_BYTES_AT_ONCE = 1 << 19
 
 
-def encode_png(samples: NDArray[Any], metadata: PictureMetadata) -> bytes:
-    """Encode a picture.
+def encode_png(layout: SampleLayout, bands: Iterator[NDArray[Any]], metadata: PictureMetadata) -> Iterator[bytes]:
+    """Encode a picture as its rows come.
 
     Args:
-        samples: (H, W, C) uint8 or uint16; C is 1 grey, 2 grey with alpha, 3 RGB, 4 RGBA.
+        layout: of the samples.
+        bands: of them, from the first rows to the last.
         metadata: all of it is written.
+    Yields:
+        The file's bytes: first the signature and header.
     """
-    pixels = _deep_png(samples) if samples.dtype == np.uint16 else _shallow_png(samples)
-    return b"".join((pixels[:_HEADER_END], _metadata_chunks(metadata), pixels[_HEADER_END:]))
-
-
-def _shallow_png(samples: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    image = Image.fromarray(samples[:, :, 0] if samples.shape[2] == 1 else samples)
-    image.save(buffer, "PNG", compress_level=COMPRESSION_LEVEL)
-    return buffer.getvalue()
+    header = struct.pack(
+        ">IIBBBBB", layout.width, layout.height, layout.bit_depth, _COLOR_TYPE[layout.channels], 0, 0, 0
+    )
+    yield _SIGNATURE + png_chunk(b"IHDR", header)
+    yield _metadata_chunks(metadata)
+    packer = zlib.compressobj(COMPRESSION_LEVEL)
+    sample_bytes = layout.bit_depth // 8
+    row_bytes = layout.width * layout.channels * sample_bytes
+    above, count = np.zeros((1, row_bytes), np.uint8), max(_BYTES_AT_ONCE // row_bytes, 1)
+    for band in bands:
+        for top in range(0, len(band), count):
+            samples = np.ascontiguousarray(band[top : top + count], band.dtype.newbyteorder(">"))
+            rows = samples.reshape(len(samples), -1).view(np.uint8)
+            if packed := packer.compress(_filtered(rows, above, layout.channels * sample_bytes).data):
+                yield png_chunk(b"IDAT", packed)
+            above = rows[-1:]
+    yield png_chunk(b"IDAT", packer.flush())
+    yield png_chunk(b"IEND", b"")
 
 
 def _metadata_chunks(metadata: PictureMetadata) -> bytes:
@@ -61,43 +72,33 @@ def _metadata_chunks(metadata: PictureMetadata) -> bytes:
     return b"".join(chunks)
 
 
-def _deep_png(samples: NDArray[np.uint16]) -> bytes:
-    height, width, channels = samples.shape
-    header = struct.pack(">IIBBBBB", width, height, 16, _COLOR_TYPE[channels], 0, 0, 0)
-    packer = zlib.compressobj(COMPRESSION_LEVEL)
-    rows = max(_BYTES_AT_ONCE // (width * channels * 2), 1)
-    above = np.zeros((1, width * channels * 2), np.uint8)
-    packed = []
-    for top in range(0, height, rows):
-        band = samples[top : top + rows].astype(">u2").reshape(-1, width * channels).view(np.uint8)
-        packed.append(packer.compress(_filtered(band, above, channels * 2).tobytes()))
-        above = band[-1:]
-    packed.append(packer.flush())
-    pixels = b"".join(png_chunk(b"IDAT", piece) for piece in packed if piece)
-    return _SIGNATURE + png_chunk(b"IHDR", header) + pixels + png_chunk(b"IEND", b"")
-
-
-def _filtered(band: NDArray[np.uint8], above: NDArray[np.uint8], pixel_bytes: int) -> NDArray[np.uint8]:
+def _filtered(rows: NDArray[np.uint8], above: NDArray[np.uint8], pixel_bytes: int) -> NDArray[np.uint8]:
     """Filter rows, each by whichever of Sub, Up and Paeth leaves the smallest sum (PNG third edition, 12.7)."""
-    up = np.concatenate([above, band[:-1]]).astype(np.int16)
-    left, up_left = _shifted(band, pixel_bytes), _shifted(up, pixel_bytes)
-    choices = [(_SUB, band - left), (_UP, band - up), (_PAETH, band - _paeth(left, up, up_left))]
-    residuals = np.stack([residual.astype(np.uint8) for _, residual in choices])
-    costs = np.abs(residuals.view(np.int8).astype(np.int16)).sum(axis=2, dtype=np.int64)
-    best = costs.argmin(axis=0)
-    kinds = np.array([kind for kind, _ in choices], np.uint8)[best]
-    return np.concatenate([kinds[:, None], residuals[best, np.arange(len(band))]], axis=1)
+    up = np.concatenate([above, rows[:-1]])
+    left, up_left = _shifted(rows, pixel_bytes), _shifted(up, pixel_bytes)
+    residuals = (rows - left, rows - up, rows - _paeth(left, up, up_left))
+    costs = [np.abs(residual.view(np.int8).astype(np.int16)).sum(axis=1, dtype=np.int64) for residual in residuals]
+    best = np.argmin(costs, axis=0)
+    filtered = np.empty((len(rows), rows.shape[1] + 1), np.uint8)
+    filtered[:, 0] = np.array((_SUB, _UP, _PAETH), np.uint8)[best]
+    for number, residual in enumerate(residuals):
+        filtered[best == number, 1:] = residual[best == number]
+    return filtered
 
 
-def _shifted(rows: NDArray[Any], pixel_bytes: int) -> NDArray[np.int16]:
+def _shifted(rows: NDArray[np.uint8], pixel_bytes: int) -> NDArray[np.uint8]:
     """Every pixel's left neighbour, 0 at the edge."""
-    shifted = np.zeros(rows.shape, np.int16)
+    shifted = np.zeros_like(rows)
     shifted[:, pixel_bytes:] = rows[:, :-pixel_bytes]
     return shifted
 
 
-def _paeth(left: NDArray[np.int16], up: NDArray[np.int16], up_left: NDArray[np.int16]) -> NDArray[np.int16]:
-    to_left, to_up = np.abs(up - up_left), np.abs(left - up_left)
-    to_up_left = np.abs(left + up - 2 * up_left)
+def _paeth(left: NDArray[np.uint8], up: NDArray[np.uint8], up_left: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    corner = up_left.astype(np.int16)
+    to_left, to_up = up - corner, left - corner
+    to_up_left = np.abs(to_left + to_up)
+    np.abs(to_left, out=to_left)
+    np.abs(to_up, out=to_up)
     take_left = (to_left <= to_up) & (to_left <= to_up_left)
-    return np.where(take_left, left, np.where(to_up <= to_up_left, up, up_left))
+    predicted: NDArray[np.uint8] = np.where(take_left, left, np.where(to_up <= to_up_left, up, up_left))
+    return predicted

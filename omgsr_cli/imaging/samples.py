@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,15 @@ from torch import Tensor
 
 #: Weights of BT.601, on gamma-encoded values: what JPEG and Pillow call grey.
 _LUMA_RED, _LUMA_BLUE = 0.299, 0.114
+
+
+class SampleLayout(NamedTuple):
+    """Of a picture's samples, (H, W, C) uint8 or uint16; C is 1 grey, 2 grey with alpha, 3 RGB, 4 RGBA."""
+
+    height: int
+    width: int
+    channels: int
+    bit_depth: int
 
 
 def from_samples(samples: NDArray[Any]) -> Tensor:

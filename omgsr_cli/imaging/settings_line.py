@@ -18,7 +18,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,14 +54,14 @@ def png_text_chunk(keyword: str, text: str) -> bytes:
     return png_chunk(b"iTXt", keyword.encode("latin-1", "replace")[:79] + b"\0\0\0\0\0" + text.encode())
 
 
-def with_record(format_name: str, data: bytes, record: str) -> tuple[bytes | memoryview, ...]:
+def with_record(format_name: str, parts: Iterable[bytes], record: str) -> Iterator[bytes | memoryview]:
     """Put a record into an encoded picture.
 
     Args:
         format_name: "png", "jpg", "webp", "avif" or "tiff".
-        data: the whole file.
+        parts: the file's bytes; of a PNG the first is its signature and header, other formats but TIFF have just one.
         record: short text.
-    Returns:
+    Yields:
         The new file's bytes in parts, so that a large picture is not copied.
     Raises:
         ValueError: the record is longer than `MAX_RECORD_BYTES`, or the format has no place.
@@ -69,21 +69,28 @@ def with_record(format_name: str, data: bytes, record: str) -> tuple[bytes | mem
     content = record.encode()
     if len(content) > MAX_RECORD_BYTES:
         raise ValueError(f"a record of {len(content)} bytes is too long")
-    view = memoryview(data)
+    stream = iter(parts)
     if format_name == "png":
-        return view[:33], png_chunk(_PNG_CHUNK, content), view[33:]
-    if format_name == "jpg":
+        yield next(stream)
+        yield png_chunk(_PNG_CHUNK, content)
+        yield from stream
+    elif format_name == "tiff":
+        yield from stream
+        yield content + struct.pack(">I", len(content)) + _TIFF_END
+    elif format_name == "jpg":
+        view = memoryview(next(stream))
         # After the first segment: JFIF's own must directly follow the start.
-        after_first = 4 + struct.unpack_from(">H", data, 4)[0]
-        head = struct.pack(">BBH", 0xFF, _JPEG_MARKER, 2 + len(_JPEG_PREFIX) + len(content))
-        return view[:after_first], head, _JPEG_PREFIX, content, view[after_first:]
-    if format_name == "webp":
-        return _webp_with_record(view, content)
-    if format_name == "avif":
-        return view, struct.pack(">I", 24 + len(content)) + b"uuid" + _AVIF_UUID + content
-    if format_name == "tiff":
-        return view, content, struct.pack(">I", len(content)), _TIFF_END
-    raise ValueError(f"no place for a record in {format_name}")
+        after_first = 4 + struct.unpack_from(">H", view, 4)[0]
+        yield view[:after_first]
+        yield struct.pack(">BBH", 0xFF, _JPEG_MARKER, 2 + len(_JPEG_PREFIX) + len(content)) + _JPEG_PREFIX + content
+        yield view[after_first:]
+    elif format_name == "webp":
+        yield from _webp_with_record(memoryview(next(stream)), content)
+    elif format_name == "avif":
+        yield next(stream)
+        yield struct.pack(">I", 24 + len(content)) + b"uuid" + _AVIF_UUID + content
+    else:
+        raise ValueError(f"no place for a record in {format_name}")
 
 
 def read_record(source: Path | bytes) -> str | None:

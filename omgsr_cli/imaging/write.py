@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import struct
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional
 
 from omgsr_cli.errors import FileError, UsageError
 from omgsr_cli.imaging.atomic import exists_error, write_atomically, write_error
 from omgsr_cli.imaging.exif import PREFIX, ExifError, exif_with_dpi, upright_exif
 from omgsr_cli.imaging.formats import FORMAT_LIMITS, check_output, output_format
 from omgsr_cli.imaging.icc import load_profile, profile_space
-from omgsr_cli.imaging.picture import Picture, PictureMetadata
+from omgsr_cli.imaging.picture import Picture, PictureBands, PictureMetadata
 from omgsr_cli.imaging.png import encode_png
-from omgsr_cli.imaging.samples import luma, to_samples
+from omgsr_cli.imaging.resize import ResizedRows
+from omgsr_cli.imaging.rows import bands_of, split_bands
+from omgsr_cli.imaging.samples import SampleLayout, luma, to_samples
 from omgsr_cli.imaging.settings_line import with_record
+from omgsr_cli.imaging.spool import no_room
 from omgsr_cli.imaging.tiff import can_pack_exif, encode_tiff
 
 MetadataPolicy = Literal["keep", "none"]
@@ -36,9 +40,12 @@ _MAX_JPEG_XMP = 65533 - len(b"http://ns.adobe.com/xap/1.0/\0")
 
 _NEARLY_OPAQUE = 1 - 0.5 / 65535
 
+#: Bytes for a stream that are kept in memory until they are complete; more go into a file.
+_STREAM_IN_MEMORY = 64 << 20
+
 
 def write_picture(
-    picture: Picture,
+    picture: Picture | PictureBands,
     destination: Path | BinaryIO,
     *,
     format: str = "same",
@@ -50,10 +57,11 @@ def write_picture(
     """Write a picture: to a file whole or not at all, or to a stream.
 
     Grey stays grey, wide-gamut pixels go back into their profile, 16 bits stay 16 where the format has them.
-    Pixels are rounded once, half to even.
+    Pixels are rounded once, half to even. PNG and TIFF are written as the rows come; other formats hold all samples.
 
     Args:
-        picture: usually from `read_picture`, with the pixels that `Picture.restored` gave it.
+        picture: usually from `read_picture`, with the pixels that `Picture.restored` gave it; or its bands, which are
+            asked for when all else is known to be right.
         destination: a file, whose folder is made if missing, or an open binary stream.
         format: "same" as the picture came in (PNG where that cannot be written), or the one to write.
         quality: 1 to 100 for jpg, webp and avif; None for the default of each (95, 95, 90).
@@ -66,6 +74,7 @@ def write_picture(
     Raises:
         FileError: it exists, cannot be written, or the format cannot hold it.
         UsageError: an unknown format, or a quality outside 1 to 100.
+        Exception: whatever the bands raise; nothing is left then.
     """
     if isinstance(destination, Path) and not overwrite and os.path.lexists(destination):
         raise exists_error(destination)
@@ -73,60 +82,95 @@ def write_picture(
     parts, notes = encode_picture(picture, name=name, format=format, quality=quality, metadata=metadata, record=record)
     if isinstance(destination, Path):
         write_atomically(destination, parts, overwrite=overwrite)
-        return notes
-    try:
-        for part in parts:
-            destination.write(part)
-        destination.flush()
-    except BrokenPipeError:
-        # The reader has gone: the command line ends quietly on this.
-        raise
-    except OSError as error:
-        raise write_error(name, error) from error
+    else:
+        _write_stream(destination, parts, name)
     return notes
 
 
+def _write_stream(stream: BinaryIO, parts: Iterator[bytes | memoryview], name: str) -> None:
+    """Write once everything is there: of a picture that fails half way, a stream gets nothing."""
+    with tempfile.SpooledTemporaryFile(_STREAM_IN_MEMORY) as held:
+        try:
+            for part in parts:
+                held.write(part)
+        except OSError as error:
+            raise no_room(None, error) from error
+        held.seek(0)
+        try:
+            shutil.copyfileobj(held, stream)
+            stream.flush()
+        except BrokenPipeError:
+            # The reader has gone: the command line ends quietly on this.
+            raise
+        except OSError as error:
+            raise write_error(name, error) from error
+
+
 def encode_picture(
-    picture: Picture,
+    picture: Picture | PictureBands,
     *,
     name: str,
     format: str = "same",
     quality: int | None = None,
     metadata: MetadataPolicy = "keep",
     record: str | None = None,
-) -> tuple[tuple[bytes | memoryview, ...], tuple[str, ...]]:
+) -> tuple[Iterator[bytes | memoryview], tuple[str, ...]]:
     """Encode a picture as `write_picture` does.
 
     Returns:
-        The file's bytes in parts, and notes on what the format could not hold.
+        The file's bytes in parts, encoded as they are asked for, and notes on what the format could not hold.
     Raises:
-        FileError: the format cannot hold it.
+        FileError: the format cannot hold it; also while the parts are read.
         UsageError: an unknown format, or a quality outside 1 to 100.
     """
-    format_name = output_format(format, picture.format)
+    made = picture.bands() if isinstance(picture, Picture) else picture
+    source, size_px = made.source, made.size_px
+    format_name = output_format(format, source.format)
     limits = FORMAT_LIMITS[format_name]
     if quality is not None and not 1 <= quality <= 100:
         raise UsageError(f"quality {quality} is not from 1 to 100")
-    alpha = picture.alpha
-    if alpha is not None and not limits.alpha and bool(alpha.min() >= _NEARLY_OPAQUE):
+    alpha = made.alpha
+    if alpha is not None and not limits.alpha and all(bool(band.min() >= _NEARLY_OPAQUE) for band in bands_of(alpha)):
         alpha = None
-    check_output(name, format_name, picture.size_px, alpha is not None)
-    kept, notes = _fitting(_kept_metadata(picture, metadata), format_name, picture.size_px)
-    if picture.is_grey and format_name in ("webp", "avif"):
+    check_output(name, format_name, size_px, alpha is not None)
+    kept, notes = _fitting(_kept_metadata(source, metadata), format_name, size_px)
+    if source.is_grey and format_name in ("webp", "avif"):
         # WebP has only RGB, and grey AVIF with a profile is read wrongly by many: these get plain sRGB.
         kept = replace(kept, icc=None)
-    depth = picture.bit_depth if picture.bit_depth in limits.bit_depths else 8
-    samples = to_samples(_own_colors(picture, alpha, kept.icc), depth)
+    depth = source.bit_depth if source.bit_depth in limits.bit_depths else 8
+    layout = SampleLayout(*size_px, (1 if source.is_grey else 3) + (alpha is not None), depth)
+    samples = _own_samples(replace(made, alpha=alpha), kept.icc, depth)
+    parts: Iterator[bytes]
+    if format_name == "png":
+        parts = encode_png(layout, samples, kept)
+    elif format_name == "tiff":
+        parts = encode_tiff(layout, samples, kept, name)
+    else:
+        parts = _encode_whole(format_name, layout, samples, kept, quality or limits.quality or 0, name)
+    return (with_record(format_name, parts, record) if record and metadata == "keep" else parts), notes
+
+
+def _encode_whole(
+    format_name: str,
+    layout: SampleLayout,
+    bands: Iterator[NDArray[Any]],
+    metadata: PictureMetadata,
+    quality: int,
+    name: str,
+) -> Iterator[bytes]:
+    """Encode in a format of which Pillow wants all samples at once."""
+    samples = np.empty((layout.height, layout.width, layout.channels), np.uint8)
+    row = 0
+    for band in bands:
+        samples[row : row + len(band)] = band
+        row += len(band)
     try:
         with warnings.catch_warnings(action="ignore"):  # Pillow's, of single EXIF values that it leaves out
-            if format_name == "tiff":
-                data = encode_tiff(samples, kept, name)
-            else:
-                data = _ENCODERS[format_name](samples, kept, quality or limits.quality or 0)
+            data = _ENCODERS[format_name](samples, metadata, quality)
     except (OSError, ValueError, OverflowError, struct.error, MemoryError) as error:
         reason = str(error) or type(error).__name__
         raise FileError(f"{name}: cannot be encoded as {format_name}: {reason}") from error
-    return (with_record(format_name, data, record) if record and metadata == "keep" else (data,)), notes
+    yield data
 
 
 def _kept_metadata(picture: Picture, policy: MetadataPolicy) -> PictureMetadata:
@@ -160,27 +204,31 @@ def _fitting(
     return metadata, tuple(notes)
 
 
-def _own_colors(picture: Picture, alpha: Tensor | None, icc: bytes | None) -> Tensor:
-    """Bring pixels from sRGB to the space of the profile they are written with: (1 to 4, H, W)."""
-    color = picture.rgb.detach().to("cpu", torch.float32)
-    if picture.gamut is not None and icc is not None:
-        color = color.clamp(0, 1) + _resized(picture.gamut, picture.size_px)
-    if picture.is_neutral:
-        color = luma(color)
-    profile = load_profile(icc) if icc else None
-    if picture.is_neutral and not picture.is_grey:
-        color = color.expand(3, -1, -1)
-    if profile is not None:
-        # Grey and RGB profiles alike: `read_picture` keeps only one that fits the picture.
-        assert profile_space(icc or b"") == ("GRAY" if picture.is_grey else "RGB")
-        color = profile.from_srgb(color)
-    return color if alpha is None else torch.cat([color, alpha.detach().to("cpu", torch.float32)])
-
-
-def _resized(gamut: Tensor, size_px: tuple[int, int]) -> Tensor:
-    if gamut.shape[1:] == size_px:
-        return gamut
-    return functional.interpolate(gamut[None], size_px, mode="bilinear", align_corners=False)[0]
+def _own_samples(picture: PictureBands, icc: bytes | None, bit_depth: int) -> Iterator[NDArray[Any]]:
+    """Bring pixels from sRGB to the space of the profile they are written with: bands of (n, W, 1 to 4)."""
+    source, profile = picture.source, load_profile(icc) if icc else None
+    gamut = None
+    if source.gamut is not None and icc is not None:
+        gamut = ResizedRows(source.gamut, picture.size_px, 16, "bilinear", clamp=False)
+    row = 0
+    for band in split_bands(picture.rgb):
+        color, bottom = band.detach().to("cpu", torch.float32), row + band.shape[1]
+        if gamut is not None:
+            color = color.clamp(0, 1) + gamut.read(row, bottom)
+        if source.is_neutral:
+            color = luma(color)
+        if source.is_neutral and not source.is_grey:
+            color = color.expand(3, -1, -1)
+        if profile is not None:
+            # Grey and RGB profiles alike: `read_picture` keeps only one that fits the picture.
+            assert profile_space(icc or b"") == ("GRAY" if source.is_grey else "RGB")
+            color = profile.from_srgb(color)
+        if picture.alpha is not None:
+            color = torch.cat([color, picture.alpha.read(row, bottom)])
+        yield to_samples(color, bit_depth)
+        row = bottom
+        # They may be a part of much more, which is free before the next band is computed.
+        del band, color
 
 
 def _encode_jpeg(samples: NDArray[Any], metadata: PictureMetadata, quality: int) -> bytes:
@@ -216,7 +264,6 @@ def _saved(samples: NDArray[Any], pillow_format: str, **options: Any) -> bytes:
 
 
 _ENCODERS: dict[str, Callable[[NDArray[Any], PictureMetadata, int], bytes]] = {
-    "png": lambda samples, metadata, _: encode_png(samples, metadata),
     "jpg": _encode_jpeg,
     "webp": _encode_webp,
     "avif": _encode_avif,

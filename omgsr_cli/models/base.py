@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
@@ -24,9 +24,9 @@ class StageInfo:
     """How one stage of a model can be run on tiles, and what that costs.
 
     Attributes:
-        tiling: "exact" where a tile with a margin gives what the whole picture gives; "blended" where every pixel
-            depends on all others (attention, group norm), so that tiles overlap and fade into each other;
-            "internal" where the model tiles itself and is given the whole; such a codec is a `TilesItself`.
+        tiling: "exact" where a tile with a margin gives what the whole picture gives. Where every pixel depends on all
+            others (attention, group norm), a step is "blended": its tiles overlap and fade into each other; and a
+            codec is "internal": it tiles itself, is given the whole, and the model is a `TilesItself`.
         halo_px: the margin of exact tiles, in image pixels; else 0. A codec's counts for encoder and decoder together.
         bytes_per_px: working memory at its peak for one image pixel of a tile, weights left out.
     """
@@ -123,16 +123,34 @@ class Restorer(Protocol):
         ...
 
 
+class ImageRows(Protocol):
+    """An image of which any rows can be read.
+
+    Attributes:
+        size_px: height and width.
+    """
+
+    size_px: tuple[int, int]
+
+    def read(self, top: int, bottom: int) -> Tensor:
+        """Rows top to bottom, (1, 3, bottom - top, W) float32 on the model's device, sRGB in [-1, 1]."""
+        ...
+
+
 @runtime_checkable
 class TilesItself(Protocol):
     """What a `Restorer` adds whose codec is tiled by itself ("internal")."""
 
-    def encode_within(self, image: Tensor, workspace: Workspace, generator: torch.Generator | None = None) -> Tensor:
+    def encode_within(self, image: ImageRows, workspace: Workspace, generator: torch.Generator | None = None) -> Tensor:
         """As `Restorer.encode` of one image, in no more memory than the workspace has."""
         ...
 
-    def decode_within(self, latent: Tensor, workspace: Workspace) -> Tensor:
-        """As `Restorer.decode` of one latent, in no more memory than the workspace has; may give it on the CPU."""
+    def decode_within(self, latent: Tensor, workspace: Workspace) -> Iterator[Tensor]:
+        """As `Restorer.decode` of one latent, in no more memory than the workspace has.
+
+        Yields:
+            (1, 3, n, W) of any device, from the first rows to the last.
+        """
         ...
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from omgsr_cli.errors import ShapeError
+from omgsr_cli.models.base import ImageRows
 from omgsr_cli.models.devices import is_out_of_memory
 from omgsr_cli.models.vae_tiling import Workspace, check_tiling, decode_in_strips, encode_in_strips
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-
-Result = TypeVar("Result")
 
 _BYTES_PER_CHANNEL = 20
 """Five float32 tensors of the decoder's widest level at full size; with SD's 256 channels 4.1 to 4.7 kB a pixel were
@@ -53,80 +52,72 @@ class KlCodec:
         self._factor = float(vae.config["scaling_factor"])
         self._shift = float(vae.config["shift_factor"] or 0.0)
 
-    def encode(
-        self,
-        image: Tensor,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        workspace: Workspace | None = None,
-    ) -> Tensor:
-        """Map images to latents.
+    def encode(self, image: Tensor, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
+        """Map images to latents, with gradients.
 
         Args:
-            image: (B, 3, H, W) float, sRGB in [-1, 1]; one image where there is a workspace.
+            image: (B, 3, H, W) float, sRGB in [-1, 1].
             generator: samples the posterior, on its own device; a list has one for each image; None takes the mean.
-            workspace: bounds the memory; None runs it in one piece, with gradients.
         Returns:
             (B, C, H/8, W/8) float32 on the VAE's device.
         Raises:
             ShapeError: not (B, 3, H, W) or not multiples.
         """
-        height, width = image.shape[-2:]
-        if image.ndim != 4 or image.shape[1] != 3 or height % self.latent_px or width % self.latent_px:
+        if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % self.latent_px or image.shape[3] % self.latent_px:
             raise ShapeError(f"image {tuple(image.shape)} is not (B, 3, H, W) with multiples of {self.latent_px}")
-        posterior: Any = self._whole(self._posterior, image, height * width, workspace)
-        if posterior is None:
-            from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+        return self._latent(self.vae.encode(image.to(self.vae.device, self.vae.dtype)).latent_dist, generator)
 
-            assert workspace is not None
-            posterior = DiagonalGaussianDistribution(encode_in_strips(self.vae, image, workspace))
+    def encode_within(self, image: ImageRows, workspace: Workspace, generator: torch.Generator | None = None) -> Tensor:
+        """As `encode` of one image, in strips where the whole does not fit."""
+        (height, width), latent = image.size_px, None
+        with self._perhaps_whole(height * width, workspace) as fits:
+            if fits:
+                latent = self.encode(image.read(0, height), generator)
+        if latent is not None:
+            return latent
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+        return self._latent(DiagonalGaussianDistribution(encode_in_strips(self.vae, image, workspace)), generator)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Map latents to images, with gradients.
+
+        Args:
+            latent: (B, C, h, w) float, scaled as `encode` gives it.
+        Returns:
+            (B, 3, 8h, 8w) float32 on the VAE's device, nominally in [-1, 1], not clamped.
+        """
+        picture: Tensor = self.vae.decode(self._unscaled(latent).to(self.vae.dtype)).sample
+        return picture.float()
+
+    def decode_within(self, latent: Tensor, workspace: Workspace) -> Iterator[Tensor]:
+        """As `decode` of one latent, in strips where the whole does not fit.
+
+        Yields:
+            (1, 3, n, 8w) float on the VAE's device, from the first rows to the last.
+        """
+        picture = None
+        with self._perhaps_whole(latent.shape[2] * latent.shape[3] * self.latent_px**2, workspace) as fits:
+            if fits:
+                picture = self.decode(latent)
+        if picture is not None:
+            yield picture
+        else:
+            yield from decode_in_strips(self.vae, self._unscaled(latent), workspace)
+
+    def _latent(self, posterior: Any, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
         latent: Tensor = posterior.mean if generator is None else posterior.sample(generator)
         return (latent.float() - self._shift) * self._factor
 
-    def decode(self, latent: Tensor, workspace: Workspace | None = None) -> Tensor:
-        """Map latents to images.
+    def _unscaled(self, latent: Tensor) -> Tensor:
+        return latent.float() / self._factor + self._shift
 
-        Args:
-            latent: (B, C, h, w) float, scaled as `encode` gives it; one where there is a workspace.
-            workspace: bounds the memory; None runs it in one piece, with gradients.
-        Returns:
-            (B, 3, 8h, 8w) float32, nominally in [-1, 1], not clamped; on the VAE's device, or where there is a
-            workspace that is too small for the whole, in the host's memory.
-        """
-        unscaled = latent.float() / self._factor + self._shift
-        px = self.latent_px
-        whole = self._whole(self._picture, unscaled, latent.shape[-2] * latent.shape[-1] * px * px, workspace)
-        if whole is not None:
-            return whole.float()
-        assert workspace is not None
-        image, row = None, 0
-        for strip in decode_in_strips(self.vae, unscaled, workspace):
-            if image is None:
-                image = torch.empty(1, strip.shape[1], latent.shape[-2] * px, strip.shape[3])
-            image[:, :, row : row + strip.shape[2]] = strip
-            row += strip.shape[2]
-        assert image is not None
-        return image
-
-    def _posterior(self, image: Tensor) -> DiagonalGaussianDistribution:
-        posterior: DiagonalGaussianDistribution = self.vae.encode(image.to(self.vae.device, self.vae.dtype)).latent_dist
-        return posterior
-
-    def _picture(self, unscaled: Tensor) -> Tensor:
-        picture: Tensor = self.vae.decode(unscaled.to(self.vae.dtype)).sample
-        return picture
-
-    def _whole(
-        self, function: Callable[[Tensor], Result], source: Tensor, area_px: int, workspace: Workspace | None
-    ) -> Result | None:
-        """In one piece, where that is expected to fit, and does."""
-        if workspace is None:
-            return function(source)
-        if area_px * self._bytes_per_px > workspace.memory_bytes:
-            return None
+    @contextmanager
+    def _perhaps_whole(self, area_px: int, workspace: Workspace) -> Iterator[bool]:
+        """Whether a picture is expected to fit in one piece; where it does not after all, the strips are told so."""
         try:
-            return function(source)
+            yield area_px * self._bytes_per_px <= workspace.memory_bytes
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        workspace.shrink()
-        return None
+            workspace.shrink()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.adapters import merge_lora
-from omgsr_cli.models.base import RestorerInfo, StageInfo
+from omgsr_cli.models.base import ImageRows, RestorerInfo, StageInfo
 from omgsr_cli.models.devices import PRECISIONS, multiplies_in_bf16
 from omgsr_cli.models.kl_codec import KlCodec, bytes_per_px_of, latent_px_of
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
@@ -85,9 +85,9 @@ class SdRestorer:
         """
         return self._codec.encode(image, generator)
 
-    def encode_within(self, image: Tensor, workspace: Workspace, generator: torch.Generator | None = None) -> Tensor:
+    def encode_within(self, image: ImageRows, workspace: Workspace, generator: torch.Generator | None = None) -> Tensor:
         """As `encode` of one image, in memory that is bounded: in strips where the whole does not fit."""
-        return self._codec.encode(image, generator, workspace)
+        return self._codec.encode_within(image, workspace, generator)
 
     def restore(self, lq_latent: Tensor) -> Tensor:
         """Take the one step at the mid-timestep.
@@ -117,9 +117,9 @@ class SdRestorer:
         """
         return self._codec.decode(latent)
 
-    def decode_within(self, latent: Tensor, workspace: Workspace) -> Tensor:
-        """As `decode` of one latent, in memory that is bounded; what is made in strips lies on the CPU."""
-        return self._codec.decode(latent, workspace)
+    def decode_within(self, latent: Tensor, workspace: Workspace) -> Iterator[Tensor]:
+        """As `decode` of one latent, in memory that is bounded: in strips where the whole does not fit."""
+        return self._codec.decode_within(latent, workspace)
 
 
 def describe_sd(source: ModelSource) -> RestorerInfo:

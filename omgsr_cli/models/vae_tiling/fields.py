@@ -7,7 +7,7 @@ kept is stored by `store`, strip after strip, and then is a field itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -44,12 +44,19 @@ class Field(Protocol):
 
 
 class PictureRows:
-    """A tensor that is there already, (1, C, H, W) on any device, read in the network's own format."""
+    """What a network is given, in its own format.
 
-    def __init__(self, picture: Tensor, device: torch.device, dtype: torch.dtype) -> None:
-        self.picture = picture
-        self.channels, self.height, self.width = picture.shape[1:]
-        self._device, self._dtype = device, dtype
+    Args:
+        read: given top and bottom, the rows between them, (1, C, bottom - top, W) of any device.
+        shape: (C, H, W) of the whole.
+        device, dtype: of the network.
+    """
+
+    def __init__(
+        self, read: Callable[[int, int], Tensor], shape: Sequence[int], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self._read, self._device, self._dtype = read, device, dtype
+        self.channels, self.height, self.width = shape
 
     @property
     def read_bytes(self) -> int:
@@ -58,7 +65,7 @@ class PictureRows:
 
     def read(self, top: int, bottom: int) -> Tensor:
         """As for `Field`."""
-        rows = self.picture[:, :, top:bottom].to(self._device, self._dtype)
+        rows = self._read(top, bottom).to(self._device, self._dtype)
         return rows.contiguous(memory_format=torch.channels_last)
 
     def forget(self, row: int) -> None:

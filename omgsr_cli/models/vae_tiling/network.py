@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.resnet import ResnetBlock2D
 
+    from omgsr_cli.models.base import ImageRows
+
 _KNOWN = {
     "Encoder",
     "Decoder",
@@ -45,12 +47,12 @@ def check_tiling(vae: AutoencoderKL) -> None:
                 raise ModelError(f"the VAE has a part that cannot be tiled: {name}, {kind.__name__}")
 
 
-def encode_in_strips(vae: AutoencoderKL, image: Tensor, workspace: Workspace) -> Tensor:
+def encode_in_strips(vae: AutoencoderKL, image: ImageRows, workspace: Workspace) -> Tensor:
     """The posterior's moments, as `vae.encode` has them before it makes a distribution of them.
 
     Args:
         vae: SD's or FLUX's, with its adapter merged.
-        image: (1, 3, H, W) float, sRGB in [-1, 1], on any device.
+        image: sRGB in [-1, 1], of any size.
         workspace: bounds the memory.
     Returns:
         (1, 2 C, H/8, W/8) in the VAE's number format on the workspace's device: mean, then logarithm of variance.
@@ -58,7 +60,7 @@ def encode_in_strips(vae: AutoencoderKL, image: Tensor, workspace: Workspace) ->
         ModelError: it has a part that is not walked here, such as an adapter's layer.
     """
     check_tiling(vae)
-    field = _encoder(vae.encoder, PictureRows(image, workspace.device, vae.dtype), workspace)
+    field = _encoder(vae.encoder, PictureRows(image.read, (3, *image.size_px), workspace.device, vae.dtype), workspace)
     if vae.quant_conv is not None:
         field = Convolved(field, vae.quant_conv)
     return torch.cat(list(strips(field, workspace)), dim=2)
@@ -75,7 +77,8 @@ def decode_in_strips(vae: AutoencoderKL, latent: Tensor, workspace: Workspace) -
         (1, 3, rows, 8 w) in the VAE's number format on the workspace's device.
     """
     check_tiling(vae)
-    field: Field = PictureRows(latent, workspace.device, vae.dtype)
+    read = lambda top, bottom: latent[:, :, top:bottom]  # noqa: E731 - shorter than its name
+    field: Field = PictureRows(read, latent.shape[1:], workspace.device, vae.dtype)
     if vae.post_quant_conv is not None:
         field = Convolved(field, vae.post_quant_conv)
     yield from strips(_decoder(vae.decoder, field, workspace), workspace)

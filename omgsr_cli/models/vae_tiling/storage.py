@@ -10,7 +10,7 @@ from typing import IO, NamedTuple
 import torch
 from torch import Tensor
 
-from omgsr_cli.errors import OmgsrError
+from omgsr_cli.imaging.spool import no_room
 from omgsr_cli.models.vae_tiling.moments import MomentSums
 
 _STRIP_SHARE = 0.25
@@ -147,11 +147,7 @@ class StoredRows:
             self._file.seek(top * self.read_bytes)
             self._file.write(_as_bytes(rows.cpu()))
         except OSError as error:
-            place = self._workspace.folder or tempfile.gettempdir()
-            raise OmgsrError(
-                f"the picture does not fit in memory, and {place} has no room: {error.strerror or error}",
-                "allow more with --memory, or set TMPDIR to a folder on a larger disk",
-            ) from error
+            raise no_room(self._workspace.folder, error) from error
 
     def _read_file(self, top: int, bottom: int) -> Tensor:
         assert self._file is not None
