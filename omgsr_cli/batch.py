@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
-from torch import Tensor
 
 from omgsr_cli.engines.work import Place, Say
 from omgsr_cli.errors import DeviceError, ExistsError, FileError, OmgsrError
+from omgsr_cli.files.addresses import Address, Location
 from omgsr_cli.files.jobs import Job, comparison_path
 from omgsr_cli.files.remembered import Remembered
+from omgsr_cli.files.storage import local_copy, put_when_whole
 from omgsr_cli.finished import FinishedResults, Settings
 from omgsr_cli.geometry import Size, plan_canvas, plan_output_size
 from omgsr_cli.imaging import (
     FORMAT_LIMITS,
-    Picture,
-    PictureBands,
-    Rows,
     check_output,
     format_of_path,
     output_format,
@@ -29,6 +29,7 @@ from omgsr_cli.imaging import (
     read_picture,
     write_picture,
 )
+from omgsr_cli.imaging.side_by_side import keeping, side_by_side
 from omgsr_cli.imaging.spool import BandSpool
 from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.models.devices import choose_device, free_memory_bytes
@@ -42,9 +43,6 @@ from omgsr_cli.upscaling import restore_picture
 # Of an input as it is read, its samples and float32; of a format that wants all samples at once, those and its copies.
 _READ_BYTES_PER_PX, _WRITTEN_BYTES_PER_PX = 16, 8
 
-# White pixels between before and after.
-_LINE_PX = 4
-
 # A strip that is padded to more than this many times its result's pixels is refused, if the work is also large.
 _MOST_PADDING, _MOST_PADDING_PX = 32, 16_000_000
 
@@ -57,7 +55,7 @@ class _Checked:
     input_px: Size
     output_px: Size
     format: str
-    finished: frozenset[Path]
+    finished: frozenset[Location]
     """The outputs that are there already, from the same input with the same settings."""
 
     def is_finished(self, job: Job, settings: Settings) -> bool:
@@ -101,9 +99,16 @@ class Upscaler:
         return self._try(job) if isinstance(result.error, ExistsError) else result
 
     def _try(self, job: Job) -> FileResult:
+        with ExitStack() as held:
+            return self._do(job, held)
+
+    def _do(self, job: Job, held: ExitStack) -> FileResult:
         started = time.monotonic()
         try:
-            checked = _check(job, self._settings, self._info, self._results)
+            if isinstance(job.source, Address) and self._results.are_known(_outputs(job, self._settings), job.source):
+                return FileResult(job.source, job.destination, "skipped")
+            content = _content(job, held, self._results)
+            checked = _check(job, content, self._settings, self._info, self._results)
         except OmgsrError as error:
             return _failed(job, error, started)
         if checked.is_finished(job, self._settings):
@@ -165,7 +170,7 @@ def _shared(settings: Settings, place: Place) -> Settings:
 
 
 def plan_files(
-    jobs: Sequence[Job], settings: Settings, info: RestorerInfo, results: FinishedResults, free_bytes: int
+    jobs: Iterable[Job], settings: Settings, info: RestorerInfo, results: FinishedResults, free_bytes: int
 ) -> Iterator[FileResult]:
     """Tell what an `Upscaler` would do, reading headers only.
 
@@ -179,7 +184,8 @@ def plan_files(
     for job in jobs:
         started = time.monotonic()
         try:
-            checked = _check(job, settings, info, results)
+            with ExitStack() as held:
+                checked = _check(job, _content(job, held, results), settings, info, results)
             plan = plan_restoration(info, checked.output_px, settings.restore, free_bytes)
         except OmgsrError as error:
             yield _failed(job, error, started)
@@ -188,9 +194,20 @@ def plan_files(
         yield FileResult(job.source, job.destination, status, checked.input_px, checked.output_px, plan=plan)
 
 
-def _check(job: Job, settings: Settings, info: RestorerInfo, results: FinishedResults) -> _Checked:
-    """Look at the input's header (standard input is read whole) and at what lies at the destination."""
-    content = sys.stdin.buffer.read() if job.source is None else job.source
+def _content(job: Job, held: ExitStack, results: FinishedResults) -> bytes | Path:
+    """What to read: all of standard input, the file, or a copy of one on the network for as long as it is held."""
+    if job.source is None:
+        return sys.stdin.buffer.read()
+    copy = held.enter_context(local_copy(job.source))
+    if isinstance(job.source, Address):
+        results.keep_fetched(job.source, copy)
+    return copy.path
+
+
+def _check(
+    job: Job, content: bytes | Path, settings: Settings, info: RestorerInfo, results: FinishedResults
+) -> _Checked:
+    """Look at the input's header and at what lies at the destination."""
     header = probe_picture(content, _name(job))
     size = Size(*header.size_px)
     output = plan_output_size(size, settings.restore.size, info.scale)
@@ -220,7 +237,7 @@ def _check_memory(job: Job, size: Size, output: Size, info: RestorerInfo, format
         raise FileError(f"{_name(job)}: {reason}", "ask for a smaller size")
 
 
-def _outputs(job: Job, settings: Settings) -> tuple[Path, ...]:
+def _outputs(job: Job, settings: Settings) -> tuple[Location, ...]:
     """The files that a job writes: the result, and the comparison beside it."""
     if job.destination is None:
         return ()
@@ -246,57 +263,39 @@ def _upscale_file(
     kept = BandSpool(picture.bit_depth) if settings.write.compare and job.destination is not None else None
     overwrite = settings.write.overwrite or job.destination in checked.finished
     try:
-        notes = write_picture(
-            restored if kept is None else replace(restored, rgb=_keeping(restored.rgb, kept)),
-            job.destination or sys.stdout.buffer,
-            format=checked.format,
-            quality=settings.write.quality,
-            metadata=settings.write.metadata,
-            record=record,
-            overwrite=overwrite,
-        )
+        with _place(job.destination, overwrite) as place:
+            notes = write_picture(
+                restored if kept is None else replace(restored, rgb=keeping(restored.rgb, kept)),
+                place,
+                format=checked.format,
+                quality=settings.write.quality,
+                metadata=settings.write.metadata,
+                record=record,
+                overwrite=overwrite,
+            )
     except MemoryError as error:
         raise FileError(f"{_name(job)}: memory is short for {checked.output_px}", "ask for a smaller size") from error
     except DeviceError as error:
         raise DeviceError(f"{_name(job)}: {error.message}", error.hint) from error
     if kept is not None and job.destination is not None:
-        both = _side_by_side(enlarged, picture, replace(restored, rgb=iter(kept)))
+        both = side_by_side(enlarged, picture, replace(restored, rgb=iter(kept)))
         path = comparison_path(job.destination)
         overwrite = settings.write.overwrite or path in checked.finished
         metadata = settings.write.metadata
-        write_picture(both, path, format="png", metadata=metadata, record=record, overwrite=overwrite)
+        with put_when_whole(path, overwrite=overwrite) as local:
+            write_picture(both, local, format="png", metadata=metadata, record=record, overwrite=overwrite)
     for path in _outputs(job, settings):
         results.keep(path, record)
     return (*picture.notes, *told, *notes)
 
 
-def _keeping(bands: Iterator[Tensor], kept: BandSpool) -> Iterator[Tensor]:
-    """The same bands, which are put aside too."""
-    for band in bands:
-        kept.append(band)
-        yield band
-
-
-def _side_by_side(before: Rows, source: Picture, after: PictureBands) -> PictureBands:
-    """The enlarged input on the left, the result on the right, with a white line between."""
-    height, width = after.size_px
-
-    def bands() -> Iterator[Tensor]:
-        row = 0
-        for band in after.rgb:
-            bottom = row + band.shape[1]
-            alpha = after.alpha.read(row, bottom) if after.alpha is not None else 1.0
-            line = torch.ones(3, band.shape[1], _LINE_PX)
-            yield torch.cat([before.read(row, bottom) * alpha, line, band * alpha], 2)
-            row = bottom
-
-    plain = Picture(source.rgb, is_grey=source.is_grey, is_neutral=source.is_neutral, metadata=source.metadata)
-    return PictureBands(plain, (height, 2 * width + _LINE_PX), bands())
+def _place(destination: Location | None, overwrite: bool) -> AbstractContextManager[Path | BinaryIO]:
+    return nullcontext(sys.stdout.buffer) if destination is None else put_when_whole(destination, overwrite=overwrite)
 
 
 def _format(job: Job, source_format: str, settings: Settings) -> str:
     """The file's name decides, then `--format`; both agree wherever both speak."""
-    named = None if job.destination is None else format_of_path(job.destination)
+    named = None if job.destination is None else format_of_path(Path(job.destination.name))
     return named or output_format(settings.write.format, source_format)
 
 

@@ -11,9 +11,10 @@ from functools import cached_property
 from pathlib import Path
 
 from omgsr_cli.errors import FileError
-from omgsr_cli.files.inputs import shown
+from omgsr_cli.files.addresses import Address, Location, shown
 from omgsr_cli.files.remembered import Remembered
-from omgsr_cli.imaging import read_record
+from omgsr_cli.files.storage import LocalCopy, look_at, reading
+from omgsr_cli.imaging import read_record, record_of_file
 from omgsr_cli.models.base import RestorerInfo
 from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions
 
@@ -55,31 +56,53 @@ class FinishedResults:
             FileError: the input or the model cannot be read.
         """
         content = hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else self._remembered.content(source)
-        return json.dumps({"source": content, **self._common}, sort_keys=True)
+        return self._record_of(content)
 
-    def among(self, outputs: Sequence[Path], source: bytes | Path) -> frozenset[Path]:
+    def are_known(self, outputs: Sequence[Location], source: Address) -> bool:
+        """Whether all of a job's outputs are there, and its input is what was fetched before: it need not be again.
+
+        Raises:
+            FileError: the storage does not answer.
+        """
+        if not outputs or (content := self._remembered.find_content(source)) is None:
+            return False
+        record = self._record_of(content)
+        return all(_is_file(path) and self._is_finished(path, record) for path in outputs)
+
+    def keep_fetched(self, source: Address, copy: LocalCopy) -> None:
+        """Remember what was fetched from an address.
+
+        Raises:
+            FileError: the copy cannot be read.
+        """
+        self._remembered.keep_content(source, copy.stamp, self._remembered.content(copy.path))
+
+    def among(self, outputs: Sequence[Location], source: bytes | Path) -> frozenset[Location]:
         """Those of a job's outputs that an earlier run wrote from the same input with the same settings.
 
         Raises:
             FileError: one is there that is something else, and may not be overwritten.
         """
-        present = [path for path in outputs if os.path.lexists(path)]
+        present = [path for path in outputs if _is_there(path)]
         if not present:
             return frozenset()
         record = self.record(source)
-        finished = frozenset(path for path in present if path.is_file() and self._is_finished(path, record))
+        finished = frozenset(path for path in present if _is_file(path) and self._is_finished(path, record))
         for path in present:
             if path not in finished and not self._settings.write.overwrite:
                 raise _not_this_runs(path)
         return finished
 
-    def keep(self, output: Path, record: str) -> None:
+    def keep(self, output: Location, record: str) -> None:
         """Note that an output was written just now, where it does not say so itself."""
         if self._settings.write.metadata == "none":
             self._remembered.keep_result(output, record)
 
-    def _is_finished(self, path: Path, record: str) -> bool:
-        return read_record(path) == record or self._remembered.is_result(path, record)
+    def _record_of(self, content: str) -> str:
+        return json.dumps({"source": content, **self._common}, sort_keys=True)
+
+    def _is_finished(self, path: Location, record: str) -> bool:
+        return _record_in(path) == record or self._remembered.is_result(path, record)
 
     @cached_property
     def _common(self) -> dict[str, object]:
@@ -102,8 +125,26 @@ def _tiles_show(info: RestorerInfo, options: RestoreOptions) -> bool:
     return is_short or any(stage.tiling == "blended" for stage in stages)
 
 
-def _not_this_runs(path: Path) -> FileError:
+def _is_there(path: Location) -> bool:
+    return os.path.lexists(path) if isinstance(path, Path) else look_at(path) is not None
+
+
+def _is_file(path: Location) -> bool:
+    if isinstance(path, Path):
+        return path.is_file()
+    entry = look_at(path)
+    return entry is not None and not entry.is_folder
+
+
+def _record_in(path: Location) -> str | None:
+    if isinstance(path, Path):
+        return read_record(path)
+    with reading(path) as file:
+        return record_of_file(file)
+
+
+def _not_this_runs(path: Location) -> FileError:
     hint = "give --overwrite, another -o or a --suffix"
-    if path.is_file() and read_record(path) is not None:
+    if _is_file(path) and _record_in(path) is not None:
         return FileError(f"{shown(path)} exists, made from another input or model, or with other settings", hint)
     return FileError(f"{shown(path)} exists and is not this run's result", hint)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from omgsr_cli.errors import FileError, OmgsrError
+from omgsr_cli.errors import OmgsrError
+from omgsr_cli.files.addresses import Location
 from omgsr_cli.geometry import Size
 from omgsr_cli.planning import TilePlan
 
@@ -18,7 +18,7 @@ class FileResult:
     """What became of one file.
 
     Attributes:
-        source: the input; None is standard input.
+        source: the input, a path or an address; None is standard input.
         destination: the output; None is standard output, or unknown for an input that was never planned.
         status: "done", "skipped" (finished before, with the same settings), "planned" (dry run) or "failed".
         input_px: height and width of the input, upright; None where it could not be read.
@@ -29,8 +29,8 @@ class FileResult:
         plan: how it is cut up, in a dry run.
     """
 
-    source: Path | None
-    destination: Path | None
+    source: Location | None
+    destination: Location | None
     status: Status
     input_px: Size | None = None
     output_px: Size | None = None
@@ -64,25 +64,3 @@ def result_record(result: FileResult) -> dict[str, object]:
             "in_strips": result.plan.in_strips,
         }
     return record
-
-
-def result_of_record(record: dict[str, Any]) -> FileResult:
-    """The result that a record tells of, without a plan; what ended a file is a `FileError` then, whatever it was."""
-    return FileResult(
-        source=_path(record["input"]),
-        destination=_path(record["output"]),
-        status=record["status"],
-        input_px=_size(record["input_size"]),
-        output_px=_size(record["output_size"]),
-        seconds=record["seconds"],
-        notes=tuple(record["notes"]),
-        error=None if record["error"] is None else FileError(record["error"], record["hint"]),
-    )
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
-
-
-def _size(width_height: list[int] | None) -> Size | None:
-    return None if width_height is None else Size(width_height[1], width_height[0])

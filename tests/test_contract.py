@@ -115,12 +115,14 @@ def test_capabilities_do_not_know_each_other() -> None:
 
 def test_plain_modules_import_the_standard_library_and_pydantic() -> None:
     allowed = sys.stdlib_module_names | {"pydantic", "omgsr_cli"}
+    # Asked for only where an address is given.
+    storage = PACKAGE / "files" / "storage.py"
     wrong = [
         f"{where(path, line)}: {name}"
         for path in MODULES
         if part_of(path) in {"", *PLAIN}
         for line, name in imports(path)
-        if name.partition(".")[0] not in allowed
+        if name.partition(".")[0] not in allowed and not (path == storage and name == "fsspec")
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -135,7 +137,7 @@ def test_importing_it_loads_nothing_heavy(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = set(json.loads(done.stdout))
     assert f"omgsr_cli.{module}" in loaded
-    assert not loaded.intersection(HEAVY)
+    assert not loaded.intersection([*HEAVY, "fsspec"])
 
 
 def test_only_the_command_line_speaks() -> None:

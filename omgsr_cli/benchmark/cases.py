@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omgsr_cli.errors import FileError, OmgsrError, UsageError
 from omgsr_cli.files.folders import natural_key
-from omgsr_cli.files.inputs import FoundInput, find_inputs, shown
+from omgsr_cli.files.inputs import FoundPicture, find_inputs, shown
 from omgsr_cli.files.pairs import pair_by_name
 from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import probe_picture
@@ -112,7 +112,7 @@ def _half(folder: Path, names: Sequence[str], *, missing_ok: bool = False) -> Pa
     return found or (None if missing_ok else folder)
 
 
-def _pictures(folder: Path, recursive: bool = False) -> list[FoundInput]:
+def _pictures(folder: Path, recursive: bool = False) -> list[FoundPicture]:
     """The pictures of a folder in natural order."""
     found, problems, _ = find_inputs([str(folder)], recursive=recursive)
     if problems:

@@ -44,6 +44,10 @@ class ProgressView(Protocol):
         """The file has ended, in whatever way."""
         ...
 
+    def count(self, files: int) -> None:
+        """How many files there are shows only now."""
+        ...
+
 
 StepView = Callable[[int, str], None]
 """Told how many steps are done, and what there is to say about the last."""
@@ -111,8 +115,13 @@ class Output:
         typer.confirm(question, abort=True, err=True)
 
     @contextmanager
-    def progress(self, count: int, what: str = "files") -> Iterator[ProgressView]:
-        """Show how far the work on so many of something has come: bars on a terminal, a line now and then elsewhere."""
+    def progress(self, count: int | None, what: str = "files") -> Iterator[ProgressView]:
+        """Show how far the work on so many of something has come: bars on a terminal, a line now and then elsewhere.
+
+        Args:
+            count: how many; None where this is not known yet.
+            what: they are.
+        """
         if self.quiet:
             yield _Silence()
         elif not self._errors.is_terminal:
@@ -176,9 +185,12 @@ class _Silence:
     def finish(self) -> None:
         pass
 
+    def count(self, files: int) -> None:
+        pass
+
 
 class _Bars:
-    def __init__(self, progress: Progress, count: int, what: str) -> None:
+    def __init__(self, progress: Progress, count: int | None, what: str) -> None:
         self._progress = progress
         self._all = progress.add_task(what, total=count)
         self._tiles = progress.add_task("tiles", total=None)
@@ -194,9 +206,12 @@ class _Bars:
     def finish(self) -> None:
         self._progress.advance(self._all)
 
+    def count(self, files: int) -> None:
+        self._progress.update(self._all, total=files)
+
 
 class _Log:
-    def __init__(self, output: Output, count: int, what: str) -> None:
+    def __init__(self, output: Output, count: int | None, what: str) -> None:
         self._output = output
         self._count, self._what = count, what
         self._done = 0
@@ -211,9 +226,15 @@ class _Log:
 
     def finish(self) -> None:
         self._done += 1
+        if self._count is None:
+            self._maybe_say(f"{self._done} {self._what} so far")
+            return
         left = (time.monotonic() - self._began) / self._done * (self._count - self._done)
         if self._done < self._count:
             self._maybe_say(f"{self._done} of {self._count} {self._what}, about {duration(left)} left")
+
+    def count(self, files: int) -> None:
+        self._count = files
 
     def _maybe_say(self, text: str) -> None:
         now = time.monotonic()

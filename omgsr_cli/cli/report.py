@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omgsr_cli.cli.output import duration
-from omgsr_cli.files.inputs import shown
+from omgsr_cli.files.addresses import Address, Location, shown
 
 if TYPE_CHECKING:
     from omgsr_cli.results import FileResult
@@ -52,7 +52,9 @@ class Tally:
 def result_line(result: FileResult) -> str | Path:
     """A path, or in a dry run what would be done."""
     if result.plan is None:
-        return Path(result.destination or "")
+        return (
+            Path(result.destination or "") if not isinstance(result.destination, Address) else shown(result.destination)
+        )
     plan = result.plan
     strips = "; encoder and decoder in strips" if plan.in_strips else ""
     count = "1 tile" if plan.tiles == 1 else f"{plan.tiles} tiles"
@@ -64,6 +66,6 @@ def result_line(result: FileResult) -> str | Path:
     )
 
 
-def name_of(path: Path | None, otherwise: str) -> str:
+def name_of(path: Location | None, otherwise: str) -> str:
     """A path as it can be shown, or the name of the stream in its place."""
     return otherwise if path is None else shown(path)

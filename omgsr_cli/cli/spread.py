@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from omgsr_cli.files.jobs import JobPlan
+from omgsr_cli.files.jobs import Job, JobPlan
 from omgsr_cli.files.reports import RunReport, read_reports
+from omgsr_cli.files.shards import Shard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +27,10 @@ class Report(Protocol):
         """A run begins."""
         ...
 
+    def counted(self, files: int) -> None:
+        """How many files there are shows only now."""
+        ...
+
     def add(self, record: Mapping[str, object]) -> None:
         """A file has ended."""
         ...
@@ -31,6 +38,9 @@ class Report(Protocol):
 
 class _NoReport:
     def begin(self, files: int | None, part: str | None) -> None:
+        pass
+
+    def counted(self, files: int) -> None:
         pass
 
     def add(self, record: Mapping[str, object]) -> None:
@@ -46,14 +56,50 @@ def open_report(path: Path | None) -> AbstractContextManager[Report]:
     return nullcontext(_NoReport()) if path is None else RunReport(path)
 
 
-def only_failed(plan: JobPlan, report: Path) -> JobPlan:
-    """Those jobs whose files have failed, by an earlier run's report.
+class PartsOfPlan:
+    """The parts of a plan as they come: each is told, and its jobs are counted.
+
+    Args:
+        parts: from `plan_in_parts`; the first is taken at once.
+        shard: the only jobs that are wanted, if not all.
+        failed: the names of the only inputs that are wanted, if not all.
+    """
+
+    def __init__(self, parts: Iterator[JobPlan], shard: Shard | None, failed: Set[str] | None) -> None:
+        self._parts, self._shard, self._failed = parts, shard, failed
+        self.first = self._wanted(next(parts))
+        self.count = len(self.first.jobs)
+        self.problems = 0
+
+    @property
+    def total(self) -> int | None:
+        """How many jobs there are in all, where there is one part only."""
+        return self.count if self.first.is_last else None
+
+    def jobs(self, tell: Callable[[JobPlan], None]) -> Iterator[Job]:
+        """All jobs; `tell` is called with each part as its first job is asked for."""
+        for part in chain((self.first,), map(self._wanted, self._parts)):
+            if part is not self.first:
+                self.count += len(part.jobs)
+            self.problems += len(part.problems)
+            tell(part)
+            yield from part.jobs
+
+    def _wanted(self, part: JobPlan) -> JobPlan:
+        part = self._shard.of(part) if self._shard else part
+        if self._failed is None:
+            return part
+        jobs = tuple(job for job in part.jobs if str(job.source) in self._failed)
+        return replace(part, jobs=jobs, problems=())
+
+
+def failed_inputs(report: Path) -> Set[str]:
+    """The files that have failed, by an earlier run's report.
 
     Raises:
         UsageError: it cannot be read.
     """
-    failed = read_reports([report]).failed
-    return replace(plan, jobs=tuple(job for job in plan.jobs if str(job.source) in failed), problems=())
+    return read_reports([report]).failed.keys()
 
 
 def first_device(text: str | None) -> str | None:
@@ -61,17 +107,18 @@ def first_device(text: str | None) -> str | None:
     return None if text in (None, "all") else text.partition(",")[0]
 
 
-def choose_engine(options: EngineOptions, jobs: int) -> Engine:
-    """Who does so many jobs; a single one, as of standard input, is always done by this process.
+def choose_engine(options: EngineOptions, jobs: int | None) -> Engine:
+    """Who does so many jobs, or millions; a single one, as of standard input, is always done by this process.
 
     Raises:
         DeviceError: a device is not here.
     """
-    if options.engine == "ray" and jobs > 1:
+    are_many = jobs is None or jobs > 1
+    if options.engine == "ray" and are_many:
         from omgsr_cli.engines.ray_actors import RayActors
 
         return RayActors(options.device, options.workers, options.address)
     from omgsr_cli.engines.local import choose_local, plan_places
     from omgsr_cli.models.devices import named_devices
 
-    return choose_local(plan_places(named_devices(options.device), options.workers if jobs > 1 else 1))
+    return choose_local(plan_places(named_devices(options.device), options.workers if are_many else 1))

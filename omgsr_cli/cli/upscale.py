@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from omgsr_cli.cli import params as shared
 from omgsr_cli.cli import upscale_params as own
 from omgsr_cli.cli.forecast import Pace
 from omgsr_cli.cli.output import Output, duration
 from omgsr_cli.cli.report import Tally, name_of, result_line
-from omgsr_cli.cli.spread import Report, choose_engine, first_device, only_failed, open_report
-from omgsr_cli.errors import UsageError
+from omgsr_cli.cli.spread import PartsOfPlan, Report, choose_engine, failed_inputs, first_device, open_report
+from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
-from omgsr_cli.files.jobs import STREAM, JobPlan, plan_jobs, scale_label
+from omgsr_cli.files.jobs import STREAM, Job, JobPlan, plan_in_parts, scale_label
 from omgsr_cli.files.shards import parse_shard
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def upscale(
     if compare and to_stdout:
         raise UsageError("--compare has no place beside stdout", "give -o FILE")
     session = _Session(Settings(model_options, restore, write), talk, to_stdout)
-    plan = plan_jobs(
+    parts = plan_in_parts(
         inputs,
         output,
         recursive=recursive,
@@ -116,13 +116,12 @@ def upscale(
         scale_label=scale_label(sizes, session.info.scale),
         output_format=write.format,
     )
-    _check_quality(quality, plan)
-    plan = part.of(plan) if part else plan
-    plan = only_failed(plan, report) if retry_failed and report else plan
+    plan = PartsOfPlan(parts, part, failed_inputs(report) if retry_failed and report else None)
+    _check_quality(quality, plan.first)
     if dry_run:
         return session.plan(plan)
     with open_report(report) as kept:
-        kept.begin(len(plan.jobs), None if part is None else str(part))
+        kept.begin(plan.total, None if part is None else str(part))
         return session.run(plan, spread, kept)
 
 
@@ -174,7 +173,7 @@ class _Session:
         device = choose_device(options.device)
         return Pace(self.info, device, suitable_precision(self.source, options.precision, device), self.remembered)
 
-    def plan(self, plan: JobPlan) -> int:
+    def plan(self, plan: PartsOfPlan) -> int:
         """Say what would be done."""
         from omgsr_cli.batch import plan_files
         from omgsr_cli.finished import FinishedResults
@@ -184,32 +183,39 @@ class _Session:
         free = usable_memory(choose_device(self.settings.model.device))
         pace = self.pace()
         finished = FinishedResults(self.settings, self.info, self.remembered)
-        results = plan_files(plan.jobs, self.settings, self.info, finished, free)
-        return self._report(plan, results, pace.add, pace.forecast)
+        tally = Tally()
+        results = plan_files(self._jobs(plan, tally), self.settings, self.info, finished, free)
+        return self._report(plan, tally, results, pace.add, pace.forecast)
 
-    def run(self, plan: JobPlan, options: EngineOptions, report: Report) -> int:
+    def run(self, plan: PartsOfPlan, options: EngineOptions, report: Report) -> int:
         """Do the work."""
         from omgsr_cli.batch import UpscaleWork
         from omgsr_cli.engines.local import Here
         from omgsr_cli.results import result_record
 
-        engine = choose_engine(options, len(plan.jobs))
+        engine = choose_engine(options, plan.total)
         # A device or precision that is not there is said before anything is read.
         pace = self.pace()
+        tally = Tally()
 
         def after(result: FileResult) -> None:
             pace.add(result)
             report.add(result_record(result))
             view.finish()
 
-        with self.talk.progress(len(plan.jobs)) as view:
+        def counted() -> None:
+            view.count(plan.count)
+            report.counted(plan.count)
+
+        with self.talk.progress(plan.total) as view:
             # Tiles are told only by this process, and what several do at once says little of one's speed.
             alone = isinstance(engine, Here)
             work = UpscaleWork(self.settings, self.source, self.info, view.tiles if alone else None)
+            jobs = self._jobs(plan, tally, counted if plan.total is None else None)
             results = engine.run(
-                work, plan.jobs, on_start=lambda job: view.start(name_of(job.source, "stdin")), say=self._tell
+                work, jobs, on_start=lambda job: view.start(name_of(job.source, "stdin")), say=self._tell
             )
-            code = self._report(plan, results, after)
+            code = self._report(plan, tally, results, after)
         if alone:
             pace.keep()
         return code
@@ -220,29 +226,41 @@ class _Session:
         else:
             self.talk.note(f"note: {text}")
 
+    def _jobs(self, plan: PartsOfPlan, tally: Tally, counted: Callable[[], None] | None = None) -> Iterator[Job]:
+        """The jobs of all parts; what is to be told of a part is told as it is begun."""
+
+        def tell(part: JobPlan) -> None:
+            for note in part.notes:
+                self.talk.note(f"note: {note}")
+            for path in part.earlier_results:
+                self.talk.detail(f"note: {name_of(path, '')}: left out, another input's result is called so")
+            for problem in part.problems:
+                self._refuse(problem)
+                tally.failed.append(problem.message)
+            if part.is_last and counted is not None:
+                counted()
+
+        return plan.jobs(tell)
+
+    def _refuse(self, problem: OmgsrError) -> None:
+        """Tell of what was typed, and names no file that could be a job."""
+        from omgsr_cli.results import FileResult
+
+        self._say(FileResult(None, None, "failed", error=problem), alone=False)
+
     def _report(
         self,
-        plan: JobPlan,
-        results: Any,
+        plan: PartsOfPlan,
+        tally: Tally,
+        results: Iterable[FileResult],
         after: Callable[[FileResult], None],
         forecast: Callable[[], str] | None = None,
     ) -> int:
-        from omgsr_cli.results import FileResult
-
-        tally = Tally()
-        for note in plan.notes:
-            self.talk.note(f"note: {note}")
-        for path in plan.earlier_results:
-            self.talk.detail(f"note: {name_of(path, '')}: left out, another input's result is called so")
-        for problem in plan.problems:
-            # What was typed, and names no file that could be a job.
-            self._say(FileResult(None, None, "failed", error=problem), alone=False)
-            tally.failed.append(problem.message)
         for result in results:
             tally.add(result)
-            self._say(result, alone=len(plan.jobs) == 1)
+            self._say(result, alone=plan.total == 1)
             after(result)
-        if forecast is not None or len(plan.jobs) + len(plan.problems) > 1:
+        if forecast is not None or plan.count + plan.problems > 1:
             self.talk.note(tally.summary(forecast))
         return 1 if tally.failed else 0
 

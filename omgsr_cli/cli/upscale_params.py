@@ -14,12 +14,12 @@ SIZE, RESTORATION = "Size", "Restoration"
 
 Inputs = Annotated[
     list[str],
-    typer.Argument(metavar="INPUT", help="Pictures, folders, globs, .txt lists, or - for stdin to stdout."),
+    typer.Argument(metavar="INPUT", help="Pictures, folders, globs, .txt lists, s3://..., or - for stdin to stdout."),
 ]
 
 Output = Annotated[
     str | None,
-    typer.Option("-o", "--output", metavar="OUT", help="File or folder for the results.", rich_help_panel=FILES),
+    typer.Option("-o", "--output", metavar="OUT", help="File, folder or URL for the results.", rich_help_panel=FILES),
 ]
 
 Scale = Annotated[

@@ -8,11 +8,14 @@ import os
 import re
 import sys
 import unicodedata
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
+
+from omgsr_cli.files.addresses import Address, Location
 
 #: What cameras call their raw files.
 RAW_SUFFIXES = (
@@ -48,6 +51,9 @@ _DIGITS = re.compile(r"([0-9]+)")
 # Names that differ only in case or in Unicode's form are one file there.
 _NAMES_FOLD = sys.platform in ("darwin", "win32")
 
+# So many entries of one folder are read, and sorted, at a time.
+_PART = 10_000
+
 NaturalName = tuple[tuple[str | tuple[int, str], ...], str]
 
 
@@ -58,14 +64,17 @@ class EntryKeys:
     """
 
     def __init__(self) -> None:
-        self._real_parents: dict[Path, str] = {}
+        self._real_parents: dict[str, str] = {}
 
-    def __call__(self, path: Path) -> str:
-        """The key of a path that need not exist."""
-        parent = path.parent
+    def __call__(self, path: Location) -> str:
+        """The key of a place where there need not be anything."""
+        if isinstance(path, Address):
+            return path.url
+        # As text: a Path takes ten times as long to compare, and there may be millions.
+        parent, name = os.path.split(path)
         if parent not in self._real_parents:
-            self._real_parents[parent] = os.path.realpath(parent)
-        place = os.path.join(self._real_parents[parent], path.name)
+            self._real_parents[parent] = os.path.realpath(parent or ".")
+        place = os.path.join(self._real_parents[parent], name)
         return unicodedata.normalize("NFC", place).casefold() if _NAMES_FOLD else place
 
 
@@ -102,13 +111,14 @@ def install_hint(kinds: Iterable[str]) -> str:
     return f"pip install 'omgsr-cli[{extras}]'"
 
 
-def told_unread(paths: Iterable[Path]) -> tuple[str, str | None] | None:
-    """Which of some files are pictures that cannot be read here, and what to do about it.
+def told_unread(unread: Mapping[str, int]) -> tuple[str, str | None] | None:
+    """What to tell of pictures that cannot be read here, and what to do about it.
 
+    Args:
+        unread: how many of them have which suffix, see `unread_suffix`.
     Returns:
         How many of which suffix, as "3 .heic, 1 .psd", and what to type where that helps; None where there are none.
     """
-    unread = Counter(path.suffix.lower() for path in paths if _is_unread(path))
     if not unread:
         return None
     kinds = {FORMAT_OF_SUFFIX[suffix] for suffix in unread if suffix in FORMAT_OF_SUFFIX}
@@ -116,9 +126,11 @@ def told_unread(paths: Iterable[Path]) -> tuple[str, str | None] | None:
     return told, install_hint(kinds) if kinds else None
 
 
-def _is_unread(path: Path) -> bool:
+def unread_suffix(path: Path) -> str | None:
+    """The suffix of a picture that cannot be read here; None for all other files."""
     suffix = path.suffix.lower()
-    return suffix in _UNREAD_SUFFIXES or (suffix in FORMAT_OF_SUFFIX and not is_picture(path))
+    is_unread = suffix in _UNREAD_SUFFIXES or (suffix in FORMAT_OF_SUFFIX and not is_picture(path))
+    return suffix if is_unread else None
 
 
 class FolderSearch:
@@ -137,12 +149,16 @@ class FolderSearch:
         asked_for = skipped is not None and Path(os.path.realpath(root)).is_relative_to(skipped)
         self._skipped = None if skipped is None or asked_for else str(skipped)
 
-    def walk(self) -> Iterator[list[Path]]:
-        """The files of the root, then of each real folder below it, once; hidden ones are left out.
+    def walk(self, *, recursive: bool) -> Iterator[list[Path]]:
+        """The files of the root, and of each real folder below it, once; hidden ones are left out.
 
-        Linked folders come after all others, so that a picture is found under its own name first.
+        They come in natural order, those of a very large folder in parts as the system lists them, each part in natural
+        order. Linked folders come after all others, so that a picture is found under its own name first.
+
+        Args:
+            recursive: whether the folders below the root are walked too.
         """
-        return (files for _, files in self._walk(self._root))
+        return (files for _, files in self._walk(self._root, recursive))
 
     def expand(self, parts: Sequence[str]) -> set[Path]:
         """The files and folders below the root whose path matches a pattern, part by part; `**` gives files only."""
@@ -153,26 +169,38 @@ class FolderSearch:
             places = {match for place in places for match in self._matches(place, part, is_last)}
         return places
 
-    def _walk(self, root: Path) -> Iterator[tuple[Path, list[Path]]]:
-        folders, linked, seen = deque([root]), deque[Path](), set()
+    def _walk(self, root: Path, recursive: bool = True) -> Iterator[tuple[Path, list[Path]]]:
+        # As a stack: what is below a folder comes before its neighbours.
+        folders, linked, seen = [root], deque[Path](), set()
         while folders or linked:
-            folder = folders.popleft() if folders else linked.popleft()
+            folder = folders.pop() if folders else linked.popleft()
             real = os.path.realpath(folder)
             if real in seen or real == self._skipped:
                 continue
             seen.add(real)
-            files = []
-            for path in self._entries(folder):
-                if path.name.startswith("."):
-                    continue
-                # os.path's questions answer False where pathlib's raise, as in a folder that may only be listed.
-                if not os.path.isdir(path):
-                    files.append(path)
-                elif os.path.islink(path):
-                    linked.append(path)
-                else:
-                    folders.append(path)
-            yield folder, files
+            yield folder, []
+            below = list[Path]()
+            for entries in self._parts(folder):
+                files = [path for path, is_folder in entries if not is_folder]
+                below += [path for path, is_folder in entries if is_folder]
+                yield folder, files
+            if not recursive:
+                return
+            below.sort(key=natural_key)
+            linked += [path for path in below if os.path.islink(path)]
+            folders += [path for path in reversed(below) if not os.path.islink(path)]
+
+    def _parts(self, folder: Path) -> Iterator[list[tuple[Path, bool]]]:
+        """What lies in a folder, without what is hidden, and whether each is a folder."""
+        try:
+            with os.scandir(folder) as listing:
+                while part := list(islice(listing, _PART)):
+                    entries = [
+                        (folder / entry.name, _is_folder(entry)) for entry in part if not entry.name.startswith(".")
+                    ]
+                    yield sorted(entries, key=lambda entry: natural_key(entry[0]))
+        except OSError as error:
+            self._on_error(folder, error)
 
     def _matches(self, folder: Path, part: str, is_last: bool) -> Iterator[Path]:
         """What one part of a pattern matches in a folder: folders, and at the pattern's end files too."""
@@ -199,3 +227,10 @@ class FolderSearch:
         except OSError as error:
             self._on_error(folder, error)
             return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

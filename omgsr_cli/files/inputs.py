@@ -1,22 +1,25 @@
-"""Which files are meant by what was typed: files, folders, globs and lists."""
+"""Which files are meant by what was typed: files, folders, globs and lists, here or on a storage of the network."""
 
 from __future__ import annotations
 
-import codecs
 import errno
 import glob
 import os
-import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 
 from omgsr_cli.errors import FileError, UsageError
-from omgsr_cli.files.folders import EntryKeys, FolderSearch, is_picture, natural_key, told_unread
+from omgsr_cli.files.addresses import Address, Location, is_url, parse_address, shown
+from omgsr_cli.files.folders import EntryKeys, FolderSearch, is_picture, natural_key, told_unread, unread_suffix
+from omgsr_cli.files.found import NO_PICTURES, Found, FoundInput, FoundPicture, Note, problem, unread_note
+from omgsr_cli.files.lists import read_lines
+from omgsr_cli.files.remote_inputs import RemoteSearch
+from omgsr_cli.files.seen import SeenNames
+from omgsr_cli.files.storage import check_address, local_copy
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+__all__ = ["FoundInput", "FoundPicture", "find_inputs", "is_url", "search_inputs", "shown"]
 
 _REASONS = {
     errno.ENOENT: "there is no such file",
@@ -28,61 +31,68 @@ _REASONS = {
 }
 
 
-@dataclass(frozen=True)
-class FoundInput:
-    """One picture file that was asked for.
-
-    Attributes:
-        path: as it was named, or found in a folder.
-        below: the path that it keeps below an `-o FOLDER`.
-        folder: the input folder that it was found in; None for a file named alone, by a glob or in a list.
-    """
-
-    path: Path
-    below: Path
-    folder: Path | None = None
-
-
 def find_inputs(
     inputs: Sequence[str], *, recursive: bool, output_folder: Path | None = None
-) -> tuple[tuple[FoundInput, ...], tuple[FileError, ...], tuple[str, ...]]:
-    """Find the pictures that are meant; nothing is opened but lists.
+) -> tuple[tuple[FoundPicture, ...], tuple[FileError, ...], tuple[str, ...]]:
+    """Find the pictures that are meant, all at once, on this machine only; as `search_inputs`.
 
-    - A file is taken whatever its name; a folder gives the files with a picture's suffix, not the hidden ones.
-    - A glob (`*`, `?`, `[...]`, `**`) is a pattern only where there is no file of that name. It gives picture files,
-      which keep their tree below the pattern's fixed part, and folders, which are as those named one by one.
-    - A `.txt` file is a list of one path a line, relative to the list's own folder: of files, which keep their tree
-      below it, and of folders. Blank lines and those that begin with `#` are skipped: `./#1.jpg` is such a name.
-
-    Args:
-        inputs: as typed, without "-".
-        recursive: whether sub-folders are searched too; linked ones are followed, each real folder once.
-        output_folder: where results go; it is not searched if it is met below a folder or a glob.
     Returns:
-        The pictures, each once, in the order named and in natural order within a folder or glob; what is wrong with
-        the others; and notes on pictures in folders that cannot be read here.
+        The pictures, each once; what is wrong with the others; and notes.
     Raises:
         UsageError: an input is empty or an address on the network.
     """
-    search = _Search(recursive, output_folder)
     for text in inputs:
-        search.add_argument(text)
-    return tuple(search.found.values()), tuple(search.problems), tuple(search.notes)
+        if is_url(text) and not os.path.lexists(text):
+            raise UsageError(
+                f"{shown(parse_address(text))}: pictures are not read from the network here", _url_hint(text)
+            )
+    found, problems, notes = list[FoundPicture](), list[FileError](), list[str]()
+    for one in search_inputs(inputs, recursive=recursive, output_folder=output_folder):
+        if isinstance(one, FileError):
+            problems.append(one)
+        elif isinstance(one, Note):
+            notes.append(one.text)
+        elif isinstance(one.path, Path) and not isinstance(one.folder, Address):
+            found.append(FoundPicture(one.path, one.below, one.folder))
+        else:
+            problems.append(FileError(f"{shown(one.path)}: pictures are not read from the network here", _DOWNLOAD))
+    return tuple(found), tuple(problems), tuple(notes)
 
 
-def shown(path: object) -> str:
-    """A path for a one-line message: escaped where it holds a line break or another control character."""
-    text = str(path)
-    return text if text.isprintable() else repr(text)
+def search_inputs(inputs: Sequence[str], *, recursive: bool, output_folder: Location | None = None) -> Iterator[Found]:
+    """Find the pictures that are meant, one by one as folders are read; nothing is opened but lists.
+
+    - A file is taken whatever its name; a folder gives the files with a picture's suffix, not the hidden ones.
+    - A glob (`*`, `?`, `[...]`, `**`) is a pattern only where there is no file of that name. It gives picture files,
+      which keep their tree below the pattern's fixed part, and folders, which are as those named one by one; on a
+      storage of the network only files.
+    - A `.txt` file is a list of one path or address a line, relative to the list's own folder: of files, which keep
+      their tree below it, and of folders. Blank lines and those that begin with `#` are skipped: `./#1.jpg` is such
+      a name.
+
+    Args:
+        inputs: as typed, without "-": paths, and addresses as s3://bucket/folder.
+        recursive: whether sub-folders are searched too; linked ones are followed, each real folder once.
+        output_folder: where results go; it is not searched if it is met below a folder or a glob.
+    Yields:
+        The pictures, each once, in the order named and in natural order within a folder or glob (a very large folder in
+        the order in which it is listed); what is wrong with the others; and notes.
+    Raises:
+        UsageError: an input is empty, or an address that nothing here can reach; before the first is yielded.
+    """
+    for text in inputs:
+        if not text:
+            raise UsageError("an input is empty", "is a variable in the command not set?")
+        if is_url(text) and not os.path.lexists(text):
+            check_address(parse_address(text))
+    return _Search(recursive, output_folder).all_of(inputs)
 
 
-def is_url(text: str) -> bool:
-    """Whether a text is an address and not a path; no drive's name is as long as a scheme's."""
-    return _URL.match(text) is not None
+_DOWNLOAD = "download it first"
 
 
 def _url_hint(text: str) -> str:
-    return "give the path without file://" if text.lower().startswith("file://") else "download it first"
+    return "give the path without file://" if text.lower().startswith("file://") else _DOWNLOAD
 
 
 def _reason(error: OSError | ValueError) -> str:
@@ -93,127 +103,172 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 class _Search:
-    """Collects pictures and problems, one argument after the other."""
+    """Finds pictures and problems, one argument after the other."""
 
-    def __init__(self, recursive: bool, output_folder: Path | None) -> None:
-        self.found: dict[str, FoundInput] = {}
-        self.problems: list[FileError] = []
-        self.notes: list[str] = []
+    def __init__(self, recursive: bool, output_folder: Location | None) -> None:
         self._recursive = recursive
-        self._output = None if output_folder is None else Path(os.path.realpath(output_folder))
+        self._output = Path(os.path.realpath(output_folder)) if isinstance(output_folder, Path) else None
+        self._remote = RemoteSearch(recursive, output_folder if isinstance(output_folder, Address) else None)
         self._key = EntryKeys()
+        self._seen = SeenNames()
 
-    def add_argument(self, text: str) -> None:
-        if not text:
-            raise UsageError("an input is empty", "is a variable in the command not set?")
+    def all_of(self, inputs: Sequence[str]) -> Iterator[Found]:
+        # The files of a single folder are different ones as they come.
+        alone = len(inputs) == 1 and (is_url(inputs[0]) or os.path.isdir(inputs[0]))
+        for found in (one for text in inputs for one in self._argument(text)):
+            if isinstance(found, FoundInput) and not alone:
+                key = self._key(found.path)
+                if self._seen.find(key) is not None:
+                    continue
+                self._seen.add_all([(key, "")])
+            yield found
+
+    def _argument(self, text: str) -> Iterator[Found]:
         path = Path(text)
         exists = os.path.lexists(path)
         if not exists and is_url(text):
-            raise UsageError(f"{shown(text)}: pictures are not read from the network", _url_hint(text))
+            address = parse_address(text)
+            if address.suffix.lower() == ".txt":
+                return self._list_at(address)
+            return self._remote.find(address, Path(address.name), shown(address))
         if not exists and glob.has_magic(text):
-            self._add_glob(path)
-        elif path.suffix.lower() == ".txt" and os.path.isfile(path):
-            self._add_list(path)
-        else:
-            self._add_path(path, Path(path.name), shown(path))
+            return self._glob(path)
+        if path.suffix.lower() == ".txt" and os.path.isfile(path):
+            return self._list(path, path)
+        return self._path(path, Path(path.name), shown(path))
 
-    def _add_path(
+    def _path(
         self, path: Path, below: Path, name: str, *, folder: Path | None = None, missing_hint: str | None = None
-    ) -> None:
-        """Add a file or folder; `name` is what to call it in messages."""
+    ) -> Iterator[Found]:
+        """A file or folder; `name` is what to call it in messages."""
         try:
             mode = path.stat().st_mode
         except (OSError, ValueError) as error:
             missing = isinstance(error, FileNotFoundError)
             if missing and os.path.islink(path):
-                self._problem(name, "a link to a file that is not there")
+                yield problem(name, "a link to a file that is not there")
             else:
-                self._problem(name, _reason(error), missing_hint if missing else None)
+                yield problem(name, _reason(error), missing_hint if missing else None)
             return
         if stat.S_ISDIR(mode):
-            self._add_folder(path, name)
+            yield from self._folder(path, name)
         elif stat.S_ISREG(mode):
-            self.found.setdefault(self._key(path), FoundInput(path, below, folder))
+            yield FoundInput(path, below, folder)
         else:
-            self._problem(name, "a device or pipe, not a file", "a stream is read with - as the only input")
+            yield problem(name, "a device or pipe, not a file", "a stream is read with - as the only input")
 
-    def _add_folder(self, folder: Path, name: str) -> None:
-        problems_before = len(self.problems)
-        if self._add_pictures_of(folder) or len(self.problems) > problems_before:
+    def _folder(self, folder: Path, name: str) -> Iterator[Found]:
+        count = 0
+        for found in self._pictures_of(folder):
+            count += 1
+            yield found
+        if count:
             return
-        deeper = FolderSearch(folder, self._output, lambda *_: None).walk()
-        unread = told_unread(path for path in self._files_of(folder))
+        unread = told_unread(Counter(filter(None, map(unread_suffix, self._files_of(folder)))))
         if unread is not None:
-            self._problem(name, f"no pictures in this folder that can be read, but {unread[0]}", unread[1])
+            yield problem(name, f"{NO_PICTURES} that can be read, but {unread[0]}", unread[1])
             return
+        deeper = FolderSearch(folder, self._output, lambda *_: None).walk(recursive=True)
         has_deeper = not self._recursive and any(is_picture(path) for files in deeper for path in files)
-        hint = "its sub-folders hold some: use --recursive" if has_deeper else None
-        self._problem(name, "no pictures in this folder", hint)
+        yield problem(name, NO_PICTURES, "its sub-folders hold some: use --recursive" if has_deeper else None)
 
-    def _add_pictures_of(self, folder: Path) -> int:
-        """Add a folder's pictures and say how many there are."""
-        files = list(self._files_of(folder, self._folder_problem))
-        pictures = sorted(filter(is_picture, files), key=natural_key)
-        for path in pictures:
-            self._add_path(path, path.relative_to(folder), shown(path), folder=folder)
-        unread = told_unread(files)
-        if pictures and unread is not None:
-            hint = f": {unread[1]}" if unread[1] else ""
-            self.notes.append(f"{shown(folder)}: pictures that cannot be read here are left out, {unread[0]}{hint}")
-        return len(pictures)
+    def _pictures_of(self, folder: Path) -> Iterator[Found]:
+        """A folder's pictures, and what is wrong with it."""
+        problems, unread, any_picture = list[FileError](), Counter[str](), False
+        for path in self._files_of(folder, lambda path, error: problems.append(problem(shown(path), _reason(error)))):
+            yield from problems
+            problems.clear()
+            if is_picture(path):
+                any_picture = True
+                yield from self._path(path, path.relative_to(folder), shown(path), folder=folder)
+            elif suffix := unread_suffix(path):
+                unread[suffix] += 1
+        yield from problems
+        if any_picture:
+            yield from unread_note(folder, unread)
 
     def _files_of(self, folder: Path, on_error: Callable[[Path, OSError], None] = lambda *_: None) -> Iterator[Path]:
         """The files of a folder, and below it where that was asked for."""
-        walk = FolderSearch(folder, self._output, on_error).walk()
-        return chain.from_iterable(islice(walk, None if self._recursive else 1))
+        for files in FolderSearch(folder, self._output, on_error).walk(recursive=self._recursive):
+            yield from files
 
-    def _add_glob(self, pattern: Path) -> None:
-        problems_before = len(self.problems)
+    def _glob(self, pattern: Path) -> Iterator[Found]:
         fixed = next(index for index, part in enumerate(pattern.parts) if glob.has_magic(part))
         root = Path(*pattern.parts[:fixed])
-        search = FolderSearch(root, self._output, self._folder_problem)
+        problems = list[FileError]()
+        search = FolderSearch(
+            root, self._output, lambda path, error: problems.append(problem(shown(path), _reason(error)))
+        )
         count = 0
         # Files come first: with **/* they match by themselves, and not as pictures of a folder that matches too.
         matches = [(os.path.isdir(path), path) for path in search.expand(pattern.parts[fixed:])]
+        yield from problems
         for is_folder, path in sorted(matches, key=lambda match: (match[0], natural_key(match[1]))):
             if is_folder:
-                count += self._add_pictures_of(path)
+                for found in self._pictures_of(path):
+                    count += 1
+                    yield found
             elif is_picture(path):
                 count += 1
-                self._add_path(path, _below(path, root), shown(path))
-        if count == 0 and len(self.problems) == problems_before:
-            self._problem(shown(pattern), "no picture matches")
+                yield from self._path(path, _below(path, root), shown(path))
+        if count == 0 and not problems:
+            yield problem(shown(pattern), "no picture matches")
 
-    def _add_list(self, path: Path) -> None:
+    def _list(self, listing: Location, copy: Path) -> Iterator[Found]:
+        """What a list names, of which there is a copy on this machine."""
         try:
-            lines = _read_lines(path)
+            lines = read_lines(copy)
         except OSError as error:
-            self._problem(shown(path), _reason(error))
+            yield problem(shown(listing), _reason(error))
             return
         if lines is None:
-            self._problem(shown(path), "not a list of paths, which is plain text")
+            yield problem(shown(listing), "not a list of paths, which is plain text")
             return
-        entries = [(number, line) for number, line in enumerate(lines, 1) if line and not line.startswith("#")]
-        if not entries:
-            self._problem(shown(path), "the list names no pictures")
-        for number, line in entries:
-            self._add_line(path, line, f"{shown(path)}, line {number}: {shown(line)}")
+        count = 0
+        for number, line in enumerate(lines, 1):
+            if line and not line.startswith("#"):
+                count += 1
+                yield from self._line(listing, line, f"{shown(listing)}, line {number}: ")
+        if not count:
+            yield problem(shown(listing), "the list names no pictures")
 
-    def _add_line(self, listing: Path, line: str, name: str) -> None:
-        path = listing.parent / line
-        if is_url(line) and not os.path.lexists(path):
-            self._problem(name, "pictures are not read from the network", _url_hint(line))
-        elif path.suffix.lower() == ".txt" and os.path.isfile(path):
-            self._problem(name, "a list in a list is not followed", "name it on the command line as well")
+    def _list_at(self, listing: Address) -> Iterator[Found]:
+        try:
+            with local_copy(listing) as copy:
+                yield from self._list(listing, copy.path)
+        except FileError as error:
+            yield error
+
+    def _line(self, listing: Location, line: str, where: str) -> Iterator[Found]:
+        if isinstance(listing, Address) or (is_url(line) and not os.path.lexists(listing.parent / line)):
+            yield from self._listed_address(listing, line, where)
+            return
+        path, name = listing.parent / line, where + shown(line)
+        if path.suffix.lower() == ".txt" and os.path.isfile(path):
+            yield problem(name, "a list in a list is not followed", "name it on the command line as well")
         else:
             hint = "paths in a list are relative to the list's own folder"
-            self._add_path(path, _below(path, listing.parent), name, missing_hint=hint)
+            yield from self._path(path, _below(path, listing.parent), name, missing_hint=hint)
 
-    def _folder_problem(self, folder: Path, error: OSError) -> None:
-        self._problem(shown(folder), _reason(error))
-
-    def _problem(self, name: str, reason: str, hint: str | None = None) -> None:
-        self.problems.append(FileError(f"{name}: {reason}", hint))
+    def _listed_address(self, listing: Location, line: str, where: str) -> Iterator[Found]:
+        if is_url(line):
+            address = parse_address(line)
+        else:
+            assert isinstance(listing, Address)
+            address = listing.parent / line
+        below = Path(address.name)
+        if isinstance(listing, Address) and address.is_relative_to(listing.parent):
+            below = Path(address.relative_to(listing.parent))
+        try:
+            check_address(address)
+        except UsageError as error:
+            yield FileError(where + error.message, error.hint)
+            return
+        if is_picture(below):
+            # Whether it is there is known when it is read: a list of millions is not asked for one by one.
+            yield FoundInput(address, below)
+        else:
+            yield from self._remote.find(address, below, where + shown(address))
 
 
 def _below(path: Path, base: Path) -> Path:
@@ -221,17 +276,3 @@ def _below(path: Path, base: Path) -> Path:
     place = Path(os.path.abspath(path))
     start = os.path.abspath(base)
     return place.relative_to(start) if place.is_relative_to(start) else Path(place.name)
-
-
-def _read_lines(path: Path) -> list[str] | None:
-    """The lines of a text file in UTF-8 or, with its mark, UTF-16 as PowerShell writes it; None for other files."""
-    data = path.read_bytes()
-    try:
-        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            text = data.decode("utf-16")
-        else:
-            # Names of files need not be valid UTF-8.
-            text = data.decode("utf-8-sig", "surrogateescape")
-    except UnicodeDecodeError:
-        return None
-    return None if "\0" in text else [line.strip(" \t\r") for line in text.split("\n")]

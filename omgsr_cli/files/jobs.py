@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
+import glob
 import os
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, NamedTuple
 
 from omgsr_cli.errors import FileError, UsageError
+from omgsr_cli.files.addresses import Address, Location, is_url, parse_address, shown
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX, EntryKeys, natural_key
-from omgsr_cli.files.inputs import FoundInput, find_inputs, is_url, shown
+from omgsr_cli.files.found import Found, FoundInput, Note
+from omgsr_cli.files.inputs import search_inputs
+from omgsr_cli.files.naming import STREAM, Naming, Output, check_suffix, parse_output, scale_label
+from omgsr_cli.files.seen import SeenNames
 
 if TYPE_CHECKING:
-    from omgsr_cli.options import OutputFormat, SizeOptions
+    from omgsr_cli.options import OutputFormat
 
-__all__ = ["Job", "JobPlan", "comparison_path", "natural_key", "plan_jobs"]
-
-STREAM = "-"
-
-#: The usual suffix of each format that results are written in.
-_SUFFIX_OF_FORMAT = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif", "avif": ".avif"}
-
-# Of one format, but they promise more than the one frame that is written.
-_PLAIN_SUFFIX = {".apng": ".png", ".mpo": ".jpg"}
-
-# A result that is to be called so is meant as a file, of whatever kind; ".05" or a long word ends a folder's name.
-_LIKE_A_FILES = re.compile(r"\.[a-z][a-z0-9]{1,4}")
+__all__ = ["STREAM", "Job", "JobPlan", "comparison_path", "natural_key", "plan_in_parts", "plan_jobs", "scale_label"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +35,8 @@ class Job:
         below: the path that the source has below the folder that was named, with slashes; a file's own is its name.
     """
 
-    source: Path | None
-    destination: Path | None
+    source: Location | None
+    destination: Location | None
     below: str = field(default="", compare=False)
 
 
@@ -55,20 +50,18 @@ class JobPlan:
         earlier_results: inputs left out because another job's result has their name, as `a_x4.jpg` beside
             `a.jpg` when `*.jpg` is done again; before/after pictures likewise.
         notes: what else a person should be told: pictures in folders that cannot be read here.
+        is_last: whether no other part of the plan comes after this one.
     """
 
     jobs: tuple[Job, ...]
     problems: tuple[FileError, ...]
-    earlier_results: tuple[Path, ...] = ()
+    earlier_results: tuple[Location, ...] = ()
     notes: tuple[str, ...] = ()
+    is_last: bool = True
 
 
-@dataclass(frozen=True)
-class _Output:
-    """What -o means: a file, a folder, standard output, or a place beside each input."""
-
-    kind: Literal["file", "folder", "stream", "beside"]
-    path: Path = Path()
+# So many pictures are known before the first is worked at: a plan of no more has one part.
+_PART = 10_000
 
 
 def plan_jobs(
@@ -98,69 +91,169 @@ def plan_jobs(
     Raises:
         UsageError: there are no inputs, an input is its own output, or arguments do not go together.
     """
+    parts = list(
+        plan_in_parts(
+            inputs, output, recursive=recursive, suffix=suffix, scale_label=scale_label, output_format=output_format
+        )
+    )
+    return JobPlan(
+        tuple(chain.from_iterable(part.jobs for part in parts)),
+        tuple(chain.from_iterable(part.problems for part in parts)),
+        tuple(chain.from_iterable(part.earlier_results for part in parts)),
+        tuple(chain.from_iterable(part.notes for part in parts)),
+    )
+
+
+def plan_in_parts(
+    inputs: Sequence[str],
+    output: str | None,
+    *,
+    recursive: bool,
+    suffix: str | None,
+    scale_label: str,
+    output_format: OutputFormat,
+) -> Iterator[JobPlan]:
+    """As `plan_jobs`, part by part while folders are read, so that millions of files take little memory.
+
+    What must be known of all files together (names that clash, results among the inputs) is known within a part and
+    from those before: of two files in different parts whose results would have one name, the first is done. Where
+    results are written among the inputs, there is one part only.
+
+    Yields:
+        One plan at least.
+    Raises:
+        UsageError: as `plan_jobs`, before the first part is there.
+    """
     if not inputs:
         raise UsageError("no input given", "name a picture, a folder, a list.txt, or - for standard input")
-    _check_suffix(suffix)
-    target = _parse_output(output, output_format)
+    check_suffix(suffix)
+    target = parse_output(output, output_format)
     if STREAM in inputs:
-        return JobPlan((_stream_job(inputs, target),), ())
+        return iter((JobPlan((_stream_job(inputs, target),), ()),))
     folder = target.path if target.kind == "folder" else None
-    found, problems, notes = find_inputs(inputs, recursive=recursive, output_folder=folder)
-    if target.kind in ("file", "stream"):
-        _check_single(found, problems, target)
-    naming = _Naming(target, suffix, scale_label, output_format)
-    pairs = [(one.path, naming.destination(one)) for one in found]
-    if target.kind == "stream":
-        return JobPlan(tuple(Job(source, None) for source, _ in pairs), problems)
-    _check_not_own_source(
-        pairs, "give another name to -o" if target.kind == "file" else "give --suffix _x4, or -o FOLDER"
-    )
-    plan = _without_earlier_results(pairs, problems)
-    below = {one.path: one.below.as_posix() for one in found}
-    jobs = tuple(replace(job, below=below[job.source]) for job in plan.jobs if job.source is not None)
-    return replace(plan, jobs=jobs, notes=notes)
+    found = search_inputs(inputs, recursive=recursive, output_folder=folder)
+    naming = Naming(target, suffix, scale_label, output_format)
+    parts = _Parts(found, naming, None if _writes_among(inputs, target) else _PART).plans()
+    # The first is made now, so that what is wrong is told before anything else happens.
+    return chain((next(parts),), parts)
 
 
-def comparison_path(destination: Path) -> Path:
+def _writes_among(inputs: Sequence[str], target: Output) -> bool:
+    """Whether results may lie in folders that are searched for inputs."""
+    folders = [parse_address(text) if is_url(text) else Path(text) for text in inputs]
+    if target.kind == "beside":
+        return len(inputs) > 1 or not _names_folder(folders[0])
+    return any(_names_folder(folder) and _is_below(folder, target.path) for folder in folders)
+
+
+def _names_folder(place: Location) -> bool:
+    if isinstance(place, Path):
+        return os.path.isdir(place)
+    # Without asking the storage: a pattern or a picture's name is none.
+    return not glob.has_magic(place.place) and place.suffix.lower() not in FORMAT_OF_SUFFIX
+
+
+def _is_below(place: Location, folder: Location) -> bool:
+    if isinstance(place, Address):
+        return isinstance(folder, Address) and place.is_relative_to(folder)
+    return isinstance(folder, Path) and Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder))
+
+
+class _Parts:
+    """Makes the parts of a plan.
+
+    Args:
+        found: what was found, a stream.
+        naming: of results.
+        size: pictures of a part; None makes one part of all.
+    """
+
+    def __init__(self, found: Iterator[Found], naming: Naming, size: int | None) -> None:
+        self._found, self._naming, self._size = found, naming, size
+        self._key = EntryKeys()
+        self._results = SeenNames()
+        self._first = True
+
+    def plans(self) -> Iterator[JobPlan]:
+        while True:
+            part = list(islice(self._found, self._size))
+            after = next(self._found, None)
+            yield self._plan(part, is_last=after is None)
+            if after is None:
+                return
+            self._found = chain((after,), self._found)
+            self._first = False
+
+    def _plan(self, part: Sequence[Found], *, is_last: bool) -> JobPlan:
+        target = self._naming.output
+        found = [one for one in part if isinstance(one, FoundInput)]
+        problems = [one for one in part if isinstance(one, FileError)]
+        notes = tuple(one.text for one in part if isinstance(one, Note))
+        if target.kind in ("file", "stream"):
+            _check_single(found, problems, target)
+        if target.kind == "stream":
+            return JobPlan(tuple(Job(one.path, None) for one in found), tuple(problems))
+        named = [self._named(one) for one in found]
+        hint = "give another name to -o" if target.kind == "file" else "give --suffix _x4, or -o FOLDER"
+        named, own = _without_own_source(named, hint, refuse=self._first)
+        named, earlier = self._without_earlier_results(named)
+        kept, clashes = self._without_clashes(named)
+        if not is_last:
+            self._results.add_all((key, shown(one.source)) for one in kept for key in one.result_keys)
+        jobs = tuple(Job(one.source, one.place, one.below) for one in kept)
+        return JobPlan(jobs, (*problems, *own, *clashes), earlier, notes, is_last)
+
+    def _named(self, found: FoundInput) -> _Named:
+        place = self._naming.destination(found)
+        return _Named(found.path, place, found.below.as_posix(), self._key(found.path), self._key(place))
+
+    def _without_earlier_results(self, named: Sequence[_Named]) -> tuple[list[_Named], tuple[Location, ...]]:
+        results = {key for one in named for key in one.result_keys}
+        earlier = {one.source_key for one in named if one.source_key in results}
+        if not self._first:
+            earlier |= {one.source_key for one in named if self._results.find(one.source_key) is not None}
+        kept = [one for one in named if one.source_key not in earlier]
+        return kept, tuple(one.source for one in named if one.source_key in earlier)
+
+    def _without_clashes(self, named: Sequence[_Named]) -> tuple[list[_Named], list[FileError]]:
+        counts = Counter(one.place_key for one in named)
+        # One that came in an earlier part is being done: this one is not.
+        before = {} if self._first else {key: name for key in counts if (name := self._results.find(key)) is not None}
+        writers: dict[str, list[str]] = {}
+        for one in named:
+            if counts[one.place_key] > 1 or one.place_key in before:
+                sources = writers.setdefault(one.place_key, [before[one.place_key]] if one.place_key in before else [])
+                sources.append(shown(one.source))
+        clashes = {one.place_key: one.place for one in named if one.place_key in writers}
+        told = [_clash(writers[key], place) for key, place in clashes.items()]
+        return [one for one in named if one.place_key not in writers], told
+
+
+class _Named(NamedTuple):
+    """An input and where its result goes; keys tell files apart, however they are named."""
+
+    source: Location
+    place: Location
+    below: str
+    source_key: str
+    place_key: str
+
+    @property
+    def result_keys(self) -> tuple[str, str]:
+        """Of the result, and of the comparison beside it."""
+        return self.place_key, _comparison_name(self.place_key)
+
+
+def comparison_path(destination: Location) -> Location:
     """Where the before/after picture of a result lies: beside it."""
-    return destination.with_name(f"{destination.stem}_compare.png")
+    return destination.with_name(_comparison_name(destination.name))
 
 
-def _check_suffix(suffix: str | None) -> None:
-    if suffix and any(mark in suffix for mark in ("/", "\\", "\0")):
-        raise UsageError(f"--suffix {shown(suffix)} is not a part of a file's name", "leave out its slashes")
+def _comparison_name(name: str) -> str:
+    return f"{os.path.splitext(name)[0]}_compare.png"
 
 
-def _parse_output(output: str | None, output_format: OutputFormat) -> _Output:
-    if output is None:
-        return _Output("beside")
-    if output == STREAM:
-        return _Output("stream")
-    if not output:
-        raise UsageError("-o is empty", "is a variable in the command not set?")
-    if is_url(output):
-        raise UsageError(f"-o {shown(output)}: results are not written to the network", "give a folder or file")
-    path = Path(output)
-    ends_as_folder = output.endswith(("/", os.sep)) or path.name in ("", "..")
-    suffix = path.suffix.lower()
-    if os.path.isdir(path) or ends_as_folder or not (suffix in FORMAT_OF_SUFFIX or _LIKE_A_FILES.fullmatch(suffix)):
-        if os.path.lexists(path) and not os.path.isdir(path):
-            raise UsageError(f"-o {shown(output)} is there and not a folder", "give a folder, or a picture's name")
-        return _Output("folder", path)
-    written = FORMAT_OF_SUFFIX.get(suffix)
-    if written not in _SUFFIX_OF_FORMAT:
-        names = ", ".join(_SUFFIX_OF_FORMAT.values())
-        raise UsageError(
-            f"-o {shown(output)}: {shown(suffix)} is not written",
-            f"use one of {names}; a folder of that name ends with a slash",
-        )
-    if output_format not in ("same", written):
-        right = path.with_suffix(_SUFFIX_OF_FORMAT[output_format]).name
-        raise UsageError(f"-o {shown(output)} and --format {output_format} disagree", f"name it {shown(right)}")
-    return _Output("file", path)
-
-
-def _stream_job(inputs: Sequence[str], target: _Output) -> Job:
+def _stream_job(inputs: Sequence[str], target: Output) -> Job:
     if any(text != STREAM for text in inputs):
         raise UsageError("- (standard input) goes with no other input", "run twice, or name files only")
     if target.kind == "folder":
@@ -170,7 +263,7 @@ def _stream_job(inputs: Sequence[str], target: _Output) -> Job:
     return Job(None, target.path if target.kind == "file" else None)
 
 
-def _check_single(found: Sequence[FoundInput], problems: Sequence[FileError], target: _Output) -> None:
+def _check_single(found: Sequence[FoundInput], problems: Sequence[FileError], target: Output) -> None:
     name = f"-o {shown(target.path)}" if target.kind == "file" else "-o - (standard output)"
     hint = f"for a folder of that name use -o {shown(target.path)}/" if target.kind == "file" else "use -o FOLDER"
     folder = next((one.folder for one in found if one.folder is not None), None)
@@ -181,93 +274,35 @@ def _check_single(found: Sequence[FoundInput], problems: Sequence[FileError], ta
         raise UsageError(f"{name} takes one picture, but there are {count} inputs", hint)
 
 
-@dataclass(frozen=True)
-class _Naming:
-    """Names results."""
-
-    output: _Output
-    suffix: str | None
-    scale_label: str
-    format: OutputFormat
-
-    def destination(self, found: FoundInput) -> Path:
-        if self.output.kind == "file":
-            return self.output.path
-        if self.output.kind == "folder":
-            return self.output.path / found.below.parent / self._name(found.below, "")
-        if found.folder is not None:
-            return self._beside_folder(found.folder) / found.below.parent / self._name(found.below, "")
-        return found.path.parent / self._name(found.path, self._scale_suffix)
-
-    @property
-    def _scale_suffix(self) -> str:
-        is_factor = re.fullmatch(r"[0-9]+(\.[0-9]+)?", self.scale_label)
-        return f"_x{self.scale_label}" if is_factor else f"_{self.scale_label}"
-
-    def _beside_folder(self, folder: Path) -> Path:
-        # "." and "x/.." have no name of their own to put the scale behind.
-        named = folder if folder.name not in ("", "..") else Path(os.path.realpath(folder))
-        if not named.name:
-            raise UsageError(f"there is no place beside {shown(folder)} for the results", "say where with -o FOLDER")
-        return named.parent / (named.name + self._scale_suffix)
-
-    def _name(self, source: Path, default: str) -> str:
-        middle = default if self.suffix is None else self.suffix
-        # Only a picture's suffix is cut off: the last part of IMG.0001 and IMG.0002 tells them apart.
-        stem = source.stem if source.suffix.lower() in FORMAT_OF_SUFFIX else source.name
-        return stem + middle + self._extension(source)
-
-    def _extension(self, source: Path) -> str:
-        suffix = source.suffix.lower()
-        source_format = FORMAT_OF_SUFFIX.get(suffix, "")
-        wanted = source_format if self.format == "same" else self.format
-        if wanted not in _SUFFIX_OF_FORMAT:
-            return ".png"
-        if wanted != source_format:
-            return _SUFFIX_OF_FORMAT[wanted]
-        return _PLAIN_SUFFIX.get(suffix, source.suffix)
+def _without_own_source(named: Sequence[_Named], hint: str, *, refuse: bool) -> tuple[list[_Named], list[FileError]]:
+    """Leave out, or refuse, what would be overwritten by its own result."""
+    kept, own = list[_Named](), list[FileError]()
+    for one in named:
+        if not _is_same_file(one):
+            kept.append(one)
+            continue
+        also = "" if one.source == one.place else f" is the same file as {shown(one.place)} and"
+        message = f"{shown(one.source)}{also} would be overwritten by its own result"
+        if refuse:
+            raise UsageError(message, hint)
+        own.append(FileError(message, hint))
+    return kept, own
 
 
-def _check_not_own_source(pairs: Iterable[tuple[Path, Path]], hint: str) -> None:
-    for source, destination in pairs:
-        if _is_same_file(source, destination):
-            also = "" if source == destination else f" is the same file as {shown(destination)} and"
-            raise UsageError(f"{shown(source)}{also} would be overwritten by its own result", hint)
+def _is_same_file(one: _Named) -> bool:
+    if isinstance(one.source, Path) and isinstance(one.place, Path):
+        try:
+            return os.path.samefile(one.source, one.place)
+        except OSError:
+            # The destination is not there yet; or the source has gone meanwhile, which is told when it is read.
+            pass
+    return one.source_key == one.place_key
 
 
-def _is_same_file(source: Path, destination: Path) -> bool:
-    try:
-        return os.path.samefile(source, destination)
-    except OSError:
-        # The destination is not there yet; or the source has gone meanwhile, which is told when it is read.
-        return os.path.realpath(source) == os.path.realpath(destination)
-
-
-def _without_earlier_results(pairs: Sequence[tuple[Path, Path]], problems: tuple[FileError, ...]) -> JobPlan:
-    key = EntryKeys()
-    results = {key(path) for _, destination in pairs for path in (destination, comparison_path(destination))}
-    earlier = tuple(source for source, _ in pairs if key(source) in results)
-    kept = [(source, destination) for source, destination in pairs if key(source) not in results]
-    writers: dict[str, list[Path]] = {}
-    for source, destination in kept:
-        writers.setdefault(key(destination), []).append(source)
-    clear = tuple(Job(*pair) for pair in kept if len(writers[key(pair[1])]) == 1)
-    clashes = {key(place): _clash(writers[key(place)], place) for _, place in kept if len(writers[key(place)]) > 1}
-    return JobPlan(clear, (*problems, *clashes.values()), earlier)
-
-
-def _clash(sources: Sequence[Path], destination: Path) -> FileError:
-    *others, last = (shown(source) for source in sources)
+def _clash(sources: Sequence[str], destination: Location) -> FileError:
+    *others, last = sources
     hint = "do them in separate runs, each with its own -o"
-    if len({source.name for source in sources}) > 1:
+    if len({source.rpartition("/")[2] for source in sources}) > 1:
         hint = f"rename one of them, or {hint}"
     both = "both" if len(sources) == 2 else "all"
     return FileError(f"{', '.join(others)} and {last} would {both} become {shown(destination)}", hint)
-
-
-def scale_label(sizes: SizeOptions, model_scale: float) -> str:
-    """How a result's name tells its size: "4" for a factor, "1920x1080", or "2000px" for a side."""
-    if sizes.size is not None:
-        return f"{sizes.size[1]}x{sizes.size[0]}"
-    side = sizes.long_side or sizes.short_side
-    return f"{side}px" if side else f"{sizes.scale or model_scale:g}"

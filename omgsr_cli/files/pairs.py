@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omgsr_cli.errors import FileError, UsageError
-from omgsr_cli.files.inputs import FoundInput, find_inputs, shown
+from omgsr_cli.files.inputs import FoundPicture, find_inputs, shown
 
 _NAMED = 5
 
@@ -33,7 +33,10 @@ class Pair:
 
 
 def pair_by_name(
-    first: Sequence[FoundInput], second: Sequence[FoundInput], *, names: tuple[str, str] = ("the first", "the second")
+    first: Sequence[FoundPicture],
+    second: Sequence[FoundPicture],
+    *,
+    names: tuple[str, str] = ("the first", "the second"),
 ) -> tuple[Pair, ...]:
     """Pair the files of two lists by what they are called: a/0001.png goes with b/0001.jpg.
 
@@ -55,23 +58,23 @@ def pair_by_name(
     raise _no_pairs(first, second, names)
 
 
-def _stem(file: FoundInput) -> str:
+def _stem(file: FoundPicture) -> str:
     return file.path.stem
 
 
-def _place(file: FoundInput) -> str:
+def _place(file: FoundPicture) -> str:
     return file.below.with_suffix("").as_posix()
 
 
-def _unmarked_stem(file: FoundInput) -> str:
+def _unmarked_stem(file: FoundPicture) -> str:
     return _without_marks(file.path.stem)
 
 
-def _unmarked_place(file: FoundInput) -> str:
+def _unmarked_place(file: FoundPicture) -> str:
     return file.below.with_name(_without_marks(file.path.stem)).as_posix()
 
 
-_KEYS: tuple[Callable[[FoundInput], str], ...] = (_stem, _place, _unmarked_stem, _unmarked_place)
+_KEYS: tuple[Callable[[FoundPicture], str], ...] = (_stem, _place, _unmarked_stem, _unmarked_place)
 
 
 def _without_marks(stem: str) -> str:
@@ -80,15 +83,15 @@ def _without_marks(stem: str) -> str:
     return stem
 
 
-def _told_names(files: Sequence[FoundInput]) -> dict[Path, str]:
+def _told_names(files: Sequence[FoundPicture]) -> dict[Path, str]:
     alone = len({_stem(file) for file in files}) == len(files)
     return {file.path: _stem(file) if alone else _place(file) for file in files}
 
 
-def _no_pairs(first: Sequence[FoundInput], second: Sequence[FoundInput], names: tuple[str, str]) -> UsageError:
+def _no_pairs(first: Sequence[FoundPicture], second: Sequence[FoundPicture], names: tuple[str, str]) -> UsageError:
     """Say what stands in the way, by the way of naming that brings most files together."""
 
-    def together(key: Callable[[FoundInput], str]) -> int:
+    def together(key: Callable[[FoundPicture], str]) -> int:
         return len({key(file) for file in first} & {key(file) for file in second})
 
     key = max(_KEYS, key=together)

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from omgsr_cli.errors import FileError
+from omgsr_cli.files.addresses import Address, Location
+from omgsr_cli.files.storage import look_at
 
 CACHE_VARIABLE = "OMGSR_CACHE"
 
@@ -67,6 +69,22 @@ class Remembered:
             raise FileError(f"{path}: cannot be read: {error.strerror or error}") from error
         return content
 
+    def find_content(self, address: Address) -> str | None:
+        """The SHA-256 of a file on a storage of the network, if it was fetched before and is still the same.
+
+        Raises:
+            FileError: the storage does not answer.
+        """
+        entry = look_at(address)
+        found = None if entry is None else self._find("content", address.url.encode())
+        return (
+            found.removeprefix(f"{entry.stamp}:") if entry and found and found.startswith(f"{entry.stamp}:") else None
+        )
+
+    def keep_content(self, address: Address, stamp: str, content: str) -> None:
+        """Note the SHA-256 of a file on a storage of the network, which had this stamp before it was fetched."""
+        self._keep("content", address.url.encode(), f"{stamp}:{content}")
+
     def contents(self, folders: Iterable[Path]) -> str:
         """One hash for all files of models: their names below their folder and what is in them.
 
@@ -81,14 +99,14 @@ class Remembered:
             digest.update(b"\0\0")
         return digest.hexdigest()
 
-    def is_result(self, path: Path, record: str) -> bool:
+    def is_result(self, path: Location, record: str) -> bool:
         """Whether a file that holds no record is what an earlier run with this record wrote."""
         try:
             return self._find("result", _key(path)) == _stamp(path) + record
-        except OSError:
+        except (OSError, FileError):
             return False
 
-    def keep_result(self, path: Path, record: str) -> None:
+    def keep_result(self, path: Location, record: str) -> None:
         """Note with which record a file was written just now."""
         self._keep("result", _key(path), _stamp(path) + record)
 
@@ -137,11 +155,16 @@ class Remembered:
             return
 
 
-def _key(path: Path) -> bytes:
+def _key(path: Location) -> bytes:
+    if isinstance(path, Address):
+        return path.url.encode()
     return os.fsencode(os.path.realpath(path))
 
 
-def _stamp(path: Path) -> str:
+def _stamp(path: Location) -> str:
+    if isinstance(path, Address):
+        entry = look_at(path)
+        return f"{entry.stamp}:" if entry else ""
     state = path.stat()
     # The change time moves even where a program puts the modification time back.
     return f"{state.st_size}-{state.st_mtime_ns}-{state.st_ctime_ns}-{state.st_ino}:"

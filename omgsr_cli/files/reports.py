@@ -46,6 +46,10 @@ class RunReport:
         """Say that a run begins: how many files it has, None where this shows only at the end, and its part."""
         self._write({"run": {"files": files, "part": part}, "time": time.time()})
 
+    def counted(self, files: int) -> None:
+        """Say how many files the run has, where this shows only now."""
+        self._write({"files": files, "time": time.time()})
+
     def add(self, record: Mapping[str, object]) -> None:
         """Add what became of a file.
 
@@ -127,6 +131,8 @@ def read_reports(paths: Sequence[Path]) -> RunState:
             if "run" in line:
                 part = line["run"]["part"]
                 latest[part] = _Run(line["run"]["files"], line["time"], line["time"])
+            elif "files" in line and part in latest:
+                latest[part].files = line["files"]
             elif line.get("status") in ("done", "skipped", "failed"):
                 _add(state, line)
                 run = latest.setdefault(part, _Run(None, line["time"], line["time"]))

@@ -17,7 +17,7 @@ from omgsr_cli.imaging.read import probe_picture, read_picture
 from omgsr_cli.imaging.resize import FILTERS, ResizedRows, resize
 from omgsr_cli.imaging.rows import ExtendedRows, Rows, WholeRows, bands_of
 from omgsr_cli.imaging.samples import from_samples, luma, to_samples
-from omgsr_cli.imaging.settings_line import read_record
+from omgsr_cli.imaging.settings_line import read_record, record_of_file
 from omgsr_cli.imaging.write import MetadataPolicy, encode_picture, write_picture
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "probe_picture",
     "read_picture",
     "read_record",
+    "record_of_file",
     "resize",
     "to_samples",
     "write_atomically",

@@ -1,0 +1,112 @@
+"""Places of files: on this machine as a `Path`, on a storage of the network as an `Address`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePath, PurePosixPath
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
+_USER = re.compile(r"(?<=://)[^/@\s]*@")
+_QUERY = re.compile(r"(?<=\?)[^\s\"'<>]+")
+
+# Only there what follows a question mark is no part of the name; it often holds a signature.
+_WITH_QUERY = ("http", "https")
+
+
+@dataclass(frozen=True, repr=False)
+class Address:
+    """A file or folder on a storage that fsspec reaches, as s3://bucket/a.png; asked like a `Path`.
+
+    Its text is for people and reports: a password or signature in the URL is not in it.
+
+    Attributes:
+        url: with all that it takes to get there; not for messages.
+    """
+
+    url: str
+
+    def __str__(self) -> str:
+        return without_secrets(self.url)
+
+    def __repr__(self) -> str:
+        return f"Address({str(self)!r})"
+
+    @property
+    def scheme(self) -> str:
+        """What kind of storage, in small letters: s3, gs, hf, memory, ..."""
+        return self.url.partition("://")[0].lower()
+
+    @property
+    def name(self) -> str:
+        """The last part; of a bucket as a whole there is none."""
+        _, slash, name = self.place.rpartition("/")
+        return name if slash else ""
+
+    @property
+    def suffix(self) -> str:
+        """As of `Path`."""
+        return PurePath(self.name).suffix
+
+    @property
+    def stem(self) -> str:
+        """As of `Path`."""
+        return PurePath(self.name).stem
+
+    @property
+    def parent(self) -> Address:
+        """The folder that it lies in; of a bucket, itself."""
+        folder, slash, _ = self.place.rpartition("/")
+        return Address(f"{self._start}{folder}") if slash else self
+
+    def __truediv__(self, below: str | PurePath) -> Address:
+        text = below if isinstance(below, str) else below.as_posix()
+        return self if text in ("", ".") else Address(f"{self._start}{self.place.rstrip('/')}/{text}")
+
+    def with_name(self, name: str) -> Address:
+        """As of `Path`."""
+        return self.parent / name
+
+    def is_relative_to(self, other: Address) -> bool:
+        """Whether it is the other or lies below it."""
+        return f"{self._start}{self.place}/".startswith(f"{other._start}{other.place.rstrip('/')}/")
+
+    def relative_to(self, other: Address) -> PurePosixPath:
+        """The path below a folder that it lies in."""
+        return PurePosixPath(self.place.removeprefix(f"{other.place.rstrip('/')}/"))
+
+    @property
+    def _start(self) -> str:
+        return self.url[: self.url.index("://") + 3]
+
+    @property
+    def place(self) -> str:
+        """Bucket and key, without what a URL of the web asks for beside."""
+        place = self.url[self.url.index("://") + 3 :]
+        return place.partition("?")[0] if self.scheme in _WITH_QUERY else place
+
+
+Location = Path | Address
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is an address and not a path; no drive's name is as long as a scheme's."""
+    return _URL.match(text) is not None
+
+
+def parse_address(text: str) -> Address:
+    """An address from its text; a slash at its end says nothing."""
+    start = text.index("://") + 3
+    return Address(text[:start] + text[start:].rstrip("/"))
+
+
+def without_secrets(text: str) -> str:
+    """A text whose URLs have neither user and password nor what follows a question mark of the web's."""
+    text = _USER.sub("…@", text)
+    return _QUERY.sub("…", text) if any(f"{scheme}://" in text.lower() for scheme in _WITH_QUERY) else text
+
+
+def shown(path: object) -> str:
+    """A path for a one-line message: escaped where it holds a line break or another control character."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)

@@ -1,0 +1,159 @@
+"""What results are called, and where they lie."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from omgsr_cli.errors import UsageError
+from omgsr_cli.files.addresses import Location, is_url, parse_address, shown
+from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
+from omgsr_cli.files.found import FoundInput
+from omgsr_cli.files.storage import check_address, look_at
+
+if TYPE_CHECKING:
+    from omgsr_cli.options import OutputFormat, SizeOptions
+
+STREAM = "-"
+
+#: The usual suffix of each format that results are written in.
+_SUFFIX_OF_FORMAT = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif", "avif": ".avif"}
+
+# Of one format, but they promise more than the one frame that is written.
+_PLAIN_SUFFIX = {".apng": ".png", ".mpo": ".jpg"}
+
+# A result that is to be called so is meant as a file, of whatever kind; ".05" or a long word ends a folder's name.
+_LIKE_A_FILES = re.compile(r"\.[a-z][a-z0-9]{1,4}")
+
+
+@dataclass(frozen=True)
+class Output:
+    """What -o means: a file, a folder, standard output, or a place beside each input."""
+
+    kind: Literal["file", "folder", "stream", "beside"]
+    path: Location = Path()
+
+
+def check_suffix(suffix: str | None) -> None:
+    """Refuse what cannot be a part of a name.
+
+    Raises:
+        UsageError: it has slashes.
+    """
+    if suffix and any(mark in suffix for mark in ("/", "\\", "\0")):
+        raise UsageError(f"--suffix {shown(suffix)} is not a part of a file's name", "leave out its slashes")
+
+
+def parse_output(output: str | None, output_format: OutputFormat) -> Output:
+    """What -o means.
+
+    Raises:
+        UsageError: it cannot be a place for results.
+    """
+    if output is None:
+        return Output("beside")
+    if output == STREAM:
+        return Output("stream")
+    if not output:
+        raise UsageError("-o is empty", "is a variable in the command not set?")
+    path: Location = Path(output)
+    if is_url(output):
+        path = parse_address(output)
+        if path.scheme in ("http", "https"):
+            raise UsageError(
+                f"-o {path}: results are not written to a web server", "give a folder, or s3://, gs://, hf://"
+            )
+        check_address(path)
+    ends_as_folder = output.endswith(("/", os.sep)) or path.name in ("", "..")
+    suffix = path.suffix.lower()
+    if ends_as_folder or _is_folder(path) or not (suffix in FORMAT_OF_SUFFIX or _LIKE_A_FILES.fullmatch(suffix)):
+        if isinstance(path, Path) and os.path.lexists(path) and not os.path.isdir(path):
+            raise UsageError(f"-o {shown(output)} is there and not a folder", "give a folder, or a picture's name")
+        return Output("folder", path)
+    written = FORMAT_OF_SUFFIX.get(suffix)
+    if written not in _SUFFIX_OF_FORMAT:
+        names = ", ".join(_SUFFIX_OF_FORMAT.values())
+        raise UsageError(
+            f"-o {shown(output)}: {shown(suffix)} is not written",
+            f"use one of {names}; a folder of that name ends with a slash",
+        )
+    if output_format not in ("same", written):
+        right = path.stem + _SUFFIX_OF_FORMAT[output_format]
+        raise UsageError(f"-o {shown(output)} and --format {output_format} disagree", f"name it {shown(right)}")
+    return Output("file", path)
+
+
+def _is_folder(path: Location) -> bool:
+    if isinstance(path, Path):
+        return os.path.isdir(path)
+    # A name without a suffix is a folder's in any case.
+    entry = look_at(path) if path.suffix else None
+    return entry is not None and entry.is_folder
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Names results.
+
+    Attributes:
+        output: what -o means.
+        suffix: put behind each name; None means the scale beside an input and nothing in a folder of results.
+        scale_label: see `scale_label`.
+        format: of the files.
+    """
+
+    output: Output
+    suffix: str | None
+    scale_label: str
+    format: OutputFormat
+
+    def destination(self, found: FoundInput) -> Location:
+        """Where the result of an input lies."""
+        if self.output.kind == "file":
+            return self.output.path
+        if self.output.kind == "folder":
+            return self.output.path / found.below.parent / self._name(found.below, "")
+        if found.folder is not None:
+            return self._beside_folder(found.folder) / found.below.parent / self._name(found.below, "")
+        return found.path.parent / self._name(found.path, self._scale_suffix)
+
+    @property
+    def _scale_suffix(self) -> str:
+        is_factor = re.fullmatch(r"[0-9]+(\.[0-9]+)?", self.scale_label)
+        return f"_x{self.scale_label}" if is_factor else f"_{self.scale_label}"
+
+    def _beside_folder(self, folder: Location) -> Location:
+        named = folder
+        if isinstance(folder, Path) and folder.name in ("", ".."):
+            # "." and "x/.." have no name of their own to put the scale behind.
+            named = Path(os.path.realpath(folder))
+        if not named.name:
+            raise UsageError(f"there is no place beside {shown(folder)} for the results", "say where with -o FOLDER")
+        return named.parent / (named.name + self._scale_suffix)
+
+    def _name(self, source: Location, default: str) -> str:
+        middle = default if self.suffix is None else self.suffix
+        # Only a picture's suffix is cut off: the last part of IMG.0001 and IMG.0002 tells them apart.
+        stem = source.stem if source.suffix.lower() in FORMAT_OF_SUFFIX else source.name
+        return stem + middle + self._extension(source)
+
+    def _extension(self, source: Location) -> str:
+        suffix = source.suffix.lower()
+        source_format = FORMAT_OF_SUFFIX.get(suffix, "")
+        wanted = source_format if self.format == "same" else self.format
+        if wanted not in _SUFFIX_OF_FORMAT:
+            return ".png"
+        if wanted != source_format:
+            return _SUFFIX_OF_FORMAT[wanted]
+        return _PLAIN_SUFFIX.get(suffix, source.suffix)
+
+
+def scale_label(sizes: SizeOptions, model_scale: float) -> str:
+    """How a result's name tells its size: "4" for a factor, "1920x1080", or "2000px" for a side."""
+    if sizes.size is not None:
+        return f"{sizes.size[1]}x{sizes.size[0]}"
+    side = sizes.long_side or sizes.short_side
+    return f"{side}px" if side else f"{sizes.scale or model_scale:g}"
