@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from omgsr_cli.models.tiny_network import TinyConfig, TinyNetwork
 from omgsr_cli.schedules import DdpmSchedule
 
 MID_TIMESTEP = 275
+PROGRAM = (sys.executable, "-m", "omgsr_cli")
+ROOT = Path(__file__).parents[1]
 
 
 def write_tiny_model(folder: Path) -> Path:
@@ -82,6 +87,19 @@ class Command:
         code = run([self._name, *map(str, arguments)])
         out, err = self._capture.readouterr()
         return Said(code, out, err.decode())
+
+
+def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
+    """Start the program in a process of its own: for what only a process can show, since starting takes seconds."""
+    return subprocess.Popen(
+        [*PROGRAM, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="surrogateescape",
+        cwd=ROOT,
+        env=os.environ | environment,
+    )
 
 
 def draw(path: Path, width: int = 20, height: int = 14, mode: str = "RGB", **save: Any) -> Path:

@@ -1,4 +1,4 @@
-"""What every test gets: no network, few threads, and the data folder where there is one."""
+"""What every test gets: no network, one thread, and the data folder where there is one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import shutil
 import signal
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from command_line import Command
 
 # Before any library reads them; programs that tests start inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,9 +19,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["OMGSR_CACHE"] = tempfile.mkdtemp(prefix="omgsr-tests-")
     atexit.register(shutil.rmtree, os.environ["OMGSR_CACHE"], ignore_errors=True)
-_threads = max(1, min(2, os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+# What tests compute is so small that threads wait for each other longer than they work, most of all on a busy machine.
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_variable, str(_threads))
+    os.environ[_variable] = "1"
 # Likewise inherited: the folder's sitecustomize cuts their network as `cut_network` does here.
 _paths = [str(Path(__file__).parent / "offline"), os.environ.get("PYTHONPATH")]
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in _paths if path)
@@ -30,6 +34,13 @@ from network_guard import cut_network  # noqa: E402 - likewise
 
 # Not a fixture: collection, and fixtures of a module or the session, are to be offline too.
 cut_network()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A process for each core, up to four, for folders of tests; single files are sooner done in this process."""
+    return min(4, os.cpu_count() or 1) if all(Path(each).is_dir() for each in config.args) else 0
+
 
 SHARED = Path(os.environ.get("OMGSR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -48,3 +59,57 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from training_run import write_world
 
     return write_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model, which no test changes."""
+    from command_line import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "random")
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random base of the Stable Diffusion family with its text encoder, which no test changes."""
+    from test_loading import write_base
+
+    return write_base(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="session")
+def adapter(base: Path) -> Path:
+    """A random adapter for it, in the published layout."""
+    from test_loading import write_adapter
+
+    return write_adapter(base, base.parent / "adapter")
+
+
+@pytest.fixture
+def omgsr(model: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """`omgsr upscale` with the small random model."""
+    from command_line import Command
+
+    monkeypatch.setenv("OMGSR_MODEL", str(model))
+    return Command(capfdbinary)
+
+
+@pytest.fixture
+def train(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
+    """`omgsr train`."""
+    from command_line import Command
+
+    return Command(capfdbinary, "train")
+
+
+@pytest.fixture
+def bench(capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """`omgsr bench`, which has restored nothing yet and finds no weights of metrics."""
+    from command_line import Command
+
+    from omgsr_cli.benchmark import perceptual
+
+    monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    perceptual._hub_answers.cache_clear()
+    return Command(capfdbinary, "bench")

@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import Said, draw, write_tiny_model
+from command_line import Command, draw, write_tiny_model
 
 from omgsr_cli.benchmark import cases, perceptual
 from omgsr_cli.benchmark.metrics import METRICS
 from omgsr_cli.cli import bench_table, output
-from omgsr_cli.cli.app import run
-
-Bench = Callable[..., Said]
-
-
-@pytest.fixture
-def bench(capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    perceptual._hub_answers.cache_clear()
-
-    def call(*arguments: str | Path) -> Said:
-        capfdbinary.readouterr()
-        code = run(["bench", *map(str, arguments)])
-        out, err = capfdbinary.readouterr()
-        return Said(code, out, err.decode())
-
-    return call
 
 
 @pytest.fixture
@@ -41,7 +22,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def test_models_stand_side_by_side(bench: Bench, data: Path, tmp_path: Path) -> None:
+def test_models_stand_side_by_side(bench: Command, data: Path, tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "mine")
     said = bench(
         *("--data", data, "--model", model, "--model", "bicubic", "--model", "lanczos", "--metrics", "psnr,ssim"),
@@ -63,7 +44,7 @@ def test_models_stand_side_by_side(bench: Bench, data: Path, tmp_path: Path) -> 
         assert float(row["psnr"]) == by_image[row["image"]][row["model"]]["psnr"]
 
 
-def test_a_table_is_for_people_and_markdown_for_pages(bench: Bench, data: Path) -> None:
+def test_a_table_is_for_people_and_markdown_for_pages(bench: Command, data: Path) -> None:
     asked = ("--data", data, "--model", "bicubic", "--metrics", "psnr")
     said = bench(*asked)
     assert said.code == 0
@@ -75,7 +56,7 @@ def test_a_table_is_for_people_and_markdown_for_pages(bench: Bench, data: Path) 
 
 @pytest.mark.parametrize("columns", [120, 80, 40])
 def test_a_table_is_whole_on_any_terminal(
-    bench: Bench, data: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+    bench: Command, data: Path, monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
     monkeypatch.setattr(bench_table, "_terminal_columns", lambda: columns)
     for asked in (("--data", data, "--model", "bicubic", "--metrics", "psnr", "--repeat", "1"), ("--list-metrics",)):
@@ -86,14 +67,14 @@ def test_a_table_is_whole_on_any_terminal(
         assert whole in " ".join(text.split())
 
 
-def test_restored_pictures_are_scored(bench: Bench, data: Path) -> None:
+def test_restored_pictures_are_scored(bench: Command, data: Path) -> None:
     said = bench("--sr", data / "test_HR", "--hr", data / "test_HR", "--metrics", "psnr,ssim", "--json")
     assert said.code == 0
     means = {summary["metric"]: summary["mean"] for summary in said.records[0]["summaries"]}
     assert means == pytest.approx({"psnr": 80, "ssim": 1})
 
 
-def test_what_psnr_looks_at_can_be_chosen(bench: Bench, data: Path) -> None:
+def test_what_psnr_looks_at_can_be_chosen(bench: Command, data: Path) -> None:
     asked = ("--data", data, "--model", "bicubic", "--metrics", "psnr", "--json")
     found = set()
     for options in ((), ("--color-space", "rgb"), ("--crop-border", "4")):
@@ -103,7 +84,7 @@ def test_what_psnr_looks_at_can_be_chosen(bench: Bench, data: Path) -> None:
 
 
 def test_with_nothing_asked_for_it_scores_its_own_pictures_and_says_what_more_takes(
-    bench: Bench, data: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Command, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Smaller ones than those that come along.
     (data / "test_LR").rename(data / "lr")
@@ -124,7 +105,7 @@ def test_with_nothing_asked_for_it_scores_its_own_pictures_and_says_what_more_ta
 
 
 def test_weights_are_not_fetched_for_what_nobody_asked_for(
-    bench: Bench, data: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Command, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(perceptual, "find_spec", lambda name: object())
     monkeypatch.setattr(perceptual, "PyiqaMetric", None)
@@ -134,7 +115,7 @@ def test_weights_are_not_fetched_for_what_nobody_asked_for(
 
 
 def test_what_was_asked_for_by_name_and_is_not_there_is_an_error(
-    bench: Bench, data: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Command, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
     said = bench("--data", data, "--model", "bicubic", "--metrics", "musiq,clipiqa", "--json")
@@ -150,7 +131,7 @@ def test_what_was_asked_for_by_name_and_is_not_there_is_an_error(
     assert means["musiq"] is means["clipiqa"] is None
 
 
-def test_a_metric_that_fails_leaves_the_others(bench: Bench, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metric_that_fails_leaves_the_others(bench: Command, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
     said = bench("--data", data, "--model", "bicubic", "--metrics", "psnr,niqe", "--json")
     assert (said.code, len(said.errors)) == (1, 1)
@@ -160,7 +141,7 @@ def test_a_metric_that_fails_leaves_the_others(bench: Bench, data: Path, monkeyp
 
 
 def test_without_references_only_what_needs_none_is_tried(
-    bench: Bench, data: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Command, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
     said = bench("--data", data / "test_LR", "--model", "bicubic")
@@ -172,7 +153,7 @@ def test_without_references_only_what_needs_none_is_tried(
     assert named.errors == ["error: psnr, fid compare with references, and there are none"]
 
 
-def test_the_list_of_metrics(bench: Bench) -> None:
+def test_the_list_of_metrics(bench: Command) -> None:
     said = bench("--list-metrics", "--json")
     assert said.code == 0
     records = {record["name"]: record for record in said.records}
@@ -197,7 +178,7 @@ def test_the_list_of_metrics(bench: Bench) -> None:
         (("--model", "one/model", "--model", "two/model", "--base", "b"), "one/model and two/model"),
     ],
 )
-def test_usage_is_checked_before_any_work(bench: Bench, data: Path, options: tuple[str, ...], said: str) -> None:
+def test_usage_is_checked_before_any_work(bench: Command, data: Path, options: tuple[str, ...], said: str) -> None:
     (data / "there.csv").write_text("mine")
     found = bench(*(option.format(data=data) for option in options))
     assert found.code == 2
@@ -206,20 +187,20 @@ def test_usage_is_checked_before_any_work(bench: Bench, data: Path, options: tup
     assert (data / "there.csv").read_text() == "mine"
 
 
-def test_pictures_without_partners_are_listed(bench: Bench, data: Path) -> None:
+def test_pictures_without_partners_are_listed(bench: Command, data: Path) -> None:
     draw(data / "test_LR" / "alone.png")
     said = bench("--data", data, "--model", "bicubic", "--metrics", "psnr")
     assert said.code == 2
     assert "alone.png" in said.errors[0]
 
 
-def test_a_model_that_is_not_there_is_an_error(bench: Bench, data: Path) -> None:
+def test_a_model_that_is_not_there_is_an_error(bench: Command, data: Path) -> None:
     said = bench("--data", data, "--model", "no-such-model", "--metrics", "psnr")
     assert said.code == 2
     assert "no-such-model" in said.errors[0]
 
 
-def test_a_page_is_written(bench: Bench, data: Path, tmp_path: Path) -> None:
+def test_a_page_is_written(bench: Command, data: Path, tmp_path: Path) -> None:
     page, pictures = tmp_path / "report.html", tmp_path / "pictures"
     asked = ("--data", data, "--model", "bicubic", "--metrics", "psnr", "--html", page)
     assert bench(*asked, "--html-dir", pictures).code == 0
@@ -230,13 +211,13 @@ def test_a_page_is_written(bench: Bench, data: Path, tmp_path: Path) -> None:
     assert bench(*asked, "--overwrite").code == 0
 
 
-def test_with_no_model_named_it_is_the_default_one_beside_bicubic(bench: Bench, data: Path) -> None:
+def test_with_no_model_named_it_is_the_default_one_beside_bicubic(bench: Command, data: Path) -> None:
     models = bench("--data", data, "--metrics", "psnr", "--json").records[0]["models"]
     found = [(model["name"], model["kind"], model["scale"]) for model in models]
     assert found == [("omgsr-tiny", "omgsr", 4.0), ("bicubic", "resampling", None)]
 
 
-def test_folders_of_folders_and_marks_of_test_sets(bench: Bench, tmp_path: Path) -> None:
+def test_folders_of_folders_and_marks_of_test_sets(bench: Command, tmp_path: Path) -> None:
     for camera, width in (("Canon", 20), ("Nikon", 16)):
         draw(tmp_path / "set" / "LR" / camera / "001_LR4.png", width, 12)
         draw(tmp_path / "set" / "HR" / camera / "001_HR.png", width * 4, 48)

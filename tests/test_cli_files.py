@@ -18,17 +18,6 @@ from omgsr_cli.imaging import read_record
 from omgsr_cli.models.tiny import TinyRestorer
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "random")
-
-
-@pytest.fixture
-def omgsr(model: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Command:
-    monkeypatch.setenv("OMGSR_MODEL", str(model))
-    return Command(capfdbinary)
-
-
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A folder with two pictures and, deeper, a third."""

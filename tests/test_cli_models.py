@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from command_line import Command, draw, files_below, size_of
+from command_line import Command, draw, files_below, size_of, start
 from safetensors.torch import load_file
 from test_loading import run as restore
-from test_loading import write_adapter, write_base
+from test_loading import write_adapter
 
+from omgsr_cli.cli.app import run
 from omgsr_cli.models.loading import load_restorer
 from omgsr_cli.presets import PRESETS
 
@@ -30,20 +29,9 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base(tmp_path_factory.mktemp("models") / "base")
-
-
-@pytest.fixture(scope="module")
-def adapter(base: Path) -> Path:
-    return write_adapter(base, base.parent / "adapter")
-
-
-@pytest.fixture(scope="module")
 def kept(base: Path, adapter: Path) -> Path:
     """A merged folder as the command writes it."""
-    command = [sys.executable, "-m", "omgsr_cli", "models", "merge", str(base), str(adapter), str(base.parent / "kept")]
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
+    assert run(["models", "merge", str(base), str(adapter), str(base.parent / "kept")]) == 0
     return base.parent / "kept"
 
 
@@ -209,11 +197,6 @@ def test_the_list_needs_no_torch(home: Path, tmp_path: Path) -> None:
     (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('broken')")
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
     for command in (["list"], ["verify"], ["path", "omgsr-tiny"], ["info", NAME]):
-        done = subprocess.run(
-            [sys.executable, "-m", "omgsr_cli", "models", *command],
-            env=os.environ | {"PYTHONPATH": path},
-            cwd=Path(__file__).parents[1],
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+        process = start("models", *command, PYTHONPATH=path)
+        _, err = process.communicate()
+        assert process.returncode == 0, err

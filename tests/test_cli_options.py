@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from command_line import Command, Said, draw, write_tiny_model
+from command_line import Command, Said, draw
 
 from omgsr_cli.cli.app import app
 from omgsr_cli.models.tiny import TinyRestorer
@@ -57,11 +57,6 @@ _EFFECTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--quiet": (("in/a.png",), ()),
     "--verbose": (("in/a.png",), ()),
 }
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "random")
 
 
 def test_every_option_has_its_line() -> None:

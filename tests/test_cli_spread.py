@@ -12,20 +12,9 @@ from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
-from command_line import Command, draw, files_below, write_tiny_model
+from command_line import Command, draw, files_below
 
 from omgsr_cli import upscale_folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "random")
-
-
-@pytest.fixture
-def omgsr(model: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Command:
-    monkeypatch.setenv("OMGSR_MODEL", str(model))
-    return Command(capfdbinary)
 
 
 @pytest.fixture

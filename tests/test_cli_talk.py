@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import typer
-from command_line import Command, draw, files_below, write_tiny_model
+from command_line import PROGRAM, Command, draw, files_below
 from PIL import Image
 from test_upscaling import INFO
 
@@ -25,19 +24,6 @@ from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.geometry import Size
 from omgsr_cli.planning import plan_model_canvas
 from omgsr_cli.results import FileResult
-
-PROGRAM = [sys.executable, "-m", "omgsr_cli"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "random")
-
-
-@pytest.fixture
-def omgsr(model: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Command:
-    monkeypatch.setenv("OMGSR_MODEL", str(model))
-    return Command(capfdbinary)
 
 
 @pytest.fixture
@@ -260,26 +246,6 @@ def test_help_waits_for_no_heavy_library() -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert "--overlap" in ended.stdout
-
-
-@pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
-def test_ctrl_c_ends_with_130_and_leaves_no_partial_file(tmp_path: Path, model: Path) -> None:
-    for number in range(60):
-        draw(tmp_path / "in" / f"{number}.png", 60, 60)
-    command = [*PROGRAM, "upscale", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(model)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        rest, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert err.startswith(b"interrupted; ")
-    assert b"Traceback" not in err
-    finished = sorted(Path(line.decode()).name for line in (first + rest).splitlines())
-    left = files_below(tmp_path / "out")
-    assert 1 <= len(finished) <= len(left) < 60
-    assert set(finished) <= set(left)
-    assert not [name for name in left if name.endswith(".partial")]
 
 
 @pytest.mark.parametrize("name", ["upscale", "bench", "timestep"])

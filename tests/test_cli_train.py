@@ -18,11 +18,6 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture
-def train(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
-    return Command(capfdbinary, "train")
-
-
-@pytest.fixture
 def upscale(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
     return Command(capfdbinary, "upscale")
 

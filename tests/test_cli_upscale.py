@@ -11,22 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import MID_TIMESTEP, Command, draw, files_below, pixels, size_of, write_tiny_model
+from command_line import MID_TIMESTEP, Command, draw, files_below, pixels, size_of
 from PIL import Image
 from torch import Tensor
 
 from omgsr_cli.models.tiny import TinyRestorer
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "random")
-
-
-@pytest.fixture
-def omgsr(model: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Command:
-    monkeypatch.setenv("OMGSR_MODEL", str(model))
-    return Command(capfdbinary)
 
 
 @pytest.fixture

@@ -7,24 +7,14 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import draw, files_below, size_of, write_tiny_model
-from test_loading import write_adapter, write_base
-
-PROGRAM = [sys.executable, "-m", "omgsr_cli"]
-ROOT = Path(__file__).parents[1]
+from command_line import PROGRAM, ROOT, draw, files_below, size_of, start
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and mounts of POSIX")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "random")
 
 
 @pytest.fixture
@@ -36,18 +26,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("this user may not mount a file system")
     yield disk
     subprocess.run(["umount", disk], check=True)
-
-
-def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*PROGRAM, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="surrogateescape",
-        cwd=ROOT,
-        env=os.environ | environment,
-    )
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_piece(model: Path, tmp_path: Path, small_disk: Path) -> None:
@@ -62,9 +40,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_piece(model: Path, tmp_path: Path
     assert files_below(small_disk) == ["out/small.png"]
 
 
-def test_a_disk_that_fills_while_models_are_merged(tmp_path: Path, small_disk: Path) -> None:
-    base = write_base(tmp_path / "base")
-    adapter = write_adapter(base, tmp_path / "adapter")
+def test_a_disk_that_fills_while_models_are_merged(base: Path, adapter: Path, small_disk: Path) -> None:
     process = start("models", "merge", base, adapter, small_disk / "merged")
     out, err = process.communicate(timeout=400)
     assert (process.returncode, out) == (1, "")
@@ -83,7 +59,6 @@ def test_a_signal_in_the_middle_of_a_picture(model: Path, tmp_path: Path, number
     assert process.stdout is not None
     assert process.stdout.readline() == f"{tmp_path / 'out' / 'a.png'}\n"
     time.sleep(1.0)
-    assert process.poll() is None, "the second picture was done too early for this test"
     process.send_signal(number)
     _, err = process.communicate(timeout=400)
     assert process.returncode == 130, err

@@ -11,23 +11,11 @@ from pathlib import Path
 import fuzz_images
 import numpy as np
 import pytest
-from command_line import Command, draw, files_below, write_tiny_model
+from command_line import Command, draw, files_below
 from PIL import Image
 
 from omgsr_cli.errors import FileError
 from omgsr_cli.imaging import read_picture
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "random")
-
-
-@pytest.fixture
-def omgsr(model: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Command:
-    monkeypatch.setenv("OMGSR_MODEL", str(model))
-    return Command(capfdbinary)
-
 
 # Pictures
 

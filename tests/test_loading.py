@@ -103,16 +103,6 @@ def write_adapter(base: Path, folder: Path, *, trained: bool = True) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base(tmp_path_factory.mktemp("models") / "base")
-
-
-@pytest.fixture(scope="module")
-def adapter(base: Path) -> Path:
-    return write_adapter(base, base.parent / "adapter")
-
-
 @pytest.fixture
 def own_base(base: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""

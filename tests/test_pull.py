@@ -22,7 +22,6 @@ from hub_server import COMMIT, Hub, Repository, read_folder, serve_hub
 from huggingface_hub import constants
 from safetensors.torch import load_file
 from test_loading import run as restore
-from test_loading import write_adapter, write_base
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models import hub as hub_module
@@ -35,16 +34,6 @@ FIRST, SECOND = PRESETS[NAME].base_sources
 UNET = "unet/diffusion_pytorch_model.safetensors"
 RANK = 2
 TOKEN = "hf_secretsecret"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base(tmp_path_factory.mktemp("pull") / "base")
-
-
-@pytest.fixture(scope="module")
-def adapter(base: Path) -> Path:
-    return write_adapter(base, base.parent / "adapter")
 
 
 @pytest.fixture

@@ -21,11 +21,6 @@ from omgsr_cli.training.page import choose_grids, write_run_page
 NASTY = '</dd><script>alert(1)</script>"&'
 
 
-@pytest.fixture
-def train(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
-    return Command(capfdbinary, "train")
-
-
 def write_run(folder: Path, rows: int = 200, grids: int = 9, width: int = 1500) -> Path:
     """A run of two losses, one of which comes later, with validations and a checkpoint's configuration."""
     folder.mkdir(parents=True)

@@ -1,14 +1,18 @@
-"""Two processes are one training: one set of weights, one stream of samples, one log."""
+"""Two processes are one training: one set of weights, one stream of samples, one log; or one model between them."""
 
 from __future__ import annotations
 
 import csv
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
+from test_models_sd import write_model as write_sd_model
+from torch import Tensor
 from training_run import Table, differing, largest_difference, run_here, run_there, settings, start, tensors
 
 # Spectral norm goes on a little in every forward pass, and augmentation is drawn a batch at a time: with a GAN,
@@ -16,6 +20,20 @@ from training_run import Table, differing, largest_difference, run_here, run_the
 NO_GAN: dict[str, Any] = {"loss": {"gan": 0.0}}
 SHORT: dict[str, Any] = {"train": {"steps": 3}}
 FILES = ("weights.safetensors", "average.safetensors", "optimizer.safetensors")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What two processes have trained: each run by its name, and what it told."""
+
+    folder: Path
+    events: dict[str, list[dict[str, Any]]]
+
+    def tensors(self, name: str, step: int) -> dict[str, Tensor]:
+        return tensors(self.folder / name / f"step-{step:08}")
+
+    def told(self, name: str, event: str) -> list[dict[str, Any]]:
+        return [told for told in self.events[name] if told["event"] == event]
 
 
 def kill_after_four_steps(tables: Table) -> None:
@@ -33,56 +51,109 @@ def kill_after_four_steps(tables: Table) -> None:
     launcher.communicate(timeout=60)
 
 
-def test_two_processes_are_one_training(world: Path, tmp_path: Path) -> None:
-    """One launch, several runs: starting processes takes longer than all of them."""
+@pytest.fixture(scope="module")
+def runs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """One launch for all of them: starting processes takes longer than the runs."""
+    folder = tmp_path_factory.mktemp("runs")
     everything = {"log": {"validate_every": 8}, "data": {"validation": str(world / "held_out")}}
-    killed = tmp_path / "killed"
-    kill_after_four_steps(settings(world, killed, **everything))
-    assert [path.name for path in killed.glob("step-*")] == ["step-00000004"]
-    whole, resumed, twice, passes = (tmp_path / name for name in ("whole", "resumed", "twice", "passes"))
-    plan = [
-        (settings(world, whole, **everything), "none"),
-        (settings(world, resumed, **everything), str(whole / "step-00000004")),
-        (settings(world, twice, **NO_GAN, **SHORT), "none"),
-        (
-            settings(world, passes, **NO_GAN, **SHORT, data={"batch_size": 1}, optim={"accumulate": 2}),
-            "none",
-        ),
-        (settings(world, killed, **everything), "auto"),
-    ]
-    events = run_there(plan, processes=2)
+    passes = {"data": {"batch_size": 1}, "optim": {"accumulate": 2}}
+    kill_after_four_steps(settings(world, folder / "killed", **everything))
+    assert [path.name for path in (folder / "killed").glob("step-*")] == ["step-00000004"]
+    plan = {
+        "whole": (settings(world, folder / "whole", **everything), "none"),
+        "resumed": (settings(world, folder / "resumed", **everything), str(folder / "whole" / "step-00000004")),
+        "killed": (settings(world, folder / "killed", **everything), "auto"),
+        "twice": (settings(world, folder / "twice", **NO_GAN, **SHORT), "none"),
+        "passes": (settings(world, folder / "passes", **NO_GAN, **SHORT, **passes), "none"),
+    }
+    base, halfway = write_sd_model(folder / "base"), str(folder / "sharded" / "step-00000001")
+    for name, shard, resume in (
+        ("unsharded", False, "none"),
+        ("sharded", True, "none"),
+        ("sharded, resumed", True, halfway),
+        ("sharded, then not", False, halfway),
+    ):
+        plan[name] = (sd_settings(world, folder / name, base, shard=shard), resume)
+    return Runs(folder, dict(zip(plan, run_there(list(plan.values()), processes=2), strict=True)))
 
-    assert [event["step"] for event in events[0] if event["event"] == "StepDone"] == list(range(1, 9))
-    assert events[0][0]["processes"] == 2
-    with open(whole / "log.csv", newline="") as file:
+
+def sd_settings(world: Path, run: Path, base: Path, *, shard: bool) -> Table:
+    tables = settings(
+        world,
+        run,
+        model={"base": str(base)},
+        lora={"vae_rank": 2, "backbone_rank": 2},
+        # Three pictures for two processes: one of them restores another time, as it must.
+        data={"validation": str(world / "hq"), "batch_size": 1},
+        loss={"dv3cd": 0.0, "gan": 0.1},
+        train={"steps": 2, "gradient_checkpointing": True, "shard_backbone": shard},
+        save={"every": 1},
+        log={"validate_every": 2},
+    )
+    del tables["model"]["start_from"]
+    return tables
+
+
+def test_both_processes_hold_the_same_weights(runs: Runs) -> None:
+    for name in runs.events:
+        digests = [(runs.folder / name / f"rank-{rank}").read_text() for rank in (0, 1)]
+        assert digests[0] == digests[1], f"the processes of {name} hold other weights"
+
+
+def test_one_process_logs_for_both(runs: Runs) -> None:
+    assert runs.events["whole"][0]["processes"] == 2
+    assert [event["step"] for event in runs.told("whole", "StepDone")] == list(range(1, 9))
+    with open(runs.folder / "whole" / "log.csv", newline="") as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, 9))
-    for run in (whole, resumed, twice, passes, killed):
-        assert (run / "rank-0").read_text() == (run / "rank-1").read_text(), "the processes hold other weights"
 
-    assert events[1][0]["step"] == 4
-    assert differing(tensors(resumed / "step-00000008"), tensors(whole / "step-00000008")) == []
 
-    assert events[4][0]["step"] == 4
-    assert differing(tensors(killed / "step-00000008"), tensors(whole / "step-00000008")) == []
-    assert (killed / "log.csv").read_text().count("\n") == 9
+@pytest.mark.parametrize("name", ["resumed", "killed"])
+def test_eight_steps_are_four_and_four(runs: Runs, name: str) -> None:
+    """To the bit, also where kill -9 stands between them."""
+    assert runs.events[name][0]["step"] == 4
+    assert differing(runs.tensors(name, 8), runs.tensors("whole", 8)) == []
+    if name == "killed":
+        assert (runs.folder / name / "log.csv").read_text().count("\n") == 9
 
-    one, many = tmp_path / "one", tmp_path / "many"
-    _, here = run_here(settings(world, one, **NO_GAN, **SHORT, data={"batch_size": 4}))
-    first = next(event for event in events[2] if event["event"] == "StepDone")
+
+def test_two_processes_give_what_one_gives_with_twice_the_batch(runs: Runs, world: Path, tmp_path: Path) -> None:
+    _, here = run_here(settings(world, tmp_path / "one", **NO_GAN, **SHORT, data={"batch_size": 4}))
+    first = runs.told("twice", "StepDone")[0]
     for name, value in here[1].losses.items():  # type: ignore[union-attr]  # the event after the first is a step's
         # Every process's share is in the log: rank 0's alone would be off by percents.
         assert first["losses"][name] == pytest.approx(value, rel=1e-3)
     # Adam moves a weight by up to 1e-3 a step: an encoder that is not synchronised is off by as much.
-    assert largest_difference(*(tensors(run / "step-00000003") for run in (twice, one)), FILES) < 6e-4
+    assert largest_difference(runs.tensors("twice", 3), tensors(tmp_path / "one" / "step-00000003"), FILES) < 6e-4
 
-    run_here(settings(world, many, **NO_GAN, **SHORT, data={"batch_size": 1}, optim={"accumulate": 4}))
-    assert largest_difference(*(tensors(run / "step-00000003") for run in (passes, many)), FILES) < 6e-4
 
-    shared = next(event["scores"] for event in events[0] if event["event"] == "Validated")
+def test_so_they_do_over_several_passes_a_step(runs: Runs, world: Path, tmp_path: Path) -> None:
+    run_here(settings(world, tmp_path / "one", **NO_GAN, **SHORT, data={"batch_size": 1}, optim={"accumulate": 4}))
+    assert largest_difference(runs.tensors("passes", 3), tensors(tmp_path / "one" / "step-00000003"), FILES) < 6e-4
+
+
+def test_they_share_a_validation(runs: Runs, world: Path, tmp_path: Path) -> None:
+    (shared,) = runs.told("whole", "Validated")
     still = settings(world, tmp_path / "still", data={"validation": str(world / "held_out")})
-    still["model"] = {"start_from": str(whole / "step-00000008")}
+    still["model"] = {"start_from": str(runs.folder / "whole" / "step-00000008")}
     still["optim"]["lr"], still["log"] = 1e-12, {"validate_every": 1}
     still["train"] |= {"steps": 1, "ema": 0.0}
     scores = next(event.scores for event in run_here(still)[1] if type(event).__name__ == "Validated")  # type: ignore[union-attr]  # as filtered
     for name, value in scores.items():
-        assert shared[name] == pytest.approx(value, rel=1e-3)
+        assert shared["scores"][name] == pytest.approx(value, rel=1e-3)
+
+
+def test_a_backbone_that_they_share_out_is_trained_as_one_that_each_has_whole(runs: Runs) -> None:
+    """FSDP2; and a run may go on with it or without."""
+    sharded = runs.tensors("sharded", 2)
+    assert differing(sharded, runs.tensors("sharded", 1)), "it learns"
+    others = [runs.tensors(name, 2) for name in ("unsharded", "sharded, then not")]
+    for name, value in sharded.items():
+        for other in others:
+            torch.testing.assert_close(value, other[name], atol=1e-6, rtol=1e-4)
+    assert differing(runs.tensors("sharded, resumed", 2), sharded) == []
+    scores = [runs.told(name, "Validated")[0]["scores"] for name in ("unsharded", "sharded")]
+    assert scores[1] == pytest.approx(scores[0], rel=1e-4)
+    # Of the frozen weights each process has about a half, and of what learns all.
+    counts = json.loads((runs.folder / "sharded" / "weights-1").read_text())
+    assert counts["frozen, here"] < 0.6 * counts["frozen"]
+    assert counts["learned, here"] == counts["learned"]

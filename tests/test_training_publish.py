@@ -22,11 +22,6 @@ TOKEN = "hf_secretsecret"
 NAME = "someone/restorer"
 
 
-@pytest.fixture
-def train(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
-    return Command(capfdbinary, "train")
-
-
 @pytest.fixture(scope="module")
 def config(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The configuration of a run that has a checkpoint."""

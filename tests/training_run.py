@@ -101,7 +101,7 @@ def start(
     if processes > 1:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         command[1:1] = launcher
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | dict(variables or {})
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | dict(variables or {})
     environment["PYTHONPATH"] = os.pathsep.join([os.environ["PYTHONPATH"], *map(str, packages)])
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 

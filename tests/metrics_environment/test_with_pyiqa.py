@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import Said, draw
+from command_line import Command, Said, draw
 from PIL import Image
 from safetensors.torch import save_file
 
 from omgsr_cli.benchmark import perceptual
-from omgsr_cli.cli.app import run
 from omgsr_cli.fidelity import ColorSpace, psnr, ssim
 
 Bench = Callable[..., Said]
@@ -38,14 +37,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def bench(capfdbinary: pytest.CaptureFixture[bytes], hub: Path) -> Bench:
-    def call(*arguments: str | Path) -> Said:
-        capfdbinary.readouterr()
-        code = run(["bench", *map(str, arguments)])
-        out, err = capfdbinary.readouterr()
-        return Said(code, out, err.decode())
-
-    return call
+def bench(capfdbinary: pytest.CaptureFixture[bytes], hub: Path) -> Command:
+    return Command(capfdbinary, "bench")
 
 
 def scores(said: Said, metric: str) -> dict[str, float]:
@@ -92,7 +85,7 @@ def test_psnr_and_ssim_are_pyiqas(color_space: ColorSpace, crop: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["realsr", "drealsr"])
-def test_the_command_agrees_with_pyiqa_on_another_methods_pictures(bench: Bench, shared: Path, name: str) -> None:
+def test_the_command_agrees_with_pyiqa_on_another_methods_pictures(bench: Command, shared: Path, name: str) -> None:
     folder = shared / "benchmarks" / name
     said = bench("--sr", folder / "osediff", "--hr", folder / "hr", "--metrics", "psnr,ssim", "--json")
     for metric in ("psnr", "ssim"):
@@ -104,13 +97,13 @@ def test_the_command_agrees_with_pyiqa_on_another_methods_pictures(bench: Bench,
             assert score == pytest.approx(wanted, abs=1e-4)
 
 
-def test_piqe_needs_no_weights(bench: Bench, pictures: Path) -> None:
+def test_piqe_needs_no_weights(bench: Command, pictures: Path) -> None:
     found = scores(bench("--sr", pictures, "--metrics", "piqe", "--json"), "piqe")
     assert found == {stem: pytest.approx(pyiqa_score("piqe", pictures / f"{stem}.png"), abs=1e-5) for stem in "01"}
     assert found["0"] != found["1"]
 
 
-def test_niqe_with_given_parameters(bench: Bench, pictures: Path, hub: Path) -> None:
+def test_niqe_with_given_parameters(bench: Command, pictures: Path, hub: Path) -> None:
     from scipy.io import savemat
 
     generator = np.random.default_rng(1)
@@ -121,7 +114,7 @@ def test_niqe_with_given_parameters(bench: Bench, pictures: Path, hub: Path) -> 
     assert found == {stem: pytest.approx(pyiqa_score("niqe", pictures / f"{stem}.png"), abs=1e-5) for stem in "01"}
 
 
-def test_niqe_is_the_calibrated_one(bench: Bench, shared: Path, hub: Path) -> None:
+def test_niqe_is_the_calibrated_one(bench: Command, shared: Path, hub: Path) -> None:
     golden = shared / "golden" / "iqa"
     parameters = golden / "niqe_modelparameters_from_basicsr.mat"
     (hub / "pyiqa" / "niqe_modelparameters.mat").write_bytes(parameters.read_bytes())
@@ -132,7 +125,7 @@ def test_niqe_is_the_calibrated_one(bench: Bench, shared: Path, hub: Path) -> No
     assert found == {stem: pytest.approx(value, abs=5e-3) for stem, value in wanted.items()}
 
 
-def test_musiq_with_random_weights(bench: Bench, pictures: Path, hub: Path) -> None:
+def test_musiq_with_random_weights(bench: Command, pictures: Path, hub: Path) -> None:
     from pyiqa.archs.musiq_arch import MUSIQ
 
     torch.manual_seed(4)
@@ -144,7 +137,7 @@ def test_musiq_with_random_weights(bench: Bench, pictures: Path, hub: Path) -> N
         assert score == pytest.approx(pyiqa_score("musiq", pictures / f"{stem}.png"), abs=1e-4)
 
 
-def test_weights_that_are_not_here_are_told_at_once(bench: Bench, pictures: Path) -> None:
+def test_weights_that_are_not_here_are_told_at_once(bench: Command, pictures: Path) -> None:
     said = bench("--sr", pictures, "--metrics", "musiq,clipiqa,maniqa-pipal,topiq_nr,liqe,brisque,piqe", "--json")
     assert said.code == 1
     assert [line.split(":")[1].strip() for line in said.errors] == [
@@ -154,7 +147,7 @@ def test_weights_that_are_not_here_are_told_at_once(bench: Bench, pictures: Path
     assert said.records[0]["summaries"][-1]["mean"] > 0
 
 
-def test_clip_without_pkg_resources(bench: Bench, pictures: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clip_without_pkg_resources(bench: Command, pictures: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (hub / "clip").mkdir()
     torch.save({}, hub / "clip" / "RN50.pt")
     for name in [name for name in sys.modules if name.partition(".")[0] == "clip" or "clipiqa" in name]:
@@ -181,7 +174,7 @@ def test_a_torchvision_that_does_not_fit_is_told_with_both_versions(pictures: Pa
     assert image["scores"]["sr"] == {"piqe": None, "psnr": pytest.approx(80)}
 
 
-def test_a_file_that_spandrel_reads_is_a_model(bench: Bench, tmp_path: Path) -> None:
+def test_a_file_that_spandrel_reads_is_a_model(bench: Command, tmp_path: Path) -> None:
     import spandrel
     from spandrel.architectures.Compact import Compact
 
