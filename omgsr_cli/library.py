@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from omgsr_cli.batch import Upscaler, UpscaleWork
 from omgsr_cli.benchmark.plan import run_bench
 from omgsr_cli.engines.local import choose_local, plan_places
 from omgsr_cli.errors import ShapeError, UsageError
-from omgsr_cli.files.jobs import plan_jobs, scale_label
+from omgsr_cli.files.jobs import Job, plan_jobs, scale_label
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.finished import FinishedResults, Settings
 from omgsr_cli.geometry import Size, plan_output_size
@@ -45,7 +45,8 @@ from omgsr_cli.upscaling import restore_picture
 
 __all__ = ["find_mid_timestep", "load", "run_bench", "upscale_folder", "upscale_image"]
 
-AnyArray = TypeVar("AnyArray", bound=NDArray[Any])
+AnyImage = TypeVar("AnyImage", Image.Image, Tensor, NDArray[Any])
+"""What comes out is of the kind that went in."""
 
 # Pillow's modes that PNG holds as they are; others are stored as TIFF on their way in.
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
@@ -53,48 +54,9 @@ _NAME = "the image"
 _RANGE_TOLERANCE = 0.02
 
 
-@overload
 def upscale_image(
     model: Restorer,
-    image: Image.Image,
-    *,
-    scale: float | None = ...,
-    size: tuple[int, int] | None = ...,
-    color_fix: ColorFix | None = ...,
-    tile: Literal["auto", "off"] | int = ...,
-    seed: int | None = ...,
-    bit_depth: Literal[8, 16] | None = ...,
-    on_progress: OnProgress | None = ...,
-) -> Image.Image: ...
-@overload
-def upscale_image(
-    model: Restorer,
-    image: Tensor,
-    *,
-    scale: float | None = ...,
-    size: tuple[int, int] | None = ...,
-    color_fix: ColorFix | None = ...,
-    tile: Literal["auto", "off"] | int = ...,
-    seed: int | None = ...,
-    bit_depth: Literal[8, 16] | None = ...,
-    on_progress: OnProgress | None = ...,
-) -> Tensor: ...
-@overload
-def upscale_image(
-    model: Restorer,
-    image: AnyArray,
-    *,
-    scale: float | None = ...,
-    size: tuple[int, int] | None = ...,
-    color_fix: ColorFix | None = ...,
-    tile: Literal["auto", "off"] | int = ...,
-    seed: int | None = ...,
-    bit_depth: Literal[8, 16] | None = ...,
-    on_progress: OnProgress | None = ...,
-) -> AnyArray: ...
-def upscale_image(
-    model: Restorer,
-    image: Image.Image | Tensor | NDArray[Any],
+    image: AnyImage,
     *,
     scale: float | None = None,
     size: tuple[int, int] | None = None,
@@ -103,7 +65,7 @@ def upscale_image(
     seed: int | None = None,
     bit_depth: Literal[8, 16] | None = None,
     on_progress: OnProgress | None = None,
-) -> Image.Image | Tensor | NDArray[Any]:
+) -> AnyImage:
     """Restore and enlarge one image; nothing is printed, and the same call gives the same pixels.
 
     Args:
@@ -212,18 +174,23 @@ def upscale_folder(
         output_format=format,
     )
     results = [FileResult(None, None, "failed", error=problem) for problem in plan.problems]
-    if isinstance(model, str | Path):
-        engine = choose_local(plan_places(named_devices(device), options.workers))
-        work = UpscaleWork(settings, find_model(model), info)
-        done = engine.run(work, plan.jobs, on_start=lambda job: None, say=lambda text, *, detail=False: None)
-    else:
-        restorer = model
-        done = map(Upscaler(settings, info, FinishedResults(settings, info, Remembered()), lambda: restorer), plan.jobs)
-    for result in done:
+    for result in _do_jobs(model, info, settings, plan.jobs, options):
         results.append(result)
         if on_result:
             on_result(result)
     return results
+
+
+def _do_jobs(
+    model: Restorer | str | Path, info: RestorerInfo, settings: Settings, jobs: Sequence[Job], options: EngineOptions
+) -> Iterator[FileResult]:
+    """With a loaded model in this process; a model that is named is loaded by each of as many as were asked for."""
+    if not isinstance(model, str | Path):
+        loaded = model
+        return map(Upscaler(settings, info, FinishedResults(settings, info, Remembered()), lambda: loaded), jobs)
+    engine = choose_local(plan_places(named_devices(options.device), options.workers))
+    work = UpscaleWork(settings, find_model(model), info)
+    return engine.run(work, jobs, on_start=lambda job: None, say=lambda text, *, detail=False: None)
 
 
 def _model_options(info: RestorerInfo) -> ModelOptions:

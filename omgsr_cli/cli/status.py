@@ -14,7 +14,7 @@ from omgsr_cli.files.reports import RunState, read_reports
 
 
 def status(
-    reports: Annotated[list[Path], typer.Argument(metavar="REPORT...", help="Files that --report named.")],
+    reports: Annotated[list[Path], typer.Argument(metavar="REPORT", help="Files that --report named.")],
     as_json: shared.AsJson = False,
 ) -> int:
     """Tell how far a run is: what is done, what failed and why, how fast, and how long it will take.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+from omgsr_cli.cli import params as shared
+from omgsr_cli.cli import train_params as own
 from omgsr_cli.cli.output import Output
 from omgsr_cli.errors import UsageError
 
@@ -15,70 +15,20 @@ if TYPE_CHECKING:
     from omgsr_cli.training.config import TrainConfig
     from omgsr_cli.training.config_errors import Draft
 
-_CONFIG, _RESULT, _TALK = "Configuration", "What becomes of a run, without training", "Output and logging"
-
 
 def train(
-    config: Annotated[
-        Path | None, typer.Argument(metavar="CONFIG.toml", help="The run; --print-config gives one to begin with.")
-    ] = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change the configuration: optim.lr=1e-4.", rich_help_panel=_CONFIG
-        ),
-    ] = None,
-    check: Annotated[
-        bool,
-        typer.Option(
-            "--check",
-            help="Look at data, disk and model, predict memory and time, and do not train.",
-            rich_help_panel=_CONFIG,
-        ),
-    ] = False,
-    print_config: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Print a complete configuration: omgsr-s-512 or omgsr-tiny.",
-            rich_help_panel=_CONFIG,
-        ),
-    ] = None,
-    schema: Annotated[
-        bool,
-        typer.Option("--schema", help="Print the configuration's JSON schema, for editors.", rich_help_panel=_CONFIG),
-    ] = False,
-    resume: Annotated[
-        str,
-        typer.Option(metavar="auto|none|PATH", help="Checkpoint to go on from; auto takes the newest if there is one."),
-    ] = "auto",
-    device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="cuda, cuda:1, mps, xpu or cpu; else the first that is there.")
-    ] = None,
-    export: Annotated[
-        tuple[str, Path] | None,
-        typer.Option(
-            metavar="merged FOLDER",
-            help="Write the newest checkpoint, or that of --resume, as one folder that needs no base model.",
-            rich_help_panel=_RESULT,
-        ),
-    ] = None,
-    push_to_hub: Annotated[
-        str | None,
-        typer.Option(metavar="OWNER/NAME", help="Upload it with its model card.", rich_help_panel=_RESULT),
-    ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Draw the curves and validation pictures of the run in this folder into its report.html.",
-            rich_help_panel=_RESULT,
-        ),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object an event on stdout.", rich_help_panel=_TALK)
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=_TALK)] = False,
+    config: own.Config = None,
+    sets: own.Sets = None,
+    check: own.Check = False,
+    print_config: own.PrintConfig = None,
+    schema: own.Schema = False,
+    resume: own.Resume = "auto",
+    device: own.Device = None,
+    export: own.Export = None,
+    push_to_hub: own.PushToHub = None,
+    report: own.Report = None,
+    as_json: own.AsJson = False,
+    quiet: shared.Quiet = False,
 ) -> int:
     """Train a model, going on from its newest checkpoint.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from omgsr_cli.cli.output import Output, duration
 from omgsr_cli.errors import OmgsrError
@@ -53,18 +55,25 @@ def say_check(talk: Output, config: TrainConfig, device_name: str | None) -> int
         "disk_bytes": disk_bytes,
         "free_bytes": free_bytes,
     }
-    lines = (
-        f"data: {len(pictures)} pictures, {record['samples_per_step']} samples a step",
-        f"model: {cost.parameters:,} weights, {cost.trained:,} of them learn",
-        f"memory: about {cost.memory_bytes / _GIB:.1f} GiB on {device}, in each process",
-        f"time: about {duration(seconds)} a step, {duration(seconds * train.steps)} for {train.steps} steps",
-        f"disk: {disk_bytes / _GIB:.2f} GiB of {free_bytes / _GIB:.1f} GiB free for checkpoints in {folder}",
-    )
-    talk.result("\n".join(lines), record)
+    talk.result(_as_lines(record, train.steps, folder), record)
     if disk_bytes > free_bytes:
         talk.error(OmgsrError(f"the disk of {folder} is too small", "set another [save] out, or a smaller keep"))
         return 1
     return 0
+
+
+def _as_lines(record: Mapping[str, Any], steps: int, folder: Path) -> str:
+    gib = {name: record[f"{name}_bytes"] / _GIB for name in ("memory", "disk", "free")}
+    step, run = duration(record["step_seconds"]), duration(record["run_seconds"])
+    return "\n".join(
+        (
+            f"data: {record['pictures']} pictures, {record['samples_per_step']} samples a step",
+            f"model: {record['parameters']:,} weights, {record['trained']:,} of them learn",
+            f"memory: about {gib['memory']:.1f} GiB on {record['device']}, in each process",
+            f"time: about {step} a step, {run} for {steps} steps",
+            f"disk: {gib['disk']:.2f} GiB of {gib['free']:.1f} GiB free for checkpoints in {folder}",
+        )
+    )
 
 
 def _nearest(path: Path) -> Path:

@@ -15,8 +15,9 @@ def fill_page(folder: Traversable, template: str, **parts: str) -> str:
 
     Args:
         folder: of the template and its files.
-        template: name of the file. `{{name}}` is the place of a part; `{{common.css}}` and `{{theme.js}}` those of
-            what all pages have, `{{NAME.css}}` and `{{NAME.js}}` those of files beside the template.
+        template: name of the file. `{{name}}` is the place of a part; `{{head.html}}`, `{{common.css}}` and
+            `{{theme.js}}` those of what all pages have, `{{NAME.css}}` and `{{NAME.js}}` those of files beside the
+            template.
         parts: HTML by the name of its place.
     """
 
@@ -50,4 +51,4 @@ def definitions(pairs: Iterable[tuple[object, object]]) -> str:
     return "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in pairs)
 
 
-_COMMON = {"common.css": "style.css", "theme.js": "theme.js"}
+_COMMON = {"head.html": "head.html", "common.css": "style.css", "theme.js": "theme.js"}

@@ -99,25 +99,15 @@ def match_snr(
         raise UsageError("no picture is left to find the mid-timestep from")
     if not bool((power.isfinite() & snr.isfinite()).all()):
         raise UsageError("a latent has a power or a signal-to-noise ratio that is not finite")
-    table = schedule.snr()
-    finite = table.isfinite()
-    generator = torch.Generator().manual_seed(seed)
     names = range(len(power)) if pictures is None else pictures
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     draws = draws if len(numbers) >= MIN_PICTURES else 0
-    chosen = torch.randint(len(numbers), (draws, len(numbers)), generator=generator)
+    chosen = torch.randint(len(numbers), (draws, len(numbers)), generator=torch.Generator().manual_seed(seed))
     of_picture = torch.tensor([numbers[name] for name in names])
-    # Row 0 is the data itself, the others are the resampled sets: one product of matrices gives all their curves.
-    counts = torch.cat((torch.ones(1, len(power)), _counts(chosen, len(numbers))[:, of_picture])).double()
-    curves = torch.zeros(len(counts), int(finite.sum()), dtype=torch.float64)
-    for start in range(0, len(power), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        distances = (power[part, None].double() * table[finite] - snr[part, None].double()).abs_()
-        curves.addmm_(counts[:, part], distances)
-    curve = torch.full_like(table, torch.inf)
-    curve[finite] = curves[0] / len(power)
-    first = int(finite.nonzero()[0])
-    minima = curves[1:].argmin(1).double() + first
+    # Row 0 is the data itself, the others are the resampled sets.
+    counts = torch.cat((torch.ones(1, len(power)), _counts(chosen, len(numbers))[:, of_picture]))
+    curves = _curves(power.double(), snr.double(), schedule.snr(), counts.double())
+    curve = curves[0] / len(power)
     best = int(curve.argmin())
     return MidTimestep(
         mid_timestep=best,
@@ -125,7 +115,7 @@ def match_snr(
         level=schedule.level(best),
         samples=len(power),
         pictures=len(numbers),
-        interval=_interval(minima) if draws else None,
+        interval=_interval(curves[1:].argmin(1).double()) if draws else None,
         flat_region=_flat_region(curve, best),
         curve=curve,
     )
@@ -162,6 +152,28 @@ def spread_by(groups: Sequence[str], power: Tensor, snr: Tensor, schedule: Sched
         found = match_snr(power[members], snr[members], schedule, draws=0)
         spread[name] = (found.mid_timestep, found.samples)
     return spread
+
+
+def _curves(power: Tensor, snr: Tensor, table: Tensor, counts: Tensor) -> Tensor:
+    """Sum the distances at every timestep over sets of images that are given by how often each has every image.
+
+    Args:
+        power: (N,) float64.
+        snr: likewise.
+        table: (T,) float64, the schedule's; not finite where it has no noise.
+        counts: (sets, N) float64.
+    Returns:
+        (sets, T) float64, inf where the table is not finite.
+    """
+    finite = table.isfinite()
+    sums = torch.zeros(len(counts), int(finite.sum()), dtype=torch.float64)
+    for start in range(0, len(power), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        # One product of matrices gives all curves.
+        sums.addmm_(counts[:, part], (power[part, None] * table[finite] - snr[part, None]).abs_())
+    curves = torch.full((len(counts), len(table)), torch.inf, dtype=torch.float64)
+    curves[:, finite] = sums
+    return curves
 
 
 def _counts(chosen: Tensor, samples: int) -> Tensor:

@@ -22,7 +22,7 @@ from omgsr_cli.training.discriminator import build_discriminator
 from omgsr_cli.training.features import FeatureNet, load_features
 from omgsr_cli.training.generator import Generator
 from omgsr_cli.training.loss_sections import TeacherConfig
-from omgsr_cli.training.losses import Measure, build_losses
+from omgsr_cli.training.losses import Losses, Measure, build_losses
 from omgsr_cli.training.optimizers import build_adamw
 from omgsr_cli.training.pictures import TrainingPicture, find_training_pictures
 from omgsr_cli.training.processes import device_of
@@ -141,22 +141,7 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
     losses = (DenoisingLoss() if config.loss.denoise else build_losses(config.loss, features)).to(device)
     if config.train.compile:
         losses.compile_statistics()
-    weights = trainable.trained()
-    optim = config.optim
-    learner = Learner(
-        generator=_build_generator(config, trainable),
-        weights=weights,
-        optimizer=build_adamw(
-            weights.values(),
-            lr=optim.lr,
-            betas=optim.betas,
-            weight_decay=optim.weight_decay,
-            eight_bit=optim.eight_bit,
-        ),
-        average=WeightAverage(weights, config.train.ema) if config.train.ema else None,
-        adversary=_build_adversary(config, features, device),
-        losses=losses,
-    )
+    learner = _build_learner(config, trainable, losses, _build_adversary(config, features, device))
     crops = TrainingCrops(pictures, options, config.train.seed)
     names = [*losses.names, *(("gan", "discriminator") if learner.adversary else ())]
     return Run(
@@ -170,6 +155,26 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
         "" if features is None else features.title,
         names,
         losses.measures(),
+    )
+
+
+def _build_learner(
+    config: TrainConfig, trainable: Trainable, losses: Losses | DenoisingLoss, adversary: Adversary | None
+) -> Learner:
+    weights, optim = trainable.trained(), config.optim
+    return Learner(
+        generator=_build_generator(config, trainable),
+        weights=weights,
+        optimizer=build_adamw(
+            weights.values(),
+            lr=optim.lr,
+            betas=optim.betas,
+            weight_decay=optim.weight_decay,
+            eight_bit=optim.eight_bit,
+        ),
+        average=WeightAverage(weights, config.train.ema) if config.train.ema else None,
+        adversary=adversary,
+        losses=losses,
     )
 
 
