@@ -451,7 +451,7 @@ def start(adapter: Path, *options: str, **environment: str) -> subprocess.Popen[
 def test_two_processes_at_once_do_the_work_once(hub: Hub, adapter: Path, home: Path) -> None:
     hub.repositories[FIRST].pause_s = 0.05
     both = [start(adapter), start(adapter)]
-    said = [process.communicate(timeout=300) for process in both]
+    said = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert hub.fetched().count(UNET) == 1
     assert any("waiting for it" in err for _, err in said)
@@ -464,13 +464,13 @@ def test_a_process_that_is_ended_leaves_what_the_next_one_needs(
 ) -> None:
     hub.repositories[FIRST].pause_s = 0.2
     process = start(adapter)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not any(part.stat().st_size >= 4096 for part in home.rglob("*.part")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == (-number if number == signal.SIGKILL else 130), err
     assert "Traceback" not in err
     assert not (home / "models" / NAME).exists()
@@ -494,7 +494,7 @@ def test_a_proxy_is_used_and_the_token_goes_only_to_the_hub(
             HF_TOKEN=TOKEN,
             NO_PROXY="",
         )
-        out, err = done.communicate(timeout=300)
+        out, err = done.communicate(timeout=600)
         assert done.returncode == 0, err
         assert all(request[1].startswith("http://hub.invalid/") for request in proxy.requests)
         # The hub's library asks for a list of its own besides, without a token.
@@ -508,7 +508,7 @@ def test_a_token_is_in_no_message(hub: Hub, adapter: Path, home: Path) -> None:
     for repository in hub.repositories.values():
         repository.refusal = (500, "")
     done = start(adapter, HF_TOKEN=TOKEN, OMGSR_DEBUG="0")
-    out, err = done.communicate(timeout=300)
+    out, err = done.communicate(timeout=600)
     assert done.returncode == 1
     assert "secret" not in out + err
 

@@ -48,7 +48,7 @@ def kill_after_four_steps(tables: Table) -> None:
     launcher.kill()
     for process in family:
         process.kill()
-    launcher.communicate(timeout=60)
+    launcher.communicate(timeout=600)
 
 
 @pytest.fixture(scope="module")
