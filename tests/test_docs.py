@@ -1,0 +1,78 @@
+"""The documentation names commands, options, pages and parts that there are."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from omgsr_cli.cli.app import app
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """What is typed after `omgsr` in a page's blocks of code, pipes and launchers left aside."""
+    blocks = "\n".join(re.findall(r"```(?:sh|console|yaml)\n(.*?)```", text, re.S))
+    for line in re.sub(r"\\\n\s*", "", blocks).splitlines():
+        for typed in re.findall(r"(?:^|[\s;|&'])omgsr ([^|#>;&]*)", line):
+            yield shlex.split(typed.replace("'", "").replace('"', ""))
+
+
+def find_command(words: list[str]) -> Any:
+    found: Any = typer.main.get_command(app)
+    for word in words:
+        if word not in getattr(found, "commands", {}):
+            break
+        found = found.commands[word]
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_every_option_belongs_to_its_command(page: Path) -> None:
+    for words in commands(page.read_text("utf-8")):
+        command = find_command(words)
+        assert not getattr(command, "commands", None), f"there is no omgsr {' '.join(words)}"
+        known = {option for param in command.params for option in param.opts} | {"--help", "-h"}
+        asked = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        assert asked <= known, f"omgsr {' '.join(words)}"
+
+
+def test_the_commands_are_found() -> None:
+    assert len(list(commands((ROOT / "README.md").read_text("utf-8")))) >= 15
+    assert list(commands("```sh\ncat a | omgsr upscale - --tile 64 > b  # omgsr\n```")) == [
+        ["upscale", "-", "--tile", "64"]
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_links_lead_to_files(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8"))
+    assert not [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+
+
+def test_every_page_is_reached_from_the_first_and_in_the_table_of_contents() -> None:
+    first = (ROOT / "docs" / "index.md").read_text("utf-8")
+    contents = (ROOT / "mkdocs.yml").read_text("utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f": {page.name}\n" in contents
+        assert page.name == "index.md" or f"]({page.name})" in first
+
+
+def test_the_architecture_names_every_part() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    parts = [path for path in (ROOT / "omgsr_cli").iterdir() if not path.name.startswith("_")]
+    folders = [f"{path.name}/" for path in parts if (path / "__init__.py").is_file()]
+    modules = [path.stem for path in parts if path.suffix == ".py"]
+    assert len(folders) > 10
+    assert not [name for name in folders + modules if f"`{name}" not in text]
