@@ -65,7 +65,14 @@ def test_sigterm_lets_the_step_finish_and_saves(world: Path, tmp_path: Path, who
 
 
 def test_ctrl_c_does_likewise_with_workers(world: Path, tmp_path: Path) -> None:
-    tables = settings(world, tmp_path / "run", train={"steps": 1000}, data={"workers": 1}, save={"every": 1000}, loss={"dv3cd": 0.0, "gan": 0.0})
+    tables = settings(
+        world,
+        tmp_path / "run",
+        train={"steps": 1000},
+        data={"workers": 1},
+        save={"every": 1000},
+        loss={"dv3cd": 0.0, "gan": 0.0},
+    )
     process = start([(tables, "none")])
     assert process.stdout is not None
     for line in process.stdout:
@@ -78,9 +85,7 @@ def test_ctrl_c_does_likewise_with_workers(world: Path, tmp_path: Path) -> None:
     assert json.loads(out.splitlines()[-1])["event"] == "Saved"
 
 
-def test_kill_leaves_the_last_checkpoint_whole(
-    world: Path, tmp_path: Path, whole: dict[str, torch.Tensor]
-) -> None:
+def test_kill_leaves_the_last_checkpoint_whole(world: Path, tmp_path: Path, whole: dict[str, torch.Tensor]) -> None:
     tables = settings(world, tmp_path / "run", **EVERYTHING, save={"every": 1, "keep": 2})
     process = start([(tables, "none")])
     assert process.stdout is not None
