@@ -39,7 +39,7 @@ ORDER = [*PLAIN, *TENSORS, *MODELS, *RESTORATION, *ENGINES, *chain.from_iterable
 
 # What --help and every check before a model is loaded must not wait for.
 HEAVY = ["torch", "torchvision", "numpy", "scipy", "PIL", "pandas", "diffusers", "transformers", "peft", "accelerate"]
-MAX_LINES = 320
+MAX_LINES = 330
 
 
 def part_of(path: Path) -> str:
