@@ -19,7 +19,7 @@ from omgsr_cli.models.base import RestorerInfo
 from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions
 
 # Of the model's options these choose it or are in its info, and those of the rest change the way and not the result.
-_NAMES_OF_MODEL = {"model", "base", "adapter", "mid_timestep", "prompt", "process_size"}
+_NAMES_OF_MODEL = {"model", "base", "adapter", "mid_timestep", "prompt", "process_size", "vae"}
 _NO_MATTER = {"device", "compile"}
 
 

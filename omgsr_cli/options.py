@@ -33,6 +33,7 @@ class ModelOptions(_Options):
         precision: of weights and arithmetic.
         compile: whether to compile the network, which pays off from some dozens of pictures on.
         process_size: native size in pixels; smaller pictures are enlarged to it first and reduced at the end.
+        vae: what decodes in the place of the model's own: "tiny" for TAESD, or another AutoencoderTiny.
     """
 
     model: str | None = None
@@ -44,6 +45,7 @@ class ModelOptions(_Options):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
     process_size: int | None = Field(default=None, ge=16, le=4096)
+    vae: str | None = None
 
 
 class SizeOptions(_Options):

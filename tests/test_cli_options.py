@@ -30,6 +30,7 @@ _EFFECTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--adapter": (("in/a.png",), ("nowhere",)),
     "--mid-timestep": (("in/a.png",), ("100",)),
     "--prompt": (("in/a.png",), ("a cat",)),
+    "--vae": (("in/a.png",), ("tiny",)),
     "--seed": (("in/a.png",), ("7",)),
     "--device": (("in/a.png",), ("quantum",)),
     "--precision": (("in/a.png", "--device", "cpu", "--verbose"), ("bf16",)),

@@ -130,11 +130,11 @@ def test_a_dry_run_ends_with_what_it_would_take(
     monkeypatch.setattr(forecast, "_LEAST_WORK_MP", 0.0)
     memory = r"at most \d+ MiB of memory for weights and work, beside the program itself"
     said = omgsr(two, "--dry-run", "--device", "cpu")
-    end = rf"2 planned: 0\.0 megapixels, {memory}; how long it takes is known after a first run on cpu\n"
+    end = rf"2 planned: 0\.0 megapixels, {memory}; how long it takes in fp32 is known after a first run on cpu\n"
     assert re.fullmatch(end, said.err)
     assert omgsr(two, "--device", "cpu", "-o", tmp_path / "out").code == 0
     said = omgsr(two / "a.png", "--dry-run", "--device", "cpu")
-    assert re.fullmatch(rf"1 planned: 0\.0 megapixels, about [0-9.]+ s on cpu, {memory}\n", said.err)
+    assert re.fullmatch(rf"1 planned: 0\.0 megapixels, about [0-9.]+ s on cpu in fp32, {memory}\n", said.err)
     assert omgsr(two, "--dry-run", "-q").err == ""
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 
 from omgsr_cli.errors import DeviceError
-from omgsr_cli.models import devices
+from omgsr_cli.files.remembered import Remembered
+from omgsr_cli.models import devices, matrix_speed
+from omgsr_cli.models.matrix_speed import remembered_gain
 
 AVX512_ONLY = {"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}
 
@@ -72,7 +77,43 @@ def test_auto_on_a_cpu_follows_its_instructions(
     monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, object], precision: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(devices, "bf16_gain_on_cpu", lambda: 1.5)
     assert devices.choose_precision("auto", torch.device("cpu")) == precision
+    # What has the instructions, but was measured not to be faster.
+    monkeypatch.setattr(devices, "bf16_gain_on_cpu", lambda: 1.05)
+    assert devices.choose_precision("auto", torch.device("cpu")) == "fp32"
+
+
+def test_what_was_measured_of_a_machine_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter((0.6, 0.7, 0.8))
+    assert remembered_gain(Remembered(tmp_path), lambda: next(answers)) == 0.6
+    assert remembered_gain(Remembered(tmp_path), lambda: next(answers)) == 0.6
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": "another"})
+    assert remembered_gain(Remembered(tmp_path), lambda: next(answers)) == 0.7
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
+    assert remembered_gain(Remembered(tmp_path), lambda: next(answers)) == 0.8
+
+
+def test_the_measurement_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One format that always takes three times as long as the other, by a clock of its own."""
+    clock, taken = [0.0], {torch.float32: 0.03, torch.bfloat16: 0.01}
+
+    def work(dtype: torch.dtype) -> Callable[[], None]:
+        def do() -> None:
+            clock[0] += taken[dtype]
+
+        return do
+
+    monkeypatch.setattr(matrix_speed, "_work", work)
+    monkeypatch.setattr(matrix_speed.time, "perf_counter", lambda: clock[0])
+    assert matrix_speed._measure() == pytest.approx(3)
+
+
+def test_the_work_is_the_same_in_both_formats() -> None:
+    assert {matrix_speed._work(dtype)().dtype for dtype in (torch.float32, torch.bfloat16)} == {
+        torch.float32,
+        torch.bfloat16,
+    }
 
 
 def test_auto_agrees_with_the_list_of_instructions_of_this_cpu() -> None:

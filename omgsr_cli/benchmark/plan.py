@@ -71,7 +71,8 @@ def plan_bench(options: BenchOptions) -> Plan:
     """
     asked = choose_metrics(DEFAULT if options.metrics is None else options.metrics)
     device = choose_device(options.device)
-    choose_precision(options.precision, device)
+    if options.precision != "auto":
+        choose_precision(options.precision, device)
     contestants = _contestants(options)
     given = dict(zip(unique_names([folder.name for folder in options.sr]), options.sr, strict=True))
     cases = _cases(options, given, contestants)

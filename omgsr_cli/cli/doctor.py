@@ -46,7 +46,10 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     for device in found.devices:
         title = f" ({device['title']})" if device["title"] else ""
         free = f"{device['free_mib'] / 1024:.1f} GiB free"
-        yield f"  {device['name']}{title}: {free}; {', '.join(device['precisions'])}; auto takes {device['auto']}"
+        gain = device["bf16_gain"]
+        measured = "" if gain is None else f" (bf16 measured {gain:.1f} times as fast as fp32)"
+        precisions = ", ".join(device["precisions"])
+        yield f"  {device['name']}{title}: {free}; {precisions}; auto takes {device['auto']}{measured}"
     yield "models"
     for model in found.models:
         yield f"  {model.name}: {_health(model)}"

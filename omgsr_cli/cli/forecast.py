@@ -59,5 +59,5 @@ class Pace:
         memory = f"at most {needed} MiB of memory for weights and work, beside the program itself"
         speed = self._remembered.find_speed(self._key)
         if speed is None:
-            return f"{memory}; how long it takes is known after a first run on {self._device}"
-        return f"about {duration(speed * self._work_mp)} on {self._device}, {memory}"
+            return f"{memory}; how long it takes in {self._precision} is known after a first run on {self._device}"
+        return f"about {duration(speed * self._work_mp)} on {self._device} in {self._precision}, {memory}"

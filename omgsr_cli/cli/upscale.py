@@ -36,6 +36,7 @@ def upscale(
     adapter: shared.Adapter = None,
     mid_timestep: own.MidTimestep = None,
     prompt: own.Prompt = None,
+    vae: own.Vae = None,
     seed: own.Seed = None,
     device: own.Devices = None,
     precision: shared.Precision = "auto",
@@ -85,6 +86,7 @@ def upscale(
         precision=precision,
         compile=compile_,
         process_size=process_size,
+        vae=vae,
     )
     sizes = build_options(SizeOptions, scale=scale, size=_parse_size(size), long_side=long_side, short_side=short_side)
     restore = build_options(
@@ -156,6 +158,7 @@ class _Session:
             mid_timestep=options.mid_timestep,
             prompt=options.prompt,
             process_size=options.process_size,
+            vae=options.vae,
         )
         self.info = describe_model(self.source)
         self.remembered = Remembered()

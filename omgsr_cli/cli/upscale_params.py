@@ -57,6 +57,15 @@ Prompt = Annotated[
     str | None, typer.Option(metavar="TEXT", help="Condition the model on a text.", rich_help_panel=MODEL)
 ]
 
+Vae = Annotated[
+    str | None,
+    typer.Option(
+        metavar="tiny|PATH|REPO",
+        help="Decode by TAESD or another AutoencoderTiny: faster, but coarser.",
+        rich_help_panel=MODEL,
+    ),
+]
+
 Seed = Annotated[
     int | None,
     typer.Option(metavar="N", help="Sample the latents instead of taking their mean.", rich_help_panel=MODEL),

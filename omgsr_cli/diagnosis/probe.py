@@ -19,6 +19,7 @@ from omgsr_cli.models.devices import (
 )
 from omgsr_cli.models.libraries import explain_broken_torchvision
 from omgsr_cli.models.loading import describe_model, suitable_precision
+from omgsr_cli.models.matrix_speed import bf16_gain_on_cpu
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.planning import plan_restoration, usable_memory
@@ -60,6 +61,7 @@ def _describe_device(name: str) -> dict[str, Any]:
         "free_mib": free_memory_bytes(device) >> 20,
         "precisions": [precision for precision in PRECISIONS if _works(precision, device)],
         "multiplies_in_bf16": multiplies_in_bf16(device),
+        "bf16_gain": bf16_gain_on_cpu() if device.type == "cpu" and multiplies_in_bf16(device) else None,
         "auto": choose_precision("auto", device),
     }
 
@@ -121,8 +123,11 @@ def _why_device(device: torch.device) -> str:
 
 def _why_precision(precision: str, device: torch.device) -> str:
     able = multiplies_in_bf16(device)
+    gain = f", measured {bf16_gain_on_cpu():.1f} times as fast as fp32" if able and device.type == "cpu" else ""
     if precision == "bf16":
-        return f"this {device.type} multiplies in bf16"
+        return f"this {device.type} multiplies in bf16{gain}"
+    if able and gain and bf16_gain_on_cpu() < 1:
+        return f"{precision}: this cpu multiplies in bf16{gain}"
     if able:
         return f"{precision} although this {device.type} multiplies in bf16: a small model gains nothing by it"
     return f"{precision}: this {device.type} does not multiply in bf16"

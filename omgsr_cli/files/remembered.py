@@ -1,4 +1,4 @@
-"""What one run remembers for the next: hashes of files, results without a record, samples, how fast a model was."""
+"""What one run remembers for the next: hashes of files, results without a record, samples, how fast things were."""
 
 from __future__ import annotations
 
@@ -118,6 +118,15 @@ class Remembered:
     def keep_speed(self, model: str, seconds: float) -> None:
         """Note the seconds that a megapixel of work took with a model and device."""
         self._keep("speed", model.encode(), repr(seconds))
+
+    def find_gain(self, machine: str) -> float | None:
+        """How much faster than another a number format is on a machine; None if that was never measured."""
+        found = self._find("gain", machine.encode())
+        return None if found is None else float(found)
+
+    def keep_gain(self, machine: str, gain: float) -> None:
+        """Note how much faster than another a number format is on a machine."""
+        self._keep("gain", machine.encode(), repr(gain))
 
     def find_sample(self, key: str) -> str | None:
         """What one sample of a data set gave, by all that it depends on."""

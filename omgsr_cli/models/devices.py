@@ -10,11 +10,15 @@ from collections.abc import Callable
 import torch
 
 from omgsr_cli.errors import DeviceError, UnknownDeviceError
+from omgsr_cli.models.matrix_speed import bf16_gain_on_cpu
 
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _CPU_BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 """Names in `torch.cpu.get_capabilities()` of instructions that multiply in bf16: x86 and ARM."""
+
+_LEAST_GAIN = 1.1
+"""What bf16 must gain on a CPU to be worth its coarser numbers."""
 
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
@@ -96,9 +100,8 @@ def multiplies_in_bf16(device: torch.device) -> bool:
 def choose_precision(precision: str, device: torch.device) -> str:
     """Turn "auto" into a number format that is fast on the device, and refuse one that cannot work.
 
-    auto is bf16 where the hardware multiplies in it, and this holds for CPUs too: with AVX512_BF16 or AMX a matrix
-    product takes a third of the time of fp32, without them ten times as long, so that such CPUs get fp32. GPUs
-    without bf16 and MPS get fp16.
+    auto is bf16 where the hardware multiplies in it. Of CPUs that do, some were twice as fast in it and some
+    slower: they get it where a measured second of work says that it is faster. GPUs without bf16 and MPS get fp16.
 
     Args:
         precision: "auto", "fp32", "bf16" or "fp16".
@@ -109,7 +112,7 @@ def choose_precision(precision: str, device: torch.device) -> str:
         DeviceError: no such precision, or fp16 on a CPU.
     """
     if precision == "auto":
-        if multiplies_in_bf16(device):
+        if multiplies_in_bf16(device) and (device.type != "cpu" or bf16_gain_on_cpu() >= _LEAST_GAIN):
             return "bf16"
         return "fp16" if device.type in ("cuda", "mps") else "fp32"
     if precision not in PRECISIONS:

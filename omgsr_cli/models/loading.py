@@ -30,6 +30,7 @@ def load_restorer(
     mid_timestep: int | None = None,
     prompt: str | None = None,
     process_size: int | None = None,
+    vae: str | None = None,
 ) -> Restorer:
     """Load a model, ready to run.
 
@@ -43,15 +44,25 @@ def load_restorer(
         mid_timestep: instead of the model's own, 0..999.
         prompt: instead of the model's own.
         process_size: side in px of the tiles of the step, instead of the model's native size; a multiple of 8.
+        vae: "tiny" for TAESD, or the folder, file or hub repository of another AutoencoderTiny, which decodes in the
+            place of the model's own: about a tenth of the work, but coarser.
     Returns:
         The model; its `notes` say what a person should know.
     Raises:
         ModelError, DeviceError, UsageError, OmgsrError: the cheap checks come before anything large is read.
     """
     # An absent device is told before a model is looked for, which may have to be fetched.
-    choose_precision(precision, choose_device(device))
+    place = choose_device(device)
+    if precision != "auto":
+        choose_precision(precision, place)
     source = find_model(
-        model, base=base, adapter=adapter, mid_timestep=mid_timestep, prompt=prompt, process_size=process_size
+        model,
+        base=base,
+        adapter=adapter,
+        mid_timestep=mid_timestep,
+        prompt=prompt,
+        process_size=process_size,
+        vae=vae,
     )
     return load_found(source, device=device, precision=precision)
 
@@ -82,7 +93,8 @@ def describe_model(source: ModelSource) -> RestorerInfo:
 
 
 def _with_files(info: RestorerInfo, source: ModelSource) -> RestorerInfo:
-    return replace(info, files=(source.folder,) if source.adapter is None else (source.folder, source.adapter))
+    parts = (source.folder, source.adapter, source.vae)
+    return replace(info, files=tuple(part for part in parts if part is not None))
 
 
 def save_merged(

@@ -20,6 +20,7 @@ from omgsr_cli.models.prompts import load_prompt_embeds
 from omgsr_cli.models.record import read_json
 from omgsr_cli.models.sd_family import SdFamily
 from omgsr_cli.models.sources import ModelSource
+from omgsr_cli.models.tiny_vae import TinyDecoder, load_tiny_decoder
 from omgsr_cli.models.vae_tiling import Workspace
 from omgsr_cli.models.weight_files import load_part, weight_files
 from omgsr_cli.schedules import DdpmSchedule, Schedule
@@ -44,6 +45,7 @@ class SdRestorer:
         info: what is told to people and to the planner.
         precision: number format of the UNet; the VAE's may be wider.
         source: where it was read from; its record goes into a folder that is written from this.
+        decoder: decodes in the place of the VAE's.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class SdRestorer:
         info: RestorerInfo,
         precision: str,
         source: ModelSource,
+        decoder: TinyDecoder | None = None,
     ) -> None:
         self.unet = unet
         self.vae = vae
@@ -66,10 +69,12 @@ class SdRestorer:
         self.device: torch.device = unet.device
         self.prompt_embeds = prompt_embeds.to(unet.device, unet.dtype)
         self._codec = KlCodec(vae)
+        self._decoder: KlCodec | TinyDecoder = decoder or self._codec
 
     def compile(self) -> None:
         """Compile the UNet and both halves of the VAE in place; any size then runs, each new one slowly at first."""
-        for network in (self.unet, self.vae.encoder, self.vae.decoder):
+        own = self._decoder.network if isinstance(self._decoder, TinyDecoder) else self.vae.decoder
+        for network in (self.unet, self.vae.encoder, own):
             network.compile()
 
     def encode(self, image: Tensor, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
@@ -115,11 +120,11 @@ class SdRestorer:
         Returns:
             (B, 3, 8h, 8w) float32, nominally in [-1, 1]; not clamped.
         """
-        return self._codec.decode(latent)
+        return self._decoder.decode(latent)
 
     def decode_within(self, latent: Tensor, workspace: Workspace) -> Iterator[Tensor]:
         """As `decode` of one latent, in memory that is bounded: in strips where the whole does not fit."""
-        return self._codec.decode_within(latent, workspace)
+        return self._decoder.decode_within(latent, workspace)
 
 
 def describe_sd(source: ModelSource) -> RestorerInfo:
@@ -214,7 +219,11 @@ def load_sd(source: ModelSource, device: torch.device, precision: str) -> SdRest
             _merge_adapter(unet, vae, source.adapter)
         unet.to(device, PRECISIONS[precision])
         vae.to(device, PRECISIONS[vae_precision(precision, bool(vae.config["force_upcast"]), device)])
-    return SdRestorer(unet, vae, schedule, prompt_embeds, info, precision, source)
+        decoder = None
+        if source.vae is not None:
+            channels = int(vae.config["latent_channels"])
+            decoder = load_tiny_decoder(source.vae, channels, device, PRECISIONS[precision])
+    return SdRestorer(unet, vae, schedule, prompt_embeds, info, precision, source, decoder)
 
 
 def _check_width(folder: Path, prompt_embeds: Tensor, unet: UNet2DConditionModel) -> None:

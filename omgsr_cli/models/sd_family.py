@@ -35,6 +35,7 @@ class SdFamily:
     adapter_parts: tuple[str, ...] = ("vae_encoder_lora_adapter", "unet_lora_adapter")
     assumed_preset: str | None = "omgsr-s-512"
     takes_prompt = True
+    takes_vae = True
     has_checkpointing = True
     small_files: tuple[str, ...] = (
         "prompt_embeds.safetensors",

@@ -11,6 +11,7 @@ from omgsr_cli.models.adapters import check_adapter_folder
 from omgsr_cli.models.families import FAMILIES, Family, family_of, nearest_adapter, recognise_adapter, recognise_model
 from omgsr_cli.models.hub import ALL_PARTS, download_model, is_repository_name
 from omgsr_cli.models.record import ModelRecord, load_record
+from omgsr_cli.models.tiny_vae import NOTE, find_tiny_vae
 from omgsr_cli.models.weight_files import PICKLE_SUFFIXES, pickle_error, refuse_pickles
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS, UNBUILT, Preset, find_preset
 from omgsr_cli.store.locations import installed_folder
@@ -26,6 +27,7 @@ class ModelSource:
         adapter: the adapter's folder, or None.
         record: of the folder, of the adapter, or assembled from defaults; with what the user asked for instead.
         notes: what a person should know, one line each.
+        vae: of an AutoencoderTiny that decodes in the place of the model's own, or None.
     """
 
     name: str
@@ -33,6 +35,7 @@ class ModelSource:
     adapter: Path | None
     record: ModelRecord
     notes: tuple[str, ...]
+    vae: Path | None = None
 
 
 def find_model(
@@ -43,6 +46,7 @@ def find_model(
     mid_timestep: int | None = None,
     prompt: str | None = None,
     process_size: int | None = None,
+    vae: str | None = None,
 ) -> ModelSource:
     """Find a model's files, fetching them from the hub where a hub repository is named, and check their kind.
 
@@ -81,7 +85,11 @@ def find_model(
         raise ModelError(f"the adapter {adapter_folder} is of the family {adapted.name!r}, {folder} of {family.name!r}")
     family.find_files(folder)
     record, more = _override(record, family, mid_timestep, prompt, process_size)
-    return ModelSource(str(given) if model is None and given else name, folder, adapter_folder, record, notes + more)
+    decoder = None
+    if vae is not None:
+        decoder, more = _find_decoder(vae, family), (*more, NOTE)
+    name = str(given) if model is None and given else name
+    return ModelSource(name, folder, adapter_folder, record, notes + more, decoder)
 
 
 def locate(source: ModelSource) -> str:
@@ -222,6 +230,12 @@ def _override(
             raise UsageError(f"process size {process_size} is not a positive multiple of 8", "try --process-size 512")
         changes["native_tile_px"] = process_size
     return record.model_copy(update=changes), tuple(notes)
+
+
+def _find_decoder(vae: str, family: Family) -> Path:
+    if not family.takes_vae:
+        raise UsageError("this model has no VAE that another could stand in for", hint="leave --vae out")
+    return find_tiny_vae(vae)
 
 
 def _unrecognised(folder: Path) -> ModelError:

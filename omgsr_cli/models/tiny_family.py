@@ -35,6 +35,7 @@ class TinyFamily:
     adapter_parts: tuple[str, ...] = ()
     assumed_preset: str | None = None
     takes_prompt = False
+    takes_vae = False
     has_checkpointing = False
     small_files: tuple[str, ...] = ()
     weight_stems: Mapping[str, str] = MappingProxyType({})

@@ -1,0 +1,134 @@
+"""An AutoencoderTiny in the place of a VAE's decoder, with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+from safetensors.torch import load_file, save_file
+from test_models_sd import write_model
+
+from omgsr_cli.errors import ModelError, UnknownModelError, UsageError
+from omgsr_cli.files.remembered import Remembered
+from omgsr_cli.finished import FinishedResults, Settings
+from omgsr_cli.models.loading import describe_model, load_restorer
+from omgsr_cli.models.sources import find_model
+from omgsr_cli.models.tiny_vae import NOTE, TinyDecoder, find_tiny_vae, load_tiny_decoder
+from omgsr_cli.models.vae_tiling import Workspace
+from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An AutoencoderTiny of TAESD's shape with few channels, as diffusers writes it; it enlarges by four."""
+    folder = tmp_path_factory.mktemp("vae") / "tiny"
+    torch.manual_seed(0)
+    network = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(2, 2, 1),
+        latent_channels=4,
+    )
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def decoder(published: Path) -> TinyDecoder:
+    return load_tiny_decoder(published, 4, CPU, torch.float32)
+
+
+@torch.inference_mode()
+def test_it_decodes_as_diffusers_does(published: Path, decoder: TinyDecoder) -> None:
+    latent = torch.randn(2, 4, 5, 7)
+    expected = AutoencoderTiny.from_pretrained(published).decode(latent).sample
+    assert torch.equal(decoder.decode(latent), expected)
+    assert decoder.latent_px == 4
+
+
+@pytest.mark.parametrize("size", [(1, 1), (23, 40), (50, 18)])
+@torch.inference_mode()
+def test_tiles_are_the_whole_picture(decoder: TinyDecoder, size: tuple[int, int]) -> None:
+    latent = torch.randn(1, 4, *size)
+    bands = list(decoder.decode_within(latent, Workspace(1, CPU)))
+    assert len(bands) == -(-size[0] // 16)
+    torch.testing.assert_close(torch.cat(bands, dim=2), decoder.decode(latent), rtol=1e-5, atol=1e-5)
+    assert len(list(decoder.decode_within(latent, Workspace(1 << 30, CPU)))) == 1
+
+
+@torch.inference_mode()
+def test_the_reach_is_no_larger_than_it_has_to_be(decoder: TinyDecoder) -> None:
+    """What changes one element changes pixels as far as the reach says, and not half as far alone."""
+    latent = torch.randn(1, 4, 41, 1)
+    changed = latent.clone()
+    changed[:, :, 20] += 1
+    rows = (decoder.decode(latent) - decoder.decode(changed)).abs().amax((0, 1, 3)).nonzero()[:, 0] // 4
+    assert 20 - int(rows.min()) <= decoder.reach
+    assert 20 - int(rows.min()) >= decoder.reach - 3
+
+
+@torch.inference_mode()
+def test_the_published_file_is_read(published: Path, decoder: TinyDecoder, tmp_path: Path) -> None:
+    """A sequence whose first member, a clamp, has no weights. A file has TAESD's own shape."""
+    large = AutoencoderTiny()
+    weights = {name.removeprefix("layers."): value for name, value in large.decoder.state_dict().items()}
+    counted = {f"{int(name.partition('.')[0]) + 1}.{name.partition('.')[2]}": value for name, value in weights.items()}
+    save_file(counted, tmp_path / "decoder.safetensors")
+    read = load_tiny_decoder(find_tiny_vae(str(tmp_path / "decoder.safetensors")), 4, CPU, torch.float32)
+    latent = torch.randn(1, 4, 3, 3)
+    assert torch.equal(read.decode(latent), large.decode(latent).sample)
+
+
+def test_a_model_decodes_with_it_and_says_so(published: Path, tmp_path: Path) -> None:
+    folder = write_model(tmp_path)
+    plain = load_restorer(folder, device="cpu", precision="fp32")
+    model = load_restorer(folder, device="cpu", precision="fp32", vae=str(published))
+    assert NOTE in model.notes
+    assert NOTE not in plain.notes
+    latent = torch.randn(1, 4, 6, 6)
+    with torch.inference_mode():
+        expected = AutoencoderTiny.from_pretrained(published).decode(latent).sample
+        assert torch.equal(model.decode(latent), expected)
+        assert torch.equal(model.encode(torch.zeros(1, 3, 16, 16)), plain.encode(torch.zeros(1, 3, 16, 16)))
+
+
+def test_a_result_of_it_is_another_result(published: Path, tmp_path: Path) -> None:
+    folder = write_model(tmp_path)
+
+    def record(vae: str | None) -> str:
+        info = describe_model(find_model(folder, vae=vae))
+        settings = Settings(ModelOptions(model=str(folder), vae=vae), RestoreOptions(), WriteOptions())
+        return FinishedResults(settings, info, Remembered(tmp_path / "cache")).record(b"a picture")
+
+    first = record(str(published))
+    assert first != record(None)
+    weights = load_file(published / "diffusion_pytorch_model.safetensors")
+    other = tmp_path / "other"
+    other.mkdir()
+    save_file({name: value + 1 for name, value in weights.items()}, other / "diffusion_pytorch_model.safetensors")
+    (other / "config.json").write_bytes((published / "config.json").read_bytes())
+    assert record(str(other)) != first
+
+
+def test_what_is_no_tiny_autoencoder_is_refused(published: Path, tmp_path: Path) -> None:
+    folder = write_model(tmp_path)
+    with pytest.raises(UnknownModelError, match="no autoencoder 'teeny'"):
+        find_tiny_vae("teeny")
+    with pytest.raises(ModelError, match="is a AutoencoderKL, not an AutoencoderTiny"):
+        find_tiny_vae(str(folder / "vae"))
+    with pytest.raises(UsageError, match="no VAE that another could stand in for"):
+        find_model("omgsr-tiny", vae=str(published))
+    with pytest.raises(ModelError, match="latents of 4 channels, the model has 16"):
+        load_tiny_decoder(published, 16, CPU, torch.float32)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text(json.dumps({"_class_name": "AutoencoderTiny"}))
+    save_file({"decoder.layers.0.weight": torch.zeros(1)}, broken / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(ModelError, match="not the decoder of an AutoencoderTiny"):
+        load_tiny_decoder(broken, 4, CPU, torch.float32)
