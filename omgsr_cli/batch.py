@@ -4,63 +4,69 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-import torch
+from torch import Tensor
 
+from omgsr_cli.checking import Checked, check_job, failed, name_of, open_content, outputs_of
 from omgsr_cli.engines.work import Place, Say
 from omgsr_cli.errors import DeviceError, ExistsError, FileError, OmgsrError
 from omgsr_cli.files.addresses import Address, Location
 from omgsr_cli.files.jobs import Job, comparison_path
 from omgsr_cli.files.remembered import Remembered
-from omgsr_cli.files.storage import local_copy, put_when_whole
+from omgsr_cli.files.storage import put_when_whole
 from omgsr_cli.finished import FinishedResults, Settings
-from omgsr_cli.geometry import Size, plan_canvas, plan_output_size
 from omgsr_cli.imaging import (
-    FORMAT_LIMITS,
-    check_output,
-    format_of_path,
-    output_format,
-    probe_picture,
+    Picture,
+    PictureBands,
+    Rows,
     read_picture,
     write_picture,
 )
 from omgsr_cli.imaging.side_by_side import keeping, side_by_side
 from omgsr_cli.imaging.spool import BandSpool
 from omgsr_cli.models.base import Restorer, RestorerInfo
-from omgsr_cli.models.devices import choose_device, free_memory_bytes
+from omgsr_cli.models.devices import choose_device
 from omgsr_cli.models.loading import load_found
 from omgsr_cli.models.sources import ModelSource
-from omgsr_cli.planning import plan_restoration, usable_memory
+from omgsr_cli.overlap import Handover, begin_ahead
+from omgsr_cli.planning import usable_memory
 from omgsr_cli.restoration import OnProgress
-from omgsr_cli.results import FileResult, Status
+from omgsr_cli.results import FileResult
 from omgsr_cli.upscaling import restore_picture
 
-# Of an input as it is read, its samples and float32; of a format that wants all samples at once, those and its copies.
-_READ_BYTES_PER_PX, _WRITTEN_BYTES_PER_PX = 16, 8
 
-# A strip that is padded to more than this many times its result's pixels is refused, if the work is also large.
-_MOST_PADDING, _MOST_PADDING_PX = 32, 16_000_000
+@dataclass
+class _Begun:
+    """A job whose picture has been read."""
+
+    job: Job
+    checked: Checked
+    picture: Picture
+    record: str
+    started: float
+    waited_s: float = 0.0
+    """Seconds since then that were spent on loading the model."""
 
 
 @dataclass(frozen=True)
-class _Checked:
-    """A job whose input has been looked at: all that can be known without a model."""
+class _Ended:
+    """A job that the model need not see."""
 
-    content: bytes | Path
-    input_px: Size
-    output_px: Size
-    format: str
-    finished: frozenset[Location]
-    """The outputs that are there already, from the same input with the same settings."""
+    job: Job
+    result: FileResult
 
-    def is_finished(self, job: Job, settings: Settings) -> bool:
-        """Whether nothing is left to do."""
-        return bool(self.finished) and self.finished.issuperset(_outputs(job, settings))
+
+class _Behind(NamedTuple):
+    """A job whose picture is being written."""
+
+    job: Job
+    result: Future[FileResult]
 
 
 class Upscaler:
@@ -94,34 +100,118 @@ class Upscaler:
         Raises:
             OmgsrError: the model cannot be loaded.
         """
-        result = self._try(job)
-        # Another process was faster: now its file is this very result, or told as any file is that is in the way.
-        return self._try(job) if isinstance(result.error, ExistsError) else result
+        for _ in range(2):
+            begun = self._begin(job)
+            result = begun.result if isinstance(begun, _Ended) else self._finish(begun, *self._start(begun))
+            # Another process was faster: now its file is this very result, or told as any file that is in the way.
+            if not isinstance(result.error, ExistsError):
+                break
+        return result
 
-    def _try(self, job: Job) -> FileResult:
-        with ExitStack() as held:
-            return self._do(job, held)
+    def stream(self, jobs: Iterable[Job], on_start: Callable[[Job], None]) -> Iterator[FileResult]:
+        """Do jobs in order, so that the model need not wait: the next is read and the one before written meanwhile.
 
-    def _do(self, job: Job, held: ExitStack) -> FileResult:
-        started = time.monotonic()
-        try:
-            if isinstance(job.source, Address) and self._results.are_known(_outputs(job, self._settings), job.source):
-                return FileResult(job.source, job.destination, "skipped")
-            content = _content(job, held, self._results)
-            checked = _check(job, content, self._settings, self._info, self._results)
-        except OmgsrError as error:
-            return _failed(job, error, started)
-        if checked.is_finished(job, self._settings):
-            return FileResult(job.source, job.destination, "skipped", checked.input_px, checked.output_px)
+        Args:
+            jobs: one more is drawn than was begun.
+            on_start: told of each job as the model gets it.
+        Raises:
+            OmgsrError: the model cannot be loaded.
+        """
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            behind: _Behind | None = None
+            for begun in begin_ahead(jobs, self._begin, reader):
+                on_start(begun.job)
+                if isinstance(begun, _Begun):
+                    ahead, given = self._restoring(begun, writer)
+                    with closing(given):
+                        for _ in given:
+                            if behind is not None and behind.result.done():
+                                yield self._settled(behind)
+                                behind = None
+                if behind is not None:
+                    yield self._settled(behind)
+                    behind = None
+                if isinstance(begun, _Begun):
+                    behind = ahead
+                else:
+                    yield begun.result
+            if behind is not None:
+                yield self._settled(behind)
+
+    def _restoring(self, begun: _Begun, writer: Executor) -> tuple[_Behind, Generator[None]]:
+        """A picture that is computed as its bands are asked for, and written by another thread as they come."""
+        handover: Handover[Tensor] = Handover()
+        restored, enlarged, told = self._start(begun)
+
+        def write() -> FileResult:
+            try:
+                return self._finish(begun, replace(restored, rgb=handover.take_all()), enlarged, told)
+            finally:
+                handover.leave()
+
+        def give() -> Generator[None]:
+            # What only ends this picture is raised in the writer too, and becomes its result.
+            with suppress(OmgsrError, MemoryError):
+                yield from handover.give_all(restored.rgb)
+
+        return _Behind(begun.job, writer.submit(write)), give()
+
+    def _settled(self, behind: _Behind) -> FileResult:
+        """The result, once it is there; where another process was faster, that of a second look.
+
+        Its file is this very result then, or told as any file is that is in the way.
+        """
+        result = behind.result.result()
+        return self(behind.job) if isinstance(result.error, ExistsError) else result
+
+    def _begin(self, job: Job) -> _Begun | _Ended:
+        """Look at what is to be done, and read it."""
+        started, held = time.monotonic(), ExitStack()
+        with held:
+            try:
+                if isinstance(job.source, Address) and self._results.are_known(
+                    outputs_of(job, self._settings), job.source
+                ):
+                    return _Ended(job, FileResult(job.source, job.destination, "skipped"))
+                content = open_content(job, held, self._results)
+                checked = check_job(job, content, self._settings, self._info, self._results)
+                if checked.is_finished(job, self._settings):
+                    return _Ended(
+                        job, FileResult(job.source, job.destination, "skipped", checked.input_px, checked.output_px)
+                    )
+                # Before the work: an input that is edited meanwhile is another one.
+                record = self._results.record(checked.content)
+                picture = read_picture(checked.content, name_of(job))
+            except OmgsrError as error:
+                return _Ended(job, failed(job, error, started))
+        return _Begun(job, checked, picture, record, started)
+
+    def _start(self, begun: _Begun) -> tuple[PictureBands, Rows, list[str]]:
+        """The restored picture, of which nothing is computed yet, the enlarged input, and what is told on the way."""
         if self._restorer is None:
             began = time.monotonic()
             self._restorer = self._load()
-            started += time.monotonic() - began
+            begun.waited_s = time.monotonic() - began
+        told: list[str] = []
+        restored, enlarged = restore_picture(
+            self._restorer,
+            begun.picture,
+            begun.checked.output_px,
+            self._settings.restore,
+            on_progress=self._on_tiles,
+            on_note=told.append,
+        )
+        return restored, enlarged, told
+
+    def _finish(self, begun: _Begun, restored: PictureBands, enlarged: Rows, told: list[str]) -> FileResult:
+        """Write a picture as its bands come."""
+        job, checked = begun.job, begun.checked
         try:
-            notes = _upscale_file(job, checked, self._settings, self._restorer, self._results, self._on_tiles)
+            notes = _write(begun, restored, enlarged, self._settings, self._results)
         except OmgsrError as error:
-            return _failed(job, error, started)
-        seconds = time.monotonic() - started
+            return failed(job, error, begun.started)
+        seconds = time.monotonic() - begun.started - begun.waited_s
+        notes = (*begun.picture.notes, *told, *notes)
         return FileResult(job.source, job.destination, "done", checked.input_px, checked.output_px, seconds, notes)
 
 
@@ -158,7 +248,9 @@ class UpscaleWork:
 
     def lost(self, job: Job, error: OmgsrError) -> FileResult:
         """The result of a job whose process ended twice."""
-        return FileResult(job.source, job.destination, "failed", error=FileError(f"{_name(job)}: {error}", error.hint))
+        return FileResult(
+            job.source, job.destination, "failed", error=FileError(f"{name_of(job)}: {error}", error.hint)
+        )
 
 
 def _shared(settings: Settings, place: Place) -> Settings:
@@ -169,98 +261,12 @@ def _shared(settings: Settings, place: Place) -> Settings:
     return replace(settings, restore=settings.restore.model_copy(update={"memory": part}))
 
 
-def plan_files(
-    jobs: Iterable[Job], settings: Settings, info: RestorerInfo, results: FinishedResults, free_bytes: int
-) -> Iterator[FileResult]:
-    """Tell what an `Upscaler` would do, reading headers only.
-
-    Args:
-        jobs: from `plan_jobs`.
-        settings: for all of them.
-        info: of the model, which need not be loaded.
-        results: of earlier runs with the same settings and model.
-        free_bytes: memory that tiles may use.
-    """
-    for job in jobs:
-        started = time.monotonic()
-        try:
-            with ExitStack() as held:
-                checked = _check(job, _content(job, held, results), settings, info, results)
-            plan = plan_restoration(info, checked.output_px, settings.restore, free_bytes)
-        except OmgsrError as error:
-            yield _failed(job, error, started)
-            continue
-        status: Status = "skipped" if checked.is_finished(job, settings) else "planned"
-        yield FileResult(job.source, job.destination, status, checked.input_px, checked.output_px, plan=plan)
-
-
-def _content(job: Job, held: ExitStack, results: FinishedResults) -> bytes | Path:
-    """What to read: all of standard input, the file, or a copy of one on the network for as long as it is held."""
-    if job.source is None:
-        return sys.stdin.buffer.read()
-    copy = held.enter_context(local_copy(job.source))
-    if isinstance(job.source, Address):
-        results.keep_fetched(job.source, copy)
-    return copy.path
-
-
-def _check(
-    job: Job, content: bytes | Path, settings: Settings, info: RestorerInfo, results: FinishedResults
-) -> _Checked:
-    """Look at the input's header and at what lies at the destination."""
-    header = probe_picture(content, _name(job))
-    size = Size(*header.size_px)
-    output = plan_output_size(size, settings.restore.size, info.scale)
-    format_name = _format(job, header.format, settings)
-    _check_memory(job, size, output, info, format_name)
-    # Whether transparency is really used shows only in the pixels.
-    check_output(str(job.destination or "standard output"), format_name, output, has_alpha=False)
-    finished = results.among(_outputs(job, settings), content)
-    return _Checked(content, size, output, format_name, finished)
-
-
-def _check_memory(job: Job, size: Size, output: Size, info: RestorerInfo, format_name: str) -> None:
-    """Refuse a picture that could not be held as it is read and written, or that is nearly all padding.
-
-    Whether there is room to work in shows only as it is done.
-    """
-    padded = plan_canvas(output, info.native_tile_px, info.multiple_of_px).padded
-    if padded.area > _MOST_PADDING_PX and padded.area > _MOST_PADDING * output.area:
-        reason = f"{output} would be restored as {padded}: {padded.area / 1e6:.0f} megapixels of work"
-        hint = "cut it into parts that are less thin, or lower --process-size"
-        raise FileError(f"{_name(job)}: out of proportion: {reason} for {output.area / 1e6:.2g}", hint)
-    written = 0 if FORMAT_LIMITS[format_name].by_rows else output.area
-    needed = size.area * _READ_BYTES_PER_PX + written * _WRITTEN_BYTES_PER_PX
-    free = free_memory_bytes(torch.device("cpu"))
-    if needed > free:
-        reason = f"{output} takes {needed >> 20} MiB of memory, and {free >> 20} are free"
-        raise FileError(f"{_name(job)}: {reason}", "ask for a smaller size")
-
-
-def _outputs(job: Job, settings: Settings) -> tuple[Location, ...]:
-    """The files that a job writes: the result, and the comparison beside it."""
-    if job.destination is None:
-        return ()
-    return (job.destination, comparison_path(job.destination)) if settings.write.compare else (job.destination,)
-
-
-def _upscale_file(
-    job: Job,
-    checked: _Checked,
-    settings: Settings,
-    restorer: Restorer,
-    results: FinishedResults,
-    on_tiles: OnProgress | None,
+def _write(
+    begun: _Begun, restored: PictureBands, enlarged: Rows, settings: Settings, results: FinishedResults
 ) -> tuple[str, ...]:
-    """Read, restore and write one picture; returns what a person should be told."""
-    # Before the work: an input that is edited meanwhile is another one.
-    record = results.record(checked.content)
-    picture = read_picture(checked.content, _name(job))
-    told: list[str] = []
-    restored, enlarged = restore_picture(
-        restorer, picture, checked.output_px, settings.restore, on_progress=on_tiles, on_note=told.append
-    )
-    kept = BandSpool(picture.bit_depth) if settings.write.compare and job.destination is not None else None
+    """Write one picture, and its comparison; returns what a person should be told."""
+    job, checked, record = begun.job, begun.checked, begun.record
+    kept = BandSpool(begun.picture.bit_depth) if settings.write.compare and job.destination is not None else None
     overwrite = settings.write.overwrite or job.destination in checked.finished
     try:
         with _place(job.destination, overwrite) as place:
@@ -274,34 +280,20 @@ def _upscale_file(
                 overwrite=overwrite,
             )
     except MemoryError as error:
-        raise FileError(f"{_name(job)}: memory is short for {checked.output_px}", "ask for a smaller size") from error
+        raise FileError(f"{name_of(job)}: memory is short for {checked.output_px}", "ask for a smaller size") from error
     except DeviceError as error:
-        raise DeviceError(f"{_name(job)}: {error.message}", error.hint) from error
+        raise DeviceError(f"{name_of(job)}: {error.message}", error.hint) from error
     if kept is not None and job.destination is not None:
-        both = side_by_side(enlarged, picture, replace(restored, rgb=iter(kept)))
+        both = side_by_side(enlarged, begun.picture, replace(restored, rgb=iter(kept)))
         path = comparison_path(job.destination)
         overwrite = settings.write.overwrite or path in checked.finished
         metadata = settings.write.metadata
         with put_when_whole(path, overwrite=overwrite) as local:
             write_picture(both, local, format="png", metadata=metadata, record=record, overwrite=overwrite)
-    for path in _outputs(job, settings):
+    for path in outputs_of(job, settings):
         results.keep(path, record)
-    return (*picture.notes, *told, *notes)
+    return notes
 
 
 def _place(destination: Location | None, overwrite: bool) -> AbstractContextManager[Path | BinaryIO]:
     return nullcontext(sys.stdout.buffer) if destination is None else put_when_whole(destination, overwrite=overwrite)
-
-
-def _format(job: Job, source_format: str, settings: Settings) -> str:
-    """The file's name decides, then `--format`; both agree wherever both speak."""
-    named = None if job.destination is None else format_of_path(Path(job.destination.name))
-    return named or output_format(settings.write.format, source_format)
-
-
-def _name(job: Job) -> str:
-    return "standard input" if job.source is None else str(job.source)
-
-
-def _failed(job: Job, error: OmgsrError, started: float) -> FileResult:
-    return FileResult(job.source, job.destination, "failed", seconds=time.monotonic() - started, error=error)

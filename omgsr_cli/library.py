@@ -187,7 +187,8 @@ def _do_jobs(
     """With a loaded model in this process; a model that is named is loaded by each of as many as were asked for."""
     if not isinstance(model, str | Path):
         loaded = model
-        return map(Upscaler(settings, info, FinishedResults(settings, info, Remembered()), lambda: loaded), jobs)
+        upscaler = Upscaler(settings, info, FinishedResults(settings, info, Remembered()), lambda: loaded)
+        return upscaler.stream(jobs, lambda job: None)
     engine = choose_local(plan_places(named_devices(options.device), options.workers))
     work = UpscaleWork(settings, find_model(model), info)
     return engine.run(work, jobs, on_start=lambda job: None, say=lambda text, *, detail=False: None)

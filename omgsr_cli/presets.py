@@ -90,6 +90,9 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+DECODERS = {"tiny": "madebyollin/taesd"}
+"""Small decoders of Stable Diffusion's latents that `--vae` knows by name, and the hub repository of each."""
+
 UNBUILT = {
     "omgsr-f-1024": (
         "omgsr-f-1024, OMGSR-F on FLUX.1-dev, cannot be run by this version",

@@ -28,7 +28,7 @@ RESTORATION = ["planning", "restoration", "upscaling"]
 ENGINES = ["engines"]
 # Each of these is one thing that the program can do; they do not know each other.
 CAPABILITIES = [
-    ["results", "finished", "batch"],
+    ["results", "finished", "checking", "overlap", "batch"],
     ["timesteps"],
     ["training"],
     ["benchmark"],

@@ -178,7 +178,7 @@ class _Session:
 
     def plan(self, plan: PartsOfPlan) -> int:
         """Say what would be done."""
-        from omgsr_cli.batch import plan_files
+        from omgsr_cli.checking import plan_files
         from omgsr_cli.finished import FinishedResults
         from omgsr_cli.models.devices import choose_device
         from omgsr_cli.planning import usable_memory

@@ -14,7 +14,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, Generic
 
 from omgsr_cli.engines.waiting import WaitingTasks
-from omgsr_cli.engines.work import Place, Result, Say, Task, Work
+from omgsr_cli.engines.work import DoesStreams, Place, Result, Say, Task, Work
 from omgsr_cli.errors import DeviceError, OmgsrError
 
 _MOST_FAILED_STARTS = 3
@@ -32,6 +32,10 @@ class Here:
     ) -> Iterator[Result]:
         """As `Engine.run`."""
         do = work.open(self.place, say)
+        opened: object = do
+        if isinstance(opened, DoesStreams):
+            yield from opened.stream(tasks, on_start)
+            return
         for task in tasks:
             on_start(task)
             yield do(task)

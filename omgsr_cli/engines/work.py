@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from omgsr_cli.errors import OmgsrError
 
@@ -33,6 +33,15 @@ class Place:
 
     device: str | None = None
     sharing: int = 1
+
+
+@runtime_checkable
+class DoesStreams(Protocol[Task, _Made]):
+    """What may be added to what `Work.open` returns: several tasks in order, of which one is begun ahead."""
+
+    def stream(self, tasks: Iterable[Task], on_start: Callable[[Task], None]) -> Iterator[_Made]:
+        """Do every task in order; `on_start` is told of each as it begins."""
+        ...
 
 
 class Work(Protocol[_Given, _Made]):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
 from omgsr_cli.imaging.borders import reflected
@@ -67,10 +68,12 @@ class ExtendedRows:
         rows = self._rows[top:bottom]
         first, last = int(rows.min()), int(rows.max()) + 1
         found = self._source.read(first, last)
-        if self.size_px[1] != self._source.size_px[1]:
-            found = found.index_select(-1, self._columns)
         is_plain = last - first == len(rows) and bool((rows.diff() == 1).all())
-        return found if is_plain else found.index_select(-2, rows - first)
+        found = found if is_plain else found.index_select(-2, rows - first)
+        width, after = found.shape[2], self.size_px[1] - found.shape[2] - self._before
+        if max(self._before, after) < width:
+            return F.pad(found, (self._before, after), mode="reflect") if self._before or after else found
+        return found.index_select(-1, self._columns)
 
 
 def bands_of(rows: Rows) -> Iterator[Tensor]:

@@ -21,6 +21,7 @@ from omgsr_cli.models.hub import download_files, is_repository_name
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.record import read_json
 from omgsr_cli.models.weight_files import NETWORK_STEM, refuse_pickles
+from omgsr_cli.presets import DECODERS
 from omgsr_cli.tiling import run_exact
 
 if TYPE_CHECKING:
@@ -28,10 +29,9 @@ if TYPE_CHECKING:
 
     from omgsr_cli.models.vae_tiling import Workspace
 
-TINY_NAME, TINY_REPOSITORY = "tiny", "madebyollin/taesd"
-"""What `--vae` calls the published one, and its hub repository."""
-
 NOTE = "an AutoencoderTiny decodes: about a tenth of the work, but fine texture comes out coarser"
+
+_KNOWN = " or ".join(DECODERS)
 
 # TAESD's decoder as published: residual blocks for each level, all 64 wide, and eight times the size.
 _BLOCKS, _WIDTH = (3, 3, 3, 1), 64
@@ -78,7 +78,7 @@ def find_tiny_vae(name: str) -> Path:
     """The folder or file of an AutoencoderTiny; a hub repository is fetched.
 
     Args:
-        name: "tiny" for the published one, a folder of diffusers' layout, TAESD's decoder as a safetensors file, or a
+        name: one of `DECODERS`, a folder of diffusers' layout, TAESD's decoder as a safetensors file, or a
             hub repository.
     Raises:
         ModelError: there is none, it is of another kind, or it cannot be fetched.
@@ -87,9 +87,9 @@ def find_tiny_vae(name: str) -> Path:
     if path.is_file() and path.suffix == ".safetensors":
         return path
     if not path.is_dir():
-        repository = TINY_REPOSITORY if name == TINY_NAME else name
+        repository = DECODERS.get(name, name)
         if not is_repository_name(repository):
-            hint = f"give {TINY_NAME}, a folder, TAESD's decoder .safetensors or a hub repository"
+            hint = f"give {_KNOWN}, a folder, TAESD's decoder .safetensors or a hub repository"
             raise UnknownModelError(f"there is no autoencoder {name!r}", hint)
         path = download_files(repository, None, ["config.json", f"{NETWORK_STEM}.safetensors"])
     if not (path / "config.json").is_file():
@@ -97,7 +97,7 @@ def find_tiny_vae(name: str) -> Path:
         raise ModelError(f"{path} has no config.json", "give a folder of diffusers' AutoencoderTiny")
     found = read_json(path / "config.json").get("_class_name")
     if found != "AutoencoderTiny":
-        raise ModelError(f"{path} is a {found}, not an AutoencoderTiny", f"give {TINY_NAME}, or leave --vae out")
+        raise ModelError(f"{path} is a {found}, not an AutoencoderTiny", f"give {_KNOWN}, or leave --vae out")
     return path
 
 

@@ -1,0 +1,125 @@
+"""How busy the model is in a folder run: a trace of what each thread did, with overlap and without.
+
+    python benchmarks/overlap.py [--pictures 8] [--size 256] [--threads 1]
+
+omgsr-tiny enlarges a folder of pictures, as `omgsr upscale` does, first one by one and then as a stream. Each line of
+the trace is one thread: r reading, # the model, w writing; the share is of the time from the model's first work to its
+last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny import write_picture
+
+from omgsr_cli import batch
+from omgsr_cli.batch import Upscaler
+from omgsr_cli.files.jobs import Job
+from omgsr_cli.files.remembered import Remembered
+from omgsr_cli.finished import FinishedResults, Settings
+from omgsr_cli.models.base import Restorer
+from omgsr_cli.models.loading import load_restorer
+from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions
+
+_COLUMNS = 100
+Span = tuple[float, float]
+
+
+class Trace:
+    """Spans of time in which something was done, by its letter and thread."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[str, str, Span]] = []
+
+    def timed(self, letter: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, whose calls are noted."""
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                self.spans.append((letter, threading.current_thread().name, (start, time.perf_counter())))
+
+        return call
+
+    def share(self) -> float:
+        """Of the time from the model's first work to its last, that in which it worked."""
+        model = [span for letter, _, span in self.spans if letter == "#"]
+        begin, end = min(start for start, _ in model), max(stop for _, stop in model)
+        return sum(stop - start for start, stop in model) / (end - begin)
+
+    def lines(self) -> Iterator[str]:
+        """One line for each thread."""
+        first = min(start for _, _, (start, _) in self.spans)
+        scale = _COLUMNS / (max(stop for _, _, (_, stop) in self.spans) - first)
+        for thread in dict.fromkeys(name for _, name, _ in self.spans):
+            row = [" "] * (_COLUMNS + 1)
+            # Writing spans its waiting for the model: what is nearer lies on top.
+            for letter in "wr#":
+                for found, name, (start, stop) in self.spans:
+                    if (found, name) == (letter, thread):
+                        left, right = int((start - first) * scale), int((stop - first) * scale)
+                        row[left : right + 1] = letter * (right + 1 - left)
+            yield f"{thread[:24]:24} {''.join(row)}"
+
+
+def measure(way: str, folder: Path, pictures: int, restorer: Restorer) -> tuple[float, Trace]:
+    """Enlarge all pictures of a folder; seconds, and the trace."""
+    trace = Trace()
+    settings = Settings(ModelOptions(), RestoreOptions(), WriteOptions(overwrite=True))
+    finished = FinishedResults(settings, restorer.info, Remembered(folder / way / "cache"))
+    upscaler = Upscaler(settings, restorer.info, finished, lambda: restorer)
+    jobs = [Job(folder / f"{number}.png", folder / way / f"{number}.png") for number in range(pictures)]
+    kept = {name: getattr(restorer, name) for name in ("encode", "restore", "decode")}
+    read, write = batch.read_picture, batch.write_picture
+    for name, function in kept.items():
+        setattr(restorer, name, trace.timed("#", function))
+    batch.read_picture, batch.write_picture = trace.timed("r", read), trace.timed("w", write)
+    start = time.perf_counter()
+    try:
+        done = upscaler.stream(jobs, lambda job: None) if way == "stream" else map(upscaler, jobs)
+        assert [result.status for result in done] == ["done"] * pictures
+    finally:
+        batch.read_picture, batch.write_picture = read, write
+        for name, function in kept.items():
+            setattr(restorer, name, function)
+    return time.perf_counter() - start, trace
+
+
+def main() -> None:
+    """Measure both ways in one run and print them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=8)
+    parser.add_argument("--size", type=int, default=256, help="side of the pictures in px")
+    parser.add_argument("--threads", type=int, default=1, help="that the model computes with")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    restorer = load_restorer("omgsr-tiny", device="cpu")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number in range(options.pictures):
+            write_picture(folder / f"{number}.png", options.size)
+        measure("warm", folder, 1, restorer)
+        found = {way: measure(way, folder, options.pictures, restorer) for way in ("one by one", "stream")}
+        same = all(
+            (folder / "one by one" / f"{number}.png").read_bytes() == (folder / "stream" / f"{number}.png").read_bytes()
+            for number in range(options.pictures)
+        )
+    for way, (seconds, trace) in found.items():
+        print(f"{way}: {seconds:.1f} s, the model worked {trace.share():.1%} of the time")
+        print("\n".join(trace.lines()) + "\n")
+    before, after = (found[way][0] for way in ("one by one", "stream"))
+    print(f"one by one / stream: {before / after:.2f}; the files are {'the same' if same else 'NOT the same'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""What can be known of a job without a model: its sizes, its format, what is finished, and what cannot be."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from omgsr_cli.errors import FileError, OmgsrError
+from omgsr_cli.files.addresses import Address, Location
+from omgsr_cli.files.jobs import Job, comparison_path
+from omgsr_cli.files.storage import local_copy
+from omgsr_cli.finished import FinishedResults, Settings
+from omgsr_cli.geometry import Size, plan_canvas, plan_output_size
+from omgsr_cli.imaging import FORMAT_LIMITS, check_output, format_of_path, output_format, probe_picture
+from omgsr_cli.models.base import RestorerInfo
+from omgsr_cli.models.devices import free_memory_bytes
+from omgsr_cli.planning import plan_restoration
+from omgsr_cli.results import FileResult, Status
+
+# Of an input as it is read, its samples and float32; of a format that wants all samples at once, those and its copies.
+_READ_BYTES_PER_PX, _WRITTEN_BYTES_PER_PX = 16, 8
+
+# A strip that is padded to more than this many times its result's pixels is refused, if the work is also large.
+_MOST_PADDING, _MOST_PADDING_PX = 32, 16_000_000
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A job whose input has been looked at: all that can be known without a model."""
+
+    content: bytes | Path
+    input_px: Size
+    output_px: Size
+    format: str
+    finished: frozenset[Location]
+    """The outputs that are there already, from the same input with the same settings."""
+
+    def is_finished(self, job: Job, settings: Settings) -> bool:
+        """Whether nothing is left to do."""
+        return bool(self.finished) and self.finished.issuperset(outputs_of(job, settings))
+
+
+def plan_files(
+    jobs: Iterable[Job], settings: Settings, info: RestorerInfo, results: FinishedResults, free_bytes: int
+) -> Iterator[FileResult]:
+    """Tell what an `Upscaler` would do, reading headers only.
+
+    Args:
+        jobs: from `plan_jobs`.
+        settings: for all of them.
+        info: of the model, which need not be loaded.
+        results: of earlier runs with the same settings and model.
+        free_bytes: memory that tiles may use.
+    """
+    for job in jobs:
+        started = time.monotonic()
+        try:
+            with ExitStack() as held:
+                checked = check_job(job, open_content(job, held, results), settings, info, results)
+            plan = plan_restoration(info, checked.output_px, settings.restore, free_bytes)
+        except OmgsrError as error:
+            yield failed(job, error, started)
+            continue
+        status: Status = "skipped" if checked.is_finished(job, settings) else "planned"
+        yield FileResult(job.source, job.destination, status, checked.input_px, checked.output_px, plan=plan)
+
+
+def open_content(job: Job, held: ExitStack, results: FinishedResults) -> bytes | Path:
+    """What to read: all of standard input, the file, or a copy of one on the network for as long as it is held."""
+    if job.source is None:
+        return sys.stdin.buffer.read()
+    copy = held.enter_context(local_copy(job.source))
+    if isinstance(job.source, Address):
+        results.keep_fetched(job.source, copy)
+    return copy.path
+
+
+def check_job(
+    job: Job, content: bytes | Path, settings: Settings, info: RestorerInfo, results: FinishedResults
+) -> Checked:
+    """Look at the input's header and at what lies at the destination."""
+    header = probe_picture(content, name_of(job))
+    size = Size(*header.size_px)
+    output = plan_output_size(size, settings.restore.size, info.scale)
+    format_name = _format(job, header.format, settings)
+    _check_memory(job, size, output, info, format_name)
+    # Whether transparency is really used shows only in the pixels.
+    check_output(str(job.destination or "standard output"), format_name, output, has_alpha=False)
+    finished = results.among(outputs_of(job, settings), content)
+    return Checked(content, size, output, format_name, finished)
+
+
+def _check_memory(job: Job, size: Size, output: Size, info: RestorerInfo, format_name: str) -> None:
+    """Refuse a picture that could not be held as it is read and written, or that is nearly all padding.
+
+    Whether there is room to work in shows only as it is done.
+    """
+    padded = plan_canvas(output, info.native_tile_px, info.multiple_of_px).padded
+    if padded.area > _MOST_PADDING_PX and padded.area > _MOST_PADDING * output.area:
+        reason = f"{output} would be restored as {padded}: {padded.area / 1e6:.0f} megapixels of work"
+        hint = "cut it into parts that are less thin, or lower --process-size"
+        raise FileError(f"{name_of(job)}: out of proportion: {reason} for {output.area / 1e6:.2g}", hint)
+    written = 0 if FORMAT_LIMITS[format_name].by_rows else output.area
+    needed = size.area * _READ_BYTES_PER_PX + written * _WRITTEN_BYTES_PER_PX
+    free = free_memory_bytes(torch.device("cpu"))
+    if needed > free:
+        reason = f"{output} takes {needed >> 20} MiB of memory, and {free >> 20} are free"
+        raise FileError(f"{name_of(job)}: {reason}", "ask for a smaller size")
+
+
+def outputs_of(job: Job, settings: Settings) -> tuple[Location, ...]:
+    """The files that a job writes: the result, and the comparison beside it."""
+    if job.destination is None:
+        return ()
+    return (job.destination, comparison_path(job.destination)) if settings.write.compare else (job.destination,)
+
+
+def _format(job: Job, source_format: str, settings: Settings) -> str:
+    """The file's name decides, then `--format`; both agree wherever both speak."""
+    named = None if job.destination is None else format_of_path(Path(job.destination.name))
+    return named or output_format(settings.write.format, source_format)
+
+
+def name_of(job: Job) -> str:
+    """What a job's input is called in messages."""
+    return "standard input" if job.source is None else str(job.source)
+
+
+def failed(job: Job, error: OmgsrError, started: float) -> FileResult:
+    """The result of a job that ended with an error, begun at that time of `time.monotonic`."""
+    return FileResult(job.source, job.destination, "failed", seconds=time.monotonic() - started, error=error)

@@ -1,0 +1,169 @@
+"""The next picture is read and the one before written while the model works; nothing is lost on the way."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_upscaling import Identity
+from torch import Tensor
+
+from omgsr_cli import batch
+from omgsr_cli.batch import Upscaler
+from omgsr_cli.errors import FileError
+from omgsr_cli.files.jobs import Job
+from omgsr_cli.files.remembered import Remembered
+from omgsr_cli.finished import FinishedResults, Settings
+from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions
+from omgsr_cli.overlap import Handover, begin_ahead
+
+
+def test_everything_that_is_given_is_taken_in_order() -> None:
+    handover: Handover[int] = Handover()
+    with ThreadPoolExecutor(1) as taker:
+        taken = taker.submit(lambda: list(handover.take_all()))
+        assert len(list(handover.give_all(range(50)))) == 50
+        assert taken.result() == list(range(50))
+
+
+def test_what_the_giver_meets_is_raised_on_both_sides() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise FileError("a bad end")
+
+    handover: Handover[int] = Handover()
+    with ThreadPoolExecutor(1) as taker:
+        taken = taker.submit(lambda: list(handover.take_all()))
+        with pytest.raises(FileError):
+            list(handover.give_all(items()))
+        with pytest.raises(FileError, match="a bad end"):
+            taken.result()
+
+
+def test_the_giver_stops_where_nobody_takes() -> None:
+    handover: Handover[int] = Handover()
+    handover.leave()
+    made: list[int] = []
+    list(handover.give_all(made.append(number) or number for number in range(9)))  # type: ignore[func-returns-value] # counts
+    assert made == [0]
+
+
+def test_the_next_is_begun_while_one_is_in_hand() -> None:
+    second = threading.Event()
+
+    def begin(number: int) -> int:
+        if number == 2:
+            second.set()
+        if number == 3:
+            raise FileError("three")
+        return number
+
+    with ThreadPoolExecutor(1) as executor:
+        begun = begin_ahead([1, 2, 3], begin, executor)
+        assert next(begun) == 1
+        assert second.wait(10)
+        assert next(begun) == 2
+        with pytest.raises(FileError, match="three"):
+            next(begun)
+
+
+def upscaler(tmp_path: Path, **write: bool) -> Upscaler:
+    model = Identity(exact=True)
+    settings = Settings(ModelOptions(), RestoreOptions(tile=64), WriteOptions(**write))
+    return Upscaler(
+        settings, model.info, FinishedResults(settings, model.info, Remembered(tmp_path / "cache")), lambda: model
+    )
+
+
+def draw(tmp_path: Path, count: int) -> list[Job]:
+    jobs = []
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (40 + number, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        jobs.append(Job(tmp_path / f"{number}.png", tmp_path / "out" / f"{number}.png"))
+    return jobs
+
+
+def results_of(one: Upscaler, jobs: list[Job], on_start: Callable[[Job], None] = lambda job: None) -> list[str]:
+    return [result.status for result in one.stream(jobs, on_start)]
+
+
+def test_a_stream_writes_what_one_by_one_writes(tmp_path: Path) -> None:
+    jobs = draw(tmp_path, 4)
+    started: list[Job] = []
+    assert results_of(upscaler(tmp_path, compare=True), jobs, started.append) == ["done"] * 4
+    assert started == jobs
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert len(files) == 8
+    again = upscaler(tmp_path, compare=True)
+    assert [again(job).status for job in jobs] == ["skipped"] * 4
+    for path in (tmp_path / "out").iterdir():
+        path.unlink()
+    assert [again(job).status for job in jobs] == ["done"] * 4
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
+
+
+def test_failures_and_finished_ones_keep_their_places(tmp_path: Path) -> None:
+    jobs = draw(tmp_path, 5)
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    one = upscaler(tmp_path)
+    one(jobs[3])
+    assert results_of(one, jobs) == ["done", "failed", "done", "skipped", "done"]
+
+
+def test_the_model_works_while_another_picture_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing waits until the model has begun the next picture; one after the other would wait for ever."""
+    jobs, began = draw(tmp_path, 2), threading.Event()
+    real = batch.write_picture
+
+    def slow(*arguments: object, **options: object) -> tuple[str, ...]:
+        notes = real(*arguments, **options)  # type: ignore[arg-type] # as they came
+        assert began.wait(30)
+        return notes
+
+    monkeypatch.setattr(batch, "write_picture", slow)
+    assert results_of(upscaler(tmp_path), jobs, lambda job: began.set() if job is jobs[1] else None) == ["done"] * 2
+
+
+def test_a_disk_that_fills_ends_a_picture_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = draw(tmp_path, 3)
+    real = batch.write_picture
+
+    def full(picture: object, place: object, **options: object) -> tuple[str, ...]:
+        if str(place).endswith("1.png"):
+            raise FileError("the disk is full") from OSError(errno.ENOSPC, "full")
+        return real(picture, place, **options)  # type: ignore[arg-type] # as they came
+
+    monkeypatch.setattr(batch, "write_picture", full)
+    assert results_of(upscaler(tmp_path), jobs) == ["done", "failed", "done"]
+
+
+def test_an_interruption_leaves_nothing_half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = draw(tmp_path, 2)
+    one = upscaler(tmp_path)
+    model = one._load()
+
+    def stop(lq_latent: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, "restore", stop)
+    with pytest.raises(KeyboardInterrupt):
+        results_of(one, jobs)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_stream_that_is_left_early_ends(tmp_path: Path) -> None:
+    jobs = draw(tmp_path, 3)
+    stream = upscaler(tmp_path).stream(jobs, lambda job: None)
+    assert next(stream).status == "done"
+    began = time.monotonic()
+    stream.close()
+    assert time.monotonic() - began < 30
+    assert all(path.suffix == ".png" for path in (tmp_path / "out").iterdir())
