@@ -72,7 +72,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random base of the Stable Diffusion family with its text encoder, which no test changes."""
-    from test_loading import write_base
+    from random_sd import write_base
 
     return write_base(tmp_path_factory.mktemp("models") / "base")
 
@@ -80,7 +80,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def adapter(base: Path) -> Path:
     """A random adapter for it, in the published layout."""
-    from test_loading import write_adapter
+    from random_sd import write_adapter
 
     return write_adapter(base, base.parent / "adapter")
 

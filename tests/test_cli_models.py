@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from command_line import Command, draw, files_below, size_of, start
+from random_sd import write_adapter
 from safetensors.torch import load_file
 from test_loading import run as restore
-from test_loading import write_adapter
 
 from omgsr_cli.cli.app import run
 from omgsr_cli.models.loading import load_restorer

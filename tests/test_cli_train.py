@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import Command, draw, files_below, pixels
+from random_sd import write_sd_model
 from safetensors.torch import load_file
-from test_models_sd import write_model as write_sd_model
 
 from omgsr_cli.training.config import PRESET_CONFIGS, TrainConfig, format_config, read_preset_config
 

@@ -11,8 +11,8 @@ from blur_family import Blur, BlurFamily, BlurTrainable, write_blur
 from command_line import Command, draw, pixels, size_of, write_tiny_model
 from PIL import Image
 from protocols import departures
+from random_sd import write_sd_model
 from safetensors.torch import load_file
-from test_models_sd import write_model as write_sd_model
 from training_run import run_here, settings, write_pictures
 
 from omgsr_cli.errors import ModelError

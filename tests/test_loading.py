@@ -16,12 +16,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from huggingface_hub import errors
-from peft import LoraConfig, get_peft_model
+from random_sd import WIDTH, write_adapter
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from torch import Tensor
 
 from omgsr_cli.errors import ModelError, OmgsrError, UsageError
 from omgsr_cli.models import hub
@@ -32,75 +30,6 @@ from omgsr_cli.models.record import ModelRecord, load_record, write_record
 from omgsr_cli.models.sd import SdRestorer
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS
-
-WIDTH = 12
-
-
-def write_base(folder: Path) -> Path:
-    """Write a small random diffusers folder with a text encoder that knows the bytes as words."""
-    torch.manual_seed(1)
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        cross_attention_dim=WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        norm_num_groups=4,
-    )
-    unet.save_pretrained(folder / "unet")
-    vae.save_pretrained(folder / "vae")
-    (folder / "scheduler").mkdir()
-    scheduler = {"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085}
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler | {"beta_end": 0.012}))
-    write_text_encoder(folder)
-    return folder
-
-
-def write_text_encoder(folder: Path) -> None:
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    words = ["!", *letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    config = CLIPTextConfig(
-        vocab_size=len(words),
-        hidden_size=WIDTH,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=7,
-        bos_token_id=len(words) - 2,
-        eos_token_id=len(words) - 1,
-        pad_token_id=0,
-    )
-    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
-    tokenizer = folder / "tokenizer"
-    tokenizer.mkdir()
-    (tokenizer / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
-    (tokenizer / "merges.txt").write_text("#version: 0.2\n")
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 7, "pad_token": "!"}
-    (tokenizer / "tokenizer_config.json").write_text(json.dumps(settings))
-
-
-def write_adapter(base: Path, folder: Path, *, trained: bool = True) -> Path:
-    """Write an adapter of the published layout for the base."""
-    parts: dict[str, nn.Module] = {
-        "vae_encoder_lora_adapter": AutoencoderKL.from_pretrained(base / "vae").encoder,
-        "unet_lora_adapter": UNet2DConditionModel.from_pretrained(base / "unet"),
-    }
-    for name, network in parts.items():
-        wrapped = get_peft_model(network, LoraConfig(r=2, lora_alpha=2, target_modules=["conv1", "to_q", "conv_in"]))
-        for key, parameter in wrapped.named_parameters():
-            if "lora_B" in key and trained:
-                nn.init.normal_(parameter, std=0.1)
-        wrapped.save_pretrained(folder / name)
-    return folder
 
 
 @pytest.fixture

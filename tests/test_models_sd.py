@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
 from PIL import Image
+from random_sd import SCHEDULER, write_sd_model
 from torch import Tensor
 
 from omgsr_cli.color import match_color
@@ -30,48 +31,6 @@ SHARED = Path(os.environ.get("OMGSR_SHARED", Path(__file__).resolve().parents[2]
 GOLDEN = SHARED / "golden" / "sd"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden pictures of the SD family are not here")
 
-SCHEDULER = {
-    "_class_name": "DDPMScheduler",
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "prediction_type": "epsilon",
-}
-
-
-def write_model(folder: Path, *, prediction_type: str = "epsilon", shift_factor: float | None = None) -> Path:
-    """Write a small random diffusers folder without a text encoder, with the empty prompt's embedding beside it."""
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16, 16),
-        layers_per_block=1,
-        cross_attention_dim=12,
-        attention_head_dim=4,
-        norm_num_groups=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"),
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        norm_num_groups=4,
-        shift_factor=shift_factor,
-        scaling_factor=0.5,
-    )
-    unet.save_pretrained(folder / "unet")
-    vae.save_pretrained(folder / "vae")
-    (folder / "scheduler").mkdir()
-    config = SCHEDULER | {"prediction_type": prediction_type}
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
-    from omgsr_cli.models.prompts import save_prompt_embeds
-
-    save_prompt_embeds(torch.randn(1, 5, 12), "", folder)
-    return folder
-
 
 def load_sd_restorer(folder: Path, **options: object) -> SdRestorer:
     restorer = load_restorer(folder, device="cpu", **({"precision": "fp32"} | options))  # type: ignore[arg-type]
@@ -81,7 +40,7 @@ def load_sd_restorer(folder: Path, **options: object) -> SdRestorer:
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
+    return write_sd_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +135,7 @@ def test_the_mean_is_repeatable_and_a_seed_samples(restorer: SdRestorer) -> None
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("mid_timestep", [1, 273, 998])
 def test_the_step_is_the_schedulers(tmp_path: Path, prediction_type: str, mid_timestep: int) -> None:
-    folder = write_model(tmp_path, prediction_type=prediction_type)
+    folder = write_sd_model(tmp_path, prediction_type=prediction_type)
     model = load_sd_restorer(folder, mid_timestep=mid_timestep)
     latent = torch.randn(1, 4, 8, 8)
     scheduler = DDPMScheduler.from_config(SCHEDULER | {"prediction_type": prediction_type, "clip_sample": False})
@@ -189,8 +148,8 @@ def test_the_step_is_the_schedulers(tmp_path: Path, prediction_type: str, mid_ti
 
 
 def test_a_shift_factor_is_taken_out_and_put_back(tmp_path: Path) -> None:
-    shifted = load_sd_restorer(write_model(tmp_path / "a", shift_factor=0.25))
-    plain = load_sd_restorer(write_model(tmp_path / "b"))
+    shifted = load_sd_restorer(write_sd_model(tmp_path / "a", shift_factor=0.25))
+    plain = load_sd_restorer(write_sd_model(tmp_path / "b"))
     image = torch.rand(1, 3, 16, 16) * 2 - 1
     with torch.inference_mode():
         latent = plain.encode(image)
@@ -254,7 +213,7 @@ def test_compiling_covers_every_network_that_runs(model_folder: Path, monkeypatc
 
 
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    folder = write_model(tmp_path)
+    folder = write_sd_model(tmp_path)
     path = folder / "vae" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"latent_channels": 16}))
     with pytest.raises(ModelError, match="UNet takes 4 channels, the VAE gives 16"):

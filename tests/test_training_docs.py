@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Command, Said, draw
-from test_models_sd import write_model as write_sd_model
+from random_sd import write_sd_model
 from test_training_publish import hub  # noqa: F401 - a fixture
 from training_run import write_features
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import write_tiny_model
-from test_models_sd import write_model
+from random_sd import write_sd_model
 from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError, UsageError
@@ -41,7 +41,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("sd"))
+    return write_sd_model(tmp_path_factory.mktemp("sd"))
 
 
 def load_tiny(folder: Path) -> Trainable:

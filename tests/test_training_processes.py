@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from test_models_sd import write_model as write_sd_model
+from random_sd import write_sd_model
 from torch import Tensor
 from training_run import Table, differing, largest_difference, run_here, run_there, settings, start, tensors
 
