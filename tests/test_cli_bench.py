@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import Command, draw, write_tiny_model
@@ -12,6 +13,7 @@ from command_line import Command, draw, write_tiny_model
 from omgsr_cli.benchmark import cases, perceptual
 from omgsr_cli.benchmark.metrics import METRICS
 from omgsr_cli.cli import bench_table, output
+from omgsr_cli.engines.work import Place
 
 
 @pytest.fixture
@@ -228,3 +230,47 @@ def test_folders_of_folders_and_marks_of_test_sets(bench: Command, tmp_path: Pat
     said = bench(*arguments, "--recursive")
     assert said.code == 0, said.err
     assert [image["name"] for image in said.records[0]["images"]] == ["Canon/001_LR4", "Nikon/001_LR4"]
+
+
+def test_processes_and_parts_score_as_one_process_does(bench: Command, data: Path, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "mine")
+    options = ("--data", data, "--model", model, "--model", "bicubic", "--metrics", "psnr,ssim", "--device", "cpu")
+
+    def scores(cache: str, *more: str) -> dict[str, object]:
+        said = bench(*options, "--json", "--cache", tmp_path / cache, *more)
+        assert said.code == 0, said.err
+        (record,) = said.records
+        assert bool(record["speeds"]) == (cache == "alone")
+        return {name: record[name] for name in ("summaries", "differences", "models", "metrics", "failures")}
+
+    alone = scores("alone")
+    assert scores("spread", "--workers", "2") == alone
+    # A part tells of its own pictures; what the parts have kept, a run of all puts together.
+    parts = [bench(*options, "--cache", tmp_path / "parts", "--json", "--shard", f"{n}/3") for n in (1, 2, 3)]
+    images = [image["name"] for said in parts if said.code == 0 for image in said.records[0]["images"]]
+    assert sorted(images) == ["one", "two"]
+    assert [said.errors for said in parts if said.code] == [
+        [f"error: --shard {n}/3: none of the pictures is in this part"] for n in (1, 2, 3) if parts[n - 1].code
+    ]
+    assert scores("parts") == alone
+    said = bench(*options, "--repeat", "2", "--workers", "2")
+    assert (said.code, said.out) == (2, b"")
+
+
+def test_a_picture_that_ends_its_processes_is_told_and_not_tried_again(data: Path, tmp_path: Path) -> None:
+    from omgsr_cli.benchmark.plan import plan_bench, run_plan
+    from omgsr_cli.errors import DeviceError
+    from omgsr_cli.options import BenchOptions
+
+    class Deadly:
+        def run(self, work: Any, tasks: Any, *, on_start: Any, say: Any) -> Any:
+            do = work.open(Place("cpu"), say)
+            for task in tasks:
+                yield work.lost(task, DeviceError("its process was killed, twice")) if task == "one" else do(task)
+
+    options = BenchOptions(data=data, model=("bicubic",), metrics=("psnr",), cache=tmp_path / "cache", device="cpu")
+    report = run_plan(plan_bench(options), options, Deadly())
+    assert [(failure.name, failure.message) for failure in report.failures] == [
+        ("bicubic on one", "its process was killed, twice")
+    ]
+    assert [(image.name, list(image.restored)) for image in report.images] == [("one", []), ("two", ["bicubic"])]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from command_line import PROGRAM, ROOT, draw, files_below, size_of, start
 
@@ -61,11 +62,52 @@ def test_a_signal_in_the_middle_of_a_picture(model: Path, tmp_path: Path, number
     time.sleep(1.0)
     process.send_signal(number)
     _, err = process.communicate(timeout=400)
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + number, err
     assert err.count("interrupted; ") == 1
     assert "Traceback" not in err
     assert files_below(tmp_path / "out") == ["a.png"]
     assert size_of(tmp_path / "in" / "b.png") == (1500, 1500)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_processes_work(model: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """They end, nothing half done is left, and the same command goes on."""
+    names = [f"{index:02}.png" for index in range(16)]
+    source = draw(tmp_path / "in" / names[0], 100, 100)
+    for name in names[1:]:
+        (tmp_path / "in" / name).write_bytes(source.read_bytes())
+    command = [*PROGRAM, "upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", model, "--device", "cpu"]
+    command += ["--workers", "2"]
+    process = subprocess.Popen(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    first = process.stdout.readline().strip()
+    children = psutil.Process(process.pid).children(recursive=True)
+    workers = [child for child in children if any("spawn_main" in part for part in child.cmdline())]
+    assert len(workers) == 2
+    # Ctrl-C comes to all processes of a terminal, SIGTERM to the one that is named.
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 128 + number, err
+    assert err.count("interrupted; ") == 1
+    assert "Traceback" not in err
+    # They were waited for; one that nobody has buried yet has ended all the same.
+    assert not [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
+    told = {Path(first).name, *(Path(line).name for line in out.splitlines())}
+    assert len(told) < len(names), "all pictures were done too early for this test"
+    # A picture that was finished just then may not have been told.
+    left = files_below(tmp_path / "out")
+    assert told <= set(left) <= set(names)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert sorted(Path(line).name for line in done.stdout.splitlines()) == sorted(set(names) - set(left))
+    assert files_below(tmp_path / "out") == names
 
 
 def test_two_processes_in_one_folder(model: Path, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,8 +16,9 @@ from omgsr_cli.benchmark.metrics import CORE, DEFAULT, KnownMetric, choose_metri
 from omgsr_cli.benchmark.models import build_contestants
 from omgsr_cli.benchmark.perceptual import what_is_lacking
 from omgsr_cli.benchmark.results import Failure, ModelInfo, Report
-from omgsr_cli.benchmark.runner import OnFinish, OnStart, Plan, run_benchmark
+from omgsr_cli.benchmark.runner import CaseRunner, OnFinish, OnStart, Plan, run_benchmark
 from omgsr_cli.benchmark.scoring import ReadyMetric, make_metrics
+from omgsr_cli.engines.work import Engine, Place, Say
 from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.files.inputs import shown
 from omgsr_cli.models.devices import choose_device, choose_precision
@@ -50,16 +52,71 @@ def run_bench(
 
 
 def run_plan(
-    plan: Plan, options: BenchOptions, *, on_start: OnStart | None = None, on_finish: OnFinish | None = None
+    plan: Plan,
+    options: BenchOptions,
+    engine: Engine | None = None,
+    *,
+    on_start: OnStart | None = None,
+    on_finish: OnFinish | None = None,
+    say: Say | None = None,
 ) -> Report:
-    """Carry out what `plan_bench` made of the options; arguments and errors as for `run_bench`."""
+    """Carry out what `plan_bench` made of the options; arguments and errors as for `run_bench`.
+
+    Args:
+        engine: restores and scores the pictures before this process gathers what is kept; None leaves all to this
+            process, which also times the models.
+        say: told what a person should know of what the engine's processes load.
+    """
     if not plan.ready:
         raise OmgsrError("no metric is left to score with", "psnr and ssim need nothing but references: --hr FOLDER")
     cache = Cache(_cache_folder(options))
     try:
-        return run_benchmark(plan, cache, on_start=on_start, on_finish=on_finish)
+        if engine is None:
+            return run_benchmark(plan, cache, on_start=on_start, on_finish=on_finish)
+        lost: dict[str, str] = {}
+        results = engine.run(
+            BenchWork(options),
+            tuple(case.name for case in plan.cases),
+            on_start=on_start or (lambda name: None),
+            say=say or (lambda text, *, detail=False: None),
+        )
+        with closing(results):
+            for name, how in results:
+                if how is not None:
+                    lost[name] = how
+                if on_finish:
+                    on_finish()
+        return run_benchmark(plan, cache, lost=lost)
     finally:
         cache.close()
+
+
+@dataclass(frozen=True)
+class BenchWork:
+    """The pictures of a benchmark as an engine is given them, by their names.
+
+    Attributes:
+        options: of the benchmark; each process makes its own plan of them.
+    """
+
+    options: BenchOptions
+
+    def open(self, place: Place, say: Say) -> Callable[[str], tuple[str, str | None]]:
+        """What restores and scores pictures in a process, and keeps them."""
+        options = self.options.model_copy(update={"device": place.device})
+        plan = plan_bench(options)
+        runner = CaseRunner(plan, Cache(_cache_folder(options)))
+        numbers = {case.name: number for number, case in enumerate(plan.cases)}
+
+        def do(name: str) -> tuple[str, str | None]:
+            runner(numbers[name])
+            return name, None
+
+        return do
+
+    def lost(self, name: str, error: OmgsrError) -> tuple[str, str | None]:
+        """What is told of a picture whose process ended twice."""
+        return name, error.message
 
 
 def plan_bench(options: BenchOptions) -> Plan:

@@ -22,6 +22,8 @@ from omgsr_cli.errors import DeviceError, OmgsrError
 from omgsr_cli.imaging import Picture, read_picture, write_picture
 from omgsr_cli.models.devices import is_out_of_memory, release_memory
 
+_LOST_HINT = "memory may be short: try fewer --workers"
+
 OnStart = Callable[[str], None]
 OnFinish = Callable[[], None]
 
@@ -69,13 +71,19 @@ class Plan:
 
 
 def run_benchmark(
-    plan: Plan, cache: Cache, *, on_start: OnStart | None = None, on_finish: OnFinish | None = None
+    plan: Plan,
+    cache: Cache,
+    *,
+    lost: Mapping[str, str] | None = None,
+    on_start: OnStart | None = None,
+    on_finish: OnFinish | None = None,
 ) -> Report:
     """Restore, score and summarise, picture by picture.
 
     Args:
         plan: what to do.
         cache: where restored pictures and scores are kept.
+        lost: pictures that are not tried again, as they ended the processes that restored them, and how.
         on_start: told what begins, several times a picture.
         on_finish: told that a picture has ended, `plan.steps` times.
     Raises:
@@ -84,7 +92,8 @@ def run_benchmark(
     """
     tell = on_start or (lambda name: None)
     stage = _Restoration(plan, cache, tell)
-    stage.load()
+    stage.leave_out(lost or {})
+    stage.load(plan.cases)
     book = Scorebook(plan.ready, cache, {})
     images = []
     for case in plan.cases:
@@ -123,6 +132,27 @@ class _Loaded:
     watch: Stopwatch
 
 
+class CaseRunner:
+    """Restores and scores one picture after the other, for whoever gathers what is kept.
+
+    Args:
+        plan: made in this process.
+        cache: where restored pictures and scores are kept.
+    """
+
+    def __init__(self, plan: Plan, cache: Cache) -> None:
+        self._plan = plan
+        self._stage = _Restoration(plan, cache, lambda name: None)
+        self._book = Scorebook(plan.ready, cache, {})
+
+    def __call__(self, number: int) -> None:
+        """Do the picture of this number; what fails is found out again, and told, by who gathers."""
+        case = self._plan.cases[number]
+        self._stage.load([case])
+        self._stage.restore(case)
+        _score_image(case, self._plan, self._stage, self._book, lambda name: None)
+
+
 @dataclass
 class _Restoration:
     """Makes the pictures that are not there yet, the models taking turns so that noise hits all of them alike."""
@@ -133,6 +163,7 @@ class _Restoration:
     failures: list[Failure] = field(default_factory=list)
     errors: dict[tuple[str, str], str] = field(default_factory=dict)
     _loaded: dict[str, _Loaded] = field(default_factory=dict)
+    _too_large: dict[str, str] = field(default_factory=dict)
 
     def path(self, case: Case, model: ModelInfo) -> Path:
         """Where a model's picture is kept."""
@@ -141,11 +172,26 @@ class _Restoration:
             input=self.cache.content(case.input), model=model.identity, output=list(case.output_px)
         )
 
-    def load(self) -> None:
-        """Load and warm up the models that have something to do."""
+    def leave_out(self, lost: Mapping[str, str]) -> None:
+        """Take as failed what is missing of these pictures, by their names, for these reasons."""
+        for case in self.plan.cases:
+            for contestant in self.plan.contestants:
+                if case.name in lost and self._is_missing(case, contestant.info):
+                    self._fail(case, contestant.info, DeviceError(lost[case.name], _LOST_HINT))
+
+    def load(self, cases: Sequence[Case]) -> None:
+        """Load and warm up the models that have something to do for these pictures, and are not loaded yet."""
         for contestant in self.plan.contestants:
-            missing = [case for case in self.plan.cases if self._is_missing(case, contestant.info)]
-            if not missing:
+            name = contestant.info.name
+            missing = [
+                case
+                for case in cases
+                if (case.name, name) not in self.errors and self._is_missing(case, contestant.info)
+            ]
+            if not missing or name in self._loaded:
+                continue
+            if name in self._too_large:
+                self.errors |= {(case.name, name): self._too_large[name] for case in missing}
                 continue
             self.tell(f"loading {contestant.info.name}")
             try:
@@ -153,7 +199,8 @@ class _Restoration:
             except _MEMORY_ERRORS as error:
                 short = _short_of_memory(error, "to load it")
                 self.failures.append(Failure(contestant.info.name, short.message, short.hint))
-                self.errors |= {(case.name, contestant.info.name): short.message for case in missing}
+                self._too_large[name] = short.message
+                self.errors |= {(case.name, name): short.message for case in missing}
 
     def restore(self, case: Case) -> None:
         """Let every model that has not yet make its picture of one input; `repeat` times in turns, if that is given."""

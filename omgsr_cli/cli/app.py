@@ -59,14 +59,17 @@ def _omgsr(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the program and exit: 0 done, 1 something failed, 2 usage, 130 interrupted."""
+    """Run the program and exit: 0 done, 1 something failed, 2 usage, 130 interrupted, 143 by SIGTERM."""
+    heard: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
     # What ends a process politely ends it as Ctrl-C does: temporary files go, what is finished stays.
-    signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(run(arguments))
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+    signal.signal(signal.SIGTERM, interrupt)
+    code = run(arguments)
+    sys.exit(128 + heard[0] if heard and code == INTERRUPTED else code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -6,18 +6,22 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omgsr_cli.cli import bench_params as own
 from omgsr_cli.cli import params as shared
+from omgsr_cli.cli import upscale_params
 from omgsr_cli.cli.output import Output
+from omgsr_cli.cli.spread import choose_engine, first_device
 from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.files.inputs import shown
+from omgsr_cli.files.shards import Shard, parse_shard
 
 if TYPE_CHECKING:
     from omgsr_cli.benchmark.results import Failure, Report
-    from omgsr_cli.options import BenchOptions
+    from omgsr_cli.options import BenchOptions, EngineOptions
 
 
 def bench(
@@ -29,7 +33,7 @@ def bench(
     model: own.Model = None,
     base: shared.Base = None,
     adapter: shared.Adapter = None,
-    device: shared.Device = None,
+    device: upscale_params.Devices = None,
     precision: shared.Precision = "auto",
     repeat: own.Repeat = None,
     metrics: own.Metrics = None,
@@ -42,6 +46,8 @@ def bench(
     markdown: own.Markdown = False,
     overwrite: own.Overwrite = False,
     cache: own.Cache = None,
+    workers: upscale_params.Workers = None,
+    shard: upscale_params.Shard = None,
     as_json: shared.AsJson = False,
     quiet: shared.Quiet = False,
     verbose: shared.Verbose = False,
@@ -65,7 +71,15 @@ def bench(
     for destination in (csv, html):
         if destination is not None:
             _check_destination(destination, overwrite)
-    from omgsr_cli.options import BenchOptions, build_options
+    from omgsr_cli.options import BenchOptions, EngineOptions, build_options
+
+    spread = build_options(EngineOptions, workers=workers, device=device)
+    part = None if shard is None else parse_shard(shard, os.environ)
+    if repeat is not None and (workers or 1) > 1:
+        raise UsageError(
+            f"--repeat {repeat} and --workers {workers} exclude each other",
+            "speed is measured by one process, which has the machine for itself",
+        )
 
     options = build_options(
         BenchOptions,
@@ -77,7 +91,7 @@ def bench(
         model=tuple(model or ()),
         base=base,
         adapter=adapter,
-        device=device,
+        device=first_device(device),
         precision=precision,
         repeat=repeat,
         metrics=asked,
@@ -87,24 +101,33 @@ def bench(
     )
     # pyiqa prints what it loads; stdout is for results.
     with contextlib.redirect_stdout(sys.stderr):
-        report = _run(options, talk)
+        report = _run(options, spread, part, talk)
     _write_reports(report, csv, html, html_dir, overwrite=overwrite)
     _say_report(report, talk, markdown=markdown)
     return 1 if report.failures else 0
 
 
-def _run(options: BenchOptions, talk: Output) -> Report:
+def _run(options: BenchOptions, spread: EngineOptions, part: Shard | None, talk: Output) -> Report:
     """Say what cannot be had before long work begins: it may not be worth it without."""
     from omgsr_cli.benchmark.plan import plan_bench, run_plan
+    from omgsr_cli.engines.local import Here
 
     plan = plan_bench(options)
+    if part is not None:
+        plan = replace(plan, cases=[case for case in plan.cases if part.holds(case.name)])
+        if not plan.cases:
+            raise UsageError(f"--shard {part}: none of the pictures is in this part", "give fewer parts")
     _say_failures(plan.failures, talk)
     for note in plan.notes:
         talk.note(f"note: {note}")
+    chosen = choose_engine(spread, plan.steps)
+    engine = None if isinstance(chosen, Here) else chosen
     with talk.progress(plan.steps, "pictures") as view:
-        report = run_plan(plan, options, on_start=view.start, on_finish=view.finish)
+        report = run_plan(plan, options, engine, on_start=view.start, on_finish=view.finish)
     _say_failures(report.failures[len(plan.failures) :], talk)
-    if plan.contestants and not report.speeds:
+    if engine is not None:
+        talk.note("note: speed is not measured with several processes; --repeat 1 without them does")
+    elif plan.contestants and not report.speeds:
         talk.note("note: all pictures were kept from an earlier run; --repeat 1 restores them again for their time")
     return report
 

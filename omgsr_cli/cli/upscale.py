@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from omgsr_cli.cli import params as shared
@@ -218,7 +219,9 @@ class _Session:
             results = engine.run(
                 work, jobs, on_start=lambda job: view.start(name_of(job.source, "stdin")), say=self._tell
             )
-            code = self._report(plan, tally, results, after)
+            # However it ends, no process goes on.
+            with closing(results):
+                code = self._report(plan, tally, results, after)
         if alone:
             pace.keep()
         return code

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing import get_context
@@ -18,7 +20,9 @@ from omgsr_cli.engines.work import DoesStreams, Place, Result, Say, Task, Work
 from omgsr_cli.errors import DeviceError, OmgsrError
 
 _MOST_FAILED_STARTS = 3
-_PATIENCE_S = 10.0
+
+# What a process may take to notice that it is to end: a layer of a network, which hears nothing meanwhile.
+_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Here:
 
     def run(
         self, work: Work[Task, Result], tasks: Iterable[Task], *, on_start: Callable[[Task], None], say: Say
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         """As `Engine.run`."""
         do = work.open(self.place, say)
         opened: object = do
@@ -56,7 +60,7 @@ class Processes:
 
     def run(
         self, work: Work[Task, Result], tasks: Iterable[Task], *, on_start: Callable[[Task], None], say: Say
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         """As `Engine.run`; results come in the order in which they are ready."""
         stream = iter(tasks)
         first = list(islice(stream, len(self.places)))
@@ -89,7 +93,8 @@ class _Hand(Generic[Task]):
         self.task: Task | None = None
         self.connection, theirs = context.Pipe()
         self.process: SpawnProcess = context.Process(target=_serve, args=(theirs, work, place, threads), daemon=True)
-        self.process.start()
+        with _deaf_to_interrupts():
+            self.process.start()
         # Only the process itself holds its end now: when it dies, ours says so.
         theirs.close()
 
@@ -188,11 +193,28 @@ class _Crew(Generic[Task, Result]):
         yield self._work.lost(task, error)
 
 
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """What is started in here never hears Ctrl-C, which comes to all processes of a terminal.
+
+    The first one ends the others, which might otherwise tell of it while they start.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _serve(connection: Connection, work: Work[Any, Any], place: Place, threads: int) -> None:
     """What a process does: opens the work, then one task after the other until nobody is there to give one."""
-    # Ctrl-C comes to all processes of a terminal; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _give_up)
+    # Results are the first process's to tell: what a library prints goes with the talk.
+    os.dup2(2, 1)
     if "OMP_NUM_THREADS" not in os.environ:
         import torch
 

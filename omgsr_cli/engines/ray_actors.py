@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Generic
@@ -25,15 +25,17 @@ class RayActors:
         device: "cuda" gives each actor a GPU of its own; None does so where the cluster has any.
         workers: the most actors; None takes one for each GPU, or else for each CPU.
         address: of the cluster, or "auto"; None starts Ray on this machine.
+        patience_s: how long to wait for the first actor, where a cluster has no room yet.
     """
 
     device: str | None = None
     workers: int | None = None
     address: str | None = None
+    patience_s: float = 3600.0
 
     def run(
         self, work: Work[Task, Result], tasks: Iterable[Task], *, on_start: Callable[[Task], None], say: Say
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         """As `Engine.run`.
 
         Raises:
@@ -55,7 +57,7 @@ class RayActors:
             )
             cast = _Cast(work, iter(tasks), lambda: kind.remote(work, place), on_start, say)
             try:
-                yield from cast.results(count)
+                yield from cast.results(count, self.patience_s)
             finally:
                 cast.close()
         finally:
@@ -121,13 +123,21 @@ class _Cast(Generic[Task, Result]):
         self._doing: dict[Any, tuple[Any, Task]] = {}
         self._idle: list[Any] = []
 
-    def results(self, count: int) -> Iterator[Result]:
+    def results(self, count: int, patience_s: float) -> Iterator[Result]:
         import ray
 
         for _ in range(count):
             self._hire()
         while self._keep_busy():
-            heard, _ = ray.wait([*self._doing, *self._opening], num_returns=1)
+            # What is done may take long; an actor that does not even open is not there.
+            heard, _ = ray.wait(
+                [*self._doing, *self._opening], num_returns=1, timeout=None if self._doing else patience_s
+            )
+            if not heard:
+                raise DeviceError(
+                    f"no actor of Ray's could start within {patience_s:.0f} s",
+                    "`ray status` tells what the cluster has room for",
+                )
             for answer in heard:
                 yield from self._hear(answer)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -64,8 +64,10 @@ class Engine(Protocol):
 
     def run(
         self, work: Work[Task, Result], tasks: Iterable[Task], *, on_start: Callable[[Task], None], say: Say
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         """Do every task, and yield the results as they come; tasks are drawn as there is room for them.
+
+        Closing it ends what is in work, and the processes.
 
         Args:
             work: opened once in each process.
