@@ -38,24 +38,27 @@ class Trace:
 
     def __init__(self) -> None:
         self.spans: list[tuple[str, str, Span]] = []
+        self.model_s: list[Span] = []
+        """Of the model's calls, in the own time of their thread: what other programs take is left out."""
 
     def timed(self, letter: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, whose calls are noted."""
 
         def call(*arguments: Any, **options: Any) -> Any:
-            start = time.perf_counter()
+            start, own = time.perf_counter(), time.thread_time()
             try:
                 return function(*arguments, **options)
             finally:
                 self.spans.append((letter, threading.current_thread().name, (start, time.perf_counter())))
+                if letter == "#":
+                    self.model_s.append((own, time.thread_time()))
 
         return call
 
-    def share(self) -> float:
-        """Of the time from the model's first work to its last, that in which it worked."""
+    def shares(self) -> tuple[float, float]:
+        """Of the time from the model's first work to its last, that of its work: by the clock, and its thread's own."""
         model = [span for letter, _, span in self.spans if letter == "#"]
-        begin, end = min(start for start, _ in model), max(stop for _, stop in model)
-        return sum(stop - start for start, stop in model) / (end - begin)
+        return _share(model), _share(self.model_s)
 
     def lines(self) -> Iterator[str]:
         """One line for each thread."""
@@ -70,6 +73,11 @@ class Trace:
                         left, right = int((start - first) * scale), int((stop - first) * scale)
                         row[left : right + 1] = letter * (right + 1 - left)
             yield f"{thread[:24]:24} {''.join(row)}"
+
+
+def _share(spans: list[Span]) -> float:
+    begin, end = min(start for start, _ in spans), max(stop for _, stop in spans)
+    return sum(stop - start for start, stop in spans) / (end - begin)
 
 
 def measure(way: str, folder: Path, pictures: int, restorer: Restorer) -> tuple[float, Trace]:
@@ -115,7 +123,8 @@ def main() -> None:
             for number in range(options.pictures)
         )
     for way, (seconds, trace) in found.items():
-        print(f"{way}: {seconds:.1f} s, the model worked {trace.share():.1%} of the time")
+        by_clock, own = trace.shares()
+        print(f"{way}: {seconds:.1f} s, the model worked {by_clock:.1%} of the time, {own:.1%} of its thread's own")
         print("\n".join(trace.lines()) + "\n")
     before, after = (found[way][0] for way in ("one by one", "stream"))
     print(f"one by one / stream: {before / after:.2f}; the files are {'the same' if same else 'NOT the same'}")

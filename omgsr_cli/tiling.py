@@ -71,16 +71,16 @@ def run_blended(
     """Run a function on overlapping tiles and average the results, weighted by a window, in float32.
 
     Args:
-        function: maps (N, C, h, w) to (N, C', h*r, w*r) with one ratio r for all tiles: an integer or 1 / integer.
+        function: maps (N, C, h, w) to (N, C', h, w).
         source: (1, C, H, W).
-        tiles: cover the source; where r is 1/n, every edge is a multiple of n.
+        tiles: cover the source; all of one size.
         ramp: elements of the source over which a tile fades in, at most what neighbours share; None takes a Gaussian
             window, which is for tiles that share about a half.
         batch: tiles that go through the function together.
         on_tiles: told after every batch how many tiles it held.
         on_error: decides what is tried when the function raises; tiles may only be regrouped.
     Returns:
-        (1, C', H*r, W*r), dtype and device of the function's result.
+        (1, C', H, W), dtype and device of the function's result.
     """
     if len(tiles) == 1:
         result = function(source)
@@ -94,19 +94,15 @@ def run_blended(
         return function(torch.cat([source[..., tile.rows, tile.columns] for tile in group]))
 
     for group, results in _run_groups(run, groups, on_error):
-        numerator, denominator = _ratio(results.shape[-1], group[0].width)
         if total is None or weights is None:
-            height, width = (side * numerator // denominator for side in source.shape[-2:])
-            total = results.new_zeros((1, results.shape[1], height, width), dtype=torch.float32)
-            weights = total.new_zeros((height, width))
+            total = results.new_zeros((1, results.shape[1], *source.shape[-2:]), dtype=torch.float32)
+            weights = total.new_zeros(source.shape[-2:])
             high, wide = results.shape[-2:]
-            fade = None if ramp is None else ramp * numerator // denominator
-            window = gaussian_window(high, wide) if fade is None else ramp_window(high, wide, fade)
+            window = gaussian_window(high, wide) if ramp is None else ramp_window(high, wide, ramp)
             window = window.to(total.device)
         for result, tile in zip(results, group, strict=True):
-            place = tile.times(numerator, denominator)
-            total[0, :, place.rows, place.columns] += result.float() * window
-            weights[place.rows, place.columns] += window
+            total[0, :, tile.rows, tile.columns] += result.float() * window
+            weights[tile.rows, tile.columns] += window
         if on_tiles:
             on_tiles(len(group))
     assert total is not None and weights is not None

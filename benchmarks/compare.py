@@ -1,0 +1,170 @@
+"""Ours v. the straightforward pipeline of diffusers' calls: time, peak memory and difference of output, as ratios.
+
+    python benchmarks/compare.py [--shape toy] [--megapixels 0.25,1,4,16] [--memory 1024] [--threads 1]
+
+A model of Stable Diffusion's layout with random weights restores noise: in the shape "sd21" it costs what the real one
+costs, in "toy" it has few channels. Each way and size runs in a process of its own, because the peak of a process never
+falls, and seconds are those of the processor, summed over threads. The straightforward pipeline encodes and decodes the
+whole picture and takes the step tile by tile, as published.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import stages
+import torch
+from PIL import Image
+from sd_size import SHAPES, make
+from stages import STAGES, TimedRestorer, peak_memory_gib, timed
+from torch import Tensor
+
+from omgsr_cli.geometry import Size, plan_tiles
+from omgsr_cli.imaging import from_samples, to_samples
+from omgsr_cli.models.libraries import quiet_libraries
+from omgsr_cli.models.loading import load_restorer
+from omgsr_cli.models.prompts import load_prompt_embeds
+from omgsr_cli.options import RestoreOptions
+from omgsr_cli.tiling import gaussian_window
+from omgsr_cli.upscaling import upscale_image
+
+_WAYS, _SCALE, _STEP = ("ours", "plain"), 4, 273
+
+
+def picture(side_px: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """A low-quality picture, (side, side, 3): colours that change smoothly, with some noise."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize(
+        (side_px, side_px), Image.Resampling.BICUBIC
+    )
+    return (np.asarray(coarse) * 0.9 + rng.integers(0, 25, (side_px, side_px, 3))).astype(np.uint8)
+
+
+def run_ours(folder: Path, lq: np.ndarray[Any, Any], memory_mib: int) -> tuple[dict[str, float], Tensor]:
+    """As `omgsr upscale` does it."""
+    with quiet_libraries():
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel  # noqa: F401 - not part of loading
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    read_s, _ = timed(lambda: [len(path.read_bytes()) for path in files])
+    load_s, restorer = timed(lambda: load_restorer(folder, device="cpu", precision="fp32"))
+    timer = TimedRestorer(restorer)
+    timer.reset()
+    output = Size(*lq.shape[:2]).times(_SCALE)
+    options = RestoreOptions(memory=memory_mib)
+    whole_s, result = timed(lambda: upscale_image(timer, from_samples(lq), output, options))
+    return {"read": read_s, "load": load_s, **timer.seconds, "whole": whole_s}, result
+
+
+@torch.inference_mode()
+def run_plain(folder: Path, lq: np.ndarray[Any, Any]) -> tuple[dict[str, float], Tensor]:
+    """The formulas of OMGSR (arXiv:2508.08227), one call after the other."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    def load() -> tuple[Any, Any, Tensor]:
+        vae = AutoencoderKL.from_pretrained(folder / "vae").eval()
+        return vae, UNet2DConditionModel.from_pretrained(folder / "unet").eval(), load_prompt_embeds(folder, "")
+
+    load_s, (vae, unet, embeds) = timed(load)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alpha = float((1 - betas).cumprod(0)[_STEP])
+    start = stages.clock()
+    high, wide = (side * _SCALE for side in lq.shape[:2])
+    enlarged = from_samples(np.asarray(Image.fromarray(lq).resize((wide, high), Image.Resampling.BICUBIC)))[None]
+    factor = vae.config["scaling_factor"]
+    encode_s, latent = timed(lambda: vae.encode(enlarged * 2 - 1).latent_dist.mean * factor)
+
+    def step() -> Tensor:
+        tile = unet.config["sample_size"]
+        total, weights = torch.zeros_like(latent), torch.zeros(latent.shape[2:])
+        for place in plan_tiles(Size(*latent.shape[2:]), tile, tile // 2):
+            part = latent[..., place.rows, place.columns]
+            noise = unet(part, torch.tensor([_STEP]), encoder_hidden_states=embeds).sample
+            window = gaussian_window(place.height, place.width)
+            total[..., place.rows, place.columns] += (part - (1 - alpha) ** 0.5 * noise) / alpha**0.5 * window
+            weights[place.rows, place.columns] += window
+        return total / weights
+
+    step_s, clean = timed(step)
+    decode_s, decoded = timed(lambda: vae.decode(clean / factor).sample)
+    restored = ((decoded * 0.5 + 0.5).clamp(0, 1) * 255).floor() / 255
+    fixed = (restored - _mean(restored)) / _std(restored) * _std(enlarged) + _mean(enlarged)
+    whole_s = stages.clock() - start
+    seconds = {"load": load_s, "encode": encode_s, "step": step_s, "decode": decode_s, "whole": whole_s}
+    return seconds, fixed[0].clamp(0, 1)
+
+
+def _mean(image: Tensor) -> Tensor:
+    return image.mean(dim=(2, 3), keepdim=True)
+
+
+def _std(image: Tensor) -> Tensor:
+    return (image.var(dim=(2, 3), keepdim=True) + 1e-5).sqrt()
+
+
+def measure(way: str, options: argparse.Namespace, side_px: int, folder: Path) -> None:
+    """Run one way in this process; figures and result go into the folder."""
+    torch.set_num_threads(options.threads)
+    stages.clock = time.process_time
+    lq = picture(side_px)
+    seconds, result = run_ours(options.model, lq, options.memory) if way == "ours" else run_plain(options.model, lq)
+    np.save(folder / f"{way}.npy", to_samples(result, 8))
+    (folder / f"{way}.json").write_text(json.dumps(seconds | {"peak": peak_memory_gib() * 1024}), encoding="utf-8")
+
+
+def compare(megapixels: float, options: argparse.Namespace) -> float:
+    """Run both ways at one size of output and print their table; ours' seconds for a megapixel."""
+    side_px = round(math.sqrt(megapixels * 2**20) / _SCALE / 16) * 16
+    with tempfile.TemporaryDirectory() as name:
+        for way in _WAYS:
+            arguments = ["--way", way, "--side", str(side_px), "--into", name, "--model", str(options.model)]
+            subprocess.run([sys.executable, __file__, *sys.argv[1:], *arguments], check=True)
+        ours, plain = (json.loads((Path(name) / f"{way}.json").read_text(encoding="utf-8")) for way in _WAYS)
+        first, second = (np.load(Path(name) / f"{way}.npy").astype(int) for way in _WAYS)
+    print(f"\n{side_px}x{side_px} to {side_px * _SCALE}x{side_px * _SCALE}, {megapixels:g} megapixels\n")
+    print("| | ours | plain | plain / ours |\n|---|---:|---:|---:|")
+    for row in ("load", *STAGES, "whole"):
+        print(f"| {row}, s | {ours[row]:.2f} | {plain[row]:.2f} | {plain[row] / ours[row]:.2f} |")
+    print(f"| peak memory, MiB | {ours['peak']:.0f} | {plain['peak']:.0f} | {plain['peak'] / ours['peak']:.2f} |")
+    distance = np.abs(first - second)
+    print(f"\nlargest difference: {distance.max()} of 255; {(distance <= 2).mean():.3%} within 2")
+    print(f"load / reading the files: {ours['load'] / ours['read']:.2f}")
+    return float(ours["whole"] / megapixels)
+
+
+def main() -> None:
+    """Measure every size and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="toy")
+    parser.add_argument("--megapixels", default="0.25,1,4,16", help="of the results")
+    parser.add_argument("--memory", type=int, default=1024, help="MiB that ours may work in")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--model", type=Path, help="folder that sd_size.py has made; else one is made in this shape")
+    for hidden in ("--way", "--into", "--side"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        measure(options.way, options, int(options.side), Path(options.into))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        if options.model is None:
+            options.model = Path(name) / "model"
+            make(options.model, options.shape, "fp32")
+        costs = {size: compare(size, options) for size in map(float, options.megapixels.split(","))}
+    print("\nours, seconds for a megapixel: " + ", ".join(f"{size:g}: {cost:.2f}" for size, cost in costs.items()))
+    large = [cost for size, cost in costs.items() if size >= 1]
+    if len(large) > 1:
+        print(f"dearest / cheapest from 1 megapixel on: {max(large) / min(large):.2f}")
+
+
+if __name__ == "__main__":
+    main()
