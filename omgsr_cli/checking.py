@@ -28,6 +28,8 @@ _READ_BYTES_PER_PX, _WRITTEN_BYTES_PER_PX = 16, 8
 
 # A strip that is padded to more than this many times its result's pixels is refused, if the work is also large.
 _MOST_PADDING, _MOST_PADDING_PX = 32, 16_000_000
+# Written row by row a result may be larger than memory, but the plan of its tiles may not, nor what a disk holds.
+_MOST_PX = 100_000_000_000
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,9 @@ def _check_memory(job: Job, size: Size, output: Size, info: RestorerInfo, format
 
     Whether there is room to work in shows only as it is done.
     """
+    if output.area > _MOST_PX:
+        reason = f"{output} are {output.area / 1e9:.0f} gigapixels, and {_MOST_PX / 1e9:.0f} are the most that is made"
+        raise FileError(f"{name_of(job)}: {reason}", "ask for a smaller size")
     padded = plan_canvas(output, info.native_tile_px, info.multiple_of_px).padded
     if padded.area > _MOST_PADDING_PX and padded.area > _MOST_PADDING * output.area:
         reason = f"{output} would be restored as {padded}: {padded.area / 1e6:.0f} megapixels of work"
