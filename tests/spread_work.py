@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ class Doubling:
         folder: where it is noted who did what.
         fatal: numbers that kill the process.
         fatal_once: likewise, but only when they are met first.
+        slow: numbers that take a quarter of an hour.
         broken: there is no model.
         dies: the process ends as it starts.
     """
@@ -27,6 +29,7 @@ class Doubling:
     folder: Path
     fatal: frozenset[int] = frozenset()
     fatal_once: frozenset[int] = frozenset()
+    slow: frozenset[int] = frozenset()
     broken: bool = False
     dies: bool = False
 
@@ -43,6 +46,8 @@ class Doubling:
             tried.write_text(str(place.device))
             if number in self.fatal or (number in self.fatal_once and is_first):
                 os.kill(os.getpid(), signal.SIGKILL)
+            if number in self.slow:
+                time.sleep(900)
             return 2 * number, ""
 
         return double

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,28 @@ from omgsr_cli.engines.ray_actors import RayActors
 from omgsr_cli.errors import DeviceError, ModelError
 
 ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+
+
+# Ray starts some dozen processes here, each of which takes seconds of a processor: on a machine that does much else
+# this is minutes.
+_PATIENCE_S = 240
+
+
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Ends what takes longer, as Ctrl-C would."""
+
+    def give_up(number: int, frame: object) -> None:
+        raise TimeoutError(f"Ray timed out: no end after {seconds} s, load {os.getloadavg()[0]:.0f}")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture
@@ -23,7 +47,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # Ray's processes look up the machine's own address, which the tests' cut network does not tell from another.
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     try:
-        ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=128 << 20, log_to_driver=False)
+        with at_most(_PATIENCE_S):
+            ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=128 << 20, log_to_driver=False)
     except Exception as error:
         if "timed out" not in str(error) or "OMGSR_NEEDS_RAY" in os.environ:
             raise
@@ -36,8 +61,19 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_actors_give_what_this_process_gives_and_one_that_dies_costs_its_task_alone(
     tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with at_most(_PATIENCE_S):
+        tasks_are_done_by_actors_that_die(tmp_path)
+    with at_most(_PATIENCE_S):
+        pictures_are_those_of_one_process(tmp_path, capfdbinary, monkeypatch)
+    with at_most(_PATIENCE_S):
+        a_signal_ends_the_waiting(tmp_path)
+    with at_most(_PATIENCE_S):
+        an_actor_that_cannot_start_is_not_waited_for_for_ever(tmp_path)
+
+
+def tasks_are_done_by_actors_that_die(tmp_path: Path) -> None:
     work = Doubling(tmp_path, fatal=frozenset({7}), fatal_once=frozenset({3}))
-    engine = RayActors("cpu", workers=2)
+    engine = RayActors("cpu", workers=2, patience_s=120)
     begun: list[int] = []
     said: list[str] = []
 
@@ -59,6 +95,10 @@ def test_actors_give_what_this_process_gives_and_one_that_dies_costs_its_task_al
     many = RayActors("cpu", workers=4).run(Doubling(tmp_path), range(20, 30), on_start=begun.append, say=say)
     assert sorted(many) == [(2 * number, "") for number in range(20, 30)]
 
+
+def pictures_are_those_of_one_process(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OMGSR_MODEL", str(write_tiny_model(tmp_path / "model")))
     omgsr = Command(capfdbinary)
     for number in range(4):
@@ -72,3 +112,39 @@ def test_actors_give_what_this_process_gives_and_one_that_dies_costs_its_task_al
     assert files_below(tmp_path / "ray") == names
     for name in names:
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def a_signal_ends_the_waiting(tmp_path: Path) -> None:
+    """While an actor does what takes long."""
+    slow = Doubling(tmp_path, slow=frozenset({31}))
+    engine = RayActors("cpu", workers=1, patience_s=120)
+    begun: list[int] = []
+
+    def begin(task: int) -> None:
+        begun.append(task)
+        signal.alarm(1)
+
+    with pytest.raises(TimeoutError), closing(engine.run(slow, [31], on_start=begin, say=nothing)) as results:
+        list(results)
+    assert begun == [31]
+
+
+def nothing(text: str, *, detail: bool = False) -> None:
+    pass
+
+
+def an_actor_that_cannot_start_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    """As where the cluster is full of others' work."""
+
+    @ray.remote(num_cpus=2)
+    class Other:
+        def ready(self) -> bool:
+            return True
+
+    other = Other.remote()
+    assert ray.get(other.ready.remote())
+    engine = RayActors("cpu", workers=1, patience_s=2)
+    with pytest.raises(DeviceError, match="no actor of Ray's could start within 2 s") as caught:
+        list(engine.run(Doubling(tmp_path), [1], on_start=lambda task: None, say=nothing))
+    assert "ray status" in (caught.value.hint or "")
+    ray.kill(other)

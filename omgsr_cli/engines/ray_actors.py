@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from omgsr_cli.errors import DeviceError, OmgsrError, UsageError
 
 _MOST_FAILED_STARTS = 3
 _OBJECT_STORE_BYTES = 128 << 20
+_LISTEN_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -124,22 +126,33 @@ class _Cast(Generic[Task, Result]):
         self._idle: list[Any] = []
 
     def results(self, count: int, patience_s: float) -> Iterator[Result]:
-        import ray
-
         for _ in range(count):
             self._hire()
         while self._keep_busy():
-            # What is done may take long; an actor that does not even open is not there.
-            heard, _ = ray.wait(
-                [*self._doing, *self._opening], num_returns=1, timeout=None if self._doing else patience_s
-            )
-            if not heard:
+            for answer in self._wait(patience_s):
+                yield from self._hear(answer)
+
+    def _wait(self, patience_s: float) -> list[Any]:
+        """The answers that have come; what is done may take long, but an actor that does not even open is not there."""
+        import ray
+
+        began = time.monotonic()
+        while True:
+            try:
+                # A moment at a time: while Ray waits, Python hears no signal.
+                heard: list[Any] = ray.wait([*self._doing, *self._opening], num_returns=1, timeout=_LISTEN_S)[0]
+            except SystemError as error:
+                # Ray gives its result and what a signal raised, which Python does not take.
+                if error.__cause__ is None:
+                    raise
+                raise error.__cause__ from None
+            if heard:
+                return heard
+            if not self._doing and time.monotonic() - began > patience_s:
                 raise DeviceError(
                     f"no actor of Ray's could start within {patience_s:.0f} s",
                     "`ray status` tells what the cluster has room for",
                 )
-            for answer in heard:
-                yield from self._hear(answer)
 
     def close(self) -> None:
         """End the actors: what they have begun is given up, and what they held is free for the next run."""
