@@ -12,10 +12,12 @@ import argparse
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from omgsr_cli.batch import Upscaler, UpscaleWork
 from omgsr_cli.engines.local import Processes
@@ -26,7 +28,6 @@ from omgsr_cli.finished import FinishedResults, Settings
 from omgsr_cli.models.loading import describe_model, load_found
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions
-from omgsr_cli.restoration import Restoration
 
 
 def write_pictures(folder: Path, count: int, height: int, width: int) -> list[Path]:
@@ -59,17 +60,21 @@ def pictures_per_second(work: UpscaleWork, jobs: list[Job], processes: int) -> f
 def overhead(work: UpscaleWork, jobs: list[Job]) -> tuple[float, float]:
     """Seconds of a picture, and of these outside of the network, in processor time: other work does not count."""
     inside = [0.0]
-    run = Restoration.run
-
-    def timed(self: Restoration, *arguments: object) -> object:
-        began = time.process_time()
-        try:
-            return run(self, *arguments)  # type: ignore[arg-type] - handed through as they come
-        finally:
-            inside[0] += time.process_time() - began
-
-    Restoration.run = timed  # type: ignore[method-assign, assignment] - measured from outside, so that nothing is in its way
     model = load_found(work.model, device="cpu", precision="fp32")
+
+    def timed(stage: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*values: object) -> Tensor:
+            began = time.process_time()
+            try:
+                return stage(*values)
+            finally:
+                inside[0] += time.process_time() - began
+
+        return run
+
+    # Measured from outside, so that nothing is in its way.
+    for name in ("encode", "restore", "decode"):
+        setattr(model, name, timed(getattr(model, name)))
     do = Upscaler(work.settings, work.info, FinishedResults(work.settings, work.info, Remembered()), lambda: model)
     do(jobs[0])
     inside[0], began = 0.0, time.process_time()
