@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
@@ -117,26 +118,32 @@ class Upscaler:
         Raises:
             OmgsrError: the model cannot be loaded.
         """
+        behind: deque[_Behind] = deque()
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-            behind: _Behind | None = None
-            for begun in begin_ahead(jobs, self._begin, reader):
-                on_start(begun.job)
-                if isinstance(begun, _Begun):
+            try:
+                for begun in begin_ahead(jobs, self._begin, reader):
+                    on_start(begun.job)
+                    if isinstance(begun, _Ended):
+                        yield from self._told(behind)
+                        yield begun.result
+                        continue
                     ahead, given = self._restoring(begun, writer)
                     with closing(given):
                         for _ in given:
-                            if behind is not None and behind.result.done():
-                                yield self._settled(behind)
-                                behind = None
-                if behind is not None:
-                    yield self._settled(behind)
-                    behind = None
-                if isinstance(begun, _Begun):
-                    behind = ahead
-                else:
-                    yield begun.result
-            if behind is not None:
-                yield self._settled(behind)
+                            if behind and behind[0].result.done():
+                                yield from self._told(behind)
+                    yield from self._told(behind)
+                    behind.append(ahead)
+                yield from self._told(behind)
+            except KeyboardInterrupt:
+                # The one before is whole by now, or nearly: it is told before the program ends.
+                yield from self._told(behind)
+                raise
+
+    def _told(self, behind: deque[_Behind]) -> Iterator[FileResult]:
+        """The result of the one that is being written, if one is, once it is there."""
+        while behind:
+            yield self._settled(behind.popleft())
 
     def _restoring(self, begun: _Begun, writer: Executor) -> tuple[_Behind, Generator[None]]:
         """A picture that is computed as its bands are asked for, and written by another thread as they come."""

@@ -471,7 +471,7 @@ def test_a_process_that_is_ended_leaves_what_the_next_one_needs(
         time.sleep(0.02)
     process.send_signal(number)
     _, err = process.communicate(timeout=600)
-    assert process.returncode == (-number if number == signal.SIGKILL else 130), err
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), err
     assert "Traceback" not in err
     assert not (home / "models" / NAME).exists()
     assert stat.S_IMODE((home / "models" / f".fetch-{NAME}").stat().st_mode) == 0o700

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderTiny
+from random_sd import write_sd_model
 from safetensors.torch import load_file, save_file
-from test_models_sd import write_model
 
 from omgsr_cli.errors import ModelError, UnknownModelError, UsageError
 from omgsr_cli.files.remembered import Remembered
@@ -86,7 +86,7 @@ def test_the_published_file_is_read(published: Path, decoder: TinyDecoder, tmp_p
 
 
 def test_a_model_decodes_with_it_and_says_so(published: Path, tmp_path: Path) -> None:
-    folder = write_model(tmp_path)
+    folder = write_sd_model(tmp_path)
     plain = load_restorer(folder, device="cpu", precision="fp32")
     model = load_restorer(folder, device="cpu", precision="fp32", vae=str(published))
     assert NOTE in model.notes
@@ -99,7 +99,7 @@ def test_a_model_decodes_with_it_and_says_so(published: Path, tmp_path: Path) ->
 
 
 def test_a_result_of_it_is_another_result(published: Path, tmp_path: Path) -> None:
-    folder = write_model(tmp_path)
+    folder = write_sd_model(tmp_path)
 
     def record(vae: str | None) -> str:
         info = describe_model(find_model(folder, vae=vae))
@@ -117,7 +117,7 @@ def test_a_result_of_it_is_another_result(published: Path, tmp_path: Path) -> No
 
 
 def test_what_is_no_tiny_autoencoder_is_refused(published: Path, tmp_path: Path) -> None:
-    folder = write_model(tmp_path)
+    folder = write_sd_model(tmp_path)
     with pytest.raises(UnknownModelError, match="no autoencoder 'teeny'"):
         find_tiny_vae("teeny")
     with pytest.raises(ModelError, match="is a AutoencoderKL, not an AutoencoderTiny"):
