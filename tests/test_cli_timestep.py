@@ -144,7 +144,9 @@ def test_an_interruption_tells_what_is_known(
     assert "interrupted after 3 of 4 samples" in said.err
     # The same command goes on from there, and replaces what was written so far.
     firsts: list[int] = []
-    monkeypatch.setattr(package, "measure", lambda *a, first, **k: firsts.append(first) or real(*a, first=first, **k))
+    monkeypatch.setattr(
+        package, "measure", lambda *a, items, **k: firsts.append(items[0]) or real(*a, items=items, **k)
+    )
     said = timestep(*command)
     assert (said.code, firsts) == (0, [3]), said.err
     assert "3 samples were kept from an earlier run" in said.err
@@ -153,6 +155,38 @@ def test_an_interruption_tells_what_is_known(
     assert timestep(*command, "--overwrite").records == said.records
     # What is finished is the user's.
     assert timestep(*command).code == 2
+
+
+def test_parts_are_measured_one_by_one_and_the_whole_is_put_together(
+    timestep: Command, crops: tuple[str | Path, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = timestep(*crops, "--json", "--batch", "1")
+    monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "cache"))
+    for number, samples in ((1, 2), (2, 1), (3, 1)):
+        said = timestep(*crops, "--json", "--batch", "1", "--shard", f"{number}/3")
+        assert (said.code, said.records[0]["samples"]) == (0, samples), said.err
+        assert f"part {number}/3 alone" in said.err
+    together = timestep(*crops, "--json", "--batch", "1")
+    assert "4 samples were kept from an earlier run" in together.err
+    assert together.records == whole.records
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--shard", "5/5"), "--shard 5/5: none of 4 samples is in this part"),
+        (("--shard", "3/2"), "--shard 3/2 is not a part"),
+        (("--shard", "1/2", "--until-stable", "9"), "--shard 1/2 and --until-stable 9 exclude each other"),
+        (("--shard", "1/2", "--write", "train.toml"), "--shard 1/2 and --write train.toml exclude each other"),
+    ],
+)
+def test_a_part_that_makes_no_sense_is_wrong_usage(
+    timestep: Command, crops: tuple[str | Path, ...], arguments: tuple[str, ...], reason: str
+) -> None:
+    said = timestep(*crops, *arguments)
+    assert (said.code, said.out) == (2, b"")
+    assert reason in said.err
+    assert "hint: " in said.err
 
 
 def test_samples_are_measured_anew_where_anything_has_changed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,11 @@ from omgsr_cli.cli import timestep_params as own
 from omgsr_cli.cli.output import Output
 from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.files.pairs import find_pictures
+from omgsr_cli.files.shards import Shard, parse_shard
 
 if TYPE_CHECKING:
     from omgsr_cli.files.remembered import Remembered
+    from omgsr_cli.options import TimestepOptions
     from omgsr_cli.timesteps.find import Survey
 
 INTERRUPTED = 130
@@ -36,6 +39,7 @@ def timestep(
     device: shared.Device = None,
     batch: own.Batch = 4,
     workers: own.Workers = 0,
+    shard: own.Shard = None,
     plot: own.Plot = None,
     csv: own.Csv = None,
     write: own.Write = None,
@@ -60,6 +64,7 @@ def timestep(
         workers=workers,
         seed=seed,
     )
+    part = None if shard is None else _part(shard, options, write)
     talk = Output(as_json=as_json, quiet=quiet)
     from omgsr_cli.files.remembered import Remembered
 
@@ -90,12 +95,33 @@ def timestep(
         **options.model_dump(),
         "resolution": source.resolution_px,
     }
-    survey = Survey(source, encoder, options, KeptSamples(source, encoder, remembered))
+    items = None if part is None else part.indices(len(source))
+    if items is not None and not items:
+        raise UsageError(f"--shard {part}: none of {len(source)} samples is in this part", "give fewer parts")
+    survey = Survey(source, encoder, options, KeptSamples(source, encoder, remembered), items)
     interrupted = _run(survey, talk)
+    if part is not None:
+        talk.note(f"note: part {part} alone; when all parts are kept, the same command without --shard has the whole")
     if survey.found_kept:
         talk.note(f"note: {survey.found_kept} samples were kept from an earlier run")
     failed = bool(found.problems or survey.problems)
     return _finish(survey, files, settings, talk, failed=failed, interrupted=interrupted)
+
+
+def _part(shard: str, options: TimestepOptions, write: Path | None) -> Shard:
+    """The part that is asked for, where its value is not taken for that of the whole."""
+    part = parse_shard(shard, os.environ)
+    if write is not None:
+        raise UsageError(
+            f"--shard {part} and --write {write} exclude each other",
+            "write the whole's value: the same command without --shard, when all parts are measured",
+        )
+    if options.until_stable is not None:
+        raise UsageError(
+            f"--shard {part} and --until-stable {options.until_stable} exclude each other",
+            "a part cannot tell when the whole is enough: give --max-samples",
+        )
+    return part
 
 
 def _run(survey: Survey, talk: Output) -> bool:
@@ -103,7 +129,7 @@ def _run(survey: Survey, talk: Output) -> bool:
     from omgsr_cli.timesteps import Problem
 
     try:
-        with talk.progress(len(survey.source), "samples") as view:
+        with talk.progress(len(survey.planned()), "samples") as view:
             for result in survey.run():
                 view.finish()
                 if isinstance(result, Problem):
@@ -125,7 +151,7 @@ def _finish(
     record = describe(survey, found, settings)
     talk.result(draw_text(record), record)
     if interrupted:
-        talk.note(f"interrupted after {len(survey.measured)} of {len(survey.source)} samples: known so far")
+        talk.note(f"interrupted after {len(survey.measured)} of {len(survey.planned())} samples: known so far")
         files.save(survey, record)
         files.mark_as_unfinished()
         return INTERRUPTED

@@ -66,6 +66,15 @@ Batch = Annotated[int, typer.Option(metavar="N", help="Images encoded together."
 
 Workers = Annotated[int, typer.Option(metavar="N", help="Processes that read and degrade.", rich_help_panel=MODEL)]
 
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N|auto",
+        help="Measure the I-th of N parts only, as 1/8, for the same command without it.",
+        rich_help_panel=MODEL,
+    ),
+]
+
 Plot = Annotated[Path | None, typer.Option(metavar="FILE.png|svg", help="Draw the curve.", rich_help_panel=FILES)]
 
 Csv = Annotated[Path | None, typer.Option(metavar="FILE", help="One line a picture.", rich_help_panel=FILES)]

@@ -32,6 +32,10 @@ class Shard:
         digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
         return int.from_bytes(digest, "big") % self.count == self.number - 1
 
+    def indices(self, count: int) -> range:
+        """This part of `count` things that have no names, in turns."""
+        return range(self.number - 1, count, self.count)
+
     def of(self, plan: JobPlan) -> JobPlan:
         """This part of a plan; what is wrong with an input is in one part too."""
         jobs = tuple(job for job in plan.jobs if self.holds(job.below))

@@ -141,6 +141,7 @@ class Survey:
         encoder: of the pre-trained model.
         options: how many, how fast, and until when.
         kept: what earlier runs measured; None keeps nothing.
+        items: numbers of the samples that are this process's part of them; None is all of them.
         measured: what counts.
         problems: what was left out.
         found_kept: how many samples an earlier run had measured.
@@ -150,6 +151,7 @@ class Survey:
     encoder: ImageEncoder
     options: TimestepOptions
     kept: KeptSamples | None = None
+    items: Sequence[int] | None = None
     measured: list[Measured] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     found_kept: int = 0
@@ -160,8 +162,8 @@ class Survey:
         Raises:
             ModelError: a latent is not finite.
         """
-        for item, result in enumerate(self._results()):
-            if self.kept is not None and item >= self.found_kept:
+        for place, (item, result) in enumerate(zip(self.planned(), self._results(), strict=True)):
+            if self.kept is not None and place >= self.found_kept:
                 self.kept.keep(item, result)
             if isinstance(result, Problem):
                 self.problems.append(result)
@@ -171,10 +173,15 @@ class Survey:
             if self._is_due() and self.is_stable():
                 return
 
+    def planned(self) -> Sequence[int]:
+        """The numbers of all samples that are to be measured, if the answer is not stable before."""
+        return range(len(self.source)) if self.items is None else self.items
+
     def _results(self) -> Iterator[Measured | Problem]:
-        """One result for each sample, in order: those that an earlier run came to, then new ones."""
-        while self.kept is not None and self.found_kept < len(self.source):
-            known = self.kept.find(self.found_kept)
+        """One result for each sample, in order: those that earlier runs came to, then new ones."""
+        planned = self.planned()
+        while self.kept is not None and self.found_kept < len(planned):
+            known = self.kept.find(planned[self.found_kept])
             if known is None:
                 break
             self.found_kept += 1
@@ -183,7 +190,7 @@ class Survey:
             self.source,
             self.encoder.encode,
             self.encoder.device,
-            first=self.found_kept,
+            items=planned[self.found_kept :],
             batch=self.options.batch,
             workers=self.options.workers,
         )
@@ -210,7 +217,7 @@ class Survey:
         """
         if not self.measured:
             raise UsageError(
-                f"none of {len(self.source)} pictures can be used, for the reasons above",
+                f"none of {len(self.planned())} pictures can be used, for the reasons above",
                 "give other pictures, or --on-small resize where they are smaller than a crop",
             )
         pictures = [item.path for item in self.measured]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,17 +66,17 @@ def measure(
     encode: Callable[[Tensor], Tensor],
     device: torch.device,
     *,
-    first: int = 0,
+    items: Sequence[int] | None = None,
     batch: int = 4,
     workers: int = 0,
 ) -> Iterator[Measured | Problem]:
-    """Measure every sample from one on, in order.
+    """Measure samples in order.
 
     Args:
         source: the samples.
         encode: (B, 3, H, W) in [-1, 1] on the device, to scaled latents.
         device: of the encoder.
-        first: the number of samples that are left out.
+        items: numbers of the samples; None measures all.
         batch: samples that are encoded together, where they have one size.
         workers: processes that read, crop and degrade; 0 does it here.
     Yields:
@@ -85,7 +85,7 @@ def measure(
         ModelError: a latent is not finite.
     """
     loader: Iterable[ImagePair | FileError] = torch.utils.data.DataLoader(
-        torch.utils.data.Subset(source, range(first, len(source))),
+        torch.utils.data.Subset(source, range(len(source)) if items is None else items),
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
