@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import fsspec
 import pytest
 from command_line import Command, draw, files_below, write_tiny_model
+from hub_server import QuietServer
 
 from omgsr_cli.errors import ExistsError, FileError, UsageError
 from omgsr_cli.files import jobs
@@ -391,7 +392,7 @@ class Bucket(BaseHTTPRequestHandler):
 
 def test_a_google_bucket_is_listed_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
     gcsfs = pytest.importorskip("gcsfs", reason="gcsfs is not installed: the extra `remote`")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Bucket) as server:
+    with QuietServer(("127.0.0.1", 0), Bucket) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
         for name in ("gs", "gcs"):
