@@ -15,7 +15,7 @@ from typing import Any
 import fsspec
 from fsspec.spec import AbstractFileSystem
 
-from omgsr_cli.files.jobs import plan_in_parts
+from omgsr_cli.files.jobs import JobOptions, plan_in_parts
 
 PER_FOLDER = 1000
 
@@ -46,7 +46,9 @@ def main() -> None:
     Many.folders = int(options.millions * 1e6 / PER_FOLDER)
     fsspec.register_implementation("many", Many)
     began = time.perf_counter()
-    parts = plan_in_parts(["many://in"], "out", recursive=True, suffix=None, scale_label="4", output_format="png")
+    parts = plan_in_parts(
+        ["many://in"], "out", JobOptions(recursive=True, suffix=None, scale_label="4", output_format="png")
+    )
     jobs = (job for part in parts for job in part.jobs)
     next(jobs)
     first_s = time.perf_counter() - began

@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     options = parser.parse_args()
     encoder = load_encoder(vae=options.vae, device="cpu") if options.vae else build_sd_encoder()
-    found, _ = find_inputs([str(options.data)], recursive=True)
+    found, _, _ = find_inputs([str(options.data)], recursive=True)
     source = PairSource(
         pictures=tuple(item.path for item in found),
         partners=None,

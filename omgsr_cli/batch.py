@@ -18,7 +18,8 @@ from omgsr_cli.checking import Checked, check_job, failed, name_of, open_content
 from omgsr_cli.engines.work import Place, Say
 from omgsr_cli.errors import DeviceError, ExistsError, FileError, OmgsrError
 from omgsr_cli.files.addresses import Address, Location
-from omgsr_cli.files.jobs import Job, comparison_path
+from omgsr_cli.files.clashes import comparison_path
+from omgsr_cli.files.jobs import Job
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.files.storage import put_when_whole
 from omgsr_cli.finished import FinishedResults, Settings

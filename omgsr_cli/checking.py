@@ -13,7 +13,8 @@ import torch
 
 from omgsr_cli.errors import FileError, OmgsrError
 from omgsr_cli.files.addresses import Address, Location
-from omgsr_cli.files.jobs import Job, comparison_path
+from omgsr_cli.files.clashes import comparison_path
+from omgsr_cli.files.jobs import Job
 from omgsr_cli.files.storage import local_copy
 from omgsr_cli.finished import FinishedResults, Settings
 from omgsr_cli.geometry import Size, plan_canvas, plan_output_size

@@ -18,7 +18,8 @@ from omgsr_cli.batch import Upscaler, UpscaleWork
 from omgsr_cli.benchmark.plan import run_bench
 from omgsr_cli.engines.local import choose_local, plan_places
 from omgsr_cli.errors import ShapeError, UsageError
-from omgsr_cli.files.jobs import Job, plan_jobs, scale_label
+from omgsr_cli.files.jobs import Job, JobOptions, plan_jobs
+from omgsr_cli.files.naming import scale_label
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.finished import FinishedResults, Settings
 from omgsr_cli.geometry import Size, plan_output_size
@@ -168,10 +169,7 @@ def upscale_folder(
     plan = plan_jobs(
         [str(inputs)] if isinstance(inputs, str | Path) else [str(one) for one in inputs],
         None if output is None else str(output),
-        recursive=recursive,
-        suffix=suffix,
-        scale_label=scale_label(sizes, info.scale),
-        output_format=format,
+        JobOptions(recursive, suffix, scale_label(sizes, info.scale), format),
     )
     results = [FileResult(None, None, "failed", error=problem) for problem in plan.problems]
     for result in _do_jobs(model, info, settings, plan.jobs, options):

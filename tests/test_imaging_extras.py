@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 
 from omgsr_cli.errors import FileError
 from omgsr_cli.files import folders
-from omgsr_cli.files.jobs import plan_jobs
+from omgsr_cli.files.jobs import JobOptions, plan_jobs
 from omgsr_cli.imaging import probe_picture, read_picture, write_picture
 
 needs_heif = pytest.mark.skipif(not folders.has_reader("heic"), reason="the extra heif is not installed")
@@ -181,16 +181,16 @@ def test_without_the_extra_it_is_named(
 
 def test_folders_say_what_they_leave_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folders, "has_reader", lambda kind: kind not in folders.EXTRA_OF_FORMAT)
-    options: dict[str, Any] = {"recursive": True, "suffix": None, "scale_label": "4", "output_format": "same"}
+    options = JobOptions(recursive=True, suffix=None, scale_label="4", output_format="same")
     for name in ("in/a.HEIC", "in/b.heic", "in/deep/c.nef", "in/d.psd", "in/e.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    plan = plan_jobs([str(tmp_path / "in")], None, **options)
+    plan = plan_jobs([str(tmp_path / "in")], None, options)
     [problem] = plan.problems
     assert "2 .heic, 1 .nef, 1 .psd" in problem.message
     assert problem.hint == "pip install 'omgsr-cli[heif,raw]'"
     (tmp_path / "in" / "f.png").touch()
-    plan = plan_jobs([str(tmp_path / "in")], None, **options)
+    plan = plan_jobs([str(tmp_path / "in")], None, options)
     assert [job.source for job in plan.jobs] == [tmp_path / "in" / "f.png"]
     assert not plan.problems
     [note] = plan.notes

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from omgsr_cli.errors import UsageError
 from omgsr_cli.files import folders, jobs
+from omgsr_cli.files.clashes import comparison_path
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX, EntryKeys, natural_key
 from omgsr_cli.files.inputs import FoundInput
-from omgsr_cli.files.jobs import Job, JobPlan, comparison_path, plan_jobs
+from omgsr_cli.files.jobs import Job, JobOptions, JobPlan, plan_jobs
 
 needs_links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
 needs_case = pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names that differ in case are one file")
@@ -41,7 +42,7 @@ def make(*names: str) -> None:
 def plan(*inputs: str, output: str | None = None, **options: Any) -> JobPlan:
     """Plan with the command line's defaults."""
     defaults = {"recursive": False, "suffix": None, "scale_label": "4", "output_format": "same"}
-    return plan_jobs(inputs, output, **(defaults | options))
+    return plan_jobs(inputs, output, JobOptions(**(defaults | options)))
 
 
 def pairs(planned: JobPlan) -> dict[str, str]:

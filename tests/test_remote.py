@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from hub_server import QuietServer
 from omgsr_cli.errors import ExistsError, FileError, UsageError
 from omgsr_cli.files import jobs
 from omgsr_cli.files.addresses import Address, parse_address, without_secrets
-from omgsr_cli.files.jobs import plan_in_parts, plan_jobs
-from omgsr_cli.files.storage import list_files, local_copy, look_at, put_when_whole
+from omgsr_cli.files.jobs import JobOptions, plan_in_parts, plan_jobs
+from omgsr_cli.files.remote_folders import list_files
+from omgsr_cli.files.storage import local_copy, look_at, put_when_whole
 
-OPTIONS: dict[str, Any] = {"recursive": True, "suffix": None, "scale_label": "4", "output_format": "same"}
+OPTIONS = JobOptions(recursive=True, suffix=None, scale_label="4", output_format="same")
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +152,7 @@ def test_lists_patterns_and_what_is_not_there(memory: Any, tmp_path: Path) -> No
     (tmp_path / "here.txt").write_text("memory://d/x/b.jpg\ngone.png\n")
 
     def found(*inputs: str, **options: Any) -> tuple[list[str], list[str]]:
-        plan = plan_jobs(inputs, "out", **(OPTIONS | options))
+        plan = plan_jobs(inputs, "out", replace(OPTIONS, **options))
         pairs = [f"{job.source} {job.destination}" for job in plan.jobs]
         return pairs, [problem.message for problem in plan.problems]
 
@@ -167,10 +169,10 @@ def test_lists_patterns_and_what_is_not_there(memory: Any, tmp_path: Path) -> No
     assert found("memory://d/gone.png")[1] == ["memory://d/gone.png: there is no such file"]
     assert found("memory://d", recursive=False)[1] == ["memory://d: no pictures in this folder"]
     assert found("memory://d/y", "memory://d/y/a.png")[0] == ["memory://d/y/a.png out/a.png"]
-    plan = plan_jobs(["memory://d/x"], None, **OPTIONS)
+    plan = plan_jobs(["memory://d/x"], None, OPTIONS)
     assert [str(job.destination) for job in plan.jobs] == ["memory://d/x_x4/a.png", "memory://d/x_x4/b.jpg"]
     with pytest.raises(UsageError, match="overwritten by its own result"):
-        plan_jobs(["memory://d/x/a.png"], "memory://d/x", **OPTIONS)
+        plan_jobs(["memory://d/x/a.png"], "memory://d/x", OPTIONS)
 
 
 def test_what_appears_meanwhile_is_not_overwritten(memory: Any) -> None:
@@ -235,10 +237,10 @@ def test_parts_of_a_plan_are_one_plan(tmp_path: Path, monkeypatch: pytest.Monkey
     for name in names:
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()
-    whole = plan_jobs([str(tmp_path / "in")], str(tmp_path / "out"), **OPTIONS)
+    whole = plan_jobs([str(tmp_path / "in")], str(tmp_path / "out"), OPTIONS)
     assert (len(whole.jobs), len(whole.problems)) == (12, 1)
     monkeypatch.setattr(jobs, "_PART", 4)
-    parts = list(plan_in_parts([str(tmp_path / "in")], str(tmp_path / "out"), **OPTIONS))
+    parts = list(plan_in_parts([str(tmp_path / "in")], str(tmp_path / "out"), OPTIONS))
     assert [part.is_last for part in parts] == [False, False, False, True]
     # Of two that clash across parts, the first is done.
     ours = [job for part in parts for job in part.jobs]
@@ -248,7 +250,7 @@ def test_parts_of_a_plan_are_one_plan(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "3.bmp" in problems[0]
     # Where results lie among the inputs, all are seen first.
     (tmp_path / "in" / "9_x4.png").touch()
-    beside = plan_in_parts([str(tmp_path / "in")], str(tmp_path / "in"), **(OPTIONS | {"suffix": "_x4"}))
+    beside = plan_in_parts([str(tmp_path / "in")], str(tmp_path / "in"), replace(OPTIONS, suffix="_x4"))
     assert [part.is_last for part in beside] == [True]
 
 
@@ -273,7 +275,7 @@ MANY = """
 import json, sys
 import fsspec
 from fsspec.spec import AbstractFileSystem
-from omgsr_cli.files.jobs import plan_in_parts
+from omgsr_cli.files.jobs import JobOptions, plan_in_parts
 
 listed = 0
 
@@ -294,7 +296,8 @@ def peak_mib():
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 
 fsspec.register_implementation("many", Many)
-parts = plan_in_parts(["many://in"], "out", recursive=True, suffix=None, scale_label="4", output_format="png")
+options = JobOptions(recursive=True, suffix=None, scale_label="4", output_format="png")
+parts = plan_in_parts(["many://in"], "out", options)
 jobs = (job for part in parts for job in part.jobs)
 first = next(jobs)
 told = {"first": str(first.destination), "listed": listed, "peak_at_first": peak_mib()}

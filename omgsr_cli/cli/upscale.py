@@ -15,7 +15,8 @@ from omgsr_cli.cli.report import Tally, name_of, result_line
 from omgsr_cli.cli.spread import PartsOfPlan, Report, choose_engine, failed_inputs, first_device, open_report
 from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
-from omgsr_cli.files.jobs import STREAM, Job, JobPlan, plan_in_parts, scale_label
+from omgsr_cli.files.jobs import Job, JobOptions, JobPlan, plan_in_parts
+from omgsr_cli.files.naming import STREAM, scale_label
 from omgsr_cli.files.shards import parse_shard
 
 if TYPE_CHECKING:
@@ -111,14 +112,8 @@ def upscale(
     if compare and to_stdout:
         raise UsageError("--compare has no place beside stdout", "give -o FILE")
     session = _Session(Settings(model_options, restore, write), talk, to_stdout)
-    parts = plan_in_parts(
-        inputs,
-        output,
-        recursive=recursive,
-        suffix=suffix,
-        scale_label=scale_label(sizes, session.info.scale),
-        output_format=write.format,
-    )
+    names = JobOptions(recursive, suffix, scale_label(sizes, session.info.scale), write.format)
+    parts = plan_in_parts(inputs, output, names)
     plan = PartsOfPlan(parts, part, failed_inputs(report) if retry_failed and report else None)
     _check_quality(quality, plan.first)
     if dry_run:

@@ -12,7 +12,8 @@ from omgsr_cli.errors import FileError
 from omgsr_cli.files.addresses import Address, shown
 from omgsr_cli.files.folders import is_picture, natural_key, told_unread, unread_suffix
 from omgsr_cli.files.found import NO_PICTURES, Found, FoundInput, problem, unread_note
-from omgsr_cli.files.storage import expand, list_files, look_at
+from omgsr_cli.files.remote_folders import expand, list_files
+from omgsr_cli.files.storage import look_at
 
 
 @dataclass(frozen=True)
