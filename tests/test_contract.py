@@ -131,13 +131,24 @@ def test_plain_modules_import_the_standard_library_and_pydantic() -> None:
 LIGHT = [*(dotted(path) for path in MODULES if part_of(path) in PLAIN), "models.families", "training.config", "cli.app"]
 
 
-@pytest.mark.parametrize("module", LIGHT)
-def test_importing_it_loads_nothing_heavy(module: str) -> None:
-    code = f"import json, sys, omgsr_cli.{module}; json.dump(sorted(sys.modules), sys.stdout)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    loaded = set(json.loads(done.stdout))
-    assert f"omgsr_cli.{module}" in loaded
-    assert not loaded.intersection([*HEAVY, "fsspec"])
+# One after the other in one process: the module that first loads what is heavy is named.
+IMPORT_EACH = """
+import importlib, json, sys
+before = set(sys.modules)
+for name in json.loads(sys.argv[1]):
+    importlib.import_module(f"omgsr_cli.{name}")
+    loaded, before = set(sys.modules) - before, set(sys.modules)
+    print(json.dumps([name, sorted(loaded)]))
+"""
+
+
+def test_importing_light_modules_loads_nothing_heavy() -> None:
+    command = [sys.executable, "-c", IMPORT_EACH, json.dumps(LIGHT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = dict(map(json.loads, done.stdout.splitlines()))
+    assert list(loaded) == LIGHT
+    heavy = {name: found for name, modules in loaded.items() if (found := {*HEAVY, "fsspec"}.intersection(modules))}
+    assert heavy == {}
 
 
 def test_only_the_command_line_speaks() -> None:
