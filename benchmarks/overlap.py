@@ -21,10 +21,10 @@ import torch
 from tiny import write_picture
 
 from omgsr_cli import batch
-from omgsr_cli.batch import Upscaler
+from omgsr_cli.batch.finished import FinishedResults, Settings
+from omgsr_cli.batch.upscaler import Upscaler
 from omgsr_cli.files.jobs import Job
 from omgsr_cli.files.remembered import Remembered
-from omgsr_cli.finished import FinishedResults, Settings
 from omgsr_cli.models.base import Restorer
 from omgsr_cli.models.loading import load_restorer
 from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions

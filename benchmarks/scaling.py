@@ -19,12 +19,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from omgsr_cli.batch import Upscaler, UpscaleWork
+from omgsr_cli.batch.finished import FinishedResults, Settings
+from omgsr_cli.batch.upscaler import Upscaler
+from omgsr_cli.batch.work import UpscaleWork
 from omgsr_cli.engines.local import Processes
 from omgsr_cli.engines.work import Place
 from omgsr_cli.files.jobs import Job
 from omgsr_cli.files.remembered import Remembered
-from omgsr_cli.finished import FinishedResults, Settings
 from omgsr_cli.models.loading import describe_model, load_found
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions

@@ -13,7 +13,7 @@ from command_line import Command, draw, files_below, pixels, size_of, write_tiny
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from omgsr_cli import batch
+from omgsr_cli.batch import upscaler, work
 from omgsr_cli.imaging import read_record
 from omgsr_cli.models.tiny import TinyRestorer
 
@@ -193,14 +193,14 @@ def test_a_result_that_appears_meanwhile_is_this_one_or_in_the_way(
     omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], code: int
 ) -> None:
     """Of two processes the other is faster: with the same settings all is well, with others its file stays."""
-    source, real = draw(tmp_path / "a.png", 8, 6), batch.restore_picture
+    source, real = draw(tmp_path / "a.png", 8, 6), upscaler.restore_picture
 
     def restore_after_the_other(*arguments: object, **named: object) -> object:
-        monkeypatch.setattr(batch, "restore_picture", real)
+        monkeypatch.setattr(upscaler, "restore_picture", real)
         assert omgsr(source, "-o", tmp_path / "r.png", *options).code == 0
         return real(*arguments, **named)  # type: ignore[arg-type] # as they came
 
-    monkeypatch.setattr(batch, "restore_picture", restore_after_the_other)
+    monkeypatch.setattr(upscaler, "restore_picture", restore_after_the_other)
     said = omgsr(source, "-o", tmp_path / "r.png")
     assert said.code == code
     assert ("finished before" in said.err) == (code == 0)
@@ -218,7 +218,7 @@ def test_what_is_finished_is_skipped_and_no_model_is_loaded(
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("a model is loaded though nothing is left to do")
 
-    monkeypatch.setattr(batch, "load_found", refuse)
+    monkeypatch.setattr(work, "load_found", refuse)
     said = omgsr(tree, "-r")
     assert (said.code, said.out) == (0, b"")
     assert "3 skipped" in said.err

@@ -18,12 +18,12 @@ from PIL import Image
 from test_upscaling import INFO
 
 from omgsr_cli import __version__
+from omgsr_cli.batch.results import FileResult
 from omgsr_cli.cli import forecast
 from omgsr_cli.cli.app import app, run
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.geometry import Size
 from omgsr_cli.planning import plan_model_canvas
-from omgsr_cli.results import FileResult
 
 
 @pytest.fixture

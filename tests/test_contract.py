@@ -28,7 +28,7 @@ RESTORATION = ["planning", "restoration", "upscaling"]
 ENGINES = ["engines"]
 # Each of these is one thing that the program can do; they do not know each other.
 CAPABILITIES = [
-    ["results", "finished", "checking", "overlap", "batch"],
+    ["batch"],
     ["timesteps"],
     ["training"],
     ["benchmark"],
@@ -39,7 +39,7 @@ ORDER = [*PLAIN, *TENSORS, *MODELS, *RESTORATION, *ENGINES, *chain.from_iterable
 
 # What --help and every check before a model is loaded must not wait for.
 HEAVY = ["torch", "torchvision", "numpy", "scipy", "PIL", "pandas", "diffusers", "transformers", "peft", "accelerate"]
-MAX_LINES = 330
+MAX_LINES = 300
 
 
 def part_of(path: Path) -> str:

@@ -15,14 +15,14 @@ from PIL import Image
 from test_upscaling import Identity
 from torch import Tensor
 
-from omgsr_cli import batch
-from omgsr_cli.batch import Upscaler
+from omgsr_cli.batch import writing
+from omgsr_cli.batch.finished import FinishedResults, Settings
+from omgsr_cli.batch.overlap import Handover, begin_ahead
+from omgsr_cli.batch.upscaler import Upscaler
 from omgsr_cli.errors import FileError
 from omgsr_cli.files.jobs import Job
 from omgsr_cli.files.remembered import Remembered
-from omgsr_cli.finished import FinishedResults, Settings
 from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions
-from omgsr_cli.overlap import Handover, begin_ahead
 
 
 def test_everything_that_is_given_is_taken_in_order() -> None:
@@ -121,27 +121,27 @@ def test_failures_and_finished_ones_keep_their_places(tmp_path: Path) -> None:
 def test_the_model_works_while_another_picture_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writing waits until the model has begun the next picture; one after the other would wait for ever."""
     jobs, began = draw(tmp_path, 2), threading.Event()
-    real = batch.write_picture
+    real = writing.write_picture
 
     def slow(*arguments: object, **options: object) -> tuple[str, ...]:
         notes = real(*arguments, **options)  # type: ignore[arg-type] # as they came
         assert began.wait(30)
         return notes
 
-    monkeypatch.setattr(batch, "write_picture", slow)
+    monkeypatch.setattr(writing, "write_picture", slow)
     assert results_of(upscaler(tmp_path), jobs, lambda job: began.set() if job is jobs[1] else None) == ["done"] * 2
 
 
 def test_a_disk_that_fills_ends_a_picture_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = draw(tmp_path, 3)
-    real = batch.write_picture
+    real = writing.write_picture
 
     def full(picture: object, place: object, **options: object) -> tuple[str, ...]:
         if str(place).endswith("1.png"):
             raise FileError("the disk is full") from OSError(errno.ENOSPC, "full")
         return real(picture, place, **options)  # type: ignore[arg-type] # as they came
 
-    monkeypatch.setattr(batch, "write_picture", full)
+    monkeypatch.setattr(writing, "write_picture", full)
     assert results_of(upscaler(tmp_path), jobs) == ["done", "failed", "done"]
 
 

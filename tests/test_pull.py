@@ -24,8 +24,9 @@ from safetensors.torch import load_file
 from test_loading import run as restore
 
 from omgsr_cli.errors import ModelError
-from omgsr_cli.models import hub as hub_module
-from omgsr_cli.models.hub import fetch_file, list_repository
+from omgsr_cli.installation import fetching
+from omgsr_cli.installation.fetching import fetch_file
+from omgsr_cli.models.hub import list_repository
 from omgsr_cli.models.loading import load_restorer
 from omgsr_cli.presets import PRESETS
 
@@ -55,7 +56,7 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("OMGSR_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-    monkeypatch.setattr(hub_module, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(fetching, "_PAUSE_S", 0.0)
     return tmp_path / "home"
 
 

@@ -11,9 +11,9 @@ from diffusers import AutoencoderTiny
 from random_sd import write_sd_model
 from safetensors.torch import load_file, save_file
 
+from omgsr_cli.batch.finished import FinishedResults, Settings
 from omgsr_cli.errors import ModelError, UnknownModelError, UsageError
 from omgsr_cli.files.remembered import Remembered
-from omgsr_cli.finished import FinishedResults, Settings
 from omgsr_cli.models.loading import describe_model, load_restorer
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.models.tiny_vae import NOTE, TinyDecoder, find_tiny_vae, load_tiny_decoder

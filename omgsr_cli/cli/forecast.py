@@ -9,9 +9,9 @@ from omgsr_cli.cli.output import duration
 if TYPE_CHECKING:
     import torch
 
+    from omgsr_cli.batch.results import FileResult
     from omgsr_cli.files.remembered import Remembered
     from omgsr_cli.models.base import RestorerInfo
-    from omgsr_cli.results import FileResult
 
 # A run of less work than this tells more of the machine's mood than of the model.
 _LEAST_WORK_MP = 0.25

@@ -10,7 +10,7 @@ from omgsr_cli.cli.output import duration
 from omgsr_cli.files.addresses import Address, Location, shown
 
 if TYPE_CHECKING:
-    from omgsr_cli.results import FileResult
+    from omgsr_cli.batch.results import FileResult
 
 
 class Tally:

@@ -15,14 +15,9 @@ from omgsr_cli import __version__
 from omgsr_cli.errors import ModelError
 from omgsr_cli.files.manifest import FileEntry, find_damage, load_manifest
 from omgsr_cli.installation.adapters import get_adapter, hash_adapter
+from omgsr_cli.installation.fetching import fetch_file
 from omgsr_cli.installation.merging import write_merged
-from omgsr_cli.models.hub import (
-    SMALL_FILES,
-    WEIGHT_STEMS,
-    fetch_file,
-    is_repository_name,
-    list_repository,
-)
+from omgsr_cli.models.hub import SMALL_FILES, WEIGHT_STEMS, is_repository_name, list_repository
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.presets import Preset
 from omgsr_cli.store import licences

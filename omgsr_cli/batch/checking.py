@@ -11,18 +11,18 @@ from pathlib import Path
 
 import torch
 
+from omgsr_cli.batch.finished import FinishedResults, Settings
+from omgsr_cli.batch.results import FileResult, Status
 from omgsr_cli.errors import FileError, OmgsrError
 from omgsr_cli.files.addresses import Address, Location
 from omgsr_cli.files.clashes import comparison_path
 from omgsr_cli.files.jobs import Job
 from omgsr_cli.files.storage import local_copy
-from omgsr_cli.finished import FinishedResults, Settings
 from omgsr_cli.geometry import Size, plan_canvas, plan_output_size
 from omgsr_cli.imaging import FORMAT_LIMITS, check_output, format_of_path, output_format, probe_picture
 from omgsr_cli.models.base import RestorerInfo
 from omgsr_cli.models.devices import free_memory_bytes
 from omgsr_cli.planning import plan_restoration
-from omgsr_cli.results import FileResult, Status
 
 # Of an input as it is read, its samples and float32; of a format that wants all samples at once, those and its copies.
 _READ_BYTES_PER_PX, _WRITTEN_BYTES_PER_PX = 16, 8

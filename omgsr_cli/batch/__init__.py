@@ -1,0 +1,1 @@
+"""Many pictures: each restored, written and told, whatever happens to the others."""

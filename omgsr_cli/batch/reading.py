@@ -1,0 +1,64 @@
+"""Begin a job: look at what is to be done, and read its picture if it is."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from omgsr_cli.batch.checking import Checked, check_job, failed, name_of, open_content, outputs_of
+from omgsr_cli.batch.finished import FinishedResults, Settings
+from omgsr_cli.batch.results import FileResult
+from omgsr_cli.errors import OmgsrError
+from omgsr_cli.files.addresses import Address
+from omgsr_cli.files.jobs import Job
+from omgsr_cli.imaging import Picture, read_picture
+from omgsr_cli.models.base import RestorerInfo
+
+
+@dataclass
+class Begun:
+    """A job whose picture has been read."""
+
+    job: Job
+    checked: Checked
+    picture: Picture
+    record: str
+    started: float
+    waited_s: float = 0.0
+    """Seconds since then that were spent on loading the model."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that the model need not see."""
+
+    job: Job
+    result: FileResult
+
+
+def begin_job(job: Job, settings: Settings, info: RestorerInfo, results: FinishedResults) -> Begun | Ended:
+    """Look at what is to be done, and read it; what is wrong with its file is in the result.
+
+    Args:
+        job: to begin.
+        settings: for all jobs.
+        info: of the model, which need not be loaded.
+        results: of earlier runs with the same settings and model.
+    """
+    started, held = time.monotonic(), ExitStack()
+    with held:
+        try:
+            if isinstance(job.source, Address) and results.are_known(outputs_of(job, settings), job.source):
+                return Ended(job, FileResult(job.source, job.destination, "skipped"))
+            content = open_content(job, held, results)
+            checked = check_job(job, content, settings, info, results)
+            if checked.is_finished(job, settings):
+                result = FileResult(job.source, job.destination, "skipped", checked.input_px, checked.output_px)
+                return Ended(job, result)
+            # Before the work: an input that is edited meanwhile is another one.
+            record = results.record(checked.content)
+            picture = read_picture(checked.content, name_of(job))
+        except OmgsrError as error:
+            return Ended(job, failed(job, error, started))
+    return Begun(job, checked, picture, record, started)

@@ -1,0 +1,166 @@
+"""Restore one picture after the other with one model: reading ahead, writing behind."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import replace
+from typing import NamedTuple
+
+from torch import Tensor
+
+from omgsr_cli.batch.checking import failed
+from omgsr_cli.batch.finished import FinishedResults, Settings
+from omgsr_cli.batch.overlap import Handover, begin_ahead
+from omgsr_cli.batch.reading import Begun, Ended, begin_job
+from omgsr_cli.batch.results import FileResult
+from omgsr_cli.batch.writing import write_result
+from omgsr_cli.errors import ExistsError, OmgsrError
+from omgsr_cli.files.jobs import Job
+from omgsr_cli.imaging import PictureBands, Rows
+from omgsr_cli.models.base import Restorer, RestorerInfo
+from omgsr_cli.restoration import OnProgress
+from omgsr_cli.upscaling import restore_picture
+
+
+class _Behind(NamedTuple):
+    """A job whose picture is being written."""
+
+    job: Job
+    result: Future[FileResult]
+
+
+class Upscaler:
+    """Does one job after the other: an output that is whole or absent, and a result that says what became of it.
+
+    The model is loaded when the first picture needs it: where everything is finished, none is.
+
+    Args:
+        settings: for all jobs.
+        info: of the model, which need not be loaded to be asked.
+        results: of earlier runs with the same settings and model.
+        load: returns the model; called at most once.
+        on_tiles: told (done, total) tiles of the picture in work.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        info: RestorerInfo,
+        results: FinishedResults,
+        load: Callable[[], Restorer],
+        on_tiles: OnProgress | None = None,
+    ) -> None:
+        self._settings, self._info, self._results = settings, info, results
+        self._load, self._on_tiles = load, on_tiles
+        self._restorer: Restorer | None = None
+
+    def __call__(self, job: Job) -> FileResult:
+        """Do a job; what is wrong with its file is in the result.
+
+        Raises:
+            OmgsrError: the model cannot be loaded.
+        """
+        for _ in range(2):
+            begun = self._begin(job)
+            result = begun.result if isinstance(begun, Ended) else self._finish(begun, *self._start(begun))
+            # Another process was faster: now its file is this very result, or told as any file that is in the way.
+            if not isinstance(result.error, ExistsError):
+                break
+        return result
+
+    def stream(self, jobs: Iterable[Job], on_start: Callable[[Job], None]) -> Iterator[FileResult]:
+        """Do jobs in order, so that the model need not wait: the next is read and the one before written meanwhile.
+
+        Args:
+            jobs: one more is drawn than was begun.
+            on_start: told of each job as the model gets it.
+        Raises:
+            OmgsrError: the model cannot be loaded.
+        """
+        behind: deque[_Behind] = deque()
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            try:
+                for begun in begin_ahead(jobs, self._begin, reader):
+                    on_start(begun.job)
+                    if isinstance(begun, Ended):
+                        yield from self._told(behind)
+                        yield begun.result
+                        continue
+                    ahead, given = self._restoring(begun, writer)
+                    with closing(given):
+                        for _ in given:
+                            if behind and behind[0].result.done():
+                                yield from self._told(behind)
+                    yield from self._told(behind)
+                    behind.append(ahead)
+                yield from self._told(behind)
+            except KeyboardInterrupt:
+                # The one before is whole by now, or nearly: it is told before the program ends.
+                yield from self._told(behind)
+                raise
+
+    def _told(self, behind: deque[_Behind]) -> Iterator[FileResult]:
+        """The result of the one that is being written, if one is, once it is there."""
+        while behind:
+            yield self._settled(behind.popleft())
+
+    def _restoring(self, begun: Begun, writer: Executor) -> tuple[_Behind, Generator[None]]:
+        """A picture that is computed as its bands are asked for, and written by another thread as they come."""
+        handover: Handover[Tensor] = Handover()
+        restored, enlarged, told = self._start(begun)
+
+        def write() -> FileResult:
+            try:
+                return self._finish(begun, replace(restored, rgb=handover.take_all()), enlarged, told)
+            finally:
+                handover.leave()
+
+        def give() -> Generator[None]:
+            # What only ends this picture is raised in the writer too, and becomes its result.
+            with suppress(OmgsrError, MemoryError):
+                yield from handover.give_all(restored.rgb)
+
+        return _Behind(begun.job, writer.submit(write)), give()
+
+    def _settled(self, behind: _Behind) -> FileResult:
+        """The result, once it is there; where another process was faster, that of a second look.
+
+        Its file is this very result then, or told as any file is that is in the way.
+        """
+        result = behind.result.result()
+        return self(behind.job) if isinstance(result.error, ExistsError) else result
+
+    def _begin(self, job: Job) -> Begun | Ended:
+        return begin_job(job, self._settings, self._info, self._results)
+
+    def _start(self, begun: Begun) -> tuple[PictureBands, Rows, list[str]]:
+        """The restored picture, of which nothing is computed yet, the enlarged input, and what is told on the way."""
+        if self._restorer is None:
+            began = time.monotonic()
+            self._restorer = self._load()
+            begun.waited_s = time.monotonic() - began
+        told: list[str] = []
+        restored, enlarged = restore_picture(
+            self._restorer,
+            begun.picture,
+            begun.checked.output_px,
+            self._settings.restore,
+            on_progress=self._on_tiles,
+            on_note=told.append,
+        )
+        return restored, enlarged, told
+
+    def _finish(self, begun: Begun, restored: PictureBands, enlarged: Rows, told: list[str]) -> FileResult:
+        """Write a picture as its bands come."""
+        job, checked = begun.job, begun.checked
+        try:
+            notes = write_result(begun, restored, enlarged, self._settings, self._results)
+        except OmgsrError as error:
+            return failed(job, error, begun.started)
+        seconds = time.monotonic() - begun.started - begun.waited_s
+        notes = (*begun.picture.notes, *told, *notes)
+        return FileResult(job.source, job.destination, "done", checked.input_px, checked.output_px, seconds, notes)

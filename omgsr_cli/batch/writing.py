@@ -1,0 +1,70 @@
+"""Write what a job gives: the picture, the comparison beside it, and the record by which both are known again."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+from omgsr_cli.batch.checking import name_of, outputs_of
+from omgsr_cli.batch.finished import FinishedResults, Settings
+from omgsr_cli.batch.reading import Begun
+from omgsr_cli.errors import DeviceError, FileError
+from omgsr_cli.files.addresses import Location
+from omgsr_cli.files.clashes import comparison_path
+from omgsr_cli.files.storage import put_when_whole
+from omgsr_cli.imaging import PictureBands, Rows, write_picture
+from omgsr_cli.imaging.side_by_side import keeping, side_by_side
+from omgsr_cli.imaging.spool import BandSpool
+
+
+def write_result(
+    begun: Begun, restored: PictureBands, enlarged: Rows, settings: Settings, results: FinishedResults
+) -> tuple[str, ...]:
+    """Write one picture as its bands come, and its comparison.
+
+    Args:
+        begun: what is restored.
+        restored: its bands, computed as they are asked for.
+        enlarged: rows of the enlarged input, for the comparison.
+        settings: for all jobs.
+        results: remembers what was written.
+    Returns:
+        What a person should be told.
+    Raises:
+        OmgsrError: it cannot be computed or written; nothing half done is left.
+    """
+    job, checked, record = begun.job, begun.checked, begun.record
+    kept = BandSpool(begun.picture.bit_depth) if settings.write.compare and job.destination is not None else None
+    overwrite = settings.write.overwrite or job.destination in checked.finished
+    try:
+        with _opened(job.destination, overwrite) as place:
+            notes = write_picture(
+                restored if kept is None else replace(restored, rgb=keeping(restored.rgb, kept)),
+                place,
+                format=checked.format,
+                quality=settings.write.quality,
+                metadata=settings.write.metadata,
+                record=record,
+                overwrite=overwrite,
+            )
+    except MemoryError as error:
+        raise FileError(f"{name_of(job)}: memory is short for {checked.output_px}", "ask for a smaller size") from error
+    except DeviceError as error:
+        raise DeviceError(f"{name_of(job)}: {error.message}", error.hint) from error
+    if kept is not None and job.destination is not None:
+        both = side_by_side(enlarged, begun.picture, replace(restored, rgb=iter(kept)))
+        path = comparison_path(job.destination)
+        overwrite = settings.write.overwrite or path in checked.finished
+        metadata = settings.write.metadata
+        with put_when_whole(path, overwrite=overwrite) as local:
+            write_picture(both, local, format="png", metadata=metadata, record=record, overwrite=overwrite)
+    for path in outputs_of(job, settings):
+        results.keep(path, record)
+    return notes
+
+
+def _opened(destination: Location | None, overwrite: bool) -> AbstractContextManager[Path | BinaryIO]:
+    return nullcontext(sys.stdout.buffer) if destination is None else put_when_whole(destination, overwrite=overwrite)

@@ -1,0 +1,119 @@
+"""Folders and files from Python: what `omgsr upscale` does, returned instead of told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from omgsr_cli.batch.finished import FinishedResults, Settings
+from omgsr_cli.batch.results import FileResult
+from omgsr_cli.batch.upscaler import Upscaler
+from omgsr_cli.batch.work import UpscaleWork
+from omgsr_cli.engines.local import choose_local, plan_places
+from omgsr_cli.errors import UsageError
+from omgsr_cli.files.jobs import Job, JobOptions, plan_jobs
+from omgsr_cli.files.naming import scale_label
+from omgsr_cli.files.remembered import Remembered
+from omgsr_cli.models.base import Restorer, RestorerInfo
+from omgsr_cli.models.devices import named_devices
+from omgsr_cli.models.loading import describe_model
+from omgsr_cli.models.sources import find_model
+from omgsr_cli.options import (
+    ColorFix,
+    EngineOptions,
+    ModelOptions,
+    OutputFormat,
+    RestoreOptions,
+    SizeOptions,
+    WriteOptions,
+    build_options,
+)
+
+
+def upscale_folder(
+    model: Restorer | str | Path,
+    inputs: str | Path | Sequence[str | Path],
+    output: str | Path | None = None,
+    *,
+    scale: float | None = None,
+    size: tuple[int, int] | None = None,
+    color_fix: ColorFix | None = None,
+    tile: Literal["auto", "off"] | int = "auto",
+    seed: int | None = None,
+    recursive: bool = False,
+    suffix: str | None = None,
+    format: OutputFormat = "same",
+    quality: int | None = None,
+    metadata: Literal["keep", "none"] = "keep",
+    overwrite: bool = False,
+    workers: int | None = None,
+    device: str | None = None,
+    on_result: Callable[[FileResult], None] | None = None,
+) -> list[FileResult]:
+    """Restore and enlarge the pictures of a folder, or of several files and folders, with all that they carry.
+
+    One picture that fails does not end the others. What an earlier call with the same model and settings finished is
+    skipped.
+
+    Args:
+        model: from `load`; or what `load` would be given, as `workers` needs it.
+        inputs: folders, files, globs or .txt lists.
+        output: a folder, or a file for a single picture; None writes beside the input, as NAME_x4.EXT or FOLDER_x4/.
+        scale: as for `upscale_image`; likewise `size`, `color_fix`, `tile` and `seed`.
+        recursive: whether sub-folders are searched too.
+        suffix: added to names.
+        format: "same" as the input's, or "png", "jpg", "webp", "tiff", "avif".
+        quality: 1 to 100, for formats that lose something.
+        metadata: "keep" or "none".
+        overwrite: whether other files that are there are replaced.
+        workers: how many processes, each of which loads the model; None takes one for each device. A script that asks
+            for several keeps what it does under `if __name__ == "__main__":`.
+        device: of a model that is named: as for `load`, or several as "cuda:0,cuda:1", or "all".
+        on_result: told of each picture as it ends.
+    Returns:
+        One result for each picture, and one for each input that is none; `error` says why one failed.
+    Raises:
+        UsageError: a value is out of range, or values do not go together.
+    """
+    options = build_options(EngineOptions, workers=workers, device=device)
+    info = describe_model(find_model(model)) if isinstance(model, str | Path) else model.info
+    if not isinstance(model, str | Path) and options != EngineOptions():
+        raise UsageError(
+            "a loaded model stays in its process and on its device", "give its name, which is loaded there"
+        )
+    sizes = build_options(SizeOptions, scale=scale, size=size)
+    settings = Settings(
+        _model_options(info),
+        build_options(RestoreOptions, size=sizes, color_fix=color_fix, tile=tile, seed=seed),
+        build_options(WriteOptions, format=format, quality=quality, metadata=metadata, overwrite=overwrite),
+    )
+    plan = plan_jobs(
+        [str(inputs)] if isinstance(inputs, str | Path) else [str(one) for one in inputs],
+        None if output is None else str(output),
+        JobOptions(recursive, suffix, scale_label(sizes, info.scale), format),
+    )
+    results = [FileResult(None, None, "failed", error=problem) for problem in plan.problems]
+    for result in _do_jobs(model, info, settings, plan.jobs, options):
+        results.append(result)
+        if on_result:
+            on_result(result)
+    return results
+
+
+def _do_jobs(
+    model: Restorer | str | Path, info: RestorerInfo, settings: Settings, jobs: Sequence[Job], options: EngineOptions
+) -> Iterator[FileResult]:
+    """With a loaded model in this process; a model that is named is loaded by each of as many as were asked for."""
+    if not isinstance(model, str | Path):
+        loaded = model
+        upscaler = Upscaler(settings, info, FinishedResults(settings, info, Remembered()), lambda: loaded)
+        return upscaler.stream(jobs, lambda job: None)
+    engine = choose_local(plan_places(named_devices(options.device), options.workers))
+    work = UpscaleWork(settings, find_model(model), info)
+    return engine.run(work, jobs, on_start=lambda job: None, say=lambda text, *, detail=False: None)
+
+
+def _model_options(info: RestorerInfo) -> ModelOptions:
+    """What a finished picture says of the model that made it."""
+    return ModelOptions(model=info.name, mid_timestep=info.mid_timestep, prompt=info.prompt)
