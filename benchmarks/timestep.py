@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -76,9 +77,8 @@ def main() -> None:
     with torch.inference_mode():
         encoder.encode(torch.zeros(1, 3, options.resolution, options.resolution))
     began = time.perf_counter()
-    results = [
-        item for item in measure(source, encode, encoder.device, batch=options.batch) if isinstance(item, Measured)
-    ]
+    timed = replace(encoder, encode=encode)
+    results = [item for item in measure(source, timed, batch=options.batch) if isinstance(item, Measured)]
     measured = time.perf_counter()
     power, snr = torch.tensor([(item.power, item.snr) for item in results], dtype=torch.float64).T
     match_snr(power, snr, encoder.schedule)

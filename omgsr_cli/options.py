@@ -153,7 +153,6 @@ class TimestepOptions(_Options):
         max_samples: upper bound; None takes one sample of each picture.
         until_stable: goes on until the interval is narrower than this many timesteps.
         batch: images that are encoded together.
-        workers: processes that read and degrade; 0 does it in this one.
         seed: of crops, degradation and resampling.
     """
 
@@ -163,7 +162,6 @@ class TimestepOptions(_Options):
     max_samples: int | None = Field(default=None, ge=1)
     until_stable: int | None = Field(default=None, ge=1, le=1000)
     batch: int = Field(default=4, ge=1, le=256)
-    workers: int = Field(default=0, ge=0, le=256)
     seed: int = Field(default=0, ge=0)
 
 

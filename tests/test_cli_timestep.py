@@ -6,6 +6,7 @@ import csv
 import json
 import tomllib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -123,15 +124,14 @@ def test_until_stable_stops_early(timestep: Command, crops: tuple[str | Path, ..
 def test_an_interruption_tells_what_is_known(
     timestep: Command, crops: tuple[str | Path, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import omgsr_cli.timesteps.find as package
+    package = import_module("omgsr_cli.timesteps.measure")
 
     real = package.measure
 
-    def interrupted(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        for number, result in enumerate(real(*args, **kwargs)):
-            if number == 3:
-                raise KeyboardInterrupt
-            yield result
+    def interrupted(source: Any, encoder: Any, items: tuple[int, ...], **kwargs: Any) -> Iterator[Any]:
+        if items == (3,):
+            raise KeyboardInterrupt
+        yield from real(source, encoder, items, **kwargs)
 
     monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(package, "measure", interrupted)
@@ -143,12 +143,10 @@ def test_an_interruption_tells_what_is_known(
     assert said.records[0]["samples"] == 3
     assert "interrupted after 3 of 4 samples" in said.err
     # The same command goes on from there, and replaces what was written so far.
-    firsts: list[int] = []
-    monkeypatch.setattr(
-        package, "measure", lambda *a, items, **k: firsts.append(items[0]) or real(*a, items=items, **k)
-    )
+    measured: list[int] = []
+    monkeypatch.setattr(package, "measure", lambda s, e, items, **k: measured.extend(items) or real(s, e, items, **k))
     said = timestep(*command)
-    assert (said.code, firsts) == (0, [3]), said.err
+    assert (said.code, measured) == (0, [3]), said.err
     assert "3 samples were kept from an earlier run" in said.err
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + 4
     monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "other"))
@@ -169,6 +167,22 @@ def test_parts_are_measured_one_by_one_and_the_whole_is_put_together(
     together = timestep(*crops, "--json", "--batch", "1")
     assert "4 samples were kept from an earlier run" in together.err
     assert together.records == whole.records
+
+
+def test_processes_find_what_one_finds(
+    timestep: Command, crops: tuple[str | Path, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "one"))
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no picture at all")
+    one = timestep(*crops, "--json", "--batch", "2", "--csv", tmp_path / "one.csv")
+    monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "two"))
+    two = timestep(*crops, "--json", "--batch", "2", "--csv", tmp_path / "two.csv", "--workers", "2")
+    assert (one.code, two.code) == (1, 1), two.err
+    assert two.records == one.records
+    assert two.errors == one.errors
+    assert (tmp_path / "two.csv").read_text() == (tmp_path / "one.csv").read_text()
+    # What they measured is kept for whoever asks next.
+    assert "5 samples were kept from an earlier run" in timestep(*crops, "--json").err
 
 
 @pytest.mark.parametrize(
@@ -258,6 +272,7 @@ def wrong_calls() -> list[tuple[tuple[str, ...], str]]:
         (("--data", "photos", "--write", "absent/config.toml"), "absent/config.toml"),
         (("--data", "photos", "--degradation", "strong"), "no degradation 'strong'"),
         (("--data", "photos", "--device", "abacus"), "abacus"),
+        (("--data", "photos", "--workers", "0"), "--workers 0"),
         (("--data", "photos", "--vae", "absent"), "absent"),
         (("--data", "photos", "--model", "a", "--base", "b"), "both"),
         (("--data", "photos", "--lq", "photos/deep/0.png"), "3 of 4 pictures have no partner in --lq"),

@@ -18,6 +18,7 @@ import omgsr_cli
 from omgsr_cli import find_mid_timestep, load, run_bench, upscale_folder, upscale_image
 from omgsr_cli.errors import OmgsrError, ShapeError, UsageError
 from omgsr_cli.models.base import Restorer
+from omgsr_cli.models.encoders import load_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
 HEIGHT, WIDTH = 13, 18
@@ -215,6 +216,8 @@ def test_a_mid_timestep_is_found(tmp_path: Path, capfd: pytest.CaptureFixture[st
             image.resize((WIDTH // 2 * 2, HEIGHT)).quantize(16).convert("RGB").save(path)
     paired = find_mid_timestep(photos, "omgsr-tiny", lq=partners, device="cpu")
     assert paired.samples == 3
+    with pytest.raises(UsageError, match="2 workers cannot share one loaded encoder"):
+        find_mid_timestep(photos, load_encoder(device="cpu"), workers=2)
     with pytest.raises(UsageError, match="no pictures were found"):
         find_mid_timestep(tmp_path / "absent")
     with pytest.raises(UsageError, match="none of 3 pictures can be used"):

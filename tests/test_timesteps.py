@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ from safetensors.torch import save_file
 from omgsr_cli.datasets.crops import draw_window, fit_small, trim, whole_factor
 from omgsr_cli.datasets.pair_source import ImagePair, PairSource
 from omgsr_cli.degradation import load_degradation
-from omgsr_cli.errors import FileError, ModelError, ShapeError, UsageError
+from omgsr_cli.errors import DeviceError, FileError, ModelError, ShapeError, UsageError
 from omgsr_cli.files.inputs import FoundInput
 from omgsr_cli.files.pairs import pair_by_name
-from omgsr_cli.models.encoders import load_encoder
+from omgsr_cli.files.remembered import Remembered
+from omgsr_cli.models.base import ImageEncoder
+from omgsr_cli.models.encoders import NamedEncoder, load_encoder
+from omgsr_cli.options import TimestepOptions
 from omgsr_cli.schedules import DdpmSchedule, FlowSchedule
 from omgsr_cli.timesteps import (
     Measured,
@@ -31,6 +36,9 @@ from omgsr_cli.timesteps import (
     plan_samples,
     spread_by,
 )
+from omgsr_cli.timesteps.kept import KeptSamples
+from omgsr_cli.timesteps.measure import MeasureWork
+from omgsr_cli.timesteps.survey import Survey
 
 GOLDEN = Path(__file__).parent / "golden" / "sd"
 EXPECTED = json.loads((GOLDEN / "pairs" / "expected.json").read_text())
@@ -273,21 +281,25 @@ def source_of(pictures: tuple[Path, ...], **changes: Any) -> PairSource:
     return PairSource(**(values | changes))
 
 
-def identity(image: torch.Tensor) -> torch.Tensor:
-    return image
+def encoder_of(encode: Callable[[torch.Tensor], torch.Tensor]) -> ImageEncoder:
+    return ImageEncoder("a test's", encode, DdpmSchedule(), 8, torch.device("cpu"))
+
+
+# Pictures are their own latents.
+IDENTITY = encoder_of(lambda image: image)
 
 
 def test_samples_depend_on_the_seed_alone(tmp_path: Path) -> None:
     pictures = write_pictures(tmp_path, [(40, 60), (33, 47), (50, 36)])
     source = source_of(pictures, count=6)
-    cpu = torch.device("cpu")
-    one = list(measure(source, identity, cpu, batch=1))
-    assert one == list(measure(source, identity, cpu, batch=4, workers=2))
+    one = list(measure(source, IDENTITY, batch=1))
+    assert one == list(measure(source, IDENTITY, batch=4))
+    assert one[2:4] == list(measure(source, IDENTITY, (2, 3)))
     assert {item.path for item in one[:3] if isinstance(item, Measured)} == set(pictures)
     # A second epoch has the same pictures, other crops and another degradation.
     assert one[0].path == one[3].path
     assert one[0] != one[3]
-    assert one != list(measure(source_of(pictures, count=6, seed=1), identity, cpu))
+    assert one != list(measure(source_of(pictures, count=6, seed=1), IDENTITY))
 
 
 def test_a_sample_is_what_the_pipeline_makes(tmp_path: Path) -> None:
@@ -306,20 +318,93 @@ def test_a_sample_is_what_the_pipeline_makes(tmp_path: Path) -> None:
 def test_small_broken_and_identical_pictures_are_named(tmp_path: Path) -> None:
     pictures = write_pictures(tmp_path / "hq", [(40, 40), (20, 40), (40, 40)])
     pictures[2].write_bytes(b"no picture")
-    results = list(measure(source_of(pictures), identity, torch.device("cpu")))
+    results = list(measure(source_of(pictures), IDENTITY))
     problems = [item.error.message for item in results if isinstance(item, Problem)]
     assert len(problems) == 2
     assert any("1.png has 40x20 pixels, smaller than a crop of 32" in text for text in problems)
     pairs = source_of(pictures[:1], partners=pictures[:1], resolution_px=None)
-    (problem,) = measure(pairs, identity, torch.device("cpu"))
+    (problem,) = measure(pairs, IDENTITY)
     assert isinstance(problem, Problem)
     assert "infinite" in problem.error.message
+
+
+class Kept(dict[int, Any]):
+    """What is kept, by the sample's number, without files."""
+
+    find = dict.get
+    keep = dict.__setitem__
+
+
+def survey_of(source: PairSource, kept: Any, **options: Any) -> Survey:
+    return Survey(source, IDENTITY, TimestepOptions(**options), kept)
+
+
+@pytest.mark.parametrize("known", [(), (0, 1), (1, 2, 5), (0, 2, 3, 4, 5), range(6)])
+def test_only_what_is_not_kept_is_measured_and_the_order_stays(tmp_path: Path, known: Sequence[int]) -> None:
+    pictures = write_pictures(tmp_path, [(40, 60), (33, 47), (50, 36)])
+    broken = write_pictures(tmp_path / "broken", [(40, 40)])
+    broken[0].write_bytes(b"no picture")
+    source = source_of((pictures[0], *broken, *pictures[1:]), count=6)
+    everything = Kept()
+    whole = survey_of(source, everything)
+    results = list(whole.run())
+    assert list(everything) == list(range(6))
+    assert list(everything.values()) == results
+    # Each is kept under its own number, also behind one that was left out.
+    for item, result in everything.items():
+        told = result.error.message if isinstance(result, Problem) else str(result.path)
+        assert str(source.files_of(item)[0]) in told
+    new: list[int] = []
+
+    class Noting(Kept):
+        def keep(self, item: int, result: Any) -> None:
+            new.append(item)
+
+    again = survey_of(source, Noting({item: everything[item] for item in known}), batch=4)
+    assert [getattr(result, "snr", None) for result in again.run()] == [getattr(one, "snr", None) for one in results]
+    assert new == [item for item in range(6) if item not in known]
+    assert again.found_kept == len(known)
+    assert again.answer().mid_timestep == whole.answer().mid_timestep
+
+
+def test_what_is_kept_is_asked_for_as_it_is_needed(tmp_path: Path) -> None:
+    """An answer that is stable early does not wait for a million files to be looked at."""
+    source = source_of(write_pictures(tmp_path, [(40, 60)]), count=1000)
+    asked: list[int] = []
+    result = next(survey_of(source, None).run())
+
+    class Noting:
+        def find(self, item: int) -> Any:
+            asked.append(item)
+            return result
+
+    survey = survey_of(source, Noting())
+    assert [next(run := survey.run()), next(run), next(run)] == [result] * 3
+    assert asked == [0, 1, 2]
+
+
+def test_a_process_that_is_lost_costs_its_samples_which_are_not_kept(tmp_path: Path) -> None:
+    source = source_of(write_pictures(tmp_path, [(40, 60), (33, 47)]))
+    lost = MeasureWork(source, NamedEncoder()).lost((1, 0), DeviceError("its process was killed", "less"))
+    assert [item for item, _ in lost] == [1, 0]
+    for item, problem in lost:
+        assert isinstance(problem, Problem)
+        assert str(problem.error) == f"{source.files_of(item)[0]}: its process was killed"
+        assert problem.error.hint == "less"
+    (weights := tmp_path / "weights.bin").write_bytes(b"weights")
+    remembered = Remembered(tmp_path / "cache")
+    kept = KeptSamples(source, replace(IDENTITY, files=(weights,)), remembered)
+    kept.keep(*lost[0])
+    assert kept.find(1) is None
+    kept.keep(1, Problem(FileError("it is broken", "mend it")))
+    assert isinstance(kept.find(1), Problem)
+    remembered.close()
 
 
 def test_a_latent_that_is_not_finite_ends_it(tmp_path: Path) -> None:
     source = source_of(write_pictures(tmp_path, [(40, 40)]))
     with pytest.raises(ModelError, match=r"0\.png is not finite"):
-        list(measure(source, lambda image: image * float("nan"), torch.device("cpu")))
+        list(measure(source, encoder_of(lambda image: image * float("nan"))))
 
 
 def test_partners_are_enlarged_by_a_whole_factor(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from omgsr_cli.files.shards import Shard, parse_shard
 if TYPE_CHECKING:
     from omgsr_cli.files.remembered import Remembered
     from omgsr_cli.options import TimestepOptions
-    from omgsr_cli.timesteps.find import Survey
+    from omgsr_cli.timesteps.survey import Survey
 
 INTERRUPTED = 130
 _UNFINISHED = "omgsr timestep, interrupted"
@@ -38,7 +38,7 @@ def timestep(
     vae: own.Vae = None,
     device: shared.Device = None,
     batch: own.Batch = 4,
-    workers: own.Workers = 0,
+    workers: own.Workers = None,
     shard: own.Shard = None,
     plot: own.Plot = None,
     csv: own.Csv = None,
@@ -51,7 +51,7 @@ def timestep(
 
     It is the timestep that a model should be trained and run at. Without --lq random crops are degraded.
     """
-    from omgsr_cli.options import TimestepOptions, build_options
+    from omgsr_cli.options import EngineOptions, TimestepOptions, build_options
 
     options = build_options(
         TimestepOptions,
@@ -61,9 +61,9 @@ def timestep(
         max_samples=max_samples,
         until_stable=until_stable,
         batch=batch,
-        workers=workers,
         seed=seed,
     )
+    processes = build_options(EngineOptions, workers=workers, device=device)
     part = None if shard is None else _part(shard, options, write)
     talk = Output(as_json=as_json, quiet=quiet)
     from omgsr_cli.files.remembered import Remembered
@@ -77,13 +77,16 @@ def timestep(
     for problem in found.problems:
         talk.error(problem)
     from omgsr_cli.degradation import load_degradation
-    from omgsr_cli.models.encoders import load_encoder
-    from omgsr_cli.timesteps.find import Survey, open_pairs
+    from omgsr_cli.models.devices import named_devices
+    from omgsr_cli.models.encoders import NamedEncoder
+    from omgsr_cli.timesteps.find import open_pairs, plan_spread
     from omgsr_cli.timesteps.kept import KeptSamples
+    from omgsr_cli.timesteps.survey import Survey
 
     # A degradation that is not there is told before an encoder is loaded.
     config = load_degradation(degradation)
-    encoder = load_encoder(model, base=base, vae=vae, device=device)
+    named, devices = NamedEncoder(model, base, vae), named_devices(processes.device)
+    encoder = named.load(devices[0])
     for text in encoder.notes:
         talk.note(f"note: {text}")
     source = open_pairs(found, encoder, config, options)
@@ -98,7 +101,8 @@ def timestep(
     items = None if part is None else part.indices(len(source))
     if items is not None and not items:
         raise UsageError(f"--shard {part}: none of {len(source)} samples is in this part", "give fewer parts")
-    survey = Survey(source, encoder, options, KeptSamples(source, encoder, remembered), items)
+    spread = plan_spread(named, devices, processes.workers)
+    survey = Survey(source, encoder, options, KeptSamples(source, encoder, remembered), items, spread)
     interrupted = _run(survey, talk)
     if part is not None:
         talk.note(f"note: part {part} alone; when all parts are kept, the same command without --shard has the whole")

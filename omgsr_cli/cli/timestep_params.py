@@ -64,7 +64,9 @@ Vae = Annotated[
 
 Batch = Annotated[int, typer.Option(metavar="N", help="Images encoded together.", rich_help_panel=MODEL)]
 
-Workers = Annotated[int, typer.Option(metavar="N", help="Processes that read and degrade.", rich_help_panel=MODEL)]
+Workers = Annotated[
+    int | None, typer.Option(metavar="N", help="Processes \\[one for each device].", rich_help_panel=MODEL)
+]
 
 Shard = Annotated[
     str | None,

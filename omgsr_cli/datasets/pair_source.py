@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from omgsr_cli.datasets.crops import OnSmall, draw_window, fit_small, trim, whole_factor
@@ -39,11 +38,11 @@ class ImagePair:
 
 
 @dataclass(frozen=True)
-class PairSource(torch.utils.data.Dataset["ImagePair | FileError"]):
+class PairSource:
     """Every sample of a data set, in an order that only the seed decides.
 
     Item i is picture i of the first epoch and goes on with further crops of the same pictures in the next ones;
-    each depends on (seed, epoch, its picture) alone, not on workers or batches.
+    each depends on (seed, epoch, its picture) alone, not on processes or batches.
 
     Attributes:
         pictures: the clean pictures.
@@ -71,9 +70,6 @@ class PairSource(torch.utils.data.Dataset["ImagePair | FileError"]):
         return self.count
 
     def __getitem__(self, item: int) -> ImagePair | FileError:
-        if torch.utils.data.get_worker_info() is not None:
-            # Workers share the cores; in the program's own process the encoder needs all of them.
-            torch.set_num_threads(1)
         # A file that cannot be read is a result, not the end of the run.
         epoch, index = self.place_of(item)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,19 @@ from omgsr_cli.schedules import DdpmSchedule, FlowSchedule, Schedule, build_sche
 _TINY_BLOCKS, _TINY_WIDTH, _TINY_PX = (1, 3, 3, 3), 64, 8
 # Latent channels tell the family where an autoencoder comes without a scheduler.
 _FLOW_CHANNELS = 16
+
+
+@dataclass(frozen=True)
+class NamedEncoder:
+    """An encoder by its name, which can be sent to another process; arguments and errors as for `load_encoder`."""
+
+    model: str | None = None
+    base: str | None = None
+    vae: str | None = None
+
+    def load(self, device: str | None) -> ImageEncoder:
+        """Read it."""
+        return load_encoder(self.model, base=self.base, vae=self.vae, device=device)
 
 
 def load_encoder(

@@ -1,31 +1,27 @@
-"""From pictures to their mid-timestep: what is measured, when it is enough, and what it says."""
+"""From pictures to their mid-timestep: what is read, by whom, and in which crops."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from omgsr_cli.datasets.crops import OnSmall
 from omgsr_cli.datasets.pair_source import PairSource
 from omgsr_cli.degradation import DegradationConfig, load_degradation
+from omgsr_cli.engines.local import Here, choose_local, plan_places
 from omgsr_cli.errors import UsageError
 from omgsr_cli.files.pairs import FoundPictures, find_pictures
 from omgsr_cli.models.base import ImageEncoder
-from omgsr_cli.models.encoders import load_encoder
-from omgsr_cli.options import TimestepOptions, build_options
-from omgsr_cli.timesteps.kept import KeptSamples
-from omgsr_cli.timesteps.matching import MidTimestep, match_snr
-from omgsr_cli.timesteps.measure import Measured, Problem, measure, plan_samples
+from omgsr_cli.models.devices import named_devices
+from omgsr_cli.models.encoders import NamedEncoder
+from omgsr_cli.options import EngineOptions, TimestepOptions, build_options
+from omgsr_cli.timesteps.matching import MidTimestep
+from omgsr_cli.timesteps.measure import Measured, Problem, plan_samples
+from omgsr_cli.timesteps.survey import Spread, Survey
 
 Pictures = str | Path | Sequence[str | Path]
 
 DEFAULT_CROP_PX = 512
-# A narrow interval of a handful of pictures would be luck.
-_STABLE_FROM, _STABLE_EVERY = 32, 16
 
 
 def find_mid_timestep(
@@ -40,7 +36,7 @@ def find_mid_timestep(
     max_samples: int | None = None,
     until_stable: int | None = None,
     batch: int = 4,
-    workers: int = 0,
+    workers: int | None = None,
     seed: int = 0,
     device: str | None = None,
     on_result: Callable[[Measured | Problem], None] | None = None,
@@ -53,6 +49,7 @@ def find_mid_timestep(
         source: sharp pictures: folders, files or .txt lists; or pairs that are made already, for which only `batch`,
             `workers`, `until_stable` and `seed` count.
         encoder: of the pre-trained model, or the name of a preset, folder or hub repository; None takes the default.
+            One that is loaded works in this process alone.
         lq: real low-quality partners of the pictures, by stem; None degrades crops of them.
         degradation: preset or TOML file.
         resolution: side of the crops; None takes 512, and with real pairs the whole pictures.
@@ -61,9 +58,9 @@ def find_mid_timestep(
         max_samples: upper bound; None takes one sample of each picture.
         until_stable: goes on until the interval is narrower than this many timesteps.
         batch: images that are encoded together.
-        workers: processes that read and degrade; 0 does it in this one.
+        workers: processes, each with an encoder of its own; None takes one for each device.
         seed: of crops, degradation and the interval.
-        device: for an encoder that is given by name; as for `load`.
+        device: for an encoder that is given by name; as for `load`, or several: "cuda:0,cuda:1" or "all".
         on_result: told of each sample, those that are left out included.
     Returns:
         The value, its curve and interval.
@@ -80,17 +77,22 @@ def find_mid_timestep(
         max_samples=max_samples,
         until_stable=until_stable,
         batch=batch,
-        workers=workers,
         seed=seed,
     )
-    if not isinstance(encoder, ImageEncoder):
-        encoder = load_encoder(encoder, device=device)
+    processes = build_options(EngineOptions, workers=workers, device=device)
+    if isinstance(encoder, ImageEncoder):
+        if processes.workers not in (None, 1):
+            raise UsageError(f"{workers} workers cannot share one loaded encoder", "give the encoder by its name")
+        spread = None
+    else:
+        named, devices = NamedEncoder(encoder), named_devices(device)
+        encoder, spread = named.load(devices[0]), plan_spread(named, devices, processes.workers)
     if not isinstance(source, PairSource):
         found = find_pictures(_listed(source), _listed(lq))
         if found.problems:
             raise found.problems[0]
         source = open_pairs(found, encoder, load_degradation(degradation), options)
-    survey = Survey(source, encoder, options)
+    survey = Survey(source, encoder, options, spread=spread)
     for result in survey.run():
         if on_result:
             on_result(result)
@@ -132,101 +134,10 @@ def open_pairs(
     )
 
 
-@dataclass
-class Survey:
-    """The samples that were measured so far, and what they say.
-
-    Attributes:
-        source: the samples.
-        encoder: of the pre-trained model.
-        options: how many, how fast, and until when.
-        kept: what earlier runs measured; None keeps nothing.
-        items: numbers of the samples that are this process's part of them; None is all of them.
-        measured: what counts.
-        problems: what was left out.
-        found_kept: how many samples an earlier run had measured.
-    """
-
-    source: PairSource
-    encoder: ImageEncoder
-    options: TimestepOptions
-    kept: KeptSamples | None = None
-    items: Sequence[int] | None = None
-    measured: list[Measured] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    found_kept: int = 0
-
-    def run(self) -> Iterator[Measured | Problem]:
-        """Measure until all is done or the answer is stable; what was given out is in the lists.
-
-        Raises:
-            ModelError: a latent is not finite.
-        """
-        for place, (item, result) in enumerate(zip(self.planned(), self._results(), strict=True)):
-            if self.kept is not None and place >= self.found_kept:
-                self.kept.keep(item, result)
-            if isinstance(result, Problem):
-                self.problems.append(result)
-            else:
-                self.measured.append(result)
-            yield result
-            if self._is_due() and self.is_stable():
-                return
-
-    def planned(self) -> Sequence[int]:
-        """The numbers of all samples that are to be measured, if the answer is not stable before."""
-        return range(len(self.source)) if self.items is None else self.items
-
-    def _results(self) -> Iterator[Measured | Problem]:
-        """One result for each sample, in order: those that earlier runs came to, then new ones."""
-        planned = self.planned()
-        while self.kept is not None and self.found_kept < len(planned):
-            known = self.kept.find(planned[self.found_kept])
-            if known is None:
-                break
-            self.found_kept += 1
-            yield known
-        yield from measure(
-            self.source,
-            self.encoder.encode,
-            self.encoder.device,
-            items=planned[self.found_kept :],
-            batch=self.options.batch,
-            workers=self.options.workers,
-        )
-
-    def is_stable(self) -> bool:
-        """Whether the interval is as narrow as was asked for."""
-        wanted = self.options.until_stable
-        if wanted is None or not self.measured:
-            return False
-        interval = self.answer().interval
-        return interval is not None and interval[1] - interval[0] < wanted
-
-    def numbers(self) -> tuple[Tensor, Tensor]:
-        """Powers of the clean latents and ratios of the low-quality ones, (N,) float64 each."""
-        rows = [(item.power, item.snr) for item in self.measured]
-        power, snr = torch.tensor(rows, dtype=torch.float64).reshape(-1, 2).T
-        return power, snr
-
-    def answer(self) -> MidTimestep:
-        """The mid-timestep as far as it is known.
-
-        Raises:
-            UsageError: nothing was measured.
-        """
-        if not self.measured:
-            raise UsageError(
-                f"none of {len(self.planned())} pictures can be used, for the reasons above",
-                "give other pictures, or --on-small resize where they are smaller than a crop",
-            )
-        pictures = [item.path for item in self.measured]
-        return match_snr(*self.numbers(), self.encoder.schedule, pictures=pictures, seed=self.options.seed)
-
-    def _is_due(self) -> bool:
-        # The interval takes a moment: it is not asked for after each sample.
-        count = len(self.measured)
-        return self.options.until_stable is not None and count >= _STABLE_FROM and count % _STABLE_EVERY == 0
+def plan_spread(encoder: NamedEncoder, devices: Sequence[str | None], workers: int | None) -> Spread | None:
+    """So many processes, one for each device where their number is not given; None where one is enough: this one."""
+    engine = choose_local(plan_places(devices, workers))
+    return None if isinstance(engine, Here) else Spread(engine, encoder)
 
 
 def _listed(pictures: Pictures | None) -> list[str]:

@@ -40,10 +40,12 @@ class KeptSamples:
         return Measured(path, tuple(kept["window"]), kept["drawn"], kept["power"], kept["snr"])
 
     def keep(self, item: int, result: Measured | Problem) -> None:
-        """Keep what sample `item` gave."""
+        """Keep what sample `item` gave, if it would give the same another time."""
         if self._common is None:
             return
         if isinstance(result, Problem):
+            if not isinstance(result.error, FileError):
+                return
             record: dict[str, object] = {"problem": [result.error.message, result.error.hint]}
         else:
             record = asdict(result)

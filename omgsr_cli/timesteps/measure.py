@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from omgsr_cli.datasets.pair_source import ImagePair, PairSource
-from omgsr_cli.errors import FileError, ModelError
+from omgsr_cli.engines.work import Place, Say
+from omgsr_cli.errors import FileError, ModelError, OmgsrError
+from omgsr_cli.models.base import ImageEncoder
+from omgsr_cli.models.encoders import NamedEncoder
 from omgsr_cli.timesteps.matching import latent_snr
 
 
@@ -36,9 +38,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Problem:
-    """A sample that is left out, and why."""
+    """A sample that is left out, and why: a FileError is the picture's own fault, and will be there next time."""
 
-    error: FileError
+    error: OmgsrError
+
+
+Results = tuple[tuple[int, Measured | Problem], ...]
+"""Of some samples, each with its number."""
 
 
 def plan_samples(
@@ -62,67 +68,74 @@ def plan_samples(
 
 
 def measure(
-    source: PairSource,
-    encode: Callable[[Tensor], Tensor],
-    device: torch.device,
-    *,
-    items: Sequence[int] | None = None,
-    batch: int = 4,
-    workers: int = 0,
+    source: PairSource, encoder: ImageEncoder, items: Sequence[int] | None = None, *, batch: int = 4
 ) -> Iterator[Measured | Problem]:
     """Measure samples in order.
 
     Args:
         source: the samples.
-        encode: (B, 3, H, W) in [-1, 1] on the device, to scaled latents.
-        device: of the encoder.
+        encoder: of the pre-trained model.
         items: numbers of the samples; None measures all.
         batch: samples that are encoded together, where they have one size.
-        workers: processes that read, crop and degrade; 0 does it here.
     Yields:
         One result for each sample.
     Raises:
         ModelError: a latent is not finite.
     """
-    loader: Iterable[ImagePair | FileError] = torch.utils.data.DataLoader(
-        torch.utils.data.Subset(source, range(len(source)) if items is None else items),
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-    )
     waiting: list[ImagePair] = []
-    for item in loader:
-        if isinstance(item, FileError):
-            yield Problem(item)
-            continue
-        if waiting and item.clean.shape != waiting[0].clean.shape:
-            yield from _measure_batch(waiting, encode, device)
+    for number in range(len(source)) if items is None else items:
+        sample = source[number]
+        # The results are in order, so that one that is left out waits for those before it.
+        if waiting and (isinstance(sample, FileError) or sample.clean.shape != waiting[0].clean.shape):
+            yield from _measure_batch(waiting, encoder)
             waiting = []
-        waiting.append(item)
+        if isinstance(sample, FileError):
+            yield Problem(sample)
+            continue
+        waiting.append(sample)
         if len(waiting) == batch:
-            yield from _measure_batch(waiting, encode, device)
+            yield from _measure_batch(waiting, encoder)
             waiting = []
     if waiting:
-        yield from _measure_batch(waiting, encode, device)
+        yield from _measure_batch(waiting, encoder)
 
 
-def _as_it_is(item: Any) -> Any:
-    return item
+@dataclass(frozen=True)
+class MeasureWork:
+    """Samples as an engine is given them: numbers of some that are encoded together.
+
+    Attributes:
+        source: the samples.
+        encoder: of the pre-trained model: by its name, or loaded for this process alone.
+    """
+
+    source: PairSource
+    encoder: NamedEncoder | ImageEncoder
+
+    def open(self, place: Place, say: Say) -> Callable[[tuple[int, ...]], Results]:
+        """As `Work.open`."""
+        encoder = self.encoder if isinstance(self.encoder, ImageEncoder) else self.encoder.load(place.device)
+
+        def do(items: tuple[int, ...]) -> Results:
+            return tuple(zip(items, measure(self.source, encoder, items, batch=len(items)), strict=True))
+
+        return do
+
+    def lost(self, task: tuple[int, ...], error: OmgsrError) -> Results:
+        """As `Work.lost`."""
+        named = [OmgsrError(f"{self.source.files_of(item)[0]}: {error.message}", error.hint) for item in task]
+        return tuple(zip(task, map(Problem, named), strict=True))
 
 
 @torch.inference_mode()
-def _encode(
-    samples: list[ImagePair], encode: Callable[[Tensor], Tensor], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    clean = encode(torch.stack([sample.clean for sample in samples]).to(device))
-    degraded = encode(torch.stack([sample.degraded for sample in samples]).to(device))
+def _encode(samples: list[ImagePair], encoder: ImageEncoder) -> tuple[Tensor, Tensor]:
+    clean = encoder.encode(torch.stack([sample.clean for sample in samples]).to(encoder.device))
+    degraded = encoder.encode(torch.stack([sample.degraded for sample in samples]).to(encoder.device))
     return latent_snr(clean, degraded)
 
 
-def _measure_batch(
-    samples: list[ImagePair], encode: Callable[[Tensor], Tensor], device: torch.device
-) -> Iterator[Measured | Problem]:
-    power, snr = _encode(samples, encode, device)
+def _measure_batch(samples: list[ImagePair], encoder: ImageEncoder) -> Iterator[Measured | Problem]:
+    power, snr = _encode(samples, encoder)
     for sample, own_power, own_snr in zip(samples, power.tolist(), snr.tolist(), strict=True):
         # An infinite ratio is an identical pair, or a latent without any error; NaN or infinite power is neither.
         if not (own_power < float("inf") and own_snr == own_snr and own_power > 0):

@@ -63,7 +63,6 @@ def _measure(config: TrainConfig, accelerator: Accelerator) -> MidTimestep:
         scale=data.scales[0][0],
         on_small=data.on_small,
         max_samples=_SAMPLES,
-        workers=data.workers,
         seed=config.train.seed,
     )
 

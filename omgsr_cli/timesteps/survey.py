@@ -1,0 +1,170 @@
+"""The samples of a data set, measured in order until the answer is known; what was kept is not measured again."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from omgsr_cli.datasets.pair_source import PairSource
+from omgsr_cli.engines.local import Here
+from omgsr_cli.engines.work import Engine, Place, Say
+from omgsr_cli.errors import UsageError
+from omgsr_cli.models.base import ImageEncoder
+from omgsr_cli.models.encoders import NamedEncoder
+from omgsr_cli.options import TimestepOptions
+from omgsr_cli.timesteps.kept import KeptSamples
+from omgsr_cli.timesteps.matching import MidTimestep, match_snr
+from omgsr_cli.timesteps.measure import Measured, MeasureWork, Problem
+
+# A narrow interval of a handful of pictures would be luck.
+_STABLE_FROM, _STABLE_EVERY = 32, 16
+
+_Found = dict[int, Measured | Problem | None]
+"""What is known of some samples by their numbers; None is being measured."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Processes that measure in place of this one.
+
+    Attributes:
+        engine: has it done.
+        encoder: which each of them loads.
+        say: told what a person should know of that.
+    """
+
+    engine: Engine
+    encoder: NamedEncoder
+    say: Say = lambda text, *, detail=False: None
+
+
+@dataclass
+class Survey:
+    """The samples that were measured so far, and what they say.
+
+    Attributes:
+        source: the samples.
+        encoder: of the pre-trained model.
+        options: how many, how fast, and until when.
+        kept: what earlier runs measured; None keeps nothing.
+        items: numbers of the samples that are this process's part of them; None is all of them.
+        spread: None measures in this process.
+        measured: what counts, in order.
+        problems: what was left out.
+        found_kept: how many samples an earlier run had measured.
+    """
+
+    source: PairSource
+    encoder: ImageEncoder
+    options: TimestepOptions
+    kept: KeptSamples | None = None
+    items: Sequence[int] | None = None
+    spread: Spread | None = None
+    measured: list[Measured] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    found_kept: int = 0
+
+    def run(self) -> Iterator[Measured | Problem]:
+        """Measure until all is done or the answer is stable; what was given out is in the lists.
+
+        Raises:
+            ModelError: a latent is not finite.
+            DeviceError: processes cannot run.
+        """
+        with closing(self._results()) as results:
+            for result in results:
+                if isinstance(result, Problem):
+                    self.problems.append(result)
+                else:
+                    self.measured.append(result)
+                yield result
+                if self._is_due() and self.is_stable():
+                    return
+
+    def planned(self) -> Sequence[int]:
+        """The numbers of all samples that are to be measured, if the answer is not stable before."""
+        return range(len(self.source)) if self.items is None else self.items
+
+    def is_stable(self) -> bool:
+        """Whether the interval is as narrow as was asked for."""
+        wanted = self.options.until_stable
+        if wanted is None or not self.measured:
+            return False
+        interval = self.answer().interval
+        return interval is not None and interval[1] - interval[0] < wanted
+
+    def numbers(self) -> tuple[Tensor, Tensor]:
+        """Powers of the clean latents and ratios of the low-quality ones, (N,) float64 each."""
+        rows = [(item.power, item.snr) for item in self.measured]
+        power, snr = torch.tensor(rows, dtype=torch.float64).reshape(-1, 2).T
+        return power, snr
+
+    def answer(self) -> MidTimestep:
+        """The mid-timestep as far as it is known.
+
+        Raises:
+            UsageError: nothing was measured.
+        """
+        if not self.measured:
+            raise UsageError(
+                f"none of {len(self.planned())} pictures can be used, for the reasons above",
+                "give other pictures, or --on-small resize where they are smaller than a crop",
+            )
+        pictures = [item.path for item in self.measured]
+        return match_snr(*self.numbers(), self.encoder.schedule, pictures=pictures, seed=self.options.seed)
+
+    def _results(self) -> Generator[Measured | Problem, None, None]:
+        """One result for each sample, in the order that is planned, whoever measured it and when."""
+        planned, known = self.planned(), 0
+        while known < len(planned) and (found := self._find(planned[known])) is not None:
+            known += 1
+            yield found
+        drawn: deque[_Found] = deque()
+        for measured in self._measure(self._missing(planned[known:], drawn)):
+            for item, result in measured:
+                if self.kept is not None:
+                    self.kept.keep(item, result)
+                next(group for group in drawn if item in group)[item] = result
+            yield from _complete(drawn)
+        yield from _complete(drawn)
+
+    def _missing(self, planned: Sequence[int], drawn: deque[_Found]) -> Iterator[tuple[int, ...]]:
+        """Those samples that are to be measured, a batch of the plan at a time; all go into `drawn` with what is known.
+
+        A batch that is known in part is not filled up with the next: nothing is read far ahead of what is measured.
+        """
+        for start in range(0, len(planned), self.options.batch):
+            group = {item: self._find(item) for item in planned[start : start + self.options.batch]}
+            drawn.append(group)
+            missing = tuple(item for item, result in group.items() if result is None)
+            if missing:
+                yield missing
+
+    def _measure(self, tasks: Iterator[tuple[int, ...]]) -> Iterator[tuple[tuple[int, Measured | Problem], ...]]:
+        spread = self.spread
+        engine: Engine = Here(Place()) if spread is None else spread.engine
+        work = MeasureWork(self.source, self.encoder if spread is None else spread.encoder)
+        say: Say = Spread.say if spread is None else spread.say
+        with closing(engine.run(work, tasks, on_start=lambda task: None, say=say)) as results:
+            yield from results
+
+    def _find(self, item: int) -> Measured | Problem | None:
+        found = None if self.kept is None else self.kept.find(item)
+        self.found_kept += found is not None
+        return found
+
+    def _is_due(self) -> bool:
+        # The interval takes a moment: it is not asked for after each sample.
+        count = len(self.measured)
+        return self.options.until_stable is not None and count >= _STABLE_FROM and count % _STABLE_EVERY == 0
+
+
+def _complete(drawn: deque[_Found]) -> Iterator[Measured | Problem]:
+    """The results of the first groups, as far as they are whole; those are taken off."""
+    while drawn and None not in drawn[0].values():
+        yield from (result for result in drawn.popleft().values() if result is not None)
