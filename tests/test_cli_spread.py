@@ -77,6 +77,37 @@ def test_five_hundred_pictures_with_ten_broken_ones_and_a_process_that_is_killed
     assert "9 failed" in said.lines[0]
 
 
+def test_what_is_tried_again_is_counted_with_the_run_before(omgsr: Command, status: Command, tmp_path: Path) -> None:
+    for number in range(3):
+        draw(tmp_path / "in" / f"{number}.png", 5, 7)
+    whole = (tmp_path / "in" / "0.png").read_bytes()
+    (tmp_path / "in" / "0.png").write_bytes(b"")
+    (tmp_path / "in" / "all.txt").write_text("0.png\n1.png\n2.png\ngone.png\nlost.png\n")
+    report = tmp_path / "run.jsonl"
+    arguments = [tmp_path / "in" / "all.txt", "-o", tmp_path / "out", "--report", report]
+    assert omgsr(*arguments).code == 1
+    # What a list names and is not there has failed too.
+    told = status(report, "--json").records[0]
+    assert (told["files"], told["finished"], told["failed"], told["left"]) == (5, 2, 3, 0)
+    assert told["reasons"] == {"there is no such file": 2, "the file is empty (0 bytes)": 1}
+    (tmp_path / "in" / "0.png").write_bytes(whole)
+    (tmp_path / "in" / "lost.png").write_bytes(whole)
+    said = omgsr(*arguments, "--retry-failed")
+    assert (said.code, said.lines) == (1, [str(tmp_path / "out" / "0.png")])
+    told = status(report, "--json").records[0]
+    assert (told["finished"], told["failed"]) == (3, 1)
+    assert status(report).lines[0].startswith("3 of 4 finished, 1 failed")
+    assert omgsr(*arguments).lines == [str(tmp_path / "out" / "lost.png")]
+    assert status(report).lines[0].startswith("4 of 5 finished, 1 failed")
+
+
+def test_nothing_that_failed_is_told(omgsr: Command, tmp_path: Path) -> None:
+    arguments = [draw(tmp_path / "a.png"), "-o", tmp_path / "out.png", "--report", tmp_path / "run.jsonl"]
+    assert omgsr(*arguments).code == 0
+    said = omgsr(*arguments, "--retry-failed")
+    assert (said.code, said.err) == (0, "nothing to do\n")
+
+
 def test_parts_give_what_one_run_gives(omgsr: Command, tmp_path: Path) -> None:
     for number in range(8):
         draw(tmp_path / "in" / str(number % 2) / f"{number}.png", 5 + number, 7)

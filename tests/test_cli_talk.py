@@ -21,6 +21,7 @@ from omgsr_cli import __version__
 from omgsr_cli.batch.results import FileResult
 from omgsr_cli.cli import forecast
 from omgsr_cli.cli.app import app, run
+from omgsr_cli.cli.report import Tally
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.geometry import Size
 from omgsr_cli.planning import plan_model_canvas
@@ -143,14 +144,26 @@ def test_what_a_run_took_is_remembered(tmp_path: Path) -> None:
     pace = forecast.Pace(INFO, torch.device("cpu"), "fp32", remembered)
     size = Size(1024, 1024)
     work_mp = plan_model_canvas(INFO, size).padded.area / 1e6
-    pace.add(FileResult(None, None, "done", size, size, seconds=12.0))
+    pace.add(FileResult(None, None, "done", size, size))
     pace.add(FileResult(None, None, "skipped", size, size))
-    pace.keep()
+    pace.keep(12.0)
     assert remembered.find_speed(f"{INFO.name} cpu fp32") == pytest.approx(12 / work_mp)
     small = forecast.Pace(INFO, torch.device("cpu"), "bf16", remembered)
-    small.add(FileResult(None, None, "done", Size(8, 8), Size(8, 8), seconds=12.0))
-    small.keep()
+    small.add(FileResult(None, None, "done", Size(8, 8), Size(8, 8)))
+    small.keep(12.0)
     assert remembered.find_speed(f"{INFO.name} cpu bf16") is None
+
+
+def test_seconds_are_the_clocks_where_pictures_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([100.0, 105.0, 120.0])
+    monkeypatch.setattr("omgsr_cli.cli.report.time.monotonic", lambda: next(now))
+    tally, size = Tally(), Size(1000, 1000)
+    # Written from 95 to 105, beside the one before; the third one waited for something else from 105 to 118.
+    for seconds in (8.0, 10.0, 2.0):
+        tally.add(FileResult(None, None, "done", size, size, seconds=seconds))
+    tally.add(FileResult(None, None, "skipped", size, size))
+    assert tally.seconds == 8 + 5 + 2
+    assert tally.summary() == "3 done, 1 skipped: 3.0 megapixels in 15 s"
 
 
 # Streams
@@ -163,6 +176,7 @@ def test_a_result_on_standard_output_is_alone_there(omgsr: Command, two: Path) -
         with Image.open(io.BytesIO(said.out)) as image:
             assert (image.format, image.size) == ("PNG", (32, 24))
             image.load()
+        assert ("--json has no effect" in said.err) == ("--json" in options)
 
 
 def test_nothing_but_a_picture_comes_on_standard_output(omgsr: Command, two: Path) -> None:

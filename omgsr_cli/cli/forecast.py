@@ -33,7 +33,7 @@ class Pace:
     def __init__(self, info: RestorerInfo, device: torch.device, precision: str, remembered: Remembered) -> None:
         self._info, self._device, self._precision, self._remembered = info, device, precision, remembered
         self._key = f"{info.name} {device} {precision}"
-        self._work_mp = self._seconds = 0.0
+        self._work_mp = 0.0
         self._memory_bytes = 0
 
     def add(self, result: FileResult) -> None:
@@ -43,14 +43,13 @@ class Pace:
         if result.status not in ("done", "planned") or result.output_px is None:
             return
         self._work_mp += plan_model_canvas(self._info, result.output_px).padded.area / 1e6
-        self._seconds += result.seconds
         if result.plan is not None:
             self._memory_bytes = max(self._memory_bytes, result.plan.memory_bytes)
 
-    def keep(self) -> None:
-        """Remember the speed of what was done."""
-        if self._work_mp >= _LEAST_WORK_MP and self._seconds > 0:
-            self._remembered.keep_speed(self._key, self._seconds / self._work_mp)
+    def keep(self, seconds: float) -> None:
+        """Remember the speed of what was done, in so many seconds by the clock."""
+        if self._work_mp >= _LEAST_WORK_MP and seconds > 0:
+            self._remembered.keep_speed(self._key, seconds / self._work_mp)
 
     def forecast(self) -> str:
         """Expected time and memory of what was planned: "about 2 min 10 s on cpu, at most 640 MiB of memory ..."."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +16,15 @@ if TYPE_CHECKING:
 
 
 class Tally:
-    """What the summary counts."""
+    """What the summary counts.
+
+    Attributes:
+        seconds: by the clock, in which pictures were done; of those done at a time, as one is written while the next is
+            restored, no second counts twice. Without the loading of the model.
+    """
 
     def __init__(self) -> None:
+        self._counted_until = -math.inf
         self.done = self.skipped = self.planned = 0
         self.megapixels = self.seconds = 0.0
         self.failed: list[str] = []
@@ -29,7 +37,10 @@ class Tally:
         self.done += result.status == "done"
         self.skipped += result.status == "skipped"
         self.planned += result.status == "planned"
-        self.seconds += result.seconds
+        if result.status == "done":
+            now = time.monotonic()
+            self.seconds += min(result.seconds, now - self._counted_until)
+            self._counted_until = now
         if result.output_px and result.status != "skipped":
             self.megapixels += result.output_px.area / 1e6
 

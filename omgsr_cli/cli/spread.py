@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Report(Protocol):
     """Is told of a run and its files."""
 
-    def begin(self, files: int | None, part: str | None) -> None:
+    def begin(self, files: int | None, part: str | None, *, retry: bool = False) -> None:
         """A run begins."""
         ...
 
@@ -37,7 +37,7 @@ class Report(Protocol):
 
 
 class _NoReport:
-    def begin(self, files: int | None, part: str | None) -> None:
+    def begin(self, files: int | None, part: str | None, *, retry: bool = False) -> None:
         pass
 
     def counted(self, files: int) -> None:
@@ -89,8 +89,7 @@ class PartsOfPlan:
         part = self._shard.of(part) if self._shard else part
         if self._failed is None:
             return part
-        jobs = tuple(job for job in part.jobs if str(job.source) in self._failed)
-        return replace(part, jobs=jobs, problems=())
+        return replace(part, jobs=tuple(job for job in part.jobs if str(job.source) in self._failed))
 
 
 def failed_inputs(report: Path) -> Set[str]:

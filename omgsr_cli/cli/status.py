@@ -25,7 +25,7 @@ def status(
     record = {
         "files": state.files,
         "finished": len(state.finished),
-        "failed": len(state.failed),
+        "failed": state.failures,
         "left": state.left,
         "files_per_second": None if state.rate is None else round(state.rate, 3),
         "seconds_left": None if state.seconds_left is None else round(state.seconds_left),
@@ -38,8 +38,8 @@ def status(
 def _told(state: RunState) -> str:
     of = "" if state.files is None else f" of {state.files}"
     parts = [f"{len(state.finished)}{of} finished"]
-    if state.failed:
-        parts.append(f"{len(state.failed)} failed")
+    if state.failures:
+        parts.append(f"{state.failures} failed")
     if state.rate is not None:
         parts.append(f"{state.rate:.2g} files a second")
     if state.left and state.seconds_left is not None:

@@ -102,6 +102,8 @@ def upscale(
     to_stdout = output == STREAM or (output is None and STREAM in inputs)
     if compare and to_stdout:
         raise UsageError("--compare has no place beside stdout", "give -o FILE")
+    if as_json and to_stdout and not dry_run:
+        talk.note("note: --json has no effect: the picture takes stdout")
     session = Session(Settings(model_options, restore, write), talk, to_stdout)
     names = JobOptions(recursive, suffix, scale_label(sizes, session.info.scale), write.format)
     parts = plan_in_parts(inputs, output, names)
@@ -110,7 +112,7 @@ def upscale(
     if dry_run:
         return session.plan(plan)
     with open_report(report) as kept:
-        kept.begin(plan.total, None if part is None else str(part))
+        kept.begin(plan.total, None if part is None else str(part), retry=retry_failed)
         return session.run(plan, spread, kept)
 
 

@@ -67,7 +67,7 @@ class Session:
         pace = self.pace()
         finished = FinishedResults(self.settings, self.info, self.remembered)
         tally = Tally()
-        results = plan_files(self._jobs(plan, tally), self.settings, self.info, finished, free)
+        results = plan_files(self._jobs(plan, tally, lambda _: None), self.settings, self.info, finished, free)
         return self._report(plan, tally, results, pace.add, pace.forecast)
 
     def run(self, plan: PartsOfPlan, options: EngineOptions, report: Report) -> int:
@@ -81,9 +81,12 @@ class Session:
         pace = self.pace()
         tally = Tally()
 
+        def keep(result: FileResult) -> None:
+            report.add(result_record(result))
+
         def after(result: FileResult) -> None:
             pace.add(result)
-            report.add(result_record(result))
+            keep(result)
             view.finish()
 
         def counted() -> None:
@@ -94,7 +97,7 @@ class Session:
             # Tiles are told only by this process, and what several do at once says little of one's speed.
             alone = isinstance(engine, Here)
             work = UpscaleWork(self.settings, self.source, self.info, view.tiles if alone else None)
-            jobs = self._jobs(plan, tally, counted if plan.total is None else None)
+            jobs = self._jobs(plan, tally, keep, counted if plan.total is None else None)
             results = engine.run(
                 work, jobs, on_start=lambda job: view.start(name_of(job.source, "stdin")), say=self._tell
             )
@@ -102,7 +105,7 @@ class Session:
             with closing(results):
                 code = self._report(plan, tally, results, after)
         if alone:
-            pace.keep()
+            pace.keep(tally.seconds)
         return code
 
     def _tell(self, text: str, *, detail: bool = False) -> None:
@@ -111,7 +114,13 @@ class Session:
         else:
             self.talk.note(f"note: {text}")
 
-    def _jobs(self, plan: PartsOfPlan, tally: Tally, counted: Callable[[], None] | None = None) -> Iterator[Job]:
+    def _jobs(
+        self,
+        plan: PartsOfPlan,
+        tally: Tally,
+        keep: Callable[[FileResult], None],
+        counted: Callable[[], None] | None = None,
+    ) -> Iterator[Job]:
         """The jobs of all parts; what is to be told of a part is told as it is begun."""
 
         def tell(part: JobPlan) -> None:
@@ -120,18 +129,20 @@ class Session:
             for path in part.earlier_results:
                 self.talk.detail(f"note: {name_of(path, '')}: left out, another input's result is called so")
             for problem in part.problems:
-                self._refuse(problem)
+                keep(self._refuse(problem))
                 tally.failed.append(problem.message)
             if part.is_last and counted is not None:
                 counted()
 
         return plan.jobs(tell)
 
-    def _refuse(self, problem: OmgsrError) -> None:
+    def _refuse(self, problem: OmgsrError) -> FileResult:
         """Tell of what was typed, and names no file that could be a job."""
         from omgsr_cli.batch.results import FileResult
 
-        self._say(FileResult(None, None, "failed", error=problem), alone=False)
+        result = FileResult(None, None, "failed", error=problem)
+        self._say(result, alone=False)
+        return result
 
     def _report(
         self,
@@ -145,7 +156,7 @@ class Session:
             tally.add(result)
             self._say(result, alone=plan.total == 1)
             after(result)
-        if forecast is not None or plan.count + plan.problems > 1:
+        if forecast is not None or plan.count + plan.problems != 1:
             self.talk.note(tally.summary(forecast))
         return 1 if tally.failed else 0
 

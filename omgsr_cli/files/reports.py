@@ -42,9 +42,15 @@ class RunReport:
                 f"--report {shown(path)} cannot be written: {error.strerror or error}", "give another file"
             ) from error
 
-    def begin(self, files: int | None, part: str | None) -> None:
-        """Say that a run begins: how many files it has, None where this shows only at the end, and its part."""
-        self._write({"run": {"files": files, "part": part}, "time": time.time()})
+    def begin(self, files: int | None, part: str | None, *, retry: bool = False) -> None:
+        """Say that a run begins.
+
+        Args:
+            files: how many it has; None where this shows only at the end.
+            part: which one of several, such as "3/8"; None for all.
+            retry: it does only what failed in the run before, which had more files.
+        """
+        self._write({"run": {"files": files, "part": part, "retry": retry}, "time": time.time()})
 
     def counted(self, files: int) -> None:
         """Say how many files the run has, where this shows only now."""
@@ -79,6 +85,7 @@ class RunState:
         files: how many there are in all parts; None where it is not known.
         finished: inputs whose result is whole.
         failed: why each of the others failed, by its name; without those that were finished later.
+        problems: of the latest runs, what was wrong with inputs that became no job, as a list's missing files.
         done: how many the latest run of each part has done.
         seconds: how long it has been going.
     """
@@ -86,13 +93,24 @@ class RunState:
     files: int | None = None
     finished: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
     done: int = 0
     seconds: float = 0.0
 
     @property
+    def failures(self) -> int:
+        """How many inputs failed."""
+        return len(self.failed) + len(self.problems)
+
+    @property
+    def known(self) -> int:
+        """Of how many inputs it is known what became of them."""
+        return len(self.finished) + self.failures
+
+    @property
     def left(self) -> int | None:
         """How many files nothing is known of yet."""
-        return None if self.files is None else max(self.files - len(self.finished) - len(self.failed), 0)
+        return None if self.files is None else self.files - self.known
 
     @property
     def rate(self) -> float | None:
@@ -106,7 +124,8 @@ class RunState:
 
     def reasons(self) -> list[tuple[str, int]]:
         """Why files failed, and how many for each, the most first."""
-        return Counter(self.failed.values()).most_common()
+        without_names = (problem.rpartition(": ")[2] for problem in self.problems)
+        return Counter([*self.failed.values(), *without_names]).most_common()
 
 
 @dataclass
@@ -115,6 +134,8 @@ class _Run:
     began: float
     ended: float
     done: int = 0
+    retry: bool = False
+    problems: list[str] = field(default_factory=list)
 
 
 def read_reports(paths: Sequence[Path]) -> RunState:
@@ -130,27 +151,42 @@ def read_reports(paths: Sequence[Path]) -> RunState:
         for line in _lines(path):
             if "run" in line:
                 part = line["run"]["part"]
-                latest[part] = _Run(line["run"]["files"], line["time"], line["time"])
+                latest[part] = _begun(line, latest, part)
             elif "files" in line and part in latest:
-                latest[part].files = line["files"]
+                if not latest[part].retry:
+                    latest[part].files = line["files"]
             elif line.get("status") in ("done", "skipped", "failed"):
-                _add(state, line)
                 run = latest.setdefault(part, _Run(None, line["time"], line["time"]))
+                _add(state, run, line)
                 run.done += line["status"] != "skipped"
                 run.ended = max(run.ended, line["time"])
         if not latest:
             raise UsageError(f"{shown(path)} is not a report", "give the file that --report names")
         runs += latest.values()
+    state.problems = [problem for run in runs for problem in run.problems]
     counts = [run.files for run in runs]
-    state.files = None if None in counts else sum(count for count in counts if count is not None)
+    if None not in counts:
+        # A report may tell of files besides, which an earlier run had.
+        files = sum(count for count in counts if count is not None) + len(state.problems)
+        state.files = max(files, state.known)
     state.done = sum(run.done for run in runs)
     state.seconds = max((run.ended for run in runs), default=0.0) - min((run.began for run in runs), default=0.0)
     return state
 
 
-def _add(state: RunState, line: Mapping[str, Any]) -> None:
+def _begun(line: Mapping[str, Any], latest: Mapping[str | None, _Run], part: str | None) -> _Run:
+    run, before = _Run(line["run"]["files"], line["time"], line["time"]), latest.get(part)
+    if line["run"].get("retry") and latest:
+        # Its files are some of those that are counted already.
+        run.retry, run.files = True, 0 if before is None else before.files
+    return run
+
+
+def _add(state: RunState, run: _Run, line: Mapping[str, Any]) -> None:
     name = str(line["input"])
-    if line["status"] == "failed":
+    if line["status"] == "failed" and line["input"] is None:
+        run.problems.append(str(line["error"]))
+    elif line["status"] == "failed":
         state.failed[name] = str(line["error"]).removeprefix(f"{name}: ")
         state.finished.discard(name)
     else:
