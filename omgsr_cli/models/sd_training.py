@@ -118,10 +118,27 @@ def outline_sd(source: ModelSource, device: torch.device, precision: str, option
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        unet = UNet2DConditionModel.from_config(unet_config).requires_grad_(False)
-        vae = AutoencoderKL.from_config(vae_config).requires_grad_(False)
+        # Adapters are moved beside their layers, which tensors without values cannot be, unless they are nowhere yet.
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(unet_config).requires_grad_(False)
+            vae = AutoencoderKL.from_config(vae_config).requires_grad_(False)
     finally:
         torch.set_default_dtype(usual)
-    embeds = torch.zeros(1, _TOKENS, int(unet_config["cross_attention_dim"]), device=device)
+    embeds = torch.zeros(1, _TOKENS, int(unet_config["cross_attention_dim"]), dtype=dtype, device=device)
     restorer = SdRestorer(unet, vae, outline_schedule(), embeds, describe_sd(source), "fp32", source)
-    return SdTrainable(restorer, options, source.record)
+    with torch.device("meta"):
+        trainable = SdTrainable(restorer, options, source.record)
+    _settle(trainable.networks, device)
+    restorer.device, restorer.prompt_embeds = device, embeds
+    return trainable
+
+
+def _settle(network: nn.Module, device: torch.device) -> None:
+    """Give every weight a place, and no value."""
+    for module in network.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[name] = nn.Parameter(torch.empty_like(weight, device=device), weight.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer, device=device)

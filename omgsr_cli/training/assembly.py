@@ -163,7 +163,7 @@ def _build_learner(
 ) -> Learner:
     weights, optim = trainable.trained(), config.optim
     return Learner(
-        generator=_build_generator(config, trainable),
+        generator=build_generator(config, trainable),
         weights=weights,
         optimizer=build_adamw(
             weights.values(),
@@ -178,7 +178,8 @@ def _build_learner(
     )
 
 
-def _build_generator(config: TrainConfig, trainable: Trainable) -> Generator | Denoising:
+def build_generator(config: TrainConfig, trainable: Trainable) -> Generator | Denoising:
+    """Make one module of the model: what restores, or for pre-training what denoises."""
     if config.loss.denoise:
         return Denoising(trainable, config.train.precision)
     teacher = config.loss.teacher

@@ -21,13 +21,17 @@ from omgsr_cli.models.families import family_of
 from omgsr_cli.models.record import read_json
 from omgsr_cli.models.sources import ModelSource
 from omgsr_cli.models.trainable import Trainable
-from omgsr_cli.training.assembly import build_lora_options
+from omgsr_cli.training.assembly import build_generator, build_lora_options
 from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.dists import Dists
+from omgsr_cli.training.draws import Purpose, draw_generator
 from omgsr_cli.training.features import find_features
 from omgsr_cli.training.features.base import FeatureNet
 from omgsr_cli.training.features.dinov3 import DinoV3
-from omgsr_cli.training.features.imagenet import Vgg16
+from omgsr_cli.training.features.imagenet import AlexNet, Vgg16
+from omgsr_cli.training.loss_sections import LossConfig
+from omgsr_cli.training.losses import Losses, loss_weights
+from omgsr_cli.training.lpips import Lpips
 
 _FLOAT_BYTES = 4
 _ADAMW_BYTES = 8
@@ -109,9 +113,8 @@ def rehearse(config: TrainConfig, source: ModelSource, device: torch.device) -> 
     Raises:
         ModelError: the configuration of the model or the feature network cannot be read.
     """
-    counter = FlopCounterMode(display=False)
     # What is built is on the device at once: these tensors cannot be moved.
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), counter, device:
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), device:
         # torch asks itself for the address of values that are not there.
         warnings.simplefilter("ignore", UserWarning)
         family = family_of(source.record, source.name)
@@ -119,11 +122,21 @@ def rehearse(config: TrainConfig, source: ModelSource, device: torch.device) -> 
         if config.train.gradient_checkpointing:
             trainable.checkpoint_gradients()
         features = build_features_outline(config)
+        losses = _outline_losses(config.loss, features)
         heads = None if features is None or not config.loss.gan else _build_heads(config, features)
+
+        def count(number: int) -> int:
+            with FlopCounterMode(display=False) as counter:
+                _step(config, trainable, losses, features, heads, device, number)
+            return int(counter.get_total_flops())
+
         with LiveBytes() as live:
-            for network in (trainable.networks, features, heads):
+            for network in (trainable.networks, losses, features, heads):
                 live.hold(network)
-            _step(config, trainable, features, heads, device)
+            # The first step has all losses, the second not those that come every few steps.
+            most, least = count(0), count(1)
+    every = config.loss.teacher.dists_every if config.loss.teacher else 1
+    flop = least + (most - least) / every
     judged = 0 if heads is None else sum(weight.numel() for weight in heads.parameters())
     weights = sum(weight.numel() for weight in trainable.networks.parameters())
     trained = sum(weight.numel() for weight in trainable.trained().values())
@@ -132,7 +145,7 @@ def rehearse(config: TrainConfig, source: ModelSource, device: torch.device) -> 
     return Cost(
         parameters=weights,
         trained=trained,
-        flop=float(counter.get_total_flops()) * config.optim.accumulate,
+        flop=flop * config.optim.accumulate,
         memory_bytes=live.peak + trained * (averages + average) + judged * _ADAMW_BYTES,
         # The weights are there twice: as they are used, and as they are trained on.
         checkpoint_bytes=trained * (2 * _FLOAT_BYTES + averages + average) + judged * (_FLOAT_BYTES + _ADAMW_BYTES),
@@ -164,35 +177,54 @@ def _dinov3_sizes(place: str) -> tuple[Sequence[int], Sequence[int]]:
     return own.get("hidden_sizes", widths), own.get("depths", depths)
 
 
+def _outline_losses(config: LossConfig, features: FeatureNet | None) -> Losses:
+    """The losses, without what their networks have learned."""
+    lpips = Lpips(AlexNet(), [torch.ones(width) for width in AlexNet.channels]) if config.needs_lpips else None
+    teacher = config.teacher
+    return Losses(
+        loss_weights(config),
+        None if features is None else Dists(features),
+        lpips,
+        teacher_dists_every=1 if teacher is None else teacher.dists_every,
+        teacher_dists_px=0 if teacher is None else teacher.dists_px,
+    ).requires_grad_(False)
+
+
 def _step(
     config: TrainConfig,
     trainable: Trainable,
+    losses: Losses,
     features: FeatureNet | None,
     heads: nn.Module | None,
     device: torch.device,
+    number: int,
 ) -> None:
-    """One forward and one backward pass of everything."""
-    side, restorer = config.data.resolution, trainable.restorer
-    hq = torch.zeros(config.data.batch_size, 3, side, side, device=device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-        with torch.no_grad():
-            clean_latent = restorer.encode(hq)
+    """One forward and one backward pass of everything in step `number`."""
+    batch, side = config.data.batch_size, config.data.resolution
+    hq = torch.zeros(batch, 3, side, side, device=device)
+    # What is drawn is drawn on the CPU.
+    with torch.device("cpu"):
         if config.loss.denoise:
-            timesteps = torch.zeros(len(hq), dtype=torch.int64, device=device)
-            torch.autograd.backward(trainable.denoise(clean_latent, timesteps).float().square().mean())
+            torch.autograd.backward(_denoise(config, trainable, hq))
             return
-        lq_latent = restorer.encode(hq)
-        restored = restorer.decode(restorer.restore(lq_latent))
-    total = lq_latent.float().square().mean() + (restored - hq).abs().mean()
-    if features is not None and config.loss.dv3cd:
-        total = total + Dists(features)(restored, hq).mean()
+        output = build_generator(config, trainable)(hq, hq, config.train.seed, range(batch))
+    total = losses.total(losses(output, hq, target=hq, step=number))
     if features is None or heads is None:
         torch.autograd.backward(total)
         return
+    restored = output.restored
     heads.requires_grad_(False)
     torch.autograd.backward(total + _judge(heads, features, restored))
     heads.requires_grad_(True)
     torch.autograd.backward(_judge(heads, features, hq) + _judge(heads, features, restored.detach()))
+
+
+def _denoise(config: TrainConfig, trainable: Trainable, hq: Tensor) -> Tensor:
+    """As `Denoising` does, at one timestep: others cost the same, and tensors without values cannot say theirs."""
+    draws = [draw_generator(config.train.seed, Purpose.LATENT, number) for number in range(len(hq))]
+    with torch.autocast(hq.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+        clean_latent = trainable.encode_clean(hq, draws).float()
+        return (trainable.restorer.restore(clean_latent).float() - clean_latent).square().mean()
 
 
 def _build_heads(config: TrainConfig, features: FeatureNet) -> nn.Module:
