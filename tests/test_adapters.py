@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError
-from omgsr_cli.models.adapters import check_adapter_folder, merge_lora
+from omgsr_cli.models.adapter_files import check_adapter_folder
+from omgsr_cli.models.adapters import merge_lora
 
 
 class Block(nn.Module):

@@ -1,4 +1,7 @@
-"""What befalls a real process: a full disk, signals, a reader that goes, two at once, poor surroundings."""
+"""What befalls a program: a full disk, signals, a reader that goes, two at once, poor surroundings.
+
+A process of its own is started only for what nothing else can show.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from command_line import PROGRAM, ROOT, draw, files_below, size_of, start
+from command_line import PROGRAM, ROOT, Command, draw, files_below, size_of, start
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and mounts of POSIX")
 
@@ -29,49 +32,49 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_piece(model: Path, tmp_path: Path, small_disk: Path) -> None:
+def test_a_full_disk_is_one_line_and_leaves_no_piece(omgsr: Command, tmp_path: Path, small_disk: Path) -> None:
     draw(tmp_path / "in" / "large.png", 300, 200)
     draw(tmp_path / "in" / "small.png", 8, 6)
-    process = start("upscale", tmp_path / "in", "-o", small_disk / "out", "--model", model)
-    _, err = process.communicate(timeout=400)
-    assert process.returncode == 1
-    (line,) = (line for line in err.splitlines() if line.startswith("error: "))
+    said = omgsr(tmp_path / "in", "-o", small_disk / "out")
+    assert said.code == 1
+    (line,) = said.errors
     assert "large.png" in line
     assert "the disk is full" in line
     assert files_below(small_disk) == ["out/small.png"]
 
 
-def test_a_disk_that_fills_while_models_are_merged(base: Path, adapter: Path, small_disk: Path) -> None:
-    process = start("models", "merge", base, adapter, small_disk / "merged")
-    out, err = process.communicate(timeout=400)
-    assert (process.returncode, out) == (1, "")
-    (line,) = (line for line in err.splitlines() if line.startswith("error: "))
-    assert line == f"error: {small_disk / 'merged'} cannot be written: the disk is full"
-    assert "hint: make room" in err
-    assert "Traceback" not in err
+def test_a_disk_that_fills_while_models_are_merged(
+    base: Path, adapter: Path, small_disk: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    said = Command(capfdbinary, "models")("merge", base, adapter, small_disk / "merged")
+    assert (said.code, said.out) == (1, b"")
+    assert said.errors == [f"error: {small_disk / 'merged'} cannot be written: the disk is full"]
+    assert "hint: make room" in said.err
+    assert "Traceback" not in said.err
     assert list(small_disk.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_middle_of_a_picture(model: Path, tmp_path: Path, number: signal.Signals) -> None:
     draw(tmp_path / "in" / "a.png", 8, 6)
-    draw(tmp_path / "in" / "b.png", 1500, 1500)
+    # In such small tiles it takes a minute.
+    draw(tmp_path / "in" / "b.png", 500, 500)
     process = start("upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", model, "--tile", "64")
     assert process.stdout is not None
     assert process.stdout.readline() == f"{tmp_path / 'out' / 'a.png'}\n"
-    time.sleep(1.0)
+    time.sleep(0.3)
     process.send_signal(number)
     _, err = process.communicate(timeout=400)
     assert process.returncode == 128 + number, err
     assert err.count("interrupted; ") == 1
     assert "Traceback" not in err
     assert files_below(tmp_path / "out") == ["a.png"]
-    assert size_of(tmp_path / "in" / "b.png") == (1500, 1500)
+    assert size_of(tmp_path / "in" / "b.png") == (500, 500)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_processes_work(model: Path, tmp_path: Path, number: signal.Signals) -> None:
-    """They end, nothing half done is left, and the same command goes on."""
+def test_a_signal_while_processes_work(omgsr: Command, model: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """They end, nothing half done is left, and the next run does the rest."""
     names = [f"{index:02}.png" for index in range(16)]
     source = draw(tmp_path / "in" / names[0], 100, 100)
     for name in names[1:]:
@@ -104,9 +107,9 @@ def test_a_signal_while_processes_work(model: Path, tmp_path: Path, number: sign
     # A picture that was finished just then may not have been told.
     left = files_below(tmp_path / "out")
     assert told <= set(left) <= set(names)
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, timeout=400)
-    assert done.returncode == 0, done.stderr
-    assert sorted(Path(line).name for line in done.stdout.splitlines()) == sorted(set(names) - set(left))
+    said = omgsr(tmp_path / "in", "-o", tmp_path / "out", "--device", "cpu")
+    assert said.code == 0, said.err
+    assert sorted(Path(line).name for line in said.lines) == sorted(set(names) - set(left))
     assert files_below(tmp_path / "out") == names
 
 
@@ -125,12 +128,15 @@ def test_two_processes_in_one_folder(model: Path, tmp_path: Path) -> None:
     assert files_below(tmp_path / "out") == [f"{number}.png" for number in range(8)]
 
 
-def test_a_signal_in_the_middle_of_a_survey(model: Path, tmp_path: Path) -> None:
+def test_a_signal_in_the_middle_of_a_survey(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "cache"))
     for name in "abc":
         draw(tmp_path / "in" / f"{name}.png", 64, 64)
-    command: list[str | Path] = ["timestep", "--data", tmp_path / "in", "--model", model, "--device", "cpu", "--json"]
+    command: list[str | Path] = ["--data", tmp_path / "in", "--model", model, "--device", "cpu", "--json"]
     command += ["--resolution", "32", "--max-samples", "80", "--batch", "1", "--csv", tmp_path / "rows.csv"]
-    process = start(*command, OMGSR_CACHE=str(tmp_path / "cache"))
+    process = start("timestep", *command)
     while kept_samples(tmp_path / "cache") < 5:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
@@ -141,11 +147,10 @@ def test_a_signal_in_the_middle_of_a_survey(model: Path, tmp_path: Path) -> None
     count = json.loads(out)["samples"]
     assert 5 <= count < 80, "it was done too early for this test"
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + count
-    process = start(*command, OMGSR_CACHE=str(tmp_path / "cache"))
-    out, err = process.communicate(timeout=400)
-    assert process.returncode == 0, err
-    assert json.loads(out)["samples"] == 80
-    assert f"{count} samples were kept from an earlier run" in err
+    said = Command(capfdbinary, "timestep")(*command)
+    assert said.code == 0, said.err
+    assert said.records[0]["samples"] == 80
+    assert f"{count} samples were kept from an earlier run" in said.err
 
 
 def kept_samples(cache: Path) -> int:

@@ -449,14 +449,23 @@ def start(adapter: Path, *options: str, **environment: str) -> subprocess.Popen[
     )
 
 
-def test_two_processes_at_once_do_the_work_once(hub: Hub, adapter: Path, home: Path) -> None:
-    hub.repositories[FIRST].pause_s = 0.05
-    both = [start(adapter), start(adapter)]
-    said = [process.communicate(timeout=600) for process in both]
+def test_two_processes_at_once_do_the_work_once_and_by_a_proxy(hub: Hub, adapter: Path, home: Path) -> None:
+    """The hub's address resolves nowhere: only the proxy can answer for it. The token goes only there."""
+    hub.repositories[FIRST].pause_s = 0.02
+    with serve_hub(hub.repositories) as proxy:
+        surroundings = {"HF_ENDPOINT": "http://hub.invalid", "HTTP_PROXY": proxy.url, "NO_PROXY": "", "HF_TOKEN": TOKEN}
+        both = [start(adapter, **surroundings) for _ in range(2)]
+        said = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    assert hub.fetched().count(UNET) == 1
+    assert proxy.fetched().count(UNET) == 1
     assert any("waiting for it" in err for _, err in said)
     assert {out for out, _ in said} == {f"{home / 'models' / NAME}\n"}
+    assert not [err for _, err in said if "secret" in err]
+    assert all(request[1].startswith("http://hub.invalid/") for request in proxy.requests)
+    # The hub's library asks for a list of its own besides, without a token.
+    of_models = [request for request in proxy.requests if FIRST in request[1] or SECOND in request[1]]
+    assert {request[3] for request in of_models} == {f"Bearer {TOKEN}"}
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -480,29 +489,6 @@ def test_a_process_that_is_ended_leaves_what_the_next_one_needs(
     hub.requests.clear()
     assert pull().code == 0
     assert [range_ for _, _, range_, _ in hub.requests if range_], "nothing was taken up"
-
-
-def test_a_proxy_is_used_and_the_token_goes_only_to_the_hub(
-    hub: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with serve_hub(hub.repositories) as proxy:
-        # The address resolves nowhere: only the proxy can answer for it.
-        done = start(
-            adapter,
-            "-q",
-            HF_ENDPOINT="http://hub.invalid",
-            HTTP_PROXY=proxy.url,
-            HF_TOKEN=TOKEN,
-            NO_PROXY="",
-        )
-        out, err = done.communicate(timeout=600)
-        assert done.returncode == 0, err
-        assert all(request[1].startswith("http://hub.invalid/") for request in proxy.requests)
-        # The hub's library asks for a list of its own besides, without a token.
-        of_models = [request for request in proxy.requests if FIRST in request[1] or SECOND in request[1]]
-        assert {request[3] for request in of_models} == {f"Bearer {TOKEN}"}
-    assert "secret" not in out + err
-    assert hub.requests == []
 
 
 def test_a_token_is_in_no_message(hub: Hub, adapter: Path, home: Path) -> None:

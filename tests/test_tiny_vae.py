@@ -16,7 +16,8 @@ from omgsr_cli.errors import ModelError, UnknownModelError, UsageError
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.models.loading import describe_model, load_restorer
 from omgsr_cli.models.sources import find_model
-from omgsr_cli.models.tiny_vae import NOTE, TinyDecoder, find_tiny_vae, load_tiny_decoder
+from omgsr_cli.models.tiny_vae import TinyDecoder, load_tiny_decoder
+from omgsr_cli.models.tiny_vae_files import NOTE, find_tiny_vae
 from omgsr_cli.models.vae_tiling import Workspace
 from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions
 

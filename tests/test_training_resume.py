@@ -13,6 +13,9 @@ from training_run import differing, run_here, settings, start, tensors
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.training.checkpoints import find_checkpoint
+from omgsr_cli.training.config import TrainConfig
+from omgsr_cli.training.events import Event, Saved, StepDone
+from omgsr_cli.training.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +51,16 @@ def test_eight_steps_are_four_and_four(world: Path, tmp_path: Path, whole: dict[
 
 def test_sigterm_lets_the_step_finish_and_saves(world: Path, tmp_path: Path, whole: dict[str, torch.Tensor]) -> None:
     tables = settings(world, tmp_path / "run", **EVERYTHING, save={"every": 100})
-    process = start([(tables, "none")])
-    assert process.stdout is not None
-    for line in process.stdout:
-        if json.loads(line).get("step") == 3 and json.loads(line)["event"] == "StepDone":
-            process.send_signal(signal.SIGTERM)
-            break
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 128 + signal.SIGTERM, err
-    events = [json.loads(line) for line in out.splitlines()]
-    assert events[-1]["event"] == "Saved"
-    assert 3 <= events[-1]["step"] < 8
+    events: list[Event] = []
+
+    def report(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, StepDone) and event.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    stopped = train(TrainConfig.model_validate(tables), report=report)
+    assert (stopped.signal, type(events[-1])) == (signal.SIGTERM, Saved)
+    assert 3 <= stopped.step < 8
     result, _ = run_here(tables, resume="auto")
     assert result.checkpoint is not None
     assert differing(tensors(result.checkpoint), whole) == []

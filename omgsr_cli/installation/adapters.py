@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.files.manifest import FileEntry, read_entry
-from omgsr_cli.models.adapters import check_adapter_folder, load_lora_config
+from omgsr_cli.models.adapter_files import check_adapter_folder, load_lora_config
 from omgsr_cli.models.families import family_of
 from omgsr_cli.presets import Preset
 from omgsr_cli.store.archives import unpack_zip

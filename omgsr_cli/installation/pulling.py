@@ -16,7 +16,6 @@ from omgsr_cli.errors import ModelError
 from omgsr_cli.files.manifest import FileEntry, find_damage, load_manifest
 from omgsr_cli.installation.adapters import get_adapter, hash_adapter
 from omgsr_cli.installation.fetching import fetch_file
-from omgsr_cli.installation.merging import write_merged
 from omgsr_cli.models.hub import SMALL_FILES, WEIGHT_STEMS, is_repository_name, list_repository
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.presets import Preset
@@ -109,6 +108,9 @@ def _pull(
         _check_room(chosen, target.parent)
         base_folder = _fetch(chosen, scratch, talk)
         talk.note("merging the adapter into the base, once")
+        # torch takes its time: what is here already, refused or interrupted has not waited for it.
+        from omgsr_cli.installation.merging import write_merged
+
         source = find_model(preset.name, base=base_folder, adapter=adapter_folder)
         record = source.record.model_copy(update={"licence": _licence(preset, chosen)})
         source = dataclasses.replace(source, name=chosen.place, record=record)

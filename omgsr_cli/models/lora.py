@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from omgsr_cli.errors import ModelError
-from omgsr_cli.models.adapters import check_adapter_folder, load_lora_config
+from omgsr_cli.models.adapter_files import check_adapter_folder, load_lora_config
 from omgsr_cli.models.libraries import explained_imports
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omgsr_cli.errors import ModelError, UnknownModelError, UsageError
-from omgsr_cli.models.adapters import check_adapter_folder
+from omgsr_cli.models.adapter_files import check_adapter_folder
 from omgsr_cli.models.families import FAMILIES, Family, family_of, nearest_adapter, recognise_adapter, recognise_model
 from omgsr_cli.models.hub import ALL_PARTS, download_model, is_repository_name
 from omgsr_cli.models.record import ModelRecord, load_record
-from omgsr_cli.models.tiny_vae import NOTE, find_tiny_vae
+from omgsr_cli.models.tiny_vae_files import NOTE, find_tiny_vae
 from omgsr_cli.models.weight_files import PICKLE_SUFFIXES, pickle_error, refuse_pickles
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS, UNBUILT, Preset, find_preset
 from omgsr_cli.store.locations import installed_folder

@@ -15,23 +15,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from omgsr_cli.errors import ModelError, UnknownModelError
+from omgsr_cli.errors import ModelError
 from omgsr_cli.geometry import Size, plan_halo_tiles
-from omgsr_cli.models.hub import download_files, is_repository_name
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.record import read_json
-from omgsr_cli.models.weight_files import NETWORK_STEM, refuse_pickles
-from omgsr_cli.presets import DECODERS
+from omgsr_cli.models.weight_files import NETWORK_STEM
 from omgsr_cli.tiling import run_exact
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.vae import DecoderTiny
 
     from omgsr_cli.models.vae_tiling import Workspace
-
-NOTE = "an AutoencoderTiny decodes: about a tenth of the work, but fine texture comes out coarser"
-
-_KNOWN = " or ".join(DECODERS)
 
 # TAESD's decoder as published: residual blocks for each level, all 64 wide, and eight times the size.
 _BLOCKS, _WIDTH = (3, 3, 3, 1), 64
@@ -72,33 +66,6 @@ class TinyDecoder:
             lambda top, bottom: latent[:, :, top:bottom],
             plan_halo_tiles(size, side, self.reach, 1),
         )
-
-
-def find_tiny_vae(name: str) -> Path:
-    """The folder or file of an AutoencoderTiny; a hub repository is fetched.
-
-    Args:
-        name: one of `DECODERS`, a folder of diffusers' layout, TAESD's decoder as a safetensors file, or a
-            hub repository.
-    Raises:
-        ModelError: there is none, it is of another kind, or it cannot be fetched.
-    """
-    path = Path(name)
-    if path.is_file() and path.suffix == ".safetensors":
-        return path
-    if not path.is_dir():
-        repository = DECODERS.get(name, name)
-        if not is_repository_name(repository):
-            hint = f"give {_KNOWN}, a folder, TAESD's decoder .safetensors or a hub repository"
-            raise UnknownModelError(f"there is no autoencoder {name!r}", hint)
-        path = download_files(repository, None, ["config.json", f"{NETWORK_STEM}.safetensors"])
-    if not (path / "config.json").is_file():
-        refuse_pickles(path)
-        raise ModelError(f"{path} has no config.json", "give a folder of diffusers' AutoencoderTiny")
-    found = read_json(path / "config.json").get("_class_name")
-    if found != "AutoencoderTiny":
-        raise ModelError(f"{path} is a {found}, not an AutoencoderTiny", f"give {_KNOWN}, or leave --vae out")
-    return path
 
 
 def load_tiny_decoder(path: Path, channels: int, device: torch.device, dtype: torch.dtype) -> TinyDecoder:

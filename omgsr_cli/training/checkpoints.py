@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from omgsr_cli.errors import FileError, ModelError, UsageError
 from omgsr_cli.files.manifest import find_damage, load_manifest, write_manifest
-from omgsr_cli.models.adapters import load_lora_config
+from omgsr_cli.models.adapter_files import load_lora_config
 from omgsr_cli.models.families import recognise_adapter
 from omgsr_cli.models.lora import LoraOptions
 
