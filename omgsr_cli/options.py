@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from omgsr_cli.errors import UsageError
 from omgsr_cli.validation import first_mistake
@@ -90,8 +90,14 @@ class RestoreOptions(_Options):
     tile: Literal["auto", "off"] | int = "auto"
     overlap: int | None = Field(default=None, ge=0, le=2048)
     batch: int = Field(default=1, ge=1, le=256)
-    memory: int | None = Field(default=None, ge=16)
+    memory: int | None = None
     seed: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _has_memory(self) -> Self:
+        if self.memory is not None and self.memory < 16:
+            raise ValueError(f"--memory {self.memory}M is less than 16M")
+        return self
 
     @model_validator(mode="after")
     def _tiles_overlap_less_than_they_measure(self) -> Self:
@@ -203,6 +209,11 @@ class BenchOptions(_Options):
     crop_border: int = Field(default=0, ge=0)
     cache: Path | None = None
 
+    @field_validator("sr", "model", "metrics", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str | Path) else value
+
 
 T = TypeVar("T", bound=_Options)
 
@@ -217,6 +228,10 @@ def build_options(kind: type[T], **values: object) -> T:
         return kind(**values)
     except ValidationError as error:
         mistake = first_mistake(error)
+        if mistake.kind == "extra_forbidden":
+            raise UsageError(
+                f"there is no option {mistake.place[0]!r}", f"options: {', '.join(kind.model_fields)}"
+            ) from error
         option = f"--{mistake.place[0].replace('_', '-')} {mistake.value} " if mistake.place else ""
         reason = mistake.reason.replace("Input should be", "should be")
         raise UsageError(f"{option}{reason}", "--help tells what each option takes") from error

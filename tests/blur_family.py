@@ -71,7 +71,8 @@ class BlurTrainable:
 
 
 class BlurFamily:
-    name, adapter_parts, assumed_preset, takes_prompt, has_checkpointing = "blur", (), None, False, False
+    name, adapter_parts, assumed_preset, takes_prompt, has_posterior = "blur", (), None, False, False
+    has_checkpointing = False
     takes_vae = False
     small_files: tuple[str, ...] = ("blur.safetensors",)
     weight_stems: dict[str, str] = {}  # noqa: RUF012 - a test's own

@@ -155,6 +155,16 @@ def test_without_references_only_what_needs_none_is_tried(
     assert named.errors == ["error: psnr, fid compare with references, and there are none"]
 
 
+def test_what_changes_nothing_and_what_has_no_score_is_told(bench: Command, data: Path) -> None:
+    options = ("--data", data, "--model", "bicubic", "--metrics", "psnr")
+    assert "note: --scale 2 has no effect" in bench(*options, "--scale", "2").err
+    assert "has no effect" not in bench(*options).err
+    said = bench(*options, "--crop-border", "1000")
+    assert said.code == 1
+    # By the picture that people know, not by where the restored one is kept.
+    assert f"no score for {data / 'test_HR'}" in said.errors[0]
+
+
 def test_the_list_of_metrics(bench: Command) -> None:
     said = bench("--list-metrics", "--json")
     assert said.code == 0
@@ -249,6 +259,8 @@ def test_processes_and_parts_score_as_one_process_does(bench: Command, data: Pat
     parts = [bench(*options, "--cache", tmp_path / "parts", "--json", "--shard", f"{n}/3") for n in (1, 2, 3)]
     images = [image["name"] for said in parts if said.code == 0 for image in said.records[0]["images"]]
     assert sorted(images) == ["one", "two"]
+    titles = [said.records[0]["title"] for said in parts if said.code == 0]
+    assert all(re.fullmatch(r"set, 2 pictures, of which part ./3: [12]", title) for title in titles)
     assert [said.errors for said in parts if said.code] == [
         [f"error: --shard {n}/3: none of the pictures is in this part"] for n in (1, 2, 3) if parts[n - 1].code
     ]

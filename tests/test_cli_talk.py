@@ -206,6 +206,13 @@ def test_standard_input(omgsr: Command, two: Path, tmp_path: Path, monkeypatch: 
     assert omgsr("-", two / "a.png").code == 2
 
 
+def test_options_without_effect_are_told(omgsr: Command, two: Path, tmp_path: Path) -> None:
+    said = omgsr(two / "a.png", "-o", tmp_path / "r.png", "--seed", "7")
+    assert said.code == 0
+    assert "note: --seed 7 has no effect: " in said.err
+    assert omgsr(two, "--memory", "8M").errors == ["error: --memory 8M is less than 16M"]
+
+
 def test_a_full_device_as_standard_output(two: Path, model: Path) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("this system has no /dev/full")

@@ -110,7 +110,7 @@ def test_files_that_are_asked_for(timestep: Command, crops: tuple[str | Path, ..
 def test_until_stable_stops_early(timestep: Command, crops: tuple[str | Path, ...]) -> None:
     said = timestep(*crops, "--until-stable", "1000", "--max-samples", "40", "--json")
     assert (said.records[0]["samples"], said.records[0]["pictures"]) == (40, 4)
-    assert "none of so few pictures" in said.err
+    assert "--until-stable 1000: it takes more pictures to have an interval" in said.err
     for number in range(4, 8):
         draw(Path(crops[1]) / f"{number}.png", width=50 + number, height=40)
     said = timestep(*crops, "--until-stable", "1000", "--json")

@@ -111,6 +111,49 @@ def test_set_changes_a_key_and_is_told_where_it_is_wrong(train: Command, tmp_pat
     assert said.errors == ["error: --set optim.lr=fast: should be a number"]
 
 
+def test_a_runs_folder_tells_which_model_is_in_it(upscale: Command, tmp_path: Path, world: Path) -> None:
+    run = tmp_path / "run"
+    for step in ("step-00000002", "step-00000010"):
+        (run / step).mkdir(parents=True)
+        (run / step / "omgsr.json").write_text("{}")
+    said = upscale(draw(tmp_path / "a.png"), "--model", run)
+    assert (said.code, said.errors) == (
+        1,
+        [f"error: {run} is not a model folder: no omgsr.json and no unet/config.json"],
+    )
+    assert f"hint: {run / 'step-00000010'} is one" in said.err
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("model.mid_timestep=1000", 'should be at most 999 or "auto"'),
+        ("model.mid_timestep=soon", 'should be a whole number or "auto"'),
+        ("data.scale=large", "should be a number or a table"),
+        ('data.scale={"4" = 2.0}', "data.scale.4 = 2.0: should be at most 1"),
+        ("model.start_from=.", "the folder has no omgsr.json"),
+        ("loss.teacher.model=nobody", "there is no model 'nobody'"),
+        ("loss.teacher.model=.", "is not a model folder"),
+    ],
+)
+def test_each_of_these_is_one_error(train: Command, tmp_path: Path, world: Path, change: str, reason: str) -> None:
+    said = train(write_config(tmp_path, world), "--set", "model.preset=omgsr-tiny", "--set", change, "--check")
+    assert (said.code, len(said.errors)) == (2, 1)
+    assert said.errors[0].startswith(f"error: --set {change}: ")
+    assert reason in said.errors[0]
+
+
+def test_a_teacher_that_nothing_here_reads_is_told(
+    train: Command, tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = tmp_path / "teacher.safetensors"
+    teacher.write_bytes(b"")
+    monkeypatch.setattr("omgsr_cli.training.preflight.find_spec", lambda name: None)
+    said = train(write_config(tmp_path, world), "--set", f"loss.teacher.model={teacher}", "--check")
+    assert (said.code, len(said.errors)) == (2, 1)
+    assert "spandrel, which reads it, is not installed" in said.errors[0]
+
+
 def test_names_that_there_are_not_are_told_with_those_that_there_are(
     train: Command, tmp_path: Path, world: Path
 ) -> None:

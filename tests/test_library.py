@@ -62,15 +62,17 @@ def test_pil_array_and_tensor_agree(model: Restorer) -> None:
     assert not torch.equal((fine * 255).round(), fine * 255)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "HSV"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "HSV", "La", "RGBa"])
 def test_every_mode_comes_out_as_what_it_shows(model: Restorer, mode: str) -> None:
-    source = Image.fromarray(samples(3)).convert("L" if mode == "I;16" else mode.replace("LA", "L")).convert(mode)
+    source = Image.fromarray(samples(3)).convert("L" if mode == "I;16" else mode.replace("LA", "L"))
+    source = source.convert({"La": "LA", "RGBa": "RGBA"}.get(mode, mode)).convert(mode)
     result = upscale_image(model, source, scale=2)
     assert result.size == (2 * WIDTH, 2 * HEIGHT)
-    grey = mode in ("1", "L", "LA", "I;16")
+    grey = mode in ("1", "L", "LA", "La", "I;16")
     assert result.mode.startswith(("L", "I") if grey else "RGB")
     if mode not in ("1", "P", "I;16"):  # dithered, which a model smooths, or of another range
-        shown = upscale_image(model, source.convert("RGB"), scale=2)
+        plain = source.convert("LA") if mode == "La" else source
+        shown = upscale_image(model, plain.convert("RGB"), scale=2)
         assert np.abs(np.asarray(result.convert("RGB"), float) - np.asarray(shown, float)).mean() < 6
 
 
@@ -130,6 +132,10 @@ def test_what_is_no_image_is_said(model: Restorer, image: Any) -> None:
 
 
 def test_wrong_values_are_one_line(model: Restorer) -> None:
+    with pytest.raises(UsageError, match="'omgsr-tiny' is not a loaded model"):
+        upscale_image("omgsr-tiny", samples(3))  # type: ignore[type-var]
+    with pytest.raises(UsageError, match="there is no option 'modle'"):
+        run_bench(modle="bicubic")
     with pytest.raises(UsageError, match="100"):
         upscale_image(model, samples(3), scale=100)
     with pytest.raises(UsageError, match="exclude"):
@@ -223,6 +229,11 @@ def test_a_mid_timestep_is_found(tmp_path: Path, capfd: pytest.CaptureFixture[st
     with pytest.raises(UsageError, match="none of 3 pictures can be used"):
         find_mid_timestep(photos, resolution=512, device="cpu")
     assert capfd.readouterr() == ("", "")
+
+
+def test_one_name_need_not_be_a_list(tmp_path: Path) -> None:
+    report = run_bench(model="bicubic", metrics="psnr", cache=tmp_path)
+    assert report.summary("bicubic", "psnr").mean > 10
 
 
 def test_models_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,7 +181,8 @@ def _suiting(asked: Sequence[KnownMetric], options: BenchOptions, cases: Sequenc
         return tuple(asked)
     lost = [known.info.name for known in asked if needs_references(known.info)]
     if lost and options.metrics is not None:
-        raise UsageError(f"{', '.join(lost)} compare with references, and there are none", "give --hr FOLDER")
+        verb = "compares" if len(lost) == 1 else "compare"
+        raise UsageError(f"{', '.join(lost)} {verb} with references, and there are none", "give --hr FOLDER")
     return tuple(known for known in asked if known.info.name not in lost)
 
 

@@ -165,7 +165,8 @@ class Scorebook:
         try:
             value = metric.scorer.score(pictures.restored(), pictures.reference() if needed else None)
         except OmgsrError as error:
-            self._fail(metric, str(restored), error.message)
+            # What a model restored lies under a name that nobody knows.
+            self._fail(metric, str(needed or restored), error.message)
             return None
         self.cache.keep_score(key, value)
         return value

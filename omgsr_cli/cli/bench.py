@@ -114,10 +114,13 @@ def _run(options: BenchOptions, spread: EngineOptions, part: Shard | None, talk:
 
     plan = plan_bench(options)
     if part is not None:
-        plan = replace(plan, cases=[case for case in plan.cases if part.holds(case.name)])
-        if not plan.cases:
+        cases = [case for case in plan.cases if part.holds(case.name)]
+        if not cases:
             raise UsageError(f"--shard {part}: none of the pictures is in this part", "give fewer parts")
+        plan = replace(plan, cases=cases, title=f"{plan.title}, of which part {part}: {len(cases)}")
     _say_failures(plan.failures, talk)
+    if options.scale is not None and all(case.reference for case in plan.cases):
+        talk.note(f"note: --scale {options.scale:g} has no effect: results get the sizes of their references")
     for note in plan.notes:
         talk.note(f"note: {note}")
     chosen = choose_engine(spread, plan.steps)

@@ -161,8 +161,9 @@ def _finish(
         return INTERRUPTED
     wanted = survey.options.until_stable
     if wanted is not None and not survey.is_stable():
-        reason = "there is none of so few pictures" if found.interval is None else f"not narrower than {wanted}"
-        talk.note(f"note: the interval: {reason}, after all {found.samples} samples")
+        few = found.interval is None
+        reason = "it takes more pictures to have an interval" if few else f"the interval is not narrower than {wanted}"
+        talk.note(f"note: --until-stable {wanted}: {reason}, after all {found.samples} samples")
     files.save(survey, record)
     if files.write is not None:
         talk.note(f"{files.write}: mid_timestep = {found.mid_timestep}")

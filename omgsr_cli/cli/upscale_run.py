@@ -24,6 +24,7 @@ class Session:
 
     def __init__(self, settings: Settings, talk: Output, to_stdout: bool) -> None:
         from omgsr_cli.files.remembered import Remembered
+        from omgsr_cli.models.families import family_of
         from omgsr_cli.models.loading import describe_model
         from omgsr_cli.models.sources import find_model
 
@@ -42,6 +43,9 @@ class Session:
         )
         self.info = describe_model(self.source)
         self.remembered = Remembered()
+        seed = settings.restore.seed
+        if seed is not None and not family_of(self.source.record, self.source.name).has_posterior:
+            talk.note(f"note: --seed {seed} has no effect: {self.info.name} draws nothing")
 
     def pace(self) -> Pace:
         """Counts what this model has to do on the device that was asked for.

@@ -15,7 +15,7 @@ from torch import Tensor
 from omgsr_cli.errors import ShapeError, UsageError
 from omgsr_cli.geometry import Size, plan_output_size
 from omgsr_cli.imaging import Picture, encode_picture, from_samples, luma, read_picture, to_samples
-from omgsr_cli.models.base import Restorer
+from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.options import ColorFix, RestoreOptions, SizeOptions, build_options
 from omgsr_cli.restoration import OnProgress
 from omgsr_cli.upscaling import restore_picture
@@ -73,6 +73,8 @@ def upscale_image(
     )
     if bit_depth not in (None, 8, 16):
         raise UsageError(f"bit depth {bit_depth!r} is not 8 or 16", "leave it out for the image's own")
+    if not isinstance(getattr(model, "info", None), RestorerInfo):
+        raise UsageError(f"{model!r} is not a loaded model", "load one first: model = load(NAME_OR_FOLDER)")
     task = _Task(model, options, bit_depth, on_progress)
     if isinstance(image, Image.Image):
         return _upscale_pil(task, image)
@@ -104,8 +106,10 @@ class _Task:
 def _upscale_pil(task: _Task, image: Image.Image) -> Image.Image:
     """Through the reader and writer of files, so that a profile, a palette or 16 bits mean what they mean there."""
     format_name = "PNG" if image.mode in _PNG_MODES else "TIFF"
-    if image.mode in ("HSV", "YCbCr", "La", "RGBa", "RGBX", "PA"):
-        image = image.convert("RGBA" if image.has_transparency_data or image.mode in ("La", "PA", "RGBa") else "RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("HSV", "YCbCr", "RGBa", "RGBX", "PA"):
+        image = image.convert("RGBA" if image.has_transparency_data or image.mode in ("PA", "RGBa") else "RGB")
         format_name = "PNG"
     held = io.BytesIO()
     # Options of the file it came from do not apply to this one; what belongs to the picture does.

@@ -41,6 +41,7 @@ class Family(Protocol):
             model has a record.
         takes_prompt: whether it is conditioned on a text.
         takes_vae: whether an AutoencoderTiny can decode in the place of its own decoder.
+        has_posterior: whether an image has many latents, of which a seed draws one.
         has_checkpointing: whether training can compute activations a second time instead of keeping them.
         small_files: all files of a hub repository but weights that a model of this family is made of, as patterns.
         weight_stems: how the weight file of each part of a repository is called, without its ending.
@@ -51,6 +52,7 @@ class Family(Protocol):
     assumed_preset: str | None
     takes_prompt: bool
     takes_vae: bool
+    has_posterior: bool
     has_checkpointing: bool
     small_files: tuple[str, ...]
     weight_stems: Mapping[str, str]

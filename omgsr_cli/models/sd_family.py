@@ -36,6 +36,7 @@ class SdFamily:
     assumed_preset: str | None = "omgsr-s-512"
     takes_prompt = True
     takes_vae = True
+    has_posterior = True
     has_checkpointing = True
     small_files: tuple[str, ...] = (
         "prompt_embeds.safetensors",

@@ -243,4 +243,6 @@ def _unrecognised(folder: Path) -> ModelError:
     if (folder / "transformer").is_dir():
         return ModelError(f"{folder} is a diffusion transformer", hint=f"families that can be loaded: {known}")
     refuse_pickles(folder)
-    return ModelError(f"{folder} is not a model folder: no omgsr.json and no unet/config.json", f"families: {known}")
+    inside = sorted(record.parent for record in folder.glob("*/omgsr.json"))
+    hint = f"{inside[-1]} is one" if inside else "give a folder that has one of them, or a name: omgsr models list"
+    return ModelError(f"{folder} is not a model folder: no omgsr.json and no unet/config.json", hint)

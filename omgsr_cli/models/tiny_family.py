@@ -36,6 +36,7 @@ class TinyFamily:
     assumed_preset: str | None = None
     takes_prompt = False
     takes_vae = False
+    has_posterior = False
     has_checkpointing = False
     small_files: tuple[str, ...] = ()
     weight_stems: Mapping[str, str] = MappingProxyType({})

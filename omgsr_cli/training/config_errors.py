@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -112,14 +113,40 @@ def draft_config(kind: type[Record], sheet: Sheet, stand_ins: dict[str, Any]) ->
             break
         except ValidationError as error:
             known: Draft[Record] = Draft(sheet, None, list(draft.problems))
-            for details in error.errors(include_url=False):
+            for place, reason, details in _told(kind, error.errors(include_url=False)):
                 keys = [tuple(key.split(".")) for key in details.get("ctx", {}).get("keys", ())]
-                place = tuple(str(part) for part in details["loc"])
                 key = keys[0] if keys else place
                 if not any(known.is_wrong(".".join(other)) for other in (*keys, key)):
-                    draft.problems.append((key, _line(sheet, key, _reason(kind, details))))
+                    draft.problems.append((key, _line(sheet, key, reason)))
                 table = without(table, _key_of_section(key), stand_ins)
     return draft
+
+
+def _told(kind: type[BaseModel], found: Iterable[ErrorDetails]) -> Iterator[tuple[Key, str, ErrorDetails]]:
+    """Where and what each error is.
+
+    Of a value that may be of several kinds pydantic tells an error for each: it is one here, without the kinds' names.
+    """
+    of_kinds: dict[Key, list[ErrorDetails]] = {}
+    for details in found:
+        place = tuple(str(part) for part in details["loc"])
+        if len(place) > 2 and _has_kinds(kind, place):
+            of_kinds.setdefault(place[:2], []).append(details)
+        else:
+            yield place, _reason(kind, details), details
+    for key, several in of_kinds.items():
+        # An element that is wrong says which kind the whole is of.
+        elements = [details for details in several if len(details["loc"]) > 3]
+        for details in elements:
+            yield (*key, *(str(part) for part in details["loc"][3:])), _reason(kind, details), details
+        if not elements:
+            reasons = (_reason(kind, details).removeprefix("should be ") for details in several)
+            yield key, f"should be {' or '.join(reasons)}", several[0]
+
+
+def _has_kinds(kind: type[BaseModel], place: Key) -> bool:
+    annotation = section_of(kind, place[0]).model_fields[place[1]].annotation
+    return get_origin(annotation) in (Union, UnionType) and len(set(get_args(annotation)) - {NoneType}) > 1
 
 
 def _key_of_section(key: Key) -> Key:

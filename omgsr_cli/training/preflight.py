@@ -30,6 +30,7 @@ def check_files(draft: Draft[TrainConfig], resume: str = "auto") -> None:
     _check_pictures(draft, "data.validation_lq", (data.validation_lq,) if data.validation_lq else ())
     _check_degradations(draft, config)
     _check_features(draft, config)
+    _check_teacher(draft, config)
     _check_model(draft, config, resume)
     _check_packages(draft, config)
     folder = Path(config.save.out)
@@ -65,6 +66,20 @@ def _check_features(draft: Draft[TrainConfig], config: TrainConfig) -> None:
         draft.add("loss.lpips_path", "there is no such file or folder")
 
 
+def _check_teacher(draft: Draft[TrainConfig], config: TrainConfig) -> None:
+    from omgsr_cli.models.hub import is_repository_name
+    from omgsr_cli.models.sources import find_model
+
+    if config.loss.teacher is None:
+        return
+    name, key = config.loss.teacher.model, "loss.teacher.model"
+    if Path(name).is_file():
+        if find_spec("spandrel") is None:
+            draft.add(key, "spandrel, which reads it, is not installed: pip install 'omgsr-cli[compare]'")
+    elif Path(name).is_dir() or not is_repository_name(name):
+        _note(draft, key, lambda: find_model(name))
+
+
 def _check_model(draft: Draft[TrainConfig], config: TrainConfig, resume: str) -> None:
     from omgsr_cli.models.hub import is_repository_name
     from omgsr_cli.models.lora import LoraOptions
@@ -79,10 +94,27 @@ def _check_model(draft: Draft[TrainConfig], config: TrainConfig, resume: str) ->
     if start is not None and not start.is_dir():
         draft.add("model.start_from", "there is no such folder")
     elif start is not None:
+        if not draft.is_wrong("model.preset"):
+            _note(draft, "model.start_from", lambda: _check_start(start, config.model.preset))
         _note(draft, "lora", lambda: check_adapter_ranks(start, lora))
     checkpoints = list_checkpoints(Path(config.save.out)) if resume == "auto" else [Path(resume)]
     if resume != "none" and checkpoints:
         _note(draft, "lora", lambda: check_adapter_ranks(checkpoints[0], lora))
+
+
+def _check_start(start: Path, preset: str | None) -> None:
+    """Whether a folder has what training a preset can begin with; without one the folder says itself what it is."""
+    from omgsr_cli.models.families import family_of, recognise_adapter
+    from omgsr_cli.models.record import load_record
+    from omgsr_cli.presets import PRESETS
+
+    if preset not in PRESETS:
+        return
+    parts = family_of(PRESETS[preset], preset).adapter_parts
+    if parts and recognise_adapter(start) is None:
+        raise OmgsrError(f"the folder has no {' and no '.join(parts)}")
+    if not parts and load_record(start) is None:
+        raise OmgsrError("the folder has no omgsr.json, as a checkpoint has")
 
 
 def _check_packages(draft: Draft[TrainConfig], config: TrainConfig) -> None:
