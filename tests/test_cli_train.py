@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from command_line import Command, draw, files_below, pixels
+from pydantic import BaseModel
 from random_sd import write_sd_model
 from safetensors.torch import load_file
 
+import omgsr_cli
 from omgsr_cli.training.config import PRESET_CONFIGS, TrainConfig, format_config, read_preset_config
+from omgsr_cli.training.losses import NAMES, TEACHER_NAMES
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -252,3 +258,25 @@ save = {{ out = "{tmp_path / "run"}" }}
     refused = train(config, "--set", "lora.vae_rank=3")
     assert refused.code == 2
     assert "rank 2" in refused.errors[0]
+
+
+def test_every_key_is_read() -> None:
+    """A key that nothing asks for would be a promise without effect."""
+    asked = set()
+    for path in Path(omgsr_cli.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                asked.add(node.attr)
+    # Weights of losses are asked for by these tables.
+    asked |= {*NAMES, *TEACHER_NAMES.values()}
+    assert [name for name in key_names(TrainConfig) if name.rpartition(".")[2] not in asked] == []
+
+
+def key_names(section: type[BaseModel]) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        inner = [part for part in (field.annotation, *get_args(field.annotation)) if isinstance(part, type)]
+        models = [part for part in inner if issubclass(part, BaseModel)]
+        if not models:
+            yield f"{section.__name__}.{name}"
+        for model in models:
+            yield from key_names(model)

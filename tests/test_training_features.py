@@ -312,7 +312,7 @@ def test_torchvisions_networks(name: str, file: str, ends: tuple[int, ...], tmp_
         for found, wanted in zip(net(images), expected, strict=True):
             torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
     if name == "vgg16":
-        pooled = load_features(LossConfig(backbone="vgg16", backbone_path=str(tmp_path)), "bf16")
+        pooled = load_features(LossConfig(backbone="vgg16", backbone_path=str(tmp_path), backbone_precision="bf16"))
         assert pooled is not None
         maps = pooled(images, pooled=True)
         assert {found.dtype for found in maps} == {torch.bfloat16}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from training_run import run_here, settings
 
+from omgsr_cli.training import rehearsal
 from omgsr_cli.training.assembly import find_run_model
 from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.rehearsal import rehearse
@@ -67,3 +69,22 @@ def test_an_adapters_operations_are_foretold(base: Path, world: Path, tmp_path: 
         assert cost.trained < cost.parameters
         flop.append(cost.flop)
     assert flop[0] < flop[1] < 1.5 * flop[0]
+
+
+def test_quick_steps_are_timed_and_others_follow_from_their_operations(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig.model_validate(settings(world, tmp_path / "run", optim={"accumulate": 3}))
+    model, device = find_run_model(config), torch.device("cpu")
+    cost = rehearse(config, model, device)
+    timed: list[int] = []
+    monkeypatch.setattr(rehearsal, "_time", lambda outline, number: timed.append(number) or 7.0)
+    monkeypatch.setattr(rehearsal, "_measure_speed", lambda *_: cost.flop / 2.0)
+    assert rehearsal.foretell_seconds(config, model, device, cost) == 21.0
+    assert timed == [0]
+    monkeypatch.setattr(rehearsal, "_measure_speed", lambda *_: cost.flop / 5.0)
+    assert rehearsal.foretell_seconds(config, model, device, cost) == 5.0
+    too_large = replace(cost, memory_bytes=2**60)
+    monkeypatch.setattr(rehearsal, "_measure_speed", lambda *_: cost.flop / 2.0)
+    assert rehearsal.foretell_seconds(config, model, device, too_large) == 2.0
+    assert timed == [0]

@@ -31,14 +31,15 @@ def say_check(talk: Output, config: TrainConfig, device_name: str | None) -> int
     from omgsr_cli.training.assembly import find_run_model
     from omgsr_cli.training.checkpoints import list_checkpoints
     from omgsr_cli.training.pictures import find_training_pictures
-    from omgsr_cli.training.rehearsal import measure_speed, rehearse
+    from omgsr_cli.training.rehearsal import foretell_seconds, rehearse
 
     data, train, folder = config.data, config.train, Path(config.save.out)
     pictures = find_training_pictures(data.train, data.train_lq, data.resolution, data.on_small)
     device = choose_device(device_name)
-    cost = rehearse(config, find_run_model(config), device)
+    model = find_run_model(config)
+    cost = rehearse(config, model, device)
+    seconds = foretell_seconds(config, model, device, cost)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    seconds = cost.flop / measure_speed(device, train.precision)
     # One more than are kept: the oldest goes only when the newest is whole.
     disk_bytes = (config.save.keep + 1 - min(config.save.keep, len(list_checkpoints(folder)))) * cost.checkpoint_bytes
     free_bytes = shutil.disk_usage(_nearest(folder)).free

@@ -146,8 +146,8 @@ class Family(Protocol):
     def outline(self, source: ModelSource, device: torch.device, precision: str, lora: LoraOptions | None) -> Trainable:
         """Build the model that `load_trainable` reads, with the values left out, for predictions.
 
-        It is called under `FakeTensorMode` and `with device:`. What is built takes no memory then, and is no use for
-        computing.
+        It is called with `with device:`, and mostly under `FakeTensorMode`, so that what is built takes no memory and
+        computes nothing.
 
         Raises:
             ModelError: its configuration does not make a model.

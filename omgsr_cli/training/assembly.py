@@ -135,7 +135,7 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
     trainable = _load_model(config, torch.device("cpu") if shards else device, resumed=resumed)
     if shards:
         share_backbone(trainable, device, accelerator.num_processes)
-    features = load_features(config.loss, config.train.precision)
+    features = load_features(config.loss)
     if features is not None:
         features.to(device)
     losses = (DenoisingLoss() if config.loss.denoise else build_losses(config.loss, features)).to(device)

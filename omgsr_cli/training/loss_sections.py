@@ -66,7 +66,7 @@ class LossConfig(Section):
         "[DINOv3's repository]",
     )
     backbone_precision: Literal["bf16", "fp32"] = Field(
-        default="fp32", description="of the feature networks' convolutions; statistics are always fp32"
+        default="fp32", description="of VGG16's convolutions; the statistics and DINOv3 are always fp32"
     )
     lpips_path: Text | None = Field(
         default=None, description="folder with alexnet-*.pth and LPIPS' alex.pth, or one file with both"

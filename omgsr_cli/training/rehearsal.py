@@ -1,4 +1,4 @@
-"""What a step will cost, told before any weight is read: the step is run on tensors that have shapes but no values."""
+"""What a step will cost: counted on tensors that have shapes but no values, and timed where it is quick."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,35 +16,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from omgsr_cli.models.families import family_of
-from omgsr_cli.models.record import read_json
+from omgsr_cli.models.devices import free_memory_bytes, release_memory
 from omgsr_cli.models.sources import ModelSource
-from omgsr_cli.models.trainable import Trainable
-from omgsr_cli.training.assembly import build_generator, build_lora_options
 from omgsr_cli.training.config import TrainConfig
-from omgsr_cli.training.dists import Dists
-from omgsr_cli.training.draws import Purpose, draw_generator
-from omgsr_cli.training.features import find_features
-from omgsr_cli.training.features.base import FeatureNet
-from omgsr_cli.training.features.dinov3 import DinoV3
-from omgsr_cli.training.features.imagenet import AlexNet, Vgg16
-from omgsr_cli.training.loss_sections import LossConfig
-from omgsr_cli.training.losses import Losses, loss_weights
-from omgsr_cli.training.lpips import Lpips
+from omgsr_cli.training.outline import Outline, outline_run
 
 _FLOAT_BYTES = 4
 _ADAMW_BYTES = 8
 _ADAMW_8BIT_BYTES = 2
-_MEASURED_S = 0.4
-
-_DINOV3_WIDTHS = {
-    "convnext-tiny": (96, 192, 384, 768),
-    "convnext-small": (96, 192, 384, 768),
-    "convnext-base": (128, 256, 512, 1024),
-    "convnext-large": (192, 384, 768, 1536),
-}
-_DINOV3_DEPTHS = {"convnext-tiny": (3, 3, 9, 3)}
-"""Those of the other sizes are 3, 3, 27, 3."""
+_MEASURED_S = 1.0
+# Counted operations tell the time of a step to a factor of a few: those of small layers take far longer than others.
+_TIMED_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -114,29 +95,21 @@ def rehearse(config: TrainConfig, source: ModelSource, device: torch.device) -> 
         ModelError: the configuration of the model or the feature network cannot be read.
     """
     # What is built is on the device at once: these tensors cannot be moved.
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), device:
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
         # torch asks itself for the address of values that are not there.
         warnings.simplefilter("ignore", UserWarning)
-        family = family_of(source.record, source.name)
-        trainable = family.outline(source, device, config.train.precision, build_lora_options(config))
-        if config.train.gradient_checkpointing:
-            trainable.checkpoint_gradients()
-        features = build_features_outline(config)
-        losses = _outline_losses(config.loss, features)
-        heads = None if features is None or not config.loss.gan else _build_heads(config, features)
+        outline = outline_run(config, source, device)
 
-        def count(number: int) -> int:
+        def count(number: int) -> float:
             with FlopCounterMode(display=False) as counter:
-                _step(config, trainable, losses, features, heads, device, number)
-            return int(counter.get_total_flops())
+                outline.step(number)
+            return float(counter.get_total_flops())
 
         with LiveBytes() as live:
-            for network in (trainable.networks, losses, features, heads):
+            for network in outline.networks:
                 live.hold(network)
-            # The first step has all losses, the second not those that come every few steps.
-            most, least = count(0), count(1)
-    every = config.loss.teacher.dists_every if config.loss.teacher else 1
-    flop = least + (most - least) / every
+            flop = _mean_over_steps(config, count)
+    trainable, heads = outline.trainable, outline.heads
     judged = 0 if heads is None else sum(weight.numel() for weight in heads.parameters())
     weights = sum(weight.numel() for weight in trainable.networks.parameters())
     trained = sum(weight.numel() for weight in trainable.trained().values())
@@ -152,94 +125,47 @@ def rehearse(config: TrainConfig, source: ModelSource, device: torch.device) -> 
     )
 
 
-def build_features_outline(config: TrainConfig) -> FeatureNet | None:
-    """Build the feature network without its weights; None where nothing needs one."""
-    source = find_features(config.loss)
-    if source is None:
-        return None
-    if source.kind == "vgg16":
-        return Vgg16().requires_grad_(False)
-    from transformers import DINOv3ConvNextConfig, DINOv3ConvNextModel
+def foretell_seconds(config: TrainConfig, source: ModelSource, device: torch.device, cost: Cost) -> float:
+    """Tell how long a step will take: steps that are quick are tried, the time of others follows from the operations.
 
-    widths, depths = _dinov3_sizes(source.place)
-    model = DINOv3ConvNextModel(DINOv3ConvNextConfig(hidden_sizes=list(widths), depths=list(depths)))
-    encoder = getattr(model, "model", model)
-    return DinoV3(list(encoder.get_submodule("stages").children())[:3], widths[:3]).requires_grad_(False)
-
-
-def _dinov3_sizes(place: str) -> tuple[Sequence[int], Sequence[int]]:
-    """Widths and depths of a DINOv3: a folder's own, or by the name of a repository or file."""
-    own = read_json(Path(place) / "config.json") if Path(place).is_dir() else {}
-    # What the name does not tell, OMGSR's own choice does: a prediction needs no more.
-    path = place.replace("_", "-")
-    size = next((name for name in _DINOV3_WIDTHS if name in path), "convnext-large")
-    widths, depths = _DINOV3_WIDTHS[size], _DINOV3_DEPTHS.get(size, (3, 3, 27, 3))
-    return own.get("hidden_sizes", widths), own.get("depths", depths)
+    Args:
+        config, source, device: as for `rehearse`.
+        cost: of the same run.
+    """
+    seconds = cost.flop / _measure_speed(device, config.train.precision)
+    if seconds > _TIMED_S or cost.memory_bytes > free_memory_bytes(device) / 2:
+        return seconds
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    seconds = _time_steps(config, outline_run(config, source, device))
+    release_memory()
+    return seconds * config.optim.accumulate
 
 
-def _outline_losses(config: LossConfig, features: FeatureNet | None) -> Losses:
-    """The losses, without what their networks have learned."""
-    lpips = Lpips(AlexNet(), [torch.ones(width) for width in AlexNet.channels]) if config.needs_lpips else None
-    teacher = config.teacher
-    return Losses(
-        loss_weights(config),
-        None if features is None else Dists(features),
-        lpips,
-        teacher_dists_every=1 if teacher is None else teacher.dists_every,
-        teacher_dists_px=0 if teacher is None else teacher.dists_px,
-    ).requires_grad_(False)
+def _time_steps(config: TrainConfig, outline: Outline) -> float:
+    # The first step is slow: memory is taken, and the fastest algorithms are looked for.
+    outline.step(0)
+    return _mean_over_steps(config, lambda number: _time(outline, number))
 
 
-def _step(
-    config: TrainConfig,
-    trainable: Trainable,
-    losses: Losses,
-    features: FeatureNet | None,
-    heads: nn.Module | None,
-    device: torch.device,
-    number: int,
-) -> None:
-    """One forward and one backward pass of everything in step `number`."""
-    batch, side = config.data.batch_size, config.data.resolution
-    hq = torch.zeros(batch, 3, side, side, device=device)
-    # What is drawn is drawn on the CPU.
-    with torch.device("cpu"):
-        if config.loss.denoise:
-            torch.autograd.backward(_denoise(config, trainable, hq))
-            return
-        output = build_generator(config, trainable)(hq, hq, config.train.seed, range(batch))
-    total = losses.total(losses(output, hq, target=hq, step=number))
-    if features is None or heads is None:
-        torch.autograd.backward(total)
-        return
-    restored = output.restored
-    heads.requires_grad_(False)
-    torch.autograd.backward(total + _judge(heads, features, restored))
-    heads.requires_grad_(True)
-    torch.autograd.backward(_judge(heads, features, hq) + _judge(heads, features, restored.detach()))
+def _mean_over_steps(config: TrainConfig, cost_of: Callable[[int], float]) -> float:
+    """The mean cost of a step: the first has all losses, the second not those that come every few steps."""
+    teacher = config.loss.teacher
+    every = teacher.dists_every if teacher and teacher.dists else 1
+    if every == 1:
+        return cost_of(0)
+    return cost_of(1) * (1 - 1 / every) + cost_of(0) / every
 
 
-def _denoise(config: TrainConfig, trainable: Trainable, hq: Tensor) -> Tensor:
-    """As `Denoising` does, at one timestep: others cost the same, and tensors without values cannot say theirs."""
-    draws = [draw_generator(config.train.seed, Purpose.LATENT, number) for number in range(len(hq))]
-    with torch.autocast(hq.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-        clean_latent = trainable.encode_clean(hq, draws).float()
-        return (trainable.restorer.restore(clean_latent).float() - clean_latent).square().mean()
+def _time(outline: Outline, number: int) -> float:
+    began = time.perf_counter()
+    outline.step(number)
+    # A device that works ahead has finished when a value is asked for.
+    torch.zeros((), device=outline.device).item()
+    return time.perf_counter() - began
 
 
-def _build_heads(config: TrainConfig, features: FeatureNet) -> nn.Module:
-    from omgsr_cli.training.discriminator import build_discriminator
-
-    return build_discriminator(features, config.data.resolution, config.gan).heads
-
-
-def _judge(heads: nn.Module, features: FeatureNet, image: Tensor) -> Tensor:
-    maps = features(image, pooled=False)[-len(list(heads.children())) :]
-    logits = [head(each) for head, each in zip(heads.children(), maps, strict=True)]
-    return torch.stack([each.mean() for each in logits]).sum()
-
-
-def measure_speed(device: torch.device, precision: str) -> float:
+def _measure_speed(device: torch.device, precision: str) -> float:
     """Measure what the device computes in a convolution like those of training, in operations a second."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     image = torch.randn(1, 128, 96, 96, device=device, dtype=dtype)

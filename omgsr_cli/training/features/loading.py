@@ -54,12 +54,11 @@ def find_features(config: LossConfig) -> FeatureSource | None:
     return FeatureSource(name, place)
 
 
-def load_features(config: LossConfig, precision: str = "fp32") -> FeatureNet | None:
+def load_features(config: LossConfig) -> FeatureNet | None:
     """Read the feature network of the losses and the discriminator.
 
     Args:
-        config: as for `find_features`.
-        precision: "bf16" runs VGG16 in it; DINOv3 is float32 always, as Dv3CD is defined.
+        config: as for `find_features`; its precision is VGG16's, while DINOv3 is float32 always, as Dv3CD is defined.
     Returns:
         None where nothing needs one.
     Raises:
@@ -70,7 +69,7 @@ def load_features(config: LossConfig, precision: str = "fp32") -> FeatureNet | N
         return None
     if source.kind == "dinov3":
         return load_dinov3(source.place)
-    return load_vgg16(Path(source.place), torch.bfloat16 if precision == "bf16" else torch.float32)
+    return load_vgg16(Path(source.place), torch.bfloat16 if config.backbone_precision == "bf16" else torch.float32)
 
 
 def _recognise(folder: Path) -> str:
