@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from command_line import ROOT
 from spread_work import Doubling
 
 from omgsr_cli.engines.local import Here, Processes, plan_places
@@ -159,13 +162,47 @@ def test_a_report_tells_of_all_runs_and_survives_half_a_line(tmp_path: Path, mon
         report.add({"input": "a", "status": "skipped"})
         report.add({"input": "b", "status": "done"})
     state = read_reports([path])
-    assert (state.files, state.finished, state.failed) == (4, {"a", "b"}, {"c": "the file is truncated"})
+    assert (state.files, state.finished, state.failed) == (4, 2, 1)
+    assert [name for name in "abcd" if state.has_failed(name)] == ["c"]
     assert (state.left, state.done, state.seconds, state.seconds_left) == (1, 1, 2, 2)
-    assert state.reasons() == [("the file is truncated", 1)]
+    assert state.reasons == {"the file is truncated": 1}
     other = tmp_path / "two.jsonl"
     with RunReport(other) as report:
         report.begin(5, "2/2")
     assert read_reports([path, other]).files == 9
+
+
+READ = """
+import json, sys
+from pathlib import Path
+from omgsr_cli.files.reports import read_reports
+
+def peak_kib():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+before = peak_kib()
+state = read_reports([Path(sys.argv[1])])
+told = [state.files, state.finished, state.failed, state.left, state.reasons, peak_kib() - before]
+print(json.dumps([*told, *map(state.has_failed, sys.argv[2:])]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is asked for in another way there")
+def test_a_report_of_many_files_takes_little_memory(tmp_path: Path) -> None:
+    """Every third fails, and half of those are done by a second run; of each file its last record counts."""
+    count = 240_000
+    begun = json.dumps({"run": {"files": count, "part": None}, "time": 1})
+    done = '{"input": "in/%06d.png", "status": "done", "time": 2}'
+    failed = '{"input": "in/%06d.png", "status": "failed", "error": "in/%06d.png: too large", "time": 2}'
+    lines = [begun, *(done % n if n % 3 else failed % (n, n) for n in range(count))]
+    lines += [begun, *(done % n for n in range(0, count // 2, 3))]
+    (tmp_path / "run.jsonl").write_text("\n".join(lines))
+    command = [sys.executable, "-c", READ, tmp_path / "run.jsonl", "in/000000.png", f"in/{count - 3:06}.png"]
+    *state, grown_kib, again, still = json.loads(subprocess.check_output(command, text=True, cwd=ROOT))
+    assert state == [count, count * 5 // 6, count // 6, 0, {"too large": count // 6}]
+    assert (again, still) == (False, True)
+    # Their names as Python holds them would take 20 MiB and more.
+    assert grown_kib < 10 << 10
 
 
 def test_a_report_of_unknown_length_has_no_end(tmp_path: Path) -> None:

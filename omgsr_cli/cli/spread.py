@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain
@@ -62,10 +62,10 @@ class PartsOfPlan:
     Args:
         parts: from `plan_in_parts`; the first is taken at once.
         shard: the only jobs that are wanted, if not all.
-        failed: the names of the only inputs that are wanted, if not all.
+        failed: tells whether an input is wanted by its name, if not all are.
     """
 
-    def __init__(self, parts: Iterator[JobPlan], shard: Shard | None, failed: Set[str] | None) -> None:
+    def __init__(self, parts: Iterator[JobPlan], shard: Shard | None, failed: Callable[[str], bool] | None) -> None:
         self._parts, self._shard, self._failed = parts, shard, failed
         self.first = self._wanted(next(parts))
         self.count = len(self.first.jobs)
@@ -89,16 +89,16 @@ class PartsOfPlan:
         part = self._shard.of(part) if self._shard else part
         if self._failed is None:
             return part
-        return replace(part, jobs=tuple(job for job in part.jobs if str(job.source) in self._failed))
+        return replace(part, jobs=tuple(job for job in part.jobs if self._failed(str(job.source))))
 
 
-def failed_inputs(report: Path) -> Set[str]:
-    """The files that have failed, by an earlier run's report.
+def failed_inputs(report: Path) -> Callable[[str], bool]:
+    """Tells of an input's name whether it has failed, by an earlier run's report.
 
     Raises:
         UsageError: it cannot be read.
     """
-    return read_reports([report]).failed.keys()
+    return read_reports([report]).has_failed
 
 
 def first_device(text: str | None) -> str | None:

@@ -24,12 +24,12 @@ def status(
     state = read_reports(reports)
     record = {
         "files": state.files,
-        "finished": len(state.finished),
-        "failed": state.failures,
+        "finished": state.finished,
+        "failed": state.failed,
         "left": state.left,
         "files_per_second": None if state.rate is None else round(state.rate, 3),
         "seconds_left": None if state.seconds_left is None else round(state.seconds_left),
-        "reasons": dict(state.reasons()),
+        "reasons": dict(state.reasons),
     }
     Output(as_json=as_json).result(_told(state), record)
     return 0
@@ -37,11 +37,13 @@ def status(
 
 def _told(state: RunState) -> str:
     of = "" if state.files is None else f" of {state.files}"
-    parts = [f"{len(state.finished)}{of} finished"]
-    if state.failures:
-        parts.append(f"{state.failures} failed")
+    parts = [f"{state.finished}{of} finished"]
+    if state.failed:
+        parts.append(f"{state.failed} failed")
     if state.rate is not None:
         parts.append(f"{state.rate:.2g} files a second")
     if state.left and state.seconds_left is not None:
         parts.append(f"about {duration(state.seconds_left)} left")
-    return "\n".join([", ".join(parts), *(f"failed: {count} {shown(reason)}" for reason, count in state.reasons())])
+    return "\n".join(
+        [", ".join(parts), *(f"failed: {count} {shown(reason)}" for reason, count in state.reasons.items())]
+    )

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from omgsr_cli.errors import FileError, UsageError
-from omgsr_cli.files.inputs import shown
+from omgsr_cli.files.addresses import shown
+from omgsr_cli.files.seen import SeenNames
 
 
 class RunReport:
@@ -77,40 +78,36 @@ class RunReport:
             raise FileError(f"{shown(self._path)} cannot be written: {error.strerror or error}") from error
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunState:
     """What reports tell.
 
     Attributes:
         files: how many there are in all parts; None where it is not known.
-        finished: inputs whose result is whole.
-        failed: why each of the others failed, by its name; without those that were finished later.
-        problems: of the latest runs, what was wrong with inputs that became no job, as a list's missing files.
+        finished: how many inputs have a result that is whole.
+        reasons: why others failed, and how many for each, the most first; without those that were finished later, and
+            with what was wrong in the latest runs with inputs that became no job, as a list's missing files.
         done: how many the latest run of each part has done.
         seconds: how long it has been going.
+        failures: why each file failed, by its name; nothing of those that were finished later.
     """
 
-    files: int | None = None
-    finished: set[str] = field(default_factory=set)
-    failed: dict[str, str] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    done: int = 0
-    seconds: float = 0.0
+    files: int | None
+    finished: int
+    reasons: Mapping[str, int]
+    done: int
+    seconds: float
+    failures: SeenNames = field(repr=False, compare=False)
 
     @property
-    def failures(self) -> int:
+    def failed(self) -> int:
         """How many inputs failed."""
-        return len(self.failed) + len(self.problems)
-
-    @property
-    def known(self) -> int:
-        """Of how many inputs it is known what became of them."""
-        return len(self.finished) + self.failures
+        return sum(self.reasons.values())
 
     @property
     def left(self) -> int | None:
         """How many files nothing is known of yet."""
-        return None if self.files is None else self.files - self.known
+        return None if self.files is None else self.files - self.finished - self.failed
 
     @property
     def rate(self) -> float | None:
@@ -122,10 +119,9 @@ class RunState:
         """At this rate; None where it is not known."""
         return None if self.left is None or self.rate is None else self.left / self.rate
 
-    def reasons(self) -> list[tuple[str, int]]:
-        """Why files failed, and how many for each, the most first."""
-        without_names = (problem.rpartition(": ")[2] for problem in self.problems)
-        return Counter([*self.failed.values(), *without_names]).most_common()
+    def has_failed(self, name: str) -> bool:
+        """Whether a file has failed, and was not finished later."""
+        return self.failures.find(name) is not None
 
 
 @dataclass
@@ -135,16 +131,18 @@ class _Run:
     ended: float
     done: int = 0
     retry: bool = False
-    problems: list[str] = field(default_factory=list)
+    problems: Counter[str] = field(default_factory=Counter)
 
 
 def read_reports(paths: Sequence[Path]) -> RunState:
-    """Put together what the reports of all parts and runs tell.
+    """Put together what the reports of all parts and runs tell; memory does not grow with the number of files.
+
+    Of each file its last record counts.
 
     Raises:
         UsageError: one cannot be read, or is none.
     """
-    state, runs = RunState(), list[_Run]()
+    failures, runs = SeenNames(), list[_Run]()
     for path in paths:
         latest: dict[str | None, _Run] = {}
         part: str | None = None
@@ -157,21 +155,39 @@ def read_reports(paths: Sequence[Path]) -> RunState:
                     latest[part].files = line["files"]
             elif line.get("status") in ("done", "skipped", "failed"):
                 run = latest.setdefault(part, _Run(None, line["time"], line["time"]))
-                _add(state, run, line)
+                _add(failures, run, line)
                 run.done += line["status"] != "skipped"
                 run.ended = max(run.ended, line["time"])
         if not latest:
             raise UsageError(f"{shown(path)} is not a report", "give the file that --report names")
         runs += latest.values()
-    state.problems = [problem for run in runs for problem in run.problems]
+    return _sum_up(failures, runs)
+
+
+def _sum_up(failures: SeenNames, runs: Sequence[_Run]) -> RunState:
+    finished, reasons, problems = 0, Counter[str](), Counter[str]()
+    for reason, count in failures.count_values():
+        if reason is None:
+            finished = count
+        else:
+            reasons[reason] = count
+    for run in runs:
+        problems += run.problems
+    reasons += problems
     counts = [run.files for run in runs]
+    files = None
     if None not in counts:
         # A report may tell of files besides, which an earlier run had.
-        files = sum(count for count in counts if count is not None) + len(state.problems)
-        state.files = max(files, state.known)
-    state.done = sum(run.done for run in runs)
-    state.seconds = max((run.ended for run in runs), default=0.0) - min((run.began for run in runs), default=0.0)
-    return state
+        told = sum(count for count in counts if count is not None) + problems.total()
+        files = max(told, finished + reasons.total())
+    return RunState(
+        files=files,
+        finished=finished,
+        reasons=dict(reasons.most_common()),
+        done=sum(run.done for run in runs),
+        seconds=max((run.ended for run in runs), default=0.0) - min((run.began for run in runs), default=0.0),
+        failures=failures,
+    )
 
 
 def _begun(line: Mapping[str, Any], latest: Mapping[str | None, _Run], part: str | None) -> _Run:
@@ -182,16 +198,12 @@ def _begun(line: Mapping[str, Any], latest: Mapping[str | None, _Run], part: str
     return run
 
 
-def _add(state: RunState, run: _Run, line: Mapping[str, Any]) -> None:
-    name = str(line["input"])
+def _add(failures: SeenNames, run: _Run, line: Mapping[str, Any]) -> None:
     if line["status"] == "failed" and line["input"] is None:
-        run.problems.append(str(line["error"]))
-    elif line["status"] == "failed":
-        state.failed[name] = str(line["error"]).removeprefix(f"{name}: ")
-        state.finished.discard(name)
-    else:
-        state.finished.add(name)
-        state.failed.pop(name, None)
+        run.problems[str(line["error"]).rpartition(": ")[2]] += 1
+        return
+    name = str(line["input"])
+    failures.put(name, str(line["error"]).removeprefix(f"{name}: ") if line["status"] == "failed" else None)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
