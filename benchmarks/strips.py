@@ -1,8 +1,11 @@
 """The VAE in strips v. diffusers' own calls on the whole picture: time, peak memory and largest difference, as ratios.
 
     python benchmarks/strips.py --shape sd21 --size 512 --memory 256
+    python benchmarks/strips.py --shape toy --growth 2048,4096,8192 --memory 256 [--no-attention]
 
-Each way runs in a process of its own, because the peak of a process never falls. Weights are random.
+Each way runs in a process of its own, because the peak of a process never falls. Weights are random. With --growth
+strips alone are measured, picture by picture, and neither input nor result is held: what is left is what they need.
+Attention takes the square of a picture's pixels, on a processor an hour for 64 megapixels.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from sd_size import SHAPES, fill_randomly
@@ -30,15 +34,48 @@ class _Image:
         return self.planes[:, :, top:bottom]
 
 
+class _Noise:
+    """A picture that is nowhere: every row is made as it is read."""
+
+    def __init__(self, side: int) -> None:
+        self.size_px = (side, side)
+
+    def read(self, top: int, bottom: int) -> torch.Tensor:
+        return torch.rand(1, 3, bottom - top, self.size_px[1], generator=torch.Generator().manual_seed(top)) * 2 - 1
+
+
+def build_vae(options: argparse.Namespace) -> Any:
+    """The autoencoder of a shape, with random weights."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    with torch.device("meta"):
+        empty = AutoencoderKL(**SHAPES[options.shape][1], mid_block_add_attention=not options.no_attention)
+    return fill_randomly(empty).eval()
+
+
+@torch.inference_mode()
+def measure_growth(options: argparse.Namespace) -> None:
+    """Encode and decode one picture in strips, and print the growth of this process."""
+    torch.set_num_threads(options.threads)
+    vae = build_vae(options)
+    warm = Workspace(1 << 20, torch.device("cpu"))
+    for _ in decode_in_strips(vae, encode_in_strips(vae, _Noise(64), warm).chunk(2, dim=1)[0], warm):
+        pass
+    before, workspace = peak_memory_gib(), Workspace(options.memory << 20, torch.device("cpu"))
+    encode_s, moments = timed(lambda: encode_in_strips(vae, _Noise(options.size), workspace))
+    latent = moments.chunk(2, dim=1)[0]
+    decode_s, _ = timed(lambda: [None for _ in decode_in_strips(vae, latent, workspace)])
+    grown = (peak_memory_gib() - before) * 1024
+    print(
+        f"| {options.size} | {options.size**2 / 1e6:.1f} | {encode_s:.1f} | {decode_s:.1f} | {grown:.0f} |", flush=True
+    )
+
+
 @torch.inference_mode()
 def measure(way: str, options: argparse.Namespace, folder: Path) -> None:
     """Encode and decode one picture; results and figures go into the folder."""
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
     torch.set_num_threads(options.threads)
-    with torch.device("meta"):
-        empty = AutoencoderKL(**SHAPES[options.shape][1])
-    vae = fill_randomly(empty).eval()
+    vae = build_vae(options)
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(1, 3, options.size, options.size, generator=generator) * 2 - 1
     before = peak_memory_gib()
@@ -66,11 +103,24 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="side of the picture in px, a multiple of 8")
     parser.add_argument("--memory", type=int, default=256, help="MiB that strips and layers may take")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--way", choices=("whole", "strips"), help=argparse.SUPPRESS)
+    parser.add_argument("--growth", help="sides of pictures in px: the memory that strips need for each")
+    parser.add_argument("--no-attention", action="store_true", help="without the attention of the middle block")
+    parser.add_argument("--way", choices=("whole", "strips", "growth"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.way == "growth":
+        measure_growth(options)
+        return
     if options.way:
         measure(options.way, options, options.folder)
+        return
+    if options.growth:
+        print(
+            "| side, px | megapixels | encode, s | decode, s | memory beside weights, MiB |\n|---:|---:|---:|---:|---:|"
+        )
+        for size in options.growth.split(","):
+            command = [sys.executable, __file__, *sys.argv[1:], "--way", "growth", "--size", size]
+            subprocess.run(command, check=True)
         return
     from safetensors.torch import load_file
 

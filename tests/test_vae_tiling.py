@@ -9,12 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError, OmgsrError
 from omgsr_cli.models.vae_tiling import Workspace, check_tiling, decode_in_strips, encode_in_strips
+from omgsr_cli.models.vae_tiling.attention import Attended
 from omgsr_cli.models.vae_tiling.fields import PictureRows, strips
 from omgsr_cli.models.vae_tiling.moments import MomentSums
+from omgsr_cli.models.vae_tiling.storage import StoredRows
 
 GOLDEN = Path(__file__).parent / "golden" / "sd" / "base" / "vae"
 CPU = torch.device("cpu")
@@ -90,6 +93,29 @@ def test_strips_encode_the_whole_picture(vae: AutoencoderKL, size: tuple[int, in
     image = torch.rand(1, 3, *size) * 2 - 1
     expected = vae.encode(image).latent_dist.parameters
     assert_same(encode_in_strips(vae, Image(image), Workspace(memory, CPU)), expected)
+
+
+@pytest.mark.parametrize(("heads", "memory"), [(1, 1), (2, 1), (2, 4_000), (1, 60_000), (3, 1 << 20)])
+@pytest.mark.parametrize("spread", [1.0, 60.0])
+@torch.inference_mode()
+def test_attention_is_the_same_however_little_it_sees_at_once(heads: int, memory: int, spread: float) -> None:
+    """Also where one key outweighs all others: sums are relative to the largest product."""
+    torch.manual_seed(1)
+    attention = Attention(
+        24, heads=heads, dim_head=24 // heads, bias=True, norm_num_groups=4, residual_connection=True
+    ).eval()
+    attention.to_q.weight *= spread
+    image = torch.randn(1, 24, 7, 9)
+    expected = attention(image)
+    workspace = Workspace(memory, CPU)
+    rows = StoredRows(workspace, 24, 7, 9, image.dtype)
+    for top in range(0, 7, 3):
+        rows.append(image[:, :, top : top + 3])
+    field = Attended(rows, attention, workspace)
+    assert_same(torch.cat(list(strips(field, workspace)), dim=2), expected)
+    # Everything that was reserved is there again.
+    free = workspace._free[CPU]
+    assert free == memory - int(memory * 0.25)
 
 
 @torch.inference_mode()

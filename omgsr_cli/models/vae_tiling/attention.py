@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 
-from omgsr_cli.models.vae_tiling.fields import Field, Normalised, strips
+from omgsr_cli.models.vae_tiling.fields import Field, Normalised, store, strips
 from omgsr_cli.models.vae_tiling.storage import StoredRows, Workspace
 
 if TYPE_CHECKING:
@@ -41,43 +41,33 @@ class Attended:
     """Diffusers' attention of the VAE's middle block: every position sees all others.
 
     (x + to_out(softmax(Q K^T / sqrt(d)) V)) / rescale_output_factor with Q, K, V of the normalised x; the softmax is
-    over all keys at once, for some of the queries at a time.
+    over all keys, for some of the queries at a time.
     Source: LDM, arXiv:2112.10752, Eq. 3 and its published autoencoder.
 
-    Keys and values of the whole picture lie on the device: 2 C values for each of the layer's positions.
+    Keys and values of the whole picture, 2 C values for each of the layer's positions, lie on the device if there is
+    room; else they are layers like others, of which some rows are read at a time.
 
     Args:
         source: what is attended to, and added again.
         attention: of diffusers, with a group norm.
-        workspace: bounds the queries that are computed together.
+        workspace: bounds what is computed together.
     """
 
     def __init__(self, source: StoredRows, attention: Attention, workspace: Workspace) -> None:
         self.source, self.attention = source, attention
         self.channels, self.height, self.width = source.channels, source.height, source.width
-        self._workspace = workspace
         normalised = Normalised(source, attention.group_norm, hold=True)
         self._queries = Projected(normalised, attention.to_q)
-        positions = source.height * source.width
-        self._kept_bytes = 2 * positions * attention.to_k.out_features * source.dtype.itemsize
-        self._place = workspace.reserve(self._kept_bytes)
-        self._keys: Tensor | None = self._whole(Projected(normalised, attention.to_k))
-        self._values: Tensor | None = self._whole(Projected(normalised, attention.to_v))
-
-    def _whole(self, field: Projected) -> Tensor:
-        """All positions of a field, (heads, positions, d)."""
-        whole, start = None, 0
-        for rows in strips(field, self._workspace):
-            tokens = _tokens(rows)
-            if whole is None:
-                whole = tokens.new_empty(field.height * field.width, field.channels)
-            whole[start : start + len(tokens)] = tokens
-            start += len(tokens)
-        assert whole is not None
-        return self._heads(whole)
-
-    def _heads(self, tokens: Tensor) -> Tensor:
-        return tokens.view(len(tokens), self.attention.heads, -1).transpose(0, 1)
+        keys, values = Projected(normalised, attention.to_k), Projected(normalised, attention.to_v)
+        size = 2 * source.height * source.width * keys.channels * source.dtype.itemsize
+        place = workspace.reserve(size)
+        self._seen: _Whole | _InRows
+        if place == workspace.device:
+            self._seen = _Whole(keys, values, attention.heads, workspace, size)
+        else:
+            if place is not None:
+                workspace.give_back(size, place)
+            self._seen = _InRows(store(keys, workspace), store(values, workspace), attention.heads, workspace)
 
     @property
     def read_bytes(self) -> int:
@@ -86,13 +76,8 @@ class Attended:
 
     def read(self, top: int, bottom: int) -> Tensor:
         """As for `Field`."""
-        assert self._keys is not None
-        assert self._values is not None
-        queries = self._heads(_tokens(self._queries.read(top, bottom)))
-        seen = [
-            F.scaled_dot_product_attention(some[None], self._keys[None], self._values[None])[0]
-            for some in torch.split(queries, self._together(), dim=1)
-        ]
+        queries = _heads(_tokens(self._queries.read(top, bottom)), self.attention.heads)
+        seen = [self._seen.by(some) for some in torch.split(queries, self._seen.together, dim=1)]
         tokens = torch.cat(seen, dim=1).transpose(0, 1).reshape(queries.shape[1], -1)
         # The second part of to_out is dropout, which does nothing here.
         rows: Tensor = self.attention.to_out[0](tokens).view(1, bottom - top, self.width, -1).permute(0, 3, 1, 2)
@@ -100,20 +85,110 @@ class Attended:
             rows = rows + self.source.read(top, bottom)
         return rows.div(self.attention.rescale_output_factor)
 
-    def _together(self) -> int:
-        """How many queries at a time; CPUs have a kernel that never holds all products, elsewhere they may be held."""
-        if self._workspace.device.type == "cpu":
-            return self.height * self.width
-        products = 2 * 4 * self.attention.heads * self.height * self.width
-        return max(1, self._workspace.strip_bytes // products)
-
     def forget(self, row: int) -> None:
         """As for `Field`."""
         self.source.forget(row)
         if row == self.height:
+            self._seen.free()
+
+
+class _Whole:
+    """Keys and values of all positions on the device.
+
+    Args:
+        keys, values: are computed at once.
+        heads: of the attention.
+        workspace: where they have been reserved.
+        size: so many bytes of it.
+    Attributes:
+        together: how many queries see them at a time.
+    """
+
+    def __init__(self, keys: Projected, values: Projected, heads: int, workspace: Workspace, size: int) -> None:
+        self._workspace, self._size = workspace, size
+        self._keys: Tensor | None = self._compute(keys, heads)
+        self._values: Tensor | None = self._compute(values, heads)
+        # CPUs have a kernel that never holds all products, elsewhere they may be held.
+        products = 0 if workspace.device.type == "cpu" else 2 * 4 * heads * keys.height * keys.width
+        self.together = max(1, workspace.strip_bytes // products) if products else keys.height * keys.width
+
+    def _compute(self, field: Projected, heads: int) -> Tensor:
+        """All positions, (heads, positions, d)."""
+        whole, start = None, 0
+        for rows in strips(field, self._workspace):
+            tokens = _tokens(rows)
+            if whole is None:
+                whole = tokens.new_empty(field.height * field.width, field.channels)
+            whole[start : start + len(tokens)] = tokens
+            start += len(tokens)
+        assert whole is not None
+        return _heads(whole, heads)
+
+    def by(self, queries: Tensor) -> Tensor:
+        """What (heads, n, d) queries see of all positions, (heads, n, d)."""
+        assert self._keys is not None
+        assert self._values is not None
+        return F.scaled_dot_product_attention(queries[None], self._keys[None], self._values[None])[0]
+
+    def free(self) -> None:
+        """Give back what was reserved."""
+        if self._keys is not None:
             self._keys = self._values = None
-            if self._place is not None:
-                self._workspace.give_back(self._kept_bytes, self._place)
+            self._workspace.give_back(self._size, self._workspace.device)
+
+
+class _InRows:
+    """Keys and values as stored layers; the softmax goes over some rows of them after the other.
+
+    Sums of earlier rows are scaled down whenever a larger product is met, so that all are relative to the largest.
+    Source: Milakov and Gimelshein, Online normalizer calculation for softmax, arXiv:1805.02867, Algorithm 3.
+
+    Args:
+        keys, values: of all positions.
+        heads: of the attention.
+        workspace: bounds the products that are held.
+    Attributes:
+        together: how many queries see one row at a time, at most.
+    """
+
+    def __init__(self, keys: StoredRows, values: StoredRows, heads: int, workspace: Workspace) -> None:
+        self._keys, self._values, self._heads, self._workspace = keys, values, heads, workspace
+        # A product and its exponential, in float32, and one more while they are computed.
+        self._row_bytes = 3 * 4 * heads * keys.width
+
+    @property
+    def together(self) -> int:
+        """How many queries see one row of the layer within the memory of a strip."""
+        return max(1, self._workspace.strip_bytes // self._row_bytes)
+
+    def by(self, queries: Tensor) -> Tensor:
+        """As for `_Whole`."""
+        scaled = queries.float() * queries.shape[-1] ** -0.5
+        largest = scaled.new_full((*scaled.shape[:2], 1), -torch.inf)
+        total, seen = torch.zeros_like(largest), torch.zeros_like(scaled)
+        count = max(1, self._workspace.strip_bytes // (self._row_bytes * queries.shape[1]))
+        for top in range(0, self._keys.height, count):
+            bottom = min(top + count, self._keys.height)
+            keys, values = (
+                _heads(_tokens(layer.read(top, bottom)).float(), self._heads) for layer in (self._keys, self._values)
+            )
+            products = scaled @ keys.transpose(1, 2)
+            larger = torch.maximum(largest, products.amax(-1, keepdim=True))
+            shares, kept = products.sub_(larger).exp_(), (largest - larger).exp()
+            total = total * kept + shares.sum(-1, keepdim=True)
+            seen = seen * kept + shares @ values
+            largest = larger
+        return (seen / total).to(queries.dtype)
+
+    def free(self) -> None:
+        """Forget both layers."""
+        self._keys.forget(self._keys.height)
+        self._values.forget(self._values.height)
+
+
+def _heads(tokens: Tensor, heads: int) -> Tensor:
+    """(positions, C) to (heads, positions, C / heads)."""
+    return tokens.view(len(tokens), heads, -1).transpose(0, 1)
 
 
 def _tokens(rows: Tensor) -> Tensor:
