@@ -149,6 +149,45 @@ def test_nothing_lies_beside_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan("/", output="out").jobs == (Job(Path("/a.png"), Path("out/a.png")),)
 
 
+# Sub-folders that nobody asked for
+
+
+def test_sub_folders_with_pictures_that_are_left_out_are_told_once() -> None:
+    make(
+        "in/a.png",
+        "in/2/b.png",
+        "in/10/deep/c.jpg",
+        "in/notes/d.txt",
+        "in/.hidden/e.png",
+        "in/out/f.png",
+    )
+    Path("in/empty").mkdir()
+    (note,) = plan("in", output="in/out").notes
+    assert note == f"2 sub-folders are left out, the first is {Path('in/2')}: add --recursive to search them too"
+    (note,) = plan("in", "in/out", "in/2", output="elsewhere").notes
+    assert note == f"1 sub-folder is left out, {Path('in/10')}: add --recursive to search it too"
+    assert plan("in", output="in/out", recursive=True).notes == ()
+    assert plan("in/10/deep", "in/a.png").notes == ()
+    # Of folders that a pattern matches too: all in one note.
+    make("in/2/x/h.png", "in/10/i.png")
+    (note,) = plan("in/*").notes
+    assert note.startswith("2 sub-folders are left out, the first is ")
+
+
+def test_a_folder_without_pictures_says_whether_its_sub_folders_hold_some() -> None:
+    make("in/sub/deep/a.png", "none/sub/a.txt")
+    (some,), (none,) = plan("in").problems, plan("none").problems
+    assert (some.hint, none.hint) == ("its sub-folders hold some: use --recursive", None)
+
+
+def test_what_is_left_out_is_looked_at_only_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    make("in/a.png", *(f"in/{number}/{name}" for number in range(9) for name in ("a.png", "b.png", "c.png")))
+    monkeypatch.setattr(folders, "_MOST_LOOKS", 11)
+    (note,) = plan("in").notes
+    # Of each the folder itself and its first entry.
+    assert note.startswith(f"at least 5 sub-folders are left out, the first is {Path('in/0')}: ")
+
+
 # -o
 
 

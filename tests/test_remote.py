@@ -168,6 +168,11 @@ def test_lists_patterns_and_what_is_not_there(memory: Any, tmp_path: Path) -> No
     assert found("memory://d/z*.png")[1] == ["memory://d/z*.png: no picture matches"]
     assert found("memory://d/gone.png")[1] == ["memory://d/gone.png: there is no such file"]
     assert found("memory://d", recursive=False)[1] == ["memory://d: no pictures in this folder"]
+    for name in ("e.png", "x/f.png", "y/g.png"):
+        memory.pipe_file(f"/left/{name}", b"")
+    plan = plan_jobs(["memory://left"], "memory://left/y", replace(OPTIONS, recursive=False))
+    assert plan.notes == ("1 sub-folder is left out, memory://left/x: add --recursive to search it too",)
+    assert plan_jobs(["memory://left"], "out", OPTIONS).notes == ()
     assert found("memory://d/y", "memory://d/y/a.png")[0] == ["memory://d/y/a.png out/a.png"]
     plan = plan_jobs(["memory://d/x"], None, OPTIONS)
     assert [str(job.destination) for job in plan.jobs] == ["memory://d/x_x4/a.png", "memory://d/x_x4/b.jpg"]
@@ -368,7 +373,9 @@ def test_processes_read_and_write_s3(omgsr: Command, s3: Any, tmp_path: Path) ->
     assert SECRET not in report.read_text()
     # A folder alone, and its own files only.
     assert len(omgsr("s3://bucket/in/0", "--dry-run").lines) == 4
-    assert "no pictures" not in omgsr("s3://bucket/in", "--dry-run").err
+    alone = omgsr("s3://bucket/in", "--dry-run")
+    assert "no pictures" not in alone.err
+    assert "note: 2 sub-folders are left out, the first is s3://bucket/in/0: add --recursive" in alone.err
 
 
 class Bucket(BaseHTTPRequestHandler):
@@ -380,9 +387,12 @@ class Bucket(BaseHTTPRequestHandler):
         asked = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
         names = [name for name in self.names if name.startswith(asked["prefix"])]
         if asked.get("delimiter") == "/":
-            names = [name for name in names if "/" not in name.removeprefix(asked["prefix"])]
+            below = {name: name.removeprefix(asked["prefix"]).partition("/") for name in names}
+            names = [*dict.fromkeys(asked["prefix"] + "".join(parts[:2]) for parts in below.values())]
         start = int(asked.get("pageToken", 0))
-        page: dict[str, Any] = {"items": [{"name": name} for name in names[start : start + 2]]}
+        now = names[start : start + 2]
+        folders = [name for name in now if name.endswith("/") and "delimiter" in asked]
+        page: dict[str, Any] = {"items": [{"name": name} for name in now if name not in folders], "prefixes": folders}
         if start + 2 < len(names):
             page["nextPageToken"] = str(start + 2)
         self.send_response(200)
@@ -407,6 +417,9 @@ def test_a_google_bucket_is_listed_page_by_page(monkeypatch: pytest.MonkeyPatch)
             "gs://bucket/in/d.png",
             "gs://bucket/in/e.jpg",
         ]
+        below: list[Address] = []
+        assert [one.name for one in list_files(folder, recursive=False, on_folder=below.append)][:1] == ["a.png"]
+        assert [str(one) for one in below] == ["gs://bucket/in/b"]
         listed = [str(one.relative_to(folder)) for one in list_files(folder, recursive=True)]
         assert listed == ["a.png", "b/c.png", "d.png", "e.jpg"]
         gcsfs.GCSFileSystem.clear_instance_cache()

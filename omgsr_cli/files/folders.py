@@ -10,6 +10,7 @@ import sys
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from itertools import islice
@@ -53,6 +54,9 @@ _NAMES_FOLD = sys.platform in ("darwin", "win32")
 
 # So many entries of one folder are read, and sorted, at a time.
 _PART = 10_000
+
+# So many entries are looked at to learn which sub-folders hold pictures.
+_MOST_LOOKS = 10_000
 
 NaturalName = tuple[tuple[str | tuple[int, str], ...], str]
 
@@ -148,6 +152,7 @@ class FolderSearch:
         self._on_error = on_error
         asked_for = skipped is not None and Path(os.path.realpath(root)).is_relative_to(skipped)
         self._skipped = None if skipped is None or asked_for else str(skipped)
+        self._below: list[Path] = []
 
     def walk(self, *, recursive: bool) -> Iterator[list[Path]]:
         """The files of the root, and of each real folder below it, once; hidden ones are left out.
@@ -159,6 +164,37 @@ class FolderSearch:
             recursive: whether the folders below the root are walked too.
         """
         return (files for _, files in self._walk(self._root, recursive))
+
+    def left_out(self) -> Iterator[Path | None]:
+        """The sub-folders that hold a picture, of which a walk that was not recursive gave nothing.
+
+        Each is read as far as its first picture; None comes last where so many are left that nobody looks on.
+        """
+        looks = iter(range(_MOST_LOOKS))
+        for folder in sorted(self._below[:_MOST_LOOKS], key=natural_key):
+            for path in self._entries_below(folder):
+                if next(looks, None) is None:
+                    yield None
+                    return
+                if is_picture(path) and not os.path.isdir(path):
+                    yield folder
+                    break
+
+    def _entries_below(self, folder: Path) -> Iterator[Path]:
+        """A folder, and all that lies below it, as the system lists it; links to folders are not followed."""
+        folders = [folder]
+        while folders:
+            folder = folders.pop()
+            if self._skipped is not None and os.path.realpath(folder) == self._skipped:
+                continue
+            yield folder
+            # What cannot be read holds nothing that could be searched.
+            with suppress(OSError), os.scandir(folder) as listing:
+                for entry in listing:
+                    if not entry.name.startswith("."):
+                        yield folder / entry.name
+                        if entry.is_dir(follow_symlinks=False):
+                            folders.append(folder / entry.name)
 
     def expand(self, parts: Sequence[str]) -> set[Path]:
         """The files and folders below the root whose path matches a pattern, part by part; `**` gives files only."""
@@ -185,6 +221,7 @@ class FolderSearch:
                 below += [path for path, is_folder in entries if is_folder]
                 yield folder, files
             if not recursive:
+                self._below = below
                 return
             below.sort(key=natural_key)
             linked += [path for path in below if os.path.islink(path)]

@@ -40,13 +40,38 @@ class FoundPicture:
 
 @dataclass(frozen=True)
 class Note:
-    """What a person should be told of what was found: pictures that cannot be read here."""
+    """What a person should be told of what was found: pictures that cannot be read here, folders that are left out."""
 
     text: str
 
 
 #: What is found, one after the other: a picture, what is wrong with something, or a note.
 Found = FoundInput | FileError | Note
+
+
+class LeftOut:
+    """Counts the sub-folders that are left out, as nobody asked for them."""
+
+    def __init__(self) -> None:
+        self._count, self._first, self._is_all = 0, "", True
+
+    def add(self, folder: Location) -> None:
+        """Count one."""
+        self._first = self._first or shown(folder)
+        self._count += 1
+
+    def stop(self) -> None:
+        """There may be more, which nobody counted."""
+        self._is_all = False
+
+    def note(self) -> Iterable[Note]:
+        """What to tell of them all, where there are some."""
+        if self._count == 1 and self._is_all:
+            yield Note(f"1 sub-folder is left out, {self._first}: add --recursive to search it too")
+        elif self._count:
+            count = f"{self._count}" if self._is_all else f"at least {self._count}"
+            told = f"{count} sub-folders are left out, the first is {self._first}"
+            yield Note(f"{told}: add --recursive to search them too")
 
 
 def problem(name: str, reason: str, hint: str | None = None) -> FileError:

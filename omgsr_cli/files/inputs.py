@@ -7,13 +7,13 @@ import glob
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from omgsr_cli.errors import FileError, UsageError
 from omgsr_cli.files.addresses import Address, Location, is_url, parse_address, shown
 from omgsr_cli.files.folders import EntryKeys, FolderSearch, is_picture, natural_key, told_unread, unread_suffix
-from omgsr_cli.files.found import NO_PICTURES, Found, FoundInput, FoundPicture, Note, problem, unread_note
+from omgsr_cli.files.found import NO_PICTURES, Found, FoundInput, FoundPicture, LeftOut, Note, problem, unread_note
 from omgsr_cli.files.lists import read_lines
 from omgsr_cli.files.remote_inputs import RemoteSearch
 from omgsr_cli.files.seen import SeenNames
@@ -111,6 +111,7 @@ class _Search:
         self._remote = RemoteSearch(recursive, output_folder if isinstance(output_folder, Address) else None)
         self._key = EntryKeys()
         self._seen = SeenNames()
+        self._searched, self._unsearched = set[str](), list[Path | None]()
 
     def all_of(self, inputs: Sequence[str]) -> Iterator[Found]:
         # The files of a single folder are different ones as they come.
@@ -122,6 +123,17 @@ class _Search:
                     continue
                 self._seen.add_all([(key, "")])
             yield found
+        yield from self._left_out().note()
+
+    def _left_out(self) -> LeftOut:
+        """The sub-folders with pictures that no other argument named."""
+        left_out = LeftOut()
+        for folder in self._unsearched:
+            if folder is None:
+                left_out.stop()
+            elif os.path.realpath(folder) not in self._searched:
+                left_out.add(folder)
+        return left_out
 
     def _argument(self, text: str) -> Iterator[Found]:
         path = Path(text)
@@ -157,55 +169,51 @@ class _Search:
         else:
             yield problem(name, "a device or pipe, not a file", "a stream is read with - as the only input")
 
-    def _folder(self, folder: Path, name: str) -> Iterator[Found]:
-        count = 0
-        for found in self._pictures_of(folder):
-            count += 1
-            yield found
-        if count:
-            return
-        unread = told_unread(Counter(filter(None, map(unread_suffix, self._files_of(folder)))))
-        if unread is not None:
-            yield problem(name, f"{NO_PICTURES} that can be read, but {unread[0]}", unread[1])
-            return
-        deeper = FolderSearch(folder, self._output, lambda *_: None).walk(recursive=True)
-        has_deeper = not self._recursive and any(is_picture(path) for files in deeper for path in files)
-        yield problem(name, NO_PICTURES, "its sub-folders hold some: use --recursive" if has_deeper else None)
-
-    def _pictures_of(self, folder: Path) -> Iterator[Found]:
-        """A folder's pictures, and what is wrong with it."""
-        problems, unread, any_picture = list[FileError](), Counter[str](), False
-        for path in self._files_of(folder, lambda path, error: problems.append(problem(shown(path), _reason(error)))):
-            yield from problems
-            problems.clear()
+    def _folder(self, folder: Path, name: str | None = None) -> Iterator[Found]:
+        """A folder's pictures, and what is wrong with it; if it has a name, also where it has none."""
+        problems, unread, count = list[FileError](), Counter[str](), 0
+        search = self._search(folder, problems)
+        self._searched.add(os.path.realpath(folder))
+        for path in (path for files in search.walk(recursive=self._recursive) for path in files):
+            while problems:
+                count += 1
+                yield problems.pop(0)
             if is_picture(path):
-                any_picture = True
+                count += 1
                 yield from self._path(path, path.relative_to(folder), shown(path), folder=folder)
             elif suffix := unread_suffix(path):
                 unread[suffix] += 1
         yield from problems
-        if any_picture:
+        if count:
             yield from unread_note(folder, unread)
+            self._unsearched += search.left_out()
+        elif name is not None and not problems:
+            yield self._without_pictures(search, name, unread)
 
-    def _files_of(self, folder: Path, on_error: Callable[[Path, OSError], None] = lambda *_: None) -> Iterator[Path]:
-        """The files of a folder, and below it where that was asked for."""
-        for files in FolderSearch(folder, self._output, on_error).walk(recursive=self._recursive):
-            yield from files
+    def _without_pictures(self, search: FolderSearch, name: str, unread: Counter[str]) -> FileError:
+        told = told_unread(unread)
+        if told is not None:
+            return problem(name, f"{NO_PICTURES} that can be read, but {told[0]}", told[1])
+        has_deeper = any(search.left_out())
+        return problem(name, NO_PICTURES, "its sub-folders hold some: use --recursive" if has_deeper else None)
+
+    def _search(self, root: Path, problems: list[FileError]) -> FolderSearch:
+        """Searches below a folder; what cannot be read goes to the problems."""
+        return FolderSearch(
+            root, self._output, lambda path, error: problems.append(problem(shown(path), _reason(error)))
+        )
 
     def _glob(self, pattern: Path) -> Iterator[Found]:
         fixed = next(index for index, part in enumerate(pattern.parts) if glob.has_magic(part))
         root = Path(*pattern.parts[:fixed])
         problems = list[FileError]()
-        search = FolderSearch(
-            root, self._output, lambda path, error: problems.append(problem(shown(path), _reason(error)))
-        )
-        count = 0
+        search, count = self._search(root, problems), 0
         # Files come first: with **/* they match by themselves, and not as pictures of a folder that matches too.
         matches = [(os.path.isdir(path), path) for path in search.expand(pattern.parts[fixed:])]
         yield from problems
         for is_folder, path in sorted(matches, key=lambda match: (match[0], natural_key(match[1]))):
             if is_folder:
-                for found in self._pictures_of(path):
+                for found in self._folder(path):
                     count += 1
                     yield found
             elif is_picture(path):

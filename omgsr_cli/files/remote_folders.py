@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from omgsr_cli.files.addresses import Address
+from omgsr_cli.files.addresses import Address, parse_address
 from omgsr_cli.files.storage import open_storage, protocol
 from omgsr_cli.files.storage_errors import told
 
 
-def list_files(folder: Address, *, recursive: bool, skipped: Address | None = None) -> Iterator[Address]:
+def list_files(
+    folder: Address,
+    *,
+    recursive: bool,
+    skipped: Address | None = None,
+    on_folder: Callable[[Address], None] = lambda _: None,
+) -> Iterator[Address]:
     """The files of a folder as the storage lists them, hidden ones left out; long listings come page by page.
 
     Args:
         folder: whose files are meant.
         recursive: whether those below its folders are, too.
         skipped: a folder that is left out if it is met.
+        on_folder: told of each folder in it whose files are not meant.
     Raises:
         FileError: the storage does not answer, or refuses.
     """
@@ -26,8 +33,12 @@ def list_files(folder: Address, *, recursive: bool, skipped: Address | None = No
     for below in _told_each(folder, _names(system, path, recursive)):
         address = Address(start + below)
         hidden = below.startswith(".") or "/." in below
-        if not (hidden or (skipped is not None and address.is_relative_to(skipped))):
+        if hidden or (skipped is not None and address.is_relative_to(skipped)):
+            continue
+        if not below.endswith("/"):
             yield address
+        elif not recursive:
+            on_folder(parse_address(address.url))
 
 
 def expand(pattern: Address) -> list[Address]:
@@ -45,14 +56,17 @@ def expand(pattern: Address) -> list[Address]:
 
 
 def _names(system: Any, path: str, recursive: bool) -> Iterator[str]:
-    """Names below a folder. fsspec would hold a bucket's whole listing; where there is a way to page, it is taken."""
+    """Names below a folder, those of folders with a slash.
+
+    fsspec would hold a bucket's whole listing; where there is a way to page, it is taken.
+    """
     pages = {"s3": _s3_pages, "gs": _gs_pages}.get(protocol(system))
     if pages is not None:
         bucket, key = system.split_path(path)[:2]
         prefix = f"{key.rstrip('/')}/" if key else ""
         for page in pages(system, bucket, prefix, recursive):
-            # An object that ends with a slash stands for a folder.
-            yield from (name.removeprefix(prefix) for name in page if not name.endswith("/"))
+            # The folder itself may be an object too.
+            yield from (name.removeprefix(prefix) for name in page if name != prefix)
         return
     folders = [path]
     while folders:
@@ -60,7 +74,10 @@ def _names(system: Any, path: str, recursive: bool) -> Iterator[str]:
         if recursive:
             # As a stack: what is below a folder comes before its neighbours.
             folders += [entry["name"] for entry in reversed(entries) if entry["type"] == "directory"]
-        yield from (_relative(entry["name"], path) for entry in entries if entry["type"] != "directory")
+        for entry in entries:
+            # Some list the folder itself too.
+            if name := _relative(entry["name"], path):
+                yield f"{name}/" if entry["type"] == "directory" else name
 
 
 def _s3_pages(system: Any, bucket: str, prefix: str, recursive: bool) -> Iterator[list[str]]:
@@ -68,6 +85,7 @@ def _s3_pages(system: Any, bucket: str, prefix: str, recursive: bool) -> Iterato
     while True:
         page = system.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **more)
         yield [entry["Key"] for entry in page.get("Contents", ())]
+        yield [entry["Prefix"] for entry in page.get("CommonPrefixes", ())]
         if not page.get("IsTruncated"):
             return
         more["ContinuationToken"] = page["NextContinuationToken"]
@@ -78,6 +96,7 @@ def _gs_pages(system: Any, bucket: str, prefix: str, recursive: bool) -> Iterato
     while True:
         page = system.call("GET", "b/{}/o", bucket, json_out=True, prefix=prefix, maxResults=1000, **more)
         yield [entry["name"] for entry in page.get("items", ())]
+        yield page.get("prefixes", [])
         if not page.get("nextPageToken"):
             return
         more["pageToken"] = page["nextPageToken"]

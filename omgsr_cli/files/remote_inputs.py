@@ -11,7 +11,7 @@ from pathlib import Path
 from omgsr_cli.errors import FileError
 from omgsr_cli.files.addresses import Address, shown
 from omgsr_cli.files.folders import is_picture, natural_key, told_unread, unread_suffix
-from omgsr_cli.files.found import NO_PICTURES, Found, FoundInput, problem, unread_note
+from omgsr_cli.files.found import NO_PICTURES, Found, FoundInput, LeftOut, problem, unread_note
 from omgsr_cli.files.remote_folders import expand, list_files
 from omgsr_cli.files.storage import look_at
 
@@ -52,7 +52,8 @@ class RemoteSearch:
         unread, count = Counter[str](), 0
         asked_for = self.output_folder is not None and folder.is_relative_to(self.output_folder)
         skipped = None if asked_for else self.output_folder
-        for address in list_files(folder, recursive=self.recursive, skipped=skipped):
+        below = LeftOut()
+        for address in list_files(folder, recursive=self.recursive, skipped=skipped, on_folder=below.add):
             path = Path(address.relative_to(folder))
             if is_picture(path):
                 count += 1
@@ -61,6 +62,8 @@ class RemoteSearch:
                 unread[suffix] += 1
         if count:
             yield from unread_note(folder, unread)
+            # Whether these hold pictures, only more requests would tell.
+            yield from below.note()
         elif (told := told_unread(unread)) is not None:
             yield problem(name, f"{NO_PICTURES} that can be read, but {told[0]}", told[1])
         else:
