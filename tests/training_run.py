@@ -18,11 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from command_line import write_tiny_model
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from omgsr_cli.models.trainable import Trainable
 from omgsr_cli.training import loop
@@ -55,6 +53,9 @@ def write_features(folder: Path) -> Path:
 
 def write_world(folder: Path) -> Path:
     """Write everything that a run reads."""
+    # Processes that only train need not wait for it.
+    from command_line import write_tiny_model
+
     write_tiny_model(folder / "model")
     write_pictures(folder / "hq")
     write_pictures(folder / "held_out", 2)
@@ -176,7 +177,8 @@ def count_weights(trainable: Trainable) -> dict[str, int]:
     for weight in backbone.parameters():
         name = "learned" if weight.requires_grad else "frozen"
         counts[name] += weight.numel()
-        counts[f"{name}, here"] += (weight.to_local() if isinstance(weight, DTensor) else weight).numel()
+        # Shared out it is a DTensor, whose module takes a second to import.
+        counts[f"{name}, here"] += getattr(weight, "to_local", lambda whole=weight: whole)().numel()
     return counts
 
 
