@@ -47,3 +47,15 @@ class ShapeError(OmgsrError, ValueError):
 
 class UnknownDeviceError(DeviceError, UsageError):
     """A name that no device has anywhere: told like a wrong option, exit code 2."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something of the system's or of a library's went wrong, in one line.
+
+    What the system says, without its number and path; or a library's first line; or the kind of error where it says
+    nothing.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from omgsr_cli import __version__
-from omgsr_cli.errors import FileError, OmgsrError
+from omgsr_cli.errors import FileError, OmgsrError, reason_of
 from omgsr_cli.files.remembered import Remembered, cache_folder
 
 _FORMAT = 1
@@ -70,7 +70,7 @@ class Cache:
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise FileError(f"{path}: cannot be read: {error.strerror}") from error
+            raise FileError(f"{path}: cannot be read: {reason_of(error)}") from error
         self._hashes[path] = (state.st_size, state.st_mtime_ns, found)
         return found
 

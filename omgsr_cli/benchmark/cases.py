@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
-from omgsr_cli.errors import FileError, OmgsrError, UsageError
+from omgsr_cli.errors import FileError, OmgsrError, UsageError, reason_of
 from omgsr_cli.files.folders import natural_key
 from omgsr_cli.files.inputs import FoundPicture, find_inputs, shown
 from omgsr_cli.files.pairs import pair_by_name
@@ -107,7 +107,7 @@ def _half(folder: Path, names: Sequence[str], *, missing_ok: bool = False) -> Pa
     try:
         inside = {path.name.casefold(): path for path in folder.iterdir() if path.is_dir()}
     except OSError as error:
-        raise FileError(f"{shown(folder)}: {error.strerror}", "give a folder of pictures") from error
+        raise FileError(f"{shown(folder)}: {reason_of(error)}", "give a folder of pictures") from error
     found = next((inside[name] for name in names if name in inside), None)
     return found or (None if missing_ok else folder)
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from omgsr_cli.benchmark.results import MetricInfo, Report
 from omgsr_cli.benchmark.tables import Cell, Table, tables_of
-from omgsr_cli.errors import FileError
+from omgsr_cli.errors import FileError, reason_of
 from omgsr_cli.imaging import encode_picture, read_picture, write_atomically
 from omgsr_cli.pages.template import data_address, definitions, escape, fill_page, printable
 
@@ -112,7 +112,7 @@ class _Pictures:
             try:
                 return suffix, source.read_bytes()
             except OSError as error:
-                raise FileError(f"{source} cannot be read: {error.strerror}") from error
+                raise FileError(f"{source} cannot be read: {reason_of(error)}") from error
         parts, _ = encode_picture(read_picture(source), name=str(source), format="png")
         return ".png", b"".join(parts)
 

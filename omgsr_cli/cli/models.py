@@ -11,7 +11,7 @@ import typer
 
 from omgsr_cli.cli.help_screen import Command, Group
 from omgsr_cli.cli.output import Output
-from omgsr_cli.errors import ModelError, UnknownModelError, UsageError
+from omgsr_cli.errors import ModelError, UnknownModelError, UsageError, reason_of
 from omgsr_cli.files.inputs import shown
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS, find_preset
 
@@ -179,7 +179,7 @@ def remove(
     try:
         shutil.rmtree(folder)
     except OSError as error:
-        raise ModelError(f"{folder} cannot be removed: {error.strerror or error}") from error
+        raise ModelError(f"{folder} cannot be removed: {reason_of(error)}") from error
     talk.note(f"removed {shown(folder)}")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from omgsr_cli.errors import FileError, UsageError
+from omgsr_cli.errors import FileError, UsageError, reason_of
 from omgsr_cli.validation import first_mistake
 
 _PROBABILITY_TOLERANCE = 1e-6
@@ -199,7 +199,7 @@ def load_degradation(name_or_path: str | Path) -> DegradationConfig:
     except RecursionError as error:
         raise UsageError(f"{path} is nested too deep") from error
     except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror}") from error
+        raise FileError(f"cannot read {path}: {reason_of(error)}") from error
     return _parse(table, path)
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from omgsr_cli.errors import FileError, UsageError
+from omgsr_cli.errors import FileError, UsageError, reason_of
 from omgsr_cli.files.addresses import Address, Location, is_url, parse_address, shown
 from omgsr_cli.files.folders import EntryKeys, FolderSearch, is_picture, natural_key, told_unread, unread_suffix
 from omgsr_cli.files.found import NO_PICTURES, Found, FoundInput, FoundPicture, LeftOut, Note, problem, unread_note
@@ -99,7 +99,7 @@ def _reason(error: OSError | ValueError) -> str:
     """Say in a few words why the system refused a path; a ValueError is one that no path can have."""
     if not isinstance(error, OSError):
         return _REASONS[errno.ENOENT]
-    return _REASONS.get(error.errno or 0, error.strerror or str(error))
+    return _REASONS.get(error.errno or 0, reason_of(error))
 
 
 class _Search:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from omgsr_cli.errors import ModelError
+from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.validation import first_mistake
 
 MANIFEST_NAME = "manifest.json"
@@ -96,7 +96,7 @@ def load_manifest(folder: Path) -> Manifest:
     except FileNotFoundError as error:
         raise ModelError(f"{folder} has no {MANIFEST_NAME}") from error
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ModelError(f"{path} cannot be read: {reason_of(error)}") from error
     except ValidationError as error:
         raise ModelError(f"{path} is not a manifest: {first_mistake(error).line()}") from error
     outside = [name for name in manifest.files if not _is_inside(name)]
@@ -129,7 +129,7 @@ def _damage_of(path: Path, entry: FileEntry, contents: bool) -> str | None:
         if contents and read_entry(path) != entry:
             return "has another content (SHA-256)"
     except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
+        return f"cannot be read: {reason_of(error)}"
     return None
 
 

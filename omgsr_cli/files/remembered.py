@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from omgsr_cli.errors import FileError
+from omgsr_cli.errors import FileError, reason_of
 from omgsr_cli.files.addresses import Address, Location
 from omgsr_cli.files.storage import look_at
 
@@ -66,7 +66,7 @@ class Remembered:
             if _is_settled(path) and _stamp(path) == stamp:
                 self._keep("content", _key(path), stamp + content)
         except OSError as error:
-            raise FileError(f"{path}: cannot be read: {error.strerror or error}") from error
+            raise FileError(f"{path}: cannot be read: {reason_of(error)}") from error
         return content
 
     def find_content(self, address: Address) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from omgsr_cli.errors import FileError, UsageError
+from omgsr_cli.errors import FileError, UsageError, reason_of
 from omgsr_cli.files.addresses import shown
 from omgsr_cli.files.seen import SeenNames
 
@@ -40,7 +40,7 @@ class RunReport:
                 os.write(self._file, b"\n")
         except OSError as error:
             raise UsageError(
-                f"--report {shown(path)} cannot be written: {error.strerror or error}", "give another file"
+                f"--report {shown(path)} cannot be written: {reason_of(error)}", "give another file"
             ) from error
 
     def begin(self, files: int | None, part: str | None, *, retry: bool = False) -> None:
@@ -75,7 +75,7 @@ class RunReport:
         try:
             os.write(self._file, json.dumps(record).encode() + b"\n")
         except OSError as error:
-            raise FileError(f"{shown(self._path)} cannot be written: {error.strerror or error}") from error
+            raise FileError(f"{shown(self._path)} cannot be written: {reason_of(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -218,4 +218,4 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 if isinstance(line, dict) and "time" in line:
                     yield line
     except OSError as error:
-        raise UsageError(f"{shown(path)} cannot be read: {error.strerror or error}") from error
+        raise UsageError(f"{shown(path)} cannot be read: {reason_of(error)}") from error

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from omgsr_cli.errors import FileError
+from omgsr_cli.errors import FileError, reason_of
 from omgsr_cli.files.addresses import Address, without_secrets
 
 # What the libraries behind fsspec raise beside OSError; a library that is not loaded has raised nothing.
@@ -57,5 +57,4 @@ def reason(error: BaseException) -> str:
         return "there is no such file"
     if isinstance(error, PermissionError):
         return "not allowed"
-    lines = str(error).strip().splitlines()
-    return without_secrets(lines[0]) if lines else type(error).__name__
+    return without_secrets(reason_of(error))

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
-from omgsr_cli.errors import ExistsError, FileError
+from omgsr_cli.errors import ExistsError, FileError, reason_of
 
 #: Suffix of a file in work; such a name also starts with a dot, so folders of pictures do not show it.
 PARTIAL_SUFFIX = ".partial"
@@ -31,7 +31,7 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 def write_error(name: object, error: OSError) -> FileError:
     """Say in one line why a file could not be written."""
-    reason, hint = _REASONS.get(error.errno or 0, (error.strerror or str(error), None))
+    reason, hint = _REASONS.get(error.errno or 0, (reason_of(error), None))
     return FileError(f"{name}: cannot be written: {reason}", hint)
 
 

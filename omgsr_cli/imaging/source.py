@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
-from omgsr_cli.errors import FileError
+from omgsr_cli.errors import FileError, reason_of
 from omgsr_cli.files.folders import has_reader
 from omgsr_cli.imaging.extras import add_readers, missing_reader
 from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
@@ -230,7 +230,7 @@ def opened_file(source: Path | bytes, name: str) -> BinaryIO:
         try:
             file = open(source, "rb")  # noqa: SIM115 -- closed by the caller
         except OSError as error:
-            reason = _OPEN_REASONS.get(error.errno or 0, error.strerror or str(error))
+            reason = _OPEN_REASONS.get(error.errno or 0, reason_of(error))
             raise FileError(f"{name}: {reason}") from error
     if not file.read(1):
         file.close()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omgsr_cli.errors import OmgsrError
+from omgsr_cli.errors import OmgsrError, reason_of
 
 #: Bytes that are kept in memory; more goes into a file.
 _IN_MEMORY = 256 << 20
@@ -59,6 +59,6 @@ def no_room(folder: Path | None, error: OSError) -> OmgsrError:
     """Say that what does not fit in memory does not fit on the disk either."""
     place = folder or tempfile.gettempdir()
     return OmgsrError(
-        f"the picture does not fit in memory, and {place} has no room: {error.strerror or error}",
+        f"the picture does not fit in memory, and {place} has no room: {reason_of(error)}",
         "allow more with --memory, or set TMPDIR to a folder on a larger disk",
     )

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from omgsr_cli.errors import ModelError
+from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.files.manifest import FileEntry, read_entry
 from omgsr_cli.models.adapter_files import check_adapter_folder, load_lora_config
 from omgsr_cli.models.families import family_of
@@ -70,7 +70,7 @@ def _fetch_from_drive(preset: Preset, folder: Path) -> None:
         fetched = gdown.download_folder(id=preset.adapter_drive, output=f"{folder}{os.sep}", quiet=True)
     # requests' errors are OSErrors; gdown's own are its exceptions' base or RuntimeErrors.
     except (OSError, RuntimeError, ValueError, gdown.exceptions.DownloadError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = reason_of(error)
         raise ModelError(f"Google Drive does not give the adapter: {reason}", hint=by_hand) from error
     if not fetched:
         raise ModelError("Google Drive does not give the adapter", hint=by_hand)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from omgsr_cli import __version__
-from omgsr_cli.errors import ModelError
+from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.files.manifest import FileEntry, find_damage, load_manifest
 from omgsr_cli.installation.adapters import get_adapter, hash_adapter
 from omgsr_cli.installation.fetching import fetch_file
@@ -94,7 +94,7 @@ def pull_model(
             _pull(preset, talk, scratch, target, base, adapter, full)
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
-        raise ModelError(f"{store} cannot be used: {error.strerror or error}", hint=_elsewhere(store)) from error
+        raise ModelError(f"{store} cannot be used: {reason_of(error)}", hint=_elsewhere(store)) from error
     return target
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from omgsr_cli.errors import ModelError, UnknownModelError, UsageError
+from omgsr_cli.errors import ModelError, UnknownModelError, UsageError, reason_of
 from omgsr_cli.models.base import ImageEncoder
 from omgsr_cli.models.devices import PRECISIONS, choose_device
 from omgsr_cli.models.families import family_of
@@ -144,7 +144,7 @@ def _load_tiny_file(path: Path, device: torch.device) -> tuple[Callable[[Tensor]
             network = EncoderTiny(3, channels, _TINY_BLOCKS, (_TINY_WIDTH,) * 4, "relu")
         network.load_state_dict({f"layers.{key}": value.float() for key, value in weights.items()}, assign=True)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = reason_of(error)
         raise ModelError(f"{path} is not the encoder of an AutoencoderTiny: {reason}") from error
     network.requires_grad_(False).eval().to(device)
     return network.forward, channels, _TINY_PX

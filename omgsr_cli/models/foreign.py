@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from omgsr_cli.errors import ModelError
+from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.models.libraries import explain_broken_torchvision
 
 _EXTRA_HINT = "type pip install 'omgsr-cli[compare]', with the torchvision that belongs to this torch"
@@ -36,7 +36,7 @@ def read_foreign_network(path: Path) -> Any:
     try:
         found = spandrel.ModelLoader("cpu").load_from_file(path)
     except (spandrel.UnsupportedModelError, RuntimeError, ValueError, KeyError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = reason_of(error)
         raise ModelError(
             f"{path}: spandrel does not know this file: {reason}", "give a super-resolution model"
         ) from error

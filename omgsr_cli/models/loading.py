@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from omgsr_cli.errors import ModelError
+from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.models.devices import choose_device, choose_precision
 from omgsr_cli.models.families import family_of
@@ -143,4 +143,4 @@ def _unwritten(folder: Path, error: OSError | SafetensorError) -> ModelError:
     """Why a model could not be written; a full disk is told by the system or, as a text, by the writer of weights."""
     if getattr(error, "errno", None) == errno.ENOSPC or f"(os error {errno.ENOSPC})" in str(error):
         return ModelError(f"{folder} cannot be written: the disk is full", "make room, or write to another disk")
-    return ModelError(f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}")
+    return ModelError(f"{folder} cannot be written: {reason_of(error)}")

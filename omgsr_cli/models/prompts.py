@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from omgsr_cli.errors import ModelError
+from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.models.libraries import explained_imports
 from omgsr_cli.models.weight_files import weight_variant
 
@@ -88,7 +88,7 @@ def _encode(folder: Path, prompt: str) -> Tensor:
             output_loading_info=True,
         )
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = reason_of(error)
         raise ModelError(f"the text encoder of {folder} cannot be loaded: {reason}") from error
     encoder, report = loaded
     if report["missing_keys"]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from omgsr_cli.errors import ModelError
+from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.validation import first_mistake
 
 RECORD_NAME = "omgsr.json"
@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+        raise ModelError(f"{path} cannot be read: {reason_of(error)}") from error
     except ValueError as error:
         raise ModelError(f"{path} is not JSON: {error}") from error
     except RecursionError as error:

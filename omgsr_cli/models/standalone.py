@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from omgsr_cli.errors import ModelError
+from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.models.families import family_of
 from omgsr_cli.models.loading import load_found, save_merged
 from omgsr_cli.models.record import RECORD_NAME
@@ -30,4 +30,4 @@ def save_standalone(source: ModelSource, folder: Path) -> None:
         for path in (*family.find_files(source.folder), source.folder / "config.json", source.folder / RECORD_NAME):
             shutil.copyfile(path, folder / path.name)
     except OSError as error:
-        raise ModelError(f"{source.folder} cannot be copied to {folder}: {error.strerror or error}") from error
+        raise ModelError(f"{source.folder} cannot be copied to {folder}: {reason_of(error)}") from error

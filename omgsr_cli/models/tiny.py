@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from omgsr_cli.errors import ModelError
+from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.models.base import RestorerInfo, StageInfo
 from omgsr_cli.models.devices import PRECISIONS
 from omgsr_cli.models.record import ModelRecord, load_record, read_json
@@ -108,7 +108,7 @@ def load_tiny(folder: Path, info: RestorerInfo, device: torch.device, precision:
         weights = load_file(folder / "model.safetensors", device=str(device))
         network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise _broken(folder, str(error).splitlines()[0]) from error
+        raise _broken(folder, reason_of(error)) from error
     network.requires_grad_(False).eval()
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from omgsr_cli.errors import ModelError
+from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.geometry import Size, plan_halo_tiles
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.record import read_json
@@ -99,7 +99,7 @@ def load_tiny_decoder(path: Path, channels: int, device: torch.device, dtype: to
             )
         network.load_state_dict(_decoder_weights(load_file(file), dtype), assign=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = reason_of(error)
         raise ModelError(f"{path} is not the decoder of an AutoencoderTiny: {reason}") from error
     return TinyDecoder(network.requires_grad_(False).eval().to(device))
 

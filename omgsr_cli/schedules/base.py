@@ -55,7 +55,7 @@ class Schedule(Protocol):
 
 
 class IndexedSchedule(ABC):
-    """Checks and table look-ups that both families share; a subclass gives `num_timesteps` and `snr`."""
+    """Checks and table look-ups that both families share; a subclass gives the tables."""
 
     @property
     @abstractmethod
@@ -65,6 +65,32 @@ class IndexedSchedule(ABC):
     @abstractmethod
     def snr(self) -> Tensor:
         """Tabulate the signal-to-noise ratio of a signal of unit power: (T,) float64, falling."""
+
+    @property
+    @abstractmethod
+    def _signal(self) -> Tensor:
+        """How much of the clean latent is in the noisy one: (T,) float64, falling."""
+
+    @property
+    @abstractmethod
+    def _noise(self) -> Tensor:
+        """How much noise of unit variance is in the noisy latent: (T,) float64, rising."""
+
+    def add_noise(self, clean: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
+        """Mix a clean latent with noise: sqrt(alpha_bar) clean + sqrt(1 - alpha_bar) noise, or (1 - sigma) and sigma.
+
+        Args:
+            clean: (B, ...) float, scaled.
+            noise: same shape, dtype and device; unit variance.
+            t: one timestep, or (B,) integers.
+        Returns:
+            (B, ...), dtype and device of clean.
+        Raises:
+            ShapeError: the shapes differ.
+            UsageError: t is out of range.
+        """
+        check_same_shape(clean, noise, "noise")
+        return self.coefficient(self._signal, t, clean) * clean + self.coefficient(self._noise, t, clean) * noise
 
     def snr_at(self, t: int) -> float:
         """Give the signal-to-noise ratio of a signal of unit power at one timestep."""

@@ -96,22 +96,6 @@ class DdpmSchedule(IndexedSchedule):
         """Tabulate alpha_bar / (1 - alpha_bar): (T,) float64, falling."""
         return self._alpha_bars / (1.0 - self._alpha_bars)
 
-    def add_noise(self, clean: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
-        """Mix a clean latent with noise: sqrt(alpha_bar) clean + sqrt(1 - alpha_bar) noise.
-
-        Args:
-            clean: (B, ...) float, scaled.
-            noise: same shape, dtype and device; unit variance.
-            t: one timestep, or (B,) integers.
-        Returns:
-            (B, ...), dtype and device of clean.
-        Raises:
-            ShapeError: the shapes differ.
-            UsageError: t is out of range.
-        """
-        check_same_shape(clean, noise, "noise")
-        return self.coefficient(self._signal, t, clean) * clean + self.coefficient(self._noise, t, clean) * noise
-
     def clean_latent(self, noisy: Tensor, prediction: Tensor, t: int | Tensor) -> Tensor:
         """Recover the clean latent in one step, with s = sqrt(alpha_bar) and n = sqrt(1 - alpha_bar).
 

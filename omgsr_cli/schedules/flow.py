@@ -101,22 +101,6 @@ class FlowSchedule(IndexedSchedule):
         """Tabulate (1 - sigma)^2 / sigma^2: (T,) float64, falling from inf to 0."""
         return ((1.0 - self._sigmas) / self._sigmas).square()
 
-    def add_noise(self, clean: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
-        """Mix a clean latent with noise: (1 - sigma) clean + sigma noise.
-
-        Args:
-            clean: (B, ...) float, scaled.
-            noise: same shape, dtype and device; unit variance.
-            t: one timestep, or (B,) integers.
-        Returns:
-            (B, ...), dtype and device of clean.
-        Raises:
-            ShapeError: the shapes differ.
-            UsageError: t is out of range.
-        """
-        check_same_shape(clean, noise, "noise")
-        return self.coefficient(1.0 - self._sigmas, t, clean) * clean + self.coefficient(self._sigmas, t, clean) * noise
-
     def clean_latent(self, noisy: Tensor, prediction: Tensor, t: int | Tensor) -> Tensor:
         """Recover the clean latent in one step: noisy - sigma prediction.
 
@@ -133,7 +117,7 @@ class FlowSchedule(IndexedSchedule):
             UsageError: t is out of range.
         """
         check_same_shape(noisy, prediction, "prediction")
-        return noisy - self.coefficient(self._sigmas, t, noisy) * prediction
+        return noisy - self.coefficient(self._noise, t, noisy) * prediction
 
     @cached_property
     def _sigmas(self) -> Tensor:
@@ -141,3 +125,11 @@ class FlowSchedule(IndexedSchedule):
         linear = torch.linspace(0, 1, self.num_train_timesteps, dtype=torch.float64)
         shift = math.exp(self.mu) if self.time_shift_type == "exponential" else self.mu
         return shift * linear / (1.0 + (shift - 1.0) * linear)
+
+    @property
+    def _signal(self) -> Tensor:
+        return 1.0 - self._sigmas
+
+    @property
+    def _noise(self) -> Tensor:
+        return self._sigmas

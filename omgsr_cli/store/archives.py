@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from omgsr_cli.errors import ModelError
+from omgsr_cli.errors import ModelError, reason_of
 
 _MAX_FILES = 1000
 _MAX_BYTES = 16 * 2**30
@@ -38,7 +38,7 @@ def unpack_zip(archive: Path, folder: Path) -> None:
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         raise ModelError(f"{archive} is no archive that can be unpacked: {error}", hint="give a .zip file") from error
     except OSError as error:
-        raise ModelError(f"{archive} cannot be unpacked: {error.strerror or error}") from error
+        raise ModelError(f"{archive} cannot be unpacked: {reason_of(error)}") from error
 
 
 def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:

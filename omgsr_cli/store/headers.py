@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from omgsr_cli.errors import ModelError
+from omgsr_cli.errors import ModelError, reason_of
 
 _MAX_HEADER_BYTES = 100_000_000
 """As the format's own library has it: no model's list of tensors is longer."""
@@ -70,7 +70,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
                 raise ModelError(f"{path} is no safetensors file, or is cut short: a header of {length} bytes")
             header = json.loads(file.read(length))
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ModelError(f"{path} cannot be read: {reason_of(error)}") from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is no safetensors file: its header is not JSON") from error
     if not isinstance(header, dict):

@@ -8,7 +8,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import Table
 
-from omgsr_cli.errors import FileError, UsageError
+from omgsr_cli.errors import FileError, UsageError, reason_of
 from omgsr_cli.imaging import write_atomically
 
 _SECTION, _KEY = "model", "mid_timestep"
@@ -58,4 +58,4 @@ def _read(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not a TOML file: not UTF-8", "mend it first") from error
     except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}") from error
+        raise FileError(f"{path} cannot be read: {reason_of(error)}") from error

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from safetensors import SafetensorError
 
-from omgsr_cli.errors import FileError, ModelError, UsageError
+from omgsr_cli.errors import FileError, ModelError, UsageError, reason_of
 from omgsr_cli.files.manifest import find_damage, load_manifest, write_manifest
 from omgsr_cli.models.adapter_files import load_lora_config
 from omgsr_cli.models.families import recognise_adapter
@@ -275,7 +275,7 @@ def _unwritten(target: Path, error: OSError | SafetensorError) -> FileError:
     """Say why a checkpoint could not be written; safetensors tells the system's number in its text alone."""
     told = _OS_NUMBER.search(str(error))
     number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
-    reason = _REASONS.get(number or 0) or (error.strerror if isinstance(error, OSError) else None) or str(error)
+    reason = _REASONS.get(number or 0) or reason_of(error)
     return FileError(
         f"the checkpoint {target} cannot be written: {reason}",
         "earlier checkpoints are untouched: free some space or set another [save] out, then --resume auto",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omgsr_cli.errors import FileError, UsageError
+from omgsr_cli.errors import FileError, UsageError, reason_of
 from omgsr_cli.files.inputs import shown
 from omgsr_cli.training.toml_lines import Key, find_lines
 
@@ -59,7 +59,9 @@ def read_sheet(path: Path, sets: Sequence[str] = ()) -> Sheet:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise FileError(f"cannot read {name}: {error.strerror}", "omgsr train --print-config NAME gives one") from error
+        raise FileError(
+            f"cannot read {name}: {reason_of(error)}", "omgsr train --print-config NAME gives one"
+        ) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{name} is not TOML: it is not UTF-8, at byte {error.start}", "save it as UTF-8") from error
     return parse_sheet(text, name, sets)

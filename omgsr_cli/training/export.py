@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from omgsr_cli.errors import FileError, UsageError
+from omgsr_cli.errors import FileError, UsageError, reason_of
 from omgsr_cli.files.manifest import MANIFEST_NAME, write_manifest
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.models.standalone import save_standalone
@@ -44,4 +44,4 @@ def export_merged(checkpoint: Path, folder: Path, *, base: str | None = None) ->
             write_manifest(partial)
             os.rename(partial, folder)
     except OSError as error:
-        raise FileError(f"{folder} cannot be written: {error.strerror or error}") from error
+        raise FileError(f"{folder} cannot be written: {reason_of(error)}") from error

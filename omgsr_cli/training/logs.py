@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from omgsr_cli.errors import FileError
+from omgsr_cli.errors import FileError, reason_of
 from omgsr_cli.imaging import write_atomically
 from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.step import StepResult
@@ -59,7 +59,7 @@ class CsvLog:
             with open(self.path, "ab", buffering=0) as file:
                 file.write(line.getvalue().encode())
         except OSError as error:
-            raise FileError(f"{self.path}: cannot be written: {error.strerror}") from error
+            raise FileError(f"{self.path}: cannot be written: {reason_of(error)}") from error
 
 
 class RunLog:

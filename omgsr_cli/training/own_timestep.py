@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from omgsr_cli.errors import FileError, ModelError
+from omgsr_cli.errors import FileError, ModelError, reason_of
 from omgsr_cli.models.families import family_of
 from omgsr_cli.models.record import load_record
 from omgsr_cli.timesteps import MidTimestep
@@ -82,4 +82,4 @@ def _write(found: MidTimestep, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise FileError(f"{folder / RECORD_NAME} cannot be written: {error.strerror}") from error
+        raise FileError(f"{folder / RECORD_NAME} cannot be written: {reason_of(error)}") from error

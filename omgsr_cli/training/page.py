@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from omgsr_cli.errors import FileError
+from omgsr_cli.errors import FileError, reason_of
 from omgsr_cli.imaging import Picture, encode_picture, read_picture, resize, write_atomically
 from omgsr_cli.pages.template import data_address, definitions, escape, fill_page
 from omgsr_cli.training.curves import draw_curve, mean_of_ends
@@ -101,6 +101,6 @@ def _check_own(path: Path) -> None:
     try:
         own = not path.exists() or _MARK in path.read_text("utf-8", errors="replace")[:2000]
     except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror}") from error
+        raise FileError(f"{path} cannot be written: {reason_of(error)}") from error
     if not own:
         raise FileError(f"{path} is not a page that omgsr train wrote", "move it away")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from omgsr_cli.errors import FileError
+from omgsr_cli.errors import FileError, reason_of
 from omgsr_cli.imaging import read_picture, to_samples
 
 Pixels = npt.NDArray[np.uint8]
@@ -39,7 +39,7 @@ def _key(path: Path) -> str:
     try:
         state = path.stat()
     except OSError as error:
-        raise FileError(f"{path}: {error.strerror}") from error
+        raise FileError(f"{path}: {reason_of(error)}") from error
     text = f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}"
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
@@ -54,4 +54,4 @@ def _keep(kept: Path, pixels: Pixels) -> None:
         os.replace(partial, kept)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise FileError(f"{kept.parent}: pixels cannot be kept there: {error.strerror}") from error
+        raise FileError(f"{kept.parent}: pixels cannot be kept there: {reason_of(error)}") from error

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from omgsr_cli.errors import ModelError, OmgsrError, UsageError
+from omgsr_cli.errors import ModelError, OmgsrError, UsageError, reason_of
 from omgsr_cli.files.manifest import MANIFEST_NAME, FileEntry, Manifest, read_entry, to_json
 from omgsr_cli.models.hub import is_repository_name
 from omgsr_cli.models.record import RECORD_NAME, load_record, read_json
@@ -204,5 +204,5 @@ def _refusal(repository: str, error: Exception) -> OmgsrError:
 
 def _first_line(error: BaseException) -> str:
     """What an error says first; addresses lose their parameters, which may be signed."""
-    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    line = reason_of(error)
     return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", line)

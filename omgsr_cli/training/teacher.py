@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from PIL import Image
 from torch import Tensor
 
-from omgsr_cli.errors import FileError
+from omgsr_cli.errors import FileError, reason_of
 from omgsr_cli.files.manifest import read_entry
 from omgsr_cli.geometry import round_up
 from omgsr_cli.imaging import from_samples, resize, to_samples
@@ -80,7 +80,7 @@ def identify_teacher(model: str, precision: Literal["fp32", "bf16"] = "fp32") ->
     try:
         text = "\n".join(read_entry(file).sha256 for file in files)
     except OSError as error:
-        raise FileError(f"{model} cannot be read: {error.strerror}") from error
+        raise FileError(f"{model} cannot be read: {reason_of(error)}") from error
     return hashlib.sha256(f"{precision}\n{text}".encode()).hexdigest()[:16]
 
 
@@ -146,7 +146,7 @@ class KeptPictures:
             os.replace(partial, path)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise FileError(f"the teacher's picture {path} cannot be written: {error.strerror}") from error
+            raise FileError(f"the teacher's picture {path} cannot be written: {reason_of(error)}") from error
         return True
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from omgsr_cli.errors import ModelError
+from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.models.hub import download_files, is_repository_name
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.record import read_json
@@ -157,7 +157,7 @@ def _load_folder(folder: Path) -> DINOv3ConvNextModel:
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = reason_of(error)
             raise ModelError(f"{folder} cannot be read: {reason}") from error
     model: DINOv3ConvNextModel = loaded[0]
     missing = sorted(loaded[1]["missing_keys"])
