@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from omgsr_cli.errors import ModelError, reason_of
+from omgsr_cli.files.addresses import without_secrets
 
 _PAGES = "https://huggingface.co"
 
@@ -53,7 +53,7 @@ def _unreachable(repository: str) -> ModelError:
 
 def _unfetched(repository: str, error: Exception) -> ModelError:
     # An address may carry a password, or a signature that stands for a token.
-    reason = re.sub(r"(?<=://)[^/\s@]*@|\?\S*", "", reason_of(error))
+    reason = without_secrets(reason_of(error))
     return ModelError(f"{repository} cannot be fetched from the hub: {reason}")
 
 

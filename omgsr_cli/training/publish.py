@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omgsr_cli.errors import ModelError, OmgsrError, UsageError, reason_of
+from omgsr_cli.files.addresses import without_secrets
 from omgsr_cli.files.manifest import MANIFEST_NAME, FileEntry, Manifest, read_entry, to_json
 from omgsr_cli.models.hub import is_repository_name
 from omgsr_cli.models.record import RECORD_NAME, load_record, read_json
@@ -165,12 +165,12 @@ def _told(repository: str) -> Iterator[None]:
         raise _refusal(repository, error) from error
     except http_errors as error:
         raise OmgsrError(
-            f"the hub cannot be reached for {repository}: {_first_line(error)}", "connect to the network and push again"
+            f"the hub cannot be reached for {repository}: {_reason(error)}", "connect to the network and push again"
         ) from error
     # What uploads of single files fail with.
     except (RuntimeError, ValueError, OSError) as error:
         cause = error.__cause__ or error
-        raise OmgsrError(f"{repository} cannot be written on the hub: {_first_line(cause)}", _AGAIN) from error
+        raise OmgsrError(f"{repository} cannot be written on the hub: {_reason(cause)}", _AGAIN) from error
 
 
 @contextmanager
@@ -198,11 +198,10 @@ def _refusal(repository: str, error: Exception) -> OmgsrError:
     if status == 403:
         return OmgsrError(f"your token may not write the hub repository {repository}", _LOGIN)
     if status is None:
-        return OmgsrError(f"{repository} cannot be pushed: {_first_line(error)}", "unset HF_HUB_OFFLINE, or push later")
-    return OmgsrError(f"the hub refuses {repository}: {_first_line(error)}", _AGAIN)
+        return OmgsrError(f"{repository} cannot be pushed: {_reason(error)}", "unset HF_HUB_OFFLINE, or push later")
+    return OmgsrError(f"the hub refuses {repository}: {_reason(error)}", _AGAIN)
 
 
-def _first_line(error: BaseException) -> str:
-    """What an error says first; addresses lose their parameters, which may be signed."""
-    line = reason_of(error)
-    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", line)
+def _reason(error: BaseException) -> str:
+    # Addresses of the hub's stores are signed.
+    return without_secrets(reason_of(error))
