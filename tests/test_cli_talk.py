@@ -19,9 +19,9 @@ from test_upscaling import INFO
 
 from omgsr_cli import __version__
 from omgsr_cli.batch.results import FileResult
-from omgsr_cli.cli import forecast
+from omgsr_cli.cli import upscale_forecast
 from omgsr_cli.cli.app import app, run
-from omgsr_cli.cli.report import Tally
+from omgsr_cli.cli.upscale_results import Tally
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.geometry import Size
 from omgsr_cli.planning import plan_model_canvas
@@ -128,7 +128,7 @@ def test_a_dry_run_ends_with_what_it_would_take(
     omgsr: Command, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(forecast, "_LEAST_WORK_MP", 0.0)
+    monkeypatch.setattr(upscale_forecast, "_LEAST_WORK_MP", 0.0)
     memory = r"at most \d+ MiB of memory for weights and work, beside the program itself"
     said = omgsr(two, "--dry-run", "--device", "cpu")
     end = rf"2 planned: 0\.0 megapixels, {memory}; how long it takes in fp32 is known after a first run on cpu\n"
@@ -141,14 +141,14 @@ def test_a_dry_run_ends_with_what_it_would_take(
 
 def test_what_a_run_took_is_remembered(tmp_path: Path) -> None:
     remembered = Remembered(tmp_path)
-    pace = forecast.Pace(INFO, torch.device("cpu"), "fp32", remembered)
+    pace = upscale_forecast.Pace(INFO, torch.device("cpu"), "fp32", remembered)
     size = Size(1024, 1024)
     work_mp = plan_model_canvas(INFO, size).padded.area / 1e6
     pace.add(FileResult(None, None, "done", size, size))
     pace.add(FileResult(None, None, "skipped", size, size))
     pace.keep(12.0)
     assert remembered.find_speed(f"{INFO.name} cpu fp32") == pytest.approx(12 / work_mp)
-    small = forecast.Pace(INFO, torch.device("cpu"), "bf16", remembered)
+    small = upscale_forecast.Pace(INFO, torch.device("cpu"), "bf16", remembered)
     small.add(FileResult(None, None, "done", Size(8, 8), Size(8, 8)))
     small.keep(12.0)
     assert remembered.find_speed(f"{INFO.name} cpu bf16") is None
@@ -156,7 +156,7 @@ def test_what_a_run_took_is_remembered(tmp_path: Path) -> None:
 
 def test_seconds_are_the_clocks_where_pictures_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([100.0, 105.0, 120.0])
-    monkeypatch.setattr("omgsr_cli.cli.report.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("omgsr_cli.cli.upscale_results.time.monotonic", lambda: next(now))
     tally, size = Tally(), Size(1000, 1000)
     # Written from 95 to 105, beside the one before; the third one waited for something else from 105 to 118.
     for seconds in (8.0, 10.0, 2.0):

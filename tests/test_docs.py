@@ -69,6 +69,16 @@ def test_every_page_is_reached_from_the_first_and_in_the_table_of_contents() -> 
         assert page.name == "index.md" or f"]({page.name})" in first
 
 
+def test_the_architecture_names_modules_that_there_are() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    named = [name for name in re.findall(r"`([a-z]\w*(?:/\w+)+(?:\.py|/)?|\w+\.py)`", text) if "NAME" not in name]
+    places = [ROOT / "omgsr_cli", ROOT]
+    assert len(named) > 50
+    assert not [
+        name for name in named if not any((at / name).exists() or (at / f"{name}.py").exists() for at in places)
+    ]
+
+
 def test_the_architecture_names_every_part() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
     parts = [path for path in (ROOT / "omgsr_cli").iterdir() if not path.name.startswith("_")]

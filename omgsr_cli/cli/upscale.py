@@ -1,4 +1,4 @@
-"""`omgsr upscale`: options to records, results to lines."""
+"""`omgsr upscale`: options to records, and these to a plan of its jobs."""
 
 from __future__ import annotations
 

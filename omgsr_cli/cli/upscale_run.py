@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from omgsr_cli.cli.forecast import Pace
 from omgsr_cli.cli.output import Output, duration
-from omgsr_cli.cli.report import Tally, name_of, result_line
 from omgsr_cli.cli.spread import PartsOfPlan, Report, choose_engine
+from omgsr_cli.cli.upscale_forecast import Pace
+from omgsr_cli.cli.upscale_results import Tally, name_of, result_line
 from omgsr_cli.errors import OmgsrError
 from omgsr_cli.files.jobs import Job, JobPlan
 

@@ -14,6 +14,7 @@ from omgsr_cli.errors import ModelError, OmgsrError, UsageError, reason_of
 from omgsr_cli.files.addresses import without_secrets
 from omgsr_cli.files.manifest import MANIFEST_NAME, FileEntry, Manifest, read_entry, to_json
 from omgsr_cli.models.hub import is_repository_name
+from omgsr_cli.models.hub_errors import http_errors
 from omgsr_cli.models.record import RECORD_NAME, load_record, read_json
 from omgsr_cli.training.checkpoints import verify_checkpoint
 from omgsr_cli.training.model_card import CARD_NAME, build_card, hide_path
@@ -153,17 +154,13 @@ def _told(repository: str) -> Iterator[None]:
     """Tell the hub's errors in one line, from the special to the general."""
     from huggingface_hub import errors
 
-    # The HTTP library under huggingface_hub changes with its version; every failure of it has this base.
-    http_errors = tuple(
-        base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError" and issubclass(base, Exception)
-    )
     try:
         yield
     except (errors.OfflineModeIsEnabled, errors.LocalTokenNotFoundError) as error:
         raise _refusal(repository, error) from error
     except errors.HfHubHTTPError as error:
         raise _refusal(repository, error) from error
-    except http_errors as error:
+    except http_errors() as error:
         raise OmgsrError(
             f"the hub cannot be reached for {repository}: {_reason(error)}", "connect to the network and push again"
         ) from error
