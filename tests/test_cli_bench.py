@@ -12,7 +12,7 @@ from command_line import Command, draw, write_tiny_model
 
 from omgsr_cli.benchmark import cases, perceptual
 from omgsr_cli.benchmark.metrics import METRICS
-from omgsr_cli.cli import bench_table, output
+from omgsr_cli.cli import bench_table, progress
 from omgsr_cli.engines.work import Place
 
 
@@ -93,7 +93,7 @@ def test_with_nothing_asked_for_it_scores_its_own_pictures_and_says_what_more_ta
     (data / "test_HR").rename(data / "hr")
     monkeypatch.setattr(cases, "shipped_folder", lambda: data)
     monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
-    monkeypatch.setattr(output, "_LOG_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "_LOG_EVERY_S", 0.0)
     said = bench("--json")
     assert (said.code, said.errors) == (0, []), said.err
     (record,) = said.records

@@ -15,7 +15,7 @@ from command_line import Command, draw, files_below, write_tiny_model
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from omgsr_cli.cli import output
+from omgsr_cli.cli import progress
 from omgsr_cli.errors import UsageError
 from omgsr_cli.timesteps.config_file import changed_text, write_mid_timestep
 
@@ -209,7 +209,7 @@ def test_samples_are_measured_anew_where_anything_has_changed(
     monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "cache"))
     (tmp_path / "photos" / "broken.png").write_bytes(b"no picture at all")
     kept = "5 samples were kept"
-    monkeypatch.setattr(output, "_LOG_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "_LOG_EVERY_S", 0.0)
     first = timestep(*crops)
     assert kept not in first.err
     assert "1 of 5 samples, about" in first.err

@@ -4,53 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
+from omgsr_cli.cli.progress import ProgressView, StepView, show_bytes, show_files, show_steps
 from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.files.inputs import shown
-
-_LOG_EVERY_S = 30.0
-
-
-class ProgressView(Protocol):
-    """Two counters: files, and tiles of the file in work."""
-
-    def start(self, name: str) -> None:
-        """A file begins."""
-        ...
-
-    def tiles(self, done: int, total: int) -> None:
-        """Some of its tiles are done."""
-        ...
-
-    def finish(self) -> None:
-        """The file has ended, in whatever way."""
-        ...
-
-    def count(self, files: int) -> None:
-        """How many files there are shows only now."""
-        ...
-
-
-StepView = Callable[[int, str], None]
-"""Told how many steps are done, and what there is to say about the last."""
 
 
 class Output:
@@ -114,157 +78,27 @@ class Output:
             raise UsageError(f"nobody is here to ask: {question}", hint)
         typer.confirm(question, abort=True, err=True)
 
-    @contextmanager
-    def progress(self, count: int | None, what: str = "files") -> Iterator[ProgressView]:
+    def progress(self, count: int | None, what: str = "files") -> AbstractContextManager[ProgressView]:
         """Show how far the work on so many of something has come: bars on a terminal, a line now and then elsewhere.
 
         Args:
             count: how many; None where this is not known yet.
             what: they are.
         """
-        if self.quiet:
-            yield _Silence()
-        elif not self._errors.is_terminal:
-            yield _Log(self, count, what)
-        else:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(True))
-            with Progress(*columns, console=self._errors, transient=True) as progress:
-                yield _Bars(progress, count, what)
+        return show_files(self._terminal, self.note, count, what)
 
-    @contextmanager
-    def steps(self, total: int) -> Iterator[StepView]:
+    def steps(self, total: int) -> AbstractContextManager[StepView]:
         """Show how far one long computation is: a live line on a terminal, a line now and then elsewhere."""
-        if self.quiet:
-            yield lambda done, text: None
-        elif not self._errors.is_terminal:
-            yield _StepLog(self, total)
-        else:
-            columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.description}"))
-            with Progress(*columns, console=self._errors, transient=True) as progress:
-                task = progress.add_task("", total=total)
-                yield lambda done, text: progress.update(task, completed=done, description=escape(text))
+        return show_steps(self._terminal, self.note, total)
 
-    @contextmanager
-    def download(self, total: int) -> Iterator[Callable[[int], None]]:
+    def download(self, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """Show how many bytes of so many have come: a bar on a terminal, a line now and then elsewhere."""
-        if self.quiet:
-            yield lambda count: None
-        elif not self._errors.is_terminal:
-            yield _ByteLog(self, total).add
-        else:
-            columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-            with Progress(*columns, console=self._errors, transient=True) as progress:
-                task = progress.add_task("", total=total)
-                yield lambda count: progress.advance(task, count)
+        return show_bytes(self._terminal, self.note, total)
+
+    @property
+    def _terminal(self) -> Console | None:
+        """Where bars are shown; elsewhere notes are said, which are none if it is to be quiet."""
+        return self._errors if self._errors.is_terminal and not self.quiet else None
 
     def _say(self, text: str) -> None:
         self._errors.print(escape(text))
-
-
-class _StepLog:
-    """Says the first step, the last, and some in between."""
-
-    def __init__(self, output: Output, total: int) -> None:
-        self._output, self._total = output, total
-        self._said: float | None = None
-
-    def __call__(self, done: int, text: str) -> None:
-        now = time.monotonic()
-        if self._said is None or done == self._total or now - self._said >= _LOG_EVERY_S:
-            self._said = now
-            self._output.note(f"{done} of {self._total}: {text}")
-
-
-class _Silence:
-    def start(self, name: str) -> None:
-        pass
-
-    def tiles(self, done: int, total: int) -> None:
-        pass
-
-    def finish(self) -> None:
-        pass
-
-    def count(self, files: int) -> None:
-        pass
-
-
-class _Bars:
-    def __init__(self, progress: Progress, count: int | None, what: str) -> None:
-        self._progress = progress
-        self._all = progress.add_task(what, total=count)
-        self._tiles = progress.add_task("tiles", total=None)
-
-    def start(self, name: str) -> None:
-        longest = min(40, self._progress.console.width // 3)
-        short = name if len(name) <= longest else "…" + name[1 - longest :]
-        self._progress.reset(self._tiles, total=None, description=escape(short))
-
-    def tiles(self, done: int, total: int) -> None:
-        self._progress.update(self._tiles, completed=done, total=total)
-
-    def finish(self) -> None:
-        self._progress.advance(self._all)
-
-    def count(self, files: int) -> None:
-        self._progress.update(self._all, total=files)
-
-
-class _Log:
-    def __init__(self, output: Output, count: int | None, what: str) -> None:
-        self._output = output
-        self._count, self._what = count, what
-        self._done = 0
-        self._name = ""
-        self._began = self._said = time.monotonic()
-
-    def start(self, name: str) -> None:
-        self._name = name
-
-    def tiles(self, done: int, total: int) -> None:
-        self._maybe_say(f"{self._name}: tile {done} of {total}")
-
-    def finish(self) -> None:
-        self._done += 1
-        if self._count is None:
-            self._maybe_say(f"{self._done} {self._what} so far")
-            return
-        left = (time.monotonic() - self._began) / self._done * (self._count - self._done)
-        if self._done < self._count:
-            self._maybe_say(f"{self._done} of {self._count} {self._what}, about {duration(left)} left")
-
-    def count(self, files: int) -> None:
-        self._count = files
-
-    def _maybe_say(self, text: str) -> None:
-        now = time.monotonic()
-        if now - self._said >= _LOG_EVERY_S:
-            self._said = now
-            self._output.note(text)
-
-
-class _ByteLog:
-    def __init__(self, output: Output, total: int) -> None:
-        self._output = output
-        self._total = total
-        self._came = 0
-        self._said = time.monotonic()
-        output.note(f"fetching {total >> 20} MiB")
-
-    def add(self, count: int) -> None:
-        self._came += count
-        if time.monotonic() - self._said >= _LOG_EVERY_S:
-            self._said = time.monotonic()
-            self._output.note(f"{self._came >> 20} of {self._total >> 20} MiB")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: "0.4 s", "12 s", "3 min 05 s", "2 h 10 min"."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

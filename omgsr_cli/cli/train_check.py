@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omgsr_cli.cli.output import Output, duration
+from omgsr_cli.cli.output import Output
+from omgsr_cli.cli.progress import duration
 from omgsr_cli.errors import OmgsrError
 from omgsr_cli.training.config import TrainConfig
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from omgsr_cli.cli.output import Output, StepView, duration
+from omgsr_cli.cli.output import Output
+from omgsr_cli.cli.progress import StepView, duration
 from omgsr_cli.errors import UsageError
 from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.events import Event, Noticed, Saved, Started, StepDone, Validated

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from omgsr_cli.cli.output import duration
+from omgsr_cli.cli.progress import duration
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omgsr_cli.cli.output import duration
+from omgsr_cli.cli.progress import duration
 from omgsr_cli.files.addresses import Address, Location, shown
 
 if TYPE_CHECKING:

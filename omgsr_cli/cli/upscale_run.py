@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from omgsr_cli.cli.output import Output, duration
+from omgsr_cli.cli.output import Output
+from omgsr_cli.cli.progress import duration
 from omgsr_cli.cli.spread import PartsOfPlan, Report, choose_engine
 from omgsr_cli.cli.upscale_forecast import Pace
 from omgsr_cli.cli.upscale_results import Tally, name_of, result_line
