@@ -299,9 +299,13 @@ def zipped(folder: Path, path: Path, prefix: str = "") -> Path:
     return path
 
 
-def test_an_archive_of_the_adapter_does(hub: Hub, pull: Any, adapter: Path, tmp_path: Path) -> None:
+def test_an_archive_of_the_adapter_does(hub: Hub, pull: Any, adapter: Path, home: Path, tmp_path: Path) -> None:
     said = pull("--from", zipped(adapter, tmp_path / "a.zip", "OMGSR-S-512-20250801/weights/"))
     assert said.code == 0, said.err
+    shutil.rmtree(home)
+    assert pull("--from", zipped(adapter, tmp_path / "mine.zip")).code == 0
+    # People read it, and no folder for a moment's work is named.
+    assert json.loads((home / "models" / NAME / "omgsr.json").read_text())["made_from"][1] == "mine"
 
 
 def test_the_adapter_comes_from_google_drive(

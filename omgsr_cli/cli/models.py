@@ -74,8 +74,9 @@ def list_models(as_json: _Json = False) -> None:
     for health in check_models():
         preset = PRESETS.get(health.name)
         summary = preset.summary if preset else "fetched or copied"
+        default = ", the default" if health.name == DEFAULT_PRESET else ""
         talk.result(
-            shown(f"{health.name}: {summary}; {_state(health)}"),
+            shown(f"{health.name}{default}: {summary}; {_state(health)}"),
             {
                 "name": health.name,
                 "summary": summary,

@@ -102,7 +102,10 @@ def _pull(
     preset: Preset, talk: PullTalk, scratch: Path, target: Path, base: str | None, adapter: Path | None, full: bool
 ) -> None:
     with tempfile.TemporaryDirectory(dir=scratch, prefix="adapter-") as unpacked:
-        adapter_folder = get_adapter(preset, adapter, Path(unpacked))
+        # Its name goes into the model's record.
+        place = Path(unpacked) / (f"{preset.name}-adapter" if adapter is None else adapter.stem)
+        place.mkdir()
+        adapter_folder = get_adapter(preset, adapter, place)
         chosen = _choose_base(preset, base, talk, full)
         _show_licences(preset, chosen, target.parent, talk)
         _check_room(chosen, target.parent)
