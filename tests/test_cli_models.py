@@ -29,10 +29,11 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def kept(base: Path, adapter: Path) -> Path:
+def kept(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A merged folder as the command writes it."""
-    assert run(["models", "merge", str(base), str(adapter), str(base.parent / "kept")]) == 0
-    return base.parent / "kept"
+    folder = tmp_path_factory.mktemp("merged") / "kept"
+    assert run(["models", "merge", str(base), str(adapter), str(folder)]) == 0
+    return folder
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_list_tells_what_is_here_and_how_to_get_the_rest(models: Command, home: 
     said = models("list")
     assert said.code == 0
     assert [line.partition(":")[0] for line in said.lines] == list(PRESETS)
-    assert said.lines[0].endswith("ready")
+    assert said.lines[0].endswith("ready, the default")
     assert "omgsr models pull omgsr-s-512" in said.out.decode()
     records = models("list", "--json").records
     assert [(record["name"], record["folder"] is not None) for record in records][:2] == [

@@ -76,7 +76,7 @@ def list_models(as_json: _Json = False) -> None:
         summary = preset.summary if preset else "fetched or copied"
         default = ", the default" if health.name == DEFAULT_PRESET else ""
         talk.result(
-            shown(f"{health.name}{default}: {summary}; {_state(health)}"),
+            shown(f"{health.name}: {summary}; {_state(health)}{default}"),
             {
                 "name": health.name,
                 "summary": summary,
