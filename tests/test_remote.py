@@ -88,6 +88,13 @@ def test_what_a_storage_says_is_one_line_without_secrets(memory: Any, monkeypatc
         look_at(Address("memory://d/a.png"))
 
 
+def test_a_storage_that_is_connected_to_at_once_and_does_not_answer(omgsr: Command) -> None:
+    """Nobody listens at port 1 of this machine."""
+    said = omgsr("ftp://127.0.0.1:1/a.png", "-o", "out/")
+    assert (said.code, len(said.errors)) == (1, 1)
+    assert said.errors[0].startswith("error: ftp://127.0.0.1:1/a.png: cannot be reached: ")
+
+
 def test_a_folder_on_a_storage_gives_what_a_folder_here_gives(omgsr: Command, memory: Any, tmp_path: Path) -> None:
     for number in range(3):
         draw(tmp_path / "in" / "deep" / f"{number}.png", 5 + number, 7)

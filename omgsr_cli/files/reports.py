@@ -17,6 +17,9 @@ from omgsr_cli.files.addresses import shown
 from omgsr_cli.files.seen import SeenNames
 
 
+_LONGEST_LINE = 1 << 20
+
+
 class RunReport:
     """Adds records to a report; what is there already stays, so that one report tells of all runs.
 
@@ -26,11 +29,13 @@ class RunReport:
     Args:
         path: of the report, made if it is missing.
     Raises:
-        UsageError: it cannot be written.
+        UsageError: it cannot be written, or is a file of another kind.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        if path.is_file() and not _could_be_report(path):
+            raise UsageError(f"--report {shown(path)} is there and not a report", "give another file")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
@@ -122,6 +127,19 @@ class RunState:
     def has_failed(self, name: str) -> bool:
         """Whether a file has failed, and was not finished later."""
         return self.failures.find(name) is not None
+
+
+def _could_be_report(path: Path) -> bool:
+    """Whether a file is empty, or begins as a report does: nothing is added to a picture that was named by mistake."""
+    try:
+        with open(path, "rb") as file:
+            first = file.readline(_LONGEST_LINE)
+        return not first or (first.startswith(b"{") and (not first.endswith(b"\n") or "time" in json.loads(first)))
+    except OSError:
+        # Why it cannot be read is told where it is opened.
+        return True
+    except ValueError:
+        return False
 
 
 @dataclass

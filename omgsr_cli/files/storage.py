@@ -41,10 +41,11 @@ class Entry:
 
 
 def check_address(address: Address) -> None:
-    """Look whether this program can reach such a storage; nothing is connected.
+    """Look whether this program can deal with such a storage.
 
     Raises:
         UsageError: nobody knows the scheme, or a library for it is not installed.
+        FileError: as for `open_storage`.
     """
     if address.scheme == "file":
         raise UsageError(f"{address} is a path", "give the path without file://")
@@ -52,18 +53,20 @@ def check_address(address: Address) -> None:
 
 
 def open_storage(address: Address) -> tuple[Any, str]:
-    """What fsspec deals with a storage by, and what it calls the place there; nothing is connected.
+    """What fsspec deals with a storage by, and what it calls the place there.
 
     Raises:
         UsageError: nobody knows the scheme, or a library for it is not installed.
+        FileError: it is connected to at once, and does not answer.
     """
     try:
         import fsspec
     except ImportError as error:
         raise UsageError(f"{address}: fsspec is not installed", "pip install 'omgsr-cli[remote]'") from error
     try:
-        # A listing that is kept would grow with the storage.
-        system, path = fsspec.url_to_fs(address.url, use_listings_cache=False)
+        # A listing that is kept would grow with the storage. ftp:// and sftp:// are connected to already.
+        with told(address, "reached"):
+            system, path = fsspec.url_to_fs(address.url, use_listings_cache=False)
     except ImportError as error:
         hint = "pip install 'omgsr-cli[remote]' for s3 and gs"
         raise UsageError(f"{address}: a library for {address.scheme}:// is not installed: {error}", hint) from error

@@ -20,6 +20,7 @@ _FOREIGN_ERRORS = (
     ("httpx2", "HTTPError"),
     ("httpx", "HTTPError"),
     ("requests", "RequestException"),
+    ("paramiko.ssh_exception", "SSHException"),
 )
 
 
