@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 _LONGEST = 60
+_IN_OUR_WORDS = {"extra_forbidden": "there is no such key", "missing": "this key is missing"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Mistake:
     others: int
 
     def line(self) -> str:
-        """Such as `first.blur_prob: Input should be less than or equal to 1 (got 2) (and 1 more)`."""
+        """Such as `first.blur_prob: should be less than or equal to 1 (got 2) (and 1 more)`."""
         where = ".".join(self.place) or "file"
         got = "" if self.value is None or not self.place else f" (got {_short(self.value)})"
         more = f" (and {self.others} more)" if self.others else ""
@@ -39,7 +40,7 @@ def first_mistake(error: ValidationError) -> Mistake:
     """Take the first thing out of a report."""
     first, *others = error.errors(include_url=False)
     value = None if first["type"] == "missing" else first["input"]
-    reason = first["msg"].removeprefix("Value error, ")
+    reason = _IN_OUR_WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return Mistake(tuple(str(part) for part in first["loc"]), reason, value, first["type"], len(others))
 
 

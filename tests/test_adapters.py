@@ -181,7 +181,7 @@ def test_an_adapter_that_does_not_fit_is_an_error_with_names(
         ({"bias": "all"}, "bias"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"peft_type": "LOHA"}, "peft_type 'LOHA' is not LORA"),
-        ({"r": 0}, "r: Input should be greater than 0"),
+        ({"r": 0}, "r: should be greater than 0"),
         ({"lora_alpha": "much"}, "lora_alpha"),
     ],
 )

@@ -269,9 +269,9 @@ def test_a_merged_folder_takes_no_adapter(base: Path, adapter: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"family": "sd", "mid_timestep": 1, "native_tile_px": 8, "extra": 1}', "extra: Extra inputs"),
-        ('{"family": "sd", "mid_timestep": 1000, "native_tile_px": 8}', "mid_timestep: Input should be less"),
-        ('{"family": "sd"}', r"mid_timestep: Field required \(and 1 more\)"),
+        ('{"family": "sd", "mid_timestep": 1, "native_tile_px": 8, "extra": 1}', "extra: there is no such key"),
+        ('{"family": "sd", "mid_timestep": 1000, "native_tile_px": 8}', "mid_timestep: should be less"),
+        ('{"family": "sd"}', r"mid_timestep: this key is missing \(and 1 more\)"),
         ("{", "file: Invalid JSON"),
     ],
 )

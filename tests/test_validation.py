@@ -36,10 +36,10 @@ def mistake(**values: object) -> Mistake:
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({}, "count: Field required"),
-        ({"count": "x"}, "count: Input should be a valid integer, unable to parse string as an integer (got 'x')"),
-        ({"inner": {"share": 2}}, "inner.share: Input should be less than or equal to 1 (got 2) (and 1 more)"),
-        ({"count": 1, "inner": {"shore": 2}}, "inner.shore: Extra inputs are not permitted (got 2)"),
+        ({}, "count: this key is missing"),
+        ({"count": "x"}, "count: should be a valid integer, unable to parse string as an integer (got 'x')"),
+        ({"inner": {"share": 2}}, "inner.share: should be less than or equal to 1 (got 2) (and 1 more)"),
+        ({"count": 1, "inner": {"shore": 2}}, "inner.shore: there is no such key (got 2)"),
     ],
 )
 def test_the_first_mistake_is_told_with_its_place(values: dict[str, object], line: str) -> None:

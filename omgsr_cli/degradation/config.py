@@ -194,7 +194,9 @@ def load_degradation(name_or_path: str | Path) -> DegradationConfig:
         )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not a TOML file: it is not UTF-8", "save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not a TOML file: {error}") from error
     except RecursionError as error:
         raise UsageError(f"{path} is nested too deep") from error
@@ -216,5 +218,5 @@ def _parse(table: dict[str, Any], path: Path) -> DegradationConfig:
     except ValidationError as error:
         mistake = first_mistake(error)
         record = StageConfig if mistake.place[:1] in (("first",), ("second",)) else DegradationConfig
-        hint = f"the fields are {', '.join(record.model_fields)}" if mistake.kind == "extra_forbidden" else None
+        hint = f"the keys are {', '.join(record.model_fields)}" if mistake.kind == "extra_forbidden" else None
         raise UsageError(f"{path}: {mistake.line()}", hint) from error

@@ -16,7 +16,6 @@ from omgsr_cli.errors import FileError, UsageError, reason_of
 from omgsr_cli.files.addresses import shown
 from omgsr_cli.files.seen import SeenNames
 
-
 _LONGEST_LINE = 1 << 20
 
 
