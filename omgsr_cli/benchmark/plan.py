@@ -20,7 +20,7 @@ from omgsr_cli.benchmark.runner import CaseRunner, OnFinish, OnStart, Plan, run_
 from omgsr_cli.benchmark.scoring import ReadyMetric, make_metrics
 from omgsr_cli.engines.work import Engine, Place, Say
 from omgsr_cli.errors import OmgsrError, UsageError
-from omgsr_cli.files.inputs import shown
+from omgsr_cli.files.addresses import shown
 from omgsr_cli.models.devices import choose_device, choose_precision
 from omgsr_cli.options import BenchOptions, build_options
 

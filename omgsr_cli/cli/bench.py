@@ -16,7 +16,7 @@ from omgsr_cli.cli import upscale_params
 from omgsr_cli.cli.output import Output
 from omgsr_cli.cli.spread import choose_engine, first_device
 from omgsr_cli.errors import OmgsrError, UsageError
-from omgsr_cli.files.inputs import shown
+from omgsr_cli.files.addresses import shown
 from omgsr_cli.files.shards import Shard, parse_shard
 
 if TYPE_CHECKING:

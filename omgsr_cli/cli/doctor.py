@@ -10,7 +10,7 @@ import typer
 
 from omgsr_cli.cli.output import Output
 from omgsr_cli.errors import OmgsrError
-from omgsr_cli.files.inputs import shown
+from omgsr_cli.files.addresses import shown
 
 if TYPE_CHECKING:
     from omgsr_cli.diagnosis.report import Diagnosis

@@ -12,7 +12,7 @@ import typer
 from omgsr_cli.cli.help_screen import Command, Group
 from omgsr_cli.cli.output import Output
 from omgsr_cli.errors import ModelError, UnknownModelError, UsageError, reason_of
-from omgsr_cli.files.inputs import shown
+from omgsr_cli.files.addresses import shown
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS, find_preset
 
 if TYPE_CHECKING:

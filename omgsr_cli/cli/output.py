@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from omgsr_cli.cli.progress import ProgressView, StepView, show_bytes, show_files, show_steps
 from omgsr_cli.errors import OmgsrError, UsageError
-from omgsr_cli.files.inputs import shown
+from omgsr_cli.files.addresses import shown
 
 
 class Output:

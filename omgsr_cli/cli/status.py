@@ -10,7 +10,7 @@ import typer
 from omgsr_cli.cli import params as shared
 from omgsr_cli.cli.output import Output
 from omgsr_cli.cli.progress import duration
-from omgsr_cli.files.inputs import shown
+from omgsr_cli.files.addresses import shown
 from omgsr_cli.files.reports import RunState, read_reports
 
 

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import glob
 import os
-import stat
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from omgsr_cli.errors import FileError, UsageError, reason_of
+from omgsr_cli.errors import FileError, UsageError
 from omgsr_cli.files.addresses import Address, Location, is_url, parse_address, shown
-from omgsr_cli.files.folders import EntryKeys, FolderSearch, is_picture, natural_key, told_unread, unread_suffix
-from omgsr_cli.files.found import NO_PICTURES, Found, FoundInput, FoundPicture, LeftOut, Note, problem, unread_note
+from omgsr_cli.files.folders import EntryKeys, is_picture
+from omgsr_cli.files.found import Found, FoundInput, FoundPicture, Note, problem
 from omgsr_cli.files.lists import read_lines
+from omgsr_cli.files.local_inputs import LocalSearch, path_below, refusal
 from omgsr_cli.files.remote_inputs import RemoteSearch
 from omgsr_cli.files.seen import SeenNames
 from omgsr_cli.files.storage import check_address, local_copy
-
-__all__ = ["FoundInput", "FoundPicture", "find_inputs", "is_url", "search_inputs", "shown"]
-
-_REASONS = {
-    errno.ENOENT: "there is no such file",
-    errno.ENOTDIR: "there is no such file",
-    errno.EACCES: "not allowed to read it",
-    errno.EPERM: "not allowed to read it",
-    errno.ELOOP: "its links lead in a circle",
-    errno.ENAMETOOLONG: "the name is too long for a file",
-}
 
 
 def find_inputs(
@@ -95,23 +82,14 @@ def _url_hint(text: str) -> str:
     return "give the path without file://" if text.lower().startswith("file://") else _DOWNLOAD
 
 
-def _reason(error: OSError | ValueError) -> str:
-    """Say in a few words why the system refused a path; a ValueError is one that no path can have."""
-    if not isinstance(error, OSError):
-        return _REASONS[errno.ENOENT]
-    return _REASONS.get(error.errno or 0, reason_of(error))
-
-
 class _Search:
     """Finds pictures and problems, one argument after the other."""
 
     def __init__(self, recursive: bool, output_folder: Location | None) -> None:
-        self._recursive = recursive
-        self._output = Path(os.path.realpath(output_folder)) if isinstance(output_folder, Path) else None
+        self._local = LocalSearch(recursive, output_folder if isinstance(output_folder, Path) else None)
         self._remote = RemoteSearch(recursive, output_folder if isinstance(output_folder, Address) else None)
         self._key = EntryKeys()
         self._seen = SeenNames()
-        self._searched, self._unsearched = set[str](), list[Path | None]()
 
     def all_of(self, inputs: Sequence[str]) -> Iterator[Found]:
         # The files of a single folder are different ones as they come.
@@ -123,17 +101,7 @@ class _Search:
                     continue
                 self._seen.add_all([(key, "")])
             yield found
-        yield from self._left_out().note()
-
-    def _left_out(self) -> LeftOut:
-        """The sub-folders with pictures that no other argument named."""
-        left_out = LeftOut()
-        for folder in self._unsearched:
-            if folder is None:
-                left_out.stop()
-            elif os.path.realpath(folder) not in self._searched:
-                left_out.add(folder)
-        return left_out
+        yield from self._local.left_out().note()
 
     def _argument(self, text: str) -> Iterator[Found]:
         path = Path(text)
@@ -144,90 +112,17 @@ class _Search:
                 return self._list_at(address)
             return self._remote.find(address, Path(address.name), shown(address))
         if not exists and glob.has_magic(text):
-            return self._glob(path)
+            return self._local.matches(path)
         if path.suffix.lower() == ".txt" and os.path.isfile(path):
             return self._list(path, path)
-        return self._path(path, Path(path.name), shown(path))
-
-    def _path(
-        self, path: Path, below: Path, name: str, *, folder: Path | None = None, missing_hint: str | None = None
-    ) -> Iterator[Found]:
-        """A file or folder; `name` is what to call it in messages."""
-        try:
-            mode = path.stat().st_mode
-        except (OSError, ValueError) as error:
-            missing = isinstance(error, FileNotFoundError)
-            if missing and os.path.islink(path):
-                yield problem(name, "a link to a file that is not there")
-            else:
-                yield problem(name, _reason(error), missing_hint if missing else None)
-            return
-        if stat.S_ISDIR(mode):
-            yield from self._folder(path, name)
-        elif stat.S_ISREG(mode):
-            yield FoundInput(path, below, folder)
-        else:
-            yield problem(name, "a device or pipe, not a file", "a stream is read with - as the only input")
-
-    def _folder(self, folder: Path, name: str | None = None) -> Iterator[Found]:
-        """A folder's pictures, and what is wrong with it; if it has a name, also where it has none."""
-        problems, unread, count = list[FileError](), Counter[str](), 0
-        search = self._search(folder, problems)
-        self._searched.add(os.path.realpath(folder))
-        for path in (path for files in search.walk(recursive=self._recursive) for path in files):
-            while problems:
-                count += 1
-                yield problems.pop(0)
-            if is_picture(path):
-                count += 1
-                yield from self._path(path, path.relative_to(folder), shown(path), folder=folder)
-            elif suffix := unread_suffix(path):
-                unread[suffix] += 1
-        yield from problems
-        if count:
-            yield from unread_note(folder, unread)
-            self._unsearched += search.left_out()
-        elif name is not None and not problems:
-            yield self._without_pictures(search, name, unread)
-
-    def _without_pictures(self, search: FolderSearch, name: str, unread: Counter[str]) -> FileError:
-        told = told_unread(unread)
-        if told is not None:
-            return problem(name, f"{NO_PICTURES} that can be read, but {told[0]}", told[1])
-        has_deeper = any(search.left_out())
-        return problem(name, NO_PICTURES, "its sub-folders hold some: use --recursive" if has_deeper else None)
-
-    def _search(self, root: Path, problems: list[FileError]) -> FolderSearch:
-        """Searches below a folder; what cannot be read goes to the problems."""
-        return FolderSearch(
-            root, self._output, lambda path, error: problems.append(problem(shown(path), _reason(error)))
-        )
-
-    def _glob(self, pattern: Path) -> Iterator[Found]:
-        fixed = next(index for index, part in enumerate(pattern.parts) if glob.has_magic(part))
-        root = Path(*pattern.parts[:fixed])
-        problems = list[FileError]()
-        search, count = self._search(root, problems), 0
-        # Files come first: with **/* they match by themselves, and not as pictures of a folder that matches too.
-        matches = [(os.path.isdir(path), path) for path in search.expand(pattern.parts[fixed:])]
-        yield from problems
-        for is_folder, path in sorted(matches, key=lambda match: (match[0], natural_key(match[1]))):
-            if is_folder:
-                for found in self._folder(path):
-                    count += 1
-                    yield found
-            elif is_picture(path):
-                count += 1
-                yield from self._path(path, _below(path, root), shown(path))
-        if count == 0 and not problems:
-            yield problem(shown(pattern), "no picture matches")
+        return self._local.find(path, Path(path.name), shown(path))
 
     def _list(self, listing: Location, copy: Path) -> Iterator[Found]:
         """What a list names, of which there is a copy on this machine."""
         try:
             lines = read_lines(copy)
         except OSError as error:
-            yield problem(shown(listing), _reason(error))
+            yield problem(shown(listing), refusal(error))
             return
         if lines is None:
             yield problem(shown(listing), "not a list of paths, which is plain text")
@@ -256,7 +151,7 @@ class _Search:
             yield problem(name, "a list in a list is not followed", "name it on the command line as well")
         else:
             hint = "paths in a list are relative to the list's own folder"
-            yield from self._path(path, _below(path, listing.parent), name, missing_hint=hint)
+            yield from self._local.find(path, path_below(path, listing.parent), name, missing_hint=hint)
 
     def _listed_address(self, listing: Location, line: str, where: str) -> Iterator[Found]:
         if is_url(line):
@@ -277,10 +172,3 @@ class _Search:
             yield FoundInput(address, below)
         else:
             yield from self._remote.find(address, below, where + shown(address))
-
-
-def _below(path: Path, base: Path) -> Path:
-    """The path that is kept below an output folder: from `base` on, or only the name of what lies elsewhere."""
-    place = Path(os.path.abspath(path))
-    start = os.path.abspath(base)
-    return place.relative_to(start) if place.is_relative_to(start) else Path(place.name)

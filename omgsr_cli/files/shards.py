@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from omgsr_cli.errors import UsageError
-from omgsr_cli.files.inputs import shown
+from omgsr_cli.files.addresses import shown
 from omgsr_cli.files.jobs import JobPlan
 
 _HINT = "write it like 1/8 to 8/8, or auto"

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from omgsr_cli.errors import UsageError
-from omgsr_cli.files.inputs import shown
+from omgsr_cli.files.addresses import shown
 from omgsr_cli.training.config_file import Sheet, without
 from omgsr_cli.training.toml_lines import Key
 

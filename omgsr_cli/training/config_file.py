@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from omgsr_cli.errors import FileError, UsageError, reason_of
-from omgsr_cli.files.inputs import shown
+from omgsr_cli.files.addresses import shown
 from omgsr_cli.training.toml_lines import Key, find_lines
 
 
