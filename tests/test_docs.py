@@ -79,6 +79,15 @@ def test_the_architecture_names_modules_that_there_are() -> None:
     ]
 
 
+def test_the_architecture_names_modules_of_training_that_there_are() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    (section,) = re.findall(r"\n## Training\n(.*?)\n## ", text, re.S)
+    named = set(re.findall(r"`(\w+)`", section))
+    there = {path.stem for path in (ROOT / "omgsr_cli" / "training").iterdir() if not path.name.startswith("_")}
+    assert len(named) > 40
+    assert named <= there
+
+
 def test_the_architecture_names_every_part() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
     parts = [path for path in (ROOT / "omgsr_cli").iterdir() if not path.name.startswith("_")]
