@@ -186,6 +186,8 @@ def test_what_is_left_out_is_looked_at_only_so_far(monkeypatch: pytest.MonkeyPat
     (note,) = plan("in").notes
     # Of each the folder itself and its first entry.
     assert note.startswith(f"at least 5 sub-folders are left out, the first is {Path('in/0')}: ")
+    monkeypatch.setattr(folders, "_MOST_LOOKS", 3)
+    assert plan("in").notes == (f"at least 1 sub-folder is left out, {Path('in/0')}: add --recursive to search it too",)
 
 
 # -o

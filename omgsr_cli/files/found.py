@@ -66,12 +66,11 @@ class LeftOut:
 
     def note(self) -> Iterable[Note]:
         """What to tell of them all, where there are some."""
-        if self._count == 1 and self._is_all:
-            yield Note(f"1 sub-folder is left out, {self._first}: add --recursive to search it too")
+        count = f"{'' if self._is_all else 'at least '}{self._count} sub-folder"
+        if self._count == 1:
+            yield Note(f"{count} is left out, {self._first}: add --recursive to search it too")
         elif self._count:
-            count = f"{self._count}" if self._is_all else f"at least {self._count}"
-            told = f"{count} sub-folders are left out, the first is {self._first}"
-            yield Note(f"{told}: add --recursive to search them too")
+            yield Note(f"{count}s are left out, the first is {self._first}: add --recursive to search them too")
 
 
 def problem(name: str, reason: str, hint: str | None = None) -> FileError:
