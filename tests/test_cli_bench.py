@@ -165,6 +165,13 @@ def test_what_changes_nothing_and_what_has_no_score_is_told(bench: Command, data
     assert f"no score for {data / 'test_HR'}" in said.errors[0]
 
 
+def test_a_cache_that_cannot_be_is_told_without_the_systems_numbers(bench: Command, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    cache = tmp_path / "file" / "cache"
+    said = bench("--data", data, "--model", "bicubic", "--metrics", "psnr", "--cache", cache)
+    assert (said.code, said.errors) == (1, [f"error: {cache}: results cannot be kept there: Not a directory"])
+
+
 def test_the_list_of_metrics(bench: Command) -> None:
     said = bench("--list-metrics", "--json")
     assert said.code == 0

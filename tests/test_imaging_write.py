@@ -501,6 +501,9 @@ def test_system_errors_are_said_in_words(
     with pytest.raises(FileError, match=words) as caught:
         write_picture(picture_of(3), tmp_path / "a.png")
     assert str(tmp_path / "a.png") in caught.value.message
+    # Not every command that writes has -o.
+    assert caught.value.hint
+    assert "-o" not in caught.value.hint
     assert list(tmp_path.iterdir()) == []
 
 

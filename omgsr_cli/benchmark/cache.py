@@ -38,7 +38,9 @@ class Cache:
             with self._told():
                 self._scores.execute("CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, value REAL NOT NULL)")
         except (OSError, sqlite3.OperationalError) as error:
-            raise OmgsrError(f"{folder}: results cannot be kept there: {error}", "give another --cache") from error
+            raise OmgsrError(
+                f"{folder}: results cannot be kept there: {reason_of(error)}", "give another --cache"
+            ) from error
 
     def picture_path(self, **depends_on: object) -> Path:
         """The file of a restored picture; whether it is there says whether it was made before."""

@@ -14,15 +14,15 @@ from omgsr_cli.errors import ExistsError, FileError, reason_of
 PARTIAL_SUFFIX = ".partial"
 
 _REASONS = {
-    errno.ENOSPC: ("the disk is full", "free some space, or write to another disk with -o"),
-    errno.EDQUOT: ("your disk quota is used up", "free some space, or write to another disk with -o"),
-    errno.EACCES: ("not allowed to write there", "give -o a folder that you may write to"),
-    errno.EPERM: ("not allowed to write there", "give -o a folder that you may write to"),
-    errno.EROFS: ("the disk is read-only", "give -o a folder that you may write to"),
-    errno.ENAMETOOLONG: ("the name is too long", "give -o a shorter name"),
-    errno.ENOTDIR: ("a part of its path is a file, not a folder", "give -o another folder"),
-    errno.EEXIST: ("a part of its path is a file, not a folder", "give -o another folder"),
-    errno.EISDIR: ("it is a folder", "give -o a file's name"),
+    errno.ENOSPC: ("the disk is full", "free some space, or write to another disk"),
+    errno.EDQUOT: ("your disk quota is used up", "free some space, or write to another disk"),
+    errno.EACCES: ("not allowed to write there", "write to a folder where you may"),
+    errno.EPERM: ("not allowed to write there", "write to a folder where you may"),
+    errno.EROFS: ("the disk is read-only", "write to a folder where you may"),
+    errno.ENAMETOOLONG: ("the name is too long", "give a shorter name"),
+    errno.ENOTDIR: ("a part of its path is a file, not a folder", "write to another folder"),
+    errno.EEXIST: ("a part of its path is a file, not a folder", "write to another folder"),
+    errno.EISDIR: ("it is a folder", "give the name of a file"),
 }
 
 #: What a file system without hard links answers to os.link.
