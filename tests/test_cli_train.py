@@ -128,11 +128,17 @@ def test_a_runs_folder_tells_which_model_is_in_it(upscale: Command, tmp_path: Pa
         [f"error: {run} is not a model folder: no omgsr.json and no unet/config.json"],
     )
     assert f"hint: {run / 'step-00000010'} is one" in said.err
+    weights = run / "step-00000010" / "model.safetensors"
+    weights.write_bytes(b"")
+    said = upscale(draw(tmp_path / "a.png"), "--model", weights)
+    assert (said.code, said.errors) == (1, [f"error: {weights} is a file, a model is a folder"])
+    assert f"hint: the one that it lies in is one: {weights.parent}" in said.err
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
+        ("lr=1e-4", "did you mean gan.lr or optim.lr?"),
         ("model.mid_timestep=1000", 'should be at most 999 or "auto"'),
         ("model.mid_timestep=soon", 'should be a whole number or "auto"'),
         ("data.scale=large", "should be a number or a table"),

@@ -115,7 +115,9 @@ def find_base_folder(name: str, parts: Sequence[str] = ALL_PARTS) -> Path:
     if path.is_file():
         if path.suffix in PICKLE_SUFFIXES:
             raise pickle_error(path)
-        raise ModelError(f"{path} is a file, a model is a folder", hint="convert it to a diffusers folder")
+        inside = (path.parent / "omgsr.json").is_file()
+        hint = f"the one that it lies in is one: {path.parent}" if inside else "convert it to a diffusers folder"
+        raise ModelError(f"{path} is a file, a model is a folder", hint)
     fetched = installed_folder(name)
     if fetched is not None:
         return fetched
@@ -205,7 +207,8 @@ def _merge_records(folder: Path, adapter: Path | None, preset: Preset | None) ->
     notes: tuple[str, ...] = ()
     if preset is None and adapter is None:
         notes = (
-            f"{folder} has no omgsr.json: mid-timestep {record.mid_timestep} assumed, as {family.assumed_preset}'s",
+            f"{folder} has no omgsr.json: mid-timestep {record.mid_timestep} assumed, as {family.assumed_preset}'s; "
+            "a base model without --adapter was not taught to restore",
         )
     return record, notes
 

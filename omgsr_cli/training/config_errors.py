@@ -226,10 +226,8 @@ def _unknown_key(kind: type[BaseModel], place: Key) -> str:
     owner = _owner(kind, place)
     keys = list(owner.model_fields)
     name = place[-1]
-    hint = _did_you_mean(name, keys)
-    if not hint:
-        elsewhere = [dotted for dotted, _, _ in walk_keys(kind) if dotted.split(".")[-1] == name]
-        hint = f"; did you mean {elsewhere[0]}?" if elsewhere else ""
+    elsewhere = [dotted for dotted, _, _ in walk_keys(kind) if dotted.split(".")[-1] == name]
+    hint = f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else _did_you_mean(name, keys)
     table = f"[{'.'.join(place[:-1])}] has" if len(place) > 1 else "the tables are"
     return f"there is no such key{hint or ';'} {table} {', '.join(keys)}"
 
