@@ -46,12 +46,26 @@ def crops(tmp_path: Path) -> tuple[str | Path, ...]:
     return ("--data", tmp_path / "photos", "--model", model, "--device", "cpu", "--resolution", "32")
 
 
+def test_an_end_of_the_schedule_is_no_match(timestep: Command, tmp_path: Path) -> None:
+    for number in range(2):
+        hq = draw(tmp_path / "hq" / f"{number}.png", 48, 48)
+        with Image.open(hq) as image:
+            red, green, blue = image.convert("RGB").getpixel((1, 1))
+            image.putpixel((1, 1), (red ^ 1, green, blue))
+            (tmp_path / "lq").mkdir(exist_ok=True)
+            image.save(tmp_path / "lq" / f"{number}.png")
+    said = timestep("--data", tmp_path / "hq", "--lq", tmp_path / "lq", "--json")
+    assert said.records[0]["mid_timestep"] == 0
+    assert "note: 0 is an end of the schedule" in said.err
+
+
 def test_the_golden_command(timestep: Command) -> None:
     said = timestep(*PAIRS, "--json")
     assert said.code == 0
     (record,) = said.records
     expected = json.loads((GOLDEN / "pairs" / "expected.json").read_text())
     assert record["mid_timestep"] == 24
+    assert "an end of the schedule" not in said.err
     assert record["samples"] == 6
     assert record["curve"] == pytest.approx(expected["curve_ddpm"], rel=1e-4)
     assert record["loss"] == pytest.approx(expected["loss_ddpm"], rel=1e-4)

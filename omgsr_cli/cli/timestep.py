@@ -154,6 +154,9 @@ def _finish(
     found = survey.answer()
     record = describe(survey, found, settings)
     talk.result(draw_text(record), record)
+    if found.mid_timestep in (0, len(found.curve) - 1):
+        # An argmin at an end is not a match: the curve would go on falling.
+        talk.note(f"note: {found.mid_timestep} is an end of the schedule: no timestep is as noisy as these pictures")
     if interrupted:
         talk.note(f"interrupted after {len(survey.measured)} of {len(survey.planned())} samples: known so far")
         files.save(survey, record)
