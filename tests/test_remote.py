@@ -95,6 +95,29 @@ def test_a_storage_that_is_connected_to_at_once_and_does_not_answer(omgsr: Comma
     assert said.errors[0].startswith("error: ftp://127.0.0.1:1/a.png: cannot be reached: ")
 
 
+class Nothing(BaseHTTPRequestHandler):
+    """A web server with no files."""
+
+    def do_HEAD(self) -> None:
+        self.send_error(404)
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_web_server_without_the_file_is_not_one_that_cannot_be_reached() -> None:
+    pytest.importorskip("aiohttp", reason="aiohttp is not installed: the extra `remote`")
+    with QuietServer(("127.0.0.1", 0), Nothing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert look_at(Address(f"http://127.0.0.1:{server.server_port}/a.png")) is None
+        server.shutdown()
+    with pytest.raises(FileError, match=r"^http://127\.0\.0\.1:1/a\.png: cannot be read: .*Connect call failed"):
+        look_at(Address("http://127.0.0.1:1/a.png"))
+
+
 def test_a_folder_on_a_storage_gives_what_a_folder_here_gives(omgsr: Command, memory: Any, tmp_path: Path) -> None:
     for number in range(3):
         draw(tmp_path / "in" / "deep" / f"{number}.png", 5 + number, 7)

@@ -102,7 +102,7 @@ def _no_pairs(first: Sequence[FoundPicture], second: Sequence[FoundPicture], nam
         missing = [file.path for file in files if key(file) not in known]
         if missing:
             return UsageError(
-                f"{len(missing)} of {len(files)} pictures have no partner in {name}: {_listed(missing)}",
+                f"{len(missing)} of {len(files)} pictures without a partner in {name}: {_listed(missing)}",
                 "partners have the same name, up to their ending and marks as _HR, _LR4 or _x4",
             )
     for files, name in ((first, names[0]), (second, names[1])):

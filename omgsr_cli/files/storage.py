@@ -95,7 +95,10 @@ def look_at(address: Address) -> Entry | None:
         system, path = open_storage(address)
         try:
             found = system.info(path)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            # fsspec says so of a web server that was not reached, too.
+            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+                raise error.__cause__ from error
             return None
     return Entry(found["type"] == "directory", _stamp(found))
 
