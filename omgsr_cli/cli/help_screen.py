@@ -8,6 +8,8 @@ from typing import Any
 
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
+from omgsr_cli.cli.completion import offer_words
+
 # Below this typer's boxes cut the names of options off.
 _NARROW_COLUMNS = 60
 
@@ -20,7 +22,10 @@ class Command(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The command's options and arguments, with types left out that say nothing to a person."""
-        return [_without_type(param) for param in super().get_params(ctx)]
+        params = [_without_type(param) for param in super().get_params(ctx)]
+        for param in params:
+            offer_words(param)
+        return params
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The usage line's parts: `INPUT...`, not `{INPUT}...`."""
