@@ -143,6 +143,18 @@ def test_large_means_do_not_spoil_the_statistics() -> None:
 
 
 @torch.inference_mode()
+def test_the_statistics_of_long_strips_are_exact() -> None:
+    """Half a million squares of one sign, added one after the other in float32, would be 1e-4 off."""
+    layer = torch.randn(1, 4, 700, 701) + 1
+    sums = MomentSums(4)
+    sums.add(layer)
+    mean, variance = sums.moments(4)
+    exact = layer.double()
+    torch.testing.assert_close(mean.double(), exact.mean((0, 2, 3)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(variance.double(), exact.var((0, 2, 3), correction=0), rtol=1e-6, atol=0)
+
+
+@torch.inference_mode()
 def test_bf16_in_strips_is_as_near_as_bf16_whole() -> None:
     vae, latent = build_vae(), torch.randn(1, 4, 5, 4)
     exact = vae.decode(latent).sample
