@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -22,6 +23,7 @@ OnProgress = Callable[[int, int], None]
 OnNote = Callable[[str], None]
 
 _SHORT = "memory was short: went on with smaller tiles"
+_RELEASE_EVERY_S = 0.2
 
 
 class Restoration:
@@ -51,6 +53,7 @@ class Restoration:
         self._restorer, self._plan, self._options = restorer, plan, options
         self._on_progress, self._on_note = on_progress, on_note
         self._done, self._total = 0, plan.tiles
+        self._released = time.monotonic()
         host_bytes = 0 if restorer.device.type == "cpu" else usable_memory(torch.device("cpu"))
         self._workspace = Workspace(memory_bytes, restorer.device, host_bytes=host_bytes, on_short=self._tell_short)
         seed = options.seed
@@ -201,7 +204,10 @@ class Restoration:
 
     def _on_tiles(self, count: int) -> None:
         self._done += count
-        release_memory()
+        # Where much is held, looking for what is free takes milliseconds: as long as a small tile.
+        if time.monotonic() - self._released > _RELEASE_EVERY_S:
+            release_memory()
+            self._released = time.monotonic()
         if self._on_progress:
             self._on_progress(self._done, self._total)
 
