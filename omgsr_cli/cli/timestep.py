@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from omgsr_cli.cli import params as shared
 from omgsr_cli.cli import timestep_params as own
 from omgsr_cli.cli.output import Output
 from omgsr_cli.errors import OmgsrError, UsageError
-from omgsr_cli.files.pairs import find_pictures
+from omgsr_cli.files.pairs import FoundPictures, find_pictures
 from omgsr_cli.files.shards import Shard, parse_shard
 
 if TYPE_CHECKING:
@@ -71,22 +72,16 @@ def timestep(
     remembered = Remembered()
     files = _Files(plot, csv, write, overwrite, remembered)
     files.check()
-    found = find_pictures(data, lq)
-    for note in found.notes:
-        talk.note(f"note: {note}")
-    for problem in found.problems:
-        talk.error(problem)
+    found = _find(data, lq, talk)
     from omgsr_cli.degradation import load_degradation
-    from omgsr_cli.models.devices import named_devices
     from omgsr_cli.models.encoders import NamedEncoder
-    from omgsr_cli.timesteps.find import open_pairs, plan_spread
+    from omgsr_cli.timesteps.find import open_encoder, open_pairs
     from omgsr_cli.timesteps.kept import KeptSamples
     from omgsr_cli.timesteps.survey import Survey
 
     # A degradation that is not there is told before an encoder is loaded.
     config = load_degradation(degradation)
-    named, devices = NamedEncoder(model, base, vae), named_devices(processes.device)
-    encoder = named.load(devices[0])
+    encoder, spread = open_encoder(NamedEncoder(model, base, vae), processes)
     for text in encoder.notes:
         talk.note(f"note: {text}")
     source = open_pairs(found, encoder, config, options)
@@ -98,10 +93,7 @@ def timestep(
         **options.model_dump(),
         "resolution": source.resolution_px,
     }
-    items = None if part is None else part.indices(len(source))
-    if items is not None and not items:
-        raise UsageError(f"--shard {part}: none of {len(source)} samples is in this part", "give fewer parts")
-    spread = plan_spread(named, devices, processes.workers)
+    items = None if part is None else _items(part, len(source))
     survey = Survey(source, encoder, options, KeptSamples(source, encoder, remembered), items, spread)
     interrupted = _run(survey, talk)
     if part is not None:
@@ -126,6 +118,24 @@ def _part(shard: str, options: TimestepOptions, write: Path | None) -> Shard:
             "a part cannot tell when the whole is enough: give --max-samples",
         )
     return part
+
+
+def _items(part: Shard, samples: int) -> Sequence[int]:
+    """The numbers of the samples in a part."""
+    items = part.indices(samples)
+    if not items:
+        raise UsageError(f"--shard {part}: none of {samples} samples is in this part", "give fewer parts")
+    return items
+
+
+def _find(data: list[str], lq: list[str] | None, talk: Output) -> FoundPictures:
+    """Find the pictures, and say what is wrong with others."""
+    found = find_pictures(data, lq)
+    for note in found.notes:
+        talk.note(f"note: {note}")
+    for problem in found.problems:
+        talk.error(problem)
+    return found
 
 
 def _run(survey: Survey, talk: Output) -> bool:

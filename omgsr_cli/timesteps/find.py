@@ -85,8 +85,7 @@ def find_mid_timestep(
             raise UsageError(f"{workers} workers cannot share one loaded encoder", "give the encoder by its name")
         spread = None
     else:
-        named, devices = NamedEncoder(encoder), named_devices(device)
-        encoder, spread = named.load(devices[0]), plan_spread(named, devices, processes.workers)
+        encoder, spread = open_encoder(NamedEncoder(encoder), processes)
     if not isinstance(source, PairSource):
         found = find_pictures(_listed(source), _listed(lq))
         if found.problems:
@@ -134,10 +133,18 @@ def open_pairs(
     )
 
 
-def plan_spread(encoder: NamedEncoder, devices: Sequence[str | None], workers: int | None) -> Spread | None:
-    """So many processes, one for each device where their number is not given; None where one is enough: this one."""
-    engine = choose_local(plan_places(devices, workers))
-    return None if isinstance(engine, Here) else Spread(engine, encoder)
+def open_encoder(named: NamedEncoder, options: EngineOptions) -> tuple[ImageEncoder, Spread | None]:
+    """Load an encoder, and say which processes are to measure with their own; None where this one is enough.
+
+    Args:
+        named: the encoder.
+        options: how many processes, and on which devices; the first of these is this process's.
+    Raises:
+        ModelError, UsageError, DeviceError: as for `load_encoder` and `named_devices`.
+    """
+    devices = named_devices(options.device)
+    engine = choose_local(plan_places(devices, options.workers))
+    return named.load(devices[0]), None if isinstance(engine, Here) else Spread(engine, named)
 
 
 def _listed(pictures: Pictures | None) -> list[str]:

@@ -35,12 +35,10 @@ class Spread:
     Attributes:
         engine: has it done.
         encoder: which each of them loads.
-        say: told what a person should know of that.
     """
 
     engine: Engine
     encoder: NamedEncoder
-    say: Say = lambda text, *, detail=False: None
 
 
 @dataclass
@@ -146,11 +144,11 @@ class Survey:
                 yield missing
 
     def _measure(self, tasks: Iterator[tuple[int, ...]]) -> Iterator[tuple[tuple[int, Measured | Problem], ...]]:
-        spread = self.spread
-        engine: Engine = Here(Place()) if spread is None else spread.engine
-        work = MeasureWork(self.source, self.encoder if spread is None else spread.encoder)
-        say: Say = Spread.say if spread is None else spread.say
-        with closing(engine.run(work, tasks, on_start=lambda task: None, say=say)) as results:
+        engine: Engine = Here(Place()) if self.spread is None else self.spread.engine
+        work = MeasureWork(self.source, self.encoder if self.spread is None else self.spread.encoder)
+        # Notes of an encoder are told once, by whoever loads it first.
+        silent: Say = lambda text, *, detail=False: None  # noqa: E731 - shorter than its name
+        with closing(engine.run(work, tasks, on_start=lambda task: None, say=silent)) as results:
             yield from results
 
     def _find(self, item: int) -> Measured | Problem | None:
