@@ -18,7 +18,7 @@ from omgsr_cli.benchmark.perceptual import what_is_lacking
 from omgsr_cli.benchmark.results import Failure, ModelInfo, Report
 from omgsr_cli.benchmark.runner import CaseRunner, OnFinish, OnStart, Plan, run_benchmark
 from omgsr_cli.benchmark.scoring import ReadyMetric, make_metrics
-from omgsr_cli.engines.work import Engine, Place, Say
+from omgsr_cli.engines.work import Engine, Place, Say, say_nothing
 from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.files.addresses import shown
 from omgsr_cli.models.devices import choose_device, choose_precision
@@ -78,7 +78,7 @@ def run_plan(
             BenchWork(options),
             tuple(case.name for case in plan.cases),
             on_start=on_start or (lambda name: None),
-            say=say or (lambda text, *, detail=False: None),
+            say=say or say_nothing,
         )
         with closing(results):
             for name, how in results:

@@ -22,6 +22,10 @@ class Say(Protocol):
         ...
 
 
+def say_nothing(text: str, *, detail: bool = False) -> None:
+    """The `Say` of a caller who does not want to be told."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a process works.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.files.manifest import FileEntry, read_entry
-from omgsr_cli.models.adapter_files import check_adapter_folder, load_lora_config
+from omgsr_cli.models.adapter_files import CONFIG_NAME, WEIGHTS_NAME, check_adapter_folder, load_lora_config
 from omgsr_cli.models.families import family_of
 from omgsr_cli.presets import Preset
 from omgsr_cli.store.archives import unpack_zip
@@ -52,7 +52,7 @@ def hash_adapter(folder: Path, preset: Preset) -> dict[str, FileEntry]:
         OSError: one cannot be read.
     """
     parts = family_of(preset, preset.name).adapter_parts
-    names = (f"{part}/{file}" for part in parts for file in ("adapter_config.json", "adapter_model.safetensors"))
+    names = (f"{part}/{file}" for part in parts for file in (CONFIG_NAME, WEIGHTS_NAME))
     return {name: read_entry(folder / name) for name in names}
 
 
@@ -108,4 +108,4 @@ def _check_adapter(folder: Path, parts: Sequence[str], preset: Preset) -> None:
                 f"{folder / part} has rank {found}, the adapter of {preset.name} has {rank}",
                 hint="an adapter of your own is used with --base and --adapter, or made a folder by omgsr models merge",
             )
-        read_header(folder / part / "adapter_model.safetensors")
+        read_header(folder / part / WEIGHTS_NAME)

@@ -11,6 +11,7 @@ from omgsr_cli.batch.results import FileResult
 from omgsr_cli.batch.upscaler import Upscaler
 from omgsr_cli.batch.work import UpscaleWork
 from omgsr_cli.engines.local import choose_local, plan_places
+from omgsr_cli.engines.work import say_nothing
 from omgsr_cli.errors import UsageError
 from omgsr_cli.files.jobs import Job, JobOptions, plan_jobs
 from omgsr_cli.files.naming import scale_label
@@ -111,7 +112,7 @@ def _do_jobs(
         return upscaler.stream(jobs, lambda job: None)
     engine = choose_local(plan_places(named_devices(options.device), options.workers))
     work = UpscaleWork(settings, find_model(model), info)
-    return engine.run(work, jobs, on_start=lambda job: None, say=lambda text, *, detail=False: None)
+    return engine.run(work, jobs, on_start=lambda job: None, say=say_nothing)
 
 
 def _model_options(info: RestorerInfo) -> ModelOptions:

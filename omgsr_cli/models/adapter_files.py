@@ -16,9 +16,9 @@ from omgsr_cli.validation import first_mistake
 
 Number = TypeVar("Number", int, float)
 
-#: The weights of one part of an adapter, as peft calls them.
+#: The files of one part of an adapter, as peft calls them.
 WEIGHTS_NAME = "adapter_model.safetensors"
-_CONFIG = "adapter_config.json"
+CONFIG_NAME = "adapter_config.json"
 
 _CHANGES_THE_SUM = (
     "alora_invocation_tokens",
@@ -115,7 +115,7 @@ def load_lora_config(folder: Path) -> LoraConfig:
     Raises:
         ModelError: it is missing, unreadable, or asks for more than adding scale * B A.
     """
-    path = folder / _CONFIG
+    path = folder / CONFIG_NAME
     options = read_json(path)
     try:
         config = LoraConfig.model_validate(options)

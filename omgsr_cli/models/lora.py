@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from omgsr_cli.errors import ModelError
-from omgsr_cli.models.adapter_files import check_adapter_folder, load_lora_config
+from omgsr_cli.models.adapter_files import WEIGHTS_NAME, check_adapter_folder, load_lora_config
 from omgsr_cli.models.libraries import explained_imports
 
 if TYPE_CHECKING:
@@ -100,9 +100,9 @@ def load_lora(model: PeftModel, folder: Path) -> None:
     if found.use_rslora or found.rank_pattern or found.alpha_pattern:
         raise ModelError(f"{folder}: its adapters differ in rank or scale", "it can be merged, but not trained on")
     try:
-        weights = load_file(folder / "adapter_model.safetensors")
+        weights = load_file(folder / WEIGHTS_NAME)
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{folder / 'adapter_model.safetensors'} cannot be read: {error}") from error
+        raise ModelError(f"{folder / WEIGHTS_NAME} cannot be read: {error}") from error
     expected = get_peft_model_state_dict(model)
     strange = sorted(weights.keys() ^ expected.keys())
     strange += [key for key in weights.keys() & expected.keys() if weights[key].shape != expected[key].shape]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omgsr_cli.datasets.pair_source import PairSource
 from omgsr_cli.engines.local import Here
-from omgsr_cli.engines.work import Engine, Place, Say
+from omgsr_cli.engines.work import Engine, Place, say_nothing
 from omgsr_cli.errors import UsageError
 from omgsr_cli.models.base import ImageEncoder
 from omgsr_cli.models.encoders import NamedEncoder
@@ -147,8 +147,7 @@ class Survey:
         engine: Engine = Here(Place()) if self.spread is None else self.spread.engine
         work = MeasureWork(self.source, self.encoder if self.spread is None else self.spread.encoder)
         # Notes of an encoder are told once, by whoever loads it first.
-        silent: Say = lambda text, *, detail=False: None  # noqa: E731 - shorter than its name
-        with closing(engine.run(work, tasks, on_start=lambda task: None, say=silent)) as results:
+        with closing(engine.run(work, tasks, on_start=lambda task: None, say=say_nothing)) as results:
             yield from results
 
     def _find(self, item: int) -> Measured | Problem | None:

@@ -197,6 +197,15 @@ def build_losses(config: LossConfig, features: FeatureNet | None) -> Losses:
     learned = Path(source.place) if source is not None and source.kind == "vgg16" else None
     dists = None if features is None else load_dists(features, learned)
     lpips = None if config.lpips_path is None else load_lpips(Path(config.lpips_path))
+    return join_losses(config, dists, lpips)
+
+
+def join_losses(config: LossConfig, dists: Dists | None, lpips: Lpips | None) -> Losses:
+    """Give the distances the weights of the section [loss].
+
+    Raises:
+        UsageError: a loss has a weight, but nothing to measure it with.
+    """
     teacher = config.teacher
     return Losses(
         loss_weights(config),

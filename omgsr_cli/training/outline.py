@@ -23,7 +23,7 @@ from omgsr_cli.training.features.base import FeatureNet
 from omgsr_cli.training.features.dinov3 import DinoV3
 from omgsr_cli.training.features.imagenet import AlexNet, Vgg16
 from omgsr_cli.training.loss_sections import LossConfig
-from omgsr_cli.training.losses import Losses, loss_weights
+from omgsr_cli.training.losses import Losses, join_losses
 from omgsr_cli.training.lpips import Lpips
 
 _DINOV3_WIDTHS = {
@@ -143,14 +143,7 @@ def _dinov3_sizes(place: str) -> tuple[Sequence[int], Sequence[int]]:
 def _outline_losses(config: LossConfig, features: FeatureNet | None) -> Losses:
     """The losses, without what their networks have learned."""
     lpips = Lpips(AlexNet(), [torch.ones(width) for width in AlexNet.channels]) if config.needs_lpips else None
-    teacher = config.teacher
-    return Losses(
-        loss_weights(config),
-        None if features is None else Dists(features),
-        lpips,
-        teacher_dists_every=1 if teacher is None else teacher.dists_every,
-        teacher_dists_px=0 if teacher is None else teacher.dists_px,
-    ).requires_grad_(False)
+    return join_losses(config, None if features is None else Dists(features), lpips).requires_grad_(False)
 
 
 def _judge(heads: nn.Module, features: FeatureNet, image: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 from omgsr_cli.errors import ModelError, OmgsrError, UsageError, reason_of
 from omgsr_cli.files.addresses import without_secrets
 from omgsr_cli.files.manifest import MANIFEST_NAME, FileEntry, Manifest, read_entry, to_json
+from omgsr_cli.models.adapter_files import CONFIG_NAME
 from omgsr_cli.models.hub import is_repository_name
 from omgsr_cli.models.hub_errors import http_errors
 from omgsr_cli.models.record import RECORD_NAME, load_record, read_json
@@ -25,7 +26,7 @@ _FILES = (RECORD_NAME, CARD_NAME, "config.json", "model.safetensors", "prompt_em
 """What of a checkpoint or model folder is published: not the optimisers, nor the configuration with its paths."""
 
 _PATH_KEYS = ("_name_or_path", "base_model_name_or_path", "base", "made_from")
-_WITH_PATHS = (RECORD_NAME, "config.json", "adapter_config.json")
+_WITH_PATHS = (RECORD_NAME, "config.json", CONFIG_NAME)
 
 
 def prepare_repository(repository: str, *, private: bool = False) -> str:
