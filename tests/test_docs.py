@@ -67,31 +67,3 @@ def test_every_page_is_reached_from_the_first_and_in_the_table_of_contents() -> 
     for page in (ROOT / "docs").glob("*.md"):
         assert f": {page.name}\n" in contents
         assert page.name == "index.md" or f"]({page.name})" in first
-
-
-def test_the_architecture_names_modules_that_there_are() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
-    named = [name for name in re.findall(r"`([a-z]\w*(?:/\w+)+(?:\.py|/)?|\w+\.py)`", text) if "NAME" not in name]
-    places = [ROOT / "omgsr_cli", ROOT]
-    assert len(named) > 50
-    assert not [
-        name for name in named if not any((at / name).exists() or (at / f"{name}.py").exists() for at in places)
-    ]
-
-
-def test_the_architecture_names_modules_of_training_that_there_are() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
-    (section,) = re.findall(r"\n## Training\n(.*?)\n## ", text, re.S)
-    named = set(re.findall(r"`(\w+)`", section))
-    there = {path.stem for path in (ROOT / "omgsr_cli" / "training").iterdir() if not path.name.startswith("_")}
-    assert len(named) > 40
-    assert named <= there
-
-
-def test_the_architecture_names_every_part() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
-    parts = [path for path in (ROOT / "omgsr_cli").iterdir() if not path.name.startswith("_")]
-    folders = [f"{path.name}/" for path in parts if (path / "__init__.py").is_file()]
-    modules = [path.stem for path in parts if path.suffix == ".py"]
-    assert len(folders) > 10
-    assert not [name for name in folders + modules if f"`{name}" not in text]
