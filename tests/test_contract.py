@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
-from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -18,24 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "omgsr_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# Each part of the package may import only parts of the lines above its own, and on its own line those before it.
+# No torch here: what a command needs before it loads a model. The layers themselves are in pyproject.toml.
 PLAIN = ["errors", "validation", "presets", "options", "geometry", "files", "store", "pages"]
-TENSORS = ["schedules", "imaging", "color", "tiling", "degradation", "datasets", "fidelity"]
-MODELS = ["models"]
-# One picture through one model: what many files, a benchmark and training's validation are made of.
-RESTORATION = ["planning", "restoration", "upscaling"]
-# Who does which task; what a task is, only the capability knows.
-ENGINES = ["engines"]
-# Each of these is one thing that the program can do; they do not know each other.
-CAPABILITIES = [
-    ["batch"],
-    ["timesteps"],
-    ["training"],
-    ["benchmark"],
-    ["installation"],
-]
-TOP = ["library", "diagnosis", "cli", "__main__"]
-ORDER = [*PLAIN, *TENSORS, *MODELS, *RESTORATION, *ENGINES, *chain.from_iterable(CAPABILITIES), *TOP]
 
 # What --help and every check before a model is loaded must not wait for.
 HEAVY = ["torch", "torchvision", "numpy", "scipy", "PIL", "pandas", "diffusers", "transformers", "peft", "accelerate"]
@@ -69,47 +52,14 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{'.' * node.level}{node.module or ''}.{alias.name}") for alias in node.names)
 
 
-def own_parts(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and part of the package of each import of our own."""
-    for line, name in imports(path):
-        root, *rest = name.split(".")
-        if root == "omgsr_cli" and rest:
-            yield line, "" if rest[0] == "__version__" else rest[0]
-
-
 def where(path: Path, line: int) -> str:
     return f"{path.relative_to(ROOT)}:{line}"
 
 
-def test_every_part_has_its_place() -> None:
-    unknown = {part_of(path) for path in MODULES} - {"", *ORDER}
-    assert not unknown, f"say in ORDER where these stand: {sorted(unknown)}"
-
-
-def test_imports_go_one_way() -> None:
-    wrong = [
-        f"{where(path, line)}: {part_of(path)} imports {part}"
-        for path in MODULES
-        for line, part in own_parts(path)
-        # The package itself is the library's front door, opened when somebody knocks.
-        if part and part != part_of(path) and (part_of(path) or part != "library")
-        if not part_of(path) or ORDER.index(part) > ORDER.index(part_of(path))
-    ]
-    assert not wrong, "\n".join(wrong)
-
-
-def test_capabilities_do_not_know_each_other() -> None:
-    """But for training, which may ask for the mid-timestep of its own data."""
-    allowed = {("training", "timesteps")}
-    group = {part: number for number, parts in enumerate(CAPABILITIES) for part in parts}
-    wrong = [
-        f"{where(path, line)}: {part_of(path)} imports {part}"
-        for path in MODULES
-        for line, part in own_parts(path)
-        if part_of(path) in group and part in group and group[part] != group[part_of(path)]
-        if (part_of(path), part) not in allowed
-    ]
-    assert not wrong, "\n".join(wrong)
+def test_imports_follow_the_layers_in_pyproject() -> None:
+    lint = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
+    done = subprocess.run([sys.executable, "-c", lint], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_plain_modules_import_the_standard_library_and_pydantic() -> None:
