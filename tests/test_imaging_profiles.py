@@ -14,8 +14,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from omgsr_cli.imaging import Picture, PictureMetadata, read_picture, to_samples, write_picture
-from omgsr_cli.imaging.curves import ProfileError, light_to_srgb, parse_curve, srgb_to_light
-from omgsr_cli.imaging.icc import MatrixProfile, TableProfile, load_profile
+from omgsr_cli.imaging.profiles import (
+    MatrixProfile,
+    ProfileError,
+    TableProfile,
+    light_to_srgb,
+    load_profile,
+    parse_curve,
+    srgb_to_light,
+)
 
 RNG = np.random.default_rng(5)
 D50 = np.array([0.9642, 1.0, 0.8249])
@@ -303,7 +310,7 @@ def test_conversion_in_bands_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_profile(P3)
     assert loaded is not None
     whole = loaded.to_srgb(image)
-    monkeypatch.setattr("omgsr_cli.imaging.icc._PIXELS_AT_ONCE", 50)
+    monkeypatch.setattr("omgsr_cli.imaging.profiles._PIXELS_AT_ONCE", 50)
     torch.testing.assert_close(loaded.to_srgb(image), whole, atol=1e-6, rtol=0)
 
 

@@ -110,6 +110,30 @@ def exif_orientation(data: bytes) -> int | None:
     return None
 
 
+def has_adobe_rgb(data: bytes | None) -> bool:
+    """Whether an EXIF structure says that the colours are Adobe RGB.
+
+    DCF 2.0 does so by ColorSpace 65535 (uncalibrated) with the interoperability index "R03"; some cameras and
+    programs by ColorSpace 2.
+    """
+    if data is None:
+        return False
+    try:
+        directories = _Directories(without_prefix(data))
+        found = {entry.tag: entry for entry in directories.entries(directories.first)}
+        for tag in (ExifTags.IFD.Exif, ExifTags.IFD.Interop):
+            if tag in found and (offset := directories.number(found[tag])):
+                # Tag 1 belongs to the interoperability directory alone.
+                found |= {entry.tag: entry for entry in directories.entries(offset)}
+        space = found.get(ExifTags.Base.ColorSpace)
+        value = None if space is None else directories.number(space)
+        index = found.get(ExifTags.Interop.InteropIndex)
+        named = index is not None and bytes(directories.data[index.position + 8 : index.position + 11]) == b"R03"
+        return value == 2 or (value in (None, 65535) and named)
+    except ExifError:
+        return False
+
+
 def upright_exif(data: bytes, size_px: tuple[int, int]) -> bytes:
     """The same EXIF for a picture that is upright and of another size, without its stale thumbnail.
 

@@ -14,14 +14,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
 from torch import Tensor
 
-from omgsr_cli.imaging.curves import ProfileError
 from omgsr_cli.imaging.deep import can_read_deep, is_deep, read_deep
-from omgsr_cli.imaging.exif import ExifError, exif_orientation, upright_exif
+from omgsr_cli.imaging.exif import ExifError, exif_orientation, has_adobe_rgb, upright_exif
 from omgsr_cli.imaging.extras import develop_raw, heif_depth, is_raw, raw_size, read_deep_heif
 from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
-from omgsr_cli.imaging.icc import convert_to_srgb, load_profile, profile_space
 from omgsr_cli.imaging.metadata import exif_of_tiff_structure, orientation, read_metadata
 from omgsr_cli.imaging.picture import Picture, PictureHeader, PictureMetadata
+from omgsr_cli.imaging.profiles import (
+    ColorDescription,
+    ProfileError,
+    convert_to_srgb,
+    describe_color,
+    load_profile,
+    profile_space,
+    refuse_hdr,
+)
 from omgsr_cli.imaging.samples import from_samples
 from omgsr_cli.imaging.settings_line import png_chunks, record_of_file
 from omgsr_cli.imaging.source import (
@@ -87,13 +94,20 @@ def read_picture(source: Path | bytes, name: str | None = None) -> Picture:
         decoded = _decode(image, file, name)
         samples = _TURNS[orientation(image)](decoded.samples)
         metadata, notes = read_metadata(image, samples.shape[:2])
-    notes = decoded.notes + notes
+        if image.mode in ("P", "PA") and samples.shape[2] < 3 and _is_for_rgb(metadata.icc):
+            samples = samples[:, :, [0, 0, 0, 1][: samples.shape[2] + 2]]
+        color = ColorDescription()
+        if not decoded.icc_applied:
+            is_grey, is_adobe = samples.shape[2] < 3, has_adobe_rgb(metadata.exif)
+            color = describe_color(image, file, name, icc=metadata.icc, is_grey=is_grey, is_adobe_rgb=is_adobe)
+    metadata = replace(metadata, icc=color.icc)
+    notes = decoded.notes + notes + color.notes
     if frames > 1:
         notes += (f"{frames} frames: only the first is used",)
-    is_grey = samples.shape[2] < 3
-    metadata, profile_notes = _checked_profile(metadata, decoded.icc_applied, is_grey)
+    if color.narrow_range:
+        samples = _full_range(samples)
     picture = _with_pixels(Picture(torch.empty(3, 1, 1), format=format_name, metadata=metadata), samples)
-    return replace(picture, frames=frames, notes=notes + profile_notes)
+    return replace(picture, frames=frames, notes=notes)
 
 
 def probe_picture(source: Path | bytes, name: str | None = None) -> PictureHeader:
@@ -112,6 +126,7 @@ def probe_picture(source: Path | bytes, name: str | None = None) -> PictureHeade
         check_size(name, size)
         return PictureHeader(size, "raw", 1, "raw", 16, has_alpha=False, record=None)
     with opened(source, name) as (image, file):
+        refuse_hdr(image, file, name)
         width, height = image.size
         if (_late_orientation(image, file) or orientation(image)) >= 5:
             width, height = height, width
@@ -236,22 +251,21 @@ def _through_profile(image: Image.Image) -> _Decoded:
     return _Decoded(_planes(converted), icc_applied=True, notes=notes)
 
 
-def _checked_profile(
-    metadata: PictureMetadata, applied: bool, is_grey: bool
-) -> tuple[PictureMetadata, tuple[str, ...]]:
-    """Leave out a profile that has done its work, or that cannot do it."""
-    if metadata.icc is None:
-        return metadata, ()
-    if applied:
-        return replace(metadata, icc=None), ()
+def _is_for_rgb(icc: bytes | None) -> bool:
+    """Whether a profile is for RGB; a palette of greys then is RGB too."""
     try:
-        space, wanted = profile_space(metadata.icc), "GRAY" if is_grey else "RGB"
-        if space != wanted:
-            raise ProfileError(f"it is for {space}, the picture is {wanted}")
-        load_profile(metadata.icc)
-    except ProfileError as error:
-        return replace(metadata, icc=None), (f"the ICC profile was ignored: {error}",)
-    return metadata, ()
+        return icc is not None and profile_space(icc) == "RGB"
+    except ProfileError:
+        return False
+
+
+def _full_range(samples: NDArray[Any]) -> NDArray[Any]:
+    """Spread video levels, 16/255 to 235/255, over the whole range; alpha keeps its own."""
+    unit = np.iinfo(samples.dtype).max // 255
+    colors = 1 if samples.shape[2] < 3 else 3
+    spread = np.rint((samples[..., :colors].astype(np.float32) - 16 * unit) * np.float32(255 / 219))
+    spread = spread.clip(0, np.iinfo(samples.dtype).max).astype(samples.dtype)
+    return np.concatenate([spread, samples[..., colors:]], axis=2)
 
 
 def _with_pixels(picture: Picture, samples: NDArray[Any]) -> Picture:

@@ -22,9 +22,9 @@ from omgsr_cli.errors import FileError, UsageError
 from omgsr_cli.imaging.atomic import exists_error, write_atomically, write_error
 from omgsr_cli.imaging.exif import PREFIX, ExifError, exif_with_dpi, upright_exif
 from omgsr_cli.imaging.formats import FORMAT_LIMITS, check_output, output_format
-from omgsr_cli.imaging.icc import load_profile, profile_space
 from omgsr_cli.imaging.picture import Picture, PictureBands, PictureMetadata
 from omgsr_cli.imaging.png import encode_png
+from omgsr_cli.imaging.profiles import load_profile, profile_space
 from omgsr_cli.imaging.resize import ResizedRows
 from omgsr_cli.imaging.rows import bands_of, split_bands
 from omgsr_cli.imaging.samples import SampleLayout, luma, to_samples

@@ -1,0 +1,778 @@
+"""What an image's numbers mean: ICC profiles and every other description of colour, to sRGB for the model and back.
+
+A description that is no profile (PNG's cICP and gAMA, the nclx of AVIF and HEIC, the EXIF of a DCF camera, the header
+of a BMP) becomes a profile of the same meaning, which every format can carry. Each specification says which one counts:
+
+- PNG, third edition, 13.14: cICP, then iCCP, then sRGB, then gAMA with cHRM;
+- HEIF and AVIF (ISO/IEC 23008-12, 6.5.5): the ICC profile, then nclx;
+- JPEG, TIFF and WebP: the ICC profile, then EXIF's ColorSpace and InteropIndex (DCF 2.0, Exif 2.32).
+
+An image without any is sRGB.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+from torch import Tensor
+
+from omgsr_cli.errors import FileError
+from omgsr_cli.imaging.samples import from_samples, to_samples
+from omgsr_cli.imaging.settings_line import png_chunks
+
+#: Points of a curve's tables: one per 16-bit value.
+_POINTS = 65536
+
+
+class ProfileError(ValueError):
+    """The bytes are no ICC profile that can be used."""
+
+
+class Curve:
+    """A rising tone curve of a profile, as tables in both directions.
+
+    Between table points it is linear: against the exact curve both directions are right to 1/65535 of the range.
+
+    Args:
+        light: (65536,) the light in [0, 1] of evenly spaced encoded values in [0, 1].
+    Raises:
+        ProfileError: it does not rise from dark to bright.
+    """
+
+    def __init__(self, light: NDArray[np.float64]) -> None:
+        if not np.isfinite(light).all():
+            raise ProfileError("a tone curve is not finite")
+        rising = np.maximum.accumulate(light.clip(0, 1))
+        if rising[-1] - rising[0] < 0.5:
+            raise ProfileError("a tone curve does not rise")
+        encoded = np.linspace(0.0, 1.0, _POINTS)
+        self._to_light = torch.from_numpy(rising.astype(np.float32))
+        # Spaced by the root of the light: there curves like sRGB's are nearly straight, in the shadows too.
+        self._to_encoded = torch.from_numpy(np.interp(encoded**2, rising, encoded).astype(np.float32))
+
+    def to_light(self, encoded: Tensor) -> Tensor:
+        """Decode values in [0, 1], any shape; what lies outside is clipped."""
+        return _looked_up(self._to_light, encoded.clamp(0, 1))
+
+    def to_encoded(self, light: Tensor) -> Tensor:
+        """Encode light in [0, 1], any shape; what lies outside is clipped."""
+        return _looked_up(self._to_encoded, light.clamp(0, 1).sqrt_())
+
+
+def srgb_to_light(encoded: Tensor) -> Tensor:
+    """Decode sRGB (IEC 61966-2-1), any range; below 0 it is mirrored."""
+    size = encoded.abs()
+    light = torch.where(size <= 0.04045, size / 12.92, ((size + 0.055) / 1.055) ** 2.4)
+    return light.copysign(encoded)
+
+
+def light_to_srgb(light: Tensor) -> Tensor:
+    """Encode sRGB (IEC 61966-2-1), any range; below 0 it is mirrored."""
+    size = light.abs()
+    encoded = torch.where(size <= 0.0031308, size * 12.92, 1.055 * size ** (1 / 2.4) - 0.055)
+    return encoded.copysign(light)
+
+
+def parse_curve(tag: bytes) -> Curve:
+    """Read a `curv` or `para` tag (ICC.1:2022, 10.6 and 10.18).
+
+    Raises:
+        ProfileError: it is neither, or too short.
+    """
+    return Curve(_curve_values(tag))
+
+
+def _curve_values(tag: bytes) -> NDArray[np.float64]:
+    """What a curve gives for evenly spaced values, (65536,)."""
+    try:
+        if tag[:4] == b"curv":
+            return _sampled_curve(tag)
+        if tag[:4] == b"para":
+            return _parametric_curve(tag)
+    except (struct.error, ValueError, ZeroDivisionError) as error:
+        raise ProfileError(f"a tone curve cannot be read: {error}") from error
+    raise ProfileError(f"a tone curve is of the unknown type {tag[:4]!r}")
+
+
+def _looked_up(table: Tensor, positions: Tensor) -> Tensor:
+    scaled = positions * (_POINTS - 1)
+    below = scaled.to(torch.int64).clamp_(max=_POINTS - 2)
+    low = table[below]
+    return low + (table[below + 1] - low) * (scaled - below)
+
+
+def _sampled_curve(tag: bytes) -> NDArray[np.float64]:
+    count = struct.unpack_from(">I", tag, 8)[0]
+    encoded = np.linspace(0.0, 1.0, _POINTS)
+    if count == 0:
+        return encoded
+    if count == 1:
+        return np.power(encoded, float(struct.unpack_from(">H", tag, 12)[0]) / 256)
+    samples = np.frombuffer(tag, ">u2", count, 12) / 65535
+    return np.interp(encoded, np.linspace(0.0, 1.0, count), samples).astype(np.float64)
+
+
+def _parametric_curve(tag: bytes) -> NDArray[np.float64]:
+    kind = struct.unpack_from(">H", tag, 8)[0]
+    if kind > 4:
+        raise ProfileError(f"parametric curve {kind} is unknown")
+    numbers = [float(number) / 65536 for number in np.frombuffer(tag, ">i4", (1, 3, 4, 5, 7)[kind], 12)]
+    gamma, a, b, c, d, e, f = numbers + [0.0] * (7 - len(numbers))
+    if kind == 0:
+        a = 1.0
+    elif kind in (1, 2):
+        # Below -b/a these are constant: 0, or c in the second, which is also added above.
+        c, d, e, f = 0.0, -b / a, c, c
+    encoded = np.linspace(0.0, 1.0, _POINTS)
+    curved = np.power(np.maximum(a * encoded + b, 0.0), gamma) + e
+    return np.where(encoded >= d, curved, c * encoded + f).astype(np.float64)
+
+
+#: Linear sRGB to XYZ under D50, as profiles keep it (IEC 61966-2-1, Bradford-adapted).
+_SRGB_TO_XYZ = np.array(
+    [[0.4360747, 0.3850649, 0.1430804], [0.2225045, 0.7168786, 0.0606169], [0.0139322, 0.0971045, 0.7141733]]
+)
+
+#: Pixels converted at a time, so that a large picture needs little memory beside itself.
+_PIXELS_AT_ONCE = 1 << 20
+
+#: A profile nearer to sRGB than this is sRGB: makers round its matrix differently, which near black, where the
+#: curve is steep, comes to most of an 8-bit step.
+_SRGB_TOLERANCE = 1 / 255
+
+
+class ColorProfile(Protocol):
+    """Between a profile's own encoded values and sRGB."""
+
+    def to_srgb(self, image: Tensor) -> Tensor:
+        """(C, H, W) in [0, 1] to sRGB of the same shape, outside [0, 1] where sRGB cannot show the colour."""
+        ...
+
+    def from_srgb(self, image: Tensor) -> Tensor:
+        """SRGB (C, H, W), any range, to the profile's values in [0, 1]."""
+        ...
+
+
+class GreyProfile:
+    """A grey profile: one tone curve. As exact as float32 and `Curve` are; C is 1."""
+
+    def __init__(self, curve: Curve) -> None:
+        self._curve = curve
+
+    def to_srgb(self, image: Tensor) -> Tensor:
+        """See `ColorProfile`."""
+        return by_rows(lambda rows: light_to_srgb(self._curve.to_light(rows)), image)
+
+    def from_srgb(self, image: Tensor) -> Tensor:
+        """See `ColorProfile`."""
+        return by_rows(lambda rows: self._curve.to_encoded(srgb_to_light(rows)), image)
+
+
+class MatrixProfile:
+    """An RGB profile of three tone curves and a matrix (Adobe RGB, Display P3, ProPhoto ...).
+
+    Relative colorimetric. As exact as float32 and `Curve` are: to sRGB and back loses less than 1/65535 except in
+    the darkest shadows of steep curves, and nothing outside sRGB's gamut as long as to_srgb is not clipped.
+
+    Args:
+        curves: red, green, blue.
+        to_xyz: (3, 3) linear light of the profile to XYZ under D50.
+    Raises:
+        ProfileError: the matrix cannot be inverted.
+    """
+
+    def __init__(self, curves: tuple[Curve, Curve, Curve], to_xyz: np.ndarray[tuple[int, int], np.dtype[np.float64]]):
+        matrix = np.linalg.inv(_SRGB_TO_XYZ) @ to_xyz
+        white = matrix.sum(axis=1, keepdims=True)
+        if abs(np.linalg.det(matrix)) < 1e-6 or (np.abs(white) < 1e-3).any():
+            raise ProfileError("its primaries are degenerate")
+        if (np.abs(white - 1) < 0.01).all():
+            # Profiles round their matrix to 1/65536: without this, white and greys would get a trace of colour.
+            matrix = matrix / white
+        self._curves = curves
+        self._to_srgb = torch.from_numpy(matrix.astype(np.float32))
+        self._from_srgb = torch.from_numpy(np.linalg.inv(matrix).astype(np.float32))
+
+    def to_srgb(self, image: Tensor) -> Tensor:
+        """See `ColorProfile`."""
+        return by_rows(self._rows_to_srgb, image)
+
+    def from_srgb(self, image: Tensor) -> Tensor:
+        """See `ColorProfile`."""
+        return by_rows(self._rows_from_srgb, image)
+
+    def _rows_to_srgb(self, rows: Tensor) -> Tensor:
+        light = torch.stack([curve.to_light(plane) for curve, plane in zip(self._curves, rows, strict=True)])
+        return light_to_srgb(torch.einsum("ij,jhw->ihw", self._to_srgb, light))
+
+    def _rows_from_srgb(self, rows: Tensor) -> Tensor:
+        light = torch.einsum("ij,jhw->ihw", self._from_srgb, srgb_to_light(rows))
+        return torch.stack([curve.to_encoded(plane) for curve, plane in zip(self._curves, light, strict=True)])
+
+
+class TableProfile:
+    """Any other RGB profile, through LittleCMS: relative colorimetric, 8 bits each way, clipped to sRGB's gamut."""
+
+    def __init__(self, icc: bytes) -> None:
+        try:
+            own, srgb = ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB")
+            intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+            self._to_srgb = ImageCms.buildTransform(own, srgb, "RGB", "RGB", intent)
+            self._from_srgb = ImageCms.buildTransform(srgb, own, "RGB", "RGB", intent)
+        except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
+            raise ProfileError(f"it cannot be used: {error}") from error
+
+    def to_srgb(self, image: Tensor) -> Tensor:
+        """See `ColorProfile`."""
+        return by_rows(lambda rows: _transformed(rows, self._to_srgb), image)
+
+    def from_srgb(self, image: Tensor) -> Tensor:
+        """See `ColorProfile`."""
+        return by_rows(lambda rows: _transformed(rows, self._from_srgb), image)
+
+
+def profile_space(icc: bytes) -> str:
+    """The colour space that a profile's values are in: "RGB", "GRAY", "CMYK", "Lab" ...
+
+    Raises:
+        ProfileError: the bytes are no ICC profile.
+    """
+    if len(icc) < 132 or icc[36:40] != b"acsp":
+        raise ProfileError("it has no ICC header")
+    return icc[16:20].decode("latin-1").strip()
+
+
+@functools.lru_cache(maxsize=8)
+def load_profile(icc: bytes) -> ColorProfile | None:
+    """Build the conversion that an RGB or grey profile asks for.
+
+    Returns:
+        The conversion, or None where the profile is sRGB to within an 8-bit step.
+    Raises:
+        ProfileError: it is broken, or for another colour space.
+    """
+    space, tags = profile_space(icc), _tags(icc)
+    profile: ColorProfile
+    if space == "GRAY":
+        profile = GreyProfile(_grey_curve(icc, tags))
+    elif space == "RGB" and b"rXYZ" in tags and b"A2B0" not in tags and icc[20:24] == b"XYZ ":
+        profile = _matrix_profile(tags)
+    elif space == "RGB":
+        profile = TableProfile(icc)
+    else:
+        raise ProfileError(f"it is for {space}")
+    return None if _is_srgb(profile, 1 if space == "GRAY" else 3) else profile
+
+
+def by_rows(convert: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+    """Apply a pixel-wise conversion to (C, H, W) in bands of rows; the result has the same shape."""
+    rows = max(_PIXELS_AT_ONCE // max(image.shape[2], 1), 1)
+    result = torch.empty_like(image)
+    for top in range(0, image.shape[1], rows):
+        result[:, top : top + rows] = convert(image[:, top : top + rows])
+    return result
+
+
+def convert_to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
+    """Turn a CMYK or Lab image into 8-bit sRGB through its profile; without one, as Pillow or LittleCMS does.
+
+    Raises:
+        ProfileError: the profile is broken or for another colour space.
+    """
+    if image.mode == "CMYK" and icc is None:
+        return image.convert("RGB")
+    wanted = {"CMYK": "CMYK", "LAB": "Lab"}[image.mode]
+    if icc is not None and profile_space(icc) != wanted:
+        raise ProfileError(f"it is for {profile_space(icc)}")
+    source = ImageCms.createProfile("LAB") if icc is None else io.BytesIO(icc)
+    # Ink is never quite black: compensation spreads its range over the screen's. Lab has no black of its own.
+    flags = ImageCms.Flags.BLACKPOINTCOMPENSATION if image.mode == "CMYK" else ImageCms.Flags.NONE
+    try:
+        converted = ImageCms.profileToProfile(
+            image,
+            ImageCms.ImageCmsProfile(source),
+            ImageCms.createProfile("sRGB"),
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            "RGB",
+            flags=flags,
+        )
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
+        raise ProfileError(f"it cannot be used: {error}") from error
+    if converted is None:
+        raise ProfileError("it gives no picture")
+    return converted
+
+
+def _tags(icc: bytes) -> dict[bytes, bytes]:
+    try:
+        count = struct.unpack_from(">I", icc, 128)[0]
+        entries = [struct.unpack_from(">4sII", icc, 132 + 12 * index) for index in range(min(count, 1000))]
+    except struct.error as error:
+        raise ProfileError("its table of contents ends too early") from error
+    return {name: icc[start : start + length] for name, start, length in entries}
+
+
+def _grey_curve(icc: bytes, tags: dict[bytes, bytes]) -> Curve:
+    """A grey profile's light for each value (ICC.1:2022, F.2): its curve gives Y, or L* where the space is Lab."""
+    if b"A2B0" in tags or b"kTRC" not in tags:
+        return Curve(_grey_by_littlecms(icc))
+    values = _curve_values(tags[b"kTRC"])
+    return Curve(_light_of_lightness(values) if icc[20:24] == b"Lab " else values)
+
+
+def _light_of_lightness(lightness: NDArray[np.float64]) -> NDArray[np.float64]:
+    """CIE L* from 0 to 1 to Y."""
+    root = (lightness * 100 + 16) / 116
+    light: NDArray[np.float64] = np.where(root > 6 / 29, root**3, (root - 4 / 29) * 3 * (6 / 29) ** 2)
+    return light
+
+
+def _grey_by_littlecms(icc: bytes) -> NDArray[np.float64]:
+    """The light of all 16-bit values of a grey profile with tables."""
+    ramp = Image.fromarray(np.arange(_POINTS, dtype=np.uint16)[None])
+    try:
+        own, linear = (ImageCms.ImageCmsProfile(io.BytesIO(data)) for data in (icc, build_profile(_power_curve(1.0))))
+        transform = ImageCms.buildTransform(own, linear, "I;16", "I;16", ImageCms.Intent.RELATIVE_COLORIMETRIC)
+        ImageCms.applyTransform(ramp, transform, inPlace=True)
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
+        raise ProfileError(f"it cannot be used: {error}") from error
+    light: NDArray[np.float64] = np.asarray(ramp)[0] / np.float64(_POINTS - 1)
+    return light
+
+
+def _matrix_profile(tags: dict[bytes, bytes]) -> MatrixProfile:
+    try:
+        columns = [np.frombuffer(tags[name], ">i4", 3, 8) / 65536 for name in (b"rXYZ", b"gXYZ", b"bXYZ")]
+        red, green, blue = (parse_curve(tags[name]) for name in (b"rTRC", b"gTRC", b"bTRC"))
+    except (KeyError, ValueError) as error:
+        raise ProfileError(f"its primaries cannot be read: {error}") from error
+    return MatrixProfile((red, green, blue), np.stack(columns, axis=1))
+
+
+def _is_srgb(profile: ColorProfile, channels: int) -> bool:
+    """Whether a profile leaves a grid of colours where they are."""
+    steps = torch.linspace(0, 1, 18)
+    grid = torch.stack(torch.meshgrid([steps] * channels, indexing="ij")).reshape(channels, 1, -1)
+    return bool((profile.to_srgb(grid).clamp(0, 1) - grid).abs().max() < _SRGB_TOLERANCE)
+
+
+def _transformed(rows: Tensor, transform: ImageCms.ImageCmsTransform) -> Tensor:
+    image = Image.fromarray(to_samples(rows, 8))
+    ImageCms.applyTransform(image, transform, inPlace=True)
+    return from_samples(np.asarray(image))
+
+
+# --- profiles of other descriptions ---
+
+#: White points and primaries as x and y: white, red, green, blue.
+_D65 = (0.3127, 0.3290)
+_BT709 = (_D65, (0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
+_ADOBE_RGB = (_D65, (0.64, 0.33), (0.21, 0.71), (0.15, 0.06))
+_SMPTE_C = (_D65, (0.630, 0.340), (0.310, 0.595), (0.155, 0.070))
+_Chromaticities = tuple[tuple[float, float], tuple[float, float], tuple[float, float], tuple[float, float]]
+
+#: ColourPrimaries of ITU-T H.273, table 2; 2 is "unspecified".
+_CICP_PRIMARIES: dict[int, _Chromaticities] = {
+    1: _BT709,
+    4: ((0.310, 0.316), (0.67, 0.33), (0.21, 0.71), (0.14, 0.08)),
+    5: (_D65, (0.64, 0.33), (0.29, 0.60), (0.15, 0.06)),
+    6: _SMPTE_C,
+    7: _SMPTE_C,
+    8: ((0.310, 0.316), (0.681, 0.319), (0.243, 0.692), (0.145, 0.049)),
+    9: (_D65, (0.708, 0.292), (0.170, 0.797), (0.131, 0.046)),
+    10: ((1 / 3, 1 / 3), (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)),
+    11: ((0.314, 0.351), (0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),
+    12: (_D65, (0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),
+    22: (_D65, (0.630, 0.340), (0.295, 0.605), (0.155, 0.077)),
+}
+
+_D50_XYZ, _D65_XYZ = np.array([0.9642, 1.0, 0.8249]), np.array([0.95047, 1.0, 1.08883])
+_BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+
+#: Closer to sRGB's power of 1/2.2 than this, libpng too takes a gAMA for sRGB.
+_GAMMA_TOLERANCE = 0.05
+
+
+def _fixed(*numbers: float) -> bytes:
+    """Numbers of a profile: 15 bits, sign and 16 bits after the point."""
+    return struct.pack(f">{len(numbers)}i", *(round(number * 65536) for number in numbers))
+
+
+def _power_curve(gamma: float) -> bytes:
+    return b"para" + bytes(4) + struct.pack(">HH", 0, 0) + _fixed(gamma)
+
+
+def _split_curve(gamma: float, offset: float, slope: float, start: float) -> bytes:
+    """A power with a straight start: ((x + offset) / (1 + offset)) ** gamma from `start` on, x / slope below."""
+    numbers = (gamma, 1 / (1 + offset), offset / (1 + offset), 1 / slope, start)
+    return b"para" + bytes(4) + struct.pack(">HH", 3, 0) + _fixed(*numbers)
+
+
+_SRGB_CURVE = _split_curve(2.4, 0.055, 12.92, 0.04045)
+
+#: TransferCharacteristics of ITU-T H.273, table 3. The camera curves of BT.709, BT.601 and BT.2020 are shown with
+#: sRGB's curve, as browsers show them: what counts is the display, for which these standards name none.
+_CICP_CURVES = {
+    **dict.fromkeys((1, 6, 11, 12, 13, 14, 15), _SRGB_CURVE),
+    4: _power_curve(2.2),
+    5: _power_curve(2.8),
+    7: _split_curve(1 / 0.45, 0.1115, 4.0, 0.0912),
+    8: _power_curve(1.0),
+    17: _power_curve(2.6),
+}
+_CICP_UNSPECIFIED = 2
+_HDR_CURVES = {16: "PQ", 18: "HLG"}
+
+
+def _to_xyz(chromaticities: _Chromaticities) -> NDArray[np.float64]:
+    """Linear RGB to XYZ under D50, (3, 3), from chromaticities, with Bradford adaptation.
+
+    Raises:
+        ProfileError: they span no gamut.
+    """
+    try:
+        white, *primaries = (np.array([x, y, 1 - x - y]) for x, y in chromaticities)
+        # Rounded to four digits, D65 would tint sRGB's own white by a trace.
+        white = _D65_XYZ if np.abs(white[:2] - _D65).max() < 0.0005 else white / white[1]
+        columns = np.stack(primaries, axis=1)
+        matrix = columns * np.linalg.solve(columns, white)
+        adapted = np.linalg.solve(_BRADFORD, np.diag((_BRADFORD @ _D50_XYZ) / (_BRADFORD @ white)) @ _BRADFORD)
+        result: NDArray[np.float64] = adapted @ matrix
+    except (np.linalg.LinAlgError, ZeroDivisionError, FloatingPointError) as error:
+        raise ProfileError("its primaries are degenerate") from error
+    if not np.isfinite(result).all() or np.abs(result).max() > 100:
+        raise ProfileError("its primaries are degenerate")
+    return result
+
+
+def build_profile(curve: bytes, chromaticities: _Chromaticities | None = None) -> bytes:
+    """Make an ICC profile of version 4: grey of one tone curve, or RGB of a curve and primaries.
+
+    Args:
+        curve: a `curv` or `para` tag.
+        chromaticities: x and y of white, red, green and blue; None for grey.
+    Raises:
+        ProfileError: they span no gamut.
+    """
+    text = "omgsr".encode("utf-16-be")
+    words = b"mluc" + bytes(4) + struct.pack(">II2s2sII", 1, 12, b"en", b"US", len(text), 28) + text
+    tags = {b"desc": words, b"cprt": words, b"wtpt": b"XYZ " + bytes(4) + _fixed(*_D50_XYZ)}
+    if chromaticities is None:
+        tags[b"kTRC"] = curve
+    else:
+        columns = _to_xyz(chromaticities).T
+        tags |= {color + b"XYZ": b"XYZ " + bytes(4) + _fixed(*xyz) for color, xyz in zip(_RGB, columns, strict=True)}
+        tags |= {color + b"TRC": curve for color in _RGB}
+    table, body, places = b"", b"", dict[bytes, int]()
+    start = 132 + 12 * len(tags)
+    for name, content in tags.items():
+        if content not in places:
+            places[content] = start + len(body)
+            body += content + bytes(-len(content) % 4)
+        table += name + struct.pack(">II", places[content], len(content))
+    space = b"GRAY" if chromaticities is None else b"RGB "
+    head = struct.pack(
+        ">I4s4s4s4s4s12s4s", start + len(body), b"", b"\4\x30\0\0", b"mntr", space, b"XYZ ", b"", b"acsp"
+    )
+    head = head.ljust(68, b"\0") + _fixed(*_D50_XYZ)
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
+
+
+_RGB = (b"r", b"g", b"b")
+
+
+@dataclass(frozen=True)
+class ColorDescription:
+    """What an image's numbers mean.
+
+    Attributes:
+        icc: the profile, the file's own or one of the same meaning; None for sRGB.
+        narrow_range: whether black is at 16/255 and white at 235/255, as in video.
+        notes: what had to be ignored.
+    """
+
+    icc: bytes | None = None
+    narrow_range: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def describe_color(
+    image: Image.Image,
+    file: BinaryIO,
+    name: str,
+    *,
+    icc: bytes | None = None,
+    is_grey: bool = False,
+    is_adobe_rgb: bool = False,
+) -> ColorDescription:
+    """Find what an image's numbers mean, by the precedence of its format.
+
+    Args:
+        image: opened, grey or RGB; it may be loaded.
+        file: that it was opened from; its position is kept.
+        name: what to call it in messages.
+        icc: the file's own profile, as far as it was found.
+        is_grey: whether there is one colour channel.
+        is_adobe_rgb: whether its EXIF says so.
+    Raises:
+        FileError: it is HDR.
+    """
+    notes = []
+    for found in _usable_descriptions(image, file, name, icc, is_adobe_rgb):
+        try:
+            icc = found.profile(is_grey)
+            if icc is not None:
+                _check_space(icc, is_grey)
+                load_profile(icc)
+        except ProfileError as error:
+            notes.append(f"the {found.what} was ignored: {error}")
+            continue
+        return ColorDescription(icc, found.narrow_range, tuple(notes))
+    return ColorDescription(notes=tuple(notes))
+
+
+def refuse_hdr(image: Image.Image, file: BinaryIO, name: str) -> None:
+    """Say early that an image is HDR; its numbers are light of the scene, which no model here has seen.
+
+    Raises:
+        FileError: it is.
+    """
+    _usable_descriptions(image, file, name, image.info.get("icc_profile"))
+
+
+def _usable_descriptions(
+    image: Image.Image, file: BinaryIO, name: str, icc: bytes | None, is_adobe_rgb: bool = False
+) -> list[_Described]:
+    position = file.tell()
+    try:
+        found = list(_descriptions(image, file, icc, is_adobe_rgb))
+    finally:
+        file.seek(position)
+    for described in found:
+        if kind := _HDR_CURVES.get(described.transfer):
+            raise FileError(
+                f"{name}: it is an HDR image ({kind}), which cannot be restored",
+                "export it as SDR first: sRGB, Display P3 or Adobe RGB",
+            )
+    return found
+
+
+def _check_space(icc: bytes, is_grey: bool) -> None:
+    space, wanted = profile_space(icc), "GRAY" if is_grey else "RGB"
+    if space != wanted:
+        raise ProfileError(f"it is for {space}, the image is {wanted}")
+
+
+@dataclass(frozen=True)
+class _Described:
+    """One description in a file: a profile, or a curve with primaries; neither is sRGB.
+
+    Attributes:
+        what: it is, for a note.
+        transfer: of ITU-T H.273.
+    """
+
+    what: str
+    icc: bytes | None = None
+    curve: bytes | None = None
+    chromaticities: _Chromaticities = _BT709
+    transfer: int = _CICP_UNSPECIFIED
+    narrow_range: bool = False
+
+    def profile(self, is_grey: bool) -> bytes | None:
+        """None for sRGB."""
+        if self.icc is not None or self.curve is None:
+            return self.icc
+        made = build_profile(self.curve, None if is_grey else self.chromaticities)
+        return None if load_profile(made) is None else made
+
+
+def _descriptions(image: Image.Image, file: BinaryIO, icc: bytes | None, is_adobe_rgb: bool) -> Iterator[_Described]:
+    """All descriptions of a file, the one that counts first."""
+    kind = image.format
+    chunks = _png_descriptions(image, file) if kind == "PNG" else {}
+    if b"cICP" in chunks:
+        yield chunks[b"cICP"]
+    boxes = _box_descriptions(file) if kind in ("AVIF", "HEIF", "JPEG2000") else []
+    if icc:
+        yield _of_icc(icc)
+    else:
+        yield from (found for found in boxes if found.icc)
+    yield from (found for found in boxes if not found.icc)
+    for chunk in (b"sRGB", b"gAMA"):
+        if chunk in chunks:
+            yield chunks[chunk]
+    if kind == "BMP":
+        yield from _bmp_descriptions(file)
+    if is_adobe_rgb and kind != "PNG":
+        yield _Described("EXIF colour space", curve=_power_curve(563 / 256), chromaticities=_ADOBE_RGB)
+
+
+def _of_icc(icc: bytes) -> _Described:
+    """A profile; version 4.4 says in a tag of four bytes whether it stands for PQ or HLG."""
+    try:
+        transfer = _tags(icc).get(b"cicp", b"")[9:10]
+    except ProfileError:
+        transfer = b""
+    return _Described("ICC profile", icc, transfer=transfer[0] if transfer else _CICP_UNSPECIFIED)
+
+
+def _of_cicp(what: str, primaries: int, transfer: int, narrow_range: bool = False) -> _Described | None:
+    """Code points of ITU-T H.273; None where they say nothing."""
+    if primaries == transfer == _CICP_UNSPECIFIED and not narrow_range:
+        return None
+    curve = _CICP_CURVES.get(_SRGB_TRANSFER if transfer == _CICP_UNSPECIFIED else transfer)
+    chromaticities = _CICP_PRIMARIES.get(1 if primaries == _CICP_UNSPECIFIED else primaries)
+    if transfer not in _HDR_CURVES and (curve is None or chromaticities is None):
+        # Bytes that are no profile: the image is read without it, with a note.
+        return _Described(f"{what} of {primaries}/{transfer}", b"")
+    return _Described(
+        what, curve=curve, chromaticities=chromaticities or _BT709, transfer=transfer, narrow_range=narrow_range
+    )
+
+
+_SRGB_TRANSFER = 13
+
+
+def _png_descriptions(image: Image.Image, file: BinaryIO) -> dict[bytes, _Described]:
+    found: dict[bytes, _Described] = {}
+    for chunk, length in png_chunks(file):
+        if chunk == b"IDAT":
+            break
+        if chunk == b"cICP" and length == 4:
+            primaries, transfer, _, full_range = file.read(4)
+            if described := _of_cicp("cICP chunk", primaries, transfer, not full_range):
+                found[chunk] = described
+        elif chunk == b"sRGB":
+            found[chunk] = _Described("sRGB chunk")
+    gamma, numbers = image.info.get("gamma"), image.info.get("chromaticity")
+    if gamma:
+        pairs: Any = tuple(zip(numbers[::2], numbers[1::2], strict=True)) if numbers else _BT709
+        is_srgb_gamut = bool(np.abs(np.array(pairs) - np.array(_BT709)).max() < 0.002)
+        # The pair that sRGB's own specification gives for readers that know no better means sRGB.
+        if not is_srgb_gamut or abs(gamma * 2.2 - 1) >= _GAMMA_TOLERANCE:
+            found[b"gAMA"] = _Described("gAMA chunk", curve=_power_curve(1 / gamma), chromaticities=pairs)
+    return found
+
+
+def _bmp_descriptions(file: BinaryIO) -> Iterator[_Described]:
+    """What the header of a BMP of version 4 or 5 says: primaries and gammas, or an embedded profile."""
+    file.seek(14)
+    header = file.read(124)
+    if len(header) < 108 or struct.unpack_from("<I", header)[0] < 108:
+        return
+    kind = header[56:60]
+    if kind == b"DEBM" and len(header) == 124:
+        start, length = struct.unpack_from("<II", header, 112)
+        file.seek(14 + start)
+        yield _of_icc(file.read(length))
+    elif kind == bytes(4):
+        points = np.frombuffer(header, "<i4", 9, 60).reshape(3, 3) / 2**30
+        gamma = struct.unpack_from("<I", header, 96)[0] / 65536
+        if gamma and (points.sum(axis=1) > 0).all():
+            # The primaries are XYZ and add up to white.
+            red, green, blue, white = ((p[0] / p.sum(), p[1] / p.sum()) for p in (*points, points.sum(axis=0)))
+            yield _Described("BMP colour space", curve=_power_curve(gamma), chromaticities=(white, red, green, blue))
+
+
+# --- boxes of ISO files ---
+
+#: A `meta` or `jp2h` box that is longer than this holds more than descriptions.
+_MAX_BOX_BYTES = 1 << 26
+
+
+def _box_descriptions(file: BinaryIO) -> list[_Described]:
+    """The `colr` boxes of an AVIF, HEIC or JPEG 2000 file's main image."""
+    try:
+        for kind, content in _file_boxes(file, (b"meta", b"jp2h")):
+            found = _colr_of_main_item(content[4:]) if kind == b"meta" else _children(content, b"colr")
+            return [described for box in found if (described := _of_colr(box))]
+    except (struct.error, IndexError):
+        pass
+    return []
+
+
+def _file_boxes(file: BinaryIO, wanted: tuple[bytes, ...]) -> Iterator[tuple[bytes, bytes]]:
+    """A file's outermost boxes of some kinds: kind and content."""
+    position = 0
+    while True:
+        file.seek(position)
+        head = file.read(16)
+        if len(head) < 8:
+            return
+        length, kind = struct.unpack_from(">I4s", head)
+        start = 8
+        if length == 1 and len(head) == 16:
+            length, start = struct.unpack_from(">Q", head, 8)[0], 16
+        if kind in wanted and (length == 0 or length <= _MAX_BOX_BYTES):
+            file.seek(position + start)
+            yield kind, file.read(length - start if length else _MAX_BOX_BYTES)
+        if length < start:
+            return
+        position += length
+
+
+def _boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The boxes within a box: kind and content."""
+    position = 0
+    while position + 8 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, position)
+        end = position + length if length else len(content)
+        if length == 1 or end < position + 8:
+            return
+        yield kind, content[position + 8 : end]
+        position = end
+
+
+def _children(content: bytes, kind: bytes) -> list[bytes]:
+    return [inner for found, inner in _boxes(content) if found == kind]
+
+
+def _colr_of_main_item(meta: bytes) -> list[bytes]:
+    """The colour properties of the primary item (ISO/IEC 23008-12, 9.3); of any item where it has none of its own."""
+    inside = dict(_boxes(meta))
+    properties = inside.get(b"iprp", b"")
+    listed = [box for store in _children(properties, b"ipco") for box in _boxes(store)]
+    main = _primary_item(inside.get(b"pitm", bytes(6)))
+    of_main = {index for table in _children(properties, b"ipma") for index in _associated(table, main)}
+    own = [box for index, (kind, box) in enumerate(listed, 1) if kind == b"colr" and index in of_main]
+    return own or [box for kind, box in listed if kind == b"colr"]
+
+
+def _primary_item(pitm: bytes) -> int:
+    return int(struct.unpack_from(">I" if pitm[0] else ">H", pitm, 4)[0])
+
+
+def _associated(ipma: bytes, item: int) -> Iterator[int]:
+    """Numbers of an item's properties, from 1."""
+    wide_item, wide_index = ipma[0] > 0, bool(ipma[3] & 1)
+    count, position = struct.unpack_from(">I", ipma, 4)[0], 8
+    for _ in range(count):
+        found = struct.unpack_from(">I" if wide_item else ">H", ipma, position)[0]
+        position += 4 if wide_item else 2
+        size = ipma[position]
+        position += 1
+        for _ in range(size):
+            index = struct.unpack_from(">H", ipma, position)[0] & 0x7FFF if wide_index else ipma[position] & 0x7F
+            position += 2 if wide_index else 1
+            if found == item:
+                yield index
+
+
+def _of_colr(box: bytes) -> _Described | None:
+    if box[:4] in (b"prof", b"rICC"):
+        return _of_icc(box[4:])
+    if box[:4] == b"nclx":
+        primaries, transfer = struct.unpack_from(">HH", box, 4)
+        return _of_cicp("nclx", primaries, transfer)
+    # JPEG 2000 (ITU-T T.800, I.5.3.3): method 2 or 3 is a profile.
+    return _of_icc(box[3:]) if box[:1] in (b"\2", b"\3") else None
