@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -163,6 +164,27 @@ def test_the_tables_and_plots_say_the_figures(tmp_path: Path) -> None:
     assert "needs <weights>" in "".join(parsed.texts["li"])
 
 
+def test_a_plot_has_room_for_its_intervals(tmp_path: Path) -> None:
+    report = build_report(tmp_path, ["a", "b"])
+    # Two scores of 20 and 21 dB: the interval of their mean is ten times as wide as they are apart.
+    wide = tuple(replace(each, low=each.mean - 6, high=each.mean + 6) for each in report.summaries)  # type: ignore[operator] # each has a mean
+    page = tmp_path / "report.html"
+    write_page(replace(report, summaries=wide), page)
+    elements = Elements(page.read_text("utf-8")).elements
+    bars = [
+        (float(a["x1"] or 0), float(a["x2"] or 0)) for tag, a in elements if tag == "line" and a["class"] == "interval"
+    ]
+    dots = [float(attrs["cx"] or 0) for tag, attrs in elements if tag == "circle"]
+    rule = next(attrs for tag, attrs in elements if tag == "line" and attrs["class"] == "rule")
+    assert len(bars) == 4
+    psnr = bars[:2]
+    # Both bars are 12 dB long and 1 dB apart, and end where the axis ends.
+    assert psnr[0][1] - psnr[0][0] == pytest.approx(psnr[1][1] - psnr[1][0], abs=0.2)
+    assert psnr[0][0] == pytest.approx(float(rule["x1"] or 0), abs=0.1)
+    assert psnr[1][1] == pytest.approx(float(rule["x2"] or 0), abs=0.1)
+    assert all(psnr[0][0] < dot < psnr[1][1] for dot in dots[:4])
+
+
 def test_names_are_harmless(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     report = build_report(tmp_path, [NASTY], ("<img src=x onerror=alert(1)>".replace("/", ""), "b"))
@@ -187,7 +209,7 @@ def test_pictures_beside_the_page(tmp_path: Path) -> None:
     write_page(report, page, folder, overwrite=True)
     elsewhere = tmp_path / "elsewhere"
     write_page(report, tmp_path / "out" / "second.html", elsewhere)
-    assert data_of(tmp_path / "out" / "second.html")["images"][0]["views"]["ours"].startswith("file:///")
+    assert data_of(tmp_path / "out" / "second.html")["images"][0]["views"]["ours"] == "../elsewhere/0000_1.png"
 
 
 def test_what_browsers_do_not_show_is_written_again(tmp_path: Path) -> None:

@@ -39,8 +39,15 @@ def test_models_stand_side_by_side(bench: Command, data: Path, tmp_path: Path) -
     assert {"omgsr", "torch", "pillow", "python"} <= set(record["versions"])
     with (tmp_path / "scores.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["image", "model", "psnr", "ssim"]
-    assert len(rows) == 6
+    assert list(rows[0]) == ["row", "image", "model", "n", "psnr", "ssim", "seconds", "versions"]
+    # Means with both ends for three models, and differences likewise for three pairs, all of two images.
+    assert [row["n"] for row in rows[6:]] == ["2"] * 18
+    assert {row["model"] for row in rows if row["row"] == "difference"} == {
+        "mine v. bicubic",
+        "mine v. lanczos",
+        "bicubic v. lanczos",
+    }
+    rows = rows[:6]
     by_image = {image["name"]: image["scores"] for image in record["images"]}
     for row in rows:
         assert float(row["psnr"]) == by_image[row["image"]][row["model"]]["psnr"]
@@ -52,8 +59,9 @@ def test_a_table_is_for_people_and_markdown_for_pages(bench: Command, data: Path
     assert said.code == 0
     assert any("psnr ↑" in line for line in said.lines)
     again = bench(*asked, "--markdown")
-    assert "| model | psnr ↑ |" in again.lines
+    assert "| model | psnr ↑ | n |" in again.lines
     assert "kept from an earlier run" in again.err
+    assert any(line.startswith("\\begin{tabular}") for line in bench(*asked, "--latex").lines)
 
 
 @pytest.mark.parametrize("columns", [120, 80, 40])
@@ -189,6 +197,8 @@ def test_the_list_of_metrics(bench: Command) -> None:
         (("--metrics", "psnr", "--color-space", "hsv"), "--color-space hsv"),
         (("--html-dir", "x"), "--html-dir"),
         (("--json", "--markdown"), "--markdown"),
+        (("--json", "--latex"), "--latex"),
+        (("--markdown", "--latex"), "--latex"),
         (("--hr", "{data}/test_HR"), "nothing to compare|no pictures beside it"),
         (("--sr", "{data}/test_HR", "--model", "bicubic"), "nothing to restore"),
         (("--csv", "{data}/there.csv"), "exists"),
@@ -224,6 +234,7 @@ def test_a_page_is_written(bench: Command, data: Path, tmp_path: Path) -> None:
     asked = ("--data", data, "--model", "bicubic", "--metrics", "psnr", "--html", page)
     assert bench(*asked, "--html-dir", pictures).code == 0
     assert "bicubic" in page.read_text("utf-8")
+    assert str(tmp_path) not in page.read_text("utf-8")
     # Input, reference and result of both.
     assert len(list(pictures.iterdir())) == 6
     assert bench(*asked).code == 2
@@ -267,7 +278,7 @@ def test_processes_and_parts_score_as_one_process_does(bench: Command, data: Pat
     images = [image["name"] for said in parts if said.code == 0 for image in said.records[0]["images"]]
     assert sorted(images) == ["one", "two"]
     titles = [said.records[0]["title"] for said in parts if said.code == 0]
-    assert all(re.fullmatch(r"set, 2 pictures, of which part ./3: [12]", title) for title in titles)
+    assert all(re.fullmatch(r"set, 2 images, of which part ./3: [12]", title) for title in titles)
     assert [said.errors for said in parts if said.code] == [
         [f"error: --shard {n}/3: none of the pictures is in this part"] for n in (1, 2, 3) if parts[n - 1].code
     ]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from urllib.parse import quote
 
 from omgsr_cli.benchmark.results import MetricInfo, Report
-from omgsr_cli.benchmark.tables import Cell, Table, tables_of
+from omgsr_cli.benchmark.tables import Cell, Table, tables_of, without_local_paths
 from omgsr_cli.errors import FileError, reason_of
 from omgsr_cli.imaging import encode_picture, read_picture, write_atomically
 from omgsr_cli.pages.template import data_address, definitions, escape, fill_page, printable
@@ -36,8 +37,9 @@ def write_page(report: Report, path: Path, picture_folder: Path | None = None, *
         picture_folder: where its pictures lie, beside it; None puts them into the page itself.
         overwrite: whether a page and pictures already there are replaced.
     Raises:
-        FileError: a picture cannot be read, or a file cannot be written.
+        FileError: an image cannot be read, or a file cannot be written.
     """
+    report = without_local_paths(report)
     pictures = _Pictures(path, picture_folder, overwrite)
     images = [
         {
@@ -100,11 +102,8 @@ class _Pictures:
             return data_address(*min(("image/webp", smaller), (_SHOWN[suffix], content), key=lambda each: len(each[1])))
         copy = self._folder / f"{name}{suffix}"
         write_atomically(copy, [content], overwrite=self._overwrite)
-        try:
-            relative = copy.resolve().relative_to(self._page.resolve().parent)
-        except ValueError:
-            return copy.resolve().as_uri()
-        return quote(relative.as_posix())
+        # Relative also where the folder is not below the page's: an absolute address would name this machine's folders.
+        return quote(Path(os.path.relpath(copy.resolve(), self._page.resolve().parent)).as_posix())
 
     def _content(self, source: Path) -> tuple[str, bytes]:
         suffix = source.suffix.lower()
@@ -150,7 +149,9 @@ def _plot(report: Report, metric: MetricInfo) -> str:
     values = [value for _, scores in rows for value in scores if math.isfinite(value)]
     if not values:
         return ""
-    low, high = min(values), max(values)
+    summaries = {name: report.summary(name, metric.name) for name, _ in rows}
+    ends = [end for each in summaries.values() for end in (each.low, each.high) if end is not None]
+    low, high = (end(value for value in (*values, *ends) if math.isfinite(value)) for end in (min, max))
     span = high - low or 1.0
     width = _PLOT_WIDTH - _MARGIN - 20
     drawn = []
@@ -162,11 +163,11 @@ def _plot(report: Report, metric: MetricInfo) -> str:
         for score in (value for value in scores if math.isfinite(value)):
             x = _MARGIN + (score - low) / span * width
             drawn.append(f'<circle cx="{x:.1f}" cy="{y}" r="4" class="dot"/>')
-        summary = report.summary(name, metric.name)
+        summary = summaries[name]
         if summary.mean is not None and math.isfinite(summary.mean):
             low_end, high_end = (summary.mean if end is None else end for end in (summary.low, summary.high))
-            ends = [low_end, summary.mean, high_end]
-            left, middle, right = (_MARGIN + (min(max(v, low), high) - low) / span * width for v in ends)
+            places = (low_end, summary.mean, high_end)
+            left, middle, right = (_MARGIN + (value - low) / span * width for value in places)
             drawn.append(f'<line x1="{left:.1f}" x2="{right:.1f}" y1="{y}" y2="{y}" class="interval"/>')
             drawn.append(f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="{y - 9}" y2="{y + 9}" class="mean"/>')
     height = 34 + len(rows) * _ROW_HEIGHT

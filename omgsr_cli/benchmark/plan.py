@@ -222,19 +222,22 @@ def _with_what_is_at_hand(
 
 def _title(options: BenchOptions, cases: Sequence[Case]) -> str:
     source = options.data or (options.sr[0] if options.sr else None)
-    name = "the pictures that come with omgsr" if source is None else shown(source.absolute().name)
-    count = "1 picture" if len(cases) == 1 else f"{len(cases)} pictures"
+    name = "the bundled images" if source is None else shown(source.absolute().name)
+    count = "1 image" if len(cases) == 1 else f"{len(cases)} images"
     return f"{name}, {count}"
+
+
+def _name(folder: Path | None) -> str:
+    return "-" if folder is None else shown(folder.absolute().name)
 
 
 def _settings(options: BenchOptions, device: torch.device) -> dict[str, str]:
     """What the numbers depend on, for people."""
     found = {
-        "data": "shipped with omgsr" if options.data is None and not options.sr else str(options.data or "-"),
-        "references": str(options.hr or "those beside the data, if any"),
+        "data": "bundled with omgsr" if options.data is None and not options.sr else _name(options.data),
+        "references": _name(options.hr) if options.hr else "those beside the data, if any",
         "psnr and ssim": core_settings(options.color_space, options.crop_border),
         "device": str(device),
         "precision": options.precision,
-        "kept in": str(_cache_folder(options)),
     }
     return found | ({"repeat": str(options.repeat)} if options.repeat else {})

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import combinations
 
+import numpy as np
+
 from omgsr_cli.benchmark.results import ImageResult, MetricInfo, PairedDifference, Quantiles, Summary
 
 _CONFIDENCE = 0.95
@@ -50,19 +52,11 @@ def _t_share(t: float, freedom: int) -> float:
 
 def quantiles(values: Sequence[float]) -> Quantiles:
     """Median, 10th and 90th percentile, interpolated between the values."""
-    ordered = sorted(values)
-
-    def at(share: float) -> float:
-        place = share * (len(ordered) - 1)
-        below = math.floor(place)
-        above = min(below + 1, len(ordered) - 1)
-        return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
-
-    return Quantiles(at(0.5), at(0.1), at(0.9))
+    return Quantiles(*(float(value) for value in np.quantile(values, (0.5, 0.1, 0.9))))
 
 
 def summarise(images: Sequence[ImageResult], models: Sequence[str], metrics: Sequence[MetricInfo]) -> list[Summary]:
-    """Mean and interval for each model and each metric that scores single pictures."""
+    """Mean and interval for each model and each metric that scores single images."""
     return [
         _summary(model, metric.name, list(_scores(images, model, metric.name).values()))
         for model in models
@@ -74,12 +68,12 @@ def summarise(images: Sequence[ImageResult], models: Sequence[str], metrics: Seq
 def compare(
     images: Sequence[ImageResult], models: Sequence[str], metrics: Sequence[MetricInfo]
 ) -> list[PairedDifference]:
-    """Mean difference and interval between each two models, over the pictures that both have a score for."""
+    """Mean difference and interval between each two models, over the images that both have a score for."""
     found = []
     for first, second in combinations(models, 2):
         for metric in metrics:
             left, right = (_scores(images, model, metric.name) for model in (first, second))
-            differences = [right[name] - left[name] for name in left if name in right]
+            differences = [left[name] - right[name] for name in left if name in right]
             if differences:
                 found.append(
                     PairedDifference(first, second, metric.name, len(differences), *mean_interval(differences))

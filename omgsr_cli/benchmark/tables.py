@@ -1,13 +1,16 @@
-"""A report as rows of short texts: for a terminal, as Markdown and as CSV."""
+"""A report as rows of short texts: for a terminal, in Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
 
-from omgsr_cli.benchmark.results import PairedDifference, Quantiles, Report, Summary
+from omgsr_cli.benchmark.results import MetricInfo, PairedDifference, Quantiles, Report, Summary
 
 
 @dataclass(frozen=True)
@@ -29,62 +32,89 @@ class Table:
 
 
 def tables_of(report: Report) -> list[Table]:
-    """The tables that a person is shown: scores, differences in pairs, speed; those with nothing in them left out."""
+    """The tables that a person sees: scores, paired differences, speed; a table without numbers is left out."""
     tables = [score_table(report), difference_table(report), speed_table(report)]
     return [table for table in tables if table.rows]
 
 
 def score_table(report: Report) -> Table:
-    """Means with half of their 95 % interval, a row for each model."""
-    headings = ("model", *(f"{metric.name} {metric.arrow}" for metric in report.metrics))
+    """Means with half of their 95 % interval, a row for each model; `n` counts the images of the columns before it."""
+    if not report.metrics:
+        return Table(report.title, ("model",), ())
     best = {metric.name: report.best(metric.name) for metric in report.metrics}
-    rows = tuple(
-        (
-            Cell(model.name),
-            *(
-                Cell(mean_text(report.summary(model.name, metric.name)), model.name in best[metric.name])
-                for metric in report.metrics
-            ),
-        )
-        for model in report.models
+
+    def cells(model: str, metrics: list[MetricInfo]) -> Iterator[Cell]:
+        found = [report.summary(model, metric.name) for metric in metrics]
+        yield from (Cell(mean_text(each), model in best[each.metric]) for each in found)
+        yield Cell(str(found[0].count))
+
+    names = [model.name for model in report.models]
+    groups = _with_equal_counts(
+        report.metrics, lambda metric: tuple(report.summary(name, metric.name).count for name in names)
     )
-    return Table(report.title, headings, rows)
+    rows = tuple((Cell(name), *(cell for group in groups for cell in cells(name, group))) for name in names)
+    return Table(report.title, ("model", *_headings(groups)), rows)
 
 
 def difference_table(report: Report) -> Table:
-    """Mean differences between each two models over the same pictures."""
-    names = [metric.name for metric in report.metrics if metric.kind != "set"]
-    pairs = dict.fromkeys((each.first, each.second) for each in report.differences)
+    """Mean differences between each two models over the same images; `n` as in the table of scores."""
+    pairs = list(dict.fromkeys((each.first, each.second) for each in report.differences))
     found = {(each.first, each.second, each.metric): each for each in report.differences}
+
+    def count(pair: tuple[str, str], metric: MetricInfo) -> int:
+        difference = found.get((*pair, metric.name))
+        return difference.count if difference else 0
+
+    def cells(pair: tuple[str, str], metrics: list[MetricInfo]) -> Iterator[Cell]:
+        yield from (Cell(difference_text(found.get((*pair, metric.name)))) for metric in metrics)
+        yield Cell(str(count(pair, metrics[0])))
+
+    metrics = [metric for metric in report.metrics if metric.kind != "set"]
+    groups = _with_equal_counts(metrics, lambda metric: tuple(count(pair, metric) for pair in pairs))
     rows = tuple(
-        (
-            Cell(f"{second} - {first}"),
-            *(Cell(difference_text(found.get((first, second, name)))) for name in names),
-        )
-        for first, second in pairs
+        (Cell(f"{pair[0]} v. {pair[1]}"), *(cell for group in groups for cell in cells(pair, group))) for pair in pairs
     )
-    arrows = {metric.name: metric.arrow for metric in report.metrics}
-    headings = ("difference in pairs", *(f"{name} {arrows[name]}" for name in names))
-    return Table("difference in pairs, mean ± half of its 95 % interval; * where that excludes 0", headings, rows)
+    title = "paired differences, first minus second: mean ± half of its 95 % interval; * where that excludes 0"
+    return Table(title, ("models", *_headings(groups)), rows)
 
 
 def speed_table(report: Report) -> Table:
-    """Seconds and memory of the models that restored something."""
-    headings = ("model", "s a picture", "s a megapixel", "load s", "process MiB", "device MiB", "device", "precision")
-    rows = tuple(
-        (
-            Cell(speed.model),
-            Cell(quantiles_text(speed.per_image_s)),
-            Cell(quantiles_text(speed.per_megapixel_s)),
-            Cell(f"{speed.load_s:.2f}"),
-            Cell(f"{speed.peak_process_mib:.0f}"),
-            Cell("-" if speed.peak_device_mib is None else f"{speed.peak_device_mib:.0f}"),
-            Cell(speed.device),
-            Cell(speed.precision),
-        )
-        for speed in report.speeds
+    """Seconds and memory, a row for each model that restores; none where no model was timed."""
+    headings = (
+        *("model", "s an image", "s a megapixel", "n", "load s", "process MiB", "device MiB", "device", "precision"),
     )
-    return Table("speed, median (10th to 90th percentile)", headings, rows)
+    rows = []
+    for model in report.models if report.speeds else ():
+        speed = report.speed(model.name)
+        if speed is not None:
+            kept = f", {speed.kept_runs} of them earlier" if speed.kept_runs else ""
+            texts = [
+                quantiles_text(speed.per_image_s),
+                quantiles_text(speed.per_megapixel_s),
+                f"{speed.runs}{kept}",
+                f"{speed.load_s:.2f}",
+                f"{speed.peak_process_mib:.0f}",
+                "-" if speed.peak_device_mib is None else f"{speed.peak_device_mib:.0f}",
+                speed.device,
+                speed.precision,
+            ]
+        elif model.kind == "given":
+            continue
+        else:
+            texts = ["-", "-", "0", *["-"] * 5]
+        rows.append((Cell(model.name), *map(Cell, texts)))
+    return Table("speed, median (10th to 90th percentile)", headings, tuple(rows))
+
+
+def _with_equal_counts(
+    metrics: Iterable[MetricInfo], counts: Callable[[MetricInfo], tuple[int, ...]]
+) -> list[list[MetricInfo]]:
+    """Neighbouring metrics that share one column `n`, as each was computed from as many images."""
+    return [list(group) for _, group in groupby(metrics, counts)]
+
+
+def _headings(groups: list[list[MetricInfo]]) -> list[str]:
+    return [text for group in groups for text in (*(f"{metric.name} {metric.arrow}" for metric in group), "n")]
 
 
 def mean_text(summary: Summary) -> str:
@@ -95,12 +125,12 @@ def mean_text(summary: Summary) -> str:
 
 
 def difference_text(difference: PairedDifference | None) -> str:
-    """Such as "+0.41 ± 0.12 *"; "-" where no picture has both scores."""
+    """Such as "+0.41 ± 0.12 *"; "-" where no image has both scores."""
     if difference is None:
         return "-"
-    # Half a difference is told as finely as the scores are, which are greater than it.
-    like = max(abs(value) for value in (difference.second_minus_first, difference.low or 0, difference.high or 0))
-    mean = difference.second_minus_first
+    # A difference has as many digits as the scores, which are greater than it.
+    like = max(abs(value) for value in (difference.first_minus_second, difference.low or 0, difference.high or 0))
+    mean = difference.first_minus_second
     sign = "+" if mean > 0 else ""
     mark = " *" if difference.is_clear else ""
     return sign + number_text(mean, like) + _half_text(mean, difference.high, like) + mark
@@ -116,36 +146,62 @@ def number_text(value: float, like: float) -> str:
     return f"{value:.2f}" if abs(like) >= 10 else f"{value:.4f}"
 
 
+def _half_text(mean: float, high: float | None, like: float) -> str:
+    return "" if high is None else f" ± {number_text(high - mean, like)}"
+
+
+def without_local_paths(report: Report) -> Report:
+    """A report whose texts name files and folders, and not where they are on this machine; files keep their paths.
+
+    For what people publish: pages, Markdown and LaTeX.
+    """
+    files = [path for image in report.images for path in (image.input, image.reference, *image.restored.values())]
+    folders = {place for path in files if path for place in (path.parent, path.absolute().parent)}
+    folders |= {Path.cwd(), Path.home()}
+    named = sorted((str(folder) for folder in folders if len(folder.parts) > 1), key=len, reverse=True)
+
+    def clean(text: str) -> str:
+        for folder in named:
+            text = text.replace(folder + "/", "").replace(folder + "\\", "")
+        return _FOLDERS.sub("", text)
+
+    def cleaned(texts: Mapping[str, str]) -> dict[str, str]:
+        return {name: clean(text) for name, text in texts.items()}
+
+    return replace(
+        report,
+        title=clean(report.title),
+        models=tuple(replace(model, detail=clean(model.detail)) for model in report.models),
+        images=tuple(replace(image, error=cleaned(image.error)) for image in report.images),
+        failures=tuple(
+            replace(each, name=clean(each.name), message=clean(each.message), hint=each.hint and clean(each.hint))
+            for each in report.failures
+        ),
+        settings=cleaned(report.settings),
+    )
+
+
+# The folders of an absolute path, up to the name of the file or the last folder; not of an address with "://".
+_FOLDERS = re.compile(r"(?<![\w/:.\\])(?:~|[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])+(?=[^/\\\s])")
+
+
 def markdown(report: Report) -> str:
     """The tables in Markdown, the best in bold, with what they depend on below."""
+    report = without_local_paths(report)
     parts = [f"### {table.title}\n\n{_markdown_table(table)}" for table in tables_of(report)]
     parts.append("\n".join(f"- {name}: {value}" for name, value in report.settings.items()))
-    parts.append("Versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()))
+    parts.append("Versions: " + _versions_text(report))
     return "\n\n".join(parts)
 
 
-def csv_text(report: Report) -> str:
-    """One line for each picture and model: `image`, `model`, then each metric by its name; empty where none is had."""
-    names = [metric.name for metric in report.metrics if metric.kind != "set"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "model", *names])
-    for image in report.images:
-        for model in report.models:
-            scores = image.scores.get(model.name, {})
-            values = (scores.get(name) for name in names)
-            writer.writerow([image.name, model.name, *("" if value is None else repr(value) for value in values)])
-    return text.getvalue()
-
-
-def _half_text(mean: float, high: float | None, like: float) -> str:
-    return "" if high is None else f" ± {number_text(high - mean, like)}"
+def _versions_text(report: Report) -> str:
+    return ", ".join(f"{name} {version}" for name, version in report.versions.items())
 
 
 def _markdown_table(table: Table) -> str:
     rule = ["---", *("---:" for _ in table.headings[1:])]
     rows = [[_markdown_cell(cell) for cell in row] for row in table.rows]
-    return "\n".join(_markdown_row(row) for row in [list(table.headings), rule, *rows])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [list(table.headings), rule, *rows])
 
 
 def _markdown_cell(cell: Cell) -> str:
@@ -153,5 +209,95 @@ def _markdown_cell(cell: Cell) -> str:
     return f"**{text}**" if cell.is_best else text
 
 
-def _markdown_row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def latex(report: Report) -> str:
+    """The tables in LaTeX for the package booktabs, the best in bold; settings and versions as comments."""
+    report = without_local_paths(report)
+    parts = ["% \\usepackage{booktabs}"]
+    for table in tables_of(report):
+        rows = [[_latex_cell(cell) for cell in row] for row in table.rows]
+        parts += [
+            f"% {_one_line(table.title)}",
+            f"\\begin{{tabular}}{{l{'r' * (len(table.headings) - 1)}}}",
+            "\\toprule",
+            " & ".join(map(_latex_text, table.headings)) + " \\\\",
+            "\\midrule",
+            *(" & ".join(cells) + " \\\\" for cells in rows),
+            "\\bottomrule",
+            "\\end{tabular}",
+            "",
+        ]
+    parts += [f"% {_one_line(f'{name}: {value}')}" for name, value in report.settings.items()]
+    parts.append(f"% versions: {_one_line(_versions_text(report))}")
+    return "\n".join(parts)
+
+
+_LATEX = {
+    **{mark: f"\\{mark}" for mark in "&%$#_{}"},
+    **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"},
+    **{"↑": "$\\uparrow$", "↓": "$\\downarrow$", "±": "$\\pm$", "*": "$^*$"},
+}
+
+
+def _latex_text(text: str) -> str:
+    text = re.sub(r"(?<![\w.])-(?=\d)", "\0", _one_line(text))
+    return "".join(_LATEX.get(mark, mark) for mark in text).replace("\0", "$-$")
+
+
+def _latex_cell(cell: Cell) -> str:
+    return f"\\textbf{{{_latex_text(cell.text)}}}" if cell.is_best else _latex_text(cell.text)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def csv_text(report: Report) -> str:
+    """A line for each image and model, then means and paired differences with the ends of their 95 % intervals.
+
+    Columns: `row` ("image", "mean", "mean low", "mean high", "difference", "difference low" or "difference high"),
+    `image`, `model` ("A v. B" for A minus B), `n` images, each metric by its name, `seconds` an image (the median),
+    and `versions`. Metrics that were computed from another number of images are on a line of their own.
+    """
+    names = [metric.name for metric in report.metrics]
+    text = io.StringIO()
+    writer = csv.DictWriter(
+        text, ["row", "image", "model", "n", *names, "seconds", "versions"], lineterminator="\n", restval=""
+    )
+    writer.writeheader()
+
+    def write(row: str, model: str, n: int, values: Mapping[str, float | None], **more: str | float | None) -> None:
+        numbers = {name: repr(value) for name, value in {**values, **more}.items() if isinstance(value, float)}
+        texts = {name: value for name, value in more.items() if isinstance(value, str)}
+        line = {"row": row, "model": model, "n": n, **numbers, **texts, "versions": _versions_text(report)}
+        writer.writerow(line)
+
+    for image in report.images:
+        for model in report.models:
+            scores = image.scores.get(model.name, {})
+            write("image", model.name, 1, scores, image=image.name, seconds=image.seconds.get(model.name))
+    for model in report.models:
+        speed = report.speed(model.name)
+        seconds = speed.per_image_s.median if speed else None
+        summaries = [each for each in report.summaries if each.model == model.name and each.count]
+        for n in sorted({each.count for each in summaries}, reverse=True) or [0]:
+            of_n = [each for each in summaries if each.count == n]
+            write("mean", model.name, n, {each.metric: each.mean for each in of_n}, seconds=seconds)
+            if any(each.low is not None for each in of_n):
+                write("mean low", model.name, n, {each.metric: each.low for each in of_n})
+                write("mean high", model.name, n, {each.metric: each.high for each in of_n})
+    for (first, second, n), group in _by_pair_and_count(report.differences).items():
+        pair = f"{first} v. {second}"
+        write("difference", pair, n, {each.metric: each.first_minus_second for each in group})
+        if any(each.low is not None for each in group):
+            write("difference low", pair, n, {each.metric: each.low for each in group})
+            write("difference high", pair, n, {each.metric: each.high for each in group})
+    return text.getvalue()
+
+
+def _by_pair_and_count(
+    differences: Iterable[PairedDifference],
+) -> dict[tuple[str, str, int], list[PairedDifference]]:
+    found: dict[tuple[str, str, int], list[PairedDifference]] = {}
+    for each in differences:
+        found.setdefault((each.first, each.second, each.count), []).append(each)
+    return found

@@ -44,6 +44,7 @@ def bench(
     html: own.Html = None,
     html_dir: own.HtmlDir = None,
     markdown: own.Markdown = False,
+    latex: own.Latex = False,
     overwrite: own.Overwrite = False,
     cache: own.Cache = None,
     workers: upscale_params.Workers = None,
@@ -64,8 +65,11 @@ def bench(
         say_metrics(talk)
         return 0
     asked = None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
-    if markdown and as_json:
-        raise UsageError("--markdown and --json exclude each other", "each is the form of the result on stdout")
+    forms = [
+        name for name, is_asked in {"--markdown": markdown, "--latex": latex, "--json": as_json}.items() if is_asked
+    ]
+    if len(forms) > 1:
+        raise UsageError(f"{' and '.join(forms)} exclude each other", "each is a format of the result on stdout")
     if html_dir is not None and html is None:
         raise UsageError("--html-dir has no page to belong to", "give --html FILE as well")
     for destination in (csv, html):
@@ -103,7 +107,7 @@ def bench(
     with contextlib.redirect_stdout(sys.stderr):
         report = _run(options, spread, part, talk)
     _write_reports(report, csv, html, html_dir, overwrite=overwrite)
-    _say_report(report, talk, markdown=markdown)
+    _say_report(report, talk, markdown=markdown, latex=latex)
     return 1 if report.failures else 0
 
 
@@ -164,9 +168,10 @@ def _write_reports(
         write_page(report, html, html_dir, overwrite=overwrite)
 
 
-def _say_report(report: Report, talk: Output, *, markdown: bool) -> None:
-    from omgsr_cli.benchmark.json_report import report_record
-    from omgsr_cli.benchmark.tables import markdown as in_markdown
+def _say_report(report: Report, talk: Output, *, markdown: bool, latex: bool) -> None:
+    from omgsr_cli.benchmark import tables
+    from omgsr_cli.benchmark.results import report_record
     from omgsr_cli.cli.bench_table import report_text
 
-    talk.result(in_markdown(report) if markdown else report_text(report), report_record(report))
+    text = tables.markdown if markdown else tables.latex if latex else report_text
+    talk.result(text(report), report_record(report))

@@ -86,6 +86,8 @@ HtmlDir = Annotated[
 
 Markdown = Annotated[bool, typer.Option("--markdown", help="Tables in Markdown on stdout.", rich_help_panel="Reports")]
 
+Latex = Annotated[bool, typer.Option("--latex", help="Tables in LaTeX on stdout.", rich_help_panel="Reports")]
+
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace reports that are there.", rich_help_panel="Reports")
 ]
