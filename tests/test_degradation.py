@@ -6,10 +6,12 @@ import importlib.util
 import math
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,14 @@ from PIL import Image
 from pydantic import ValidationError
 from scipy import special, stats
 
-from omgsr_cli.degradation import PRESETS, DegradationConfig, degrade, describe_degradation, load_degradation
+from omgsr_cli.degradation import (
+    PRESETS,
+    DegradationConfig,
+    degrade,
+    describe_degradation,
+    in_one_thread,
+    load_degradation,
+)
 from omgsr_cli.degradation.kernels import KernelPlan, blur, build_kernel, draw_kernel, fast_length
 from omgsr_cli.degradation.noise import gaussian_noise, poisson_noise
 from omgsr_cli.degradation.pipeline import HalftonePlan, draw_plan, jpeg, print_halftone, sample_rng
@@ -87,6 +96,54 @@ def test_no_global_state_is_read_or_changed_and_the_input_stays() -> None:
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)  # type: ignore[index]
     assert torch.get_num_threads() == threads
+
+
+def test_the_number_of_threads_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, before, used = crops(1, 208, 208), torch.get_num_threads(), []
+
+    def noted(*arguments: Any) -> torch.Tensor:
+        used.append(torch.get_num_threads())
+        return blur(*arguments)
+
+    monkeypatch.setattr("omgsr_cli.degradation.pipeline.blur", noted)
+    try:
+        made = []
+        for threads in (1, 2, 3, 1):
+            torch.set_num_threads(threads)
+            made.append([degrade(image, 4, REFERENCE, seed=0, epoch=0, indices=[i]) for i in range(6)])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for other in made[1:]:
+        assert all(map(torch.equal, made[0], other))
+    assert set(used) == {1}, "blurs are FFTs, which round by their threads"
+
+
+def test_threads_that_degrade_at_once_keep_their_numbers_of_threads() -> None:
+    before, image = torch.get_num_threads(), crops(1, 96, 96)
+    torch.set_num_threads(3)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            made = list(pool.map(lambda i: degrade(image, 4, REFERENCE, seed=0, epoch=0, indices=[i % 2]), range(12)))
+            counts = set(pool.map(lambda _: torch.get_num_threads(), range(12)))
+        with ThreadPoolExecutor(1) as new:
+            counts.add(new.submit(torch.get_num_threads).result())
+        assert counts | {torch.get_num_threads()} == {3}
+    finally:
+        torch.set_num_threads(before)
+    for position, one in enumerate(made):
+        assert torch.equal(one, made[position % 2])
+
+
+def test_an_error_in_the_one_thread_reaches_the_caller() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            in_one_thread(divmod, 1, 0)
+        assert in_one_thread(in_one_thread, divmod, 7, 2) == (3, 1)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_description_is_what_is_drawn() -> None:

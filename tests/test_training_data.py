@@ -18,7 +18,7 @@ from torch import Tensor
 
 from omgsr_cli.degradation import DegradationConfig, load_degradation
 from omgsr_cli.errors import FileError, OmgsrError, UsageError
-from omgsr_cli.training.data import CropOptions, Numbers, Teaching, TrainingCrops, load_batches
+from omgsr_cli.training.data import CropOptions, Numbers, Teaching, TrainingCrops, _turn, load_batches
 from omgsr_cli.training.lq_pixels import add_lq_noise, draw_surface
 from omgsr_cli.training.pictures import Order, TrainingPicture, find_training_pictures, plan_epoch
 from omgsr_cli.training.pixels import read_pixels
@@ -76,6 +76,29 @@ def test_a_sample_is_decided_by_seed_and_number(folder: Path) -> None:
     for number, lq, hq in expected:
         assert lq.shape == hq.shape == (3, 32, 32)
         assert -1 <= float(lq.min()) < float(lq.max()) <= 1, number
+
+
+def test_a_sample_does_not_depend_on_the_number_of_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    def noted(*arguments: object) -> list[Tensor]:
+        used.append(torch.get_num_threads())
+        return _turn(*arguments)  # type: ignore[arg-type]  # as they come
+
+    monkeypatch.setattr("omgsr_cli.training.data._turn", noted)
+    crops, before = build(folder, detail=0.5, halve=0.5, gray=0.3, smooth=0.3), torch.get_num_threads()
+    try:
+        made = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            made.append([crops[number] for number in range(8)])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for samples in made[1:]:
+        for one, other in zip(made[0], samples, strict=True):
+            assert all(map(torch.equal, one[1:], other[1:]))
+    assert set(used) == {1}
 
 
 def test_workers_give_the_same_and_leave_the_global_state_alone(folder: Path) -> None:
@@ -344,7 +367,8 @@ def test_with_a_teacher_samples_are_windows_of_its_crops(folder: Path, tmp_path:
     for _ in range(2):
         for number in range(2):
             lq, hq = crops.draw_pair(number)
-            teaching.kept.keep(lq, *hq.shape[1:], invert)
+            if not teaching.kept.path(crops.crop_key(number)).is_file():
+                teaching.kept.keep(crops.crop_key(number), lq, *hq.shape[1:], invert)
     assert len(asked) == 2, "the teacher is paid once"
     seen = set()
     for number in range(8):
@@ -353,6 +377,54 @@ def test_with_a_teacher_samples_are_windows_of_its_crops(folder: Path, tmp_path:
         assert torch.allclose(target, -hq, atol=1e-6)
         seen.add(hq.numpy().tobytes())
     assert len(seen) > 4, "windows and turns differ"
+
+
+def test_a_crops_key_is_what_defines_it_and_not_its_pixels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def keys(seed: int = 0, teacher: str = "one", **changes: object) -> list[Path]:
+        teaching = Teaching(KeptPictures(folder / "kept", teacher), crops=4, sigma_px=3.0, low_frequencies="hq")
+        crops = build(folder, seed, teaching=teaching, **changes)
+        return [teaching.kept.path(crops.crop_key(number)) for number in range(4)]
+
+    base = keys()
+    assert len(set(base)) == 4
+    # None of these changes what the teacher sees.
+    assert keys(flip=False, turn=True, smooth=0.5, noise=LqNoise(probability=1.0), cache=folder / "cache") == base
+    monkeypatch.setattr("omgsr_cli.training.data.degrade", lambda *_, **__: pytest.fail("a key needs no pixels"))
+    assert keys() == base
+    changed = OPTIONS.degradations[0][0].model_copy(update={"final_sinc_prob": 0.1})
+    for other in (
+        keys(seed=1),
+        keys(teacher="two"),
+        keys(resolution=24),
+        keys(scales=((2.0, 1.0),)),
+        keys(degradations=((changed, 1.0),)),
+        keys(detail=0.5),
+        keys(halve=0.5),
+        keys(gray=0.5),
+        keys(margin_px=8),
+        keys(on_small="pad"),
+    ):
+        assert not set(other) & set(base)
+    # The same name, size and time, with one other pixel.
+    path = folder / "hq" / "0.png"
+    state, pixels = path.stat(), np.array(Image.open(path))
+    pixels[25, 35, 0] ^= 1
+    write(path, pixels)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    after = keys()
+    assert set(after) != set(base)
+    assert set(after) & set(base), "crops of the other images stay"
+
+
+def test_a_teachers_broken_image_is_removed_so_that_the_next_run_makes_it(folder: Path, tmp_path: Path) -> None:
+    teaching = Teaching(KeptPictures(tmp_path / "kept", "one"), crops=1, sigma_px=3.0, low_frequencies="hq")
+    crops = build(folder, teaching=teaching)
+    path = teaching.kept.path(crops.crop_key(0))
+    write(path, noise(48, 48))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(FileError, match=path.name):
+        crops[0]
+    assert not path.exists()
 
 
 def test_a_target_has_the_photographs_low_frequencies() -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from io import BytesIO
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +24,11 @@ from omgsr_cli.degradation.noise import gaussian_noise, poisson_noise
 from omgsr_cli.errors import ShapeError
 
 _RESIZE_MODES = ("area", "bilinear", "bicubic")
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+_pool_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -81,13 +90,48 @@ class DegradationPlan:
     halftone: HalftonePlan | None = None
 
 
+def in_one_thread(
+    function: Callable[_Arguments, _Result], *arguments: _Arguments.args, **options: _Arguments.kwargs
+) -> _Result:
+    """Call a function so that none of its tensor operations is split among threads.
+
+    FFTs, sums and the ends of vectorised loops round differently when they are split differently, so a crop computed
+    with two threads may differ from the same crop with one. The caller's own number of threads stays as it is: torch
+    counts threads for each calling thread, and the function runs in a thread that counts one.
+
+    Raises:
+        Whatever the function raises.
+    """
+    if torch.get_num_threads() == 1:
+        return function(*arguments, **options)
+    with _pool_lock:
+        pool = _single_thread()
+    return pool.submit(function, *arguments, **options).result()
+
+
+@cache
+def _single_thread() -> ThreadPoolExecutor:
+    threads, pool = torch.get_num_threads(), ThreadPoolExecutor(1, "omgsr-one-thread")
+    # A thread takes over the process's number at its first question, so it asks before it sets its own.
+    pool.submit(torch.get_num_threads).result()
+    pool.submit(torch.set_num_threads, 1).result()
+    # torch also notes the latest number for threads that do not exist yet; those get the caller's.
+    torch.set_num_threads(threads)
+    return pool
+
+
+if hasattr(os, "register_at_fork"):
+    # A forked process has the pool but not its thread.
+    os.register_at_fork(after_in_child=_single_thread.cache_clear)
+
+
 def degrade(
     hq: Tensor, scale: float, config: DegradationConfig, *, seed: int, epoch: int, indices: Sequence[int]
 ) -> Tensor:
     """Make low-quality images of sharp ones by two rounds of blur, resize, noise and JPEG.
 
     What happens to a sample depends on (seed, epoch, its index) and its own pixels alone: not on its neighbours, the
-    batch size, the worker, or any global random state. On the CPU it is the same to the bit.
+    batch size, the worker, the number of threads, or any global random state. On the CPU it is the same to the bit.
     Source: Real-ESRGAN, arXiv:2107.10833; blur by FFT, Poisson noise from a table, JPEG by libjpeg.
 
     Args:
@@ -112,7 +156,7 @@ def degrade(
     samples = []
     for image, index in zip(hq, indices, strict=True):
         rng = sample_rng(seed, epoch, index)
-        samples.append(_apply(image.float().contiguous(), size, draw_plan(config, rng), rng))
+        samples.append(in_one_thread(_apply, image.float().contiguous(), size, draw_plan(config, rng), rng))
     return torch.stack(samples).mul_(255.0).round_().div_(255.0)
 
 

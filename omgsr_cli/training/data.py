@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from omgsr_cli.datasets.crops import OnSmall, draw_window, fit_small
-from omgsr_cli.degradation import DegradationConfig, degrade
+from omgsr_cli.degradation import DegradationConfig, degrade, in_one_thread
+from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.imaging import resize, to_samples
 from omgsr_cli.training.draws import Purpose, choose, draw_rng
 from omgsr_cli.training.lq_pixels import add_lq_noise, draw_surface
@@ -25,6 +29,12 @@ from omgsr_cli.training.teacher import KeptPictures, LowFrequencies, teacher_tar
 
 _LUMA = (0.299, 0.587, 0.114)
 _NO_NOISE = LqNoise()
+_CROP_FORMAT = 1
+"""Raise it when the same seed and number give other crops, so that a teacher's old images are no longer found."""
+
+_NOT_OF_THE_CROP = ("flip", "turn", "smooth", "cache", "noise", "teaching")
+"""Options that change what is made of a crop, not the crop that a teacher sees. All others are part of its key."""
+
 _PLACES = 3
 _SKIPPED_PX = 4
 """Detail is estimated from every fourth pixel."""
@@ -128,7 +138,14 @@ class TrainingCrops(Dataset[Sample]):
         self._pool = None if teaching is None else Order(range(teaching.crops), seed, Purpose.POOL)
 
     def __getitem__(self, number: int) -> Sample:
-        """Give a sample's number, and (3, R, R) in [-1, 1]: enlarged low-quality crop, sharp crop and target."""
+        """Give a sample's number, and (3, R, R) in [-1, 1]: enlarged low-quality crop, sharp crop and target.
+
+        The values depend on the seed and the number alone, to the bit, whatever the number of threads, workers and
+        processes.
+        """
+        return in_one_thread(self._draw_sample, number)
+
+    def _draw_sample(self, number: int) -> Sample:
         options = self.options
         lq, *images = self._draw_images(number)
         height, width = images[0].shape[1:]
@@ -146,11 +163,57 @@ class TrainingCrops(Dataset[Sample]):
         if rng.random() < options.smooth:
             lq, hq = draw_surface(options.resolution, choose(options.scales, rng), rng)
             return (lq, hq) if options.teaching is None else (lq, hq, hq)
-        lq, hq = self.draw_pair(number if self._pool is None else self._pool.picture(number))
-        return (lq, hq) if options.teaching is None else (lq, hq, _read_target(options.teaching, lq, hq))
+        if options.teaching is None or self._pool is None:
+            return self._draw_pair(number)
+        crop = self._pool.picture(number)
+        lq, hq = self._draw_pair(crop)
+        taught = options.teaching.kept.read(self.crop_key(crop), (hq.shape[1], hq.shape[2]))
+        return lq, hq, teacher_target(taught, hq, options.teaching.sigma_px, options.teaching.low_frequencies)
+
+    def crop_key(self, number: int) -> str:
+        """Name a crop by what defines it: the content of its files, the seed, its number and the options.
+
+        No pixel is part of the name: the crop need not be computed, and a rounding difference on another machine does
+        not change it.
+
+        Returns:
+            64 hexadecimal digits.
+        Raises:
+            FileError: an image cannot be read.
+        """
+        picture = self._pictures[self._order.picture(number)]
+        defined_by = {
+            "format": _CROP_FORMAT,
+            "seed": self._seed,
+            "number": number,
+            "hq": self._contents[picture.hq],
+            "lq": None if picture.lq is None else self._contents[picture.lq],
+            "options": self._described_options,
+        }
+        return hashlib.sha256(json.dumps(defined_by, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def _described_options(self) -> dict[str, Any]:
+        kept = {name: value for name, value in vars(self.options).items() if name not in _NOT_OF_THE_CROP}
+        return kept | {"degradations": [(config.model_dump(), share) for config, share in self.options.degradations]}
+
+    @cached_property
+    def _contents(self) -> dict[Path, str]:
+        """SHA-256 of every file that a teacher's crops come from; read at once, before workers start."""
+        assert self.options.teaching is not None, "only a teacher's crops need names"
+        pictures = [self._pictures[self._order.picture(number)] for number in range(self.options.teaching.crops)]
+        files = {file for picture in pictures for file in (picture.hq, picture.lq) if file is not None}
+        remembered = Remembered()
+        try:
+            return {file: remembered.content(file) for file in sorted(files)}
+        finally:
+            remembered.close()
 
     def draw_pair(self, number: int) -> tuple[Tensor, Tensor]:
         """Give a crop by its number: low-quality (3, h, w) at its own size, and sharp (3, H, W), in [0, 1]."""
+        return in_one_thread(self._draw_pair, number)
+
+    def _draw_pair(self, number: int) -> tuple[Tensor, Tensor]:
         rng = draw_rng(self._seed, Purpose.CROP, number)
         picture = self._pictures[self._order.picture(number)]
         gray = draw_rng(self._seed, Purpose.GRAY, number).random() < self.options.gray
@@ -232,11 +295,6 @@ def load_batches(crops: TrainingCrops, numbers: Numbers, workers: int, device: t
     )
     for (lq, hq, *target), own in loader:
         yield Batch(lq, hq, target[0] if target else None, own).to(device)
-
-
-def _read_target(teaching: Teaching, lq: Tensor, hq: Tensor) -> Tensor:
-    taught = teaching.kept.read(lq, hq.shape[1], hq.shape[2])
-    return teacher_target(taught, hq, teaching.sigma_px, teaching.low_frequencies)
 
 
 def grow(pixels: Pixels, least_px: int, on_small: OnSmall) -> Pixels:

@@ -106,16 +106,16 @@ def ask_teacher(
     for done, number in enumerate(mine):
         if wish.signal:
             break
-        lq, hq = crops.draw_pair(number)
-        height, width = hq.shape[1:]
-        if teaching.kept.path(lq, height, width).is_file():
+        crop = crops.crop_key(number)
+        if teaching.kept.path(crop).is_file():
             continue
         if restore is None:
             report(
                 Noticed(f"the teacher {teacher.model} makes {teaching.crops} pictures, kept in {teaching.kept.folder}")
             )
             restore = load_teacher(teacher.model, device_of(accelerator), teacher.precision)
-        teaching.kept.keep(lq, height, width, restore)
+        lq, hq = crops.draw_pair(number)
+        teaching.kept.keep(crop, lq, hq.shape[1], hq.shape[2], restore)
         if time.monotonic() - said > _SAID_EVERY_S:
             said = time.monotonic()
             report(Noticed(f"the teacher: {done + 1} of {len(mine)} pictures"))

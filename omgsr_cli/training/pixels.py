@@ -40,7 +40,8 @@ def _key(path: Path) -> str:
         state = path.stat()
     except OSError as error:
         raise FileError(f"{path}: {reason_of(error)}") from error
-    text = f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}"
+    # The change time moves even where a program sets the modification time back.
+    text = f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}\n{state.st_ctime_ns}\n{state.st_ino}"
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 

@@ -1,6 +1,6 @@
 """A teacher: a network whose pictures, with the photograph's own low frequencies, are what the model learns to give.
 
-Its pictures are kept on disk by the content of what it saw, so that a slow teacher is paid once.
+Its images are kept on disk by what defines the crop that it saw, so that a slow teacher is paid once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from omgsr_cli.errors import FileError, reason_of
-from omgsr_cli.files.manifest import read_entry
+from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.geometry import round_up
 from omgsr_cli.imaging import from_samples, resize, to_samples
 from omgsr_cli.models.foreign import read_foreign_network
@@ -67,21 +67,22 @@ def load_teacher(model: str, device: torch.device, precision: Literal["fp32", "b
 
 
 def identify_teacher(model: str, precision: Literal["fp32", "bf16"] = "fp32") -> str:
-    """Tell a teacher from every other by its content and its precision.
+    """Tell a teacher from every other by its weights and configuration files, its record and its precision.
 
     Raises:
-        ModelError: it is not there.
+        ModelError: it does not exist.
         FileError: its files cannot be read.
     """
     path = Path(model)
     source = None if path.is_file() else find_model(model)
-    folders = [] if source is None else [source.folder, *([source.adapter] if source.adapter else [])]
-    files = [path] if source is None else [f for folder in folders for f in sorted(folder.rglob("*.safetensors"))]
+    places = [path] if source is None else [p for p in (source.folder, source.adapter, source.vae) if p is not None]
+    record = "" if source is None else source.record.model_dump_json()
+    remembered = Remembered()
     try:
-        text = "\n".join(read_entry(file).sha256 for file in files)
-    except OSError as error:
-        raise FileError(f"{model} cannot be read: {reason_of(error)}") from error
-    return hashlib.sha256(f"{precision}\n{text}".encode()).hexdigest()[:16]
+        text = f"{precision}\n{record}\n{remembered.contents(places)}"
+    finally:
+        remembered.close()
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def teacher_target(taught: Tensor, hq: Tensor, sigma_px: float, low_frequencies: LowFrequencies = "hq") -> Tensor:
@@ -101,7 +102,7 @@ def teacher_target(taught: Tensor, hq: Tensor, sigma_px: float, low_frequencies:
 
 
 class KeptPictures:
-    """A teacher's pictures on disk, one PNG for each low-quality crop that it saw.
+    """A teacher's images on disk, one PNG for each crop that it saw.
 
     Args:
         folder: is made if it is missing; several runs may share it.
@@ -111,33 +112,49 @@ class KeptPictures:
     def __init__(self, folder: Path, teacher: str) -> None:
         self.folder, self.teacher = folder, teacher
 
-    def path(self, lq: Tensor, height: int, width: int) -> Path:
-        """Where the picture of (3, h, w) in whole levels of 1/255, enlarged to height and width, lies or would lie."""
-        text = f"{self.teacher} {tuple(lq.shape)} {height} {width}\n".encode()
-        return self.folder / f"{hashlib.sha256(text + to_samples(lq, 8).tobytes()).hexdigest()[:32]}.png"
+    def path(self, crop: str) -> Path:
+        """Give the file of a crop's image, whether it exists or not.
 
-    def read(self, lq: Tensor, height: int, width: int) -> Tensor:
-        """Give a kept picture: (3, height, width) float32 in [0, 1].
-
-        Raises:
-            FileError: it is not there or cannot be read.
+        Args:
+            crop: what `TrainingCrops.crop_key` gave.
         """
-        path = self.path(lq, height, width)
+        return self.folder / f"{hashlib.sha256(f'{self.teacher} {crop}'.encode()).hexdigest()[:32]}.png"
+
+    def read(self, crop: str, size_px: tuple[int, int]) -> Tensor:
+        """Give a kept image: (3, H, W) float32 in [0, 1].
+
+        Args:
+            crop: as for `path`.
+            size_px: the height and width that it must have.
+        Raises:
+            FileError: it does not exist, cannot be read or has another size; a broken file is removed.
+        """
+        path = self.path(crop)
         try:
             with Image.open(path) as image:
-                return from_samples(np.array(image.convert("RGB")))
-        except OSError as error:
-            raise FileError(f"the teacher's picture {path} cannot be read: {error}", "begin the run again") from error
+                taught = from_samples(np.array(image.convert("RGB")))
+            if tuple(taught.shape[1:]) != size_px:
+                raise OSError(f"it has {taught.shape[2]}x{taught.shape[1]} px, not {size_px[1]}x{size_px[0]}")
+        except (OSError, SyntaxError) as error:
+            path.unlink(missing_ok=True)
+            raise FileError(
+                f"the teacher's image {path} cannot be read: {error}", "run again: the teacher makes it anew"
+            ) from error
+        return taught
 
-    def keep(self, lq: Tensor, height: int, width: int, restore: Restore) -> bool:
-        """Ask the teacher for a picture that is not there yet; whether it was asked.
+    def keep(self, crop: str, lq: Tensor, height: int, width: int, restore: Restore) -> None:
+        """Have the teacher make a crop's image, and keep it.
 
+        Args:
+            crop: as for `path`.
+            lq: (3, h, w) in [0, 1], the crop.
+            height: of the image.
+            width: likewise.
+            restore: the teacher.
         Raises:
-            FileError: the picture cannot be written.
+            FileError: the image cannot be written.
         """
-        path = self.path(lq, height, width)
-        if path.is_file():
-            return False
+        path = self.path(crop)
         picture = to_samples(restore(lq, height, width), 8)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -146,8 +163,7 @@ class KeptPictures:
             os.replace(partial, path)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise FileError(f"the teacher's picture {path} cannot be written: {reason_of(error)}") from error
-        return True
+            raise FileError(f"the teacher's image {path} cannot be written: {reason_of(error)}") from error
 
 
 def _blur(image: Tensor, sigma_px: float) -> Tensor:
