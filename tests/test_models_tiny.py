@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from omgsr_cli.models.tiny_network import TinyConfig, TinyNetwork, timestep_embe
 from omgsr_cli.models.wavelet import WaveletLatents, analyse, synthesise
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.presets import PRESETS
+from omgsr_cli.training.validation import draw_noisy_grey, strongest_direction_db
 from omgsr_cli.upscaling import upscale_image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,40 +178,9 @@ def test_no_grid_on_flat_areas(tiny: Restorer, photo: torch.Tensor) -> None:
     assert max(peaks.values()) < 0.05, peaks
 
 
-def strongest_direction_db(luma: torch.Tensor, window: int = 128) -> float:
-    """How far one direction stands out of its ring in the spectrum of what should be formless.
-
-    Args:
-        luma: (H, W) in grey levels, both at least `window`.
-    Returns:
-        dB of the strongest of 12 sectors over their median, in the worst ring of 0.04 cycles per pixel; rings that
-        hold less than a seventh of a grey level are left out, as nobody sees them.
-    """
-    patches = luma.unfold(0, window, window // 2).unfold(1, window, window // 2).reshape(-1, window, window)
-    hann = torch.hann_window(window)[:, None] * torch.hann_window(window)
-    patches = (patches - patches.mean((1, 2), keepdim=True)) * hann
-    power = torch.fft.fft2(patches).abs().square().mean(0) / (hann.square().sum() * window**2)
-    rows, columns = torch.fft.fftfreq(window)[:, None], torch.fft.fftfreq(window)[None]
-    radius, angle = (rows**2 + columns**2).sqrt(), torch.atan2(rows, columns) % math.pi
-    worst = 0.0
-    for low in np.arange(0.03, 0.5, 0.04):
-        ring = (radius >= low) & (radius < low + 0.04)
-        if power[ring].sum().sqrt() < 1 / 7:
-            continue
-        sector = (angle * 12 / math.pi).long()
-        means = torch.stack([power[ring & (sector == k)].mean() for k in range(12)])
-        worst = max(worst, 10 * math.log10(float(means.max() / means.median())))
-    return worst
-
-
-def noisy_grey(level: float, sigma: float, seed: int, side: int) -> torch.Tensor:
-    noise = np.random.default_rng(seed).normal(level, sigma / 255, (3, side, side))
-    return torch.from_numpy(noise.clip(0, 1).astype(np.float32))
-
-
 def test_direction_sees_a_hatching() -> None:
     """The measure below can fail: a hatching of one grey level on formless noise stands far out."""
-    luma = noisy_grey(0.5, 3, 0, 256).mean(0) * 255
+    luma = draw_noisy_grey(0.5, 3, 256, seed=0).mean(0) * 255
     assert strongest_direction_db(luma) < 3
     rows, columns = torch.meshgrid(torch.arange(256), torch.arange(256), indexing="ij")
     assert strongest_direction_db(luma + torch.sin((rows + columns) * 0.8)) > 6
@@ -219,7 +188,7 @@ def test_direction_sees_a_hatching() -> None:
 
 @pytest.mark.parametrize(("level", "sigma"), [(0.5, 10), (0.5, 20), (0.35, 15), (0.7, 30)])
 def test_noise_leaves_no_pattern(tiny: Restorer, level: float, sigma: float) -> None:
-    restored = upscale_image(tiny, noisy_grey(level, sigma, 1, 160), Size(640, 640))
+    restored = upscale_image(tiny, draw_noisy_grey(level, sigma, 160, seed=1), Size(640, 640))
     assert strongest_direction_db(restored.mean(0)[64:576, 64:576] * 255) < 4
 
 

@@ -10,11 +10,13 @@ import torch
 from numpy.typing import NDArray
 from scipy.signal import convolve2d
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from omgsr_cli.errors import UsageError
+from omgsr_cli.training.adversary import Adversary
 from omgsr_cli.training.augment import CHANGES, augment, change_color, cut_out, translate
 from omgsr_cli.training.blur import BlurPool
-from omgsr_cli.training.discriminator import Discriminator, build_discriminator
+from omgsr_cli.training.discriminator import FeatureDiscriminator, build_discriminator
 from omgsr_cli.training.features import FeatureNet
 from omgsr_cli.training.heads import check_discriminator, plan_heads
 from omgsr_cli.training.loss_sections import GanConfig
@@ -43,8 +45,10 @@ class SmallNet(FeatureNet):
         return maps
 
 
-def build(resolution: int = 64, seed: int = 0) -> Discriminator:
-    return build_discriminator(SmallNet(), resolution, GanConfig(), seed)
+def build(resolution: int = 64, seed: int = 0) -> FeatureDiscriminator:
+    built = build_discriminator(SmallNet(), resolution, GanConfig(), seed)
+    assert isinstance(built, FeatureDiscriminator)
+    return built
 
 
 def draw(seed: int = 0) -> torch.Generator:
@@ -129,6 +133,69 @@ def test_the_blur_is_a_convolution(size: tuple[int, int]) -> None:
             whole = convolve2d(np.pad(features[number, channel].double().numpy(), 1), np.outer(taps, taps), "valid")
             np.testing.assert_allclose(found[number, channel].numpy(), whole[::2, ::2], atol=1e-6)
     assert not BlurPool(3).state_dict()
+
+
+def test_the_u_net_is_real_esrgans() -> None:
+    """Layers, shapes and skips as written down by hand; spectral norms on all but the first and the last."""
+    judge = build_discriminator(None, 64, GanConfig(width=4, augment=()), seed=3).eval()
+    (net,) = judge.heads
+    image = images(2, 24, 40)
+    (logits,) = judge(image, draw())
+    assert logits.shape == (2, 1, 24, 40)
+    weights = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
+    shapes = [tuple(conv.weight.shape) for conv in weights]
+    assert shapes == [
+        (4, 3, 3, 3), (8, 4, 4, 4), (16, 8, 4, 4), (32, 16, 4, 4), (16, 32, 3, 3), (8, 16, 3, 3), (4, 8, 3, 3),
+        (4, 4, 3, 3), (4, 4, 3, 3), (1, 4, 3, 3),
+    ]  # fmt: skip
+    assert sum(is_parametrized(conv) for conv in weights) == 8
+
+    def apply(conv: nn.Conv2d, x: Tensor, stride: int = 1) -> Tensor:
+        return nn.functional.leaky_relu(nn.functional.conv2d(x, conv.weight, conv.bias, stride, 1), 0.2)
+
+    def double(x: Tensor) -> Tensor:
+        return nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+    x0 = apply(weights[0], image)
+    x1 = apply(weights[1], x0, 2)
+    x2 = apply(weights[2], x1, 2)
+    x3 = apply(weights[3], x2, 2)
+    x = apply(weights[4], double(x3)) + x2
+    x = apply(weights[5], double(x)) + x1
+    x = apply(weights[6], double(x)) + x0
+    x = apply(weights[8], apply(weights[7], x))
+    torch.testing.assert_close(logits, nn.functional.conv2d(x, weights[9].weight, weights[9].bias, 1, 1))
+
+
+@pytest.mark.parametrize("px", [0, 16])
+def test_a_window_is_all_that_is_judged(px: int) -> None:
+    """Gradients reach one square of the images, the same of both and another at another number."""
+    adversary = Adversary(build_discriminator(None, 64, GanConfig(px=px, width=4, augment=())), GanConfig(px=px), 0.0)
+    seen = set()
+    for number in range(6):
+        real, restored = (images(2, 64, 64, seed).requires_grad_() for seed in (1, 2))
+        adversary.discriminator_loss(real, restored, 0, number).backward()
+        boxes = [_reached(image) for image in (real, restored)]
+        assert boxes[0] == boxes[1]
+        assert boxes[0][2:] == ((px, px) if px else (64, 64))
+        judged = images(2, 64, 64, 3).requires_grad_()
+        adversary.generator_loss(judged, 0, number).backward()
+        assert _reached(judged)[2:] == boxes[0][2:]
+        seen.add(boxes[0])
+    assert (len(seen) > 1) == bool(px)
+
+
+def _reached(image: Tensor) -> tuple[int, int, int, int]:
+    """Top, left, height and width of where an image has gradients."""
+    assert image.grad is not None
+    places = image.grad.abs().sum((0, 1)).nonzero()
+    (top, left), (bottom, right) = places.amin(0).tolist(), places.amax(0).tolist()
+    return top, left, bottom - top + 1, right - left + 1
+
+
+def test_heads_are_laid_out_for_the_window() -> None:
+    windowed = build_discriminator(SmallNet(), 512, GanConfig(px=64))
+    assert str(windowed.heads) == str(build(64).heads)
 
 
 def test_only_the_heads_learn() -> None:

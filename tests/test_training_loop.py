@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import tomllib
 from itertools import pairwise
@@ -26,6 +27,7 @@ from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.fidelity import psnr
 from omgsr_cli.models.loading import load_restorer
 from omgsr_cli.models.trainable import Trainable, find_trainable, load_trainable
+from omgsr_cli.training import validation
 from omgsr_cli.training.adversary import Adversary
 from omgsr_cli.training.assembly import build_crop_options, load_run
 from omgsr_cli.training.config import TrainConfig
@@ -198,6 +200,110 @@ def test_the_gan_waits_for_its_step(world: Path, tmp_path: Path) -> None:
     assert ["gan" in event.losses for event in done] == [False] * 3 + [True] * 2
     table = rows(tmp_path / "run" / "log.csv")
     assert [row["gan"] == "" for row in table] == [True] * 3 + [False] * 2
+
+
+def test_the_discriminator_first_learns_alone(world: Path, tmp_path: Path) -> None:
+    tables = settings(
+        world,
+        tmp_path / "run",
+        gan={"start_step": 1, "alone_steps": 2},
+        train={"steps": 5},
+        save={"every": 1, "keep": 9},
+    )
+    _, events = run_here(tables)
+    done = [event for event in events if isinstance(event, StepDone)]
+    assert ["discriminator" in event.losses for event in done] == [False] + [True] * 4
+    assert ["total" in event.losses for event in done] == [True, False, False, True, True]
+    assert [event.gradient_norm > 0 for event in done] == [True, False, False, True, True]
+    states = [tensors(tmp_path / "run" / f"step-0000000{step}") for step in range(1, 6)]
+    changed = [
+        {name.partition(":")[0] for name in one.keys() & two.keys() if not torch.equal(one[name], two[name])}
+        for one, two in pairwise(states)
+    ]
+    assert changed[0] == {"discriminator.safetensors"}, "its optimiser has no state before"
+    assert changed[1] == {"discriminator.safetensors", "optimizer_discriminator.safetensors"}
+    for files in changed[2:]:
+        assert {"model.safetensors", "weights.safetensors", "discriminator.safetensors"} <= files
+
+
+def test_windows_and_a_u_net_need_no_feature_network(world: Path, tmp_path: Path) -> None:
+    """Judged by windows, the generator learns, and a run that goes on is the run that was not interrupted."""
+    tables = settings(
+        world,
+        tmp_path / "run",
+        gan={"px": 32, "width": 4},
+        loss={"lrr": 0.0, "l1": 0.0, "dv3cd": 0.0, "gan": 1.0, "discriminator": "unet", "backbone_path": None},
+        train={"steps": 4},
+        save={"every": 2},
+    )
+    run_here(tables)
+    whole = tensors(tmp_path / "run" / "step-00000004")
+    assert differing(whole, tensors(tmp_path / "run" / "step-00000002"))
+    shutil.rmtree(tmp_path / "run" / "step-00000004")
+    result, _ = run_here(tables, resume="auto")
+    assert result.checkpoint is not None
+    assert differing(tensors(result.checkpoint), whole) == []
+    assert "U-Net" in (result.checkpoint / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "reason"),
+    [
+        ("gan", {"alone_steps": 8}, "never learns"),
+        ("gan", {"start_step": 4, "alone_steps": 4}, "never learns"),
+        ("gan", {"px": 128}, "larger than a crop"),
+        ("gan", {"px": 48}, "48 px"),
+        ("log", {"noise_pattern": True}, "no validations"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(world: Path, section: str, values: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        TrainConfig.model_validate(settings(world, world, **{section: values}))
+
+
+def test_a_u_net_takes_multiples_of_eight(world: Path) -> None:
+    for px, is_right in ((40, True), (36, False)):
+        tables = settings(world, world, gan={"px": px}, loss={"discriminator": "unet"})
+        if is_right:
+            assert TrainConfig.model_validate(tables).gan.px == px
+        else:
+            with pytest.raises(ValidationError, match="multiples"):
+                TrainConfig.model_validate(tables)
+
+
+def test_the_pattern_on_noise_is_measured_with_the_averages(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "_NOISE_LQ_PX", 64)
+    tables = settings(
+        world,
+        tmp_path / "run",
+        data={"validation": str(world / "held_out")},
+        train={"steps": 2},
+        log={"validate_every": 1, "noise_pattern": True},
+    )
+    result, events = run_here(tables)
+    scores = [event.scores["noise_pattern_db"] for event in events if isinstance(event, Validated)]
+    table = rows(tmp_path / "run" / "validation.csv")
+    assert [float(row["noise_pattern_db"]) for row in table] == pytest.approx(scores, rel=1e-4)
+    assert result.checkpoint is not None
+    saved = load_restorer(result.checkpoint, precision="fp32")
+
+    def restore(image: Tensor) -> Tensor:
+        return saved.decode(saved.restore(saved.encode(image)))
+
+    assert validation.measure_noise_pattern(restore, torch.device("cpu")) == pytest.approx(scores[-1], abs=0.02)
+
+    def draw_formless(image: Tensor) -> Tensor:
+        return torch.randn(image.shape, generator=torch.Generator().manual_seed(0)) * 0.02
+
+    def hatch(image: Tensor) -> Tensor:
+        rows, columns = (torch.arange(side, dtype=torch.float32) for side in image.shape[2:])
+        return draw_formless(image) + 0.02 * torch.sin((rows[:, None] + columns) * 0.8)
+
+    monkeypatch.setattr(validation, "_NOISE_LQ_PX", 96)
+    assert validation.measure_noise_pattern(draw_formless, torch.device("cpu")) < 3
+    assert validation.measure_noise_pattern(hatch, torch.device("cpu")) > 6
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:

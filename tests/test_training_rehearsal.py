@@ -25,15 +25,17 @@ from omgsr_cli.training.step import Stepper
         {},
         {"gan": 0.0, "teacher": {"dists": 0.5, "dists_every": 3, "dists_px": 48, "encoder": 0.3, "crops": 2}},
         {"gan": 0.0, "dv3cd": 0.0, "lrr": 0.0, "l1": 0.0, "denoise": 1.0},
+        {"dv3cd": 0.0, "discriminator": "unet", "backbone_path": None},
     ],
-    ids=["pixels", "all", "teacher", "pre-training"],
+    ids=["pixels", "all", "teacher", "pre-training", "u-net"],
 )
 def test_the_foretold_operations_are_those_of_real_steps(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: dict[str, Any]
 ) -> None:
     if "teacher" in loss:
         loss["teacher"] |= {"model": str(world / "model"), "cache": str(tmp_path / "kept")}
-    tables = settings(world, tmp_path / "run", loss=loss, train={"steps": 3})
+    gan = {"px": 32, "width": 4} if "discriminator" in loss else {}
+    tables = settings(world, tmp_path / "run", loss=loss, gan=gan, train={"steps": 3})
     take, counted = Stepper.take, list[int]()
 
     def counting(self: Stepper, step: int, batches: Any, signal: int) -> Any:

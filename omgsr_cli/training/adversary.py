@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from omgsr_cli.training.discriminator import Discriminator
 from omgsr_cli.training.draws import Purpose, draw_generator
 from omgsr_cli.training.loss_sections import GanConfig
-from omgsr_cli.training.losses import discriminator_loss, generator_gan_loss
+from omgsr_cli.training.losses import cut_window, discriminator_loss, generator_gan_loss
 from omgsr_cli.training.optimizers import build_adamw
 from omgsr_cli.training.processes import prepare
 
@@ -48,6 +48,10 @@ class Adversary:
         self._panel = _Panel(discriminator)
         self.prepared: nn.Module = self._panel
 
+    def learns_alone(self, step: int) -> bool:
+        """Whether the generator stays as it is in a step, by its number from 0."""
+        return step < self._config.start_step + self._config.alone_steps
+
     def state(self) -> dict[str, Tensor]:
         """Give the heads' weights and buffers, themselves; the backbone is frozen and not among them."""
         return dict(self.discriminator.heads.state_dict())
@@ -71,9 +75,10 @@ class Adversary:
         Args:
             restored: (B, 3, H, W) float32, nominally in [-1, 1].
             seed: of the run.
-            number: of the batch's first sample; with the seed it decides the augmentation.
+            number: of the batch's first sample; with the seed it decides the window and the augmentation.
         """
         draw = draw_generator(seed, Purpose.JUDGEMENT, number)
+        restored, _ = cut_window(restored, restored, self._config.px, draw)
         panel = self.prepared if self._config.parity else self._panel
         return generator_gan_loss(panel([restored], draw)[0], self._config.real_label)
 
@@ -86,7 +91,9 @@ class Adversary:
             seed: of the run.
             number: of the batch's first sample.
         """
-        real_logits, fake_logits = self.prepared([real, restored], draw_generator(seed, Purpose.AUGMENT, number))
+        draw = draw_generator(seed, Purpose.AUGMENT, number)
+        real, restored = cut_window(real, restored, self._config.px, draw)
+        real_logits, fake_logits = self.prepared([real, restored], draw)
         labels = (self._config.real_label, self._config.fake_label)
         return discriminator_loss(real_logits, fake_logits, labels)
 

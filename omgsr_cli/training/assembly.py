@@ -189,8 +189,8 @@ def build_generator(config: TrainConfig, trainable: Trainable) -> Generator | De
 def _build_adversary(config: TrainConfig, features: FeatureNet | None, device: torch.device) -> Adversary | None:
     if not config.loss.gan:
         return None
-    assert features is not None, "load_features gives one where the GAN has a weight"
-    discriminator = build_discriminator(features, config.data.resolution, config.gan, config.train.seed)
+    judged = features if config.loss.discriminator == "heads" else None
+    discriminator = build_discriminator(judged, config.data.resolution, config.gan, config.train.seed)
     return Adversary(discriminator.to(device), config.gan, config.optim.weight_decay)
 
 

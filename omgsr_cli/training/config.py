@@ -16,7 +16,7 @@ from omgsr_cli.presets import PRESETS
 from omgsr_cli.training.config_errors import Draft, draft_config
 from omgsr_cli.training.config_file import Sheet, read_sheet
 from omgsr_cli.training.fields import Section, refuse
-from omgsr_cli.training.heads import check_discriminator
+from omgsr_cli.training.heads import UNET_MULTIPLE_PX, check_discriminator
 from omgsr_cli.training.loss_sections import GanConfig, LossConfig
 from omgsr_cli.training.sections import (
     DataConfig,
@@ -75,11 +75,21 @@ class TrainConfig(Section):
         if self.gan.start_step >= self.train.steps:
             reason = f"the discriminator never begins: there are {self.train.steps} steps; or set loss.gan = 0"
             raise refuse(reason, "gan.start_step", "train.steps", "loss.gan")
+        if self.gan.start_step + self.gan.alone_steps >= self.train.steps:
+            reason = f"the model never learns from the discriminator: there are {self.train.steps} steps"
+            raise refuse(reason, "gan.alone_steps", "gan.start_step", "train.steps")
+        if self.gan.px > self.data.resolution:
+            raise refuse(f"larger than a crop, whose side is {self.data.resolution} px", "gan.px", "data.resolution")
+        seen = "gan.px" if self.gan.px else "data.resolution"
+        if self.loss.discriminator == "unet":
+            if self.gan.px % UNET_MULTIPLE_PX:
+                raise refuse(f"the U-Net takes multiples of {UNET_MULTIPLE_PX}", seen, "loss.discriminator")
+            return self
         try:
-            check_discriminator(self.data.resolution)
+            check_discriminator(self.gan.px or self.data.resolution)
         except UsageError as error:
             reason = f"{error.message}; {error.hint}" if error.hint else error.message
-            raise refuse(reason, "data.resolution", "loss.gan") from error
+            raise refuse(reason, seen, "loss.gan") from error
         return self
 
     @model_validator(mode="after")
@@ -87,6 +97,13 @@ class TrainConfig(Section):
         if self.train.shard_backbone and self.train.compile:
             reason = "a compiled network cannot be shared out among processes: set one of them to false"
             raise refuse(reason, "train.compile", "train.shard_backbone")
+        return self
+
+    @model_validator(mode="after")
+    def _validates_what_it_logs(self) -> Self:
+        if self.log.noise_pattern and not (self.data.validation and self.log.validate_every):
+            reason = "there are no validations: give data.validation and log.validate_every"
+            raise refuse(reason, "log.noise_pattern", "data.validation", "log.validate_every")
         return self
 
     @model_validator(mode="after")

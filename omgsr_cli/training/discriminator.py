@@ -1,10 +1,12 @@
-"""The discriminator: a few learned layers on each level of a frozen feature network."""
+"""The discriminators: a few learned layers on each level of a frozen feature network, or a U-Net of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -18,7 +20,36 @@ _SLOPE = 0.2
 
 
 class Discriminator(nn.Module):
-    """Tells sharp pictures from restored ones, on three levels.
+    """Tells sharp images from restored ones.
+
+    Args:
+        heads: what learns; each gives logits.
+        changes: what is done to every image before it is judged, out of `augment.CHANGES`.
+    """
+
+    def __init__(self, heads: Sequence[nn.Module], changes: Sequence[str]) -> None:
+        super().__init__()
+        self.changes = tuple(changes)
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, image: Tensor, draw: torch.Generator) -> list[Tensor]:
+        """Judge images.
+
+        Args:
+            image: (B, 3, H, W) float, sRGB in [-1, 1].
+            draw: decides the augmentation.
+        Returns:
+            For each head (B, 1, h, w) float32: logits, higher for real.
+        """
+        return self.judge(augment(image, self.changes, draw))
+
+    def judge(self, image: Tensor) -> list[Tensor]:
+        """Judge images as they are: as `forward`, without augmentation."""
+        return [head(image) for head in self.heads]
+
+
+class FeatureDiscriminator(Discriminator):
+    """Judges the maps of a frozen feature network, on three levels.
 
     Source: OMGSR, arXiv:2508.08227; heads on frozen features as in "Ensembling off-the-shelf models for GAN training",
     arXiv:2112.09130.
@@ -33,41 +64,71 @@ class Discriminator(nn.Module):
     def __init__(
         self, features: FeatureNet, plans: Sequence[Sequence[Block]], changes: Sequence[str], *, blur_pool: bool = True
     ) -> None:
-        super().__init__()
+        super().__init__([_build_head(plan, blur_pool) for plan in plans], changes)
         self.features = features
-        self.changes = tuple(changes)
-        self.heads = nn.ModuleList(_build_head(plan, blur_pool) for plan in plans)
         self._stages = [features.strides.index(stride) for stride in STRIDES]
 
-    def forward(self, image: Tensor, draw: torch.Generator) -> list[Tensor]:
-        """Judge pictures.
-
-        Args:
-            image: (B, 3, H, W) float, sRGB in [-1, 1].
-            draw: decides the augmentation.
-        Returns:
-            For each level (B, 1, h, w) float32: logits, higher for real.
-        """
-        maps = self.features(augment(image, self.changes, draw))
+    def judge(self, image: Tensor) -> list[Tensor]:
+        """Judge images as they are: (B, 1, h, w) float32 for each level."""
+        maps = self.features(image)
         return [head(maps[stage].float()) for stage, head in zip(self._stages, self.heads, strict=True)]
 
 
-def build_discriminator(features: FeatureNet, resolution: int, config: GanConfig, seed: int = 0) -> Discriminator:
-    """Build a discriminator with new heads.
+class UNet(nn.Module):
+    """Judges every pixel by what is around it.
+
+    Source: the discriminator of Real-ESRGAN, arXiv:2107.10833, section 3.3, with its default of 64 channels.
 
     Args:
-        features: frozen, may be shared with the losses.
-        resolution: side in px of the square images that it will judge.
-        config: the section [gan].
-        seed: of the heads' weights.
-    Raises:
-        UsageError: the resolution is too small.
+        width: channels at the image's own size.
     """
-    plans = plan_heads(resolution, [features.channels[features.strides.index(stride)] for stride in STRIDES])
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        widths = [width, 2 * width, 4 * width, 8 * width]
+        self.conv_in = nn.Conv2d(3, width, 3, padding=1)
+        self.down = nn.ModuleList(_build_conv(a, b, 4, 2) for a, b in pairwise(widths))
+        self.up = nn.ModuleList(_build_conv(a, b) for a, b in pairwise(reversed(widths)))
+        self.last = nn.ModuleList(_build_conv(width, width) for _ in range(2))
+        self.conv_out = nn.Conv2d(width, 1, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1], sides multiples of UNET_MULTIPLE_PX, to (B, 1, H, W) logits, float32."""
+        x = F.leaky_relu(self.conv_in(image.float().contiguous(memory_format=torch.channels_last)), _SLOPE)
+        kept = []
+        for conv in self.down:
+            kept.append(x)
+            x = F.leaky_relu(conv(x), _SLOPE)
+        for conv, skipped in zip(self.up, reversed(kept), strict=True):
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            x = F.leaky_relu(conv(x), _SLOPE) + skipped
+        for conv in self.last:
+            x = F.leaky_relu(conv(x), _SLOPE)
+        logits: Tensor = self.conv_out(x)
+        return logits
+
+
+def build_discriminator(
+    features: FeatureNet | None, resolution: int, config: GanConfig, seed: int = 0
+) -> Discriminator:
+    """Build a discriminator with new weights.
+
+    Args:
+        features: frozen, may be shared with the losses; without it the discriminator is the U-Net.
+        resolution: side in px of the square crops; it judges windows of them where `config.px` says so.
+        config: the section [gan].
+        seed: of the weights.
+    Raises:
+        UsageError: what it judges is too small for heads.
+    """
     # New weights come from the seed alone, whatever was drawn before, and change nothing that is drawn after.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Discriminator(features, plans, config.augment, blur_pool=config.blur_pool)
+        if features is None:
+            return Discriminator([UNet(config.width)], config.augment)
+        channels = [features.channels[features.strides.index(stride)] for stride in STRIDES]
+        plans = plan_heads(config.px or resolution, channels)
+        return FeatureDiscriminator(features, plans, config.augment, blur_pool=config.blur_pool)
 
 
 def _build_head(plan: Sequence[Block], blur_pool: bool) -> nn.Sequential:
@@ -80,6 +141,10 @@ def _build_head(plan: Sequence[Block], blur_pool: bool) -> nn.Sequential:
         ]
     last = plan[-1].outputs
     return nn.Sequential(*layers, _build_halving(last, blur_pool), spectral_norm(nn.Conv2d(last, 1, 1)))
+
+
+def _build_conv(inputs: int, outputs: int, side: int = 3, stride: int = 1) -> nn.Module:
+    return spectral_norm(nn.Conv2d(inputs, outputs, side, stride, 1, bias=False))
 
 
 def _build_halving(channels: int, blur_pool: bool) -> nn.Module:

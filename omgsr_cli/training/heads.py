@@ -10,6 +10,9 @@ from omgsr_cli.errors import UsageError
 STRIDES = (4, 8, 16)
 """Image pixels per element of the feature maps that are judged: DINOv3's first three, VGG16's last three."""
 
+UNET_MULTIPLE_PX = 8
+"""Sides of the images that the U-Net discriminator takes are multiples of this: it halves them three times."""
+
 _MOST_BLOCKS = 4
 
 

@@ -29,7 +29,7 @@ from omgsr_cli.training.signals import StopWish
 from omgsr_cli.training.state import Progress, load_state, write_state
 from omgsr_cli.training.step import Stepper, StepResult
 from omgsr_cli.training.teacher import Restore, load_teacher
-from omgsr_cli.training.validation import validate, write_grid
+from omgsr_cli.training.validation import PATTERN, measure_noise_pattern, validate, write_grid
 
 Report = Callable[[Event], None]
 
@@ -132,9 +132,8 @@ class Trainer:
         self._progress = Progress() if found is None else load_state(found, run.learner)
         self._checkpoint = found
         self._stepper = Stepper(accelerator, run.learner, run.config)
-        self._log = RunLog(
-            accelerator, run.config, run.losses, ["psnr_y", "ssim_y", *run.measures], self._progress.step
-        )
+        measures = ["psnr_y", "ssim_y", *run.measures, *([PATTERN] if run.config.log.noise_pattern else [])]
+        self._log = RunLog(accelerator, run.config, run.losses, measures, self._progress.step)
 
     def go_on(self, wish: StopWish) -> TrainResult:
         """Take the steps that are left."""
@@ -233,20 +232,25 @@ class Trainer:
 
     def _validate(self) -> None:
         run, accelerator, average = self._run, self._accelerator, self._run.learner.average
+        restore, device = run.learner.generator.restore, device_of(accelerator)
+        pattern = {}
         with average.applied() if average else nullcontext():
             found = validate(
-                run.learner.generator.restore,
+                restore,
                 run.held_out,
                 run.crop_options,
                 run.measures,
                 multiple_px=run.trainable.restorer.info.multiple_of_px,
-                device=device_of(accelerator),
+                device=device,
                 seed=self._config.train.seed,
                 rank=accelerator.process_index,
                 processes=accelerator.num_processes,
                 together=self._config.train.shard_backbone,
             )
-        scores = share_sums(accelerator, found.sums, found.pictures, ("psnr_y", "ssim_y", *run.measures))
+            if self._config.log.noise_pattern:
+                # In every process, since they may share the network's weights.
+                pattern[PATTERN] = measure_noise_pattern(restore, device)
+        scores = share_sums(accelerator, found.sums, found.pictures, ("psnr_y", "ssim_y", *run.measures)) | pattern
         self._progress.scores, self._progress.scored_at = scores, self._progress.step
         grid = self._folder / "validation" / f"step-{self._progress.step:08d}.png"
         if accelerator.is_main_process:

@@ -50,7 +50,12 @@ class LossConfig(Section):
     lrr: Number = Field(default=5.0, description="noisy latent of the sharp picture v. latent of the low-quality one")
     l1: Number = Field(default=0.5, description="absolute difference of the pixels")
     dv3cd: Number = Field(default=5.0, description="structure and texture distance (DISTS) on the feature network")
-    gan: Number = Field(default=0.5, description="the discriminator's judgement; it reads the same feature network")
+    gan: Number = Field(default=0.5, description="the discriminator's judgement")
+    discriminator: Literal["heads", "unet"] = Field(
+        default="heads",
+        description="what judges for gan: learned heads on the feature network, or Real-ESRGAN's U-Net, "
+        "which needs no feature network and judges every pixel",
+    )
     lpips: Number = Field(default=0.0, description="LPIPS-AlexNet; needs lpips_path")
     denoise: Number = Field(
         default=0.0, description="pre-training: foreseeing noise in sharp pictures' latents; stands alone"
@@ -77,7 +82,8 @@ class LossConfig(Section):
     @property
     def needs_backbone(self) -> bool:
         """Whether anything measures on the feature network."""
-        return bool(self.dv3cd or self.gan or (self.teacher and self.teacher.dists))
+        has_heads = self.gan and self.discriminator == "heads"
+        return bool(self.dv3cd or has_heads or (self.teacher and self.teacher.dists))
 
     @property
     def needs_lpips(self) -> bool:
@@ -107,6 +113,13 @@ class GanConfig(Section):
     """The discriminator; it is there where [loss] gan is above 0."""
 
     start_step: Whole = Field(default=0, description="first step that it takes part in")
+    alone_steps: Whole = Field(
+        default=0, description="steps from start_step on in which it learns alone, while the model stays as it is"
+    )
+    px: Whole = Field(
+        default=0, description="side of the random window that it sees of each batch, px; 0 for the whole crop"
+    )
+    width: Count = Field(default=64, description="channels of the U-Net at the image's size; the heads have their own")
     lr: Positive = Field(default=5e-5, description="its learning rate")
     betas: Betas = Field(default=(0.9, 0.999), description="of its AdamW")
     real_label: Fraction = Field(

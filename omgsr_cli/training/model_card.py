@@ -30,7 +30,14 @@ _LOSSES = {
     "denoise": "noise foreseen in latents of sharp pictures (pre-training)",
     "teacher_dists": "structure-texture distance to a teacher's picture on {features}",
 }
-_METRICS = {"psnr_y": "PSNR-Y (dB)", "ssim_y": "SSIM-Y", "dv3cd": "Dv3CD", "lpips": "LPIPS-AlexNet", "dists": "DISTS"}
+_METRICS = {
+    "psnr_y": "PSNR-Y (dB)",
+    "ssim_y": "SSIM-Y",
+    "dv3cd": "Dv3CD",
+    "lpips": "LPIPS-AlexNet",
+    "dists": "DISTS",
+    "noise_pattern_db": "strongest direction in restored noise (dB)",
+}
 
 
 @dataclass(frozen=True)
@@ -177,8 +184,9 @@ def _training(config: TrainConfig, facts: RunFacts) -> str:
 
 def _loss_terms(config: TrainConfig, features: str) -> list[str]:
     weights = loss_weights(config.loss)
+    texts = _LOSSES | ({"gan": "GAN with a U-Net"} if config.loss.discriminator == "unet" else {})
     return [
-        f"{weights[name]:g} x {text.format(features=features)}" for name, text in _LOSSES.items() if weights.get(name)
+        f"{weights[name]:g} x {text.format(features=features)}" for name, text in texts.items() if weights.get(name)
     ]
 
 

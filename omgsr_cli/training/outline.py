@@ -15,7 +15,7 @@ from omgsr_cli.models.sources import ModelSource
 from omgsr_cli.models.trainable import Trainable
 from omgsr_cli.training.assembly import build_generator, build_lora_options
 from omgsr_cli.training.config import TrainConfig
-from omgsr_cli.training.discriminator import build_discriminator
+from omgsr_cli.training.discriminator import Discriminator, build_discriminator
 from omgsr_cli.training.dists import Dists
 from omgsr_cli.training.draws import Purpose, draw_generator
 from omgsr_cli.training.features import find_features
@@ -23,7 +23,7 @@ from omgsr_cli.training.features.base import FeatureNet
 from omgsr_cli.training.features.dinov3 import DinoV3
 from omgsr_cli.training.features.imagenet import AlexNet, Vgg16
 from omgsr_cli.training.loss_sections import LossConfig
-from omgsr_cli.training.losses import Losses, join_losses
+from omgsr_cli.training.losses import Losses, cut_window, join_losses
 from omgsr_cli.training.lpips import Lpips
 
 _DINOV3_WIDTHS = {
@@ -45,7 +45,7 @@ class Outline:
         trainable: the model.
         losses: of the generator.
         features: the feature network, or None.
-        heads: the discriminator's, or None.
+        discriminator: or None.
         device: where all of it is.
     """
 
@@ -53,19 +53,18 @@ class Outline:
     trainable: Trainable
     losses: Losses
     features: FeatureNet | None
-    heads: nn.Module | None
+    discriminator: Discriminator | None
     device: torch.device
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
         """Everything with weights."""
-        return tuple(
-            part for part in (self.trainable.networks, self.losses, self.features, self.heads) if part is not None
-        )
+        heads = self.discriminator and self.discriminator.heads
+        return tuple(part for part in (self.trainable.networks, self.losses, self.features, heads) if part is not None)
 
     def step(self, number: int) -> None:
         """Run the forward and backward passes of one batch in step `number`, of which not all have all losses."""
-        config, features, heads = self.config, self.features, self.heads
+        config, discriminator = self.config, self.discriminator
         batch, side = config.data.batch_size, config.data.resolution
         hq = torch.zeros(batch, 3, side, side, device=self.device)
         # What is drawn is drawn on the CPU.
@@ -75,13 +74,14 @@ class Outline:
                 return
             output = build_generator(config, self.trainable)(hq, hq, config.train.seed, range(batch))
         total = self.losses.total(self.losses(output, hq, target=hq, step=number))
-        if features is None or heads is None:
+        if discriminator is None:
             torch.autograd.backward(total)
             return
-        heads.requires_grad_(False)
-        torch.autograd.backward(total + _judge(heads, features, output.restored))
-        heads.requires_grad_(True)
-        torch.autograd.backward(_judge(heads, features, hq) + _judge(heads, features, output.restored.detach()))
+        hq, restored = cut_window(hq, output.restored, config.gan.px, None)
+        discriminator.heads.requires_grad_(False)
+        torch.autograd.backward(total + _judge(discriminator, restored))
+        discriminator.heads.requires_grad_(True)
+        torch.autograd.backward(_judge(discriminator, hq) + _judge(discriminator, restored.detach()))
 
     def _denoise(self, hq: Tensor) -> Tensor:
         """As `Denoising` does, at one timestep: others cost the same, and tensors without values cannot say theirs."""
@@ -109,10 +109,11 @@ def outline_run(config: TrainConfig, source: ModelSource, device: torch.device) 
             trainable.checkpoint_gradients()
         features = _outline_features(config)
         losses = _outline_losses(config.loss, features)
-        heads = None
-        if features is not None and config.loss.gan:
-            heads = build_discriminator(features, config.data.resolution, config.gan).heads
-    return Outline(config, trainable, losses, features, heads, device)
+        discriminator = None
+        if config.loss.gan:
+            judged = features if config.loss.discriminator == "heads" else None
+            discriminator = build_discriminator(judged, config.data.resolution, config.gan)
+    return Outline(config, trainable, losses, features, discriminator, device)
 
 
 def _outline_features(config: TrainConfig) -> FeatureNet | None:
@@ -146,7 +147,5 @@ def _outline_losses(config: LossConfig, features: FeatureNet | None) -> Losses:
     return join_losses(config, None if features is None else Dists(features), lpips).requires_grad_(False)
 
 
-def _judge(heads: nn.Module, features: FeatureNet, image: Tensor) -> Tensor:
-    maps = features(image, pooled=False)[-len(list(heads.children())) :]
-    logits = [head(each) for head, each in zip(heads.children(), maps, strict=True)]
-    return torch.stack([each.mean() for each in logits]).sum()
+def _judge(discriminator: Discriminator, image: Tensor) -> Tensor:
+    return torch.stack([level.mean() for level in discriminator.judge(image)]).sum()

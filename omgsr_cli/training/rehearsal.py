@@ -109,8 +109,8 @@ def rehearse(config: TrainConfig, source: ModelSource, device: torch.device) -> 
             for network in outline.networks:
                 live.hold(network)
             flop = _mean_over_steps(config, count)
-    trainable, heads = outline.trainable, outline.heads
-    judged = 0 if heads is None else sum(weight.numel() for weight in heads.parameters())
+    trainable, judge = outline.trainable, outline.discriminator
+    judged = 0 if judge is None else sum(weight.numel() for weight in judge.heads.parameters())
     weights = sum(weight.numel() for weight in trainable.networks.parameters())
     trained = sum(weight.numel() for weight in trainable.trained().values())
     averages = _ADAMW_8BIT_BYTES if config.optim.eight_bit else _ADAMW_BYTES

@@ -254,6 +254,11 @@ class LogConfig(Section):
 
     every: Count = Field(default=10, description="steps between lines of the log")
     validate_every: Whole = Field(default=500, description="steps between validations; 0 for none")
+    noise_pattern: Switch = Field(
+        default=False,
+        description="measure at each validation how far one direction stands out where only noise was restored, dB: "
+        "it rises before a hatching is visible",
+    )
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
         default=(), description="where the figures go besides; each needs its package"
     )

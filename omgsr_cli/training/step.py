@@ -48,9 +48,10 @@ class StepResult:
     """What a step gave, the same in every process.
 
     Attributes:
-        losses: unweighted, means over processes and passes; "total" is the weighted sum.
+        losses: unweighted, means over processes and passes; "total" is the weighted sum of the generator's, which has
+            none while the discriminator learns alone.
         learning_rate: of the generator.
-        gradient_norm: of the generator, before clipping.
+        gradient_norm: of the generator, before clipping; 0 while it stays as it is.
         is_finite: whether the weights were changed.
         signal: that any process heard, or 0.
     """
@@ -85,22 +86,29 @@ class Stepper:
         """
         learner, passes = self._learner, self._config.optim.accumulate
         adversary = learner.adversary if step >= self._config.gan.start_step else None
+        alone = adversary if adversary is not None and adversary.learns_alone(step) else None
         rate = self._set_rates(step)
         sums: dict[str, Tensor] = {}
         for number in range(passes):
-            losses = self._backward(step, next(batches), adversary, passes, last=number == passes - 1)
+            batch, last = next(batches), number == passes - 1
+            if alone is not None:
+                losses = self._backward_alone(batch, alone, passes, last=last)
+            else:
+                losses = self._backward(step, batch, adversary, passes, last=last)
             for name, value in losses.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value / passes
-        norms = {"gradient_norm": clip_gradients(learner.weights.values(), self._config.optim.clip)}
+        norms = {}
+        if alone is None:
+            norms["gradient_norm"] = clip_gradients(learner.weights.values(), self._config.optim.clip)
         if adversary is not None:
             norms["discriminator_norm"] = clip_gradients(adversary.weights.values(), self._config.optim.clip)
         # Norms are equal in every process already; a loss may be finite in this one and not in another.
         shared, heard = share(self._accelerator, sums | norms, signal)
         finite = is_finite(shared)
         if finite:
-            self._update(adversary)
+            self._update(adversary, alone is None)
         self._clear()
-        norm = shared.pop("gradient_norm")
+        norm = shared.pop("gradient_norm", 0.0)
         shared.pop("discriminator_norm", None)
         return StepResult(shared, rate, norm, finite, heard)
 
@@ -123,11 +131,21 @@ class Stepper:
             torch.autograd.backward(total / passes)
         losses["total"] = total
         if adversary is not None:
-            with self._synchronised(adversary.prepared, last):
-                loss = adversary.discriminator_loss(batch.hq, output.restored.detach(), seed, batch.numbers[0])
-                torch.autograd.backward(loss / passes)
-            losses["discriminator"] = loss
+            losses["discriminator"] = self._teach(adversary, batch, output.restored.detach(), passes, last=last)
         return {name: value.detach() for name, value in losses.items()}
+
+    def _backward_alone(self, batch: Batch, adversary: Adversary, passes: int, *, last: bool) -> dict[str, Tensor]:
+        """Add one batch's gradients of the discriminator; its loss."""
+        with torch.no_grad():
+            output = self._generator(batch.lq, batch.hq, self._config.train.seed, batch.numbers)
+        return {"discriminator": self._teach(adversary, batch, output.restored, passes, last=last)}
+
+    def _teach(self, adversary: Adversary, batch: Batch, restored: Tensor, passes: int, *, last: bool) -> Tensor:
+        """Add the discriminator's gradients; its loss, without gradients."""
+        with self._synchronised(adversary.prepared, last):
+            loss = adversary.discriminator_loss(batch.hq, restored, self._config.train.seed, batch.numbers[0])
+            torch.autograd.backward(loss / passes)
+        return loss.detach()
 
     def _synchronised(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Leave a pass's gradients in its process, unless it is the step's last."""
@@ -141,10 +159,11 @@ class Stepper:
             set_learning_rate(self._learner.adversary.optimizer, gan.lr * share_of)
         return optim.lr * share_of
 
-    def _update(self, adversary: Adversary | None) -> None:
-        self._learner.optimizer.step()
-        if self._learner.average is not None:
-            self._learner.average.update()
+    def _update(self, adversary: Adversary | None, generator_learned: bool) -> None:
+        if generator_learned:
+            self._learner.optimizer.step()
+            if self._learner.average is not None:
+                self._learner.average.update()
         if adversary is not None:
             adversary.optimizer.step()
 

@@ -1,11 +1,13 @@
-"""Held-out pictures: restored as users do it, measured, and shown."""
+"""Held-out images: restored as users do it, measured, and shown; and what is made of noise alone."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +26,16 @@ LARGEST_PX = 512
 
 SHOWN = 4
 """Rows of the grid."""
+
+PATTERN = "noise_pattern_db"
+"""The figure of `measure_noise_pattern` among the scores of a validation."""
+
+_NOISES = ((0.5, 10), (0.5, 20), (0.35, 15), (0.7, 30))
+"""Grey tones in [0, 1], and the deviation of the noise on them in levels of 8 bits."""
+
+_NOISE_LQ_PX, _NOISE_MARGIN_PX, _NOISE_SCALE = 160, 64, 4
+_LEAST_SEEN = 1 / 7
+"""Grey levels: what a ring of the spectrum holds below this is visible to nobody."""
 
 
 @dataclass
@@ -122,6 +134,58 @@ def load_pair(
         lq = from_samples(_middle(read_pixels(picture.lq, options.cache), largest_px // picture.lq_scale))
         hq = from_samples(_middle(hq_pixels, largest_px // picture.lq_scale * picture.lq_scale, picture.lq_scale))
     return trim(resize(lq, (hq.shape[1], hq.shape[2])), multiple_px), trim(hq, multiple_px)
+
+
+@torch.no_grad()
+def measure_noise_pattern(restore: Callable[[Tensor], Tensor], device: torch.device) -> float:
+    """Measure the strongest direction in what is made of noise on plain grey, which should have none.
+
+    Args:
+        restore: (1, 3, H, W) in [-1, 1] to the same.
+        device: where to restore.
+    Returns:
+        dB, as `strongest_direction_db`; the largest of four tones and strengths.
+    """
+    side, margin = _NOISE_LQ_PX * _NOISE_SCALE, slice(_NOISE_MARGIN_PX, -_NOISE_MARGIN_PX)
+    worst = 0.0
+    for tone, sigma in _NOISES:
+        lq = resize(draw_noisy_grey(tone, sigma, _NOISE_LQ_PX, seed=1), (side, side))
+        restored = to_unit(restore(lq[None].mul(2).sub_(1).to(device)))[0].cpu()
+        worst = max(worst, strongest_direction_db(restored.mean(0)[margin, margin] * 255))
+    return worst
+
+
+def draw_noisy_grey(tone: float, sigma: float, side_px: int, seed: int) -> Tensor:
+    """Draw white noise of `sigma` levels of 8 bits on a plain tone in [0, 1]: (3, side, side) in [0, 1]."""
+    noise = np.random.default_rng(seed).normal(tone, sigma / 255, (3, side_px, side_px))
+    return torch.from_numpy(noise.clip(0, 1).astype(np.float32))
+
+
+def strongest_direction_db(luma: Tensor, window: int = 128) -> float:
+    """Measure how far one direction stands out of its ring in the spectrum of what should be formless.
+
+    Args:
+        luma: (H, W) in grey levels, both at least `window`.
+        window: side of the squares whose spectra are averaged, px.
+    Returns:
+        dB of the strongest of 12 sectors over their median, in the worst ring of 0.04 cycles per pixel; rings that
+        hold less than a seventh of a grey level are left out, as nobody sees them.
+    """
+    patches = luma.unfold(0, window, window // 2).unfold(1, window, window // 2).reshape(-1, window, window)
+    hann = torch.hann_window(window)[:, None] * torch.hann_window(window)
+    patches = (patches - patches.mean((1, 2), keepdim=True)) * hann
+    power = torch.fft.fft2(patches).abs().square().mean(0) / (hann.square().sum() * window**2)
+    rows, columns = torch.fft.fftfreq(window)[:, None], torch.fft.fftfreq(window)[None]
+    radius, angle = (rows**2 + columns**2).sqrt(), torch.atan2(rows, columns) % math.pi
+    sector = (angle * 12 / math.pi).long()
+    worst = 0.0
+    for low in np.arange(0.03, 0.5, 0.04):
+        ring = (radius >= low) & (radius < low + 0.04)
+        if power[ring].sum().sqrt() < _LEAST_SEEN:
+            continue
+        means = torch.stack([power[ring & (sector == k)].mean() for k in range(12)])
+        worst = max(worst, 10 * math.log10(float(means.max() / means.median())))
+    return worst
 
 
 def write_grid(rows: Sequence[Tensor], path: Path) -> None:
