@@ -40,7 +40,12 @@ FORMAT_OF_SUFFIX = {
 }
 
 #: The formats that are read by a library which not everybody has: the package's extra, and the module that it brings.
-EXTRA_OF_FORMAT = {"heic": ("heif", "pillow_heif"), "jxl": ("jxl", "pillow_jxl"), "raw": ("raw", "rawpy")}
+EXTRA_OF_FORMAT = {
+    "heic": ("heif", "pillow_heif"),
+    "jxl": ("jxl", "pillow_jxl"),
+    "raw": ("raw", "rawpy"),
+    "codecs": ("codecs", "imagecodecs"),
+}
 
 # Pictures all the same, though of no kind that is read.
 _UNREAD_SUFFIXES = frozenset(

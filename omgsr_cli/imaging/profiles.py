@@ -312,6 +312,23 @@ def convert_to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
     return converted
 
 
+def lab_to_srgb(lab: Tensor) -> Tensor:
+    """Convert Lab to sRGB.
+
+    Args:
+        lab: (3, H, W) float32, CIE 1976 under D50: lightness 0 to 100, a and b.
+    Returns:
+        (3, H, W) float32, outside [0, 1] where sRGB cannot show the colour.
+    Source: CIE 15:2004, 8.2.1.
+    """
+    middle = (lab[0] + 16) / 116
+    curved = torch.stack([middle + lab[1] / 500, middle, middle - lab[2] / 200])
+    ratios = torch.where(curved > 6 / 29, curved**3, (curved - 4 / 29) * (3 * (6 / 29) ** 2))
+    # White is the sum of the primaries, so that a = b = 0 is neutral.
+    matrix = np.linalg.inv(_SRGB_TO_XYZ) * _SRGB_TO_XYZ.sum(axis=1)
+    return light_to_srgb(torch.einsum("ij,jhw->ihw", torch.from_numpy(matrix.astype(np.float32)), ratios))
+
+
 def _tags(icc: bytes) -> dict[bytes, bytes]:
     try:
         count = struct.unpack_from(">I", icc, 128)[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,9 +10,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
+from PIL import Image, ImageFile, PngImagePlugin
 from torch import Tensor
 
+from omgsr_cli.files.folders import has_reader
 from omgsr_cli.imaging.deep import can_read_deep, is_deep, read_deep
 from omgsr_cli.imaging.exif import ExifError, exif_orientation, has_adobe_rgb, upright_exif
 from omgsr_cli.imaging.extras import develop_raw, heif_depth, is_raw, raw_size, read_deep_heif
@@ -29,7 +29,8 @@ from omgsr_cli.imaging.profiles import (
     profile_space,
     refuse_hdr,
 )
-from omgsr_cli.imaging.samples import from_samples
+from omgsr_cli.imaging.read_tiff import TiffImage, needs_codecs, read_tiff
+from omgsr_cli.imaging.samples import TURNS, from_samples
 from omgsr_cli.imaging.settings_line import png_chunks, record_of_file
 from omgsr_cli.imaging.source import (
     DECODE_ERRORS,
@@ -48,20 +49,6 @@ _WIDE_GREY_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I", "F"})
 #: Less of a wider gamut than this is not worth keeping beside the picture. Near black it matters more than it
 #: seems: a step of sRGB is many steps of a pure gamma curve there, which is also why float16 would not do.
 _GAMUT_TOLERANCE = 1e-4
-
-_PHOTOMETRIC_TAG = 262
-
-#: What each EXIF orientation asks to be done to an (H, W, C) array.
-_TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
-    1: lambda samples: samples,
-    2: lambda samples: samples[:, ::-1],
-    3: lambda samples: samples[::-1, ::-1],
-    4: lambda samples: samples[::-1],
-    5: lambda samples: samples.swapaxes(0, 1),
-    6: lambda samples: samples[::-1].swapaxes(0, 1),
-    7: lambda samples: samples[::-1, ::-1].swapaxes(0, 1),
-    8: lambda samples: samples[:, ::-1].swapaxes(0, 1),
-}
 
 
 @dataclass(frozen=True)
@@ -92,7 +79,7 @@ def read_picture(source: Path | bytes, name: str | None = None) -> Picture:
         format_name = FORMAT_OF_PILLOW[image.format or ""]
         frames = frame_count(image, name)
         decoded = _decode(image, file, name)
-        samples = _TURNS[orientation(image)](decoded.samples)
+        samples = TURNS[orientation(image)](decoded.samples)
         metadata, notes = read_metadata(image, samples.shape[:2])
         if image.mode in ("P", "PA") and samples.shape[2] < 3 and _is_for_rgb(metadata.icc):
             samples = samples[:, :, [0, 0, 0, 1][: samples.shape[2] + 2]]
@@ -131,13 +118,16 @@ def probe_picture(source: Path | bytes, name: str | None = None) -> PictureHeade
         if (_late_orientation(image, file) or orientation(image)) >= 5:
             width, height = height, width
         deep = (is_deep(image) and can_read_deep(image)) or heif_depth(image) > 8
+        mode, has_alpha = f"{image.mode};16" if deep else image.mode, image.has_transparency_data
+        if isinstance(image, TiffImage):
+            deep, mode, has_alpha = image.is_deep, image.facts.name, image.facts.alpha_at is not None
         return PictureHeader(
             size_px=(height, width),
             format=FORMAT_OF_PILLOW[image.format or ""],
             frames=frame_count(image, name),
-            mode=f"{image.mode};16" if deep else image.mode,
+            mode=mode,
             bit_depth=16 if deep or image.mode in _WIDE_GREY_MODES else 8,
-            has_alpha=image.has_transparency_data,
+            has_alpha=has_alpha,
             record=record_of_file(file),
         )
 
@@ -181,6 +171,8 @@ def _decode(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> _Decoded:
     if heif_depth(image) > 8:
         with decoding(name):
             return _Decoded(read_deep_heif(file))
+    if isinstance(image, TiffImage):
+        return _decode_tiff(image, file, name)
     if is_deep(image):
         if can_read_deep(image):
             key = image.info.get("transparency")
@@ -191,11 +183,34 @@ def _decode(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> _Decoded:
     return _decode_shallow(image, name)
 
 
+def _decode_tiff(image: TiffImage, file: BinaryIO, name: str) -> _Decoded:
+    notes = ("a transparency mask was left out",) if image.has_mask else ()
+    if image.is_pillows or image.page is None:
+        decoded = _decode_shallow(image, name)
+        return replace(decoded, notes=(*decoded.notes, *image.facts.notes, *notes))
+    if needs_codecs(image.page) and not has_reader("codecs") and is_deep(image) and can_read_deep(image):
+        return _Decoded(read_deep(image, file, name), notes=notes)
+    with decoding(name):
+        read = read_tiff(image, name)
+    notes = (*read.notes, *notes)
+    samples, is_srgb = read.colors, read.is_srgb
+    if read.space == "CMYK":
+        if samples.dtype == np.uint16:
+            samples, notes = np.rint(samples / 257).astype(np.uint8), ("16 bits per channel were read as 8", *notes)
+        inks = Image.fromarray(np.ascontiguousarray(samples), "CMYK")
+        inks.info["icc_profile"] = image.info.get("icc_profile")
+        converted = _through_profile(inks)
+        samples, is_srgb, notes = converted.samples, True, (*converted.notes, *notes)
+    if read.alpha is not None:
+        alpha = read.alpha if read.alpha.dtype == samples.dtype else np.rint(read.alpha / 257).astype(np.uint8)
+        samples = np.concatenate([samples, alpha], axis=2)
+    return _Decoded(samples, is_srgb, notes)
+
+
 def _decode_shallow(image: ImageFile.ImageFile, name: str) -> _Decoded:
-    inverted = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC_TAG) == 0
     load_pixels(image, name)
     if image.mode in _WIDE_GREY_MODES:
-        return _wide_grey(image, inverted)
+        return _wide_grey(image)
     if image.mode in ("CMYK", "LAB"):
         return _through_profile(image)
     if image.mode in ("P", "PA"):
@@ -225,7 +240,7 @@ def _with_key_alpha(samples: NDArray[Any], key: Any) -> NDArray[Any]:
     return np.concatenate([samples, opaque * np.iinfo(samples.dtype).max], axis=2).astype(samples.dtype)
 
 
-def _wide_grey(image: Image.Image, inverted: bool) -> _Decoded:
+def _wide_grey(image: Image.Image) -> _Decoded:
     values = np.asarray(image)
     notes: tuple[str, ...] = ()
     if image.mode == "F":
@@ -235,8 +250,6 @@ def _wide_grey(image: Image.Image, inverted: bool) -> _Decoded:
         notes = ("samples were clipped to 16 bits",)
         values = values.clip(0, 65535)
     samples = values.astype(np.uint16)[:, :, None]
-    # Pillow turns white-is-zero pictures of 8 bits, not of 16.
-    samples = 65535 - samples if inverted else samples
     return _Decoded(_with_key_alpha(samples, image.info.get("transparency")), notes=notes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,18 @@ from torch import Tensor
 
 #: Weights of BT.601, on gamma-encoded values: what JPEG and Pillow call grey.
 _LUMA_RED, _LUMA_BLUE = 0.299, 0.114
+
+#: What each EXIF orientation asks to be done to an (H, W, C) array.
+TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    1: lambda samples: samples,
+    2: lambda samples: samples[:, ::-1],
+    3: lambda samples: samples[::-1, ::-1],
+    4: lambda samples: samples[::-1],
+    5: lambda samples: samples.swapaxes(0, 1),
+    6: lambda samples: samples[::-1].swapaxes(0, 1),
+    7: lambda samples: samples[::-1, ::-1].swapaxes(0, 1),
+    8: lambda samples: samples[:, ::-1].swapaxes(0, 1),
+}
 
 
 class SampleLayout(NamedTuple):

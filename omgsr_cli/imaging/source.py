@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from omgsr_cli.errors import FileError, reason_of
 from omgsr_cli.files.folders import has_reader
 from omgsr_cli.imaging.extras import add_readers, missing_reader
 from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
+from omgsr_cli.imaging.read_tiff import TiffImage, is_tiff, open_tiff
 
 #: Larger pictures are refused by what their header says, before any memory is taken.
 MAX_PIXELS = 1_000_000_000
@@ -120,13 +121,18 @@ def opened(source: Path | bytes, name: str) -> Iterator[tuple[ImageFile.ImageFil
     with opened_file(source, name) as file:
         with decoding(name):
             try:
-                image = Image.open(file, formats=_openers())
+                image = open_tiff(file) if is_tiff(file.read(4)) else _opened_by_pillow(file)
             except UnidentifiedImageError as error:
                 raise _unidentified(file, name) from error
             check_size(name, image.size)
             _check_density(image, file, name)
             _check_length(image, file, name)
         yield image, file
+
+
+def _opened_by_pillow(file: BinaryIO) -> ImageFile.ImageFile:
+    file.seek(0)
+    return Image.open(file, formats=_openers())
 
 
 def load_pixels(image: ImageFile.ImageFile, name: str) -> None:
@@ -145,6 +151,8 @@ def frame_count(image: ImageFile.ImageFile, name: str) -> int:
     Raises:
         FileError: a frame's head is broken.
     """
+    if isinstance(image, TiffImage):
+        return image.full_pages
     with decoding(name):
         return int(getattr(image, "n_frames", 1))
 
@@ -184,7 +192,7 @@ def _check_density(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> Non
 
 def _check_length(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> None:
     """Refuse a TIFF whose pixels lie beyond the file's end: libtiff would also say so on stderr."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+    if not isinstance(image, TiffImage):
         return
     # Strips that cover less than the header asks for would leave the rest black, gigapixels of it from one kilobyte.
     corners = [tile.extents[2:] for tile in image.tile if tile.extents is not None]
