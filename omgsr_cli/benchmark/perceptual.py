@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import tempfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -22,6 +21,7 @@ from torch import Tensor
 from omgsr_cli.benchmark.metrics import KnownMetric, Weights
 from omgsr_cli.benchmark.results import Failure
 from omgsr_cli.errors import FileError, OmgsrError
+from omgsr_cli.files.atomic import scratch_folder
 from omgsr_cli.models.libraries import explain_broken_torchvision
 
 _INSTALL = "pip install 'omgsr-cli[metrics]'"
@@ -82,7 +82,7 @@ class PyiqaMetric:
         Raises:
             FileError: the metric does not work on these pictures.
         """
-        with tempfile.TemporaryDirectory(prefix="omgsr-bench-") as scratch:
+        with scratch_folder() as scratch:
             folders = [Path(scratch, name) for name in ("restored", "references")]
             for folder, paths in zip(folders, (restored, references), strict=True):
                 folder.mkdir()

@@ -12,7 +12,7 @@ from omgsr_cli.cli.spread import PartsOfPlan, Report, choose_engine
 from omgsr_cli.cli.upscale_forecast import Pace
 from omgsr_cli.cli.upscale_results import Tally, name_of, result_line
 from omgsr_cli.errors import OmgsrError
-from omgsr_cli.files.jobs import Job, JobPlan
+from omgsr_cli.files.jobs import Job, JobPlan, clear_leftovers
 
 if TYPE_CHECKING:
     from omgsr_cli.batch.finished import Settings
@@ -72,7 +72,8 @@ class Session:
         pace = self.pace()
         finished = FinishedResults(self.settings, self.info, self.remembered)
         tally = Tally()
-        results = plan_files(self._jobs(plan, tally, lambda _: None), self.settings, self.info, finished, free)
+        jobs = self._jobs(plan, tally, lambda _: None, dry_run=True)
+        results = plan_files(jobs, self.settings, self.info, finished, free)
         return self._report(plan, tally, results, pace.add, pace.forecast)
 
     def run(self, plan: PartsOfPlan, options: EngineOptions, report: Report) -> int:
@@ -125,6 +126,8 @@ class Session:
         tally: Tally,
         keep: Callable[[FileResult], None],
         counted: Callable[[], None] | None = None,
+        *,
+        dry_run: bool = False,
     ) -> Iterator[Job]:
         """The jobs of all parts; what is to be told of a part is told as it is begun."""
 
@@ -136,6 +139,8 @@ class Session:
             for problem in part.problems:
                 keep(self._refuse(problem))
                 tally.failed.append(problem.message)
+            if not dry_run and (removed := clear_leftovers(part.jobs)):
+                self.talk.detail(f"note: removed {removed} unfinished files of runs that were killed")
             if part.is_last and counted is not None:
                 counted()
 

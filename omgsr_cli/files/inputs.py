@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from omgsr_cli.errors import FileError, UsageError
+from omgsr_cli.errors import FileError, UsageError, read_reason
 from omgsr_cli.files.addresses import Address, Location, is_url, parse_address, shown
 from omgsr_cli.files.folders import EntryKeys, is_picture
 from omgsr_cli.files.found import Found, FoundInput, FoundPicture, Note, problem
 from omgsr_cli.files.lists import read_lines
-from omgsr_cli.files.local_inputs import LocalSearch, path_below, refusal
+from omgsr_cli.files.local_inputs import LocalSearch, path_below
 from omgsr_cli.files.remote_inputs import RemoteSearch
 from omgsr_cli.files.seen import SeenNames
 from omgsr_cli.files.storage import check_address, local_copy
@@ -122,7 +122,7 @@ class _Search:
         try:
             lines = read_lines(copy)
         except OSError as error:
-            yield problem(shown(listing), refusal(error))
+            yield problem(shown(listing), read_reason(error))
             return
         if lines is None:
             yield problem(shown(listing), "not a list of paths, which is plain text")

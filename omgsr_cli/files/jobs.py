@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from omgsr_cli.errors import FileError, UsageError
 from omgsr_cli.files.addresses import Address, Location, is_url, parse_address, shown
+from omgsr_cli.files.atomic import remove_abandoned
 from omgsr_cli.files.clashes import Clashes
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
 from omgsr_cli.files.found import Found, FoundInput, Note
@@ -72,6 +73,12 @@ class JobOptions:
     suffix: str | None
     scale_label: str
     output_format: OutputFormat
+
+
+def clear_leftovers(jobs: Iterable[Job]) -> int:
+    """Remove what runs that were killed left where jobs write; returns how many files."""
+    folders = {job.destination.parent for job in jobs if isinstance(job.destination, Path)}
+    return sum(map(remove_abandoned, folders))
 
 
 # So many pictures are known before the first is worked at: a plan of no more has one part.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import glob
 import os
 import stat
@@ -10,19 +9,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from omgsr_cli.errors import FileError, reason_of
+from omgsr_cli.errors import FileError, read_reason
 from omgsr_cli.files.addresses import shown
 from omgsr_cli.files.folders import FolderSearch, is_picture, natural_key, told_unread, unread_suffix
 from omgsr_cli.files.found import NO_PICTURES, Found, FoundInput, LeftOut, problem, unread_note
-
-_REASONS = {
-    errno.ENOENT: "there is no such file",
-    errno.ENOTDIR: "there is no such file",
-    errno.EACCES: "not allowed to read it",
-    errno.EPERM: "not allowed to read it",
-    errno.ELOOP: "its links lead in a circle",
-    errno.ENAMETOOLONG: "the name is too long for a file",
-}
 
 
 class LocalSearch:
@@ -57,7 +47,7 @@ class LocalSearch:
             if missing and os.path.islink(path):
                 yield problem(name, "a link to a file that is not there")
             else:
-                yield problem(name, refusal(error), missing_hint if missing else None)
+                yield problem(name, read_reason(error), missing_hint if missing else None)
             return
         if stat.S_ISDIR(mode):
             yield from self._folder(path, name)
@@ -127,15 +117,8 @@ class LocalSearch:
     def _search(self, root: Path, problems: list[FileError]) -> FolderSearch:
         """Searches below a folder; what cannot be read goes to the problems."""
         return FolderSearch(
-            root, self._output, lambda path, error: problems.append(problem(shown(path), refusal(error)))
+            root, self._output, lambda path, error: problems.append(problem(shown(path), read_reason(error)))
         )
-
-
-def refusal(error: OSError | ValueError) -> str:
-    """Say in a few words why the system refused a path; a ValueError is one that no path can have."""
-    if not isinstance(error, OSError):
-        return _REASONS[errno.ENOENT]
-    return _REASONS.get(error.errno or 0, reason_of(error))
 
 
 def path_below(path: Path, base: Path) -> Path:

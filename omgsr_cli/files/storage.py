@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 from omgsr_cli.errors import ExistsError, FileError, UsageError
 from omgsr_cli.files.addresses import Address, Location
+from omgsr_cli.files.atomic import is_abandoned, partial_name, scratch_folder
 from omgsr_cli.files.storage_errors import reason, told
 
 # A record lies at the head or the end of a file, and is short.
@@ -141,7 +141,7 @@ def local_copy(source: Location) -> Iterator[LocalCopy]:
         return
     if (entry := look_at(source)) is None:
         raise FileError(f"{source}: there is no such file")
-    with TemporaryDirectory(prefix="omgsr-") as folder:
+    with scratch_folder() as folder:
         copy = Path(folder, f"copy{source.suffix}")
         with told(source, "read"):
             system, path = open_storage(source)
@@ -160,7 +160,7 @@ def put_when_whole(destination: Location, *, overwrite: bool) -> Iterator[Path]:
     if isinstance(destination, Path):
         yield destination
         return
-    with TemporaryDirectory(prefix="omgsr-") as folder:
+    with scratch_folder() as folder:
         local = Path(folder, f"result{destination.suffix}")
         try:
             yield local
@@ -183,8 +183,9 @@ def _put(local: Path, destination: Address, overwrite: bool) -> None:
             raise _exists(destination) from error
         return
     folder, _, name = path.rpartition("/")
-    partial = f"{folder}/.{name[:40]}.{os.getpid()}.partial"
     system.makedirs(folder, exist_ok=True)
+    _remove_abandoned(system, folder)
+    partial = f"{folder}/{partial_name(name)}"
     try:
         system.put_file(str(local), partial)
         system.mv(partial, path)
@@ -192,6 +193,14 @@ def _put(local: Path, destination: Address, overwrite: bool) -> None:
         if system.exists(partial):
             system.rm_file(partial)
         raise
+
+
+@cache
+def _remove_abandoned(system: Any, folder: str) -> None:
+    """Remove, once a run, what processes of this host that were killed left in a remote folder."""
+    for name in system.ls(folder, detail=False):
+        if is_abandoned(str(name).rpartition("/")[2]):
+            system.rm_file(name)
 
 
 def _exists(destination: Address) -> ExistsError:

@@ -1,7 +1,7 @@
 """Files <-> tensors, for pictures as people have them."""
 
+from omgsr_cli.files.atomic import PARTIAL_SUFFIX, write_atomically
 from omgsr_cli.imaging.alpha import EnlargedWithAlpha
-from omgsr_cli.imaging.atomic import PARTIAL_SUFFIX, write_atomically
 from omgsr_cli.imaging.borders import extend
 from omgsr_cli.imaging.formats import (
     FORMAT_LIMITS,

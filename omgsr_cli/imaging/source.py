@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import struct
@@ -16,7 +15,7 @@ from typing import BinaryIO
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from omgsr_cli.errors import FileError, reason_of
+from omgsr_cli.errors import FileError, read_reason
 from omgsr_cli.files.folders import has_reader
 from omgsr_cli.imaging.extras import add_readers, missing_reader
 from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
@@ -53,13 +52,6 @@ _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 #: Tags of where the strips or tiles of a TIFF begin, and how long they are.
 _TIFF_PLACES = ((273, 279), (324, 325))
-
-_OPEN_REASONS = {
-    errno.ENOENT: "there is no such file",
-    errno.EACCES: "not allowed to read it",
-    errno.EPERM: "not allowed to read it",
-    errno.EISDIR: "it is a folder, not a picture",
-}
 
 
 class _PillowLimit:
@@ -238,9 +230,13 @@ def opened_file(source: Path | bytes, name: str) -> BinaryIO:
         try:
             file = open(source, "rb")  # noqa: SIM115 -- closed by the caller
         except OSError as error:
-            reason = _OPEN_REASONS.get(error.errno or 0, reason_of(error))
-            raise FileError(f"{name}: {reason}") from error
-    if not file.read(1):
+            raise FileError(f"{name}: {read_reason(error)}") from error
+    try:
+        start = file.read(1)
+    except OSError as error:
+        file.close()
+        raise FileError(f"{name}: cannot be read: {read_reason(error)}") from error
+    if not start:
         file.close()
         raise FileError(f"{name}: the file is empty (0 bytes)")
     file.seek(0)

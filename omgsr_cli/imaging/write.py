@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from omgsr_cli.errors import FileError, UsageError
-from omgsr_cli.imaging.atomic import exists_error, write_atomically, write_error
+from omgsr_cli.errors import FileError, UsageError, write_error
+from omgsr_cli.files.atomic import exists_error, write_atomically
 from omgsr_cli.imaging.exif import PREFIX, ExifError, exif_with_dpi, upright_exif
 from omgsr_cli.imaging.formats import FORMAT_LIMITS, check_output, output_format
 from omgsr_cli.imaging.picture import Picture, PictureBands, PictureMetadata

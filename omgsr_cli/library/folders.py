@@ -13,7 +13,7 @@ from omgsr_cli.batch.work import UpscaleWork
 from omgsr_cli.engines.local import choose_local, plan_places
 from omgsr_cli.engines.work import say_nothing
 from omgsr_cli.errors import UsageError
-from omgsr_cli.files.jobs import Job, JobOptions, plan_jobs
+from omgsr_cli.files.jobs import Job, JobOptions, clear_leftovers, plan_jobs
 from omgsr_cli.files.naming import scale_label
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.models.base import Restorer, RestorerInfo
@@ -94,6 +94,7 @@ def upscale_folder(
         None if output is None else str(output),
         JobOptions(recursive, suffix, scale_label(sizes, info.scale), format),
     )
+    clear_leftovers(plan.jobs)
     results = [FileResult(None, None, "failed", error=problem) for problem in plan.problems]
     for result in _do_jobs(model, info, settings, plan.jobs, options):
         results.append(result)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +10,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from omgsr_cli.errors import ModelError, reason_of
+from omgsr_cli.errors import ModelError, write_reason
+from omgsr_cli.files.atomic import partial_folder
 from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.models.devices import choose_device, choose_precision
 from omgsr_cli.models.families import family_of
@@ -124,23 +122,11 @@ def save_merged(
         raise ModelError(f"{folder} already exists", hint="give another name, or remove it first")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.parent))
-        try:
+        with partial_folder(folder) as beside:
             family.save_merged(restorer, beside, half=half, text_encoder=text_encoder)
             if finish is not None:
                 finish(beside)
-            # mkdtemp makes a folder that only its owner can read; the result has the usual permissions.
-            beside.chmod(0o755)
             os.rename(beside, folder)
-        except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise
     except (OSError, SafetensorError) as error:
-        raise _unwritten(folder, error) from error
-
-
-def _unwritten(folder: Path, error: OSError | SafetensorError) -> ModelError:
-    """Why a model could not be written; a full disk is told by the system or, as a text, by the writer of weights."""
-    if getattr(error, "errno", None) == errno.ENOSPC or f"(os error {errno.ENOSPC})" in str(error):
-        return ModelError(f"{folder} cannot be written: the disk is full", "make room, or write to another disk")
-    return ModelError(f"{folder} cannot be written: {reason_of(error)}")
+        hint = "make room, or write to another disk"
+        raise ModelError(f"{folder} cannot be written: {write_reason(error)}", hint) from error

@@ -7,6 +7,8 @@ import json
 import os
 from pathlib import Path
 
+from omgsr_cli.files.atomic import partial_file
+
 _NAME = ".licences.json"
 
 
@@ -22,9 +24,9 @@ def remember_shown(store: Path, place: str, licence: str) -> None:
         OSError: it cannot be written.
     """
     shown = _load(store) | {place: {"licence": licence, "shown": datetime.date.today().isoformat()}}
-    partial = store / f"{_NAME}.{os.getpid()}"
-    partial.write_text(json.dumps(shown, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, store / _NAME)
+    with partial_file(store / _NAME) as partial:
+        partial.write_text(json.dumps(shown, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, store / _NAME)
 
 
 def _load(store: Path) -> dict[str, dict[str, str]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
-from omgsr_cli.errors import FileError, UsageError, reason_of
+from omgsr_cli.errors import UsageError, write_error
+from omgsr_cli.files.atomic import partial_folder
 from omgsr_cli.files.manifest import MANIFEST_NAME, write_manifest
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.models.standalone import save_standalone
@@ -36,12 +36,13 @@ def export_merged(checkpoint: Path, folder: Path, *, base: str | None = None) ->
     source = find_model(checkpoint, base=base)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
-            partial = Path(beside) / folder.name
+        with partial_folder(folder) as beside:
+            # Its name goes into the model's record.
+            partial = beside / folder.name
             save_standalone(source, partial)
             if (checkpoint / CARD_NAME).is_file():
                 shutil.copyfile(checkpoint / CARD_NAME, partial / CARD_NAME)
             write_manifest(partial)
             os.rename(partial, folder)
     except OSError as error:
-        raise FileError(f"{folder} cannot be written: {reason_of(error)}") from error
+        raise write_error(folder, error) from error

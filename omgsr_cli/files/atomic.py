@@ -1,0 +1,269 @@
+"""Write files and folders so that they are complete or absent, and remove what a killed process left.
+
+Work happens under a private name, `.NAME.HOST-PID-STARTED-TOKEN.partial`, beside its place, and is then renamed. The
+name states the owner, who also holds a lock on it, so that a later run can tell the leftovers of a process that was
+killed on this host from the work of one that is alive, here or on another host that shares the folder.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omgsr_cli.errors import ExistsError, write_error
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows, which refuses to remove a file that is open anyway.
+    fcntl = None
+
+#: Suffix of a file or folder in work; such a name also starts with a dot, so folders of images do not show it.
+PARTIAL_SUFFIX = ".partial"
+
+_PARTIAL = re.compile(
+    r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-(?P<started>[0-9]+)-[0-9a-f]{8}\.partial", re.DOTALL
+)
+
+#: What a file system without hard links answers to os.link.
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL}
+
+# What this process works on now, and the folders that it has cleared.
+_live: set[Path] = set()
+_cleared: set[Path] = set()
+
+
+def exists_error(path: Path) -> ExistsError:
+    """Say that a file is already there."""
+    return ExistsError(f"{path}: exists already", "use --overwrite to replace it")
+
+
+def write_atomically(path: Path, parts: Iterable[bytes | memoryview], *, overwrite: bool = False) -> None:
+    """Write a file beside its place under a private name, then put it there in one step.
+
+    The folder is made if it is missing. On any failure, an interruption included, the private file is removed.
+    Permissions follow the umask, as those of any new file.
+
+    Args:
+        path: the file's place.
+        parts: its content in order.
+        overwrite: whether a file already there is replaced; False never touches it, even if it appears meanwhile.
+    Raises:
+        ExistsError: it exists and may not be replaced.
+        FileError: it cannot be written.
+    """
+    if os.path.isdir(path):
+        raise write_error(path, IsADirectoryError(errno.EISDIR, "Is a directory"))
+    if not overwrite and os.path.lexists(path):
+        raise exists_error(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial_file(path) as partial:
+            with open(partial, "r+b") as file:
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            _publish(partial, path, overwrite)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+@contextmanager
+def partial_file(path: Path) -> Iterator[Path]:
+    """Make an empty file beside a place, in which to write what is renamed to it; it is removed if it was not renamed.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    _clear_once(path.parent)
+    partial = path.with_name(partial_name(path.name))
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    with _owned(partial, descriptor):
+        yield partial
+
+
+@contextmanager
+def partial_folder(path: Path) -> Iterator[Path]:
+    """Make an empty folder beside a place, to fill and rename; it is removed if it was not renamed.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    # Rarely made, and large: what was left is removed each time.
+    remove_abandoned(path.parent)
+    partial = path.with_name(partial_name(path.name))
+    partial.mkdir()
+    with _owned(partial, None if fcntl is None else os.open(partial, os.O_RDONLY)):
+        yield partial
+
+
+def scratch_folder() -> AbstractContextManager[Path]:
+    """Make a folder among the system's temporary files, which is removed at the end, or by a later run."""
+    return partial_folder(Path(tempfile.gettempdir(), "omgsr"))
+
+
+def partial_name(name: str) -> str:
+    """A private name that states which process owns it."""
+    # A name may have 255 bytes, and a character four; its first 40 characters are enough to know it by.
+    return f".{name[:40]}.{_owner()}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}"
+
+
+def is_abandoned(name: str) -> bool:
+    """Whether a private name belongs to a process of this host that is no longer alive."""
+    match = _PARTIAL.fullmatch(name)
+    if match is None or match["host"] != _host():
+        return False
+    pid, started = int(match["pid"]), int(match["started"])
+    return not _is_alive(pid) or (started != 0 and _started(pid) != started)
+
+
+def remove_abandoned(folder: Path) -> int:
+    """Remove what processes of this host that were killed left in a folder; returns how much of it."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.name.endswith(PARTIAL_SUFFIX)]
+    except OSError:
+        return 0
+    abandoned = [folder / name for name in names if is_abandoned(name) and not _is_locked(folder / name)]
+    for path in abandoned:
+        _remove(path)
+    return sum(not os.path.lexists(path) for path in abandoned)
+
+
+def give_up_partials() -> None:
+    """Remove everything that this process works on: for one that is about to be killed."""
+    while _live:
+        _remove(_live.pop())
+
+
+@contextmanager
+def _owned(partial: Path, descriptor: int | None) -> Iterator[None]:
+    """Hold the lock that says that this process is alive: it ends with the process, however that ends."""
+    _live.add(partial)
+    try:
+        if fcntl is not None and descriptor is not None:
+            # Some network file systems have no locks: there the process's number must do.
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+        _remove(partial)
+        _live.discard(partial)
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process holds it that this one does not see, as in a container that has the host's name."""
+    if fcntl is None:
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _clear_once(folder: Path) -> None:
+    if folder not in _cleared:
+        _cleared.add(folder)
+        remove_abandoned(folder)
+
+
+def _owner() -> str:
+    # After a fork the number is another one.
+    return f"{_host()}-{os.getpid()}-{_started(os.getpid())}"
+
+
+@cache
+def _host() -> str:
+    return hashlib.blake2b(os.fsencode(socket.gethostname()), digest_size=4).hexdigest()
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    if os.name == "nt":
+        # os.kill would end it.
+        kernel = vars(ctypes)["windll"].kernel32
+        if handle := kernel.OpenProcess(0x1000, False, pid):
+            kernel.CloseHandle(handle)
+        return bool(handle)
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return _state_of(pid)[:1] not in (["Z"], ["X"])
+
+
+def _started(pid: int) -> int:
+    """When a process began, in ticks since the machine did; 0 where the system does not say."""
+    state = _state_of(pid)
+    return int(state[19]) if len(state) > 19 else 0
+
+
+def _state_of(pid: int) -> list[str]:
+    """What Linux says of a process, from its state on: see proc_pid_stat(5)."""
+    try:
+        # Its name comes before, in brackets, and may hold anything.
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
+    except OSError:
+        return []
+
+
+def _publish(partial: Path, path: Path, overwrite: bool) -> None:
+    """Give the finished file its name; without `overwrite`, the system refuses if the name is taken."""
+    if overwrite:
+        os.replace(partial, path)
+        return
+    try:
+        os.link(partial, path)
+    except FileExistsError as error:
+        raise exists_error(path) from error
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        _publish_without_links(partial, path)
+
+
+def _publish_without_links(partial: Path, path: Path) -> None:
+    """Reserve the name with an empty file that only one process can make, then replace that."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError as error:
+        raise exists_error(path) from error
+    try:
+        os.replace(partial, path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,136 @@
+"""Files and folders that are complete or absent, and what becomes of the work of a process that was killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command_line import Command, draw, files_below, start
+
+from omgsr_cli.files import atomic
+from omgsr_cli.files.atomic import (
+    give_up_partials,
+    partial_file,
+    partial_folder,
+    partial_name,
+    remove_abandoned,
+    scratch_folder,
+    write_atomically,
+)
+
+_HOLD = """
+import sys, time
+from pathlib import Path
+from omgsr_cli.files.atomic import partial_file, partial_folder
+make = partial_folder if sys.argv[2] == "folder" else partial_file
+with make(Path(sys.argv[1])) as partial:
+    (partial / "weights" if partial.is_dir() else partial).write_bytes(b"half")
+    print(partial, flush=True)
+    time.sleep(600)
+"""
+
+
+def hold(path: Path, kind: str) -> tuple[subprocess.Popen[str], Path]:
+    """A process that works on a place, and the private name that it uses."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(path), kind], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert process.stdout is not None
+    return process, Path(process.stdout.readline().strip())
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_leftovers_of_a_killed_process_are_removed_and_work_of_a_live_one_is_not(tmp_path: Path, kind: str) -> None:
+    (killed, left), (living, kept) = hold(tmp_path / "a.png", kind), hold(tmp_path / "b.png", kind)
+    try:
+        assert left.exists()
+        assert remove_abandoned(tmp_path) == 0
+        killed.kill()
+        # Nobody has waited for it: it is a zombie, and dead all the same.
+        time.sleep(0.2)
+        assert remove_abandoned(tmp_path) == 1
+        assert not left.exists()
+        assert kept.exists()
+    finally:
+        for process in (killed, living):
+            process.kill()
+            process.wait()
+    # Not even the process is known any more.
+    write_atomically(tmp_path / "c.png", [b"whole"])
+    assert remove_abandoned(tmp_path) in (0, 1)
+    assert files_below(tmp_path) == ["c.png"]
+
+
+def test_what_another_host_or_an_earlier_owner_of_the_number_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = partial_name("a.png")
+    host, pid, started, token = own.split(".")[3].split("-")
+    elsewhere = tmp_path / f".a.png.{int(host, 16) ^ 1:08x}-{2**22 + 1}-{started}-{token}.partial"
+    reused = tmp_path / f".a.png.{host}-{pid}-{int(started) - 1000}-{token}.partial"
+    foreign = tmp_path / ".download.partial"
+    for path in (elsewhere, reused, foreign, tmp_path / own):
+        path.write_bytes(b"half")
+    assert remove_abandoned(tmp_path) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([elsewhere.name, foreign.name, own])
+    # A host that is called differently sees nothing of its own in these.
+    monkeypatch.setattr(socket, "gethostname", lambda: "another")
+    atomic._host.cache_clear()
+    try:
+        assert remove_abandoned(tmp_path) == 0
+    finally:
+        atomic._host.cache_clear()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
+def test_a_lock_protects_work_of_a_process_that_cannot_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that shares the host's name and folder, but not its processes."""
+    process, partial = hold(tmp_path / "a.png", "file")
+    try:
+        monkeypatch.setattr(atomic, "is_abandoned", lambda name: True)
+        assert remove_abandoned(tmp_path) == 0
+        assert partial.exists()
+    finally:
+        process.kill()
+        process.wait()
+    assert remove_abandoned(tmp_path) == 1
+
+
+def test_private_names_fit_and_go_with_their_block(tmp_path: Path) -> None:
+    long = "ä" * 120 + ".png"
+    write_atomically(tmp_path / long, [b"x"])
+    with partial_folder(tmp_path / "model") as folder:
+        (folder / "below").mkdir()
+    with partial_file(tmp_path / "a") as partial:
+        give_up_partials()
+        assert not partial.exists()
+    with scratch_folder() as scratch:
+        (scratch / "copy").write_bytes(b"x")
+    assert not scratch.exists()
+    assert files_below(tmp_path) == [long]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_the_next_run_removes_what_a_killed_run_left(omgsr: Command, model: Path, tmp_path: Path) -> None:
+    draw(tmp_path / "in" / "a.png", 500, 500)
+    process = start("upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", model, "--tile", "64")
+    while not files_below(tmp_path / "out"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (left,) = files_below(tmp_path / "out")
+    assert left.endswith(".partial")
+    (tmp_path / "in" / "a.png").unlink()
+    draw(tmp_path / "in" / "b.png", 8, 6)
+    said = omgsr(tmp_path / "in", "-o", tmp_path / "out", "--dry-run")
+    assert files_below(tmp_path / "out") == [left]
+    said = omgsr(tmp_path / "in", "-o", tmp_path / "out")
+    assert said.code == 0, said.err
+    assert files_below(tmp_path / "out") == ["b.png"]
