@@ -145,7 +145,7 @@ def describe(restorer: Restorer, size_px: int) -> None:
     """Print what is measured, and refuse a size at which the step would take more than one tile."""
     info = restorer.info
     output = Size(size_px, size_px).times(info.scale)
-    plan = plan_restoration(info, output, RestoreOptions(), usable_memory(restorer.device))
+    plan = plan_restoration(info, Size(size_px, size_px), output, RestoreOptions(), usable_memory(restorer.device))
     if plan.tiles != 3:
         raise SystemExit(f"{output} pixels take {plan.tiles} tiles here; stages are compared in one tile each")
     print(f"{info.parameters / 1e6:.0f} M parameters, {restorer.precision}, {torch.get_num_threads()} threads")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from omgsr_cli.errors import ShapeError, UsageError
 from omgsr_cli.imaging import Rows
-from omgsr_cli.imaging.spool import BandSpool
+from omgsr_cli.imaging.rows import BandSpool
 from omgsr_cli.options import ColorFix
 
 #: Added to the variance before its root, as published; keeps flat pictures from dividing by zero.

@@ -71,11 +71,12 @@ class HaloTile:
 
 @dataclass(frozen=True)
 class Canvas:
-    """The sizes a picture goes through.
+    """The sizes an image goes through.
 
     Attributes:
         output: what was asked for.
-        working: what the model restores: the output, or larger where that is under the native size.
+        working: what the model restores: the output, or larger where that is below the magnification or the size that
+            the model was trained at.
         padded: the working size with a border on every side, up to the native size and the model's multiple.
         border: pixels of that border; what else is padded lies to the right and below.
     """
@@ -112,18 +113,28 @@ def _with_side(source: Size, wanted: int, side: int) -> Size:
     return Size(height, width)
 
 
-def plan_canvas(output: Size, native_px: int, multiple_px: int, border_px: int = 0) -> Canvas:
-    """The sizes for one picture.
+def plan_canvas(output: Size, least: Size, native_px: int, multiple_px: int, border_px: int = 0) -> Canvas:
+    """The sizes for one image.
 
-    A model has only seen pictures of its native size, so a smaller one is restored at that size and reduced
-    afterwards, as the published scripts do; a larger one is cut into tiles. A thin one would become enormous that way:
-    it is enlarged no further than to four times the native size on its longer side, and padded on the other.
+    A model restores well only at about the magnification that it was trained at, so the working size is no smaller
+    than that multiple of the input, and the result is reduced. Nor has it seen images below its native size: such a
+    one is restored at that size and reduced too, as the published scripts do; a larger one is cut into tiles. A thin
+    one would become enormous that way: it is enlarged no further than to four times the native size on its longer
+    side, and padded on the other.
+
+    Args:
+        output: exact size of the result.
+        least: the input times the magnification; `output` for no lower bound. Each side counts by itself, so that an
+            input that the result stretches is restored with its own proportions.
+        native_px: side of the square images that the model was trained at.
+        multiple_px: the padded sides are multiples of it.
+        border_px: added on every side.
     """
-    working, longest = output, _THIN * native_px
-    if min(output) < native_px and max(output) <= _THIN * min(output):
-        working = _with_side(output, native_px, min(output))
-    elif min(output) < native_px and max(output) < longest:
-        working = _with_side(output, longest, max(output))
+    working, longest = Size(*map(max, output, least)), _THIN * native_px
+    if min(working) < native_px and max(working) <= _THIN * min(working):
+        working = _with_side(working, native_px, min(working))
+    elif min(working) < native_px and max(working) < longest:
+        working = _with_side(working, longest, max(working))
     height, width = (round_up(max(side, native_px) + 2 * border_px, multiple_px) for side in working)
     return Canvas(output, working, Size(height, width), border_px)
 
@@ -163,23 +174,23 @@ def plan_tiles(size: Size, tile: int, overlap: int) -> tuple[Tile, ...]:
     )
 
 
-def plan_halo_tiles(size: Size, core: int, halo: int, multiple: int) -> tuple[HaloTile, ...]:
-    """Cut a picture into cores, each with a margin that ends at the picture's border.
+def plan_halo_tiles(size: Size, core: tuple[int, int], halo: int, multiple: int) -> tuple[HaloTile, ...]:
+    """Cut an image into cores, each with a margin that ends at the image's border.
 
     Args:
-        size: of the picture; both sides multiples of `multiple`.
-        core: side of a core, rounded up to the multiple.
+        size: of the image; both sides multiples of `multiple`.
+        core: height and width of a core, rounded up to the multiple.
         halo: margin on each side, rounded up to the multiple.
         multiple: every edge lies on it, so that the network's grid is the same in a tile as in the whole.
     """
-    core, halo = round_up(core, multiple), round_up(halo, multiple)
+    (height, width), halo = (round_up(side, multiple) for side in core), round_up(halo, multiple)
     return tuple(
         HaloTile(
             outer=Tile(outer_top, outer_left, outer_bottom - outer_top, outer_right - outer_left),
             core=Tile(top, left, bottom - top, right - left),
         )
-        for top, bottom, outer_top, outer_bottom in _halo_spans(size.height, core, halo)
-        for left, right, outer_left, outer_right in _halo_spans(size.width, core, halo)
+        for top, bottom, outer_top, outer_bottom in _halo_spans(size.height, height, halo)
+        for left, right, outer_left, outer_right in _halo_spans(size.width, width, halo)
     )
 
 

@@ -77,8 +77,12 @@ class RestoreOptions(_Options):
     """What is done to the pixels.
 
     Attributes:
+        process_scale: the image is restored at no less than this multiple of its input size and then reduced; "auto"
+            takes the magnification that the model was trained at, 1 restores at the size of the result.
+        strength: 1 is the restored image, 0 plain upscaling, and in between both are blended.
         color_fix: how the colours of the input are brought back; None takes what suits the model.
-        tile: side of a tile in pixels of the result, "off" for the whole picture at once, or "auto" by free memory.
+        tile: side of a tile in pixels of the working size, "off" for the whole image at once, or "auto" by free
+            memory.
         overlap: pixels that neighbouring tiles share; None takes half a tile, as published.
         batch: tiles that go through the network together.
         memory: MiB that the model may work in beyond its weights; None takes half of what is free.
@@ -86,12 +90,20 @@ class RestoreOptions(_Options):
     """
 
     size: SizeOptions = SizeOptions()
+    process_scale: Literal["auto"] | float = "auto"
+    strength: float = Field(default=1.0, ge=0, le=1, allow_inf_nan=False)
     color_fix: ColorFix | None = None
     tile: Literal["auto", "off"] | int = "auto"
     overlap: int | None = Field(default=None, ge=0, le=2048)
     batch: int = Field(default=1, ge=1, le=256)
     memory: int | None = None
     seed: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _has_a_process_scale(self) -> Self:
+        if self.process_scale != "auto" and not 1 <= self.process_scale <= MAX_SCALE:
+            raise ValueError(f"--process-scale {self.process_scale:g} is not auto or from 1 to {MAX_SCALE:g}")
+        return self
 
     @model_validator(mode="after")
     def _has_memory(self) -> Self:

@@ -1,67 +1,75 @@
-"""How a picture is cut up for a model: sizes, tiles and memory, decided before anything is computed."""
+"""How an image is cut up for a model: sizes, tiles and memory, decided before anything is computed."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 
 from omgsr_cli.geometry import Canvas, Size, plan_canvas, plan_halo_tiles, plan_tiles, round_up
-from omgsr_cli.models.base import RestorerInfo, StageInfo, Tiling
+from omgsr_cli.models.base import RestorerInfo, Tiling
 from omgsr_cli.models.devices import free_memory_bytes
 from omgsr_cli.options import RestoreOptions
 
-MIN_TILE_PX, MAX_TILE_PX = 256, 4096
-"""A blended tile below this would be mostly overlap; above it nothing gets faster."""
+MIN_TILE_PX = 256
+"""A tile below this would be mostly overlap or margin."""
 
 # Exact tiles: their margin costs some time, and larger ones cost more memory than that is worth.
 _MAX_EXACT_TILE_PX = 1152
-# Of the memory that is free, this share may go to one tile: other programs, and the picture itself, need some too.
+# Of the memory that is free, this share may be used for one tile: other programs and the image itself need some too.
 _MEMORY_SHARE = 0.5
-# Three float32 channels each, enlarged, restored and fixed: of the rows that go through together.
-_HELD_BYTES_PER_PX = 3 * 3 * 4
-# Of a picture that goes through in strips: its latents, for each of its pixels, and what is put aside in memory.
+# Three float32 channels each, enlarged and restored: of one row of tiles.
+_HELD_BYTES_PER_PX = 2 * 3 * 4
+# Of a row of exact tiles that is chosen by itself: the tiles of a wide image are lower than wide.
+_MOST_HELD_BYTES = 400 << 20
+# Of an image that goes through in strips: its latents, for each of its pixels, and what is put aside in memory.
 _LATENT_BYTES_PER_PX, _ASIDE_BYTES = 2, 256 << 20
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """How one stage goes over a picture, in pixels of the working size.
+    """How one stage goes over an image, in pixels of the working size.
 
     Attributes:
-        tiling: "exact" tiles have a margin that is thrown away, "blended" ones fade into each other, and a codec
-            that tiles itself ("internal") is given the whole.
-        side_px: side of a tile, without its margin; a whole picture has its longer side here.
+        tiling: "exact" tiles have a margin that is discarded, "blended" ones fade into each other, and a codec
+            that tiles itself ("internal") gets the whole.
+        side_px: side of a tile, without its margin; a whole image has its longer side here.
         margin_px: what blended neighbours share, or the margin on each side of an exact tile.
+        height_px: of an exact tile that is lower than wide; else None.
     """
 
     tiling: Tiling
     side_px: int
     margin_px: int
+    height_px: int | None = None
+
+    @property
+    def core_px(self) -> Size:
+        """Height and width of a tile, without its margin."""
+        return Size(self.height_px or self.side_px, self.side_px)
 
     def count(self, size: Size, multiple: int) -> int:
-        """How many tiles cover a picture of that size, whose sides are multiples of `multiple`."""
+        """How many tiles cover an image of that size, whose sides are multiples of `multiple`."""
         if self.tiling == "internal":
             return 1
         if self.tiling == "exact":
-            return len(plan_halo_tiles(size, self.side_px, self.margin_px, multiple))
+            return len(plan_halo_tiles(size, self.core_px, self.margin_px, multiple))
         return len(plan_tiles(size, self.side_px, self.margin_px))
 
 
 @dataclass(frozen=True)
 class TilePlan:
-    """How a picture is cut up.
+    """How an image is cut up.
 
     Attributes:
-        canvas: the sizes the picture goes through.
+        canvas: the sizes the image goes through.
         codec: tiles of encoder and decoder.
         step: tiles of the diffusion step.
         in_one_go: each tile is encoded, restored and decoded before the next one begins; both stages then have the
             same tiles. Else all is encoded, then all restored, then all decoded.
-        tiles: how many calls of the networks report progress.
+        tiles: how many calls of the networks report progress; 0 where the network is not used.
         memory_bytes: expected working memory at the peak, weights left out.
-        in_strips: a codec that tiles itself has to, because the whole picture does not fit.
+        in_strips: a codec that tiles itself has to, because the whole image does not fit.
     """
 
     canvas: Canvas
@@ -83,55 +91,104 @@ def allowed_memory(options: RestoreOptions, free_bytes: int) -> int:
     return free_bytes if options.memory is None else options.memory << 20
 
 
-def plan_model_canvas(info: RestorerInfo, output: Size) -> Canvas:
-    """The sizes that one picture goes through with a model."""
-    return plan_canvas(output, info.native_tile_px, info.multiple_of_px, info.border_px)
+def process_scale(info: RestorerInfo, options: RestoreOptions) -> float:
+    """The multiple of the input size that an image is restored at, at least; 1 means no lower bound."""
+    return info.scale if options.process_scale == "auto" else options.process_scale
+
+
+def wanted_size(info: RestorerInfo, source: Size, output: Size, options: RestoreOptions) -> Size:
+    """The size that an image is restored at, before the model's native size makes it larger."""
+    if options.process_scale == 1 or options.strength == 0:
+        return output
+    return Size(*map(max, output, source.times(process_scale(info, options))))
+
+
+def plan_model_canvas(info: RestorerInfo, source: Size, output: Size, options: RestoreOptions) -> Canvas:
+    """The sizes that one image goes through with a model.
+
+    Args:
+        info: of the model.
+        source: size of the input.
+        output: exact size of the result.
+        options: `process_scale` and `strength` count here.
+    """
+    if options.strength == 0:
+        return Canvas(output, output, output)
+    wanted = wanted_size(info, source, output, options)
+    return plan_canvas(output, wanted, info.native_tile_px, info.multiple_of_px, info.border_px)
 
 
 def plan_restoration(
-    info: RestorerInfo, output: Size, options: RestoreOptions, free_bytes: int, tile_limit_px: int = MAX_TILE_PX
+    info: RestorerInfo, source: Size, output: Size, options: RestoreOptions, free_bytes: int
 ) -> TilePlan:
     """Decide sizes and tiles before anything is computed.
 
     Args:
         info: of the model.
+        source: size of the input.
         output: exact size of the result.
-        options: `tile`, `overlap`, `batch` and `memory` count here.
+        options: `process_scale`, `strength`, `tile`, `overlap`, `batch` and `memory` count here.
         free_bytes: memory that may be used on the model's device, where the options do not say.
-        tile_limit_px: upper bound of automatic tiles, lowered when memory turns out to be short.
     """
-    canvas = plan_model_canvas(info, output)
+    canvas = plan_model_canvas(info, source, output, options)
+    if options.strength == 0:
+        nothing = StagePlan("exact", max(output), 0)
+        return TilePlan(canvas, nothing, nothing, True, 0, min(output.area * _HELD_BYTES_PER_PX, _ASIDE_BYTES))
     free_bytes = allowed_memory(options, free_bytes)
     if info.codec.tiling == info.step.tiling == "exact":
-        return _plan_in_one_go(info, canvas, options, free_bytes, tile_limit_px)
-    return _plan_stages(info, canvas, options, free_bytes, tile_limit_px)
+        return _plan_in_one_go(info, canvas, options, free_bytes)
+    return _plan_stages(info, canvas, options, free_bytes)
 
 
-def _plan_in_one_go(
-    info: RestorerInfo, canvas: Canvas, options: RestoreOptions, free_bytes: int, limit_px: int
-) -> TilePlan:
-    whole, halo = max(canvas.padded), info.codec.halo_px + info.step.halo_px
-    bytes_per_px = max(info.codec.bytes_per_px, info.step.bytes_per_px)
-    fitting = _fitting_px(bytes_per_px, free_bytes // options.batch, halo)
-    automatic = _even_px(whole, min(limit_px, fitting, _MAX_EXACT_TILE_PX))
-    side = min(
-        _fixed_px(options, whole) or round_up(automatic, info.multiple_of_px), round_up(whole, info.multiple_of_px)
-    )
-    stage = StagePlan("exact", side, halo if options.overlap is None else options.overlap)
-    memory = _memory(canvas, stage, options.batch * bytes_per_px)
-    return TilePlan(canvas, stage, stage, True, stage.count(canvas.padded, info.multiple_of_px), memory)
+def _plan_in_one_go(info: RestorerInfo, canvas: Canvas, options: RestoreOptions, free_bytes: int) -> TilePlan:
+    halo, multiple = info.codec.halo_px + info.step.halo_px, info.multiple_of_px
+    bytes_per_px = options.batch * max(info.codec.bytes_per_px, info.step.bytes_per_px)
+    stage = _plan_exact(canvas, halo, bytes_per_px, multiple, options, free_bytes)
+    memory = _memory(canvas, stage, bytes_per_px)
+    return TilePlan(canvas, stage, stage, True, stage.count(canvas.padded, multiple), memory)
 
 
-def _plan_stages(
-    info: RestorerInfo, canvas: Canvas, options: RestoreOptions, free_bytes: int, limit_px: int
-) -> TilePlan:
-    # A tile that the user fixed is never changed; "off" is the whole picture; else the step's size is the model's own.
-    fixed = _fixed_px(options, max(canvas.padded))
+def _plan_exact(
+    canvas: Canvas, halo_px: int, bytes_per_px: int, multiple: int, options: RestoreOptions, free_bytes: int
+) -> StagePlan:
+    margin = halo_px if options.overlap is None else options.overlap
+    whole = round_up(max(canvas.padded), multiple)
+    fixed = _fixed_px(options, whole)
+    if fixed is not None:
+        return StagePlan("exact", min(fixed, whole), margin)
+    height, width = _cheapest_core(canvas.padded, margin, multiple, bytes_per_px, free_bytes)
+    return StagePlan("exact", width, margin, height)
+
+
+def _cheapest_core(size: Size, margin: int, multiple: int, bytes_per_px: int, free_bytes: int) -> Size:
+    """Of the even divisions whose tile and row of tiles fit in memory, the one with the least work on margins."""
+    height, width = size
+    best: tuple[int, Size] | None = None
+    for rows in range(-(-height // _MAX_EXACT_TILE_PX), max(height // MIN_TILE_PX, 1) + 1):
+        core_height = round_up(-(-height // rows), multiple)
+        outer = min(core_height + 2 * margin, height)
+        held = outer * width * _HELD_BYTES_PER_PX
+        fitting = (free_bytes - held) // (bytes_per_px * outer)
+        largest = width if fitting >= width else (fitting - 2 * margin) // multiple * multiple
+        largest = min(largest, _MAX_EXACT_TILE_PX)
+        if largest < min(MIN_TILE_PX, width) or held > _MOST_HELD_BYTES:
+            continue
+        columns = -(-width // largest)
+        work = (height + 2 * margin * (rows - 1)) * (width + 2 * margin * (columns - 1))
+        if best is None or work < best[0]:
+            best = work, Size(core_height, round_up(-(-width // columns), multiple))
+    if best is not None:
+        return best[1]
+    return Size(*(round_up(min(MIN_TILE_PX, side), multiple) for side in size))
+
+
+def _plan_stages(info: RestorerInfo, canvas: Canvas, options: RestoreOptions, free_bytes: int) -> TilePlan:
+    # A tile that the user fixed is never changed; "off" is the whole image; else the step's size is the model's own.
+    fixed, of_codec = _fixed_px(options, max(canvas.padded)), info.codec
     codec = StagePlan("internal", max(canvas.padded), 0)
-    if info.codec.tiling == "exact":
-        fitting = _fitting_px(info.codec.bytes_per_px, free_bytes // options.batch, info.codec.halo_px)
-        codec = _plan_stage(info.codec, fixed or min(limit_px, fitting), canvas, options, info)
-    step = _plan_stage(info.step, fixed or info.native_tile_px, canvas, options, info)
+    if of_codec.tiling == "exact":
+        codec = _plan_exact(canvas, of_codec.halo_px, of_codec.bytes_per_px, info.multiple_of_px, options, free_bytes)
+    step = _plan_step(info, fixed or info.native_tile_px, canvas, options)
     tiles = 2 * codec.count(canvas.padded, info.multiple_of_px) + step.count(canvas.padded, info.multiple_of_px)
     codec_memory = _memory(canvas, codec, info.codec.bytes_per_px)
     aside = min(canvas.padded.area * _HELD_BYTES_PER_PX, _ASIDE_BYTES)
@@ -143,15 +200,13 @@ def _plan_stages(
     )
 
 
-def _plan_stage(
-    stage: StageInfo, side_px: int, canvas: Canvas, options: RestoreOptions, info: RestorerInfo
-) -> StagePlan:
+def _plan_step(info: RestorerInfo, side_px: int, canvas: Canvas, options: RestoreOptions) -> StagePlan:
     """Tiles with the margin that was asked for, or else a halo, or an overlap of half a tile."""
     multiple = info.multiple_of_px
     side_px = round_up(min(side_px, max(canvas.padded)), multiple)
-    margin = stage.halo_px if stage.tiling == "exact" else side_px // 2
+    margin = info.step.halo_px if info.step.tiling == "exact" else side_px // 2
     margin = margin if options.overlap is None else options.overlap
-    return StagePlan(stage.tiling, side_px, margin // multiple * multiple)
+    return StagePlan(info.step.tiling, side_px, margin // multiple * multiple)
 
 
 def _fixed_px(options: RestoreOptions, whole_px: int) -> int | None:
@@ -161,18 +216,8 @@ def _fixed_px(options: RestoreOptions, whole_px: int) -> int | None:
     return whole_px if options.tile == "off" else None
 
 
-def _fitting_px(bytes_per_px: int, free_bytes: int, halo_px: int) -> int:
-    side = int(math.sqrt(max(free_bytes, 0) / bytes_per_px)) - 2 * halo_px
-    return max(MIN_TILE_PX, side // 64 * 64)
-
-
-def _even_px(whole: int, largest: int) -> int:
-    """Side of tiles of one size, so that none is a narrow rest that is nearly all margin."""
-    return -(-whole // -(-whole // largest))
-
-
 def _memory(canvas: Canvas, stage: StagePlan, bytes_per_px: int) -> int:
-    """Of a tile in work, and of the rows of the picture that go through together with it."""
-    outer_px = stage.side_px + (2 * stage.margin_px if stage.tiling == "exact" else 0)
-    height, width = canvas.padded
-    return min(outer_px**2, height * width) * bytes_per_px + min(outer_px, height) * width * _HELD_BYTES_PER_PX
+    """Of one tile, and of the rows of the image that one row of tiles takes and returns."""
+    margins = 2 * stage.margin_px if stage.tiling == "exact" else 0
+    outer = Size(*(min(core + margins, side) for core, side in zip(stage.core_px, canvas.padded, strict=True)))
+    return outer.area * bytes_per_px + outer.height * canvas.padded.width * _HELD_BYTES_PER_PX

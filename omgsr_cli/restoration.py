@@ -12,6 +12,7 @@ from torch import Tensor
 from omgsr_cli.errors import DeviceError
 from omgsr_cli.geometry import HaloTile, Size, halve_halo_tile, plan_halo_tiles, plan_tiles, round_up
 from omgsr_cli.imaging import ExtendedRows, Rows
+from omgsr_cli.imaging.rows import split_bands
 from omgsr_cli.models.base import Restorer, TilesItself
 from omgsr_cli.models.devices import is_out_of_memory, release_memory
 from omgsr_cli.models.vae_tiling import Workspace
@@ -69,9 +70,9 @@ class Restoration:
             DeviceError: memory is short even for the smallest tiles, or for the tile that was asked for.
         """
         canvas, plan = self._plan.canvas, self._plan
-        image = _Image(ExtendedRows(enlarged, canvas.padded, canvas.border), self._restorer.device)
+        image = ExtendedRows(enlarged, canvas.padded, canvas.border)
         if plan.in_one_go:
-            bands = self._exact(self._all_stages, image.read, canvas.padded, plan.step, 1, self._options.batch)
+            bands = self._exact(self._all_stages, _planes_of(image), canvas.padded, plan.step, 1, self._options.batch)
         else:
             latent = self._restore(self._encode_whole(image))
             bands = self._decode_bands(latent)
@@ -80,21 +81,20 @@ class Restoration:
         for band in bands:
             inside = band[0, :, max(-row, 0) : max(height - row, 0), border : border + width]
             row += band.shape[2]
-            inside = inside.float().mul(0.5).add_(0.5).clamp_(0, 1).cpu()
-            # Free before the next one is computed.
-            del band
             if inside.shape[1]:
-                yield inside
-            del inside
+                # Some rows at a time: only the band itself is held whole, and no longer once the next is computed.
+                yield from (part.float().mul(0.5).add_(0.5).clamp_(0, 1).cpu() for part in split_bands(iter([inside])))
+            del band, inside
 
-    def _encode_whole(self, image: _Image) -> Tensor:
+    def _encode_whole(self, image: Rows) -> Tensor:
         """The latent of a whole picture, (1, C, h, w)."""
         codec, size = self._plan.codec, self._plan.canvas.padded
         if codec.tiling == "exact":
-            return torch.cat(list(self._exact(self._encode, image.read, size, codec, 1, 1)), dim=2)
+            return torch.cat(list(self._exact(self._encode, _planes_of(image), size, codec, 1, 1)), dim=2)
         assert isinstance(self._restorer, TilesItself)
         with self._telling_short(size):
-            latent = self._restorer.encode_within(image, self._workspace, self._generator)
+            rows = _ModelRows(image, self._restorer.device)
+            latent = self._restorer.encode_within(rows, self._workspace, self._generator)
         self._on_tiles(1)
         return latent
 
@@ -109,8 +109,8 @@ class Restoration:
             yield from self._restorer.decode_within(latent, self._workspace)
         self._on_tiles(1)
 
-    def _encode(self, image: Tensor) -> Tensor:
-        return self._restorer.encode(image, self._generator)
+    def _encode(self, tiles: Tensor) -> Tensor:
+        return self._restorer.encode(_to_model(tiles, self._restorer.device), self._generator)
 
     def _all_stages(self, image: Tensor) -> Tensor:
         latent = self._encode(image)
@@ -153,7 +153,7 @@ class Restoration:
     ) -> Iterator[Tensor]:
         """Run stages over a picture of `size`, read in elements of `source_px` image pixels; gives bands."""
         multiple = self._restorer.info.multiple_of_px
-        tiles = plan_halo_tiles(size, stage.side_px, stage.margin_px, multiple)
+        tiles = plan_halo_tiles(size, stage.core_px, stage.margin_px, multiple)
 
         def in_place_of(error: Exception, group: Sequence[HaloTile]) -> Sequence[Sequence[HaloTile]]:
             if len(group) > 1:
@@ -216,12 +216,21 @@ def _rows_of(latent: Tensor) -> ReadRows:
     return lambda top, bottom: latent[:, :, top:bottom]
 
 
-class _Image:
-    """A picture in [0, 1], read as a model takes it: (1, 3, n, W) in [-1, 1] on its device."""
+def _planes_of(image: Rows) -> ReadRows:
+    return lambda top, bottom: image.read(top, bottom)[None]
+
+
+def _to_model(image: Tensor, device: torch.device) -> Tensor:
+    """[0, 1] to [-1, 1] on the model's device."""
+    return image.mul(2).sub_(1).to(device)
+
+
+class _ModelRows:
+    """An image in [0, 1], read as a codec that tiles itself takes it: (1, 3, n, W) in [-1, 1] on its device."""
 
     def __init__(self, rows: Rows, device: torch.device) -> None:
         self._rows, self._device = rows, device
         self.size_px = rows.size_px
 
     def read(self, top: int, bottom: int) -> Tensor:
-        return self._rows.read(top, bottom).mul(2).sub_(1)[None].to(self._device)
+        return _to_model(self._rows.read(top, bottom)[None], self._device)

@@ -1,8 +1,9 @@
-"""Restore and enlarge one picture with any `Restorer`."""
+"""Restore and enlarge one image with any `Restorer`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,10 +11,19 @@ from torch import Tensor
 from omgsr_cli.color import match_color
 from omgsr_cli.errors import ShapeError
 from omgsr_cli.geometry import Size
-from omgsr_cli.imaging import EnlargedWithAlpha, Picture, PictureBands, ResizedRows, Rows, WholeRows, resize
+from omgsr_cli.imaging import (
+    ColorUnderAlpha,
+    Picture,
+    PictureBands,
+    ResizedRows,
+    Rows,
+    WholeRows,
+    bands_of,
+    resize_bands,
+)
 from omgsr_cli.models.base import Restorer
 from omgsr_cli.options import RestoreOptions
-from omgsr_cli.planning import allowed_memory, plan_model_canvas, plan_restoration, usable_memory
+from omgsr_cli.planning import allowed_memory, plan_restoration, usable_memory
 from omgsr_cli.restoration import OnNote, OnProgress, Restoration
 
 
@@ -30,9 +40,10 @@ def upscale_image(
 ) -> Tensor:
     """Restore an image at exactly the size that is asked for.
 
-    The image is enlarged to the output size (bicubic), or to the model's native size where that is larger, padded by
-    reflection to the model's multiple, encoded, taken through the one step, decoded, cropped, given the colours
-    of the enlarged image back, and reduced if it had been enlarged beyond the output.
+    The image is enlarged (bicubic) to the working size: that of the output, or the magnification or native size that
+    the model was trained at where these are larger. It is padded by reflection to the model's multiple, encoded, taken
+    through the one step, decoded, cropped, given the colours of the enlarged image, reduced to the output size, and
+    blended with plain upscaling where the strength is below 1.
 
     Args:
         restorer: a loaded model.
@@ -40,7 +51,7 @@ def upscale_image(
         output: height and width of the result.
         options: None takes the defaults.
         free_bytes: memory for tiles; None asks the device.
-        bit_depth: 8 or 16 of the picture; at 8 the enlarged image has whole levels, as the published scripts have.
+        bit_depth: 8 or 16 of the image; at 8 the enlarged image has whole levels, as the published scripts have.
         on_progress: told (done, total) tiles; the total grows where memory is short.
         on_note: told, in a line, what a person should know; once that tiles had to become smaller.
     Returns:
@@ -51,12 +62,9 @@ def upscale_image(
     """
     if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
         raise ShapeError(f"an image is (3, H, W) with pixels, not {tuple(image.shape)}")
-    options = options or RestoreOptions()
-    working = plan_model_canvas(restorer.info, output).working
-    enlarged = ResizedRows(image, working, bit_depth)
-    return torch.cat(
-        list(_bands(restorer, enlarged, output, options, free_bytes, bit_depth, on_progress, on_note)), dim=1
-    )
+    source = _Input(image, None, bit_depth)
+    bands = _bands(restorer, source, output, options or RestoreOptions(), free_bytes, on_progress, on_note)
+    return torch.cat(list(bands), dim=1)
 
 
 def restore_picture(
@@ -68,47 +76,75 @@ def restore_picture(
     on_progress: OnProgress | None = None,
     on_note: OnNote | None = None,
 ) -> tuple[PictureBands, Rows]:
-    """Restore a picture with its alpha, as the result is read.
+    """Restore an image with its alpha, as the result is read.
 
-    Colour is enlarged premultiplied by alpha, so that what lies under transparent pixels does not bleed into the
+    Colour is enlarged premultiplied by alpha, so that what is under transparent pixels does not bleed into the
     edge; alpha itself is enlarged bicubically.
 
     Returns:
-        The restored picture, of which nothing is computed yet, and the enlarged input at its size, for a comparison.
+        The restored image, of which nothing is computed yet, and plain upscaling to its size, for a comparison.
     Raises:
         DeviceError: as the bands are read: as `upscale_image`.
     """
-    working = plan_model_canvas(restorer.info, output).working
     alpha, depth = picture.alpha, picture.bit_depth
-    enlarged: Rows
-    if alpha is None or bool((alpha == 1).all()):
-        enlarged = ResizedRows(picture.rgb, working, depth)
-    else:
-        enlarged = EnlargedWithAlpha(picture.rgb, alpha, working)
-    bands = _bands(restorer, enlarged, output, options, None, depth, on_progress, on_note)
+    is_opaque = alpha is None or bool((alpha == 1).all())
+    source = _Input(picture.rgb, None if alpha is None or is_opaque else ColorUnderAlpha(picture.rgb, alpha), depth)
+    bands = _bands(restorer, source, output, options, None, on_progress, on_note)
     result = PictureBands(picture, output, bands, None if alpha is None else ResizedRows(alpha, output, depth))
-    if working == output:
-        return result, enlarged
-    return result, WholeRows(resize(enlarged.read(0, working.height), output, depth))
+    return result, source.resized(output)
+
+
+@dataclass(frozen=True)
+class _Input:
+    """The image to restore, at any size, computed as its rows are read.
+
+    Attributes:
+        rgb: (3, H, W) float32, sRGB in [0, 1].
+        color: the same where not all of it is opaque; else None.
+        bit_depth: 8 or 16.
+    """
+
+    rgb: Tensor
+    color: ColorUnderAlpha | None
+    bit_depth: int
+
+    def for_model(self, size: Size) -> Rows:
+        """What the model restores: under transparent pixels it has the colours around them."""
+        return self.color.resized(size) if self.color else ResizedRows(self.rgb, size, self.bit_depth)
+
+    def resized(self, size: Size) -> Rows:
+        """Plain upscaling: at its own size the image as it is."""
+        return WholeRows(self.rgb) if size == tuple(self.rgb.shape[1:]) else self.for_model(size)
 
 
 def _bands(
     restorer: Restorer,
-    enlarged: Rows,
+    source: _Input,
     output: Size,
     options: RestoreOptions,
     free_bytes: int | None,
-    bit_depth: int,
     on_progress: OnProgress | None,
     on_note: OnNote | None,
 ) -> Iterator[Tensor]:
-    """The restored picture from its first rows to its last, (3, n, output.width) float32 in [0, 1]."""
+    """The restored image from its first rows to its last, (3, n, output.width) float32 in [0, 1]."""
+    if options.strength == 0:
+        yield from bands_of(source.resized(output))
+        return
     info = restorer.info
     free = allowed_memory(options, usable_memory(restorer.device) if free_bytes is None else free_bytes)
-    plan = plan_restoration(info, output, options, free)
+    plan = plan_restoration(info, Size(*source.rgb.shape[1:]), output, options, free)
+    working = plan.canvas.working
+    enlarged = source.for_model(working)
     restored = Restoration(restorer, plan, options, free, on_progress, on_note).run(enlarged)
-    fixed = match_color(restored, enlarged, options.color_fix or info.color_fix, bit_depth)
-    if plan.canvas.working == output:
-        yield from fixed
-    else:
-        yield resize(torch.cat(list(fixed), dim=1), output, bit_depth)
+    fixed = match_color(restored, enlarged, options.color_fix or info.color_fix, source.bit_depth)
+    reduced = resize_bands(fixed, working, output, source.bit_depth)
+    yield from reduced if options.strength == 1 else _blended(reduced, source.resized(output), options.strength)
+
+
+def _blended(restored: Iterator[Tensor], plain: Rows, strength: float) -> Iterator[Tensor]:
+    """Plain + strength * (restored - plain), in float32: nothing is rounded between."""
+    row = 0
+    for band in restored:
+        bottom = row + band.shape[1]
+        yield torch.lerp(plain.read(row, bottom), band, strength)
+        row = bottom

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from omgsr_cli.cli.app import app, run
 from omgsr_cli.cli.upscale_results import Tally
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.geometry import Size
+from omgsr_cli.options import RestoreOptions
 from omgsr_cli.planning import plan_model_canvas
 
 
@@ -113,7 +115,7 @@ def test_a_dry_run_tells_sizes_tiles_and_memory_as_json(omgsr: Command, two: Pat
     [record] = omgsr(two / "a.png", "--dry-run", "--json", "--scale", "1").records
     assert record["status"] == "planned"
     assert (record["input_size"], record["output_size"]) == ([8, 6], [8, 6])
-    assert record["restored_size"] == [21, 16]
+    assert record["restored_size"] == [32, 24]
     assert record["tiles"] == 1
     assert {"tile_px", "overlap_px", "memory_mib"} < record.keys()
 
@@ -141,14 +143,17 @@ def test_a_dry_run_ends_with_what_it_would_take(
 
 def test_what_a_run_took_is_remembered(tmp_path: Path) -> None:
     remembered = Remembered(tmp_path)
-    pace = upscale_forecast.Pace(INFO, torch.device("cpu"), "fp32", remembered)
+    options = RestoreOptions()
+    pace = upscale_forecast.Pace(replace(INFO, scale=4.0), options, torch.device("cpu"), "fp32", remembered)
     size = Size(1024, 1024)
-    work_mp = plan_model_canvas(INFO, size).padded.area / 1e6
+    # Time is spent at the working size, four times the input.
+    work_mp = 16 * size.area / 1e6
+    assert work_mp == plan_model_canvas(replace(INFO, scale=4.0), size, size, options).padded.area / 1e6
     pace.add(FileResult(None, None, "done", size, size))
     pace.add(FileResult(None, None, "skipped", size, size))
     pace.keep(12.0)
     assert remembered.find_speed(f"{INFO.name} cpu fp32") == pytest.approx(12 / work_mp)
-    small = upscale_forecast.Pace(INFO, torch.device("cpu"), "bf16", remembered)
+    small = upscale_forecast.Pace(INFO, options, torch.device("cpu"), "bf16", remembered)
     small.add(FileResult(None, None, "done", Size(8, 8), Size(8, 8)))
     small.keep(12.0)
     assert remembered.find_speed(f"{INFO.name} cpu bf16") is None

@@ -122,8 +122,137 @@ def test_a_thin_picture_is_done_and_one_out_of_proportion_refused_with_its_cost(
     assert plan["restored_size"] == plan["output_size"] == [80_000, 4]
     said = omgsr(tmp_path / "strip.png", "--process-size", "512", "--dry-run")
     assert said.code == 1
-    assert "80000x4 would be restored as 80000x512: 41 megapixels" in said.errors[0]
+    assert "80000x4 would be restored as" in said.errors[0]
+    assert "42 megapixels" in said.errors[0]
     assert "hint: cut it" in said.err
+
+
+# Working size and strength
+
+
+@pytest.mark.parametrize(
+    ("options", "output", "restored"),
+    [
+        (("--scale", "1"), [20, 14], [80, 56]),
+        (("--scale", "0.5"), [10, 7], [80, 56]),
+        (("--scale", "1.5"), [30, 21], [80, 56]),
+        (("--scale", "4"), [80, 56], [80, 56]),
+        (("--scale", "8"), [160, 112], [160, 112]),
+        (("--size", "200x14"), [200, 14], [200, 56]),
+        (("--scale", "2", "--process-scale", "3"), [40, 28], [60, 42]),
+        (("--scale", "2", "--process-scale", "1"), [40, 28], [40, 28]),
+        (("--scale", "2", "--process-scale", "auto"), [40, 28], [80, 56]),
+        (("--scale", "2", "--strength", "0"), [40, 28], [40, 28]),
+    ],
+)
+def test_the_working_size_is_four_times_the_input(
+    omgsr: Command, tmp_path: Path, options: tuple[str, ...], output: list[int], restored: list[int]
+) -> None:
+    source = draw(tmp_path / "a.png", 20, 14)
+    [plan] = omgsr(source, *options, "--dry-run", "--json").records
+    assert (plan["output_size"], plan["restored_size"]) == (output, restored)
+    [done] = omgsr(source, *options, "-o", tmp_path / "r.png", "--json").records
+    assert (done["status"], done["output_size"], done["restored_size"]) == ("done", output, restored)
+    assert list(size_of(tmp_path / "r.png")) == output
+
+
+def test_a_dry_run_counts_tiles_of_the_working_size(omgsr: Command, tmp_path: Path) -> None:
+    Image.new("RGB", (1500, 1000)).save(tmp_path / "a.png")
+
+    def plan(*options: str) -> dict[str, Any]:
+        [record] = omgsr(tmp_path / "a.png", "--dry-run", "--json", *options).records
+        return record
+
+    cost = [(plan("--scale", scale)["tiles"], plan("--scale", scale)["memory_mib"]) for scale in ("1", "2", "4")]
+    assert cost[0] == cost[1] == cost[2]
+    assert plan("--scale", "1", "--process-scale", "1")["tiles"] * 8 < cost[0][0]
+    said = omgsr(tmp_path / "a.png", "--scale", "1", "--dry-run")
+    assert "restored at 6000x4000" in said.out.decode()
+    assert "restored at 24." in said.err
+
+
+@pytest.mark.parametrize("options", [("--process-scale", "0.5"), ("--process-scale", "17"), ("--process-scale", "x"),
+    ("--process-scale", "nan"), ("--strength", "1.1"), ("--strength", "-0.1"), ("--strength", "nan")])  # fmt: skip
+def test_a_factor_out_of_range_is_refused(omgsr: Command, tmp_path: Path, options: tuple[str, str]) -> None:
+    said = omgsr(draw(tmp_path / "a.png"), *options)
+    assert said.code == 2
+    assert options[0] in said.errors[0]
+    assert options[1] in said.errors[0]
+
+
+def test_too_much_work_is_refused_with_its_size(
+    omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omgsr_cli.batch.checking._MOST_PX", 4000)
+    source = draw(tmp_path / "a.png", 20, 14)
+    said = omgsr(source, "--scale", "2")
+    assert said.code == 1
+    assert "80x56" in said.errors[0]
+    assert "--process-scale" in said.err
+    assert omgsr(source, "--scale", "2", "--process-scale", "1").code == 0
+
+
+@pytest.mark.parametrize("scale", ["0.5", "1", "2.5", "4"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "I;16"])
+def test_strength_blends_the_restored_image_with_plain_upscaling(
+    omgsr: Command, tmp_path: Path, scale: str, mode: str
+) -> None:
+    rng = np.random.default_rng(0)
+    shape = {"RGB": (14, 20, 3), "L": (14, 20), "RGBA": (14, 20, 4), "I;16": (14, 20)}[mode]
+    samples = rng.integers(0, 65_536 if mode == "I;16" else 256, shape)
+    source = tmp_path / "a.png"
+    Image.fromarray(samples.astype(np.uint16 if mode == "I;16" else np.uint8)).save(source)
+    made = {}
+    for strength in ("0", "0.4", "1", None):
+        asked = () if strength is None else ("--strength", strength)
+        assert omgsr(source, "--scale", scale, *asked, "-o", tmp_path / f"{strength}.png").code == 0
+        made[strength] = pixels(tmp_path / f"{strength}.png").astype(float)
+    assert (made["1"] == made[None]).all()
+    assert (made["0"] != made["1"]).any()
+    size = (round(20 * float(scale)), round(14 * float(scale)))
+    if mode in ("RGB", "L"):
+        plain = np.asarray(Image.open(source).resize(size, Image.Resampling.BICUBIC))
+        assert (made["0"] == plain).all()
+    if scale == "1":
+        assert (made["0"] == samples).all()
+    between = made["0"] + 0.4 * (made["1"] - made["0"])
+    assert np.abs(made["0.4"] - between).max() <= 1.001
+
+
+def test_strength_zero_does_not_run_the_network(
+    omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    encode = TinyRestorer.encode
+    monkeypatch.setattr(TinyRestorer, "encode", lambda *args: calls.append(1) or encode(*args))
+    source = draw(tmp_path / "a.png")
+    assert omgsr(source, "--strength", "0", "-o", tmp_path / "0.png").code == 0
+    assert not calls
+    assert omgsr(source, "-o", tmp_path / "1.png").code == 0
+    assert calls
+
+
+@pytest.mark.parametrize("option", [("--strength", "0.5"), ("--process-scale", "2")])
+def test_working_size_and_strength_are_part_of_what_a_result_was_made_with(
+    omgsr: Command, tmp_path: Path, option: tuple[str, str]
+) -> None:
+    call = (draw(tmp_path / "a.png"), "--scale", "1", "-o", tmp_path / "r.png", "--json")
+    assert omgsr(*call, *option).records[0]["status"] == "done"
+    assert omgsr(*call, *option).records[0]["status"] == "skipped"
+    made = (tmp_path / "r.png").read_bytes()
+    assert omgsr(*call).code == 1
+    assert (tmp_path / "r.png").read_bytes() == made
+    assert omgsr(*call, "--overwrite").records[0]["status"] == "done"
+    assert (tmp_path / "r.png").read_bytes() != made
+
+
+def test_the_comparison_shows_plain_upscaling_at_the_results_size(omgsr: Command, tmp_path: Path) -> None:
+    source = draw(tmp_path / "a.png", 20, 14)
+    assert omgsr(source, "--scale", "1", "--compare", "-o", tmp_path / "r.png").code == 0
+    both = pixels(tmp_path / "r_compare.png")
+    assert both.shape[:2] == (14, 44)
+    assert (both[:, :20] == pixels(source)).all()
+    assert (both[:, 24:] == pixels(tmp_path / "r.png")).all()
 
 
 # Model

@@ -51,8 +51,8 @@ def test_tiles_of_a_small_picture_are_the_picture() -> None:
     assert plan_tiles(Size(1, 1), 512, 256) == (Tile(0, 0, 1, 1),)
 
 
-@pytest.mark.parametrize(("core", "halo"), [(64, 16), (128, 96), (100, 5), (16, 0)])
-def test_cores_cover_once_and_outers_have_the_margin(core: int, halo: int) -> None:
+@pytest.mark.parametrize(("core", "halo"), [((64, 64), 16), ((128, 256), 96), ((100, 20), 5), ((16, 16), 0)])
+def test_cores_cover_once_and_outers_have_the_margin(core: tuple[int, int], halo: int) -> None:
     for height, width in [(16, 16), (16, 592), (128, 144), (400, 160), (592, 608)]:
         covered = [[0] * width for _ in range(height)]
         for tile in plan_halo_tiles(Size(height, width), core, halo, 16):
@@ -70,7 +70,7 @@ def test_cores_cover_once_and_outers_have_the_margin(core: int, halo: int) -> No
 def test_canvas_is_never_below_native_and_always_a_multiple() -> None:
     for height in range(1, 601, 7):
         for width in (1, 3, 63, 64, 65, 127, 600):
-            canvas = plan_canvas(Size(height, width), 64, 16)
+            canvas = plan_canvas(Size(height, width), Size(1, 1), 64, 16)
             assert canvas.output == (height, width)
             short, long = sorted((height, width))
             thin = long > 4 * short
@@ -84,7 +84,7 @@ def test_canvas_is_never_below_native_and_always_a_multiple() -> None:
 
 @pytest.mark.parametrize("size", [Size(4, 80_000), Size(80_000, 4), Size(1, 300), Size(1, 20), Size(63, 253)])
 def test_a_thin_picture_is_padded_and_not_enlarged_beyond_measure(size: Size) -> None:
-    canvas = plan_canvas(size, 64, 16)
+    canvas = plan_canvas(size, size, 64, 16)
     assert max(canvas.working) == max(256, *size)
     assert canvas.padded.area <= 64 * round_up(max(canvas.working), 16)
 

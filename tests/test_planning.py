@@ -12,9 +12,11 @@ from torch import Tensor
 
 from omgsr_cli.geometry import Size
 from omgsr_cli.models.base import ImageRows, RestorerInfo, StageInfo, Tiling
+from omgsr_cli.models.loading import describe_model
+from omgsr_cli.models.sources import find_model
 from omgsr_cli.models.vae_tiling import Workspace
 from omgsr_cli.options import RestoreOptions
-from omgsr_cli.planning import MIN_TILE_PX, plan_restoration
+from omgsr_cli.planning import MIN_TILE_PX, TilePlan, plan_model_canvas, plan_restoration
 from omgsr_cli.schedules import DdpmSchedule
 from omgsr_cli.upscaling import upscale_image
 
@@ -28,7 +30,7 @@ def info_of(codec: Tiling, step: Tiling, *, native_px: int = 64) -> RestorerInfo
     return RestorerInfo(
         name="shift",
         family="none",
-        scale=2.0,
+        scale=1.0,
         mid_timestep=1,
         multiple_of_px=8,
         native_tile_px=native_px,
@@ -40,6 +42,11 @@ def info_of(codec: Tiling, step: Tiling, *, native_px: int = 64) -> RestorerInfo
         prompt=None,
         parameters=0,
     )
+
+
+def plan_of(info: RestorerInfo, output: Size, options: RestoreOptions, free_bytes: int) -> TilePlan:
+    """The plan of an image that keeps its size."""
+    return plan_restoration(info, output, output, options, free_bytes)
 
 
 class Mean:
@@ -88,7 +95,7 @@ def test_every_pair_of_tilings_restores_a_picture(codec: Tiling, step: Tiling) -
     # Exact tiles are the whole picture; blended ones differ where a tile's edge is not the picture's.
     allowed = 1e-6 if "blended" not in (codec, step) else 0.1
     assert (tiled - whole).abs().max() < allowed
-    plan = plan_restoration(model.info, output, options, 1 << 30)
+    plan = plan_of(model.info, output, options, 1 << 30)
     assert done[-1] == (plan.tiles, plan.tiles)
     assert plan.in_one_go == (codec == step == "exact")
 
@@ -108,34 +115,95 @@ def test_a_stage_that_tiles_itself_is_given_the_whole() -> None:
 
 def test_a_codec_that_tiles_itself_takes_what_it_needs_up_to_what_it_may() -> None:
     info = info_of("internal", "blended")
-    held = 2000**2 * 36
-    plan = plan_restoration(info, Size(2000, 2000), RestoreOptions(), 1 << 30)
+    held = 2000**2 * 24
+    plan = plan_of(info, Size(2000, 2000), RestoreOptions(), 1 << 30)
     assert (plan.in_strips, plan.memory_bytes) == (False, 2000**2 * 100 + held)
-    plan = plan_restoration(info, Size(2000, 2000), RestoreOptions(memory=100), 1 << 30)
+    plan = plan_of(info, Size(2000, 2000), RestoreOptions(memory=100), 1 << 30)
     # Latents, and the result that a colour fix puts aside.
     assert (plan.in_strips, plan.memory_bytes) == (True, (100 << 20) + 2000**2 * 2 + held)
-    large = plan_restoration(info, Size(20_000, 20_000), RestoreOptions(memory=100), 1 << 30)
+    large = plan_of(info, Size(20_000, 20_000), RestoreOptions(memory=100), 1 << 30)
     assert large.memory_bytes == (356 << 20) + 20_000**2 * 2
 
 
 def test_automatic_tiles_are_what_fits_for_the_codec_and_native_for_the_step() -> None:
-    plan = plan_restoration(info_of("exact", "blended"), Size(2000, 2000), RestoreOptions(), 100 * 700**2)
-    assert (plan.codec.side_px, plan.codec.margin_px) == (640, 8)
+    free = 100 * 700**2
+    plan = plan_of(info_of("exact", "blended"), Size(2000, 2000), RestoreOptions(), free)
+    assert plan.codec.margin_px == 8
     assert (plan.step.side_px, plan.step.margin_px) == (64, 32)
-    assert plan.memory_bytes == (640 + 2 * 8) ** 2 * 100 + (640 + 2 * 8) * 2000 * 36
-    exact = plan_restoration(info_of("exact", "exact"), Size(2000, 2000), RestoreOptions(), 100 * 700**2)
+    assert free * 0.7 < plan.memory_bytes <= free
+    exact = plan_of(info_of("exact", "exact"), Size(2000, 2000), RestoreOptions(), free)
     assert exact.step == exact.codec
-    # Four even tiles of 2000 pixels, rounded up to whole multiples.
-    assert (exact.step.side_px, exact.step.margin_px) == (504, 16)
-    # Whatever the height of the picture, one row of tiles is held.
-    assert exact.memory_bytes == (504 + 2 * 16) ** 2 * 100 + (504 + 2 * 16) * 2000 * 36
-    tall = plan_restoration(info_of("exact", "exact"), Size(20_000, 2000), RestoreOptions(tile=504), 100 * 700**2)
-    assert tall.memory_bytes == exact.memory_bytes
-    short = plan_restoration(info_of("exact", "exact"), Size(2000, 2000), RestoreOptions(), 0)
-    assert short.step.side_px == MIN_TILE_PX
+    assert exact.step.margin_px == 16
+    height, width = (core + 2 * 16 for core in exact.step.core_px)
+    assert exact.memory_bytes == height * width * 100 + height * 2000 * 24 <= free
+    # Whatever the height of the image, one row of tiles is held.
+    tall, square = (
+        plan_of(info_of("exact", "exact"), Size(side, 2000), RestoreOptions(tile=504), free) for side in (20_000, 2000)
+    )
+    assert tall.memory_bytes == square.memory_bytes
+    short = plan_of(info_of("exact", "exact"), Size(2000, 2000), RestoreOptions(), 0)
+    assert short.step.core_px == (MIN_TILE_PX, MIN_TILE_PX)
+
+
+@pytest.mark.parametrize("width", [300, 1200, 5000, 24_000, 60_000])
+@pytest.mark.parametrize("memory", [64, 256, 1000, 100_000])
+def test_tiles_of_any_image_fit_into_the_memory_or_are_the_smallest(width: int, memory: int) -> None:
+    info = replace(info_of("exact", "exact"), step=StageInfo("exact", 88, 240))
+    plan = plan_of(info, Size(2 * width // 3, width), RestoreOptions(memory=memory), 0)
+    assert plan.memory_bytes <= memory << 20 or plan.step.core_px == (256, 256)
+    # However much is free: rows of a wide image are large.
+    assert plan.memory_bytes <= 1000 << 20
 
 
 def test_the_step_may_be_what_needs_the_memory() -> None:
     info = replace(info_of("internal", "blended", native_px=512), step=StageInfo("blended", 0, 1000))
-    plan = plan_restoration(info, Size(1024, 1024), RestoreOptions(batch=3, tile=512), 1 << 30)
-    assert plan.memory_bytes == 3 * 512**2 * 1000 + 512 * 1024 * 36
+    plan = plan_of(info, Size(1024, 1024), RestoreOptions(batch=3, tile=512), 1 << 30)
+    assert plan.memory_bytes == 3 * 512**2 * 1000 + 512 * 1024 * 24
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "process_scale", "working"),
+    [
+        ((100, 150), (100, 150), "auto", (400, 600)),
+        ((100, 150), (200, 300), "auto", (400, 600)),
+        ((100, 150), (50, 75), "auto", (400, 600)),
+        ((101, 151), (270, 403), "auto", (404, 604)),
+        ((100, 150), (400, 600), "auto", (400, 600)),
+        ((100, 150), (800, 1200), "auto", (800, 1200)),
+        # Another proportion than the input's: no side is below four times the input's.
+        ((100, 150), (800, 150), "auto", (800, 600)),
+        ((100, 150), (70, 90), 2, (200, 300)),
+        ((100, 150), (100, 150), 2.5, (250, 375)),
+        ((100, 150), (100, 150), 1, (100, 150)),
+        ((200, 300), (100, 150), 1, (100, 150)),
+        # The native size of 64 is a lower bound of its own.
+        ((10, 12), (10, 12), "auto", (64, 77)),
+        ((10, 12), (20, 24), 1, (64, 77)),
+    ],
+)
+def test_the_working_size_is_a_multiple_of_the_input(
+    source: tuple[int, int], output: tuple[int, int], process_scale: float, working: tuple[int, int]
+) -> None:
+    info = replace(info_of("exact", "exact"), scale=4.0)
+    options = RestoreOptions(process_scale=process_scale)
+    canvas = plan_model_canvas(info, Size(*source), Size(*output), options)
+    assert (canvas.output, canvas.working) == (output, working)
+    plan = plan_restoration(info, Size(*source), Size(*output), options, 1 << 30)
+    assert plan.canvas == canvas
+    # The cost is that of the working size.
+    at_once = plan_restoration(info, Size(*working), Size(*working), RestoreOptions(process_scale=1), 1 << 30)
+    assert (plan.tiles, plan.memory_bytes) == (at_once.tiles, at_once.memory_bytes)
+
+
+def test_a_photo_of_24_megapixels_needs_little_at_any_scale() -> None:
+    info = describe_model(find_model("omgsr-tiny"))
+    photo = Size(4000, 6000)
+    for scale in (1, 2, 4):
+        plan = plan_restoration(info, photo, photo.times(scale), RestoreOptions(), 1 << 40)
+        assert plan.canvas.working == (16_000, 24_000)
+        assert plan.memory_bytes < 700 << 20
+
+
+def test_plain_upscaling_takes_no_tiles() -> None:
+    plan = plan_of(info_of("exact", "exact"), Size(2000, 2000), RestoreOptions(strength=0), 1 << 30)
+    assert (plan.tiles, plan.canvas.working) == (0, (2000, 2000))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from omgsr_cli.imaging import FILTERS, EnlargedWithAlpha, ExtendedRows, ResizedRows, WholeRows, extend, resize
+from omgsr_cli.imaging import (
+    FILTERS,
+    ColorUnderAlpha,
+    ExtendedRows,
+    ResizedRows,
+    WholeRows,
+    extend,
+    resize,
+    resize_bands,
+)
 
 IMAGE = torch.rand(3, 13, 21, generator=torch.Generator().manual_seed(3))
 
@@ -55,6 +65,40 @@ def test_rows_are_those_of_the_whole_to_the_bit() -> None:
             assert torch.equal(found, resize(image, (int(high), int(wide)), depth)), (height, width, high, wide, depth)
 
 
+@pytest.mark.parametrize("ratio", [4, 2.67, 1.01, 1, 8, 0.7])
+@pytest.mark.parametrize("size", [(64, 96), (61, 97), (1, 1), (1, 50), (50, 1), (200, 9), (7, 200), (129, 33)])
+def test_bands_are_resized_to_what_the_whole_is_to_the_bit(size: tuple[int, int], ratio: float) -> None:
+    """Tall, wide and square images: which axis is resized first depends on the proportions."""
+    rng = np.random.default_rng(size[0])
+    image = torch.rand(3, *size, generator=torch.Generator().manual_seed(size[1]))
+    target = (max(1, round(size[0] / ratio)), max(1, round(size[1] / ratio)))
+    cuts = sorted({0, size[0], *rng.integers(0, size[0], 5).tolist()})
+    for depth in (8, 16):
+        bands = (image[:, top:bottom] for top, bottom in pairwise(cuts))
+        found = list(resize_bands(bands, size, target, depth))
+        assert torch.equal(torch.cat(found, dim=1), resize(image, target, depth))
+
+
+def test_bands_at_random_sizes_are_resized_exactly_and_late_by_the_filter_only() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(100):
+        (height, width), (high, wide) = rng.integers(1, 90, 2).tolist(), rng.integers(1, 90, 2).tolist()
+        image = torch.rand(1, height, width, generator=torch.Generator().manual_seed(wide))
+        taken = 0
+
+        def rows(image: torch.Tensor = image) -> Iterator[torch.Tensor]:
+            nonlocal taken
+            for taken, row in enumerate(image.split(1, dim=1), 1):  # noqa: B007 - counts what was drawn
+                yield row
+
+        given, parts = 0, []
+        for part in resize_bands(rows(), (height, width), (high, wide), 8):
+            parts.append(part)
+            given += part.shape[1]
+            assert taken <= given * height / high + 3 * max(1, height / high) + 1
+        assert torch.equal(torch.cat(parts, dim=1), resize(image, (high, wide)))
+
+
 def test_rows_that_are_not_clamped_and_bilinear_ones() -> None:
     image = torch.randn(1, 7, 9, generator=torch.Generator().manual_seed(0))
     expected = np.asarray(Image.fromarray(image[0].numpy()).resize((20, 15), Image.Resampling.BILINEAR))
@@ -73,6 +117,6 @@ def test_extended_rows_are_those_of_the_whole(size: tuple[int, int], before: int
 
 def test_rows_with_alpha_do_not_depend_on_where_they_are_cut() -> None:
     alpha = (torch.rand(1, 13, 21, generator=torch.Generator().manual_seed(1)) > 0.5).float()
-    rows = EnlargedWithAlpha(IMAGE, alpha, (40, 50))
+    rows = ColorUnderAlpha(IMAGE, alpha).resized((40, 50))
     parts = torch.cat([rows.read(top, min(top + 7, 40)) for top in range(0, 40, 7)], dim=1)
     assert torch.equal(parts, rows.read(0, 40))

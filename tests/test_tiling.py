@@ -73,7 +73,7 @@ def test_exact_tiles_equal_the_whole(size: tuple[int, int], batch: int) -> None:
 
     source = torch.randn(1, 3, *size)
     done: list[int] = []
-    tiles = plan_halo_tiles(Size(*size), 32, 8, 16)
+    tiles = plan_halo_tiles(Size(*size), (32, 48), 8, 16)
     result = exact(function, source, tiles, batch=batch, on_tiles=done.append)
     torch.testing.assert_close(result, function(source), rtol=1e-4, atol=1e-3)
     assert sum(done) == len(tiles)
@@ -81,7 +81,7 @@ def test_exact_tiles_equal_the_whole(size: tuple[int, int], batch: int) -> None:
 
 def test_exact_tiles_across_a_change_of_scale() -> None:
     source = torch.rand(1, 2, 40, 56)
-    tiles = plan_halo_tiles(Size(40, 56), 16, 0, 8)
+    tiles = plan_halo_tiles(Size(40, 56), (16, 16), 0, 8)
     up = exact(lambda x: x.repeat_interleave(8, 2).repeat_interleave(8, 3), source, tiles)
     assert torch.equal(up, source.repeat_interleave(8, 2).repeat_interleave(8, 3))
     down = exact(lambda x: F.avg_pool2d(x, 8), up, [tile.times(8) for tile in tiles])
@@ -93,7 +93,7 @@ def test_a_margin_that_is_too_small_shows() -> None:
     kernel = torch.ones(1, 1, 17, 17)
     source = torch.rand(1, 1, 64, 64)
     size = Size(64, 64)
-    tiles = plan_halo_tiles(size, 16, 4, 4)
+    tiles = plan_halo_tiles(size, (16, 16), 4, 4)
     result = exact(lambda x: F.conv2d(x, kernel, padding=8), source, tiles)
     assert (result - F.conv2d(source, kernel, padding=8)).abs().max() > 1
 
@@ -102,7 +102,7 @@ def test_a_margin_that_is_too_small_shows() -> None:
 def test_halves_of_a_tile_are_the_tile(size: tuple[int, int]) -> None:
     kernel = torch.randn(1, 1, 9, 9)
     source = torch.randn(1, 1, *size)
-    tiles = plan_halo_tiles(Size(*size), 64, 8, 8)
+    tiles = plan_halo_tiles(Size(*size), (64, 64), 8, 8)
     halves: list[HaloTile] = []
 
     def short(tile: Tensor) -> Tensor:

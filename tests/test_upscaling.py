@@ -20,7 +20,7 @@ from omgsr_cli.upscaling import upscale_image
 INFO = RestorerInfo(
     name="identity",
     family="none",
-    scale=4.0,
+    scale=1.0,
     mid_timestep=273,
     multiple_of_px=8,
     native_tile_px=64,
@@ -170,9 +170,9 @@ def test_another_error_passes_through() -> None:
 def test_exact_tiles_are_even_and_no_larger_than_worth_their_memory() -> None:
     info = replace(exact_info(48), border_px=32)
     for side in (1024, 2048, 4096, 16_384):
-        plan = plan_restoration(info, Size(side, side), RestoreOptions(), ROOMY)
+        plan = plan_restoration(info, Size(side, side), Size(side, side), RestoreOptions(), ROOMY)
         assert plan.step.side_px <= 1152
         rest = plan.canvas.padded.width % plan.step.side_px
         assert rest == 0 or rest > 0.8 * plan.step.side_px
-    asked = plan_restoration(info, Size(4096, 4096), RestoreOptions(tile=2048), ROOMY)
+    asked = plan_restoration(info, Size(4096, 4096), Size(4096, 4096), RestoreOptions(tile=2048), ROOMY)
     assert asked.step.side_px == 2048

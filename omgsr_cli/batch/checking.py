@@ -18,11 +18,12 @@ from omgsr_cli.files.addresses import Address, Location
 from omgsr_cli.files.clashes import comparison_path
 from omgsr_cli.files.jobs import Job
 from omgsr_cli.files.storage import local_copy
-from omgsr_cli.geometry import Size, plan_canvas, plan_output_size
+from omgsr_cli.geometry import Size, plan_output_size
 from omgsr_cli.imaging import FORMAT_LIMITS, check_output, format_of_path, output_format, probe_picture
 from omgsr_cli.models.base import RestorerInfo
 from omgsr_cli.models.devices import free_memory_bytes
-from omgsr_cli.planning import plan_restoration
+from omgsr_cli.options import RestoreOptions
+from omgsr_cli.planning import plan_model_canvas, plan_restoration, wanted_size
 
 # Of an input as it is read, its samples and float32; of a format that wants all samples at once, those and its copies.
 _READ_BYTES_PER_PX, _WRITTEN_BYTES_PER_PX = 16, 8
@@ -40,6 +41,7 @@ class Checked:
     content: bytes | Path
     input_px: Size
     output_px: Size
+    working_px: Size
     format: str
     finished: frozenset[Location]
     """The outputs that are there already, from the same input with the same settings."""
@@ -66,12 +68,13 @@ def plan_files(
         try:
             with ExitStack() as held:
                 checked = check_job(job, open_content(job, held, results), settings, info, results)
-            plan = plan_restoration(info, checked.output_px, settings.restore, free_bytes)
+            plan = plan_restoration(info, checked.input_px, checked.output_px, settings.restore, free_bytes)
         except OmgsrError as error:
             yield failed(job, error, started)
             continue
         status: Status = "skipped" if checked.is_finished(job, settings) else "planned"
-        yield FileResult(job.source, job.destination, status, checked.input_px, checked.output_px, plan=plan)
+        sizes = checked.input_px, checked.output_px, plan.canvas.working
+        yield FileResult(job.source, job.destination, status, *sizes, plan=plan)
 
 
 def open_content(job: Job, held: ExitStack, results: FinishedResults) -> bytes | Path:
@@ -92,32 +95,38 @@ def check_job(
     size = Size(*header.size_px)
     output = plan_output_size(size, settings.restore.size, info.scale)
     format_name = _format(job, header.format, settings)
-    _check_memory(job, size, output, info, format_name)
+    working = _check_cost(job, size, output, info, settings.restore, format_name)
     # Whether transparency is really used shows only in the pixels.
     check_output(str(job.destination or "standard output"), format_name, output, has_alpha=False)
     finished = results.among(outputs_of(job, settings), content)
-    return Checked(content, size, output, format_name, finished)
+    return Checked(content, size, output, working, format_name, finished)
 
 
-def _check_memory(job: Job, size: Size, output: Size, info: RestorerInfo, format_name: str) -> None:
-    """Refuse a picture that could not be held as it is read and written, or that is nearly all padding.
+def _check_cost(
+    job: Job, size: Size, output: Size, info: RestorerInfo, options: RestoreOptions, format_name: str
+) -> Size:
+    """The working size; refuses an image that could not be read, restored and written, or is nearly all padding.
 
     Whether there is room to work in shows only as it is done.
     """
-    if output.area > _MOST_PX:
-        reason = f"{output} are {output.area / 1e9:.0f} gigapixels, and {_MOST_PX / 1e9:.0f} are the most that is made"
-        raise FileError(f"{name_of(job)}: {reason}", "ask for a smaller size")
-    padded = plan_canvas(output, info.native_tile_px, info.multiple_of_px).padded
-    if padded.area > _MOST_PADDING_PX and padded.area > _MOST_PADDING * output.area:
+    canvas, wanted = plan_model_canvas(info, size, output, options), wanted_size(info, size, output, options)
+    for made, hint in ((output, "ask for a smaller size"), (canvas.working, "give --process-scale 1")):
+        if made.area > _MOST_PX:
+            shown = made if made == output else f"{output}, restored at {made},"
+            reason = f"{shown} is {made.area / 1e9:.0f} gigapixels, and {_MOST_PX / 1e9:.0f} is the limit"
+            raise FileError(f"{name_of(job)}: {reason}", hint)
+    padded = canvas.padded
+    if padded.area > _MOST_PADDING_PX and padded.area > _MOST_PADDING * wanted.area:
         reason = f"{output} would be restored as {padded}: {padded.area / 1e6:.0f} megapixels of work"
         hint = "cut it into parts that are less thin, or lower --process-size"
-        raise FileError(f"{name_of(job)}: out of proportion: {reason} for {output.area / 1e6:.2g}", hint)
+        raise FileError(f"{name_of(job)}: out of proportion: {reason} for {wanted.area / 1e6:.2g}", hint)
     written = 0 if FORMAT_LIMITS[format_name].by_rows else output.area
     needed = size.area * _READ_BYTES_PER_PX + written * _WRITTEN_BYTES_PER_PX
     free = free_memory_bytes(torch.device("cpu"))
     if needed > free:
         reason = f"{output} takes {needed >> 20} MiB of memory, and {free >> 20} are free"
         raise FileError(f"{name_of(job)}: {reason}", "ask for a smaller size")
+    return canvas.working
 
 
 def outputs_of(job: Job, settings: Settings) -> tuple[Location, ...]:

@@ -17,6 +17,7 @@ from omgsr_cli.files.storage import LocalCopy, look_at, reading
 from omgsr_cli.imaging import read_record, record_of_file
 from omgsr_cli.models.base import RestorerInfo
 from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions
+from omgsr_cli.planning import process_scale
 
 # Of the model's options these choose it or are in its info, and those of the rest change the way and not the result.
 _NAMES_OF_MODEL = {"model", "base", "adapter", "mid_timestep", "prompt", "process_size", "vae"}
@@ -111,6 +112,7 @@ class FinishedResults:
         model |= {"mid_timestep": info.mid_timestep, "native_tile_px": info.native_tile_px, "prompt": info.prompt}
         left_out = {"batch", "memory"} | (set() if _tiles_show(info, settings.restore) else {"tile", "overlap"})
         restore = settings.restore.model_dump(mode="json", exclude=left_out, exclude_none=True)
+        restore["process_scale"] = process_scale(info, settings.restore)
         write = settings.write.model_dump(mode="json", include={"quality", "metadata"}, exclude_none=True)
         # A model that comes from no files is known by its name only.
         weights = self._remembered.contents(info.files) if info.files else info.name

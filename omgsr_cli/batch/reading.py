@@ -54,8 +54,8 @@ def begin_job(job: Job, settings: Settings, info: RestorerInfo, results: Finishe
             content = open_content(job, held, results)
             checked = check_job(job, content, settings, info, results)
             if checked.is_finished(job, settings):
-                result = FileResult(job.source, job.destination, "skipped", checked.input_px, checked.output_px)
-                return Ended(job, result)
+                sizes = checked.input_px, checked.output_px, checked.working_px
+                return Ended(job, FileResult(job.source, job.destination, "skipped", *sizes))
             # Before the work: an input that is edited meanwhile is another one.
             record = results.record(checked.content)
             picture = read_picture(checked.content, name_of(job))

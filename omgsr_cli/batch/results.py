@@ -23,6 +23,7 @@ class FileResult:
         status: "done", "skipped" (finished before, with the same settings), "planned" (dry run) or "failed".
         input_px: height and width of the input, upright; None where it could not be read.
         output_px: height and width of the result.
+        working_px: height and width at which it is restored.
         seconds: from opening the input to the finished output, without the loading of the model.
         notes: what a person should be told, one line each.
         error: why it failed.
@@ -34,6 +35,7 @@ class FileResult:
     status: Status
     input_px: Size | None = None
     output_px: Size | None = None
+    working_px: Size | None = None
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     error: OmgsrError | None = None
@@ -42,21 +44,19 @@ class FileResult:
 
 def result_record(result: FileResult) -> dict[str, object]:
     """The JSON object of one file; sizes are [width, height] as people write them."""
+    sizes = {"input_size": result.input_px, "output_size": result.output_px, "restored_size": result.working_px}
     record: dict[str, object] = {
         "input": None if result.source is None else str(result.source),
         "output": None if result.destination is None else str(result.destination),
         "status": result.status,
-        "input_size": result.input_px and [result.input_px.width, result.input_px.height],
-        "output_size": result.output_px and [result.output_px.width, result.output_px.height],
+        **{name: size and [size.width, size.height] for name, size in sizes.items()},
         "seconds": round(result.seconds, 3),
         "notes": list(result.notes),
         "error": result.error and result.error.message,
         "hint": result.error and result.error.hint,
     }
     if result.plan:
-        working = result.plan.canvas.working
         record |= {
-            "restored_size": [working.width, working.height],
             "tiles": result.plan.tiles,
             "tile_px": result.plan.step.side_px,
             "overlap_px": result.plan.step.margin_px,

@@ -163,4 +163,5 @@ class Upscaler:
             return failed(job, error, begun.started)
         seconds = time.monotonic() - begun.started - begun.waited_s
         notes = (*begun.picture.notes, *told, *notes)
-        return FileResult(job.source, job.destination, "done", checked.input_px, checked.output_px, seconds, notes)
+        sizes = checked.input_px, checked.output_px, checked.working_px
+        return FileResult(job.source, job.destination, "done", *sizes, seconds=seconds, notes=notes)

@@ -97,7 +97,7 @@ def _restorer_contestant(options: ModelOptions, *, device: str | None, precision
         adapter=files_identity(source.adapter) if source.adapter else None,
         device=chosen.type,
         precision=(precision, number_format),
-        info=[info.mid_timestep, info.native_tile_px, info.prompt],
+        info=[info.mid_timestep, info.native_tile_px, info.prompt, info.scale],
     )
     name = Path(info.name).name if Path(info.name).is_dir() else info.name
     detail = "; ".join((str(source.folder), *source.notes))

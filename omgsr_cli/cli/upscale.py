@@ -23,6 +23,7 @@ def upscale(
     size: own.Size = None,
     long_side: own.LongSide = None,
     short_side: own.ShortSide = None,
+    process_scale: own.ProcessScale = "auto",
     process_size: own.ProcessSize = None,
     model: own.Model = None,
     base: shared.Base = None,
@@ -35,6 +36,7 @@ def upscale(
     precision: shared.Precision = "auto",
     compile_: own.Compile = False,
     color_fix: own.ColorFix = None,
+    strength: own.Strength = 1.0,
     tile: own.Tile = "auto",
     overlap: own.Overlap = None,
     batch: own.Batch = 1,
@@ -85,6 +87,8 @@ def upscale(
     restore = build_options(
         RestoreOptions,
         size=sizes,
+        process_scale=_parse_process_scale(process_scale),
+        strength=strength,
         color_fix=color_fix,
         tile=_parse_tile(tile),
         overlap=overlap,
@@ -145,6 +149,17 @@ def _parse_memory(text: str | None) -> int | None:
     if not number.isdecimal() or unit not in ("M", "G"):
         raise UsageError(f"--memory {text}: not a number with M or G", "try --memory 4G")
     return int(number) * (1024 if unit == "G" else 1)
+
+
+def _parse_process_scale(text: str) -> str | float:
+    if text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(
+            f"--process-scale {text}: not auto or a number", "try --process-scale 1, or leave it out"
+        ) from error
 
 
 def _parse_tile(text: str) -> str | int:

@@ -33,6 +33,15 @@ LongSide = Annotated[int | None, typer.Option(metavar="N", help="Pixels of the l
 
 ShortSide = Annotated[int | None, typer.Option(metavar="N", help="Pixels of the shorter side.", rich_help_panel=SIZE)]
 
+ProcessScale = Annotated[
+    str,
+    typer.Option(
+        metavar="F|auto",
+        help="Restore at F times the input at least, then reduce; 1 is fast but weak \\[auto: the model's, 4].",
+        rich_help_panel=SIZE,
+    ),
+]
+
 ProcessSize = Annotated[
     int | None,
     typer.Option(metavar="N", help="Restore at no less than this short side \\[the model's].", rich_help_panel=SIZE),
@@ -82,6 +91,11 @@ ColorFix = Annotated[
         help="How the input's colours are brought back \\[what suits the model].",
         rich_help_panel=RESTORATION,
     ),
+]
+
+Strength = Annotated[
+    float,
+    typer.Option(metavar="F", help="Blend with plain upscaling: 0 is plain, 1 restored.", rich_help_panel=RESTORATION),
 ]
 
 Tile = Annotated[

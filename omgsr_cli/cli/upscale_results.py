@@ -69,10 +69,11 @@ def result_line(result: FileResult) -> str | Path:
     plan = result.plan
     strips = "; encoder and decoder in strips" if plan.in_strips else ""
     count = "1 tile" if plan.tiles == 1 else f"{plan.tiles} tiles"
-    reduced = "" if plan.canvas.working == result.output_px else f", restored at {plan.canvas.working}"
+    tiles = f"{count} of {plan.step.side_px} px" if plan.tiles else "plain upscaling"
+    reduced = "" if result.working_px == result.output_px else f", restored at {result.working_px}"
     return (
         f"{name_of(result.source, 'stdin')} {result.input_px} -> {name_of(result.destination, 'stdout')} "
-        f"{result.output_px}{reduced}; {count} of {plan.step.side_px} px, "
+        f"{result.output_px}{reduced}; {tiles}, "
         f"{plan.memory_bytes >> 20} MiB{strips}"
     )
 

@@ -59,7 +59,8 @@ class Session:
 
         options = self.settings.model
         device = choose_device(options.device)
-        return Pace(self.info, device, suitable_precision(self.source, options.precision, device), self.remembered)
+        precision = suitable_precision(self.source, options.precision, device)
+        return Pace(self.info, self.settings.restore, device, precision, self.remembered)
 
     def plan(self, plan: PartsOfPlan) -> int:
         """Say what would be done."""

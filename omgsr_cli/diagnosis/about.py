@@ -101,5 +101,5 @@ def _tile_bytes(info: Any) -> int:
     from omgsr_cli.options import RestoreOptions
     from omgsr_cli.planning import plan_restoration
 
-    side = info.native_tile_px
-    return plan_restoration(info, Size(side, side), RestoreOptions(), 1 << 50).memory_bytes
+    size = Size(info.native_tile_px, info.native_tile_px)
+    return plan_restoration(info, size, size, RestoreOptions(process_scale=1), 1 << 50).memory_bytes

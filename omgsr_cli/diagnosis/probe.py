@@ -99,7 +99,7 @@ def _plan(model: str) -> dict[str, Any]:
     precision = suitable_precision(source, "auto", device)
     memory = usable_memory(device)
     output = Size(round(PICTURE_PX.height * info.scale), round(PICTURE_PX.width * info.scale))
-    plan = plan_restoration(info, output, RestoreOptions(), memory)
+    plan = plan_restoration(info, PICTURE_PX, output, RestoreOptions(), memory)
     return {
         "model": model,
         "parameters": info.parameters,

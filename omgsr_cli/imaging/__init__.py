@@ -1,8 +1,6 @@
 """Files <-> tensors, for pictures as people have them."""
 
 from omgsr_cli.files.atomic import PARTIAL_SUFFIX, write_atomically
-from omgsr_cli.imaging.alpha import EnlargedWithAlpha
-from omgsr_cli.imaging.borders import extend
 from omgsr_cli.imaging.formats import (
     FORMAT_LIMITS,
     FORMAT_OF_SUFFIX,
@@ -14,8 +12,8 @@ from omgsr_cli.imaging.formats import (
 )
 from omgsr_cli.imaging.picture import Picture, PictureBands, PictureHeader, PictureMetadata
 from omgsr_cli.imaging.read import probe_picture, read_picture
-from omgsr_cli.imaging.resize import FILTERS, ResizedRows, resize
-from omgsr_cli.imaging.rows import ExtendedRows, Rows, WholeRows, bands_of
+from omgsr_cli.imaging.resize import FILTERS, ColorUnderAlpha, ResizedRows, resize, resize_bands
+from omgsr_cli.imaging.rows import ExtendedRows, Rows, WholeRows, bands_of, extend
 from omgsr_cli.imaging.samples import from_samples, luma, to_samples
 from omgsr_cli.imaging.settings_line import read_record, record_of_file
 from omgsr_cli.imaging.write import MetadataPolicy, encode_picture, write_picture
@@ -25,7 +23,7 @@ __all__ = [
     "FORMAT_LIMITS",
     "FORMAT_OF_SUFFIX",
     "PARTIAL_SUFFIX",
-    "EnlargedWithAlpha",
+    "ColorUnderAlpha",
     "ExtendedRows",
     "MetadataPolicy",
     "OutputFormat",
@@ -50,6 +48,7 @@ __all__ = [
     "read_record",
     "record_of_file",
     "resize",
+    "resize_bands",
     "to_samples",
     "write_atomically",
     "write_picture",

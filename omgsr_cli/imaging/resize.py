@@ -1,13 +1,15 @@
-"""The one resize: Pillow's filters on planes of [0, 1], of a whole picture or of any of the result's rows."""
+"""The one resize: Pillow's filters on planes of [0, 1], for a whole image, any of its rows, or bands as they come."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -42,10 +44,63 @@ def resize(image: Tensor, size_px: tuple[int, int], bit_depth: int = 8, method: 
     return _as_tensor(planes, bit_depth, clamp=True)
 
 
-class ResizedRows:
-    """What `resize` gives, to the bit, but computed as its rows are read.
+def resize_bands(
+    bands: Iterator[Tensor],
+    source_px: tuple[int, int],
+    size_px: tuple[int, int],
+    bit_depth: int = 8,
+    method: str = "bicubic",
+) -> Iterator[Tensor]:
+    """What `resize` returns, to the bit, of an image that comes in bands from its first rows to its last.
 
-    Where the height shrinks it is computed at once: the result is smaller than what it comes from.
+    Rows are held only as far as the filter reaches.
+
+    Args:
+        bands: (C, n, W) float32 in [0, 1], on any device.
+        source_px: height and width of the image.
+        size_px: height and width of the result.
+        bit_depth: as for `resize`.
+        method: "bicubic" or "bilinear".
+    Yields:
+        (C, n, width) float32 in [0, 1] on the CPU; the bands themselves where the size stays.
+    """
+    if source_px == size_px:
+        yield from bands
+        return
+    height, (high, wide) = source_px[0], size_px
+    is_height_first = _is_height_first(source_px, size_px)
+    _, ends = _reach(height, high, 0, high, method)
+    held: list[NDArray[Any]] = []
+    top = known = done = 0
+    for band in bands:
+        planes = _pillow_planes(band, bit_depth)
+        known += band.shape[1]
+        del band
+        if not is_height_first:
+            planes = [_to_width(plane, wide, method) for plane in planes]
+        held = [np.concatenate(pair) for pair in zip(held, planes, strict=True)] if held else planes
+        ready = known if high == height else int(np.searchsorted(ends, known, side="right"))
+        if ready == done:
+            continue
+        if high == height:
+            made, top, held = held, known, []
+        else:
+            starts, weights = _weights(height, high, done, min(ready + 1, high), method)
+            count = ready - done
+            made = [_vertically(plane, starts[:count] - top, weights[:count]) for plane in held]
+            # From where the next row of the result begins.
+            kept = int(starts[-1])
+            held, top = [plane[kept - top :] for plane in held], kept
+        done = ready
+        if is_height_first:
+            made = [_to_width(plane, wide, method) for plane in made]
+        yield _as_tensor(made, bit_depth, clamp=True)
+
+
+class ResizedRows:
+    """What `resize` returns, to the bit, but computed as its rows are read.
+
+    Where the height shrinks, the first read computes all of it: the result is smaller than its source.
 
     Args:
         image: (C, H, W) float32 in [0, 1], or any range where it is not clamped.
@@ -66,10 +121,14 @@ class ResizedRows:
     ) -> None:
         self.size_px = size_px
         self._depth, self._method, self._clamp = bit_depth, method, clamp
-        if size_px[0] < image.shape[1]:
-            planes = [_by_pillow(plane, size_px, method) for plane in _pillow_planes(image, bit_depth)]
-            image = _as_tensor(planes, bit_depth, clamp)
-        self._image = image
+        self._source = image
+
+    @cached_property
+    def _image(self) -> Tensor:
+        if self.size_px[0] >= self._source.shape[1]:
+            return self._source
+        planes = _pillow_planes(self._source, self._depth)
+        return _as_tensor([_by_pillow(plane, self.size_px, self._method) for plane in planes], self._depth, self._clamp)
 
     def read(self, top: int, bottom: int) -> Tensor:
         """As for `Rows`."""
@@ -82,11 +141,8 @@ class ResizedRows:
             starts, weights = _weights(height, self.size_px[0], top, bottom, self._method)
             first, last = int(starts[0]), min(int(starts[-1]) + weights.shape[1], height)
         planes = []
-        # Pillow, too, goes over the width first where the height grows.
         for plane in _pillow_planes(self._image[:, first:last], self._depth):
-            wide = (
-                _by_pillow(plane, (last - first, self.size_px[1]), self._method) if self.size_px[1] != width else plane
-            )
+            wide = _to_width(plane, self.size_px[1], self._method)
             planes.append(wide if height == self.size_px[0] else _vertically(wide, starts - first, weights))
         return _as_tensor(planes, self._depth, self._clamp)
 
@@ -98,7 +154,24 @@ def _pillow_planes(image: Tensor, bit_depth: int) -> list[NDArray[Any]]:
 
 
 def _by_pillow(plane: NDArray[Any], size_px: tuple[int, int], method: str) -> NDArray[Any]:
-    return np.asarray(Image.fromarray(plane).resize((size_px[1], size_px[0]), _PILLOW_FILTERS[method]))
+    """Both axes one after the other: between them values are rounded, so that the order counts."""
+    (height, width), image = size_px, Image.fromarray(plane)
+    between = (image.width, height) if _is_height_first((image.height, image.width), size_px) else (width, image.height)
+    for size in (between, (width, height)):
+        image = image.resize(size, _PILLOW_FILTERS[method])
+    return np.asarray(image)
+
+
+def _is_height_first(source_px: tuple[int, int], size_px: tuple[int, int]) -> bool:
+    """Whether the height is resized before the width: as Pillow 13 decides; before, it always began with the width."""
+    (height, width), (high, wide) = source_px, size_px
+    return high < height and height - high > 2 * (width - wide)
+
+
+def _to_width(plane: NDArray[Any], width: int, method: str) -> NDArray[Any]:
+    if plane.shape[1] == width:
+        return plane
+    return np.asarray(Image.fromarray(plane).resize((width, plane.shape[0]), _PILLOW_FILTERS[method]))
 
 
 def _as_tensor(planes: list[NDArray[Any]], bit_depth: int, clamp: bool) -> Tensor:
@@ -119,17 +192,24 @@ def _weights(source: int, target: int, top: int, bottom: int, method: str) -> tu
     kernel, support = _KERNELS[method]
     scale = source / target
     stretch = max(scale, 1.0)
-    support *= stretch
     centre = (np.arange(top, bottom) + 0.5) * scale
-    first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
-    last = np.minimum((centre + support + 0.5).astype(np.int64), source)
-    tap = np.arange(math.ceil(support) * 2 + 1)
+    first, last = _reach(source, target, top, bottom, method)
+    tap = np.arange(math.ceil(support * stretch) * 2 + 1)
     weights = kernel(np.abs((tap + first[:, None] - centre[:, None] + 0.5) * (1 / stretch)))
     weights = np.where(tap < (last - first)[:, None], weights, 0.0)
     total = np.zeros(len(first))
     for column in weights.T:
         total += column
     return first, weights / total[:, None]
+
+
+def _reach(source: int, target: int, top: int, bottom: int, method: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first element of an axis that makes each of elements `top` to `bottom`, and the one after the last."""
+    scale = source / target
+    support = _KERNELS[method][1] * max(scale, 1.0)
+    centre = (np.arange(top, bottom) + 0.5) * scale
+    first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
+    return first, np.minimum((centre + support + 0.5).astype(np.int64), source)
 
 
 def _vertically(plane: NDArray[Any], starts: NDArray[np.int64], weights: _Floats) -> NDArray[Any]:
@@ -175,3 +255,57 @@ _KERNELS: dict[str, tuple[Callable[[_Floats], _Floats], float]] = {
     "bicubic": (_cubic, 2.0),
     "bilinear": (_triangle, 1.0),
 }
+
+
+class ColorUnderAlpha:
+    """Colour that is resized with the weight of its alpha.
+
+    What is under transparent pixels does not bleed into the edge of what is visible; where nothing nearby is opaque,
+    the colours around are drawn in smoothly.
+
+    Args:
+        rgb: (3, H, W) float32 in [0, 1], not premultiplied.
+        alpha: (1, H, W) float32 in [0, 1].
+    """
+
+    def __init__(self, rgb: Tensor, alpha: Tensor) -> None:
+        filled = _fill_transparent(rgb, alpha)
+        self._planes = (filled, alpha, filled * alpha)
+
+    def resized(self, size_px: tuple[int, int]) -> _ResizedUnderAlpha:
+        """Rows of (3, n, width) float32 in [0, 1], not premultiplied."""
+        return _ResizedUnderAlpha(self._planes, size_px)
+
+
+class _ResizedUnderAlpha:
+    def __init__(self, planes: tuple[Tensor, Tensor, Tensor], size_px: tuple[int, int]) -> None:
+        self.size_px = size_px
+        self._filled, self._alpha, self._premultiplied = (ResizedRows(some, size_px, 16) for some in planes)
+
+    def read(self, top: int, bottom: int) -> Tensor:
+        """As for `Rows`."""
+        filled, alpha, premultiplied = (
+            rows.read(top, bottom) for rows in (self._filled, self._alpha, self._premultiplied)
+        )
+        # Below two levels of alpha the quotient is noise, and invisible.
+        straight = torch.where(alpha > 2 / 255, premultiplied / alpha.clamp(min=1 / 255), filled)
+        return straight.clamp_(0, 1)
+
+
+def _fill_transparent(rgb: Tensor, alpha: Tensor) -> Tensor:
+    """Give transparent pixels the colours around them: averages by alpha over ever larger squares, coarse to fine."""
+    levels = [(rgb * alpha, alpha)]
+    while max(levels[-1][1].shape[-2:]) > 1:
+        color, weight = levels[-1]
+        levels.append((_halve(color), _halve(weight)))
+    fill = levels[-1][0] / levels[-1][1].clamp(min=1e-6)
+    for color, weight in reversed(levels[:-1]):
+        fill = F.interpolate(fill[None], size=color.shape[-2:], mode="bilinear", align_corners=False)[0]
+        own = color / weight.clamp(min=1e-6)
+        fill = torch.lerp(fill, own, (weight * 4).clamp(max=1))
+    # Whatever is visible at all keeps its own colour.
+    return torch.where(alpha > 0, rgb, fill)
+
+
+def _halve(planes: Tensor) -> Tensor:
+    return F.avg_pool2d(planes[None], 2, ceil_mode=True)[0]

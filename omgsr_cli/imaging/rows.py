@@ -1,23 +1,29 @@
-"""Pictures that are read by rows, so that a large one need not lie in memory whole."""
+"""Images that are read and written by rows, so that a large one is never in memory whole."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
-from omgsr_cli.imaging.borders import reflected
+from omgsr_cli.errors import OmgsrError, reason_of
 
-#: Pixels of a band that is handed on, about: small beside a picture, large beside what handing it on costs.
+#: Pixels of one band, about: small beside an image, large beside what passing it on costs.
 _BAND_PX = 1 << 20
+
+#: Bytes of a `BandSpool` that stay in memory; more go into a file.
+_SPOOLED_IN_MEMORY = 256 << 20
 
 
 class Rows(Protocol):
-    """A picture of which any rows can be read, computed at that moment or there before."""
+    """An image of which any rows can be read, computed at that moment or before."""
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -27,14 +33,14 @@ class Rows(Protocol):
     def read(self, top: int, bottom: int) -> Tensor:
         """Rows top to bottom, (C, bottom - top, W) float32 on the CPU; 0 <= top < bottom <= height.
 
-        They may be a part of what they were read from: nobody writes to them.
+        They may be a view of their source: nobody writes to them.
         """
         ...
 
 
 @dataclass(frozen=True)
 class WholeRows:
-    """Rows of a tensor that is there, (C, H, W) float on any device."""
+    """Rows of a tensor, (C, H, W) float on any device."""
 
     planes: Tensor
 
@@ -49,11 +55,11 @@ class WholeRows:
 
 
 class ExtendedRows:
-    """What `extend` gives, read by rows.
+    """What `extend` returns, read by rows.
 
     Args:
         source: at least one pixel.
-        size_px: height and width of the result, not below the source's with what lies before.
+        size_px: height and width of the result, not below the source's plus `before_px`.
         before_px: how much is added above and to the left; the rest is below and to the right.
     """
 
@@ -65,6 +71,20 @@ class ExtendedRows:
 
     def read(self, top: int, bottom: int) -> Tensor:
         """As for `Rows`."""
+        spans = _spans(top, bottom, self.size_px[1])
+        if len(spans) == 1:
+            return self._read(top, bottom)
+        # Some rows at a time, so that what they are computed from is small.
+        result = None
+        for first, last in spans:
+            part = self._read(first, last)
+            if result is None:
+                result = part.new_empty(part.shape[0], bottom - top, part.shape[2])
+            result[:, first - top : last - top] = part
+        assert result is not None
+        return result
+
+    def _read(self, top: int, bottom: int) -> Tensor:
         rows = self._rows[top:bottom]
         first, last = int(rows.min()), int(rows.max()) + 1
         found = self._source.read(first, last)
@@ -76,12 +96,43 @@ class ExtendedRows:
         return found.index_select(-1, self._columns)
 
 
+def extend(image: Tensor, size_px: tuple[int, int], before_px: int = 0) -> Tensor:
+    """Extend an image by reflection that does not repeat the border, as often as it takes.
+
+    Args:
+        image: (C, H, W), H and W at least 1.
+        size_px: height and width of the result; a side that is not longer than the image's is cut there.
+        before_px: how much is added above and to the left; the rest is below and to the right.
+    Returns:
+        (C, height, width), same dtype and device; the image itself where nothing is added.
+    """
+    height, width = image.shape[-2:]
+    below, right = size_px[0] - height - before_px, size_px[1] - width - before_px
+    if below == right == before_px == 0:
+        return image
+    if 0 <= below < height and 0 <= right < width and before_px < min(height, width):
+        return F.pad(image[None], (before_px, right, before_px, below), mode="reflect")[0]
+    # torch reflects only once; an image smaller than its border needs more.
+    rows, columns = (
+        reflected(length, before_px, total).to(image.device)
+        for length, total in ((height, size_px[0]), (width, size_px[1]))
+    )
+    return image.index_select(-2, rows).index_select(-1, columns)
+
+
+def reflected(length: int, before: int, total: int) -> Tensor:
+    """Indices of an axis of `length` from -before on, `total` of them, reflected at its ends."""
+    position = torch.arange(-before, total - before)
+    period = max(2 * (length - 1), 1)
+    folded = position.remainder(period)
+    return torch.minimum(folded, period - folded).clamp_max(length - 1)
+
+
 def bands_of(rows: Rows) -> Iterator[Tensor]:
-    """A picture from its first rows to its last, (C, n, W)."""
+    """An image from its first rows to its last, (C, n, W)."""
     height, width = rows.size_px
-    count = max(_BAND_PX // width, 1)
-    for top in range(0, height, count):
-        yield rows.read(top, min(top + count, height))
+    for top, bottom in _spans(0, height, width):
+        yield rows.read(top, bottom)
 
 
 def split_bands(bands: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -90,3 +141,55 @@ def split_bands(bands: Iterator[Tensor]) -> Iterator[Tensor]:
         yield from torch.split(band, max(_BAND_PX // band.shape[2], 1), dim=1)
         # Before the next one is computed.
         del band
+
+
+def _spans(top: int, bottom: int, width: int) -> list[tuple[int, int]]:
+    count = max(_BAND_PX // width, 1)
+    return [(first, min(first + count, bottom)) for first in range(top, bottom, count)]
+
+
+class BandSpool:
+    """Keeps bands and returns them again, as often as asked: in memory, or in a file that has no name.
+
+    Args:
+        bit_depth: at 8 values in [0, 1] are rounded to whole levels of 1/255, at 16 kept as float32.
+    """
+
+    def __init__(self, bit_depth: int) -> None:
+        self._dtype: type[Any] = np.uint8 if bit_depth == 8 else np.float32
+        self._shapes: list[tuple[int, ...]] = []
+        # Without a name: it disappears with this object, also after a crash.
+        self._file = tempfile.SpooledTemporaryFile(_SPOOLED_IN_MEMORY)  # noqa: SIM115 - closed with the object
+
+    def append(self, band: Tensor) -> None:
+        """Add (C, n, W) float32 on the CPU.
+
+        Raises:
+            OmgsrError: the disk is full.
+        """
+        values = band.numpy() if self._dtype is np.float32 else (band * 255).round_().to(torch.uint8).numpy()
+        try:
+            self._file.write(np.ascontiguousarray(values).data.cast("B"))
+        except OSError as error:
+            raise no_room(None, error) from error
+        self._shapes.append(tuple(band.shape))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The bands in order, (C, n, W) float32."""
+        self._file.flush()
+        position = 0
+        for shape in self._shapes:
+            self._file.seek(position)
+            held = bytearray(self._file.read(int(np.prod(shape)) * np.dtype(self._dtype).itemsize))
+            position += len(held)
+            values = torch.from_numpy(np.frombuffer(held, self._dtype).reshape(shape))
+            yield values if self._dtype is np.float32 else values.float().div_(255)
+
+
+def no_room(folder: Path | None, error: OSError) -> OmgsrError:
+    """Say that what does not fit in memory does not fit on the disk either."""
+    place = folder or tempfile.gettempdir()
+    return OmgsrError(
+        f"the image does not fit in memory, and {place} has no room: {reason_of(error)}",
+        "allow more with --memory, or set TMPDIR to a folder on a larger disk",
+    )

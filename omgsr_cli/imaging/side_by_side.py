@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from omgsr_cli.imaging.picture import Picture, PictureBands
-from omgsr_cli.imaging.rows import Rows
-from omgsr_cli.imaging.spool import BandSpool
+from omgsr_cli.imaging.rows import BandSpool, Rows
 
 # White pixels between the two.
 _LINE_PX = 4

@@ -18,8 +18,8 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from omgsr_cli.errors import FileError
 from omgsr_cli.imaging.exif import PREFIX, tags_of
 from omgsr_cli.imaging.picture import PictureMetadata
+from omgsr_cli.imaging.rows import no_room
 from omgsr_cli.imaging.samples import SampleLayout
-from omgsr_cli.imaging.spool import no_room
 
 _XMP_TAG, _ICC_TAG = 700, 34675
 _DEFLATE, _HORIZONTAL_DIFFERENCES, _STRAIGHT_ALPHA, _INCH = 8, 2, 2, 2

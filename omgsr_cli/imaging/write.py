@@ -26,10 +26,9 @@ from omgsr_cli.imaging.picture import Picture, PictureBands, PictureMetadata
 from omgsr_cli.imaging.png import encode_png
 from omgsr_cli.imaging.profiles import load_profile, profile_space
 from omgsr_cli.imaging.resize import ResizedRows
-from omgsr_cli.imaging.rows import bands_of, split_bands
+from omgsr_cli.imaging.rows import bands_of, no_room, split_bands
 from omgsr_cli.imaging.samples import SampleLayout, luma, to_samples
 from omgsr_cli.imaging.settings_line import with_record
-from omgsr_cli.imaging.spool import no_room
 from omgsr_cli.imaging.tiff import can_pack_exif, encode_tiff
 
 MetadataPolicy = Literal["keep", "none"]

@@ -39,6 +39,8 @@ def upscale_folder(
     *,
     scale: float | None = None,
     size: tuple[int, int] | None = None,
+    process_scale: Literal["auto"] | float = "auto",
+    strength: float = 1.0,
     color_fix: ColorFix | None = None,
     tile: Literal["auto", "off"] | int = "auto",
     seed: int | None = None,
@@ -61,7 +63,7 @@ def upscale_folder(
         model: from `load`; or what `load` would be given, as `workers` needs it.
         inputs: folders, files, globs or .txt lists.
         output: a folder, or a file for a single picture; None writes beside the input, as NAME_x4.EXT or FOLDER_x4/.
-        scale: as for `upscale_image`; likewise `size`, `color_fix`, `tile` and `seed`.
+        scale: as for `upscale_image`; likewise `size`, `process_scale`, `strength`, `color_fix`, `tile` and `seed`.
         recursive: whether sub-folders are searched too.
         suffix: added to names.
         format: "same" as the input's, or "png", "jpg", "webp", "tiff", "avif".
@@ -86,7 +88,15 @@ def upscale_folder(
     sizes = build_options(SizeOptions, scale=scale, size=size)
     settings = Settings(
         _model_options(info),
-        build_options(RestoreOptions, size=sizes, color_fix=color_fix, tile=tile, seed=seed),
+        build_options(
+            RestoreOptions,
+            size=sizes,
+            process_scale=process_scale,
+            strength=strength,
+            color_fix=color_fix,
+            tile=tile,
+            seed=seed,
+        ),
         build_options(WriteOptions, format=format, quality=quality, metadata=metadata, overwrite=overwrite),
     )
     plan = plan_jobs(

@@ -35,6 +35,8 @@ def upscale_image(
     *,
     scale: float | None = None,
     size: tuple[int, int] | None = None,
+    process_scale: Literal["auto"] | float = "auto",
+    strength: float = 1.0,
     color_fix: ColorFix | None = None,
     tile: Literal["auto", "off"] | int = "auto",
     seed: int | None = None,
@@ -50,8 +52,11 @@ def upscale_image(
             tensor (C, H, W) or (B, C, H, W) with 1, 3 or 4 channels, of uint8 or float in [0, 1], on any device.
         scale: factor on both sides, 0.5 to 16; None takes the model's own.
         size: (height, width) of the result in place of `scale`.
+        process_scale: the image is restored at no less than this multiple of its size, 1 to 16, and then reduced;
+            "auto" takes the magnification that the model was trained at, and 1 restores at the size of the result.
+        strength: 0 to 1: result = upscaled + strength * (restored - upscaled); 0 does not run the model.
         color_fix: "adain", "wavelet" or "none"; None takes what suits the model.
-        tile: side of a tile in pixels of the result, "off", or "auto" by free memory.
+        tile: side of a tile in pixels of the working size, "off", or "auto" by free memory.
         seed: samples the latent posterior with it; None takes its mean.
         bit_depth: 8 rounds to whole levels of 1/255 between the stages, as the published scripts do, 16 does not; the
             results differ by some levels. None takes 8 for what has 8 bits, and 16 for floats and all others.
@@ -67,6 +72,8 @@ def upscale_image(
     options = build_options(
         RestoreOptions,
         size=build_options(SizeOptions, scale=scale, size=size),
+        process_scale=process_scale,
+        strength=strength,
         color_fix=color_fix,
         tile=tile,
         seed=seed,

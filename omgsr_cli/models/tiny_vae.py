@@ -64,7 +64,7 @@ class TinyDecoder:
         return run_exact(
             self.decode,
             lambda top, bottom: latent[:, :, top:bottom],
-            plan_halo_tiles(size, side, self.reach, 1),
+            plan_halo_tiles(size, (side, side), self.reach, 1),
         )
 
 

@@ -10,7 +10,7 @@ from typing import IO, NamedTuple
 import torch
 from torch import Tensor
 
-from omgsr_cli.imaging.spool import no_room
+from omgsr_cli.imaging.rows import no_room
 from omgsr_cli.models.vae_tiling.moments import MomentSums
 
 _STRIP_SHARE = 0.25
