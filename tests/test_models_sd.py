@@ -243,7 +243,7 @@ def test_little_memory_gives_the_same_picture() -> None:
     image = torch.rand(3, 66, 82, generator=torch.Generator().manual_seed(0))
     output = Size(264, 328)
     options = RestoreOptions(memory=16)
-    assert plan_restoration(model.info, output, options, 0).in_strips
+    assert plan_restoration(model.info, Size(66, 82), output, options, 0).in_strips
     little = upscale_image(model, image, output, options)
     enough = upscale_image(model, image, output, RestoreOptions(memory=4096))
     assert ((little - enough).abs() <= 2 / 255).float().mean() >= 0.999

@@ -199,3 +199,46 @@ def test_large_areas_keep_their_colour(tiny: Restorer, photo: torch.Tensor) -> N
     assert drift.square().mean().sqrt() * 255 < 0.3
     assert drift.abs().max() * 255 < 1
     assert drift.mean((1, 2)).abs().max() * 255 < 0.05
+
+
+def draw_scene(side: int) -> torch.Tensor:
+    """Discs with clean edges on a gradient, (3, side, side) in [0, 1]."""
+    y, x = torch.meshgrid(torch.arange(side) / side, torch.arange(side) / side, indexing="ij")
+    scene = torch.stack([0.2 + 0.6 * x, 0.7 - 0.4 * y, 0.3 + 0.3 * x * y])
+    for row, column, radius, color in (
+        (0.3, 0.3, 0.18, (0.9, 0.3, 0.2)),
+        (0.65, 0.6, 0.22, (0.1, 0.4, 0.7)),
+        (0.4, 0.75, 0.1, (0.95, 0.9, 0.8)),
+    ):
+        inside = ((radius - ((y - row) ** 2 + (x - column) ** 2).sqrt()) * side + 0.5).clamp(0, 1)
+        scene = torch.lerp(scene, torch.tensor(color)[:, None, None], inside)
+    return scene
+
+
+@pytest.mark.parametrize(
+    ("content", "scale"), [("scene", 1), ("scene", 1.5), ("scene", 2), ("photo", 1), ("photo", 2)]
+)
+def test_a_noisy_image_gains_below_the_magnification_of_training(
+    tiny: Restorer, photo: torch.Tensor, content: str, scale: float
+) -> None:
+    # Like most photographs, this one is softer than its pixels once it is enlarged.
+    clean = draw_scene(96) if content == "scene" else resize(photo[:, 60:140, 60:140], (160, 160))
+    size = Size(*clean.shape[1:])
+    small = resize(clean, size.times(1 / scale), 16)
+    noise = torch.randn(small.shape, generator=torch.Generator().manual_seed(0)) * 10
+    noisy = (small * 255 + noise).round().clamp(0, 255) / 255
+
+    def psnr_db(image: torch.Tensor) -> float:
+        return float(-10 * (image - clean).square().mean().log10())
+
+    plain, restored = psnr_db(resize(noisy, size)), psnr_db(upscale_image(tiny, noisy, size))
+    assert restored > plain + 3
+    at_output_size = psnr_db(upscale_image(tiny, noisy, size, RestoreOptions(process_scale=1)))
+    assert restored > at_output_size + 1
+    half = psnr_db(upscale_image(tiny, noisy, size, RestoreOptions(strength=0.5)))
+    assert plain < half < restored
+
+
+def test_noise_leaves_no_pattern_at_its_own_size(tiny: Restorer) -> None:
+    restored = upscale_image(tiny, draw_noisy_grey(0.5, 10, 160, seed=1), Size(160, 160))
+    assert strongest_direction_db(restored.mean(0) * 255) < 4
