@@ -215,9 +215,7 @@ def draw_scene(side: int) -> torch.Tensor:
     return scene
 
 
-@pytest.mark.parametrize(
-    ("content", "scale"), [("scene", 1), ("scene", 1.5), ("scene", 2), ("photo", 1), ("photo", 2)]
-)
+@pytest.mark.parametrize(("content", "scale"), [("scene", 1), ("scene", 1.5), ("scene", 2), ("photo", 1), ("photo", 2)])
 def test_a_noisy_image_gains_below_the_magnification_of_training(
     tiny: Restorer, photo: torch.Tensor, content: str, scale: float
 ) -> None:
