@@ -210,7 +210,7 @@ def test_metadata_none_leaves_the_profile_alone(format_name: str) -> None:
 
 
 def test_what_is_too_long_for_a_jpeg_is_left_out_with_a_note() -> None:
-    metadata = replace(METADATA, exif=build_exif(70_000), xmp=b"x" * 70_000)
+    metadata = replace(METADATA, exif=build_exif(70_000), xmp=b"<x>" + b"x" * 70_000 + b"</x>")
     notes = write_picture(picture_of(3, metadata=metadata), io.BytesIO(), format="jpg")
     assert len(notes) == 2
     assert all("too long" in note for note in notes)

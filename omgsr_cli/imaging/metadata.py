@@ -1,26 +1,939 @@
-"""What a file says beside its pixels, read from an opened Pillow image."""
+"""What a file says beside its pixels, read, and brought to the size and the orientation of the result.
+
+EXIF is changed in place, byte by byte, so that camera makers' notes with offsets of their own stay right. XMP is
+parsed, and written anew only where something changed. Whatever counts pixels or sides is turned and scaled; what
+describes something that is gone (a thumbnail, a gain map, a video) is removed.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import struct
 import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any, BinaryIO
+from xml.dom import minidom
+from xml.parsers.expat import ExpatError
 
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
-from omgsr_cli.imaging.exif import ExifError, exif_orientation, tags_of, upright_exif, without_prefix
 from omgsr_cli.imaging.picture import PictureMetadata
 from omgsr_cli.imaging.settings_line import PNG_KEYWORD, is_record_comment
 
+PREFIX = b"Exif\x00\x00"
 XMP_KEYWORD = "XML:com.adobe.xmp"
-_RAW_EXIF_KEYWORD = "Raw profile type exif"
+_RAW_KEYWORD = "Raw profile type "
+
+#: A segment of a JPEG holds at most this many bytes beside its length.
+_MAX_SEGMENT = 65533
+_XMP_PREFIX, _MORE_XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
+_PHOTOSHOP_PREFIX = b"Photoshop 3.0\0"
 
 #: A text longer than this is data of some program, not a person's words.
 _MAX_TEXT = 1 << 20
 
-#: Tags of a TIFF's directory that describe the picture; the rest say how its pixels lie in the file.
+
+@dataclass(frozen=True)
+class Placement:
+    """How an image's pixels were turned and resized.
+
+    Attributes:
+        orientation: of EXIF, 1 to 8, that was applied to them.
+        before_px: height and width as they were stored.
+        after_px: height and width of the result.
+    """
+
+    orientation: int
+    before_px: tuple[int, int]
+    after_px: tuple[int, int]
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether height and width were exchanged."""
+        return self.orientation >= 5
+
+    @property
+    def scales(self) -> tuple[float, float]:
+        """Pixels of the result over those before, across and down the result."""
+        height, width = self.before_px[::-1] if self.is_turned else self.before_px
+        return self.after_px[1] / width, self.after_px[0] / height
+
+    def unit_point(self, x: float, y: float) -> tuple[float, float]:
+        """A place whose coordinates are fractions of the width and the height."""
+        turned: dict[int, tuple[float, float]] = {
+            2: (1 - x, y),
+            3: (1 - x, 1 - y),
+            4: (x, 1 - y),
+            5: (y, x),
+            6: (1 - y, x),
+            7: (1 - y, 1 - x),
+            8: (y, 1 - x),
+        }
+        return turned.get(self.orientation, (x, y))
+
+    def point(self, x: float, y: float) -> tuple[float, float]:
+        """A place in pixels."""
+        height, width = self.before_px
+        across, down = self.unit_point(x / width, y / height)
+        return across * self.after_px[1], down * self.after_px[0]
+
+    def extent(self, width: float, height: float) -> tuple[float, float]:
+        """A width and a height in pixels."""
+        across, down = self.scales
+        width, height = self.unit_extent(width, height)
+        return width * across, height * down
+
+    def unit_extent(self, width: float, height: float) -> tuple[float, float]:
+        """A width and a height as fractions."""
+        return (height, width) if self.is_turned else (width, height)
+
+
+# --- EXIF ---------------------------------------------------------------------------------------------------------
+
+_ORIENTATION = ExifTags.Base.Orientation
+_THUMBNAIL_OFFSET, _THUMBNAIL_LENGTH = 0x0201, 0x0202
+_ASCII, _SHORT, _LONG, _RATIONAL = 2, 3, 4, 5
+_MAKER_NOTE, _COMPRESSED_BITS = 0x927C, 0x9102
+_SUBJECT_AREA, _SUBJECT_LOCATION = 0x9214, 0xA214
+_WIDTH_TAGS = frozenset({0x0100, 0xA002, 0x1001})
+_HEIGHT_TAGS = frozenset({0x0101, 0xA003, 0x1002})
+_FOCAL_PLANE_X, _FOCAL_PLANE_Y = 0xA20E, 0xA20F
+_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
+_IPTC_TAG, _PHOTOSHOP_TAG = 33723, 34377
+
+#: Maker notes whose offsets count from the note itself, or that have none: these can be moved.
+_MOVABLE_NOTES = (b"Nikon\0\x02", b"OLYMPUS\0", b"OM SYSTEM\0", b"FUJIFILM", b"Apple iOS\0", b"PENTAX \0")
+
+
+class ExifError(ValueError):
+    """The bytes are no EXIF that can be followed."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One value of a directory: the position of its 12 bytes, and how they are packed."""
+
+    tag: int
+    kind: int
+    count: int
+    position: int
+
+
+class _Directories:
+    """A TIFF structure's directories, read from and written to one buffer."""
+
+    def __init__(self, data: bytes) -> None:
+        if data[:4] not in (b"II*\x00", b"MM\x00*"):
+            raise ExifError("no TIFF header")
+        self.data = bytearray(data)
+        self.order = "<" if data[:2] == b"II" else ">"
+
+    @property
+    def first(self) -> int:
+        """Position of the first directory."""
+        return self._unpack("I", 4)
+
+    def _unpack(self, kind: str, position: int) -> int:
+        try:
+            return int(struct.unpack_from(self.order + kind, self.data, position)[0])
+        except struct.error as error:
+            raise ExifError("it ends too early") from error
+
+    def entries(self, directory: int) -> Iterator[_Entry]:
+        for index in range(self._unpack("H", directory)):
+            position = directory + 2 + 12 * index
+            tag, kind = self._unpack("H", position), self._unpack("H", position + 2)
+            yield _Entry(tag, kind, self._unpack("I", position + 4), position)
+
+    def reachable(self) -> list[tuple[int, _Entry]]:
+        """The entries of the first, the Exif and the interoperability directory, each with its directory."""
+        found, directories = list[tuple[int, _Entry]](), [self.first]
+        for directory in directories:
+            for entry in self.entries(directory):
+                found.append((directory, entry))
+                is_inner = entry.tag in (ExifTags.IFD.Exif, ExifTags.IFD.Interop)
+                if is_inner and len(directories) < 3 and (offset := self.number(entry)):
+                    directories.append(offset)
+        return found
+
+    def number(self, entry: _Entry) -> int | None:
+        """A single SHORT or LONG; None for anything else."""
+        if entry.count != 1 or entry.kind not in (_SHORT, _LONG):
+            return None
+        return self._unpack("H" if entry.kind == _SHORT else "I", entry.position + 8)
+
+    def set_number(self, entry: _Entry, value: int) -> None:
+        """Change a single SHORT or LONG; a SHORT that is too small for the value becomes a LONG."""
+        if entry.count != 1 or entry.kind not in (_SHORT, _LONG):
+            return
+        kind = "I" if value > 65535 else "H" if entry.kind == _SHORT else "I"
+        struct.pack_into(self.order + "H", self.data, entry.position + 2, _SHORT if kind == "H" else _LONG)
+        struct.pack_into(self.order + kind, self.data, entry.position + 8, value)
+
+    def content(self, entry: _Entry, size: int) -> int:
+        """Position of an entry's content of so many bytes."""
+        position = entry.position + 8 if size <= 4 else self._unpack("I", entry.position + 8)
+        if position + size > len(self.data):
+            raise ExifError("it ends too early")
+        return position
+
+    def shorts(self, entry: _Entry) -> list[int] | None:
+        """Up to four SHORTs; None for anything else."""
+        if entry.kind != _SHORT or entry.count > 4:
+            return None
+        position = self.content(entry, 2 * entry.count)
+        return list(struct.unpack_from(f"{self.order}{entry.count}H", self.data, position))
+
+    def set_shorts(self, entry: _Entry, values: list[int]) -> bool:
+        """Change as many SHORTs; False where a value does not fit."""
+        if not all(0 <= value <= 65535 for value in values):
+            return False
+        struct.pack_into(f"{self.order}{len(values)}H", self.data, self.content(entry, 2 * len(values)), *values)
+        return True
+
+    def set_rational(self, entry: _Entry, change: Callable[[float], float]) -> bool:
+        """Change a positive RATIONAL; False where the new value does not fit."""
+        if entry.kind != _RATIONAL or entry.count != 1:
+            return False
+        position = self.content(entry, 8)
+        above, below = struct.unpack_from(self.order + "2I", self.data, position)
+        pair = _rational(change(above / below)) if below else None
+        if pair is None:
+            return False
+        struct.pack_into(self.order + "2I", self.data, position, *pair)
+        return True
+
+    def remove(self, directory: int, entry: _Entry) -> None:
+        """Take an entry out of its directory; everything but the entries after it stays in place."""
+        count = self._unpack("H", directory)
+        end = directory + 2 + 12 * count + 4
+        self.data[entry.position : end - 12] = self.data[entry.position + 12 : end]
+        self.data[end - 12 : end] = bytes(len(self.data[end - 12 : end]))
+        struct.pack_into(self.order + "H", self.data, directory, count - 1)
+
+    def add(self, added: dict[int, tuple[int, int, bytes]]) -> None:
+        """Add entries of kind, count and content to the first directory, which moves to the end."""
+        old = {entry.tag: bytes(self.data[entry.position : entry.position + 12]) for entry in self.entries(self.first)}
+        link = self._unpack("I", self.next_position(self.first))
+        for tag, (kind, count, content) in added.items():
+            value = content.ljust(4, b"\0")
+            if len(content) > 4:
+                self.data += bytes(len(self.data) % 2)
+                value = struct.pack(self.order + "I", len(self.data))
+                self.data += content
+            old[tag] = struct.pack(self.order + "HHI", tag, kind, count) + value
+        self.data += bytes(len(self.data) % 2)
+        struct.pack_into(self.order + "I", self.data, 4, len(self.data))
+        self.data += struct.pack(self.order + "H", len(old)) + b"".join(old[tag] for tag in sorted(old))
+        self.data += struct.pack(self.order + "I", link)
+
+    def next_position(self, directory: int) -> int:
+        """Position of the offset of the directory after this one."""
+        return directory + 2 + 12 * self._unpack("H", directory)
+
+    def drop_thumbnail(self) -> None:
+        """Unlink the second directory, and blank the image that it points to."""
+        link = self.next_position(self.first)
+        # Some cameras leave the link out where nothing follows.
+        second = self._unpack("I", link) if link + 4 <= len(self.data) else 0
+        if not second:
+            return
+        struct.pack_into(self.order + "I", self.data, link, 0)
+        try:
+            found = {entry.tag: self.number(entry) for entry in self.entries(second)}
+        except ExifError:
+            return
+        start, length = found.get(_THUMBNAIL_OFFSET), found.get(_THUMBNAIL_LENGTH)
+        if not start or not length or start + length > len(self.data):
+            return
+        if start + length >= len(self.data) - 1:
+            del self.data[start:]
+        else:
+            self.data[start : start + length] = bytes(length)
+
+
+def _rational(value: float) -> tuple[int, int] | None:
+    """A numerator and a denominator of 32 bits each, or None."""
+    if not math.isfinite(value) or not 0 <= value < 2**32:
+        return None
+    near = Fraction(value).limit_denominator(1_000_000 if value < 4000 else 1)
+    return near.numerator, near.denominator
+
+
+def without_prefix(data: bytes) -> bytes:
+    """The TIFF structure itself, as PNG, WebP and AVIF keep it."""
+    return data.removeprefix(PREFIX)
+
+
+def exif_orientation(data: bytes) -> int | None:
+    """The orientation (1 to 8) that an EXIF structure gives, or None.
+
+    Raises:
+        ExifError: the bytes cannot be followed.
+    """
+    directories = _Directories(without_prefix(data))
+    for entry in directories.entries(directories.first):
+        if entry.tag == _ORIENTATION:
+            value = directories.number(entry)
+            return value if value is not None and 1 <= value <= 8 else None
+    return None
+
+
+def has_adobe_rgb(data: bytes | None) -> bool:
+    """Whether an EXIF structure says that the colours are Adobe RGB.
+
+    DCF 2.0 does so by ColorSpace 65535 (uncalibrated) with the interoperability index "R03"; some cameras and
+    programs by ColorSpace 2.
+    """
+    if data is None:
+        return False
+    try:
+        directories = _Directories(without_prefix(data))
+        found = {entry.tag: entry for _, entry in directories.reachable()}
+        space = found.get(ExifTags.Base.ColorSpace)
+        value = None if space is None else directories.number(space)
+        # Tag 1 belongs to the interoperability directory alone.
+        index = found.get(ExifTags.Interop.InteropIndex)
+        named = index is not None and bytes(directories.data[index.position + 8 : index.position + 11]) == b"R03"
+        return value == 2 or (value in (None, 65535) and named)
+    except ExifError:
+        return False
+
+
+def placed_exif(data: bytes, place: Placement) -> bytes:
+    """The same EXIF for an image that was turned and resized, without its stale thumbnail.
+
+    Args:
+        data: EXIF with or without prefix.
+        place: what became of the image.
+    Returns:
+        The TIFF structure; everything but what changed stays where it was.
+    Raises:
+        ExifError: the bytes cannot be followed.
+    """
+    directories = _Directories(without_prefix(data))
+    stale: list[tuple[int, _Entry]] = []
+    for directory, entry in directories.reachable():
+        if not _is_placed(directories, entry, place):
+            stale.append((directory, entry))
+    for directory, entry in sorted(stale, key=lambda pair: -pair[1].position):
+        directories.remove(directory, entry)
+    directories.drop_thumbnail()
+    return bytes(directories.data)
+
+
+def _is_placed(directories: _Directories, entry: _Entry, place: Placement) -> bool:
+    """Bring one value to the result; False where it has none there."""
+    height, width = place.after_px
+    if entry.tag == _ORIENTATION:
+        directories.set_number(entry, 1)
+    elif entry.tag in _WIDTH_TAGS | _HEIGHT_TAGS:
+        directories.set_number(entry, width if entry.tag in _WIDTH_TAGS else height)
+    elif entry.tag in (_SUBJECT_AREA, _SUBJECT_LOCATION):
+        values = directories.shorts(entry)
+        return values is not None and directories.set_shorts(entry, _placed_subject(values, place))
+    elif entry.tag in (_FOCAL_PLANE_X, _FOCAL_PLANE_Y):
+        if place.is_turned:
+            return False
+        scale = place.scales[entry.tag == _FOCAL_PLANE_Y]
+        return directories.set_rational(entry, lambda value: value * scale)
+    return entry.tag != _COMPRESSED_BITS
+
+
+def _placed_subject(values: list[int], place: Placement) -> list[int]:
+    """A point; a point and a diameter; or a point, a width and a height, in pixels (Exif 2.32, SubjectArea)."""
+    if len(values) < 2:
+        return values
+    across, down = place.scales
+    placed = list(place.point(values[0], values[1]))
+    if len(values) == 3:
+        placed.append(values[2] * math.sqrt(across * down))
+    elif len(values) == 4:
+        placed.extend(place.extent(values[2], values[3]))
+    return [round(value) for value in placed]
+
+
+def without_orientation(data: bytes) -> bytes:
+    """An EXIF without the tag for which Pillow's AVIF writer would pack it anew.
+
+    Raises:
+        ExifError: the bytes cannot be followed.
+    """
+    directories = _Directories(data)
+    for entry in list(directories.entries(directories.first)):
+        if entry.tag == _ORIENTATION:
+            directories.remove(directories.first, entry)
+            return without_orientation(bytes(directories.data))
+    return data
+
+
+def without_fixed_note(data: bytes) -> tuple[bytes, bool]:
+    """An EXIF that can be packed anew: without a maker note whose offsets count from its start, and whether it had one.
+
+    Raises:
+        ExifError: the bytes cannot be followed.
+    """
+    directories = _Directories(data)
+    for directory, entry in directories.reachable():
+        if entry.tag == _MAKER_NOTE and entry.count > 4:
+            start = directories.content(entry, entry.count)
+            if not bytes(directories.data[start : start + 12]).startswith(_MOVABLE_NOTES):
+                directories.remove(directory, entry)
+                return bytes(directories.data), True
+    return data, False
+
+
+def exif_with_dpi(data: bytes | None, dpi: tuple[float, float], *, add: bool) -> bytes | None:
+    """EXIF with another resolution.
+
+    Args:
+        data: what exists, or None.
+        dpi: across and down.
+        add: whether to add it where there is none.
+    Raises:
+        ExifError: the bytes cannot be followed.
+    """
+    if data is None and not add:
+        return None
+    directories = _Directories(data or b"II*\0\x08\0\0\0\0\0\0\0\0\0")
+    found = {entry.tag: entry for entry in directories.entries(directories.first)}
+    values = dict(zip((_X_RESOLUTION, _Y_RESOLUTION), dpi, strict=True))
+    new: dict[int, tuple[int, int, bytes]] = {}
+    for tag, value in values.items():
+        if (tag in found or add) and (pair := _rational(value)):
+            new[tag] = (_RATIONAL, 1, struct.pack(directories.order + "2I", *pair))
+    if _RESOLUTION_UNIT in found:
+        directories.set_number(found[_RESOLUTION_UNIT], 2)
+    elif new or _X_RESOLUTION in found:
+        new[_RESOLUTION_UNIT] = (_SHORT, 1, struct.pack(directories.order + "H", 2))
+    if new:
+        directories.add(new)
+    return bytes(directories.data)
+
+
+def _exif_dpi(data: bytes) -> tuple[float, float] | None:
+    """The resolution that an EXIF structure gives."""
+    try:
+        directories = _Directories(data)
+        found = {entry.tag: entry for entry in directories.entries(directories.first)}
+        values = []
+        for tag in (_X_RESOLUTION, _Y_RESOLUTION):
+            position = directories.content(found[tag], 8)
+            above, below = struct.unpack_from(directories.order + "2I", directories.data, position)
+            values.append(above / below)
+        unit = directories.number(found[_RESOLUTION_UNIT]) if _RESOLUTION_UNIT in found else 2
+    except (ExifError, KeyError, ZeroDivisionError, struct.error):
+        return None
+    factor = 2.54 if unit == 3 else 1.0
+    return (values[0] * factor, values[1] * factor) if unit in (2, 3) else None
+
+
+def tags_of(exif: Image.Exif) -> dict[int, Any]:
+    """All tags of a loaded EXIF, the directories within it as dictionaries instead of as offsets."""
+    tags = {int(tag): exif[tag] for tag in exif}
+    for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+        if tag in tags:
+            tags[tag] = dict(exif.get_ifd(tag))
+    inner = tags.get(ExifTags.IFD.Exif, {})
+    if ExifTags.IFD.Interop in inner:
+        inner[ExifTags.IFD.Interop] = dict(exif.get_ifd(ExifTags.IFD.Interop))
+    return tags
+
+
+# --- XMP ----------------------------------------------------------------------------------------------------------
+
+
+class XmpError(ValueError):
+    """The bytes are no XMP that can be followed."""
+
+
+_RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+_TIFF, _EXIF_NS = "http://ns.adobe.com/tiff/1.0/", "http://ns.adobe.com/exif/1.0/"
+_GPANO = "http://ns.google.com/photos/1.0/panorama/"
+_GCAMERA = "http://ns.google.com/photos/1.0/camera/"
+_CRS = "http://ns.adobe.com/camera-raw-settings/1.0/"
+_XMP_NS, _XMP_NOTE = "http://ns.adobe.com/xap/1.0/", "http://ns.adobe.com/xmp/note/"
+_AREA_NS = ("http://ns.adobe.com/xmp/sType/Area#", "http://ns.acdsee.com/sType/Area#")
+_DIMENSIONS_NS = ("http://ns.adobe.com/xap/1.0/sType/Dimensions#", "http://ns.acdsee.com/sType/Dimensions#")
+_MICROSOFT_REGION = "http://ns.microsoft.com/photo/1.2/t/Region#"
+_IPTC_EXT = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+_APPLE_FACES = "http://ns.apple.com/faceinfo/1.0/"
+_DUBLIN_CORE = "http://purl.org/dc/elements/1.1/"
+
+_ANYTHING_BESIDE = "what the file holds beside its main image"
+
+#: What describes another image or a video that is not kept, by the start of its namespace.
+_GONE = {
+    "http://ns.adobe.com/hdr-gain-map/": "a gain map",
+    "http://ns.apple.com/HDRGainMap/": "a gain map",
+    "http://ns.google.com/photos/1.0/container/": _ANYTHING_BESIDE,
+    "http://ns.google.com/photos/1.0/depthmap/": "a depth map",
+    "http://ns.google.com/photos/1.0/image/": "the image before an effect",
+    "http://ns.google.com/photos/dd/": "a depth map",
+    "http://ns.oplus.com/photos/1.0/camera/": "the video of a motion photo",
+}
+_MOTION_START = ("MotionPhoto", "MicroVideo")
+
+#: How the old file's pixels were packed, and digests of values that change.
+_STALE = {
+    *((_TIFF, name) for name in ("BitsPerSample", "SamplesPerPixel", "Compression", "PhotometricInterpretation")),
+    *((_TIFF, name) for name in ("PlanarConfiguration", "YCbCrSubSampling", "YCbCrPositioning", "NativeDigest")),
+    *((_EXIF_NS, name) for name in ("CompressedBitsPerPixel", "NativeDigest")),
+    (_XMP_NS, "Thumbnails"),
+}
+_STALE_WHEN_TURNED = {
+    *((_CRS, f"Crop{side}") for side in ("Top", "Left", "Bottom", "Right", "Angle", "Width", "Height", "Units")),
+    *((_CRS, name) for name in ("HasCrop", "RetouchAreas", "RetouchInfo", "RedEyeInfo", "PaintBasedCorrections")),
+    *((_CRS, f"{name}Corrections") for name in ("GradientBased", "CircularGradientBased", "MaskGroupBased")),
+    *((_APPLE_FACES, f"AngleInfo{name}") for name in ("Roll", "Yaw")),
+}
+_SIDES = {
+    (_TIFF, "ImageWidth"): 1,
+    (_TIFF, "ImageLength"): 0,
+    (_EXIF_NS, "PixelXDimension"): 1,
+    (_EXIF_NS, "PixelYDimension"): 0,
+}
+_GPANO_LENGTHS = {
+    **dict.fromkeys(("FullPanoWidthPixels", "CroppedAreaImageWidthPixels", "CroppedAreaLeftPixels"), 0),
+    **dict.fromkeys(("FullPanoHeightPixels", "CroppedAreaImageHeightPixels", "CroppedAreaTopPixels"), 1),
+    **dict.fromkeys(("LargestValidInteriorRectLeft", "LargestValidInteriorRectWidth"), 0),
+    **dict.fromkeys(("LargestValidInteriorRectTop", "LargestValidInteriorRectHeight"), 1),
+}
+
+
+_PREFIXES = {
+    "x": "adobe:ns:meta/",
+    "rdf": _RDF,
+    "tiff": _TIFF,
+    "exif": _EXIF_NS,
+    "xmp": _XMP_NS,
+    "dc": _DUBLIN_CORE,
+    "crs": _CRS,
+    "GPano": _GPANO,
+    "GCamera": _GCAMERA,
+    "stArea": _AREA_NS[0],
+    "stDim": _DIMENSIONS_NS[0],
+    "MPReg": _MICROSOFT_REGION,
+    "hdrgm": "http://ns.adobe.com/hdr-gain-map/1.0/",
+}
+
+
+class _Property:
+    """A property of XMP: an attribute, or an element with its text."""
+
+    def __init__(self, node: Any, owner: Any) -> None:
+        self.node, self.owner = node, owner
+        self.name = (str(node.namespaceURI), str(node.localName))
+        self.is_removed = False
+
+    @property
+    def text(self) -> str:
+        if self.node.nodeType == self.node.ATTRIBUTE_NODE:
+            return str(self.node.value).strip()
+        return "".join(child.data for child in self.node.childNodes if child.nodeType == child.TEXT_NODE).strip()
+
+    @text.setter
+    def text(self, value: str) -> None:
+        if self.node.nodeType == self.node.ATTRIBUTE_NODE:
+            self.node.value = value
+        else:
+            for child in list(self.node.childNodes):
+                self.node.removeChild(child)
+            self.node.appendChild(self.node.ownerDocument.createTextNode(value))
+
+    @property
+    def items(self) -> list[_Property]:
+        """The items of a list."""
+        if self.node.nodeType == self.node.ATTRIBUTE_NODE:
+            return []
+        return [_Property(node, node.parentNode) for node in self.node.getElementsByTagNameNS(_RDF, "li")]
+
+    def remove(self) -> None:
+        """Take it out, if that was not done before."""
+        self.is_removed = True
+        if self.node.nodeType == self.node.ATTRIBUTE_NODE:
+            if self.owner.getAttributeNodeNS(*self.name) is not None:
+                self.owner.removeAttributeNS(*self.name)
+        elif self.node.parentNode is not None:
+            self.node.parentNode.removeChild(self.node)
+
+
+def parse_xmp(xmp: bytes) -> minidom.Document:
+    """Parse a packet.
+
+    Raises:
+        XmpError: it is no XML, or has a document type, with which entities could grow without bound.
+    """
+    for encoding in ("utf-8-sig", "utf-16", "latin-1"):
+        try:
+            text = xmp.decode(encoding).strip("\0 \r\n\t\ufeff")
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            break
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise XmpError("it has a document type")
+    # The text is no longer in the encoding that its declaration names.
+    text = re.sub(r"^<\?xml[^>]*\?>", "", text)
+    # Some programs forget to declare a prefix.
+    declared = set(re.findall(r"\sxmlns:([\w.-]+)\s*=", text))
+    used = set(re.findall(r"[<\s]/?([A-Za-z_][\w.-]*):[A-Za-z_][\w.-]*(?=[\s=/>])", text))
+    if missing := used - declared - {"xml", "xmlns"}:
+        names = "".join(f' xmlns:{name}="{_PREFIXES.get(name, f"urn:{name}")}"' for name in sorted(missing))
+        text = re.sub(r"(<[A-Za-z_][\w.:-]*)(?=[\s/>])", lambda start: start[0] + names, text, count=1)
+    try:
+        return minidom.parseString(text.encode("utf-8", "surrogatepass"))
+    except (ExpatError, ValueError, RecursionError, AttributeError) as error:
+        raise XmpError(str(error)) from error
+
+
+def _packed(document: minidom.Document) -> bytes:
+    try:
+        return "\n".join(node.toxml() for node in document.childNodes).encode()
+    except RecursionError as error:
+        raise XmpError("its elements are nested too deep") from error
+
+
+def _properties(document: minidom.Document) -> Iterator[_Property]:
+    for element in document.getElementsByTagName("*"):
+        yield _Property(element, element.parentNode)
+        attributes: list[Any] = list(element.attributes.values())
+        for node in attributes:
+            if node.namespaceURI and node.prefix != "xmlns" and node.name != "xmlns":
+                yield _Property(node, element)
+
+
+def placed_xmp(xmp: bytes, place: Placement, mime: str | None = None) -> tuple[bytes, tuple[str, ...]]:
+    """The same XMP for an image that was turned and resized, without what describes things that are gone.
+
+    Args:
+        xmp: a packet.
+        place: what became of the image.
+        mime: type of the result's format, for dc:format.
+    Returns:
+        The packet, as it was where nothing changed; and notes on what was removed.
+    Raises:
+        XmpError: it cannot be parsed.
+    """
+    document = parse_xmp(xmp)
+    before = _packed(document)
+    found = list(_properties(document))
+    gone = set[str]()
+    for item in found:
+        if what := _gone(item):
+            item.remove()
+            gone.add(what)
+    if place.is_turned or place.orientation > 1:
+        panorama = [item for item in found if item.name[0] == _GPANO]
+        gone |= {"the geometry of a turned panorama"} if panorama else set()
+        for item in panorama + [item for item in found if item.name in _STALE_WHEN_TURNED]:
+            item.remove()
+    for item in found:
+        if item.name in _STALE:
+            item.remove()
+        elif not item.is_removed:
+            _place_property(item, place, mime)
+    for fields in _structures(document):
+        _place_structure(fields, place)
+    after = _packed(document)
+    if len(gone) > 1:
+        gone.discard(_ANYTHING_BESIDE)
+    notes = tuple(f"{what} is not kept, and XMP about it was removed" for what in sorted(gone))
+    return (xmp if after == before else after), notes
+
+
+def _gone(item: _Property) -> str | None:
+    """What is no longer there of what a property describes."""
+    namespace, name = item.name
+    if namespace == _GCAMERA and name.startswith(_MOTION_START):
+        return "the video of a motion photo"
+    return next((what for start, what in _GONE.items() if namespace.startswith(start)), None)
+
+
+def _place_property(item: _Property, place: Placement, mime: str | None) -> None:
+    namespace, name = item.name
+    try:
+        if item.name == (_TIFF, "Orientation"):
+            item.text = "1"
+        elif item.name in _SIDES:
+            item.text = str(place.after_px[_SIDES[item.name]])
+        elif namespace == _GPANO and name in _GPANO_LENGTHS:
+            item.text = str(round(float(item.text) * place.scales[_GPANO_LENGTHS[name]]))
+        elif namespace == _EXIF_NS and name in ("SubjectArea", "SubjectLocation"):
+            numbers = item.items
+            for number, value in zip(numbers, _placed_subject([int(n.text) for n in numbers], place), strict=True):
+                number.text = str(value)
+        elif namespace == _EXIF_NS and name in ("FocalPlaneXResolution", "FocalPlaneYResolution"):
+            across, down = place.scales
+            resolution = float(Fraction(item.text)) * (across if name == "FocalPlaneXResolution" else down)
+            if place.is_turned or (pair := _rational(resolution)) is None:
+                item.remove()
+            else:
+                item.text = f"{pair[0]}/{pair[1]}"
+        elif item.name == (_MICROSOFT_REGION, "Rectangle"):
+            left, top, width, height = (float(part) for part in item.text.split(","))
+            x, y = place.unit_point(left + width / 2, top + height / 2)
+            width, height = place.unit_extent(width, height)
+            item.text = ", ".join(map(_short, (x - width / 2, y - height / 2, width, height)))
+        elif mime is not None and item.name == (_DUBLIN_CORE, "format"):
+            item.text = mime
+    except (ValueError, ZeroDivisionError, OverflowError):
+        # A number that is none counts nothing that could be kept.
+        item.remove()
+
+
+def _structures(document: minidom.Document) -> list[dict[tuple[str, str], _Property]]:
+    """The fields of each structure: attributes and elements of one owner."""
+    owners: dict[int, dict[tuple[str, str], _Property]] = {}
+    for item in _properties(document):
+        owners.setdefault(id(item.owner), {})[item.name] = item
+    return list(owners.values())
+
+
+def _place_structure(fields: dict[tuple[str, str], _Property], place: Placement) -> None:
+    """Turn and scale a region (MWG guidelines, IPTC photo metadata), and the size that regions were drawn on."""
+    try:
+        for namespace in _AREA_NS:
+            _place_area([fields.get((namespace, name)) for name in ("x", "y", "w", "h", "d", "unit")], place)
+        for namespace in _DIMENSIONS_NS:
+            width, height, unit = (fields.get((namespace, name)) for name in ("w", "h", "unit"))
+            if width and height and (unit is None or unit.text.lower().startswith("pixel")):
+                width.text, height.text = str(place.after_px[1]), str(place.after_px[0])
+        _place_boundary({name: item for (space, name), item in fields.items() if space == _IPTC_EXT}, place)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        for item in fields.values():
+            item.remove()
+
+
+def _place_area(parts: list[_Property | None], place: Placement) -> None:
+    """A centre, with a width and a height, or a diameter as a fraction of the shorter side."""
+    x, y, width, height, diameter, unit = parts
+    if x is None or y is None:
+        return
+    in_pixels = unit is not None and unit.text.lower().startswith("pixel")
+    point, extent = (place.point, place.extent) if in_pixels else (place.unit_point, place.unit_extent)
+    x.text, y.text = map(_short, point(float(x.text), float(y.text)))
+    if width is not None and height is not None:
+        width.text, height.text = map(_short, extent(float(width.text), float(height.text)))
+    if diameter is not None and in_pixels:
+        diameter.text = _short(float(diameter.text) * min(place.scales))
+
+
+def _place_boundary(fields: dict[str, _Property], place: Placement) -> None:
+    """A corner with a width and a height, the centre of a circle, or one corner of a polygon."""
+    if "rbX" not in fields or "rbY" not in fields:
+        return
+    x, y = (float(fields[name].text) for name in ("rbX", "rbY"))
+    in_pixels = _is_in_pixels(fields["rbX"].owner)
+    point, extent = (place.point, place.extent) if in_pixels else (place.unit_point, place.unit_extent)
+    if "rbW" in fields and "rbH" in fields:
+        width, height = (float(fields[name].text) for name in ("rbW", "rbH"))
+        corners = (point(x, y), point(x + width, y + height))
+        placed = [min(pair) for pair in zip(*corners, strict=True)]
+        fields["rbW"].text, fields["rbH"].text = map(_short, extent(width, height))
+    else:
+        placed = list(point(x, y))
+    fields["rbX"].text, fields["rbY"].text = map(_short, placed)
+    if "rbRx" in fields:
+        radius = float(fields["rbRx"].text)
+        # A fraction of the width, which may have been the height.
+        turned = place.before_px[1] / place.before_px[0] if place.is_turned else 1
+        fields["rbRx"].text = _short(radius * (place.scales[0] if in_pixels else turned))
+
+
+def _is_in_pixels(node: Any) -> bool:
+    """The unit of a boundary, from the structure around its corners."""
+    while node is not None and node.nodeType == node.ELEMENT_NODE:
+        for name, child in ((c.localName, c) for c in node.childNodes if c.nodeType == c.ELEMENT_NODE):
+            if name == "rbUnit":
+                return _Property(child, node).text == "pixel"
+        if node.hasAttributeNS(_IPTC_EXT, "rbUnit"):
+            return bool(node.getAttributeNS(_IPTC_EXT, "rbUnit") == "pixel")
+        node = node.parentNode
+    return False
+
+
+def _short(value: float) -> str:
+    return f"{value:.6f}".rstrip("0").rstrip(".") or "0"
+
+
+def xmp_with_dpi(xmp: bytes, dpi: tuple[float, float]) -> bytes:
+    """XMP with another resolution where it gives one.
+
+    Raises:
+        XmpError: it cannot be parsed.
+    """
+    document = parse_xmp(xmp)
+    values = {"XResolution": dpi[0], "YResolution": dpi[1]}
+    found = [item for item in _properties(document) if item.name[0] == _TIFF]
+    for item in found:
+        pair = _rational(values.get(item.name[1], -1))
+        if pair:
+            item.text = f"{pair[0]}/{pair[1]}"
+        elif item.name[1] == "ResolutionUnit":
+            item.text = "2"
+    return _packed(document) if found else xmp
+
+
+def _joined_xmp(main: bytes, parts: list[bytes]) -> tuple[bytes, tuple[str, ...]]:
+    """A JPEG's packet with its extension, which lies in other segments (XMP specification, part 3, 1.1.3.1)."""
+    document = parse_xmp(main)
+    marks = [item for item in _properties(document) if item.name == (_XMP_NOTE, "HasExtendedXMP")]
+    if not marks:
+        return main, ()
+    wanted, pieces, length = marks[0].text.encode(), dict[int, bytes](), 0
+    for mark in marks:
+        mark.remove()
+    for part in parts:
+        if part[:32] == wanted and len(part) >= 40:
+            length, offset = struct.unpack_from(">II", part, 32)
+            pieces[offset] = part[40:]
+    more = b"".join(pieces[offset] for offset in sorted(pieces))
+    target = document.getElementsByTagNameNS(_RDF, "RDF")
+    try:
+        if not more or len(more) != length or not target:
+            raise XmpError("it is incomplete")
+        descriptions: list[Any] = list(parse_xmp(more).getElementsByTagNameNS(_RDF, "Description"))
+        for description in descriptions:
+            if description.parentNode.localName == "RDF":
+                target[0].appendChild(_carried(document, description))
+    except XmpError as error:
+        return _packed(document), (f"the extended XMP was dropped: {error}",)
+    return _packed(document), ()
+
+
+def _carried(document: minidom.Document, element: Any) -> Any:
+    """A copy of an element for another document, with the namespaces that are declared around it."""
+    copy, around = document.importNode(element, True), element.parentNode
+    while around is not None and around.nodeType == around.ELEMENT_NODE:
+        for name, value in around.attributes.items():
+            if name.startswith("xmlns") and not copy.hasAttribute(name):
+                copy.setAttribute(name, value)
+        around = around.parentNode
+    return copy
+
+
+def _split_xmp(xmp: bytes, limit: int) -> tuple[bytes, bytes]:
+    """A packet of no more than `limit` bytes and its extension, the largest properties having moved to that.
+
+    Raises:
+        XmpError: it cannot be parsed, or not be split.
+    """
+    document: Any = parse_xmp(xmp)
+    frames = document.getElementsByTagNameNS(_RDF, "RDF")
+    tops = [node for node in frames[0].childNodes if node.localName == "Description"] if frames else []
+    movable = [(top, node) for top in tops for node in top.childNodes if node.nodeType == node.ELEMENT_NODE]
+    attributes = [(top, node) for top in tops for node in list(top.attributes.values())]
+    attributes = [(top, node) for top, node in attributes if node.namespaceURI and node.prefix not in ("xmlns", "rdf")]
+    bulk = sorted(movable + attributes, key=lambda pair: -_length(pair[1]))
+    if not bulk:
+        raise XmpError("it cannot be split")
+    frame = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{_RDF}"></rdf:RDF></x:xmpmeta>'
+    more: Any = minidom.parseString(frame)
+    holder = more.getElementsByTagNameNS(_RDF, "RDF")[0]
+    room = limit - 200
+    size = len(_packed(document))
+    for top, node in bulk:
+        if size <= room:
+            break
+        size -= _length(node)
+        # Shallow: only the namespaces are of use here.
+        copy = more.importNode(top, False)
+        for attribute in list(copy.attributes.values()):
+            if not attribute.name.startswith(("xmlns", "rdf:about")):
+                copy.removeAttributeNode(attribute)
+        for name, value in _namespaces(top).items():
+            copy.setAttribute(name, value)
+        if node.nodeType == node.ATTRIBUTE_NODE:
+            copy.setAttributeNS(node.namespaceURI, node.name, node.value)
+            top.removeAttributeNode(node)
+        else:
+            copy.appendChild(more.importNode(node, True))
+            top.removeChild(node)
+        holder.appendChild(copy)
+    extension = more.documentElement.toxml().encode()
+    tops[0].setAttribute("xmlns:xmpNote", _XMP_NOTE)
+    tops[0].setAttributeNS(_XMP_NOTE, "xmpNote:HasExtendedXMP", _digest(extension).hex().upper())
+    packed = _packed(document)
+    if len(packed) > limit:
+        raise XmpError("it cannot be split")
+    return packed, extension
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.md5(content, usedforsecurity=False).digest()
+
+
+def _length(node: Any) -> int:
+    return len(node.value if node.nodeType == node.ATTRIBUTE_NODE else node.toxml().encode())
+
+
+def _namespaces(element: Any) -> dict[str, str]:
+    found: dict[str, str] = {}
+    while element is not None and element.nodeType == element.ELEMENT_NODE:
+        for name, value in element.attributes.items():
+            if name.startswith("xmlns"):
+                found.setdefault(name, value)
+        element = element.parentNode
+    return found
+
+
+# --- IPTC ---------------------------------------------------------------------------------------------------------
+
+_IPTC_RESOURCE, _IPTC_DIGEST = 0x0404, 0x0425
+#: Photoshop's paths, which are drawn on the image.
+_PATHS = range(0x07D0, 0x0BB7)
+
+
+def _resources(block: bytes) -> Iterator[tuple[int, bytes]]:
+    """Photoshop's image resources: number and content."""
+    position = 0
+    while block[position : position + 4] == b"8BIM" and position + 12 <= len(block):
+        number, name_length = struct.unpack_from(">HB", block, position + 4)
+        position += 6 + name_length + 1 + (name_length + 1) % 2
+        size = int.from_bytes(block[position : position + 4], "big")
+        yield number, block[position + 4 : position + 4 + size]
+        position += 4 + size + size % 2
+
+
+def _iptc_of_resources(block: bytes) -> tuple[bytes | None, tuple[str, ...]]:
+    found = dict(_resources(block))
+    notes = ("Photoshop's paths were dropped",) if any(number in _PATHS for number in found) else ()
+    return _without_preview(found.get(_IPTC_RESOURCE, b"")) or None, notes
+
+
+def _without_preview(iim: bytes) -> bytes:
+    """IPTC data sets (IIM 4.2) without the preview image of the old file (2:200 to 2:202)."""
+    kept, position = b"", 0
+    while position + 5 <= len(iim) and iim[position] == 0x1C:
+        record, number, length = struct.unpack_from(">BBH", iim, position + 1)
+        end = position + 5 + length
+        if length & 0x8000:
+            size = length & 0x7FFF
+            end = position + 5 + size + int.from_bytes(iim[position + 5 : position + 5 + size], "big")
+        if not (record == 2 and 200 <= number <= 202):
+            kept += iim[position:end]
+        position = end
+    return kept
+
+
+def iptc_resources(iim: bytes) -> bytes:
+    """Photoshop's image resources with IPTC, and the digest by which programs know that it was not changed."""
+    parts = ((_IPTC_RESOURCE, iim), (_IPTC_DIGEST, _digest(iim)))
+    return b"".join(
+        b"8BIM" + struct.pack(">HHI", number, 0, len(content)) + content + bytes(len(content) % 2)
+        for number, content in parts
+    )
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+#: Tags of a TIFF's directory that describe the image; the rest say how its pixels lie in the file.
 _DESCRIPTIVE_TAGS = frozenset(
     {
         ExifTags.Base.DocumentName,
@@ -45,77 +958,159 @@ _DESCRIPTIVE_TAGS = frozenset(
     }
 )
 
-_XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:=[\"']|>)\s*)([1-8])")
+_XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)\s*([1-8])")
+MAKER_NOTE_DROPPED = "the camera maker's note was dropped: it cannot be moved"
 
 
-def raw_exif(image: Image.Image) -> bytes | None:
-    """The EXIF bytes of an opened image, without prefix; for a TIFF, what of its own directory describes it."""
+@dataclass
+class _Raw:
+    """What an image carries, as it was found.
+
+    Attributes:
+        exif: the TIFF structure, without prefix.
+        iptc: data sets of the IIM.
+        more_xmp: segments of a JPEG's extended XMP, from their GUID on.
+    """
+
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    iptc: bytes | None = None
+    icc: bytes | None = None
+    more_xmp: list[bytes] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+
+def _raw_metadata(image: Image.Image) -> _Raw:
+    info, raw = image.info, _Raw()
+    xmp = info.get("xmp") or info.get(XMP_KEYWORD)
+    raw.xmp = (xmp.encode() if isinstance(xmp, str) else bytes(xmp)) if xmp else None
+    raw.icc = info.get("icc_profile") or None
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return _exif_of_tiff(image)
-    if exif := image.info.get("exif"):
-        return without_prefix(exif)
-    if profile := image.info.get(_RAW_EXIF_KEYWORD):
-        # ImageMagick's way before PNG had a chunk for it: a name, a length, then hexadecimal lines.
+        raw.exif, raw.notes = _described(image.getexif())
+        raw.iptc = _iptc_of_tiff(image)
+        return raw
+    raw.exif = without_prefix(info["exif"]) if info.get("exif") else None
+    segments: list[Any] = [content for _, content in getattr(image, "applist", [])]
+    resources = b"".join(c.removeprefix(_PHOTOSHOP_PREFIX) for c in segments if c.startswith(_PHOTOSHOP_PREFIX))
+    raw.more_xmp = [c.removeprefix(_MORE_XMP_PREFIX) for c in segments if c.startswith(_MORE_XMP_PREFIX)]
+    if resources:
+        raw.iptc, raw.notes = _iptc_of_resources(resources)
+    if isinstance(image, PngImagePlugin.PngImageFile):
+        _add_raw_profiles(raw, image)
+    return raw
+
+
+def _add_raw_profiles(raw: _Raw, image: PngImagePlugin.PngImageFile) -> None:
+    """What ImageMagick keeps in PNG texts: a name, a length, then hexadecimal lines."""
+    for keyword, text in image.info.items():
+        if not (isinstance(keyword, str) and isinstance(text, str) and keyword.startswith(_RAW_KEYWORD)):
+            continue
+        kind = keyword.removeprefix(_RAW_KEYWORD).lower()
         try:
-            return without_prefix(bytes.fromhex("".join(profile.split("\n")[3:])))
+            content = bytes.fromhex("".join(text.strip("\n").split("\n")[2:]))
         except ValueError:
-            return None
-    return None
+            raw.notes += (f"the text {keyword!r} is corrupt and was dropped",)
+            continue
+        if content.startswith(PREFIX) or kind == "exif":
+            raw.exif = raw.exif or without_prefix(content)
+        elif content.startswith(_XMP_PREFIX) or kind == "xmp":
+            raw.xmp = raw.xmp or content.removeprefix(_XMP_PREFIX)
+        elif kind in ("iptc", "8bim"):
+            block = content.removeprefix(_PHOTOSHOP_PREFIX)
+            found, notes = _iptc_of_resources(block) if block[:4] == b"8BIM" else (_without_preview(block), ())
+            raw.iptc, raw.notes = raw.iptc or found, raw.notes + notes
+        elif kind in ("icc", "icm"):
+            raw.icc = raw.icc or content
+        else:
+            raw.notes += (f"the text {keyword!r} was dropped: what it holds is not known",)
+
+
+def _iptc_of_tiff(image: TiffImagePlugin.TiffImageFile) -> bytes | None:
+    """IPTC of a TIFF, whatever type its tag has; some programs wrote it as numbers of the other byte order."""
+    # Pillow's own reading takes one number where it expects one.
+    content = bytes(image.tag_v2._tagdata.get(_IPTC_TAG, b""))
+    if not content:
+        content = dict(_resources(bytes(image.tag_v2._tagdata.get(_PHOTOSHOP_TAG, b"")))).get(_IPTC_RESOURCE, b"")
+    if content[:1] != b"\x1c" and content[3:4] == b"\x1c":
+        content = b"".join(content[start : start + 4][::-1] for start in range(0, len(content), 4))
+    return _without_preview(content) or None
 
 
 def orientation(image: Image.Image) -> int:
     """The orientation still to be applied to an image's pixels, 1 to 8; XMP's word counts where EXIF has none."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return 1  # Pillow turns a TIFF while it loads it, and tells its size turned.
+        return 1  # Pillow turns a TIFF while it loads it, and gives its size turned.
+    return _stored_orientation(image)
+
+
+def stored_orientation(image: Image.Image) -> int:
+    """The orientation of an image's pixels in its file, 1 to 8; of a TIFF before it is loaded."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        value = image.tag_v2.get(_ORIENTATION, 1)
+        return value if isinstance(value, int) and 1 <= value <= 8 else 1
+    return _stored_orientation(image)
+
+
+def _stored_orientation(image: Image.Image) -> int:
+    raw = _raw_metadata(image)
     try:
-        exif = raw_exif(image)
-        found = exif_orientation(exif) if exif else None
+        found = exif_orientation(raw.exif) if raw.exif else None
     except ExifError:
         found = None
-    if found is None and (match := _XMP_ORIENTATION.search(raw_xmp(image) or b"")):
-        found = int(match[2])
+    if found is None and (match := _XMP_ORIENTATION.search(raw.xmp or b"")):
+        found = int(match[1])
     return found or 1
 
 
-def raw_xmp(image: Image.Image) -> bytes | None:
-    """The XMP packet of an opened image."""
-    xmp = image.info.get("xmp") or image.info.get(XMP_KEYWORD)
-    if isinstance(xmp, str):
-        return xmp.encode()
-    return xmp if isinstance(xmp, bytes) and xmp else None
-
-
-def read_metadata(image: Image.Image, size_px: tuple[int, int]) -> tuple[PictureMetadata, tuple[str, ...]]:
+def read_metadata(
+    image: Image.Image, size_px: tuple[int, int], turned: int = 1
+) -> tuple[PictureMetadata, tuple[str, ...]]:
     """Take what is kept from a loaded image.
 
     Args:
         image: loaded, so that what follows the pixels is known too.
         size_px: height and width once it is upright.
+        turned: the orientation that was applied to its pixels.
     Returns:
-        The metadata, its ICC profile not yet looked at, and notes on what had to be left out.
+        The metadata, its ICC profile not yet looked at, and notes on what had to be dropped.
     """
-    notes: tuple[str, ...] = ()
-    exif = None
+    place = Placement(turned, size_px[::-1] if turned >= 5 else size_px, size_px)
     try:
         with warnings.catch_warnings(action="ignore"):  # Pillow's, of single values that it leaves out
-            found = raw_exif(image)
-        exif = upright_exif(found, size_px) if found else None
-    except (ExifError, struct.error, ValueError, TypeError, KeyError, SyntaxError, OSError):
-        notes = ("the EXIF data is broken and was left out",)
-    xmp = raw_xmp(image)
-    metadata = PictureMetadata(
+            raw = _raw_metadata(image)
+        notes = raw.notes
+    except (struct.error, ValueError, TypeError, KeyError, SyntaxError, OSError):
+        raw, notes = _Raw(icc=image.info.get("icc_profile")), ("the EXIF data is corrupt and was dropped",)
+    exif = xmp = None
+    if raw.exif:
+        try:
+            exif = placed_exif(raw.exif, place)
+        except ExifError:
+            notes += ("the EXIF data is corrupt and was dropped",)
+    if raw.xmp:
+        try:
+            joined, dropped = _joined_xmp(raw.xmp, raw.more_xmp)
+            xmp, removed = placed_xmp(joined, place)
+            notes += dropped + removed
+        except XmpError as error:
+            notes += (f"the XMP data was dropped: {error}",)
+    dpi = _dpi(image, exif)
+    return PictureMetadata(
         exif=exif,
-        icc=image.info.get("icc_profile") or None,
-        xmp=_XMP_ORIENTATION.sub(rb"\g<1>1", xmp) if xmp else None,
-        dpi=_dpi(image),
+        icc=raw.icc,
+        xmp=xmp,
+        iptc=raw.iptc,
+        dpi=(dpi[1], dpi[0]) if dpi and place.is_turned else dpi,
         text=_text(image),
-    )
-    return metadata, notes
+        size_px=size_px,
+    ), notes
 
 
-def exif_of_tiff_structure(file: BinaryIO) -> bytes | None:
-    """What the first directory of a file that begins as a TIFF says of its picture, whatever its pixels are.
+def exif_of_tiff_structure(file: BinaryIO) -> tuple[bytes | None, tuple[str, ...]]:
+    """What the first directory of a file that begins as a TIFF says of its image, whatever its pixels are.
 
+    Returns:
+        EXIF, and notes on what was dropped.
     Raises:
         SyntaxError, OSError, struct.error: it does not begin so, or is broken.
     """
@@ -126,26 +1121,32 @@ def exif_of_tiff_structure(file: BinaryIO) -> bytes | None:
     return _described(exif)
 
 
-def _exif_of_tiff(image: TiffImagePlugin.TiffImageFile) -> bytes | None:
-    return _described(image.getexif())
-
-
-def _described(exif: Image.Exif) -> bytes | None:
+def _described(exif: Image.Exif) -> tuple[bytes | None, tuple[str, ...]]:
     source, kept = tags_of(exif), Image.Exif()
     for tag in _DESCRIPTIVE_TAGS & set(source):
         kept[tag] = source[tag]
-    return without_prefix(kept.tobytes()) if len(kept) else None
+    if not len(kept):
+        return None, ()
+    # It is packed anew, and a note whose offsets count from the file's start would point elsewhere.
+    packed, dropped = without_fixed_note(without_prefix(kept.tobytes()))
+    return packed, ((MAKER_NOTE_DROPPED,) if dropped else ())
 
 
-def _dpi(image: Image.Image) -> tuple[float, float] | None:
+def _dpi(image: Image.Image, exif: bytes | None) -> tuple[float, float] | None:
     dpi: Any = image.info.get("dpi")
+    if image.format in ("JPEG", "MPO"):
+        # Pillow makes 72 up where neither JFIF nor EXIF gives a resolution.
+        if image.info.get("jfif_unit") not in (1, 2):
+            dpi = _exif_dpi(exif) if exif else None
+    elif dpi is None and exif and image.format != "TIFF":
+        dpi = _exif_dpi(exif)
     if dpi is None:
         return None
     try:
         across, down = (float(value) for value in dpi)
     except (TypeError, ValueError, ZeroDivisionError):
         return None
-    # Pillow tells 1 where a TIFF has no resolution; no scan has that.
+    # Pillow gives 1 where a TIFF has no resolution; no scan has that.
     return (across, down) if all(math.isfinite(value) and value > 1 for value in (across, down)) else None
 
 
@@ -155,7 +1156,7 @@ def _text(image: Image.Image) -> tuple[tuple[str, str], ...]:
         return tuple(
             (str(key), str(value))
             for key, value in image.text.items()
-            if key not in ours and not key.startswith("Raw profile type") and len(value) <= _MAX_TEXT
+            if key not in ours and not key.startswith(_RAW_KEYWORD) and len(value) <= _MAX_TEXT
         )
     comments = [content for name, content in getattr(image, "applist", []) if name == "COM"]
     if not comments and isinstance(image.info.get("comment"), bytes):
@@ -168,3 +1169,93 @@ def _decoded(comment: bytes) -> str:
         return comment.decode()
     except UnicodeDecodeError:
         return comment.decode("latin-1")
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+_MIME = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp", "tiff": "image/tiff", "avif": "image/avif"}
+
+
+def fitting_metadata(
+    metadata: PictureMetadata, format_name: str, size_px: tuple[int, int]
+) -> tuple[PictureMetadata, tuple[str, ...]]:
+    """Change metadata to what is true of the result, and drop what its format has no place for.
+
+    Returns:
+        The metadata and notes on what was dropped.
+    """
+    notes: list[str] = []
+    exif, xmp, place = metadata.exif, metadata.xmp, Placement(1, metadata.size_px or size_px, size_px)
+    try:
+        if exif:
+            exif = placed_exif(exif, place)
+            if format_name == "tiff":
+                exif, dropped = without_fixed_note(exif)
+                notes += [MAKER_NOTE_DROPPED] if dropped else []
+            elif format_name == "avif":
+                exif = without_orientation(exif)
+        if metadata.dpi and format_name in ("webp", "avif"):
+            exif = exif_with_dpi(exif, metadata.dpi, add=True)
+    except ExifError:
+        exif = None
+        notes.append("the EXIF data is corrupt and was dropped")
+    if exif and format_name == "jpg" and len(PREFIX) + len(exif) > _MAX_SEGMENT:
+        exif = None
+        notes.append("the EXIF data is too long for a JPEG and was dropped")
+    if xmp:
+        try:
+            xmp, removed = placed_xmp(xmp, place, _MIME.get(format_name))
+            notes += removed
+        except XmpError as error:
+            xmp = None
+            notes.append(f"the XMP data was dropped: {error}")
+    iptc, text = metadata.iptc, metadata.text
+    if iptc and format_name in ("webp", "avif"):
+        iptc = None
+        notes.append(f"IPTC was dropped: {format_name} has no place for it")
+    if format_name != "png":
+        text = tuple(pair for pair in text if pair[0] == "Comment") if format_name == "jpg" else ()
+        if lost := sorted({pair[0] for pair in metadata.text} - {pair[0] for pair in text}):
+            notes.append(f"texts were dropped: {format_name} has no place for {', '.join(lost)[:100]}")
+    return replace(metadata, exif=exif, xmp=xmp, text=text, iptc=iptc, size_px=place.after_px), tuple(notes)
+
+
+def jpeg_segments(metadata: PictureMetadata) -> tuple[bytes, tuple[str, ...]]:
+    """EXIF, XMP, IPTC and comments as segments of a JPEG, to be put behind its first; and notes on what did not fit."""
+    segments: list[bytes] = []
+    notes: tuple[str, ...] = ()
+    if metadata.exif:
+        segments.append(_segment(0xE1, PREFIX + metadata.exif))
+    if metadata.xmp:
+        limit = _MAX_SEGMENT - len(_XMP_PREFIX)
+        try:
+            main, more = (metadata.xmp, b"") if len(metadata.xmp) <= limit else _split_xmp(metadata.xmp, limit)
+            segments.append(_segment(0xE1, _XMP_PREFIX + main))
+            name, step = _digest(more).hex().upper().encode(), 65000
+            for start in range(0, len(more), step):
+                head = _MORE_XMP_PREFIX + name + struct.pack(">II", len(more), start)
+                segments.append(_segment(0xE1, head + more[start : start + step]))
+        except XmpError:
+            notes = ("the XMP data is too long for a JPEG and was dropped",)
+    if metadata.iptc:
+        block, step = iptc_resources(metadata.iptc), _MAX_SEGMENT - len(_PHOTOSHOP_PREFIX)
+        for start in range(0, len(block), step):
+            segments.append(_segment(0xED, _PHOTOSHOP_PREFIX + block[start : start + step]))
+    for _, text in metadata.text:
+        comment = text.encode()
+        if len(comment) > _MAX_SEGMENT:
+            notes += (f"a comment of {len(comment)} bytes was cut to the {_MAX_SEGMENT} that a JPEG holds",)
+        segments.append(_segment(0xFE, comment[:_MAX_SEGMENT].decode("utf-8", "ignore").encode()))
+    return b"".join(segments), notes
+
+
+def _segment(marker: int, content: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+
+def raw_profile_chunk(kind: str, content: bytes) -> bytes:
+    """The content of a PNG's zTXt chunk in ImageMagick's way, which exiftool and others read."""
+    digits = content.hex()
+    lines = "\n".join(digits[start : start + 72] for start in range(0, len(digits), 72))
+    text = f"\n{kind}\n{len(content):8}\n{lines}\n"
+    return f"{_RAW_KEYWORD}{kind}".encode() + b"\0\0" + zlib.compress(text.encode())

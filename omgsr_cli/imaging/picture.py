@@ -18,10 +18,13 @@ class PictureMetadata:
 
     Attributes:
         exif: a TIFF structure without the "Exif" prefix, orientation 1, without a thumbnail.
-        icc: the profile that the file's pixels are in; None means sRGB (or grey on sRGB's curve).
-        xmp: the XMP packet, orientation 1.
+        icc: the profile that the file's pixels are in, its own or one of the same meaning as its other description;
+            None means sRGB (or grey on sRGB's curve).
+        xmp: the XMP packet with its extension, orientation 1.
         dpi: horizontal and vertical dots per inch.
         text: keyword and text of PNG text chunks; a JPEG or GIF comment is "Comment".
+        iptc: data sets of IPTC's IIM 4.2, without the preview image.
+        size_px: height and width of the image that all this describes; None for that of the pixels.
     """
 
     exif: bytes | None = None
@@ -29,6 +32,8 @@ class PictureMetadata:
     xmp: bytes | None = None
     dpi: tuple[float, float] | None = None
     text: tuple[tuple[str, str], ...] = ()
+    iptc: bytes | None = None
+    size_px: tuple[int, int] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omgsr_cli.imaging.metadata import XMP_KEYWORD
+from omgsr_cli.imaging.metadata import XMP_KEYWORD, iptc_resources, raw_profile_chunk
 from omgsr_cli.imaging.picture import PictureMetadata
 from omgsr_cli.imaging.samples import SampleLayout
 from omgsr_cli.imaging.settings_line import png_chunk, png_text_chunk
@@ -68,6 +68,8 @@ def _metadata_chunks(metadata: PictureMetadata) -> bytes:
         chunks.append(png_chunk(b"eXIf", metadata.exif))
     if metadata.xmp:
         chunks.append(png_text_chunk(XMP_KEYWORD, metadata.xmp.decode("utf-8", "replace")))
+    if metadata.iptc:
+        chunks.append(png_chunk(b"zTXt", raw_profile_chunk("iptc", iptc_resources(metadata.iptc))))
     chunks.extend(png_text_chunk(keyword, text) for keyword, text in metadata.text)
     return b"".join(chunks)
 

@@ -15,10 +15,19 @@ from torch import Tensor
 
 from omgsr_cli.files.folders import has_reader
 from omgsr_cli.imaging.deep import can_read_deep, is_deep, read_deep
-from omgsr_cli.imaging.exif import ExifError, exif_orientation, has_adobe_rgb, upright_exif
 from omgsr_cli.imaging.extras import develop_raw, heif_depth, is_raw, raw_size, read_deep_heif
 from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
-from omgsr_cli.imaging.metadata import exif_of_tiff_structure, orientation, read_metadata
+from omgsr_cli.imaging.metadata import (
+    ExifError,
+    Placement,
+    exif_of_tiff_structure,
+    exif_orientation,
+    has_adobe_rgb,
+    orientation,
+    placed_exif,
+    read_metadata,
+    stored_orientation,
+)
 from omgsr_cli.imaging.picture import Picture, PictureHeader, PictureMetadata
 from omgsr_cli.imaging.profiles import (
     ColorDescription,
@@ -78,9 +87,13 @@ def read_picture(source: Path | bytes, name: str | None = None) -> Picture:
     with opened(source, name) as (image, file):
         format_name = FORMAT_OF_PILLOW[image.format or ""]
         frames = frame_count(image, name)
+        turned = stored_orientation(image)
         decoded = _decode(image, file, name)
+        if image.format != "TIFF":
+            # EXIF may follow the pixels.
+            turned = orientation(image)
         samples = TURNS[orientation(image)](decoded.samples)
-        metadata, notes = read_metadata(image, samples.shape[:2])
+        metadata, notes = read_metadata(image, samples.shape[:2], turned)
         if image.mode in ("P", "PA") and samples.shape[2] < 3 and _is_for_rgb(metadata.icc):
             samples = samples[:, :, [0, 0, 0, 1][: samples.shape[2] + 2]]
         color = ColorDescription()
@@ -137,18 +150,19 @@ def _read_raw(source: Path | bytes, name: str) -> Picture:
         check_size(name, raw_size(file, name))
         file.seek(0)
         samples = develop_raw(file, name)
-        metadata = PictureMetadata(exif=_exif_of_raw(file, samples.shape[:2]))
-    return _with_pixels(Picture(torch.empty(3, 1, 1), format="raw", metadata=metadata), samples)
+        exif, notes = _exif_of_raw(file, samples.shape[:2])
+    metadata = PictureMetadata(exif=exif)
+    return _with_pixels(Picture(torch.empty(3, 1, 1), format="raw", metadata=metadata, notes=notes), samples)
 
 
-def _exif_of_raw(file: BinaryIO, size_px: tuple[int, int]) -> bytes | None:
-    """What a raw file that begins as a TIFF says of the picture; others keep it in ways of their own."""
+def _exif_of_raw(file: BinaryIO, size_px: tuple[int, int]) -> tuple[bytes | None, tuple[str, ...]]:
+    """EXIF of a raw file that begins as a TIFF, and notes; others keep it in ways of their own."""
     try:
         with warnings.catch_warnings(action="ignore"):
-            exif = exif_of_tiff_structure(file)
-        return upright_exif(exif, size_px) if exif else None
+            exif, notes = exif_of_tiff_structure(file)
+        return (placed_exif(exif, Placement(1, size_px, size_px)) if exif else None), notes
     except (ExifError, *DECODE_ERRORS):
-        return None
+        return None, ()
 
 
 def _late_orientation(image: Image.Image, file: BinaryIO) -> int | None:

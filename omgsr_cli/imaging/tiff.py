@@ -16,12 +16,12 @@ from PIL import ExifTags, Image, TiffTags
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from omgsr_cli.errors import FileError
-from omgsr_cli.imaging.exif import PREFIX, tags_of
+from omgsr_cli.imaging.metadata import PREFIX, tags_of
 from omgsr_cli.imaging.picture import PictureMetadata
 from omgsr_cli.imaging.rows import no_room
 from omgsr_cli.imaging.samples import SampleLayout
 
-_XMP_TAG, _ICC_TAG = 700, 34675
+_XMP_TAG, _IPTC_TAG, _ICC_TAG = 700, 33723, 34675
 _DEFLATE, _HORIZONTAL_DIFFERENCES, _STRAIGHT_ALPHA, _INCH = 8, 2, 2, 2
 _GREY, _RGB = 1, 2
 
@@ -146,7 +146,7 @@ def _directory(
     if metadata.dpi:
         directory[ExifTags.Base.XResolution], directory[ExifTags.Base.YResolution] = metadata.dpi
         directory[ExifTags.Base.ResolutionUnit] = _INCH
-    for tag, content in ((_ICC_TAG, metadata.icc), (_XMP_TAG, metadata.xmp)):
+    for tag, content in ((_ICC_TAG, metadata.icc), (_XMP_TAG, metadata.xmp), (_IPTC_TAG, metadata.iptc)):
         if content:
             directory.tagtype[tag] = TiffTags.UNDEFINED
             directory[tag] = content

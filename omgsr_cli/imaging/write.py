@@ -20,8 +20,8 @@ from PIL import Image
 
 from omgsr_cli.errors import FileError, UsageError, write_error
 from omgsr_cli.files.atomic import exists_error, write_atomically
-from omgsr_cli.imaging.exif import PREFIX, ExifError, exif_with_dpi, upright_exif
 from omgsr_cli.imaging.formats import FORMAT_LIMITS, check_output, output_format
+from omgsr_cli.imaging.metadata import fitting_metadata, jpeg_segments
 from omgsr_cli.imaging.picture import Picture, PictureBands, PictureMetadata
 from omgsr_cli.imaging.png import encode_png
 from omgsr_cli.imaging.profiles import load_profile, profile_space
@@ -32,10 +32,6 @@ from omgsr_cli.imaging.settings_line import with_record
 from omgsr_cli.imaging.tiff import can_pack_exif, encode_tiff
 
 MetadataPolicy = Literal["keep", "none"]
-
-#: A segment of a JPEG holds at most 65533 bytes; EXIF and XMP have a prefix in theirs.
-_MAX_JPEG_EXIF = 65533 - len(PREFIX)
-_MAX_JPEG_XMP = 65533 - len(b"http://ns.adobe.com/xap/1.0/\0")
 
 _NEARLY_OPAQUE = 1 - 0.5 / 65535
 
@@ -132,7 +128,14 @@ def encode_picture(
     if alpha is not None and not limits.alpha and all(bool(band.min() >= _NEARLY_OPAQUE) for band in bands_of(alpha)):
         alpha = None
     check_output(name, format_name, size_px, alpha is not None)
-    kept, notes = _fitting(_kept_metadata(source, metadata), format_name, size_px)
+    kept, notes = fitting_metadata(_kept_metadata(source, metadata), format_name, size_px)
+    if kept.exif and format_name == "tiff" and not can_pack_exif(kept.exif):
+        kept = replace(kept, exif=None)
+        notes += ("the EXIF data is corrupt and was dropped",)
+    segments = b""
+    if format_name == "jpg":
+        segments, dropped = jpeg_segments(kept)
+        notes += dropped
     if source.is_grey and format_name in ("webp", "avif"):
         # WebP has only RGB, and grey AVIF with a profile is read wrongly by many: these get plain sRGB.
         kept = replace(kept, icc=None)
@@ -146,6 +149,8 @@ def encode_picture(
         parts = encode_tiff(layout, samples, kept, name)
     else:
         parts = _encode_whole(format_name, layout, samples, kept, quality or limits.quality or 0, name)
+        if segments:
+            parts = _with_segments(parts, segments)
     return (with_record(format_name, parts, record) if record and metadata == "keep" else parts), notes
 
 
@@ -172,35 +177,17 @@ def _encode_whole(
     yield data
 
 
+def _with_segments(parts: Iterator[bytes], segments: bytes) -> Iterator[bytes]:
+    """Put segments into a JPEG, behind JFIF's, which must come first."""
+    data = next(parts)
+    first = 4 + struct.unpack_from(">H", data, 4)[0]
+    yield data[:first] + segments + data[first:]
+
+
 def _kept_metadata(picture: Picture, policy: MetadataPolicy) -> PictureMetadata:
     if policy == "none":
         return PictureMetadata(icc=picture.metadata.icc)
-    return picture.metadata
-
-
-def _fitting(
-    metadata: PictureMetadata, format_name: str, size_px: tuple[int, int]
-) -> tuple[PictureMetadata, tuple[str, ...]]:
-    """Change metadata to what is true of the result and fits into its format."""
-    notes: list[str] = []
-    if metadata.exif:
-        try:
-            metadata = replace(metadata, exif=upright_exif(metadata.exif, size_px))
-        except ExifError:
-            metadata = replace(metadata, exif=None)
-            notes.append("the EXIF data is broken and was left out")
-    if metadata.exif and format_name in ("tiff", "avif") and not can_pack_exif(metadata.exif):
-        metadata = replace(metadata, exif=None)
-        notes.append("the EXIF data is broken and was left out")
-    if metadata.dpi and not metadata.exif and format_name in ("webp", "avif"):
-        metadata = replace(metadata, exif=exif_with_dpi(metadata.dpi))
-    if format_name == "jpg" and len(metadata.exif or b"") > _MAX_JPEG_EXIF:
-        metadata = replace(metadata, exif=None)
-        notes.append("the EXIF data is too long for a JPEG and was left out")
-    if format_name == "jpg" and len(metadata.xmp or b"") > _MAX_JPEG_XMP:
-        metadata = replace(metadata, xmp=None)
-        notes.append("the XMP data is too long for a JPEG and was left out")
-    return metadata, tuple(notes)
+    return replace(picture.metadata, size_px=picture.metadata.size_px or picture.size_px)
 
 
 def _own_samples(picture: PictureBands, icc: bytes | None, bit_depth: int) -> Iterator[NDArray[Any]]:
@@ -232,15 +219,8 @@ def _own_samples(picture: PictureBands, icc: bytes | None, bit_depth: int) -> It
 
 def _encode_jpeg(samples: NDArray[Any], metadata: PictureMetadata, quality: int) -> bytes:
     extra: dict[str, Any] = {}
-    if metadata.exif:
-        extra["exif"] = PREFIX + metadata.exif
-    if metadata.xmp:
-        extra["xmp"] = metadata.xmp
     if metadata.dpi:
         extra["dpi"] = tuple(min(max(round(dpi), 1), 65535) for dpi in metadata.dpi)
-    comments = [text for keyword, text in metadata.text if keyword == "Comment"]
-    if comments:
-        extra["comment"] = comments[0].encode()[:65000]
     # 4:4:4: halving the colour's resolution would undo part of what was restored.
     return _saved(samples, "JPEG", quality=quality, subsampling=0, icc_profile=metadata.icc, **extra)
 
