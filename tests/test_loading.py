@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omgsr_cli.errors import ModelError, OmgsrError, UsageError
-from omgsr_cli.models import hub
+from omgsr_cli.models.families import REPOSITORY_FILES
 from omgsr_cli.models.libraries import explain_broken_torchvision
 from omgsr_cli.models.loading import describe_model, load_restorer, save_merged
 from omgsr_cli.models.prompts import save_prompt_embeds
@@ -30,6 +30,7 @@ from omgsr_cli.models.record import ModelRecord, load_record, write_record
 from omgsr_cli.models.sd import SdRestorer
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS
+from omgsr_cli.store import hub
 
 
 @pytest.fixture
@@ -311,7 +312,7 @@ def test_a_preset_asks_its_second_repository_if_the_first_fails(
 ) -> None:
     first, second = PRESETS["omgsr-s-512"].base_sources
 
-    def download(repository: str, revision: str | None, parts: Sequence[str]) -> Path:
+    def download(repository: str, *_: object) -> Path:
         if repository == first:
             raise ModelError("gone", hint="look elsewhere")
         assert repository == second
@@ -386,7 +387,7 @@ def http_error(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHT
     [
         (http_error(errors.RepositoryNotFoundError, 401), "the hub has no repository owner/name", "hf auth login"),
         (http_error(errors.RevisionNotFoundError, 404), "the hub has no repository owner/name", "check its name"),
-        (http_error(errors.GatedRepoError, 403), "asks for consent", "agree on its page"),
+        (http_error(errors.GatedRepoError, 403), "is gated", "accept its licence"),
         (errors.LocalEntryNotFoundError("offline"), "cannot be reached", "local folder"),
         (errors.OfflineModeIsEnabled("offline"), "cannot be reached", "HF_HUB_OFFLINE"),
         (HttpError("no route"), "cannot be reached", "network"),
@@ -402,7 +403,7 @@ def test_failures_of_the_hub_are_one_line(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(ModelError, match=message) as caught:
-        hub.download_model("owner/name")
+        hub.download_model("owner/name", REPOSITORY_FILES)
     assert "\n" not in caught.value.message
     assert (hint is None) if caught.value.hint is None else (hint is not None and hint in caught.value.hint)
 
@@ -410,9 +411,10 @@ def test_failures_of_the_hub_are_one_line(
 def test_offline_with_an_empty_cache_is_one_line(tmp_path: Path) -> None:
     """The hub's own code, with its network cut by its own switch."""
     code = (
-        "from omgsr_cli.models.hub import download_model\n"
+        "from omgsr_cli.store.hub import download_model\n"
         "from omgsr_cli.errors import ModelError\n"
-        "try: download_model('owner/name')\n"
+        "from omgsr_cli.models.families import REPOSITORY_FILES\n"
+        "try: download_model('owner/name', REPOSITORY_FILES)\n"
         "except ModelError as error: print(error.message)\n"
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}

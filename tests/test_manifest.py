@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from omgsr_cli.errors import ModelError
-from omgsr_cli.files.manifest import MANIFEST_NAME, find_damage, load_manifest, write_manifest
+from omgsr_cli.store.manifest import MANIFEST_NAME, find_damage, load_manifest, write_manifest
 
 CONTENTS = {"a.bin": bytes(range(256)) * 9, "deep/er/b.json": b"{}", "empty": b"", "näme with space": b"x"}
 

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from omgsr_cli.errors import FileError, ModelError, UsageError
-from omgsr_cli.files.manifest import MANIFEST_NAME
 from omgsr_cli.models.lora import LoraOptions
+from omgsr_cli.store.manifest import MANIFEST_NAME
 from omgsr_cli.training.checkpoints import (
     check_adapter_ranks,
     find_checkpoint,

@@ -15,7 +15,7 @@ from hub_server import Hub, Repository, serve_hub
 from huggingface_hub import constants
 from training_run import run_here, settings
 
-from omgsr_cli.files.manifest import find_damage, load_manifest
+from omgsr_cli.store.manifest import find_damage, load_manifest
 from omgsr_cli.training.config import TrainConfig, format_config
 
 TOKEN = "hf_secretsecret"

@@ -167,7 +167,7 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove a fetched model from this machine."""
-    from omgsr_cli.store.locations import installed_folder
+    from omgsr_cli.store.installed import installed_folder
 
     preset = PRESETS.get(name)
     if preset is not None and preset.folder is not None:

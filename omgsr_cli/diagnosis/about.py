@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from omgsr_cli.errors import ModelError
-from omgsr_cli.files.manifest import MANIFEST_NAME
 from omgsr_cli.presets import PRESETS, Preset
 from omgsr_cli.store.headers import read_header
-from omgsr_cli.store.provenance import load_provenance
+from omgsr_cli.store.installed import load_provenance
+from omgsr_cli.store.manifest import MANIFEST_NAME
 
 _PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 

@@ -18,7 +18,7 @@ from typing import Any
 from omgsr_cli import __version__
 from omgsr_cli.diagnosis.weights import ModelHealth, check_models
 from omgsr_cli.errors import ModelError
-from omgsr_cli.store.locations import models_folder
+from omgsr_cli.store.installed import models_folder
 
 LIBRARIES = ("torch", "diffusers", "transformers", "huggingface-hub", "safetensors", "numpy", "pillow")
 """Distributions whose versions decide what a picture looks like, or whether there is one."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omgsr_cli.errors import ModelError, UnknownModelError
-from omgsr_cli.files.manifest import MANIFEST_NAME, find_damage, load_manifest
 from omgsr_cli.presets import PRESETS
 from omgsr_cli.store.headers import read_header
-from omgsr_cli.store.locations import installed_folder, installed_names
+from omgsr_cli.store.installed import installed_folder, installed_names
+from omgsr_cli.store.manifest import MANIFEST_NAME, find_damage, load_manifest
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,27 @@
-"""The published adapter of a preset: from Google Drive, or as a person downloaded it, checked before anything large."""
+"""The published adapter of a preset: from Google Drive or as the user downloaded it, checked before anything large."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import stat
+import zipfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import IO
 
 from omgsr_cli.errors import ModelError, reason_of
-from omgsr_cli.files.manifest import FileEntry, read_entry
 from omgsr_cli.models.adapter_files import CONFIG_NAME, WEIGHTS_NAME, check_adapter_folder, load_lora_config
 from omgsr_cli.models.families import family_of
 from omgsr_cli.presets import Preset
-from omgsr_cli.store.archives import unpack_zip
 from omgsr_cli.store.headers import read_header
+from omgsr_cli.store.manifest import FileEntry, read_entry
 
 _DRIVE = "https://drive.google.com/drive/folders/"
 _MAX_DEPTH = 4
+_MAX_FILES = 1000
+_MAX_BYTES = 16 * 2**30
+"""More than any adapter has; an archive that unpacks to more is a bomb."""
 
 
 def get_adapter(preset: Preset, given: Path | None, scratch: Path) -> Path:
@@ -36,7 +42,7 @@ def get_adapter(preset: Preset, given: Path | None, scratch: Path) -> Path:
     elif given.is_dir():
         place = given
     elif given.is_file():
-        unpack_zip(given, scratch)
+        _unpack_zip(given, scratch)
     else:
         raise ModelError(f"there is no folder or archive {given}", hint="--from takes a folder or a .zip file")
     parts = family_of(preset, preset.name).adapter_parts
@@ -109,3 +115,62 @@ def _check_adapter(folder: Path, parts: Sequence[str], preset: Preset) -> None:
                 hint="an adapter of your own is used with --base and --adapter, or made a folder by omgsr models merge",
             )
         read_header(folder / part / WEIGHTS_NAME)
+
+
+def _unpack_zip(archive: Path, folder: Path) -> None:
+    """Unpack a ZIP archive into an empty folder.
+
+    Every member is checked before the first is written. The limit counts unpacked bytes, not the sizes in the archive.
+
+    Raises:
+        ModelError: not a ZIP archive, damaged or encrypted; a member is a link or leads out of the folder; or the
+            content is larger than an adapter can be.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = [member for member in opened.infolist() if not member.is_dir()]
+            if len(members) > _MAX_FILES:
+                raise ModelError(f"{archive} has {len(members)} files, an adapter has a handful")
+            for member in members:
+                _check_member(archive, member)
+            left = _MAX_BYTES
+            for member in members:
+                left -= _write_member(opened, member, folder, left)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        raise ModelError(f"{archive} is not a readable ZIP archive: {error}", hint="give a .zip file") from error
+    except OSError as error:
+        raise ModelError(f"{archive} cannot be unpacked: {reason_of(error)}") from error
+
+
+def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
+    name = PurePosixPath(member.filename)
+    if name.is_absolute() or ".." in name.parts or set(member.filename) & {"\\", ":", "\0"}:
+        raise ModelError(f"{archive} has a file outside of its own folder: {member.filename!r}")
+    # The upper half holds the mode where the archive was made on Unix.
+    if stat.S_ISLNK(member.external_attr >> 16):
+        raise ModelError(f"{archive} has a link: {member.filename!r}")
+
+
+def _write_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, left: int) -> int:
+    """Write one file of at most `left` bytes and return its size."""
+    target = folder.joinpath(*PurePosixPath(member.filename).parts)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with opened.open(member) as packed, open(target, "xb") as file:
+        shutil.copyfileobj(_Limited(packed, left, member.filename), file, 1 << 20)
+        return file.tell()
+
+
+class _Limited:
+    """A file that raises when more than the limit is read."""
+
+    def __init__(self, file: IO[bytes], left: int, name: str) -> None:
+        self._file = file
+        self._left = left
+        self._name = name
+
+    def read(self, count: int = -1, /) -> bytes:
+        data = self._file.read(count)
+        self._left -= len(data)
+        if self._left < 0:
+            raise ValueError(f"{self._name!r} unpacks to more than {_MAX_BYTES >> 30} GiB")
+        return data

@@ -1,4 +1,4 @@
-"""From a preset's name to a merged folder that is kept: each step checked before the next, and taken up again."""
+"""From a preset's name to an installed model: fetch base and adapter, check, merge once. Every step can be resumed."""
 
 from __future__ import annotations
 
@@ -13,33 +13,38 @@ from typing import Protocol
 
 from omgsr_cli import __version__
 from omgsr_cli.errors import ModelError, reason_of
-from omgsr_cli.files.manifest import FileEntry, find_damage, load_manifest
 from omgsr_cli.installation.adapters import get_adapter, hash_adapter
-from omgsr_cli.installation.fetching import fetch_file
-from omgsr_cli.models.hub import SMALL_FILES, WEIGHT_STEMS, is_repository_name, list_repository
+from omgsr_cli.models.families import REPOSITORY_FILES
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.presets import Preset
-from omgsr_cli.store import licences
-from omgsr_cli.store.listing import Listing, RemoteFile, choose_files, find_disagreement
-from omgsr_cli.store.locations import models_folder
-from omgsr_cli.store.provenance import Origin, Provenance
+from omgsr_cli.store.hub import (
+    Listing,
+    RemoteFile,
+    choose_files,
+    fetch_file,
+    find_disagreement,
+    is_repository_name,
+    list_repository,
+)
+from omgsr_cli.store.installed import Origin, Provenance, models_folder, remember_licence, was_licence_shown
+from omgsr_cli.store.manifest import FileEntry, find_damage, load_manifest
 
 _SPARE_BYTES = 64 << 20
 
 
 class PullTalk(Protocol):
-    """What a person is told and asked while a model is fetched."""
+    """Messages and questions while a model is fetched."""
 
     def note(self, text: str) -> None:
-        """Something worth knowing."""
+        """Show a note."""
         ...
 
     def agree(self, question: str) -> None:
-        """Ask; raise where the answer is no, or where nobody can be asked."""
+        """Ask; raise if the answer is no or nobody can be asked."""
         ...
 
     def download(self, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Show the bytes that come, of so many; the function is told how many more have come."""
+        """Show progress; the function receives the number of bytes fetched since its last call."""
         ...
 
 
@@ -48,9 +53,9 @@ class _Base:
     """Where the base model comes from.
 
     Attributes:
-        place: folder or repository, as it goes into the record.
-        listing: None for a folder, or a repository in the hub's cache, that the user named.
-        files: of the listing that are fetched.
+        place: folder or repository, as recorded.
+        listing: None for a folder that the user named.
+        files: the files of the listing to fetch.
     """
 
     place: str
@@ -65,21 +70,21 @@ class _Base:
 def pull_model(
     preset: Preset, talk: PullTalk, *, base: str | None = None, adapter: Path | None = None, full: bool = False
 ) -> Path:
-    """Make a preset ready: fetch its base and its adapter, merge them once, and keep the merged folder.
+    """Install a preset: fetch its base and its adapter, merge them once, and keep the merged folder.
 
     Args:
-        preset: of the SD family, or an embedded one, for which nothing is done.
-        talk: is told and asked.
-        base: folder or repository in the place of the preset's sources.
-        adapter: folder or ZIP archive in the place of Google Drive.
-        full: fetch and keep full precision where the sources have fp16 too.
+        preset: of the SD family, or the bundled one, which needs nothing.
+        talk: shows messages and asks questions.
+        base: folder or repository to use instead of the preset's sources.
+        adapter: folder or ZIP archive to use instead of Google Drive.
+        full: fetch and keep full precision although the sources have fp16 too.
     Returns:
         The folder of the model.
     Raises:
-        ModelError: something cannot be had, or is not what it should be. What came so far is kept for the next call.
+        ModelError: something cannot be fetched or is wrong. What was fetched so far is kept for the next call.
     """
     if preset.folder is not None:
-        talk.note(f"{preset.name} lies in the package: nothing to fetch")
+        talk.note(f"{preset.name} is bundled; there is nothing to fetch")
         return preset.folder
     store = models_folder()
     target = store / preset.name
@@ -87,7 +92,7 @@ def pull_model(
         store.mkdir(parents=True, exist_ok=True)
         with _only_one(store / f".{preset.name}.lock", talk):
             if _is_whole(target, talk):
-                talk.note(f"{preset.name} is here already")
+                talk.note(f"{preset.name} is already installed")
                 return target
             scratch = store / f".fetch-{preset.name}"
             scratch.mkdir(mode=0o700, exist_ok=True)
@@ -102,7 +107,7 @@ def _pull(
     preset: Preset, talk: PullTalk, scratch: Path, target: Path, base: str | None, adapter: Path | None, full: bool
 ) -> None:
     with tempfile.TemporaryDirectory(dir=scratch, prefix="adapter-") as unpacked:
-        # Its name goes into the model's record.
+        # The record of the model contains this name.
         place = Path(unpacked) / (f"{preset.name}-adapter" if adapter is None else adapter.stem)
         place.mkdir()
         adapter_folder = get_adapter(preset, adapter, place)
@@ -110,8 +115,8 @@ def _pull(
         _show_licences(preset, chosen, target.parent, talk)
         _check_room(chosen, target.parent)
         base_folder = _fetch(chosen, scratch, talk)
-        talk.note("merging the adapter into the base, once")
-        # torch takes its time: what is here already, refused or interrupted has not waited for it.
+        talk.note("merging the adapter into the base")
+        # Importing torch is slow; everything above works without it.
         from omgsr_cli.installation.merging import write_merged
 
         source = find_model(preset.name, base=base_folder, adapter=adapter_folder)
@@ -120,13 +125,13 @@ def _pull(
         half = any(file.path.endswith(".fp16.safetensors") for file in chosen.files)
         origins = (_origin_of_base(preset, chosen), _origin_of_adapter(preset, adapter, adapter_folder))
         if target.exists():
-            # Damaged, or it would have been kept; what replaces it is ready to be written.
+            # It is damaged, and its replacement is ready to be written.
             shutil.rmtree(target)
         write_merged(source, target, half=half, provenance=Provenance(omgsr=__version__, origins=origins))
 
 
 def _is_whole(folder: Path, talk: PullTalk) -> bool:
-    """Whether the model is here and every byte of it right."""
+    """Whether the model is installed and undamaged."""
     if not folder.is_dir():
         return False
     try:
@@ -134,20 +139,20 @@ def _is_whole(folder: Path, talk: PullTalk) -> bool:
     except ModelError as error:
         damage = (error.message,)
     for line in damage:
-        talk.note(f"note: {line}; it is made anew")
+        talk.note(f"note: {line}; installing it again")
     return not damage
 
 
 @contextmanager
 def _only_one(lock: Path, talk: PullTalk) -> Iterator[None]:
-    """Let one process at a time work on a model; another waits, and finds it done."""
+    """Let one process at a time install a model; another waits and finds it installed."""
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # documented, though not in its __all__
 
     try:
         held = WeakFileLock(lock, timeout=0.1)
         held.__enter__()
     except TimeoutError:
-        talk.note("another omgsr is fetching this model: waiting for it")
+        talk.note("waiting for another omgsr process that is fetching this model")
         held = WeakFileLock(lock)
         held.__enter__()
     try:
@@ -157,7 +162,7 @@ def _only_one(lock: Path, talk: PullTalk) -> Iterator[None]:
 
 
 def _choose_base(preset: Preset, base: str | None, talk: PullTalk, full: bool) -> _Base:
-    """The folder that was named, or the first source that answers, compared with the others that do."""
+    """The named folder, or the first source that answers, compared with the others that answer."""
     if base is not None and (Path(base).is_dir() or not is_repository_name(base)):
         return _Base(base, None)
     sources = (base,) if base is not None else preset.base_sources
@@ -171,28 +176,28 @@ def _choose_base(preset: Preset, base: str | None, talk: PullTalk, full: bool) -
             talk.note(f"note: {error.message}")
     if not listings:
         raise ModelError(
-            f"no source gives the base of {preset.name}: {reasons[0].message}",
+            f"no source provides the base of {preset.name}: {reasons[0].message}",
             hint="; or ".join(filter(None, (reasons[0].hint, "give its folder with --base"))),
         )
     first, *others = listings
-    files = choose_files(first, SMALL_FILES, WEIGHT_STEMS, full=full)
+    files = choose_files(first, REPOSITORY_FILES, full=full)
     for other in others:
         differs = find_disagreement(files, other)
         if differs is not None:
             raise ModelError(
-                f"{first.repository} and {other.repository} do not agree on {differs}: one of them was changed",
-                hint=f"decide which one you trust, then: omgsr models pull {preset.name} --base OWNER/NAME",
+                f"{first.repository} and {other.repository} do not agree on {differs}; one of them was changed",
+                hint=f"choose the one you trust: omgsr models pull {preset.name} --base OWNER/NAME",
             )
     if first.repository in preset.personal_sources and base is None:
-        talk.agree(f"{first.repository} is a private person's copy, and no other source answers; use it?")
+        talk.agree(f"{first.repository} is a private copy, and no other source answers; use it?")
     return _Base(first.repository, first, files)
 
 
 def _show_licences(preset: Preset, base: _Base, store: Path, talk: PullTalk) -> None:
     licence = _licence(preset, base)
-    if base.listing is not None and not licences.was_shown(store, base.place, licence):
-        talk.note(f"{base.place} is under the licence {licence}; read it on its page before you use the pictures")
-        licences.remember_shown(store, base.place, licence)
+    if base.listing is not None and not was_licence_shown(store, base.place, licence):
+        talk.note(f"{base.place} is under the licence {licence}; read it on its page before you use the results")
+        remember_licence(store, base.place, licence)
 
 
 def _licence(preset: Preset, base: _Base) -> str:
@@ -200,21 +205,19 @@ def _licence(preset: Preset, base: _Base) -> str:
 
 
 def _check_room(base: _Base, store: Path) -> None:
-    """Refuse before the first byte what will not fit: what is fetched, and the merged folder beside it."""
+    """Check before fetching that the download and the merged folder beside it fit on the disk."""
     have = sum(path.stat().st_size for path in store.glob(".fetch-*/base/**/*") if path.is_file())
     needed = max(2 * base.bytes - have, 0) + _SPARE_BYTES if base.files else _SPARE_BYTES
     free = shutil.disk_usage(store).free
     if free < needed:
-        raise ModelError(
-            f"{store} has {free >> 20} MiB free, and {needed >> 20} MiB are needed", hint=_elsewhere(store)
-        )
+        raise ModelError(f"{store} has {free >> 20} MiB free; {needed >> 20} MiB are needed", hint=_elsewhere(store))
 
 
 def _fetch(base: _Base, scratch: Path, talk: PullTalk) -> str:
-    """Fetch the base's files; the folder, or the repository that the user named, as `find_model` takes it."""
+    """Fetch the base's files and return their folder, or the place the user named, for `find_model`."""
     if base.listing is None:
         return base.place
-    # What another source or commit left is of no use to this one.
+    # Downloads of another source or commit are useless for this one.
     folder = scratch / "base" / base.listing.revision
     for stale in (scratch / "base").glob("*"):
         if stale != folder:
@@ -241,4 +244,4 @@ def _origin_of_adapter(preset: Preset, given: Path | None, folder: Path) -> Orig
 
 
 def _elsewhere(store: Path) -> str:
-    return f"make room, or keep models elsewhere: export OMGSR_HOME=/another/folder (now {store.parent})"
+    return f"free some space, or store models elsewhere: export OMGSR_HOME=/another/folder (now {store.parent})"

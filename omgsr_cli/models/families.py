@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from omgsr_cli.errors import ModelError
+from omgsr_cli.models.record import RECORD_NAME
 from omgsr_cli.models.sd_family import SdFamily
 from omgsr_cli.models.tiny_family import TinyFamily
+from omgsr_cli.store.hub import ModelFiles
 
 if TYPE_CHECKING:
     import torch
@@ -156,6 +158,12 @@ class Family(Protocol):
 
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (TinyFamily(), SdFamily())}
+
+#: Until the small files of a repository are here, its family is unknown: the files of any family are asked for.
+REPOSITORY_FILES = ModelFiles(
+    small=(RECORD_NAME, *dict.fromkeys(pattern for family in FAMILIES.values() for pattern in family.small_files)),
+    weight_stems={part: stem for family in FAMILIES.values() for part, stem in family.weight_stems.items()},
+)
 
 
 def family_of(told: Told, where: str) -> Family:

@@ -8,13 +8,21 @@ from pathlib import Path
 
 from omgsr_cli.errors import ModelError, UnknownModelError, UsageError
 from omgsr_cli.models.adapter_files import check_adapter_folder
-from omgsr_cli.models.families import FAMILIES, Family, family_of, nearest_adapter, recognise_adapter, recognise_model
-from omgsr_cli.models.hub import ALL_PARTS, download_model, is_repository_name
+from omgsr_cli.models.families import (
+    FAMILIES,
+    REPOSITORY_FILES,
+    Family,
+    family_of,
+    nearest_adapter,
+    recognise_adapter,
+    recognise_model,
+)
 from omgsr_cli.models.record import ModelRecord, load_record
 from omgsr_cli.models.tiny_vae_files import NOTE, find_tiny_vae
 from omgsr_cli.models.weight_files import PICKLE_SUFFIXES, pickle_error, refuse_pickles
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS, UNBUILT, Preset, find_preset
-from omgsr_cli.store.locations import installed_folder
+from omgsr_cli.store.hub import download_model, is_repository_name
+from omgsr_cli.store.installed import installed_folder
 
 
 @dataclass(frozen=True)
@@ -97,12 +105,12 @@ def locate(source: ModelSource) -> str:
     return str(Path(source.name).resolve()) if Path(source.name).is_dir() else source.name
 
 
-def find_base_folder(name: str, parts: Sequence[str] = ALL_PARTS) -> Path:
+def find_base_folder(name: str, parts: Sequence[str] | None = None) -> Path:
     """The folder of what was named: a local one, the embedded one or the base of a preset, or the hub's copy.
 
     Args:
         name: folder, preset or hub repository.
-        parts: whose weights are needed, where they have to be fetched.
+        parts: whose weights are fetched, if anything has to be; None means all.
     Raises:
         ModelError: there is nothing of that name, or it cannot be fetched.
     """
@@ -122,7 +130,7 @@ def find_base_folder(name: str, parts: Sequence[str] = ALL_PARTS) -> Path:
     if fetched is not None:
         return fetched
     if is_repository_name(name):
-        return download_model(name, None, parts)
+        return download_model(name, REPOSITORY_FILES, None, parts)
     if name in UNBUILT:
         raise UnknownModelError(*UNBUILT[name])
     known = ", ".join(PRESETS)
@@ -158,12 +166,12 @@ def _recorded_base(adapter: Path) -> str | None:
     return record.base
 
 
-def _fetch_base(preset: Preset, parts: Sequence[str]) -> Path:
+def _fetch_base(preset: Preset, parts: Sequence[str] | None = None) -> Path:
     """The first of a preset's hub repositories that answers."""
     reasons: list[ModelError] = []
     for repository in preset.base_sources:
         try:
-            return download_model(repository, preset.revision, parts)
+            return download_model(repository, REPOSITORY_FILES, preset.revision, parts)
         except ModelError as error:
             reasons.append(error)
     raise ModelError(f"the base of {preset.name} cannot be fetched: {reasons[0]}", hint=reasons[0].hint)
@@ -180,7 +188,7 @@ def _preset_folder(preset: Preset, adapter: Path | None) -> Path:
         if fetched is None:
             raise ModelError(f"{preset.name} is not on this machine", hint=f"omgsr models pull {preset.name}")
         return fetched
-    return _fetch_base(preset, ALL_PARTS)
+    return _fetch_base(preset)
 
 
 def _merge_records(folder: Path, adapter: Path | None, preset: Preset | None) -> tuple[ModelRecord, tuple[str, ...]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from omgsr_cli.errors import ModelError, UnknownModelError
-from omgsr_cli.models.hub import download_files, is_repository_name
 from omgsr_cli.models.record import read_json
 from omgsr_cli.models.weight_files import NETWORK_STEM, refuse_pickles
 from omgsr_cli.presets import DECODERS
+from omgsr_cli.store.hub import download_files, is_repository_name
 
 NOTE = "an AutoencoderTiny decodes: about a tenth of the work, but fine texture comes out coarser"
 

@@ -17,10 +17,10 @@ from typing import NoReturn
 from safetensors import SafetensorError
 
 from omgsr_cli.errors import FileError, ModelError, UsageError, reason_of
-from omgsr_cli.files.manifest import find_damage, load_manifest, write_manifest
 from omgsr_cli.models.adapter_files import load_lora_config
 from omgsr_cli.models.families import recognise_adapter
 from omgsr_cli.models.lora import LoraOptions
+from omgsr_cli.store.manifest import find_damage, load_manifest, write_manifest
 
 _NAME = re.compile(r"step-(\d{8,})")
 _LEFTOVER = re.compile(r"\.step-\d{8,}\.[0-9a-f]{8}\.(partial|removed)")

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from omgsr_cli.models.hub import is_repository_name
 from omgsr_cli.models.record import ModelRecord, load_record
 from omgsr_cli.presets import PRESETS
+from omgsr_cli.store.hub import is_repository_name
 from omgsr_cli.training.config import TrainConfig, format_config
 from omgsr_cli.training.fields import Section
 from omgsr_cli.training.losses import loss_weights

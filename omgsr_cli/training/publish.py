@@ -12,11 +12,10 @@ from typing import Any
 
 from omgsr_cli.errors import ModelError, OmgsrError, UsageError, reason_of
 from omgsr_cli.files.addresses import without_secrets
-from omgsr_cli.files.manifest import MANIFEST_NAME, FileEntry, Manifest, read_entry, to_json
 from omgsr_cli.models.adapter_files import CONFIG_NAME
-from omgsr_cli.models.hub import is_repository_name
-from omgsr_cli.models.hub_errors import http_errors
 from omgsr_cli.models.record import RECORD_NAME, load_record, read_json
+from omgsr_cli.store.hub import http_errors, is_repository_name
+from omgsr_cli.store.manifest import MANIFEST_NAME, FileEntry, Manifest, read_entry, to_json
 from omgsr_cli.training.checkpoints import verify_checkpoint
 from omgsr_cli.training.model_card import CARD_NAME, build_card, hide_path
 

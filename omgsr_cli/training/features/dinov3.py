@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError, reason_of
-from omgsr_cli.models.hub import download_files, is_repository_name
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.record import read_json
+from omgsr_cli.store.hub import download_files, is_repository_name
 from omgsr_cli.training.features.base import FeatureNet, pool_l2
 from omgsr_cli.training.features.weights import SUFFIXES, fill, read_tensors
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from omgsr_cli.errors import ModelError
-from omgsr_cli.models.hub import is_repository_name
 from omgsr_cli.models.record import read_json
+from omgsr_cli.store.hub import is_repository_name
 from omgsr_cli.training.features.base import FeatureNet
 from omgsr_cli.training.features.dinov3 import DINOV3_REPOSITORY, MODEL_TYPE, load_dinov3
 from omgsr_cli.training.features.imagenet import load_vgg16

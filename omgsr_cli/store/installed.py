@@ -1,0 +1,151 @@
+"""Fetched models on this machine: where they are, what they were made of, and which licences were shown."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import sys
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from omgsr_cli.errors import ModelError
+from omgsr_cli.files.atomic import partial_file
+from omgsr_cli.store.manifest import FileEntry
+
+HOME_VARIABLE = "OMGSR_HOME"
+PROVENANCE_NAME = "sources.json"
+_RECORD_NAME = "omgsr.json"
+_LICENCES_NAME = ".licences.json"
+
+
+def models_folder() -> Path:
+    """The folder that contains one folder for each fetched model; it need not exist.
+
+    `$OMGSR_HOME/models`, or without this variable a folder in the system's place for application data:
+    `$XDG_DATA_HOME` or `~/.local/share`, `~/Library/Application Support`, `%LOCALAPPDATA%`.
+
+    Raises:
+        ModelError: no such place is known.
+    """
+    own = os.environ.get(HOME_VARIABLE)
+    if own:
+        return Path(own).expanduser() / "models"
+    return _data_folder() / "omgsr" / "models"
+
+
+def installed_folder(name: str) -> Path | None:
+    """The folder of a fetched model, or None if it is not installed."""
+    # A name is one part of a path and never leads out of the models' folder.
+    if name in ("", ".", "..") or name.startswith(".") or set(name) & {"/", "\\", ":", "\0"}:
+        return None
+    try:
+        folder = models_folder() / name
+        # A folder gets its name when it is complete; a folder without a record is not one of ours.
+        return folder if (folder / _RECORD_NAME).is_file() else None
+    except (ModelError, OSError):
+        return None
+
+
+def installed_names() -> tuple[str, ...]:
+    """The names of all fetched models, sorted; none if the folder does not exist or cannot be read."""
+    try:
+        found = sorted(path.name for path in models_folder().iterdir())
+    except (ModelError, OSError):
+        return ()
+    return tuple(name for name in found if installed_folder(name) is not None)
+
+
+class Origin(BaseModel):
+    """One source of a model's files.
+
+    Attributes:
+        what: "base" or "adapter".
+        place: hub repository, Google Drive folder, or the name of a local folder or archive.
+        revision: commit of the repository, or None.
+        licence: as named on its card, or None.
+        files: path to size and hash of every file that was used.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    what: str
+    place: str
+    revision: str | None = None
+    licence: str | None = None
+    files: dict[str, FileEntry] = {}
+
+
+class Provenance(BaseModel):
+    """The contents of `sources.json`.
+
+    Attributes:
+        omgsr: version of the program that wrote the folder.
+        origins: the base first.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    omgsr: str
+    origins: tuple[Origin, ...]
+
+
+def write_provenance(provenance: Provenance, folder: Path) -> None:
+    """Write `sources.json` into a model's folder."""
+    (folder / PROVENANCE_NAME).write_text(provenance.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def load_provenance(folder: Path) -> Provenance | None:
+    """Read `sources.json` of a model's folder; None if it has none.
+
+    Raises:
+        ModelError: the file is not such a record, or cannot be read.
+    """
+    path = folder / PROVENANCE_NAME
+    try:
+        return Provenance.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise ModelError(f"{path} is not a readable record of sources") from error
+
+
+def was_licence_shown(store: Path, place: str, licence: str) -> bool:
+    """Whether this licence of this place was shown before; an unreadable record counts as no."""
+    return _load_licences(store).get(place, {}).get("licence") == licence
+
+
+def remember_licence(store: Path, place: str, licence: str) -> None:
+    """Record that a licence was shown today.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    shown = _load_licences(store) | {place: {"licence": licence, "shown": datetime.date.today().isoformat()}}
+    with partial_file(store / _LICENCES_NAME) as partial:
+        partial.write_text(json.dumps(shown, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, store / _LICENCES_NAME)
+
+
+def _load_licences(store: Path) -> dict[str, dict[str, str]]:
+    try:
+        found = json.loads((store / _LICENCES_NAME).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {key: value for key, value in found.items() if isinstance(value, dict)} if isinstance(found, dict) else {}
+
+
+def _data_folder() -> Path:
+    variable = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_DATA_HOME"
+    named = os.environ.get(variable)
+    # The XDG specification says to ignore relative paths.
+    if named and Path(named).is_absolute():
+        return Path(named)
+    try:
+        home = Path.home()
+    except RuntimeError as error:
+        raise ModelError(
+            "this user has no home folder for models", hint=f"choose a folder: export {HOME_VARIABLE}=/a/folder"
+        ) from error
+    return home / ("Library/Application Support" if sys.platform == "darwin" else ".local/share")
