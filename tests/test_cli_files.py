@@ -389,7 +389,7 @@ def test_a_bomb_is_refused(omgsr: Command, tmp_path: Path) -> None:
 def test_a_size_that_no_memory_holds_is_told(omgsr: Command, tree: Path) -> None:
     said = omgsr(tree / "a.png", "--size", "9999999x9999999")
     assert said.code == 1
-    assert "a.png: 9999999x9999999 are 100000 gigapixels" in said.errors[0]
+    assert "100000 gigapixels" in said.errors[0]
     assert "Traceback" not in said.err
 
 

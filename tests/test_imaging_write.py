@@ -252,7 +252,7 @@ def test_the_record_comes_back_and_changes_nothing(
 
 
 def test_a_lossless_webp_and_one_with_an_odd_length_take_a_record() -> None:
-    from omgsr_cli.imaging.settings_line import with_record
+    from omgsr_cli.files.records import with_record
 
     image = Image.fromarray(RNG.integers(0, 256, (5, 300, 4)).astype(np.uint8))
     for options in ({"lossless": True, "exact": True}, {"quality": 30}):

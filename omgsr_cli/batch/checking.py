@@ -67,7 +67,11 @@ def plan_files(
         started = time.monotonic()
         try:
             with ExitStack() as held:
-                checked = check_job(job, open_content(job, held, results), settings, info, results)
+                content = open_content(job, held, results)
+                if is_own_result(job, content, results):
+                    yield own_result(job)
+                    continue
+                checked = check_job(job, content, settings, info, results)
             plan = plan_restoration(info, checked.input_px, checked.output_px, settings.restore, free_bytes)
         except OmgsrError as error:
             yield failed(job, error, started)
@@ -85,6 +89,19 @@ def open_content(job: Job, held: ExitStack, results: FinishedResults) -> bytes |
     if isinstance(job.source, Address):
         results.keep_fetched(job.source, copy)
     return copy.path
+
+
+def is_own_result(job: Job, content: bytes | Path, results: FinishedResults) -> bool:
+    """Whether an input from the network, found in a folder or by a glob, is a result of an earlier run.
+
+    Those on this machine's disks are left out as jobs are planned; of these, only what is fetched anyway shows it.
+    """
+    return job.searched and isinstance(job.source, Address) and isinstance(content, Path) and results.is_own(content)
+
+
+def own_result(job: Job) -> FileResult:
+    """The result of a job whose input is a result of an earlier run."""
+    return FileResult(job.source, None, "skipped", is_own=True)
 
 
 def check_job(

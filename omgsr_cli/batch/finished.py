@@ -59,16 +59,33 @@ class FinishedResults:
         content = hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else self._remembered.content(source)
         return self._record_of(content)
 
-    def are_known(self, outputs: Sequence[Location], source: Address) -> bool:
-        """Whether all of a job's outputs are there, and its input is what was fetched before: it need not be again.
+    def fetched_before(self, source: Address) -> str | None:
+        """The SHA-256 of what an address holds, if it was fetched before and is still the same.
 
         Raises:
             FileError: the storage does not answer.
         """
-        if not outputs or (content := self._remembered.find_content(source)) is None:
-            return False
+        return self._remembered.find_content(source)
+
+    def are_known(self, outputs: Sequence[Location], content: str) -> bool:
+        """Whether all of a job's outputs are there, made from an input with this SHA-256.
+
+        Raises:
+            FileError: the storage does not answer.
+        """
         record = self._record_of(content)
-        return all(_is_file(path) and self._is_finished(path, record) for path in outputs)
+        return bool(outputs) and all(_is_file(path) and self._is_finished(path, record) for path in outputs)
+
+    def is_own_content(self, content: str) -> bool:
+        """Whether an input with this SHA-256 is known to be a result of an earlier run."""
+        return self._remembered.is_result_content(content)
+
+    def is_own(self, copy: Path) -> bool:
+        """Whether what was fetched is a result of an earlier run, which is remembered."""
+        if read_record(copy) is None:
+            return False
+        self._remembered.keep_result_content(self._remembered.content(copy))
+        return True
 
     def keep_fetched(self, source: Address, copy: LocalCopy) -> None:
         """Remember what was fetched from an address.

@@ -6,7 +6,16 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from omgsr_cli.batch.checking import Checked, check_job, failed, name_of, open_content, outputs_of
+from omgsr_cli.batch.checking import (
+    Checked,
+    check_job,
+    failed,
+    is_own_result,
+    name_of,
+    open_content,
+    outputs_of,
+    own_result,
+)
 from omgsr_cli.batch.finished import FinishedResults, Settings
 from omgsr_cli.batch.results import FileResult
 from omgsr_cli.errors import OmgsrError
@@ -49,9 +58,15 @@ def begin_job(job: Job, settings: Settings, info: RestorerInfo, results: Finishe
     started, held = time.monotonic(), ExitStack()
     with held:
         try:
-            if isinstance(job.source, Address) and results.are_known(outputs_of(job, settings), job.source):
-                return Ended(job, FileResult(job.source, job.destination, "skipped"))
+            if isinstance(job.source, Address) and (known := results.fetched_before(job.source)) is not None:
+                # It need not be fetched again.
+                if job.searched and results.is_own_content(known):
+                    return Ended(job, own_result(job))
+                if results.are_known(outputs_of(job, settings), known):
+                    return Ended(job, FileResult(job.source, job.destination, "skipped"))
             content = open_content(job, held, results)
+            if is_own_result(job, content, results):
+                return Ended(job, own_result(job))
             checked = check_job(job, content, settings, info, results)
             if checked.is_finished(job, settings):
                 sizes = checked.input_px, checked.output_px, checked.working_px

@@ -28,6 +28,7 @@ class FileResult:
         notes: what a person should be told, one line each.
         error: why it failed.
         plan: how it is cut up, in a dry run.
+        is_own: the input is itself a result of an earlier run, and was not named itself.
     """
 
     source: Location | None
@@ -40,6 +41,7 @@ class FileResult:
     notes: tuple[str, ...] = ()
     error: OmgsrError | None = None
     plan: TilePlan | None = None
+    is_own: bool = False
 
 
 def result_record(result: FileResult) -> dict[str, object]:
@@ -51,7 +53,7 @@ def result_record(result: FileResult) -> dict[str, object]:
         "status": result.status,
         **{name: size and [size.width, size.height] for name, size in sizes.items()},
         "seconds": round(result.seconds, 3),
-        "notes": list(result.notes),
+        "notes": [*result.notes, *(["the input is a result of an earlier run"] if result.is_own else [])],
         "error": result.error and result.error.message,
         "hint": result.error and result.error.hint,
     }

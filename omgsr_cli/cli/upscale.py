@@ -110,7 +110,7 @@ def upscale(
         talk.note("note: --json has no effect: the picture takes stdout")
     session = Session(Settings(model_options, restore, write), talk, to_stdout)
     names = JobOptions(recursive, suffix, scale_label(sizes, session.info.scale), write.format)
-    parts = plan_in_parts(inputs, output, names)
+    parts = plan_in_parts(inputs, output, names, session.remembered)
     plan = PartsOfPlan(parts, part, failed_inputs(report) if retry_failed and report else None)
     _check_quality(quality, plan.first)
     if dry_run:

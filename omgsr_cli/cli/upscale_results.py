@@ -28,11 +28,15 @@ class Tally:
         self.done = self.skipped = self.planned = 0
         self.megapixels = self.seconds = 0.0
         self.failed: list[str] = []
+        self.own: list[str] = []
 
     def add(self, result: FileResult) -> None:
         """Count one result."""
         if result.status == "failed":
             self.failed.append(name_of(result.source, "stdin"))
+            return
+        if result.is_own:
+            self.own.append(name_of(result.source, "stdin"))
             return
         self.done += result.status == "done"
         self.skipped += result.status == "skipped"

@@ -11,7 +11,8 @@ from omgsr_cli.cli.progress import duration
 from omgsr_cli.cli.spread import PartsOfPlan, Report, choose_engine
 from omgsr_cli.cli.upscale_forecast import Pace
 from omgsr_cli.cli.upscale_results import Tally, name_of, result_line
-from omgsr_cli.errors import OmgsrError
+from omgsr_cli.errors import FileError, OmgsrError
+from omgsr_cli.files.found import NAME_RESULT, skipped_results
 from omgsr_cli.files.jobs import Job, JobPlan, clear_leftovers
 
 if TYPE_CHECKING:
@@ -136,7 +137,9 @@ class Session:
             for note in part.notes:
                 self.talk.note(f"note: {note}")
             for path in part.earlier_results:
-                self.talk.detail(f"note: {name_of(path, '')}: left out, another input's result is called so")
+                self.talk.detail(
+                    f"note: {name_of(path, '')}: left out, it is a result of an earlier run or has the name of one"
+                )
             for problem in part.problems:
                 keep(self._refuse(problem))
                 tally.failed.append(problem.message)
@@ -167,6 +170,13 @@ class Session:
             tally.add(result)
             self._say(result, alone=plan.total == 1)
             after(result)
+        if tally.own:
+            told = skipped_results(len(tally.own), tally.own[0])
+            if len(tally.own) < plan.count or plan.problems:
+                self.talk.note(f"note: {told}")
+            else:
+                tally.failed.append(tally.own[0])
+                self.talk.error(FileError(f"nothing to do: {told}", NAME_RESULT))
         if forecast is not None or plan.count + plan.problems != 1:
             self.talk.note(tally.summary(forecast))
         return 1 if tally.failed else 0
@@ -177,7 +187,7 @@ class Session:
         name = name_of(result.source, "stdin")
         for note in result.notes:
             self.talk.note(f"note: {name}: {note}")
-        if result.status == "skipped":
+        if result.status == "skipped" and not result.is_own:
             say = self.talk.note if alone else self.talk.detail
             say(f"{name}: finished before, as {name_of(result.destination, 'stdout')}")
         if result.status == "done" and result.output_px and result.input_px:

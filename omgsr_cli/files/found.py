@@ -10,6 +10,8 @@ from pathlib import Path
 from omgsr_cli.errors import FileError
 from omgsr_cli.files.addresses import Location, shown
 from omgsr_cli.files.folders import told_unread
+from omgsr_cli.files.records import read_record
+from omgsr_cli.files.remembered import Remembered
 
 NO_PICTURES = "no pictures in this folder"
 
@@ -22,11 +24,13 @@ class FoundInput:
         path: as it was named, or found in a folder.
         below: the path that it keeps below an `-o FOLDER`.
         folder: the input folder that it was found in; None for a file named alone, by a glob or in a list.
+        searched: found in a folder or by a glob, not named itself.
     """
 
     path: Location
     below: Path
     folder: Location | None = None
+    searched: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,54 @@ class Note:
     text: str
 
 
-#: What is found, one after the other: a picture, what is wrong with something, or a note.
-Found = FoundInput | FileError | Note
+@dataclass(frozen=True)
+class FoundResult:
+    """A result of an earlier run that was found in a folder or by a glob, and is not processed again."""
+
+    path: Path
+
+
+#: What is found, one after the other: an image, a result of an earlier run, what is wrong with something, or a note.
+Found = FoundInput | FoundResult | FileError | Note
+
+
+class SkippedResults:
+    """Counts the results of earlier runs that a search meets.
+
+    Args:
+        remembered: knows the results that hold no record; None where only records count.
+    """
+
+    def __init__(self, remembered: Remembered | None) -> None:
+        self._remembered = remembered
+        self._count, self._first = 0, ""
+
+    def holds(self, path: Path) -> bool:
+        """Whether a regular file is one, which is counted then; its header alone is read."""
+        is_result = read_record(path) is not None
+        if not is_result and self._remembered is not None:
+            is_result = self._remembered.is_any_result(path)
+        if is_result:
+            self._first = self._first or shown(path)
+            self._count += 1
+        return is_result
+
+    def tell(self, *, found_others: bool) -> Iterable[Note | FileError]:
+        """A note on them all, or an error if nothing else was found."""
+        if self._count and found_others:
+            yield Note(skipped_results(self._count, self._first))
+        elif self._count:
+            yield FileError(f"nothing to do: {skipped_results(self._count, self._first)}", NAME_RESULT)
+
+
+NAME_RESULT = "name the file itself to process it again"
+
+
+def skipped_results(count: int, first: str) -> str:
+    """What a person should know of results of earlier runs among the inputs."""
+    if count == 1:
+        return f"skipped {first}, a result of an earlier run"
+    return f"skipped {count} results of earlier runs, the first is {first}"
 
 
 class LeftOut:

@@ -10,7 +10,7 @@ from pathlib import Path
 from omgsr_cli.errors import FileError, UsageError, read_reason
 from omgsr_cli.files.addresses import Address, Location, is_url, parse_address, shown
 from omgsr_cli.files.folders import EntryKeys, is_picture
-from omgsr_cli.files.found import Found, FoundInput, FoundPicture, Note, problem
+from omgsr_cli.files.found import Found, FoundInput, FoundPicture, Note, SkippedResults, problem
 from omgsr_cli.files.lists import read_lines
 from omgsr_cli.files.local_inputs import LocalSearch, path_below
 from omgsr_cli.files.remote_inputs import RemoteSearch
@@ -39,14 +39,20 @@ def find_inputs(
             problems.append(one)
         elif isinstance(one, Note):
             notes.append(one.text)
-        elif isinstance(one.path, Path) and not isinstance(one.folder, Address):
+        elif isinstance(one, FoundInput) and isinstance(one.path, Path) and not isinstance(one.folder, Address):
             found.append(FoundPicture(one.path, one.below, one.folder))
-        else:
+        elif isinstance(one, FoundInput):
             problems.append(FileError(f"{shown(one.path)}: pictures are not read from the network here", _DOWNLOAD))
     return tuple(found), tuple(problems), tuple(notes)
 
 
-def search_inputs(inputs: Sequence[str], *, recursive: bool, output_folder: Location | None = None) -> Iterator[Found]:
+def search_inputs(
+    inputs: Sequence[str],
+    *,
+    recursive: bool,
+    output_folder: Location | None = None,
+    results: SkippedResults | None = None,
+) -> Iterator[Found]:
     """Find the pictures that are meant, one by one as folders are read; nothing is opened but lists.
 
     - A file is taken whatever its name; a folder gives the files with a picture's suffix, not the hidden ones.
@@ -61,6 +67,8 @@ def search_inputs(inputs: Sequence[str], *, recursive: bool, output_folder: Loca
         inputs: as typed, without "-": paths, and addresses as s3://bucket/folder.
         recursive: whether sub-folders are searched too; linked ones are followed, each real folder once.
         output_folder: where results go; it is not searched if it is met below a folder or a glob.
+        results: takes the results of earlier runs on this machine's disks, of which a note is given, unless they are
+            named themselves; None searches for these too.
     Yields:
         The pictures, each once, in the order named and in natural order within a folder or glob (a very large folder in
         the order in which it is listed); what is wrong with the others; and notes.
@@ -72,7 +80,7 @@ def search_inputs(inputs: Sequence[str], *, recursive: bool, output_folder: Loca
             raise UsageError("an input is empty", "is a variable in the command not set?")
         if is_url(text) and not os.path.lexists(text):
             check_address(parse_address(text))
-    return _Search(recursive, output_folder).all_of(inputs)
+    return _Search(recursive, output_folder, results).all_of(inputs)
 
 
 _DOWNLOAD = "download it first"
@@ -85,8 +93,9 @@ def _url_hint(text: str) -> str:
 class _Search:
     """Finds pictures and problems, one argument after the other."""
 
-    def __init__(self, recursive: bool, output_folder: Location | None) -> None:
-        self._local = LocalSearch(recursive, output_folder if isinstance(output_folder, Path) else None)
+    def __init__(self, recursive: bool, output_folder: Location | None, results: SkippedResults | None) -> None:
+        self._results = results
+        self._local = LocalSearch(recursive, output_folder if isinstance(output_folder, Path) else None, results)
         self._remote = RemoteSearch(recursive, output_folder if isinstance(output_folder, Address) else None)
         self._key = EntryKeys()
         self._seen = SeenNames()
@@ -94,14 +103,18 @@ class _Search:
     def all_of(self, inputs: Sequence[str]) -> Iterator[Found]:
         # The files of a single folder are different ones as they come.
         alone = len(inputs) == 1 and (is_url(inputs[0]) or os.path.isdir(inputs[0]))
+        found_others = False
         for found in (one for text in inputs for one in self._argument(text)):
             if isinstance(found, FoundInput) and not alone:
                 key = self._key(found.path)
                 if self._seen.find(key) is not None:
                     continue
                 self._seen.add_all([(key, "")])
+            found_others = found_others or isinstance(found, FoundInput | FileError)
             yield found
         yield from self._local.left_out().note()
+        if self._results is not None:
+            yield from self._results.tell(found_others=found_others)
 
     def _argument(self, text: str) -> Iterator[Found]:
         path = Path(text)

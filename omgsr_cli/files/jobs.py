@@ -15,9 +15,10 @@ from omgsr_cli.files.addresses import Address, Location, is_url, parse_address, 
 from omgsr_cli.files.atomic import remove_abandoned
 from omgsr_cli.files.clashes import Clashes
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
-from omgsr_cli.files.found import Found, FoundInput, Note
+from omgsr_cli.files.found import Found, FoundInput, FoundResult, Note, SkippedResults
 from omgsr_cli.files.inputs import search_inputs
 from omgsr_cli.files.naming import STREAM, Naming, Output, check_suffix, parse_output
+from omgsr_cli.files.remembered import Remembered
 
 if TYPE_CHECKING:
     from omgsr_cli.options import OutputFormat
@@ -31,11 +32,13 @@ class Job:
         source: the file to read; None is standard input.
         destination: the file to write, its suffix being that of the format; None is standard output.
         below: the path that the source has below the folder that was named, with slashes; a file's own is its name.
+        searched: found in a folder or by a glob, not named itself.
     """
 
     source: Location | None
     destination: Location | None
     below: str = field(default="", compare=False)
+    searched: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class JobPlan:
     Attributes:
         jobs: in the order to do them; no two of them write the same file, none writes what it or another reads.
         problems: inputs that cannot be used, or whose results would have one name; the others are done.
-        earlier_results: inputs left out because another job's result has their name, as `a_x4.jpg` beside
-            `a.jpg` when `*.jpg` is done again; before/after pictures likewise.
+        earlier_results: results of earlier runs, comparisons included, that were found in a folder or by a glob; and
+            inputs left out because another job's result has their name, as `a_x4.jpg` named beside `a.jpg`.
         notes: what else a person should be told: pictures in folders that cannot be read here.
         is_last: whether no other part of the plan comes after this one.
     """
@@ -85,7 +88,9 @@ def clear_leftovers(jobs: Iterable[Job]) -> int:
 _PART = 10_000
 
 
-def plan_jobs(inputs: Sequence[str], output: str | None, options: JobOptions) -> JobPlan:
+def plan_jobs(
+    inputs: Sequence[str], output: str | None, options: JobOptions, remembered: Remembered | None = None
+) -> JobPlan:
     """Decide which file becomes which; reads folders and lists, writes nothing.
 
     Without `output` a result lies beside its input as NAME_x4.EXT, or for a folder's pictures under their own names
@@ -98,10 +103,11 @@ def plan_jobs(inputs: Sequence[str], output: str | None, options: JobOptions) ->
         inputs: files, folders, globs and .txt lists as typed, or only "-" for standard input.
         output: of -o, "-" being standard output; None where it is not given.
         options: of searching and naming.
+        remembered: knows the results of earlier runs that hold no record.
     Raises:
         UsageError: there are no inputs, an input is its own output, or arguments do not go together.
     """
-    parts = list(plan_in_parts(inputs, output, options))
+    parts = list(plan_in_parts(inputs, output, options, remembered))
     return JobPlan(
         tuple(chain.from_iterable(part.jobs for part in parts)),
         tuple(chain.from_iterable(part.problems for part in parts)),
@@ -110,7 +116,9 @@ def plan_jobs(inputs: Sequence[str], output: str | None, options: JobOptions) ->
     )
 
 
-def plan_in_parts(inputs: Sequence[str], output: str | None, options: JobOptions) -> Iterator[JobPlan]:
+def plan_in_parts(
+    inputs: Sequence[str], output: str | None, options: JobOptions, remembered: Remembered | None = None
+) -> Iterator[JobPlan]:
     """As `plan_jobs`, part by part while folders are read, so that millions of files take little memory.
 
     What must be known of all files together (names that clash, results among the inputs) is known within a part and
@@ -129,7 +137,8 @@ def plan_in_parts(inputs: Sequence[str], output: str | None, options: JobOptions
     if STREAM in inputs:
         return iter((JobPlan((_stream_job(inputs, target),), ()),))
     folder = target.path if target.kind == "folder" else None
-    found = search_inputs(inputs, recursive=options.recursive, output_folder=folder)
+    results = SkippedResults(remembered)
+    found = search_inputs(inputs, recursive=options.recursive, output_folder=folder, results=results)
     naming = Naming(target, options.suffix, options.scale_label, options.output_format)
     parts = _plan_parts(found, naming, None if _writes_among(inputs, target) else _PART)
     # The first is made now, so that what is wrong is told before anything else happens.
@@ -157,10 +166,15 @@ def _plan_part(part: Sequence[Found], naming: Naming, clashes: Clashes, *, is_la
     if target.kind in ("file", "stream"):
         _check_single(found, problems, target)
     if target.kind == "stream":
-        return JobPlan(tuple(Job(one.path, None) for one in found), problems)
+        return JobPlan(tuple(Job(one.path, None) for one in found), problems, notes=notes)
+    results = tuple(one.path for one in part if isinstance(one, FoundResult))
     checked = clashes.check(((one, naming.destination(one)) for one in found), is_last=is_last)
-    jobs = tuple(Job(one.path, place, one.below.as_posix()) for one, place in checked.kept)
-    return JobPlan(jobs, (*problems, *checked.problems), checked.earlier_results, notes, is_last)
+    jobs = tuple(Job(one.path, place, one.below.as_posix(), one.searched) for one, place in checked.kept)
+    if earlier := checked.earlier_results:
+        notes += (
+            f"left out {len(earlier)} inputs with the names of other inputs' results, the first is {shown(earlier[0])}",
+        )
+    return JobPlan(jobs, (*problems, *checked.problems), (*results, *earlier), notes, is_last)
 
 
 def _writes_among(inputs: Sequence[str], target: Output) -> bool:

@@ -12,7 +12,16 @@ from pathlib import Path
 from omgsr_cli.errors import FileError, read_reason
 from omgsr_cli.files.addresses import shown
 from omgsr_cli.files.folders import FolderSearch, is_picture, natural_key, told_unread, unread_suffix
-from omgsr_cli.files.found import NO_PICTURES, Found, FoundInput, LeftOut, problem, unread_note
+from omgsr_cli.files.found import (
+    NO_PICTURES,
+    Found,
+    FoundInput,
+    FoundResult,
+    LeftOut,
+    SkippedResults,
+    problem,
+    unread_note,
+)
 
 
 class LocalSearch:
@@ -21,15 +30,23 @@ class LocalSearch:
     Args:
         recursive: whether sub-folders of a folder are searched too.
         output_folder: where results go; it is not searched if it is met below a folder or a glob.
+        results: takes the results of earlier runs that are met below a folder or a glob; None searches for these too.
     """
 
-    def __init__(self, recursive: bool, output_folder: Path | None) -> None:
-        self._recursive = recursive
+    def __init__(self, recursive: bool, output_folder: Path | None, results: SkippedResults | None = None) -> None:
+        self._recursive, self._results = recursive, results
         self._output = None if output_folder is None else Path(os.path.realpath(output_folder))
         self._searched, self._unsearched = set[str](), list[Path | None]()
 
     def find(
-        self, path: Path, below: Path, name: str, *, folder: Path | None = None, missing_hint: str | None = None
+        self,
+        path: Path,
+        below: Path,
+        name: str,
+        *,
+        folder: Path | None = None,
+        searched: bool = False,
+        missing_hint: str | None = None,
     ) -> Iterator[Found]:
         """What lies at a path: a file, or the pictures of a folder.
 
@@ -38,6 +55,7 @@ class LocalSearch:
             below: the path that a file keeps below an `-o FOLDER`.
             name: what to call it in messages.
             folder: that it was found in.
+            searched: found in a folder or by a glob, not named itself.
             missing_hint: what to do where nothing is there.
         """
         try:
@@ -52,7 +70,8 @@ class LocalSearch:
         if stat.S_ISDIR(mode):
             yield from self._folder(path, name)
         elif stat.S_ISREG(mode):
-            yield FoundInput(path, below, folder)
+            is_result = searched and self._results is not None and self._results.holds(path)
+            yield FoundResult(path) if is_result else FoundInput(path, below, folder, searched)
         else:
             yield problem(name, "a device or pipe, not a file", "a stream is read with - as the only input")
 
@@ -72,7 +91,7 @@ class LocalSearch:
                     yield found
             elif is_picture(path):
                 count += 1
-                yield from self.find(path, path_below(path, root), shown(path))
+                yield from self.find(path, path_below(path, root), shown(path), searched=True)
         if count == 0 and not problems:
             yield problem(shown(pattern), "no picture matches")
 
@@ -97,7 +116,7 @@ class LocalSearch:
                 yield problems.pop(0)
             if is_picture(path):
                 count += 1
-                yield from self.find(path, path.relative_to(folder), shown(path), folder=folder)
+                yield from self.find(path, path.relative_to(folder), shown(path), folder=folder, searched=True)
             elif suffix := unread_suffix(path):
                 unread[suffix] += 1
         yield from problems

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 from omgsr_cli.errors import FileError, reason_of
@@ -105,6 +106,34 @@ class Remembered:
             return self._find("result", _key(path)) == _stamp(path) + record
         except (OSError, FileError):
             return False
+
+    def is_any_result(self, path: Path) -> bool:
+        """Whether a file that holds no record is what an earlier run wrote."""
+        if not self._has_results:
+            return False
+        found = self._find("result", _key(path))
+        try:
+            return found is not None and found.startswith(_stamp(path))
+        except OSError:
+            return False
+
+    @cached_property
+    def _has_results(self) -> bool:
+        """Whether any result without a record is known: else many files need not be asked for."""
+        try:
+            return (
+                self._database.execute("SELECT 1 FROM remembered WHERE kind = 'result' LIMIT 1").fetchone() is not None
+            )
+        except sqlite3.Error:
+            return False
+
+    def is_result_content(self, content: str) -> bool:
+        """Whether a file with this SHA-256 was found to be a result of an earlier run."""
+        return self._find("own", content.encode()) is not None
+
+    def keep_result_content(self, content: str) -> None:
+        """Note that a file with this SHA-256 is a result of an earlier run."""
+        self._keep("own", content.encode(), "")
 
     def keep_result(self, path: Location, record: str) -> None:
         """Note with which record a file was written just now."""

@@ -57,7 +57,7 @@ class RemoteSearch:
             path = Path(address.relative_to(folder))
             if is_picture(path):
                 count += 1
-                yield FoundInput(address, path, folder)
+                yield FoundInput(address, path, folder, searched=True)
             elif suffix := unread_suffix(path):
                 unread[suffix] += 1
         if count:
@@ -76,6 +76,6 @@ class RemoteSearch:
             root = root.parent
         pictures = [one for one in expand(pattern) if is_picture(Path(one.name))]
         for address in sorted(pictures, key=lambda one: natural_key(Path(one.place))):
-            yield FoundInput(address, Path(address.relative_to(root)))
+            yield FoundInput(address, Path(address.relative_to(root)), searched=True)
         if not pictures:
             yield problem(shown(pattern), "no picture matches")

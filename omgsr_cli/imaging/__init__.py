@@ -1,6 +1,7 @@
 """Files <-> tensors, for pictures as people have them."""
 
 from omgsr_cli.files.atomic import PARTIAL_SUFFIX, write_atomically
+from omgsr_cli.files.records import read_record, record_of_file
 from omgsr_cli.imaging.formats import (
     FORMAT_LIMITS,
     FORMAT_OF_SUFFIX,
@@ -15,7 +16,6 @@ from omgsr_cli.imaging.read import probe_picture, read_picture
 from omgsr_cli.imaging.resize import FILTERS, ColorUnderAlpha, ResizedRows, resize, resize_bands
 from omgsr_cli.imaging.rows import ExtendedRows, Rows, WholeRows, bands_of, extend
 from omgsr_cli.imaging.samples import from_samples, luma, to_samples
-from omgsr_cli.imaging.settings_line import read_record, record_of_file
 from omgsr_cli.imaging.write import MetadataPolicy, encode_picture, write_picture
 
 __all__ = [

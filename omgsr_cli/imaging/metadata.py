@@ -22,8 +22,8 @@ from xml.parsers.expat import ExpatError
 
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
+from omgsr_cli.files.records import PNG_KEYWORD, is_record_comment
 from omgsr_cli.imaging.picture import PictureMetadata
-from omgsr_cli.imaging.settings_line import PNG_KEYWORD, is_record_comment
 
 PREFIX = b"Exif\x00\x00"
 XMP_KEYWORD = "XML:com.adobe.xmp"

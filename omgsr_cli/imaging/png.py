@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from omgsr_cli.files.records import png_chunk, png_text_chunk
 from omgsr_cli.imaging.metadata import XMP_KEYWORD, iptc_resources, raw_profile_chunk
 from omgsr_cli.imaging.picture import PictureMetadata
 from omgsr_cli.imaging.samples import SampleLayout
-from omgsr_cli.imaging.settings_line import png_chunk, png_text_chunk
 
 #: Beyond 4, zlib takes several times longer for a percent or two.
 COMPRESSION_LEVEL = 4

@@ -26,8 +26,8 @@ from PIL import Image, ImageCms
 from torch import Tensor
 
 from omgsr_cli.errors import FileError
+from omgsr_cli.files.records import png_chunks
 from omgsr_cli.imaging.samples import from_samples, to_samples
-from omgsr_cli.imaging.settings_line import png_chunks
 
 #: Points of a curve's tables: one per 16-bit value.
 _POINTS = 65536

@@ -14,6 +14,7 @@ from PIL import Image, ImageFile, PngImagePlugin
 from torch import Tensor
 
 from omgsr_cli.files.folders import has_reader
+from omgsr_cli.files.records import png_chunks, record_of_file
 from omgsr_cli.imaging.deep import can_read_deep, is_deep, read_deep
 from omgsr_cli.imaging.extras import develop_raw, heif_depth, is_raw, raw_size, read_deep_heif
 from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
@@ -40,7 +41,6 @@ from omgsr_cli.imaging.profiles import (
 )
 from omgsr_cli.imaging.read_tiff import TiffImage, needs_codecs, read_tiff
 from omgsr_cli.imaging.samples import TURNS, from_samples
-from omgsr_cli.imaging.settings_line import png_chunks, record_of_file
 from omgsr_cli.imaging.source import (
     DECODE_ERRORS,
     check_size,

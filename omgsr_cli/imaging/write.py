@@ -20,6 +20,7 @@ from PIL import Image
 
 from omgsr_cli.errors import FileError, UsageError, write_error
 from omgsr_cli.files.atomic import exists_error, write_atomically
+from omgsr_cli.files.records import with_record
 from omgsr_cli.imaging.formats import FORMAT_LIMITS, check_output, output_format
 from omgsr_cli.imaging.metadata import fitting_metadata, jpeg_segments
 from omgsr_cli.imaging.picture import Picture, PictureBands, PictureMetadata
@@ -28,7 +29,6 @@ from omgsr_cli.imaging.profiles import load_profile, profile_space
 from omgsr_cli.imaging.resize import ResizedRows
 from omgsr_cli.imaging.rows import bands_of, no_room, split_bands
 from omgsr_cli.imaging.samples import SampleLayout, luma, to_samples
-from omgsr_cli.imaging.settings_line import with_record
 from omgsr_cli.imaging.tiff import can_pack_exif, encode_tiff
 
 MetadataPolicy = Literal["keep", "none"]

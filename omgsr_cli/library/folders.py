@@ -99,14 +99,16 @@ def upscale_folder(
         ),
         build_options(WriteOptions, format=format, quality=quality, metadata=metadata, overwrite=overwrite),
     )
+    remembered = Remembered()
     plan = plan_jobs(
         [str(inputs)] if isinstance(inputs, str | Path) else [str(one) for one in inputs],
         None if output is None else str(output),
         JobOptions(recursive, suffix, scale_label(sizes, info.scale), format),
+        remembered,
     )
     clear_leftovers(plan.jobs)
     results = [FileResult(None, None, "failed", error=problem) for problem in plan.problems]
-    for result in _do_jobs(model, info, settings, plan.jobs, options):
+    for result in _do_jobs(model, info, settings, plan.jobs, options, remembered):
         results.append(result)
         if on_result:
             on_result(result)
@@ -114,12 +116,17 @@ def upscale_folder(
 
 
 def _do_jobs(
-    model: Restorer | str | Path, info: RestorerInfo, settings: Settings, jobs: Sequence[Job], options: EngineOptions
+    model: Restorer | str | Path,
+    info: RestorerInfo,
+    settings: Settings,
+    jobs: Sequence[Job],
+    options: EngineOptions,
+    remembered: Remembered,
 ) -> Iterator[FileResult]:
     """With a loaded model in this process; a model that is named is loaded by each of as many as were asked for."""
     if not isinstance(model, str | Path):
         loaded = model
-        upscaler = Upscaler(settings, info, FinishedResults(settings, info, Remembered()), lambda: loaded)
+        upscaler = Upscaler(settings, info, FinishedResults(settings, info, remembered), lambda: loaded)
         return upscaler.stream(jobs, lambda job: None)
     engine = choose_local(plan_places(named_devices(options.device), options.workers))
     work = UpscaleWork(settings, find_model(model), info)
