@@ -191,7 +191,7 @@ class BenchOptions(_Options):
         hr: folder of their references.
         sr: folders of pictures that were restored before.
         recursive: whether the folders' folders are searched too.
-        scale: enlargement where there is no reference; None takes the first model's own.
+        scale: factor of images without a reference, and the first to try with one; None takes the first model's own.
         model: presets, folders, repositories, "bicubic", "lanczos" or files of networks; none takes the default
             and bicubic.
         base: base model that `adapter` belongs to.
@@ -203,6 +203,7 @@ class BenchOptions(_Options):
         color_space: what psnr and ssim look at.
         crop_border: pixels that they leave out on each side.
         cache: folder of what is kept between runs; None takes the user's.
+        seed: of what is random: a model's latent, which is its mean without one, and the crops of some metrics.
     """
 
     data: Path | None = None
@@ -220,6 +221,7 @@ class BenchOptions(_Options):
     color_space: ColorSpace = "ycbcr"
     crop_border: int = Field(default=0, ge=0)
     cache: Path | None = None
+    seed: int | None = Field(default=None, ge=0)
 
     @field_validator("sr", "model", "metrics", mode="before")
     @classmethod

@@ -11,9 +11,9 @@ import torch
 
 from omgsr_cli.benchmark import perceptual
 from omgsr_cli.benchmark.cache import Cache
-from omgsr_cli.benchmark.metrics import METRICS, PAPER, choose_metrics
+from omgsr_cli.benchmark.metrics import METRICS, PAPER, choose_metrics, known_metrics
 from omgsr_cli.benchmark.perceptual import MetricError, PyiqaMetric
-from omgsr_cli.benchmark.scoring import Scorebook, make_metrics
+from omgsr_cli.benchmark.scoring import Scorebook, make_metrics, scoring_failures
 from omgsr_cli.errors import FileError, UsageError
 from omgsr_cli.imaging import Picture, write_picture
 
@@ -69,7 +69,7 @@ def write_pyiqa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Path) -> I
 
 
 def put_weights(hub: Path, name: str, content: bytes = b"\x80\x02 pickled") -> None:
-    for weights in METRICS[name].weights:
+    for weights in METRICS[name].weights or ():
         path = hub / weights.place / weights.name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -89,9 +89,69 @@ def test_paper_stands_for_the_metrics_of_papers() -> None:
 def test_an_unknown_metric_is_answered_with_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
         choose_metrics(["muisq"])
-    assert caught.value.hint == "did you mean musiq?"
+    assert "musiq" in str(caught.value.hint)
     with pytest.raises(UsageError):
         choose_metrics([])
+
+
+TABLE = """
+DEFAULT_CONFIGS = {
+    "psnr": {"metric_opts": {"type": "PSNR"}, "metric_mode": "FR", "score_range": "~0, ~40"},
+    "pieapp": {"metric_opts": {"type": "PieAPP"}, "metric_mode": "FR", "lower_better": True, "score_range": "~0, ~5"},
+    "clipiqa+_vitL14_512": {"metric_opts": {"type": "CLIPIQA"}, "metric_mode": "NR", "score_range": "0, 1"},
+    "fid_dinov2": {"metric_opts": {"type": "FID"}, "metric_mode": "NR", "lower_better": True, "score_range": "0, ~"},
+    "inception_score": {"metric_opts": {"type": "IS"}, "metric_mode": "NR", "lower_better": False},
+}
+"""
+
+
+@pytest.fixture
+def table(write_pyiqa: WritePyiqa, tmp_path: Path) -> Iterator[None]:
+    """A pyiqa with metrics of its own."""
+    write_pyiqa(WORKING)
+    (tmp_path / "site" / "pyiqa" / "default_model_configs.py").write_text(TABLE)
+    known_metrics.cache_clear()
+    yield
+    known_metrics.cache_clear()
+
+
+@pytest.mark.usefixtures("table")
+def test_every_metric_of_pyiqa_is_found_in_any_case() -> None:
+    chosen = choose_metrics(["PieAPP", "CLIPIQA+_vitl14_512", "PSNR", "fid_dinov2", "Inception_Score", "MUSIQ", "psnr"])
+    assert [(known.info.name, known.info.kind, known.info.lower_is_better) for known in chosen] == [
+        ("pieapp", "full-reference", True),
+        ("clipiqa+_vitL14_512", "no-reference", False),
+        ("psnr", "full-reference", False),
+        ("fid_dinov2", "set", True),
+        ("inception_score", "no-reference set", False),
+        ("musiq", "no-reference", False),
+    ]
+    # Ours computes psnr: it follows the papers' protocol, and needs no pyiqa.
+    assert chosen[2].info.source == "omgsr"
+    assert [known.info.name for known in choose_metrics(["Paper"])] == list(PAPER)
+    assert [known.info.needs_references for known in chosen] == [True, False, True, True, False, False]
+    with pytest.raises(UsageError) as caught:
+        choose_metrics(["pieap"])
+    assert "pieapp" in str(caught.value.hint)
+
+
+@pytest.mark.usefixtures("table")
+def test_a_metric_that_only_pyiqa_knows_is_computed() -> None:
+    (known,) = choose_metrics(["pieapp"])
+    image = torch.full((1, 3, 8, 8), 0.25)
+    first, again, other = (PyiqaMetric(known, CPU, seed).score(image, image) for seed in (1, 1, 2))
+    assert first == again == pytest.approx(2.25, abs=2e-3)
+    # The seed decides what a metric draws.
+    assert first != other
+
+
+def test_without_pyiqa_its_names_cannot_be_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    known_metrics.cache_clear()
+    with pytest.raises(UsageError) as caught:
+        choose_metrics(["pieapp"])
+    known_metrics.cache_clear()
+    assert "omgsr-cli[metrics]" in str(caught.value.hint)
 
 
 def test_pyiqa_is_missing(monkeypatch: pytest.MonkeyPatch, hub: Path) -> None:
@@ -187,9 +247,9 @@ def test_scores_are_kept_by_content_and_settings(pictures: list[Path], tmp_path:
     asked = choose_metrics(["psnr"])
     for space, expected in (("ycbcr", 15.3), ("rgb", 13.98), ("ycbcr", 15.3)):
         ready, _ = make_metrics(asked, device=CPU, color_space=space)
-        assert Scorebook(ready, cache, {}).score(pictures[1], pictures[0])["psnr"] == pytest.approx(expected, abs=0.02)
+        assert Scorebook(ready, cache).score(pictures[1], pictures[0])["psnr"] == pytest.approx(expected, abs=0.02)
     ready[0].scorer.score = None  # type: ignore[assignment, method-assign] # kept scores are not computed again
-    book = Scorebook(ready, cache, {})
+    book = Scorebook(ready, cache)
     copy = tmp_path / "copy.png"
     copy.write_bytes(pictures[1].read_bytes())
     assert book.score(copy, pictures[0])["psnr"] == pytest.approx(15.3, abs=0.02)
@@ -204,12 +264,12 @@ def test_a_metric_that_fails_on_pictures_is_told_in_one_line(tmp_path: Path) -> 
         write_picture(Picture(torch.full((3, 4, 4), number / 5)), path)
     cache = Cache(tmp_path / "cache")
     ready, _ = make_metrics(choose_metrics(["psnr", "ssim"]), device=CPU)
-    book = Scorebook(ready, cache, {})
+    book = Scorebook(ready, cache)
     for path in small:
         scores = book.score(path, small[0])
         assert scores["psnr"] is not None
         assert scores["ssim"] is None
-    (told,) = book.failures()
+    (told,) = scoring_failures(book.failed)
     assert told.name == "ssim"
     assert f"no score for {small[0]} and 1 more" in told.message
     cache.close()

@@ -8,26 +8,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from command_line import draw, size_of
 from PIL import Image
 from torch import Tensor
 
-from omgsr_cli.benchmark.cache import Cache, files_identity
-from omgsr_cli.benchmark.cases import Case, find_cases, shipped_cases, shipped_folder
-from omgsr_cli.benchmark.contestants import (
-    Contestant,
-    network_contestant,
-    resampling_contestant,
-    unique_names,
-)
+from omgsr_cli.benchmark.cache import files_identity
+from omgsr_cli.benchmark.cases import Case, bundled_cases, bundled_folder, find_cases, fit_to_reference
+from omgsr_cli.benchmark.machine import speed_of, time_call
 from omgsr_cli.benchmark.metrics import METRICS, choose_metrics
+from omgsr_cli.benchmark.models import Model, ModelChoice, network_model, resampling_model, unique_names
 from omgsr_cli.benchmark.results import ModelInfo, Report
-from omgsr_cli.benchmark.runner import Plan, run_benchmark
+from omgsr_cli.benchmark.runner import Plan, run_plan
 from omgsr_cli.benchmark.scoring import ReadyMetric, make_metrics
-from omgsr_cli.benchmark.speed import Stopwatch
 from omgsr_cli.errors import FileError, ModelError, OmgsrError, UsageError
 from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import resize
@@ -44,7 +41,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_the_fields_folders_are_found(data: Path) -> None:
-    cases = find_cases(data, None, {}, 4)
+    cases = find_cases(data, None, {}, 4).cases
     assert [case.name for case in cases] == ["b9", "b10"]
     assert cases[0].input == data / "test_LR" / "b9.png"
     assert cases[0].reference == data / "test_HR" / "b9.jpg"
@@ -52,12 +49,12 @@ def test_the_fields_folders_are_found(data: Path) -> None:
 
 
 def test_a_plain_folder_has_no_references(data: Path) -> None:
-    (case, _) = find_cases(data / "test_LR", None, {}, 3)
+    (case, _) = find_cases(data / "test_LR", None, {}, 3).cases
     assert (case.reference, case.output_px) == (None, (18, 24))
 
 
 def test_restored_pictures_need_no_inputs(data: Path) -> None:
-    (case, _) = find_cases(None, data, {"theirs": data / "test_HR"}, 4)
+    (case, _) = find_cases(None, data, {"theirs": data / "test_HR"}, 4).cases
     assert (case.input, case.given["theirs"].name, case.output_px) == (None, "b9.jpg", (24, 32))
 
 
@@ -67,32 +64,115 @@ def test_pictures_without_a_partner_are_listed(data: Path) -> None:
         find_cases(data, None, {}, 4)
 
 
-def test_pictures_of_another_size_are_listed(data: Path) -> None:
+def test_what_does_not_fit_fails_alone(data: Path) -> None:
     draw(data / "test_HR" / "b9.jpg", 32, 32)
-    with pytest.raises(OmgsrError, match=r"b9 \(8x6 and its reference 32x32\)"):
+    (data / "theirs").mkdir()
+    draw(data / "theirs" / "b9.png", 32, 32)
+    draw(data / "theirs" / "b10.png", 27, 20)
+    found = find_cases(data, None, {"theirs": data / "theirs"}, 4)
+    first, second = found.cases
+    # The input of b9 has other proportions than its reference, which their image fits.
+    assert (first.name, first.input, first.reference, list(first.given)) == (
+        "b9",
+        None,
+        data / "test_HR" / "b9.jpg",
+        ["theirs"],
+    )
+    assert (second.input, list(second.given), list(second.errors)) == (data / "test_LR" / "b10.png", [], ["theirs"])
+    assert [failure.name for failure in found.failures] == ["b9", "theirs on b10"]
+    assert "27x20" in found.failures[1].message
+
+
+def test_files_that_cannot_be_read_fail_alone(data: Path) -> None:
+    (data / "test_LR" / "b9.png").write_bytes(b"no image")
+    (data / "test_HR" / "b10.jpg").write_bytes(b"no image")
+    found = find_cases(data, None, {}, 4)
+    (case,) = found.cases
+    assert (case.name, case.reference, case.output_px) == ("b10", None, (20, 28))
+    assert [failure.name for failure in found.failures] == ["input of b9", "reference of b10"]
+    (data / "test_LR" / "b10.png").write_bytes(b"no image")
+    with pytest.raises(OmgsrError, match="no image can be used"):
         find_cases(data, None, {}, 4)
-    with pytest.raises(OmgsrError, match=r"b9\.png \(8x6, its reference 32x32\), .*b10\.png"):
-        find_cases(None, data, {"theirs": data / "test_LR"}, 4)
 
 
-@pytest.mark.parametrize(("low", "high", "fits"), [((7, 5), (29, 21), True), ((7, 5), (28, 26), False)])
-def test_a_pixel_more_or_less_fits(tmp_path: Path, low: tuple[int, int], high: tuple[int, int], fits: bool) -> None:
-    draw(tmp_path / "lr" / "x.png", *low)
-    draw(tmp_path / "hr" / "x.png", *high)
+@pytest.mark.parametrize(
+    ("low", "high", "scale", "restored"),
+    [
+        # Width x height, as published: x4 of Set14 and B100, x3, x2, and a set that was made by rounding up.
+        ((30, 23), (121, 93), None, (120, 92)),
+        ((80, 120), (321, 481), None, (320, 480)),
+        ((107, 160), (321, 481), None, (321, 480)),
+        ((160, 240), (321, 481), None, (320, 480)),
+        ((31, 24), (121, 93), None, (124, 96)),
+        ((7, 5), (29, 21), None, (28, 20)),
+        # A factor that was named counts first where both fit.
+        ((3, 3), (14, 14), 5, (15, 15)),
+        ((3, 3), (14, 14), None, (12, 12)),
+        # No whole factor: the reference's own size.
+        ((100, 150), (250, 375), None, (250, 375)),
+        ((10, 10), (10, 10), None, (10, 10)),
+        ((20, 20), (10, 10), None, (10, 10)),
+        ((7, 5), (28, 26), None, None),
+        ((8, 8), (9, 8), None, (8, 8)),
+        ((8, 8), (10, 8), None, None),
+    ],
+)
+def test_references_are_cropped_to_a_multiple_of_the_scale(
+    low: tuple[int, int], high: tuple[int, int], scale: float | None, restored: tuple[int, int] | None
+) -> None:
+    fit = fit_to_reference(Size(*low[::-1]), Size(*high[::-1]), scale)
+    assert fit == (restored and Size(*restored[::-1]))
+
+
+def test_cropped_references_score_as_if_they_were_multiples(tmp_path: Path) -> None:
+    """The published protocol by hand: crop, bicubic, PSNR; nothing is stretched."""
+    pixels = np.random.default_rng(0).integers(0, 256, (93, 121, 3)).astype(np.uint8)
+    folders = [tmp_path / name for name in ("set/LR", "set/HR", "cut/LR", "cut/HR")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    whole = Image.fromarray(pixels)
+    cut = whole.crop((0, 0, 120, 92))
+    for image, high, low in ((whole, folders[1], folders[0]), (cut, folders[3], folders[2])):
+        image.save(high / "a.png")
+        cut.resize((30, 23), Image.Resampling.BICUBIC).save(low / "a.png")
+    models = [resampling_model("bicubic")]
+    found = find_cases(tmp_path / "set", None, {})
+    assert "121x93 to 120x92" in found.notes[0]
+    assert found.cases[0].compared_px == (92, 120)
+    reports = [
+        run(find_cases(tmp_path / name, None, {}).cases, models, tmp_path / "cache", "psnr,ssim")
+        for name in ("set", "cut")
+    ]
+    for metric in ("psnr", "ssim"):
+        first, second = (report.scores("bicubic", metric) for report in reports)
+        assert first == second != ()
+    assert size_of(reports[0].images[0].restored["bicubic"]) == (120, 92)
+
+
+@pytest.mark.parametrize(
+    ("size", "fits"), [((121, 93), True), ((120, 92), True), ((120, 93), True), ((119, 92), False)]
+)
+def test_published_results_may_be_cropped_or_whole(tmp_path: Path, size: tuple[int, int], fits: bool) -> None:
+    draw(tmp_path / "hr" / "a.png", 121, 93)
+    draw(tmp_path / "hr" / "b.png", 40, 40)
+    draw(tmp_path / "sr" / "a.png", *size)
+    draw(tmp_path / "sr" / "b.png", 40, 40)
+    found = find_cases(None, tmp_path / "hr", {"sr": tmp_path / "sr"})
+    assert [case.name for case in found.cases] == (["a", "b"] if fits else ["b"])
+    assert len(found.failures) == (not fits)
     if fits:
-        (case,) = find_cases(tmp_path, None, {}, 4)
-        assert case.output_px == (high[1], high[0])
-    else:
-        with pytest.raises(OmgsrError):
-            find_cases(tmp_path, None, {}, 4)
+        assert found.cases[0].compared_px == size[::-1]
+    # With the scale named, only that crop is one.
+    by_name = find_cases(None, tmp_path / "hr", {"sr": tmp_path / "sr"}, 3)
+    assert len(by_name.failures) == (size not in ((121, 93), (120, 93)))
 
 
-def test_the_shipped_pictures_are_small_and_told_of() -> None:
-    cases = shipped_cases(4)
+def test_the_bundled_images_are_small_and_have_their_licences() -> None:
+    cases = bundled_cases(4).cases
     assert {case.reference is None for case in cases} == {True, False}
-    files = [path for path in shipped_folder().rglob("*") if path.is_file()]
+    files = [path for path in bundled_folder().rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 2 << 20
-    licences = (shipped_folder() / "LICENSES.md").read_text("utf-8")
+    licences = (bundled_folder() / "LICENSES.md").read_text("utf-8")
     for path in files:
         assert path.suffix == ".md" or f"`{path.parent.name}/{path.name}`" in licences
 
@@ -116,17 +196,17 @@ class Enlarger:
         return torch.full((3, *output), self.value)
 
 
-def contestant(name: str, log: list[str], **options: object) -> Contestant:
-    def load() -> Enlarger:
+def build_model(name: str, log: list[str], **options: object) -> Model:
+    def load(device: str | None) -> Enlarger:
         log.append(f"load {name}")
         return Enlarger(name, log, **options)  # type: ignore[arg-type] # fields of it
 
-    return Contestant(ModelInfo(name, "network", 4, None, f"identity of {name} {options}"), load)
+    return Model(ModelInfo(name, "network", 4, None, f"identity of {name} {options}"), load)
 
 
 def run(
     cases: Sequence[Case],
-    contestants: Sequence[Contestant],
+    models: Sequence[Model],
     folder: Path,
     metrics: str = "psnr",
     repeat: int | None = None,
@@ -135,29 +215,25 @@ def run(
     asked = choose_metrics(metrics.split(","))
     plan = Plan(
         cases=cases,
-        contestants=contestants,
-        given=[],
+        models=models,
         asked=asked,
         ready=make_metrics(asked, device=CPU)[0] if ready is None else ready,
-        failures=[],
+        cache=folder,
         repeat=repeat,
-        title="t",
-        settings={},
     )
-    steps = []
-    cache = Cache(folder)
-    try:
-        report = run_benchmark(plan, cache, on_finish=lambda: steps.append(1))
-    finally:
-        cache.close()
-    assert len(steps) == plan.steps
+    steps: list[int] = []
+    report = run_plan(plan, on_finish=lambda: steps.append(1))
+    assert len(steps) == len(cases)
     return report
 
 
 def test_models_take_turns_after_a_warm_up(data: Path, tmp_path: Path) -> None:
     log: list[str] = []
     report = run(
-        find_cases(data, None, {}, 4), [contestant("a", log), contestant("b", log)], tmp_path / "cache", repeat=2
+        find_cases(data, None, {}, 4).cases,
+        [build_model("a", log), build_model("b", log)],
+        tmp_path / "cache",
+        repeat=2,
     )
     assert log == ["load a", "a 8", "load b", "b 8", *["a 8", "b 8"] * 2, *["a 7", "b 7"] * 2]
     assert [(speed.model, speed.runs) for speed in report.speeds] == [("a", 4), ("b", 4)]
@@ -167,26 +243,32 @@ def test_models_take_turns_after_a_warm_up(data: Path, tmp_path: Path) -> None:
 
 def test_nothing_is_restored_twice(data: Path, tmp_path: Path) -> None:
     log: list[str] = []
-    cases = find_cases(data, None, {}, 4)
-    first = run(cases, [contestant("a", log)], tmp_path / "cache")
+    cases = find_cases(data, None, {}, 4).cases
+    first = run(cases, [build_model("a", log)], tmp_path / "cache")
     log.clear()
-    again = run(cases, [contestant("a", log)], tmp_path / "cache", "psnr,ssim")
-    assert (log, again.speeds) == ([], ())
+    again = run(cases, [build_model("a", log)], tmp_path / "cache", "psnr,ssim")
+    assert log == []
+    # What the first run measured is shown, and that it did.
+    (kept,), (measured,) = again.speeds, first.speeds
+    assert (kept.runs, kept.kept_runs, measured.kept_runs) == (2, 2, 0)
+    assert kept.per_image_s == measured.per_image_s
+    assert again.images[0].seconds == first.images[0].seconds
     assert again.scores("a", "psnr") == first.scores("a", "psnr")
     assert again.summary("a", "ssim").count == 2
     # Other weights, and another input, are another matter.
-    run(cases, [contestant("a", log, value=0.25)], tmp_path / "cache")
+    run(cases, [build_model("a", log, value=0.25)], tmp_path / "cache")
     assert log == ["load a", "a 8", "a 8", "a 7"]
     log.clear()
     Image.new("RGB", (8, 6), "red").save(data / "test_LR" / "b9.png")
-    run(cases, [contestant("a", log)], tmp_path / "cache")
+    half = run(cases, [build_model("a", log)], tmp_path / "cache")
     assert log == ["load a", "a 8", "a 8"]
+    assert (half.speeds[0].runs, half.speeds[0].kept_runs) == (2, 1)
 
 
 def test_a_picture_that_a_model_fails_on_is_told_and_the_others_done(data: Path, tmp_path: Path) -> None:
     log: list[str] = []
-    models = [contestant("a", log), contestant("b", log, fails_on_width=8)]
-    report = run(find_cases(data, None, {}, 4), models, tmp_path / "cache", repeat=2)
+    models = [build_model("a", log), build_model("b", log, fails_on_width=8)]
+    report = run(find_cases(data, None, {}, 4).cases, models, tmp_path / "cache", repeat=2)
     assert report.images[0].error == {"b": "too dark to see"}
     assert report.images[0].scores["b"] == {"psnr": None}
     assert "b" not in report.images[0].restored
@@ -204,13 +286,13 @@ def test_a_picture_that_a_model_fails_on_is_told_and_the_others_done(data: Path,
     ],
 )
 def test_a_model_that_memory_is_too_short_for_leaves_the_others(data: Path, tmp_path: Path, short: Exception) -> None:
-    def load() -> Enlarger:
+    def load(device: str | None) -> Enlarger:
         raise short
 
     log: list[str] = []
-    large = Contestant(ModelInfo("large", "network", 4, None, "large"), load)
-    models = [contestant("a", log), contestant("b", log, fails_on_width=8, failure=short), large]
-    report = run(find_cases(data, None, {}, 4), models, tmp_path / "cache")
+    large = Model(ModelInfo("large", "network", 4, None, "large"), load)
+    models = [build_model("a", log), build_model("b", log, fails_on_width=8, failure=short), large]
+    report = run(find_cases(data, None, {}, 4).cases, models, tmp_path / "cache")
     assert [each.name for each in report.failures] == ["large", "b on b9"]
     assert report.images[0].error == {
         "b": "memory is short for 32x24",
@@ -220,9 +302,9 @@ def test_a_model_that_memory_is_too_short_for_leaves_the_others(data: Path, tmp_
 
 
 def test_what_is_no_lack_of_memory_goes_on_as_the_bug_it_is(data: Path, tmp_path: Path) -> None:
-    models = [contestant("b", [], fails_on_width=7, failure=RuntimeError("a bug"))]
+    models = [build_model("b", [], fails_on_width=7, failure=RuntimeError("a bug"))]
     with pytest.raises(RuntimeError, match="a bug"):
-        run(find_cases(data, None, {}, 4), models, tmp_path / "cache")
+        run(find_cases(data, None, {}, 4).cases, models, tmp_path / "cache")
 
 
 class SetScorer:
@@ -241,7 +323,7 @@ class SetScorer:
 def test_sets_are_scored_together_and_once(data: Path, tmp_path: Path) -> None:
     scorer = SetScorer()
     ready = [ReadyMetric(METRICS["fid"].info, scorer, "fid")]
-    cases, models = find_cases(data, None, {}, 4), [contestant("a", [])]
+    cases, models = find_cases(data, None, {}, 4).cases, [build_model("a", [])]
     for _ in range(2):
         report = run(cases, models, tmp_path / "cache", "fid", ready=ready)
         assert (report.summary("a", "fid").mean, report.summary("a", "fid").count) == (20.0, 2)
@@ -250,9 +332,14 @@ def test_sets_are_scored_together_and_once(data: Path, tmp_path: Path) -> None:
     assert alone.name == "fid"
 
 
+def loaded(model: Model) -> Any:
+    assert model.load is not None
+    return model.load("cpu")
+
+
 def test_resampling_is_pillows() -> None:
     image = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
-    enlarger = resampling_contestant("lanczos").load()
+    enlarger = loaded(resampling_model("lanczos"))
     found = enlarger(image, Size(11, 15))
     levels = (image * 255).round().byte().permute(1, 2, 0).numpy()
     wanted = torch.tensor(list(Image.fromarray(levels).resize((15, 11), Image.Resampling.LANCZOS).tobytes()))
@@ -304,12 +391,12 @@ def spandrel(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_a_networks_file_is_a_model(tmp_path: Path) -> None:
     path = tmp_path / "x4.safetensors"
     path.write_bytes(b"network")
-    made = network_contestant(path, "x4", device="cpu", precision="auto")
-    again = network_contestant(path, "x4", device="cpu", precision="fp32")
+    made = network_model(path, ModelChoice("cpu"))
+    again = network_model(path, ModelChoice("cpu", "fp32"))
     assert made.info.identity == again.info.identity
-    other = network_contestant(path, "x4", device="cpu", precision="bf16")
+    other = network_model(path, ModelChoice("cpu", "bf16"))
     assert made.info.identity != other.info.identity
-    enlarger = made.load()
+    enlarger = loaded(made)
     image = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
     whole = enlarger(image, Size(20, 28))
     assert torch.equal(whole[:, ::4, ::4], (image * 1.5).clamp(max=1))
@@ -321,7 +408,7 @@ def test_a_file_that_spandrel_does_not_know_is_told(tmp_path: Path) -> None:
     path = tmp_path / "x4.pth"
     path.write_bytes(b"something else")
     with pytest.raises(ModelError, match="does not know this file"):
-        network_contestant(path, "x4", device="cpu", precision="fp32").load()
+        loaded(network_model(path, ModelChoice("cpu", "fp32")))
 
 
 def test_spandrel_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +416,7 @@ def test_spandrel_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     path = tmp_path / "x4.pth"
     path.write_bytes(b"network")
     with pytest.raises(ModelError, match="spandrel is not installed") as caught:
-        network_contestant(path, "x4", device="cpu", precision="fp32").load()
+        loaded(network_model(path, ModelChoice("cpu", "fp32")))
     assert "omgsr-cli[compare]" in str(caught.value.hint)
 
 
@@ -337,16 +424,15 @@ def test_names_tell_models_apart() -> None:
     assert unique_names(["x", "y", "x", "x"]) == ["x", "y", "x 2", "x 3"]
 
 
-def test_a_stopwatch_keeps_nothing_of_what_failed() -> None:
-    watch = Stopwatch(CPU)
-    with pytest.raises(ZeroDivisionError):
-        watch.time(lambda: 1 / 0, 100)
-    assert watch.speed("a", "fp32", 0.5) is None
-    assert watch.time(lambda: "done", 2_000_000) == "done"
-    speed = watch.speed("a", "fp32", 0.5)
+def test_a_call_is_timed_with_its_memory() -> None:
+    result, timing = time_call(lambda: "done", 2_000_000, CPU, precision="fp32", load_s=0.5)
+    assert (result, timing.device, timing.device_mib) == ("done", "cpu", None)
+    speed = speed_of("a", [timing, timing])
     assert speed is not None
+    assert (speed.runs, speed.load_s) == (2, 0.5)
     assert speed.per_megapixel_s.median == pytest.approx(speed.per_image_s.median / 2)
-    assert (speed.device, speed.peak_device_mib) == ("cpu", None)
+    assert speed.peak_process_mib > 10
+    assert speed_of("a", []) is None
 
 
 def test_a_models_identity_is_all_of_its_content_and_the_programs_version(
@@ -362,6 +448,6 @@ def test_a_models_identity_is_all_of_its_content_and_the_programs_version(
     path.write_bytes(data)
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     identities.append(files_identity(path))
-    monkeypatch.setattr("omgsr_cli.benchmark.cache.__version__", "mended")
+    monkeypatch.setattr("omgsr_cli.benchmark.cache.__version__", "changed")
     identities.append(files_identity(path))
     assert len(set(identities)) == 3

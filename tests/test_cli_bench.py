@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import pickle
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +63,9 @@ def test_a_table_is_for_people_and_markdown_for_pages(bench: Command, data: Path
     assert any("psnr ↑" in line for line in said.lines)
     again = bench(*asked, "--markdown")
     assert "| model | psnr ↑ | n |" in again.lines
-    assert "kept from an earlier run" in again.err
+    assert "earlier runs" in again.err
+    # A model whose images are all kept still has its row of times.
+    assert sum(line.startswith("| bicubic |") for line in again.lines) == 2
     assert any(line.startswith("\\begin{tabular}") for line in bench(*asked, "--latex").lines)
 
 
@@ -84,6 +89,29 @@ def test_restored_pictures_are_scored(bench: Command, data: Path) -> None:
     assert means == pytest.approx({"psnr": 80, "ssim": 1})
 
 
+def test_restored_images_of_another_size_fail_alone(bench: Command, data: Path) -> None:
+    for name, size in (("one", (80, 56)), ("two", (50, 49))):
+        draw(data / "theirs" / f"{name}.png", *size)
+    said = bench("--data", data, "--sr", data / "theirs", "--model", "bicubic", "--metrics", "psnr", "--json")
+    assert said.code == 1
+    (error,) = said.errors
+    assert "theirs on two" in error
+    assert "50x49" in error
+    (record,) = said.records
+    assert {each["model"]: each["count"] for each in record["summaries"]} == {"theirs": 1, "bicubic": 2}
+    assert list(record["images"][1]["error"]) == ["theirs"]
+
+
+def test_a_seed_is_part_of_what_is_kept(bench: Command, data: Path, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "mine")
+    asked = ("--data", data, "--model", model, "--metrics", "psnr", "--cache", tmp_path / "kept", "--json")
+    first, again, seeded = (bench(*asked, *more) for more in ((), (), ("--seed", "3")))
+    assert seeded.code == 0, seeded.err
+    runs = [said.records[0]["speeds"][0]["kept_runs"] for said in (first, again, seeded)]
+    assert runs == [0, 2, 0]
+    assert seeded.records[0]["settings"]["seed"] == "3"
+
+
 def test_what_psnr_looks_at_can_be_chosen(bench: Command, data: Path) -> None:
     asked = ("--data", data, "--model", "bicubic", "--metrics", "psnr", "--json")
     found = set()
@@ -99,7 +127,7 @@ def test_with_nothing_asked_for_it_scores_its_own_pictures_and_says_what_more_ta
     # Smaller ones than those that come along.
     (data / "test_LR").rename(data / "lr")
     (data / "test_HR").rename(data / "hr")
-    monkeypatch.setattr(cases, "shipped_folder", lambda: data)
+    monkeypatch.setattr(cases, "bundled_folder", lambda: data)
     monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
     monkeypatch.setattr(progress, "_LOG_EVERY_S", 0.0)
     said = bench("--json")
@@ -111,7 +139,7 @@ def test_with_nothing_asked_for_it_scores_its_own_pictures_and_says_what_more_ta
     assert all(means[model, "psnr"] > 10 for model in ("omgsr-tiny", "bicubic"))
     (note,) = [line for line in said.err.splitlines() if "musiq" in line]
     assert note.startswith("note: musiq and clipiqa are left out: they need pyiqa and its weights: pip install ")
-    assert "1 of 2 pictures, about" in said.err
+    assert "1 of 2 images, about" in said.err
 
 
 def test_weights_are_not_fetched_for_what_nobody_asked_for(
@@ -154,19 +182,25 @@ def test_without_references_only_what_needs_none_is_tried(
     bench: Command, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
-    said = bench("--data", data / "test_LR", "--model", "bicubic")
-    assert said.code == 1
-    assert said.errors == ["error: no metric is left to score with"]
+    page = data / "page.html"
+    said = bench("--data", data / "test_LR", "--model", "bicubic", "--html", page, "--json")
+    assert (said.code, said.errors) == (0, []), said.err
     assert "note: musiq and clipiqa are left out: " in said.err
+    # A page to look at, without metrics.
+    (record,) = said.records
+    assert record["metrics"] == record["summaries"] == []
+    assert [list(image["restored"]) for image in record["images"]] == [["bicubic"]] * 2
+    text = page.read_text("utf-8")
+    assert text.count("data:image/") == 4
+    assert "Distributions" not in text
     named = bench("--data", data / "test_LR", "--model", "bicubic", "--metrics", "musiq,psnr,fid")
     assert named.code == 2
-    assert named.errors == ["error: psnr, fid compare with references, and there are none"]
+    assert len(named.errors) == 1
+    assert "psnr, fid" in named.errors[0]
 
 
-def test_what_changes_nothing_and_what_has_no_score_is_told(bench: Command, data: Path) -> None:
+def test_what_has_no_score_is_told(bench: Command, data: Path) -> None:
     options = ("--data", data, "--model", "bicubic", "--metrics", "psnr")
-    assert "note: --scale 2 has no effect" in bench(*options, "--scale", "2").err
-    assert "has no effect" not in bench(*options).err
     said = bench(*options, "--crop-border", "1000")
     assert said.code == 1
     # By the picture that people know, not by where the restored one is kept.
@@ -199,7 +233,7 @@ def test_the_list_of_metrics(bench: Command) -> None:
         (("--json", "--markdown"), "--markdown"),
         (("--json", "--latex"), "--latex"),
         (("--markdown", "--latex"), "--latex"),
-        (("--hr", "{data}/test_HR"), "nothing to compare|no pictures beside it"),
+        (("--hr", "{data}/test_HR"), "nothing to compare|no images beside it"),
         (("--sr", "{data}/test_HR", "--model", "bicubic"), "nothing to restore"),
         (("--csv", "{data}/there.csv"), "exists"),
         (("--csv", "{data}/no/there.csv"), "no such folder"),
@@ -268,7 +302,8 @@ def test_processes_and_parts_score_as_one_process_does(bench: Command, data: Pat
         said = bench(*options, "--json", "--cache", tmp_path / cache, *more)
         assert said.code == 0, said.err
         (record,) = said.records
-        assert bool(record["speeds"]) == (cache == "alone")
+        # Two processes at once are not timed; what the parts timed is kept with their images.
+        assert bool(record["speeds"]) == (cache != "spread")
         return {name: record[name] for name in ("summaries", "differences", "models", "metrics", "failures")}
 
     alone = scores("alone")
@@ -280,15 +315,44 @@ def test_processes_and_parts_score_as_one_process_does(bench: Command, data: Pat
     titles = [said.records[0]["title"] for said in parts if said.code == 0]
     assert all(re.fullmatch(r"set, 2 images, of which part ./3: [12]", title) for title in titles)
     assert [said.errors for said in parts if said.code] == [
-        [f"error: --shard {n}/3: none of the pictures is in this part"] for n in (1, 2, 3) if parts[n - 1].code
+        [f"error: --shard {n}/3: none of the images is in this part"] for n in (1, 2, 3) if parts[n - 1].code
     ]
     assert scores("parts") == alone
     said = bench(*options, "--repeat", "2", "--workers", "2")
     assert (said.code, said.out) == (2, b"")
 
 
+def test_processes_return_their_results(data: Path, tmp_path: Path) -> None:
+    """Nothing is read back or scored again by the process that gathers them, whatever became of the cache."""
+    from omgsr_cli.benchmark.plan import plan_bench
+    from omgsr_cli.benchmark.runner import run_plan
+    from omgsr_cli.options import BenchOptions
+
+    class Apart:
+        def run(self, work: Any, tasks: Any, *, on_start: Any, say: Any) -> Any:
+            do = pickle.loads(pickle.dumps(work)).open(Place("cpu"), say)
+            results = [pickle.dumps(do(task)) for task in tasks]
+            shutil.rmtree(tmp_path / "cache")
+            # As they are ready, not in order.
+            yield from map(pickle.loads, reversed(results))
+
+    class NeverAsked:
+        def score(self, restored: Any, reference: Any) -> float:
+            raise AssertionError
+
+    options = BenchOptions(data=data, model=("bicubic",), metrics=("psnr",), cache=tmp_path / "cache", device="cpu")
+    plan = plan_bench(options)
+    plan = replace(plan, ready=[replace(metric, scorer=NeverAsked()) for metric in plan.ready])
+    report = run_plan(plan, Apart())
+    assert [image.name for image in report.images] == ["one", "two"]
+    alone = run_plan(plan_bench(options))
+    assert report.summaries == alone.summaries
+    assert report.scores("bicubic", "psnr") == alone.scores("bicubic", "psnr")
+
+
 def test_a_picture_that_ends_its_processes_is_told_and_not_tried_again(data: Path, tmp_path: Path) -> None:
-    from omgsr_cli.benchmark.plan import plan_bench, run_plan
+    from omgsr_cli.benchmark.plan import plan_bench
+    from omgsr_cli.benchmark.runner import run_plan
     from omgsr_cli.errors import DeviceError
     from omgsr_cli.options import BenchOptions
 
@@ -296,10 +360,10 @@ def test_a_picture_that_ends_its_processes_is_told_and_not_tried_again(data: Pat
         def run(self, work: Any, tasks: Any, *, on_start: Any, say: Any) -> Any:
             do = work.open(Place("cpu"), say)
             for task in tasks:
-                yield work.lost(task, DeviceError("its process was killed, twice")) if task == "one" else do(task)
+                yield work.lost(task, DeviceError("its process was killed, twice")) if task == 0 else do(task)
 
     options = BenchOptions(data=data, model=("bicubic",), metrics=("psnr",), cache=tmp_path / "cache", device="cpu")
-    report = run_plan(plan_bench(options), options, Deadly())
+    report = run_plan(plan_bench(options), Deadly())
     assert [(failure.name, failure.message) for failure in report.failures] == [
         ("bicubic on one", "its process was killed, twice")
     ]

@@ -1,4 +1,4 @@
-"""What is kept between runs: restored pictures and scores, by the content and settings that they depend on."""
+"""What is kept between runs: restored images, scores and times, by all that each of them depends on."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from omgsr_cli import __version__
-from omgsr_cli.errors import FileError, OmgsrError, reason_of
+from omgsr_cli.errors import OmgsrError, reason_of
 from omgsr_cli.files.remembered import Remembered, cache_folder
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised when what is kept changes its meaning; older entries are then no longer found."""
 
 
@@ -23,70 +23,62 @@ def default_cache_folder() -> Path:
 
 
 class Cache:
-    """Restored pictures as files, and scores in one small database.
+    """Restored images as files, and plain values in one small database; several processes may share a folder.
 
     Args:
         folder: made if it is missing.
+    Raises:
+        OmgsrError: nothing can be kept there.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._hashes: dict[Path, tuple[int, int, str]] = {}
+        self._files = Remembered()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._scores = sqlite3.connect(folder / "scores.sqlite", timeout=30)
-            with self._told():
-                self._scores.execute("CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, value REAL NOT NULL)")
+            self._database = sqlite3.connect(folder / "results.sqlite", timeout=30)
+            with self._transaction():
+                self._database.execute("CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
         except (OSError, sqlite3.OperationalError) as error:
             raise OmgsrError(
                 f"{folder}: results cannot be kept there: {reason_of(error)}", "give another --cache"
             ) from error
 
-    def picture_path(self, **depends_on: object) -> Path:
-        """The file of a restored picture; whether it is there says whether it was made before."""
-        key = key_of(kind="picture", **depends_on)
-        return self.folder / "pictures" / key[:2] / f"{key}.png"
+    def image_path(self, key: str) -> Path:
+        """The file of a restored image by what it depends on; whether it exists says whether it was made before."""
+        return self.folder / "images" / key[:2] / f"{key}.png"
 
-    def find_score(self, key: str) -> float | None:
-        """The score that was kept under a key."""
-        with self._told():
-            row = self._scores.execute("SELECT value FROM scores WHERE key = ?", (key,)).fetchone()
-        return None if row is None else float(row[0])
+    def find(self, key: str) -> object:
+        """The value kept under a key, or None."""
+        with self._transaction():
+            row = self._database.execute("SELECT value FROM kept WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
 
-    def keep_score(self, key: str, value: float) -> None:
-        """Keep a score; it is on disk when this returns."""
-        with self._told():
-            self._scores.execute("INSERT OR REPLACE INTO scores VALUES (?, ?)", (key, value))
+    def keep(self, key: str, value: object) -> None:
+        """Keep a value that JSON can hold; it is on disk when this returns."""
+        with self._transaction():
+            self._database.execute("INSERT OR REPLACE INTO kept VALUES (?, ?)", (key, json.dumps(value)))
 
     def content(self, path: Path) -> str:
-        """Hash of a file's content, computed once a run.
+        """The SHA-256 of a file's content.
 
         Raises:
             FileError: it cannot be read.
         """
-        try:
-            state = path.stat()
-            size, modified, known = self._hashes.get(path, (-1, -1, ""))
-            if (size, modified) == (state.st_size, state.st_mtime_ns):
-                return known
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise FileError(f"{path}: cannot be read: {reason_of(error)}") from error
-        self._hashes[path] = (state.st_size, state.st_mtime_ns, found)
-        return found
+        return self._files.content(path)
 
     def close(self) -> None:
         """Close the database."""
-        self._scores.close()
+        self._database.close()
+        self._files.close()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _transaction(self) -> Iterator[None]:
         try:
-            with self._scores:
+            with self._database:
                 yield
         except sqlite3.DatabaseError as error:
-            place = self.folder / "scores.sqlite"
+            place = self.folder / "results.sqlite"
             raise OmgsrError(f"{place}: {error}", "remove it, or give another --cache") from error
 
 

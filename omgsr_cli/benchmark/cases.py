@@ -1,12 +1,13 @@
-"""Which pictures a benchmark runs on, and which of them belong together."""
+"""Which images a benchmark runs on, which of them belong together, and the part of them that is compared."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
+from omgsr_cli.benchmark.results import Failure
 from omgsr_cli.errors import FileError, OmgsrError, UsageError, reason_of
 from omgsr_cli.files.addresses import shown
 from omgsr_cli.files.folders import natural_key
@@ -20,19 +21,24 @@ from omgsr_cli.options import MAX_SCALE, MIN_SCALE
 #: What the field calls the two halves of a test set, in small letters.
 _LOW_NAMES = ("test_lr", "lr", "lq")
 _HIGH_NAMES = ("test_hr", "hr", "gt")
-_LISTED = 10
+# Factors of published test sets, by which the references of images without inputs may have been cropped.
+_PUBLISHED_SCALES = (4, 2, 3, 8)
+_DEFAULT_SCALE = 4.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """One picture of a benchmark, with all that belongs to it.
+    """One image of a benchmark, with all that belongs to it.
 
     Attributes:
         name: the stem that its files share.
-        input: the low-quality picture, or None where restored ones were given without.
-        reference: the high-quality picture, or None.
-        given: name of a folder of restored pictures to the picture in it.
+        input: the low-quality image; None where restored ones were given without, or it cannot be used.
+        reference: the high-quality image, or None.
+        given: name of a folder of restored images to the image in it.
         output_px: the size that models restore to.
+        compared_px: restored images and the reference are cropped to this size, from the top left, before they are
+            compared: published test sets crop a reference to a multiple of the scale. None compares whole images.
+        errors: model name to why it has no image here; under "" for all models that would restore the input.
     """
 
     name: str
@@ -40,60 +46,77 @@ class Case:
     reference: Path | None
     given: Mapping[str, Path] = field(default_factory=dict)
     output_px: Size | None = None
+    compared_px: Size | None = None
+    errors: Mapping[str, str] = field(default_factory=dict)
 
 
-def shipped_folder() -> Path:
-    """The small set that the package brings along: `lr/` with references for some of it in `hr/`."""
+@dataclass(frozen=True)
+class FoundCases:
+    """The images of a benchmark.
+
+    Attributes:
+        cases: those with something to do, in natural order.
+        failures: files that cannot be used, each with the reason.
+        notes: what else a person should know, a line each.
+    """
+
+    cases: tuple[Case, ...]
+    failures: tuple[Failure, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def bundled_folder() -> Path:
+    """The small set in the package: `lr/` with references for some of it in `hr/`."""
     return Path(str(resources.files("omgsr_cli") / "benchmark" / "pictures"))
 
 
-def shipped_cases(scale: float) -> tuple[Case, ...]:
-    """The small set of the package: pairs, and real low-quality pictures that have no reference."""
-    folder = shipped_folder()
-    high = {found.path.stem: found.path for found in _pictures(folder / "hr")}
-    low = [found.path for found in _pictures(folder / "lr")]
-    return _sized([Case(path.stem, path, high.get(path.stem)) for path in low], scale)
+def bundled_cases(scale: float | None, model_scale: float | None = None) -> FoundCases:
+    """The small set in the package: pairs, and real low-quality images that have no reference."""
+    folder = bundled_folder()
+    high = {found.path.stem: found.path for found in _images(folder / "hr")}
+    low = [found.path for found in _images(folder / "lr")]
+    return _measured([(path.stem, path, high.get(path.stem), {}) for path in low], scale, model_scale)
 
 
 def find_cases(
     data: Path | None,
     references: Path | None,
     given: Mapping[str, Path],
-    scale: float,
+    scale: float | None = None,
     *,
+    model_scale: float | None = None,
     recursive: bool = False,
-    use_references: bool = True,
-) -> tuple[Case, ...]:
-    """Find the pictures of a benchmark and put those together that are called the same.
+) -> FoundCases:
+    """Find the images of a benchmark and put those together that have the same name.
 
     Args:
-        data: folder of low-quality pictures, or one with `test_LR/` (or `LR/`) and `test_HR/` (or `HR/`) in it.
-        references: folder of high-quality pictures, or one with `test_HR/` in it.
-        given: folders of restored pictures by the name that each is called.
-        scale: enlargement of pictures that have no reference; those that have one are restored to its size.
-        recursive: whether the folders' folders are searched too.
-        use_references: whether to take the `test_HR/` that lies beside `test_LR/`.
+        data: folder of low-quality images, or one with `test_LR/` (or `LR/`) and `test_HR/` (or `HR/`) in it.
+        references: folder of high-quality images, or one with `test_HR/` in it.
+        given: folders of restored images by their names.
+        scale: factor of images without a reference; with a reference, the factor to try first. None finds it.
+        model_scale: factor of images without a reference where `scale` is None.
+        recursive: search subfolders.
     Raises:
-        OmgsrError: files have no partner or not the partner's size; the message lists them.
+        OmgsrError: files have no partner (the message lists them), or none can be used.
     """
     if data is None and not given:
         raise UsageError("there is nothing to compare", "give --data FOLDER or --sr FOLDER")
     low_folder = None if data is None else _half(data, _LOW_NAMES)
-    if references is None and data is not None and use_references and low_folder != data:
-        references = _half(data, _HIGH_NAMES, missing_ok=True)
-    elif references is not None:
+    if references is not None:
         references = _half(references, _HIGH_NAMES)
+    elif data is not None and low_folder != data:
+        references = _half(data, _HIGH_NAMES, missing_ok=True)
     folders = [folder for folder in (low_folder, references, *given.values()) if folder is not None]
-    pictures = {folder: _pictures(folder, recursive) for folder in folders}
+    images = {folder: _images(folder, recursive) for folder in folders}
     partners = {
         folder: {
             pair.name: pair.second
-            for pair in pair_by_name(pictures[folders[0]], pictures[folder], names=(str(folders[0]), str(folder)))
+            for pair in pair_by_name(images[folders[0]], images[folder], names=(str(folders[0]), str(folder)))
         }
         for folder in folders
     }
-    cases = [
-        Case(
+    groups = [
+        (
             stem,
             partners[low_folder][stem] if low_folder else None,
             partners[references][stem] if references else None,
@@ -101,7 +124,7 @@ def find_cases(
         )
         for stem in partners[folders[0]]
     ]
-    return _sized(cases, scale)
+    return _measured(groups, scale, model_scale)
 
 
 def _half(folder: Path, names: Sequence[str], *, missing_ok: bool = False) -> Path | None:
@@ -109,57 +132,132 @@ def _half(folder: Path, names: Sequence[str], *, missing_ok: bool = False) -> Pa
     try:
         inside = {path.name.casefold(): path for path in folder.iterdir() if path.is_dir()}
     except OSError as error:
-        raise FileError(f"{shown(folder)}: {reason_of(error)}", "give a folder of pictures") from error
+        raise FileError(f"{shown(folder)}: {reason_of(error)}", "give a folder of images") from error
     found = next((inside[name] for name in names if name in inside), None)
     return found or (None if missing_ok else folder)
 
 
-def _pictures(folder: Path, recursive: bool = False) -> list[FoundPicture]:
-    """The pictures of a folder in natural order."""
+def _images(folder: Path, recursive: bool = False) -> list[FoundPicture]:
+    """The images of a folder in natural order."""
     found, problems, _ = find_inputs([str(folder)], recursive=recursive)
     if problems:
         raise problems[0]
     return sorted(found, key=lambda each: natural_key(each.path))
 
 
-def _sized(cases: Sequence[Case], scale: float) -> tuple[Case, ...]:
-    """Give every case the size that models restore to, and refuse those whose sizes do not belong together."""
-    found, wrong = [], []
-    for case in cases:
-        input_px, reference_px = (path and _size(path) for path in (case.input, case.reference))
-        others = [(path, _size(path)) for path in case.given.values()]
-        if input_px and reference_px and not _is_enlargement(input_px, reference_px):
-            wrong.append(f"{case.name} ({input_px} and its reference {reference_px})")
-        wrong += [
-            f"{shown(path)} ({size}, its reference {reference_px})"
-            for path, size in others
-            if reference_px and size != reference_px
-        ]
-        first_given = others[0][1] if others else None
-        output = reference_px or first_given or (input_px.times(scale) if input_px else None)
-        found.append(Case(case.name, case.input, case.reference, case.given, output))
-    if wrong:
+_Group = tuple[str, Path | None, Path | None, Mapping[str, Path]]
+
+
+def _measured(groups: Iterable[_Group], scale: float | None, model_scale: float | None) -> FoundCases:
+    """Read the sizes of all files, and say what is compared and what does not fit."""
+    cases, failures, cropped = [], [], []
+    for group in groups:
+        case, wrong = _measure(group, scale, model_scale)
+        failures += wrong
+        if case.input or case.given:
+            cases.append(case)
+        if case.compared_px and case.reference and _size(case.reference) != case.compared_px:
+            cropped.append(f"{case.name} {_size(case.reference)} to {case.compared_px}")
+    if failures and not cases:
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         raise OmgsrError(
-            f"{_count(wrong)} with a size that does not fit: {_listed(wrong)}",
-            "a restored picture has its reference's size, a low-quality one the same proportions",
+            f"no image can be used: {failures[0].line()}{more}",
+            "a restored image has its reference's size, a low-quality one the same proportions",
         )
-    return tuple(found)
+    notes: tuple[str, ...] = ()
+    if cropped:
+        count = "1 reference is" if len(cropped) == 1 else f"{len(cropped)} references are"
+        more = ", ..." if len(cropped) > 1 else ""
+        notes = (f"{count} cropped to a multiple of the scale, as published: {cropped[0]}{more}",)
+    return FoundCases(tuple(cases), tuple(failures), notes)
+
+
+def _measure(group: _Group, scale: float | None, model_scale: float | None) -> tuple[Case, list[Failure]]:
+    name, low, high, given = group
+    failures: list[Failure] = []
+    errors: dict[str, str] = {}
+
+    def size_of(path: Path | None, what: str) -> Size | None:
+        if path is None:
+            return None
+        try:
+            return _size(path)
+        except OmgsrError as error:
+            failures.append(Failure(what, error.message, error.hint))
+            errors[what] = error.message
+            return None
+
+    input_px, reference_px = size_of(low, f"input of {name}"), size_of(high, f"reference of {name}")
+    restored_px = {model: size_of(path, f"{model} on {name}") for model, path in given.items()}
+    errors = {model: text for model in given if (text := errors.get(f"{model} on {name}"))}
+    fit = None
+    if input_px and reference_px:
+        fit = fit_to_reference(input_px, reference_px, scale)
+        if fit is None:
+            message = f"{input_px} and its reference {reference_px} are not in proportion"
+            failures.append(Failure(name, message, "a reference is a multiple of its input, up to a remainder"))
+            errors[""] = message
+            input_px = None
+    elif low and not input_px:
+        errors[""] = "the input cannot be read"
+    sizes = []
+    for model, size in restored_px.items():
+        if size and reference_px and not _is_restored(size, reference_px, fit, scale):
+            errors[model] = f"{size}, and its reference has {reference_px}"
+            failures.append(Failure(f"{model} on {name}", errors[model], "restored images have their reference's size"))
+        elif size:
+            sizes.append(size)
+    output = fit or reference_px or (sizes[0] if sizes else None)
+    if output is None and input_px:
+        output = input_px.times(scale or model_scale or _DEFAULT_SCALE)
+    compared = None
+    if reference_px:
+        all_sizes = [reference_px, *sizes, *([fit] if fit else [])]
+        compared = Size(min(size.height for size in all_sizes), min(size.width for size in all_sizes))
+    case = Case(
+        name,
+        low if input_px else None,
+        high if reference_px else None,
+        {model: path for model, path in given.items() if model not in errors},
+        output,
+        compared,
+        errors,
+    )
+    return case, failures
 
 
 def _size(path: Path) -> Size:
     return Size(*probe_picture(path).size_px)
 
 
-def _is_enlargement(small: Size, large: Size) -> bool:
-    """Whether one factor leads from a size to another, give or take one pixel of the smaller picture."""
-    factor = large.height / small.height
-    return MIN_SCALE <= factor <= MAX_SCALE and abs(large.width - small.width * factor) <= max(1.0, factor)
+def fit_to_reference(small: Size, large: Size, scale: float | None = None) -> Size | None:
+    """The size that an input is restored to so that it lies on its reference; None where the two do not fit.
+
+    A whole factor counts first, and what is left over of either is cropped: test sets are made of references that were
+    cropped to a multiple of the scale (121x93 to 120x92, 30x23 from it), or by rounding up (31x24). Otherwise the input
+    is brought to the reference's own size, if its proportions are those, give or take a pixel of the input.
+
+    Args:
+        small: of the input.
+        large: of the reference.
+        scale: factor to try first.
+    """
+    factors = [large.height // small.height, large.width // small.width]
+    factors += [factor + 1 for factor in factors]
+    if scale is not None and scale == int(scale):
+        factors.insert(0, int(scale))
+    for factor in factors:
+        enlarged = Size(small.height * factor, small.width * factor)
+        left = (abs(large.height - enlarged.height), abs(large.width - enlarged.width))
+        if MIN_SCALE <= factor <= MAX_SCALE and max(left) < max(factor, 2):
+            return enlarged
+    ratio = large.height / small.height
+    fits = MIN_SCALE <= ratio <= MAX_SCALE and abs(large.width - small.width * ratio) <= max(1.0, ratio)
+    return large if fits else None
 
 
-def _count(items: Sequence[str]) -> str:
-    return "1 picture" if len(items) == 1 else f"{len(items)} pictures"
-
-
-def _listed(items: Sequence[str]) -> str:
-    rest = len(items) - _LISTED
-    return ", ".join(items[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+def _is_restored(size: Size, reference: Size, fit: Size | None, scale: float | None) -> bool:
+    """Whether a restored image has its reference's size: whole, or cropped to a multiple of the scale."""
+    scales = _PUBLISHED_SCALES if scale is None else (int(scale),) if scale == int(scale) else ()
+    cropped = [Size(reference.height // s * s, reference.width // s * s) for s in scales]
+    return size in (reference, fit) or (fit is None and size in cropped)

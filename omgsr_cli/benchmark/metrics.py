@@ -1,11 +1,15 @@
-"""The metrics that are known by name: what each means, and which files of weights it needs."""
+"""The metrics that can be asked for by name: what each means, and which files of weights it needs."""
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
 
 from omgsr_cli.benchmark.results import MetricInfo, MetricKind
 from omgsr_cli.errors import UsageError
@@ -19,6 +23,9 @@ DEFAULT = ("psnr", "ssim", "musiq", "clipiqa")
 _GROUPS = {"paper": PAPER, "default": DEFAULT}
 
 _COLOR_NAMES = {"ycbcr": "Y of YCbCr", "yiq": "Y of YIQ", "rgb": "R, G and B"}
+_FULL: MetricKind = "full-reference"
+_NONE: MetricKind = "no-reference"
+_UP, _DOWN = False, True
 
 
 @dataclass(frozen=True)
@@ -35,155 +42,128 @@ class KnownMetric:
 
     Attributes:
         info: what its scores mean.
-        weights: the files that it reads.
+        weights: the files that it reads; None where only pyiqa knows.
         summary: for a list of metrics.
     """
 
     info: MetricInfo
-    weights: tuple[Weights, ...]
+    weights: tuple[Weights, ...] | None
     summary: str
 
 
-_CLIP_RN50 = Weights("clip", "RN50.pt")
-_VIT = Weights("hub", "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k")
-
-
 def _metric(
-    name: str, kind: MetricKind, direction: Literal["up", "down"], score_range: str, summary: str, *weights: Weights
+    name: str, kind: MetricKind, lower_is_better: bool, score_range: str, summary: str, *weights: Weights
 ) -> KnownMetric:
-    info = MetricInfo(name, kind, direction == "down", score_range)
-    return KnownMetric(info, weights, summary)
+    return KnownMetric(MetricInfo(name, kind, lower_is_better, score_range), weights, summary)
 
 
 def _pyiqa(name: str) -> Weights:
     return Weights("pyiqa", name)
 
 
+_PSNR = MetricInfo("psnr", _FULL, _UP, "0, 80", "dB", "omgsr")
+_SSIM = MetricInfo("ssim", _FULL, _UP, "0, 1", "", "omgsr")
+_LPIPS = (_pyiqa("LPIPS_v0.1_alex-df73285e.pth"), Weights("checkpoints", "alexnet-owt-7be5be79.pth"))
+_DISTS = (_pyiqa("DISTS_weights-f5e65c96.pth"), Weights("checkpoints", "vgg16-397923af.pth"))
+_FID = _pyiqa("pt_inception-2015-12-05-6726825d.pth")
+_MUSIQ = _pyiqa("musiq_koniq_ckpt-e95806b9.pth")
+_RN50 = Weights("clip", "RN50.pt")
+_PROMPTS = _pyiqa("CLIP-IQA+_learned_prompts-603f3273.pth")
+_VIT = Weights("hub", "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k")
+_LIQE = (_pyiqa("liqe_koniq.pt"), Weights("clip", "ViT-B-32.pt"))
+_TOPIQ = (_pyiqa("cfanet_nr_koniq_res50-9a73138b.pth"), Weights("hub", "timm/resnet50.a1_in1k"))
+_PIPAL = _pyiqa("MANIQA_PIPAL-ae6d356b.pth")
+_NIQE = _pyiqa("niqe_modelparameters.mat")
+_BRISQUE = _pyiqa("brisque_svm_weights.pth")
+
 METRICS: dict[str, KnownMetric] = {
     metric.info.name: metric
     for metric in (
-        KnownMetric(
-            MetricInfo("psnr", "full-reference", False, "0, 80", "dB", "omgsr"), (), "peak signal-to-noise ratio"
-        ),
-        KnownMetric(MetricInfo("ssim", "full-reference", False, "0, 1", "", "omgsr"), (), "structural similarity"),
-        _metric(
-            "lpips",
-            "full-reference",
-            "down",
-            "0, 1",
-            "distance between AlexNet's features",
-            _pyiqa("LPIPS_v0.1_alex-df73285e.pth"),
-            Weights("checkpoints", "alexnet-owt-7be5be79.pth"),
-        ),
-        _metric(
-            "dists",
-            "full-reference",
-            "down",
-            "0, 1",
-            "structure and texture of VGG's features",
-            _pyiqa("DISTS_weights-f5e65c96.pth"),
-            Weights("checkpoints", "vgg16-397923af.pth"),
-        ),
-        _metric(
-            "fid",
-            "set",
-            "down",
-            "0, ~",
-            "distance between two sets in Inception's features",
-            _pyiqa("pt_inception-2015-12-05-6726825d.pth"),
-        ),
-        _metric(
-            "musiq",
-            "no-reference",
-            "up",
-            "~0, ~100",
-            "multi-scale transformer, KonIQ-10k",
-            _pyiqa("musiq_koniq_ckpt-e95806b9.pth"),
-        ),
-        _metric("clipiqa", "no-reference", "up", "0, 1", "CLIP between good and bad", _CLIP_RN50),
-        _metric(
-            "clipiqa+",
-            "no-reference",
-            "up",
-            "0, 1",
-            "CLIP with learned prompts",
-            _CLIP_RN50,
-            _pyiqa("CLIP-IQA+_learned_prompts-603f3273.pth"),
-        ),
-        _metric(
-            "maniqa", "no-reference", "up", "~0, ~1", "attention on ViT, KonIQ-10k", _pyiqa("ckpt_koniq10k.pt"), _VIT
-        ),
-        _metric(
-            "maniqa-pipal",
-            "no-reference",
-            "up",
-            "~0, ~1",
-            "attention on ViT, PIPAL; papers' MANIQA",
-            _pyiqa("MANIQA_PIPAL-ae6d356b.pth"),
-            _VIT,
-        ),
-        _metric(
-            "liqe",
-            "no-reference",
-            "up",
-            "1, 5",
-            "CLIP over scenes and distortions, KonIQ-10k",
-            _pyiqa("liqe_koniq.pt"),
-            Weights("clip", "ViT-B-32.pt"),
-        ),
-        _metric(
-            "topiq_nr",
-            "no-reference",
-            "up",
-            "~0, ~1",
-            "top-down attention on ResNet-50, KonIQ-10k",
-            _pyiqa("cfanet_nr_koniq_res50-9a73138b.pth"),
-            Weights("hub", "timm/resnet50.a1_in1k"),
-        ),
-        _metric(
-            "niqe",
-            "no-reference",
-            "down",
-            "~0, ~100",
-            "distance from natural scenes' statistics",
-            _pyiqa("niqe_modelparameters.mat"),
-        ),
-        _metric(
-            "brisque",
-            "no-reference",
-            "down",
-            "~0, ~150",
-            "regression on natural scenes' statistics",
-            _pyiqa("brisque_svm_weights.pth"),
-        ),
-        _metric("piqe", "no-reference", "down", "0, 100", "blocks' distortions, needs no weights"),
+        KnownMetric(_PSNR, (), "peak signal-to-noise ratio"),
+        KnownMetric(_SSIM, (), "structural similarity"),
+        _metric("lpips", _FULL, _DOWN, "0, 1", "distance between AlexNet's features", *_LPIPS),
+        _metric("dists", _FULL, _DOWN, "0, 1", "structure and texture of VGG's features", *_DISTS),
+        _metric("fid", "set", _DOWN, "0, ~", "distance between two sets in Inception's features", _FID),
+        _metric("musiq", _NONE, _UP, "~0, ~100", "multi-scale transformer, KonIQ-10k", _MUSIQ),
+        _metric("clipiqa", _NONE, _UP, "0, 1", "CLIP between good and bad", _RN50),
+        _metric("clipiqa+", _NONE, _UP, "0, 1", "CLIP with learned prompts", _RN50, _PROMPTS),
+        _metric("maniqa", _NONE, _UP, "~0, ~1", "attention on ViT, KonIQ-10k", _pyiqa("ckpt_koniq10k.pt"), _VIT),
+        _metric("maniqa-pipal", _NONE, _UP, "~0, ~1", "attention on ViT, PIPAL; papers' MANIQA", _PIPAL, _VIT),
+        _metric("liqe", _NONE, _UP, "1, 5", "CLIP over scenes and distortions, KonIQ-10k", *_LIQE),
+        _metric("topiq_nr", _NONE, _UP, "~0, ~1", "top-down attention on ResNet-50, KonIQ-10k", *_TOPIQ),
+        _metric("niqe", _NONE, _DOWN, "~0, ~100", "distance from natural scenes' statistics", _NIQE),
+        _metric("brisque", _NONE, _DOWN, "~0, ~150", "regression on natural scenes' statistics", _BRISQUE),
+        _metric("piqe", _NONE, _DOWN, "0, 100", "blocks' distortions, needs no weights"),
     )
 }
 
 
+@cache
+def known_metrics() -> MappingProxyType[str, KnownMetric]:
+    """Every metric that can be asked for here, by its name: our own list, then all others of the installed pyiqa."""
+    found = dict(METRICS)
+    for name, config in _pyiqa_configs().items():
+        if name in found:
+            continue
+        is_full = config.get("metric_mode") == "FR"
+        kind: MetricKind = "full-reference" if is_full else "no-reference"
+        if "fid" in name:
+            kind = "set"
+        elif name == "inception_score":
+            kind = "no-reference set"
+        options = config.get("metric_opts", {})
+        summary = f"pyiqa's {options.get('type', name)}"
+        info = MetricInfo(name, kind, bool(config.get("lower_better")), str(config.get("score_range") or "~, ~"))
+        found[name] = KnownMetric(info, None, summary)
+    return MappingProxyType(found)
+
+
+def has_pyiqa() -> bool:
+    """Whether pyiqa is installed; whether it works shows when a metric of it is made."""
+    return importlib.util.find_spec("pyiqa") is not None
+
+
+def _pyiqa_configs() -> dict[str, dict[str, Any]]:
+    """Name to settings of all of pyiqa's metrics, from its table alone: the package loads for seconds, or is broken."""
+    spec = importlib.util.find_spec("pyiqa")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        place = Path(folder, "default_model_configs.py")
+        table = importlib.util.spec_from_file_location("_pyiqa_table", place) if place.is_file() else None
+        if table and table.loader:
+            module = importlib.util.module_from_spec(table)
+            table.loader.exec_module(module)
+            configs: dict[str, dict[str, Any]] = dict(module.DEFAULT_CONFIGS)
+            return configs
+    return {}
+
+
 def choose_metrics(names: Iterable[str]) -> tuple[KnownMetric, ...]:
-    """Look metrics up by name, each once, in the order named; "paper" and "default" stand for several.
+    """Look metrics up by name, in any case, each once, in the order named; "paper" and "default" stand for several.
 
     Raises:
-        UsageError: there is none of that name; the hint has the nearest.
+        UsageError: no metric has that name; the hint has the nearest.
     """
     chosen: dict[str, KnownMetric] = {}
+    known = {name.casefold(): metric for name, metric in METRICS.items()}
     for name in names:
-        for each in _GROUPS.get(name, (name,)):
-            if each not in METRICS:
-                known = [*METRICS, *_GROUPS]
-                near = difflib.get_close_matches(each, known, 1)
-                hint = f"did you mean {near[0]}?" if near else "omgsr bench --list-metrics shows all"
-                raise UsageError(f"no metric is called {each!r}", hint)
-            chosen[each] = METRICS[each]
+        for each in _GROUPS.get(name.casefold(), (name,)):
+            if each.casefold() not in known:
+                known = {name.casefold(): metric for name, metric in known_metrics().items()}
+            if each.casefold() not in known:
+                raise _unknown(each, known)
+            metric = known[each.casefold()]
+            chosen[metric.info.name] = metric
     if not chosen:
         raise UsageError("--metrics names no metric", "try --metrics psnr,ssim")
     return tuple(chosen.values())
 
 
-def needs_references(metric: MetricInfo) -> bool:
-    """Whether a metric compares with reference pictures."""
-    return metric.kind != "no-reference"
+def _unknown(name: str, known: Iterable[str]) -> UsageError:
+    near = difflib.get_close_matches(name.casefold(), [*known, *_GROUPS], 1)
+    hint = f"did you mean {near[0]}?" if near else "omgsr bench --list-metrics shows all"
+    if not has_pyiqa():
+        hint += " (pyiqa, which is not installed, has more: pip install 'omgsr-cli[metrics]')"
+    return UsageError(f"no metric is called {name!r}", hint)
 
 
 def core_settings(color_space: str, crop_border_px: int) -> str:

@@ -1,44 +1,90 @@
-"""The models that a benchmark compares: names to contestants."""
+"""What a benchmark compares: everything that makes an image of a given size from a smaller one, and what was made."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
+import PIL
 import torch
 from torch import Tensor
 
 from omgsr_cli.benchmark.cache import files_identity, key_of
-from omgsr_cli.benchmark.contestants import (
-    NETWORK_SUFFIXES,
-    Contestant,
-    network_contestant,
-    resampling_contestant,
-    unique_names,
-)
 from omgsr_cli.benchmark.results import ModelInfo
-from omgsr_cli.errors import UsageError
+from omgsr_cli.errors import DeviceError, UsageError
 from omgsr_cli.geometry import Size
-from omgsr_cli.imaging import FILTERS
+from omgsr_cli.imaging import FILTERS, resize
 from omgsr_cli.models.base import Restorer
-from omgsr_cli.models.devices import choose_device
+from omgsr_cli.models.devices import PRECISIONS, choose_device, choose_precision
+from omgsr_cli.models.foreign import read_foreign_network
 from omgsr_cli.models.loading import describe_model, load_found, suitable_precision
-from omgsr_cli.models.sources import find_model
+from omgsr_cli.models.sources import ModelSource, find_model
 from omgsr_cli.options import ModelOptions, RestoreOptions
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS
 from omgsr_cli.upscaling import upscale_image
 
+NETWORK_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 
-def build_contestants(
-    names: Sequence[str], *, base: str | None, adapter: Path | None, device: str | None, precision: str
-) -> list[Contestant]:
-    """Make a contestant of each `--model`; the base and adapter belong to the one that is not complete by itself.
 
-    With nothing named it is the default model, and bicubic for a measure.
+class Enlarger(Protocol):
+    """A loaded model."""
+
+    device: torch.device
+    precision: str
+
+    def __call__(self, image: Tensor, output: Size) -> Tensor:
+        """Enlarge (3, H, W) float32 in [0, 1] to (3, output.height, output.width), on the CPU, in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of those that stand side by side, not loaded.
+
+    Attributes:
+        info: what is known of it without loading.
+        load: makes the loaded one on a device, by its name, or on the first; called at most once in a process, and
+            only if something is to be restored. Another process can be sent it. None for images restored before.
+    """
+
+    info: ModelInfo
+    load: Callable[[str | None], Enlarger] | None = None
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """What all of a benchmark's models are loaded with.
+
+    Attributes:
+        device: as for `choose_device`.
+        precision: as for `choose_precision`.
+        seed: samples a model's latent, as in `RestoreOptions`; None takes its mean.
+    """
+
+    device: str | None = None
+    precision: str = "auto"
+    seed: int | None = None
+
+
+def given_models(folders: Sequence[Path]) -> list[Model]:
+    """A model for each folder of images that were restored before."""
+    names = unique_names([folder.name for folder in folders])
+    return [Model(ModelInfo(name, "given", detail=str(folder))) for name, folder in zip(names, folders, strict=True)]
+
+
+def restoring_models(
+    names: Sequence[str], *, base: str | None, adapter: Path | None, choice: ModelChoice
+) -> list[Model]:
+    """Make a model of each `--model`; the base and adapter belong to the one that is not complete by itself.
+
+    With nothing named it is the default model, and bicubic for comparison.
 
     Raises:
         UsageError: a name is empty, or several models could take the base or adapter.
-        ModelError, DeviceError: a model or device is not there.
+        ModelError, DeviceError: a model or device is missing.
     """
     open_names = [name for name in names if _takes_adapter(name)]
     wanted: list[str | None] = list(names)
@@ -48,19 +94,18 @@ def build_contestants(
             raise UsageError(reason, "merge one of them first, or compare in two runs")
         if not open_names:
             wanted.append(None)
-    made = [
-        _contestant(name, base=base, adapter=adapter, device=device, precision=precision)
-        for name in wanted or [DEFAULT_PRESET, "bicubic"]
-    ]
-    names_told = unique_names([contestant.info.name for contestant in made])
-    return [
-        Contestant(_renamed(contestant.info, name), contestant.load)
-        for contestant, name in zip(made, names_told, strict=True)
-    ]
+    made = [_model(name, base, adapter, choice) for name in wanted or [DEFAULT_PRESET, "bicubic"]]
+    names_shown = unique_names([model.info.name for model in made])
+    return [replace(model, info=replace(model.info, name=name)) for model, name in zip(made, names_shown, strict=True)]
 
 
-def _renamed(info: ModelInfo, name: str) -> ModelInfo:
-    return ModelInfo(name, info.kind, info.scale, info.parameters, info.identity, info.detail)
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Names that tell apart what is called the same: the second "x" becomes "x 2"."""
+    found: list[str] = []
+    for name in names:
+        count = 1 + sum(other == name for other in names[: len(found)])
+        found.append(name if count == 1 else f"{name} {count}")
+    return found
 
 
 def _takes_adapter(name: str) -> bool:
@@ -73,45 +118,91 @@ def _is_network(name: str) -> bool:
     return path.suffix.lower() in NETWORK_SUFFIXES and path.is_file()
 
 
-def _contestant(
-    name: str | None, *, base: str | None, adapter: Path | None, device: str | None, precision: str
-) -> Contestant:
+def _model(name: str | None, base: str | None, adapter: Path | None, choice: ModelChoice) -> Model:
     if name == "":
         raise UsageError("a --model is empty", "is a variable in the command not set?")
     if name in FILTERS:
-        return resampling_contestant(name)
+        return resampling_model(name)
     if name is not None and _is_network(name):
-        return network_contestant(Path(name), Path(name).stem, device=device, precision=precision)
+        return network_model(Path(name), choice)
     takes = name is None or _takes_adapter(name)
     options = ModelOptions(model=name, base=base if takes else None, adapter=adapter if takes else None)
-    return _restorer_contestant(options, device=device, precision=precision)
+    return _omgsr_model(options, choice)
 
 
-def _restorer_contestant(options: ModelOptions, *, device: str | None, precision: str) -> Contestant:
-    chosen = choose_device(device)
+def resampling_model(name: str) -> Model:
+    """Bicubic or Lanczos as Pillow has them, on 8-bit pixels."""
+    info = ModelInfo(name, "resampling", None, None, f"pillow {PIL.__version__} {name}", f"Pillow's {name} filter")
+    return Model(info, partial(_Resampling, name))
+
+
+class _Resampling:
+    def __init__(self, method: str, device: str | None = None) -> None:
+        self.device = torch.device("cpu")
+        self.precision = "8-bit"
+        self._method = method
+
+    def __call__(self, image: Tensor, output: Size) -> Tensor:
+        return resize(image, output, method=self._method)
+
+
+def network_model(path: Path, choice: ModelChoice) -> Model:
+    """A single file of weights whose architecture spandrel knows."""
+    device = choose_device(choice.device)
+    wanted = "fp32" if choice.precision == "auto" and device.type == "cpu" else choice.precision
+    precision = choose_precision(wanted, device)
+    # Its factor, and how many weights it has, are known only when it is read.
+    identity = key_of(weights=files_identity(path), device=device.type, precision=precision)
+    return Model(ModelInfo(path.stem, "network", None, None, identity, str(path)), partial(_Network, path, precision))
+
+
+class _Network:
+    def __init__(self, path: Path, precision: str, device: str | None = None) -> None:
+        network: Any = read_foreign_network(path)
+        supported = {"fp16": network.supports_half, "bf16": network.supports_bfloat16, "fp32": True}[precision]
+        if not supported:
+            raise DeviceError(f"{path.name} does not compute in {precision}", "give --precision fp32")
+        self.device = choose_device(device)
+        self.precision = precision
+        self._network = network.to(self.device, PRECISIONS[precision]).eval()
+
+    @torch.inference_mode()
+    def __call__(self, image: Tensor, output: Size) -> Tensor:
+        batch = image[None].to(self.device, PRECISIONS[self.precision])
+        enlarged: Tensor = self._network(batch)[0].float().clamp(0, 1).cpu()
+        if tuple(enlarged.shape[-2:]) == tuple(output):
+            return enlarged
+        # Asked for another factor than its own: brought to size as Real-ESRGAN's program does.
+        return resize(enlarged, output, method="lanczos")
+
+
+def _omgsr_model(options: ModelOptions, choice: ModelChoice) -> Model:
+    device = choose_device(choice.device)
     source = find_model(options.model, base=options.base, adapter=options.adapter)
-    number_format = suitable_precision(source, precision, chosen)
+    number_format = suitable_precision(source, choice.precision, device)
     info = describe_model(source)
     identity = key_of(
         weights=files_identity(source.folder),
         adapter=files_identity(source.adapter) if source.adapter else None,
-        device=chosen.type,
-        precision=(precision, number_format),
+        device=device.type,
+        precision=(choice.precision, number_format),
         info=[info.mid_timestep, info.native_tile_px, info.prompt, info.scale],
+        seed=choice.seed,
     )
     name = Path(info.name).name if Path(info.name).is_dir() else info.name
     detail = "; ".join((str(source.folder), *source.notes))
     described = ModelInfo(name, "omgsr", info.scale, info.parameters, identity, detail)
-    return Contestant(described, lambda: _Restorer(load_found(source, device=device, precision=precision)))
+    return Model(described, partial(_Omgsr, source, choice.precision, choice.seed))
 
 
-class _Restorer:
+class _Omgsr:
     """A model of this program, as `omgsr upscale` runs it."""
 
-    def __init__(self, restorer: Restorer) -> None:
-        self.device: torch.device = restorer.device
-        self.precision = restorer.precision
-        self._restorer = restorer
+    def __init__(self, source: ModelSource, precision: str, seed: int | None, device: str | None = None) -> None:
+        self._restorer: Restorer = load_found(source, device=device, precision=precision)
+        self._options = RestoreOptions(seed=seed)
+        self.device: torch.device = self._restorer.device
+        self.precision = self._restorer.precision
 
     def __call__(self, image: Tensor, output: Size) -> Tensor:
-        return upscale_image(self._restorer, image, output, RestoreOptions())
+        return upscale_image(self._restorer, image, output, self._options)

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from omgsr_cli.benchmark.results import MetricInfo, Report
 from omgsr_cli.benchmark.tables import Cell, Table, tables_of, without_local_paths
 from omgsr_cli.errors import FileError, reason_of
-from omgsr_cli.imaging import encode_picture, read_picture, write_atomically
+from omgsr_cli.imaging import OutputFormat, Picture, encode_picture, probe_picture, read_picture, write_atomically
 from omgsr_cli.pages.template import data_address, definitions, escape, fill_page, printable
 
 INPUT, REFERENCE = "input", "reference"
@@ -21,7 +21,7 @@ INPUT, REFERENCE = "input", "reference"
 _SHOWN = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif"}
 # In the page itself: a photograph of 512 px takes a tenth of its PNG, and no loss is seen at 4 times its size.
 _WEBP_QUALITY = 90
-_ABOUT_PICTURES = f"Pictures in this page are WebP of quality {_WEBP_QUALITY}; scores are of the files."
+_ABOUT_PICTURES = f"Images in this page are WebP of quality {_WEBP_QUALITY}; scores are of the files."
 _PLOT_WIDTH, _ROW_HEIGHT, _MARGIN = 560, 30, 150
 
 
@@ -45,7 +45,9 @@ def write_page(report: Report, path: Path, picture_folder: Path | None = None, *
         {
             "name": printable(image.name),
             "views": {
-                printable(view): pictures.place(file, f"{number:04}_{position}")
+                printable(view): pictures.place(
+                    file, f"{number:04}_{position}", image.compared_px if view != INPUT else None
+                )
                 for position, (view, file) in enumerate(_views(report, number))
             },
             "scores": {
@@ -57,7 +59,7 @@ def write_page(report: Report, path: Path, picture_folder: Path | None = None, *
         for number, image in enumerate(report.images)
     ]
     metrics = [
-        {"name": m.name, "arrow": m.arrow, "lower": m.lower_is_better} for m in report.metrics if m.kind != "set"
+        {"name": m.name, "arrow": m.arrow, "lower": m.lower_is_better} for m in report.metrics if not m.is_of_sets
     ]
     data = {"images": images, "metrics": metrics, "models": [printable(model.name) for model in report.models]}
     text = fill_page(
@@ -67,7 +69,7 @@ def write_page(report: Report, path: Path, picture_folder: Path | None = None, *
         created=escape(report.created),
         pictures="" if picture_folder else _ABOUT_PICTURES,
         tables="\n".join(_table(table) for table in tables_of(report)),
-        plots="\n".join(_plot(report, metric) for metric in report.metrics if metric.kind != "set"),
+        plots=_plots(report),
         failures=_failures(report),
         about=_about(report),
         # A name may hold "</script>": inside of JSON its "<" can be written otherwise.
@@ -94,33 +96,41 @@ class _Pictures:
         self._folder = folder
         self._overwrite = overwrite
 
-    def place(self, source: Path, name: str) -> str:
-        """Give the address of a picture: of its copy in the folder, or its content itself."""
-        suffix, content = self._content(source)
+    def place(self, source: Path, name: str, shown_px: tuple[int, int] | None) -> str:
+        """Give the address of an image: of its copy in the folder, or its content itself.
+
+        Args:
+            source: the image.
+            name: of its copy.
+            shown_px: height and width of the part that is shown, from the top left; None shows all.
+        """
+        suffix, content, image = self._content(source, shown_px)
         if self._folder is None:
-            smaller = _as_webp(source) if suffix == ".png" else content
+            smaller = _encoded(image or read_picture(source), source, "webp") if suffix == ".png" else content
             return data_address(*min(("image/webp", smaller), (_SHOWN[suffix], content), key=lambda each: len(each[1])))
         copy = self._folder / f"{name}{suffix}"
         write_atomically(copy, [content], overwrite=self._overwrite)
         # Relative also where the folder is not below the page's: an absolute address would name this machine's folders.
         return quote(Path(os.path.relpath(copy.resolve(), self._page.resolve().parent)).as_posix())
 
-    def _content(self, source: Path) -> tuple[str, bytes]:
+    def _content(self, source: Path, shown_px: tuple[int, int] | None) -> tuple[str, bytes, Picture | None]:
+        """How the file is named, its bytes, and the pixels if they were read."""
         suffix = source.suffix.lower()
-        if suffix in _SHOWN:
+        is_whole = shown_px is None or probe_picture(source).size_px == tuple(shown_px)
+        if suffix in _SHOWN and is_whole:
             try:
-                return suffix, source.read_bytes()
+                return suffix, source.read_bytes(), None
             except OSError as error:
                 raise FileError(f"{source} cannot be read: {reason_of(error)}") from error
-        parts, _ = encode_picture(read_picture(source), name=str(source), format="png")
-        return ".png", b"".join(parts)
+        image = read_picture(source)
+        if shown_px is not None and not is_whole:
+            image = Picture(image.rgb[:, : shown_px[0], : shown_px[1]])
+        return ".png", _encoded(image, source, "png"), image
 
 
-def _as_webp(source: Path) -> bytes:
-    """A picture as the page holds it, without what its file says beside its pixels."""
-    parts, _ = encode_picture(
-        read_picture(source), name=str(source), format="webp", quality=_WEBP_QUALITY, metadata="none"
-    )
+def _encoded(image: Picture, source: Path, format: OutputFormat) -> bytes:
+    """An image without what its file says beside its pixels."""
+    parts, _ = encode_picture(image, name=str(source), format=format, quality=_WEBP_QUALITY, metadata="none")
     return b"".join(parts)
 
 
@@ -141,6 +151,13 @@ def _cell(heading: str, cell: Cell) -> str:
     """A number that tells its heading too, which a narrow window shows beside it."""
     best = ' class="best"' if cell.is_best else ""
     return f'<td data-label="{escape(heading)}"{best}>{escape(cell.text)}</td>'
+
+
+def _plots(report: Report) -> str:
+    """The section of distributions; none without scores of single images."""
+    plots = "\n".join(_plot(report, metric) for metric in report.metrics if not metric.is_of_sets)
+    head = '<section aria-labelledby="spread"><h2 id="spread">Distributions</h2><div class="plots">'
+    return f"{head}{plots}</div></section>" if plots else ""
 
 
 def _plot(report: Report, metric: MetricInfo) -> str:

@@ -1,4 +1,4 @@
-"""The metrics that pyiqa computes, with everything that can go wrong on the way to them told in one line."""
+"""The metrics that pyiqa computes; whatever can go wrong on the way to them is one line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -33,7 +33,7 @@ _BUILD_ERRORS = (ImportError, OSError, RuntimeError, ValueError, LookupError, At
 
 
 class MetricError(OmgsrError):
-    """A metric that cannot be had on this machine; the others can."""
+    """A metric that this machine cannot compute; others may work."""
 
     def failure(self, metric: str) -> Failure:
         """The record of it for a report."""
@@ -46,17 +46,19 @@ class PyiqaMetric:
     Args:
         known: which.
         device: where it computes.
+        seed: of what it draws, such as crops; None takes pyiqa's own.
     Raises:
         MetricError: it cannot be had; message and hint say why and what to do.
     """
 
-    def __init__(self, known: KnownMetric, device: torch.device) -> None:
+    def __init__(self, known: KnownMetric, device: torch.device, seed: int | None = None) -> None:
         self.name = known.info.name
         self.kind = known.info.kind
         if find_spec("pyiqa") is None:
             raise _not_installed(known)
         pyiqa = _import_pyiqa()
         check_weights(known)
+        self._seed = _SEED if seed is None else seed
         try:
             self._metric: Any = pyiqa.create_metric(self.name, device=device)
         except _BUILD_ERRORS as error:
@@ -71,13 +73,13 @@ class PyiqaMetric:
         Raises:
             FileError: the metric does not work on this picture.
         """
-        pictures = (restored,) if self.kind == "no-reference" or reference is None else (restored, reference)
+        images = (restored,) if self.kind == "no-reference" or reference is None else (restored, reference)
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
-            torch.manual_seed(_SEED)
-            return self._number(*pictures)
+            torch.manual_seed(self._seed)
+            return self._number(*images)
 
     def score_set(self, restored: Sequence[Path], references: Sequence[Path]) -> float:
-        """Score all pictures of a model together, against all references.
+        """Score all images of a model together, against all references; a metric that needs none gets none.
 
         Raises:
             FileError: the metric does not work on these pictures.
@@ -88,11 +90,14 @@ class PyiqaMetric:
                 folder.mkdir()
                 for number, path in enumerate(paths):
                     (folder / f"{number:06d}{path.suffix.lower()}").symlink_to(path.resolve())
-            return self._number(*map(str, folders), num_workers=0, verbose=False)
+            asked = folders if references else folders[:1]
+            return self._number(*map(str, asked), num_workers=0, verbose=False)
 
     def _number(self, *arguments: object, **options: object) -> float:
         try:
-            value = float(self._metric(*arguments, **options))
+            answer = self._metric(*arguments, **options)
+            # Some give several numbers by name, the score first.
+            value = float(next(iter(answer.values())) if isinstance(answer, Mapping) else answer)
         except (RuntimeError, ValueError, LookupError, AssertionError, TypeError, OSError) as error:
             raise FileError(f"pyiqa's {self.name} fails on it: {_first_line(error)}") from error
         if not math.isfinite(value):
@@ -102,7 +107,7 @@ class PyiqaMetric:
 
 def missing_weights(known: KnownMetric) -> list[Path]:
     """The files of weights of a metric that are not on this machine, at the place where they belong."""
-    return [path for weights in known.weights for path in [weights_path(weights)] if not path.is_file()]
+    return [path for weights in known.weights or () for path in [weights_path(weights)] if not path.is_file()]
 
 
 def weights_path(weights: Weights) -> Path:
@@ -124,7 +129,7 @@ def check_weights(known: KnownMetric) -> None:
     missing = missing_weights(known)
     if missing and not _hub_answers(constants.ENDPOINT):
         raise _cannot_be_had(missing)
-    for weights in known.weights:
+    for weights in known.weights or ():
         path = weights_path(weights)
         if path.is_file() and path.suffix in (".pth", ".pt") and not _is_whole(path):
             raise MetricError(f"its weights {path} are broken", "remove the file; it is fetched again")
@@ -145,7 +150,7 @@ def what_is_lacking(chosen: Sequence[KnownMetric]) -> str:
 def weights_identity(known: KnownMetric) -> list[list[object]]:
     """Name, size and time of a metric's files, by which kept scores are told apart."""
     found: list[list[object]] = []
-    for weights in known.weights:
+    for weights in known.weights or ():
         path = weights_path(weights)
         state = path.stat() if path.is_file() else None
         found.append([weights.name, state and state.st_size, state and state.st_mtime_ns])
@@ -209,13 +214,22 @@ def _explain(error: BaseException, known: KnownMetric | None) -> MetricError:
         return MetricError(f"pyiqa needs {name}, which is not installed", _INSTALL)
     if "libGL" in str(error):
         hint = "pip uninstall opencv-python, then pip install opencv-python-headless"
-        return MetricError("the installed opencv needs libGL, which this machine has not", hint)
+        return MetricError("the installed opencv needs libGL, which this machine lacks", hint)
     explanation = explain_broken_torchvision(error)
     if explanation is not None:
         return MetricError(explanation.message, "install the torchvision that was built for this torch; pyiqa needs it")
     missing = missing_weights(known) if known else []
     if missing and isinstance(error, OSError | RuntimeError):
         return _cannot_be_had(missing)
+    if (
+        known
+        and known.weights is None
+        and isinstance(error, OSError | RuntimeError)
+        and not _hub_answers(constants.ENDPOINT)
+    ):
+        return MetricError(
+            f"its weights cannot be fetched: {constants.ENDPOINT} does not answer", "set HF_ENDPOINT to a mirror"
+        )
     return MetricError(f"pyiqa {_version('pyiqa')} fails: {type(error).__name__}: {_first_line(error)}")
 
 

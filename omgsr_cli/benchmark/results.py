@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Literal
 
-MetricKind = Literal["full-reference", "no-reference", "set"]
+MetricKind = Literal["full-reference", "no-reference", "set", "no-reference set"]
 ModelKind = Literal["omgsr", "resampling", "network", "given"]
 
 
@@ -17,8 +17,8 @@ class MetricInfo:
 
     Attributes:
         name: as a person types it; pyiqa's own name where pyiqa computes it.
-        kind: "full-reference" compares with a reference, "no-reference" looks at the picture alone, "set" gives one
-            score for all pictures together.
+        kind: "full-reference" compares with a reference, "no-reference" looks at the image alone, "set" gives one
+            score for all images together with all references, "no-reference set" one for all images alone.
         lower_is_better: whether a smaller score is the better one.
         score_range: as text, "0, 1"; a "~" marks a bound that scores may pass.
         unit: "dB", or "" for a plain number.
@@ -33,6 +33,16 @@ class MetricInfo:
     unit: str = ""
     source: str = "pyiqa"
     settings: str = ""
+
+    @property
+    def is_of_sets(self) -> bool:
+        """Whether one score is of all images together."""
+        return self.kind.endswith("set")
+
+    @property
+    def needs_references(self) -> bool:
+        """Whether it compares with references."""
+        return self.kind in ("full-reference", "set")
 
     @property
     def arrow(self) -> str:
@@ -73,6 +83,8 @@ class ImageResult:
         restored: model name to picture file; a model that failed on this picture is left out.
         scores: model name to metric name to score; None where it could not be had.
         error: model name to the one line that says why it failed on this image.
+        compared_px: the size (height, width) that restored images and the reference were cropped to, from the top left,
+            before they were compared; None where no reference exists.
         seconds: model name to the median of its timed restorations; a model that was not timed is left out.
     """
 
@@ -83,6 +95,7 @@ class ImageResult:
     scores: Mapping[str, Mapping[str, float | None]]
     error: Mapping[str, str]
     seconds: Mapping[str, float] = field(default_factory=dict)
+    compared_px: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,290 +1,395 @@
-"""Restore with every model, score everything, and gather it in a report."""
+"""Restore with every model, score everything, and put it into a report."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from omgsr_cli.benchmark.cache import Cache
+import torch
+
+from omgsr_cli.benchmark.cache import Cache, key_of
 from omgsr_cli.benchmark.cases import Case
-from omgsr_cli.benchmark.contestants import Contestant, Enlarger
+from omgsr_cli.benchmark.machine import (
+    Timing,
+    collect_versions,
+    kept_timing,
+    machine_name,
+    speed_of,
+    time_call,
+)
 from omgsr_cli.benchmark.metrics import KnownMetric
-from omgsr_cli.benchmark.results import Failure, ImageResult, MetricInfo, ModelInfo, Report, Speed, Summary
-from omgsr_cli.benchmark.scoring import ReadyMetric, Scorebook
-from omgsr_cli.benchmark.speed import Stopwatch
+from omgsr_cli.benchmark.models import Enlarger, Model
+from omgsr_cli.benchmark.results import Failure, ImageResult, MetricInfo, Report, Summary
+from omgsr_cli.benchmark.scoring import ReadyMetric, Scorebook, make_metrics, scoring_failures
 from omgsr_cli.benchmark.statistics import compare, summarise
-from omgsr_cli.benchmark.versions import collect_versions
+from omgsr_cli.engines.work import Engine, Place, Say, say_nothing
 from omgsr_cli.errors import DeviceError, OmgsrError
 from omgsr_cli.imaging import Picture, read_picture, write_picture
-from omgsr_cli.models.devices import is_out_of_memory, release_memory
-
-_LOST_HINT = "memory may be short: try fewer --workers"
+from omgsr_cli.models.devices import choose_device, is_out_of_memory, release_memory
+from omgsr_cli.options import ColorSpace
 
 OnStart = Callable[[str], None]
 OnFinish = Callable[[], None]
 
-# What memory that is short may look like; `is_out_of_memory` tells whether it is.
+# What memory that is short may look like; `is_out_of_memory` says whether it is.
 _MEMORY_ERRORS = (RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True)
+class MetricChoice:
+    """How metrics are made, in any process; as for `make_metrics`."""
+
+    device: str | None = None
+    color_space: ColorSpace = "ycbcr"
+    crop_border_px: int = 0
+    seed: int | None = None
+
+    def make(self, chosen: Sequence[KnownMetric]) -> tuple[list[ReadyMetric], list[Failure]]:
+        """Load them."""
+        device = choose_device(self.device) if chosen else torch.device("cpu")
+        return make_metrics(
+            chosen,
+            device=device,
+            color_space=self.color_space,
+            crop_border_px=self.crop_border_px,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Everything that a benchmark does, found and made beforehand.
+    """Everything that a benchmark does, found and checked beforehand, once.
 
     Attributes:
-        cases: the pictures.
-        contestants: models that restore them.
-        given: what was restored before, as models.
+        cases: the images.
+        models: everything that stands side by side.
         asked: the metrics that were asked for.
-        ready: those of them that could be made.
-        failures: why the others could not.
-        repeat: how often each picture is restored for its time; None restores only what is not kept, once.
+        ready: those of them that could be made, in this process.
+        metric_choice: how another process makes them.
+        failures: why the others could not, and which files cannot be used.
+        cache: folder of what is kept.
+        repeat: how often each image is restored for its time; None restores only what is not kept, once.
         title: of the report.
         settings: for people.
         notes: what a person should know before long work begins, a line each.
     """
 
     cases: Sequence[Case]
-    contestants: Sequence[Contestant]
-    given: Sequence[ModelInfo]
+    models: Sequence[Model]
     asked: Sequence[KnownMetric]
     ready: Sequence[ReadyMetric]
-    failures: Sequence[Failure]
-    repeat: int | None
-    title: str
-    settings: Mapping[str, str]
+    cache: Path
+    metric_choice: MetricChoice = MetricChoice()
+    failures: Sequence[Failure] = ()
+    repeat: int | None = None
+    title: str = ""
+    settings: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
-    def models(self) -> tuple[ModelInfo, ...]:
-        """Everything that stands side by side: what was given, then what restores."""
-        return (*self.given, *(contestant.info for contestant in self.contestants))
-
-    @property
-    def steps(self) -> int:
-        """How often `on_finish` is called: once a picture."""
-        return len(self.cases)
+    def restoring(self) -> list[Model]:
+        """The models that restore inputs."""
+        return [model for model in self.models if model.load]
 
 
-def run_benchmark(
+@dataclass(frozen=True)
+class CaseResult:
+    """What a process made of one image.
+
+    Attributes:
+        image: for the report.
+        timings: model name to what its restoration took, in this run or an earlier one.
+        failures: models that failed on it.
+        unscored: (metric, file, reason) where a metric failed on it.
+    """
+
+    image: ImageResult
+    timings: dict[str, Timing]
+    failures: tuple[Failure, ...]
+    unscored: tuple[tuple[str, str, str], ...]
+
+
+def run_plan(
     plan: Plan,
-    cache: Cache,
+    engine: Engine | None = None,
     *,
-    lost: Mapping[str, str] | None = None,
     on_start: OnStart | None = None,
     on_finish: OnFinish | None = None,
+    say: Say | None = None,
 ) -> Report:
-    """Restore, score and summarise, picture by picture.
+    """Restore, score and summarise.
 
     Args:
         plan: what to do.
-        cache: where restored pictures and scores are kept.
-        lost: pictures that are not tried again, as they ended the processes that restored them, and how.
-        on_start: told what begins, several times a picture.
-        on_finish: told that a picture has ended, `plan.steps` times.
+        engine: its processes restore and score the images, untimed; None leaves all to this process, which times it.
+        on_start: told what begins, several times an image.
+        on_finish: told that an image has ended, once an image.
+        say: told what a person should know of what the engine's processes load.
     Raises:
-        OmgsrError: a model cannot be loaded, or an input cannot be read; a picture that a model fails on is told
-            in the report, and so is a model that memory is too short for.
+        OmgsrError: a model cannot be loaded; an image that a model fails on is in the report, and so is a model
+            that does not fit into memory.
     """
+    if plan.asked and not plan.ready:
+        raise OmgsrError("no metric is left to score with", "psnr and ssim need nothing but references: --hr FOLDER")
+    cache = Cache(plan.cache)
+    try:
+        runner = CaseRunner(plan, plan.ready, cache, on_start or (lambda name: None), is_timed=engine is None)
+        results: dict[int, CaseResult] = {}
+        with closing(_results(plan, runner, engine, on_start, say or say_nothing)) as found:
+            for number, result in found:
+                results[number] = result
+                if on_finish:
+                    on_finish()
+        return _report(plan, [results[number] for number in range(len(plan.cases))], Scorebook(plan.ready, cache))
+    finally:
+        cache.close()
+
+
+def _results(
+    plan: Plan, runner: CaseRunner, engine: Engine | None, on_start: OnStart | None, say: Say
+) -> Generator[tuple[int, CaseResult], None, None]:
+    if engine is None:
+        yield from ((number, runner(number)) for number in range(len(plan.cases)))
+        return
     tell = on_start or (lambda name: None)
-    stage = _Restoration(plan, cache, tell)
-    stage.leave_out(lost or {})
-    stage.load(plan.cases)
-    book = Scorebook(plan.ready, cache, {})
-    images = []
-    for case in plan.cases:
-        stage.restore(case)
-        images.append(_score_image(case, plan, stage, book, tell))
-        if on_finish:
-            on_finish()
-    names = [model.name for model in plan.models]
-    infos = _infos(plan)
-    summaries = summarise(images, names, infos)
-    summaries += _score_sets(plan, images, book)
-    return Report(
-        title=plan.title,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        models=plan.models,
-        metrics=tuple(infos),
-        images=tuple(images),
-        summaries=tuple(summaries),
-        differences=tuple(compare(images, names, infos)),
-        speeds=tuple(stage.speeds()),
-        failures=(*plan.failures, *stage.failures, *book.failures()),
-        versions=collect_versions(),
-        settings=plan.settings,
-    )
+    # What is loaded here stays here: a process makes its own of what it is told.
+    work = BenchWork(replace(plan, ready=()), [metric.info.name for metric in plan.ready])
+    numbers = range(len(plan.cases))
+    with closing(engine.run(work, numbers, on_start=lambda number: tell(plan.cases[number].name), say=say)) as found:
+        for number, result in found:
+            yield number, runner(number, lost=result) if isinstance(result, OmgsrError) else result
 
 
-def _infos(plan: Plan) -> list[MetricInfo]:
-    ready = {metric.info.name: metric.info for metric in plan.ready}
-    return [ready.get(known.info.name, known.info) for known in plan.asked]
+@dataclass(frozen=True)
+class BenchWork:
+    """The images of a benchmark as an engine's processes get them, by their numbers.
+
+    Attributes:
+        plan: without anything loaded.
+        metrics: names of those that could be made.
+    """
+
+    plan: Plan
+    metrics: Sequence[str]
+
+    def open(self, place: Place, say: Say) -> Callable[[int], tuple[int, CaseResult | OmgsrError]]:
+        """What restores and scores images in a process."""
+        chosen = [known for known in self.plan.asked if known.info.name in self.metrics and not known.info.is_of_sets]
+        ready, _ = replace(self.plan.metric_choice, device=place.device).make(chosen)
+        runner = CaseRunner(self.plan, ready, Cache(self.plan.cache), lambda name: None, device=place.device)
+        return lambda number: (number, runner(number))
+
+    def lost(self, number: int, error: OmgsrError) -> tuple[int, CaseResult | OmgsrError]:
+        """What is known of an image whose process ended twice."""
+        return number, error
 
 
 @dataclass
 class _Loaded:
     enlarger: Enlarger
     load_s: float
-    watch: Stopwatch
-
-
-class CaseRunner:
-    """Restores and scores one picture after the other, for whoever gathers what is kept.
-
-    Args:
-        plan: made in this process.
-        cache: where restored pictures and scores are kept.
-    """
-
-    def __init__(self, plan: Plan, cache: Cache) -> None:
-        self._plan = plan
-        self._stage = _Restoration(plan, cache, lambda name: None)
-        self._book = Scorebook(plan.ready, cache, {})
-
-    def __call__(self, number: int) -> None:
-        """Do the picture of this number; what fails is found out again, and told, by who gathers."""
-        case = self._plan.cases[number]
-        self._stage.load([case])
-        self._stage.restore(case)
-        _score_image(case, self._plan, self._stage, self._book, lambda name: None)
 
 
 @dataclass
-class _Restoration:
-    """Makes the pictures that are not there yet, the models taking turns so that noise hits all of them alike."""
+class CaseRunner:
+    """Restores and scores one image after the other; the models take turns, so that noise hits all of them alike.
+
+    Args:
+        plan: what to do.
+        ready: the metrics of this process.
+        cache: where restored images, scores and times are kept.
+        tell: told what begins.
+        device: where models compute; None takes what the plan's metrics were made for.
+        is_timed: whether this process has the machine for itself, so that its times mean something.
+    """
 
     plan: Plan
+    ready: Sequence[ReadyMetric]
     cache: Cache
     tell: OnStart
-    failures: list[Failure] = field(default_factory=list)
-    errors: dict[tuple[str, str], str] = field(default_factory=dict)
+    device: str | None = None
+    is_timed: bool = False
     _loaded: dict[str, _Loaded] = field(default_factory=dict)
     _too_large: dict[str, str] = field(default_factory=dict)
 
-    def path(self, case: Case, model: ModelInfo) -> Path:
-        """Where a model's picture is kept."""
-        assert case.input is not None and case.output_px is not None, "restored ones are given without these"
-        return self.cache.picture_path(
-            input=self.cache.content(case.input), model=model.identity, output=list(case.output_px)
+    def __call__(self, number: int, lost: OmgsrError | None = None) -> CaseResult:
+        """Restore and score the image of this number.
+
+        Args:
+            number: in the plan.
+            lost: why its process ended: what is not restored yet is not tried again.
+        """
+        case = self.plan.cases[number]
+        failures: list[Failure] = []
+        errors = {name: text for name, text in case.errors.items() if name}
+        timings: dict[str, Timing] = {}
+        keys: dict[str, str] = {}
+        if case.input is None:
+            errors |= {model.info.name: case.errors[""] for model in self.plan.restoring if "" in case.errors}
+        else:
+            content = self.cache.content(case.input)
+            assert case.output_px is not None, "known wherever an input is"
+            keys = {
+                model.info.name: key_of(
+                    kind="image", input=content, model=model.info.identity, output=list(case.output_px)
+                )
+                for model in self.plan.restoring
+            }
+        waiting = [
+            model
+            for model in self.plan.restoring
+            if (key := keys.get(model.info.name))
+            and (self.plan.repeat is not None or not self.cache.image_path(key).is_file())
+        ]
+
+        def fail(model: Model, error: OmgsrError) -> None:
+            errors[model.info.name] = error.message
+            failures.append(Failure(f"{model.info.name} on {case.name}", error.message, error.hint))
+
+        if lost is not None:
+            for model in waiting if self.plan.repeat is None else []:
+                fail(model, DeviceError(lost.message, "memory may be short: try fewer --workers"))
+            waiting = []
+        for model in waiting:
+            self._load(model, case, errors, failures)
+        for _ in range(self.plan.repeat or 1):
+            for model in waiting:
+                name = model.info.name
+                if name in errors:
+                    continue
+                self.tell(f"{name}: {case.name}")
+                try:
+                    timing = self._restore(model, case, self.cache.image_path(keys[name]))
+                except OmgsrError as error:
+                    fail(model, error)
+                    timings.pop(name, None)
+                    continue
+                timings[name] = timings[name].with_another(timing) if name in timings else timing
+        timings = self._kept_too(timings, {name: key for name, key in keys.items() if name not in errors})
+        restored = dict(case.given)
+        restored |= {name: self.cache.image_path(key) for name, key in keys.items() if name not in errors}
+        book = Scorebook(self.ready, self.cache)
+        unavailable = {known.info.name: None for known in self.plan.asked if not known.info.is_of_sets}
+        scores: dict[str, dict[str, float | None]] = {}
+        for name in [model.info.name for model in self.plan.models]:
+            self.tell(f"scores of {name}: {case.name}")
+            found = book.score(restored[name], case.reference, case.compared_px) if name in restored else {}
+            scores[name] = {**unavailable, **found}
+        seconds = {name: timing.median_s for name, timing in timings.items()}
+        image = ImageResult(
+            *(case.name, case.input, case.reference, restored, scores, errors, seconds), case.compared_px
         )
+        return CaseResult(image, timings, tuple(failures), tuple(book.failed))
 
-    def leave_out(self, lost: Mapping[str, str]) -> None:
-        """Take as failed what is missing of these pictures, by their names, for these reasons."""
-        for case in self.plan.cases:
-            for contestant in self.plan.contestants:
-                if case.name in lost and self._is_missing(case, contestant.info):
-                    self._fail(case, contestant.info, DeviceError(lost[case.name], _LOST_HINT))
-
-    def load(self, cases: Sequence[Case]) -> None:
-        """Load and warm up the models that have something to do for these pictures, and are not loaded yet."""
-        for contestant in self.plan.contestants:
-            name = contestant.info.name
-            missing = [
-                case
-                for case in cases
-                if (case.name, name) not in self.errors and self._is_missing(case, contestant.info)
-            ]
-            if not missing or name in self._loaded:
-                continue
-            if name in self._too_large:
-                self.errors |= {(case.name, name): self._too_large[name] for case in missing}
-                continue
-            self.tell(f"loading {contestant.info.name}")
+    def _load(self, model: Model, first: Case, errors: dict[str, str], failures: list[Failure]) -> None:
+        """Load and warm up a model that is not loaded yet."""
+        name = model.info.name
+        if name in self._loaded:
+            return
+        if name not in self._too_large:
+            self.tell(f"loading {name}")
+            started = time.perf_counter()
             try:
-                self._load(contestant, missing[0])
+                assert model.load is not None, "only models that restore wait"
+                enlarger = model.load(self.device)
             except _MEMORY_ERRORS as error:
                 short = _short_of_memory(error, "to load it")
-                self.failures.append(Failure(contestant.info.name, short.message, short.hint))
+                failures.append(Failure(name, short.message, short.hint))
                 self._too_large[name] = short.message
-                self.errors |= {(case.name, name): short.message for case in missing}
+            else:
+                self._loaded[name] = _Loaded(enlarger, time.perf_counter() - started)
+                # The first image of a model is slower: memory is taken, kernels are chosen.
+                assert first.input is not None and first.output_px is not None, "only such images are restored"
+                with contextlib.suppress(OmgsrError, *_MEMORY_ERRORS):
+                    # What fails here fails again where this image has its turn.
+                    enlarger(read_picture(first.input).rgb, first.output_px)
+                return
+        errors[name] = self._too_large[name]
 
-    def restore(self, case: Case) -> None:
-        """Let every model that has not yet make its picture of one input; `repeat` times in turns, if that is given."""
-        missing = [each.info for each in self.plan.contestants if self._is_missing(case, each.info)]
-        for _ in range(self.plan.repeat or 1):
-            for model in missing:
-                if (case.name, model.name) not in self.errors:
-                    self.tell(f"{model.name}: {case.name}")
-                    self._restore(case, model)
-
-    def speeds(self) -> list[Speed]:
-        """What the models took that ran."""
-        found = [
-            loaded.watch.speed(name, loaded.enlarger.precision, loaded.load_s) for name, loaded in self._loaded.items()
-        ]
-        return [speed for speed in found if speed is not None]
-
-    def _is_missing(self, case: Case, model: ModelInfo) -> bool:
-        return self.plan.repeat is not None or not self.path(case, model).is_file()
-
-    def _load(self, contestant: Contestant, first: Case) -> None:
-        started = time.perf_counter()
-        enlarger = contestant.load()
-        load_s = time.perf_counter() - started
-        self._loaded[contestant.info.name] = _Loaded(enlarger, load_s, Stopwatch(enlarger.device))
-        # The first picture of a model is slower: memory is taken, kernels are chosen.
-        assert first.input is not None and first.output_px is not None, "only such are restored"
-        with contextlib.suppress(OmgsrError, *_MEMORY_ERRORS):
-            # What fails here is told where this picture has its turn.
-            enlarger(read_picture(first.input).rgb, first.output_px)
-
-    def _restore(self, case: Case, model: ModelInfo) -> None:
-        assert case.input is not None and case.output_px is not None, "only such are restored"
-        loaded, output = self._loaded[model.name], case.output_px
+    def _restore(self, model: Model, case: Case, path: Path) -> Timing:
+        assert case.input is not None and case.output_px is not None, "only such images are restored"
+        loaded, output = self._loaded[model.info.name], case.output_px
+        enlarger = loaded.enlarger
+        image = read_picture(case.input).rgb
         try:
-            picture = read_picture(case.input)
-            restored = loaded.watch.time(lambda: loaded.enlarger(picture.rgb, output), output.area)
-            write_picture(Picture(restored), self.path(case, model), format="png", metadata="none", overwrite=True)
-        except OmgsrError as error:
-            self._fail(case, model, error)
+            restored, timing = time_call(
+                lambda: enlarger(image, output),
+                *(output.area, enlarger.device),
+                precision=enlarger.precision,
+                load_s=loaded.load_s,
+            )
+            write_picture(Picture(restored), path, format="png", metadata="none", overwrite=True)
         except _MEMORY_ERRORS as error:
-            self._fail(case, model, _short_of_memory(error, f"for {output}"))
+            raise _short_of_memory(error, f"for {output}") from error
+        return timing
 
-    def _fail(self, case: Case, model: ModelInfo, error: OmgsrError) -> None:
-        self.errors[case.name, model.name] = error.message
-        self.failures.append(Failure(f"{model.name} on {case.name}", error.message, error.hint))
+    def _kept_too(self, timings: dict[str, Timing], keys: dict[str, str]) -> dict[str, Timing]:
+        """Keep what was measured here, and add what an earlier run measured of images that are restored already."""
+        found: dict[str, Timing] = {}
+        for name, key in keys.items():
+            place = key_of(kind="time", image=key, machine=machine_name())
+            if name not in timings:
+                kept = kept_timing(self.cache.find(place))
+                found |= {name: kept} if kept else {}
+            elif self.is_timed:
+                self.cache.keep(place, timings[name].record())
+                found[name] = timings[name]
+        return found
 
 
 def _short_of_memory(error: Exception, what: str) -> OmgsrError:
-    """What a network raises where memory is short, in one line; anything else that it raises is a bug, and goes on."""
+    """What a network raises where memory is short, in one line; anything else that it raises is a bug, and goes up."""
     if not is_out_of_memory(error):
         raise error
     release_memory()
-    return DeviceError(f"memory is short {what}", "smaller pictures, a lighter --precision or another --device")
+    return DeviceError(f"memory is short {what}", "smaller images, a lighter --precision or another --device")
 
 
-def _score_image(case: Case, plan: Plan, stage: _Restoration, book: Scorebook, tell: OnStart) -> ImageResult:
-    restored = dict(case.given)
-    for contestant in plan.contestants:
-        if (case.name, contestant.info.name) not in stage.errors:
-            restored[contestant.info.name] = stage.path(case, contestant.info)
-    scores: dict[str, dict[str, float | None]] = {}
-    unavailable = {known.info.name: None for known in plan.asked if known.info.kind != "set"}
-    for model in plan.models:
-        tell(f"scores of {model.name}: {case.name}")
-        found = book.score(restored[model.name], case.reference) if model.name in restored else {}
-        scores[model.name] = {**unavailable, **found}
-    errors = {model: error for (name, model), error in stage.errors.items() if name == case.name}
-    return ImageResult(case.name, case.input, case.reference, restored, scores, errors)
+def _report(plan: Plan, results: Sequence[CaseResult], book: Scorebook) -> Report:
+    images = [result.image for result in results]
+    names = [model.info.name for model in plan.models]
+    ready = {metric.info.name: metric.info for metric in plan.ready}
+    metrics = [ready.get(known.info.name, known.info) for known in plan.asked]
+    summaries = summarise(images, names, metrics) + _score_sets(plan, metrics, images, book)
+    timings = {name: [result.timings[name] for result in results if name in result.timings] for name in names}
+    speeds = [speed for name in names if (speed := speed_of(name, timings[name]))]
+    # A model that does not fit into memory fails in every process, and is one failure.
+    failures = dict.fromkeys([*plan.failures, *(failure for result in results for failure in result.failures)])
+    unscored = [each for result in results for each in result.unscored] + book.failed
+    return Report(
+        title=plan.title,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        models=tuple(model.info for model in plan.models),
+        metrics=tuple(metrics),
+        images=tuple(images),
+        summaries=tuple(summaries),
+        differences=tuple(compare(images, names, metrics)),
+        speeds=tuple(speeds),
+        failures=(*failures, *scoring_failures(unscored)),
+        versions=collect_versions(),
+        settings=plan.settings,
+    )
 
 
-def _score_sets(plan: Plan, images: Sequence[ImageResult], book: Scorebook) -> list[Summary]:
+def _score_sets(
+    plan: Plan, metrics: Sequence[MetricInfo], images: Sequence[ImageResult], book: Scorebook
+) -> list[Summary]:
     """One summary for each model and each metric that scores sets."""
+    sizes = {case.name: case.compared_px for case in plan.cases}
     ready = {metric.info.name: metric for metric in plan.ready}
     found = []
-    for known in plan.asked:
-        if known.info.kind != "set":
-            continue
-        for model in plan.models:
-            pairs = [(image.restored[model.name], image.reference) for image in images if model.name in image.restored]
-            complete = [(restored, reference) for restored, reference in pairs if reference is not None]
-            value = None
-            if known.info.name in ready:
-                restored, references = ([pair[side] for pair in complete] for side in (0, 1))
-                value = book.score_set(ready[known.info.name], restored, references, model.name)
-            found.append(Summary(model.name, known.info.name, len(complete) if value is not None else 0, value))
+    for metric in (metric for metric in metrics if metric.is_of_sets):
+        for name in [model.info.name for model in plan.models]:
+            complete = [
+                (image.restored[name], image.reference if metric.needs_references else None, sizes[image.name])
+                for image in images
+                if name in image.restored and (image.reference or not metric.needs_references)
+            ]
+            value = book.score_set(ready[metric.name], complete, name) if metric.name in ready else None
+            found.append(Summary(name, metric.name, 0 if value is None else len(complete), value))
     return found

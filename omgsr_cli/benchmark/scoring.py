@@ -1,9 +1,10 @@
-"""Scores of restored pictures: metrics are made first, then asked, and every score is kept."""
+"""Scores of restored images: metrics are made first, then asked, and every score is kept."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -11,25 +12,26 @@ import torch
 from torch import Tensor
 
 from omgsr_cli.benchmark.cache import Cache, key_of
+from omgsr_cli.benchmark.machine import version_of
 from omgsr_cli.benchmark.metrics import CORE, KnownMetric, core_settings
 from omgsr_cli.benchmark.perceptual import MetricError, PyiqaMetric, weights_identity
 from omgsr_cli.benchmark.results import Failure, MetricInfo
-from omgsr_cli.benchmark.versions import version_of
-from omgsr_cli.errors import FileError, OmgsrError
+from omgsr_cli.errors import OmgsrError
 from omgsr_cli.fidelity import psnr, ssim
-from omgsr_cli.imaging import read_picture
+from omgsr_cli.geometry import Size
+from omgsr_cli.imaging import Picture, probe_picture, read_picture, write_picture
 from omgsr_cli.options import ColorSpace
 
 
-class PictureScorer(Protocol):
+class ImageScorer(Protocol):
     """A metric that is ready to score."""
 
     def score(self, restored: Tensor, reference: Tensor | None) -> float:
-        """Score (1, 3, H, W) pictures in [0, 1]."""
+        """Score (1, 3, H, W) images in [0, 1]."""
         ...
 
     def score_set(self, restored: Sequence[Path], references: Sequence[Path]) -> float:
-        """Score all pictures together."""
+        """Score all images together."""
         ...
 
 
@@ -40,11 +42,11 @@ class ReadyMetric:
     Attributes:
         info: what its scores mean, with the settings they are computed with.
         scorer: computes them.
-        depends_on: what a kept score depends on beside the pictures.
+        depends_on: what a kept score depends on beside the images.
     """
 
     info: MetricInfo
-    scorer: PictureScorer
+    scorer: ImageScorer
     depends_on: str
 
 
@@ -57,26 +59,32 @@ class CoreMetric:
         self._crop_border_px = crop_border_px
 
     def score(self, restored: Tensor, reference: Tensor | None) -> float:
-        """Score (1, 3, H, W) pictures in [0, 1]."""
-        assert reference is not None, "asked only for pictures that have a reference"
+        """Score (1, 3, H, W) images in [0, 1]."""
+        assert reference is not None, "asked only for images that have a reference"
         value = self._measure(restored, reference, color_space=self._color_space, crop_border_px=self._crop_border_px)
         return float(value)
 
     def score_set(self, restored: Sequence[Path], references: Sequence[Path]) -> float:
-        """Never asked: these score single pictures."""
+        """Never asked: these score single images."""
         raise NotImplementedError
 
 
 def make_metrics(
-    chosen: Sequence[KnownMetric], *, device: torch.device, color_space: ColorSpace = "ycbcr", crop_border_px: int = 0
+    chosen: Sequence[KnownMetric],
+    *,
+    device: torch.device,
+    color_space: ColorSpace = "ycbcr",
+    crop_border_px: int = 0,
+    seed: int | None = None,
 ) -> tuple[list[ReadyMetric], list[Failure]]:
-    """Load every metric that can be had, and say of the others why not.
+    """Load every metric that this machine can compute, and say of the others why not.
 
     Args:
         chosen: in the order asked for.
         device: where pyiqa's networks compute.
         color_space: of psnr and ssim.
         crop_border_px: of psnr and ssim.
+        seed: of what pyiqa's metrics draw; None takes pyiqa's own.
     """
     ready, failures = [], []
     for known in chosen:
@@ -87,111 +95,129 @@ def make_metrics(
             ready.append(ReadyMetric(info, core, key_of(metric=name, settings=info.settings)))
             continue
         try:
-            scorer = PyiqaMetric(known, device)
+            scorer = PyiqaMetric(known, device, seed)
         except MetricError as error:
             failures.append(error.failure(name))
             continue
         versions = {library: version_of(library) for library in ("pyiqa", "torch", "torchvision", "timm")}
-        identity = key_of(metric=name, device=device.type, versions=versions, weights=weights_identity(known))
+        identity = key_of(
+            metric=name, device=device.type, versions=versions, weights=weights_identity(known), seed=seed
+        )
         ready.append(ReadyMetric(known.info, scorer, identity))
     return ready, failures
 
 
 @dataclass
 class Scorebook:
-    """Scores pictures with some metrics, each pair of files once in all runs.
+    """Scores images with some metrics, each pair of files once in all runs.
 
     Attributes:
         metrics: that are ready.
         cache: where scores are kept.
-        failed: metric name to the pictures that it does not work on, with the reason.
+        failed: (metric name, file that it does not work on, reason), in order.
     """
 
     metrics: Sequence[ReadyMetric]
     cache: Cache
-    failed: dict[str, list[tuple[str, str]]]
+    failed: list[tuple[str, str, str]] = field(default_factory=list)
 
-    def score(self, restored: Path, reference: Path | None) -> dict[str, float | None]:
-        """All scores of one picture; None where a metric needs a reference that is not there, or fails."""
-        pictures = _Pictures(restored, reference)
-        return {
-            metric.info.name: self._one(metric, restored, reference, pictures)
-            for metric in self.metrics
-            if metric.info.kind != "set"
-        }
+    def score(self, restored: Path, reference: Path | None, compared_px: Size | None = None) -> dict[str, float | None]:
+        """All scores of one image; None where a metric needs a reference that does not exist, or fails.
 
-    def score_set(
-        self, metric: ReadyMetric, restored: Sequence[Path], references: Sequence[Path], model: str
-    ) -> float | None:
-        """One score of a model's pictures together."""
-        if len(restored) < 2:
-            self._fail(metric, model, "a set has at least two pictures with references")
-            return None
-        contents = [[self.cache.content(path) for path in paths] for paths in (restored, references)]
-        key = key_of(kind="score", metric=metric.depends_on, restored=contents[0], reference=contents[1])
-        known = self.cache.find_score(key)
-        if known is not None:
-            return known
-        try:
-            value = metric.scorer.score_set(restored, references)
-        except OmgsrError as error:
-            self._fail(metric, model, error.message)
-            return None
-        self.cache.keep_score(key, value)
-        return value
+        Args:
+            restored: the image.
+            reference: what it should be, or None.
+            compared_px: the size that both are cropped to, from the top left; None compares whole images.
+        """
+        tensors: dict[Path, Tensor] = {}
 
-    def failures(self) -> list[Failure]:
-        """One line for each metric that does not work on some pictures."""
-        found = []
-        for name, pictures in self.failed.items():
-            first, reason = pictures[0]
-            more = f" and {len(pictures) - 1} more" if len(pictures) > 1 else ""
-            found.append(Failure(name, f"no score for {first}{more}: {reason}"))
+        def read(path: Path) -> Tensor:
+            if path not in tensors:
+                tensors[path] = _cropped(read_picture(path).rgb, compared_px)[None].clamp(0, 1)
+            return tensors[path]
+
+        found: dict[str, float | None] = {}
+        for metric in self.metrics:
+            if metric.info.is_of_sets:
+                continue
+            needed = reference if metric.info.needs_references else None
+            if metric.info.needs_references and needed is None:
+                found[metric.info.name] = None
+                continue
+            key = key_of(
+                kind="score",
+                metric=metric.depends_on,
+                restored=self.cache.content(restored),
+                reference=needed and self.cache.content(needed),
+                compared=compared_px and list(compared_px),
+            )
+            value = _number(self.cache.find(key))
+            if value is None:
+                try:
+                    value = metric.scorer.score(read(restored), read(needed) if needed else None)
+                    self.cache.keep(key, value)
+                except OmgsrError as error:
+                    # A restored file has a name that nobody knows.
+                    self.failed.append((metric.info.name, str(needed or restored), error.message))
+            found[metric.info.name] = value
         return found
 
-    def _one(self, metric: ReadyMetric, restored: Path, reference: Path | None, pictures: _Pictures) -> float | None:
-        needed = reference if metric.info.kind == "full-reference" else None
-        if metric.info.kind == "full-reference" and needed is None:
+    def score_set(
+        self, metric: ReadyMetric, images: Sequence[tuple[Path, Path | None, Size | None]], model: str
+    ) -> float | None:
+        """One score of a model's images together.
+
+        Args:
+            metric: that scores sets.
+            images: restored image, reference where the metric needs one, and the size that both are cropped to.
+            model: its name.
+        """
+        if len(images) < 2:
+            what = "images with references" if metric.info.needs_references else "images"
+            self.failed.append((metric.info.name, model, f"a set has at least two {what}"))
             return None
-        key = key_of(
-            kind="score",
-            metric=metric.depends_on,
-            restored=self.cache.content(restored),
-            reference=needed and self.cache.content(needed),
-        )
-        known = self.cache.find_score(key)
-        if known is not None:
-            return known
-        try:
-            value = metric.scorer.score(pictures.restored(), pictures.reference() if needed else None)
-        except OmgsrError as error:
-            # What a model restored lies under a name that nobody knows.
-            self._fail(metric, str(needed or restored), error.message)
-            return None
-        self.cache.keep_score(key, value)
+        contents = [
+            [self.cache.content(restored), reference and self.cache.content(reference), size and list(size)]
+            for restored, reference, size in images
+        ]
+        key = key_of(kind="set", metric=metric.depends_on, images=contents)
+        value = _number(self.cache.find(key))
+        if value is not None:
+            return value
+        with tempfile.TemporaryDirectory(prefix="omgsr-bench-") as scratch:
+            try:
+                restored = [_cropped_file(path, size, Path(scratch)) for path, _, size in images]
+                references = [_cropped_file(path, size, Path(scratch)) for _, path, size in images if path]
+                value = metric.scorer.score_set(restored, references)
+            except OmgsrError as error:
+                self.failed.append((metric.info.name, model, error.message))
+                return None
+        self.cache.keep(key, value)
         return value
 
-    def _fail(self, metric: ReadyMetric, where: str, reason: str) -> None:
-        self.failed.setdefault(metric.info.name, []).append((where, reason))
+
+def scoring_failures(failed: Sequence[tuple[str, str, str]]) -> list[Failure]:
+    """One line for each metric that does not work on some images."""
+    found = []
+    for name in dict.fromkeys(name for name, _, _ in failed):
+        (first, reason), *others = [(place, reason) for metric, place, reason in failed if metric == name]
+        more = f" and {len(others)} more" if others else ""
+        found.append(Failure(name, f"no score for {first}{more}: {reason}"))
+    return found
 
 
-class _Pictures:
-    """A restored picture and its reference, each read when the first metric asks for it."""
+def _number(value: object) -> float | None:
+    return value if isinstance(value, float) else None
 
-    def __init__(self, restored: Path, reference: Path | None) -> None:
-        self._paths = (restored, reference)
-        self._read: dict[int, Tensor] = {}
 
-    def restored(self) -> Tensor:
-        return self._tensor(0)
+def _cropped(image: Tensor, size: Size | None) -> Tensor:
+    return image if size is None else image[..., : size.height, : size.width]
 
-    def reference(self) -> Tensor:
-        return self._tensor(1)
 
-    def _tensor(self, index: int) -> Tensor:
-        if index not in self._read:
-            path = self._paths[index]
-            if path is None:
-                raise FileError("there is no reference")
-            self._read[index] = read_picture(path).rgb[None].clamp(0, 1)
-        return self._read[index]
+def _cropped_file(path: Path, size: Size | None, scratch: Path) -> Path:
+    """The file itself, or a copy of the part of it that is compared."""
+    if size is None or tuple(probe_picture(path).size_px) == tuple(size):
+        return path
+    copy = scratch / f"{len(list(scratch.iterdir())):06d}.png"
+    write_picture(Picture(_cropped(read_picture(path).rgb, size)), copy, format="png", metadata="none")
+    return copy

@@ -61,7 +61,7 @@ def summarise(images: Sequence[ImageResult], models: Sequence[str], metrics: Seq
         _summary(model, metric.name, list(_scores(images, model, metric.name).values()))
         for model in models
         for metric in metrics
-        if metric.kind != "set"
+        if not metric.is_of_sets
     ]
 
 

@@ -66,10 +66,12 @@ def difference_table(report: Report) -> Table:
         return difference.count if difference else 0
 
     def cells(pair: tuple[str, str], metrics: list[MetricInfo]) -> Iterator[Cell]:
-        yield from (Cell(difference_text(found.get((*pair, metric.name)))) for metric in metrics)
+        for metric in metrics:
+            difference = found.get((*pair, metric.name))
+            yield Cell(difference_text(difference, report.summary(pair[0], metric.name).mean or 0.0))
         yield Cell(str(count(pair, metrics[0])))
 
-    metrics = [metric for metric in report.metrics if metric.kind != "set"]
+    metrics = [metric for metric in report.metrics if not metric.is_of_sets]
     groups = _with_equal_counts(metrics, lambda metric: tuple(count(pair, metric) for pair in pairs))
     rows = tuple(
         (Cell(f"{pair[0]} v. {pair[1]}"), *(cell for group in groups for cell in cells(pair, group))) for pair in pairs
@@ -124,12 +126,15 @@ def mean_text(summary: Summary) -> str:
     return number_text(summary.mean, summary.mean) + _half_text(summary.mean, summary.high, summary.mean)
 
 
-def difference_text(difference: PairedDifference | None) -> str:
-    """Such as "+0.41 ± 0.12 *"; "-" where no image has both scores."""
+def difference_text(difference: PairedDifference | None, like: float) -> str:
+    """Such as "+0.41 ± 0.12 *"; "-" where no image has both scores.
+
+    Args:
+        difference: of two models.
+        like: a score of theirs, whose digits it gets.
+    """
     if difference is None:
         return "-"
-    # A difference has as many digits as the scores, which are greater than it.
-    like = max(abs(value) for value in (difference.first_minus_second, difference.low or 0, difference.high or 0))
     mean = difference.first_minus_second
     sign = "+" if mean > 0 else ""
     mark = " *" if difference.is_clear else ""

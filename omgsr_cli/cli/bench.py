@@ -47,6 +47,7 @@ def bench(
     latex: own.Latex = False,
     overwrite: own.Overwrite = False,
     cache: own.Cache = None,
+    seed: own.Seed = None,
     workers: upscale_params.Workers = None,
     shard: upscale_params.Shard = None,
     as_json: shared.AsJson = False,
@@ -55,8 +56,9 @@ def bench(
 ) -> int:
     """Score models side by side, time them, and make a page to look at.
 
-    With nothing else the default model and bicubic enlarge a small set of pictures that comes with the program. What
-    was restored and scored is kept, so that another metric or model only adds its own work.
+    Without options, the default model and bicubic enlarge a small set of bundled images. Restored images and scores are
+    kept, so that another metric or model only adds its own work. Without references, the page
+    shows the images, with scores of those metrics that need none.
     """
     talk = Output(as_json=as_json, quiet=quiet, verbose=verbose)
     if list_metrics:
@@ -102,6 +104,7 @@ def bench(
         color_space=color_space,
         crop_border=crop_border,
         cache=cache,
+        seed=seed,
     )
     # pyiqa prints what it loads; stdout is for results.
     with contextlib.redirect_stdout(sys.stderr):
@@ -112,30 +115,32 @@ def bench(
 
 
 def _run(options: BenchOptions, spread: EngineOptions, part: Shard | None, talk: Output) -> Report:
-    """Say what cannot be had before long work begins: it may not be worth it without."""
-    from omgsr_cli.benchmark.plan import plan_bench, run_plan
+    """Say what is missing before long work begins: it may not be worth it without."""
+    from omgsr_cli.benchmark.plan import plan_bench
+    from omgsr_cli.benchmark.runner import run_plan
     from omgsr_cli.engines.local import Here
 
     plan = plan_bench(options)
     if part is not None:
         cases = [case for case in plan.cases if part.holds(case.name)]
         if not cases:
-            raise UsageError(f"--shard {part}: none of the pictures is in this part", "give fewer parts")
+            raise UsageError(f"--shard {part}: none of the images is in this part", "give fewer parts")
         plan = replace(plan, cases=cases, title=f"{plan.title}, of which part {part}: {len(cases)}")
     _say_failures(plan.failures, talk)
-    if options.scale is not None and all(case.reference for case in plan.cases):
-        talk.note(f"note: --scale {options.scale:g} has no effect: results get the sizes of their references")
     for note in plan.notes:
         talk.note(f"note: {note}")
-    chosen = choose_engine(spread, plan.steps)
+    chosen = choose_engine(spread, len(plan.cases))
     engine = None if isinstance(chosen, Here) else chosen
-    with talk.progress(plan.steps, "pictures") as view:
-        report = run_plan(plan, options, engine, on_start=view.start, on_finish=view.finish)
-    _say_failures(report.failures[len(plan.failures) :], talk)
-    if engine is not None:
+    with talk.progress(len(plan.cases), "images") as view:
+        report = run_plan(plan, engine, on_start=view.start, on_finish=view.finish)
+    _say_failures([failure for failure in report.failures if failure not in plan.failures], talk)
+    untimed = [model.info.name for model in plan.restoring if report.speed(model.info.name) is None]
+    if engine is not None and untimed:
         talk.note("note: speed is not measured with several processes; --repeat 1 without them does")
-    elif plan.contestants and not report.speeds:
-        talk.note("note: all pictures were kept from an earlier run; --repeat 1 restores them again for their time")
+    elif untimed:
+        talk.note(f"note: {', '.join(untimed)}: no times of earlier runs are kept; --repeat 1 restores again for them")
+    elif any(speed.kept_runs for speed in report.speeds):
+        talk.note("note: times of kept images were measured by earlier runs; --repeat 1 measures them again")
     return report
 
 

@@ -1,4 +1,4 @@
-"""The options of `omgsr bench` alone, in the order in which they are told."""
+"""The options of `omgsr bench` alone, in the order of its help."""
 
 from __future__ import annotations
 
@@ -14,28 +14,26 @@ Data = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Low-quality pictures, or a folder with test_LR/ and test_HR/.",
-        rich_help_panel="Pictures",
+        help="Low-quality images, or a folder with test_LR/ and test_HR/.",
+        rich_help_panel="Images",
     ),
 ]
 
 Hr = Annotated[
     Path | None,
-    typer.Option("--hr", metavar="FOLDER", help="Their references, of the same names.", rich_help_panel="Pictures"),
+    typer.Option("--hr", metavar="FOLDER", help="Their references, of the same names.", rich_help_panel="Images"),
 ]
 
 Sr = Annotated[
     list[Path] | None,
-    typer.Option("--sr", metavar="FOLDER", help="Pictures restored before; repeatable.", rich_help_panel="Pictures"),
+    typer.Option("--sr", metavar="FOLDER", help="Images restored before; repeatable.", rich_help_panel="Images"),
 ]
 
-Recursive = Annotated[
-    bool, typer.Option("--recursive", "-r", help="Go into the folders' folders.", rich_help_panel="Pictures")
-]
+Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Search subfolders.", rich_help_panel="Images")]
 
 Scale = Annotated[
     float | None,
-    typer.Option(metavar="F", help="Enlargement where there is no reference \\[4].", rich_help_panel="Pictures"),
+    typer.Option(metavar="F", help="Factor without a reference \\[4].", rich_help_panel="Images"),
 ]
 
 Model = Annotated[
@@ -49,14 +47,24 @@ Model = Annotated[
 
 Repeat = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="Restore each picture N times, for its time.", rich_help_panel=MODEL),
+    typer.Option(min=1, metavar="N", help="Restore each image N times, for its time.", rich_help_panel=MODEL),
+]
+
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Sample latents and draw metrics' crops with it \\[no samples].",
+        rich_help_panel="Scores",
+    ),
 ]
 
 Metrics = Annotated[
     str | None,
     typer.Option(
         metavar="A,B",
-        help="Names, or paper for all of a paper's \\[psnr,ssim; musiq,clipiqa where at hand].",
+        help="Names of pyiqa, or paper for all of a paper's \\[psnr,ssim; musiq,clipiqa if installed].",
         rich_help_panel="Scores",
     ),
 ]
@@ -74,23 +82,21 @@ CropBorder = Annotated[
 ]
 
 Csv = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Write a line per picture and model.", rich_help_panel="Reports")
+    Path | None, typer.Option(metavar="FILE", help="Write scores, means and differences.", rich_help_panel="Reports")
 ]
 
 Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page to look at.", rich_help_panel="Reports")]
 
 HtmlDir = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Keep the page's pictures beside it.", rich_help_panel="Reports"),
+    typer.Option(metavar="FOLDER", help="Keep the page's images beside it.", rich_help_panel="Reports"),
 ]
 
 Markdown = Annotated[bool, typer.Option("--markdown", help="Tables in Markdown on stdout.", rich_help_panel="Reports")]
 
 Latex = Annotated[bool, typer.Option("--latex", help="Tables in LaTeX on stdout.", rich_help_panel="Reports")]
 
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace reports that are there.", rich_help_panel="Reports")
-]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing reports.", rich_help_panel="Reports")]
 
 Cache = Annotated[
     Path | None,

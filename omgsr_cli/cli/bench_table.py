@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from omgsr_cli.benchmark.metrics import METRICS, KnownMetric
+from omgsr_cli.benchmark.metrics import KnownMetric, known_metrics
 from omgsr_cli.benchmark.results import Report
 from omgsr_cli.benchmark.tables import Cell, Table, tables_of
 from omgsr_cli.cli.output import Output
@@ -29,12 +29,12 @@ def say_metrics(talk: Output) -> None:
     """Say every metric: direction, range, kind, and whether its weights are here."""
     from omgsr_cli.benchmark.perceptual import missing_weights
 
-    missing = {name: missing_weights(known) for name, known in METRICS.items()}
+    missing = {name: missing_weights(known) for name, known in known_metrics().items()}
     if talk.as_json:
-        for name, known in METRICS.items():
+        for name, known in known_metrics().items():
             talk.result(name, _metric_record(known, missing[name]))
         return
-    rows = tuple(tuple(map(Cell, _metric_texts(known, missing[name]))) for name, known in METRICS.items())
+    rows = tuple(tuple(map(Cell, _metric_texts(known, missing[name]))) for name, known in known_metrics().items())
     talk.result(_drawn([Table("metrics", ("metric", "better", "range", "kind", "weights", "what"), rows, False)]), {})
 
 
@@ -54,13 +54,15 @@ def _metric_record(known: KnownMetric, missing: Sequence[Path]) -> dict[str, obj
         "unit": info.unit,
         "kind": info.kind,
         "source": info.source,
-        "weights_here": not missing,
+        "weights_here": None if known.weights is None else not missing,
         "missing_weights": [str(path) for path in missing],
         "summary": known.summary,
     }
 
 
 def _weights_text(known: KnownMetric, missing: Sequence[Path]) -> str:
+    if known.weights is None:
+        return "fetched on first use"
     if not known.weights:
         return "none needed"
     return "missing" if missing else "here"

@@ -18,7 +18,7 @@
   const present = (wish, fallback) => (views().includes(wish) ? wish : fallback);
 
   async function show() {
-    if (!images.length) { at("message").textContent = "There are no pictures in this report."; return; }
+    if (!images.length) { at("message").textContent = "This report has no images."; return; }
     const names = views(), image = images[state.image];
     const left = present(state.left, names[0]), right = present(state.right, names[names.length - 1]);
     fill(at("left"), names, left);
@@ -58,7 +58,7 @@
       }));
       return row;
     });
-    head.append(...["this picture", ...metrics.map((m) => `${m.name} ${m.arrow}`)].map((text) => {
+    head.append(...["this image", ...metrics.map((m) => `${m.name} ${m.arrow}`)].map((text) => {
       const cell = document.createElement("th");
       cell.textContent = text;
       return cell;
@@ -66,7 +66,7 @@
     const thead = document.createElement("thead"), body = document.createElement("tbody");
     thead.append(head);
     body.append(...rows);
-    at("scores").replaceChildren(thead, body);
+    at("scores").replaceChildren(...(metrics.length ? [thead, body] : []));
   }
 
   function place() {

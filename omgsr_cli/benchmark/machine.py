@@ -1,0 +1,190 @@
+"""What a run took on this machine: seconds, memory, and the versions of everything that moves a number."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from omgsr_cli import __version__
+from omgsr_cli.benchmark.results import Speed
+from omgsr_cli.benchmark.statistics import quantiles
+
+_LIBRARIES = (
+    *("torch", "numpy", "pillow", "diffusers", "transformers"),
+    *("pyiqa", "torchvision", "timm", "scipy", "opencv-python-headless", "spandrel"),
+)
+_MIB = 1 << 20
+_PROCESS = Path("/proc/self")
+T = TypeVar("T")
+
+
+def collect_versions() -> dict[str, str]:
+    """Name to version of this program, its installed libraries, Python and the system."""
+    found = {"omgsr": __version__, "python": platform.python_version()}
+    found |= {name: version for name in _LIBRARIES if (version := version_of(name)) is not None}
+    return {**found, "system": f"{platform.system()} {platform.machine()}"}
+
+
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def machine_name() -> list[object]:
+    """What tells this machine, as it computes now, from another: times of one do not hold on the other."""
+    return [platform.node(), platform.machine(), os.cpu_count(), torch.get_num_threads()]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What restoring one image took a model.
+
+    Attributes:
+        seconds: of each timed restoration.
+        megapixels: of the output.
+        load_s: of the model.
+        process_mib: greatest resident memory during any of the calls.
+        device_mib: greatest memory of tensors on an accelerator during any of the calls; None on the CPU.
+        device: for people.
+        precision: for people.
+        is_kept: whether an earlier run measured it.
+    """
+
+    seconds: tuple[float, ...]
+    megapixels: float
+    load_s: float
+    process_mib: float
+    device_mib: float | None
+    device: str
+    precision: str
+    is_kept: bool = False
+
+    @property
+    def median_s(self) -> float:
+        """The median of its restorations."""
+        return statistics.median(self.seconds)
+
+    def with_another(self, other: Timing) -> Timing:
+        """Both, as of one image that was restored again."""
+        device_mib = None if self.device_mib is None else max(self.device_mib, other.device_mib or 0.0)
+        return replace(
+            other,
+            seconds=(*self.seconds, *other.seconds),
+            process_mib=max(self.process_mib, other.process_mib),
+            device_mib=device_mib,
+        )
+
+    def record(self) -> dict[str, object]:
+        """Plain values, for `kept_timing`."""
+        return asdict(self)
+
+
+def kept_timing(record: object) -> Timing | None:
+    """The timing of an earlier run from its record; None where there is none."""
+    if not isinstance(record, dict):
+        return None
+    return Timing(**{**record, "seconds": tuple(record["seconds"]), "is_kept": True})
+
+
+def speed_of(model: str, timings: Sequence[Timing]) -> Speed | None:
+    """A model's speed from what its images took; None where none was timed."""
+    if not timings:
+        return None
+    seconds = [each for timing in timings for each in timing.seconds]
+    # What this run measured tells of the device and of loading.
+    newest = min(timings, key=lambda timing: timing.is_kept)
+    device_mib = [timing.device_mib for timing in timings if timing.device_mib is not None]
+    return Speed(
+        model,
+        newest.device,
+        newest.precision,
+        len(seconds),
+        newest.load_s,
+        quantiles(seconds),
+        quantiles([each / timing.megapixels for timing in timings for each in timing.seconds]),
+        max(timing.process_mib for timing in timings),
+        max(device_mib, default=None),
+        sum(len(timing.seconds) for timing in timings if timing.is_kept),
+    )
+
+
+def time_call(
+    work: Callable[[], T], output_px: int, device: torch.device, *, precision: str, load_s: float
+) -> tuple[T, Timing]:
+    """Run some work with everything that its device still has to do, and say what it took.
+
+    Args:
+        work: restores one image.
+        output_px: number of pixels that it makes.
+        device: where it computes.
+        precision: of the model, for the record.
+        load_s: of the model, for the record.
+    """
+    _reset_peaks(device)
+    _synchronize(device)
+    started = time.perf_counter()
+    result = work()
+    _synchronize(device)
+    took = time.perf_counter() - started
+    peak_mib = _peak_device_mib(device)
+    timing = Timing((took,), output_px / 1e6, load_s, peak_process_mib(), peak_mib, device_name(device), precision)
+    return result, timing
+
+
+def device_name(device: torch.device) -> str:
+    """A device for people: "cpu", or with the hardware's name "cuda (NVIDIA H100)"."""
+    if device.type in ("cuda", "xpu"):
+        module = torch.cuda if device.type == "cuda" else torch.xpu
+        return f"{device} ({module.get_device_name(device)})"
+    return str(device)
+
+
+def peak_process_mib() -> float:
+    """Greatest resident memory of this process since it was last reset, or since the start where that cannot be."""
+    try:
+        for line in (_PROCESS / "status").read_text("ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    if sys.platform == "win32":
+        import psutil  # comes with accelerate
+
+        return float(psutil.Process().memory_info().peak_wset) / _MIB
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _MIB
+
+
+def _reset_peaks(device: torch.device) -> None:
+    if device.type in ("cuda", "xpu"):
+        (torch.cuda if device.type == "cuda" else torch.xpu).reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        # Linux: the peak begins anew at what is resident now.
+        (_PROCESS / "clear_refs").write_text("5", "ascii")
+
+
+def _peak_device_mib(device: torch.device) -> float | None:
+    if device.type in ("cuda", "xpu"):
+        return float((torch.cuda if device.type == "cuda" else torch.xpu).max_memory_allocated(device)) / _MIB
+    return None
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
