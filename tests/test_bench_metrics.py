@@ -145,6 +145,17 @@ def test_a_metric_that_only_pyiqa_knows_is_computed() -> None:
     assert first != other
 
 
+def test_weights_that_only_pyiqa_knows_and_cannot_fetch(write_pyiqa: WritePyiqa, tmp_path: Path) -> None:
+    write_pyiqa("import urllib.error\ndef create_metric(name, device): raise urllib.error.URLError('no route')")
+    (tmp_path / "site" / "pyiqa" / "default_model_configs.py").write_text(TABLE)
+    known_metrics.cache_clear()
+    (known,) = choose_metrics(["pieapp"])
+    known_metrics.cache_clear()
+    with pytest.raises(MetricError, match="no route") as caught:
+        PyiqaMetric(known, CPU)
+    assert "HF_ENDPOINT" in str(caught.value.hint)
+
+
 def test_without_pyiqa_its_names_cannot_be_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     known_metrics.cache_clear()

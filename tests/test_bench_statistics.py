@@ -142,6 +142,7 @@ def test_latex_is_a_table_for_booktabs(report: Report) -> None:
         report,
         models=(ModelInfo("a_1 & 2%", "given"), ModelInfo("b", "resampling")),
         summaries=tuple(replace(each, model="a_1 & 2%") if each.model == "a" else each for each in report.summaries),
+        differences=tuple(replace(each, first="a_1 & 2%") for each in report.differences),
     )
     lines = latex(named).splitlines()
     assert lines.count("\\toprule") == lines.count("\\end{tabular}") == 2
@@ -150,7 +151,7 @@ def test_latex_is_a_table_for_booktabs(report: Report) -> None:
     assert first.endswith(" \\\\")
     assert any(line.startswith("b & \\textbf{27.00 $\\pm$") for line in lines)
     assert any("psnr $\\uparrow$ & n & lpips $\\downarrow$" in line for line in lines)
-    assert any(line.startswith("a v. b & $-$2.00") for line in lines)
+    assert any(line.startswith("a\\_1 \\& 2\\% v. b & $-$2.00") for line in lines)
 
 
 def test_what_people_publish_names_no_folder_of_this_machine(report: Report, tmp_path: Path) -> None:

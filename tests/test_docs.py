@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 
 from omgsr_cli.cli.app import app
 
@@ -67,3 +68,23 @@ def test_every_page_is_reached_from_the_first_and_in_the_table_of_contents() -> 
     for page in (ROOT / "docs").glob("*.md"):
         assert f": {page.name}\n" in contents
         assert page.name == "index.md" or f"]({page.name})" in first
+
+
+def test_the_mid_timestep_of_omgsr_tiny_is_the_one_of_its_record() -> None:
+    from omgsr_cli.presets import PRESETS
+
+    found = re.search(
+        r"## The mid-timestep of omgsr-tiny\n\n\*\*Use (\d+)\*\*", (ROOT / "docs" / "timestep.md").read_text("utf-8")
+    )
+    assert found
+    assert int(found[1]) == PRESETS["omgsr-tiny"].mid_timestep
+
+
+def test_how_to_cite_is_said() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors", "references"} <= set(citation)
+    page = (ROOT / "docs" / "reproduce.md").read_text("utf-8")
+    assert "2508.08227" in page
+    assert "@misc{" in page
+    assert "2508.08227" in citation["references"][0]["url"]

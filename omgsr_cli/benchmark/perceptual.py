@@ -204,6 +204,7 @@ def _import_pyiqa() -> Any:
 
 def _explain(error: BaseException, known: KnownMetric | None) -> MetricError:
     """Say in one line why pyiqa could not be imported or a metric of it not be made."""
+    missing = missing_weights(known) if known else []
     name = getattr(error, "name", None)
     if isinstance(error, ModuleNotFoundError) and name == "pkg_resources":
         version = _version("setuptools")
@@ -215,21 +216,16 @@ def _explain(error: BaseException, known: KnownMetric | None) -> MetricError:
     if "libGL" in str(error):
         hint = "pip uninstall opencv-python, then pip install opencv-python-headless"
         return MetricError("the installed opencv needs libGL, which this machine lacks", hint)
+    is_out_of_reach = isinstance(error, urllib.error.URLError) or (
+        isinstance(error, OSError) and not _hub_answers(constants.ENDPOINT)
+    )
+    if known and known.weights is None and is_out_of_reach:
+        return MetricError(f"its weights cannot be fetched: {_first_line(error)}", "set HF_ENDPOINT to a mirror")
     explanation = explain_broken_torchvision(error)
     if explanation is not None:
         return MetricError(explanation.message, "install the torchvision that was built for this torch; pyiqa needs it")
-    missing = missing_weights(known) if known else []
     if missing and isinstance(error, OSError | RuntimeError):
         return _cannot_be_had(missing)
-    if (
-        known
-        and known.weights is None
-        and isinstance(error, OSError | RuntimeError)
-        and not _hub_answers(constants.ENDPOINT)
-    ):
-        return MetricError(
-            f"its weights cannot be fetched: {constants.ENDPOINT} does not answer", "set HF_ENDPOINT to a mirror"
-        )
     return MetricError(f"pyiqa {_version('pyiqa')} fails: {type(error).__name__}: {_first_line(error)}")
 
 
