@@ -13,7 +13,7 @@ from omgsr_cli.benchmark import perceptual
 from omgsr_cli.benchmark.cache import Cache
 from omgsr_cli.benchmark.metrics import METRICS, PAPER, choose_metrics, known_metrics
 from omgsr_cli.benchmark.perceptual import MetricError, PyiqaMetric
-from omgsr_cli.benchmark.scoring import Scorebook, make_metrics, scoring_failures
+from omgsr_cli.benchmark.scoring import MetricChoice, Scorebook, make_metrics, scoring_failures
 from omgsr_cli.errors import FileError, UsageError
 from omgsr_cli.imaging import Picture, write_picture
 
@@ -217,7 +217,7 @@ def test_a_file_of_weights_that_is_a_page_is_told(write_pyiqa: WritePyiqa, hub: 
 
 def test_a_metric_that_fails_leaves_the_others(write_pyiqa: WritePyiqa) -> None:
     write_pyiqa(WORKING)
-    ready, failures = make_metrics(choose_metrics(["psnr", "musiq", "piqe"]), device=CPU)
+    ready, failures = make_metrics(choose_metrics(["psnr", "musiq", "piqe"]), MetricChoice("cpu"))
     assert [metric.info.name for metric in ready] == ["psnr", "piqe"]
     assert [each.name for each in failures] == ["musiq"]
 
@@ -257,7 +257,7 @@ def test_scores_are_kept_by_content_and_settings(pictures: list[Path], tmp_path:
     cache = Cache(tmp_path / "cache")
     asked = choose_metrics(["psnr"])
     for space, expected in (("ycbcr", 15.3), ("rgb", 13.98), ("ycbcr", 15.3)):
-        ready, _ = make_metrics(asked, device=CPU, color_space=space)
+        ready, _ = make_metrics(asked, MetricChoice("cpu", space))
         assert Scorebook(ready, cache).score(pictures[1], pictures[0])["psnr"] == pytest.approx(expected, abs=0.02)
     ready[0].scorer.score = None  # type: ignore[assignment, method-assign] # kept scores are not computed again
     book = Scorebook(ready, cache)
@@ -274,7 +274,7 @@ def test_a_metric_that_fails_on_pictures_is_told_in_one_line(tmp_path: Path) -> 
     for number, path in enumerate(small):
         write_picture(Picture(torch.full((3, 4, 4), number / 5)), path)
     cache = Cache(tmp_path / "cache")
-    ready, _ = make_metrics(choose_metrics(["psnr", "ssim"]), device=CPU)
+    ready, _ = make_metrics(choose_metrics(["psnr", "ssim"]), MetricChoice("cpu"))
     book = Scorebook(ready, cache)
     for path in small:
         scores = book.score(path, small[0])

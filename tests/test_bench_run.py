@@ -24,7 +24,7 @@ from omgsr_cli.benchmark.metrics import METRICS, choose_metrics
 from omgsr_cli.benchmark.models import Model, ModelChoice, network_model, resampling_model, unique_names
 from omgsr_cli.benchmark.results import ModelInfo, Report
 from omgsr_cli.benchmark.runner import Plan, run_plan
-from omgsr_cli.benchmark.scoring import ReadyMetric, make_metrics
+from omgsr_cli.benchmark.scoring import MetricChoice, ReadyMetric, make_metrics
 from omgsr_cli.errors import FileError, ModelError, OmgsrError, UsageError
 from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import resize
@@ -217,7 +217,7 @@ def run(
         cases=cases,
         models=models,
         asked=asked,
-        ready=make_metrics(asked, device=CPU)[0] if ready is None else ready,
+        ready=make_metrics(asked, MetricChoice("cpu"))[0] if ready is None else ready,
         cache=folder,
         repeat=repeat,
     )
@@ -275,6 +275,17 @@ def test_a_picture_that_a_model_fails_on_is_told_and_the_others_done(data: Path,
     assert [(each.name, each.message) for each in report.failures] == [("b on b9", "too dark to see")]
     assert (report.summary("a", "psnr").count, report.summary("b", "psnr").count) == (2, 1)
     assert report.differences[0].count == 1
+
+
+def test_an_input_that_vanishes_meanwhile_fails_alone(data: Path, tmp_path: Path) -> None:
+    cases = find_cases(data, None, {}, 4).cases
+    (data / "test_LR" / "b9.png").unlink()
+    (data / "test_HR" / "b10.jpg").unlink()
+    report = run(cases, [build_model("a", [])], tmp_path / "cache")
+    assert list(report.images[0].error) == ["a"]
+    assert list(report.images[1].restored) == ["a"]
+    assert [each.name for each in report.failures] == ["input of b9", "psnr"]
+    assert report.summary("a", "psnr").count == 0
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ INPUT, REFERENCE = "input", "reference"
 _SHOWN = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif"}
 # In the page itself: a photograph of 512 px takes a tenth of its PNG, and no loss is seen at 4 times its size.
 _WEBP_QUALITY = 90
-_ABOUT_PICTURES = f"Images in this page are WebP of quality {_WEBP_QUALITY}; scores are of the files."
+_ABOUT_IMAGES = f"Images in this page are WebP of quality {_WEBP_QUALITY}"
 _PLOT_WIDTH, _ROW_HEIGHT, _MARGIN = 560, 30, 150
 
 
@@ -67,7 +67,7 @@ def write_page(report: Report, path: Path, picture_folder: Path | None = None, *
         "report.html",
         title=escape(report.title),
         created=escape(report.created),
-        pictures="" if picture_folder else _ABOUT_PICTURES,
+        pictures="" if picture_folder else _ABOUT_IMAGES + ("; scores are of the files." if metrics else "."),
         tables="\n".join(_table(table) for table in tables_of(report)),
         plots=_plots(report),
         failures=_failures(report),

@@ -9,7 +9,6 @@ import urllib.request
 import zipfile
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from torch import Tensor
 
+from omgsr_cli.benchmark.machine import version_of
 from omgsr_cli.benchmark.metrics import KnownMetric, Weights
 from omgsr_cli.benchmark.results import Failure
 from omgsr_cli.errors import FileError, OmgsrError
@@ -207,7 +207,7 @@ def _explain(error: BaseException, known: KnownMetric | None) -> MetricError:
     missing = missing_weights(known) if known else []
     name = getattr(error, "name", None)
     if isinstance(error, ModuleNotFoundError) and name == "pkg_resources":
-        version = _version("setuptools")
+        version = version_of("setuptools")
         return MetricError(
             f"setuptools {version} has no pkg_resources, which CLIP needs", "pip install 'setuptools<82'"
         )
@@ -226,15 +226,8 @@ def _explain(error: BaseException, known: KnownMetric | None) -> MetricError:
         return MetricError(explanation.message, "install the torchvision that was built for this torch; pyiqa needs it")
     if missing and isinstance(error, OSError | RuntimeError):
         return _cannot_be_had(missing)
-    return MetricError(f"pyiqa {_version('pyiqa')} fails: {type(error).__name__}: {_first_line(error)}")
+    return MetricError(f"pyiqa {version_of('pyiqa')} fails: {type(error).__name__}: {_first_line(error)}")
 
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "of unknown version"

@@ -13,8 +13,8 @@ from omgsr_cli.benchmark.metrics import CORE, DEFAULT, KnownMetric, choose_metri
 from omgsr_cli.benchmark.models import Model, ModelChoice, given_models, restoring_models
 from omgsr_cli.benchmark.perceptual import what_is_lacking
 from omgsr_cli.benchmark.results import Failure, Report
-from omgsr_cli.benchmark.runner import MetricChoice, OnFinish, OnStart, Plan, run_plan
-from omgsr_cli.benchmark.scoring import ReadyMetric
+from omgsr_cli.benchmark.runner import OnFinish, OnStart, Plan, run_plan
+from omgsr_cli.benchmark.scoring import MetricChoice, ReadyMetric, make_metrics
 from omgsr_cli.errors import UsageError
 from omgsr_cli.files.addresses import shown
 from omgsr_cli.models.devices import choose_device, choose_precision
@@ -114,13 +114,13 @@ def _metrics(options: BenchOptions, choice: MetricChoice, asked: Sequence[KnownM
     if comparing and not has_references:
         verb = "compares" if len(comparing) == 1 else "compare"
         raise UsageError(f"{', '.join(comparing)} {verb} with references, and no image has one", "give --hr FOLDER")
-    ready, failures = choice.make(asked)
+    ready, failures = make_metrics(asked, choice)
     if ready or not has_references:
         return asked, ready, failures, ()
     # psnr and ssim need no weights.
     core = choose_metrics(CORE)
     note = f"{' and '.join(CORE)}, which need no weights, are shown beside"
-    return (*core, *asked), choice.make(core)[0], failures, (note,)
+    return (*core, *asked), make_metrics(core, choice)[0], failures, (note,)
 
 
 def _metrics_at_hand(choice: MetricChoice, suiting: Sequence[KnownMetric]) -> _Metrics:
@@ -128,7 +128,7 @@ def _metrics_at_hand(choice: MetricChoice, suiting: Sequence[KnownMetric]) -> _M
     core = [known for known in suiting if known.info.name in CORE]
     others = [known for known in suiting if known.info.name not in CORE]
     lacking = what_is_lacking(others)
-    ready, failures = choice.make(core if lacking else suiting)
+    ready, failures = make_metrics(core if lacking else suiting, choice)
     # Weights may be here and pyiqa not work all the same.
     lacking = lacking or "; ".join(failure.line() for failure in failures)
     if not lacking:

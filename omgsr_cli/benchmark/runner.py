@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-
 from omgsr_cli.benchmark.cache import Cache, key_of
 from omgsr_cli.benchmark.cases import Case
 from omgsr_cli.benchmark.machine import (
@@ -25,40 +23,18 @@ from omgsr_cli.benchmark.machine import (
 from omgsr_cli.benchmark.metrics import KnownMetric
 from omgsr_cli.benchmark.models import Enlarger, Model
 from omgsr_cli.benchmark.results import Failure, ImageResult, MetricInfo, Report, Summary
-from omgsr_cli.benchmark.scoring import ReadyMetric, Scorebook, make_metrics, scoring_failures
+from omgsr_cli.benchmark.scoring import MetricChoice, ReadyMetric, Scorebook, make_metrics, scoring_failures
 from omgsr_cli.benchmark.statistics import compare, summarise
 from omgsr_cli.engines.work import Engine, Place, Say, say_nothing
 from omgsr_cli.errors import DeviceError, OmgsrError
 from omgsr_cli.imaging import Picture, read_picture, write_picture
-from omgsr_cli.models.devices import choose_device, is_out_of_memory, release_memory
-from omgsr_cli.options import ColorSpace
+from omgsr_cli.models.devices import is_out_of_memory, release_memory
 
 OnStart = Callable[[str], None]
 OnFinish = Callable[[], None]
 
 # What memory that is short may look like; `is_out_of_memory` says whether it is.
 _MEMORY_ERRORS = (RuntimeError, MemoryError)
-
-
-@dataclass(frozen=True)
-class MetricChoice:
-    """How metrics are made, in any process; as for `make_metrics`."""
-
-    device: str | None = None
-    color_space: ColorSpace = "ycbcr"
-    crop_border_px: int = 0
-    seed: int | None = None
-
-    def make(self, chosen: Sequence[KnownMetric]) -> tuple[list[ReadyMetric], list[Failure]]:
-        """Load them."""
-        device = choose_device(self.device) if chosen else torch.device("cpu")
-        return make_metrics(
-            chosen,
-            device=device,
-            color_space=self.color_space,
-            crop_border_px=self.crop_border_px,
-            seed=self.seed,
-        )
 
 
 @dataclass(frozen=True)
@@ -84,7 +60,7 @@ class Plan:
     asked: Sequence[KnownMetric]
     ready: Sequence[ReadyMetric]
     cache: Path
-    metric_choice: MetricChoice = MetricChoice()
+    metric_choice: MetricChoice = field(default_factory=MetricChoice)
     failures: Sequence[Failure] = ()
     repeat: int | None = None
     title: str = ""
@@ -115,12 +91,7 @@ class CaseResult:
 
 
 def run_plan(
-    plan: Plan,
-    engine: Engine | None = None,
-    *,
-    on_start: OnStart | None = None,
-    on_finish: OnFinish | None = None,
-    say: Say | None = None,
+    plan: Plan, engine: Engine | None = None, *, on_start: OnStart | None = None, on_finish: OnFinish | None = None
 ) -> Report:
     """Restore, score and summarise.
 
@@ -129,40 +100,33 @@ def run_plan(
         engine: its processes restore and score the images, untimed; None leaves all to this process, which times it.
         on_start: told what begins, several times an image.
         on_finish: told that an image has ended, once an image.
-        say: told what a person should know of what the engine's processes load.
     Raises:
         OmgsrError: a model cannot be loaded; an image that a model fails on is in the report, and so is a model
             that does not fit into memory.
     """
     if plan.asked and not plan.ready:
         raise OmgsrError("no metric is left to score with", "psnr and ssim need nothing but references: --hr FOLDER")
+    tell = on_start or (lambda name: None)
+    numbers = range(len(plan.cases))
     cache = Cache(plan.cache)
     try:
-        runner = CaseRunner(plan, plan.ready, cache, on_start or (lambda name: None), is_timed=engine is None)
+        runner = CaseRunner(plan, plan.ready, cache, tell, is_timed=engine is None)
+        found: Generator[tuple[int, CaseResult | OmgsrError], None, None]
+        if engine is None:
+            found = ((number, runner(number)) for number in numbers)
+        else:
+            # What is loaded here stays here: a process makes its own of what it is told.
+            work = BenchWork(replace(plan, ready=()), [metric.info.name for metric in plan.ready])
+            found = engine.run(work, numbers, on_start=lambda number: tell(plan.cases[number].name), say=say_nothing)
         results: dict[int, CaseResult] = {}
-        with closing(_results(plan, runner, engine, on_start, say or say_nothing)) as found:
+        with closing(found):
             for number, result in found:
-                results[number] = result
+                results[number] = runner(number, lost=result) if isinstance(result, OmgsrError) else result
                 if on_finish:
                     on_finish()
-        return _report(plan, [results[number] for number in range(len(plan.cases))], Scorebook(plan.ready, cache))
+        return _report(plan, [results[number] for number in numbers], Scorebook(plan.ready, cache))
     finally:
         cache.close()
-
-
-def _results(
-    plan: Plan, runner: CaseRunner, engine: Engine | None, on_start: OnStart | None, say: Say
-) -> Generator[tuple[int, CaseResult], None, None]:
-    if engine is None:
-        yield from ((number, runner(number)) for number in range(len(plan.cases)))
-        return
-    tell = on_start or (lambda name: None)
-    # What is loaded here stays here: a process makes its own of what it is told.
-    work = BenchWork(replace(plan, ready=()), [metric.info.name for metric in plan.ready])
-    numbers = range(len(plan.cases))
-    with closing(engine.run(work, numbers, on_start=lambda number: tell(plan.cases[number].name), say=say)) as found:
-        for number, result in found:
-            yield number, runner(number, lost=result) if isinstance(result, OmgsrError) else result
 
 
 @dataclass(frozen=True)
@@ -180,19 +144,13 @@ class BenchWork:
     def open(self, place: Place, say: Say) -> Callable[[int], tuple[int, CaseResult | OmgsrError]]:
         """What restores and scores images in a process."""
         chosen = [known for known in self.plan.asked if known.info.name in self.metrics and not known.info.is_of_sets]
-        ready, _ = replace(self.plan.metric_choice, device=place.device).make(chosen)
+        ready, _ = make_metrics(chosen, replace(self.plan.metric_choice, device=place.device))
         runner = CaseRunner(self.plan, ready, Cache(self.plan.cache), lambda name: None, device=place.device)
         return lambda number: (number, runner(number))
 
     def lost(self, number: int, error: OmgsrError) -> tuple[int, CaseResult | OmgsrError]:
         """What is known of an image whose process ended twice."""
         return number, error
-
-
-@dataclass
-class _Loaded:
-    enlarger: Enlarger
-    load_s: float
 
 
 @dataclass
@@ -214,7 +172,7 @@ class CaseRunner:
     tell: OnStart
     device: str | None = None
     is_timed: bool = False
-    _loaded: dict[str, _Loaded] = field(default_factory=dict)
+    _loaded: dict[str, tuple[Enlarger, float]] = field(default_factory=dict)
     _too_large: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, number: int, lost: OmgsrError | None = None) -> CaseResult:
@@ -229,17 +187,13 @@ class CaseRunner:
         errors = {name: text for name, text in case.errors.items() if name}
         timings: dict[str, Timing] = {}
         keys: dict[str, str] = {}
-        if case.input is None:
-            errors |= {model.info.name: case.errors[""] for model in self.plan.restoring if "" in case.errors}
-        else:
-            content = self.cache.content(case.input)
-            assert case.output_px is not None, "known wherever an input is"
-            keys = {
-                model.info.name: key_of(
-                    kind="image", input=content, model=model.info.identity, output=list(case.output_px)
-                )
-                for model in self.plan.restoring
-            }
+        try:
+            keys = self._image_keys(case)
+        except OmgsrError as error:
+            failures.append(Failure(f"input of {case.name}", error.message, error.hint))
+            errors |= {model.info.name: error.message for model in self.plan.restoring}
+        if "" in case.errors:
+            errors |= {model.info.name: case.errors[""] for model in self.plan.restoring}
         waiting = [
             model
             for model in self.plan.restoring
@@ -286,6 +240,17 @@ class CaseRunner:
         )
         return CaseResult(image, timings, tuple(failures), tuple(book.failed))
 
+    def _image_keys(self, case: Case) -> dict[str, str]:
+        """Model name to what its image of this input depends on; none without an input."""
+        if case.input is None:
+            return {}
+        assert case.output_px is not None, "known wherever an input is"
+        content, output = self.cache.content(case.input), list(case.output_px)
+        return {
+            model.info.name: key_of(kind="image", input=content, model=model.info.identity, output=output)
+            for model in self.plan.restoring
+        }
+
     def _load(self, model: Model, first: Case, errors: dict[str, str], failures: list[Failure]) -> None:
         """Load and warm up a model that is not loaded yet."""
         name = model.info.name
@@ -302,7 +267,7 @@ class CaseRunner:
                 failures.append(Failure(name, short.message, short.hint))
                 self._too_large[name] = short.message
             else:
-                self._loaded[name] = _Loaded(enlarger, time.perf_counter() - started)
+                self._loaded[name] = (enlarger, time.perf_counter() - started)
                 # The first image of a model is slower: memory is taken, kernels are chosen.
                 assert first.input is not None and first.output_px is not None, "only such images are restored"
                 with contextlib.suppress(OmgsrError, *_MEMORY_ERRORS):
@@ -313,15 +278,14 @@ class CaseRunner:
 
     def _restore(self, model: Model, case: Case, path: Path) -> Timing:
         assert case.input is not None and case.output_px is not None, "only such images are restored"
-        loaded, output = self._loaded[model.info.name], case.output_px
-        enlarger = loaded.enlarger
+        (enlarger, load_s), output = self._loaded[model.info.name], case.output_px
         image = read_picture(case.input).rgb
         try:
             restored, timing = time_call(
                 lambda: enlarger(image, output),
                 *(output.area, enlarger.device),
                 precision=enlarger.precision,
-                load_s=loaded.load_s,
+                load_s=load_s,
             )
             write_picture(Picture(restored), path, format="png", metadata="none", overwrite=True)
         except _MEMORY_ERRORS as error:

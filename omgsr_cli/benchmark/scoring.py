@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from omgsr_cli.benchmark.cache import Cache, key_of
@@ -16,10 +15,11 @@ from omgsr_cli.benchmark.machine import version_of
 from omgsr_cli.benchmark.metrics import CORE, KnownMetric, core_settings
 from omgsr_cli.benchmark.perceptual import MetricError, PyiqaMetric, weights_identity
 from omgsr_cli.benchmark.results import Failure, MetricInfo
-from omgsr_cli.errors import OmgsrError
+from omgsr_cli.errors import FileError, OmgsrError, ShapeError
 from omgsr_cli.fidelity import psnr, ssim
 from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import Picture, probe_picture, read_picture, write_picture
+from omgsr_cli.models.devices import choose_device
 from omgsr_cli.options import ColorSpace
 
 
@@ -69,39 +69,42 @@ class CoreMetric:
         raise NotImplementedError
 
 
-def make_metrics(
-    chosen: Sequence[KnownMetric],
-    *,
-    device: torch.device,
-    color_space: ColorSpace = "ycbcr",
-    crop_border_px: int = 0,
-    seed: int | None = None,
-) -> tuple[list[ReadyMetric], list[Failure]]:
-    """Load every metric that this machine can compute, and say of the others why not.
+@dataclass(frozen=True)
+class MetricChoice:
+    """How metrics are made, in any process.
 
-    Args:
-        chosen: in the order asked for.
-        device: where pyiqa's networks compute.
+    Attributes:
+        device: where pyiqa's networks compute, as for `choose_device`.
         color_space: of psnr and ssim.
         crop_border_px: of psnr and ssim.
         seed: of what pyiqa's metrics draw; None takes pyiqa's own.
     """
+
+    device: str | None = None
+    color_space: ColorSpace = "ycbcr"
+    crop_border_px: int = 0
+    seed: int | None = None
+
+
+def make_metrics(chosen: Sequence[KnownMetric], choice: MetricChoice) -> tuple[list[ReadyMetric], list[Failure]]:
+    """Load every metric that this machine can compute, in the order asked for, and say of the others why not."""
+    device = choose_device(choice.device)
     ready, failures = [], []
     for known in chosen:
         name = known.info.name
         if name in CORE:
-            info = replace(known.info, settings=core_settings(color_space, crop_border_px))
-            core = CoreMetric(name, color_space, crop_border_px)
+            info = replace(known.info, settings=core_settings(choice.color_space, choice.crop_border_px))
+            core = CoreMetric(name, choice.color_space, choice.crop_border_px)
             ready.append(ReadyMetric(info, core, key_of(metric=name, settings=info.settings)))
             continue
         try:
-            scorer = PyiqaMetric(known, device, seed)
+            scorer = PyiqaMetric(known, device, choice.seed)
         except MetricError as error:
             failures.append(error.failure(name))
             continue
         versions = {library: version_of(library) for library in ("pyiqa", "torch", "torchvision", "timm")}
         identity = key_of(
-            metric=name, device=device.type, versions=versions, weights=weights_identity(known), seed=seed
+            metric=name, device=device.type, versions=versions, weights=weights_identity(known), seed=choice.seed
         )
         ready.append(ReadyMetric(known.info, scorer, identity))
     return ready, failures
@@ -144,21 +147,22 @@ class Scorebook:
             if metric.info.needs_references and needed is None:
                 found[metric.info.name] = None
                 continue
-            key = key_of(
-                kind="score",
-                metric=metric.depends_on,
-                restored=self.cache.content(restored),
-                reference=needed and self.cache.content(needed),
-                compared=compared_px and list(compared_px),
-            )
-            value = _number(self.cache.find(key))
-            if value is None:
-                try:
+            try:
+                key = key_of(
+                    kind="score",
+                    metric=metric.depends_on,
+                    restored=self.cache.content(restored),
+                    reference=needed and self.cache.content(needed),
+                    compared=compared_px and list(compared_px),
+                )
+                value = _number(self.cache.find(key))
+                if value is None:
                     value = metric.scorer.score(read(restored), read(needed) if needed else None)
                     self.cache.keep(key, value)
-                except OmgsrError as error:
-                    # A restored file has a name that nobody knows.
-                    self.failed.append((metric.info.name, str(needed or restored), error.message))
+            except (FileError, ShapeError) as error:
+                # A restored file has a name that nobody knows.
+                self.failed.append((metric.info.name, str(needed or restored), error.message))
+                value = None
             found[metric.info.name] = value
         return found
 
