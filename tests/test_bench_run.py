@@ -277,6 +277,25 @@ def test_a_picture_that_a_model_fails_on_is_told_and_the_others_done(data: Path,
     assert report.differences[0].count == 1
 
 
+def test_models_are_loaded_on_the_device_that_was_asked_for(data: Path, tmp_path: Path) -> None:
+    asked: list[str | None] = []
+
+    def load(device: str | None) -> Enlarger:
+        asked.append(device)
+        return Enlarger("a", [])
+
+    plan = Plan(
+        cases=find_cases(data, None, {}, 4).cases,
+        models=[Model(ModelInfo("a", "network", 4, None, "a"), load)],
+        asked=(),
+        ready=(),
+        cache=tmp_path / "cache",
+        metric_choice=MetricChoice("cpu"),
+    )
+    run_plan(plan)
+    assert asked == ["cpu"]
+
+
 def test_an_input_that_vanishes_meanwhile_fails_alone(data: Path, tmp_path: Path) -> None:
     cases = find_cases(data, None, {}, 4).cases
     (data / "test_LR" / "b9.png").unlink()

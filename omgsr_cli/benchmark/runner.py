@@ -110,7 +110,7 @@ def run_plan(
     numbers = range(len(plan.cases))
     cache = Cache(plan.cache)
     try:
-        runner = CaseRunner(plan, plan.ready, cache, tell, is_timed=engine is None)
+        runner = CaseRunner(plan, plan.ready, cache, tell, plan.metric_choice.device, is_timed=engine is None)
         found: Generator[tuple[int, CaseResult | OmgsrError], None, None]
         if engine is None:
             found = ((number, runner(number)) for number in numbers)
@@ -145,7 +145,7 @@ class BenchWork:
         """What restores and scores images in a process."""
         chosen = [known for known in self.plan.asked if known.info.name in self.metrics and not known.info.is_of_sets]
         ready, _ = make_metrics(chosen, replace(self.plan.metric_choice, device=place.device))
-        runner = CaseRunner(self.plan, ready, Cache(self.plan.cache), lambda name: None, device=place.device)
+        runner = CaseRunner(self.plan, ready, Cache(self.plan.cache), lambda name: None, place.device)
         return lambda number: (number, runner(number))
 
     def lost(self, number: int, error: OmgsrError) -> tuple[int, CaseResult | OmgsrError]:
@@ -162,7 +162,7 @@ class CaseRunner:
         ready: the metrics of this process.
         cache: where restored images, scores and times are kept.
         tell: told what begins.
-        device: where models compute; None takes what the plan's metrics were made for.
+        device: where models compute, by its name; None takes the first.
         is_timed: whether this process has the machine for itself, so that its times mean something.
     """
 
@@ -185,48 +185,8 @@ class CaseRunner:
         case = self.plan.cases[number]
         failures: list[Failure] = []
         errors = {name: text for name, text in case.errors.items() if name}
-        timings: dict[str, Timing] = {}
-        keys: dict[str, str] = {}
-        try:
-            keys = self._image_keys(case)
-        except OmgsrError as error:
-            failures.append(Failure(f"input of {case.name}", error.message, error.hint))
-            errors |= {model.info.name: error.message for model in self.plan.restoring}
-        if "" in case.errors:
-            errors |= {model.info.name: case.errors[""] for model in self.plan.restoring}
-        waiting = [
-            model
-            for model in self.plan.restoring
-            if (key := keys.get(model.info.name))
-            and (self.plan.repeat is not None or not self.cache.image_path(key).is_file())
-        ]
-
-        def fail(model: Model, error: OmgsrError) -> None:
-            errors[model.info.name] = error.message
-            failures.append(Failure(f"{model.info.name} on {case.name}", error.message, error.hint))
-
-        if lost is not None:
-            for model in waiting if self.plan.repeat is None else []:
-                fail(model, DeviceError(lost.message, "memory may be short: try fewer --workers"))
-            waiting = []
-        for model in waiting:
-            self._load(model, case, errors, failures)
-        for _ in range(self.plan.repeat or 1):
-            for model in waiting:
-                name = model.info.name
-                if name in errors:
-                    continue
-                self.tell(f"{name}: {case.name}")
-                try:
-                    timing = self._restore(model, case, self.cache.image_path(keys[name]))
-                except OmgsrError as error:
-                    fail(model, error)
-                    timings.pop(name, None)
-                    continue
-                timings[name] = timings[name].with_another(timing) if name in timings else timing
-        timings = self._kept_too(timings, {name: key for name, key in keys.items() if name not in errors})
-        restored = dict(case.given)
-        restored |= {name: self.cache.image_path(key) for name, key in keys.items() if name not in errors}
+        restored, timings = self._restore_all(case, lost, errors, failures)
+        restored |= case.given
         book = Scorebook(self.ready, self.cache)
         unavailable = {known.info.name: None for known in self.plan.asked if not known.info.is_of_sets}
         scores: dict[str, dict[str, float | None]] = {}
@@ -239,6 +199,46 @@ class CaseRunner:
             *(case.name, case.input, case.reference, restored, scores, errors, seconds), case.compared_px
         )
         return CaseResult(image, timings, tuple(failures), tuple(book.failed))
+
+    def _restore_all(
+        self, case: Case, lost: OmgsrError | None, errors: dict[str, str], failures: list[Failure]
+    ) -> tuple[dict[str, Path], dict[str, Timing]]:
+        """Let every model restore an input, unless it did before: the files, and what they took, by model name."""
+
+        def fail(name: str, error: OmgsrError) -> None:
+            errors[name] = error.message
+            failures.append(Failure(f"{name} on {case.name}", error.message, error.hint))
+
+        models = {model.info.name: model for model in self.plan.restoring}
+        try:
+            keys = self._image_keys(case)
+        except OmgsrError as error:
+            failures.append(Failure(f"input of {case.name}", error.message, error.hint))
+            errors |= dict.fromkeys(models, error.message)
+            return {}, {}
+        if not keys:
+            errors |= dict.fromkeys(models, case.errors[""]) if "" in case.errors else {}
+            return {}, {}
+        paths = {name: self.cache.image_path(key) for name, key in keys.items()}
+        waiting = [name for name in models if self.plan.repeat is not None or not paths[name].is_file()]
+        if lost is not None:
+            for name in [name for name in waiting if not paths[name].is_file()]:
+                fail(name, DeviceError(lost.message, "memory may be short: try fewer --workers"))
+            waiting = []
+        for name in waiting:
+            self._load(models[name], case, errors, failures)
+        timings: dict[str, Timing] = {}
+        for _ in range(self.plan.repeat or 1):
+            for name in [name for name in waiting if name not in errors]:
+                self.tell(f"{name}: {case.name}")
+                try:
+                    timing = self._restore(name, case, paths[name])
+                except OmgsrError as error:
+                    fail(name, error)
+                    continue
+                timings[name] = timings[name].with_another(timing) if name in timings else timing
+        made = {name: key for name, key in keys.items() if name not in errors}
+        return {name: paths[name] for name in made}, self._kept_too(timings, made)
 
     def _image_keys(self, case: Case) -> dict[str, str]:
         """Model name to what its image of this input depends on; none without an input."""
@@ -276,9 +276,9 @@ class CaseRunner:
                 return
         errors[name] = self._too_large[name]
 
-    def _restore(self, model: Model, case: Case, path: Path) -> Timing:
+    def _restore(self, name: str, case: Case, path: Path) -> Timing:
         assert case.input is not None and case.output_px is not None, "only such images are restored"
-        (enlarger, load_s), output = self._loaded[model.info.name], case.output_px
+        (enlarger, load_s), output = self._loaded[name], case.output_px
         image = read_picture(case.input).rgb
         try:
             restored, timing = time_call(
