@@ -104,6 +104,12 @@ def plan_output_size(source: Size, options: SizeOptions, model_scale: float) -> 
         return _with_side(source, options.long_side, max(source))
     if options.short_side is not None:
         return _with_side(source, options.short_side, min(source))
+    if options.print is not None:
+        long, short = options.print
+        # The side that meets the sheet's edge first is exact.
+        if long * min(source) <= short * max(source):
+            return _with_side(source, long, max(source))
+        return _with_side(source, short, min(source))
     return source.times(options.scale or model_scale)
 
 

@@ -49,19 +49,22 @@ class ModelOptions(_Options):
 
 
 class SizeOptions(_Options):
-    """How large the result is to be: at most one of the four; none means the model's own scale.
+    """How large the result is to be: at most one of the five; none means the model's own scale.
 
     Attributes:
         scale: factor on both sides.
         size: (height, width) in pixels, whatever the input's proportions.
         long_side: pixels of the longer side, proportions kept.
         short_side: pixels of the shorter side, proportions kept.
+        print: pixels of a sheet's longer and shorter side; the result is the largest that fits on the sheet, which may
+            be turned.
     """
 
     scale: float | None = Field(default=None, ge=MIN_SCALE, le=MAX_SCALE)
     size: tuple[int, int] | None = None
     long_side: int | None = Field(default=None, ge=1)
     short_side: int | None = Field(default=None, ge=1)
+    print: tuple[int, int] | None = None
 
     @model_validator(mode="after")
     def _only_one(self) -> Self:
@@ -128,6 +131,9 @@ class WriteOptions(_Options):
         format: of the file; "same" as the input's where that can be written, else PNG.
         quality: 1 to 100 for JPEG, WebP and AVIF; None takes the format's good default.
         metadata: whether EXIF, XMP and text are kept; an ICC profile always is, being part of the pixels' meaning.
+        dpi: dots per inch of the result: "keep" those of the input, so that the print grows with the pixels; "scale"
+            them, so that the print keeps its size; or a number.
+        keep_times: whether a result gets its input's times of access and change.
         overwrite: whether an existing file that is not this job's finished result may be replaced.
         compare: whether a before/after picture is written beside the result.
     """
@@ -135,8 +141,17 @@ class WriteOptions(_Options):
     format: OutputFormat = "same"
     quality: int | None = Field(default=None, ge=1, le=100)
     metadata: Literal["keep", "none"] = "keep"
+    dpi: Literal["keep", "scale"] | float = "keep"
+    keep_times: bool = False
     overwrite: bool = False
     compare: bool = False
+
+    @field_validator("dpi")
+    @classmethod
+    def _dpi_can_be_written(cls, value: Literal["keep", "scale"] | float) -> Literal["keep", "scale"] | float:
+        if not isinstance(value, str) and not 1 <= value <= 65535:
+            raise ValueError("is not from 1 to 65535")
+        return value
 
 
 class EngineOptions(_Options):

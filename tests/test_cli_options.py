@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -17,6 +18,9 @@ from omgsr_cli.models.tiny import TinyRestorer
 _PLAN = ("in/a.png", "--dry-run", "--json")
 _TILES = (*_PLAN, "--tile", "64")
 
+#: When one of the inputs was changed.
+_OLD = 1_000_000_000.0
+
 #: Option to what is typed with and without it, and what it adds.
 _EFFECTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--output": (("in/a.png",), ("elsewhere/r.png",)),
@@ -24,6 +28,7 @@ _EFFECTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--size": (("in/a.png",), ("33x20",)),
     "--long-side": (("in/a.png",), ("30",)),
     "--short-side": (("in/a.png",), ("30",)),
+    "--print": (("in/a.png",), ("5x5mm",)),
     "--process-scale": (("in/a.png", "--scale", "1"), ("2",)),
     "--process-size": (("in/a.png", "--scale", "1"), ("64",)),
     "--model": (("in/a.png", "--verbose"), ("other",)),
@@ -47,6 +52,8 @@ _EFFECTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--format": (("in/a.png",), ("webp",)),
     "--quality": (("in/a.png", "--format", "jpg"), ("50",)),
     "--metadata": (("in/a.png",), ("none",)),
+    "--dpi": (("in/a.png",), ("240",)),
+    "--keep-times": (("in/a.png",), ()),
     "--overwrite": (("in/a.png", "-o", "in/b.png"), ()),
     "--compare": (("in/a.png",), ()),
     "--workers": (("in/a.png",), ("0",)),
@@ -91,14 +98,15 @@ def test_an_option_makes_a_difference(
 
 def _outcome(upscale: Command, folder: Path, model: Path, arguments: tuple[str, ...]) -> object:
     """All that a call leaves in a fresh folder, and says; times left out."""
-    draw(folder / "in" / "a.png")
+    os.utime(draw(folder / "in" / "a.png"), (_OLD, _OLD))
     draw(folder / "in" / "deeper" / "c.png")
     draw(folder / "in" / "b.png", 5, 5)
     shutil.copytree(model, folder / "other")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         said = upscale(*arguments)
-    written = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    written = {path.relative_to(folder): (path.read_bytes(), path.stat().st_mtime == _OLD) for path in files}
     return said.code, _timeless(said), written
 
 

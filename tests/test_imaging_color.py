@@ -12,11 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
-
-from omgsr_cli.errors import FileError
-from omgsr_cli.imaging import probe_picture, read_picture, to_samples, write_picture
-from omgsr_cli.imaging.profiles import light_to_srgb, load_profile
-from tests.test_imaging_profiles import (
+from test_imaging_profiles import (
     ADOBE,
     GREY_22,
     P3,
@@ -29,6 +25,10 @@ from tests.test_imaging_profiles import (
     s15,
     with_profile,
 )
+
+from omgsr_cli.errors import FileError
+from omgsr_cli.imaging import probe_picture, read_picture, to_samples, write_picture
+from omgsr_cli.imaging.profiles import light_to_srgb, load_profile
 
 RNG = np.random.default_rng(11)
 #: Smooth colours, so that lossy formats come close.

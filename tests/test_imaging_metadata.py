@@ -9,6 +9,7 @@ import struct
 import subprocess
 import zlib
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ import pytest
 import torch
 from PIL import Image, TiffImagePlugin
 from PIL.TiffImagePlugin import IFDRational
+from test_imaging_color import chunk, png
+from test_imaging_profiles import ADOBE
 
 from omgsr_cli.imaging import Picture, PictureMetadata, read_picture, write_picture
 from omgsr_cli.imaging.metadata import (
@@ -28,8 +31,6 @@ from omgsr_cli.imaging.metadata import (
     raw_profile_chunk,
 )
 from omgsr_cli.imaging.samples import TURNS
-from tests.test_imaging_color import chunk, png
-from tests.test_imaging_profiles import ADOBE
 
 RGB = np.random.default_rng(4).integers(0, 256, (48, 64, 3)).astype(np.uint8)
 FORMATS = ["png", "jpg", "webp", "tiff", "avif"]
@@ -524,3 +525,59 @@ def test_a_photographers_round_trip_by_exiftool(format_name: str, tmp_path: Path
     assert lost == {}
     assert "ExifTool:Warning" not in after
     assert replace(read_picture(result.read_bytes()).metadata, exif=None).icc == ADOBE
+
+
+# --- resolution ---------------------------------------------------------------------------------------------------
+
+
+def resolutions(data: bytes) -> list[tuple[float, float]]:
+    """Each that a file gives: in its own header, in EXIF and in XMP."""
+    metadata = read_picture(data).metadata
+    found = [metadata.dpi] if metadata.dpi else []
+    exif = tags_of(metadata.exif)
+    if 0x011A in exif:
+        found.append((float(exif[0x011A]), float(exif[0x011B])))
+    if metadata.xmp:
+        across, down = numbers_of(metadata.xmp, "XResolution", "YResolution", space="tiff")
+        found.append((float(Fraction(across)), float(Fraction(down))))
+    return found
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize(
+    ("dpi", "expected"), [("keep", (300, 200)), ("scale", (1200, 800)), (240, (240, 240)), (333.5, (333.5, 333.5))]
+)
+def test_the_resolution_is_the_same_everywhere(
+    dpi: str | float, expected: tuple[float, float], format_name: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x011A], exif[0x011B], exif[0x0128] = "Maker", 300.0, 200.0, 2
+    xmp = packet("", 'tiff:XResolution="300/1" tiff:YResolution="200/1" tiff:ResolutionUnit="2"')
+    picture = read_picture(jpeg(exif=exif, xmp=xmp, dpi=(300, 200)))
+    rgb = picture.rgb.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    buffer = io.BytesIO()
+    assert write_picture(picture.restored(rgb), buffer, format=format_name, dpi=dpi) == ()  # type: ignore[arg-type]
+    found = resolutions(buffer.getvalue())
+    assert len(found) >= 2
+    for resolution in found:
+        # JFIF has whole numbers.
+        assert resolution == pytest.approx(expected, abs=0.6 if format_name == "jpg" else 0.02)
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_a_resolution_where_there_was_none(format_name: str) -> None:
+    picture = Picture(torch.rand(3, 8, 8))
+    for metadata in ("keep", "none"):
+        buffer = io.BytesIO()
+        write_picture(picture, buffer, format=format_name, metadata=metadata, dpi=300)  # type: ignore[arg-type]
+        assert read_picture(buffer.getvalue()).metadata.dpi == pytest.approx((300, 300), abs=0.02)
+    assert len(write_picture(picture, io.BytesIO(), format=format_name, dpi="scale")) == 1
+    buffer = io.BytesIO()
+    write_picture(picture, buffer, format=format_name)
+    assert read_picture(buffer.getvalue()).metadata.dpi is None
+
+
+def test_a_turned_image_turns_its_resolution() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert read_picture(jpeg(exif=exif, dpi=(300, 150))).metadata.dpi == (150, 300)

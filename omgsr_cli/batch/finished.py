@@ -131,6 +131,8 @@ class FinishedResults:
         restore = settings.restore.model_dump(mode="json", exclude=left_out, exclude_none=True)
         restore["process_scale"] = process_scale(info, settings.restore)
         write = settings.write.model_dump(mode="json", include={"quality", "metadata"}, exclude_none=True)
+        if settings.write.dpi != "keep":
+            write["dpi"] = settings.write.dpi
         # A model that comes from no files is known by its name only.
         weights = self._remembered.contents(info.files) if info.files else info.name
         return {"weights": weights, **model, **restore, **write}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import BinaryIO
 from omgsr_cli.batch.checking import name_of, outputs_of
 from omgsr_cli.batch.finished import FinishedResults, Settings
 from omgsr_cli.batch.reading import Begun
-from omgsr_cli.errors import DeviceError, FileError
+from omgsr_cli.errors import DeviceError, FileError, reason_of
 from omgsr_cli.files.addresses import Location
 from omgsr_cli.files.clashes import comparison_path
 from omgsr_cli.files.storage import put_when_whole
@@ -47,6 +49,7 @@ def write_result(
                 format=checked.format,
                 quality=settings.write.quality,
                 metadata=settings.write.metadata,
+                dpi=settings.write.dpi,
                 record=record,
                 overwrite=overwrite,
             )
@@ -61,9 +64,24 @@ def write_result(
         metadata = settings.write.metadata
         with put_when_whole(path, overwrite=overwrite) as local:
             write_picture(both, local, format="png", metadata=metadata, record=record, overwrite=overwrite)
+    if settings.write.keep_times:
+        notes += _keep_times(job.source, outputs_of(job, settings))
     for path in outputs_of(job, settings):
         results.keep(path, record)
     return notes
+
+
+def _keep_times(source: Location | None, outputs: Sequence[Location]) -> tuple[str, ...]:
+    """Give results the times of their input; returns a note where one of them has none that can be set."""
+    if not isinstance(source, Path) or not all(isinstance(output, Path) for output in outputs):
+        return ("--keep-times has no effect: input and result are not both local files",)
+    try:
+        found = source.stat()
+        for output in outputs:
+            os.utime(str(output), ns=(found.st_atime_ns, found.st_mtime_ns))
+    except OSError as error:
+        return (f"the times of the input were not kept: {reason_of(error)}",)
+    return ()
 
 
 def _opened(destination: Location | None, overwrite: bool) -> AbstractContextManager[Path | BinaryIO]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from omgsr_cli.cli import params as shared
 from omgsr_cli.cli import upscale_params as own
@@ -23,6 +24,7 @@ def upscale(
     size: own.Size = None,
     long_side: own.LongSide = None,
     short_side: own.ShortSide = None,
+    print_: own.Print = None,
     process_scale: own.ProcessScale = "auto",
     process_size: own.ProcessSize = None,
     model: own.Model = None,
@@ -46,6 +48,8 @@ def upscale(
     format_: own.Format = "same",
     quality: own.Quality = None,
     metadata: own.Metadata = "keep",
+    dpi: own.Dpi = "keep",
+    keep_times: own.KeepTimes = False,
     overwrite: own.Overwrite = False,
     compare: own.Compare = False,
     workers: own.Workers = None,
@@ -83,7 +87,15 @@ def upscale(
         process_size=process_size,
         vae=vae,
     )
-    sizes = build_options(SizeOptions, scale=scale, size=_parse_size(size), long_side=long_side, short_side=short_side)
+    dots = _parse_dpi(dpi) if print_ is None or dpi != "keep" else 300.0
+    sizes = build_options(
+        SizeOptions,
+        scale=scale,
+        size=_parse_size(size),
+        long_side=long_side,
+        short_side=short_side,
+        print=None if print_ is None else _parse_print(print_, dots),
+    )
     restore = build_options(
         RestoreOptions,
         size=sizes,
@@ -97,7 +109,14 @@ def upscale(
         seed=seed,
     )
     write = build_options(
-        WriteOptions, format=format_, quality=quality, metadata=metadata, overwrite=overwrite, compare=compare
+        WriteOptions,
+        format=format_,
+        quality=quality,
+        metadata=metadata,
+        dpi=dots,
+        keep_times=keep_times,
+        overwrite=overwrite,
+        compare=compare,
     )
     talk = Output(as_json=as_json, quiet=quiet, verbose=verbose)
     # What a folder of results is called needs the scale, and a default one is the model's: ask its record.
@@ -106,6 +125,8 @@ def upscale(
     to_stdout = output == STREAM or (output is None and STREAM in inputs)
     if compare and to_stdout:
         raise UsageError("--compare has no place beside stdout", "give -o FILE")
+    if keep_times and to_stdout:
+        raise UsageError("--keep-times has no effect on stdout", "give -o FILE, or leave it out")
     if as_json and to_stdout and not dry_run:
         talk.note("note: --json has no effect: the picture takes stdout")
     session = Session(Settings(model_options, restore, write), talk, to_stdout)
@@ -139,6 +160,33 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
     if not (width.isdecimal() and height.isdecimal()):
         raise UsageError(f"--size {text}: not a width and a height", "write it like 1920x1080")
     return int(height), int(width)
+
+
+def _parse_dpi(text: str) -> str | float:
+    if text in ("keep", "scale"):
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(f"--dpi {text}: not keep, scale or a number", "try --dpi 300") from error
+
+
+_MM_OF_UNIT = {"mm": 1.0, "cm": 10.0, "in": 25.4}
+
+
+def _parse_print(text: str, dpi: str | float) -> tuple[int, int]:
+    """The longer and the shorter side of a sheet in pixels, from a width, a height and a unit."""
+    if isinstance(dpi, str):
+        raise UsageError(f"--print {text} needs a number of dots per inch, not --dpi {dpi}", "try --dpi 300")
+    found = re.fullmatch(r"([0-9.]+)x([0-9.]+)(mm|cm|in)", text.strip().lower())
+    try:
+        sides = [float(side) for side in found.groups()[:2]] if found else []
+    except ValueError:
+        sides = []
+    if found is None or not sides or not all(side > 0 for side in sides):
+        raise UsageError(f"--print {text}: not a width, a height and a unit", "write it like 30x20cm or 12x8in")
+    long, short = (max(1, round(side * _MM_OF_UNIT[found[3]] / 25.4 * dpi)) for side in sorted(sides, reverse=True))
+    return long, short
 
 
 def _parse_memory(text: str | None) -> int | None:

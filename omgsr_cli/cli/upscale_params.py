@@ -33,6 +33,16 @@ LongSide = Annotated[int | None, typer.Option(metavar="N", help="Pixels of the l
 
 ShortSide = Annotated[int | None, typer.Option(metavar="N", help="Pixels of the shorter side.", rich_help_panel=SIZE)]
 
+Print = Annotated[
+    str | None,
+    typer.Option(
+        "--print",
+        metavar="WxHcm",
+        help="Largest size that fits on such a print, at --dpi \\[300]; also mm or in.",
+        rich_help_panel=SIZE,
+    ),
+]
+
 ProcessScale = Annotated[
     str,
     typer.Option(
@@ -134,6 +144,19 @@ Format = Annotated[
 Quality = Annotated[int | None, typer.Option(metavar="N", help="1 to 100, for jpg, webp, avif.", rich_help_panel=FILES)]
 
 Metadata = Annotated[str, typer.Option(metavar="keep|none", help="EXIF, XMP, DPI and texts.", rich_help_panel=FILES)]
+
+Dpi = Annotated[
+    str,
+    typer.Option(
+        metavar="keep|scale|N",
+        help="Dots per inch: the input's, these times the scale (same print size), or N.",
+        rich_help_panel=FILES,
+    ),
+]
+
+KeepTimes = Annotated[
+    bool, typer.Option("--keep-times", help="Give results the file times of their inputs.", rich_help_panel=FILES)
+]
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.", rich_help_panel=FILES)]
 

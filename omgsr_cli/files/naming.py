@@ -155,5 +155,7 @@ def scale_label(sizes: SizeOptions, model_scale: float) -> str:
     """How a result's name tells its size: "4" for a factor, "1920x1080", or "2000px" for a side."""
     if sizes.size is not None:
         return f"{sizes.size[1]}x{sizes.size[0]}"
+    if sizes.print is not None:
+        return f"print{sizes.print[0]}x{sizes.print[1]}"
     side = sizes.long_side or sizes.short_side
     return f"{side}px" if side else f"{sizes.scale or model_scale:g}"

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 from xml.dom import minidom
 from xml.parsers.expat import ExpatError
 
@@ -1177,15 +1177,27 @@ _MIME = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp", "tiff": 
 
 
 def fitting_metadata(
-    metadata: PictureMetadata, format_name: str, size_px: tuple[int, int]
+    metadata: PictureMetadata,
+    format_name: str,
+    size_px: tuple[int, int],
+    dpi: Literal["keep", "scale"] | float = "keep",
 ) -> tuple[PictureMetadata, tuple[str, ...]]:
     """Change metadata to what is true of the result, and drop what its format has no place for.
+
+    Args:
+        metadata: of the input.
+        format_name: of the result.
+        size_px: its height and width.
+        dpi: its dots per inch: those of the input, these scaled with its pixels, or a number.
 
     Returns:
         The metadata and notes on what was dropped.
     """
     notes: list[str] = []
     exif, xmp, place = metadata.exif, metadata.xmp, Placement(1, metadata.size_px or size_px, size_px)
+    new_dpi = metadata.dpi if isinstance(dpi, str) else (dpi, dpi)
+    if dpi == "scale" and new_dpi:
+        new_dpi = (new_dpi[0] * place.scales[0], new_dpi[1] * place.scales[1])
     try:
         if exif:
             exif = placed_exif(exif, place)
@@ -1194,8 +1206,10 @@ def fitting_metadata(
                 notes += [MAKER_NOTE_DROPPED] if dropped else []
             elif format_name == "avif":
                 exif = without_orientation(exif)
-        if metadata.dpi and format_name in ("webp", "avif"):
-            exif = exif_with_dpi(exif, metadata.dpi, add=True)
+        # What is kept stays as each block of the file gave it, even where two of them differ.
+        has_no_place = format_name in ("webp", "avif")
+        if new_dpi and (dpi != "keep" or (has_no_place and not (exif and _exif_dpi(exif)))):
+            exif = exif_with_dpi(exif, new_dpi, add=has_no_place)
     except ExifError:
         exif = None
         notes.append("the EXIF data is corrupt and was dropped")
@@ -1206,6 +1220,8 @@ def fitting_metadata(
         try:
             xmp, removed = placed_xmp(xmp, place, _MIME.get(format_name))
             notes += removed
+            if dpi != "keep" and new_dpi:
+                xmp = xmp_with_dpi(xmp, new_dpi)
         except XmpError as error:
             xmp = None
             notes.append(f"the XMP data was dropped: {error}")
@@ -1217,7 +1233,10 @@ def fitting_metadata(
         text = tuple(pair for pair in text if pair[0] == "Comment") if format_name == "jpg" else ()
         if lost := sorted({pair[0] for pair in metadata.text} - {pair[0] for pair in text}):
             notes.append(f"texts were dropped: {format_name} has no place for {', '.join(lost)[:100]}")
-    return replace(metadata, exif=exif, xmp=xmp, text=text, iptc=iptc, size_px=place.after_px), tuple(notes)
+    if dpi == "scale" and not new_dpi:
+        notes.append("the resolution was not scaled: the image gives none")
+    fitting = replace(metadata, exif=exif, xmp=xmp, dpi=new_dpi, text=text, iptc=iptc, size_px=size_px)
+    return fitting, tuple(notes)
 
 
 def jpeg_segments(metadata: PictureMetadata) -> tuple[bytes, tuple[str, ...]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from omgsr_cli.imaging.picture import Picture, PictureBands
+from omgsr_cli.imaging.picture import Picture, PictureBands, PictureMetadata
 from omgsr_cli.imaging.rows import BandSpool, Rows
 
 # White pixels between the two.
@@ -42,5 +42,7 @@ def side_by_side(before: Rows, source: Picture, after: PictureBands) -> PictureB
             yield torch.cat([before.read(row, bottom) * alpha, line, band * alpha], 2)
             row = bottom
 
-    plain = Picture(source.rgb, is_grey=source.is_grey, is_neutral=source.is_neutral, metadata=source.metadata)
+    # Regions, sizes and places describe the input alone.
+    metadata = PictureMetadata(icc=source.metadata.icc, dpi=source.metadata.dpi)
+    plain = Picture(source.rgb, is_grey=source.is_grey, is_neutral=source.is_neutral, metadata=metadata)
     return PictureBands(plain, (height, 2 * width + _LINE_PX), bands())

@@ -46,6 +46,7 @@ def write_picture(
     format: str = "same",
     quality: int | None = None,
     metadata: MetadataPolicy = "keep",
+    dpi: Literal["keep", "scale"] | float = "keep",
     record: str | None = None,
     overwrite: bool = False,
 ) -> tuple[str, ...]:
@@ -62,6 +63,8 @@ def write_picture(
         quality: 1 to 100 for jpg, webp and avif; None for the default of each (95, 95, 90).
         metadata: "none" leaves out EXIF, XMP, DPI and texts; the ICC profile stays, as the pixels mean nothing
             without it.
+        dpi: dots per inch of the result: "keep" those of the input, "scale" them with its pixels so that the print
+            keeps its size, or a number, which is written with `metadata="none"` too.
         record: a short text to keep in the file, see `read_record`; left out too where `metadata` is "none".
         overwrite: whether a file already there is replaced.
     Returns:
@@ -74,7 +77,9 @@ def write_picture(
     if isinstance(destination, Path) and not overwrite and os.path.lexists(destination):
         raise exists_error(destination)
     name = str(destination) if isinstance(destination, Path) else "<stream>"
-    parts, notes = encode_picture(picture, name=name, format=format, quality=quality, metadata=metadata, record=record)
+    parts, notes = encode_picture(
+        picture, name=name, format=format, quality=quality, metadata=metadata, dpi=dpi, record=record
+    )
     if isinstance(destination, Path):
         write_atomically(destination, parts, overwrite=overwrite)
     else:
@@ -108,6 +113,7 @@ def encode_picture(
     format: str = "same",
     quality: int | None = None,
     metadata: MetadataPolicy = "keep",
+    dpi: Literal["keep", "scale"] | float = "keep",
     record: str | None = None,
 ) -> tuple[Iterator[bytes | memoryview], tuple[str, ...]]:
     """Encode a picture as `write_picture` does.
@@ -128,7 +134,7 @@ def encode_picture(
     if alpha is not None and not limits.alpha and all(bool(band.min() >= _NEARLY_OPAQUE) for band in bands_of(alpha)):
         alpha = None
     check_output(name, format_name, size_px, alpha is not None)
-    kept, notes = fitting_metadata(_kept_metadata(source, metadata), format_name, size_px)
+    kept, notes = fitting_metadata(_kept_metadata(source, metadata), format_name, size_px, dpi)
     if kept.exif and format_name == "tiff" and not can_pack_exif(kept.exif):
         kept = replace(kept, exif=None)
         notes += ("the EXIF data is corrupt and was dropped",)
