@@ -13,6 +13,8 @@ from omgsr_cli.validation import first_mistake
 ColorFix = Literal["adain", "wavelet", "none"]
 ColorSpace = Literal["ycbcr", "yiq", "rgb"]
 OutputFormat = Literal["same", "png", "jpg", "webp", "tiff", "avif"]
+#: Other names of formats.
+FORMAT_ALIASES = {"jpeg": "jpg", "tif": "tiff"}
 MIN_SCALE, MAX_SCALE = 0.5, 16.0
 
 
@@ -152,6 +154,11 @@ class WriteOptions(_Options):
         if not isinstance(value, str) and not 1 <= value <= 65535:
             raise ValueError("is not from 1 to 65535")
         return value
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _one_name(cls, value: object) -> object:
+        return FORMAT_ALIASES.get(value.lower(), value.lower()) if isinstance(value, str) else value
 
 
 class EngineOptions(_Options):

@@ -473,3 +473,48 @@ def test_every_real_picture_is_done_once(omgsr: Command, shared: Path, tmp_path:
     again = omgsr(*arguments)
     assert (again.code, again.out) == (0, b"")
     assert f"{len(names)} skipped" in again.err
+
+
+# Names that lie
+
+
+@pytest.mark.parametrize(
+    ("pillow_format", "name", "result", "written"),
+    [
+        ("WEBP", "a.jpg", "a_x1.webp", "WEBP"),
+        ("PNG", "a.jpg", "a_x1.png", "PNG"),
+        ("PNG", "a.jp2", "a_x1.png", "PNG"),
+        ("TIFF", "a.png", "a_x1.tif", "TIFF"),
+        ("AVIF", "a.png", "a_x1.avif", "AVIF"),
+        ("JPEG", "a.PNG", "a_x1.jpg", "JPEG"),
+        ("GIF", "a.jpg", "a_x1.png", "PNG"),
+        ("JPEG", "IMG.0001", "IMG.0001_x1.jpg", "JPEG"),
+        ("JPEG", "a.JPEG", "a_x1.JPEG", "JPEG"),
+    ],
+)
+def test_a_result_is_of_the_kind_that_its_input_is(
+    omgsr: Command, tmp_path: Path, pillow_format: str, name: str, result: str, written: str
+) -> None:
+    mode = "RGB" if pillow_format == "JPEG" else "P" if pillow_format == "GIF" else "RGBA"
+    Image.new("RGBA", (20, 14), (200, 100, 50, 128)).convert(mode).save(tmp_path / name, pillow_format)
+    said = omgsr(tmp_path / name, "--scale", "1")
+    assert (said.code, said.lines) == (0, [str(tmp_path / result)])
+    with Image.open(tmp_path / result) as image:
+        assert image.format == written
+    # In a folder too, and what is finished is known by its name again.
+    (tmp_path / "in").mkdir()
+    (tmp_path / name).rename(tmp_path / "in" / name)
+    if "0001" not in name:
+        for status in ("done", "skipped"):
+            [record] = omgsr(tmp_path / "in", "-o", tmp_path / "out", "--scale", "1", "--json").records
+            assert record["status"] == status
+            assert record["output"] == str(tmp_path / "out" / result.replace("_x1", ""))
+
+
+def test_other_names_of_formats(omgsr: Command, tmp_path: Path) -> None:
+    draw(tmp_path / "a.png", 20, 14)
+    for given, suffix in (("jpeg", ".jpg"), ("JPG", ".jpg"), ("tif", ".tif"), ("TIFF", ".tif")):
+        said = omgsr(tmp_path / "a.png", "--format", given, "--scale", "1", "--suffix", f"_{given}")
+        assert (said.code, said.lines) == (0, [str(tmp_path / f"a_{given}{suffix}")])
+    assert omgsr(tmp_path / "a.png", "--format", "jpeg", "-o", tmp_path / "b.jpg").code == 0
+    assert omgsr(tmp_path / "a.png", "--format", "bmp").code == 2

@@ -12,6 +12,7 @@ import pytest
 import typer
 from rich.cells import cell_len
 
+from omgsr_cli import __version__
 from omgsr_cli.cli.app import app, run
 
 
@@ -70,3 +71,9 @@ def test_help_loads_little_but_typer_and_rich() -> None:
     assert not {name for name in loaded if not name.startswith("omgsr_cli")}
     parts = {name.split(".")[1] for name in loaded if "." in name}
     assert parts == {"cli", "errors", "files", "presets"}
+
+
+@pytest.mark.parametrize("option", ["-V", "--version"])
+def test_the_version(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([option]) == 0
+    assert capsys.readouterr().out == f"omgsr {__version__}\n"

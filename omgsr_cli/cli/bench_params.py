@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from omgsr_cli.cli.params import MODEL
+from omgsr_cli.cli.params import MODEL, parse_factor
 from omgsr_cli.presets import DEFAULT_PRESET
 
 Data = Annotated[
@@ -33,7 +33,7 @@ Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Search subfo
 
 Scale = Annotated[
     float | None,
-    typer.Option(metavar="F", help="Factor without a reference \\[4].", rich_help_panel="Images"),
+    typer.Option(metavar="F", parser=parse_factor, help="Factor without a reference \\[4].", rich_help_panel="Images"),
 ]
 
 Model = Annotated[

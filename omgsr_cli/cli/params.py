@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -28,3 +29,12 @@ Precision = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, one object a line.", rich_help_panel=TALK)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=TALK)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.", rich_help_panel=TALK)]
+
+
+def parse_factor(text: str | float) -> float:
+    """A factor as people write it: 2, 2x or x2.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return float(re.sub(r"^\s*[x\u00d7]|[x\u00d7]\s*$", "", str(text).lower(), count=1))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from omgsr_cli.cli.params import DATA, FILES, MODEL
+from omgsr_cli.cli.params import DATA, FILES, MODEL, parse_factor
 from omgsr_cli.presets import DEFAULT_PRESET
 
 Data = Annotated[
@@ -29,7 +29,9 @@ Resolution = Annotated[
     typer.Option(metavar="N", help="Side of the crops \\[512; pairs: whole pictures].", rich_help_panel=DATA),
 ]
 
-Scale = Annotated[float, typer.Option(metavar="F", help="Crop over its degraded size.", rich_help_panel=DATA)]
+Scale = Annotated[
+    float, typer.Option(metavar="F", parser=parse_factor, help="Crop over its degraded size.", rich_help_panel=DATA)
+]
 
 OnSmall = Annotated[
     str, typer.Option(metavar="skip|resize|pad", help="Pictures smaller than a crop.", rich_help_panel=DATA)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from omgsr_cli.cli.params import FILES, MODEL, SPREAD, TALK
+from omgsr_cli.cli.params import FILES, MODEL, SPREAD, TALK, parse_factor
 from omgsr_cli.presets import DEFAULT_PRESET
 
 SIZE, RESTORATION = "Size", "Restoration"
@@ -24,7 +24,12 @@ Output = Annotated[
 
 Scale = Annotated[
     float | None,
-    typer.Option(metavar="F", help="Factor on both sides, 0.5 to 16 \\[the model's, 4].", rich_help_panel=SIZE),
+    typer.Option(
+        metavar="F",
+        parser=parse_factor,
+        help="Factor on both sides, 0.5 to 16 \\[the model's, 4].",
+        rich_help_panel=SIZE,
+    ),
 ]
 
 Size = Annotated[str | None, typer.Option(metavar="WxH", help="Exact size in pixels.", rich_help_panel=SIZE)]

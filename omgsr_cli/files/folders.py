@@ -47,6 +47,21 @@ EXTRA_OF_FORMAT = {
     "codecs": ("codecs", "imagecodecs"),
 }
 
+#: What a HEIC calls itself.
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+
+#: The first bytes of formats that have them in one place.
+_STARTS = {
+    "png": (b"\x89PNG\r\n\x1a\n",),
+    "jpg": (b"\xff\xd8\xff",),
+    "tiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "gif": (b"GIF87a", b"GIF89a"),
+    "jxl": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"),
+    "jp2": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
+    "ppm": (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf"),
+    "bmp": (b"BM",),
+}
+
 # Pictures all the same, though of no kind that is read.
 _UNREAD_SUFFIXES = frozenset(
     (".ai", ".dds", ".eps", ".exr", ".hdr", ".ico", ".pcx", ".pdf", ".psb", ".psd", ".svg", ".tga", ".xcf")
@@ -106,6 +121,32 @@ def is_picture(path: Path) -> bool:
     """Whether a file's suffix is that of a picture that can be read here."""
     kind = FORMAT_OF_SUFFIX.get(path.suffix.lower())
     return kind is not None and has_reader(kind)
+
+
+def format_of_content(path: Path) -> str | None:
+    """The format of an image file by its first bytes, whatever its name says.
+
+    None where they do not tell, as for cameras' raw files, which begin as TIFF, and for what is no regular file: a
+    pipe would lose them.
+    """
+    if FORMAT_OF_SUFFIX.get(path.suffix.lower()) == "raw" or not path.is_file():
+        return None
+    try:
+        with open(path, "rb") as file:
+            return format_of_start(file.read(32))
+    except OSError:
+        return None
+
+
+def format_of_start(start: bytes) -> str | None:
+    """The format of a file that starts with these 32 bytes, or None."""
+    if start[4:8] == b"ftyp":
+        # An AVIF may name a general brand first, and itself among those it is compatible with.
+        is_avif = any(brand in start[8:] for brand in (b"avif", b"avis"))
+        return "avif" if is_avif else "heic" if start[8:12] in HEIF_BRANDS else None
+    return next((kind for kind, starts in _STARTS.items() if start.startswith(starts)), None) or (
+        "webp" if start[:4] == b"RIFF" and start[8:12] == b"WEBP" else None
+    )
 
 
 @cache

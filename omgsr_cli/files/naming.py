@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from omgsr_cli.errors import UsageError
 from omgsr_cli.files.addresses import Location, is_url, parse_address, shown
-from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
+from omgsr_cli.files.folders import FORMAT_OF_SUFFIX, format_of_content
 from omgsr_cli.files.found import FoundInput
 from omgsr_cli.files.storage import check_address, look_at
 
@@ -115,10 +115,10 @@ class Naming:
         if self.output.kind == "file":
             return self.output.path
         if self.output.kind == "folder":
-            return self.output.path / found.below.parent / self._name(found.below, "")
+            return self.output.path / found.below.parent / self._name(found, found.below, "")
         if found.folder is not None:
-            return self._beside_folder(found.folder) / found.below.parent / self._name(found.below, "")
-        return found.path.parent / self._name(found.path, self._scale_suffix)
+            return self._beside_folder(found.folder) / found.below.parent / self._name(found, found.below, "")
+        return found.path.parent / self._name(found, found.path, self._scale_suffix)
 
     @property
     def _scale_suffix(self) -> str:
@@ -134,16 +134,19 @@ class Naming:
             raise UsageError(f"there is no place beside {shown(folder)} for the results", "say where with -o FOLDER")
         return named.parent / (named.name + self._scale_suffix)
 
-    def _name(self, source: Location, default: str) -> str:
+    def _name(self, found: FoundInput, source: Location, default: str) -> str:
         middle = default if self.suffix is None else self.suffix
-        # Only a picture's suffix is cut off: the last part of IMG.0001 and IMG.0002 tells them apart.
+        # Only an image's suffix is cut off: the last part of IMG.0001 and IMG.0002 tells them apart.
         stem = source.stem if source.suffix.lower() in FORMAT_OF_SUFFIX else source.name
-        return stem + middle + self._extension(source)
+        return stem + middle + self._extension(found, source)
 
-    def _extension(self, source: Location) -> str:
+    def _extension(self, found: FoundInput, source: Location) -> str:
         suffix = source.suffix.lower()
         source_format = FORMAT_OF_SUFFIX.get(suffix, "")
-        wanted = source_format if self.format == "same" else self.format
+        wanted: str = self.format
+        if wanted == "same":
+            # Names lie: many a WebP is called .jpg.
+            wanted = (format_of_content(found.path) if isinstance(found.path, Path) else None) or source_format
         if wanted not in _SUFFIX_OF_FORMAT:
             return ".png"
         if wanted != source_format:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from PIL import features
 
 from omgsr_cli.errors import FileError, UsageError
 from omgsr_cli.files.folders import RAW_SUFFIXES
-
-OutputFormat = Literal["same", "png", "jpg", "webp", "tiff", "avif"]
+from omgsr_cli.options import FORMAT_ALIASES
+from omgsr_cli.options import OutputFormat as OutputFormat
 
 #: Formats that are read, by Pillow's name. Those left out are either no photographs or have no signature to
 #: know them by (TGA), or start other programs to be drawn (EPS).
@@ -100,6 +100,7 @@ def output_format(requested: str, source_format: str) -> str:
     Raises:
         UsageError: there is no such format.
     """
+    requested = FORMAT_ALIASES.get(requested, requested)
     if requested not in get_args(OutputFormat):
         names = ", ".join(get_args(OutputFormat))
         raise UsageError(f"no output format is called {requested!r}", f"use one of {names}")

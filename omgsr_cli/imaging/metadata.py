@@ -34,9 +34,6 @@ _MAX_SEGMENT = 65533
 _XMP_PREFIX, _MORE_XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
 _PHOTOSHOP_PREFIX = b"Photoshop 3.0\0"
 
-#: A text longer than this is data of some program, not a person's words.
-_MAX_TEXT = 1 << 20
-
 
 @dataclass(frozen=True)
 class Placement:
@@ -1156,7 +1153,7 @@ def _text(image: Image.Image) -> tuple[tuple[str, str], ...]:
         return tuple(
             (str(key), str(value))
             for key, value in image.text.items()
-            if key not in ours and not key.startswith(_RAW_KEYWORD) and len(value) <= _MAX_TEXT
+            if key not in ours and not key.startswith(_RAW_KEYWORD)
         )
     comments = [content for name, content in getattr(image, "applist", []) if name == "COM"]
     if not comments and isinstance(image.info.get("comment"), bytes):

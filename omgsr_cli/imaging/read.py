@@ -84,7 +84,7 @@ def read_picture(source: Path | bytes, name: str | None = None) -> Picture:
     name = source_name(source, name)
     if is_raw(source):
         return _read_raw(source, name)
-    with opened(source, name) as (image, file):
+    with opened(source, name, for_pixels=True) as (image, file, repairs):
         format_name = FORMAT_OF_PILLOW[image.format or ""]
         frames = frame_count(image, name)
         turned = stored_orientation(image)
@@ -94,6 +94,9 @@ def read_picture(source: Path | bytes, name: str | None = None) -> Picture:
             turned = orientation(image)
         samples = TURNS[orientation(image)](decoded.samples)
         metadata, notes = read_metadata(image, samples.shape[:2], turned)
+        if image.info.get("icc_profile", b"") is None:
+            # Pillow's way to say so.
+            repairs += ("the ICC profile was left out: parts of it are missing",)
         if image.mode in ("P", "PA") and samples.shape[2] < 3 and _is_for_rgb(metadata.icc):
             samples = samples[:, :, [0, 0, 0, 1][: samples.shape[2] + 2]]
         color = ColorDescription()
@@ -101,7 +104,7 @@ def read_picture(source: Path | bytes, name: str | None = None) -> Picture:
             is_grey, is_adobe = samples.shape[2] < 3, has_adobe_rgb(metadata.exif)
             color = describe_color(image, file, name, icc=metadata.icc, is_grey=is_grey, is_adobe_rgb=is_adobe)
     metadata = replace(metadata, icc=color.icc)
-    notes = decoded.notes + notes + color.notes
+    notes = repairs + decoded.notes + notes + color.notes
     if frames > 1:
         notes += (f"{frames} frames: only the first is used",)
     if color.narrow_range:
@@ -125,7 +128,7 @@ def probe_picture(source: Path | bytes, name: str | None = None) -> PictureHeade
             size = raw_size(file, name)
         check_size(name, size)
         return PictureHeader(size, "raw", 1, "raw", 16, has_alpha=False, record=None)
-    with opened(source, name) as (image, file):
+    with opened(source, name) as (image, file, _):
         refuse_hdr(image, file, name)
         width, height = image.size
         if (_late_orientation(image, file) or orientation(image)) >= 5:

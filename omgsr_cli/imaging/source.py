@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import struct
 import threading
 import warnings
@@ -13,13 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from omgsr_cli.errors import FileError, read_reason
-from omgsr_cli.files.folders import has_reader
+from omgsr_cli.files.folders import format_of_start, has_reader
 from omgsr_cli.imaging.extras import add_readers, missing_reader
 from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
 from omgsr_cli.imaging.read_tiff import TiffImage, is_tiff, open_tiff
+from omgsr_cli.imaging.repair import MAX_PNG_TEXT, MAX_PNG_TEXTS, repaired
 
 #: Larger pictures are refused by what their header says, before any memory is taken.
 MAX_PIXELS = 1_000_000_000
@@ -47,35 +49,49 @@ DECODE_ERRORS = (
     MemoryError,
 )
 
-_JXL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
-_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+#: What decoders say where a file ends too early.
+_SHORT_WORDS = ("truncated", "unrecognized data stream", "ended prematurely", "unexpected end", "end of file")
+
+#: Errors whose text is about the file, unless it names what read it.
+_PLAIN_ERRORS = (OSError, SyntaxError, ValueError, NotImplementedError)
+_LIBRARY_WORDS = re.compile(r"lib\w|decoder|plugin|object|build|unpack|argument|0x[0-9a-f]|error", re.I)
+
 
 #: Tags of where the strips or tiles of a TIFF begin, and how long they are.
 _TIFF_PLACES = ((273, 279), (324, 325))
 
 
-class _PillowLimit:
-    """Pillow's own size limit, off while any thread is in here: it warns on stderr far below ours."""
+class _PillowLimits:
+    """Pillow's own limits, off while any thread is in here.
+
+    Of sizes it warns on stderr far below ours, and a long text or profile of a PNG would cost the whole image.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._before: int | None = None
+        self._before: tuple[int | None, int, int] = (None, 0, 0)
 
     def __enter__(self) -> None:
         with self._lock:
             if self._inside == 0:
-                self._before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+                self._before = _swap_limits(None, MAX_PNG_TEXT + 1, 2 * MAX_PNG_TEXTS)
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                Image.MAX_IMAGE_PIXELS = self._before
+                _swap_limits(*self._before)
 
 
-pillow_limit = _PillowLimit()
+def _swap_limits(pixels: int | None, text: int, texts: int) -> tuple[int | None, int, int]:
+    before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+    Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = pixels, text, texts
+    return before
+
+
+pillow_limits = _PillowLimits()
 
 
 def source_name(source: Path | bytes, name: str | None) -> str:
@@ -92,26 +108,30 @@ def decoding(name: str) -> Iterator[None]:
     """
     try:
         # What Pillow warns of is either an error a moment later or of no consequence for the pixels.
-        with warnings.catch_warnings(action="ignore"), pillow_limit:
+        with warnings.catch_warnings(action="ignore"), pillow_limits:
             yield
     except DECODE_ERRORS as error:
         raise _decode_error(name, error) from error
 
 
 @contextlib.contextmanager
-def opened(source: Path | bytes, name: str) -> Iterator[tuple[ImageFile.ImageFile, BinaryIO]]:
-    """Open a picture without decoding it.
+def opened(
+    source: Path | bytes, name: str, *, for_pixels: bool = False
+) -> Iterator[tuple[ImageFile.ImageFile, BinaryIO, tuple[str, ...]]]:
+    """Open an image without decoding it.
 
     Args:
         source: a file, or a whole file's bytes.
         name: what to call it in messages.
+        for_pixels: whether the pixels will be decoded.
     Yields:
-        The image and the seekable file that it reads from.
+        The image, the seekable file that it reads from, and notes on what was left out because it is damaged.
     Raises:
         FileError: it is missing, empty, no picture, too large, truncated or otherwise broken.
     """
-    with opened_file(source, name) as file:
+    with opened_file(source, name) as whole:
         with decoding(name):
+            file, notes = repaired(whole, for_pixels)
             try:
                 image = open_tiff(file) if is_tiff(file.read(4)) else _opened_by_pillow(file)
             except UnidentifiedImageError as error:
@@ -119,7 +139,7 @@ def opened(source: Path | bytes, name: str) -> Iterator[tuple[ImageFile.ImageFil
             check_size(name, image.size)
             _check_density(image, file, name)
             _check_length(image, file, name)
-        yield image, file
+        yield image, file, notes
 
 
 def _opened_by_pillow(file: BinaryIO) -> ImageFile.ImageFile:
@@ -203,11 +223,14 @@ def _decode_error(name: str, error: BaseException) -> FileError:
     if isinstance(error, MemoryError):
         return FileError(f"{name}: there is not enough memory to read it")
     reason = " ".join(str(error).split()) or type(error).__name__
-    if any(word in reason.lower() for word in ("truncated", "unrecognized data stream", "ended prematurely")):
+    if any(word in reason.lower() for word in _SHORT_WORDS):
         return FileError(f"{name}: the file is truncated", "copy or download it again")
     if reason.startswith(("decoder error", "broken data stream")):
-        return FileError(f"{name}: its pixels are damaged ({reason})", "copy or download it again")
-    return FileError(f"{name}: cannot be read: {reason[:200]}")
+        return FileError(f"{name}: its pixels are damaged", "copy or download it again")
+    if isinstance(error, _PLAIN_ERRORS) and not _LIBRARY_WORDS.search(reason):
+        return FileError(f"{name}: cannot be read: {reason[:200]}")
+    # What a library says of itself helps nobody with a file; OMGSR_DEBUG=1 shows it.
+    return FileError(f"{name}: the file is damaged or truncated", "copy or download it again")
 
 
 def _openers() -> tuple[str, ...]:
@@ -245,20 +268,11 @@ def opened_file(source: Path | bytes, name: str) -> BinaryIO:
 
 def _unidentified(file: BinaryIO, name: str) -> FileError:
     file.seek(0)
-    start = file.read(16)
-    if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS:
-        if not has_reader("heic"):
-            return missing_reader("heic", name)
-        return FileError(f"{name}: the HEIC file is truncated or broken", "copy or download it again")
-    if start.startswith(_JXL_STARTS) and not has_reader("jxl"):
-        return missing_reader("jxl", name)
-    known = (b"\x89PNG", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*", b"RIFF", b"GIF8")
-    if start.startswith(known):
-        return FileError(f"{name}: the file is truncated, broken, or of a kind of {_kind(start)} that cannot be read")
+    kind = format_of_start(file.read(32))
+    if kind in ("heic", "jxl") and not has_reader(kind):
+        return missing_reader(kind, name)
+    if kind:
+        what = {"jpg": "JPEG", "webp": "WebP", "jxl": "JPEG XL", "jp2": "JPEG 2000"}.get(kind, kind.upper())
+        return FileError(f"{name}: the {what} file is truncated, damaged, or of a kind that cannot be read")
     names = ", ".join(sorted(set(FORMAT_OF_PILLOW.values())))
     return FileError(f"{name}: not a picture that can be read", f"formats: {names}")
-
-
-def _kind(start: bytes) -> str:
-    kinds = {b"\x89": "PNG", b"\xff": "JPEG", b"I": "TIFF", b"M": "TIFF", b"R": "WebP", b"G": "GIF"}
-    return kinds[start[:1]]

@@ -103,7 +103,7 @@ def upscale_folder(
     plan = plan_jobs(
         [str(inputs)] if isinstance(inputs, str | Path) else [str(one) for one in inputs],
         None if output is None else str(output),
-        JobOptions(recursive, suffix, scale_label(sizes, info.scale), format),
+        JobOptions(recursive, suffix, scale_label(sizes, info.scale), settings.write.format),
         remembered,
     )
     clear_leftovers(plan.jobs)

@@ -1,0 +1,255 @@
+"""Damage where no pixel is at stake is noted; missing pixels are an error, to the bit."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, PngImagePlugin
+
+from omgsr_cli.errors import FileError
+from omgsr_cli.files.records import png_chunk
+from omgsr_cli.imaging import probe_picture, read_picture, repair, write_picture
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def drawn(width: int = 45, height: int = 37) -> Image.Image:
+    rows, columns = np.mgrid[0:height, 0:width]
+    noise = np.random.default_rng(5).integers(0, 40, (height, width, 3))
+    return Image.fromarray((np.stack([rows * 5, columns * 4, rows + columns], 2) % 216 + noise).astype(np.uint8))
+
+
+def encoded(image: Image.Image, format_name: str, **options: Any) -> bytes:
+    held = io.BytesIO()
+    image.save(held, format_name, **options)
+    return held.getvalue()
+
+
+def png_with(*chunks: bytes, behind: bytes = b"") -> bytes:
+    """A PNG with chunks of ours after its header, and others after its pixels."""
+    plain = encoded(drawn(), "PNG")
+    return plain[:33] + b"".join(chunks) + plain[33:-12] + behind + plain[-12:]
+
+
+def with_wrong_sum(chunk: bytes) -> bytes:
+    return chunk[:-1] + bytes([chunk[-1] ^ 1])
+
+
+def check(data: bytes, *words: str) -> None:
+    """The pixels are those of the whole image, and each word is in a note."""
+    header, picture = probe_picture(data), read_picture(data)
+    np.testing.assert_array_equal(picture.rgb.numpy(), read_picture(encoded(drawn(), "PNG")).rgb.numpy())
+    assert header.size_px == picture.size_px
+    for word in words:
+        assert any(word in note for note in picture.notes), (word, picture.notes)
+    assert len(picture.notes) == len(words)
+
+
+# --- PNG ----------------------------------------------------------------------------------------------------------
+
+ANCILLARY = {
+    "tEXt": b"Comment\0words",
+    "zTXt": b"Comment\0\0" + zlib.compress(b"words"),
+    "iTXt": b"Comment\0\0\0\0\0words",
+    "iCCP": b"x\0\0" + zlib.compress(SRGB),
+    "pHYs": struct.pack(">IIB", 3000, 3000, 1),
+    "tIME": struct.pack(">HBBBBB", 2020, 1, 2, 3, 4, 5),
+    "gAMA": struct.pack(">I", 45455),
+    "eXIf": Image.Exif().tobytes(),
+    "prVt": b"some program's own",
+}
+
+
+@pytest.mark.parametrize("kind", ANCILLARY)
+def test_a_wrong_checksum_costs_only_its_chunk(kind: str) -> None:
+    chunk = png_chunk(kind.encode(), ANCILLARY[kind])
+    word = "ICC profile" if kind == "iCCP" else kind
+    check(png_with(with_wrong_sum(chunk)), word)
+    check(png_with(with_wrong_sum(chunk), with_wrong_sum(chunk)), word)
+    if kind in ("tEXt", "zTXt", "iTXt", "tIME"):
+        check(png_with(behind=with_wrong_sum(chunk)), word)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "word"),
+    [
+        ("pHYs", b"\0" * 8, "pHYs"),
+        ("tIME", b"", "tIME"),
+        ("zTXt", b"Comment\0\0no deflate", "zTXt"),
+        ("iTXt", b"Comment\0\1\0\0\0no deflate", "iTXt"),
+        ("iCCP", b"x\0\0no deflate", "ICC"),
+        ("iCCP", b"x\0\0" + zlib.compress(SRGB)[:-40], "ICC"),
+    ],
+    ids=["pHYs", "tIME", "zTXt", "iTXt", "no profile", "part of a profile"],
+)
+def test_content_that_means_nothing_costs_only_its_chunk(kind: str, content: bytes, word: str) -> None:
+    check(png_with(png_chunk(kind.encode(), content)), word)
+
+
+def test_a_wrong_checksum_of_the_pixels_is_an_error() -> None:
+    plain = bytearray(encoded(drawn(), "PNG"))
+    place = plain.index(b"IDAT") + 4 + struct.unpack(">I", plain[plain.index(b"IDAT") - 4 : plain.index(b"IDAT")])[0]
+    plain[place] ^= 1
+    with pytest.raises(FileError):
+        read_picture(bytes(plain))
+
+
+@pytest.mark.parametrize("make", ["tEXt", "zTXt", "iTXt"])
+def test_long_texts_are_kept(make: str) -> None:
+    text = "".join(f"node {number}; " for number in range(300_000))
+    info = PngImagePlugin.PngInfo()
+    (info.add_itxt if make == "iTXt" else info.add_text)("workflow", text, zip=make == "zTXt")
+    data = encoded(drawn(), "PNG", pnginfo=info)
+    picture = read_picture(data)
+    assert picture.notes == ()
+    assert dict(picture.metadata.text) == {"workflow": text}
+    held = io.BytesIO()
+    write_picture(picture, held)
+    assert dict(read_picture(held.getvalue()).metadata.text) == {"workflow": text}
+
+
+def test_a_long_profile_is_kept() -> None:
+    # Bytes that no tag points to, and that do not deflate to nothing.
+    icc = SRGB + np.random.default_rng(0).integers(0, 256, 1_600_000).astype(np.uint8).tobytes()
+    icc = struct.pack(">I", len(icc)) + icc[4:]
+    picture = read_picture(encoded(drawn(), "PNG", icc_profile=icc))
+    assert picture.notes == ()
+    assert picture.metadata.icc == icc
+
+
+def test_texts_beyond_all_bounds_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repair, "MAX_PNG_TEXT", 1000)
+    monkeypatch.setattr(repair, "MAX_PNG_TEXTS", 1500)
+    long, short = b"Comment\0" + b"x" * 1200, b"Comment\0" + b"x" * 700
+    check(png_with(png_chunk(b"tEXt", long)), "tEXt")
+    check(png_with(png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 1200))), "zTXt")
+    check(png_with(*[png_chunk(b"tEXt", short)] * 3), "tEXt")
+
+
+def test_a_png_without_its_end() -> None:
+    data = png_with()
+    check(data[:-12], "end marker")
+    check(data[:-5], "end marker")
+    with pytest.raises(FileError, match="truncated"):
+        read_picture(data[:-100])
+
+
+# --- JPEG ---------------------------------------------------------------------------------------------------------
+
+JPEGS: dict[str, dict[str, Any]] = {
+    "4:2:0": {"subsampling": 2},
+    "4:4:4": {"subsampling": 0},
+    "4:2:2": {"subsampling": 1},
+    "optimized": {"optimize": True},
+    "quality 20": {"quality": 20},
+    "quality 100": {"quality": 100, "subsampling": 0},
+    "progressive": {"progressive": True},
+    "progressive 4:4:4": {"progressive": True, "subsampling": 0, "quality": 98},
+    "progressive quality 20": {"progressive": True, "quality": 20},
+    "restarts": {"restart_marker_blocks": 3},
+    "restarts by rows": {"restart_marker_rows": 1, "progressive": True},
+}
+
+
+def jpeg(options: dict[str, Any], mode: str = "RGB", size: tuple[int, int] = (45, 37)) -> bytes:
+    return encoded(drawn(*size).convert(mode), "JPEG", **options)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("name", JPEGS)
+def test_a_jpeg_that_lacks_only_its_end_marker(name: str, mode: str) -> None:
+    data = jpeg(JPEGS[name], mode)
+    whole = read_picture(data)
+    for short in (data[:-2], data[:-1]):
+        picture = read_picture(short)
+        np.testing.assert_array_equal(picture.rgb.numpy(), whole.rgb.numpy())
+        assert [note for note in picture.notes if note not in whole.notes] == [repair._NO_END]
+        assert probe_picture(short).size_px == whole.size_px
+
+
+@pytest.mark.parametrize("size", [(45, 37), (16, 16), (1, 1), (200, 8)])
+@pytest.mark.parametrize("name", JPEGS)
+def test_a_jpeg_that_lacks_one_byte_more_stays_refused(name: str, size: tuple[int, int]) -> None:
+    """The last byte of the codes holds at least one bit of the last block, whatever follows it is padding."""
+    data = jpeg(JPEGS[name], size=size)
+    start = data.index(b"\xff\xda")
+    for cut in {3, 4, 5, 9, 20, (len(data) - start) // 3}:
+        if cut < len(data) - start - 14:
+            with pytest.raises(FileError):
+                read_picture(data[:-cut], "x.jpg")
+
+
+def test_a_progressive_jpeg_that_lacks_a_whole_scan_stays_refused() -> None:
+    data = jpeg(JPEGS["progressive"])
+    last = data.rindex(b"\xff\xda")
+    assert data.count(b"\xff\xda") > 5
+    # Each scan comes with its own table.
+    cut = data.rindex(b"\xff\xc4", 0, last)
+    with pytest.raises(FileError, match="truncated"):
+        read_picture(data[:cut])
+
+
+def test_a_whole_jpeg_is_not_gone_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("it has its end marker")
+
+    monkeypatch.setattr(repair._Blocks, "_go_over", fail)
+    for options in JPEGS.values():
+        assert read_picture(jpeg(options)).notes == ()
+
+
+@pytest.mark.parametrize("format_name", ["JPEG", "WEBP", "PNG", "AVIF"])
+def test_a_damaged_exif_block_is_left_out_with_a_note(format_name: str) -> None:
+    picture = read_picture(encoded(drawn(), format_name, exif=b"Exif\0\0II*\0\xff\xff\xff\x7f"))
+    assert picture.size_px == (37, 45)
+    assert picture.metadata.exif is None
+    assert any("EXIF" in note for note in picture.notes)
+
+
+@pytest.mark.parametrize("format_name", ["JPEG", "WEBP", "PNG", "TIFF"])
+@pytest.mark.parametrize(
+    "icc", [SRGB[:100], b"no profile at all" * 20, SRGB[:36] + b"xxxx" + SRGB[40:]], ids=["short", "text", "mark"]
+)
+def test_a_damaged_profile_is_left_out_with_a_note(format_name: str, icc: bytes) -> None:
+    picture = read_picture(encoded(drawn(), format_name, icc_profile=icc))
+    assert picture.size_px == (37, 45)
+    assert any("ICC" in note for note in picture.notes)
+
+
+def test_a_profile_of_which_a_segment_is_missing_is_left_out_with_a_note() -> None:
+    icc = SRGB + bytes(100_000)
+    data = encoded(drawn(), "JPEG", icc_profile=icc)
+    second = data.index(b"ICC_PROFILE\0\x02") - 4
+    length = struct.unpack(">H", data[second + 2 : second + 4])[0]
+    picture = read_picture(data[:second] + data[second + 2 + length :])
+    assert any("ICC" in note for note in picture.notes)
+    assert picture.metadata.icc is None
+
+
+@pytest.mark.parametrize(
+    ("format_name", "options"),
+    [("JPEG2000", {}), ("WEBP", {"lossless": True}), ("AVIF", {}), ("TIFF", {}), ("BMP", {}), ("GIF", {}), ("PPM", {})],
+)
+def test_missing_pixels_are_an_error_that_is_about_the_file(format_name: str, options: dict[str, Any]) -> None:
+    data = encoded(drawn(), format_name, **options)
+    for cut in (20, len(data) // 3):
+        with pytest.raises(FileError, match=r"x\.img: .*(truncated|damaged)") as caught:
+            read_picture(data[:-cut], "x.img")
+        assert not any(word in caught.value.message for word in ("lib", "decoder", "object", "Plugin", "debug"))
+
+
+@pytest.mark.parametrize("module", ["pillow_jxl", "pillow_heif"])
+def test_errors_of_plugins_are_about_the_file(module: str) -> None:
+    plugin = pytest.importorskip(module)
+    if module == "pillow_heif":
+        plugin.register_heif_opener()
+    data = encoded(drawn(), "JXL" if module == "pillow_jxl" else "HEIF")
+    for broken in (data[:-20], data[: len(data) // 2], data[:60] + bytes(40) + data[100:]):
+        with pytest.raises(FileError, match=r"x\.img: .*(truncated|damaged|broken)") as caught:
+            read_picture(broken, "x.img")
+        assert not any(word in caught.value.message for word in ("lib", "debug", "Error", "build"))
