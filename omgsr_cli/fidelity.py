@@ -1,4 +1,4 @@
-"""How close a restored picture is to its reference, in numbers that need no weights: PSNR and SSIM."""
+"""How close a restored image is to its reference, in numbers that need no weights: PSNR and SSIM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omgsr_cli.options import ColorSpace
 SSIM_WINDOW_PX = 11
 _SSIM_SIGMA_PX = 1.5
 _SSIM_C1, _SSIM_C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-# Keeps PSNR of two equal pictures finite, at 80 dB, as pyiqa has it.
+# Keeps PSNR of two equal images finite, at 80 dB, as pyiqa has it.
 _MSE_FLOOR = 1e-8
 # Weights of R, G, B and the black level, in levels of 8 bits. Y of YCbCr is in studio swing, 16 to 235.
 _LUMA = {
@@ -34,9 +34,9 @@ def psnr(restored: Tensor, reference: Tensor, *, color_space: ColorSpace = "ycbc
         color_space: "ycbcr" or "yiq" for that space's Y alone, "rgb" for all three channels.
         crop_border_px: pixels that are left out on every side.
     Returns:
-        (B,) float64 on the device of `restored` (float32 where it has no float64); 80 for equal pictures.
+        (B,) float64 on the device of `restored` (float32 where it has no float64); 80 for equal images.
     Raises:
-        ShapeError: the shapes differ, are not (B, 3, H, W), or nothing is left of the pictures.
+        ShapeError: the shapes differ, are not (B, 3, H, W), or nothing is left of the images.
     """
     _check(restored, reference, crop_border_px, 1)
     first, second = (_planes(image, color_space, crop_border_px) / 255 for image in (restored, reference))
@@ -47,10 +47,10 @@ def psnr(restored: Tensor, reference: Tensor, *, color_space: ColorSpace = "ycbc
 def ssim(restored: Tensor, reference: Tensor, *, color_space: ColorSpace = "ycbcr", crop_border_px: int = 0) -> Tensor:
     """Structural similarity.
 
-    Over 11x11 Gaussian windows (sigma 1.5) that lie wholly inside of the picture, on whole levels of 8 bits, with
+    Over 11x11 Gaussian windows (sigma 1.5) wholly inside the image, on whole levels of 8 bits, with
     C1 = (0.01*255)^2 and C2 = (0.03*255)^2, the contrast-structure term not below 0.
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004,
-    without the reduction of large pictures; rounding as the authors' program and pyiqa's `ssim` have it.
+    without the reduction of large images; rounding as the authors' program and pyiqa's `ssim` have it.
 
     Args:
         restored: (B, 3, H, W) float, sRGB in [0, 1].
@@ -58,13 +58,13 @@ def ssim(restored: Tensor, reference: Tensor, *, color_space: ColorSpace = "ycbc
         color_space: "ycbcr" or "yiq" for that space's Y alone, "rgb" for the mean over all three channels.
         crop_border_px: pixels that are left out on every side.
     Returns:
-        (B,) float64 on the device of `restored` (float32 where it has no float64), in [-1, 1]; 1 for equal pictures.
+        (B,) float64 on the device of `restored` (float32 where it has no float64), in [-1, 1]; 1 for equal images.
     Raises:
-        ShapeError: the shapes differ, are not (B, 3, H, W), or less than a window is left of the pictures.
+        ShapeError: the shapes differ, are not (B, 3, H, W), or less than a window is left of the images.
     """
     _check(restored, reference, crop_border_px, SSIM_WINDOW_PX)
     first, second = (_planes(image, color_space, crop_border_px).round() for image in (restored, reference))
-    # Five averages in one convolution: of both pictures, their squares and their product.
+    # Five averages in one convolution: of both images, their squares and their product.
     stack = torch.stack([first, second, first * first, second * second, first * second], 1)
     mean_1, mean_2, square_1, square_2, product = _window_means(stack).unbind(1)
     variances = square_1 - mean_1**2 + square_2 - mean_2**2
@@ -77,7 +77,7 @@ def _check(restored: Tensor, reference: Tensor, crop_border_px: int, least_px: i
     if restored.shape != reference.shape:
         raise ShapeError(f"restored {tuple(restored.shape)} and reference {tuple(reference.shape)} differ in shape")
     if restored.ndim != 4 or restored.shape[1] != 3 or not restored.is_floating_point():
-        raise ShapeError(f"pictures are float (B, 3, H, W), not {restored.dtype} {tuple(restored.shape)}")
+        raise ShapeError(f"images are float (B, 3, H, W), not {restored.dtype} {tuple(restored.shape)}")
     if crop_border_px < 0 or min(restored.shape[-2:]) - 2 * crop_border_px < least_px:
         height, width = restored.shape[-2:]
         raise ShapeError(
@@ -94,7 +94,7 @@ def _planes(image: Tensor, color_space: ColorSpace, crop_border_px: int) -> Tens
     if color_space == "rgb":
         return image * 255
     weights, black = _LUMA[color_space]
-    # In this order and not as a matrix product, so that equal pictures are equal in every library's rounding.
+    # In this order and not as a matrix product, so that equal images are equal in every library's rounding.
     red, green, blue = image.unbind(1)
     return (red * weights[0] + green * weights[1] + blue * weights[2] + black)[:, None]
 

@@ -212,6 +212,20 @@ def test_pictures_beside_the_page(tmp_path: Path) -> None:
     assert data_of(tmp_path / "out" / "second.html")["images"][0]["views"]["ours"] == "../elsewhere/0000_1.png"
 
 
+def test_only_the_part_that_is_compared_is_shown(tmp_path: Path) -> None:
+    """A reference of 24x24 beside results of 20x22 is cropped, not stretched over them."""
+    report = build_report(tmp_path, ["a"])
+    image = replace(report.images[0], compared_px=(20, 22))
+    page = tmp_path / "report.html"
+    write_page(replace(report, images=(image,)), page, tmp_path / "pictures")
+    views = data_of(page)["images"][0]["views"]
+    assert image.reference is not None
+    with Image.open(tmp_path / views["reference"]) as shown, Image.open(image.reference) as whole:
+        assert np.array_equal(np.asarray(shown), np.asarray(whole)[:20, :22])
+    with Image.open(tmp_path / views["input"]) as shown:
+        assert shown.size == (6, 6)
+
+
 def test_what_browsers_do_not_show_is_written_again(tmp_path: Path) -> None:
     report = build_report(tmp_path, ["a"])
     tiff = tmp_path / "deep.tiff"

@@ -367,6 +367,26 @@ def loaded(model: Model) -> Any:
     return model.load("cpu")
 
 
+def test_sets_are_cropped_like_single_images(tmp_path: Path) -> None:
+    class Sizes:
+        def score(self, restored: Tensor, reference: Tensor | None) -> float:
+            raise AssertionError
+
+        def score_set(self, restored: Sequence[Path], references: Sequence[Path]) -> float:
+            assert {size_of(path) for path in [*restored, *references]} == {(8, 8), (12, 8)}
+            return float(len(references))
+
+    for name, (width, height) in {"a": (9, 10), "b": (12, 8)}.items():
+        draw(tmp_path / "set" / "HR" / f"{name}.png", width, height)
+        draw(tmp_path / "set" / "LR" / f"{name}.png", width // 4, height // 4)
+    ready = [ReadyMetric(METRICS["fid"].info, Sizes(), "fid")]
+    report = run(
+        find_cases(tmp_path / "set", None, {}).cases, [build_model("a", [])], tmp_path / "cache", "fid", ready=ready
+    )
+    assert report.failures == ()
+    assert report.summary("a", "fid").mean == 2.0
+
+
 def test_resampling_is_pillows() -> None:
     image = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
     enlarger = loaded(resampling_model("lanczos"))

@@ -231,7 +231,7 @@ def _size(path: Path) -> Size:
 
 
 def fit_to_reference(small: Size, large: Size, scale: float | None = None) -> Size | None:
-    """The size that an input is restored to so that it lies on its reference; None where the two do not fit.
+    """The size that an input is restored to so that it covers its reference; None where the two do not fit.
 
     A whole factor counts first, and what is left over of either is cropped: test sets are made of references that were
     cropped to a multiple of the scale (121x93 to 120x92, 30x23 from it), or by rounding up (31x24). Otherwise the input
@@ -242,15 +242,20 @@ def fit_to_reference(small: Size, large: Size, scale: float | None = None) -> Si
         large: of the reference.
         scale: factor to try first.
     """
-    factors = [large.height // small.height, large.width // small.width]
+    factors = sorted({large.height // small.height, large.width // small.width})
     factors += [factor + 1 for factor in factors]
     if scale is not None and scale == int(scale):
         factors.insert(0, int(scale))
+    fitting = []
     for factor in factors:
-        enlarged = Size(small.height * factor, small.width * factor)
+        enlarged = small.times(factor)
         left = (abs(large.height - enlarged.height), abs(large.width - enlarged.width))
         if MIN_SCALE <= factor <= MAX_SCALE and max(left) < max(factor, 2):
-            return enlarged
+            # Cropped, as published, before rounded up; and the factor that was named before others.
+            was_cropped = (large.height // factor, large.width // factor) == small
+            fitting.append((factor != scale, not was_cropped, enlarged))
+    if fitting:
+        return min(fitting, key=lambda each: each[:2])[2]
     ratio = large.height / small.height
     fits = MIN_SCALE <= ratio <= MAX_SCALE and abs(large.width - small.width * ratio) <= max(1.0, ratio)
     return large if fits else None

@@ -1,4 +1,4 @@
-"""One page to look at: the tables, the distributions, and every picture before and after."""
+"""One page to look at: the tables, the distributions, and every image before and after."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ABOUT_IMAGES = f"Images in this page are WebP of quality {_WEBP_QUALITY}"
 _PLOT_WIDTH, _ROW_HEIGHT, _MARGIN = 560, 30, 150
 
 
-def write_page(report: Report, path: Path, picture_folder: Path | None = None, *, overwrite: bool = False) -> None:
+def write_page(report: Report, path: Path, image_folder: Path | None = None, *, overwrite: bool = False) -> None:
     """Write a report as one page that opens from disk and asks no network for anything.
 
     Beside the page the pixels shown are the pixels scored: files are copied as they are. In the page itself they are
@@ -34,18 +34,18 @@ def write_page(report: Report, path: Path, picture_folder: Path | None = None, *
     Args:
         report: what was found.
         path: of the page.
-        picture_folder: where its pictures lie, beside it; None puts them into the page itself.
-        overwrite: whether a page and pictures already there are replaced.
+        image_folder: folder of its images, beside it; None puts them into the page itself.
+        overwrite: whether a page and images already there are replaced.
     Raises:
         FileError: an image cannot be read, or a file cannot be written.
     """
     report = without_local_paths(report)
-    pictures = _Pictures(path, picture_folder, overwrite)
+    files = _ImageFiles(path, image_folder, overwrite)
     images = [
         {
             "name": printable(image.name),
             "views": {
-                printable(view): pictures.place(
+                printable(view): files.place(
                     file, f"{number:04}_{position}", image.compared_px if view != INPUT else None
                 )
                 for position, (view, file) in enumerate(_views(report, number))
@@ -67,7 +67,7 @@ def write_page(report: Report, path: Path, picture_folder: Path | None = None, *
         "report.html",
         title=escape(report.title),
         created=escape(report.created),
-        pictures="" if picture_folder else _ABOUT_IMAGES + ("; scores are of the files." if metrics else "."),
+        about_images="" if image_folder else _ABOUT_IMAGES + ("; scores are of the files." if metrics else "."),
         tables="\n".join(_table(table) for table in tables_of(report)),
         plots=_plots(report),
         failures=_failures(report),
@@ -79,7 +79,7 @@ def write_page(report: Report, path: Path, picture_folder: Path | None = None, *
 
 
 def _views(report: Report, number: int) -> Iterator[tuple[str, Path]]:
-    """What can be looked at of a picture, from the worst to the best known."""
+    """What can be looked at of an image, from the worst to the best known."""
     image = report.images[number]
     if image.input is not None:
         yield INPUT, image.input
@@ -88,8 +88,8 @@ def _views(report: Report, number: int) -> Iterator[tuple[str, Path]]:
         yield REFERENCE, image.reference
 
 
-class _Pictures:
-    """Puts picture files where the page finds them."""
+class _ImageFiles:
+    """Puts image files where the page finds them."""
 
     def __init__(self, page: Path, folder: Path | None, overwrite: bool) -> None:
         self._page = page
@@ -161,7 +161,7 @@ def _plots(report: Report) -> str:
 
 
 def _plot(report: Report, metric: MetricInfo) -> str:
-    """A row of dots for each model, one dot a picture, with the mean and its interval over them."""
+    """A row of dots for each model, one dot an image, with the mean and its interval over them."""
     rows = [(model.name, report.scores(model.name, metric.name)) for model in report.models]
     values = [value for _, scores in rows for value in scores if math.isfinite(value)]
     if not values:
@@ -224,5 +224,5 @@ def _shortened(text: str) -> str:
 
 
 def _finite(score: float | None) -> float | str | None:
-    """JSON has no infinity: PSNR of identical pictures is said as text."""
+    """JSON has no infinity: PSNR of identical images is said as text."""
     return score if score is None or math.isfinite(score) else "∞"

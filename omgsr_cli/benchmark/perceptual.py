@@ -26,7 +26,7 @@ from omgsr_cli.models.libraries import explain_broken_torchvision
 
 _INSTALL = "pip install 'omgsr-cli[metrics]'"
 _REACH_TIMEOUT_S = 5.0
-# What pyiqa draws crops by; set before each picture, so that a score does not depend on those before it.
+# What pyiqa draws crops by; set before each image, so that a score does not depend on those before it.
 _SEED = 123
 # What libraries raise while they are imported and built. Whatever else comes is a bug, and shows its traceback.
 _BUILD_ERRORS = (ImportError, OSError, RuntimeError, ValueError, LookupError, AttributeError, TypeError, AssertionError)
@@ -65,13 +65,13 @@ class PyiqaMetric:
             raise _explain(error, known) from error
 
     def score(self, restored: Tensor, reference: Tensor | None) -> float:
-        """Score one picture.
+        """Score one image.
 
         Args:
             restored: (1, 3, H, W) float32, sRGB in [0, 1].
             reference: same shape; None for a metric that needs none.
         Raises:
-            FileError: the metric does not work on this picture.
+            FileError: the metric does not work on this image.
         """
         images = (restored,) if self.kind == "no-reference" or reference is None else (restored, reference)
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
@@ -82,7 +82,7 @@ class PyiqaMetric:
         """Score all images of a model together, against all references; a metric that needs none gets none.
 
         Raises:
-            FileError: the metric does not work on these pictures.
+            FileError: the metric does not work on these images.
         """
         with scratch_folder() as scratch:
             folders = [Path(scratch, name) for name in ("restored", "references")]
@@ -148,7 +148,7 @@ def what_is_lacking(chosen: Sequence[KnownMetric]) -> str:
 
 
 def weights_identity(known: KnownMetric) -> list[list[object]]:
-    """Name, size and time of a metric's files, by which kept scores are told apart."""
+    """Name, size and time of a metric's files, on which kept scores depend."""
     found: list[list[object]] = []
     for weights in known.weights or ():
         path = weights_path(weights)

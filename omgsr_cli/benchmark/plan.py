@@ -32,8 +32,8 @@ def run_bench(
 
     Args:
         options: what to compare; None takes the default model and bicubic on the bundled images.
-        on_start: told what begins.
-        on_finish: told that it has ended.
+        on_start: called with what begins.
+        on_finish: called after each image.
         values: fields of `BenchOptions`, instead of `options`.
     Raises:
         OmgsrError: something asked for is missing or does not go together; failures of single metrics and images

@@ -52,15 +52,15 @@ class MetricInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One of the models that stand side by side; of a folder of restored pictures, that folder.
+    """One of the models that stand side by side; of a folder of restored images, that folder.
 
     Attributes:
         name: unique in a report; what tables and the page call it.
         kind: "omgsr" (a model of this program), "resampling" (bicubic, lanczos), "network" (a single file that
             spandrel reads) or "given" (restored before).
-        scale: enlargement on both sides; None for pictures restored before.
+        scale: enlargement on both sides; None for images restored before.
         parameters: number of weights; None where there are none or they are not known.
-        identity: hash of what the results depend on beside the input: weights, options; "" for given pictures.
+        identity: hash of what the results depend on beside the input: weights, options; "" for given images.
         detail: for people: the folder or file, the architecture.
     """
 
@@ -74,14 +74,14 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One picture, with what every model made of it.
+    """One image, with what every model made of it.
 
     Attributes:
         name: the stem by which files were paired; unique in a report.
-        input: the low-quality picture; None where restored ones were given without it.
-        reference: the high-quality picture; None where there is none.
-        restored: model name to picture file; a model that failed on this picture is left out.
-        scores: model name to metric name to score; None where it could not be had.
+        input: the low-quality image; None where restored ones were given without it.
+        reference: the high-quality image; None where there is none.
+        restored: model name to image file; a model that failed on this image is left out.
+        scores: model name to metric name to score; None without one.
         error: model name to the one line that says why it failed on this image.
         compared_px: the size (height, width) that restored images and the reference were cropped to, from the top left,
             before they were compared; None where no reference exists.
@@ -100,14 +100,14 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class Summary:
-    """A metric's mean over the pictures of one model.
+    """A metric's mean over the images of one model.
 
     Attributes:
         model: its name.
         metric: its name.
-        count: pictures that have a score; for a metric of kind "set" those it was computed from.
+        count: images that have a score; for a metric of kind "set" those it was computed from.
         mean: None without a score.
-        low: lower end of the 95 % interval of the mean; None with fewer than two pictures, and for sets.
+        low: lower end of the 95 % interval of the mean; None with fewer than two images, and for sets.
         high: upper end.
     """
 
@@ -143,7 +143,7 @@ class PairedDifference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval lies on one side of zero."""
+        """Whether the interval excludes zero."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
@@ -167,7 +167,7 @@ class Speed:
         runs: timed restorations, warm-up left out.
         kept_runs: those of them that an earlier run timed on this machine.
         load_s: from nothing to a model that can run.
-        per_image_s: seconds a picture, decoding and encoding of files left out.
+        per_image_s: seconds an image, decoding and encoding of files left out.
         per_megapixel_s: seconds a megapixel (10^6 pixels) of output.
         peak_process_mib: greatest resident memory of this process while the model ran; what ran before it counts too.
         peak_device_mib: greatest memory held on an accelerator; None on the CPU.
@@ -187,7 +187,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Failure:
-    """What could not be had: a metric, or a model on a picture.
+    """What failed: a metric, or a model on an image.
 
     Attributes:
         name: of the metric, or "MODEL on PICTURE".
@@ -209,7 +209,7 @@ class Report:
     """Everything that a benchmark found, in the order that it is shown.
 
     Attributes:
-        title: of the page and the table, such as "realsr, 17 pictures".
+        title: of the page and the table, such as "realsr, 17 images".
         created: when, in UTC, ISO 8601 to the second.
         models: in the order that they were asked for.
         metrics: in the order that they were asked for, those that failed too.
@@ -217,7 +217,7 @@ class Report:
         summaries: one for each model and metric.
         differences: one for each two models and metric, the earlier model first; none for sets.
         speeds: of the models that were timed, in this run or, on this machine, in an earlier one.
-        failures: metrics that could not be made, and pictures that could not be restored.
+        failures: metrics that could not be made, and images that could not be restored.
         versions: of everything that moves a number: "omgsr", "torch", "pyiqa", "python", "pillow" ...
         settings: of the run, for people: "data", "color space", "border cropped", "device" ...
     """
@@ -250,7 +250,7 @@ class Report:
         return next((speed for speed in self.speeds if speed.model == model), None)
 
     def scores(self, model: str, metric: str) -> tuple[float, ...]:
-        """The scores that one model has in one metric, in the order of the pictures."""
+        """The scores that one model has in one metric, in the order of the images."""
         values = (image.scores.get(model, {}).get(metric) for image in self.images)
         return tuple(value for value in values if value is not None)
 
@@ -265,7 +265,7 @@ class Report:
 
 
 def report_record(report: Report) -> dict[str, object]:
-    """The JSON object of a report: every field by its name, paths as text, what could not be had as null."""
+    """The JSON object of a report: every field by its name, paths as text, what is missing as null."""
     record = _plain(report)
     assert isinstance(record, dict)
     return record

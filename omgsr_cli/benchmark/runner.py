@@ -39,7 +39,7 @@ _MEMORY_ERRORS = (RuntimeError, MemoryError)
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a benchmark does, found and checked beforehand, once.
+    """Everything that a benchmark does, found and checked before it begins, once.
 
     Attributes:
         cases: the images.
@@ -98,8 +98,8 @@ def run_plan(
     Args:
         plan: what to do.
         engine: its processes restore and score the images, untimed; None leaves all to this process, which times it.
-        on_start: told what begins, several times an image.
-        on_finish: told that an image has ended, once an image.
+        on_start: called with what begins, several times an image.
+        on_finish: called after each image.
     Raises:
         OmgsrError: a model cannot be loaded; an image that a model fails on is in the report, and so is a model
             that does not fit into memory.
@@ -115,7 +115,7 @@ def run_plan(
         if engine is None:
             found = ((number, runner(number)) for number in numbers)
         else:
-            # What is loaded here stays here: a process makes its own of what it is told.
+            # Loaded networks stay here; each process loads its own.
             work = BenchWork(replace(plan, ready=()), [metric.info.name for metric in plan.ready])
             found = engine.run(work, numbers, on_start=lambda number: tell(plan.cases[number].name), say=say_nothing)
         results: dict[int, CaseResult] = {}
@@ -161,7 +161,7 @@ class CaseRunner:
         plan: what to do.
         ready: the metrics of this process.
         cache: where restored images, scores and times are kept.
-        tell: told what begins.
+        tell: called with what begins.
         device: where models compute, by its name; None takes the first.
         is_timed: whether this process has the machine for itself, so that its times mean something.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from omgsr_cli.benchmark.perceptual import MetricError, PyiqaMetric, weights_ide
 from omgsr_cli.benchmark.results import Failure, MetricInfo
 from omgsr_cli.errors import FileError, OmgsrError, ShapeError
 from omgsr_cli.fidelity import psnr, ssim
+from omgsr_cli.files.atomic import scratch_folder
 from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import Picture, probe_picture, read_picture, write_picture
 from omgsr_cli.models.devices import choose_device
@@ -188,10 +188,10 @@ class Scorebook:
         value = _number(self.cache.find(key))
         if value is not None:
             return value
-        with tempfile.TemporaryDirectory(prefix="omgsr-bench-") as scratch:
+        with scratch_folder() as scratch:
             try:
-                restored = [_cropped_file(path, size, Path(scratch)) for path, _, size in images]
-                references = [_cropped_file(path, size, Path(scratch)) for _, path, size in images if path]
+                restored = [_cropped_file(path, size, scratch) for path, _, size in images]
+                references = [_cropped_file(path, size, scratch) for _, path, size in images if path]
                 value = metric.scorer.score_set(restored, references)
             except OmgsrError as error:
                 self.failed.append((metric.info.name, model, error.message))

@@ -26,7 +26,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
 
 @lru_cache
 def t_quantile(freedom: int) -> float:
-    """The t by which 95 % of Student's distribution lie in -t..t; freedom is at least 1."""
+    """The t for which -t..t holds 95 % of Student's distribution; freedom is at least 1."""
     low, high = 0.0, 16.0
     for _ in range(60):
         middle = (low + high) / 2

@@ -1,1 +1,1 @@
-"""What the pages that commands write have in common: their style, how they are filled, and pictures inside of them."""
+"""What the pages that commands write have in common: their style, how they are filled, and images inside of them."""
