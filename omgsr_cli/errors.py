@@ -48,6 +48,10 @@ class ShapeError(OmgsrError, ValueError):
     """A tensor whose shape is not what the function documents."""
 
 
+class NotFiniteError(OmgsrError):
+    """A network gave NaN or infinity; nothing of that image is kept."""
+
+
 class UnknownDeviceError(DeviceError, UsageError):
     """A name that no device has anywhere: told like a wrong option, exit code 2."""
 

@@ -90,7 +90,8 @@ def _planes(image: Tensor, color_space: ColorSpace, crop_border_px: int) -> Tens
     """(B, 3, H, W) in [0, 1] to (B, 1 or 3, h, w) in levels of 8 bits, in the best precision that the device has."""
     height, width = image.shape[-2:]
     image = image[..., crop_border_px : height - crop_border_px, crop_border_px : width - crop_border_px]
-    image = image.to(torch.float32 if image.device.type == "mps" else torch.float64)
+    # MPS and some XPUs have no float64.
+    image = image.to(torch.float64 if image.device.type in ("cpu", "cuda") else torch.float32)
     if color_space == "rgb":
         return image * 255
     weights, black = _LUMA[color_space]

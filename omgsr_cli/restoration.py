@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,12 +10,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from omgsr_cli.errors import DeviceError
+from omgsr_cli.errors import DeviceError, NotFiniteError
 from omgsr_cli.geometry import HaloTile, Size, halve_halo_tile, plan_halo_tiles, plan_tiles, round_up
 from omgsr_cli.imaging import ExtendedRows, Rows
 from omgsr_cli.imaging.rows import split_bands
 from omgsr_cli.models.base import Restorer, TilesItself
-from omgsr_cli.models.devices import is_out_of_memory, release_memory
+from omgsr_cli.models.devices import is_out_of_memory, release_memory, shares_host_memory
 from omgsr_cli.models.vae_tiling import Workspace
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.planning import MIN_TILE_PX, StagePlan, TilePlan, usable_memory
@@ -55,10 +56,12 @@ class Restoration:
         self._on_progress, self._on_note = on_progress, on_note
         self._done, self._total = 0, plan.tiles
         self._released = time.monotonic()
-        host_bytes = 0 if restorer.device.type == "cpu" else usable_memory(torch.device("cpu"))
+        host_bytes = 0 if shares_host_memory(restorer.device) else usable_memory(torch.device("cpu"))
         self._workspace = Workspace(memory_bytes, restorer.device, host_bytes=host_bytes, on_short=self._tell_short)
         seed = options.seed
-        self._generator = None if seed is None else torch.Generator(restorer.device).manual_seed(seed)
+        # Of the CPU, so that a seed draws the same on every device.
+        self._generator = None if seed is None else torch.Generator().manual_seed(seed)
+        self._sums: dict[str, Tensor] = {}
 
     @torch.inference_mode()
     def run(self, enlarged: Rows) -> Iterator[Tensor]:
@@ -68,22 +71,33 @@ class Restoration:
             (3, n, W) float32 on the CPU, clamped to [0, 1], from the first rows to the last.
         Raises:
             DeviceError: memory is short even for the smallest tiles, or for the tile that was asked for.
+            NotFiniteError: a stage gave NaN or infinity.
         """
+        # Tiles are made smaller where they are run; what is held of the whole image fails here.
+        with self._telling_short(f"an image of {self._plan.canvas.working}"):
+            yield from self._bands(enlarged)
+
+    def _bands(self, enlarged: Rows) -> Iterator[Tensor]:
         canvas, plan = self._plan.canvas, self._plan
         image = ExtendedRows(enlarged, canvas.padded, canvas.border)
         if plan.in_one_go:
             bands = self._exact(self._all_stages, _planes_of(image), canvas.padded, plan.step, 1, self._options.batch)
         else:
-            latent = self._restore(self._encode_whole(image))
+            latent = self._watch("encoder", self._encode_whole(image))
+            self._check_finite()
+            latent = self._watch("step", self._restore(latent))
+            self._check_finite()
             bands = self._decode_bands(latent)
         (height, width), border = canvas.working, canvas.border
         row = -border
         for band in bands:
+            self._watch("decoder", band)
             inside = band[0, :, max(-row, 0) : max(height - row, 0), border : border + width]
             row += band.shape[2]
+            self._check_finite()
             if inside.shape[1]:
                 # Some rows at a time: only the band itself is held whole, and no longer once the next is computed.
-                yield from (part.float().mul(0.5).add_(0.5).clamp_(0, 1).cpu() for part in split_bands(iter([inside])))
+                yield from (part.cpu().float().mul(0.5).add_(0.5).clamp_(0, 1) for part in split_bands(iter([inside])))
             del band, inside
 
     def _encode_whole(self, image: Rows) -> Tensor:
@@ -92,7 +106,7 @@ class Restoration:
         if codec.tiling == "exact":
             return torch.cat(list(self._exact(self._encode, _planes_of(image), size, codec, 1, 1)), dim=2)
         assert isinstance(self._restorer, TilesItself)
-        with self._telling_short(size):
+        with self._telling_short(f"the smallest strips of {size}"):
             rows = _ModelRows(image, self._restorer.device)
             latent = self._restorer.encode_within(rows, self._workspace, self._generator)
         self._on_tiles(1)
@@ -105,7 +119,7 @@ class Restoration:
             yield from self._exact(self._restorer.decode, _rows_of(latent), size, codec, px, 1)
             return
         assert isinstance(self._restorer, TilesItself)
-        with self._telling_short(size):
+        with self._telling_short(f"the smallest strips of {size}"):
             yield from self._restorer.decode_within(latent, self._workspace)
         self._on_tiles(1)
 
@@ -113,9 +127,28 @@ class Restoration:
         return self._restorer.encode(_to_model(tiles, self._restorer.device), self._generator)
 
     def _all_stages(self, image: Tensor) -> Tensor:
-        latent = self._encode(image)
+        latent = self._watch("encoder", self._encode(image))
         release_memory()
-        return self._restorer.decode(self._restorer.restore(latent))
+        return self._restorer.decode(self._watch("step", self._restorer.restore(latent)))
+
+    def _watch(self, stage: str, result: Tensor) -> Tensor:
+        """Note the least and the greatest value that a stage gives, on its device, and return what it gives."""
+        # One pass, no mask and no wait. NaN and infinity make this sum not finite, and every sum that it enters.
+        low, high = result.aminmax()
+        total = low.float() + high.float()
+        self._sums[stage] = self._sums[stage] + total if stage in self._sums else total
+        return result
+
+    def _check_finite(self) -> None:
+        for stage, total in self._sums.items():
+            if not math.isfinite(float(total)):
+                info, precision = self._restorer.info, self._restorer.precision
+                verify = f"check its weights: omgsr models verify {info.name}"
+                raise NotFiniteError(
+                    f"the {stage} of {info.name} gives values that are not finite (NaN or infinity) in {precision}",
+                    verify if precision == "fp32" else f"give --precision fp32, or {verify}",
+                )
+        self._sums.clear()
 
     def _restore(self, latent: Tensor) -> Tensor:
         """The step over a whole latent, (1, C, h, w)."""
@@ -136,15 +169,15 @@ class Restoration:
             before = self._done
 
     @contextmanager
-    def _telling_short(self, size: Size) -> Iterator[None]:
-        """Says in a line that memory was short even for the smallest strips."""
+    def _telling_short(self, what: str) -> Iterator[None]:
+        """Say in one line that memory was short for this."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise DeviceError(
-                f"memory is short for the smallest strips of {size}",
+                f"memory is short for {what}",
                 "ask for a smaller size, or use another --device",
             ) from error
 

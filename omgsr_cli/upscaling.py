@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from omgsr_cli.color import match_color
-from omgsr_cli.errors import ShapeError
+from omgsr_cli.errors import DeviceError, NotFiniteError, ShapeError
 from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import (
     ColorUnderAlpha,
@@ -59,12 +59,38 @@ def upscale_image(
     Raises:
         ShapeError: the image is not (3, H, W).
         DeviceError: memory is short even for the smallest tiles, or for the tile that was asked for.
+        NotFiniteError: the model gives NaN or infinity, in float32 too unless its number format was asked for.
     """
     if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
         raise ShapeError(f"an image is (3, H, W) with pixels, not {tuple(image.shape)}")
-    source = _Input(image, None, bit_depth)
-    bands = _bands(restorer, source, output, options or RestoreOptions(), free_bytes, on_progress, on_note)
-    return torch.cat(list(bands), dim=1)
+    source, chosen = _Input(image, None, bit_depth), options or RestoreOptions()
+
+    def restore(model: Restorer) -> Tensor:
+        return torch.cat(list(_bands(model, source, output, chosen, free_bytes, on_progress, on_note)), dim=1)
+
+    try:
+        return restore(restorer)
+    except NotFiniteError as error:
+        return restore(load_wider(restorer, error, on_note))
+
+
+def load_wider(restorer: Restorer, error: NotFiniteError, on_note: OnNote | None = None) -> Restorer:
+    """Load a model in float32, for an image that overflowed in a number format that nobody asked for.
+
+    Raises:
+        NotFiniteError: the one given, where the model is float32 already, its number format was asked for, or memory
+            is short.
+        ModelError: the model cannot be read any more.
+    """
+    if restorer.in_fp32 is None:
+        raise error
+    try:
+        wide = restorer.in_fp32()
+    except DeviceError as short:
+        raise error from short
+    if on_note:
+        on_note(f"values overflowed in {restorer.precision}: restored again in fp32")
+    return wide
 
 
 def restore_picture(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.adapter_files import check_adapter_folder
 from omgsr_cli.models.adapters import merge_lora
+from omgsr_cli.models.lora import inject_lora, load_lora
 
 
 class Block(nn.Module):
@@ -87,6 +88,10 @@ def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> N
         {"rank_pattern": {"to_q": 7}, "alpha_pattern": {"conv_in": 2, "block.conv_shortcut": 9}},
         {"target_modules": r"block\.(conv_in|to_out\.0)"},
         {"r": 16, "lora_alpha": 1},
+        {"target_modules": ["conv_in", "to_q", "to_out.0"], "exclude_modules": r".*out\.0", "init_lora_weights": False},
+        {"exclude_modules": ["conv_shortcut"], "init_lora_weights": "gaussian"},
+        {"target_modules": ["to_q", "to_out.0"], "r": 4, "init_lora_weights": "orthogonal", "lora_dropout": 0.3},
+        {"use_rslora": True, "rank_pattern": {r"^block\.to_q": 2}, "alpha_pattern": {"to_.*": 11}},
     ],
 )
 def test_merging_equals_peft(net: Net, tmp_path: Path, options: dict[str, Any]) -> None:
@@ -146,6 +151,13 @@ def poison(weights: dict[str, Tensor]) -> None:
     weights[next(key for key in weights if "lora_B" in key)][0, 0] = float("nan")
 
 
+def poison_zero(weights: dict[str, Tensor]) -> None:
+    for key, value in weights.items():
+        value.zero_()
+        if "lora_A" in key:
+            value.fill_(float("inf"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -162,6 +174,8 @@ def poison(weights: dict[str, Tensor]) -> None:
         (shorten("to_q.lora_B"), r"block\.to_q: shapes .* do not fit, expected \(3, 8\), \(10, 3\)"),
         (shorten("conv_in.lora_A"), r"block\.conv_in: shapes .* expected \(3, 3, 3, 3\), \(6, 3, 1, 1\)"),
         (poison, "not finite"),
+        (poison_zero, "not finite"),
+        (lambda weights: weights.update({key: value.int() for key, value in weights.items()}), "int32"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_an_error_with_names(
@@ -182,7 +196,47 @@ def test_an_adapter_that_does_not_fit_is_an_error_with_names(
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"peft_type": "LOHA"}, "peft_type 'LOHA' is not LORA"),
         ({"r": 0}, "r: should be greater than 0"),
+        ({"r": True}, "r"),
+        ({"r": -2}, "r"),
+        ({"r": 2.5}, "r"),
         ({"lora_alpha": "much"}, "lora_alpha"),
+        ({"lora_alpha": 0}, "lora_alpha"),
+        ({"lora_alpha": -4}, "lora_alpha"),
+        ({"lora_alpha": float("inf")}, "lora_alpha"),
+        ({"rank_pattern": {"to_q": 0}}, "rank_pattern"),
+        ({"alpha_pattern": {"to_q": -1}}, "alpha_pattern"),
+        ({"alpha_pattern": {"to_(q": 1}}, "alpha_pattern"),
+        ({"target_modules": "to_(q"}, "target_modules"),
+        *(
+            ({"init_lora_weights": init}, "init_lora_weights")
+            for init in (
+                "pissa",
+                "pissa_niter_16",
+                "PiSSA",
+                "olora",
+                "corda",
+                "loftq",
+                "lora_ga",
+                "next_year's",
+                1,
+                None,
+            )
+        ),
+        ({"layers_to_transform": 0}, "layers_to_transform"),
+        ({"layers_to_transform": [1, 2]}, "layers_to_transform"),
+        ({"layers_pattern": "blocks"}, "layers_pattern"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+        ({"target_parameters": ["weight"]}, "target_parameters"),
+        ({"megatron_config": {"a": 1}}, "megatron_config"),
+        ({"arrow_config": {"top_k": 2}}, "arrow_config"),
+        ({"alora_invocation_tokens": [0]}, "alora_invocation_tokens"),
+        ({"use_next_years_lora": True}, "use_next_years_lora"),
+        ({"next_years_factor": 0.5}, "next_years_factor"),
+        ({"target_modules": ["conv_in", "conv_shortcut", "to_q"]}, r"to_out\.0"),
+        ({"target_modules": r".*\.(conv_in|to_q)"}, r"conv_shortcut"),
+        ({"exclude_modules": ["to_q"]}, "to_q"),
     ],
 )
 def test_an_option_that_cannot_be_merged_is_refused(
@@ -232,3 +286,21 @@ def test_a_pickled_adapter_is_refused_with_a_hint(net: Net, tmp_path: Path) -> N
         check_adapter_folder(tmp_path, PARTS)
     assert caught.value.hint is not None
     assert "weights_only=True" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (poison, "not finite"),
+        (lambda weights: weights.update({key: value.int() for key, value in weights.items()}), "int32"),
+    ],
+)
+def test_training_does_not_go_on_from_broken_weights(
+    net: Net, tmp_path: Path, change: Callable[[dict[str, Tensor]], None], message: str
+) -> None:
+    folder = write_adapter(net, tmp_path / "adapter")
+    model = inject_lora(net, 3, 5, TARGETS)
+    load_lora(model, folder)
+    edit_weights(folder, change)
+    with pytest.raises(ModelError, match=message):
+        load_lora(model, folder)

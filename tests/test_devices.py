@@ -20,6 +20,7 @@ def set_present(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
     monkeypatch.setattr(
         devices, "_IS_PRESENT", {k: (lambda k=k: k in kinds or k == "cpu") for k in ("cuda", "mps", "xpu", "cpu")}
     )
+    monkeypatch.setattr(devices, "why_unusable", lambda kind: None)
 
 
 @pytest.mark.parametrize(

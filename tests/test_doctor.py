@@ -161,6 +161,7 @@ def test_without_a_home_it_says_where_to_put_models(monkeypatch: pytest.MonkeyPa
 
 def test_gpus_are_told_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "_IS_PRESENT", {"cuda": lambda: True, "cpu": lambda: True})
+    monkeypatch.setattr(devices, "why_unusable", lambda kind: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Card {device.index}")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7 << 30, 8 << 30))

@@ -164,6 +164,19 @@ def name_of(job: Job) -> str:
     return "standard input" if job.source is None else str(job.source)
 
 
+def forget_frames(error: BaseException) -> None:
+    """Drop the tracebacks of an error that is kept, and of all that led to it: their frames hold tensors."""
+    waiting: list[BaseException | None] = [error]
+    seen = set()
+    while waiting:
+        each = waiting.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            each.__traceback__ = None
+            waiting += [each.__cause__, each.__context__]
+
+
 def failed(job: Job, error: OmgsrError, started: float) -> FileResult:
     """The result of a job that ended with an error, begun at that time of `time.monotonic`."""
+    forget_frames(error)
     return FileResult(job.source, job.destination, "failed", seconds=time.monotonic() - started, error=error)

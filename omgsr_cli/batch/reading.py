@@ -22,7 +22,7 @@ from omgsr_cli.errors import OmgsrError
 from omgsr_cli.files.addresses import Address
 from omgsr_cli.files.jobs import Job
 from omgsr_cli.imaging import Picture, read_picture
-from omgsr_cli.models.base import RestorerInfo
+from omgsr_cli.models.base import Restorer, RestorerInfo
 
 
 @dataclass
@@ -36,6 +36,8 @@ class Begun:
     started: float
     waited_s: float = 0.0
     """Seconds since then that were spent on loading the model."""
+    restorer: Restorer | None = None
+    """The model that restores it."""
 
 
 @dataclass(frozen=True)

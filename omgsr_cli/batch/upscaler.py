@@ -12,24 +12,27 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from omgsr_cli.batch.checking import failed
+from omgsr_cli.batch.checking import failed, forget_frames
 from omgsr_cli.batch.finished import FinishedResults, Settings
 from omgsr_cli.batch.overlap import Handover, begin_ahead
 from omgsr_cli.batch.reading import Begun, Ended, begin_job
 from omgsr_cli.batch.results import FileResult
 from omgsr_cli.batch.writing import write_result
-from omgsr_cli.errors import ExistsError, OmgsrError
+from omgsr_cli.errors import ExistsError, NotFiniteError, OmgsrError
 from omgsr_cli.files.jobs import Job
 from omgsr_cli.imaging import PictureBands, Rows
 from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.restoration import OnProgress
-from omgsr_cli.upscaling import restore_picture
+from omgsr_cli.upscaling import load_wider, restore_picture
+
+_MOST_OVERFLOWS = 3
+"""Images that overflow in the number format that was chosen for the user, before the others are not tried in it."""
 
 
 class _Behind(NamedTuple):
     """A job whose picture is being written."""
 
-    job: Job
+    begun: Begun
     result: Future[FileResult]
 
 
@@ -57,6 +60,7 @@ class Upscaler:
         self._settings, self._info, self._results = settings, info, results
         self._load, self._on_tiles = load, on_tiles
         self._restorer: Restorer | None = None
+        self._overflows = 0
 
     def __call__(self, job: Job) -> FileResult:
         """Do a job; what is wrong with its file is in the result.
@@ -66,11 +70,14 @@ class Upscaler:
         """
         for _ in range(2):
             begun = self._begin(job)
-            result = begun.result if isinstance(begun, Ended) else self._finish(begun, *self._start(begun))
+            result = begun.result if isinstance(begun, Ended) else self._done(begun)
             # Another process was faster: now its file is this very result, or told as any file that is in the way.
             if not isinstance(result.error, ExistsError):
                 break
         return result
+
+    def _done(self, begun: Begun) -> FileResult:
+        return self._widened(begun, self._finish(begun, *self._start(begun)))
 
     def stream(self, jobs: Iterable[Job], on_start: Callable[[Job], None]) -> Iterator[FileResult]:
         """Do jobs in order, so that the model need not wait: the next is read and the one before written meanwhile.
@@ -124,7 +131,7 @@ class Upscaler:
             with suppress(OmgsrError, MemoryError):
                 yield from handover.give_all(restored.rgb)
 
-        return _Behind(begun.job, writer.submit(write)), give()
+        return _Behind(begun, writer.submit(write)), give()
 
     def _settled(self, behind: _Behind) -> FileResult:
         """The result, once it is there; where another process was faster, that of a second look.
@@ -132,20 +139,41 @@ class Upscaler:
         Its file is this very result then, or told as any file is that is in the way.
         """
         result = behind.result.result()
-        return self(behind.job) if isinstance(result.error, ExistsError) else result
+        if result.error is not None:
+            # The error was raised in this thread too.
+            forget_frames(result.error)
+        result = self._widened(behind.begun, result)
+        return self(behind.begun.job) if isinstance(result.error, ExistsError) else result
+
+    def _widened(self, begun: Begun, result: FileResult) -> FileResult:
+        """The result, or where the model's number format was too narrow for the image, that of float32."""
+        if begun.restorer is None or not isinstance(result.error, NotFiniteError):
+            return result
+        told: list[str] = []
+        try:
+            wide = load_wider(begun.restorer, result.error, told.append)
+        except NotFiniteError:
+            return result
+        self._overflows += 1
+        if self._overflows == _MOST_OVERFLOWS:
+            told.append(f"{_MOST_OVERFLOWS} images overflowed: the others are restored in fp32 too")
+            self._restorer = wide
+        restored, enlarged, more = self._start(begun, wide)
+        return self._finish(begun, restored, enlarged, [*told, *more])
 
     def _begin(self, job: Job) -> Begun | Ended:
         return begin_job(job, self._settings, self._info, self._results)
 
-    def _start(self, begun: Begun) -> tuple[PictureBands, Rows, list[str]]:
+    def _start(self, begun: Begun, wide: Restorer | None = None) -> tuple[PictureBands, Rows, list[str]]:
         """The restored picture, of which nothing is computed yet, the enlarged input, and what is told on the way."""
         if self._restorer is None:
             began = time.monotonic()
             self._restorer = self._load()
             begun.waited_s = time.monotonic() - began
         told: list[str] = []
+        begun.restorer = wide or self._restorer
         restored, enlarged = restore_picture(
-            self._restorer,
+            begun.restorer,
             begun.picture,
             begun.checked.output_px,
             self._settings.restore,

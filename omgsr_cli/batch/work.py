@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
+
 from omgsr_cli.batch.checking import name_of
 from omgsr_cli.batch.finished import FinishedResults, Settings
 from omgsr_cli.batch.results import FileResult
@@ -13,8 +15,8 @@ from omgsr_cli.errors import FileError, OmgsrError
 from omgsr_cli.files.jobs import Job
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.models.base import Restorer, RestorerInfo
-from omgsr_cli.models.devices import choose_device
-from omgsr_cli.models.loading import load_found
+from omgsr_cli.models.devices import PRECISIONS, choose_device
+from omgsr_cli.models.loading import load_found, suitable_precision
 from omgsr_cli.models.sources import ModelSource
 from omgsr_cli.planning import usable_memory
 from omgsr_cli.restoration import OnProgress
@@ -38,13 +40,17 @@ class UpscaleWork:
 
     def open(self, place: Place, say: Say) -> Upscaler:
         """What does the jobs in a process; it says what a person should know of the model as it is loaded."""
-        settings = _shared(self.settings, place)
+        precision = suitable_precision(self.model, self.settings.model.precision, choose_device(place.device))
+        settings = _shared(self.settings, place, self.info.parameters * PRECISIONS[precision].itemsize)
 
         def load() -> Restorer:
             restorer = load_found(self.model, device=place.device, precision=settings.model.precision)
             for note in restorer.notes:
                 say(note)
             say(f"{self.info.name} on {restorer.device}, {restorer.precision}", detail=True)
+            if restorer.device.type == "cuda" and restorer.precision == "fp32":
+                # Convolutions would take TF32, with the exponent of fp32 and the ten bits of fp16.
+                torch.backends.cudnn.allow_tf32 = False
             if settings.model.compile:
                 restorer.compile()
             return restorer
@@ -58,9 +64,9 @@ class UpscaleWork:
         )
 
 
-def _shared(settings: Settings, place: Place) -> Settings:
-    """Of memory that nobody gave out, each process that shares a device may use its part."""
+def _shared(settings: Settings, place: Place, weights_bytes: int) -> Settings:
+    """Of memory that nobody gave out, each process that shares a device may use its part, less its own weights."""
     if place.sharing == 1 or settings.restore.memory is not None:
         return settings
-    part = max(usable_memory(choose_device(place.device)) // place.sharing >> 20, 16)
+    part = max((usable_memory(choose_device(place.device)) // place.sharing - weights_bytes) >> 20, 16)
     return replace(settings, restore=settings.restore.model_copy(update={"memory": part}))

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from omgsr_cli.batch.checking import name_of, outputs_of
 from omgsr_cli.batch.finished import FinishedResults, Settings
 from omgsr_cli.batch.reading import Begun
-from omgsr_cli.errors import DeviceError, FileError, reason_of
+from omgsr_cli.errors import DeviceError, FileError, NotFiniteError, reason_of
 from omgsr_cli.files.addresses import Location
 from omgsr_cli.files.clashes import comparison_path
 from omgsr_cli.files.storage import put_when_whole
@@ -55,8 +55,8 @@ def write_result(
             )
     except MemoryError as error:
         raise FileError(f"{name_of(job)}: memory is short for {checked.output_px}", "ask for a smaller size") from error
-    except DeviceError as error:
-        raise DeviceError(f"{name_of(job)}: {error.message}", error.hint) from error
+    except (DeviceError, NotFiniteError) as error:
+        raise type(error)(f"{name_of(job)}: {error.message}", error.hint) from error
     if kept is not None and job.destination is not None:
         both = side_by_side(enlarged, begun.picture, replace(restored, rgb=iter(kept)))
         path = comparison_path(job.destination)

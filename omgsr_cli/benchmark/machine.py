@@ -187,4 +187,4 @@ def _peak_device_mib(device: torch.device) -> float | None:
 
 def _synchronize(device: torch.device) -> None:
     if device.type != "cpu":
-        getattr(torch, device.type).synchronize()
+        getattr(torch, device.type).synchronize(*(() if device.type == "mps" else (device,)))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from omgsr_cli.benchmark.cache import files_identity, key_of
 from omgsr_cli.benchmark.results import ModelInfo
-from omgsr_cli.errors import DeviceError, UsageError
+from omgsr_cli.errors import DeviceError, NotFiniteError, UsageError
 from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import FILTERS, resize
 from omgsr_cli.models.base import Restorer
@@ -169,7 +169,11 @@ class _Network:
     @torch.inference_mode()
     def __call__(self, image: Tensor, output: Size) -> Tensor:
         batch = image[None].to(self.device, PRECISIONS[self.precision])
-        enlarged: Tensor = self._network(batch)[0].float().clamp(0, 1).cpu()
+        enlarged: Tensor = self._network(batch)[0].float().cpu()
+        if not bool(enlarged.isfinite().all()):
+            hint = None if self.precision == "fp32" else "give --precision fp32"
+            raise NotFiniteError(f"the network gives values that are not finite in {self.precision}", hint)
+        enlarged.clamp_(0, 1)
         if tuple(enlarged.shape[-2:]) == tuple(output):
             return enlarged
         # Asked for another factor than its own: brought to size as Real-ESRGAN's program does.
@@ -205,4 +209,8 @@ class _Omgsr:
         self.precision = self._restorer.precision
 
     def __call__(self, image: Tensor, output: Size) -> Tensor:
-        return upscale_image(self._restorer, image, output, self._options)
+        return upscale_image(self._restorer, image, output, self._options, on_note=self._on_note)
+
+    def _on_note(self, note: str) -> None:
+        # The table of speeds shows it.
+        self.precision = f"{self._restorer.precision} ({note})"

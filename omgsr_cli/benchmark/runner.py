@@ -290,7 +290,8 @@ class CaseRunner:
             write_picture(Picture(restored), path, format="png", metadata="none", overwrite=True)
         except _MEMORY_ERRORS as error:
             raise _short_of_memory(error, f"for {output}") from error
-        return timing
+        # It may have been restored again in another precision.
+        return replace(timing, precision=enlarger.precision)
 
     def _kept_too(self, timings: dict[str, Timing], keys: dict[str, str]) -> dict[str, Timing]:
         """Keep what was measured here, and add what an earlier run measured of images that are restored already."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omgsr_cli.errors import ModelError, UnknownModelError
+from omgsr_cli.models.weight_files import check_file_finite
 from omgsr_cli.presets import PRESETS
 from omgsr_cli.store.headers import read_header
 from omgsr_cli.store.installed import installed_folder, installed_names
@@ -39,7 +40,8 @@ def check_models(*, contents: bool = False) -> tuple[ModelHealth, ...]:
     """Look at every model that has a name.
 
     Args:
-        contents: read every file and compare its hash; otherwise sizes and headers, which takes no time.
+        contents: read every file, compare its hash and check that its weights are finite; otherwise compare sizes and
+            headers, which takes no time.
     """
     names = dict.fromkeys((*PRESETS, *installed_names()))
     return tuple(check_model(name, contents=contents) for name in names)
@@ -83,6 +85,9 @@ def _find_damage(folder: Path, contents: bool) -> Iterator[str]:
         yield f"{folder} has no weights"
     for path in files:
         try:
-            read_header(path)
+            if contents:
+                check_file_finite(path)
+            else:
+                read_header(path)
         except ModelError as error:
             yield error.message

@@ -24,8 +24,8 @@ class RayActors:
     """Does tasks in actors, each of which opens the work once.
 
     Attributes:
-        device: "cuda" gives each actor a GPU of its own; None does so where the cluster has any.
-        workers: the most actors; None takes one for each GPU, or else for each CPU.
+        device: "cuda" or "xpu" gives each actor a GPU of its own; None does so where the cluster has any.
+        workers: the most actors; None takes one for each GPU, or else for each CPU; one for another device.
         address: of the cluster, or "auto"; None starts Ray on this machine.
         patience_s: how long to wait for the first actor, where a cluster has no room yet.
     """
@@ -50,14 +50,18 @@ class RayActors:
         import ray
 
         try:
-            on_gpu = (self.device or "cuda").startswith("cuda") and _count_in_cluster("GPU") >= 1
-            place = Place("cuda" if on_gpu else self.device or "cpu")
-            count = max(self.workers or _count_in_cluster("GPU" if on_gpu else "CPU"), 1)
+            kind = (self.device or "cuda").partition(":")[0]
+            # Intel's GPUs are Ray's too; Apple's are not, and all actors of a machine share its one.
+            on_gpu = kind in ("cuda", "xpu") and _count_in_cluster("GPU") >= 1
+            on_cpu = kind == "cpu" or (self.device is None and not on_gpu)
+            own = _count_in_cluster("GPU" if on_gpu else "CPU") if on_gpu or on_cpu else 1
+            count = max(self.workers or own, 1)
+            place = Place(kind) if on_gpu else Place("cpu") if on_cpu else Place(self.device, count)
             # What is lost is tried again here, once, by another actor.
-            kind = ray.remote(_Actor).options(
+            actor = ray.remote(_Actor).options(
                 num_cpus=1, num_gpus=int(on_gpu), max_restarts=0, max_task_retries=0, max_concurrency=1
             )
-            cast = _Cast(work, iter(tasks), lambda: kind.remote(work, place), on_start, say)
+            cast = _Cast(work, iter(tasks), lambda: actor.remote(work, place), on_start, say)
             try:
                 yield from cast.results(count, self.patience_s)
             finally:

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from omgsr_cli.errors import NotFiniteError
+
 #: Weights of BT.601, on gamma-encoded values: what JPEG and Pillow call grey.
 _LUMA_RED, _LUMA_BLUE = 0.299, 0.114
 
@@ -55,16 +57,21 @@ def to_samples(image: Tensor, bit_depth: int) -> NDArray[Any]:
     """Turn floats into a file's integers, rounding half to even.
 
     Args:
-        image: (C, H, W) float in [0, 1]; what lies outside is clipped, NaN becomes 0.
+        image: (C, H, W) float in [0, 1]; what lies outside is clipped.
         bit_depth: 8 or 16.
     Returns:
         (H, W, C) uint8 or uint16, contiguous.
+    Raises:
+        NotFiniteError: a value is NaN, which no integer stands for.
     """
     largest, dtype = (255, np.uint8) if bit_depth == 8 else (65535, np.uint16)
     planes = []
     # Channel by channel, so that a large picture is not held twice in float.
     for channel in image.detach():
-        values = channel.to("cpu", torch.float32, copy=True).nan_to_num_(0.0).clamp_(0, 1).mul_(largest).round_()
+        values = channel.to("cpu", torch.float32, copy=True).clamp_(0, 1).mul_(largest).round_()
+        # Clipped values cannot overflow their sum, and one NaN makes it NaN.
+        if bool(values.sum().isnan()):
+            raise NotFiniteError("the image has samples that are not numbers (NaN)")
         planes.append(values.to(torch.int32 if bit_depth == 16 else torch.uint8).numpy().astype(dtype, copy=False))
     return np.stack(planes, axis=-1)
 

@@ -22,8 +22,8 @@ def write_merged(
 ) -> None:
     """Merge a model with its adapter and write all that runs it into one folder.
 
-    The sums are taken in float32 and rounded once where `half` asks for it. The folder is written beside, private to
-    the user, and renamed: it is there whole or not at all, its manifest last.
+    The sums are taken in float32 and rounded once where `half` asks for it. The folder is written under another name
+    and renamed: it exists whole or not at all, its manifest last.
 
     Args:
         source: from `find_model`, with or without an adapter.

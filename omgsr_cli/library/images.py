@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -12,13 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from omgsr_cli.errors import ShapeError, UsageError
+from omgsr_cli.errors import NotFiniteError, ShapeError, UsageError
 from omgsr_cli.geometry import Size, plan_output_size
 from omgsr_cli.imaging import Picture, encode_picture, from_samples, luma, read_picture, to_samples
 from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.options import ColorFix, RestoreOptions, SizeOptions, build_options
-from omgsr_cli.restoration import OnProgress
-from omgsr_cli.upscaling import restore_picture
+from omgsr_cli.restoration import OnNote, OnProgress
+from omgsr_cli.upscaling import load_wider, restore_picture
 
 AnyImage = TypeVar("AnyImage", Image.Image, Tensor, NDArray[Any])
 """What comes out is of the kind that went in."""
@@ -68,6 +69,8 @@ def upscale_image(
         ShapeError: the image's shape, dtype or range is not one of these.
         UsageError: a value is out of range.
         DeviceError: memory is short.
+        NotFiniteError: the model gives NaN or infinity. Where its number format was chosen by `load`, float32 is tried
+            first, with a warning.
     """
     options = build_options(
         RestoreOptions,
@@ -82,7 +85,14 @@ def upscale_image(
         raise UsageError(f"bit depth {bit_depth!r} is not 8 or 16", "leave it out for the image's own")
     if not isinstance(getattr(model, "info", None), RestorerInfo):
         raise UsageError(f"{model!r} is not a loaded model", "load one first: model = load(NAME_OR_FOLDER)")
-    task = _Task(model, options, bit_depth, on_progress)
+    notes: list[str] = []
+    result = _upscale(_Task(model, options, bit_depth, on_progress, notes.append), image)
+    for note in dict.fromkeys(notes):
+        warnings.warn(note, stacklevel=2)
+    return result
+
+
+def _upscale(task: _Task, image: AnyImage) -> AnyImage:
     if isinstance(image, Image.Image):
         return _upscale_pil(task, image)
     if isinstance(image, Tensor):
@@ -100,13 +110,21 @@ class _Task:
     options: RestoreOptions
     bit_depth: int | None
     on_progress: OnProgress | None
+    on_note: OnNote
 
     def restore(self, picture: Picture) -> Picture:
         output = plan_output_size(Size(*picture.size_px), self.options.size, self.model.info.scale)
         own_depth = picture.bit_depth
         if self.bit_depth is not None:
             picture = replace(picture, bit_depth=self.bit_depth)
-        restored = restore_picture(self.model, picture, output, self.options, on_progress=self.on_progress)[0].whole()
+
+        def restore(model: Restorer) -> Picture:
+            return restore_picture(model, picture, output, self.options, on_progress=self.on_progress)[0].whole()
+
+        try:
+            restored = restore(self.model)
+        except NotFiniteError as error:
+            restored = restore(load_wider(self.model, error, self.on_note))
         return replace(restored, bit_depth=own_depth)
 
 

@@ -6,72 +6,76 @@ import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.record import read_json
 from omgsr_cli.validation import first_mistake
 
 Number = TypeVar("Number", int, float)
+Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Pattern = Annotated[str, AfterValidator(lambda pattern: _compilable(pattern))]
 
 #: The files of one part of an adapter, as peft calls them.
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 
-_CHANGES_THE_SUM = (
-    "alora_invocation_tokens",
-    "arrow_config",
-    "corda_config",
-    "fan_in_fan_out",
-    "kasa_config",
-    "layer_replication",
-    "lora_bias",
-    "modules_to_save",
-    "monteclora_config",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_bdlora",
-    "use_dora",
-    "use_qalora",
-    "velora_config",
+_KEEPS_THE_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
+"""Values of `init_lora_weights` with which the weights of the base stay what they were. The others (PiSSA, OLoRA,
+CorDA, LoftQ, LoRA-GA) subtract the fresh B A from them, or quantise them: the adapter then needs that changed base.
+Source: `LoraLayer.update_layer` of peft 0.18 to 0.21."""
+
+_ABOUT_TRAINING = (
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
+    *("eva_config", "lora_dropout", "megatron_core", "qalora_group_size"),
 )
-"""Options under which a merged weight is not W + scale * B A."""
+"""Options that do not change the merged weights, whatever their value."""
 
 
 class LoraConfig(BaseModel):
-    """What of `adapter_config.json` decides the merged weights; the rest is about training."""
+    """What of `adapter_config.json` decides the merged weights.
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    Attributes:
+        init_lora_weights: whether the base weights are still what they were before the training.
+        target_modules: names of modules or their ends, or a regular expression of whole names; None does not say.
+        exclude_modules: likewise, of modules that have no adapter after all.
+    """
+
+    # Strict: JSON's true is a number to Python, and peft takes no "16" for a rank.
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     peft_type: str
     r: int = Field(gt=0)
-    lora_alpha: float
+    lora_alpha: Alpha
     bias: str = "none"
     use_rslora: bool = False
-    rank_pattern: dict[str, int] = {}
-    alpha_pattern: dict[str, float] = {}
-    target_modules: list[str] | str | None = None
-    exclude_modules: list[str] | str | None = None
-    layers_to_transform: list[int] | int | None = None
+    rank_pattern: dict[Pattern, Annotated[int, Field(gt=0)]] | None = None
+    alpha_pattern: dict[Pattern, Alpha] | None = None
+    target_modules: list[str] | Pattern | None = None
+    exclude_modules: list[str] | Pattern | None = None
+    init_lora_weights: bool | str = True
 
     def rank(self, module: str) -> int:
         """Rank of the adapter of a module, by the first pattern that fits its name."""
-        return _by_pattern(self.rank_pattern, module, self.r)
+        return _by_pattern(self.rank_pattern or {}, module, self.r)
 
     def scale(self, module: str) -> float:
         """Factor of B A for a module: alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA."""
-        alpha, rank = _by_pattern(self.alpha_pattern, module, self.lora_alpha), self.rank(module)
+        alpha, rank = _by_pattern(self.alpha_pattern or {}, module, self.lora_alpha), self.rank(module)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def targets(self, module: str) -> bool:
-        """Whether the configuration says that this module has an adapter."""
-        if self.target_modules is None or self.exclude_modules or self.layers_to_transform is not None:
-            return False
-        if isinstance(self.target_modules, str):
-            return re.fullmatch(self.target_modules, module) is not None
-        return any(module == name or module.endswith(f".{name}") for name in self.target_modules)
+        """Whether this module may have an adapter by the configuration."""
+        is_target = self.target_modules is None or _is_named(module, self.target_modules)
+        return is_target and not _is_named(module, self.exclude_modules or [])
+
+
+def _is_named(module: str, names: list[str] | str) -> bool:
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names)
 
 
 def _by_pattern(patterns: dict[str, Number], module: str, default: Number) -> Number:
@@ -123,9 +127,34 @@ def load_lora_config(folder: Path) -> LoraConfig:
         raise ModelError(f"{path} is not a LoRA configuration: {first_mistake(error).line()}") from error
     if config.peft_type != "LORA":
         raise ModelError(f"{path}: peft_type {config.peft_type!r} is not LORA")
-    refused = [name for name in _CHANGES_THE_SUM if options.get(name)]
+    init = config.init_lora_weights
+    if not any(init is known or (isinstance(init, str) and init.lower() == known) for known in _KEEPS_THE_BASE):
+        raise ModelError(
+            f"{path}: init_lora_weights {init!r} may have changed the weights of the base",
+            hint="convert it with peft's save_pretrained(..., path_initial_model_for_weight_conversion=...), or merge "
+            "it with peft and give the result as the model",
+        )
+    others = config.model_extra or {}
+    refused = [name for name, value in others.items() if name not in _ABOUT_TRAINING and not _is_off(value)]
     if config.bias != "none":
         refused.append("bias")
     if refused:
-        raise ModelError(f"{path}: option {refused[0]!r} is not supported", hint="only plain LoRA can be merged")
+        name = refused[0]
+        raise ModelError(
+            f"{path}: option {name!r} is not supported ({options[name]!r})",
+            hint="only plain LoRA can be merged: merge this adapter with peft, and give the result as the model",
+        )
     return config
+
+
+def _is_off(value: object) -> bool:
+    """Whether an option is absent in effect: null, false or empty; 0 may be the number of a layer."""
+    return value is None or value is False or (isinstance(value, str | list | dict) and not value)
+
+
+def _compilable(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+    return pattern

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.adapter_files import WEIGHTS_NAME, LoraConfig, load_lora_config
+from omgsr_cli.models.weight_files import is_finite
 
 _PREFIX = "base_model.model."
 _NAMED = 3
@@ -72,7 +73,7 @@ def _pair_factors(keys: list[str], folder: Path) -> dict[str, tuple[str, str]]:
 def _find_modules(
     network: nn.Module, names: Iterable[str], config: LoraConfig, folder: Path
 ) -> dict[str, nn.Linear | nn.Conv2d]:
-    """The layer of each name; every name must have one and every layer that the configuration targets a name."""
+    """The layer of each name; every name must have one and be a target, and every target a name."""
     layers: dict[str, nn.Linear | nn.Conv2d] = {
         name: module for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
     }
@@ -80,8 +81,11 @@ def _find_modules(
     foreign = [name for name in wanted if name not in layers]
     if foreign:
         raise _misfit(folder, foreign, f"have no place in the {type(network).__name__}", len(wanted))
+    stray = [name for name in wanted if not config.targets(name)]
+    if stray:
+        raise _misfit(folder, stray, "are not among the target_modules of its configuration", len(wanted))
     absent = [name for name in layers if config.targets(name) and name not in set(wanted)]
-    if absent:
+    if absent and config.target_modules is not None:
         raise _misfit(folder, absent, "are targets without weights in the file", len(absent) + len(wanted))
     return {name: layers[name] for name in wanted}
 
@@ -96,14 +100,16 @@ def _add_delta(module: nn.Linear | nn.Conv2d, a: Tensor, b: Tensor, scale: float
             f"{where}: shapes {tuple(a.shape)}, {tuple(b.shape)} do not fit, expected {expected_a}, {expected_b}",
             hint="the adapter was trained on another base model",
         )
+    if not (a.is_floating_point() and b.is_floating_point()):
+        raise ModelError(f"{where}: weights of {a.dtype} and {b.dtype} are not supported", "save them as float32")
     if isinstance(module, nn.Conv2d) and module.groups != 1:
         raise ModelError(f"{where}: adapters of grouped convolutions are not supported")
     delta = (b.flatten(1).float() @ a.flatten(1).float()).mul_(scale).view(weight.shape)
     delta = delta.to(weight.device)
+    if not is_finite(delta):
+        raise ModelError(f"{where}: the adapter has values that are not finite")
     if not bool(delta.any()):
         return 0
-    if not bool(delta.isfinite().all()):
-        raise ModelError(f"{where}: the adapter has values that are not finite")
     merged = (weight.float() + delta).to(weight.dtype)
     if torch.equal(merged, weight):
         return 0

@@ -86,6 +86,8 @@ class Restorer(Protocol):
     device: torch.device
     precision: str
     notes: tuple[str, ...]
+    in_fp32: Callable[[], Restorer] | None
+    """Loads the same model in float32, once; None where it is float32, or where the user chose its number format."""
 
     def compile(self) -> None:
         """Compile the networks in place: slow at the first picture of a size, faster from then on."""

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
+import re
 import sys
 from collections.abc import Callable
+from functools import cache
 
 import torch
 
-from omgsr_cli.errors import DeviceError, UnknownDeviceError
+from omgsr_cli.errors import DeviceError, UnknownDeviceError, reason_of
 from omgsr_cli.models.matrix_speed import bf16_gain_on_cpu
 
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _CPU_BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 """Names in `torch.cpu.get_capabilities()` of instructions that multiply in bf16: x86 and ARM."""
+
+_HIP_BF16 = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
+"""AMD's architectures that multiply matrices in bf16: CDNA, and RDNA from the third generation."""
+
+_OUT_OF_MEMORY = re.compile(
+    "out[ _]of[ _](host_|device_)?memory|out_of_(host|device)_memory|can't allocate memory|not enough memory"
+    "|alloc_failed|invalid buffer size|failed to allocate",
+    re.IGNORECASE,
+)
 
 _LEAST_GAIN = 1.1
 """What bf16 must gain on a CPU to be worth its coarser numbers."""
@@ -37,7 +49,7 @@ def present_devices() -> list[str]:
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """Take the device that was asked for, or the first of cuda, mps, xpu and cpu that exists.
+    """Take the device that was asked for, or the first of cuda, mps, xpu and cpu that exists and computes.
 
     Args:
         name: "cuda", "cuda:1", "mps", "xpu", "cpu"; None or "auto" chooses.
@@ -46,7 +58,7 @@ def choose_device(name: str | None = None) -> torch.device:
     """
     present = present_devices()
     if name is None or name == "auto":
-        return torch.device(present[0])
+        return torch.device(next(kind for kind in present if why_unusable(kind) is None))
     hint = f"devices of this machine: {', '.join(present)}"
     try:
         device = torch.device(name)
@@ -56,7 +68,40 @@ def choose_device(name: str | None = None) -> torch.device:
         raise DeviceError(f"device {name!r} is not present", hint=hint)
     if ":" in name and device.index >= _device_count(device.type):
         raise DeviceError(f"device {name!r} is not present", hint=f"{hint}; {_device_count(device.type)} of that kind")
-    return device
+    # Some libraries do not know "cpu:0".
+    return torch.device("cpu") if device.type == "cpu" else device
+
+
+@cache
+def why_unusable(kind: str) -> str | None:
+    """Why a kind of device that exists cannot compute, as an old card without kernels in this build of torch.
+
+    One tiny operation is tried, once.
+    """
+    if kind == "cpu":
+        return None
+    try:
+        (torch.ones(2, device=kind) * 2).sum().item()
+    except (RuntimeError, AssertionError) as error:
+        return f"{kind} cannot compute: {reason_of(error)}"
+    return None
+
+
+def skipped_devices(name: str | None) -> tuple[str, ...]:
+    """Why devices that are preferred to the chosen one were passed over, one line each; none where one was named."""
+    if name is not None and name != "auto":
+        return ()
+    chosen = choose_device(name).type
+    before = itertools.takewhile(lambda kind: kind != chosen, present_devices())
+    return tuple(f"{reason}; using {chosen}" for kind in before if (reason := why_unusable(kind)))
+
+
+def shares_host_memory(device: torch.device) -> bool:
+    """Whether a device's memory is the processor's own, so that it must not be counted twice: MPS, integrated GPUs."""
+    if device.type in ("cuda", "xpu"):
+        module = torch.cuda if device.type == "cuda" else torch.xpu
+        return bool(getattr(module.get_device_properties(device), "is_integrated", False))
+    return True
 
 
 def named_devices(text: str | None) -> tuple[str | None, ...]:
@@ -85,12 +130,15 @@ def _device_count(kind: str) -> int:
 def multiplies_in_bf16(device: torch.device) -> bool:
     """Whether the hardware multiplies matrices in bf16, rather than converting to fp32 and back.
 
-    CUDA from compute capability 8.0; XPU; CPUs with AVX512_BF16, AMX-BF16 or ARM's BF16 instructions. Asked of the
-    hardware's list of instructions, not measured. False on MPS, where it depends on the generation.
+    CUDA from compute capability 8.0; ROCm from CDNA and RDNA 3; XPU; CPUs with AVX512_BF16, AMX-BF16 or ARM's BF16
+    instructions. The hardware's list of instructions decides, nothing is measured. False on MPS, where it depends on
+    the generation.
     """
     if device.type == "cuda":
         # ROCm builds answer to "cuda" too; their capability numbers mean something else.
-        return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
+        if torch.version.hip is not None:
+            return torch.cuda.get_device_properties(device).gcnArchName.startswith(_HIP_BF16)
+        return torch.cuda.get_device_capability(device)[0] >= 8
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()
         return any(bool(capabilities.get(name)) for name in _CPU_BF16_CAPABILITIES)
@@ -132,23 +180,29 @@ def free_memory_bytes(device: torch.device) -> int:
         # What the allocator holds but does not use is free for us too.
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     if device.type == "xpu":
-        free, _ = torch.xpu.mem_get_info(device)
-        return int(free)
+        reserved = torch.xpu.memory_reserved(device)
+        try:
+            free, _ = torch.xpu.mem_get_info(device)
+        except RuntimeError:
+            # Arc's integrated GPUs do not say.
+            free = torch.xpu.get_device_properties(device).total_memory - reserved
+        return max(int(free + reserved - torch.xpu.memory_allocated(device)), 0)
     if device.type == "mps":
-        return max(int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()), 0)
+        # What the driver holds beyond the tensors is the allocator's cache, which the next tensors take.
+        return max(int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()), 0)
     return _free_system_memory_bytes()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is short, on whatever device.
 
-    CUDA and XPU have a class of their own for it; MPS ("MPS backend out of memory ...") and the CPU's allocator
-    ("DefaultCPUAllocator: can't allocate memory ...") raise a plain RuntimeError.
+    CUDA and XPU have a class of their own for it; MPS ("MPS backend out of memory ...", "Invalid buffer size"), the
+    CPU's allocator ("DefaultCPUAllocator: can't allocate memory ...") and the libraries of a card
+    ("CUBLAS_STATUS_ALLOC_FAILED", "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY") raise a plain RuntimeError.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    reason = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in reason or "can't allocate memory" in reason)
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def release_memory() -> None:

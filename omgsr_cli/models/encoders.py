@@ -16,10 +16,11 @@ from omgsr_cli.errors import ModelError, UnknownModelError, UsageError, reason_o
 from omgsr_cli.models.base import ImageEncoder
 from omgsr_cli.models.devices import PRECISIONS, choose_device
 from omgsr_cli.models.families import family_of
+from omgsr_cli.models.kl_codec import check_vae_config
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.record import load_record, read_json
 from omgsr_cli.models.sources import ModelSource, find_base_folder
-from omgsr_cli.models.weight_files import load_part
+from omgsr_cli.models.weight_files import check_finite, load_part
 from omgsr_cli.presets import DEFAULT_PRESET
 from omgsr_cli.schedules import DdpmSchedule, FlowSchedule, Schedule, build_schedule
 
@@ -102,6 +103,7 @@ def _load_vae(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tens
             f"{path} is no autoencoder", "give a folder with config.json, or TAESD's encoder .safetensors"
         )
     config = read_json(path / "config.json")
+    check_vae_config(config, path)
     kind = config.get("_class_name")
     with quiet_libraries(), explained_imports():
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -113,7 +115,8 @@ def _load_vae(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tens
     )
     network.decoder = None  # half of the weights, and not needed
     network.to(device)
-    scale, shift = float(config.get("scaling_factor") or 1.0), float(config.get("shift_factor") or 0.0)
+    # With diffusers' defaults for what the file does not say.
+    scale, shift = float(network.config["scaling_factor"]), float(network.config["shift_factor"] or 0.0)
 
     def encode(image: Tensor) -> Tensor:
         encoded = network.encode(image)
@@ -138,6 +141,7 @@ def _load_tiny_file(path: Path, device: torch.device) -> tuple[Callable[[Tensor]
         from diffusers.models.autoencoders.vae import EncoderTiny
     try:
         weights = load_file(path)
+        check_finite(weights.items(), path)
         outputs = [key for key, value in weights.items() if key.endswith("weight") and value.ndim == 4]
         channels = int(weights[max(outputs, key=lambda key: int(key.partition(".")[0]))].shape[0])
         with torch.device("meta"):

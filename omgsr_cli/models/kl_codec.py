@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from omgsr_cli.errors import ShapeError
+from omgsr_cli.errors import ModelError, ShapeError
 from omgsr_cli.models.base import ImageRows
 from omgsr_cli.models.devices import is_out_of_memory
 from omgsr_cli.models.vae_tiling import Workspace, check_tiling, decode_in_strips, encode_in_strips
@@ -20,6 +21,44 @@ if TYPE_CHECKING:
 _BYTES_PER_CHANNEL = 20
 """Five float32 tensors of the decoder's widest level at full size; with SD's 256 channels 4.1 to 4.7 kB a pixel were
 measured, less in bf16."""
+
+
+def check_vae_config(config: Mapping[str, Any], where: object) -> None:
+    """Check that a VAE's configuration scales latents by numbers, in the way that is known here, and has RGB images.
+
+    Args:
+        config: of an AutoencoderKL or AutoencoderTiny, as diffusers writes it.
+        where: what to call it in the error.
+    Raises:
+        ModelError: names the first wrong value.
+    """
+    levels = config.get("block_out_channels", config.get("encoder_block_out_channels", ()))
+    if not (isinstance(levels, list | tuple) and levels and all(type(each) is int and each > 0 for each in levels)):
+        raise ModelError(f"{where}: block_out_channels is {levels!r}, not a list of channels")
+    factor, shift = config.get("scaling_factor", 1.0), config.get("shift_factor")
+    if not _is_number(factor) or factor <= 0:
+        raise ModelError(
+            f"{where}: scaling_factor is {factor!r}, not a number above 0", "Stable Diffusion's is 0.18215"
+        )
+    if shift is not None and not _is_number(shift):
+        raise ModelError(f"{where}: shift_factor is {shift!r}, not a number")
+    for key in ("latents_mean", "latents_std"):
+        if config.get(key) is not None:
+            raise ModelError(
+                f"{where}: {key} is not supported", "give a VAE with scaling_factor and shift_factor alone"
+            )
+    for key in ("in_channels", "out_channels"):
+        if config.get(key, 3) != 3:
+            raise ModelError(f"{where}: {key} is {config[key]!r}, and images have 3")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_MOST_WHOLE_PX_ON_MPS = 1200 * 1200
+"""Above it the VAE runs in strips on MPS: there the attention holds all products in one buffer, (area / 64)^2 of them,
+and a buffer of more than 2^32 bytes aborts the process."""
 
 
 def latent_px_of(vae_config: Mapping[str, Any]) -> int:
@@ -57,7 +96,8 @@ class KlCodec:
 
         Args:
             image: (B, 3, H, W) float, sRGB in [-1, 1].
-            generator: samples the posterior, on its own device; a list has one for each image; None takes the mean.
+            generator: samples the posterior, on its own device or the CPU; a list has one for each image; None takes
+                the mean.
         Returns:
             (B, C, H/8, W/8) float32 on the VAE's device.
         Raises:
@@ -116,7 +156,8 @@ class KlCodec:
     def _perhaps_whole(self, area_px: int, workspace: Workspace) -> Iterator[bool]:
         """Whether a picture is expected to fit in one piece; where it does not after all, the strips are told so."""
         try:
-            yield area_px * self._bytes_per_px <= workspace.memory_bytes
+            fits = area_px * self._bytes_per_px <= workspace.memory_bytes
+            yield fits and not (self.vae.device.type == "mps" and area_px > _MOST_WHOLE_PX_ON_MPS)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

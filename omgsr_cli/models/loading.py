@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
-from omgsr_cli.errors import ModelError, write_reason
+from omgsr_cli.errors import DeviceError, ModelError, write_reason
 from omgsr_cli.files.atomic import partial_folder
 from omgsr_cli.models.base import Restorer, RestorerInfo
-from omgsr_cli.models.devices import choose_device, choose_precision
+from omgsr_cli.models.devices import choose_device, choose_precision, is_out_of_memory, skipped_devices
 from omgsr_cli.models.families import family_of
 from omgsr_cli.models.sources import ModelSource, find_model
+from omgsr_cli.models.weight_files import apply_umask, check_file_finite
 
 
 def load_restorer(
@@ -69,8 +71,19 @@ def load_found(source: ModelSource, *, device: str | None = None, precision: str
     """Load a model that `find_model` found; arguments and errors as for `load_restorer`."""
     chosen_device = choose_device(device)
     chosen_precision = suitable_precision(source, precision, chosen_device)
-    restorer = family_of(source.record, source.name).load(source, chosen_device, chosen_precision)
+    try:
+        restorer = family_of(source.record, source.name).load(source, chosen_device, chosen_precision)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(
+            f"memory is short to load {source.name} in {chosen_precision} on {chosen_device}",
+            "close other programs, or give a narrower --precision or another --device",
+        ) from error
     restorer.info = _with_files(restorer.info, source)
+    restorer.notes = (*restorer.notes, *skipped_devices(device))
+    if precision == "auto" and chosen_precision != "fp32":
+        restorer.in_fp32 = cache(lambda: load_found(source, device=device, precision="fp32"))
     return restorer
 
 
@@ -114,8 +127,8 @@ def save_merged(
         text_encoder: copy the text encoder and tokenizer too, so that the folder takes any prompt.
         finish: given the folder that is whole but for its name, to add what else belongs into it.
     Raises:
-        ModelError: the folder exists or cannot be written, the model is of another family, or the text encoder was
-            asked for and is not there.
+        ModelError: the folder exists or cannot be written, the model is of another family, the text encoder was
+            asked for and is not there, or a weight is not finite, as where fp16 is too narrow for it.
     """
     family = family_of(restorer.info, restorer.info.name)
     if folder.exists():
@@ -124,6 +137,9 @@ def save_merged(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with partial_folder(folder) as beside:
             family.save_merged(restorer, beside, half=half, text_encoder=text_encoder)
+            apply_umask(beside)
+            for path in beside.rglob("*.safetensors"):
+                check_file_finite(path)
             if finish is not None:
                 finish(beside)
             os.rename(beside, folder)

@@ -15,6 +15,7 @@ from torch import nn
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.adapter_files import WEIGHTS_NAME, check_adapter_folder, load_lora_config
 from omgsr_cli.models.libraries import explained_imports
+from omgsr_cli.models.weight_files import check_finite
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -103,6 +104,10 @@ def load_lora(model: PeftModel, folder: Path) -> None:
         weights = load_file(folder / WEIGHTS_NAME)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{folder / WEIGHTS_NAME} cannot be read: {error}") from error
+    check_finite(weights.items(), folder / WEIGHTS_NAME)
+    whole = next((key for key, weight in weights.items() if not weight.is_floating_point()), None)
+    if whole is not None:
+        raise ModelError(f"{folder / WEIGHTS_NAME}: {whole} holds {weights[whole].dtype}", "save it as float32")
     expected = get_peft_model_state_dict(model)
     strange = sorted(weights.keys() ^ expected.keys())
     strange += [key for key in weights.keys() & expected.keys() if weights[key].shape != expected[key].shape]

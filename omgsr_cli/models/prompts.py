@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.models.libraries import explained_imports
-from omgsr_cli.models.weight_files import weight_variant
+from omgsr_cli.models.weight_files import check_finite, weight_variant
 
 PROMPT_EMBEDS = "prompt_embeds.safetensors"
 
@@ -69,6 +69,7 @@ def _read_kept(path: Path, prompt: str) -> Tensor | None:
         raise ModelError(f"{path} cannot be read: {error}") from error
     if embeds.ndim != 3 or len(embeds) != 1:
         raise ModelError(f"{path}: shape {tuple(embeds.shape)} is not (1, tokens, width)")
+    check_finite([(_KEY, embeds)], path)
     return embeds.float()
 
 
@@ -97,4 +98,5 @@ def _encode(folder: Path, prompt: str) -> Tensor:
         prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     )
     embeds: Tensor = encoder(tokens.input_ids)[0]
+    check_finite([("last_hidden_state", embeds)], folder / "text_encoder")
     return embeds.float()

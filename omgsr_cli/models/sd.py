@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.adapters import merge_lora
-from omgsr_cli.models.base import ImageRows, RestorerInfo, StageInfo
+from omgsr_cli.models.base import ImageRows, Restorer, RestorerInfo, StageInfo
 from omgsr_cli.models.devices import PRECISIONS, multiplies_in_bf16
-from omgsr_cli.models.kl_codec import KlCodec, bytes_per_px_of, latent_px_of
+from omgsr_cli.models.kl_codec import KlCodec, bytes_per_px_of, check_vae_config, latent_px_of
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.prompts import load_prompt_embeds
 from omgsr_cli.models.record import read_json
@@ -32,6 +32,19 @@ if TYPE_CHECKING:
 _STEP_BYTES_PER_CHANNEL = 160
 """Forty float32 tensors of the UNet's first level: with SD 2.1-base's 320 channels 26 of them were counted alive at the
 peak, and convolutions need room to work in."""
+
+
+_CONDITIONS = (
+    "addition_embed_type",
+    "class_embed_type",
+    "num_class_embeds",
+    "encoder_hid_dim_type",
+    "time_cond_proj_dim",
+)
+"""What a UNet may be conditioned on besides the timestep and the prompt."""
+_OTHER_UNETS = (
+    "give a model of Stable Diffusion 1.x or 2.x: SDXL, distilled and image-conditioned ones are not supported"
+)
 
 
 class SdRestorer:
@@ -66,6 +79,7 @@ class SdRestorer:
         self.precision = precision
         self.source = source
         self.notes = source.notes
+        self.in_fp32: Callable[[], Restorer] | None = None
         self.device: torch.device = unet.device
         self.prompt_embeds = prompt_embeds.to(unet.device, unet.dtype)
         self._codec = KlCodec(vae)
@@ -82,7 +96,8 @@ class SdRestorer:
 
         Args:
             image: (B, 3, H, W) float32, sRGB in [-1, 1]; H and W multiples of `info.multiple_of_px`.
-            generator: samples the posterior, on its own device; a list has one for each image; None takes the mean.
+            generator: samples the posterior, on its own device or the CPU; a list has one for each image; None takes
+                the mean.
         Returns:
             (B, C, H/8, W/8) float32 on `device`.
         Raises:
@@ -140,6 +155,8 @@ def describe_sd(source: ModelSource) -> RestorerInfo:
             f"the VAE gives {vae.get('latent_channels')}",
             hint="inpainting and latent-upscaling models are not supported",
         )
+    _check_unet_config(unet, source.folder / "unet")
+    check_vae_config(vae, source.folder / "vae")
     latent_px = latent_px_of(vae)
     return RestorerInfo(
         name=source.name,
@@ -157,6 +174,18 @@ def describe_sd(source: ModelSource) -> RestorerInfo:
         prompt=source.record.prompt or "",
         parameters=sum(_count_parameters(source.folder, part) for part in ("unet", "vae")),
     )
+
+
+def _check_unet_config(config: Mapping[str, Any], where: Path) -> None:
+    """Refuse a UNet that predicts more than one latent, or wants to know more than the timestep and the prompt."""
+    levels, channels = config.get("block_out_channels"), config.get("in_channels")
+    if not (isinstance(levels, list) and levels and all(type(each) is int and each > 0 for each in levels)):
+        raise ModelError(f"{where}: block_out_channels is {levels!r}, not a list of channels")
+    if config.get("out_channels", channels) != channels:
+        raise ModelError(f"{where}: takes {channels} channels and gives {config['out_channels']}", _OTHER_UNETS)
+    for key in _CONDITIONS:
+        if config.get(key) is not None:
+            raise ModelError(f"{where}: {key} is {config[key]!r}, which is not supported", _OTHER_UNETS)
 
 
 def _step_bytes_per_px(unet_config: Mapping[str, Any], latent_px: int) -> int:
@@ -180,7 +209,7 @@ def vae_precision(precision: str, force_upcast: bool, device: torch.device) -> s
 
     Args:
         precision: of the UNet.
-        force_upcast: what the VAE's configuration says.
+        force_upcast: whether the VAE's configuration says so itself.
         device: bf16 is taken where it multiplies in it, else fp32.
     """
     if precision != "fp16" or not force_upcast:
@@ -214,11 +243,14 @@ def load_sd(source: ModelSource, device: torch.device, precision: str) -> SdRest
         prompt_embeds = load_prompt_embeds(source.folder, info.prompt or "")
         unet = load_part(UNet2DConditionModel, source.folder, "unet", unet_dtype)
         vae = load_part(AutoencoderKL, source.folder, "vae", vae_dtype)
+        # diffusers takes true where the file does not say it, and writes it into what it saves.
+        force_upcast = read_json(source.folder / "vae" / "config.json").get("force_upcast") is True
+        vae.register_to_config(force_upcast=force_upcast)
         _check_width(source.folder, prompt_embeds, unet)
         if source.adapter is not None:
             _merge_adapter(unet, vae, source.adapter)
         unet.to(device, PRECISIONS[precision])
-        vae.to(device, PRECISIONS[vae_precision(precision, bool(vae.config["force_upcast"]), device)])
+        vae.to(device, PRECISIONS[vae_precision(precision, force_upcast, device)])
         decoder = None
         if source.vae is not None:
             channels = int(vae.config["latent_channels"])

@@ -168,5 +168,15 @@ class SdFamily:
 def _native_px(folder: Path, otherwise_px: int) -> int:
     """Side of the square image that a diffusers folder's UNet was trained at."""
     side = read_json(folder / "unet" / "config.json").get("sample_size")
-    latent_px = 2 ** (len(read_json(folder / "vae" / "config.json").get("block_out_channels", ())) - 1)
-    return side * latent_px if isinstance(side, int) else otherwise_px
+    if isinstance(side, list) and len(side) == 2 and side[0] == side[1]:
+        side = side[0]
+    if side is None:
+        return otherwise_px
+    if type(side) is not int or side < 1:
+        raise ModelError(
+            f"{folder / 'unet'}: sample_size is {side!r}, not the side of a square",
+            hint="name a preset beside --base, or correct its config.json",
+        )
+    levels = read_json(folder / "vae" / "config.json").get("block_out_channels")
+    # Whether they are channels is checked with all else that the VAE says.
+    return side * int(2 ** (len(levels) - 1)) if isinstance(levels, list) and levels else otherwise_px

@@ -10,6 +10,7 @@ from omgsr_cli.models.families import family_of
 from omgsr_cli.models.loading import load_found, save_merged
 from omgsr_cli.models.record import RECORD_NAME
 from omgsr_cli.models.sources import ModelSource
+from omgsr_cli.models.weight_files import check_file_finite
 
 
 def save_standalone(source: ModelSource, folder: Path) -> None:
@@ -19,7 +20,7 @@ def save_standalone(source: ModelSource, folder: Path) -> None:
         source: from `find_model`.
         folder: must not exist yet.
     Raises:
-        ModelError: the model cannot be read, or the folder exists or cannot be written.
+        ModelError: the model cannot be read, a weight is not finite, or the folder exists or cannot be written.
     """
     family = family_of(source.record, source.name)
     if family.adapter_parts:
@@ -29,5 +30,7 @@ def save_standalone(source: ModelSource, folder: Path) -> None:
         folder.mkdir(parents=True)
         for path in (*family.find_files(source.folder), source.folder / "config.json", source.folder / RECORD_NAME):
             shutil.copyfile(path, folder / path.name)
+            if path.suffix == ".safetensors":
+                check_file_finite(folder / path.name)
     except OSError as error:
         raise ModelError(f"{source.folder} cannot be copied to {folder}: {reason_of(error)}") from error

@@ -6,6 +6,7 @@ pre-trained as a DDPM on clean latents, from the refined picture's latent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,12 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError, reason_of
-from omgsr_cli.models.base import RestorerInfo, StageInfo
+from omgsr_cli.models.base import Restorer, RestorerInfo, StageInfo
 from omgsr_cli.models.devices import PRECISIONS
 from omgsr_cli.models.record import ModelRecord, load_record, read_json
 from omgsr_cli.models.tiny_family import TinyFamily
 from omgsr_cli.models.tiny_network import TinyConfig, TinyNetwork, channels_last
 from omgsr_cli.models.wavelet import LATENT_PX
+from omgsr_cli.models.weight_files import check_finite
 from omgsr_cli.schedules import DdpmSchedule, Schedule
 from omgsr_cli.validation import first_mistake
 
@@ -53,6 +55,7 @@ class TinyRestorer:
         self.device = device
         self.precision = precision
         self.notes: tuple[str, ...] = ()
+        self.in_fp32: Callable[[], Restorer] | None = None
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -106,6 +109,7 @@ def load_tiny(folder: Path, info: RestorerInfo, device: torch.device, precision:
         network = TinyNetwork(_load_config(folder))
     try:
         weights = load_file(folder / "model.safetensors", device=str(device))
+        check_finite(weights.items(), folder / "model.safetensors")
         network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise _broken(folder, reason_of(error)) from error

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.geometry import Size, plan_halo_tiles
+from omgsr_cli.models.kl_codec import check_vae_config
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.record import read_json
-from omgsr_cli.models.weight_files import NETWORK_STEM
+from omgsr_cli.models.weight_files import NETWORK_STEM, check_finite
 from omgsr_cli.tiling import run_exact
 
 if TYPE_CHECKING:
@@ -82,6 +83,9 @@ def load_tiny_decoder(path: Path, channels: int, device: torch.device, dtype: to
     config = {} if path.is_file() else read_json(path / "config.json")
     with quiet_libraries(), explained_imports():
         from diffusers.models.autoencoders.vae import DecoderTiny
+    check_vae_config({"block_out_channels": [_WIDTH]} | config, path)
+    if config.get("scaling_factor", 1.0) != 1.0 or config.get("shift_factor"):
+        raise ModelError(f"{path} scales its latents in a way of its own", "give a TAESD, whose scaling_factor is 1")
     own = int(config.get("latent_channels", channels))
     if own != channels:
         raise ModelError(f"{path} decodes latents of {own} channels, the model has {channels}", "give its own kind's")
@@ -97,7 +101,9 @@ def load_tiny_decoder(path: Path, channels: int, device: torch.device, dtype: to
                 str(config.get("act_fn", "relu")),
                 str(config.get("upsample_fn", "nearest")),
             )
-        network.load_state_dict(_decoder_weights(load_file(file), dtype), assign=True)
+        weights = load_file(file)
+        check_finite(weights.items(), file)
+        network.load_state_dict(_decoder_weights(weights, dtype), assign=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
         reason = reason_of(error)
         raise ModelError(f"{path} is not the decoder of an AutoencoderTiny: {reason}") from error

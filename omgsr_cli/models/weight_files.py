@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import os
+import secrets
+import stat
+import struct
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
-from omgsr_cli.errors import ModelError
+from omgsr_cli.errors import ModelError, reason_of
+from omgsr_cli.store.headers import ELEMENT_BYTES, TensorEntry, read_header
+from omgsr_cli.store.hub import PREFERRED_VARIANTS, find_variants
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
 NETWORK_STEM = "diffusion_pytorch_model"
 """How diffusers calls the weights of a network, without the ending."""
@@ -19,21 +27,30 @@ PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _CONVERT = "save it with diffusers' save_pretrained(folder, safe_serialization=True) on a machine that trusts it"
 
 
+_NOT_FINITE_HINT = "copy or download it again; if it stays so, it was saved from a training that had diverged"
+
+# Bits of the exponent, all of which are set in NaN and infinity alone; of 8-bit numbers E4M3 has NaN only.
+_EXPONENTS = {"F8_E4M3": 0x7F, "F8_E5M2": 0x7C, "F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF << 52}
+_CHUNK_BYTES = 64 << 20
+
 Network = TypeVar("Network", bound="nn.Module")
 
 
 def weight_variant(folder: Path, part: str, stem: str = NETWORK_STEM) -> str | None:
-    """Which of a part's weight files to read: None for the plain one, "fp16" where only that is there.
+    """Which of a part's weight files to read: None for the plain one, else "fp16", "bf16" or what else exists.
 
     Raises:
-        ModelError: there is no safetensors file; the hint tells how to convert a pickle.
+        ModelError: no safetensors file exists (the hint says how to convert a pickle), or several variants with names
+            that do not say which is meant.
     """
-    for variant in (None, "fp16"):
-        mark = f".{variant}" if variant else ""
-        if (folder / part / f"{stem}{mark}.safetensors").is_file():
-            return variant
-        if (folder / part / f"{stem}.safetensors.index{mark}.json").is_file():
-            return variant
+    variants = find_variants((path.name for path in (folder / part).glob("*")), stem)
+    if variants and (variants[0] in PREFERRED_VARIANTS or len(variants) == 1):
+        return variants[0] or None
+    if variants:
+        raise ModelError(
+            f"{folder / part} has weights of several kinds: {', '.join(variants)}",
+            hint=f"rename the file that you want to {stem}.safetensors",
+        )
     pickles = [file for file in sorted((folder / part).glob("*")) if file.suffix in PICKLE_SUFFIXES]
     if pickles:
         raise pickle_error(pickles[0])
@@ -64,11 +81,90 @@ def pickle_error(path: Path) -> ModelError:
     return ModelError(f"{path} is a pickle, which can run code when it is read", hint=_CONVERT)
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor has neither NaN nor infinity: one pass, without a mask; always true of integers."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    # Numbers of 8 bits have no minimum of their own.
+    low, high = (tensor.float() if tensor.itemsize == 1 else tensor.detach()).aminmax()
+    return math.isfinite(low.item()) and math.isfinite(high.item())
+
+
+def check_finite(tensors: Iterable[tuple[str, Tensor]], where: object) -> None:
+    """Refuse weights of which one is NaN or infinity.
+
+    Args:
+        tensors: names and values.
+        where: what to call them in the error.
+    Raises:
+        ModelError: names the first such tensor.
+    """
+    broken = next((name for name, tensor in tensors if not is_finite(tensor)), None)
+    if broken is not None:
+        raise ModelError(f"{where}: the weight {broken} is not finite (NaN or infinity)", _NOT_FINITE_HINT)
+
+
+def check_file_finite(path: Path) -> None:
+    """Refuse a file of which a weight is NaN or infinity; torch is not needed.
+
+    Raises:
+        ModelError: names the first such tensor; or as `read_header`.
+    """
+    entries = read_header(path)
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            file.seek(length, os.SEEK_CUR)
+            for name, entry in entries.items():
+                if not _is_entry_finite(file, entry):
+                    raise ModelError(f"{path}: the weight {name} is not finite (NaN or infinity)", _NOT_FINITE_HINT)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {reason_of(error)}") from error
+
+
+def _is_entry_finite(file: BinaryIO, entry: TensorEntry) -> bool:
+    """Read one tensor to its end, or to the chunk in which the first value is not finite."""
+    import numpy as np
+
+    size = ELEMENT_BYTES[entry.dtype]
+    left = entry.elements * size
+    if entry.dtype not in _EXPONENTS:
+        file.seek(left, os.SEEK_CUR)
+        return True
+    mask = np.array(_EXPONENTS[entry.dtype], f"<u{size}")
+    while left:
+        values = np.frombuffer(file.read(min(left, _CHUNK_BYTES)), mask.dtype)
+        if not len(values):
+            raise OSError("it became shorter while it was read")
+        if bool(((values & mask) == mask).any()):
+            return False
+        left -= values.nbytes
+    return True
+
+
+def apply_umask(folder: Path) -> None:
+    """Give the weights below a folder the permissions of any new file: safetensors writes them for the owner alone.
+
+    Raises:
+        OSError: a permission cannot be set.
+    """
+    files = list(folder.rglob("*.safetensors"))
+    if not files:
+        return
+    # The umask can be read only by changing it, for all threads; a new file shows it.
+    probe = folder / f".{secrets.token_hex(8)}"
+    probe.touch(exist_ok=False)
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in files:
+        path.chmod(mode)
+
+
 def load_part(kind: type[Network], folder: Path, part: str, dtype: torch.dtype) -> Network:
     """Read one part of a diffusers folder, weights mapped from the file rather than copied where the type allows it.
 
     Raises:
-        ModelError: a weight is missing, superfluous or of another shape, or a file cannot be read.
+        ModelError: a weight is missing, superfluous, not finite or of another shape, or a file cannot be read.
     """
     from safetensors import SafetensorError
 
@@ -90,5 +186,6 @@ def load_part(kind: type[Network], folder: Path, part: str, dtype: torch.dtype) 
         if keys:
             shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
             raise ModelError(f"{folder / part}: {len(keys)} {what.replace('_', ' ')}: {shown}")
+    check_finite(network.named_parameters(), folder / part)
     loaded: Network = network.eval().requires_grad_(False)
     return loaded

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from omgsr_cli.errors import ShapeError, UsageError
+from omgsr_cli.errors import ModelError, ShapeError, UsageError
 
 
 @runtime_checkable
@@ -120,6 +121,13 @@ class IndexedSchedule(ABC):
         # Cast before the move: not every device has float64.
         values = table.to(like.dtype).to(like.device)[t.to(like.device)]
         return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def check_number(key: str, value: object, *, whole: bool = False) -> None:
+    """Raise ModelError where a scheduler's configuration has something else in the place of a finite number."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or (whole and not isinstance(value, int)):
+        raise ModelError(f"scheduler: {key} is {value!r}, not a {'whole ' if whole else ''}number")
 
 
 def check_same_shape(first: Tensor, second: Tensor, name: str) -> None:

@@ -12,20 +12,28 @@ import torch
 from torch import Tensor
 
 from omgsr_cli.errors import ModelError, UsageError
-from omgsr_cli.schedules.base import IndexedSchedule, check_same_shape
+from omgsr_cli.schedules.base import IndexedSchedule, check_number, check_same_shape
 
 BETA_SCHEDULES = ("scaled_linear", "linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 _MAX_BETA = 0.999
-_DIFFUSERS_DDPM_DEFAULTS = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "prediction_type": "epsilon",
-    "rescale_betas_zero_snr": False,
+_DIFFUSERS_DEFAULTS = {"num_train_timesteps": 1000, "prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+
+_SAMPLERS = {
+    f"{name}Scheduler": {"beta_start": start, "beta_end": end, "beta_schedule": schedule}
+    for (start, end, schedule), names in {
+        (0.0001, 0.02, "linear"): (
+            *("DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "DDIMInverse", "PNDM", "LMSDiscrete", "EulerDiscrete"),
+            *("EulerAncestralDiscrete", "DPMSolverMultistep", "DPMSolverMultistepInverse", "DPMSolverSinglestep"),
+            *("DEISMultistep", "UniPCMultistep", "SASolver"),
+        ),
+        (0.00085, 0.012, "linear"): ("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverSDE"),
+        (0.00085, 0.012, "scaled_linear"): ("LCM", "TCD"),
+    }.items()
+    for name in names
 }
+"""Schedulers of diffusers whose noise is that of DDPM, and their defaults of the betas."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,13 @@ class DdpmSchedule(IndexedSchedule):
     def __post_init__(self) -> None:
         _check_choice("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
         _check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
+        check_number("num_train_timesteps", self.num_train_timesteps, whole=True)
         if self.num_train_timesteps < 2:
             raise ModelError(f"scheduler: num_train_timesteps is {self.num_train_timesteps}, not at least 2")
+        if not isinstance(self.rescale_betas_zero_snr, bool):
+            raise ModelError(f"scheduler: rescale_betas_zero_snr is {self.rescale_betas_zero_snr!r}, not true or false")
+        check_number("beta_start", self.beta_start)
+        check_number("beta_end", self.beta_end)
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ModelError(f"scheduler: betas {self.beta_start:g} to {self.beta_end:g} do not rise within (0, 1)")
 
@@ -64,11 +77,18 @@ class DdpmSchedule(IndexedSchedule):
         """Read a diffusers scheduler configuration; keys that do not shape the noise are left aside.
 
         Raises:
-            ModelError: a schedule, prediction type or betas that are not supported.
+            ModelError: a scheduler, schedule, prediction type or betas that are not supported.
         """
+        name = str(config.get("_class_name", "DDPMScheduler"))
+        if name not in _SAMPLERS:
+            raise ModelError(f"scheduler: {name} is not supported", "its noise is not known to be that of DDPM")
+        if config.get("use_flow_sigmas"):
+            raise ModelError("scheduler: use_flow_sigmas is not supported", "the model was trained by flow matching")
         if config.get("trained_betas") is not None:
             raise ModelError("scheduler: trained_betas are not supported", f"use {' or '.join(BETA_SCHEDULES)}")
-        return cls(**{key: config.get(key, default) for key, default in _DIFFUSERS_DDPM_DEFAULTS.items()})
+        return cls(
+            **{key: config.get(key, default) for key, default in (_DIFFUSERS_DEFAULTS | _SAMPLERS[name]).items()}
+        )
 
     def to_config(self) -> dict[str, Any]:
         """Give the configuration in diffusers' keys."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from omgsr_cli.errors import ModelError
-from omgsr_cli.schedules.base import IndexedSchedule, check_same_shape
+from omgsr_cli.schedules.base import IndexedSchedule, check_number, check_same_shape
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class FlowSchedule(IndexedSchedule):
     time_shift_type: str = "exponential"
 
     def __post_init__(self) -> None:
+        for key in ("num_train_timesteps", "tokens", "base_image_seq_len", "max_image_seq_len"):
+            check_number(key, getattr(self, key), whole=True)
+        check_number("base_shift", self.base_shift)
+        check_number("max_shift", self.max_shift)
         if self.num_train_timesteps < 2:
             raise ModelError(f"scheduler: num_train_timesteps is {self.num_train_timesteps}, not at least 2")
         if self.base_image_seq_len >= self.max_image_seq_len:
@@ -63,6 +67,7 @@ class FlowSchedule(IndexedSchedule):
         values = {key: config.get(key, default) for key, default in asdict(cls()).items()}
         if not config.get("use_dynamic_shifting", False):
             shift = config.get("shift", 1.0)
+            check_number("shift", shift)
             if not shift > 0:
                 raise ModelError(f"scheduler: shift is {shift}, not above 0")
             values["base_shift"] = values["max_shift"] = math.log(shift)

@@ -16,7 +16,7 @@ from omgsr_cli.errors import ModelError, reason_of
 _MAX_HEADER_BYTES = 100_000_000
 """As the format's own library has it: no model's list of tensors is longer."""
 
-_ELEMENT_BYTES = {
+ELEMENT_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
     **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
     **dict.fromkeys(("I32", "U32", "F32"), 4),
@@ -94,6 +94,6 @@ def _read_entry(path: Path, name: str, fields: Any) -> tuple[str, tuple[int, int
         raise ModelError(f"{path}: its header lies: {name!r} has no type, shape or place") from error
     entry = TensorEntry(told.dtype, tuple(told.shape))
     begin, end = told.data_offsets
-    if told.dtype not in _ELEMENT_BYTES or end - begin != entry.elements * _ELEMENT_BYTES[told.dtype]:
+    if told.dtype not in ELEMENT_BYTES or end - begin != entry.elements * ELEMENT_BYTES[told.dtype]:
         raise ModelError(f"{path}: its header lies: {name!r} has a type and shape that do not fill its place")
     return name, (begin, end), entry

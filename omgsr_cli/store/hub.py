@@ -21,6 +21,9 @@ from omgsr_cli.files.addresses import without_secrets
 
 _PAGES = "https://huggingface.co"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+PREFERRED_VARIANTS = ("", "fp32", "fp16", "bf16")
+"""Variants of weights, the most exact first: fp16 has three bits more than bf16."""
+
 _EMBEDDING = "prompt_embeds.safetensors"
 _TEXT_ENCODER = "text_encoder"
 
@@ -114,8 +117,8 @@ def list_repository(repository: str, revision: str | None = None) -> Listing:
 def choose_files(listing: Listing, files: ModelFiles, *, full: bool = False) -> tuple[RemoteFile, ...]:
     """Choose what a model needs: its configurations and one set of safetensors for each part.
 
-    The fp16 files are preferred unless `full` is set. The text encoder is left out if the repository contains the
-    prompt's embedding.
+    The fp16 files are preferred unless `full` is set; another variant is chosen if neither exists. The text encoder is
+    left out if the repository contains the prompt's embedding.
 
     Args:
         listing: of the repository.
@@ -129,7 +132,9 @@ def choose_files(listing: Listing, files: ModelFiles, *, full: bool = False) -> 
     for part, stem in files.weight_stems.items():
         if f"{part}/config.json" not in by_path or (part == _TEXT_ENCODER and _EMBEDDING in by_path):
             continue
-        marks = ("", ".fp16") if full else (".fp16", "")
+        marks = ["", ".fp16"] if full else [".fp16", ""]
+        others = find_variants((PurePosixPath(path).name for path in by_path if path.startswith(f"{part}/")), stem)
+        marks += [f".{variant}" for variant in others if variant not in ("", "fp16")]
         weights = next(filter(None, (_weights_of(by_path, f"{part}/{stem}", mark) for mark in marks)), None)
         if weights is None:
             raise ModelError(f"{listing.repository} has no safetensors of its {part}")
@@ -138,6 +143,26 @@ def choose_files(listing: Listing, files: ModelFiles, *, full: bool = False) -> 
     if outside:
         raise ModelError(f"{listing.repository} names a file outside of its folder: {outside[0]!r}")
     return tuple(by_path[path] for path in dict.fromkeys(chosen))
+
+
+def find_variants(names: Iterable[str], stem: str) -> list[str]:
+    """The variants of weights among the names of files, the preferred one first; "" is the plain one.
+
+    As diffusers names them: `stem.safetensors`, `stem.fp16.safetensors`, and for shards their index,
+    `stem.safetensors.index.json` or `stem.safetensors.index.fp16.json`.
+    """
+    whole = re.compile(rf"{re.escape(stem)}(?:\.([^.]+))?\.safetensors")
+    index = re.compile(rf"{re.escape(stem)}\.safetensors\.index(?:\.([^.]+))?\.json")
+    found = {(match[1] or "") for name in names if (match := whole.fullmatch(name) or index.fullmatch(name))}
+    # The shards themselves: their index stands for them.
+    variants = [name for name in found if not re.search(r"-\d+-of-\d+$", name)]
+    return sorted(
+        variants,
+        key=lambda name: (
+            PREFERRED_VARIANTS.index(name) if name in PREFERRED_VARIANTS else len(PREFERRED_VARIANTS),
+            name,
+        ),
+    )
 
 
 def find_disagreement(chosen: Iterable[RemoteFile], other: Listing) -> str | None:
@@ -276,7 +301,7 @@ def download_model(
 ) -> Path:
     """Fetch a Diffusers model into the hub's cache, or find it there.
 
-    If a repository has no full-precision weights, its fp16 weights are fetched.
+    If a repository has no full-precision weights, its fp16 weights are fetched, or else what variants it has.
 
     Args:
         repository: OWNER/NAME.
@@ -298,10 +323,11 @@ def download_model(
         return [f"{stem}{variant}.safetensors", f"{stem}{variant}-*.safetensors", index]
 
     folder = download_files(repository, revision, [pattern for part in wanted for pattern in patterns(part, "")])
-    missing = [part for part in wanted if not any((folder / part).glob("*.safetensors"))]
-    if missing:
-        half = [pattern for part in missing for pattern in patterns(part, ".fp16")]
-        folder = download_files(repository, revision, half)
+    for variant in (".fp16", ".*"):
+        missing = [part for part in wanted if not any((folder / part).glob("*.safetensors"))]
+        if missing:
+            others = [pattern for part in missing for pattern in patterns(part, variant)]
+            folder = download_files(repository, revision, others)
     return folder
 
 

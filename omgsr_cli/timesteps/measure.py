@@ -138,7 +138,7 @@ def _measure_batch(samples: list[ImagePair], encoder: ImageEncoder) -> Iterator[
     power, snr = _encode(samples, encoder)
     for sample, own_power, own_snr in zip(samples, power.tolist(), snr.tolist(), strict=True):
         # An infinite ratio is an identical pair, or a latent without any error; NaN or infinite power is neither.
-        if not (own_power < float("inf") and own_snr == own_snr and own_power > 0):
+        if not (0 < own_power < float("inf") and own_snr > 0):
             raise ModelError(
                 f"the latent of {sample.path} is not finite, or zero everywhere", "the encoder does not fit its file"
             )

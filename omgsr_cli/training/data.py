@@ -114,7 +114,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Move the pixels to a device."""
         lq, hq, target = (
-            None if image is None else image.to(device, non_blocking=True) for image in (self.lq, self.hq, self.target)
+            None if image is None else image.to(device, non_blocking=device.type == "cuda")
+            for image in (self.lq, self.hq, self.target)
         )
         assert lq is not None
         assert hq is not None

@@ -6,17 +6,22 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from omgsr_cli.errors import UsageError
 from omgsr_cli.models.devices import present_devices
 from omgsr_cli.training.sharding import shared_names
+
+_PATIENCE = timedelta(hours=12)
+"""How long processes wait for one another: one of them may be asking a teacher, or writing to a slow disk. NCCL's own
+limit is ten minutes."""
 
 _SUPPORTED = (
     DistributedType.NO,
@@ -55,6 +60,7 @@ def build_accelerator(folder: Path, trackers: Sequence[str] = (), *, leaves_out:
     parallel = DistributedDataParallelKwargs(
         broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=leaves_out
     )
+    patience = InitProcessGroupKwargs(timeout=_PATIENCE)
     with warnings.catch_warnings():
         # About settings of launchers for machines of several CPUs.
         warnings.simplefilter("ignore")
@@ -64,7 +70,7 @@ def build_accelerator(folder: Path, trackers: Sequence[str] = (), *, leaves_out:
             mixed_precision="no",
             log_with=list(trackers),
             project_dir=folder,
-            kwargs_handlers=[parallel],
+            kwargs_handlers=[parallel, patience],
         )
     if accelerator.distributed_type not in _SUPPORTED:
         raise _refusal(accelerator.distributed_type.value)
@@ -120,10 +126,12 @@ def share(
     Returns:
         The means over all processes, not finite where any is not, and the largest signal.
     """
-    numbers = [torch.as_tensor(value, dtype=torch.float64).detach().cpu() for value in values.values()]
-    own = torch.stack([*numbers, torch.tensor(float(signal), dtype=torch.float64)])
-    # float32 has every signal's number, and every device has float32.
-    every = accelerator.gather(own.float()[None].to(accelerator.device)).cpu().double()
+    # float32 has every signal's number, and every device has float32; float64 is missing on MPS and some XPUs.
+    numbers = [
+        torch.as_tensor(value, dtype=torch.float32, device=accelerator.device).detach()
+        for value in (*values.values(), float(signal))
+    ]
+    every = accelerator.gather(torch.stack(numbers)[None]).cpu().double()
     means = every[:, :-1].mean(0).tolist()
     return dict(zip(values, means, strict=True)), int(every[:, -1].max())
 

@@ -14,6 +14,7 @@ from omgsr_cli.errors import ModelError, OmgsrError, UsageError, reason_of
 from omgsr_cli.files.addresses import without_secrets
 from omgsr_cli.models.adapter_files import CONFIG_NAME
 from omgsr_cli.models.record import RECORD_NAME, load_record, read_json
+from omgsr_cli.models.weight_files import check_file_finite
 from omgsr_cli.store.hub import http_errors, is_repository_name
 from omgsr_cli.store.manifest import MANIFEST_NAME, FileEntry, Manifest, read_entry, to_json
 from omgsr_cli.training.checkpoints import verify_checkpoint
@@ -102,7 +103,7 @@ def collect_files(folder: Path) -> dict[str, Path | bytes]:
     """List what is published of a folder: name in the repository to the file, or to its content where that is changed.
 
     Raises:
-        ModelError: the folder has no `omgsr.json`, or none of its files are weights.
+        ModelError: the folder has no `omgsr.json`, none of its files are weights, or a weight is not finite.
     """
     record = load_record(folder)
     if record is None:
@@ -111,6 +112,9 @@ def collect_files(folder: Path) -> dict[str, Path | bytes]:
     contents: dict[str, Path | bytes] = {name: _content(folder, name) for name in names if _is_published(name)}
     if not any(name.endswith(".safetensors") and name != "prompt_embeds.safetensors" for name in contents):
         raise ModelError(f"{folder} has no weights to publish")
+    for path in contents.values():
+        if isinstance(path, Path) and path.suffix == ".safetensors":
+            check_file_finite(path)
     contents.setdefault(CARD_NAME, build_card(record).encode())
     entries = {name: _entry(content) for name, content in contents.items()}
     contents[MANIFEST_NAME] = to_json(Manifest(files=entries)).encode()

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +21,7 @@ from torch import Tensor
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.record import read_json
 from omgsr_cli.models.trainable import Trainable
+from omgsr_cli.models.weight_files import apply_umask, check_finite
 from omgsr_cli.training.step import Learner
 
 _WEIGHTS, _AVERAGE, _DISCRIMINATOR = "weights.safetensors", "average.safetensors", "discriminator.safetensors"
@@ -49,8 +51,16 @@ class Progress:
 
 
 def write_state(folder: Path, trainable: Trainable, learner: Learner, progress: Progress) -> None:
-    """Write the model, its averages where there are some, and what training needs to go on, into a folder."""
+    """Write the model, its averages where there are some, and what training needs to go on, into a folder.
+
+    Raises:
+        ModelError: a weight is not finite.
+    """
     average, adversary = learner.average, learner.adversary
+    # It would take the place of the checkpoints before it, which are of use.
+    check_finite(learner.weights.items(), "this run")
+    if average is not None:
+        check_finite(average.values.items(), "the average of this run")
     with average.applied() if average else nullcontext():
         trainable.save(folder)
     _save(learner.weights, folder / _WEIGHTS)
@@ -61,6 +71,7 @@ def write_state(folder: Path, trainable: Trainable, learner: Learner, progress: 
         _save(adversary.state(), folder / _DISCRIMINATOR)
         _save(optimizer_tensors(adversary.optimizer), folder / _DISCRIMINATOR_OPTIMIZER)
     updates = {} if average is None else {"average_updates": average.updates}
+    apply_umask(folder)
     (folder / _STATE).write_text(json.dumps(asdict(progress) | updates, indent=2) + "\n", encoding="utf-8")
 
 
@@ -86,17 +97,35 @@ def load_state(folder: Path, learner: Learner) -> Progress:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Flatten an optimiser's state: "number of the weight.name" to tensor; settings come from the configuration."""
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+    """Flatten an optimiser's state: "number of the weight.name" to tensor; settings come from the configuration.
+
+    bitsandbytes counts steps in an int, "name#" here, and shares its tables among all weights: the first has the
+    tensor, the others an empty one under "name@key of the first".
+    """
+    tensors: dict[str, Tensor] = {}
+    first: dict[tuple[int, torch.Size], str] = {}
+    for index, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            key = f"{index}.{name}"
+            if not isinstance(value, Tensor):
+                tensors[f"{key}#"] = torch.tensor(value)
+                continue
+            original = first.setdefault((value.data_ptr(), value.shape), key) if value.numel() else key
+            if original == key:
+                tensors[key] = value
+            else:
+                tensors[f"{key}@{original}"] = torch.empty(0)
+    return tensors
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put a flattened state back."""
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
+        index, _, named = key.partition(".")
+        name, _, original = named.partition("@")
+        kept = tensors[original] if original else value
+        state.setdefault(int(index), {})[name.removesuffix("#")] = kept.item() if name.endswith("#") else kept
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     for weight, values in optimizer.state.items():
         for name, value in values.items():

@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from PIL import Image
 from torch import Tensor
 
-from omgsr_cli.errors import FileError, reason_of
+from omgsr_cli.errors import FileError, NotFiniteError, reason_of
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.geometry import round_up
 from omgsr_cli.imaging import from_samples, resize, to_samples
@@ -50,6 +50,7 @@ def load_teacher(model: str, device: torch.device, precision: Literal["fp32", "b
         def restore(lq: Tensor) -> Tensor:
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 made: Tensor = network(lq[None].to(device))[0]
+            _check_finite(made, model)
             return made.float().clamp(0, 1).cpu()
 
         return torch.inference_mode()(lambda lq, height, width: resize(restore(lq), (height, width)))
@@ -61,9 +62,15 @@ def load_teacher(model: str, device: torch.device, precision: Literal["fp32", "b
         below, beside = round_up(height, multiple) - height, round_up(width, multiple) - width
         padded = F.pad(enlarged, (0, beside, 0, below), "replicate").to(device)
         made = restorer.decode(restorer.restore(restorer.encode(padded)))
+        _check_finite(made, model)
         return made[0, :, :height, :width].float().mul(0.5).add(0.5).clamp(0, 1).cpu()
 
     return torch.inference_mode()(restore_enlarged)
+
+
+def _check_finite(made: Tensor, model: str) -> None:
+    if not bool(made.isfinite().all()):
+        raise NotFiniteError(f"the teacher {model} gives values that are not finite", "set its precision to fp32")
 
 
 def identify_teacher(model: str, precision: Literal["fp32", "bf16"] = "fp32") -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from omgsr_cli.datasets.crops import trim
 from omgsr_cli.degradation import degrade
+from omgsr_cli.errors import NotFiniteError
 from omgsr_cli.fidelity import psnr, ssim
 from omgsr_cli.imaging import Picture, from_samples, resize, write_picture
 from omgsr_cli.training.data import CropOptions
@@ -98,6 +99,8 @@ def validate(
         rank: of this process, which takes every `processes`-th picture from there on.
         processes: how many there are.
         together: each of them restores as often as the others, since they share the network's weights.
+    Raises:
+        NotFiniteError: the model gives NaN or infinity: its weights or its number format are of no use any more.
     """
     result = Validation()
     for index in range(rank, len(pictures) + (-len(pictures) % processes if together else 0), processes):
@@ -108,6 +111,11 @@ def validate(
         pair = load_pair(pictures[index], options, multiple_px, seed, index)
         lq, hq = (image[None].mul(2).sub_(1).to(device) for image in pair)
         restored = restore(lq)
+        if not bool(restored.isfinite().all()):
+            raise NotFiniteError(
+                f"validation: the model gives values that are not finite for {pictures[index].hq}",
+                "resume from an earlier checkpoint with a lower learning rate, or set precision to fp32",
+            )
         scores = measure_fidelity(restored, hq) | {name: measure(restored, hq) for name, measure in measures.items()}
         for name, score in scores.items():
             result.sums[name] = result.sums.get(name, 0.0) + float(score)

@@ -92,6 +92,10 @@ class Attended:
             self._seen.free()
 
 
+_MOST_PRODUCTS_BYTES = 1 << 31
+"""MPS aborts the process at a buffer of twice this size."""
+
+
 class _Whole:
     """Keys and values of all positions on the device.
 
@@ -110,7 +114,8 @@ class _Whole:
         self._values: Tensor | None = self._compute(values, heads)
         # CPUs have a kernel that never holds all products, elsewhere they may be held.
         products = 0 if workspace.device.type == "cpu" else 2 * 4 * heads * keys.height * keys.width
-        self.together = max(1, workspace.strip_bytes // products) if products else keys.height * keys.width
+        room = min(workspace.strip_bytes, _MOST_PRODUCTS_BYTES)
+        self.together = max(1, room // products) if products else keys.height * keys.width
 
     def _compute(self, field: Projected, heads: int) -> Tensor:
         """All positions, (heads, positions, d)."""

@@ -1,0 +1,317 @@
+"""What differs between kinds of devices, on machines that have none of them: patched functions and fake tensors."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from command_line import Command, draw
+from random_sd import write_sd_model
+from torch import Tensor, nn
+
+import omgsr_cli
+from omgsr_cli.batch.results import FileResult
+from omgsr_cli.batch.work import UpscaleWork
+from omgsr_cli.benchmark.machine import time_call
+from omgsr_cli.engines.work import Place, say_nothing
+from omgsr_cli.errors import DeviceError
+from omgsr_cli.fidelity import psnr, ssim
+from omgsr_cli.geometry import Size
+from omgsr_cli.models import devices, kl_codec
+from omgsr_cli.models.loading import load_restorer, save_merged
+from omgsr_cli.models.sd import SdRestorer, vae_precision
+from omgsr_cli.models.tiny import TinyRestorer
+from omgsr_cli.models.vae_tiling import Workspace
+from omgsr_cli.options import RestoreOptions
+from omgsr_cli.training.processes import share
+from omgsr_cli.training.state import _load, _save, load_optimizer, optimizer_tensors
+from omgsr_cli.upscaling import upscale_image
+
+GIB = 1 << 30
+
+
+def test_nothing_asks_for_float64_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.dtype] = []
+    convert = Tensor.to
+
+    def to(self: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        asked.extend(each for each in (*arguments, *options.values()) if isinstance(each, torch.dtype))
+        # Tensors of the meta device stand for those of the accelerator.
+        return convert(self, *arguments, **options)
+
+    monkeypatch.setattr(Tensor, "to", to)
+    image = torch.rand(1, 3, 16, 16, device="meta")
+    for measure in (psnr, ssim):
+        assert measure(image, image).dtype == torch.float32
+    assert torch.float64 not in asked
+
+
+def test_losses_are_shared_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[torch.dtype | None] = []
+    as_tensor = torch.as_tensor
+
+    def watched(value: Any, **options: Any) -> Tensor:
+        made.append(options.get("dtype"))
+        return as_tensor(value, **options)
+
+    monkeypatch.setattr(torch, "as_tensor", watched)
+    means, signal = share(Accelerator(cpu=True), {"a": torch.tensor(1.5, requires_grad=True), "b": 0.25}, 15)
+    assert (means, signal) == ({"a": 1.5, "b": 0.25}, 15)
+    assert set(made) == {torch.float32}
+
+
+def test_an_xpu_that_does_not_say_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(device: object) -> tuple[int, int]:
+        raise RuntimeError("The device doesn't support querying the available free memory")
+
+    monkeypatch.setattr(torch.xpu, "memory_reserved", lambda device: 3 * GIB)
+    monkeypatch.setattr(torch.xpu, "memory_allocated", lambda device: GIB)
+    monkeypatch.setattr(torch.xpu, "mem_get_info", refuse)
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda device: SimpleNamespace(total_memory=16 * GIB))
+    assert devices.free_memory_bytes(torch.device("xpu")) == 15 * GIB
+    monkeypatch.setattr(torch.xpu, "mem_get_info", lambda device: (5 * GIB, 16 * GIB))
+    assert devices.free_memory_bytes(torch.device("xpu")) == 7 * GIB
+
+
+def test_what_the_allocator_of_mps_keeps_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 10 * GIB)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 6 * GIB)
+    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: GIB)
+    assert devices.free_memory_bytes(torch.device("mps")) == 9 * GIB
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "HIPBLAS_STATUS_ALLOC_FAILED",
+        "Invalid buffer size: 17.25 GiB",
+        "Native API failed. Native API returns: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)",
+        "level_zero backend failed with error: 38 (UR_RESULT_ERROR_OUT_OF_HOST_MEMORY)",
+        "MPS backend out of memory (MPS allocated: 9.00 GB)",
+        "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory: you tried to allocate 4 bytes",
+    ],
+)
+def test_short_memory_is_known_by_every_library_s_words(reason: str) -> None:
+    assert devices.is_out_of_memory(RuntimeError(reason))
+    assert not devices.is_out_of_memory(ValueError(reason))
+
+
+def test_short_memory_outside_of_the_tiles_is_an_error_in_one_line(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restorer = load_restorer(model, device="cpu")
+
+    def refuse(*arguments: Any, **options: Any) -> Tensor:
+        raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")
+
+    monkeypatch.setattr(Tensor, "new_empty", refuse)
+    with pytest.raises(DeviceError, match="memory is short"):
+        upscale_image(restorer, torch.rand(3, 40, 40), Size(160, 160), RestoreOptions(tile=64))
+
+
+def test_a_model_that_does_not_fit_is_an_error_in_one_line(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(nn.Module, "to", refuse)
+    with pytest.raises(DeviceError, match="memory is short to load"):
+        load_restorer(model, device="cpu")
+
+
+def test_failed_images_hold_no_tensors(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        draw(tmp_path / "in" / f"{number}.png")
+    held: list[weakref.ref[Tensor]] = []
+
+    def fail(self: TinyRestorer, latent: Tensor) -> Tensor:
+        held.append(weakref.ref(latent))
+        try:
+            raise ValueError("deep inside")
+        except ValueError as error:
+            raise torch.OutOfMemoryError("CUDA out of memory") from error
+
+    monkeypatch.setattr(TinyRestorer, "decode", fail)
+    results: list[FileResult] = omgsr_cli.upscale_folder(
+        omgsr_cli.load(model, device="cpu"), tmp_path / "in", tmp_path / "out", tile=64
+    )
+    gc.collect()
+    assert [result.status for result in results] == ["failed"] * 3
+    assert len(held) >= 3
+    assert not any(reference() is not None for reference in held)
+
+
+class FakeEightBit(torch.optim.Optimizer):
+    """Keeps its state as bitsandbytes does: an int, 8-bit averages, and tables that all weights share."""
+
+    def __init__(self, weights: list[nn.Parameter]) -> None:
+        super().__init__(weights, {})
+        self.table = torch.linspace(-1, 1, 256)
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no loss
+        for weight in self.param_groups[0]["params"]:
+            state = self.state[weight]
+            state["step"] = state.get("step", 0) + 1
+            state["qmap1"] = self.table
+            state["state1"] = torch.full(weight.shape, state["step"], dtype=torch.uint8)
+
+
+def test_an_optimiser_in_8_bits_is_written_and_read(tmp_path: Path) -> None:
+    weights = [nn.Parameter(torch.rand(3, 5)), nn.Parameter(torch.rand(7))]
+    first, second = FakeEightBit(weights), FakeEightBit([nn.Parameter(weight.detach().clone()) for weight in weights])
+    for _ in range(3):
+        first.step()
+    file = tmp_path / "optimizer.safetensors"
+    _save(optimizer_tensors(first), file)
+    assert file.stat().st_size < 2 * 256 * 4
+    load_optimizer(second, _load(file))
+    for states in zip(first.state.values(), second.state.values(), strict=True):
+        assert [type(state["step"]) for state in states] == [int, int]
+        assert states[0]["step"] == states[1]["step"] == 3
+        for name in ("qmap1", "state1"):
+            assert torch.equal(states[0][name].float(), states[1][name].float())
+    second.step()
+
+
+def test_a_card_is_waited_for_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[object] = []
+    for name in ("reset_peak_memory_stats", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "card")
+    time_call(lambda: None, 1, torch.device("cuda:1"), precision="fp32", load_s=0.0)
+    assert set(waited) == {torch.device("cuda:1")}
+
+
+def test_cpu_0_is_the_cpu(model: Path, capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path) -> None:
+    source = draw(tmp_path / "a.png")
+    said = Command(capfdbinary)(source, "-o", tmp_path / "b.png", "--model", model, "--device", "cpu:0")
+    assert said.code == 0, said.err
+    with pytest.raises(DeviceError):
+        devices.choose_device("cpu:1")
+
+
+@pytest.fixture(scope="module")
+def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sd_model(tmp_path_factory.mktemp("models") / "sd")
+
+
+@pytest.mark.parametrize(
+    ("area_px", "kind", "whole"), [(1 << 20, "mps", True), (1 << 21, "mps", False), (1 << 21, "cuda", True)]
+)
+def test_a_large_image_goes_in_strips_on_mps(
+    sd_folder: Path, monkeypatch: pytest.MonkeyPatch, area_px: int, kind: str, whole: bool
+) -> None:
+    restorer = load_restorer(sd_folder, device="cpu", precision="fp32")
+    assert isinstance(restorer, SdRestorer)
+    codec = kl_codec.KlCodec(restorer.vae)
+    monkeypatch.setattr(codec, "vae", SimpleNamespace(device=torch.device(kind)))
+    with codec._perhaps_whole(area_px, Workspace(1 << 50, torch.device("cpu"))) as fits:
+        assert fits is whole
+
+
+@pytest.mark.parametrize(("said", "upcast"), [(None, False), (False, False), (True, True)])
+def test_a_vae_is_upcast_where_its_file_says_so(
+    sd_folder: Path, tmp_path: Path, said: bool | None, upcast: bool
+) -> None:
+    folder = Path(shutil.copytree(sd_folder, tmp_path / "sd"))
+    path = folder / "vae" / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("force_upcast", None)
+    path.write_text(json.dumps(config if said is None else config | {"force_upcast": said}))
+    restorer = load_restorer(folder, device="cpu", precision="fp32")
+    assert isinstance(restorer, SdRestorer)
+    assert restorer.vae.config["force_upcast"] is upcast
+    # What is merged says the same, and not the default of the library that writes it.
+    save_merged(restorer, tmp_path / "merged")
+    assert json.loads((tmp_path / "merged" / "vae" / "config.json").read_text())["force_upcast"] is upcast
+    assert vae_precision("fp16", upcast, torch.device("mps")) == ("fp32" if upcast else "fp16")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "precision"),
+    [("gfx1030", "fp16"), ("gfx906:sramecc+", "fp16"), ("gfx90a", "bf16"), ("gfx942", "bf16"), ("gfx1100", "bf16")],
+)
+def test_auto_on_rocm_follows_the_architecture(
+    monkeypatch: pytest.MonkeyPatch, architecture: str, precision: str
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(gcnArchName=architecture))
+    assert devices.choose_precision("auto", torch.device("cuda")) == precision
+
+
+def test_a_card_without_kernels_is_passed_over_with_a_note(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices.why_unusable.cache_clear()
+    monkeypatch.setattr(
+        devices, "_IS_PRESENT", {"cuda": lambda: True, "mps": lambda: False, "xpu": lambda: False, "cpu": lambda: True}
+    )
+    ones = torch.ones
+
+    def no_kernel(*size: int, **options: Any) -> Tensor:
+        if options.get("device") == "cuda":
+            raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+        return ones(*size, **options)
+
+    monkeypatch.setattr(torch, "ones", no_kernel)
+    try:
+        restorer = load_restorer(model)
+        assert restorer.device.type == "cpu"
+        assert any("no kernel image" in note for note in restorer.notes)
+        assert load_restorer(model, device="cpu").notes == ()
+    finally:
+        devices.why_unusable.cache_clear()
+
+
+def test_processes_on_one_card_count_each_others_weights(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from omgsr_cli.batch import work
+    from omgsr_cli.batch.finished import Settings
+    from omgsr_cli.models.loading import describe_model
+    from omgsr_cli.models.sources import find_model
+    from omgsr_cli.options import ModelOptions, WriteOptions
+
+    source = find_model(model)
+    info = describe_model(source)
+    monkeypatch.setattr(work, "usable_memory", lambda device: 1 << 30)
+    settings = Settings(ModelOptions(model=str(model), precision="fp32"), RestoreOptions(), WriteOptions())
+    opened = UpscaleWork(settings, source, info).open(Place("cpu", 4), say_nothing)
+    assert opened._settings.restore.memory == ((1 << 28) - info.parameters * 4) >> 20
+
+
+def test_memory_that_is_the_processors_own_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(is_integrated=1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda device: SimpleNamespace())
+    shared = {kind: devices.shares_host_memory(torch.device(kind)) for kind in ("cpu", "mps", "cuda", "xpu")}
+    assert shared == {"cpu": True, "mps": True, "cuda": True, "xpu": False}
+    properties.is_integrated = 0
+    assert not devices.shares_host_memory(torch.device("cuda"))
+
+
+def test_a_seed_draws_on_the_cpu(sd_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[torch.device] = []
+    restorer = load_restorer(sd_folder, device="cpu", precision="fp32")
+    encode = restorer.encode
+
+    def watched(image: Tensor, generator: Any = None) -> Tensor:
+        drawn.append(generator.device)
+        return encode(image, generator)
+
+    monkeypatch.setattr(restorer, "encode", watched)
+    monkeypatch.setattr(
+        restorer, "encode_within", lambda image, workspace, generator: watched(image.read(0, 32), generator)
+    )
+    made: list[Any] = []
+    generator = torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda *arguments: made.append(arguments) or generator())
+    upscale_image(restorer, torch.rand(3, 8, 8), Size(32, 32), RestoreOptions(seed=3))
+    assert (made, drawn) == ([()], [torch.device("cpu")])
