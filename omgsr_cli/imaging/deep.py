@@ -1,12 +1,16 @@
-"""16-bit colour from PNG and TIFF, which Pillow itself only gives as 8 bits.
+"""More than 8 bits per channel, where Pillow itself gives only 8.
 
-Pillow's decoders unpack 16-bit samples by taking one byte of the two, the upper. Told that the byte order is the
-other one, they take the lower. So the file is decoded twice, once for each byte: every filter, interlace and
-compression that Pillow knows works, at its speed.
+AVIF, JPEG XL and JPEG 2000 are decoded by imagecodecs, where that is installed.
+
+PNG and TIFF: Pillow's decoders unpack 16-bit samples by taking one byte of the two, the upper. Given the other byte
+order, they take the lower. So the file is decoded twice, once for each byte: every filter, interlace and compression
+that Pillow knows works, at its speed.
 """
 
 from __future__ import annotations
 
+import importlib
+import struct
 import sys
 from typing import Any, BinaryIO
 
@@ -14,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
+from omgsr_cli.files.folders import has_reader
 from omgsr_cli.imaging.source import decoding, load_pixels
 
 _OTHER_ORDER = {"B": "L", "L": "B"}
@@ -95,3 +100,178 @@ def _divided(samples: NDArray[np.uint16]) -> NDArray[np.uint16]:
     alpha = np.maximum(samples[..., 3:].astype(np.float32), 1) / 65535
     samples[..., :3] = np.minimum(np.rint(samples[..., :3] / alpha), 65535)
     return samples
+
+
+#: Which function of imagecodecs decodes a format.
+_DECODERS = {"AVIF": "avif_decode", "JXL": "jpegxl_decode", "JPEG2000": "jpeg2k_decode"}
+
+#: So far into a file its header is looked for; a profile may come first.
+_HEADER_BYTES = 8 << 20
+
+#: Two decoders may differ by this much on average, of 255: they take different ways to colour.
+_MOST_APART = 1.5
+
+
+def coded_depth(image: ImageFile.ImageFile, file: BinaryIO) -> int:
+    """Bits per channel that the header of an AVIF, JPEG XL, JPEG 2000 or PPM file gives; 8 for all others.
+
+    JPEG XL in floats counts as 32.
+    """
+    if image.format == "PPM":
+        arguments = image.tile[0].args if image.tile else ()
+        return int(arguments[-1]).bit_length() if isinstance(arguments, tuple) and arguments[-1] else 8
+    if image.format not in _DECODERS:
+        return 8
+    position = file.tell()
+    file.seek(0)
+    header = file.read(_HEADER_BYTES)
+    file.seek(position)
+    try:
+        return {"AVIF": _depth_of_avif, "JXL": _depth_of_jxl, "JPEG2000": _depth_of_jp2}[image.format](header)
+    except (IndexError, struct.error):
+        return 8
+
+
+def keeps_depth(image: ImageFile.ImageFile, depth: int) -> bool:
+    """Whether `read_coded` can read more than 8 bits of a file whose header gives so many."""
+    if image.format == "PPM":
+        return depth > 8 and image.mode == "RGB" and image.tile[0].codec_name == "ppm"
+    return depth > 8 and image.format in _DECODERS and has_reader("codecs")
+
+
+def read_coded(image: ImageFile.ImageFile, file: BinaryIO, depth: int, name: str) -> NDArray[Any] | None:
+    """Decode a file at its own depth.
+
+    Args:
+        image: opened; loaded afterwards, to compare.
+        file: that it was opened from.
+        depth: from `coded_depth`.
+        name: what to call it in messages.
+    Returns:
+        (H, W, C) uint16 over the whole range, or float32 where the file has floats; None where the two decoders
+        disagree about what the samples are.
+    Raises:
+        FileError: it is truncated or damaged.
+    """
+    if image.format == "PPM":
+        return _read_ppm(image, file, name)
+    load_pixels(image, name)
+    shallow = np.asarray(image)
+    file.seek(0)
+    with decoding(name):
+        decode = getattr(importlib.import_module("imagecodecs"), _DECODERS[image.format or ""])
+        samples: NDArray[Any] = decode(file.read())
+    samples = samples[:, :, None] if samples.ndim == 2 else samples
+    if shallow.ndim == 2:
+        shallow = shallow[:, :, None]
+    if shallow.shape != samples.shape or samples.dtype.kind not in "uf":
+        return None
+    if samples.dtype.kind == "u":
+        samples = _spread(samples, (1 << depth) - 1)
+    largest = np.iinfo(shallow.dtype).max
+    ours = (samples if samples.dtype.kind == "f" else samples / np.float32(65535)).clip(0, 1)
+    apart = np.abs(ours - shallow / np.float32(largest)).mean()
+    return samples if apart * 255 <= _MOST_APART else None
+
+
+def _spread(samples: NDArray[Any], largest: int) -> NDArray[np.uint16]:
+    spread: NDArray[np.uint32] = (samples.astype(np.uint32) * 65535 + largest // 2) // largest
+    return np.minimum(spread, 65535).astype(np.uint16)
+
+
+def _read_ppm(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> NDArray[np.uint16]:
+    """Binary RGB of two bytes a sample, big-endian (netpbm's `ppm`)."""
+    count = image.width * image.height * 3
+    file.seek(image.tile[0].offset)
+    with decoding(name):
+        content = file.read(2 * count)
+        if len(content) < 2 * count:
+            raise OSError("image file is truncated")
+    arguments: Any = image.tile[0].args
+    return _spread(np.frombuffer(content, ">u2").reshape(image.height, image.width, 3), int(arguments[-1]))
+
+
+def _depth_of_avif(header: bytes) -> int:
+    """From the first `av1C` box (AV1 in ISOBMFF, 2.3): two bits of its third byte."""
+    place = header.find(b"av1C")
+    if place < 0:
+        return 8
+    bits = header[place + 6]
+    return 12 if bits & 0x20 else 10 if bits & 0x40 else 8
+
+
+def _depth_of_jp2(header: bytes) -> int:
+    """From the codestream's SIZ segment (ITU T.800, A.5.1): the deepest component."""
+    place = header.find(b"\xff\x4f\xff\x51")
+    if place < 0:
+        return 8
+    count = struct.unpack_from(">H", header, place + 40)[0]
+    return max((header[place + 42 + 3 * index] & 0x7F) + 1 for index in range(count))
+
+
+class _Bits:
+    """Reads a JPEG XL header: the lowest bit of each byte first."""
+
+    def __init__(self, content: bytes) -> None:
+        self._number, self._position, self._end = int.from_bytes(content, "little"), 0, 8 * len(content)
+
+    def take(self, count: int) -> int:
+        if self._position + count > self._end:
+            raise IndexError
+        value = self._number >> self._position & ((1 << count) - 1)
+        self._position += count
+        return value
+
+    def choose(self, *choices: tuple[int, int]) -> int:
+        """One of four ranges by two bits: where it begins, and how many bits are added."""
+        base, count = choices[self.take(2)]
+        return base + self.take(count)
+
+
+def _depth_of_jxl(header: bytes) -> int:
+    """From the codestream's ImageMetadata (ISO/IEC 18181-1, annex D)."""
+    place = 0
+    if not header.startswith(b"\xff\x0a"):
+        # In boxes, whole or in parts.
+        whole, part = header.find(b"jxlc"), header.find(b"jxlp")
+        place = whole + 4 if whole >= 0 else part + 8
+        if max(whole, part) < 0:
+            return 8
+    bits = _Bits(header[place + 2 : place + 130])
+    _skip_size(bits)
+    if bits.take(1):
+        return 8
+    if bits.take(1):
+        bits.take(3)
+        if bits.take(1):
+            _skip_size(bits)
+        if bits.take(1):
+            _skip_preview(bits)
+        if bits.take(1):
+            bits.choose((100, 0), (1000, 0), (1, 10), (1, 30))
+            bits.choose((1, 0), (1001, 0), (1, 8), (1, 10))
+            bits.choose((0, 0), (0, 3), (0, 16), (0, 32))
+            bits.take(1)
+    return 32 if bits.take(1) else bits.choose((8, 0), (10, 0), (12, 0), (1, 6))
+
+
+def _skip_size(bits: _Bits) -> None:
+    is_small = bits.take(1)
+    for is_width in (False, True):
+        if is_width and bits.take(3):
+            return
+        if is_small:
+            bits.take(5)
+        else:
+            bits.choose((1, 9), (1, 13), (1, 18), (1, 30))
+
+
+def _skip_preview(bits: _Bits) -> None:
+    is_small = bits.take(1)
+    for is_width in (False, True):
+        if is_width and bits.take(3):
+            return
+        if is_small:
+            bits.choose((16, 0), (32, 0), (1, 5), (33, 9))
+        else:
+            bits.choose((1, 6), (65, 8), (321, 10), (1345, 12))

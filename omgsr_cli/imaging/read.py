@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, PngImagePlugin
 from torch import Tensor
 
-from omgsr_cli.files.folders import has_reader
+from omgsr_cli.files.folders import has_reader, install_hint
 from omgsr_cli.files.records import png_chunks, record_of_file
-from omgsr_cli.imaging.deep import can_read_deep, is_deep, read_deep
+from omgsr_cli.imaging.deep import can_read_deep, coded_depth, is_deep, keeps_depth, read_coded, read_deep
 from omgsr_cli.imaging.extras import develop_raw, heif_depth, is_raw, raw_size, read_deep_heif
 from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
 from omgsr_cli.imaging.metadata import (
@@ -39,7 +39,7 @@ from omgsr_cli.imaging.profiles import (
     profile_space,
     refuse_hdr,
 )
-from omgsr_cli.imaging.read_tiff import TiffImage, needs_codecs, read_tiff
+from omgsr_cli.imaging.read_tiff import TiffImage, needs_codecs, ranged_floats, read_tiff
 from omgsr_cli.imaging.samples import TURNS, from_samples
 from omgsr_cli.imaging.source import (
     DECODE_ERRORS,
@@ -134,6 +134,7 @@ def probe_picture(source: Path | bytes, name: str | None = None) -> PictureHeade
         if (_late_orientation(image, file) or orientation(image)) >= 5:
             width, height = height, width
         deep = (is_deep(image) and can_read_deep(image)) or heif_depth(image) > 8
+        deep = deep or keeps_depth(image, coded_depth(image, file))
         mode, has_alpha = f"{image.mode};16" if deep else image.mode, image.has_transparency_data
         if isinstance(image, TiffImage):
             deep, mode, has_alpha = image.is_deep, image.facts.name, image.facts.alpha_at is not None
@@ -190,6 +191,8 @@ def _decode(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> _Decoded:
             return _Decoded(read_deep_heif(file))
     if isinstance(image, TiffImage):
         return _decode_tiff(image, file, name)
+    if (depth := coded_depth(image, file)) > 8:
+        return _decode_coded(image, file, depth, name)
     if is_deep(image):
         if can_read_deep(image):
             key = image.info.get("transparency")
@@ -198,6 +201,21 @@ def _decode(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> _Decoded:
         decoded = _decode_shallow(image, name)
         return replace(decoded, notes=("16 bits per channel were read as 8", *decoded.notes))
     return _decode_shallow(image, name)
+
+
+def _decode_coded(image: ImageFile.ImageFile, file: BinaryIO, depth: int, name: str) -> _Decoded:
+    """An image in a format whose depth only its own header says."""
+    samples = read_coded(image, file, depth, name) if keeps_depth(image, depth) else None
+    if samples is None:
+        decoded = _decode_shallow(image, name)
+        if decoded.samples.dtype == np.uint16:
+            return decoded
+        remedy = "" if has_reader("codecs") else f"; {install_hint(['codecs'])} keeps them"
+        return replace(decoded, notes=(f"{depth} bits per channel were read as 8{remedy}", *decoded.notes))
+    if samples.dtype.kind == "f":
+        whole, notes = ranged_floats(samples, "float", name)
+        return _Decoded(whole, notes=notes)
+    return _Decoded(samples)
 
 
 def _decode_tiff(image: TiffImage, file: BinaryIO, name: str) -> _Decoded:
@@ -227,7 +245,7 @@ def _decode_tiff(image: TiffImage, file: BinaryIO, name: str) -> _Decoded:
 def _decode_shallow(image: ImageFile.ImageFile, name: str) -> _Decoded:
     load_pixels(image, name)
     if image.mode in _WIDE_GREY_MODES:
-        return _wide_grey(image)
+        return _wide_grey(image, name)
     if image.mode in ("CMYK", "LAB"):
         return _through_profile(image)
     if image.mode in ("P", "PA"):
@@ -257,12 +275,11 @@ def _with_key_alpha(samples: NDArray[Any], key: Any) -> NDArray[Any]:
     return np.concatenate([samples, opaque * np.iinfo(samples.dtype).max], axis=2).astype(samples.dtype)
 
 
-def _wide_grey(image: Image.Image) -> _Decoded:
+def _wide_grey(image: Image.Image, name: str) -> _Decoded:
     values = np.asarray(image)
     notes: tuple[str, ...] = ()
     if image.mode == "F":
-        notes = ("floating-point samples were clipped to [0, 1]",)
-        values = np.rint(np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1) * np.float32(65535))
+        values, notes = ranged_floats(values, "32-bit float grey", name)
     elif image.mode == "I" and (values.min() < 0 or values.max() > 65535):
         notes = ("samples were clipped to 16 bits",)
         values = values.clip(0, 65535)

@@ -343,7 +343,7 @@ def _segments(page: tifffile.TiffPage) -> int:
 def _ranged(samples: NDArray[Any], facts: _Facts, name: str) -> tuple[NDArray[Any], tuple[str, ...]]:
     """Bring numbers of any kind to all of uint8 or uint16, and say what did not fit."""
     if facts.sample_format == _FLOAT:
-        return _ranged_floats(samples, facts, name)
+        return ranged_floats(samples, facts.name, name)
     largest, notes = (1 << facts.bits) - 1, tuple[str, ...]()
     if facts.sample_format == _INT:
         least, most = int(samples.min()), int(samples.max())
@@ -361,7 +361,18 @@ def _ranged(samples: NDArray[Any], facts: _Facts, name: str) -> tuple[NDArray[An
     return _by_parts(samples, lambda part: part * (65535 / largest)), notes
 
 
-def _ranged_floats(samples: NDArray[Any], facts: _Facts, name: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+def ranged_floats(samples: NDArray[Any], kind: str, name: str) -> tuple[NDArray[np.uint16], tuple[str, ...]]:
+    """Bring floats from 0 to 1 to all of uint16.
+
+    Args:
+        samples: of any shape and float type.
+        kind: what a person calls them.
+        name: of the file, for a message.
+    Returns:
+        The samples, and notes that count those that were clipped, or are no numbers.
+    Raises:
+        FileError: they are clearly of another range, or none is a number.
+    """
     finite = samples[np.isfinite(samples)]
     if finite.size == 0:
         raise FileError(f"{name}: none of its samples is a finite number")
@@ -374,7 +385,7 @@ def _ranged_floats(samples: NDArray[Any], facts: _Facts, name: str) -> tuple[NDA
         or (most >= 8 and bool((finite == np.rint(finite)).all()))
     ):
         span = "0 to 255" if most <= 256 else "0 to 65535" if most <= 65536 else f"up to {most:g}"
-        reason = f"its {facts.name} samples look like {span}, where 0 to 1 is black to white (largest: {most:g})"
+        reason = f"its {kind} samples look like {span}, where 0 to 1 is black to white (largest: {most:g})"
         raise FileError(f"{name}: {reason}", "divide them by their white first, or save it with 16 bits")
     no_numbers = int(np.isnan(samples).sum())
     bright = above.size + int(np.isposinf(samples).sum())

@@ -1,0 +1,113 @@
+"""Every level of 10 to 16 bits comes through where a library can read it, and a note says where none can."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from omgsr_cli.errors import FileError
+from omgsr_cli.files import folders
+from omgsr_cli.imaging import probe_picture, read_picture, to_samples, write_picture
+
+needs_jxl = pytest.mark.skipif(not folders.has_reader("jxl"), reason="the extra jxl is not installed")
+
+
+def ramp(bits: int, channels: int = 3) -> NDArray[np.uint16]:
+    """Every level of so many bits, at most 4096 of them, black and white among them."""
+    levels = np.rint(np.linspace(0, (1 << bits) - 1, min(1 << bits, 4096))).astype(np.uint16)
+    plane = levels.reshape(32, -1)
+    planes = np.stack([plane, plane[::-1], plane[:, ::-1]], 2)
+    return planes if channels == 3 else plane
+
+
+def spread(levels: NDArray[np.uint16], bits: int) -> NDArray[Any]:
+    return np.rint(levels.astype(np.float64) * 65535 / ((1 << bits) - 1)).astype(np.uint16)
+
+
+def written(kind: str, levels: NDArray[np.uint16], bits: int) -> bytes:
+    codecs = pytest.importorskip("imagecodecs")
+    if kind == "avif":
+        return bytes(codecs.avif_encode(levels, level=100, bitspersample=bits, pixelformat="444"))
+    if kind == "jxl":
+        return bytes(codecs.jpegxl_encode(levels, lossless=True, bitspersample=bits))
+    if kind == "jxl in boxes":
+        return bytes(codecs.jpegxl_encode(levels, lossless=True, bitspersample=bits, usecontainer=True))
+    codec = {"jp2": "jp2", "j2k": "j2k"}[kind]
+    return bytes(codecs.jpeg2k_encode(levels, level=0, bitspersample=bits, codecformat=codec, reversible=True))
+
+
+CASES = [("avif", 10), ("avif", 12), *((kind, bits) for kind in ("jp2", "j2k") for bits in (10, 12, 16))]
+CASES += [(kind, bits) for kind in ("jxl", "jxl in boxes") for bits in (10, 12, 16)]
+
+
+@needs_jxl
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("kind", "bits"), CASES)
+def test_all_levels_come_through(kind: str, bits: int, channels: int) -> None:
+    levels = ramp(bits, channels)
+    data = written(kind, levels, bits)
+    header, picture = probe_picture(data), read_picture(data)
+    assert header.bit_depth == picture.bit_depth == 16
+    assert not [note for note in picture.notes if "bits" in note]
+    assert picture.size_px == header.size_px == levels.shape[:2]
+    # Linear light, which imagecodecs writes into JPEG XL, is converted to sRGB; its levels stay apart.
+    if "jxl" not in kind:
+        expected = spread(levels, bits)
+        found = to_samples(picture.rgb, 16)
+        expected = expected if channels == 3 else np.repeat(expected[..., None], 3, axis=2)
+        # AVIF's colour is lossy even at its best quality.
+        assert np.abs(found.astype(int) - expected).max() <= (600 if kind == "avif" else 16)
+    assert len(np.unique(to_samples(picture.rgb, 16)[..., 0])) > 0.9 * len(np.unique(levels))
+    held = io.BytesIO()
+    write_picture(picture, held, format="png")
+    assert read_picture(held.getvalue()).bit_depth == 16
+
+
+@needs_jxl
+@pytest.mark.parametrize("kind", ["avif", "jp2", "jxl"])
+def test_without_the_library_a_note_says_what_is_lost(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = written(kind, ramp(10), 10)
+    for module in ("omgsr_cli.imaging.read", "omgsr_cli.imaging.deep"):
+        monkeypatch.setattr(f"{module}.has_reader", lambda kind: kind != "codecs")
+    assert probe_picture(data).bit_depth == 8
+    picture = read_picture(data)
+    assert picture.bit_depth == 8
+    [note] = [note for note in picture.notes if "bits" in note]
+    assert "10 bits" in note
+    assert "omgsr-cli[codecs]" in note
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "PPM", "JXL"])
+def test_8_bits_stay_8_without_a_note(kind: str) -> None:
+    if kind == "JXL":
+        pytest.importorskip("pillow_jxl")
+    held = io.BytesIO()
+    Image.fromarray(ramp(8).astype(np.uint8)).save(held, kind)
+    picture = read_picture(held.getvalue())
+    assert picture.bit_depth == probe_picture(held.getvalue()).bit_depth == 8
+    assert picture.notes == ()
+
+
+@needs_jxl
+@pytest.mark.parametrize("kind", ["avif", "jp2", "jxl"])
+def test_missing_pixels_are_an_error(kind: str) -> None:
+    data = written(kind, ramp(10), 10)
+    for cut in (40, len(data) // 3):
+        with pytest.raises(FileError):
+            read_picture(data[:-cut])
+
+
+@pytest.mark.parametrize("largest", [1023, 4095, 65535])
+def test_ppm_of_two_bytes(largest: int) -> None:
+    levels = ramp(largest.bit_length())
+    data = b"P6\n%d %d\n%d\n" % (levels.shape[1], levels.shape[0], largest) + levels.astype(">u2").tobytes()
+    picture = read_picture(data)
+    assert picture.bit_depth == probe_picture(data).bit_depth == 16
+    np.testing.assert_array_equal(to_samples(picture.rgb, 16), spread(levels, largest.bit_length()))
+    with pytest.raises(FileError, match="truncated"):
+        read_picture(data[:-1])
