@@ -159,7 +159,7 @@ def test_what_people_publish_names_no_folder_of_this_machine(report: Report, tmp
     private = replace(
         report,
         images=(replace(IMAGES[0], input=secret / "one.png", error={"a": f"{secret}/one.png: cannot be read"}),),
-        models=(ModelInfo("a", "network", detail="/srv/weights/deep/net.pth; https://huggingface.co/a/b"),),
+        models=(ModelInfo("a", "network", detail=f"{secret}/deep/net.pth; https://huggingface.co/a/b"),),
         failures=(Failure("a on one", f"no score for {secret}/one.png", "put x.pth into /srv/cache/hub/pyiqa"),),
         settings={"data": str(secret)},
         summaries=tuple(each for each in report.summaries if each.model == "a"),

@@ -176,7 +176,7 @@ def without_local_paths(report: Report) -> Report:
     return replace(
         report,
         title=clean(report.title),
-        models=tuple(replace(model, detail=clean(model.detail)) for model in report.models),
+        models=tuple(replace(model, detail=_without_folders(model.detail, clean)) for model in report.models),
         images=tuple(replace(image, error=cleaned(image.error)) for image in report.images),
         failures=tuple(
             replace(each, name=clean(each.name), message=clean(each.message), hint=each.hint and clean(each.hint))
@@ -184,6 +184,16 @@ def without_local_paths(report: Report) -> Report:
         ),
         settings=cleaned(report.settings),
     )
+
+
+def _without_folders(detail: str, clean: Callable[[str], str]) -> str:
+    """What a model is made of, files and folders by their names alone: their paths may hold spaces."""
+
+    def named(part: str) -> str:
+        is_place = bool(part) and (Path(part).is_absolute() or Path(part).exists())
+        return Path(part).name if is_place else clean(part)
+
+    return "; ".join(map(named, detail.split("; ")))
 
 
 # The folders of an absolute path, up to the name of the file or the last folder; not of an address with "://".
