@@ -45,6 +45,29 @@ def test_three_lines_give_a_picture(model: Restorer) -> None:
     assert upscale_image(model, Image.fromarray(samples(3)), size=(31, 47)).size == (47, 31)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_strength_blends_and_zero_is_plain_upscaling(model: Restorer, dtype: type, channels: int) -> None:
+    whole = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, channels))
+    image = (whole / 255).astype(dtype) if dtype is np.float32 else whole.astype(dtype)
+    plain, half, restored = (upscale_image(model, image, scale=1, strength=strength) for strength in (0, 0.5, 1))
+    assert np.array_equal(plain, image)
+    assert not np.array_equal(restored, image)
+    level = 1e-6 if dtype is np.float32 else 1.001
+    assert np.abs(half.astype(float) - (plain.astype(float) + restored) / 2).max() <= level
+    assert np.array_equal(upscale_image(model, image, scale=1), restored)
+
+
+def test_an_image_is_restored_at_the_models_scale_unless_asked_otherwise(model: Restorer) -> None:
+    image = samples(3)
+    automatic, four, one = (upscale_image(model, image, scale=1, process_scale=scale) for scale in ("auto", 4, 1))
+    assert np.array_equal(automatic, four)
+    assert not np.array_equal(automatic, one)
+    for wrong in ({"process_scale": 0.5}, {"process_scale": "much"}, {"strength": 1.5}, {"strength": float("nan")}):
+        with pytest.raises(UsageError, match=next(iter(wrong)).partition("_")[0]):
+            upscale_image(model, image, **wrong)
+
+
 def test_pil_array_and_tensor_agree(model: Restorer) -> None:
     array = samples(3)
     from_pil = np.asarray(upscale_image(model, Image.fromarray(array), scale=2))
@@ -193,8 +216,9 @@ def test_a_folder_is_restored_and_resumed(model: Restorer, tmp_path: Path, capfd
         assert np.array_equal(np.asarray(restored), np.asarray(expected))
     again = upscale_folder(model, str(photos), tmp_path / "out", scale=2)
     assert [result.status for result in again] == ["skipped", "skipped", "skipped", "failed"]
-    other = upscale_folder(model, photos / "0.png", tmp_path / "out", scale=3)
-    assert [result.status for result in other] == ["failed"]
+    for changed in ({"scale": 3}, {"scale": 2, "strength": 0.5}, {"scale": 2, "process_scale": 1}):
+        other = upscale_folder(model, photos / "0.png", tmp_path / "out", **changed)
+        assert [result.status for result in other] == ["failed"]
     beside = upscale_folder(model, [photos / "0.png"], scale=1.5)
     assert beside[0].destination == photos / "0_x1.5.png"
     with pytest.raises(UsageError, match="loaded model stays"):

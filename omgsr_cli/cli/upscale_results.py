@@ -73,7 +73,9 @@ def result_line(result: FileResult) -> str | Path:
     plan = result.plan
     strips = "; encoder and decoder in strips" if plan.in_strips else ""
     count = "1 tile" if plan.tiles == 1 else f"{plan.tiles} tiles"
-    tiles = f"{count} of {plan.step.side_px} px" if plan.tiles else "plain upscaling"
+    core = plan.step.core_px
+    side = core.width if core.height == core.width else core
+    tiles = f"{count} of {side} px" if plan.tiles else "plain upscaling"
     reduced = "" if result.working_px == result.output_px else f", restored at {result.working_px}"
     return (
         f"{name_of(result.source, 'stdin')} {result.input_px} -> {name_of(result.destination, 'stdout')} "
