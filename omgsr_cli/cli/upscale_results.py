@@ -74,7 +74,7 @@ def result_line(result: FileResult) -> str | Path:
     strips = "; encoder and decoder in strips" if plan.in_strips else ""
     count = "1 tile" if plan.tiles == 1 else f"{plan.tiles} tiles"
     core = plan.step.core_px
-    side = core.width if core.height == core.width else core
+    side = core.width if plan.tiles == 1 or core.height == core.width else core
     tiles = f"{count} of {side} px" if plan.tiles else "plain upscaling"
     reduced = "" if result.working_px == result.output_px else f", restored at {result.working_px}"
     return (
