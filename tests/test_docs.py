@@ -25,6 +25,8 @@ def names(paths: list[Path]) -> list[str]:
 def commands(text: str) -> Iterator[list[str]]:
     """What is typed after `omgsr` in a page's blocks of code, pipes and launchers left aside."""
     blocks = "\n".join(re.findall(r"```(?:sh|console|yaml)\n(.*?)```", text, re.S))
+    # A table with a command per line counts too.
+    blocks += "\n" + "\n".join(re.findall(r"\| `(omgsr [^`]+)`", text))
     for line in re.sub(r"\\\n\s*", "", blocks).splitlines():
         for typed in re.findall(r"(?:^|[\s;|&'])omgsr ([^|#>;&]*)", line):
             yield shlex.split(typed.replace("'", "").replace('"', ""))
