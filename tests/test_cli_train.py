@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -286,3 +287,36 @@ def key_names(section: type[BaseModel]) -> Iterator[str]:
             yield f"{section.__name__}.{name}"
         for model in models:
             yield from key_names(model)
+
+
+def test_all_unreadable_headers_are_named_before_the_first_step(train: Command, world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "hq", tmp_path / "hq")
+    held_out = tmp_path / "held_out"
+    shutil.copytree(world / "hq", held_out)
+    for name, content in (("x.png", b""), ("y.jpg", b"no image"), ("z.webp", b"RIFF")):
+        (tmp_path / "hq" / name).write_bytes(content)
+    (held_out / "w.png").write_bytes(b"")
+    sets = [f"data.train=['{tmp_path / 'hq'}']", f"data.validation={held_out}", "log.validate_every=1"]
+    options = [part for each in sets for part in ("--set", each)]
+    checked = train(write_config(tmp_path, world), *options, "--check")
+    assert (checked.code, checked.out) == (1, b"")
+    for name in ("x.png", "y.jpg", "z.webp", "w.png"):
+        assert sum(name in line for line in checked.errors[:-1]) == 1, name
+    said = train(write_config(tmp_path, world), *options)
+    assert (said.code, said.out) == (1, b"")
+    assert all(any(name in line for line in said.errors) for name in ("x.png", "y.jpg", "z.webp"))
+    assert "3 of 6" in said.errors[-1]
+    assert not list((tmp_path / "run").glob("step-*"))
+
+
+def test_going_on_with_other_settings_lists_them(train: Command, world: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, world)
+    assert train(config).code == 0
+    said = train(config, "--set", "train.steps=1")
+    assert (said.code, said.out) == (2, b"")
+    assert "train.steps is 1" in said.errors[-1]
+    said = train(config, "--set", "train.steps=3", "--set", "optim.lr=1e-5", "--json")
+    started = next(event for event in said.records if event["event"] == "started")
+    assert started["changed"] == {"optim.lr": [5e-5, 1e-5], "train.steps": [2, 3]}
+    assert said.records[-1]["broken_images"] == 0
+    assert "optim.lr was 5e-05, now 1e-05" in said.err

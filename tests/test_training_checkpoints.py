@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import random
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +21,7 @@ from omgsr_cli.errors import FileError, ModelError, UsageError
 from omgsr_cli.models.lora import LoraOptions
 from omgsr_cli.store.manifest import MANIFEST_NAME
 from omgsr_cli.training.checkpoints import (
+    RunLock,
     check_adapter_ranks,
     find_checkpoint,
     list_checkpoints,
@@ -393,3 +397,98 @@ def test_other_ranks_than_the_resumed_are_refused(
 
 def test_a_checkpoint_without_adapters_has_no_ranks(tmp_path: Path) -> None:
     check_adapter_ranks(save(tmp_path, 1).parent, LoraOptions())
+
+
+# Two runs in one folder
+
+
+def hold(root: Path, workers: int = 0) -> int:
+    """Fork a process that holds a run's folder until it is killed; so do its workers, which outlive it."""
+    ready, done = os.pipe()
+
+    def work() -> None:
+        lock = RunLock(root)
+        lock.take()
+        for _ in range(workers):
+            if os.fork() == 0:
+                time.sleep(20)
+                os._exit(0)
+        os.write(done, b"x")
+        time.sleep(60)
+
+    pid = fork(work)
+    os.read(ready, 1)
+    os.close(ready)
+    os.close(done)
+    return pid
+
+
+def refusal(root: Path) -> UsageError:
+    with RunLock(root) as lock, pytest.raises(UsageError) as told:
+        lock.take()
+    return told.value
+
+
+@needs_fork
+def test_a_second_run_in_a_folder_is_refused_and_names_the_first(tmp_path: Path) -> None:
+    pid = hold(tmp_path / "run")
+    try:
+        for _ in range(2):
+            message = refusal(tmp_path / "run").message
+            assert f"process {pid}" in message
+            assert socket.gethostname() in message
+        with RunLock(tmp_path / "other") as other:
+            other.take()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        end_of(pid)
+
+
+@needs_fork
+def test_a_killed_runs_folder_is_free_though_its_workers_live_on(tmp_path: Path) -> None:
+    pid = hold(tmp_path, workers=1)
+    os.kill(pid, signal.SIGKILL)
+    end_of(pid)
+    with RunLock(tmp_path) as lock:
+        lock.take()
+        assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+    assert (tmp_path / ".lock").read_text() == ""
+
+
+def test_two_runs_of_one_process_cannot_share_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with RunLock(tmp_path / "run") as lock:
+        lock.take()
+        assert f"process {os.getpid()}" in refusal(tmp_path / "link").message
+    with RunLock(tmp_path / "link") as lock:
+        lock.take()
+
+
+@needs_fork
+def test_without_locks_of_the_file_system_the_owner_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("omgsr_cli.training.checkpoints.fcntl.lockf", no_locks)
+    dead, here = fork(lambda: None), socket.gethostname()
+    end_of(dead)
+    path = tmp_path / ".lock"
+    for pid, host, is_free in ((os.getppid(), here, False), (dead, here, True), (dead, f"not-{here}", False)):
+        path.write_text(json.dumps({"pid": pid, "host": host}))
+        if is_free:
+            with RunLock(tmp_path) as lock:
+                lock.take()
+            continue
+        refused = refusal(tmp_path)
+        assert f"process {pid} on {host}" in refused.message
+        assert (str(path) in str(refused.hint)) == (host != here)
+    path.write_text("not json")
+    with RunLock(tmp_path) as lock:
+        lock.take()
+
+
+def test_a_lock_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with RunLock(tmp_path / "run") as lock, pytest.raises(FileError, match="run"):
+        lock.take()

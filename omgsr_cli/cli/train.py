@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING
 from omgsr_cli.cli import params as shared
 from omgsr_cli.cli import train_params as own
 from omgsr_cli.cli.output import Output
-from omgsr_cli.errors import UsageError
+from omgsr_cli.errors import FileError, UsageError
 
 if TYPE_CHECKING:
     from omgsr_cli.training.config import TrainConfig
     from omgsr_cli.training.config_errors import Draft
+
+
+_LISTED = 20
+"""Images that cannot be read are named up to this many."""
 
 
 def train(
@@ -62,11 +66,20 @@ def train(
     check_files(draft, resume)
     if draft.problems:
         return _say_problems(talk, draft)
-    if check:
-        from omgsr_cli.cli.train_check import say_check
+    from omgsr_cli.training.pictures import UnreadableImagesError
 
-        return say_check(talk, draft.check(), device)
-    return run_training(talk, draft.check(), resume)
+    try:
+        if check:
+            from omgsr_cli.cli.train_check import say_check
+
+            return say_check(talk, draft.check(), device)
+        return run_training(talk, draft.check(), resume)
+    except UnreadableImagesError as error:
+        for problem in error.problems[:_LISTED]:
+            talk.error(FileError(problem.message))
+        if len(error.problems) > _LISTED:
+            talk.note(f"... and {len(error.problems) - _LISTED} more")
+        raise
 
 
 def _print_form(talk: Output, name: str | None) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omgsr_cli.cli.output import Output
 from omgsr_cli.cli.progress import duration
-from omgsr_cli.errors import OmgsrError
+from omgsr_cli.errors import FileError, OmgsrError
 from omgsr_cli.training.config import TrainConfig
 
 _GIB = 2**30
@@ -29,13 +29,19 @@ def say_check(talk: Output, config: TrainConfig, device_name: str | None) -> int
         OmgsrError: the data or the model's files do not make a run.
     """
     from omgsr_cli.models.devices import choose_device
-    from omgsr_cli.training.assembly import find_run_model
+    from omgsr_cli.training.assembly import find_held_out, find_run_model
     from omgsr_cli.training.checkpoints import list_checkpoints
-    from omgsr_cli.training.pictures import find_training_pictures
+    from omgsr_cli.training.pictures import UnreadableImagesError, find_training_pictures
     from omgsr_cli.training.rehearsal import foretell_seconds, rehearse
 
     data, train, folder = config.data, config.train, Path(config.save.out)
-    pictures = find_training_pictures(data.train, data.train_lq, data.resolution, data.on_small)
+    problems: list[FileError] = []
+    pictures = _count(
+        lambda: find_training_pictures(data.train, data.train_lq, data.resolution, data.on_small), problems
+    )
+    _count(lambda: find_held_out(config), problems)
+    if problems:
+        raise UnreadableImagesError(problems, pictures + len(problems))
     device = choose_device(device_name)
     model = find_run_model(config)
     cost = rehearse(config, model, device)
@@ -46,7 +52,7 @@ def say_check(talk: Output, config: TrainConfig, device_name: str | None) -> int
     free_bytes = shutil.disk_usage(_nearest(folder)).free
     record = {
         "event": "checked",
-        "pictures": len(pictures),
+        "pictures": pictures,
         "samples_per_step": data.batch_size * config.optim.accumulate * processes,
         "parameters": cost.parameters,
         "trained": cost.trained,
@@ -62,6 +68,17 @@ def say_check(talk: Output, config: TrainConfig, device_name: str | None) -> int
         talk.error(OmgsrError(f"the disk of {folder} is too small", "set another [save] out, or a smaller keep"))
         return 1
     return 0
+
+
+def _count(find: Callable[[], Sequence[object]], problems: list[FileError]) -> int:
+    """Count what is found; headers that cannot be read are added to the problems."""
+    from omgsr_cli.training.pictures import UnreadableImagesError
+
+    try:
+        return len(find())
+    except UnreadableImagesError as error:
+        problems.extend(error.problems)
+        return error.count - len(error.problems)
 
 
 def _as_lines(record: Mapping[str, Any], steps: int, folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -46,10 +47,13 @@ def run_training(talk: Output, config: TrainConfig, resume: str) -> int:
 
     with talk.steps(config.train.steps) as view:
         result = train(config, resume=resume, report=EventView(talk, view))
-    talk.note(f"{result.step} of {result.steps} steps are done")
+    skipped = f"; skipped {result.broken} broken image{'s' * (result.broken > 1)}" if result.broken else ""
+    talk.note(f"{result.step} of {result.steps} steps are done{skipped}")
     if result.checkpoint is not None:
         folder = str(result.checkpoint)
-        talk.result(folder, {"event": "finished", "step": result.step, "folder": folder})
+        talk.result(
+            folder, {"event": "finished", "step": result.step, "folder": folder, "broken_images": result.broken}
+        )
     return _SIGNALLED + result.signal if result.signal else 0
 
 
@@ -96,9 +100,18 @@ def _note(event: Noticed | Started | Validated | Saved) -> str:
         return f"step {event.step}: {_figures(event.scores)}; {event.grid}"
     if isinstance(event, Saved):
         return f"step {event.step}: saved {event.folder}"
-    begin = f"going on from {event.resumed_from}" if event.resumed_from else "beginning"
+    begin = f"resuming from {event.resumed_from}" if event.resumed_from else "beginning"
+    changed = "; ".join(
+        f"{key} was {_value(before)}, now {_value(now)}" for key, (before, now) in event.changed.items()
+    )
     share = f" in each of {event.processes} processes" if event.processes > 1 else ""
-    return f"{begin}: {event.pictures} pictures, {event.trained:,} weights to train, on {event.device}{share}"
+    return f"{begin}: {event.pictures} pictures, {event.trained:,} weights to train, on {event.device}{share}" + (
+        f"\nchanged since that checkpoint: {changed}" if changed else ""
+    )
+
+
+def _value(value: object) -> str:
+    return "not set" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _figures(values: Mapping[str, float]) -> str:

@@ -128,7 +128,7 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
     """
     options = build_crop_options(config)
     pictures = find_training_pictures(config.data.train, config.data.train_lq, options.resolution, options.on_small)
-    held_out = _find_held_out(config)
+    held_out = find_held_out(config)
     device = device_of(accelerator)
     shards = config.train.shard_backbone
     # Whole, it may not fit the device.
@@ -194,7 +194,12 @@ def _build_adversary(config: TrainConfig, features: FeatureNet | None, device: t
     return Adversary(discriminator.to(device), config.gan, config.optim.weight_decay)
 
 
-def _find_held_out(config: TrainConfig) -> tuple[TrainingPicture, ...]:
+def find_held_out(config: TrainConfig) -> tuple[TrainingPicture, ...]:
+    """List the pictures to measure with; none without validation.
+
+    Raises:
+        OmgsrError: as for `find_training_pictures`.
+    """
     data = config.data
     if not data.validation or not config.log.validate_every:
         return ()

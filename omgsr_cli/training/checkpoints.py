@@ -5,14 +5,18 @@ A folder that is called `step-00001000` was whole when it got its name. Its mani
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NoReturn
+from types import TracebackType
+from typing import ClassVar, NoReturn, Self
 
 from safetensors import SafetensorError
 
@@ -21,6 +25,11 @@ from omgsr_cli.models.adapter_files import load_lora_config
 from omgsr_cli.models.families import recognise_adapter
 from omgsr_cli.models.lora import LoraOptions
 from omgsr_cli.store.manifest import find_damage, load_manifest, write_manifest
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]  # the one platform without it
 
 _NAME = re.compile(r"step-(\d{8,})")
 _LEFTOVER = re.compile(r"\.step-\d{8,}\.[0-9a-f]{8}\.(partial|removed)")
@@ -34,6 +43,113 @@ _REASONS = {
     errno.EACCES: "not allowed to write there",
 }
 _OS_NUMBER = re.compile(r"\(os error (\d+)\)")
+
+
+_LOCK_NAME = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+"""What file systems say that have no locks."""
+
+
+class RunLock:
+    """Keeps a second run out of a folder while it is entered.
+
+    The system takes the lock away when its process ends, however it ends, and forked workers do not inherit it. On file
+    systems without locks the file's text counts: the owner's process, if it is alive on this host, or any on another.
+
+    Args:
+        root: the run's folder; it is made if it is missing.
+    """
+
+    _held: ClassVar[set[Path]] = set()
+
+    def __init__(self, root: Path) -> None:
+        self._root, self._path = root, root / _LOCK_NAME
+        self._descriptor: int | None = None
+
+    def take(self) -> None:
+        """Take the lock.
+
+        Raises:
+            UsageError: another run has it; the message names its process and host.
+            FileError: the file cannot be written.
+        """
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+            owner = self._read_owner()
+            if self._root.resolve() in self._held or not self._is_free(owner):
+                self._close()
+                raise _taken(self._root, self._path, owner)
+            self._write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
+        except OSError as error:
+            self._close()
+            raise FileError(f"{self._path} cannot be written: {reason_of(error)}", "set another [save] out") from error
+        self._held.add(self._root.resolve())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._descriptor is None:
+            return
+        self._held.discard(self._root.resolve())
+        # The file stays: whoever waits for its name would otherwise lock a file that has none.
+        with contextlib.suppress(OSError):
+            self._write("")
+        self._close()
+
+    def _is_free(self, owner: Mapping[str, object]) -> bool:
+        assert self._descriptor is not None
+        if fcntl is not None:
+            try:
+                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    return False
+        pid, host = owner.get("pid"), owner.get("host")
+        if not isinstance(pid, int):
+            return True
+        return host == socket.gethostname() and (pid == os.getpid() or not _is_alive(pid))
+
+    def _read_owner(self) -> dict[str, object]:
+        assert self._descriptor is not None
+        try:
+            owner = json.loads(os.pread(self._descriptor, 4096, 0) if hasattr(os, "pread") else self._path.read_bytes())
+        except ValueError:
+            return {}
+        return owner if isinstance(owner, dict) else {}
+
+    def _write(self, text: str) -> None:
+        assert self._descriptor is not None
+        os.ftruncate(self._descriptor, 0)
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        os.write(self._descriptor, text.encode())
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        # Another user's.
+        return True
+    return True
+
+
+def _taken(root: Path, path: Path, owner: Mapping[str, object]) -> UsageError:
+    pid, host = owner.get("pid"), owner.get("host")
+    who = f"process {pid} on {host}" if pid and host else "another process"
+    away = "" if host in (None, socket.gethostname()) else f"; if that process has ended, delete {path}"
+    return UsageError(f"{root} is in use by another run: {who}", f"wait for it, or set another [save] out{away}")
 
 
 def write_checkpoint(root: Path, step: int, write_parts: Callable[[Path], None], *, keep: int) -> Path:

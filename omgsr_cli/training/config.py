@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
@@ -164,6 +164,32 @@ def format_config(config: TrainConfig) -> str:
             values = section.model_dump(exclude_none=True)
             parts.append("\n".join([f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]))
     return "\n\n".join(parts) + "\n"
+
+
+def compare_configs(before: Path, now: TrainConfig) -> dict[str, tuple[object, object]]:
+    """List the keys whose values differ between a checkpoint's configuration and the one that goes on from it.
+
+    Args:
+        before: the checkpoint's `config.toml`.
+        now: of the run.
+    Returns:
+        "section.key" to the value before and now; None stands for a key without a value.
+    Raises:
+        ConfigError, UsageError, FileError: as for `load_config`.
+    """
+    first, second = (_flatten(config.model_dump(mode="json")) for config in (load_config(before), now))
+    return {
+        key: (first.get(key), second.get(key))
+        for key in [*first, *(second.keys() - first.keys())]
+        if first.get(key) != second.get(key)
+    }
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _toml(value: object) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from omgsr_cli.datasets.crops import OnSmall, draw_window, fit_small
 from omgsr_cli.degradation import DegradationConfig, degrade, in_one_thread
+from omgsr_cli.errors import OmgsrError
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.imaging import resize, to_samples
 from omgsr_cli.training.draws import Purpose, choose, draw_rng
 from omgsr_cli.training.lq_pixels import add_lq_noise, draw_surface
 from omgsr_cli.training.pictures import Order, TrainingPicture, plan_epoch
-from omgsr_cli.training.pixels import Pixels, read_pixels
+from omgsr_cli.training.pixels import BrokenImageError, Pixels, read_pixels
 from omgsr_cli.training.sections import LqNoise
 from omgsr_cli.training.teacher import KeptPictures, LowFrequencies, teacher_target
 
@@ -104,12 +105,14 @@ class Batch:
         hq: same shape, the sharp ones.
         target: likewise, what a teacher would make of them; None without a teacher.
         numbers: of the samples in the run.
+        broken: images that could not be read and were replaced by others, with the reason.
     """
 
     lq: Tensor
     hq: Tensor
     target: Tensor | None
     numbers: tuple[int, ...]
+    broken: Mapping[Path, str] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         """Move the pixels to a device."""
@@ -119,7 +122,7 @@ class Batch:
         )
         assert lq is not None
         assert hq is not None
-        return Batch(lq, hq, target, self.numbers)
+        return replace(self, lq=lq, hq=hq, target=target)
 
 
 Sample = tuple[int, *tuple[Tensor, ...]]
@@ -137,6 +140,8 @@ class TrainingCrops(Dataset[Sample]):
         self._order = Order(plan_epoch(pictures, options.resolution), seed)
         teaching = options.teaching
         self._pool = None if teaching is None else Order(range(teaching.crops), seed, Purpose.POOL)
+        self.broken: dict[Path, str] = {}
+        """Images that this process could not read, with the reason; their samples come from others."""
 
     def __getitem__(self, number: int) -> Sample:
         """Give a sample's number, and (3, R, R) in [-1, 1]: enlarged low-quality crop, sharp crop and target.
@@ -182,13 +187,13 @@ class TrainingCrops(Dataset[Sample]):
         Raises:
             FileError: an image cannot be read.
         """
-        picture = self._pictures[self._order.picture(number)]
+        picture = self._picture_of(number)
         defined_by = {
             "format": _CROP_FORMAT,
             "seed": self._seed,
             "number": number,
-            "hq": self._contents[picture.hq],
-            "lq": None if picture.lq is None else self._contents[picture.lq],
+            "hq": self._content(picture.hq),
+            "lq": None if picture.lq is None else self._content(picture.lq),
             "options": self._described_options,
         }
         return hashlib.sha256(json.dumps(defined_by, sort_keys=True).encode()).hexdigest()
@@ -198,25 +203,43 @@ class TrainingCrops(Dataset[Sample]):
         kept = {name: value for name, value in vars(self.options).items() if name not in _NOT_OF_THE_CROP}
         return kept | {"degradations": [(config.model_dump(), share) for config, share in self.options.degradations]}
 
+    def _content(self, path: Path) -> str:
+        if path not in self._contents:
+            # The place of a broken image was taken by one that no other crop needs.
+            self._contents |= _read_contents([path])
+        return self._contents[path]
+
     @cached_property
     def _contents(self) -> dict[Path, str]:
         """SHA-256 of every file that a teacher's crops come from; read at once, before workers start."""
         assert self.options.teaching is not None, "only a teacher's crops need names"
         pictures = [self._pictures[self._order.picture(number)] for number in range(self.options.teaching.crops)]
-        files = {file for picture in pictures for file in (picture.hq, picture.lq) if file is not None}
-        remembered = Remembered()
-        try:
-            return {file: remembered.content(file) for file in sorted(files)}
-        finally:
-            remembered.close()
+        return _read_contents(sorted({file for picture in pictures for file in picture.files}))
+
+    def _picture_of(self, number: int) -> TrainingPicture:
+        """Give the image of a crop: by its turn, or if that is known to be broken one that the crop's number draws."""
+        if len(self.broken) >= len(self._pictures):
+            raise OmgsrError(f"none of {len(self._pictures)} images can be read", next(iter(self.broken.values())))
+        picture = self._pictures[self._order.picture(number)]
+        rng = draw_rng(self._seed, Purpose.REPLACEMENT, number)
+        while not self.broken.keys().isdisjoint(picture.files):
+            picture = self._pictures[int(rng.integers(len(self._pictures)))]
+        return picture
 
     def draw_pair(self, number: int) -> tuple[Tensor, Tensor]:
         """Give a crop by its number: low-quality (3, h, w) at its own size, and sharp (3, H, W), in [0, 1]."""
         return in_one_thread(self._draw_pair, number)
 
     def _draw_pair(self, number: int) -> tuple[Tensor, Tensor]:
+        # Which images are broken is a property of the files, so every process ends with the same one.
+        while True:
+            try:
+                return self._cut_crop(self._picture_of(number), number)
+            except BrokenImageError as error:
+                self.broken[error.path] = error.message
+
+    def _cut_crop(self, picture: TrainingPicture, number: int) -> tuple[Tensor, Tensor]:
         rng = draw_rng(self._seed, Purpose.CROP, number)
-        picture = self._pictures[self._order.picture(number)]
         gray = draw_rng(self._seed, Purpose.GRAY, number).random() < self.options.gray
         if picture.lq is None:
             return self._degrade_crop(picture, rng, number, gray=gray)
@@ -284,7 +307,7 @@ def load_batches(crops: TrainingCrops, numbers: Numbers, workers: int, device: t
     """Read batches without end, in other processes where there are workers."""
     more: Mapping[str, Any] = {"prefetch_factor": 4, "persistent_workers": True} if workers else {}
     loader = DataLoader(
-        crops,
+        _Reported(crops),
         batch_sampler=numbers,
         num_workers=workers,
         collate_fn=_collate,
@@ -294,8 +317,23 @@ def load_batches(crops: TrainingCrops, numbers: Numbers, workers: int, device: t
         generator=torch.Generator(),
         **more,
     )
-    for (lq, hq, *target), own in loader:
-        yield Batch(lq, hq, target[0] if target else None, own).to(device)
+    for batch in loader:
+        if isinstance(batch, OmgsrError):
+            raise batch
+        yield batch.to(device)
+
+
+@dataclass(frozen=True)
+class _Reported(Dataset["tuple[Sample, Mapping[Path, str]] | OmgsrError"]):
+    """Samples with the images that were replaced so far; an error is a value, which a worker hands over as it is."""
+
+    crops: TrainingCrops
+
+    def __getitem__(self, number: int) -> tuple[Sample, Mapping[Path, str]] | OmgsrError:
+        try:
+            return self.crops[number], dict(self.crops.broken)
+        except OmgsrError as error:
+            return error
 
 
 def grow(pixels: Pixels, least_px: int, on_small: OnSmall) -> Pixels:
@@ -339,9 +377,24 @@ def _turn(images: Sequence[Tensor], options: CropOptions, rng: np.random.Generat
     return [image.rot90(quarters, (1, 2)).flip(flipped).contiguous() for image in images]
 
 
-def _collate(samples: Sequence[Sample]) -> tuple[list[Tensor], tuple[int, ...]]:
-    numbers, *pictures = zip(*samples, strict=True)
-    return [torch.stack(images) for images in pictures], numbers
+def _collate(samples: Sequence[tuple[Sample, Mapping[Path, str]] | OmgsrError]) -> Batch | OmgsrError:
+    done = []
+    for sample in samples:
+        if isinstance(sample, OmgsrError):
+            return sample
+        done.append(sample)
+    numbers, *images = zip(*(sample for sample, _ in done), strict=True)
+    lq, hq, *target = (torch.stack(each) for each in images)
+    broken = {path: reason for _, each in done for path, reason in each.items()}
+    return Batch(lq, hq, target[0] if target else None, numbers, broken)
+
+
+def _read_contents(files: Sequence[Path]) -> dict[Path, str]:
+    remembered = Remembered()
+    try:
+        return {file: remembered.content(file) for file in files}
+    finally:
+        remembered.close()
 
 
 def _start_worker(_: int) -> None:

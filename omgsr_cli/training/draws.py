@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     POOL = 11
     SURFACE = 12
     GRAY = 13
+    REPLACEMENT = 14
 
 
 def draw_rng(seed: int, purpose: Purpose, number: int) -> np.random.Generator:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -20,6 +20,7 @@ class Started:
         trained: number of weights that learn.
         folder: where checkpoints and logs go.
         resumed_from: the checkpoint, or None.
+        changed: keys whose values differ from the checkpoint's configuration, with the value before and now.
     """
 
     step: int
@@ -30,6 +31,7 @@ class Started:
     trained: int
     folder: Path
     resumed_from: Path | None
+    changed: Mapping[str, tuple[object, object]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

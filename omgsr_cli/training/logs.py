@@ -19,7 +19,7 @@ from omgsr_cli.training.step import StepResult
 
 STEP = "step"
 STEPS_NAME, VALIDATION_NAME = "log.csv", "validation.csv"
-_OF_A_STEP = ("total", "gradient_norm", "learning_rate", "images_per_s")
+_OF_A_STEP = ("total", "gradient_norm", "learning_rate", "images_per_s", "broken_images")
 
 
 class CsvLog:
@@ -88,14 +88,23 @@ class RunLog:
         if config.log.trackers:
             accelerator.init_trackers("omgsr", _flatten(config.model_dump(mode="json")))
 
-    def step(self, step: int, result: StepResult, images_per_s: float) -> None:
-        """Count a step in, and write the means since the last row when it is time for one."""
+    def step(self, step: int, result: StepResult, images_per_s: float, broken: int) -> None:
+        """Count a step in, and write the means since the last row when it is time for one.
+
+        Args:
+            step: its number, from 1.
+            result: of the step.
+            images_per_s: of all processes.
+            broken: how many images could not be read so far.
+        """
         if self._steps is None:
             return
         self._means.add(result.losses | {"gradient_norm": result.gradient_norm, "images_per_s": images_per_s})
         if step % self._every:
             return
         values = self._means.take() | {"learning_rate": result.learning_rate}
+        if broken:
+            values["broken_images"] = float(broken)
         self._steps.write(step, values)
         self._accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
 

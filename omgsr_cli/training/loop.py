@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from omgsr_cli.errors import OmgsrError
+from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.models.lora import LoraOptions
 from omgsr_cli.training.assembly import Run, build_lora_options, load_run
-from omgsr_cli.training.checkpoints import check_adapter_ranks, find_checkpoint, write_checkpoint
-from omgsr_cli.training.config import TrainConfig
+from omgsr_cli.training.checkpoints import RunLock, check_adapter_ranks, find_checkpoint, write_checkpoint
+from omgsr_cli.training.config import TrainConfig, compare_configs
 from omgsr_cli.training.data import Batch, Numbers, TrainingCrops, load_batches
 from omgsr_cli.training.events import Event, Noticed, Saved, Started, StepDone, Validated
 from omgsr_cli.training.logs import RunLog
 from omgsr_cli.training.loss_sections import TeacherConfig
-from omgsr_cli.training.model_card import RunFacts, write_description
+from omgsr_cli.training.model_card import CONFIG_NAME, RunFacts, write_description
 from omgsr_cli.training.own_timestep import settle_mid_timestep
 from omgsr_cli.training.pace import Pace, peak_memory_mib
-from omgsr_cli.training.processes import build_accelerator, device_of, share, share_sums
+from omgsr_cli.training.pixels import is_broken
+from omgsr_cli.training.processes import agree, build_accelerator, device_of, share, share_broken, share_sums
 from omgsr_cli.training.signals import StopWish
-from omgsr_cli.training.state import Progress, load_state, write_state
+from omgsr_cli.training.state import Progress, finished_steps, load_state, write_state
 from omgsr_cli.training.step import Stepper, StepResult
 from omgsr_cli.training.teacher import Restore, load_teacher
 from omgsr_cli.training.validation import PATTERN, measure_noise_pattern, validate, write_grid
@@ -34,6 +35,8 @@ from omgsr_cli.training.validation import PATTERN, measure_noise_pattern, valida
 Report = Callable[[Event], None]
 
 _SAID_EVERY_S = 30.0
+_BROKEN_SHARE = 0.01
+"""Of all images; more broken ones than this end a run."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,14 @@ class TrainResult:
         steps: steps to be done.
         checkpoint: the newest one; `omgsr upscale --model` takes it.
         signal: number of the signal that ended the run early, or 0; the exit code is 128 more.
+        broken: how many images could not be read and were skipped.
     """
 
     step: int
     steps: int
     checkpoint: Path | None
     signal: int
+    broken: int = 0
 
 
 def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda _: None) -> TrainResult:
@@ -69,19 +74,37 @@ def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda 
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     accelerator = build_accelerator(Path(config.save.out), config.log.trackers, leaves_out=bool(config.loss.denoise))
-    with StopWish() as wish:
+    # The processes of a launcher are one run: the first has the lock for all.
+    with RunLock(Path(config.save.out)) as lock, StopWish() as wish:
+        agree(accelerator, lock.take)
         report = report if accelerator.is_main_process else lambda _: None
         found = find_checkpoint(Path(config.save.out), resume, note=lambda text: report(Noticed(text)))
         if found is not None:
             check_adapter_ranks(found, build_lora_options(config) or LoraOptions())
+            check_steps(found, config.train.steps)
         config = settle_mid_timestep(config, accelerator, found)
         run = load_run(config, accelerator, resumed=found is not None)
         trainer = Trainer(run, accelerator, found, report)
         if config.loss.teacher is not None:
             ask_teacher(run.crops, config.loss.teacher, accelerator, report, wish)
+            trainer.note_broken(run.crops.broken)
         # Without the teacher's pictures no step can be taken: in no process, if one was asked to stop.
         _, signal = share(accelerator, {}, wish.signal)
         return trainer.stopped(signal) if signal else trainer.go_on(wish)
+
+
+def check_steps(checkpoint: Path, steps: int) -> None:
+    """Check that a checkpoint has not done more steps than the run is to have.
+
+    Raises:
+        UsageError: it has.
+    """
+    done = finished_steps(checkpoint)
+    if steps < done:
+        raise UsageError(
+            f"train.steps is {steps}, but {checkpoint} has done {done} already",
+            f"set train.steps to {done} or more, or train anew in another [save] out",
+        )
 
 
 def ask_teacher(
@@ -115,7 +138,10 @@ def ask_teacher(
             )
             restore = load_teacher(teacher.model, device_of(accelerator), teacher.precision)
         lq, hq = crops.draw_pair(number)
-        teaching.kept.keep(crop, lq, hq.shape[1], hq.shape[2], restore)
+        # An image that turned out to be broken was replaced, which gives the crop another name.
+        crop = crops.crop_key(number)
+        if not teaching.kept.path(crop).is_file():
+            teaching.kept.keep(crop, lq, hq.shape[1], hq.shape[2], restore)
         if time.monotonic() - said > _SAID_EVERY_S:
             said = time.monotonic()
             report(Noticed(f"the teacher: {done + 1} of {len(mine)} pictures"))
@@ -134,6 +160,15 @@ class Trainer:
         self._stepper = Stepper(accelerator, run.learner, run.config)
         measures = ["psnr_y", "ssim_y", *run.measures, *([PATTERN] if run.config.log.noise_pattern else [])]
         self._log = RunLog(accelerator, run.config, run.losses, measures, self._progress.step)
+        # An image may have been repaired since.
+        self._progress.broken = {
+            name: reason
+            for name, reason in self._progress.broken.items()
+            if is_broken(Path(name), run.crop_options.cache)
+        }
+        run.crops.broken |= {Path(name): reason for name, reason in self._progress.broken.items()}
+        self._reported = set(run.crops.broken)
+        self._found_broken: dict[Path, str] = {}
 
     def go_on(self, wish: StopWish) -> TrainResult:
         """Take the steps that are left."""
@@ -145,7 +180,9 @@ class Trainer:
             result = self._stepper.take(progress.step, batches, wish.signal)
             done = self._count(result, pace.step())
             self._report(done)
-            self._log.step(progress.step, result, done.images_per_s)
+            if result.broken:
+                self.note_broken(self._found_broken)
+            self._log.step(progress.step, result, done.images_per_s, len(progress.broken))
             self._give_up_if_stuck()
             signal = result.signal
             if self._at_end_of_step(ends=bool(signal) or progress.step == steps):
@@ -155,14 +192,43 @@ class Trainer:
     def stopped(self, signal: int) -> TrainResult:
         """Close the log and tell where the run stands."""
         self._log.close()
-        return TrainResult(self._progress.step, self._config.train.steps, self._checkpoint, signal)
+        return TrainResult(
+            self._progress.step, self._config.train.steps, self._checkpoint, signal, len(self._progress.broken)
+        )
+
+    def note_broken(self, broken: Mapping[Path, str]) -> None:
+        """Tell which images were left out; every process must call it at the same time.
+
+        Args:
+            broken: that this process found, with the reason.
+        Raises:
+            OmgsrError: more than 1 % of all images are broken.
+        """
+        run, count = self._run, self._run.pictures + len(self._run.held_out)
+        for path, reason in share_broken(self._accelerator, broken).items():
+            if str(path) not in self._progress.broken:
+                self._progress.broken[str(path)] = reason
+                self._report(Noticed(f"skipped a broken image, {len(self._progress.broken)} of {count}: {reason}"))
+            run.crops.broken[path] = reason
+        self._reported |= set(run.crops.broken)
+        self._found_broken = {}
+        if len(self._progress.broken) > _BROKEN_SHARE * count:
+            raise OmgsrError(
+                f"{len(self._progress.broken)} of {count} images are broken, more than {_BROKEN_SHARE:.0%}, the first: "
+                f"{next(iter(self._progress.broken.values()))}",
+                "repair them or move them out of the data, then start again",
+            )
 
     def _batches(self) -> Iterator[Batch]:
+        """Read batches; their broken images are those that no process has reported yet."""
         accelerator, config = self._accelerator, self._config
         numbers = Numbers(
             config.data.batch_size, self._progress.samples, accelerator.process_index, accelerator.num_processes
         )
-        return load_batches(self._run.crops, numbers, config.data.workers, device_of(accelerator))
+        for batch in load_batches(self._run.crops, numbers, config.data.workers, device_of(accelerator)):
+            new = {path: reason for path, reason in batch.broken.items() if path not in self._reported}
+            self._found_broken |= new
+            yield replace(batch, broken=new)
 
     def _count(self, result: StepResult, seconds: float) -> StepDone:
         config, progress = self._config, self._progress
@@ -250,11 +316,13 @@ class Trainer:
             if self._config.log.noise_pattern:
                 # In every process, since they may share the network's weights.
                 pattern[PATTERN] = measure_noise_pattern(restore, device)
+        self.note_broken(found.broken)
         scores = share_sums(accelerator, found.sums, found.pictures, ("psnr_y", "ssim_y", *run.measures)) | pattern
         self._progress.scores, self._progress.scored_at = scores, self._progress.step
         grid = self._folder / "validation" / f"step-{self._progress.step:08d}.png"
         if accelerator.is_main_process:
-            write_grid(found.rows, grid)
+            if found.rows:
+                write_grid(found.rows, grid)
             self._log.validation(self._progress.step, scores)
             self._report(Validated(self._progress.step, scores, grid))
 
@@ -268,4 +336,14 @@ class Trainer:
             trained=sum(weight.numel() for weight in self._run.learner.weights.values()),
             folder=self._folder,
             resumed_from=self._checkpoint,
+            changed=self._changed_keys(),
         )
+
+    def _changed_keys(self) -> dict[str, tuple[object, object]]:
+        if self._checkpoint is None:
+            return {}
+        try:
+            return compare_configs(self._checkpoint / CONFIG_NAME, self._config)
+        except OmgsrError as error:
+            self._report(Noticed(f"the configuration of {self._checkpoint} cannot be compared: {error.message}"))
+            return {}

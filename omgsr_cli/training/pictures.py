@@ -15,6 +15,26 @@ from omgsr_cli.imaging import probe_picture
 from omgsr_cli.training.draws import Purpose, draw_rng
 
 
+class UnreadableImagesError(FileError):
+    """Images whose headers cannot be read, all of them.
+
+    Args:
+        problems: one for each file.
+        count: how many files were looked at.
+    Attributes:
+        problems, count: as given.
+    """
+
+    def __init__(self, problems: Sequence[FileError], count: int) -> None:
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        super().__init__(
+            f"{len(problems)} of {count} images cannot be read: {problems[0].message}{more}",
+            "repair them, or move them out of the data",
+        )
+        self.problems = tuple(problems)
+        self.count = count
+
+
 @dataclass(frozen=True)
 class TrainingPicture:
     """A sharp picture, and its low-quality counterpart where there is a real one.
@@ -33,6 +53,11 @@ class TrainingPicture:
     width: int
     lq_scale: int = 1
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The sharp picture's file, and the counterpart's where there is one."""
+        return (self.hq,) if self.lq is None else (self.hq, self.lq)
+
 
 def find_training_pictures(
     hq: Sequence[str], lq: Sequence[str] | None, least_px: int, on_small: OnSmall
@@ -45,13 +70,20 @@ def find_training_pictures(
         least_px: side of a crop.
         on_small: "skip" leaves pictures out whose shorter side is smaller.
     Raises:
-        OmgsrError: a file cannot be read, a counterpart is missing or of another shape, or no picture is left.
+        UnreadableImagesError: files cannot be read, or have a counterpart of another shape; it names all of them.
+        OmgsrError: a counterpart is missing, or no picture is left.
     """
     named = find_pictures(hq, lq, names=("the sharp pictures", "their counterparts"))
-    if named.problems:
-        raise named.problems[0]
     counterparts = named.partners or (None,) * len(named.pictures)
-    found = [_describe(*both) for both in zip(named.pictures, counterparts, strict=True)]
+    found: list[TrainingPicture] = []
+    problems = list(named.problems)
+    for both in zip(named.pictures, counterparts, strict=True):
+        try:
+            found.append(_describe(*both))
+        except FileError as error:
+            problems.append(error)
+    if problems:
+        raise UnreadableImagesError(problems, len(found) + len(problems))
     kept = [p for p in found if on_small != "skip" or min(p.height, p.width) >= least_px]
     if not kept:
         raise OmgsrError(

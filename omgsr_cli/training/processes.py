@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+)
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from omgsr_cli.errors import UsageError
+from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.models.devices import present_devices
 from omgsr_cli.training.sharding import shared_names
 
@@ -143,6 +149,29 @@ def share_sums(
     own = torch.tensor([*(sums.get(name, 0.0) for name in names), float(count)], device=accelerator.device)
     every = accelerator.gather(own[None]).cpu().double().sum(0)
     return dict(zip(names, (every[:-1] / every[-1]).tolist(), strict=True))
+
+
+def share_broken(accelerator: Accelerator, broken: Mapping[Path, str]) -> dict[Path, str]:
+    """Give the broken images that any process found, the same and in the same order in every process."""
+    every = gather_object([dict(broken)]) if accelerator.num_processes > 1 else [broken]
+    return dict(sorted((path, reason) for one in every for path, reason in one.items()))
+
+
+def agree(accelerator: Accelerator, action: Callable[[], None]) -> None:
+    """Do something in the first process, and raise its error in all of them.
+
+    Raises:
+        OmgsrError: what the action raised.
+    """
+    raised: list[OmgsrError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            action()
+        except OmgsrError as error:
+            raised[0] = error
+    refusal = broadcast_object_list(raised)[0]
+    if refusal is not None:
+        raise refusal
 
 
 def is_finite(values: Mapping[str, float]) -> bool:

@@ -40,6 +40,7 @@ class Progress:
         skipped_in_all: such steps of the whole run.
         scores: of the newest validation; empty before the first.
         scored_at: its step.
+        broken: images that could not be read so far, with the reason.
     """
 
     step: int = 0
@@ -48,6 +49,7 @@ class Progress:
     skipped_in_all: int = 0
     scores: dict[str, float] = field(default_factory=dict)
     scored_at: int = 0
+    broken: dict[str, str] = field(default_factory=dict)
 
 
 def write_state(folder: Path, trainable: Trainable, learner: Learner, progress: Progress) -> None:
@@ -73,6 +75,18 @@ def write_state(folder: Path, trainable: Trainable, learner: Learner, progress: 
     updates = {} if average is None else {"average_updates": average.updates}
     apply_umask(folder)
     (folder / _STATE).write_text(json.dumps(asdict(progress) | updates, indent=2) + "\n", encoding="utf-8")
+
+
+def finished_steps(folder: Path) -> int:
+    """Read how many steps a checkpoint has done, without its tensors.
+
+    Raises:
+        ModelError: its state cannot be read.
+    """
+    steps = read_json(folder / _STATE).get("step")
+    if not isinstance(steps, int):
+        raise ModelError(f"{folder / _STATE} does not say how many steps are done", "resume from another checkpoint")
+    return steps
 
 
 def load_state(folder: Path, learner: Learner) -> Progress:

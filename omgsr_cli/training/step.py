@@ -54,6 +54,7 @@ class StepResult:
         gradient_norm: of the generator, before clipping; 0 while it stays as it is.
         is_finite: whether the weights were changed.
         signal: that any process heard, or 0.
+        broken: whether any process has a broken image to report.
     """
 
     losses: dict[str, float]
@@ -61,6 +62,7 @@ class StepResult:
     gradient_norm: float
     is_finite: bool
     signal: int
+    broken: bool = False
 
 
 class Stepper:
@@ -89,8 +91,10 @@ class Stepper:
         alone = adversary if adversary is not None and adversary.learns_alone(step) else None
         rate = self._set_rates(step)
         sums: dict[str, Tensor] = {}
+        broken = 0
         for number in range(passes):
             batch, last = next(batches), number == passes - 1
+            broken += len(batch.broken)
             if alone is not None:
                 losses = self._backward_alone(batch, alone, passes, last=last)
             else:
@@ -103,14 +107,15 @@ class Stepper:
         if adversary is not None:
             norms["discriminator_norm"] = clip_gradients(adversary.weights.values(), self._config.optim.clip)
         # Norms are equal in every process already; a loss may be finite in this one and not in another.
-        shared, heard = share(self._accelerator, sums | norms, signal)
+        shared, heard = share(self._accelerator, sums | norms | {"broken": torch.tensor(float(broken))}, signal)
+        any_broken = shared.pop("broken") > 0
         finite = is_finite(shared)
         if finite:
             self._update(adversary, alone is None)
         self._clear()
         norm = shared.pop("gradient_norm", 0.0)
         shared.pop("discriminator_norm", None)
-        return StepResult(shared, rate, norm, finite, heard)
+        return StepResult(shared, rate, norm, finite, heard, any_broken)
 
     def _backward(
         self, step: int, batch: Batch, adversary: Adversary | None, passes: int, *, last: bool

@@ -20,7 +20,7 @@ from omgsr_cli.training.data import CropOptions
 from omgsr_cli.training.draws import Purpose, choose, draw_rng
 from omgsr_cli.training.losses import Measure
 from omgsr_cli.training.pictures import TrainingPicture
-from omgsr_cli.training.pixels import Pixels, read_pixels
+from omgsr_cli.training.pixels import BrokenImageError, Pixels, read_pixels
 
 LARGEST_PX = 512
 """Of a larger picture its middle is taken; more of it where the training's resolution is larger."""
@@ -47,11 +47,13 @@ class Validation:
         sums: metric to the sum over its pictures.
         pictures: how many it had.
         rows: of the grid, each (3, H, 3 W) in [0, 1]: LQ | output | HQ.
+        broken: images that could not be read and are left out of the sums, with the reason.
     """
 
     sums: dict[str, float] = field(default_factory=dict)
     pictures: int = 0
     rows: list[Tensor] = field(default_factory=list)
+    broken: dict[Path, str] = field(default_factory=dict)
 
 
 def measure_fidelity(restored: Tensor, reference: Tensor) -> dict[str, Tensor]:
@@ -104,11 +106,17 @@ def validate(
     """
     result = Validation()
     for index in range(rank, len(pictures) + (-len(pictures) % processes if together else 0), processes):
-        if index >= len(pictures):
-            side = -(-options.resolution // multiple_px) * multiple_px
-            restore(torch.zeros(1, 3, side, side, device=device))
-            break
-        pair = load_pair(pictures[index], options, multiple_px, seed, index)
+        pair = None
+        if index < len(pictures):
+            try:
+                pair = load_pair(pictures[index], options, multiple_px, seed, index)
+            except BrokenImageError as error:
+                result.broken[error.path] = error.message
+        if pair is None:
+            if together:
+                side = -(-options.resolution // multiple_px) * multiple_px
+                restore(torch.zeros(1, 3, side, side, device=device))
+            continue
         lq, hq = (image[None].mul(2).sub_(1).to(device) for image in pair)
         restored = restore(lq)
         if not bool(restored.isfinite().all()):
