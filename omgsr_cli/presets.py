@@ -10,6 +10,9 @@ from omgsr_cli.errors import UnknownModelError
 
 DEFAULT_PRESET = "omgsr-tiny"
 
+DEFAULT_DEGRADATION = "omgsr"
+"""Of models that no preset describes: that of OMGSR's publication."""
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -30,6 +33,7 @@ class Preset:
         vae_rank: of the adapter of the VAE's encoder; None where there is no adapter.
         backbone_rank: of the adapter of the network that takes the step.
         personal_sources: those of the sources that a private person keeps; they are asked about.
+        degradation: its training's, by name, which `omgsr timestep` takes if none is named.
         adapter_drive: Google Drive's name of the folder with the published adapter; None where it needs none.
     """
 
@@ -47,6 +51,7 @@ class Preset:
     vae_rank: int | None = None
     backbone_rank: int | None = None
     personal_sources: tuple[str, ...] = ()
+    degradation: str = DEFAULT_DEGRADATION
     adapter_drive: str | None = None
 
     @property
@@ -70,6 +75,7 @@ PRESETS: dict[str, Preset] = {
             multiple_of_px=8,
             licence="apache-2.0",
             embedded=True,
+            degradation="reference",
         ),
         Preset(
             name="omgsr-s-512",
@@ -88,6 +94,15 @@ PRESETS: dict[str, Preset] = {
         ),
     )
 }
+
+
+def default_degradation(model: str) -> str:
+    """Name the degradation that a model's mid-timestep is measured with unless another one is named.
+
+    Args:
+        model: a preset's name, or anything else that a model is called.
+    """
+    return PRESETS[model].degradation if model in PRESETS else DEFAULT_DEGRADATION
 
 
 DECODERS = {"tiny": "madebyollin/taesd"}

@@ -16,8 +16,11 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from omgsr_cli.cli import progress
+from omgsr_cli.degradation import PRESETS as DEGRADATIONS
 from omgsr_cli.errors import UsageError
+from omgsr_cli.presets import default_degradation
 from omgsr_cli.timesteps.config_file import changed_text, write_mid_timestep
+from omgsr_cli.training.config import PRESET_CONFIGS, read_preset_config
 
 GOLDEN = Path(__file__).parent / "golden" / "sd"
 PAIRS = (
@@ -77,6 +80,15 @@ def test_the_golden_command(timestep: Command) -> None:
     assert record["settings"]["lq"] == [str(PAIRS[3])]
 
 
+def test_the_degradation_that_is_not_named_is_that_of_the_models_training() -> None:
+    names = {name: default_degradation(name) for name in ("omgsr-s-512", "omgsr-tiny", "somebody/else")}
+    assert names == {"omgsr-s-512": "omgsr", "omgsr-tiny": "reference", "somebody/else": "omgsr"}
+    assert set(names.values()) <= set(DEGRADATIONS)
+    for preset in PRESET_CONFIGS:
+        shares = tomllib.loads(read_preset_config(preset))["degradation"]["presets"]
+        assert default_degradation(preset) == max(shares, key=lambda name: shares[name])
+
+
 def test_a_person_gets_a_table_and_a_curve(timestep: Command) -> None:
     said = timestep(*PAIRS)
     assert said.lines[0].split() == ["mid-timestep", "24"]
@@ -90,7 +102,8 @@ def test_crops_of_a_folder_tree(timestep: Command, crops: tuple[str | Path, ...]
     first, again = (timestep(*crops, "--json").records[0] for _ in range(2))
     assert first == again
     assert first["samples"] == 4
-    assert first["settings"]["degradation"] == "reference"
+    assert first["settings"]["degradation"] == "omgsr"
+    assert timestep(*crops, "--json", "--degradation", "omgsr").records[0]["curve"] == first["curve"]
     assert sum(group["samples"] for group in first["spread"]["first noise"].values()) == 4
     more = timestep(*crops, "--json", "--max-samples", "9", "--workers", "1").records[0]
     assert more["samples"] == 9

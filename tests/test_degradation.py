@@ -24,6 +24,7 @@ from scipy import special, stats
 from omgsr_cli.degradation import (
     PRESETS,
     DegradationConfig,
+    StageConfig,
     degrade,
     describe_degradation,
     in_one_thread,
@@ -151,6 +152,30 @@ def test_description_is_what_is_drawn() -> None:
     plan = draw_plan(REFERENCE, sample_rng(5, 6, 7))
     assert told["first"]["quality"] == plan.first.quality
     assert told["second"]["factor"] == plan.second.factor
+
+
+def test_the_published_numbers_of_omgsr() -> None:
+    """All 26 that its configuration gives, in its own order and spelling; each is a literal from there."""
+    published = {
+        "resize_prob": (0.2, 0.7, 0.1), "resize_range": (0.3, 1.5), "gaussian_noise_prob": 0.5, "noise_range": (1, 15),
+        "poisson_scale_range": (0.05, 2.0), "gray_noise_prob": 0.4, "jpeg_range": (60, 95),
+        "kernel_prob": (0.45, 0.25, 0.12, 0.03, 0.12, 0.03), "sinc_prob": 0.1, "blur_sigma": (0.2, 3),
+        "betag_range": (0.5, 4), "betap_range": (1, 2),
+    }  # fmt: skip
+    second = {
+        "blur_prob": 0.5, "resize_prob": (0.3, 0.4, 0.3), "resize_range": (0.6, 1.2), "gaussian_noise_prob": 0.5,
+        "noise_range": (1, 12), "poisson_scale_range": (0.05, 1.0), "gray_noise_prob": 0.4, "jpeg_range": (60, 100),
+        "kernel_prob": (0.45, 0.25, 0.12, 0.03, 0.12, 0.03), "sinc_prob": 0.1, "blur_sigma": (0.2, 1.5),
+        "betag_range": (0.5, 4), "betap_range": (1, 2),
+    }  # fmt: skip
+    omgsr = PRESETS["omgsr"]
+    assert {name: getattr(omgsr.first, name) for name in published} == published
+    assert {name: getattr(omgsr.second, name) for name in second} == second
+    assert omgsr.final_sinc_prob == 0.8
+    # Ours alone, of which Real-ESRGAN and OMGSR know nothing.
+    assert omgsr.halftone_prob == 0
+    for stage in (omgsr.first, omgsr.second):
+        assert StageConfig.model_validate(stage.model_dump()) == stage
 
 
 # Sizes and values

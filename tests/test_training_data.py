@@ -434,3 +434,42 @@ def test_a_target_has_the_photographs_low_frequencies() -> None:
     expected = gaussian_filter((hq - taught).numpy(), (0, 3, 3), mode="nearest", truncate=3.0)
     np.testing.assert_allclose((target - taught).numpy(), expected, atol=1e-5)
     assert torch.equal(teacher_target(taught, hq, 3.0, "none"), taught)
+
+
+def test_low_quality_crops_are_enlarged_by_the_published_filters_where_asked(folder: Path) -> None:
+    plain, random = build(folder), build(folder, upscale="random")
+    differ = 0
+    for number in range(12):
+        (_, lq, hq), (_, other, same) = plain[number], random[number]
+        assert torch.equal(hq, same)
+        assert torch.equal(random[number][1], other), "it is drawn by the number"
+        assert float(other.abs().max()) <= 1
+        differ += not torch.equal(lq, other)
+    assert differ == 12
+    # A constant image stays what it is, by every filter.
+    write(folder / "flat" / "0.png", np.full((60, 60, 3), 100))
+    flat = TrainingCrops(
+        find_training_pictures([str(folder / "flat")], None, 32, "skip"),
+        replace(OPTIONS, upscale="random", scales=((2.0, 1.0),), degradations=((replace_noise(), 1.0),)), 0,
+    )  # fmt: skip
+    for number in range(6):
+        _, lq, hq = flat[number]
+        assert float((lq - hq).abs().max()) < 2.5 / 127.5
+
+
+def replace_noise() -> DegradationConfig:
+    """A degradation that leaves a constant image as it is, up to JPEG's rounding."""
+    quiet = {"noise_range": (0.0, 0.0), "poisson_scale_range": (0.0, 0.0), "jpeg_range": (95.0, 95.0)}
+    first, second = (stage.model_copy(update=quiet) for stage in (LIGHT.first, LIGHT.second))
+    return LIGHT.model_copy(update={"first": first, "second": second})
+
+
+def test_images_come_alike_where_asked(folder: Path) -> None:
+    write(folder / "hq" / "large.png", noise(320, 320))
+    shares = {}
+    for sampling in ("area", "equal"):
+        crops = build(folder, sampling=sampling)
+        counts = Counter(crops._picture_of(number).hq.name for number in range(400))
+        shares[sampling] = counts["large.png"] / 400
+    assert shares["equal"] == pytest.approx(1 / 4, abs=0.01)
+    assert shares["area"] > 0.5

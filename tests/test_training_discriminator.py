@@ -51,6 +51,11 @@ def build(resolution: int = 64, seed: int = 0) -> FeatureDiscriminator:
     return built
 
 
+def draws(count: int = 2, seed: int = 0) -> list[torch.Generator]:
+    """One for each image."""
+    return [draw(seed * 1000 + number) for number in range(count)]
+
+
 def draw(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -86,8 +91,8 @@ def test_the_layers_of_a_head() -> None:
     assert names == [*["BlurPool", "ParametrizedConv2d", "LeakyReLU"] * 3, "BlurPool", "ParametrizedConv2d"]
     plain = build_discriminator(SmallNet(), 64, GanConfig(blur_pool=False))
     assert not any(isinstance(module, BlurPool) for module in plain.modules())
-    assert [tuple(level.shape) for level in plain(images(), draw())] == [
-        tuple(level.shape) for level in build()(images(), draw())
+    assert [tuple(level.shape) for level in plain(images(), draws())] == [
+        tuple(level.shape) for level in build()(images(), draws())
     ]
 
 
@@ -140,7 +145,7 @@ def test_the_u_net_is_real_esrgans() -> None:
     judge = build_discriminator(None, 64, GanConfig(width=4, augment=()), seed=3).eval()
     (net,) = judge.heads
     image = images(2, 24, 40)
-    (logits,) = judge(image, draw())
+    (logits,) = judge(image, draws(len(image)))
     assert logits.shape == (2, 1, 24, 40)
     weights = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
     shapes = [tuple(conv.weight.shape) for conv in weights]
@@ -173,13 +178,13 @@ def test_a_window_is_all_that_is_judged(px: int) -> None:
     adversary = Adversary(build_discriminator(None, 64, GanConfig(px=px, width=4, augment=())), GanConfig(px=px), 0.0)
     seen = set()
     for number in range(6):
-        real, restored = (images(2, 64, 64, seed).requires_grad_() for seed in (1, 2))
-        adversary.discriminator_loss(real, restored, 0, number).backward()
+        real, restored = (images(1, 64, 64, seed).requires_grad_() for seed in (1, 2))
+        adversary.discriminator_loss(real, restored, 0, (number,)).backward()
         boxes = [_reached(image) for image in (real, restored)]
         assert boxes[0] == boxes[1]
         assert boxes[0][2:] == ((px, px) if px else (64, 64))
-        judged = images(2, 64, 64, 3).requires_grad_()
-        adversary.generator_loss(judged, 0, number).backward()
+        judged = images(1, 64, 64, 3).requires_grad_()
+        adversary.generator_loss(judged, 0, (number,)).backward()
         assert _reached(judged)[2:] == boxes[0][2:]
         seen.add(boxes[0])
     assert (len(seen) > 1) == bool(px)
@@ -204,7 +209,7 @@ def test_only_the_heads_learn() -> None:
     assert learning
     assert all(name.startswith("heads.") for name in learning)
     discriminator.train()
-    discriminator_loss(discriminator(images(), draw()), discriminator(images(seed=1), draw(1))).backward()
+    discriminator_loss(discriminator(images(), draws()), discriminator(images(seed=1), draws(seed=1))).backward()
     assert all(weight.grad is None for weight in discriminator.features.parameters())
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in discriminator.heads.parameters())
 
@@ -213,7 +218,7 @@ def test_the_generator_learns_through_frozen_heads() -> None:
     discriminator = build()
     discriminator.heads.requires_grad_(False)
     restored = images().requires_grad_()
-    generator_gan_loss(discriminator(restored, draw())).backward()
+    generator_gan_loss(discriminator(restored, draws(len(restored)))).backward()
     assert restored.grad is not None
     assert restored.grad.abs().sum() > 0
     assert all(weight.grad is None for weight in discriminator.parameters())
@@ -222,7 +227,7 @@ def test_the_generator_learns_through_frozen_heads() -> None:
 def test_two_passes_may_come_before_one_backward_pass() -> None:
     """Spectral normalisation changes its buffers in each pass, which must not spoil the other's gradients."""
     discriminator = build().train()
-    first, second = (discriminator(images(seed=seed), draw(seed)) for seed in range(2))
+    first, second = (discriminator(images(seed=seed), draws(seed=seed)) for seed in range(2))
     (generator_gan_loss(first) + generator_gan_loss(second)).backward()
     buffers = dict(discriminator.heads.named_buffers())
     assert any(name.endswith("_u") for name in buffers)
@@ -249,16 +254,16 @@ def test_it_is_made_and_augments_by_its_seeds_alone() -> None:
     assert any(not torch.equal(one.heads.get_parameter(name), different.heads.get_parameter(name)) for name in names)
     one.eval(), other.eval()
     torch.manual_seed(2)
-    for a, b in zip(one(images(), draw(7)), other(images(), draw(7)), strict=True):
+    for a, b in zip(one(images(), draws(seed=7)), other(images(), draws(seed=7)), strict=True):
         assert torch.equal(a, b)
-    assert not torch.equal(one(images(), draw(7))[0], one(images(), draw(8))[0])
+    assert not torch.equal(one(images(), draws(seed=7))[0], one(images(), draws(seed=8))[0])
 
 
 def test_heads_go_on_where_they_were_saved() -> None:
     one, other = build(seed=1).train(), build(seed=2).train()
-    one(images(), draw())
+    one(images(), draws())
     other.heads.load_state_dict(one.heads.state_dict())
-    for a, b in zip(one(images(), draw()), other(images(), draw()), strict=True):
+    for a, b in zip(one(images(), draws()), other(images(), draws()), strict=True):
         assert torch.equal(a, b)
 
 
@@ -272,9 +277,10 @@ def as_array(batch: Tensor) -> Array:
 
 def test_colour_is_changed_as_published() -> None:
     batch = images(3, 7, 10)
-    found = as_array(change_color(batch, draw(5)))
-    numbers = draw(5)
-    brightness, saturation, contrast = (torch.rand(3, 1, 1, 1, generator=numbers).double().numpy() for _ in range(3))
+    found = as_array(change_color(batch, draws(3, 5)))
+    # Three numbers of each image's own.
+    numbers = torch.stack([torch.rand(3, generator=own) for own in draws(3, 5)]).double().numpy()
+    brightness, saturation, contrast = numbers.T.reshape(3, 3, 1, 1, 1)
     expected = as_array(batch) + brightness - 0.5
     grey = expected.mean(1, keepdims=True)
     expected = grey + (expected - grey) * 2 * saturation
@@ -301,7 +307,7 @@ def shifts_of(moved: Array, original: Array, most: tuple[int, int]) -> set[tuple
 def test_translation_is_by_up_to_an_eighth_with_zeros() -> None:
     batch = images(1, 11, 20)
     # 11 / 8 and 20 / 8, rounded half up: 1 and 3.
-    seen = [shifts_of(as_array(translate(batch, draw(seed)))[0], as_array(batch)[0], (2, 4)) for seed in range(150)]
+    seen = [shifts_of(as_array(translate(batch, [draw(seed)]))[0], as_array(batch)[0], (2, 4)) for seed in range(150)]
     assert all(len(shifts) == 1 for shifts in seen)
     assert set.union(*seen) == {(y, x) for y in (-1, 0, 1) for x in range(-3, 4)}
 
@@ -321,7 +327,7 @@ def test_cutout_is_a_rectangle_of_half_the_sides(height: int, width: int) -> Non
             masks[mask.tobytes()] = (y, x)
     seen = set()
     for seed in range(900):
-        found = as_array(cut_out(batch, draw(seed)))[0]
+        found = as_array(cut_out(batch, [draw(seed)]))[0]
         assert (found[0] == found[1]).all()
         seen.add(found[0].tobytes())
     assert seen == set(masks)
@@ -330,10 +336,23 @@ def test_cutout_is_a_rectangle_of_half_the_sides(height: int, width: int) -> Non
 def test_each_image_is_changed_by_itself_and_gradients_pass() -> None:
     one = images(1, 24, 32)
     batch = one.repeat(4, 1, 1, 1).requires_grad_()
-    found = augment(batch, CHANGES, draw())
+    found = augment(batch, CHANGES, draws(4))
     assert found.shape == batch.shape
     assert len({row.detach().numpy().tobytes() for row in found}) == 4
     found.sum().backward()
     assert batch.grad is not None
     assert (batch.grad.abs().sum((1, 2, 3)) > 0).all()
-    assert torch.equal(augment(one, (), draw()), one)
+    assert torch.equal(augment(one, (), draws(1)), one)
+
+
+def test_an_image_is_changed_alike_in_any_batch() -> None:
+    batch = images(5, 24, 32)
+    together = augment(batch, CHANGES, draws(5))
+    alone = [augment(batch[n : n + 1], CHANGES, [own]) for n, own in enumerate(draws(5))]
+    torch.testing.assert_close(torch.cat(alone), together)
+    judge = build().eval()
+    whole = judge(batch[:, :, :, :24].repeat(1, 1, 4, 4), draws(5))
+    for number, own in enumerate(draws(5)):
+        one = judge(batch[number : number + 1, :, :, :24].repeat(1, 1, 4, 4), [own])
+        for level, logits in zip(whole, one, strict=True):
+            torch.testing.assert_close(level[number : number + 1], logits, atol=1e-4, rtol=1e-3)

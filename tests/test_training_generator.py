@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,15 @@ from omgsr_cli.models.lora import LoraOptions
 from omgsr_cli.models.record import load_record
 from omgsr_cli.models.trainable import Trainable, find_trainable, load_trainable
 from omgsr_cli.models.wavelet import WaveletLatents
+from omgsr_cli.training.assembly import build_generator
 from omgsr_cli.training.average import WeightAverage
+from omgsr_cli.training.config import TrainConfig, read_preset_config
 from omgsr_cli.training.denoising import Denoising, draw_timestep
+from omgsr_cli.training.discriminator import build_discriminator
 from omgsr_cli.training.draws import Purpose, draw_generator
 from omgsr_cli.training.generator import Generator
+from omgsr_cli.training.loss_sections import GanConfig
+from omgsr_cli.training.sections import StepsConfig
 
 CPU = torch.device("cpu")
 LORA = LoraOptions(vae_rank=3, backbone_rank=5, backbone_alpha=2.5)
@@ -302,3 +309,89 @@ def test_timesteps_of_pre_training_favour_the_early_ones() -> None:
     early = [share < 250 for share in draws]
     assert sum(early[1::2]) / 1000 == pytest.approx(0.25, abs=0.05)
     assert sum(early[::2]) / 1000 == pytest.approx(0.5, abs=0.05)
+
+
+# As published
+
+
+def formats_of(network: nn.Module, work: Callable[[], object]) -> set[torch.dtype]:
+    """The number formats that a network's convolutions give while something works."""
+    found: set[torch.dtype] = set()
+
+    def note(_: nn.Module, __: object, made: Tensor) -> None:
+        found.add(made.dtype)
+
+    hooks = [each.register_forward_hook(note) for each in network.modules() if isinstance(each, nn.Conv2d)]
+    work()
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("precision", "vae", "unet"),
+    [
+        ("fp32", torch.float32, torch.float32),
+        ("mixed", torch.float32, torch.bfloat16),
+        ("bf16", torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_what_computes_in_which_format(precision: str, vae: torch.dtype, unet: torch.dtype, sd_folder: Path) -> None:
+    train = StepsConfig(precision=precision)  # type: ignore[arg-type]  # parametrised
+    trainable = load_sd(sd_folder, precision=train.frozen_precision)
+    frozen = {weight.dtype for weight in trainable.networks.parameters() if not weight.requires_grad}
+    assert frozen == {torch.bfloat16 if precision == "bf16" else torch.float32}
+    assert {weight.dtype for weight in trainable.trained().values()} == {torch.float32}
+    generator, networks = Generator(trainable, precision), trainable.networks
+    for work in (lambda: generator(pictures(), pictures(), 0, (0, 1)), lambda: generator.restore(pictures())):
+        assert formats_of(networks["vae"], work) == {vae}  # type: ignore[index]  # a dictionary of modules
+        assert formats_of(networks["unet"], work) == {unet}  # type: ignore[index]  # likewise
+    # An adapter's own product is added to a frozen layer's.
+    denoise = Denoising(trainable, precision)
+    assert formats_of(networks["unet"], lambda: denoise(pictures(), pictures(), 0, (0, 1))) == {unet}  # type: ignore[index]  # likewise
+
+
+def test_mixed_gradients_are_nearer_to_exact_ones(sd_folder: Path) -> None:
+    gradients = {}
+    for precision in ("fp32", "mixed", "bf16"):
+        trainable = load_sd(sd_folder, precision="bf16" if precision == "bf16" else "fp32")
+        shake(trainable, 0.05)
+        output = Generator(trainable, precision)(pictures(4), pictures(4, seed=1), 0, range(4))
+        (output.restored - pictures(4, seed=1)).square().mean().backward()
+        gradients[precision] = torch.cat([weight.grad.flatten() for weight in trainable.trained().values()])
+    exact = gradients["fp32"]
+    errors = {name: float((each - exact).norm() / exact.norm()) for name, each in gradients.items()}
+    assert 0 < errors["mixed"] < 0.7 * errors["bf16"]
+
+
+@pytest.mark.parametrize("family", ["tiny", "sd"])
+@pytest.mark.parametrize("clamp", [None, True, False])
+def test_restored_images_are_clamped_as_each_family_publishes(
+    family: str, clamp: bool | None, tiny_folder: Path, sd_folder: Path
+) -> None:
+    trainable = load_tiny(tiny_folder) if family == "tiny" else load_sd(sd_folder)
+    shake(trainable, 1.0)
+    tables = {"model": {"preset": "omgsr-tiny"}, "data": {"train": ["."]}, "loss": {}, "train": {"precision": "fp32"}}
+    if clamp is not None:
+        tables["loss"] = {"clamp": clamp}
+    generator = build_generator(TrainConfig.model_validate(tables), trainable)
+    restored = generator(pictures() * 20, pictures(), 0, (0, 1)).restored
+    clamps = family == "sd" if clamp is None else clamp
+    assert bool(restored.abs().max() > 1) != clamps
+
+
+def test_the_discriminator_of_mixed_computes_in_bf16_and_keeps_its_weights() -> None:
+    config, image = GanConfig(width=8), pictures(2, 32)
+    plain, mixed = (build_discriminator(None, 32, config, autocast=autocast) for autocast in (False, True))
+    assert formats_of(plain, lambda: plain.judge(image)) == {torch.float32}
+    assert formats_of(mixed, lambda: mixed.judge(image)) == {torch.bfloat16}
+    assert {weight.dtype for weight in mixed.parameters()} == {torch.float32}
+    assert all(level.dtype == torch.float32 for level in mixed.judge(image))
+
+
+def test_published_modes_are_the_default_of_omgsr_s() -> None:
+    for text in (read_preset_config("omgsr-s-512"), '[model]\npreset = "omgsr-s-512"\n[data]\ntrain = ["x"]'):
+        config = TrainConfig.model_validate(tomllib.loads(text))
+        assert config.train.precision == "mixed"
+        assert config.degradation.presets == {"omgsr": 1.0}
+        assert config.loss.clamp in (None, True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -233,17 +232,24 @@ def test_lpips_tells_what_is_missing(lpips_folder: Path, tmp_path: Path) -> None
         Lpips(Vgg16(), [torch.zeros(1, channels, 1, 1) for channels in AlexNet.channels])
 
 
+def seeds(count: int = 2) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(9 + number) for number in range(count)]
+
+
 def test_lpips_sees_a_grid_at_every_offset() -> None:
     offsets = set()
     for seed in range(400):
         rows = torch.arange(40.0).view(1, 1, 40, 1).expand(1, 1, 40, 30)
         columns = torch.arange(30.0).view(1, 1, 1, 30).expand(1, 1, 40, 30)
-        first, second = shift(rows, columns, torch.Generator().manual_seed(seed))
-        assert first.shape == second.shape
-        assert first[0, 0, 0, 0] == 40 - first.shape[2]
-        assert second[0, 0, 0, 0] == 30 - second.shape[3]
-        offsets.add((40 - first.shape[2], 30 - first.shape[3]))
+        first, second = shift(rows, columns, [torch.Generator().manual_seed(seed)])
+        assert first.shape == second.shape == (1, 1, 33, 23)
+        offsets.add((int(first[0, 0, 0, 0]), int(second[0, 0, 0, 0])))
     assert offsets == {(y, x) for y in range(8) for x in range(8)}
+    # Each pair has its own, wherever it is in a batch.
+    first, _ = shift(rows.repeat(9, 1, 1, 1), rows.repeat(9, 1, 1, 1), seeds(9))
+    alone = [shift(rows, rows, [own])[0] for own in seeds(9)]
+    assert torch.equal(first, torch.cat(alone))
+    assert len(set(first[:, 0, 0, 0].tolist())) > 1
 
 
 def test_every_loss_is_named_weighted_and_its_own(lpips_folder: Path, tmp_path: Path) -> None:
@@ -255,8 +261,8 @@ def test_every_loss_is_named_weighted_and_its_own(lpips_folder: Path, tmp_path: 
     losses = build_losses(config, SmallNet())
     assert losses.names == ("lrr", "l1", "dv3cd", "lpips")
     restored, hq = draw_images(height=45), draw_images(height=45, seed=1)
-    output, seeded = build_output(restored), partial(torch.Generator().manual_seed, 9)
-    found = losses(output, hq, seeded())
+    output = build_output(restored)
+    found = losses(output, hq, seeds())
     assert tuple(found) == losses.names
     assert losses.dists is not None
     assert losses.lpips is not None
@@ -266,7 +272,7 @@ def test_every_loss_is_named_weighted_and_its_own(lpips_folder: Path, tmp_path: 
         "lrr": (output.lq_latent - output.noisy_latent).square().mean(),
         "l1": (restored - hq).abs().mean(),
         "dv3cd": losses.dists(restored, hq).mean(),
-        "lpips": losses.lpips(*shift(restored, hq, seeded())).mean(),
+        "lpips": losses.lpips(*shift(restored, hq, seeds())).mean(),
     }
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value)
@@ -299,18 +305,20 @@ def test_a_teachers_dists_is_measured_now_and_then_in_a_window() -> None:
     dists = load_dists(SmallNet(), None)
     losses = Losses({"teacher": 1.0, "teacher_dists": 2.0}, dists, teacher_dists_every=3, teacher_dists_px=20)
     restored, target = draw_images(height=45), draw_images(height=45, seed=1)
-    output, seeded = build_output(restored), partial(torch.Generator().manual_seed, 9)
-    found = [losses(output, restored, seeded(), target, step) for step in range(4)]
+    output = build_output(restored)
+    found = [losses(output, restored, seeds(), target, step) for step in range(4)]
     assert [tuple(each) for each in found] == [losses.names, ("teacher",), ("teacher",), losses.names]
-    windows = cut_window(restored, target, 20, seeded())
+    windows = cut_window(restored, target, 20, seeds())
     assert windows[0].shape[-2:] == (20, 20)
     torch.testing.assert_close(found[0]["teacher_dists"], dists(*windows).mean())
-    first, second = cut_window(target, target, 20, torch.Generator().manual_seed(1))
+    first, second = cut_window(target, target, 20, [torch.Generator().manual_seed(n) for n in (1, 2)])
     assert torch.equal(first, second)
     assert not torch.equal(first, windows[1])
-    whole = cut_window(restored, target, 0, seeded())
+    whole = cut_window(restored, target, 0, seeds())
     assert whole[0] is restored
-    assert cut_window(restored, target, 1000, seeded())[1].shape == target.shape
+    assert cut_window(restored, target, 1000, seeds())[1].shape == target.shape
+    alone = cut_window(restored[1:], target[1:], 20, seeds()[1:])
+    assert torch.equal(alone[0], windows[0][1:])
 
 
 def test_without_a_feature_network_the_other_losses_remain() -> None:

@@ -15,8 +15,10 @@ from random_sd import write_sd_model
 from torch import Tensor
 from training_run import Table, differing, largest_difference, run_here, run_there, settings, start, tensors
 
-# Spectral norm goes on a little in every forward pass, and augmentation is drawn a batch at a time: with a GAN,
-# half as many passes of twice the samples are another run.
+from omgsr_cli.training.loss_sections import GanConfig
+
+# Spectral norm moves a little in every forward pass: with a GAN, half as many passes of twice the samples are another
+# run.
 NO_GAN: dict[str, Any] = {"loss": {"gan": 0.0}}
 SHORT: dict[str, Any] = {"train": {"steps": 3}}
 FILES = ("weights.safetensors", "average.safetensors", "optimizer.safetensors")
@@ -63,7 +65,7 @@ def runs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         "whole": (settings(world, folder / "whole", **everything), "none"),
         "resumed": (settings(world, folder / "resumed", **everything), str(folder / "whole" / "step-00000004")),
         "killed": (settings(world, folder / "killed", **everything), "auto"),
-        "twice": (settings(world, folder / "twice", **NO_GAN, **SHORT), "none"),
+        "twice": (settings(world, folder / "twice", **SHORT, save={"every": 1}), "none"),
         "passes": (settings(world, folder / "passes", **NO_GAN, **SHORT, **passes), "none"),
     }
     base, halfway = write_sd_model(folder / "base"), str(folder / "sharded" / "step-00000001")
@@ -117,11 +119,26 @@ def test_eight_steps_are_four_and_four(runs: Runs, name: str) -> None:
 
 
 def test_two_processes_give_what_one_gives_with_twice_the_batch(runs: Runs, world: Path, tmp_path: Path) -> None:
-    _, here = run_here(settings(world, tmp_path / "one", **NO_GAN, **SHORT, data={"batch_size": 4}))
+    """With the discriminator and its default augmentation."""
+    assert GanConfig().augment == ("color", "translation", "cutout")
+    _, here = run_here(settings(world, tmp_path / "one", **SHORT, data={"batch_size": 4}, save={"every": 1}))
     first = runs.told("twice", "StepDone")[0]
     for name, value in here[1].losses.items():  # type: ignore[union-attr]  # the event after the first is a step's
         # Every process's share is in the log: rank 0's alone would be off by percents.
         assert first["losses"][name] == pytest.approx(value, rel=1e-3)
+    # After one step AdamW's first average is a tenth of the gradient.
+    for name in ("optimizer.safetensors", "optimizer_discriminator.safetensors"):
+        two, one = (
+            torch.cat(
+                [
+                    value.flatten()
+                    for key, value in state.items()
+                    if key.startswith(name) and "exp_avg" in key and "exp_avg_sq" not in key
+                ]
+            )
+            for state in (runs.tensors("twice", 1), tensors(tmp_path / "one" / "step-00000001"))
+        )
+        assert float((two - one).norm() / one.norm()) < 1e-3, name
     # Adam moves a weight by up to 1e-3 a step: an encoder that is not synchronised is off by as much.
     assert largest_difference(runs.tensors("twice", 3), tensors(tmp_path / "one" / "step-00000003"), FILES) < 6e-4
 

@@ -27,7 +27,7 @@ _UNFINISHED = "omgsr timestep, interrupted"
 def timestep(
     data: own.Data,
     lq: own.Lq = None,
-    degradation: own.Degradation = "reference",
+    degradation: own.Degradation = None,
     resolution: own.Resolution = None,
     scale: own.Scale = 4.0,
     on_small: own.OnSmall = "skip",
@@ -75,11 +75,14 @@ def timestep(
     found = _find(data, lq, talk)
     from omgsr_cli.degradation import load_degradation
     from omgsr_cli.models.encoders import NamedEncoder
+    from omgsr_cli.presets import DEFAULT_PRESET, default_degradation
     from omgsr_cli.timesteps.find import open_encoder, open_pairs
     from omgsr_cli.timesteps.kept import KeptSamples
     from omgsr_cli.timesteps.survey import Survey
 
     # A degradation that is not there is told before an encoder is loaded.
+    named = DEFAULT_PRESET if model is base is vae is None else str(model or base or vae)
+    degradation = degradation or default_degradation(named)
     config = load_degradation(degradation)
     encoder, spread = open_encoder(NamedEncoder(model, base, vae), processes)
     for text in encoder.notes:

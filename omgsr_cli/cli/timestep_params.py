@@ -21,7 +21,12 @@ Lq = Annotated[
 ]
 
 Degradation = Annotated[
-    str, typer.Option(metavar="NAME|FILE", help="reference, light or a TOML file.", rich_help_panel=DATA)
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="omgsr, reference, light or a TOML file \\[omgsr; for omgsr-tiny reference].",
+        rich_help_panel=DATA,
+    ),
 ]
 
 Resolution = Annotated[

@@ -147,6 +147,27 @@ _REFERENCE = DegradationConfig(
     ),
 )
 
+# The published numbers of OMGSR (arXiv:2508.08227); what they leave out is Real-ESRGAN's.
+_OMGSR = DegradationConfig(
+    first=_REFERENCE.first.model_copy(
+        update={
+            "resize_range": (0.3, 1.5),
+            "noise_range": (1.0, 15.0),
+            "poisson_scale_range": (0.05, 2.0),
+            "jpeg_range": (60.0, 95.0),
+        }
+    ),
+    second=_REFERENCE.second.model_copy(
+        update={
+            "blur_prob": 0.5,
+            "resize_range": (0.6, 1.2),
+            "noise_range": (1.0, 12.0),
+            "poisson_scale_range": (0.05, 1.0),
+            "jpeg_range": (60.0, 100.0),
+        }
+    ),
+)
+
 # What a phone's or a compact camera's zoom and one or two saves do: soft, a little noisy, lightly compressed.
 _LIGHT = DegradationConfig(
     first=StageConfig(
@@ -172,7 +193,7 @@ _LIGHT = DegradationConfig(
     final_sinc_prob=0.3,
 )
 
-PRESETS: dict[str, DegradationConfig] = {"reference": _REFERENCE, "light": _LIGHT}
+PRESETS: dict[str, DegradationConfig] = {"omgsr": _OMGSR, "reference": _REFERENCE, "light": _LIGHT}
 
 
 def load_degradation(name_or_path: str | Path) -> DegradationConfig:

@@ -171,7 +171,7 @@ def draw_plan(config: DegradationConfig, rng: np.random.Generator) -> Degradatio
         first=_draw_stage(config.first, rng),
         second=_draw_stage(config.second, rng),
         final_kernel=draw_final_sinc(config.final_kernel_sizes, rng) if rng.random() < config.final_sinc_prob else None,
-        final_mode=_draw_mode(rng),
+        final_mode=draw_mode(rng),
         jpeg_last=bool(rng.random() < 0.5),
         # Drawn last, and only where it may be: what else a seed gives stays.
         halftone=_draw_halftone(config, rng) if config.halftone_prob else None,
@@ -186,7 +186,7 @@ def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
 def _draw_stage(config: StageConfig, rng: np.random.Generator) -> StagePlan:
     kernel = draw_kernel(config, rng) if rng.random() < config.blur_prob else None
     factor = _draw_factor(config, rng)
-    mode = _draw_mode(rng)
+    mode = draw_mode(rng)
     gaussian = bool(rng.random() < config.gaussian_noise_prob)
     strength = rng.uniform(*(config.noise_range if gaussian else config.poisson_scale_range))
     gray = bool(rng.random() < config.gray_noise_prob)
@@ -210,7 +210,8 @@ def _draw_factor(config: StageConfig, rng: np.random.Generator) -> float:
     return 1.0
 
 
-def _draw_mode(rng: np.random.Generator) -> str:
+def draw_mode(rng: np.random.Generator) -> str:
+    """Draw one of the filters that resizes choose from."""
     return _RESIZE_MODES[int(rng.integers(len(_RESIZE_MODES)))]
 
 
@@ -219,14 +220,14 @@ def _apply(image: Tensor, size: tuple[int, int], plan: DegradationPlan, rng: np.
     if plan.halftone is not None:
         image = print_halftone(image, plan.halftone)
     image = _blur(image, plan.first.kernel)
-    image = _resize(image, _scaled(image.shape[-2:], plan.first.factor), plan.first.mode)
+    image = interpolate(image, _scaled(image.shape[-2:], plan.first.factor), plan.first.mode)
     image = jpeg(_add_noise(image, plan.first, rng), plan.first.quality)
     image = _blur(image, plan.second.kernel)
-    image = _resize(image, _scaled(size, plan.second.factor), plan.second.mode)
+    image = interpolate(image, _scaled(size, plan.second.factor), plan.second.mode)
     image = _add_noise(image, plan.second, rng)
     if not plan.jpeg_last:
         image = jpeg(image, plan.second.quality)
-    image = _blur(_resize(image, size, plan.final_mode), plan.final_kernel)
+    image = _blur(interpolate(image, size, plan.final_mode), plan.final_kernel)
     if plan.jpeg_last:
         image = jpeg(image, plan.second.quality)
     return image.clamp(0.0, 1.0)
@@ -257,8 +258,8 @@ def _blur(image: Tensor, plan: KernelPlan | None) -> Tensor:
     return image if plan is None else blur(image, build_kernel(plan).to(image.device))
 
 
-def _resize(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """Resize without antialiasing, as the published pipeline does: aliasing is a part of the degradation."""
+def interpolate(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """Resize (C, H, W) without antialiasing, as the published pipeline does: aliasing is a part of the degradation."""
     if tuple(image.shape[-2:]) == size:
         return image
     if mode == "area":

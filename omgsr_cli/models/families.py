@@ -44,6 +44,7 @@ class Family(Protocol):
         takes_prompt: whether it is conditioned on a text.
         takes_vae: whether an AutoencoderTiny can decode in the place of its own decoder.
         has_posterior: whether an image has many latents, of which a seed draws one.
+        clamps_restored: whether the published training keeps restored images in [-1, 1] before it measures them.
         has_checkpointing: whether training can compute activations a second time instead of keeping them.
         small_files: all files of a hub repository but weights that a model of this family is made of, as patterns.
         weight_stems: how the weight file of each part of a repository is called, without its ending.
@@ -55,6 +56,7 @@ class Family(Protocol):
     takes_prompt: bool
     takes_vae: bool
     has_posterior: bool
+    clamps_restored: bool
     has_checkpointing: bool
     small_files: tuple[str, ...]
     weight_stems: Mapping[str, str]

@@ -37,6 +37,7 @@ class SdFamily:
     takes_prompt = True
     takes_vae = True
     has_posterior = True
+    clamps_restored = True
     has_checkpointing = True
     small_files: tuple[str, ...] = (
         "prompt_embeds.safetensors",

@@ -37,6 +37,7 @@ class TinyFamily:
     takes_prompt = False
     takes_vae = False
     has_posterior = False
+    clamps_restored = False
     has_checkpointing = False
     small_files: tuple[str, ...] = ()
     weight_stems: Mapping[str, str] = MappingProxyType({})

@@ -15,6 +15,7 @@ from omgsr_cli.models.base import ImageEncoder
 from omgsr_cli.models.devices import named_devices
 from omgsr_cli.models.encoders import NamedEncoder
 from omgsr_cli.options import EngineOptions, TimestepOptions, build_options
+from omgsr_cli.presets import default_degradation
 from omgsr_cli.timesteps.matching import MidTimestep
 from omgsr_cli.timesteps.measure import Measured, Problem, plan_samples
 from omgsr_cli.timesteps.survey import Spread, Survey
@@ -29,7 +30,7 @@ def find_mid_timestep(
     encoder: ImageEncoder | str | None = None,
     *,
     lq: Pictures | None = None,
-    degradation: str | Path = "reference",
+    degradation: str | Path | None = None,
     resolution: int | None = None,
     scale: float = 4.0,
     on_small: OnSmall = "skip",
@@ -51,7 +52,7 @@ def find_mid_timestep(
         encoder: of the pre-trained model, or the name of a preset, folder or hub repository; None takes the default.
             One that is loaded works in this process alone.
         lq: real low-quality partners of the pictures, by stem; None degrades crops of them.
-        degradation: preset or TOML file.
+        degradation: preset or TOML file; None takes that of the encoder's model.
         resolution: side of the crops; None takes 512, and with real pairs the whole pictures.
         scale: the side of a crop over that of the degraded one.
         on_small: what becomes of pictures that are smaller than a crop.
@@ -90,7 +91,8 @@ def find_mid_timestep(
         found = find_pictures(_listed(source), _listed(lq))
         if found.problems:
             raise found.problems[0]
-        source = open_pairs(found, encoder, load_degradation(degradation), options)
+        config = load_degradation(degradation or default_degradation(encoder.name))
+        source = open_pairs(found, encoder, config, options)
     survey = Survey(source, encoder, options, spread=spread)
     for result in survey.run():
         if on_result:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from omgsr_cli.training.augment import Draws
 from omgsr_cli.training.discriminator import Discriminator
-from omgsr_cli.training.draws import Purpose, draw_generator
+from omgsr_cli.training.draws import Purpose, draw_generators
 from omgsr_cli.training.loss_sections import GanConfig
 from omgsr_cli.training.losses import cut_window, discriminator_loss, generator_gan_loss
 from omgsr_cli.training.optimizers import build_adamw
@@ -24,15 +24,16 @@ class _Panel(nn.Module):
         super().__init__()
         self.discriminator = discriminator
 
-    def forward(self, images: list[Tensor], draw: torch.Generator) -> list[list[Tensor]]:
-        return [self.discriminator(image, draw) for image in images]
+    def forward(self, images: list[Tensor], draws: Draws) -> list[list[Tensor]]:
+        return [self.discriminator(image, draws) for image in images]
 
 
 class Adversary:
     """A discriminator with its optimiser.
 
-    The published script let the generator's loss leave its gradients in the discriminator, which then stepped along
-    the sum. Here its heads are frozen for that loss, unless `parity` is asked for.
+    The published script let the generator's loss leave its gradients in the discriminator, and multiplied the
+    discriminator's losses by the weight of that loss too: it stepped along w * gan + w * (real + fake). Here its heads
+    are frozen for the generator's loss, and their own has no weight, unless `parity` is asked for.
 
     Args:
         discriminator: whose heads learn.
@@ -69,31 +70,31 @@ class Adversary:
         finally:
             self._learn(True)
 
-    def generator_loss(self, restored: Tensor, seed: int, number: int) -> Tensor:
+    def generator_loss(self, restored: Tensor, seed: int, numbers: Sequence[int]) -> Tensor:
         """How far restored pictures are from being taken for real: a scalar with gradients to them.
 
         Args:
             restored: (B, 3, H, W) float32, nominally in [-1, 1].
             seed: of the run.
-            number: of the batch's first sample; with the seed it decides the window and the augmentation.
+            numbers: B, of the samples; each with the seed decides its window and its augmentation.
         """
-        draw = draw_generator(seed, Purpose.JUDGEMENT, number)
-        restored, _ = cut_window(restored, restored, self._config.px, draw)
+        draws = draw_generators(seed, Purpose.JUDGEMENT, numbers)
+        restored, _ = cut_window(restored, restored, self._config.px, draws)
         panel = self.prepared if self._config.parity else self._panel
-        return generator_gan_loss(panel([restored], draw)[0], self._config.real_label)
+        return generator_gan_loss(panel([restored], draws)[0], self._config.real_label)
 
-    def discriminator_loss(self, real: Tensor, restored: Tensor, seed: int, number: int) -> Tensor:
+    def discriminator_loss(self, real: Tensor, restored: Tensor, seed: int, numbers: Sequence[int]) -> Tensor:
         """How badly the discriminator tells them apart: a scalar with gradients to its heads.
 
         Args:
             real: (B, 3, H, W) float32 in [-1, 1].
             restored: same shape, without gradients.
             seed: of the run.
-            number: of the batch's first sample.
+            numbers: B, of the samples.
         """
-        draw = draw_generator(seed, Purpose.AUGMENT, number)
-        real, restored = cut_window(real, restored, self._config.px, draw)
-        real_logits, fake_logits = self.prepared([real, restored], draw)
+        draws = draw_generators(seed, Purpose.AUGMENT, numbers)
+        real, restored = cut_window(real, restored, self._config.px, draws)
+        real_logits, fake_logits = self.prepared([real, restored], draws)
         labels = (self._config.real_label, self._config.fake_label)
         return discriminator_loss(real_logits, fake_logits, labels)
 

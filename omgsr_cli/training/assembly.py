@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from omgsr_cli.degradation import load_degradation
+from omgsr_cli.models.families import family_of
 from omgsr_cli.models.lora import LoraOptions
 from omgsr_cli.models.sources import ModelSource
 from omgsr_cli.models.trainable import Trainable, find_trainable, load_trainable
@@ -104,6 +105,8 @@ def build_crop_options(config: TrainConfig) -> CropOptions:
         cache=None if data.cache is None else Path(data.cache),
         margin_px=data.margin,
         noise=config.degradation.lq_noise,
+        upscale=data.upscale,
+        sampling=data.sampling,
         teaching=build_teaching(config.loss.teacher),
     )
 
@@ -183,14 +186,19 @@ def build_generator(config: TrainConfig, trainable: Trainable) -> Generator | De
     if config.loss.denoise:
         return Denoising(trainable, config.train.precision)
     teacher = config.loss.teacher
-    return Generator(trainable, config.train.precision, shows_encoder=bool(teacher and teacher.encoder))
+    clamps, info = config.loss.clamp, trainable.restorer.info
+    if clamps is None:
+        clamps = family_of(info, info.name).clamps_restored
+    shows_encoder = bool(teacher and teacher.encoder)
+    return Generator(trainable, config.train.precision, shows_encoder=shows_encoder, clamps=clamps)
 
 
 def _build_adversary(config: TrainConfig, features: FeatureNet | None, device: torch.device) -> Adversary | None:
     if not config.loss.gan:
         return None
     judged = features if config.loss.discriminator == "heads" else None
-    discriminator = build_discriminator(judged, config.data.resolution, config.gan, config.train.seed)
+    mixed = config.train.precision == "mixed"
+    discriminator = build_discriminator(judged, config.data.resolution, config.gan, config.train.seed, autocast=mixed)
     return Adversary(discriminator.to(device), config.gan, config.optim.weight_decay)
 
 
@@ -212,7 +220,7 @@ def _load_model(config: TrainConfig, device: torch.device, *, resumed: bool) -> 
         device,
         start_from=None if resumed else config.model.start_from,
         lora=build_lora_options(config),
-        precision=config.train.precision,
+        precision=config.train.frozen_precision,
         seed=config.train.seed,
         native_px=config.data.resolution,
         scale=config.data.scales[0][0],

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from omgsr_cli.datasets.crops import OnSmall, draw_window, fit_small
 from omgsr_cli.degradation import DegradationConfig, degrade, in_one_thread
+from omgsr_cli.degradation.pipeline import draw_mode, interpolate
 from omgsr_cli.errors import OmgsrError
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.imaging import resize, to_samples
@@ -33,7 +34,7 @@ _NO_NOISE = LqNoise()
 _CROP_FORMAT = 1
 """Raise it when the same seed and number give other crops, so that a teacher's old images are no longer found."""
 
-_NOT_OF_THE_CROP = ("flip", "turn", "smooth", "cache", "noise", "teaching")
+_NOT_OF_THE_CROP = ("flip", "turn", "smooth", "cache", "noise", "teaching", "upscale")
 """Options that change what is made of a crop, not the crop that a teacher sees. All others are part of its key."""
 
 _PLACES = 3
@@ -77,6 +78,8 @@ class CropOptions:
         margin_px: crops are this much larger on each axis while they are degraded, and then cut at any offset: real
             pictures begin anywhere in the grids of JPEG, of resizing and of latents.
         noise: at the low-quality crop's own pixels.
+        upscale: "bicubic" enlarges low-quality crops as users' images are, "random" by one of the published filters.
+        sampling: "area" takes large images more often, as `plan_epoch` does, "equal" all alike.
         teaching: where a teacher's pictures of them come from, or None.
     """
 
@@ -93,6 +96,8 @@ class CropOptions:
     cache: Path | None = None
     margin_px: int = 16
     noise: LqNoise = _NO_NOISE
+    upscale: Literal["bicubic", "random"] = "bicubic"
+    sampling: Literal["area", "equal"] = "area"
     teaching: Teaching | None = None
 
 
@@ -137,7 +142,8 @@ class TrainingCrops(Dataset[Sample]):
 
     def __init__(self, pictures: Sequence[TrainingPicture], options: CropOptions, seed: int) -> None:
         self._pictures, self.options, self._seed = pictures, options, seed
-        self._order = Order(plan_epoch(pictures, options.resolution), seed)
+        epoch = plan_epoch(pictures, options.resolution) if options.sampling == "area" else range(len(pictures))
+        self._order = Order(epoch, seed)
         teaching = options.teaching
         self._pool = None if teaching is None else Order(range(teaching.crops), seed, Purpose.POOL)
         self.broken: dict[Path, str] = {}
@@ -159,8 +165,13 @@ class TrainingCrops(Dataset[Sample]):
         rng = draw_rng(self._seed, Purpose.WINDOW, number)
         y, x = (int(rng.integers(side - options.resolution + 1)) for side in (height, width))
         window = (slice(None), slice(y, y + options.resolution), slice(x, x + options.resolution))
-        images = [image[window] * 2 - 1 for image in (resize(noisy, (height, width)), *images)]
+        images = [image[window] * 2 - 1 for image in (self._enlarge(noisy, (height, width), number), *images)]
         return number, *_turn(images, options, rng)
+
+    def _enlarge(self, lq: Tensor, size_px: tuple[int, int], number: int) -> Tensor:
+        if self.options.upscale == "bicubic":
+            return resize(lq, size_px)
+        return interpolate(lq, size_px, draw_mode(draw_rng(self._seed, Purpose.FILTER, number))).clamp(0, 1)
 
     def _draw_images(self, number: int) -> tuple[Tensor, ...]:
         """Give a sample's low-quality picture at its own size, the sharp one and, with a teacher, the target."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from omgsr_cli.models.trainable import Trainable
 from omgsr_cli.training.draws import Purpose, draw_generator, draw_noise
-from omgsr_cli.training.generator import Generator
+from omgsr_cli.training.generator import Generator, codec_format, step_format
 
 NAME = "denoise"
 """Of the loss."""
@@ -35,14 +35,14 @@ class Denoising(nn.Module):
 
     Args:
         trainable: of any family.
-        precision: "bf16" runs the networks under autocast; "fp32" does not.
+        precision: as for `Generator`.
     """
 
     def __init__(self, trainable: Trainable, precision: str = "fp32") -> None:
         super().__init__()
         self.networks = trainable.networks
         self._trainable = trainable
-        self._autocast = precision == "bf16"
+        self._precision = precision
 
     def forward(self, lq: Tensor, hq: Tensor, seed: int, numbers: Sequence[int]) -> Denoised:
         """Foresee the noise in the latents of sharp pictures.
@@ -59,17 +59,18 @@ class Denoising(nn.Module):
         schedule = self._trainable.restorer.schedule
         draws = [draw_generator(seed, Purpose.LATENT, number) for number in numbers]
         timesteps = torch.tensor([draw_timestep(number, draw) for number, draw in zip(numbers, draws, strict=True)])
-        with torch.autocast(hq.device.type, torch.bfloat16, enabled=self._autocast):
+        with codec_format(self._precision, hq.device):
             clean = self._trainable.encode_clean(hq, draws).float()
-            timesteps = timesteps.to(clean.device)
-            noisy = schedule.add_noise(clean, draw_noise(clean, draws), timesteps)
+        timesteps = timesteps.to(clean.device)
+        noisy = schedule.add_noise(clean, draw_noise(clean, draws), timesteps)
+        with step_format(self._precision, hq.device):
             foreseen = self._trainable.denoise(noisy, timesteps)
         snr = schedule.snr().to(clean.device, torch.float32)[timesteps].clamp(max=_LARGEST_SNR)
         return Denoised((foreseen.float() - clean).square().mean((1, 2, 3)) * snr)
 
     def restore(self, lq: Tensor) -> Tensor:
         """Restore (B, 3, H, W) in [-1, 1] as users do, which pre-training has not taught yet."""
-        return Generator(self._trainable, "bf16" if self._autocast else "fp32").restore(lq)
+        return Generator(self._trainable, self._precision).restore(lq)
 
 
 class DenoisingLoss(nn.Module):

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from omgsr_cli.training.augment import augment
+from omgsr_cli.training.augment import Draws, augment
 from omgsr_cli.training.blur import BlurPool
 from omgsr_cli.training.features import FeatureNet
 from omgsr_cli.training.heads import STRIDES, Block, plan_heads
@@ -25,26 +25,33 @@ class Discriminator(nn.Module):
     Args:
         heads: what learns; each gives logits.
         changes: what is done to every image before it is judged, out of `augment.CHANGES`.
+    Attributes:
+        autocast: whether it computes in bf16, as published; its weights stay float32.
     """
 
     def __init__(self, heads: Sequence[nn.Module], changes: Sequence[str]) -> None:
         super().__init__()
         self.changes = tuple(changes)
+        self.autocast = False
         self.heads = nn.ModuleList(heads)
 
-    def forward(self, image: Tensor, draw: torch.Generator) -> list[Tensor]:
+    def forward(self, image: Tensor, draws: Draws) -> list[Tensor]:
         """Judge images.
 
         Args:
             image: (B, 3, H, W) float, sRGB in [-1, 1].
-            draw: decides the augmentation.
+            draws: one for each image; they decide the augmentation.
         Returns:
             For each head (B, 1, h, w) float32: logits, higher for real.
         """
-        return self.judge(augment(image, self.changes, draw))
+        return self.judge(augment(image, self.changes, draws))
 
     def judge(self, image: Tensor) -> list[Tensor]:
         """Judge images as they are: as `forward`, without augmentation."""
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.autocast):
+            return [logits.float() for logits in self._judge(image)]
+
+    def _judge(self, image: Tensor) -> list[Tensor]:
         return [head(image) for head in self.heads]
 
 
@@ -68,9 +75,8 @@ class FeatureDiscriminator(Discriminator):
         self.features = features
         self._stages = [features.strides.index(stride) for stride in STRIDES]
 
-    def judge(self, image: Tensor) -> list[Tensor]:
-        """Judge images as they are: (B, 1, h, w) float32 for each level."""
-        maps = self.features(image)
+    def _judge(self, image: Tensor) -> list[Tensor]:
+        maps = self.features(image, autocast=self.autocast)
         return [head(maps[stage].float()) for stage, head in zip(self._stages, self.heads, strict=True)]
 
 
@@ -109,7 +115,7 @@ class UNet(nn.Module):
 
 
 def build_discriminator(
-    features: FeatureNet | None, resolution: int, config: GanConfig, seed: int = 0
+    features: FeatureNet | None, resolution: int, config: GanConfig, seed: int = 0, *, autocast: bool = False
 ) -> Discriminator:
     """Build a discriminator with new weights.
 
@@ -118,6 +124,7 @@ def build_discriminator(
         resolution: side in px of the square crops; it judges windows of them where `config.px` says so.
         config: the section [gan].
         seed: of the weights.
+        autocast: whether it computes in bf16.
     Raises:
         UsageError: what it judges is too small for heads.
     """
@@ -125,10 +132,13 @@ def build_discriminator(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if features is None:
-            return Discriminator([UNet(config.width)], config.augment)
-        channels = [features.channels[features.strides.index(stride)] for stride in STRIDES]
-        plans = plan_heads(config.px or resolution, channels)
-        return FeatureDiscriminator(features, plans, config.augment, blur_pool=config.blur_pool)
+            built = Discriminator([UNet(config.width)], config.augment)
+        else:
+            channels = [features.channels[features.strides.index(stride)] for stride in STRIDES]
+            plans = plan_heads(config.px or resolution, channels)
+            built = FeatureDiscriminator(features, plans, config.augment, blur_pool=config.blur_pool)
+    built.autocast = autocast
+    return built
 
 
 def _build_head(plan: Sequence[Block], blur_pool: bool) -> nn.Sequential:

@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     SURFACE = 12
     GRAY = 13
     REPLACEMENT = 14
+    FILTER = 15
 
 
 def draw_rng(seed: int, purpose: Purpose, number: int) -> np.random.Generator:
@@ -50,6 +51,11 @@ def draw_seed(seed: int, purpose: Purpose, number: int) -> int:
 def draw_generator(seed: int, purpose: Purpose, number: int) -> torch.Generator:
     """Give torch's random numbers, drawn on the CPU so that every device gets the same."""
     return torch.Generator().manual_seed(draw_seed(seed, purpose, number))
+
+
+def draw_generators(seed: int, purpose: Purpose, numbers: Sequence[int]) -> list[torch.Generator]:
+    """Give each sample its own random numbers, so that it does not count which others are in its batch."""
+    return [draw_generator(seed, purpose, number) for number in numbers]
 
 
 def draw_noise(like: Tensor, draws: Sequence[torch.Generator]) -> Tensor:

@@ -42,16 +42,19 @@ class Generator(nn.Module):
 
     Args:
         trainable: of any family.
-        precision: "bf16" runs encoder, step and decoder under autocast; "fp32" does not.
+        precision: "bf16" runs encoder, step and decoder under autocast, "mixed" the step alone, "fp32" nothing.
         shows_encoder: whether `unstepped` is computed.
+        clamps: whether restored images are kept in [-1, 1].
     """
 
-    def __init__(self, trainable: Trainable, precision: str = "fp32", *, shows_encoder: bool = False) -> None:
+    def __init__(
+        self, trainable: Trainable, precision: str = "fp32", *, shows_encoder: bool = False, clamps: bool = False
+    ) -> None:
         super().__init__()
         self.networks = trainable.networks
         self._trainable = trainable
-        self._autocast = precision == "bf16"
-        self._shows_encoder = shows_encoder
+        self._precision = precision
+        self._shows_encoder, self._clamps = shows_encoder, clamps
 
     def forward(self, lq: Tensor, hq: Tensor, seed: int, numbers: Sequence[int]) -> GeneratorOutput:
         """Restore a batch.
@@ -66,12 +69,16 @@ class Generator(nn.Module):
         """
         restorer = self._trainable.restorer
         draws = [draw_generator(seed, Purpose.LATENT, number) for number in numbers]
-        with torch.autocast(lq.device.type, torch.bfloat16, enabled=self._autocast):
+        with self._codec_format(lq.device):
             target_latent = self._trainable.encode_clean(hq, draws)
             lq_latent = self._trainable.encode(lq, draws)
+        with step_format(self._precision, lq.device):
             clean_latent = restorer.restore(lq_latent)
+        with self._codec_format(lq.device):
             restored = restorer.decode(clean_latent)
             unstepped = self._decode_unstepped(lq_latent) if self._shows_encoder else None
+        if self._clamps:
+            restored = restored.clamp(-1, 1)
         noise = draw_noise(target_latent, draws)
         noisy_latent = restorer.schedule.add_noise(target_latent, noise, restorer.info.mid_timestep)
         return GeneratorOutput(lq_latent, target_latent, noisy_latent, clean_latent, restored, unstepped)
@@ -85,5 +92,22 @@ class Generator(nn.Module):
     def restore(self, lq: Tensor) -> Tensor:
         """Restore (B, 3, H, W) in [-1, 1] as users do, without a draw; same shape, not clamped."""
         restorer = self._trainable.restorer
-        with torch.autocast(lq.device.type, torch.bfloat16, enabled=self._autocast):
-            return restorer.decode(restorer.restore(restorer.encode(lq)))
+        with self._codec_format(lq.device):
+            latent = restorer.encode(lq)
+        with step_format(self._precision, lq.device):
+            latent = restorer.restore(latent)
+        with self._codec_format(lq.device):
+            return restorer.decode(latent)
+
+    def _codec_format(self, device: torch.device) -> torch.autocast:
+        return codec_format(self._precision, device)
+
+
+def codec_format(precision: str, device: torch.device) -> torch.autocast:
+    """Give the number format that encoder and decoder compute in: bf16 for "bf16", else that of their weights."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def step_format(precision: str, device: torch.device) -> torch.autocast:
+    """Give the number format that the step computes in: bf16 but for "fp32"."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision != "fp32")

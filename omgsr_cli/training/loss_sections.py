@@ -60,6 +60,11 @@ class LossConfig(Section):
     denoise: Number = Field(
         default=0.0, description="pre-training: foreseeing noise in sharp pictures' latents; stands alone"
     )
+    clamp: Switch | None = Field(
+        default=None,
+        description="keep the restored image in [-1, 1] before it is measured and judged [as published: true for "
+        "omgsr-s-512, false for omgsr-tiny and for FLUX]",
+    )
     backbone: Text = Field(
         default="dinov3",
         description='the feature network of dv3cd and gan: "dinov3", "vgg16", or a folder with one of them',

@@ -70,7 +70,7 @@ class Losses(nn.Module):
         self,
         output: GeneratorOutput,
         hq: Tensor,
-        draw: torch.Generator | None = None,
+        draws: Sequence[torch.Generator] | None = None,
         target: Tensor | None = None,
         step: int = 0,
     ) -> dict[str, Tensor]:
@@ -79,17 +79,23 @@ class Losses(nn.Module):
         Args:
             output: of the generator.
             hq: (B, 3, H, W) float32 in [-1, 1], what it should have restored.
-            draw: of the CPU, decides the offset of LPIPS and the window of DISTS; None takes none.
+            draws: one for each sample, of the CPU; they decide the offset of LPIPS and the window of DISTS. None takes
+                none.
             target: same shape as hq, a teacher's; needed where a loss to it has a weight.
             step: of the run; not every step has every loss.
         Returns:
             By name, not weighted: scalars, float32, means over the batch.
         """
         now = [name for name in self.names if name != "teacher_dists" or step % self._every == 0]
-        return {name: self._compute(name, output, hq, draw, target) for name in now}
+        return {name: self._compute(name, output, hq, draws, target) for name in now}
 
     def _compute(
-        self, name: str, output: GeneratorOutput, hq: Tensor, draw: torch.Generator | None, target: Tensor | None
+        self,
+        name: str,
+        output: GeneratorOutput,
+        hq: Tensor,
+        draws: Sequence[torch.Generator] | None,
+        target: Tensor | None,
     ) -> Tensor:
         if name == "lrr":
             return latent_loss(output.noisy_latent, output.lq_latent)
@@ -103,9 +109,9 @@ class Losses(nn.Module):
         if name == "dv3cd" and self.dists is not None:
             return mean_of(self.dists, output.restored, wanted)
         if name == "teacher_dists" and self.dists is not None:
-            return mean_of(self.dists, *cut_window(output.restored, wanted, self._window_px, draw))
+            return mean_of(self.dists, *cut_window(output.restored, wanted, self._window_px, draws))
         assert self.lpips is not None, "it was asked for above"
-        pair = (output.restored, wanted) if draw is None else shift(output.restored, wanted, draw)
+        pair = (output.restored, wanted) if draws is None else shift(output.restored, wanted, draws)
         return mean_of(self.lpips, *pair)
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
@@ -156,21 +162,32 @@ def mean_of(measure: Measure, first: Tensor, second: Tensor) -> Tensor:
     return measure(first, second).mean()
 
 
-def cut_window(first: Tensor, second: Tensor, side_px: int, draw: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Cut the same window out of two batches: (B, 3, H, W) to (B, 3, side, side), or what there is of it.
+def cut_window(
+    first: Tensor, second: Tensor, side_px: int, draws: Sequence[torch.Generator] | None
+) -> tuple[Tensor, Tensor]:
+    """Cut the same window out of both images of each pair: (B, 3, H, W) to (B, 3, side, side), or what there is of it.
 
     Args:
         first: any dtype.
         second: same size.
-        side_px: 0 for the whole pictures.
-        draw: decides where; None takes the upper left corner.
+        side_px: 0 for the whole images.
+        draws: one for each pair, decide where; None takes the upper left corners.
     """
     if side_px == 0:
         return first, second
     spare = [max(0, length - side_px) for length in first.shape[-2:]]
-    y, x = (0 if draw is None else int(torch.randint(each + 1, (), generator=draw)) for each in spare)
-    rows, columns = slice(y, y + side_px), slice(x, x + side_px)
-    return first[..., rows, columns], second[..., rows, columns]
+
+    def corner(draw: torch.Generator | None) -> tuple[int, int]:
+        y, x = (0 if draw is None else int(torch.randint(each + 1, (), generator=draw)) for each in spare)
+        return y, x
+
+    corners = [corner(draw) for draw in ([None] * len(first) if draws is None else draws)]
+    return tuple(  # type: ignore[return-value]  # two of two
+        torch.stack(
+            [image[..., y : y + side_px, x : x + side_px] for image, (y, x) in zip(batch, corners, strict=True)]
+        )
+        for batch in (first, second)
+    )
 
 
 def loss_weights(config: LossConfig) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -69,20 +69,24 @@ class Lpips(nn.Module):
         return torch.stack(distances).sum(dim=0)
 
 
-def shift(first: Tensor, second: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Cut the same random number of rows and columns, 0 to 7, off the top and left of two batches.
+def shift(first: Tensor, second: Tensor, draws: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+    """Cut both images of each pair at a random offset of 0 to 7 rows and columns; all become 7 smaller.
 
     AlexNet's first layer strides by 4 pixels: at one offset alone, it would not see a grid of 4 pixels.
 
     Args:
         first: (B, C, H, W); sides over 7.
         second: same shape.
-        draw: decides the offset.
+        draws: one for each pair, decide the offsets.
     Returns:
-        Views of both.
+        Both, (B, C, H - 7, W - 7).
     """
-    y, x = torch.randint(0, _OFFSETS, (2,), generator=draw).tolist()
-    return first[..., y:, x:], second[..., y:, x:]
+    height, width = (length - _OFFSETS + 1 for length in first.shape[-2:])
+    corners = [torch.randint(0, _OFFSETS, (2,), generator=draw).tolist() for draw in draws]
+    return tuple(  # type: ignore[return-value]  # two of two
+        torch.stack([image[..., y : y + height, x : x + width] for image, (y, x) in zip(batch, corners, strict=True)])
+        for batch in (first, second)
+    )
 
 
 def load_lpips(source: Path, net: Literal["alex", "vgg"] = "alex", dtype: torch.dtype = torch.float32) -> Lpips:

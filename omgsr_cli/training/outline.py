@@ -22,6 +22,7 @@ from omgsr_cli.training.features import find_features
 from omgsr_cli.training.features.base import FeatureNet
 from omgsr_cli.training.features.dinov3 import DinoV3
 from omgsr_cli.training.features.imagenet import AlexNet, Vgg16
+from omgsr_cli.training.generator import codec_format, step_format
 from omgsr_cli.training.loss_sections import LossConfig
 from omgsr_cli.training.losses import Losses, cut_window, join_losses
 from omgsr_cli.training.lpips import Lpips
@@ -87,8 +88,9 @@ class Outline:
         """As `Denoising` does, at one timestep: others cost the same, and tensors without values cannot say theirs."""
         train = self.config.train
         draws = [draw_generator(train.seed, Purpose.LATENT, number) for number in range(len(hq))]
-        with torch.autocast(hq.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
+        with codec_format(train.precision, hq.device):
             clean_latent = self.trainable.encode_clean(hq, draws).float()
+        with step_format(train.precision, hq.device):
             return (self.trainable.restorer.restore(clean_latent).float() - clean_latent).square().mean()
 
 
@@ -104,7 +106,7 @@ def outline_run(config: TrainConfig, source: ModelSource, device: torch.device) 
     """
     with device:
         family = family_of(source.record, source.name)
-        trainable = family.outline(source, device, config.train.precision, build_lora_options(config))
+        trainable = family.outline(source, device, config.train.frozen_precision, build_lora_options(config))
         if config.train.gradient_checkpointing:
             trainable.checkpoint_gradients()
         features = _outline_features(config)
@@ -112,7 +114,9 @@ def outline_run(config: TrainConfig, source: ModelSource, device: torch.device) 
         discriminator = None
         if config.loss.gan:
             judged = features if config.loss.discriminator == "heads" else None
-            discriminator = build_discriminator(judged, config.data.resolution, config.gan)
+            discriminator = build_discriminator(
+                judged, config.data.resolution, config.gan, autocast=config.train.precision == "mixed"
+            )
     return Outline(config, trainable, losses, features, discriminator, device)
 
 

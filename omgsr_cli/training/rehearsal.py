@@ -167,7 +167,7 @@ def _time(outline: Outline, number: int) -> float:
 
 def _measure_speed(device: torch.device, precision: str) -> float:
     """Measure what the device computes in a convolution like those of training, in operations a second."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     image = torch.randn(1, 128, 96, 96, device=device, dtype=dtype)
     weight = torch.randn(128, 128, 3, 3, device=device, dtype=dtype)
 

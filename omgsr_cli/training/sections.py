@@ -101,6 +101,14 @@ class DataConfig(Section):
     scale: Scale | dict[str, Fraction] = Field(
         default=4.0, description='enlargement to be learned, or several with their shares: { "4" = 0.9, "2" = 0.1 }'
     )
+    upscale: Literal["bicubic", "random"] = Field(
+        default="bicubic",
+        description="filter that enlarges low-quality crops: the one that users get, or as published one of area, "
+        "bilinear and bicubic at random",
+    )
+    sampling: Literal["area", "equal"] = Field(
+        default="area", description="large images come more often, by the root of their area, or as published all alike"
+    )
     on_small: Literal["skip", "resize", "pad"] = Field(
         default="skip", description="what is done with pictures that are smaller than a crop"
     )
@@ -174,8 +182,8 @@ class DegradationConfig(Section):
     """How low-quality pictures are made; not used where [data] lq gives real ones."""
 
     presets: dict[str, Fraction] = Field(
-        default={"reference": 1.0},
-        description='probability of each degradation: "reference", "light" or the path of a TOML file',
+        default={"omgsr": 1.0},
+        description='probability of each degradation: "omgsr", "reference", "light" or the path of a TOML file',
         min_length=1,
     )
 
@@ -213,8 +221,10 @@ class StepsConfig(Section):
     """How long and how it is computed."""
 
     steps: Count = Field(default=6000, description="steps of the optimiser in all")
-    precision: Literal["bf16", "fp32"] = Field(
-        default="bf16", description="of encode, step and decode; what learns is fp32"
+    precision: Literal["mixed", "bf16", "fp32"] = Field(
+        default="mixed",
+        description="mixed, as published: step and discriminator in bf16 with fp32 weights, VAE in fp32; bf16: encode, "
+        "step and decode, frozen weights too; what learns is always fp32",
     )
     seed: Whole = Field(default=0, description="decides, with a sample's number, everything that is drawn")
     gradient_checkpointing: Switch = Field(
@@ -233,11 +243,16 @@ class StepsConfig(Section):
     nan_limit: Count = Field(default=10, description="steps in a row that may be skipped as not finite")
     threads: Count | None = Field(default=None, description="of the CPU in each process [torch's own choice]")
 
+    @property
+    def frozen_precision(self) -> Literal["bf16", "fp32"]:
+        """Number format of frozen weights."""
+        return "bf16" if self.precision == "bf16" else "fp32"
+
     @field_validator("precision", mode="before")
     @classmethod
     def _not_fp16(cls, value: object) -> object:
         if value in ("fp16", "float16", "half"):
-            raise refuse("in fp16 gradients of these losses underflow and SD's VAE overflows: use bf16 or fp32")
+            raise refuse("in fp16 gradients of these losses underflow and SD's VAE overflows: use mixed, bf16 or fp32")
         return value
 
 

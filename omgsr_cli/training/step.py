@@ -15,7 +15,7 @@ from omgsr_cli.training.average import WeightAverage
 from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.data import Batch
 from omgsr_cli.training.denoising import Denoising, DenoisingLoss
-from omgsr_cli.training.draws import Purpose, draw_generator
+from omgsr_cli.training.draws import Purpose, draw_generators
 from omgsr_cli.training.generator import Generator
 from omgsr_cli.training.losses import Losses
 from omgsr_cli.training.optimizers import clip_gradients, learning_rate_share, set_learning_rate
@@ -128,10 +128,10 @@ class Stepper:
                 stack.enter_context(self._synchronised(adversary.prepared, last))
                 stack.enter_context(adversary.judging())
             output = self._generator(batch.lq, batch.hq, seed, batch.numbers)
-            draw = draw_generator(seed, Purpose.LOSS, batch.numbers[0])
-            losses = learner.losses(output, batch.hq, draw, batch.target, step)
+            draws = draw_generators(seed, Purpose.LOSS, batch.numbers)
+            losses = learner.losses(output, batch.hq, draws, batch.target, step)
             if adversary is not None:
-                losses["gan"] = adversary.generator_loss(output.restored, seed, batch.numbers[0])
+                losses["gan"] = adversary.generator_loss(output.restored, seed, batch.numbers)
             total = learner.losses.total(losses)
             torch.autograd.backward(total / passes)
         losses["total"] = total
@@ -147,9 +147,10 @@ class Stepper:
 
     def _teach(self, adversary: Adversary, batch: Batch, restored: Tensor, passes: int, *, last: bool) -> Tensor:
         """Add the discriminator's gradients; its loss, without gradients."""
+        weight = self._config.loss.gan if self._config.gan.parity else 1.0
         with self._synchronised(adversary.prepared, last):
-            loss = adversary.discriminator_loss(batch.hq, restored, self._config.train.seed, batch.numbers[0])
-            torch.autograd.backward(loss / passes)
+            loss = adversary.discriminator_loss(batch.hq, restored, self._config.train.seed, batch.numbers)
+            torch.autograd.backward(loss * weight / passes)
         return loss.detach()
 
     def _synchronised(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:

@@ -19,8 +19,8 @@ _SCALE = tuple(2 * deviation for deviation in (0.229, 0.224, 0.225))
 class FrozenNet(nn.Module):
     """A network on normalised images that never learns, but lets gradients through to its input.
 
-    It runs in the number format of its own weights, under autocast too: what it measures is the same wherever it is
-    called.
+    It runs in the number format of its own weights, under autocast too, unless that is asked for: what it measures is
+    the same wherever it is called.
 
     Attributes:
         min_px: sides of images are at least this.
@@ -73,18 +73,20 @@ class FeatureNet(FrozenNet, ABC):
     channels: tuple[int, ...]
     strides: tuple[int, ...]
 
-    def forward(self, image: Tensor, pooled: bool = False) -> list[Tensor]:
+    def forward(self, image: Tensor, pooled: bool = False, autocast: bool = False) -> list[Tensor]:
         """Compute the feature maps of images.
 
         Args:
             image: (B, 3, H, W) float, sRGB in [-1, 1]; sides at least `min_px`.
             pooled: take the chain with L2 pooling that DISTS compares, instead of the network as it was trained.
+            autocast: compute in bf16 where torch's autocast does.
         Returns:
-            For each stage (B, channels, H // stride, W // stride), dtype of the weights; pooled, sides may round up.
+            For each stage (B, channels, H // stride, W // stride), dtype of the weights, or with
+            autocast bf16; pooled, sides may round up.
         Raises:
             ShapeError: the image has another shape.
         """
-        with torch.autocast(image.device.type, enabled=False):
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=autocast):
             return self._maps(self.normalise(image), pooled)
 
     @abstractmethod
