@@ -211,7 +211,7 @@ def load_degradation(name_or_path: str | Path) -> DegradationConfig:
     path = Path(name_or_path)
     if not path.is_file():
         raise UsageError(
-            f"no degradation '{name_or_path}'", f"use {' or '.join(sorted(PRESETS))}, or the path of a TOML file"
+            f"no degradation '{name_or_path}'", f"use {', '.join(sorted(PRESETS))}, or the path of a TOML file"
         )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
