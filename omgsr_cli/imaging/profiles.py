@@ -27,7 +27,6 @@ from torch import Tensor
 
 from omgsr_cli.errors import FileError
 from omgsr_cli.files.records import png_chunks
-from omgsr_cli.imaging.samples import from_samples, to_samples
 
 #: Points of a curve's tables: one per 16-bit value.
 _POINTS = 65536
@@ -104,8 +103,9 @@ def _curve_values(tag: bytes) -> NDArray[np.float64]:
 
 
 def _looked_up(table: Tensor, positions: Tensor) -> Tensor:
-    scaled = positions * (_POINTS - 1)
-    below = scaled.to(torch.int64).clamp_(max=_POINTS - 2)
+    """Values between the evenly spaced ones of a table, at positions in [0, 1]."""
+    scaled = positions * (len(table) - 1)
+    below = scaled.to(torch.int64).clamp_(max=len(table) - 2)
     low = table[below]
     return low + (table[below + 1] - low) * (scaled - below)
 
@@ -141,6 +141,9 @@ def _parametric_curve(tag: bytes) -> NDArray[np.float64]:
 _SRGB_TO_XYZ = np.array(
     [[0.4360747, 0.3850649, 0.1430804], [0.2225045, 0.7168786, 0.0606169], [0.0139322, 0.0971045, 0.7141733]]
 )
+
+_LIGHT_TO_XYZ = torch.from_numpy(_SRGB_TO_XYZ.astype(np.float32))
+_XYZ_TO_LIGHT = torch.from_numpy(np.linalg.inv(_SRGB_TO_XYZ).astype(np.float32))
 
 #: Pixels converted at a time, so that a large picture needs little memory beside itself.
 _PIXELS_AT_ONCE = 1 << 20
@@ -220,24 +223,224 @@ class MatrixProfile:
 
 
 class TableProfile:
-    """Any other RGB profile, through LittleCMS: relative colorimetric, 8 bits each way, clipped to sRGB's gamut."""
+    """An RGB profile of tables (A2B and B2A), in float: relative colorimetric, sRGB's gamut is no bound.
+
+    The way back is refined until the way there agrees: the tables of a profile are no exact inverses.
+
+    Args:
+        icc: the profile.
+    Attributes:
+        goes_back: whether it has tables for the way back; a scanner's may have none.
+    Raises:
+        ProfileError: its tables cannot be used.
+    """
 
     def __init__(self, icc: bytes) -> None:
-        try:
-            own, srgb = ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB")
-            intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
-            self._to_srgb = ImageCms.buildTransform(own, srgb, "RGB", "RGB", intent)
-            self._from_srgb = ImageCms.buildTransform(srgb, own, "RGB", "RGB", intent)
-        except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
-            raise ProfileError(f"it cannot be used: {error}") from error
+        tags, self._is_lab = _tags(icc), icc[20:24] == b"Lab "
+        there, back = (tags.get(name + b"1") or tags.get(name + b"0") for name in (b"A2B", b"B2A"))
+        if there is None or icc[20:24] not in (b"Lab ", b"XYZ "):
+            raise ProfileError("it has no tables")
+        self._there = _Table(there)
+        self._back = None if back is None else _Table(back)
+        if (self._there.inputs, self._there.outputs) != (3, 3):
+            raise ProfileError("its tables are not for RGB")
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether sRGB can be converted to the profile."""
+        return self._back is not None
 
     def to_srgb(self, image: Tensor) -> Tensor:
         """See `ColorProfile`."""
-        return by_rows(lambda rows: _transformed(rows, self._to_srgb), image)
+        return by_rows(lambda rows: self._to_color(rows, lab_to_srgb, xyz_to_srgb), image)
 
     def from_srgb(self, image: Tensor) -> Tensor:
         """See `ColorProfile`."""
-        return by_rows(lambda rows: _transformed(rows, self._from_srgb), image)
+        return by_rows(self._rows_from_srgb, image)
+
+    def _to_color(self, rows: Tensor, of_lab: Callable[[Tensor], Tensor], of_xyz: Callable[[Tensor], Tensor]) -> Tensor:
+        found = self._there(rows)
+        if not self._is_lab:
+            return of_xyz(found * (65535 / 32768))
+        scale, shift = self._there.lab
+        return of_lab(found * scale[:, None, None] - shift[:, None, None])
+
+    def _rows_from_srgb(self, rows: Tensor) -> Tensor:
+        if self._back is None:
+            raise ProfileError("it has no tables for the way back")
+        wanted = srgb_to_lab(rows) if self._is_lab else srgb_to_xyz(rows)
+        first = self._encoded(wanted)
+        own = first
+        for _ in range(_REFINEMENTS):
+            reached = self._to_color(own, lambda lab: lab, lambda xyz: xyz)
+            own = (own + first - self._encoded(reached)).clamp_(0, 1)
+        return own
+
+    def _encoded(self, color: Tensor) -> Tensor:
+        assert self._back is not None
+        if not self._is_lab:
+            return self._back(color * (32768 / 65535))
+        scale, shift = self._back.lab
+        return self._back((color + shift[:, None, None]) / scale[:, None, None])
+
+
+#: Rounds in which the way back is refined; each leaves some percent of the error before it.
+_REFINEMENTS = 2
+
+
+class _Table:
+    """A tag of tables, `mft1`, `mft2`, `mAB ` or `mBA ` (ICC.1:2022, 10.10 to 10.13): (C, H, W) to (D, H, W) in [0, 1].
+
+    Attributes:
+        inputs: channels.
+        outputs: channels.
+        lab: what [0, 1] stands for where a side is Lab: L*, a* and b* are values times the first minus the second.
+    """
+
+    def __init__(self, tag: bytes) -> None:
+        kind = tag[:4]
+        wide = kind != b"mft2"
+        # The 16-bit encoding of version 2 ends at 0xFF00, also in later versions of the type.
+        scale = (100.0, 255.0, 255.0) if wide else (100 * 65535 / 65280, 65535 / 256, 65535 / 256)
+        self.lab = torch.tensor(scale), torch.tensor((0.0, 128.0, 128.0))
+        try:
+            self.inputs, self.outputs = tag[8], tag[9]
+            if kind in (b"mft1", b"mft2"):
+                self._steps = self._of_lut(tag)
+            elif kind in (b"mAB ", b"mBA "):
+                self._steps = self._of_elements(tag)
+            else:
+                raise ProfileError(f"its tables are of the unknown type {kind!r}")
+        except (struct.error, ValueError, IndexError) as error:
+            raise ProfileError(f"its tables cannot be read: {error}") from error
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Convert; what is outside [0, 1] is clipped before each table."""
+        for step in self._steps:
+            values = step(values)
+        return values
+
+    def _of_lut(self, tag: bytes) -> list[Callable[[Tensor], Tensor]]:
+        grid, steps = tag[10], list[Callable[[Tensor], Tensor]]()
+        dtype: np.dtype[Any]
+        if tag[:4] == b"mft1":
+            entries, dtype, position = (256, 256), np.dtype(np.uint8), 48
+        else:
+            entries, dtype, position = struct.unpack_from(">HH", tag, 48), np.dtype(">u2"), 52
+        matrix = np.frombuffer(tag, ">i4", 9, 12).reshape(3, 3) / 65536
+        if self.inputs == 3 and not np.allclose(matrix, np.eye(3)):
+            steps.append(_affine(matrix, np.zeros(3)))
+
+        def take(count: int) -> NDArray[np.float64]:
+            nonlocal position
+            found = np.frombuffer(tag, dtype, count, position)
+            position += count * dtype.itemsize
+            values: NDArray[np.float64] = found / (256**dtype.itemsize - 1)
+            return values
+
+        steps.append(_curves(list(take(self.inputs * entries[0]).reshape(self.inputs, -1))))
+        nodes = take(grid**self.inputs * self.outputs).reshape(-1, self.outputs)
+        steps.append(_grid(nodes, (grid,) * self.inputs))
+        steps.append(_curves(list(take(self.outputs * entries[1]).reshape(self.outputs, -1))))
+        return steps
+
+    def _of_elements(self, tag: bytes) -> list[Callable[[Tensor], Tensor]]:
+        b_at, matrix_at, m_at, grid_at, a_at = struct.unpack_from(">5I", tag, 12)
+        forth = tag[:4] == b"mAB "
+        pcs, device = (self.outputs, self.inputs) if forth else (self.inputs, self.outputs)
+        steps = [_curves(_curves_at(tag, b_at, pcs))]
+        if matrix_at:
+            numbers = np.frombuffer(tag, ">i4", 12, matrix_at) / 65536
+            steps.append(_affine(numbers[:9].reshape(3, 3), numbers[9:]))
+        if m_at:
+            steps.append(_curves(_curves_at(tag, m_at, pcs)))
+        if grid_at:
+            sides = tuple(tag[grid_at : grid_at + self.inputs])
+            dtype = np.dtype(np.uint8 if tag[grid_at + 16] == 1 else ">u2")
+            nodes = np.frombuffer(tag, dtype, int(np.prod(sides)) * self.outputs, grid_at + 20)
+            steps.append(_grid((nodes / (256**dtype.itemsize - 1)).reshape(-1, self.outputs), sides))
+        if a_at:
+            steps.append(_curves(_curves_at(tag, a_at, device)))
+        return steps[::-1] if forth else steps
+
+
+def _curves_at(tag: bytes, position: int, count: int) -> list[NDArray[np.float64]]:
+    """Curves that follow each other, each padded to four bytes."""
+    found = []
+    for _ in range(count):
+        values = _curve_values(tag[position:])
+        if tag[position : position + 4] == b"curv":
+            length = 12 + 2 * struct.unpack_from(">I", tag, position + 8)[0]
+        else:
+            length = 12 + 4 * (1, 3, 4, 5, 7)[struct.unpack_from(">H", tag, position + 8)[0]]
+        found.append(values)
+        position += length + -length % 4
+    return found
+
+
+def _curves(tables: list[NDArray[np.float64]]) -> Callable[[Tensor], Tensor]:
+    """A curve for each channel, between evenly spaced values."""
+    if any(len(table) < 2 or not np.isfinite(table).all() for table in tables):
+        raise ProfileError("a curve of its tables is too short")
+    made = [torch.from_numpy(table.astype(np.float32)) for table in tables]
+    return lambda values: torch.stack(
+        [_looked_up(table, plane.clamp(0, 1)) for table, plane in zip(made, values, strict=True)]
+    )
+
+
+def _affine(matrix: NDArray[np.float64], offset: NDArray[np.float64]) -> Callable[[Tensor], Tensor]:
+    by, plus = (torch.from_numpy(numbers.astype(np.float32)) for numbers in (matrix, offset))
+    return lambda values: torch.einsum("ij,jhw->ihw", by, values) + plus[:, None, None]
+
+
+def _grid(nodes: NDArray[np.float64], sides: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+    """Interpolate between the nodes of a grid, in the tetrahedron around each colour: greys stay on the diagonal.
+
+    Args:
+        nodes: (product of the sides, outputs), the last channel changing first.
+        sides: nodes for each of three inputs, two or more.
+    """
+    if len(sides) != 3 or min(sides) < 2:
+        raise ProfileError("its tables are not for three channels")
+    table = torch.from_numpy(nodes.astype(np.float32))
+    last = torch.tensor(sides)[:, None] - 1
+    strides = (sides[1] * sides[2], sides[2], 1)
+
+    def interpolate(values: Tensor) -> Tensor:
+        scaled = values.clamp(0, 1).flatten(1) * last
+        below = torch.minimum(scaled.to(torch.int64), last - 1)
+        x, y, z = scaled - below
+        start = below[0] * strides[0] + below[1] * strides[1] + below[2]
+        # From the corner below along the largest part, then the middle one, to the corner above.
+        largest, smallest = torch.maximum(torch.maximum(x, y), z), torch.minimum(torch.minimum(x, y), z)
+        middle = x + y + z - largest - smallest
+        along = torch.where((x >= y) & (x >= z), strides[0], torch.where(y >= z, strides[1], strides[2]))
+        left_out = torch.where((z <= x) & (z <= y), strides[2], torch.where(y <= x, strides[1], strides[0]))
+        corners = (start, start + along, start + (sum(strides) - left_out), start + sum(strides))
+        weights = (1 - largest, largest - middle, middle - smallest, smallest)
+        result = torch.zeros(len(start), table.shape[1])
+        for corner, weight in zip(corners, weights, strict=True):
+            result.addcmul_(table.index_select(0, corner), weight[:, None])
+        return result.T.reshape(-1, *values.shape[1:])
+
+    return interpolate
+
+
+def xyz_to_srgb(xyz: Tensor) -> Tensor:
+    """Convert (3, H, W) XYZ under D50 to sRGB, outside [0, 1] where sRGB cannot show the colour."""
+    return light_to_srgb(torch.einsum("ij,jhw->ihw", _XYZ_TO_LIGHT, xyz))
+
+
+def srgb_to_xyz(image: Tensor) -> Tensor:
+    """Convert (3, H, W) sRGB, any range, to XYZ under D50."""
+    return torch.einsum("ij,jhw->ihw", _LIGHT_TO_XYZ, srgb_to_light(image))
+
+
+def srgb_to_lab(image: Tensor) -> Tensor:
+    """Convert (3, H, W) sRGB, any range, to CIE 1976 L*a*b* under D50; the inverse of `lab_to_srgb`."""
+    ratio = srgb_to_xyz(image) / _LIGHT_TO_XYZ.sum(dim=1)[:, None, None]
+    root = torch.where(ratio > (6 / 29) ** 3, ratio.clamp(min=0) ** (1 / 3), ratio * ((29 / 6) ** 2 / 3) + 4 / 29)
+    return torch.stack([116 * root[1] - 16, 500 * (root[0] - root[1]), 200 * (root[1] - root[2])])
 
 
 def profile_space(icc: bytes) -> str:
@@ -380,12 +583,6 @@ def _is_srgb(profile: ColorProfile, channels: int) -> bool:
     steps = torch.linspace(0, 1, 18)
     grid = torch.stack(torch.meshgrid([steps] * channels, indexing="ij")).reshape(channels, 1, -1)
     return bool((profile.to_srgb(grid).clamp(0, 1) - grid).abs().max() < _SRGB_TOLERANCE)
-
-
-def _transformed(rows: Tensor, transform: ImageCms.ImageCmsTransform) -> Tensor:
-    image = Image.fromarray(to_samples(rows, 8))
-    ImageCms.applyTransform(image, transform, inPlace=True)
-    return from_samples(np.asarray(image))
 
 
 # --- profiles of other descriptions ---

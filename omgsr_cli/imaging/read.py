@@ -33,6 +33,7 @@ from omgsr_cli.imaging.picture import Picture, PictureHeader, PictureMetadata
 from omgsr_cli.imaging.profiles import (
     ColorDescription,
     ProfileError,
+    TableProfile,
     convert_to_srgb,
     describe_color,
     load_profile,
@@ -109,8 +110,8 @@ def read_picture(source: Path | bytes, name: str | None = None) -> Picture:
         notes += (f"{frames} frames: only the first is used",)
     if color.narrow_range:
         samples = _full_range(samples)
-    picture = _with_pixels(Picture(torch.empty(3, 1, 1), format=format_name, metadata=metadata), samples)
-    return replace(picture, frames=frames, notes=notes)
+    picture = Picture(torch.empty(3, 1, 1), format=format_name, metadata=metadata, frames=frames, notes=notes)
+    return _with_pixels(picture, samples)
 
 
 def probe_picture(source: Path | bytes, name: str | None = None) -> PictureHeader:
@@ -321,9 +322,12 @@ def _with_pixels(picture: Picture, samples: NDArray[Any]) -> Picture:
     color, alpha = planes[:colors], planes[colors:] if samples.shape[2] > colors else None
     is_neutral = colors == 1 or bool(torch.equal(color[0], color[1]) and torch.equal(color[1], color[2]))
     profile = load_profile(picture.metadata.icc) if picture.metadata.icc else None
-    gamut = None
+    gamut, metadata, notes = None, picture.metadata, picture.notes
     if profile is not None:
         color, gamut = _clipped(profile.to_srgb(color))
+    if isinstance(profile, TableProfile) and not profile.goes_back:
+        gamut, metadata = None, replace(metadata, icc=None)
+        notes += ("the ICC profile converts one way only: the result is sRGB",)
     return replace(
         picture,
         rgb=color.expand(3, -1, -1).contiguous(),
@@ -332,6 +336,8 @@ def _with_pixels(picture: Picture, samples: NDArray[Any]) -> Picture:
         is_grey=colors == 1,
         is_neutral=is_neutral,
         gamut=gamut,
+        metadata=metadata,
+        notes=notes,
     )
 
 
