@@ -63,12 +63,13 @@ _READ_REASONS = {
     errno.EACCES: _NOT_READABLE,
     errno.EPERM: _NOT_READABLE,
     errno.EISDIR: "it is a folder, not a file",
+    errno.EBADF: "it is closed",
     errno.ELOOP: "its links lead in a circle",
     errno.ENAMETOOLONG: "the name is too long for a file",
 }
 
 _ELSEWHERE, _FREE_SPACE = "write to a folder where you may", "free some space, or write to another disk"
-_WRITE_REASONS = {
+_WRITE_REASONS: dict[int, tuple[str, str | None]] = {
     errno.ENOSPC: ("the disk is full", _FREE_SPACE),
     errno.EDQUOT: ("your disk quota is used up", _FREE_SPACE),
     errno.EACCES: ("not allowed to write there", _ELSEWHERE),
@@ -78,6 +79,7 @@ _WRITE_REASONS = {
     errno.ENOTDIR: ("a part of its path is a file, not a folder", "write to another folder"),
     errno.EEXIST: ("a part of its path is a file, not a folder", "write to another folder"),
     errno.EISDIR: ("it is a folder", "give the name of a file"),
+    errno.EBADF: ("it is closed", None),
 }
 
 # Libraries in Rust, such as safetensors, give the system's number in their text alone.

@@ -13,7 +13,7 @@ import torch
 
 from omgsr_cli.batch.finished import FinishedResults, Settings
 from omgsr_cli.batch.results import FileResult, Status
-from omgsr_cli.errors import FileError, OmgsrError
+from omgsr_cli.errors import FileError, OmgsrError, read_reason
 from omgsr_cli.files.addresses import Address, Location
 from omgsr_cli.files.clashes import comparison_path
 from omgsr_cli.files.jobs import Job
@@ -84,7 +84,10 @@ def plan_files(
 def open_content(job: Job, held: ExitStack, results: FinishedResults) -> bytes | Path:
     """What to read: all of standard input, the file, or a copy of one on the network for as long as it is held."""
     if job.source is None:
-        return sys.stdin.buffer.read()
+        try:
+            return sys.stdin.buffer.read()
+        except OSError as error:
+            raise FileError(f"standard input: cannot be read: {read_reason(error)}") from error
     copy = held.enter_context(local_copy(job.source))
     if isinstance(job.source, Address):
         results.keep_fetched(job.source, copy)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from urllib.parse import quote
 from omgsr_cli.benchmark.results import MetricInfo, Report
 from omgsr_cli.benchmark.tables import Cell, Table, tables_of, without_local_paths
 from omgsr_cli.errors import FileError, reason_of
+from omgsr_cli.files.addresses import json_text
 from omgsr_cli.imaging import OutputFormat, Picture, encode_picture, probe_picture, read_picture, write_atomically
 from omgsr_cli.pages.template import data_address, definitions, escape, fill_page, printable
 
@@ -73,7 +73,7 @@ def write_page(report: Report, path: Path, image_folder: Path | None = None, *, 
         failures=_failures(report),
         about=_about(report),
         # A name may hold "</script>": inside of JSON its "<" can be written otherwise.
-        data=json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),
+        data=json_text(data).replace("<", "\\u003c"),
     )
     write_atomically(path, [text.encode("utf-8")], overwrite=overwrite)
 

@@ -166,7 +166,7 @@ def _write_reports(
         from omgsr_cli.benchmark.tables import csv_text
         from omgsr_cli.imaging import write_atomically
 
-        write_atomically(csv, [csv_text(report).encode("utf-8", "surrogateescape")], overwrite=overwrite)
+        write_atomically(csv, [csv_text(report).encode("utf-8", "backslashreplace")], overwrite=overwrite)
     if html is not None:
         from omgsr_cli.benchmark.page import write_page
 

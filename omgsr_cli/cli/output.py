@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import ClassVar
 
 import typer
 from rich.console import Console
@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from omgsr_cli.cli.progress import ProgressView, StepView, show_bytes, show_files, show_steps
 from omgsr_cli.errors import OmgsrError, UsageError
-from omgsr_cli.files.addresses import shown
+from omgsr_cli.files.addresses import json_text, shown
 
 
 class Output:
@@ -26,6 +26,9 @@ class Output:
         verbose: notes on single files are said also where they are many.
         mute: say nothing at all, as of several processes all but one do.
     """
+
+    lost: ClassVar[OSError | None] = None
+    """Why results could not be written to stdout, if so."""
 
     def __init__(
         self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False, mute: bool = False
@@ -42,10 +45,16 @@ class Output:
             return
         if isinstance(text, Path):
             text = shown(text) if sys.stdout.isatty() else str(text)
-        line = json.dumps(record, ensure_ascii=False) if self.as_json else text
-        # A name that is not valid Unicode must come out as the bytes it is.
-        sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape") + b"\n")
-        sys.stdout.buffer.flush()
+        line = json_text(record) if self.as_json else text
+        try:
+            # In a line of text a name that is not valid Unicode comes out as the bytes it is.
+            sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape") + b"\n")
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            # The work goes on; that its results were not listed is an error at the end.
+            Output.lost = error
 
     def note(self, text: str) -> None:
         """Say something worth knowing."""
@@ -61,9 +70,9 @@ class Output:
         """Say what went wrong, and what to do next."""
         if self.mute:
             return
-        self._errors.print(f"[bold red]error:[/] {escape(shown(error.message))}")
+        self._print(f"[bold red]error:[/] {escape(shown(error.message))}")
         if error.hint:
-            self._errors.print(f"[cyan]hint:[/] {escape(shown(error.hint))}")
+            self._print(f"[cyan]hint:[/] {escape(shown(error.hint))}")
 
     def confirm(self, question: str, *, yes: bool, hint: str) -> None:
         """Ask before something that a person should decide; `yes` has answered already.
@@ -74,7 +83,7 @@ class Output:
         """
         if yes:
             return
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             raise UsageError(f"nobody is here to ask: {question}", hint)
         typer.confirm(question, abort=True, err=True)
 
@@ -101,4 +110,9 @@ class Output:
         return self._errors if self._errors.is_terminal and not self.quiet else None
 
     def _say(self, text: str) -> None:
-        self._errors.print(escape(text))
+        self._print(escape(text))
+
+    def _print(self, markup: str) -> None:
+        # Where not even stderr can be written, nobody can be told.
+        with suppress(OSError):
+            self._errors.print(markup)

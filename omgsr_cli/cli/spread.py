@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 
 class Report(Protocol):
-    """Is told of a run and its files."""
+    """Is told of a run and its files.
+
+    Attributes:
+        missing: how many lines could not be written.
+    """
+
+    missing: int
 
     def begin(self, files: int | None, part: str | None, *, retry: bool = False) -> None:
         """A run begins."""
@@ -37,6 +43,8 @@ class Report(Protocol):
 
 
 class _NoReport:
+    missing = 0
+
     def begin(self, files: int | None, part: str | None, *, retry: bool = False) -> None:
         pass
 
@@ -47,13 +55,13 @@ class _NoReport:
         pass
 
 
-def open_report(path: Path | None) -> AbstractContextManager[Report]:
+def open_report(path: Path | None, on_note: Callable[[str], None]) -> AbstractContextManager[Report]:
     """The report that was asked for, or one that forgets.
 
     Raises:
         UsageError: it cannot be written.
     """
-    return nullcontext(_NoReport()) if path is None else RunReport(path)
+    return nullcontext(_NoReport()) if path is None else RunReport(path, on_note)
 
 
 class PartsOfPlan:

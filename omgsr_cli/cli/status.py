@@ -42,9 +42,18 @@ def _told(state: RunState) -> str:
     if state.failed:
         parts.append(f"{state.failed} failed")
     if state.rate is not None:
-        parts.append(f"{state.rate:.2g} files a second")
+        parts.append(_speed(state.rate))
     if state.left and state.seconds_left is not None:
         parts.append(f"about {duration(state.seconds_left)} left")
     return "\n".join(
         [", ".join(parts), *(f"failed: {count} {shown(reason)}" for reason, count in state.reasons.items())]
     )
+
+
+def _speed(per_second: float) -> str:
+    """Such as "190 files a second", "2.5 files a minute"."""
+    for unit, count in (("second", 1), ("minute", 60), ("hour", 3600)):
+        rate = per_second * count
+        if rate >= 1 or unit == "hour":
+            break
+    return f"{rate:,.0f} files a {unit}" if rate >= 10 else f"{rate:.1f} files a {unit}"

@@ -10,7 +10,7 @@ from omgsr_cli.cli import upscale_params as own
 from omgsr_cli.cli.output import Output
 from omgsr_cli.cli.spread import PartsOfPlan, failed_inputs, first_device, open_report
 from omgsr_cli.cli.upscale_run import Session
-from omgsr_cli.errors import UsageError
+from omgsr_cli.errors import FileError, UsageError
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
 from omgsr_cli.files.jobs import JobOptions, JobPlan, plan_in_parts
 from omgsr_cli.files.naming import STREAM, scale_label
@@ -136,9 +136,13 @@ def upscale(
     _check_quality(quality, plan.first)
     if dry_run:
         return session.plan(plan)
-    with open_report(report) as kept:
+    with open_report(report, lambda text: talk.note(f"note: {text}")) as kept:
         kept.begin(plan.total, None if part is None else str(part), retry=retry_failed)
-        return session.run(plan, spread, kept)
+        code = session.run(plan, spread, kept)
+    if kept.missing:
+        hint = "what is finished stays: give another --report, and the next run lists it as skipped"
+        talk.error(FileError(f"--report {report} lacks {kept.missing} lines", hint))
+    return code or int(kept.missing > 0)
 
 
 def _check_quality(quality: int | None, plan: JobPlan) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _USER = re.compile(r"(?<=://)[^/@\s]*@")
 _QUERY = re.compile(r"(?<=\?)[^\s\"'<>]+")
 
@@ -104,6 +108,27 @@ def without_secrets(text: str) -> str:
     """A text whose URLs have neither user and password nor what follows a question mark of the web's."""
     text = _USER.sub("…@", text)
     return _QUERY.sub("…", text) if any(f"{scheme}://" in text.lower() for scheme in _WITH_QUERY) else text
+
+
+def json_text(value: object) -> str:
+    r"""JSON in valid UTF-8, whatever the names of files in it are.
+
+    A byte of a name that is not UTF-8 is written as the escape of the lone surrogate by which Python stands for it, as
+    "\udcff": `os.fsencode(json.loads(text))` gives the name back. Numbers that are not finite become null.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), ensure_ascii=False)
+    return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def shown(path: object) -> str:

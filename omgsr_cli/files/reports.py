@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from omgsr_cli.errors import FileError, UsageError, reason_of
-from omgsr_cli.files.addresses import shown
+from omgsr_cli.errors import UsageError, reason_of, write_reason
+from omgsr_cli.files.addresses import json_text, shown
 from omgsr_cli.files.seen import SeenNames
 
 _LONGEST_LINE = 1 << 20
@@ -27,12 +29,19 @@ class RunReport:
 
     Args:
         path: of the report, made if it is missing.
+        on_note: told once if the disk is full: the run goes on, and later lines are tried all the same.
+
+    Attributes:
+        missing: how many lines could not be written.
+
     Raises:
         UsageError: it cannot be written, or is a file of another kind.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, on_note: Callable[[str], None] = lambda _: None) -> None:
+        self._path, self._on_note = path, on_note
+        self.missing = 0
+        self._is_torn = False
         if path.is_file() and not _could_be_report(path):
             raise UsageError(f"--report {shown(path)} is there and not a report", "give another file")
         try:
@@ -44,7 +53,7 @@ class RunReport:
                 os.write(self._file, b"\n")
         except OSError as error:
             raise UsageError(
-                f"--report {shown(path)} cannot be written: {reason_of(error)}", "give another file"
+                f"--report {shown(path)} cannot be written: {write_reason(error)}", "give another file"
             ) from error
 
     def begin(self, files: int | None, part: str | None, *, retry: bool = False) -> None:
@@ -62,11 +71,7 @@ class RunReport:
         self._write({"files": files, "time": time.time()})
 
     def add(self, record: Mapping[str, object]) -> None:
-        """Add what became of a file.
-
-        Raises:
-            FileError: the disk is full.
-        """
+        """Add what became of a file."""
         self._write({**record, "time": time.time()})
 
     def __enter__(self) -> Self:
@@ -76,10 +81,20 @@ class RunReport:
         os.close(self._file)
 
     def _write(self, record: Mapping[str, object]) -> None:
+        line = json_text(record).encode() + b"\n"
+        # Half a line was all that had room: this one begins anew.
+        line = b"\n" + line if self._is_torn else line
         try:
-            os.write(self._file, json.dumps(record).encode() + b"\n")
+            written = os.write(self._file, line)
+            self._is_torn = written < len(line) if written else self._is_torn
+            if written < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise FileError(f"{shown(self._path)} cannot be written: {reason_of(error)}") from error
+            self.missing += 1
+            if self.missing == 1:
+                self._on_note(
+                    f"--report {shown(self._path)} cannot be written: {write_reason(error)}; the run continues"
+                )
 
 
 @dataclass(frozen=True)
@@ -115,13 +130,13 @@ class RunState:
 
     @property
     def rate(self) -> float | None:
-        """Files a second; None before the first."""
-        return self.done / self.seconds if self.done and self.seconds > 0 else None
+        """Files a second; None before the first, and where the times make no sense."""
+        return self.done / self.seconds if self.done and 0 < self.seconds < math.inf else None
 
     @property
     def seconds_left(self) -> float | None:
         """At this rate; None where it is not known."""
-        return None if self.left is None or self.rate is None else self.left / self.rate
+        return None if self.left is None or not self.rate else self.left / self.rate
 
     def has_failed(self, name: str) -> bool:
         """Whether a file has failed, and was not finished later."""
@@ -164,13 +179,13 @@ def read_reports(paths: Sequence[Path]) -> RunState:
         latest: dict[str | None, _Run] = {}
         part: str | None = None
         for line in _lines(path):
-            if "run" in line:
-                part = line["run"]["part"]
+            if isinstance(line.get("run"), dict):
+                part = line["run"].get("part")
                 latest[part] = _begun(line, latest, part)
-            elif "files" in line and part in latest:
+            elif _is_count(line.get("files")) and part in latest:
                 if not latest[part].retry:
                     latest[part].files = line["files"]
-            elif line.get("status") in ("done", "skipped", "failed"):
+            elif "status" in line:
                 run = latest.setdefault(part, _Run(None, line["time"], line["time"]))
                 _add(failures, run, line)
                 run.done += line["status"] != "skipped"
@@ -208,7 +223,7 @@ def _sum_up(failures: SeenNames, runs: Sequence[_Run]) -> RunState:
 
 
 def _begun(line: Mapping[str, Any], latest: Mapping[str | None, _Run], part: str | None) -> _Run:
-    run, before = _Run(line["run"]["files"], line["time"], line["time"]), latest.get(part)
+    run, before = _Run(line["run"].get("files"), line["time"], line["time"]), latest.get(part)
     if line["run"].get("retry") and latest:
         # Its files are some of those that are counted already.
         run.retry, run.files = True, 0 if before is None else before.files
@@ -216,11 +231,11 @@ def _begun(line: Mapping[str, Any], latest: Mapping[str | None, _Run], part: str
 
 
 def _add(failures: SeenNames, run: _Run, line: Mapping[str, Any]) -> None:
-    if line["status"] == "failed" and line["input"] is None:
-        run.problems[str(line["error"]).rpartition(": ")[2]] += 1
+    if line["status"] == "failed" and line.get("input") is None:
+        run.problems[str(line.get("error")).rpartition(": ")[2]] += 1
         return
-    name = str(line["input"])
-    failures.put(name, str(line["error"]).removeprefix(f"{name}: ") if line["status"] == "failed" else None)
+    name = str(line.get("input"))
+    failures.put(name, str(line.get("error")).removeprefix(f"{name}: ") if line["status"] == "failed" else None)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -232,7 +247,32 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 except ValueError:
                     # Half a line: it is being written, or the machine went down. Its file is simply not known of.
                     continue
-                if isinstance(line, dict) and "time" in line:
+                if isinstance(line, dict) and _is_sound(line):
                     yield line
     except OSError as error:
         raise UsageError(f"{shown(path)} cannot be read: {reason_of(error)}") from error
+
+
+def _is_sound(line: Mapping[str, Any]) -> bool:
+    """Whether a line is as `RunReport` writes it: others, as of a damaged disk or another program, say nothing."""
+    if not _is_time(line.get("time")):
+        return False
+    if "run" in line:
+        run = line["run"]
+        files, part = (run.get("files"), run.get("part")) if isinstance(run, dict) else (-1, None)
+        return (files is None or _is_count(files)) and isinstance(part, str | None)
+    if "status" in line:
+        return line["status"] in _STATES and all(isinstance(line.get(name), str | None) for name in ("input", "error"))
+    return _is_count(line.get("files"))
+
+
+_STATES = ["done", "skipped", "failed"]
+
+
+def _is_time(value: object) -> bool:
+    """Seconds since 1970 that a clock can show."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

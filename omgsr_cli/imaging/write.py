@@ -76,7 +76,7 @@ def write_picture(
     """
     if isinstance(destination, Path) and not overwrite and os.path.lexists(destination):
         raise exists_error(destination)
-    name = str(destination) if isinstance(destination, Path) else "<stream>"
+    name = str(destination) if isinstance(destination, Path) else "standard output"
     parts, notes = encode_picture(
         picture, name=name, format=format, quality=quality, metadata=metadata, dpi=dpi, record=record
     )

@@ -114,7 +114,7 @@ def write_csv(path: Path, survey: Survey, *, overwrite: bool) -> None:
     own_steps = own_timesteps(*survey.numbers(), survey.encoder.schedule).tolist()
     for item, own in zip(survey.measured, own_steps, strict=True):
         writer.writerow([item.path, *item.window, repr(item.power), repr(item.snr), own, *item.drawn.values()])
-    write_atomically(path, [table.getvalue().encode("utf-8", "surrogateescape")], overwrite=overwrite)
+    write_atomically(path, [table.getvalue().encode("utf-8", "backslashreplace")], overwrite=overwrite)
 
 
 def write_plot(path: Path, record: dict[str, Any], survey: Survey, *, overwrite: bool) -> None:
