@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
+from command_line import Command, draw
 
 from omgsr_cli.errors import FileError
-from omgsr_cli.files.remembered import Remembered, cache_folder
+from omgsr_cli.files.remembered import Remembered, cache_folder, forget_notes, take_notes
 
 
 def test_a_file_is_read_again_only_after_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,3 +86,90 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("OMGSR_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "omgsr"
+
+
+def spoil(path: Path, how: str) -> None:
+    """Damage a database as disks and people do."""
+    if how == "garbage":
+        path.write_bytes(b"garbage" * 1000)
+    elif how == "truncated":
+        os.truncate(path, path.stat().st_size // 2)
+    elif how == "short":
+        os.truncate(path, 50)
+    elif how == "middle":
+        content = bytearray(path.read_bytes())
+        content[4096:] = b"\xa5" * (len(content) - 4096)
+        path.write_bytes(content)
+    elif how == "folder":
+        path.unlink()
+        (path / "below").mkdir(parents=True)
+    elif how == "another table":
+        path.unlink()
+        with sqlite3.connect(path) as database:
+            database.execute("CREATE TABLE remembered (other TEXT)")
+
+
+@pytest.mark.parametrize("how", ["garbage", "truncated", "short", "middle", "folder", "another table"])
+def test_a_damaged_database_is_named_once_and_a_new_one_begun(tmp_path: Path, how: str) -> None:
+    place = tmp_path / "kept" / "remembered.sqlite"
+    before = Remembered(tmp_path / "kept")
+    for number in range(200):
+        before.keep_sample(f"sample {number}", "x" * 100)
+    before.close()
+    spoil(place, how)
+    forget_notes()
+    after = Remembered(tmp_path / "kept")
+    assert after.find_sample("sample 7") is None
+    after.keep_sample("new", "y")
+    after.close()
+    (note,) = take_notes()
+    assert str(place) in note
+    assert len([path for path in place.parent.iterdir() if "damaged" in path.name]) == 1
+    assert Remembered(tmp_path / "kept").find_sample("new") == "y"
+    assert take_notes() == ()
+
+
+def test_a_cache_that_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("a file")
+    forget_notes()
+    Remembered(tmp_path / "kept").keep_sample("a", "1")
+    (note,) = take_notes()
+    assert str(tmp_path / "kept") in note
+    assert Remembered(tmp_path / "kept").find_sample("a") == "1"
+    assert (tmp_path / "kept").read_text() == "a file"
+
+
+def test_a_database_that_may_not_be_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Remembered(tmp_path / "kept").keep_sample("old", "1")
+    connect = sqlite3.connect
+
+    def read_only(place: Path | str, **options: Any) -> sqlite3.Connection:
+        if Path(place).parent == tmp_path / "kept":
+            return connect(f"file:{place}?mode=ro", uri=True, **options)
+        return connect(place, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", read_only)
+    forget_notes()
+    Remembered(tmp_path / "kept").keep_sample("new", "2")
+    again = Remembered(tmp_path / "kept")
+    assert (again.find_sample("old"), again.find_sample("new")) == ("1", "2")
+    assert len(take_notes()) == 1
+
+
+@pytest.mark.parametrize("how", ["garbage", "truncated", "folder"])
+def test_finished_results_are_known_again_after_the_cache_was_damaged(
+    omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "cache"))
+    draw(tmp_path / "in" / "a.png", 8, 6)
+    with_record = (tmp_path / "in", "-o", tmp_path / "out")
+    without = (tmp_path / "in", "-o", tmp_path / "bare", "--metadata", "none")
+    assert (omgsr(*with_record).code, omgsr(*without).code) == (0, 0)
+    spoil(tmp_path / "cache" / "remembered.sqlite", how)
+    said = omgsr(*with_record)
+    assert (said.code, said.out) == (0, b"")
+    assert said.err.count("remembered.sqlite is damaged") == 1
+    assert omgsr(*without, "--overwrite").code == 0
+    said = omgsr(*without)
+    assert (said.code, said.out) == (0, b"")
+    assert "damaged" not in said.err

@@ -22,6 +22,7 @@ from omgsr_cli.cli.timestep import timestep
 from omgsr_cli.cli.train import train
 from omgsr_cli.cli.upscale import upscale
 from omgsr_cli.errors import OmgsrError, UsageError, write_error
+from omgsr_cli.files.remembered import forget_notes, take_notes
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -101,6 +102,7 @@ def _open_closed_streams() -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the program; every error that a user can cause is one line, an unknown one keeps its traceback."""
     output, Output.lost = Output(), None
+    forget_notes()
     try:
         code = app(args=None if arguments is None else list(arguments), prog_name="omgsr", standalone_mode=False)
     except OmgsrError as error:
@@ -128,6 +130,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if not _is_stdouts(error):
             raise
         Output.lost, code = error, FAILED
+    for text in take_notes():
+        output.note(f"note: {text}")
     if Output.lost is not None:
         output.error(write_error("standard output", Output.lost))
         code = code or FAILED

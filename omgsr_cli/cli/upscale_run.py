@@ -25,7 +25,7 @@ class Session:
     """One call of the command: the settings, the model when it is needed, and the counting."""
 
     def __init__(self, settings: Settings, talk: Output, to_stdout: bool) -> None:
-        from omgsr_cli.files.remembered import Remembered
+        from omgsr_cli.files.remembered import Remembered, take_notes
         from omgsr_cli.models.families import family_of
         from omgsr_cli.models.loading import describe_model
         from omgsr_cli.models.sources import find_model
@@ -45,6 +45,8 @@ class Session:
         )
         self.info = describe_model(self.source)
         self.remembered = Remembered()
+        for text in take_notes():
+            talk.note(f"note: {text}")
         seed = settings.restore.seed
         if seed is not None and not family_of(self.source.record, self.source.name).has_posterior:
             talk.note(f"note: --seed {seed} has no effect: {self.info.name} draws nothing")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 
 from omgsr_cli.errors import FileError, reason_of
@@ -34,6 +37,195 @@ def cache_folder() -> Path:
     return Path(base) / "omgsr"
 
 
+class Facts:
+    """Texts by kind and key, in a small database that several processes share.
+
+    A database that is damaged is moved aside and a new one begun; where one may not be written, it is read, and a new
+    one is kept in a folder beside it or among the system's temporary files. `take_notes` says so. Where none can be
+    kept, facts last as long as the process.
+
+    Args:
+        folder: of the database, made if it is missing; None keeps none.
+        name: of its file.
+    """
+
+    def __init__(self, folder: Path | None, name: str) -> None:
+        self._places = [] if folder is None else [place / name for place in _folders(folder)]
+        # Those that may not be written come behind the one that is written.
+        self._databases: list[sqlite3.Connection] = []
+        self._has_warned = False
+        self._open()
+
+    def find(self, kind: str, key: bytes) -> str | None:
+        """The text that was kept; None if none was."""
+        select = "SELECT value FROM remembered WHERE kind = ? AND key = ?"
+        rows = self._rows(select, (kind, key))
+        return str(rows[0][0]) if rows else None
+
+    def has(self, kind: str) -> bool:
+        """Whether anything of a kind was kept."""
+        return bool(self._rows("SELECT 1 FROM remembered WHERE kind = ? LIMIT 1", (kind,)))
+
+    def keep(self, kind: str, key: bytes, value: str) -> None:
+        """Keep a text in the place of what was kept; where the disk is full or fails, it is lost."""
+        for _ in range(2):
+            try:
+                self._databases[0].execute("INSERT OR REPLACE INTO remembered VALUES (?, ?, ?)", (kind, key, value))
+                return
+            except sqlite3.Error as error:
+                if _primary(error) in _DAMAGED or _primary(error) == sqlite3.SQLITE_READONLY:
+                    self._open()
+                    continue
+                # A full disk costs the next run some time, never this one its result.
+                if not self._has_warned and self._places:
+                    _tell(f"{self._places[0]} cannot be written: {error}")
+                self._has_warned = True
+                return
+
+    def close(self) -> None:
+        """Close the database."""
+        for database in self._databases:
+            database.close()
+
+    def _rows(self, select: str, values: tuple[object, ...]) -> list[tuple[object, ...]]:
+        for _ in range(2):
+            try:
+                for database in self._databases:
+                    if rows := database.execute(select, values).fetchall():
+                        return rows
+            except sqlite3.Error as error:
+                if _primary(error) in _DAMAGED:
+                    self._open(damaged=True)
+                    continue
+            break
+        return []
+
+    def _open(self, *, damaged: bool = False) -> None:
+        """Open the first place that can be written, and those before it to read."""
+        self.close()
+        self._databases = []
+        refused: Path | None = None
+        for place in self._places:
+            if damaged and place == self._places[0] and place.is_file():
+                _move_aside(place)
+            database, is_writable = _open_database(place)
+            if database is not None:
+                self._databases.insert(0, database)
+            if is_writable:
+                if refused is not None:
+                    _tell(f"{refused} cannot be used: {place} takes its place; remove one of them")
+                return
+            refused = refused or place
+        if refused is not None:
+            _tell(f"{refused} cannot be used: what this run learns is forgotten when it ends")
+        database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        database.execute(_TABLE)
+        self._databases.insert(0, database)
+
+
+_TABLE = "CREATE TABLE IF NOT EXISTS remembered (kind TEXT, key BLOB, value TEXT, PRIMARY KEY (kind, key))"
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+_notes: dict[str, bool] = {}
+
+
+def take_notes() -> tuple[str, ...]:
+    """What a person should know of the caches since the last call; each once."""
+    untold = tuple(text for text, is_told in _notes.items() if not is_told)
+    _notes.update(dict.fromkeys(untold, True))
+    return untold
+
+
+def forget_notes() -> None:
+    """Begin anew, as a command does."""
+    _notes.clear()
+
+
+def _tell(text: str) -> None:
+    _notes.setdefault(text, False)
+
+
+def _folders(folder: Path) -> tuple[Path, ...]:
+    """Where to keep a database: the folder, one beside it, or the user's own among temporary files."""
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    name = hashlib.sha256(os.fsencode(os.path.abspath(folder))).hexdigest()[:8]
+    return folder, folder.with_name(f"{folder.name}-2"), Path(tempfile.gettempdir(), f"omgsr-{user}-{name}")
+
+
+def _open_database(place: Path) -> tuple[sqlite3.Connection | None, bool]:
+    """A database and whether it may be written; one that is damaged is moved aside."""
+    for _ in range(2):
+        database: sqlite3.Connection | None = None
+        try:
+            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Anybody may make a folder among temporary files.
+            is_temporary = place.parent.name.startswith("omgsr-") and hasattr(os, "getuid")
+            if is_temporary and place.parent.stat().st_uid != os.getuid():
+                return None, False
+            database = sqlite3.connect(place, timeout=10, isolation_level=None, check_same_thread=False)
+            # What is lost here is made again: nothing waits for the disk.
+            database.execute("PRAGMA synchronous = OFF")
+            _check(database, place)
+            return database, True
+        except OSError:
+            return None, False
+        except sqlite3.Error as error:
+            code = _primary(error)
+            if database is not None and database.in_transaction:
+                database.execute("ROLLBACK")
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL):
+                return database, True
+            if code == sqlite3.SQLITE_READONLY or (code == sqlite3.SQLITE_CANTOPEN and place.is_file()):
+                # Its folder, or the file alone, may not be written.
+                return database, False
+            if database is not None:
+                database.close()
+            is_damaged = code in _DAMAGED or place.is_dir()
+            if not is_damaged or not _move_aside(place):
+                return None, False
+    return None, False
+
+
+def _check(database: sqlite3.Connection, place: Path) -> None:
+    """Find out whether a database can be written, and is as long as it says; nothing is changed."""
+    # Nobody else writes meanwhile.
+    database.execute("BEGIN IMMEDIATE")
+    database.execute(_TABLE)
+    database.execute("SELECT kind, key, value FROM remembered LIMIT 1").fetchall()
+    database.execute("COMMIT")
+    database.execute("BEGIN IMMEDIATE")
+    database.execute("INSERT OR REPLACE INTO remembered VALUES ('probe', '', '')")
+    with place.open("rb") as file:
+        head = file.read(32)
+    database.execute("ROLLBACK")
+    page_bytes = int.from_bytes(head[16:18], "big")
+    pages = int.from_bytes(head[28:32], "big")
+    if place.stat().st_size < pages * (65536 if page_bytes == 1 else page_bytes):
+        error = sqlite3.DatabaseError("the file is truncated")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
+
+
+def _move_aside(place: Path) -> bool:
+    aside = next(
+        path for number in count(1) if not os.path.lexists(path := place.with_name(f"{place.name}.damaged-{number}"))
+    )
+    try:
+        os.rename(place, aside)
+    except OSError:
+        return False
+    # A journal belongs to the database that it was written for.
+    for ending in ("-journal", "-wal", "-shm"):
+        with suppress(OSError):
+            os.unlink(f"{place}{ending}")
+    _tell(f"{place} is damaged: it is now {aside.name}, a new one was begun, and what it held is forgotten")
+    return True
+
+
+def _primary(error: sqlite3.Error) -> int:
+    """SQLite's code without its extension."""
+    return (getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_ERROR) & 0xFF
+
+
 class Remembered:
     """A small database in the cache folder. Where none can be kept, a run simply remembers nothing.
 
@@ -45,11 +237,10 @@ class Remembered:
 
     def __init__(self, folder: Path | None = None) -> None:
         try:
-            place = folder or cache_folder()
-            place.mkdir(parents=True, exist_ok=True)
-            self._open(str(place / "remembered.sqlite"))
-        except (OSError, RuntimeError, sqlite3.Error):
-            self._open(":memory:")
+            self._facts = Facts(folder or cache_folder(), "remembered.sqlite")
+        except RuntimeError:
+            self._facts = Facts(None, "remembered.sqlite")
+        self._find, self._keep = self._facts.find, self._facts.keep
 
     def content(self, path: Path) -> str:
         """The SHA-256 of a whole file, 64 hexadecimal digits; read only if it has changed since it was last asked.
@@ -120,12 +311,7 @@ class Remembered:
     @cached_property
     def _has_results(self) -> bool:
         """Whether any result without a record is known: else many files need not be asked for."""
-        try:
-            return (
-                self._database.execute("SELECT 1 FROM remembered WHERE kind = 'result' LIMIT 1").fetchone() is not None
-            )
-        except sqlite3.Error:
-            return False
+        return self._facts.has("result")
 
     def is_result_content(self, content: str) -> bool:
         """Whether a file with this SHA-256 was found to be a result of an earlier run."""
@@ -167,30 +353,7 @@ class Remembered:
 
     def close(self) -> None:
         """Close the database."""
-        self._database.close()
-
-    def _open(self, place: str) -> None:
-        self._database = sqlite3.connect(place, timeout=10, isolation_level=None, check_same_thread=False)
-        # What is lost here is made again: nothing waits for the disk.
-        self._database.execute("PRAGMA synchronous = OFF")
-        self._database.execute(
-            "CREATE TABLE IF NOT EXISTS remembered (kind TEXT, key BLOB, value TEXT, PRIMARY KEY (kind, key))"
-        )
-
-    def _find(self, kind: str, key: bytes) -> str | None:
-        try:
-            select = "SELECT value FROM remembered WHERE kind = ? AND key = ?"
-            row = self._database.execute(select, (kind, key)).fetchone()
-        except sqlite3.Error:
-            return None
-        return None if row is None else str(row[0])
-
-    def _keep(self, kind: str, key: bytes, value: str) -> None:
-        try:
-            self._database.execute("INSERT OR REPLACE INTO remembered VALUES (?, ?, ?)", (kind, key, value))
-        except sqlite3.Error:
-            # A full disk or a broken database costs the next run some time, never this one its result.
-            return
+        self._facts.close()
 
 
 def _key(path: Location) -> bytes:
