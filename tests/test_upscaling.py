@@ -11,11 +11,12 @@ from torch import Tensor
 
 from omgsr_cli.errors import DeviceError
 from omgsr_cli.geometry import Size
+from omgsr_cli.imaging import Picture, resize
 from omgsr_cli.models.base import RestorerInfo, StageInfo
-from omgsr_cli.options import RestoreOptions
+from omgsr_cli.options import ColorFix, RestoreOptions
 from omgsr_cli.planning import plan_restoration
 from omgsr_cli.schedules import DdpmSchedule
-from omgsr_cli.upscaling import upscale_image
+from omgsr_cli.upscaling import restore_picture, upscale_image
 
 INFO = RestorerInfo(
     name="identity",
@@ -176,3 +177,31 @@ def test_exact_tiles_are_even_and_no_larger_than_worth_their_memory() -> None:
         assert rest == 0 or rest > 0.8 * plan.step.side_px
     asked = plan_restoration(info, Size(4096, 4096), Size(4096, 4096), RestoreOptions(tile=2048), ROOMY)
     assert asked.step.side_px == 2048
+
+
+@pytest.mark.parametrize(
+    ("strength", "scale", "color_fix"), [(0.4, 1, "none"), (1, 1.5, "none"), (0.4, 1.5, "wavelet")]
+)
+def test_a_result_that_is_reduced_comes_in_bands(strength: float, scale: float, color_fix: ColorFix) -> None:
+    """Of a tall image, the first rows of the result are there before most of it is restored, and never all of it."""
+    model = Identity(exact=True)
+    model.info = replace(model.info, scale=4.0)
+    told: list[tuple[int, int]] = []
+    image = torch.rand(3, 500, 24, generator=torch.Generator().manual_seed(0))
+    output = Size(round(500 * scale), round(24 * scale))
+    options = RestoreOptions(tile=64, strength=strength, color_fix=color_fix)
+    picture = Picture(image, bit_depth=16)
+    result, plain = restore_picture(model, picture, output, options, on_progress=lambda *count: told.append(count))
+    bands = [next(result.rgb)]
+    done, total = told[-1]
+    assert done < total / 3
+    bands += list(result.rgb)
+    assert told[-1][0] == total
+    assert max(band.shape[1] for band in bands) < output.height / 4
+    restored = torch.cat(bands, dim=1)
+    assert restored.shape == (3, *output)
+    # The model keeps its image, so that only the way to the working size and back is left.
+    expected = resize(resize(image, (2000, 96), 16), output, 16)
+    expected = torch.lerp(resize(image, output, 16), expected, strength)
+    torch.testing.assert_close(restored, expected, atol=1e-4, rtol=0)
+    assert plain.size_px == output
