@@ -311,7 +311,7 @@ class _Table:
                 self._steps = self._of_elements(tag)
             else:
                 raise ProfileError(f"its tables are of the unknown type {kind!r}")
-        except (struct.error, ValueError, IndexError) as error:
+        except (struct.error, ValueError, IndexError, OverflowError, MemoryError) as error:
             raise ProfileError(f"its tables cannot be read: {error}") from error
 
     def __call__(self, values: Tensor) -> Tensor:
