@@ -69,6 +69,19 @@ def test_a_printed_configuration_is_complete_and_right(train: Command, name: str
         assert [key for key in missing if f"# {key} = " not in text and f"# [{section}.{key}]" not in text] == []
 
 
+def test_the_printed_configuration_of_the_bundled_model_needs_photographs_alone(
+    train: Command, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.toml").write_bytes(train("--print-config", "omgsr-tiny").out)
+    side = TrainConfig.model_validate(tomllib.loads((tmp_path / "config.toml").read_text())).data.resolution
+    (tmp_path / "photos").mkdir()
+    draw(tmp_path / "photos" / "0.png", side + 8, side + 4)
+    checked = train("config.toml", "--check", "--json")
+    assert (checked.code, checked.errors) == (0, [])
+    assert checked.records[0]["pictures"] == 1
+
+
 def test_the_schema_describes_every_key(train: Command) -> None:
     schema = json.loads(train("--schema").out)
     assert schema["properties"].keys() == TrainConfig.model_fields.keys()
@@ -89,7 +102,7 @@ def test_five_errors_are_told_at_once_with_their_lines(train: Command, tmp_path:
         "gan = 0.0\n"
         "dv3cd = 0.0\n"
         "[optim]\n"
-        "warmup_steps = 5\n"
+        "warmup_steps = -5\n"
         "[train]\n"
         'precision = "fp16"\n'
     )

@@ -40,6 +40,7 @@ from omgsr_cli.training.losses import discriminator_loss, generator_gan_loss
 from omgsr_cli.training.optimizers import learning_rate_share
 from omgsr_cli.training.pictures import find_training_pictures
 from omgsr_cli.training.pixels import read_pixels
+from omgsr_cli.training.sections import OptimConfig
 from omgsr_cli.training.step import Stepper
 
 
@@ -371,6 +372,7 @@ def test_the_learning_rate_is_a_function_of_the_step(schedule: Any) -> None:
     middle = {"constant": 1.0, "linear": 1 - 0.98 * 45 / 89, "cosine": 0.02 + 0.49 * (1 + math.cos(math.pi * 45 / 89))}
     assert shares[55] == pytest.approx(middle[schedule])
     assert learning_rate_share(0, 1, schedule, 0) == 1
+    assert OptimConfig(schedule=schedule, warmup_steps=10).warmup_steps == 10
 
 
 def test_a_table_goes_on_where_the_run_does(tmp_path: Path) -> None:

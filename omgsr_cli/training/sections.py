@@ -206,15 +206,8 @@ class OptimConfig(Section):
     schedule: Literal["constant", "cosine", "linear"] = Field(
         default="constant", description="of the learning rate: it stays, or falls to 2 % at the last step"
     )
-    warmup_steps: Whole = Field(default=0, description="steps of a linear rise at the beginning; not with constant")
+    warmup_steps: Whole = Field(default=0, description="steps of a linear rise at the beginning, with any schedule")
     eight_bit: Switch = Field(default=False, description="keep AdamW's averages in 8 bits; needs bitsandbytes")
-
-    @model_validator(mode="after")
-    def _warms_up_for_something(self) -> Self:
-        if self.warmup_steps and self.schedule == "constant":
-            reason = 'a constant schedule has no warm-up: give schedule = "cosine" or "linear", or leave it 0'
-            raise refuse(reason, "optim.warmup_steps", "optim.schedule")
-        return self
 
 
 class StepsConfig(Section):
