@@ -383,6 +383,16 @@ def test_grey_profiles(icc: bytes) -> None:
         assert np.abs(np.asarray(image)[..., 1] - to_samples(picture.rgb, 8)[..., 1].astype(int)).max() <= 4
 
 
+def test_a_grey_profile_in_a_format_without_grey() -> None:
+    greys = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    buffer = io.BytesIO()
+    Image.fromarray(greys).save(buffer, "WEBP", lossless=True, icc_profile=GREY_15)
+    picture = read_picture(buffer.getvalue())
+    assert picture.is_grey
+    assert picture.notes == ()
+    torch.testing.assert_close(picture.rgb, read_picture(with_profile(greys, GREY_15)).rgb)
+
+
 def test_cmyk_without_a_profile_is_pillows_and_becomes_rgb() -> None:
     image = Image.fromarray(RNG.integers(0, 256, (16, 16, 4)).astype(np.uint8), "CMYK")
     buffer = io.BytesIO()

@@ -98,8 +98,7 @@ def read_picture(source: Path | bytes, name: str | None = None) -> Picture:
         if image.info.get("icc_profile", b"") is None:
             # Pillow's way to say so.
             repairs += ("the ICC profile was left out: parts of it are missing",)
-        if image.mode in ("P", "PA") and samples.shape[2] < 3 and _is_for_rgb(metadata.icc):
-            samples = samples[:, :, [0, 0, 0, 1][: samples.shape[2] + 2]]
+        samples = _as_profiled(samples, metadata.icc, has_palette=image.mode in ("P", "PA"))
         color = ColorDescription()
         if not decoded.icc_applied:
             is_grey, is_adobe = samples.shape[2] < 3, has_adobe_rgb(metadata.exif)
@@ -299,12 +298,15 @@ def _through_profile(image: Image.Image) -> _Decoded:
     return _Decoded(_planes(converted), icc_applied=True, notes=notes)
 
 
-def _is_for_rgb(icc: bytes | None) -> bool:
-    """Whether a profile is for RGB; a palette of greys then is RGB too."""
+def _as_profiled(samples: NDArray[Any], icc: bytes | None, *, has_palette: bool) -> NDArray[Any]:
+    """Give samples the channels of their profile where a format has only RGB: a palette, or a grey image in WebP."""
     try:
-        return icc is not None and profile_space(icc) == "RGB"
+        space = None if icc is None else profile_space(icc)
     except ProfileError:
-        return False
+        return samples
+    if space == "RGB" and has_palette and samples.shape[2] < 3:
+        return samples[:, :, [0, 0, 0, 1][: samples.shape[2] + 2]]
+    return _without_hue(samples) if space == "GRAY" and samples.shape[2] > 2 else samples
 
 
 def _full_range(samples: NDArray[Any]) -> NDArray[Any]:
