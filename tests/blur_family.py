@@ -73,6 +73,7 @@ class BlurTrainable:
 class BlurFamily:
     name, adapter_parts, assumed_preset, takes_prompt, has_posterior = "blur", (), None, False, False
     has_checkpointing = False
+    clamps_restored = False
     takes_vae = False
     small_files: tuple[str, ...] = ("blur.safetensors",)
     weight_stems: dict[str, str] = {}  # noqa: RUF012 - a test's own

@@ -103,13 +103,13 @@ def _load_vae(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tens
             f"{path} is no autoencoder", "give a folder with config.json, or TAESD's encoder .safetensors"
         )
     config = read_json(path / "config.json")
-    check_vae_config(config, path)
     kind = config.get("_class_name")
     with quiet_libraries(), explained_imports():
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
         from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
     if kind not in ("AutoencoderKL", "AutoencoderTiny"):
         raise ModelError(f"{path} is a {kind}", "encoders that can be read: AutoencoderKL, AutoencoderTiny")
+    check_vae_config(config, path)
     network: Any = load_part(
         AutoencoderKL if kind == "AutoencoderKL" else AutoencoderTiny, path.parent, path.name, PRECISIONS["fp32"]
     )
