@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -518,3 +519,49 @@ def test_other_names_of_formats(omgsr: Command, tmp_path: Path) -> None:
         assert (said.code, said.lines) == (0, [str(tmp_path / f"a_{given}{suffix}")])
     assert omgsr(tmp_path / "a.png", "--format", "jpeg", "-o", tmp_path / "b.jpg").code == 0
     assert omgsr(tmp_path / "a.png", "--format", "bmp").code == 2
+
+
+# Memory of inputs
+
+
+def test_an_image_that_exceeds_the_memory_fails_alone_before_it_is_decoded(
+    omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few kilobytes of a flat image stand for gigabytes of memory."""
+    for name in ("a.png", "c.png"):
+        draw(tmp_path / "in" / name, 20, 14)
+    Image.new("L", (9000, 6000)).save(tmp_path / "in" / "b.png")
+    assert (tmp_path / "in" / "b.png").stat().st_size < 100_000
+    read = Image.Image.load
+
+    def load(image: Image.Image) -> object:
+        assert image.size != (9000, 6000), "it must not be decoded"
+        return read(image)
+
+    monkeypatch.setattr(Image.Image, "load", load)
+    said = omgsr(tmp_path / "in", "-o", tmp_path / "out", "--memory", "64M", "--scale", "1")
+    assert said.code == 1
+    [error] = [line for line in said.errors if "b.png" in line]
+    assert "9000x6000" in error
+    assert "64" in error
+    figure = int(re.search(r"takes (\d+) MiB", error)[1])  # type: ignore[index] # it is there, or the test fails
+    # At the least its samples, and floats of them.
+    assert figure >= 9000 * 6000 * 5 >> 20
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+    # The machine's own memory counts likewise.
+    monkeypatch.setattr("omgsr_cli.batch.checking.free_memory_bytes", lambda device: 200 << 20)
+    said = omgsr(tmp_path / "in" / "b.png", "-o", tmp_path / "d.png", "--scale", "1")
+    assert said.code == 1
+    assert "200 are free" in said.errors[0]
+
+
+def test_the_plan_counts_the_memory_of_the_input(omgsr: Command, tmp_path: Path) -> None:
+    draw(tmp_path / "small.png", 100, 100)
+    Image.new("RGB", (4000, 3000)).save(tmp_path / "large.png")
+    figures = []
+    for name in ("small.png", "large.png"):
+        said = omgsr(tmp_path / name, "--dry-run", "--scale", "0.5", "--process-scale", "1", "--memory", "256M")
+        assert said.code == 0
+        figures += [int(found) for found in re.findall(r"(\d+) MiB", (said.out.decode() + said.err).splitlines()[0])]
+    assert figures[1] >= 4000 * 3000 * 15 >> 20
+    assert figures[0] < figures[1]

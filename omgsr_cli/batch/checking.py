@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,14 +19,21 @@ from omgsr_cli.files.clashes import comparison_path
 from omgsr_cli.files.jobs import Job
 from omgsr_cli.files.storage import local_copy
 from omgsr_cli.geometry import Size, plan_output_size
-from omgsr_cli.imaging import FORMAT_LIMITS, check_output, format_of_path, output_format, probe_picture
+from omgsr_cli.imaging import (
+    FORMAT_LIMITS,
+    PictureHeader,
+    check_output,
+    format_of_path,
+    output_format,
+    probe_picture,
+)
 from omgsr_cli.models.base import RestorerInfo
 from omgsr_cli.models.devices import free_memory_bytes
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.planning import plan_model_canvas, plan_restoration, wanted_size
 
-# Of an input as it is read, its samples and float32; of a format that wants all samples at once, those and its copies.
-_READ_BYTES_PER_PX, _WRITTEN_BYTES_PER_PX = 16, 8
+# Of a result in a format that wants all samples at once: those and its copies.
+_WRITTEN_BYTES_PER_PX = 8
 
 # A strip that is padded to more than this many times its result's pixels is refused, if the work is also large.
 _MOST_PADDING, _MOST_PADDING_PX = 32, 16_000_000
@@ -43,6 +50,10 @@ class Checked:
     output_px: Size
     working_px: Size
     format: str
+    held_bytes: int
+    """Memory that the input's pixels take while it is restored."""
+    reading_bytes: int
+    """Memory that reading the input takes at its peak."""
     finished: frozenset[Location]
     """The outputs that are there already, from the same input with the same settings."""
 
@@ -72,7 +83,10 @@ def plan_files(
                     yield own_result(job)
                     continue
                 checked = check_job(job, content, settings, info, results)
-            plan = plan_restoration(info, checked.input_px, checked.output_px, settings.restore, free_bytes)
+            options = beside_input(settings.restore, checked.held_bytes)
+            free = max(free_bytes - checked.held_bytes, 0)
+            plan = plan_restoration(info, checked.input_px, checked.output_px, options, free)
+            plan = replace(plan, memory_bytes=max(plan.memory_bytes + checked.held_bytes, checked.reading_bytes))
         except OmgsrError as error:
             yield failed(job, error, started)
             continue
@@ -115,20 +129,28 @@ def check_job(
     size = Size(*header.size_px)
     output = plan_output_size(size, settings.restore.size, info.scale)
     format_name = _format(job, header.format, settings)
-    working = _check_cost(job, size, output, info, settings.restore, format_name)
+    working = _check_cost(job, header, output, info, settings.restore, format_name)
     # Whether transparency is really used shows only in the pixels.
     check_output(str(job.destination or "standard output"), format_name, output, has_alpha=False)
     finished = results.among(outputs_of(job, settings), content)
-    return Checked(content, size, output, working, format_name, finished)
+    return Checked(content, size, output, working, format_name, header.held_bytes, header.reading_bytes, finished)
+
+
+def beside_input(options: RestoreOptions, held_bytes: int) -> RestoreOptions:
+    """The options with what is left of `--memory` beside an input's pixels."""
+    if options.memory is None:
+        return options
+    return options.model_copy(update={"memory": max(options.memory - (held_bytes >> 20), 16)})
 
 
 def _check_cost(
-    job: Job, size: Size, output: Size, info: RestorerInfo, options: RestoreOptions, format_name: str
+    job: Job, header: PictureHeader, output: Size, info: RestorerInfo, options: RestoreOptions, format_name: str
 ) -> Size:
     """The working size; refuses an image that could not be read, restored and written, or is nearly all padding.
 
     Whether there is room to work in shows only as it is done.
     """
+    size = Size(*header.size_px)
     canvas, wanted = plan_model_canvas(info, size, output, options), wanted_size(info, size, output, options)
     for made, hint in ((output, "ask for a smaller size"), (canvas.working, "give --process-scale 1")):
         if made.area > _MOST_PX:
@@ -140,12 +162,16 @@ def _check_cost(
         reason = f"{output} would be restored as {padded}: {padded.area / 1e6:.0f} megapixels of work"
         hint = "cut it into parts that are less thin, or lower --process-size"
         raise FileError(f"{name_of(job)}: out of proportion: {reason} for {wanted.area / 1e6:.2g}", hint)
+    if options.memory is not None and header.reading_bytes > options.memory << 20:
+        reason = f"reading {size} takes {header.reading_bytes >> 20} MiB, and --memory allows {options.memory}"
+        raise FileError(f"{name_of(job)}: {reason}", "allow more, or cut it into parts first")
     written = 0 if FORMAT_LIMITS[format_name].by_rows else output.area
-    needed = size.area * _READ_BYTES_PER_PX + written * _WRITTEN_BYTES_PER_PX
+    needed = max(header.reading_bytes, header.held_bytes + written * _WRITTEN_BYTES_PER_PX)
     free = free_memory_bytes(torch.device("cpu"))
     if needed > free:
-        reason = f"{output} takes {needed >> 20} MiB of memory, and {free >> 20} are free"
-        raise FileError(f"{name_of(job)}: {reason}", "ask for a smaller size")
+        what = f"reading {size}" if needed == header.reading_bytes else str(output)
+        reason = f"{what} takes {needed >> 20} MiB of memory, and {free >> 20} are free"
+        raise FileError(f"{name_of(job)}: {reason}", "ask for a smaller size, or cut the image into parts first")
     return canvas.working
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from omgsr_cli.batch.checking import failed, forget_frames
+from omgsr_cli.batch.checking import beside_input, failed, forget_frames
 from omgsr_cli.batch.finished import FinishedResults, Settings
 from omgsr_cli.batch.overlap import Handover, begin_ahead
 from omgsr_cli.batch.reading import Begun, Ended, begin_job
@@ -176,7 +176,7 @@ class Upscaler:
             begun.restorer,
             begun.picture,
             begun.checked.output_px,
-            self._settings.restore,
+            beside_input(self._settings.restore, begun.checked.held_bytes),
             on_progress=self._on_tiles,
             on_note=told.append,
         )

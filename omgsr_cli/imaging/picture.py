@@ -48,6 +48,8 @@ class PictureHeader:
         bit_depth: 8 or 16 per channel, as it will be read and can be written.
         has_alpha: whether there is transparency; it may turn out to be opaque everywhere.
         record: the settings that this program wrote it with, if it did.
+        reading_bytes: memory that reading it takes at its peak, about.
+        held_bytes: memory that its pixels take from then on, about.
     """
 
     size_px: tuple[int, int]
@@ -57,6 +59,8 @@ class PictureHeader:
     bit_depth: int
     has_alpha: bool
     record: str | None
+    reading_bytes: int = 0
+    held_bytes: int = 0
 
 
 @dataclass(frozen=True)

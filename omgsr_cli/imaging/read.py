@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,7 +41,7 @@ from omgsr_cli.imaging.profiles import (
     profile_space,
     refuse_hdr,
 )
-from omgsr_cli.imaging.read_tiff import TiffImage, needs_codecs, ranged_floats, read_tiff
+from omgsr_cli.imaging.read_tiff import TiffImage, needs_codecs, ranged_floats, read_tiff, shallow
 from omgsr_cli.imaging.samples import TURNS, from_samples
 from omgsr_cli.imaging.source import (
     DECODE_ERRORS,
@@ -55,6 +56,23 @@ from omgsr_cli.imaging.source import (
 
 #: Pillow's modes with 16 bits or more in one channel.
 _WIDE_GREY_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I", "F"})
+
+_GREY_MODES, _PALETTE = frozenset({"1", "L", "LA", "La"}), 3
+
+#: Bytes of a pixel in Pillow's memory; 4 in all other modes.
+_STORED_BYTES = {"1": 1, "L": 1, "P": 1} | dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), 2)
+
+#: Formats whose decoders hold all of the image beside Pillow.
+_HELD_WHOLE = frozenset({"WEBP", "AVIF", "HEIF", "JXL", "JPEG2000", "GIF"})
+
+#: libjxl computes in floats, with all of its channels at once.
+_JXL_BYTES = 24
+
+#: LibRaw's mosaic, its four planes, and the result as integers and floats.
+_RAW_BYTES = 36
+
+#: Rows of this many pixels are clipped at a time.
+_PIXELS_AT_ONCE = 1 << 20
 
 #: Less of a wider gamut than this is not worth keeping beside the picture. Near black it matters more than it
 #: seems: a step of sRGB is many steps of a pure gamma curve there, which is also why float16 would not do.
@@ -85,6 +103,13 @@ def read_picture(source: Path | bytes, name: str | None = None) -> Picture:
     name = source_name(source, name)
     if is_raw(source):
         return _read_raw(source, name)
+    # The decoded image is gone when it returns: its samples become floats without it.
+    picture, samples = _read_samples(source, name)
+    return _with_pixels(picture, samples)
+
+
+def _read_samples(source: Path | bytes, name: str) -> tuple[Picture, NDArray[Any]]:
+    """What `read_picture` returns, still without pixels, and the samples of these, (H, W, C)."""
     with opened(source, name, for_pixels=True) as (image, file, repairs):
         format_name = FORMAT_OF_PILLOW[image.format or ""]
         frames = frame_count(image, name)
@@ -110,7 +135,7 @@ def read_picture(source: Path | bytes, name: str | None = None) -> Picture:
     if color.narrow_range:
         samples = _full_range(samples)
     picture = Picture(torch.empty(3, 1, 1), format=format_name, metadata=metadata, frames=frames, notes=notes)
-    return _with_pixels(picture, samples)
+    return picture, samples
 
 
 def probe_picture(source: Path | bytes, name: str | None = None) -> PictureHeader:
@@ -127,7 +152,9 @@ def probe_picture(source: Path | bytes, name: str | None = None) -> PictureHeade
         with opened_file(source, name) as file:
             size = raw_size(file, name)
         check_size(name, size)
-        return PictureHeader(size, "raw", 1, "raw", 16, has_alpha=False, record=None)
+        pixels = size[0] * size[1]
+        memory = {"reading_bytes": _RAW_BYTES * pixels, "held_bytes": 12 * pixels}
+        return PictureHeader(size, "raw", 1, "raw", 16, has_alpha=False, record=None, **memory)
     with opened(source, name) as (image, file, _):
         refuse_hdr(image, file, name)
         width, height = image.size
@@ -138,15 +165,52 @@ def probe_picture(source: Path | bytes, name: str | None = None) -> PictureHeade
         mode, has_alpha = f"{image.mode};16" if deep else image.mode, image.has_transparency_data
         if isinstance(image, TiffImage):
             deep, mode, has_alpha = image.is_deep, image.facts.name, image.facts.alpha_at is not None
+        is_deep_result = deep or image.mode in _WIDE_GREY_MODES
+        reading, held = _memory(image, file, is_deep_result, has_alpha)
         return PictureHeader(
             size_px=(height, width),
             format=FORMAT_OF_PILLOW[image.format or ""],
             frames=frame_count(image, name),
             mode=mode,
-            bit_depth=16 if deep or image.mode in _WIDE_GREY_MODES else 8,
+            bit_depth=16 if is_deep_result else 8,
             has_alpha=has_alpha,
             record=record_of_file(file),
+            reading_bytes=reading,
+            held_bytes=held,
         )
+
+
+def _memory(image: ImageFile.ImageFile, file: BinaryIO, is_deep_result: bool, has_alpha: bool) -> tuple[int, int]:
+    """Bytes that reading an opened image takes at its peak, and that its pixels take from then on.
+
+    Counted from what `_decode` and `_with_pixels` hold together, and measured: what is measured is less.
+    """
+    is_grey = image.mode in _GREY_MODES or image.mode in _WIDE_GREY_MODES
+    stored = _STORED_BYTES.get(image.mode, 4)
+    if isinstance(image, TiffImage):
+        is_grey = image.facts.colors == 1 and image.facts.photometric != _PALETTE
+    channels = (1 if is_grey else 3) + has_alpha
+    samples = channels * (2 if is_deep_result else 1)
+    if isinstance(image, TiffImage) and not image.is_pillows:
+        # As stored, masks and copies of what is finite, and at their own range.
+        decoding_bytes = 3 * -(-image.facts.bits // 8) * image.facts.channels + 2 * samples
+    elif image.format in _HELD_WHOLE:
+        decoding_bytes = 2 * stored + (12 if is_deep_result else 6) * channels
+        decoding_bytes += _JXL_BYTES if image.format == "JXL" else 0
+    elif is_deep_result:
+        decoding_bytes = 2 * stored + 6 * channels
+    elif image.mode in ("RGB", "RGBA", "L", "LA", *_WIDE_GREY_MODES):
+        decoding_bytes = stored + samples
+    else:
+        decoding_bytes = stored + 4 + 2 * samples
+    wide = 12 if image.info.get("icc_profile") and not is_grey else 0
+    held = 4 * channels + wide
+    # Transparent images are enlarged from three more copies, and what fills them.
+    filled = 64 if has_alpha else 0
+    pixels, size = image.width * image.height, file.seek(0, io.SEEK_END)
+    file.seek(0)
+    # Some decoders want the file's bytes at once.
+    return pixels * max(decoding_bytes, samples + held, held + filled) + 2 * size, pixels * (held + filled // 2)
 
 
 def _read_raw(source: Path | bytes, name: str) -> Picture:
@@ -231,13 +295,13 @@ def _decode_tiff(image: TiffImage, file: BinaryIO, name: str) -> _Decoded:
     samples, is_srgb = read.colors, read.is_srgb
     if read.space == "CMYK":
         if samples.dtype == np.uint16:
-            samples, notes = np.rint(samples / 257).astype(np.uint8), ("16 bits per channel were read as 8", *notes)
+            samples, notes = shallow(samples), ("16 bits per channel were read as 8", *notes)
         inks = Image.fromarray(np.ascontiguousarray(samples), "CMYK")
         inks.info["icc_profile"] = image.info.get("icc_profile")
         converted = _through_profile(inks)
         samples, is_srgb, notes = converted.samples, True, (*converted.notes, *notes)
     if read.alpha is not None:
-        alpha = read.alpha if read.alpha.dtype == samples.dtype else np.rint(read.alpha / 257).astype(np.uint8)
+        alpha = read.alpha if read.alpha.dtype == samples.dtype else shallow(read.alpha)
         samples = np.concatenate([samples, alpha], axis=2)
     return _Decoded(samples, is_srgb, notes)
 
@@ -251,8 +315,13 @@ def _decode_shallow(image: ImageFile.ImageFile, name: str) -> _Decoded:
     if image.mode in ("P", "PA"):
         return _Decoded(_without_hue(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))))
     if image.mode in ("1", "L", "LA", "La"):
-        return _Decoded(_planes(image.convert("LA" if image.has_transparency_data else "L")))
-    return _Decoded(_planes(image.convert("RGBA" if image.has_transparency_data else "RGB")))
+        return _Decoded(_planes(_in_mode(image, "LA" if image.has_transparency_data else "L")))
+    return _Decoded(_planes(_in_mode(image, "RGBA" if image.has_transparency_data else "RGB")))
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Converted where it has another mode: Pillow would copy it otherwise."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _planes(image: Image.Image) -> NDArray[Any]:
@@ -326,13 +395,16 @@ def _with_pixels(picture: Picture, samples: NDArray[Any]) -> Picture:
     profile = load_profile(picture.metadata.icc) if picture.metadata.icc else None
     gamut, metadata, notes = None, picture.metadata, picture.notes
     if profile is not None:
-        color, gamut = _clipped(profile.to_srgb(color))
+        for rows in _row_bands(color):
+            rows.copy_(profile.to_srgb(rows))
+        gamut = _take_outside(color)
     if isinstance(profile, TableProfile) and not profile.goes_back:
         gamut, metadata = None, replace(metadata, icc=None)
         notes += ("the ICC profile converts one way only: the result is sRGB",)
     return replace(
         picture,
-        rgb=color.expand(3, -1, -1).contiguous(),
+        # Grey is held once.
+        rgb=color.expand(3, -1, -1),
         alpha=None if alpha is None else alpha.contiguous(),
         bit_depth=8 if samples.dtype == np.uint8 else 16,
         is_grey=colors == 1,
@@ -343,8 +415,18 @@ def _with_pixels(picture: Picture, samples: NDArray[Any]) -> Picture:
     )
 
 
-def _clipped(color: Tensor) -> tuple[Tensor, Tensor | None]:
-    inside = color.clamp(0, 1)
-    outside = color - inside
-    # Greys leave [0, 1] by rounding only.
-    return inside, outside if color.shape[0] == 3 and outside.abs().max() > _GAMUT_TOLERANCE else None
+def _take_outside(color: Tensor) -> Tensor | None:
+    """Clip colours to [0, 1] in place; what was cut off, if that is more than rounding. Greys leave by that only."""
+    largest = max(float((rows - rows.clamp(0, 1)).abs().max()) for rows in _row_bands(color))
+    outside = None
+    if color.shape[0] == 3 and largest > _GAMUT_TOLERANCE:
+        outside = torch.empty_like(color)
+        for rows, rest in zip(_row_bands(color), _row_bands(outside), strict=True):
+            torch.sub(rows, rows.clamp(0, 1), out=rest)
+    color.clamp_(0, 1)
+    return outside
+
+
+def _row_bands(planes: Tensor) -> tuple[Tensor, ...]:
+    """(C, n, W) views of (C, H, W), of a few rows each."""
+    return torch.split(planes, max(_PIXELS_AT_ONCE // planes.shape[2], 1), dim=1)

@@ -57,7 +57,7 @@ _MOST_ABOVE, _FAR_ABOVE, _SOME = 0.25, 16.0, 0.01
 _HALF_STEP = 0.5 / 65535
 
 #: Samples that are brought to another range at a time.
-_SAMPLES_AT_ONCE = 1 << 22
+_SAMPLES_AT_ONCE = 1 << 19
 
 
 class _Facts(NamedTuple):
@@ -403,6 +403,14 @@ def ranged_floats(samples: NDArray[Any], kind: str, name: str) -> tuple[NDArray[
         return finite.clip(0, 1) * 65535
 
     return _by_parts(samples, whole), tuple(notes)
+
+
+def shallow(samples: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """16 bits rounded to 8, a row at a time."""
+    result = np.empty(samples.shape, np.uint8)
+    for row, levels in zip(result, samples, strict=True):
+        row[:] = (levels.astype(np.uint32) + 128) // 257
+    return result
 
 
 def _by_parts(samples: NDArray[Any], convert: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[np.uint16]:

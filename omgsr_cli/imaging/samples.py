@@ -14,6 +14,8 @@ from omgsr_cli.errors import NotFiniteError
 
 #: Weights of BT.601, on gamma-encoded values: what JPEG and Pillow call grey.
 _LUMA_RED, _LUMA_BLUE = 0.299, 0.114
+#: Samples that are converted at a time.
+_SAMPLES_AT_ONCE = 1 << 20
 
 #: What each EXIF orientation asks to be done to an (H, W, C) array.
 TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
@@ -46,11 +48,16 @@ def from_samples(samples: NDArray[Any]) -> Tensor:
         (C, H, W) float32 in [0, 1]: samples / 255 or / 65535.
     """
     planes = samples[:, :, None] if samples.ndim == 2 else samples
-    largest = np.iinfo(planes.dtype).max
-    # int32 for 16 bits: torch cannot take every operation on uint16.
-    whole = np.array(planes.transpose(2, 0, 1), order="C")
-    tensor = torch.from_numpy(whole if largest == 255 else whole.astype(np.int32))
-    return tensor.to(torch.float32).div_(largest)
+    height, width, channels = planes.shape
+    result = torch.empty(channels, height, width)
+    rows = max(_SAMPLES_AT_ONCE // max(width, 1), 1)
+    # A few rows of one channel at a time, so that beside samples and result nothing is held.
+    for channel in range(channels):
+        for top in range(0, height, rows):
+            # int32 for 16 bits: torch cannot take every operation on uint16.
+            part = planes[top : top + rows, :, channel].astype(np.int32)
+            result[channel, top : top + rows] = torch.from_numpy(part)
+    return result.div_(np.iinfo(planes.dtype).max)
 
 
 def to_samples(image: Tensor, bit_depth: int) -> NDArray[Any]:
