@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import typer
 from rich.console import Console
@@ -15,6 +15,8 @@ from rich.markup import escape
 from omgsr_cli.cli.progress import ProgressView, StepView, show_bytes, show_files, show_steps
 from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.files.addresses import json_text, shown
+
+View = TypeVar("View")
 
 
 class Output:
@@ -38,6 +40,7 @@ class Output:
         self.quiet = quiet or mute
         self.verbose = verbose
         self._errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+        self._has_bars = False
 
     def result(self, text: str | Path, record: Mapping[str, object]) -> None:
         """Say a result: its text, or its record; a path is given to a program as it is, and to a person escaped."""
@@ -46,6 +49,10 @@ class Output:
         if isinstance(text, Path):
             text = shown(text) if sys.stdout.isatty() else str(text)
         line = json_text(record) if self.as_json else text
+        if self._has_bars and sys.stdout.isatty():
+            # Both streams are one screen: only its console knows how to print above the bars.
+            self._print(escape(line))
+            return
         try:
             # In a line of text a name that is not valid Unicode comes out as the bytes it is.
             sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape") + b"\n")
@@ -88,21 +95,30 @@ class Output:
         typer.confirm(question, abort=True, err=True)
 
     def progress(self, count: int | None, what: str = "files") -> AbstractContextManager[ProgressView]:
-        """Show how far the work on so many of something has come: bars on a terminal, a line now and then elsewhere.
+        """Show progress through many items: bars on a terminal, an occasional line elsewhere.
 
         Args:
-            count: how many; None where this is not known yet.
-            what: they are.
+            count: number of items; None if it is not known yet.
+            what: plural name of the items.
         """
-        return show_files(self._terminal, self.note, count, what)
+        return self._with_bars(show_files(self._terminal, self.note, count, what))
 
     def steps(self, total: int) -> AbstractContextManager[StepView]:
-        """Show how far one long computation is: a live line on a terminal, a line now and then elsewhere."""
-        return show_steps(self._terminal, self.note, total)
+        """Show progress through one long computation: a live line on a terminal, an occasional line elsewhere."""
+        return self._with_bars(show_steps(self._terminal, self.note, total))
 
     def download(self, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Show how many bytes of so many have come: a bar on a terminal, a line now and then elsewhere."""
-        return show_bytes(self._terminal, self.note, total)
+        """Show progress of a download of `total` bytes: a bar on a terminal, an occasional line elsewhere."""
+        return self._with_bars(show_bytes(self._terminal, self.note, total))
+
+    @contextmanager
+    def _with_bars(self, bars: AbstractContextManager[View]) -> Iterator[View]:
+        with bars as view:
+            self._has_bars = self._terminal is not None
+            try:
+                yield view
+            finally:
+                self._has_bars = False
 
     @property
     def _terminal(self) -> Console | None:
