@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from command_line import Command, draw, files_below, write_tiny_model
+from command_line import Command, draw, files_below, start, write_tiny_model
 from spread_work import Doubling
 
 from omgsr_cli.engines.ray_actors import RayActors
@@ -148,3 +149,23 @@ def an_actor_that_cannot_start_is_not_waited_for_for_ever(tmp_path: Path) -> Non
         list(engine.run(Doubling(tmp_path), [1], on_start=lambda task: None, say=nothing))
     assert "ray status" in (caught.value.hint or "")
     ray.kill(other)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_actors_work_leaves_nothing_half_done(tmp_path: Path, number: signal.Signals) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    draw(tmp_path / "in" / "a.png", 700, 700)
+    draw(tmp_path / "in" / "b.png", 700, 700)
+    command: list[str | Path] = ["upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", model, "--tile", "64"]
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("OMGSR_RAY_PATH")])]
+    process = start(*command, "--engine", "ray", "--workers", "2", "--device", "cpu", PYTHONPATH=os.pathsep.join(paths))
+    with at_most(_PATIENCE_S):
+        while not files_below(tmp_path / "out"):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, err = process.communicate()
+    assert process.returncode == 128 + number, err
+    assert "Traceback" not in err
+    assert "received at" not in err
+    assert files_below(tmp_path / "out") == []

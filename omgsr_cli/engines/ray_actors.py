@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Generic
@@ -13,10 +16,15 @@ from typing import Any, Generic
 from omgsr_cli.engines.waiting import WaitingTasks
 from omgsr_cli.engines.work import Place, Result, Say, Task, Work
 from omgsr_cli.errors import DeviceError, OmgsrError, UsageError
+from omgsr_cli.files.atomic import give_up_partials
 
 _MOST_FAILED_STARTS = 3
 _OBJECT_STORE_BYTES = 128 << 20
 _LISTEN_S = 0.5
+
+# An actor does tasks one by one, and beside them hears that it is to end.
+_BESIDE = "beside"
+_PATIENCE_WITH_ENDING_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -58,9 +66,14 @@ class RayActors:
             count = max(self.workers or own, 1)
             place = Place(kind) if on_gpu else Place("cpu") if on_cpu else Place(self.device, count)
             # What is lost is tried again here, once, by another actor.
-            actor = ray.remote(_Actor).options(
-                num_cpus=1, num_gpus=int(on_gpu), max_restarts=0, max_task_retries=0, max_concurrency=1
-            )
+            actor = ray.remote(
+                num_cpus=1,
+                num_gpus=int(on_gpu),
+                max_restarts=0,
+                max_task_retries=0,
+                max_concurrency=1,
+                concurrency_groups={_BESIDE: 1},
+            )(_Actor)
             cast = _Cast(work, iter(tasks), lambda: actor.remote(work, place), on_start, say)
             try:
                 yield from cast.results(count, self.patience_s)
@@ -98,6 +111,10 @@ class _Actor:
 
     def do(self, task: Any) -> _Answer:
         return self._answer(lambda: self._do(task))
+
+    def give_up(self) -> None:
+        """Leave nothing half done: called beside what the actor does, before it is killed."""
+        give_up_partials()
 
     def _answer(self, act: Callable[[], Any]) -> _Answer:
         try:
@@ -162,6 +179,10 @@ class _Cast(Generic[Task, Result]):
         """End the actors: what they have begun is given up, and what they held is free for the next run."""
         import ray
 
+        # Killed actors cannot remove what they were writing.
+        given_up = [actor.give_up.options(concurrency_group=_BESIDE).remote() for actor, _ in self._doing.values()]
+        if given_up:
+            ray.wait(given_up, num_returns=len(given_up), timeout=_PATIENCE_WITH_ENDING_S)
         for actor in [*self._opening.values(), *(actor for actor, _ in self._doing.values()), *self._idle]:
             ray.kill(actor)
 
@@ -232,6 +253,20 @@ def _count_in_cluster(kind: str) -> int:
     return int(resources().get(kind, 0))
 
 
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Set the handlers of signals anew at the end: Ray's own print a stack and abort, in Python and below it."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [(number, signal.getsignal(number)) for number in numbers]
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before:
+                if handler is not None:
+                    signal.signal(number, handler)
+
+
 def _connect(address: str | None) -> bool:
     """Join the cluster, or start Ray here; says whether it was not running already."""
     # Before Ray is imported: it would tell its makers of every use.
@@ -244,8 +279,9 @@ def _connect(address: str | None) -> bool:
     if address is None:
         own = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     try:
-        # "local": without it Ray would join whatever cluster it finds here.
-        ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
+        with _own_signals():
+            # "local": without it Ray would join whatever cluster it finds here.
+            ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
     except ConnectionError as error:
         raise DeviceError(
             f"--address {address}: there is no Ray cluster", "start one with ray start --head, or leave it out"

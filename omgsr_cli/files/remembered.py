@@ -171,7 +171,8 @@ def _open_database(place: Path) -> tuple[sqlite3.Connection | None, bool]:
         except sqlite3.Error as error:
             code = _primary(error)
             if database is not None and database.in_transaction:
-                database.execute("ROLLBACK")
+                with suppress(sqlite3.Error):
+                    database.execute("ROLLBACK")
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL):
                 return database, True
             if code == sqlite3.SQLITE_READONLY or (code == sqlite3.SQLITE_CANTOPEN and place.is_file()):
