@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -450,3 +452,16 @@ def test_tifffile_says_nothing_itself(capfd: pytest.CaptureFixture[str]) -> None
     with pytest.raises(FileError):
         read_picture(bytes(data))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("tag", [258, 262, 277])
+def test_a_tag_with_several_values_where_one_belongs(tag: int) -> None:
+    data = tiff(noise(3))
+    changed, directory = bytearray(data), struct.unpack_from("<I", data, 4)[0]
+    places = range(directory + 2, directory + 2 + 12 * struct.unpack_from("<H", data, directory)[0], 12)
+    place = next(place for place in places if struct.unpack_from("<H", data, place)[0] == tag)
+    # Three values do not fit into the entry: they are read from some place in the file.
+    changed[place + 2 : place + 12] = struct.pack("<HII", 3, 3, 16)
+    for read in (probe_picture, read_picture):
+        with contextlib.suppress(FileError):
+            read(bytes(changed))

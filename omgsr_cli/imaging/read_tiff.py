@@ -275,8 +275,14 @@ def _facts(page: tifffile.TiffPage) -> _Facts:
     if not extra and page.photometric == 2 and page.samplesperpixel == 4:
         # Some programs forget to say so.
         extra = (_STRAIGHT,)
-    sample_format = _UINT if page.sampleformat == 4 else int(page.sampleformat)
-    return _Facts(page.bitspersample, sample_format, int(page.photometric), page.samplesperpixel, extra)
+    sample_format = _one(page.sampleformat)
+    sample_format = _UINT if sample_format == 4 else sample_format
+    return _Facts(_one(page.bitspersample), sample_format, _one(page.photometric), _one(page.samplesperpixel), extra)
+
+
+def _one(value: int | tuple[int, ...]) -> int:
+    """A value of a tag of which a damaged file may have several; of several depths, the largest counts."""
+    return max(value, default=0) if isinstance(value, tuple) else int(value)
 
 
 def _orientation(image: TiffImage) -> int:
