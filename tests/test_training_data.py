@@ -101,6 +101,28 @@ def test_a_sample_does_not_depend_on_the_number_of_threads(folder: Path, monkeyp
     assert set(used) == {1}
 
 
+def test_targets_are_blurred_where_the_degradation_says_so(folder: Path) -> None:
+    soft = LIGHT.model_copy(update={"target_blur_sigma": (0.6, 1.2)})
+    plain = build(folder, degradations=((LIGHT, 1.0),))
+    softened = build(folder, degradations=((soft, 1.0),))
+    found = []
+    for number in range(8):
+        (lq, hq), (same_lq, blurred) = plain.draw_pair(number), softened.draw_pair(number)
+        assert torch.equal(lq, same_lq), "the low-quality image is made of the sharp one"
+        sigmas = np.arange(0.5, 1.35, 0.05)
+        errors = [
+            float(np.abs(gaussian_filter(hq.numpy(), (0, sigma, sigma), mode="nearest") - blurred.numpy()).mean())
+            for sigma in sigmas
+        ]
+        assert min(errors) < 0.01
+        found.append(float(sigmas[int(np.argmin(errors))]))
+    assert 0.55 <= min(found) < max(found) <= 1.25
+    assert max(found) - min(found) > 0.2
+    mixed = build(folder, degradations=((LIGHT, 0.5), (soft, 0.5)))
+    changed = [not torch.equal(mixed.draw_pair(n)[1], plain.draw_pair(n)[1]) for n in range(24)]
+    assert 4 < sum(changed) < 20
+
+
 def test_workers_give_the_same_and_leave_the_global_state_alone(folder: Path) -> None:
     crops = build(folder)
     before = torch.get_rng_state()

@@ -113,6 +113,8 @@ class DegradationConfig(BaseModel):
         halftone_prob: probability that the picture was printed: a screen of dots lies over it before the first stage.
         halftone_pitch: distance of the dots, pixels of the sharp picture.
         halftone_strength: of middle tones' swing between dot and paper, no unit; black and white have no dots.
+        target_blur_sigma: deviation of a Gaussian over the sharp image once the low-quality one is made, pixels, for
+            training: images at a camera's own pixels are softer than reduced ones, and so should restored ones be.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -124,6 +126,7 @@ class DegradationConfig(BaseModel):
     halftone_prob: Probability = 0.0
     halftone_pitch: PositiveRange = (5.0, 9.0)
     halftone_strength: Range = (0.15, 0.5)
+    target_blur_sigma: Range = (0.0, 0.0)
 
 
 _REFERENCE = DegradationConfig(

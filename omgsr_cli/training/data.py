@@ -27,7 +27,7 @@ from omgsr_cli.training.lq_pixels import add_lq_noise, draw_surface
 from omgsr_cli.training.pictures import Order, TrainingPicture, plan_epoch
 from omgsr_cli.training.pixels import BrokenImageError, Pixels, read_pixels
 from omgsr_cli.training.sections import LqNoise
-from omgsr_cli.training.teacher import KeptPictures, LowFrequencies, teacher_target
+from omgsr_cli.training.teacher import KeptPictures, LowFrequencies, blur_gaussian, teacher_target
 
 _LUMA = (0.299, 0.587, 0.114)
 _NO_NOISE = LqNoise()
@@ -267,6 +267,9 @@ class TrainingCrops(Dataset[Sample]):
             return hq, hq
         scale, config = choose(options.scales, rng), choose(options.degradations, rng)
         lq = degrade(hq[None], scale, config, seed=self._seed, epoch=int(Purpose.DEGRADATION), indices=[number])
+        if config.target_blur_sigma[1]:
+            sigma_px = draw_rng(self._seed, Purpose.TARGET, number).uniform(*config.target_blur_sigma)
+            hq = blur_gaussian(hq, sigma_px) if sigma_px else hq
         return (to_gray(lq[0]) if gray else lq[0]), hq
 
     def _draw_crop(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:

@@ -35,6 +35,7 @@ class Purpose(IntEnum):
     GRAY = 13
     REPLACEMENT = 14
     FILTER = 15
+    TARGET = 16
 
 
 def draw_rng(seed: int, purpose: Purpose, number: int) -> np.random.Generator:

@@ -105,7 +105,7 @@ def teacher_target(taught: Tensor, hq: Tensor, sigma_px: float, low_frequencies:
     """
     if low_frequencies == "none":
         return taught
-    return taught + _blur(hq - taught, sigma_px)
+    return taught + blur_gaussian(hq - taught, sigma_px)
 
 
 class KeptPictures:
@@ -173,7 +173,7 @@ class KeptPictures:
             raise FileError(f"the teacher's image {path} cannot be written: {reason_of(error)}") from error
 
 
-def _blur(image: Tensor, sigma_px: float) -> Tensor:
+def blur_gaussian(image: Tensor, sigma_px: float) -> Tensor:
     """Blur (3, H, W) by a Gaussian that ends at three sigma, repeating edges."""
     reach = max(1, round(3 * sigma_px))
     taps = torch.arange(-reach, reach + 1, dtype=torch.float32).div(sigma_px).square().mul(-0.5).exp()
