@@ -51,6 +51,9 @@ def make_samples() -> dict[str, bytes]:
         ("tiff deflate", rgb, "TIFF", {"compression": "tiff_adobe_deflate"}),
         ("tiff lzw", rgb.convert("RGBA"), "TIFF", {"compression": "tiff_lzw"}),
         ("tiff 16 bits", wide, "TIFF", {}),
+        ("tiff float", Image.fromarray((rows * columns / 660).astype(np.float32)), "TIFF", {}),
+        ("jpeg 2000", rgb, "JPEG2000", {}),
+        ("avif", rgb, "AVIF", {"exif": exif}),
     ]
     samples = {}
     for name, image, format_name, options in kinds:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import struct
 from itertools import islice
 from pathlib import Path
 
@@ -59,6 +60,23 @@ def test_a_header_that_asks_for_more_than_the_file_holds_is_refused(width: int, 
     assert read_picture(tiff_with_width(31), "x.tif").size_px == (23, 31)
     with pytest.raises(FileError, match=message):
         read_picture(tiff_with_width(width), "x.tif")
+
+
+def test_channels_of_different_depths_and_a_missing_palette() -> None:
+    held = io.BytesIO()
+    Image.fromarray(np.zeros((23, 31, 3), np.uint8)).save(held, "TIFF")
+    content = held.getvalue()
+    depths = content.index(struct.pack("<HHH", 8, 8, 8))
+    mixed = content[:depths] + struct.pack("<HHH", 8, 8, 16) + content[depths + 6 :]
+    assert fuzz_images.find_fault("x.tif", mixed) is None
+    with pytest.raises(FileError):
+        read_picture(mixed, "x.tif")
+    held = io.BytesIO()
+    Image.fromarray(np.zeros((23, 31), np.uint8)).quantize(7).save(held, "PNG")
+    content = held.getvalue()
+    palette = content.index(b"PLTE") - 4
+    length = 12 + struct.unpack(">I", content[palette : palette + 4])[0]
+    assert fuzz_images.find_fault("x.png", content[:palette] + content[palette + length :]) is None
 
 
 def test_a_large_flat_picture_is_no_bomb() -> None:

@@ -110,7 +110,7 @@ def read_picture(source: Path | bytes, name: str | None = None) -> Picture:
 
 def _read_samples(source: Path | bytes, name: str) -> tuple[Picture, NDArray[Any]]:
     """What `read_picture` returns, still without pixels, and the samples of these, (H, W, C)."""
-    with opened(source, name, for_pixels=True) as (image, file, repairs):
+    with opened(source, name, for_pixels=True) as (image, file, repairs), decoding(name):
         format_name = FORMAT_OF_PILLOW[image.format or ""]
         frames = frame_count(image, name)
         turned = stored_orientation(image)
@@ -155,7 +155,7 @@ def probe_picture(source: Path | bytes, name: str | None = None) -> PictureHeade
         pixels = size[0] * size[1]
         memory = {"reading_bytes": _RAW_BYTES * pixels, "held_bytes": 12 * pixels}
         return PictureHeader(size, "raw", 1, "raw", 16, has_alpha=False, record=None, **memory)
-    with opened(source, name) as (image, file, _):
+    with opened(source, name) as (image, file, _), decoding(name):
         refuse_hdr(image, file, name)
         width, height = image.size
         if (_late_orientation(image, file) or orientation(image)) >= 5:

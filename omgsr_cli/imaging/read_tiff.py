@@ -25,9 +25,10 @@ from omgsr_cli.files.folders import has_reader, install_hint
 from omgsr_cli.imaging.profiles import lab_to_srgb
 from omgsr_cli.imaging.samples import TURNS
 
-# tifffile reports what it meets in a file there, and Python would print it.
-logging.getLogger("tifffile").addHandler(logging.NullHandler())
-logging.getLogger("tifffile").propagate = False
+# They report what they meet in a file there, and Python would print it.
+for _logger in ("tifffile", "PIL.TiffImagePlugin"):
+    logging.getLogger(_logger).addHandler(logging.NullHandler())
+    logging.getLogger(_logger).propagate = False
 
 _STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BIG_ENDIAN_BIG = b"MM\0+"

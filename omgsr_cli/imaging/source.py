@@ -47,6 +47,8 @@ DECODE_ERRORS = (
     AttributeError,
     RuntimeError,
     MemoryError,
+    AssertionError,
+    ZeroDivisionError,
 )
 
 #: What decoders say where a file ends too early.
