@@ -64,6 +64,8 @@ def test_all_levels_come_through(kind: str, bits: int, channels: int) -> None:
         assert np.abs(found.astype(int) - expected).max() <= (600 if kind == "avif" else 16)
     assert len(np.unique(to_samples(picture.rgb, 16)[..., 0])) > 0.9 * len(np.unique(levels))
     held = io.BytesIO()
+    assert any("8 bits" in note for note in write_picture(picture, held)) == (kind == "avif")
+    held = io.BytesIO()
     write_picture(picture, held, format="png")
     assert read_picture(held.getvalue()).bit_depth == 16
 

@@ -146,6 +146,9 @@ def encode_picture(
         # WebP has only RGB, and grey AVIF with a profile is read wrongly by many: these get plain sRGB.
         kept = replace(kept, icc=None)
     depth = source.bit_depth if source.bit_depth in limits.bit_depths else 8
+    if depth < source.bit_depth and format_name == source.format:
+        # Nobody asked for another format: the loss is not expected.
+        notes += (f"{format_name} is written with 8 bits per channel: --format png or tiff keeps more",)
     layout = SampleLayout(*size_px, (1 if source.is_grey else 3) + (alpha is not None), depth)
     samples = _own_samples(replace(made, alpha=alpha), kept.icc, depth)
     parts: Iterator[bytes]
