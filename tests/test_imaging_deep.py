@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image
 
 from omgsr_cli.errors import FileError
 from omgsr_cli.files import folders
+from omgsr_cli.files.found import FoundInput
+from omgsr_cli.files.naming import Naming, Output
 from omgsr_cli.imaging import probe_picture, read_picture, to_samples, write_picture
 
 needs_jxl = pytest.mark.skipif(not folders.has_reader("jxl"), reason="the extra jxl is not installed")
@@ -113,3 +116,14 @@ def test_ppm_of_two_bytes(largest: int) -> None:
     np.testing.assert_array_equal(to_samples(picture.rgb, 16), spread(levels, largest.bit_length()))
     with pytest.raises(FileError, match="truncated"):
         read_picture(data[:-1])
+
+
+def test_a_deep_avif_becomes_a_png_of_16_bits(tmp_path: Path) -> None:
+    for bits, kind in ((8, "avif"), (10, "deep avif"), (12, "deep avif")):
+        codecs = pytest.importorskip("imagecodecs")
+        levels = ramp(bits).astype(np.uint8 if bits == 8 else np.uint16)
+        (tmp_path / "a.avif").write_bytes(codecs.avif_encode(levels, bitspersample=bits))
+        assert folders.format_of_content(tmp_path / "a.avif") == kind
+        found = FoundInput(tmp_path / "a.avif", Path("a.avif"))
+        name = Naming(Output("beside"), None, "4", "same").destination(found).name
+        assert name == ("a_x4.avif" if bits == 8 else "a_x4.png")

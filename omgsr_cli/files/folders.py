@@ -47,6 +47,9 @@ EXTRA_OF_FORMAT = {
     "codecs": ("codecs", "imagecodecs"),
 }
 
+#: So much of a file is read to learn what it is.
+_HEADER_BYTES = 4096
+
 #: What a HEIC calls itself.
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
@@ -133,9 +136,15 @@ def format_of_content(path: Path) -> str | None:
         return None
     try:
         with open(path, "rb") as file:
-            return format_of_start(file.read(32))
+            start = file.read(_HEADER_BYTES)
     except OSError:
         return None
+    if format_of_start(start[:32]) == "avif" and has_reader("codecs"):
+        # Bits of an AV1 configuration say 10 or 12 bits, of which a result in AVIF would keep 8: it is written as PNG.
+        place = start.find(b"av1C")
+        if 0 <= place < len(start) - 6 and start[place + 6] & 0x60:
+            return "deep avif"
+    return format_of_start(start[:32])
 
 
 def format_of_start(start: bytes) -> str | None:
