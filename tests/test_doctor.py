@@ -16,8 +16,9 @@ import torch
 from command_line import Command
 from safetensors.torch import save_file
 
-from omgsr_cli.diagnosis import probe, report
-from omgsr_cli.models import devices
+from omgsr_cli.diagnosis import machine
+from omgsr_cli.errors import ModelError
+from omgsr_cli.models import devices, matrix_speed
 from omgsr_cli.presets import PRESETS
 from omgsr_cli.store.headers import read_header
 
@@ -34,13 +35,14 @@ def doctor(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
 
 
 @pytest.fixture
-def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No process is asked for what needs torch."""
-    monkeypatch.setattr(report, "_ask", lambda models: ({"devices": [], "torchvision": None, "plans": []}, None))
+def without_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start no process for what needs torch."""
+    findings = {"devices": [], "torchvision": None, "plans": []}
+    monkeypatch.setattr(machine, "_run_probe", lambda models: (findings, None))
 
 
 def run_beside(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the program as a user does, with a folder of packages before all others."""
+    """Run the program in a process of its own, with a folder of packages before all others."""
     path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
     return subprocess.run(
         [sys.executable, "-m", "omgsr_cli", "doctor"],
@@ -60,30 +62,53 @@ def write_package(folder: Path, name: str, code: str, version: str = "0.0.1", re
     (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{need}")
 
 
-def test_it_tells_one_screen_and_the_same_as_json(doctor: Command, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # One process is asked for both.
-    real = report._ask
-    ask = cache(lambda *models: real(list(models)))
-    monkeypatch.setattr(report, "_ask", lambda models: ask(*models))
-    said = doctor()
-    assert (said.code, said.err) == (0, "")
-    assert len(said.lines) <= 24
+def test_the_screen_and_the_json_agree(doctor: Command, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = machine._run_probe
+    run_once = cache(lambda *models: real(list(models)))
+    monkeypatch.setattr(machine, "_run_probe", lambda models: run_once(*models))
+    screen = doctor()
+    assert (screen.code, screen.err) == (0, "")
+    assert len(screen.lines) <= 30
     (record,) = doctor("--json").records
     assert record["versions"]["torch"] == torch.__version__
     assert record["versions"]["torchvision"] is None or isinstance(record["versions"]["torchvision"], str)
     assert [device["name"] for device in record["devices"]][-1] == "cpu"
     assert record["store"]["folder"] == str(home / "models")
     assert record["problems"] == []
-    # What a user may want, where the package is installed and not only on the path.
-    if record["extras"] is not None:
-        assert {"compare", "metrics", "plot"} <= set(record["extras"])
-        assert "dev" not in record["extras"]
-        assert record["extras"]["plot"] == []
+    assert {"compare", "metrics", "plot"} <= set(record["extras"])
+    assert "dev" not in record["extras"]
+    assert record["extras"]["plot"] == []
+    # Every extra with missing packages has a command that names it, and the screen shows the same command.
+    assert set(record["install"]) == {name for name, missing in record["extras"].items() if missing}
+    for name, command in record["install"].items():
+        assert f"[{name}]" in command
+        assert command in screen.out.decode()
     (tiny, *_), (plan, *_) = record["models"], record["plans"]
     assert (tiny["name"], tiny["damage"], plan["model"]) == ("omgsr-tiny", [], "omgsr-tiny")
     assert plan["output_size"] == [16000, 12000]
-    assert f"by {plan['tiles']} tiles of {plan['tile_px']} px" in said.out.decode()
-    assert all(reason in said.out.decode() for reason in plan["why"] if "GiB" not in reason)
+    assert f"{plan['tiles']} tiles of {plan['tile_px']} px" in screen.out.decode()
+    assert all(reason in screen.out.decode() for reason in plan["why"] if "GiB" not in reason)
+
+
+@pytest.mark.parametrize(
+    ("gain", "has_bf16", "chosen"),
+    [(0.95, True, "fp32"), (1.05, True, "fp32"), (1.5, True, "bf16"), (0, False, "fp32")],
+)
+def test_the_lines_on_precision_agree(
+    monkeypatch: pytest.MonkeyPatch, gain: float, has_bf16: bool, chosen: str
+) -> None:
+    monkeypatch.setattr(devices, "_IS_PRESENT", {"cpu": lambda: True})
+    monkeypatch.setattr(devices, "multiplies_in_bf16", lambda device: has_bf16)
+    for module in (devices, matrix_speed):
+        monkeypatch.setattr(module, "bf16_gain_on_cpu", lambda: gain)
+    device = machine._describe_device("cpu")
+    assert "auto" not in device  # it depends on the model: the plans have it
+    (reason,) = (line for line in machine._plan("omgsr-tiny")["why"] if line.startswith("fp32: "))
+    # The bundled model has its own rule where the processor would gain from bf16, and never claims the contrary.
+    assert ("this model" in reason) == (chosen == "bf16")
+    shown = machine._precision_reason(chosen, torch.device("cpu"))
+    assert (f"{gain:.2f}" in shown) == has_bf16
+    assert "this model" not in shown
 
 
 @pytest.mark.parametrize(
@@ -94,31 +119,38 @@ def test_it_tells_one_screen_and_the_same_as_json(doctor: Command, home: Path, m
         ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "SIGILL"),
     ],
 )
-def test_a_torch_that_does_not_work_is_told_with_all_the_rest(tmp_path: Path, code: str, reason: str) -> None:
+def test_a_torch_that_does_not_work_is_reported_with_everything_else(tmp_path: Path, code: str, reason: str) -> None:
     write_package(tmp_path / "packages", "torch", code)
-    done = run_beside(tmp_path / "packages")
-    assert done.returncode == 1
-    assert "torch 0.0.1" in done.stdout
-    assert "omgsr-tiny: whole" in done.stdout
-    assert "Traceback" not in done.stderr
-    assert "error: torch does not work here: " in done.stderr
-    assert reason in done.stderr
-    assert "hint: pip install --force-reinstall torch" in done.stderr
+    finished = run_beside(tmp_path / "packages")
+    assert finished.returncode == 1
+    assert "torch 0.0.1" in finished.stdout
+    assert "omgsr-tiny: intact" in finished.stdout
+    assert "Traceback" not in finished.stderr
+    errors = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
+    assert len([line for line in errors if "torch" in line and reason in line]) == 1
+    assert re.search(r"^hint: .*install.* torch\b", finished.stderr, re.MULTILINE)
 
 
-def test_a_torchvision_for_another_torch_is_named(tmp_path: Path) -> None:
-    write_package(tmp_path, "torchvision", "", "0.20.0", "torch==2.5.0")
-    done = run_beside(tmp_path)
-    assert done.returncode == 1
-    assert f"torchvision 0.20.0 was built for torch 2.5.0, not for torch {torch.__version__}" in done.stderr
-    assert "pip uninstall torchvision" in done.stderr
-
-
-def test_a_torchvision_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
-    write_package(tmp_path, "torchvision", "raise RuntimeError('operator torchvision::nms does not exist')", "0.20.0")
-    done = run_beside(tmp_path)
-    assert done.returncode == 1
-    assert f"error: the installed torchvision 0.20.0 does not work with torch {torch.__version__}" in done.stderr
+@pytest.mark.parametrize(
+    ("code", "requires"),
+    [
+        ("", "torch==2.5.0"),
+        ("raise RuntimeError('operator torchvision::nms does not exist')", ""),
+    ],
+)
+def test_a_torchvision_for_another_torch_is_one_problem_with_its_command(
+    tmp_path: Path, code: str, requires: str
+) -> None:
+    write_package(tmp_path, "torchvision", code, "0.20.0", requires)
+    finished = run_beside(tmp_path)
+    assert finished.returncode == 1
+    error, hint = finished.stderr.splitlines()
+    assert "0.20.0" in error
+    assert torch.__version__ in error
+    assert ("2.5.0" in error) == bool(requires)
+    # One way out: not an uninstallation after which another message asks for an installation.
+    assert "uninstall" not in hint
+    assert f"torchvision==0.{int(torch.__version__.split('.')[1]) + 15}." in hint
 
 
 def write_installed(home: Path) -> Path:
@@ -129,37 +161,37 @@ def write_installed(home: Path) -> Path:
     return folder / "unet" / "weights.safetensors"
 
 
-@pytest.mark.usefixtures("unasked")
-def test_damaged_weights_are_found_and_the_way_back_is_named(doctor: Command, home: Path) -> None:
+@pytest.mark.usefixtures("without_probe")
+def test_corrupt_weights_are_found_with_the_command_that_repairs_them(doctor: Command, home: Path) -> None:
     path = write_installed(home)
     path.write_bytes(path.read_bytes()[:-1])
     said = doctor()
     assert said.code == 1
-    assert "omgsr-s-512: DAMAGED" in said.out.decode()
-    assert re.search(r"error: omgsr-s-512: .*weights\.safetensors: its header lies", said.err)
+    assert "omgsr-s-512: CORRUPT" in said.out.decode()
+    assert re.search(r"error: omgsr-s-512: .*weights\.safetensors: ", said.err)
     assert "hint: omgsr models pull omgsr-s-512" in said.err
 
 
-@pytest.mark.usefixtures("unasked")
-def test_a_folder_that_cannot_be_written_is_said(doctor: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("without_probe")
+def test_a_folder_that_is_not_writable_is_shown(doctor: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert "CANNOT BE WRITTEN" in doctor().out.decode()
+    assert "NOT WRITABLE" in doctor().out.decode()
 
 
-def test_without_a_home_it_says_where_to_put_models(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_folder_the_reason_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     for name in ("OMGSR_HOME", "XDG_DATA_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", homeless)
-    store = report._describe_store()
+    store = machine._describe_store()
     assert store["folder"] is None
     assert "no home folder" in store["reason"]
-    assert [health.name for health in report.check_models()] == list(PRESETS)
+    assert [health.name for health in machine.check_models()] == list(PRESETS)
 
 
-def test_gpus_are_told_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_listed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "_IS_PRESENT", {"cuda": lambda: True, "cpu": lambda: True})
     monkeypatch.setattr(devices, "why_unusable", lambda kind: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -168,12 +200,11 @@ def test_gpus_are_told_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    told = [probe._describe_device(name) for name in probe._device_names()]
-    assert [(device["name"], device["title"]) for device in told[:2]] == [("cuda:0", "Card 0"), ("cuda:1", "Card 1")]
-    assert told[0]["free_mib"] == 7 << 10
-    assert told[0]["precisions"] == ["fp32", "bf16", "fp16"]
-    assert told[0]["auto"] == "fp16"
-    assert "fp16" not in told[2]["precisions"]
+    found = [machine._describe_device(name) for name in machine._device_names()]
+    assert [(device["name"], device["title"]) for device in found[:2]] == [("cuda:0", "Card 0"), ("cuda:1", "Card 1")]
+    assert found[0]["free_mib"] == 7 << 10
+    assert found[0]["precisions"] == ["fp32", "bf16", "fp16"]
+    assert "fp16" not in found[2]["precisions"]
 
 
 # The header of a safetensors file
@@ -189,7 +220,7 @@ def entry(begin: object, end: object, shape: object = (1,), dtype: object = "F32
     return {"dtype": dtype, "shape": list(shape) if isinstance(shape, tuple) else shape, "data_offsets": [begin, end]}
 
 
-def test_a_header_tells_what_torch_would_read(tmp_path: Path) -> None:
+def test_a_header_describes_what_torch_would_read(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(3, 5), "b": torch.zeros(2, dtype=torch.bfloat16)}, tmp_path / "x", metadata={"k": "v"})
     header = read_header(tmp_path / "x")
     assert {name: (found.dtype, found.shape, found.elements) for name, found in header.items()} == {
@@ -220,13 +251,13 @@ def test_a_header_tells_what_torch_would_read(tmp_path: Path) -> None:
         ({"a": entry(0, 4, shape=1)}, bytes(4)),
     ],
 )
-def test_a_header_that_lies_is_refused(tmp_path: Path, header: Any, data: bytes) -> None:
-    with pytest.raises(report.ModelError, match=r"no safetensors file|its header lies"):
+def test_a_corrupt_header_is_refused(tmp_path: Path, header: Any, data: bytes) -> None:
+    with pytest.raises(ModelError, match=r"header|no safetensors file"):
         read_header(write_file(tmp_path / "x", header, data))
 
 
 @pytest.mark.parametrize("content", [b"", b"1234567", b"\xff" * 8, (2**40).to_bytes(8, "little") + b"{}"])
-def test_a_file_that_is_cut_short_is_refused_without_reading_it(tmp_path: Path, content: bytes) -> None:
+def test_a_truncated_file_is_refused_without_reading_it(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(report.ModelError, match="cut short"):
+    with pytest.raises(ModelError, match=r"cut short|truncated"):
         read_header(tmp_path / "x")

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +18,7 @@ import torch
 from omgsr_cli import __version__
 from omgsr_cli.benchmark.results import Speed
 from omgsr_cli.benchmark.statistics import quantiles
+from omgsr_cli.packages import version_of
 
 _LIBRARIES = (
     *("torch", "numpy", "pillow", "diffusers", "transformers"),
@@ -34,14 +34,6 @@ def collect_versions() -> dict[str, str]:
     found = {"omgsr": __version__, "python": platform.python_version()}
     found |= {name: version for name in _LIBRARIES if (version := version_of(name)) is not None}
     return {**found, "system": f"{platform.system()} {platform.machine()}"}
-
-
-def version_of(distribution: str) -> str | None:
-    """The installed version of a distribution, or None."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def machine_name() -> list[object]:

@@ -17,14 +17,13 @@ import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from torch import Tensor
 
-from omgsr_cli.benchmark.machine import version_of
 from omgsr_cli.benchmark.metrics import KnownMetric, Weights
 from omgsr_cli.benchmark.results import Failure
 from omgsr_cli.errors import FileError, OmgsrError
 from omgsr_cli.files.atomic import scratch_folder
 from omgsr_cli.models.libraries import explain_broken_torchvision
+from omgsr_cli.packages import install_command, version_of
 
-_INSTALL = "pip install 'omgsr-cli[metrics]'"
 _REACH_TIMEOUT_S = 5.0
 # What pyiqa draws crops by; set before each image, so that a score does not depend on those before it.
 _SEED = 123
@@ -140,7 +139,7 @@ def what_is_lacking(chosen: Sequence[KnownMetric]) -> str:
     missing = [path for known in chosen for path in missing_weights(known)]
     if find_spec("pyiqa") is None:
         needed = "pyiqa and its weights" if missing else "pyiqa"
-        return f"they need {needed}: {_INSTALL} (its licence is non-commercial)"
+        return f"they need {needed}: {install_command('metrics')} (its licence is non-commercial)"
     if missing:
         names = ",".join(known.info.name for known in chosen)
         return f"they need {' and '.join(path.name for path in missing)}, which --metrics {names} fetches"
@@ -160,7 +159,9 @@ def weights_identity(known: KnownMetric) -> list[list[object]]:
 def _not_installed(known: KnownMetric) -> MetricError:
     missing = missing_weights(known)
     weights = f", then {_places(missing)} unless it can be fetched" if missing else ""
-    return MetricError("pyiqa is not installed", f"{_INSTALL} (its licence is non-commercial){weights}")
+    return MetricError(
+        "pyiqa is not installed", f"{install_command('metrics')} (its licence is non-commercial){weights}"
+    )
 
 
 def _places(missing: Sequence[Path]) -> str:
@@ -212,7 +213,7 @@ def _explain(error: BaseException, known: KnownMetric | None) -> MetricError:
             f"setuptools {version} has no pkg_resources, which CLIP needs", "pip install 'setuptools<82'"
         )
     if isinstance(error, ModuleNotFoundError) and name:
-        return MetricError(f"pyiqa needs {name}, which is not installed", _INSTALL)
+        return MetricError(f"pyiqa needs {name}, which is not installed", install_command("metrics"))
     if "libGL" in str(error):
         hint = "pip uninstall opencv-python, then pip install opencv-python-headless"
         return MetricError("the installed opencv needs libGL, which this machine lacks", hint)
@@ -223,7 +224,7 @@ def _explain(error: BaseException, known: KnownMetric | None) -> MetricError:
         return MetricError(f"its weights cannot be fetched: {_first_line(error)}", "set HF_ENDPOINT to a mirror")
     explanation = explain_broken_torchvision(error)
     if explanation is not None:
-        return MetricError(explanation.message, "install the torchvision that was built for this torch; pyiqa needs it")
+        return MetricError(explanation.message, explanation.hint)
     if missing and isinstance(error, OSError | RuntimeError):
         return _cannot_be_had(missing)
     return MetricError(f"pyiqa {version_of('pyiqa')} fails: {type(error).__name__}: {_first_line(error)}")

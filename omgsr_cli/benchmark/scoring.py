@@ -10,7 +10,6 @@ from typing import Protocol
 from torch import Tensor
 
 from omgsr_cli.benchmark.cache import Cache, key_of
-from omgsr_cli.benchmark.machine import version_of
 from omgsr_cli.benchmark.metrics import CORE, KnownMetric, core_settings
 from omgsr_cli.benchmark.perceptual import MetricError, PyiqaMetric, weights_identity
 from omgsr_cli.benchmark.results import Failure, MetricInfo
@@ -21,6 +20,7 @@ from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import Picture, probe_picture, read_picture, write_picture
 from omgsr_cli.models.devices import choose_device
 from omgsr_cli.options import ColorSpace
+from omgsr_cli.packages import version_of
 
 
 class ImageScorer(Protocol):

@@ -13,79 +13,80 @@ from omgsr_cli.errors import OmgsrError
 from omgsr_cli.files.addresses import shown
 
 if TYPE_CHECKING:
-    from omgsr_cli.diagnosis.report import Diagnosis
-    from omgsr_cli.diagnosis.weights import ModelHealth
+    from omgsr_cli.diagnosis.machine import Diagnosis
+    from omgsr_cli.diagnosis.models import ModelHealth
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")] = False,
 ) -> int:
-    """Tell what this machine has: versions, devices, weights, extras, and what auto would choose.
+    """Show versions, devices, models and extras of this machine, and what auto chooses.
 
-    Nothing is changed and the network is not used. The exit code is 1 where something is wrong.
+    It changes nothing and does not use the network. The exit code is 1 if something is wrong.
     """
-    from omgsr_cli.diagnosis.report import diagnose
+    from omgsr_cli.diagnosis.machine import diagnose
 
-    talk = Output(as_json=as_json)
+    output = Output(as_json=as_json)
     found = diagnose()
-    talk.result("\n".join(map(shown, _lines(found))), _record(found))
+    output.result("\n".join(map(shown, _lines(found))), _record(found))
     for message, hint in found.problems:
-        talk.error(OmgsrError(message, hint))
+        output.error(OmgsrError(message, hint))
     return 1 if found.problems else 0
 
 
 def _lines(found: Diagnosis) -> Iterator[str]:
     versions = dict(found.versions)
-    yield f"omgsr {versions.pop('omgsr')}, Python {versions.pop('python')}"
+    yield f"omgsr {versions.pop('omgsr')}, Python {versions.pop('python')}, installed with {found.manager}"
     yield versions.pop("system") or "unknown system"
     torchvision = versions.pop("torchvision")
-    said = [f"{name} {version or 'MISSING'}" for name, version in versions.items()]
-    yield from (", ".join(said[start : start + 4]) for start in range(0, len(said), 4))
-    yield "torchvision " + ("not installed, and not needed" if torchvision is None else torchvision)
+    parts = [f"{name} {version or 'MISSING'}" for name, version in versions.items()]
+    yield from (", ".join(parts[start : start + 4]) for start in range(0, len(parts), 4))
+    yield "torchvision " + (torchvision or "not installed; only the extras compare and metrics need it")
     yield "devices"
     for device in found.devices:
         title = f" ({device['title']})" if device["title"] else ""
-        free = f"{device['free_mib'] / 1024:.1f} GiB free"
         gain = device["bf16_gain"]
-        measured = "" if gain is None else f" (bf16 measured {gain:.1f} times as fast as fp32)"
+        speed = "" if gain is None else f"; bf16 runs at {gain:.2f} times the speed of fp32"
         precisions = ", ".join(device["precisions"])
-        yield f"  {device['name']}{title}: {free}; {precisions}; auto takes {device['auto']}{measured}"
+        yield f"  {device['name']}{title}: {device['free_mib'] / 1024:.1f} GiB free; {precisions}{speed}"
     yield "models"
     for model in found.models:
-        yield f"  {model.name}: {_health(model)}"
-    yield f"  kept in {_store(found.store)}"
-    yield "extras"
-    if found.extras is None:
-        yield "  unknown: omgsr-cli is not installed, only on the path"
-    else:
-        yield "  " + ", ".join(f"{name} {_extra(missing)}" for name, missing in found.extras.items())
+        yield f"  {model.name}: {_state(model)}"
+    yield f"  downloads: {_store(found.store)}"
+    yield from _extra_lines(found)
     for plan in found.plans:
         yield from _plan_lines(plan)
 
 
-def _health(model: ModelHealth) -> str:
+def _state(model: ModelHealth) -> str:
     if model.folder is None:
-        return f"not here; {model.hint}"
-    return f"{'DAMAGED' if model.damage else 'whole'}, {model.folder}"
+        return f"not installed; {model.hint}"
+    return f"{'CORRUPT' if model.damage else 'intact'}, {model.folder}"
 
 
 def _store(store: dict[str, Any]) -> str:
     if store["folder"] is None:
         return f"no folder: {store['reason']}"
-    room = f"{store['free_mib'] / 1024:.1f} GiB free"
-    return f"{store['folder']} ({room if store['writable'] else 'CANNOT BE WRITTEN'})"
+    space = f"{store['free_mib'] / 1024:.1f} GiB free"
+    return f"{store['folder']} ({space if store['writable'] else 'NOT WRITABLE'})"
 
 
-def _extra(missing: list[str]) -> str:
-    return f"(lacks {', '.join(missing)})" if missing else "installed"
+def _extra_lines(found: Diagnosis) -> Iterator[str]:
+    yield "extras"
+    if found.extras is None:
+        yield "  unknown: the metadata of omgsr-cli is missing"
+        return
+    yield "  installed: " + (", ".join(name for name, missing in found.extras.items() if not missing) or "none")
+    for name, command in found.install.items():
+        yield f"  {name} (missing {', '.join(found.extras[name])}): {command}"
 
 
 def _plan_lines(plan: dict[str, Any]) -> Iterator[str]:
-    (width, height), (wide, high) = plan["input_size"], plan["output_size"]
-    yield f"auto, for {plan['model']} and a picture of {width * height / 1e6:.0f} megapixels ({width}x{height})"
+    (width, height), (output_width, output_height) = plan["input_size"], plan["output_size"]
+    yield f"auto for {plan['model']}, {width}x{height} to {output_width}x{output_height}"
     yield (
-        f"  {plan['device']} in {plan['precision']}, to {wide}x{high}, by {plan['tiles']} tiles of "
-        f"{plan['tile_px']} px, {plan['memory_mib'] / 1024:.1f} GiB"
+        f"  {plan['device']} in {plan['precision']}, {plan['tiles']} tiles of {plan['tile_px']} px, "
+        f"{plan['memory_mib'] / 1024:.1f} GiB of memory"
     )
     yield from (f"  {reason}" for reason in plan["why"])
 

@@ -16,7 +16,7 @@ from omgsr_cli.files.addresses import shown
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS, find_preset
 
 if TYPE_CHECKING:
-    from omgsr_cli.diagnosis.weights import ModelHealth
+    from omgsr_cli.diagnosis.models import ModelHealth
 
 models = typer.Typer(
     name="models", cls=Group, help="List, fetch, check, merge and remove models.", no_args_is_help=True
@@ -68,7 +68,7 @@ class _PullTalk:
 @models.command("list", cls=Command)
 def list_models(as_json: _Json = False) -> None:
     """List the models that have a name, and where they lie."""
-    from omgsr_cli.diagnosis.weights import check_models
+    from omgsr_cli.diagnosis.models import check_models
 
     talk = Output(as_json=as_json)
     for health in check_models():
@@ -97,8 +97,7 @@ def path(name: _Installed) -> None:
 @models.command(cls=Command)
 def info(name: _Name, as_json: _Json = False) -> None:
     """Tell what a model is, what it was made of, and the memory that it needs here."""
-    from omgsr_cli.diagnosis.about import about_model, about_preset
-    from omgsr_cli.diagnosis.weights import check_model
+    from omgsr_cli.diagnosis.models import about_model, about_preset, check_model
 
     health = check_model(name)
     about = about_preset(PRESETS[name]) if health.folder is None else about_model(name, health.folder)
@@ -117,7 +116,7 @@ def verify(
 
     The exit code is 1 where something is wrong; what to do then is said.
     """
-    from omgsr_cli.diagnosis.weights import check_model, check_models
+    from omgsr_cli.diagnosis.models import check_model, check_models
 
     talk = Output(as_json=as_json)
     if names:
@@ -125,7 +124,7 @@ def verify(
         for health in found:
             _require(health)
     else:
-        found = tuple(health for health in check_models(contents=True) if health.is_here)
+        found = tuple(health for health in check_models(contents=True) if health.is_installed)
     for health in found:
         state = "damaged" if health.damage else "whole"
         record = {"name": health.name, "folder": str(health.folder), "damage": list(health.damage)}
@@ -185,7 +184,7 @@ def remove(
 
 
 def _found(name: str) -> Path:
-    from omgsr_cli.diagnosis.weights import check_model
+    from omgsr_cli.diagnosis.models import check_model
 
     return _require(check_model(name))
 

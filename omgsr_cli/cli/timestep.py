@@ -237,5 +237,7 @@ class _Files:
 def _check_matplotlib() -> None:
     from importlib.util import find_spec
 
+    from omgsr_cli.packages import install_command
+
     if find_spec("matplotlib") is None:
-        raise OmgsrError("--plot needs matplotlib, which is not installed", "pip install 'omgsr-cli[plot]'")
+        raise OmgsrError("--plot needs matplotlib, which is not installed", install_command("plot"))

@@ -1,1 +1,1 @@
-"""What this machine has and can do, told also where torch cannot be imported."""
+"""What this machine has and can do, also if torch cannot be imported."""

@@ -8,8 +8,7 @@ from typing import Any
 
 from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.models.libraries import explain_broken_torchvision
-
-_EXTRA_HINT = "type pip install 'omgsr-cli[compare]', with the torchvision that belongs to this torch"
+from omgsr_cli.packages import install_command
 
 
 def read_foreign_network(path: Path) -> Any:
@@ -27,12 +26,13 @@ def read_foreign_network(path: Path) -> Any:
     except (ImportError, RuntimeError) as error:
         missing = getattr(error, "name", None)
         if missing in ("spandrel", "torchvision"):
-            raise ModelError(f"{path.name}: {missing} is not installed, which reads such files", _EXTRA_HINT) from error
+            message = f"{path.name}: {missing} is not installed, which reads such files"
+            raise ModelError(message, install_command("compare")) from error
         explanation = explain_broken_torchvision(error)
         if explanation is None:
-            raise ModelError(f"{path.name}: spandrel cannot be imported: {error}", _EXTRA_HINT) from error
-        hint = "install the torchvision that was built for this torch; spandrel needs it"
-        raise ModelError(f"{path.name}: {explanation.message}", hint) from error
+            message = f"{path.name}: spandrel cannot be imported: {error}"
+            raise ModelError(message, install_command("compare")) from error
+        raise ModelError(explanation.message, explanation.hint) from error
     try:
         found = spandrel.ModelLoader("cpu").load_from_file(path)
     except (spandrel.UnsupportedModelError, RuntimeError, ValueError, KeyError, EOFError, OSError) as error:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 
 from omgsr_cli.errors import OmgsrError
+from omgsr_cli.packages import torchvision_error
 
 
 @contextmanager
@@ -30,19 +30,14 @@ def explained_imports() -> Iterator[None]:
 
 
 def explain_broken_torchvision(error: BaseException) -> OmgsrError | None:
-    """Say which two versions do not go together, if the error comes from torchvision.
+    """Name the two versions that do not work together, if the error comes from torchvision.
 
     Args:
-        error: from importing diffusers, transformers or peft.
+        error: from importing a library that uses torchvision.
     Returns:
-        The error to show, or None where torchvision has nothing to do with it.
+        The error to show, with the command that fixes it; None if torchvision did not cause it.
     """
-    if not any(_is_from_torchvision(link) for link in _chain(error)):
-        return None
-    return OmgsrError(
-        f"the installed torchvision {_version('torchvision')} does not work with torch {_version('torch')}",
-        hint="type `pip uninstall torchvision` (omgsr does not need it), or install the one built for this torch",
-    )
+    return torchvision_error() if any(_is_from_torchvision(link) for link in _chain(error)) else None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -68,13 +63,6 @@ def _is_from_torchvision(error: BaseException) -> bool:
             return True
         trace = trace.tb_next
     return False
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "(unknown version)"
 
 
 @contextmanager

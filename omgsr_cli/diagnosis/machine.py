@@ -1,0 +1,290 @@
+"""What this machine has and can do: versions, devices, models, extras, and the choices of `auto`.
+
+`probe` needs torch and runs in a process of its own, so a torch that cannot be imported, or that crashes, is a finding.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omgsr_cli import __version__
+from omgsr_cli.diagnosis.models import ModelHealth, check_models
+from omgsr_cli.errors import ModelError, OmgsrError
+from omgsr_cli.geometry import Size
+from omgsr_cli.packages import (
+    find_installation,
+    install_command,
+    missing_by_extra,
+    torch_build,
+    torchvision_error,
+    torchvision_mismatch,
+    version_of,
+)
+from omgsr_cli.store.installed import models_folder
+
+if TYPE_CHECKING:
+    import torch
+    from packaging.requirements import Requirement
+
+LIBRARIES = ("torch", "diffusers", "transformers", "huggingface-hub", "safetensors", "numpy", "pillow")
+"""Distributions whose versions affect results."""
+
+EXAMPLE_PX = Size(3000, 4000)
+"""Height and width of the image that plans are made for: 12 megapixels."""
+
+_PROBE = "import json, sys; from omgsr_cli.diagnosis.machine import probe; print(json.dumps(probe(sys.argv[1:])))"
+_PROBE_LIMIT_S = 300
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The findings of `omgsr doctor`.
+
+    Attributes:
+        versions: of omgsr, Python, the system, `LIBRARIES` and torchvision; None for a library that is not installed.
+        manager: what installed omgsr: "pip", "uv", "uv tool" or "pipx".
+        devices: what torch can compute on, as `probe` returns them; empty if torch does not work.
+        models: the known models and the state of their files.
+        store: the folder of downloaded models, whether it is writable, and its free space.
+        extras: name to its packages that are missing, or too old; None if nothing lists the extras.
+        install: the command that installs an extra here, for each extra with missing packages.
+        plans: what `auto` chooses for an image of 12 megapixels, as `probe` returns it.
+        problems: what is wrong, each with the command that fixes it, or None.
+    """
+
+    versions: dict[str, str | None]
+    manager: str
+    devices: tuple[dict[str, Any], ...]
+    models: tuple[ModelHealth, ...]
+    store: dict[str, Any]
+    extras: dict[str, list[str]] | None
+    install: dict[str, str]
+    plans: tuple[dict[str, Any], ...]
+    problems: tuple[tuple[str, str | None], ...]
+
+
+def diagnose() -> Diagnosis:
+    """Examine this machine without changing anything and without the network."""
+    models = check_models()
+    findings, reason = _run_probe([health.name for health in models if health.is_installed and not health.damage])
+    problems: list[tuple[str, str | None]] = []
+    if reason is not None:
+        fix = find_installation().reinstall("torch", torch_build())
+        problems.append((f"torch does not work: {reason}", fix))
+    if findings["torchvision"] is not None or torchvision_mismatch() is not None:
+        error = torchvision_error()
+        problems.append((findings["torchvision"] or error.message, error.hint))
+    problems += [(f"{health.name}: {line}", health.hint) for health in models for line in health.damage]
+    # torchvision fails inside the libraries that models need: it is reported above.
+    known = [message for message, _ in problems]
+    failed = [plan for plan in findings["plans"] if "error" in plan and plan["error"] not in known]
+    problems += [(f"{plan['model']}: {plan['error']}", plan["hint"]) for plan in failed]
+    extras = missing_by_extra()
+    return Diagnosis(
+        versions=_versions(),
+        manager=find_installation().manager,
+        devices=tuple(findings["devices"]),
+        models=models,
+        store=_describe_store(),
+        extras=None if extras is None else {name: list(map(_missing, needs)) for name, needs in extras.items()},
+        install={name: install_command(name) for name, needs in (extras or {}).items() if needs},
+        plans=tuple(plan for plan in findings["plans"] if "error" not in plan),
+        problems=tuple(problems),
+    )
+
+
+def probe(models: list[str]) -> dict[str, Any]:
+    """Ask torch, and the libraries that import it. Call it in a process of its own.
+
+    Args:
+        models: names of installed models.
+    Returns:
+        "devices", a list; "torchvision", None or what is wrong with it; "plans", one for each model.
+    """
+    return {
+        "devices": [_describe_device(name) for name in _device_names()],
+        "torchvision": _import_torchvision(),
+        "plans": [_plan(name) for name in models],
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    own = {"omgsr": __version__, "python": platform.python_version(), "system": platform.platform(terse=True)}
+    return own | {name: version_of(name) for name in (*LIBRARIES, "torchvision")}
+
+
+def _missing(need: Requirement) -> str:
+    """The name of a missing package, or the version that an installed one is too old for."""
+    return need.name if version_of(need.name) is None else str(need)
+
+
+def _describe_store() -> dict[str, Any]:
+    """The folder of models: "folder", "writable", "free_mib"; the last two of its nearest parent that exists."""
+    try:
+        folder = models_folder()
+    except ModelError as error:
+        return {"folder": None, "writable": False, "free_mib": 0, "reason": error.message}
+    existing = next(place for place in (folder, *folder.parents) if place.is_dir())
+    free = shutil.disk_usage(existing).free
+    return {"folder": str(folder), "writable": os.access(existing, os.W_OK | os.X_OK), "free_mib": free >> 20}
+
+
+def _run_probe(models: list[str]) -> tuple[dict[str, Any], str | None]:
+    """The result of `probe`, or an empty one with the reason of the failure."""
+    empty: dict[str, Any] = {"devices": [], "torchvision": None, "plans": []}
+    # The process imports the same package, whatever the current folder contains.
+    root = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    try:
+        finished = subprocess.run(
+            [sys.executable, "-c", _PROBE, *models],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PROBE_LIMIT_S,
+            env=os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+        )
+    except subprocess.TimeoutExpired:
+        return empty, f"no answer within {_PROBE_LIMIT_S} s"
+    if finished.returncode == 0:
+        findings: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
+        return findings, None
+    if finished.returncode < 0:
+        return empty, f"importing it ended with {signal.Signals(-finished.returncode).name}"
+    lines = [line for line in finished.stderr.splitlines() if line.strip()]
+    return empty, lines[-1] if lines else f"exit code {finished.returncode}"
+
+
+def _device_names() -> list[str]:
+    """Each device, the preferred kind first."""
+    import torch
+
+    from omgsr_cli.models.devices import present_devices
+
+    counts = {"cuda": torch.cuda.device_count, "xpu": torch.xpu.device_count}
+    names: list[str] = []
+    for kind in present_devices():
+        names += [f"{kind}:{index}" for index in range(counts[kind]())] if kind in counts else [kind]
+    return names
+
+
+def _describe_device(name: str) -> dict[str, Any]:
+    import torch
+
+    from omgsr_cli.models.devices import PRECISIONS, free_memory_bytes, multiplies_in_bf16
+    from omgsr_cli.models.matrix_speed import bf16_gain_on_cpu
+
+    device = torch.device(name)
+    titles = {"cuda": torch.cuda.get_device_name, "xpu": torch.xpu.get_device_name}
+    return {
+        "name": name,
+        "title": titles[device.type](device) if device.type in titles else None,
+        "free_mib": free_memory_bytes(device) >> 20,
+        "precisions": [precision for precision in PRECISIONS if _is_supported(precision, device)],
+        "multiplies_in_bf16": multiplies_in_bf16(device),
+        "bf16_gain": bf16_gain_on_cpu() if device.type == "cpu" and multiplies_in_bf16(device) else None,
+    }
+
+
+def _is_supported(precision: str, device: torch.device) -> bool:
+    from omgsr_cli.models.devices import choose_precision
+
+    try:
+        choose_precision(precision, device)
+    except OmgsrError:
+        return False
+    return True
+
+
+def _import_torchvision() -> str | None:
+    """Why other libraries fail to import torchvision; None if they can, or if it is not installed."""
+    from omgsr_cli.models.libraries import explain_broken_torchvision
+
+    try:
+        importlib.import_module("torchvision")
+    except ModuleNotFoundError as error:
+        return None if error.name == "torchvision" else str(error)
+    except (ImportError, RuntimeError, OSError) as error:
+        explained = explain_broken_torchvision(error)
+        return str(error) if explained is None else explained.message
+    return None
+
+
+def _plan(model: str) -> dict[str, Any]:
+    """What `auto` chooses for a model and an image of 12 megapixels, and why."""
+    from omgsr_cli.models.devices import choose_device
+    from omgsr_cli.models.loading import describe_model, suitable_precision
+    from omgsr_cli.models.sources import find_model
+    from omgsr_cli.options import RestoreOptions
+    from omgsr_cli.planning import plan_restoration, usable_memory
+
+    try:
+        source = find_model(model)
+        info = describe_model(source)
+    except OmgsrError as error:
+        return {"model": model, "error": error.message, "hint": error.hint}
+    device = choose_device()
+    precision = suitable_precision(source, "auto", device)
+    memory = usable_memory(device)
+    output = Size(round(EXAMPLE_PX.height * info.scale), round(EXAMPLE_PX.width * info.scale))
+    plan = plan_restoration(info, EXAMPLE_PX, output, RestoreOptions(), memory)
+    unlimited = plan_restoration(info, EXAMPLE_PX, output, RestoreOptions(), 1 << 50)
+    tiles = _tiles_reason(plan.codec.side_px, unlimited.codec.side_px, output, memory)
+    return {
+        "model": model,
+        "parameters": info.parameters,
+        "device": str(device),
+        "precision": precision,
+        "input_size": [EXAMPLE_PX.width, EXAMPLE_PX.height],
+        "output_size": [output.width, output.height],
+        "tile_px": plan.codec.side_px,
+        "step_tile_px": plan.step.side_px,
+        "tiles": plan.tiles,
+        "memory_mib": plan.memory_bytes >> 20,
+        "allowed_mib": memory >> 20,
+        "why": [_device_reason(device), f"{precision}: {_precision_reason(precision, device)}", tiles],
+    }
+
+
+def _device_reason(device: torch.device) -> str:
+    from omgsr_cli.models.devices import present_devices, why_unusable
+
+    reasons = filter(None, map(why_unusable, present_devices()))
+    if device.type == "cpu":
+        return "cpu: " + ("; ".join(reasons) or "no CUDA, MPS or XPU device found")
+    return f"{device.type}: preferred to the CPU"
+
+
+def _precision_reason(precision: str, device: torch.device) -> str:
+    """Why `auto` chose a precision; it never disagrees with the measured speed of the device."""
+    from omgsr_cli.models.devices import choose_precision, multiplies_in_bf16
+    from omgsr_cli.models.matrix_speed import bf16_gain_on_cpu
+
+    able, is_cpu = multiplies_in_bf16(device), device.type == "cpu"
+    kind = "CPU" if is_cpu else "device"
+    if precision != choose_precision("auto", device):
+        return f"this model always uses it on a {kind}, also where bf16 is faster: its tiles stay exact"
+    if not able:
+        return f"this {kind} has no bf16 arithmetic"
+    if not is_cpu:
+        return f"this {kind} has bf16 arithmetic"
+    speed = f"at {bf16_gain_on_cpu():.2f} times the speed of fp32 on this CPU"
+    return f"bf16 runs {speed}" + ("" if precision == "bf16" else "; it is used only if it is clearly faster")
+
+
+def _tiles_reason(tile_px: int, unlimited_px: int, output: Size, memory: int) -> str:
+    if tile_px >= max(output):
+        return "no tiles: the whole image fits in memory"
+    if tile_px == unlimited_px:
+        return f"tiles of {tile_px} px: the fastest size; memory does not limit it"
+    return f"tiles of {tile_px} px: the fastest size that fits in {memory / 2**30:.1f} GiB"

@@ -1,0 +1,187 @@
+"""The models of this machine: the state of their files, and what running them takes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omgsr_cli.errors import ModelError, UnknownModelError
+from omgsr_cli.models.weight_files import check_file_finite
+from omgsr_cli.presets import PRESETS, Preset
+from omgsr_cli.store.headers import read_header
+from omgsr_cli.store.installed import installed_folder, installed_names, load_provenance
+from omgsr_cli.store.manifest import MANIFEST_NAME, find_damage, load_manifest
+
+_PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class ModelHealth:
+    """The state of a model on this machine.
+
+    Attributes:
+        name: of the preset or of the downloaded model, or the folder that was given.
+        folder: None if the model is not installed.
+        damage: what is wrong with its files, a line each.
+        hint: the command that repairs or installs it.
+    """
+
+    name: str
+    folder: Path | None
+    damage: tuple[str, ...] = ()
+    hint: str | None = None
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether it can be used without a download."""
+        return self.folder is not None
+
+
+def check_models(*, contents: bool = False) -> tuple[ModelHealth, ...]:
+    """Check every model that has a name.
+
+    Args:
+        contents: read every file, compare its hash and check that its weights are finite; otherwise compare sizes and
+            headers, which is fast.
+    """
+    names = dict.fromkeys((*PRESETS, *installed_names()))
+    return tuple(check_model(name, contents=contents) for name in names)
+
+
+def check_model(name: str, *, contents: bool = False) -> ModelHealth:
+    """Check one model: a preset, a downloaded model or a folder.
+
+    Args: as for `check_models`.
+
+    Raises:
+        ModelError: no such model.
+    """
+    preset = PRESETS.get(name)
+    if preset is not None and preset.folder is not None:
+        folder: Path | None = preset.folder
+        hint = "reinstall omgsr-cli"
+    else:
+        folder = installed_folder(name) or (None if preset is not None else _given_folder(name))
+        hint = f"omgsr models pull {name}" if preset is not None else f"copy or merge {name} again"
+    if folder is None:
+        return ModelHealth(name, None, hint=hint)
+    return ModelHealth(name, folder, tuple(_find_damage(folder, contents)), hint)
+
+
+def about_preset(preset: Preset) -> dict[str, Any]:
+    """What is known about a model that is not installed; the keys are those of `about_model`."""
+    drive = () if preset.adapter_drive is None else (f"Google Drive folder {preset.adapter_drive}",)
+    return {
+        "name": preset.name,
+        "folder": None,
+        "summary": preset.summary,
+        "licence": preset.licence,
+        "mid_timestep": preset.mid_timestep,
+        "native_tile_px": preset.native_tile_px,
+        "scale": preset.scale,
+        "vae_rank": preset.vae_rank,
+        "backbone_rank": preset.backbone_rank,
+        "sources": [*preset.base_sources, *drive],
+    }
+
+
+def about_model(name: str, folder: Path) -> dict[str, Any]:
+    """Describe an installed model, and the memory that it needs on this machine.
+
+    Args:
+        name: of the preset or downloaded model, or the folder that was given.
+        folder: of the model.
+    Returns:
+        Names and numbers for people and for JSON; sizes are in MiB.
+    Raises:
+        ModelError: the folder is not a model, or one of its files is corrupt.
+    """
+    from omgsr_cli.models.devices import choose_device
+    from omgsr_cli.models.loading import describe_model, suitable_precision
+    from omgsr_cli.models.sources import find_model
+
+    source = find_model(folder)
+    info = describe_model(source)
+    device = choose_device()
+    precision = suitable_precision(source, "auto", device)
+    preset, origins = PRESETS.get(name), load_provenance(folder)
+    licences = (source.record.licence, preset.licence if preset else None)
+    return {
+        "name": name,
+        "folder": str(folder),
+        "summary": preset.summary if preset else None,
+        "licence": next(filter(None, licences), None),
+        "mid_timestep": info.mid_timestep,
+        "native_tile_px": info.native_tile_px,
+        "scale": info.scale,
+        "vae_rank": preset.vae_rank if preset else None,
+        "backbone_rank": preset.backbone_rank if preset else None,
+        "made_from": list(source.record.made_from),
+        "sources": [] if origins is None else [origin.model_dump(exclude={"files"}) for origin in origins.origins],
+        "parameters": info.parameters,
+        "parts": _describe_parts(folder),
+        "disk_mib": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) >> 20,
+        "has_manifest": (folder / MANIFEST_NAME).is_file(),
+        "device": str(device),
+        "precision": precision,
+        "weights_mib": info.parameters * _PRECISION_BYTES[precision] >> 20,
+        "tile_mib": _tile_bytes(info) >> 20,
+    }
+
+
+def _given_folder(name: str) -> Path:
+    if not Path(name).is_dir():
+        raise UnknownModelError(f"no model is called {name!r}", hint="see: omgsr models list")
+    return Path(name)
+
+
+def _find_damage(folder: Path, contents: bool) -> Iterator[str]:
+    """Compare with the manifest, if one exists; check the headers of weights in any case."""
+    if (folder / MANIFEST_NAME).is_file():
+        try:
+            yield from find_damage(folder, load_manifest(folder), contents=contents)
+        except ModelError as error:
+            yield error.message
+    files = sorted(folder.rglob("*.safetensors"))
+    if not files:
+        yield f"{folder} has no weights"
+    for path in files:
+        try:
+            if contents:
+                check_file_finite(path)
+            else:
+                read_header(path)
+        except ModelError as error:
+            yield error.message
+
+
+def _describe_parts(folder: Path) -> list[dict[str, Any]]:
+    """Parameters and number format of each folder of weights."""
+    parts: dict[str, Counter[str]] = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        counts = parts.setdefault(path.parent.relative_to(folder).as_posix(), Counter())
+        for entry in read_header(path).values():
+            counts[entry.dtype] += entry.elements
+    if not parts:
+        raise ModelError(f"{folder} has no weights")
+    return [
+        {
+            "part": "model" if part == "." else part,
+            "parameters": counts.total(),
+            "dtypes": [dtype for dtype, _ in counts.most_common()],
+        }
+        for part, counts in parts.items()
+    ]
+
+
+def _tile_bytes(info: Any) -> int:
+    """Working memory for an image of the model's native size."""
+    from omgsr_cli.geometry import Size
+    from omgsr_cli.options import RestoreOptions
+    from omgsr_cli.planning import plan_restoration
+
+    size = Size(info.native_tile_px, info.native_tile_px)
+    return plan_restoration(info, size, size, RestoreOptions(process_scale=1), 1 << 50).memory_bytes
