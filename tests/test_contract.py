@@ -259,7 +259,8 @@ def test_nothing_names_a_folder_of_one_machine() -> None:
     server = re.compile(
         r"https?://(?!(?:arxiv\.org|github\.com|huggingface\.co|drive\.google\.com|json-schema\.org"
         # Names of XMP schemas, which nothing is fetched from.
-        r"|ns\.(?:adobe|google|apple|microsoft|acdsee|oplus)\.com|iptc\.org|purl\.org|www\.w3\.org)"
+        # PyTorch's index, which install commands name.
+        r"|download\.pytorch\.org|ns\.(?:adobe|google|apple|microsoft|acdsee|oplus)\.com|iptc\.org|purl\.org|www\.w3\.org)"
         r"[/\"')\s])"
     )
     files = [path for path in ROOT.glob("*.*") if path.suffix in (".md", ".toml", ".txt", ".yml", ".yaml")]
