@@ -84,10 +84,12 @@ def test_a_model_that_is_not_here_names_the_command_that_fetches_it(
         Command(capfdbinary)(tmp_path / "a.png", "--model", NAME),
     ):
         assert said.code == 1
-        assert said.errors == [f"error: {NAME} is not on this machine"]
+        assert len(said.errors) == 1
+        assert NAME in said.errors[0]
         assert "hint: omgsr models pull omgsr-s-512" in said.err
     unknown = models("path", "../somewhere")
-    assert (unknown.code, unknown.errors) == (2, ["error: there is no model '../somewhere'"])
+    assert (unknown.code, len(unknown.errors)) == (2, 1)
+    assert "'../somewhere'" in unknown.errors[0]
 
 
 def test_info_tells_a_model_that_is_not_here_by_its_preset(models: Command) -> None:
@@ -115,21 +117,21 @@ def test_info_counts_parameters_and_memory(models: Command, installed: Path) -> 
 
 
 def test_verify_reads_every_byte(models: Command, installed: Path) -> None:
-    assert models("verify", NAME).lines == [f"{NAME}: whole"]
+    assert models("verify", NAME).lines == [f"{NAME}: intact"]
     path = installed / "unet" / "diffusion_pytorch_model.safetensors"
     content = bytearray(path.read_bytes())
     content[-100] ^= 1
     path.write_bytes(content)
     said = models("verify")
     assert said.code == 1
-    assert f"{NAME}: damaged" in said.lines
+    assert f"{NAME}: corrupt" in said.lines
     assert len(said.errors) == 1
-    assert "unet/diffusion_pytorch_model.safetensors has another content" in said.errors[0]
+    assert "unet/diffusion_pytorch_model.safetensors" in said.errors[0]
     assert f"hint: omgsr models pull {NAME}" in said.err
     # Sizes and headers are right: a look that reads no contents cannot know.
     assert f"{NAME}: OMGSR-S" in models("list").out.decode()
     (installed / "scheduler" / "scheduler_config.json").unlink()
-    assert "DAMAGED" in models("list").out.decode()
+    assert "CORRUPT" in models("list").out.decode()
     (record,) = models("verify", NAME, "--json").records
     assert len(record["damage"]) == 2
 

@@ -1,4 +1,4 @@
-"""`omgsr models`: the models that are known, fetched, merged and removed."""
+"""`omgsr models`: list, download, check, merge and remove models."""
 
 from __future__ import annotations
 
@@ -19,41 +19,43 @@ if TYPE_CHECKING:
     from omgsr_cli.diagnosis.models import ModelHealth
 
 models = typer.Typer(
-    name="models", cls=Group, help="List, fetch, check, merge and remove models.", no_args_is_help=True
+    name="models", cls=Group, help="List, download, check, merge and remove models.", no_args_is_help=True
 )
 
-_Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
-_Name = Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="A name from the list, or a model's folder.")]
-_Installed = Annotated[str, typer.Argument(metavar="NAME", help="A name from the list.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line to stdout.")]
+_Name = Annotated[
+    str, typer.Argument(metavar="NAME|FOLDER", help="A name from `omgsr models list`, or a model folder.")
+]
+_Installed = Annotated[str, typer.Argument(metavar="NAME", help="A name from `omgsr models list`.")]
 
 
 @models.command(cls=Command)
 def pull(
     name: _Installed,
     base: Annotated[
-        str | None, typer.Option(metavar="FOLDER|REPO", help="Base model in the place of the known sources.")
+        str | None, typer.Option(metavar="FOLDER|REPO", help="Use this base model instead of the known sources.")
     ] = None,
     from_: Annotated[
         Path | None,
-        typer.Option("--from", metavar="FOLDER|ZIP", help="The adapter as you downloaded it yourself."),
+        typer.Option("--from", metavar="FOLDER|ZIP", help="Use an adapter that you have downloaded."),
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Full precision, twice the size, where there is fp16.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Agree to what would be asked.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Download fp32 weights, twice the size of fp16.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Answer yes to all questions.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
 ) -> None:
-    """Fetch a model, check it, and make it ready for --model NAME.
+    """Download a model, verify it, and make it available as --model NAME.
 
-    An interrupted download goes on where it was when the same command is typed again.
+    Re-run the command to resume an interrupted download.
     """
     from omgsr_cli.installation.pulling import pull_model
 
     preset = find_preset(name)
-    talk = Output(quiet=quiet)
-    talk.result(pull_model(preset, _PullTalk(talk, yes), base=base, adapter=from_, full=full), {})
+    output = Output(quiet=quiet)
+    output.result(pull_model(preset, _PullDialogue(output, yes), base=base, adapter=from_, full=full), {})
 
 
-class _PullTalk:
-    """Tells and asks through the program's one output."""
+class _PullDialogue:
+    """Shows notes, progress and questions of a download."""
 
     def __init__(self, output: Output, yes: bool) -> None:
         self._yes = yes
@@ -62,20 +64,20 @@ class _PullTalk:
         self.download = output.download
 
     def agree(self, question: str) -> None:
-        self._output.confirm(question, yes=self._yes, hint="add --yes to agree, or give --base FOLDER")
+        self._output.confirm(question, yes=self._yes, hint="add --yes to agree, or use --base FOLDER")
 
 
 @models.command("list", cls=Command)
 def list_models(as_json: _Json = False) -> None:
-    """List the models that have a name, and where they lie."""
+    """List the known and the downloaded models."""
     from omgsr_cli.diagnosis.models import check_models
 
-    talk = Output(as_json=as_json)
+    output = Output(as_json=as_json)
     for health in check_models():
         preset = PRESETS.get(health.name)
-        summary = preset.summary if preset else "fetched or copied"
+        summary = preset.summary if preset else "downloaded or copied"
         default = ", the default" if health.name == DEFAULT_PRESET else ""
-        talk.result(
+        output.result(
             shown(f"{health.name}: {summary}; {_state(health)}{default}"),
             {
                 "name": health.name,
@@ -89,14 +91,14 @@ def list_models(as_json: _Json = False) -> None:
 
 @models.command(cls=Command)
 def path(name: _Installed) -> None:
-    """Say where a model's folder is."""
+    """Print the folder of a model."""
     folder = _found(name)
     Output().result(folder, {})
 
 
 @models.command(cls=Command)
 def info(name: _Name, as_json: _Json = False) -> None:
-    """Tell what a model is, what it was made of, and the memory that it needs here."""
+    """Show what a model is, where it comes from, and the memory it needs."""
     from omgsr_cli.diagnosis.models import about_model, about_preset, check_model
 
     health = check_model(name)
@@ -108,17 +110,17 @@ def info(name: _Name, as_json: _Json = False) -> None:
 def verify(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME|FOLDER", help="Models to check; without any, all that are here."),
+        typer.Argument(metavar="NAME|FOLDER", help="Models to check; all installed models by default."),
     ] = None,
     as_json: _Json = False,
 ) -> int:
     """Read every byte of a model and compare it with its manifest.
 
-    The exit code is 1 where something is wrong; what to do then is said.
+    The exit code is 1 if a model is corrupt; a hint shows how to repair it.
     """
     from omgsr_cli.diagnosis.models import check_model, check_models
 
-    talk = Output(as_json=as_json)
+    output = Output(as_json=as_json)
     if names:
         found = tuple(check_model(name, contents=True) for name in names)
         for health in found:
@@ -126,31 +128,31 @@ def verify(
     else:
         found = tuple(health for health in check_models(contents=True) if health.is_installed)
     for health in found:
-        state = "damaged" if health.damage else "whole"
+        state = "corrupt" if health.damage else "intact"
         record = {"name": health.name, "folder": str(health.folder), "damage": list(health.damage)}
-        talk.result(shown(f"{health.name}: {state}"), record)
+        output.result(shown(f"{health.name}: {state}"), record)
         for line in health.damage:
-            talk.error(ModelError(f"{health.name}: {line}", health.hint))
+            output.error(ModelError(f"{health.name}: {line}", health.hint))
     return 1 if any(health.damage for health in found) else 0
 
 
 @models.command(cls=Command)
 def merge(
     base: Annotated[str, typer.Argument(metavar="BASE", help="Folder or hub repository of the base model.")],
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Folder of the adapter, as published.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist yet.")],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Folder of the adapter, in its published layout.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must not exist.")],
     mid_timestep: Annotated[
-        int | None, typer.Option(metavar="T", help="Timestep of the one step, 0 to 999, in place of the model's.")
+        int | None, typer.Option(metavar="T", help="Set the timestep of the single step, 0 to 999.")
     ] = None,
-    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Condition the model on a text.")] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Condition the model on this text.")] = None,
     text_encoder: Annotated[
-        bool, typer.Option("--text-encoder", help="Copy the text encoder too, so that any prompt can be given.")
+        bool, typer.Option("--text-encoder", help="Copy the text encoder too, so that --prompt works.")
     ] = False,
     half: Annotated[bool, typer.Option("--half", help="Write fp16 instead of fp32, half the size.")] = False,
 ) -> None:
-    """Merge a base and an adapter into one folder that loads at once, without network and adapter.
+    """Merge a base model and an adapter into one folder.
 
-    omgsr upscale --model OUT then uses it.
+    The folder loads without network and adapter: use it with omgsr upscale --model OUT.
     """
     from omgsr_cli.installation.merging import write_merged
     from omgsr_cli.models.sources import find_model
@@ -163,24 +165,24 @@ def merge(
 @models.command(cls=Command)
 def remove(
     name: _Installed,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
 ) -> None:
-    """Remove a fetched model from this machine."""
+    """Remove a downloaded model from this machine."""
     from omgsr_cli.store.installed import installed_folder
 
     preset = PRESETS.get(name)
     if preset is not None and preset.folder is not None:
-        raise UsageError(f"{name} lies in the package", "it goes with: pip uninstall omgsr-cli")
+        raise UsageError(f"{name} is bundled with omgsr and cannot be removed")
     folder = installed_folder(name)
     if folder is None:
-        raise UnknownModelError(f"no fetched model is called {name!r}", "see: omgsr models list")
-    talk = Output()
-    talk.confirm(f"remove {shown(folder)}?", yes=yes, hint="add --yes")
+        raise UnknownModelError(f"no downloaded model is called {name!r}", "see: omgsr models list")
+    output = Output()
+    output.confirm(f"remove {shown(folder)}?", yes=yes, hint="add --yes")
     try:
         shutil.rmtree(folder)
     except OSError as error:
         raise ModelError(f"{folder} cannot be removed: {reason_of(error)}") from error
-    talk.note(f"removed {shown(folder)}")
+    output.note(f"removed {shown(folder)}")
 
 
 def _found(name: str) -> Path:
@@ -191,23 +193,23 @@ def _found(name: str) -> Path:
 
 def _require(health: ModelHealth) -> Path:
     if health.folder is None:
-        raise ModelError(f"{health.name} is not on this machine", hint=health.hint)
+        raise ModelError(f"{health.name} is not installed", hint=health.hint)
     return health.folder
 
 
 def _state(health: ModelHealth) -> str:
     if health.folder is None:
-        return f"not here: {health.hint}"
-    return f"DAMAGED: {health.hint}" if health.damage else "ready"
+        return f"not installed: {health.hint}"
+    return f"CORRUPT: {health.hint}" if health.damage else "ready"
 
 
 def _about_lines(about: dict[str, Any]) -> Iterator[str]:
     yield about["name"] + (f": {about['summary']}" if about["summary"] else "")
     if about["folder"] is None:
-        yield f"not here: omgsr models pull {about['name']}"
+        yield f"not installed: omgsr models pull {about['name']}"
     yield f"licence {about['licence'] or 'unknown'}"
     yield (
-        f"mid-timestep {about['mid_timestep']}, {about['native_tile_px']} px, enlarges {about['scale']:g} times"
+        f"mid-timestep {about['mid_timestep']}, {about['native_tile_px']} px, upscales {about['scale']:g} times"
         + (f", adapter ranks {about['vae_rank']} and {about['backbone_rank']}" if about["vae_rank"] else "")
     )
     if about["folder"] is None:
@@ -220,7 +222,7 @@ def _about_lines(about: dict[str, Any]) -> Iterator[str]:
         at = f" at {origin['revision']}" if origin["revision"] else ""
         yield f"{origin['what']} from {origin['place']}{at}, licence {origin['licence'] or 'unknown'}"
     for part in about["parts"]:
-        yield f"  {part['part']}: {part['parameters'] / 1e6:.1f} million numbers in {', '.join(part['dtypes'])}"
+        yield f"  {part['part']}: {part['parameters'] / 1e6:.1f} million parameters in {', '.join(part['dtypes'])}"
     yield f"{about['parameters'] / 1e6:.1f} million parameters, {about['disk_mib']} MiB on disk"
     yield (
         f"on {about['device']} in {about['precision']}: {about['weights_mib']} MiB for the weights, "
