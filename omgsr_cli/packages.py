@@ -157,10 +157,12 @@ def torch_build() -> str | None:
 def torchvision_mismatch() -> str | None:
     """The version of torch that the installed torchvision was built for, if it is not the installed one."""
     torch = version_of("torch")
-    if torch is None or version_of("torchvision") is None:
+    try:
+        needs = metadata.requires("torchvision") or []
+    except metadata.PackageNotFoundError:
         return None
-    for need in map(Requirement, metadata.requires("torchvision") or []):
-        if need.name == "torch" and not need.specifier.contains(Version(torch).public, prereleases=True):
+    for need in map(Requirement, needs if torch else []):
+        if need.name == "torch" and not need.specifier.contains(Version(str(torch)).public, prereleases=True):
             return str(need.specifier).removeprefix("==")
     return None
 
@@ -172,7 +174,8 @@ def torchvision_error() -> OmgsrError:
     installation, requirement = find_installation(), _matching_torchvision()
     fix = installation.reinstall(requirement, torch_build()) if requirement else installation.uninstall("torchvision")
     return OmgsrError(
-        f"torchvision {version_of('torchvision')} does not work with torch {version_of('torch')}{reason}", fix
+        f"the installed torchvision {version_of('torchvision')} does not work with torch {version_of('torch')}{reason}",
+        fix,
     )
 
 

@@ -86,7 +86,6 @@ def test_extras_that_need_torchvision_get_the_one_for_this_torch(
 ) -> None:
     use_extras(monkeypatch, metrics=["pyiqa"], plot=["matplotlib"])
     use_versions(monkeypatch, torch=torch)
-    monkeypatch.setattr(packages, "torchvision_mismatch", lambda: None)
     build = torch.partition("+")[2]
     for command in (
         installed_by(manager).install_extras(["metrics"]),
@@ -102,7 +101,6 @@ def test_extras_that_need_torchvision_get_the_one_for_this_torch(
 
 
 def test_a_torch_without_a_released_torchvision_has_it_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages, "torchvision_mismatch", lambda: None)
     for version in ("2.14.0.dev20270101+cpu", "2.6.0a0+ecf3bae40a.nv25.01", "2.9.0+mybuild"):
         use_versions(monkeypatch, torch=version, torchvision="0.20.0")
         assert "uninstall" in str(packages.torchvision_error().hint)
