@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -126,3 +127,24 @@ def pixels(path: Path) -> NDArray[np.int64]:
 def files_below(folder: Path) -> list[str]:
     """Every file, hidden ones included, relative to the folder."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def spoil(path: Path, how: str) -> None:
+    """Damage a database as disks and people do."""
+    if how == "garbage":
+        path.write_bytes(b"garbage" * 1000)
+    elif how == "truncated":
+        os.truncate(path, path.stat().st_size // 2)
+    elif how == "short":
+        os.truncate(path, 50)
+    elif how == "middle":
+        content = bytearray(path.read_bytes())
+        content[4096:] = b"\xa5" * (len(content) - 4096)
+        path.write_bytes(content)
+    elif how == "folder":
+        path.unlink()
+        (path / "below").mkdir(parents=True)
+    elif how == "another table":
+        path.unlink()
+        with sqlite3.connect(path) as database:
+            database.execute("CREATE TABLE remembered (other TEXT)")

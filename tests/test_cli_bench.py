@@ -6,12 +6,13 @@ import csv
 import pickle
 import re
 import shutil
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Command, draw, write_tiny_model
+from command_line import Command, draw, spoil, write_tiny_model
 
 from omgsr_cli.benchmark import cases, perceptual
 from omgsr_cli.benchmark.metrics import METRICS
@@ -110,6 +111,44 @@ def test_a_seed_is_part_of_what_is_kept(bench: Command, data: Path, tmp_path: Pa
     runs = [said.records[0]["speeds"][0]["kept_runs"] for said in (first, again, seeded)]
     assert runs == [0, 2, 0]
     assert seeded.records[0]["settings"]["seed"] == "3"
+
+
+@pytest.mark.parametrize("how", ["garbage", "truncated", "folder"])
+def test_a_damaged_database_of_scores_is_named_once_and_a_new_one_begun(
+    bench: Command, data: Path, tmp_path: Path, how: str
+) -> None:
+    asked = ("--data", data, "--model", "bicubic", "--metrics", "psnr", "--cache", tmp_path / "kept", "--json")
+    place = tmp_path / "kept" / "results.sqlite"
+    first = bench(*asked)
+    spoil(place, how)
+    again, last = bench(*asked), bench(*asked)
+    assert (first.code, again.code, last.code) == (0, 0, 0)
+    assert (again.err.count(f"{place} is damaged"), last.err.count("damaged")) == (1, 0)
+    assert [path.name for path in place.parent.iterdir() if "damaged" in path.name] == ["results.sqlite.damaged-1"]
+    means = {said.records[0]["summaries"][0]["mean"] for said in (first, again, last)}
+    assert len(means) == 1
+    with sqlite3.connect(place) as database:
+        assert database.execute("SELECT COUNT(*) FROM remembered").fetchone() != (0,)
+
+
+def test_a_database_of_scores_that_cannot_be_written_is_named_once(
+    bench: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("--data", data, "--model", "bicubic", "--metrics", "psnr", "--cache", tmp_path / "kept", "--json")
+    first, connect = bench(*asked), sqlite3.connect
+
+    def read_only(place: Path | str, **options: Any) -> sqlite3.Connection:
+        if Path(place).parent == tmp_path / "kept":
+            return connect(f"file:{place}?mode=ro", uri=True, **options)
+        return connect(place, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", read_only)
+    again = bench(*asked)
+    assert (first.code, again.code) == (0, 0)
+    assert again.err.count(f"{tmp_path / 'kept' / 'results.sqlite'} cannot be used") == 1
+    assert again.records[0]["summaries"] == first.records[0]["summaries"]
+    # What may only be read is still used.
+    assert again.records[0]["speeds"][0]["kept_runs"] == 2
 
 
 def test_what_psnr_looks_at_can_be_chosen(bench: Command, data: Path) -> None:

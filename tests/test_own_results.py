@@ -33,6 +33,29 @@ def test_folders_and_globs_skip_results_of_every_format(omgsr: Command, tmp_path
     assert (said.code, files_below(tmp_path / "listed")) == (0, ["holiday.png"])
 
 
+def test_a_result_that_is_named_beside_its_folder_is_processed_and_not_counted_as_skipped(
+    omgsr: Command, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    draw(photos / "a.png", 8, 6)
+    for scale in ("2", "3"):
+        assert omgsr(photos / "a.png", "--scale", scale).code == 0
+    (photos / "list.txt").write_text("a_x2.png\n")
+    for number, named in enumerate((photos / "a_x2.png", photos / "list.txt")):
+        for order in ([named, photos], [photos, named]):
+            out = tmp_path / f"out-{number}-{order[0].stem}"
+            said = omgsr(*order, "-o", out)
+            assert (said.code, files_below(out)) == (0, ["a.png", "a_x2.png"])
+            assert said.err.count("skipped ") == 1
+            assert "a_x3.png" in said.err
+            assert "a_x2.png" not in said.err
+    # With nothing else to skip, there is no note.
+    (photos / "a_x3.png").unlink()
+    said = omgsr(photos / "a_x2.png", photos, "-o", tmp_path / "all")
+    assert (said.code, files_below(tmp_path / "all")) == (0, ["a.png", "a_x2.png"])
+    assert "skipped" not in said.err
+
+
 def test_results_without_a_record_are_remembered(omgsr: Command, tmp_path: Path) -> None:
     draw(tmp_path / "in" / "a.png", 8, 6)
     assert omgsr(tmp_path / "in" / "a.png", "--metadata", "none", "--compare").code == 0

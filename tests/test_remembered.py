@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Command, draw
+from command_line import Command, draw, spoil
 
 from omgsr_cli.errors import FileError
 from omgsr_cli.files.remembered import Remembered, cache_folder, forget_notes, take_notes
@@ -86,27 +86,6 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("OMGSR_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "omgsr"
-
-
-def spoil(path: Path, how: str) -> None:
-    """Damage a database as disks and people do."""
-    if how == "garbage":
-        path.write_bytes(b"garbage" * 1000)
-    elif how == "truncated":
-        os.truncate(path, path.stat().st_size // 2)
-    elif how == "short":
-        os.truncate(path, 50)
-    elif how == "middle":
-        content = bytearray(path.read_bytes())
-        content[4096:] = b"\xa5" * (len(content) - 4096)
-        path.write_bytes(content)
-    elif how == "folder":
-        path.unlink()
-        (path / "below").mkdir(parents=True)
-    elif how == "another table":
-        path.unlink()
-        with sqlite3.connect(path) as database:
-            database.execute("CREATE TABLE remembered (other TEXT)")
 
 
 @pytest.mark.parametrize("how", ["garbage", "truncated", "short", "middle", "folder", "another table"])

@@ -32,8 +32,9 @@ def report(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("redirected", [">/dev/full", ">&-"])
-@pytest.mark.parametrize("command", ["status {}", "status {} --json", "--help", "--version"])
+@pytest.mark.parametrize(
+    ("command", "redirected"), [("status {}", ">&-"), ("status {} --json", ">/dev/full"), ("--help", ">/dev/full")]
+)
 def test_stdout_that_cannot_be_written_is_one_error(report: Path, command: str, redirected: str) -> None:
     done = shell(f"OMGSR {command.format(report)} {redirected}")
     assert done.returncode == 1
@@ -43,26 +44,27 @@ def test_stdout_that_cannot_be_written_is_one_error(report: Path, command: str, 
     assert b"Exception" not in done.stderr
 
 
-@pytest.mark.parametrize("redirected", ["2>/dev/full", "2>&-", "<&-", "<&- 2>&-"])
-def test_other_streams_that_cannot_be_used_do_not_matter(report: Path, redirected: str) -> None:
-    done = shell(f"OMGSR status {report} {redirected}")
+def test_other_streams_that_cannot_be_used_do_not_matter(report: Path) -> None:
+    done = shell(f"OMGSR status {report} <&- 2>&-")
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"1 of 2" in done.stdout
-    # An error has its exit code though nobody hears of it.
-    assert shell(f"OMGSR status {report}.missing {redirected}").returncode == 2
+    # An error has its exit code though nobody can read it.
+    assert shell(f"OMGSR status {report}.missing 2>/dev/full").returncode == 2
 
 
-def test_images_are_written_though_nothing_can_be_said(model: Path, tmp_path: Path) -> None:
+def test_images_are_written_though_nothing_can_be_shown(
+    omgsr: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in "ab":
         draw(tmp_path / "in" / f"{name}.png", 8, 6)
     done = shell(f"OMGSR upscale {tmp_path}/in -o {tmp_path}/out --model {model} --device cpu <&- >&-")
     assert done.returncode == 1
     assert done.stderr.count(b"error: ") == 1
     assert files_below(tmp_path / "out") == ["a.png", "b.png"]
-    closed = shell(f"OMGSR upscale - -o {tmp_path}/c.png --model {model} --device cpu <&-")
-    assert closed.returncode == 1
-    assert closed.stderr.count(b"error: ") == 1
-    assert b"Traceback" not in closed.stderr
+    with open(os.devnull, "w") as unreadable:
+        monkeypatch.setattr(sys, "stdin", unreadable)
+        closed = omgsr("-", "-o", tmp_path / "c.png")
+    assert (closed.code, len(closed.errors)) == (1, 1)
     full = shell(f"OMGSR upscale {tmp_path}/in/a.png -o - --model {model} --device cpu >/dev/full")
     assert full.returncode == 1
     assert b"disk is full" in full.stderr

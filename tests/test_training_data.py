@@ -18,6 +18,7 @@ from torch import Tensor
 
 from omgsr_cli.degradation import DegradationConfig, load_degradation
 from omgsr_cli.errors import FileError, OmgsrError, UsageError
+from omgsr_cli.files.atomic import partial_name
 from omgsr_cli.training.data import CropOptions, Numbers, Teaching, TrainingCrops, _turn, load_batches
 from omgsr_cli.training.lq_pixels import add_lq_noise, draw_surface
 from omgsr_cli.training.pictures import Order, TrainingPicture, find_training_pictures, plan_epoch
@@ -495,3 +496,19 @@ def test_images_come_alike_where_asked(folder: Path) -> None:
         shares[sampling] = counts["large.png"] / 400
     assert shares["equal"] == pytest.approx(1 / 4, abs=0.01)
     assert shares["area"] > 0.5
+
+
+def test_partial_files_of_a_killed_run_are_removed_from_the_caches_of_pixels_and_teachers(tmp_path: Path) -> None:
+    write(tmp_path / "a.png", noise(8, 6))
+    for cache in ("pixels", "teacher"):
+        (tmp_path / cache).mkdir()
+        own = partial_name("a.npy")
+        (tmp_path / cache / own).write_bytes(b"half")
+        (tmp_path / cache / own.replace(f"-{os.getpid()}-", "-4194305-")).write_bytes(b"half")
+    read_pixels(tmp_path / "a.png", tmp_path / "pixels")
+    kept = KeptPictures(tmp_path / "teacher", "one")
+    kept.keep("crop", torch.zeros(3, 4, 4), 8, 8, lambda lq, height, width: torch.zeros(3, height, width))
+    for cache in ("pixels", "teacher"):
+        # The live process's own file stays.
+        assert sum(path.suffix == ".partial" for path in (tmp_path / cache).iterdir()) == 1
+        assert len(list((tmp_path / cache).iterdir())) == 2

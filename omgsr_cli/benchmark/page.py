@@ -75,7 +75,7 @@ def write_page(report: Report, path: Path, image_folder: Path | None = None, *, 
         # A name may hold "</script>": inside of JSON its "<" can be written otherwise.
         data=json_text(data).replace("<", "\\u003c"),
     )
-    write_atomically(path, [text.encode("utf-8")], overwrite=overwrite)
+    write_atomically(path, [text.encode("utf-8", "backslashreplace")], overwrite=overwrite)
 
 
 def _views(report: Report, number: int) -> Iterator[tuple[str, Path]]:

@@ -72,14 +72,16 @@ class SkippedResults:
         self._count, self._first = 0, ""
 
     def holds(self, path: Path) -> bool:
-        """Whether a regular file is one, which is counted then; its header alone is read."""
+        """Whether a regular file is one; its header alone is read."""
         is_result = read_record(path) is not None
         if not is_result and self._remembered is not None:
             is_result = self._remembered.is_any_result(path)
-        if is_result:
-            self._first = self._first or shown(path)
-            self._count += 1
         return is_result
+
+    def add(self, path: Path) -> None:
+        """Count one that is skipped."""
+        self._first = self._first or shown(path)
+        self._count += 1
 
     def tell(self, *, found_others: bool) -> Iterable[Note | FileError]:
         """A note on them all, or an error if nothing else was found."""

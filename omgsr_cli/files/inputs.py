@@ -10,7 +10,7 @@ from pathlib import Path
 from omgsr_cli.errors import FileError, UsageError, read_reason
 from omgsr_cli.files.addresses import Address, Location, is_url, parse_address, shown
 from omgsr_cli.files.folders import EntryKeys, is_picture
-from omgsr_cli.files.found import Found, FoundInput, FoundPicture, Note, SkippedResults, problem
+from omgsr_cli.files.found import Found, FoundInput, FoundPicture, FoundResult, Note, SkippedResults, problem
 from omgsr_cli.files.lists import read_lines
 from omgsr_cli.files.local_inputs import LocalSearch, path_below
 from omgsr_cli.files.remote_inputs import RemoteSearch
@@ -103,15 +103,25 @@ class _Search:
     def all_of(self, inputs: Sequence[str]) -> Iterator[Found]:
         # The files of a single folder are different ones as they come.
         alone = len(inputs) == 1 and (is_url(inputs[0]) or os.path.isdir(inputs[0]))
-        found_others = False
+        found_others, results = False, dict[str, FoundResult]()
         for found in (one for text in inputs for one in self._argument(text)):
+            if isinstance(found, FoundResult) and not alone:
+                # Another argument may name it, and is then processed.
+                results[self._key(found.path)] = found
+                continue
             if isinstance(found, FoundInput) and not alone:
                 key = self._key(found.path)
                 if self._seen.find(key) is not None:
                     continue
                 self._seen.add_all([(key, "")])
+            if isinstance(found, FoundResult) and self._results is not None:
+                self._results.add(found.path)
             found_others = found_others or isinstance(found, FoundInput | FileError)
             yield found
+        for key, result in results.items():
+            if self._seen.find(key) is None and self._results is not None:
+                self._results.add(result.path)
+                yield result
         yield from self._local.left_out().note()
         if self._results is not None:
             yield from self._results.tell(found_others=found_others)

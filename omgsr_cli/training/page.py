@@ -44,7 +44,7 @@ def write_run_page(history: History) -> Path:
         grids=_grids(history.grids),
         about=definitions(history.settings.items()),
     )
-    write_atomically(path, [text.encode("utf-8")], overwrite=True)
+    write_atomically(path, [text.encode("utf-8", "backslashreplace")], overwrite=True)
     return path
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omgsr_cli.errors import FileError, reason_of
+from omgsr_cli.files.atomic import partial_file
 from omgsr_cli.imaging import read_picture, to_samples
 
 Pixels = npt.NDArray[np.uint8]
@@ -81,12 +82,11 @@ def _key(path: Path) -> str:
 
 def _keep(kept: Path, pixels: Pixels) -> None:
     """Write beside and rename: several workers may decode the same picture, and the last one's file stays."""
-    partial = kept.with_name(f".{kept.name}.{os.getpid()}")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            np.save(file, pixels)
-        os.replace(partial, kept)
+        with partial_file(kept) as partial:
+            with partial.open("wb") as file:
+                np.save(file, pixels)
+            os.replace(partial, kept)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise FileError(f"{kept.parent}: pixels cannot be kept there: {reason_of(error)}") from error

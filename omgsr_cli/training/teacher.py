@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from omgsr_cli.errors import FileError, NotFiniteError, reason_of
+from omgsr_cli.files.atomic import partial_file
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.geometry import round_up
 from omgsr_cli.imaging import from_samples, resize, to_samples
@@ -163,13 +164,12 @@ class KeptPictures:
         """
         path = self.path(crop)
         picture = to_samples(restore(lq, height, width), 8)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(partial, "PNG", compress_level=1)
-            os.replace(partial, path)
+            with partial_file(path) as partial:
+                Image.fromarray(picture).save(partial, "PNG", compress_level=1)
+                os.replace(partial, path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise FileError(f"the teacher's image {path} cannot be written: {reason_of(error)}") from error
 
 
