@@ -33,7 +33,7 @@ from omgsr_cli.geometry import Size, plan_tiles
 from omgsr_cli.imaging import from_samples, to_samples
 from omgsr_cli.models.libraries import quiet_libraries
 from omgsr_cli.models.loading import load_restorer
-from omgsr_cli.models.prompts import load_prompt_embeds
+from omgsr_cli.models.sd import load_prompt_embeds
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.tiling import gaussian_window
 from omgsr_cli.upscaling import upscale_image

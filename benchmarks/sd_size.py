@@ -24,9 +24,8 @@ from omgsr_cli.geometry import Size
 from omgsr_cli.models.base import Restorer
 from omgsr_cli.models.libraries import quiet_libraries
 from omgsr_cli.models.loading import load_restorer
-from omgsr_cli.models.prompts import save_prompt_embeds
 from omgsr_cli.models.record import ModelRecord, write_record
-from omgsr_cli.models.sd import SdRestorer
+from omgsr_cli.models.sd import SdRestorer, save_prompt_embeds
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.planning import plan_restoration, usable_memory
 

@@ -15,8 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from omgsr_cli.geometry import Size
-from omgsr_cli.models.base import ImageRows, Restorer, RestorerInfo, TilesItself
-from omgsr_cli.models.vae_tiling import Workspace
+from omgsr_cli.models.base import ImageRows, Restorer, RestorerInfo, TilesItself, Workspace
 from omgsr_cli.schedules import Schedule
 from omgsr_cli.upscaling import upscale_image
 

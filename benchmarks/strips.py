@@ -21,7 +21,8 @@ import torch
 from sd_size import SHAPES, fill_randomly
 from stages import peak_memory_gib, timed
 
-from omgsr_cli.models.vae_tiling import Workspace, decode_in_strips, encode_in_strips
+from omgsr_cli.models.base import Workspace
+from omgsr_cli.models.vae_tiling import decode_in_strips, encode_in_strips
 
 
 class _Image:

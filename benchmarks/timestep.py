@@ -21,7 +21,7 @@ from omgsr_cli.datasets.pair_source import PairSource
 from omgsr_cli.degradation import load_degradation
 from omgsr_cli.files.inputs import find_inputs
 from omgsr_cli.models.base import ImageEncoder
-from omgsr_cli.models.encoders import load_encoder
+from omgsr_cli.models.loading import load_encoder
 from omgsr_cli.schedules import DdpmSchedule
 from omgsr_cli.timesteps import Measured, match_snr, measure
 

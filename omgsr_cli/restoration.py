@@ -14,9 +14,8 @@ from omgsr_cli.errors import DeviceError, NotFiniteError
 from omgsr_cli.geometry import HaloTile, Size, halve_halo_tile, plan_halo_tiles, plan_tiles, round_up
 from omgsr_cli.imaging import ExtendedRows, Rows
 from omgsr_cli.imaging.rows import split_bands
-from omgsr_cli.models.base import Restorer, TilesItself
+from omgsr_cli.models.base import Restorer, TilesItself, Workspace
 from omgsr_cli.models.devices import is_out_of_memory, release_memory, shares_host_memory
-from omgsr_cli.models.vae_tiling import Workspace
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.planning import MIN_TILE_PX, StagePlan, TilePlan, usable_memory
 from omgsr_cli.tiling import AnyTile, ReadRows, TileFunction, run_blended, run_exact

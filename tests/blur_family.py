@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.base import ImageEncoder, RestorerInfo, StageInfo
 from omgsr_cli.models.devices import choose_precision
+from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.record import ModelRecord, write_record
-from omgsr_cli.models.sources import ModelSource
 from omgsr_cli.schedules import DdpmSchedule
 
 

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from omgsr_cli.models.prompts import save_prompt_embeds
+from omgsr_cli.models.sd import save_prompt_embeds
 
 SCHEDULER = {
     "_class_name": "DDPMScheduler",

@@ -26,11 +26,12 @@ from omgsr_cli.engines.work import Place, say_nothing
 from omgsr_cli.errors import DeviceError
 from omgsr_cli.fidelity import psnr, ssim
 from omgsr_cli.geometry import Size
-from omgsr_cli.models import devices, kl_codec
+from omgsr_cli.models import devices
+from omgsr_cli.models.autoencoders import KlCodec
+from omgsr_cli.models.base import Workspace
 from omgsr_cli.models.loading import load_restorer, save_merged
 from omgsr_cli.models.sd import SdRestorer, vae_precision
 from omgsr_cli.models.tiny import TinyRestorer
-from omgsr_cli.models.vae_tiling import Workspace
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.training.processes import share
 from omgsr_cli.training.state import _load, _save, load_optimizer, optimizer_tensors
@@ -214,7 +215,7 @@ def test_a_large_image_goes_in_strips_on_mps(
 ) -> None:
     restorer = load_restorer(sd_folder, device="cpu", precision="fp32")
     assert isinstance(restorer, SdRestorer)
-    codec = kl_codec.KlCodec(restorer.vae)
+    codec = KlCodec(restorer.vae)
     monkeypatch.setattr(codec, "vae", SimpleNamespace(device=torch.device(kind)))
     with codec._perhaps_whole(area_px, Workspace(1 << 50, torch.device("cpu"))) as fits:
         assert fits is whole

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.adapter_files import check_adapter_folder
-from omgsr_cli.models.adapters import merge_lora
-from omgsr_cli.models.lora import inject_lora, load_lora
+from omgsr_cli.models.lora import inject_lora, load_lora, merge_lora
 
 
 class Block(nn.Module):

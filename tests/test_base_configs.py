@@ -17,10 +17,9 @@ from random_sd import write_sd_model
 from safetensors.torch import load_file, save_file
 
 from omgsr_cli.errors import ModelError
-from omgsr_cli.models.encoders import load_encoder
-from omgsr_cli.models.loading import describe_model, load_restorer
+from omgsr_cli.models.autoencoders import load_tiny_decoder
+from omgsr_cli.models.loading import describe_model, load_encoder, load_restorer
 from omgsr_cli.models.sources import find_model
-from omgsr_cli.models.tiny_vae import load_tiny_decoder
 from omgsr_cli.schedules import DdpmSchedule
 from omgsr_cli.schedules.ddpm import _SAMPLERS
 from omgsr_cli.store.hub import Listing, ModelFiles, RemoteFile, choose_files

@@ -120,8 +120,8 @@ def test_only_the_command_line_speaks() -> None:
 # Who may know a family by its name: the registry, the family's own files, and the presets that name it.
 REGISTRY = "models/families.py"
 FAMILY_FILES = {
-    "sd": ["models/sd_family.py", "models/sd.py", "models/sd_training.py", "presets.py"],
-    "tiny": ["models/tiny_family.py", "models/tiny.py", "models/tiny_training.py", "presets.py"],
+    "sd": ["models/sd_family.py", "models/sd.py", "presets.py"],
+    "tiny": ["models/tiny_family.py", "models/tiny.py", "presets.py"],
 }
 
 

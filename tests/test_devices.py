@@ -10,8 +10,8 @@ import torch
 
 from omgsr_cli.errors import DeviceError
 from omgsr_cli.files.remembered import Remembered
-from omgsr_cli.models import devices, matrix_speed
-from omgsr_cli.models.matrix_speed import remembered_gain
+from omgsr_cli.models import devices
+from omgsr_cli.models.devices import remembered_gain
 
 AVX512_ONLY = {"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}
 
@@ -105,13 +105,13 @@ def test_the_measurement_measures(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return do
 
-    monkeypatch.setattr(matrix_speed, "_work", work)
-    monkeypatch.setattr(matrix_speed.time, "perf_counter", lambda: clock[0])
-    assert matrix_speed._measure() == pytest.approx(3)
+    monkeypatch.setattr(devices, "_work", work)
+    monkeypatch.setattr(devices.time, "perf_counter", lambda: clock[0])
+    assert devices._measure() == pytest.approx(3)
 
 
 def test_the_work_is_the_same_in_both_formats() -> None:
-    assert {matrix_speed._work(dtype)().dtype for dtype in (torch.float32, torch.bfloat16)} == {
+    assert {devices._work(dtype)().dtype for dtype in (torch.float32, torch.bfloat16)} == {
         torch.float32,
         torch.bfloat16,
     }

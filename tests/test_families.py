@@ -18,15 +18,15 @@ from training_run import run_here, settings, write_pictures
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models import families
 from omgsr_cli.models.base import Restorer, TilesItself
-from omgsr_cli.models.loading import load_restorer
+from omgsr_cli.models.family import Family
+from omgsr_cli.models.loading import load_restorer, load_trainable
 from omgsr_cli.models.lora import LoraOptions
-from omgsr_cli.models.sd import SdRestorer
+from omgsr_cli.models.sd import SdRestorer, SdTrainable
 from omgsr_cli.models.sd_family import SdFamily
-from omgsr_cli.models.sd_training import SdTrainable
-from omgsr_cli.models.tiny import TinyRestorer
+from omgsr_cli.models.sources import find_trainable
+from omgsr_cli.models.tiny import TinyRestorer, TinyTrainable
 from omgsr_cli.models.tiny_family import TinyFamily
-from omgsr_cli.models.tiny_training import TinyTrainable
-from omgsr_cli.models.trainable import Trainable, find_trainable, load_trainable
+from omgsr_cli.models.trainable import Trainable
 from omgsr_cli.training.generator import Generator
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def model(tmp_path: Path) -> Path:
         *((kind, Restorer) for kind in (TinyRestorer, SdRestorer, Blur)),
         (SdRestorer, TilesItself),
         *((kind, Trainable) for kind in (TinyTrainable, SdTrainable, BlurTrainable)),
-        *((kind, families.Family) for kind in (TinyFamily, SdFamily)),
+        *((kind, Family) for kind in (TinyFamily, SdFamily)),
     ],
 )
 def test_it_can_be_called_as_the_protocol_says(kind: type, protocol: type) -> None:

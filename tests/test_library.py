@@ -18,7 +18,7 @@ import omgsr_cli
 from omgsr_cli import find_mid_timestep, load, run_bench, upscale_folder, upscale_image
 from omgsr_cli.errors import OmgsrError, ShapeError, UsageError
 from omgsr_cli.models.base import Restorer
-from omgsr_cli.models.encoders import load_encoder
+from omgsr_cli.models.loading import load_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
 HEIGHT, WIDTH = 13, 18

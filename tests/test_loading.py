@@ -25,9 +25,8 @@ from omgsr_cli.errors import ModelError, OmgsrError, UsageError
 from omgsr_cli.models.families import REPOSITORY_FILES
 from omgsr_cli.models.libraries import explain_broken_torchvision
 from omgsr_cli.models.loading import describe_model, load_restorer, save_merged
-from omgsr_cli.models.prompts import save_prompt_embeds
 from omgsr_cli.models.record import ModelRecord, load_record, write_record
-from omgsr_cli.models.sd import SdRestorer
+from omgsr_cli.models.sd import SdRestorer, save_prompt_embeds
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS
 from omgsr_cli.store import hub
@@ -121,7 +120,7 @@ def test_save_merged_leaves_nothing_behind_when_it_fails(
     def fail(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("omgsr_cli.models.prompts.save_prompt_embeds", fail)
+    monkeypatch.setattr("omgsr_cli.models.sd.save_prompt_embeds", fail)
     with pytest.raises(ModelError, match="merged cannot be written: the disk is full"):
         save_merged(restorer, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []

@@ -24,8 +24,7 @@ from omgsr_cli.errors import ModelError, NotFiniteError
 from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import to_samples
 from omgsr_cli.models.devices import choose_precision
-from omgsr_cli.models.encoders import load_encoder
-from omgsr_cli.models.loading import load_restorer
+from omgsr_cli.models.loading import load_encoder, load_restorer
 from omgsr_cli.models.tiny import TinyRestorer
 from omgsr_cli.models.tiny_family import TinyFamily
 from omgsr_cli.models.weight_files import check_file_finite

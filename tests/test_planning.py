@@ -11,10 +11,9 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
 from omgsr_cli.geometry import Size
-from omgsr_cli.models.base import ImageRows, RestorerInfo, StageInfo, Tiling
+from omgsr_cli.models.base import ImageRows, RestorerInfo, StageInfo, Tiling, Workspace
 from omgsr_cli.models.loading import describe_model
 from omgsr_cli.models.sources import find_model
-from omgsr_cli.models.vae_tiling import Workspace
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.planning import MIN_TILE_PX, TilePlan, plan_model_canvas, plan_restoration
 from omgsr_cli.schedules import DdpmSchedule

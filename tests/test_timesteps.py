@@ -23,7 +23,7 @@ from omgsr_cli.files.found import FoundInput
 from omgsr_cli.files.pairs import pair_by_name
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.models.base import ImageEncoder
-from omgsr_cli.models.encoders import NamedEncoder, load_encoder
+from omgsr_cli.models.loading import NamedEncoder, load_encoder
 from omgsr_cli.options import TimestepOptions
 from omgsr_cli.schedules import DdpmSchedule, FlowSchedule
 from omgsr_cli.timesteps import (

@@ -14,11 +14,10 @@ from safetensors.torch import load_file, save_file
 from omgsr_cli.batch.finished import FinishedResults, Settings
 from omgsr_cli.errors import ModelError, UnknownModelError, UsageError
 from omgsr_cli.files.remembered import Remembered
+from omgsr_cli.models.autoencoders import TinyDecoder, load_tiny_decoder
+from omgsr_cli.models.base import Workspace
 from omgsr_cli.models.loading import describe_model, load_restorer
-from omgsr_cli.models.sources import find_model
-from omgsr_cli.models.tiny_vae import TinyDecoder, load_tiny_decoder
-from omgsr_cli.models.tiny_vae_files import NOTE, find_tiny_vae
-from omgsr_cli.models.vae_tiling import Workspace
+from omgsr_cli.models.sources import NOTE, find_model, find_tiny_vae
 from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions
 
 CPU = torch.device("cpu")

@@ -11,7 +11,8 @@ from torch.distributed.tensor import DTensor
 from training_run import run_here, settings
 
 from omgsr_cli.errors import ModelError, UsageError
-from omgsr_cli.models.trainable import find_trainable, load_trainable
+from omgsr_cli.models.loading import load_trainable
+from omgsr_cli.models.sources import find_trainable
 from omgsr_cli.training.config import TrainConfig, format_config
 from omgsr_cli.training.sharding import share_backbone, shared_names
 

@@ -13,11 +13,11 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError, OmgsrError
-from omgsr_cli.models.vae_tiling import Workspace, check_tiling, decode_in_strips, encode_in_strips
+from omgsr_cli.models.base import Workspace
+from omgsr_cli.models.vae_tiling import check_tiling, decode_in_strips, encode_in_strips
 from omgsr_cli.models.vae_tiling.attention import Attended
 from omgsr_cli.models.vae_tiling.fields import PictureRows, strips
-from omgsr_cli.models.vae_tiling.moments import MomentSums
-from omgsr_cli.models.vae_tiling.storage import StoredRows
+from omgsr_cli.models.vae_tiling.storage import MomentSums, StoredRows
 
 GOLDEN = Path(__file__).parent / "golden" / "sd" / "base" / "vae"
 CPU = torch.device("cpu")

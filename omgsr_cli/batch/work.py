@@ -16,8 +16,8 @@ from omgsr_cli.files.jobs import Job
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.models.devices import PRECISIONS, choose_device
+from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.loading import load_found, suitable_precision
-from omgsr_cli.models.sources import ModelSource
 from omgsr_cli.planning import usable_memory
 from omgsr_cli.restoration import OnProgress
 

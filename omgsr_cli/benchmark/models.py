@@ -19,9 +19,9 @@ from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import FILTERS, resize
 from omgsr_cli.models.base import Restorer
 from omgsr_cli.models.devices import PRECISIONS, choose_device, choose_precision
-from omgsr_cli.models.foreign import read_foreign_network
-from omgsr_cli.models.loading import describe_model, load_found, suitable_precision
-from omgsr_cli.models.sources import ModelSource, find_model
+from omgsr_cli.models.family import ModelSource
+from omgsr_cli.models.loading import describe_model, load_found, read_foreign_network, suitable_precision
+from omgsr_cli.models.sources import find_model
 from omgsr_cli.options import ModelOptions, RestoreOptions
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS
 from omgsr_cli.upscaling import upscale_image

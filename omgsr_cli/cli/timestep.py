@@ -74,7 +74,7 @@ def timestep(
     files.check()
     found = _find(data, lq, talk)
     from omgsr_cli.degradation import load_degradation
-    from omgsr_cli.models.encoders import NamedEncoder
+    from omgsr_cli.models.loading import NamedEncoder
     from omgsr_cli.presets import DEFAULT_PRESET, default_degradation
     from omgsr_cli.timesteps.find import open_encoder, open_pairs
     from omgsr_cli.timesteps.kept import KeptSamples

@@ -181,8 +181,7 @@ def _device_names() -> list[str]:
 def _describe_device(name: str) -> dict[str, Any]:
     import torch
 
-    from omgsr_cli.models.devices import PRECISIONS, free_memory_bytes, multiplies_in_bf16
-    from omgsr_cli.models.matrix_speed import bf16_gain_on_cpu
+    from omgsr_cli.models.devices import PRECISIONS, bf16_gain_on_cpu, free_memory_bytes, multiplies_in_bf16
 
     device = torch.device(name)
     titles = {"cuda": torch.cuda.get_device_name, "xpu": torch.xpu.get_device_name}
@@ -267,8 +266,7 @@ def _device_reason(device: torch.device) -> str:
 
 def _precision_reason(precision: str, device: torch.device) -> str:
     """Why `auto` chose a precision; it never disagrees with the measured speed of the device."""
-    from omgsr_cli.models.devices import choose_precision, multiplies_in_bf16
-    from omgsr_cli.models.matrix_speed import bf16_gain_on_cpu
+    from omgsr_cli.models.devices import bf16_gain_on_cpu, choose_precision, multiplies_in_bf16
 
     able, is_cpu = multiplies_in_bf16(device), device.type == "cpu"
     kind = "CPU" if is_cpu else "device"

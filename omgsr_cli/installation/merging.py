@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from omgsr_cli.errors import UsageError
+from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.loading import load_found, save_merged
-from omgsr_cli.models.sources import ModelSource
 from omgsr_cli.store.installed import Provenance, write_provenance
 from omgsr_cli.store.manifest import write_manifest
 

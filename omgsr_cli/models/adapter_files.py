@@ -21,6 +21,8 @@ Pattern = Annotated[str, AfterValidator(lambda pattern: _compilable(pattern))]
 #: The files of one part of an adapter, as peft calls them.
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
+#: Parts of an adapter of the SD family as published: for the VAE's encoder and for the UNet.
+SD_PARTS = ("vae_encoder_lora_adapter", "unet_lora_adapter")
 
 _KEEPS_THE_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
 """Values of `init_lora_weights` with which the weights of the base stay what they were. The others (PiSSA, OLoRA,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,10 +13,10 @@ from torch import Tensor
 from omgsr_cli.options import ColorFix
 from omgsr_cli.schedules import Schedule
 
-if TYPE_CHECKING:
-    from omgsr_cli.models.vae_tiling import Workspace
-
 Tiling = Literal["exact", "blended", "internal"]
+
+_STRIP_SHARE = 0.25
+"""Of the memory that is given, this share may go to the strip in work; the rest holds layers."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,56 @@ class ImageRows(Protocol):
     def read(self, top: int, bottom: int) -> Tensor:
         """Rows top to bottom, (1, 3, bottom - top, W) float32 on the model's device, sRGB in [-1, 1]."""
         ...
+
+
+class Workspace:
+    """How much memory may be used, and what of it is.
+
+    Args:
+        memory_bytes: on the device, for the strip in work and for whole layers together; input and result left out.
+        device: where strips are computed.
+        host_bytes: of the host's memory for whole layers that do not fit on another device; on a CPU without meaning.
+        folder: for what fits in neither, in files that vanish with the workspace; None takes the system's own.
+        on_short: told once when memory was shorter than expected and strips became smaller.
+    """
+
+    def __init__(
+        self,
+        memory_bytes: int,
+        device: torch.device,
+        *,
+        host_bytes: int = 0,
+        folder: Path | None = None,
+        on_short: Callable[[], None] | None = None,
+    ) -> None:
+        self.device = device
+        self.memory_bytes = memory_bytes
+        self.folder = folder
+        self.strip_bytes = int(memory_bytes * _STRIP_SHARE)
+        self._free = {device: memory_bytes - self.strip_bytes}
+        if device.type != "cpu":
+            self._free[torch.device("cpu")] = host_bytes
+        self._on_short = on_short
+
+    def shrink(self) -> None:
+        """Halve the strips and put nothing more on the device: memory was short."""
+        self.strip_bytes //= 2
+        self._free[self.device] = min(0, self._free[self.device])
+        if self._on_short:
+            self._on_short()
+            self._on_short = None
+
+    def reserve(self, size: int) -> torch.device | None:
+        """Take bytes where there are some left, the device first; None means a file."""
+        for place, free in self._free.items():
+            if size <= free:
+                self._free[place] -= size
+                return place
+        return None
+
+    def give_back(self, size: int, place: torch.device) -> None:
+        """Return what was reserved."""
+        self._free[place] += size
 
 
 @runtime_checkable

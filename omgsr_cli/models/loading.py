@@ -1,23 +1,38 @@
-"""Getting a `Restorer` from a name, a folder or a hub repository, and writing a merged one."""
+"""Loading models to run, to train or to encode with, and writing them as folders that need nothing else."""
 
 from __future__ import annotations
 
+import importlib
 import os
+import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from omgsr_cli.errors import DeviceError, ModelError, write_reason
+from omgsr_cli.errors import DeviceError, ModelError, UsageError, reason_of, write_reason
 from omgsr_cli.files.atomic import partial_folder
-from omgsr_cli.models.base import Restorer, RestorerInfo
+from omgsr_cli.models.autoencoders import load_diffusers_encoder, load_schedule, load_vae_encoder
+from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo
 from omgsr_cli.models.devices import choose_device, choose_precision, is_out_of_memory, skipped_devices
 from omgsr_cli.models.families import family_of
-from omgsr_cli.models.sources import ModelSource, find_model
+from omgsr_cli.models.family import ModelSource
+from omgsr_cli.models.libraries import explain_broken_torchvision
+from omgsr_cli.models.lora import LoraOptions
+from omgsr_cli.models.record import RECORD_NAME, load_record
+from omgsr_cli.models.sources import find_base_folder, find_model, start_folder
+from omgsr_cli.models.trainable import Trainable
 from omgsr_cli.models.weight_files import apply_umask, check_file_finite
+from omgsr_cli.packages import install_command
+from omgsr_cli.presets import DEFAULT_PRESET
+from omgsr_cli.schedules import DdpmSchedule, FlowSchedule
+
+# Latent channels tell the family where an autoencoder comes without a scheduler.
+_FLOW_CHANNELS = 16
 
 
 def load_restorer(
@@ -108,6 +123,125 @@ def _with_files(info: RestorerInfo, source: ModelSource) -> RestorerInfo:
     return replace(info, files=tuple(part for part in parts if part is not None))
 
 
+def load_trainable(
+    source: ModelSource,
+    device: torch.device,
+    *,
+    start_from: str | None = None,
+    lora: LoraOptions | None = None,
+    precision: str = "fp32",
+    seed: int = 0,
+    native_px: int | None = None,
+    scale: float | None = None,
+) -> Trainable:
+    """Read the model to train.
+
+    Args:
+        source: from `find_trainable`.
+        device: where to train.
+        start_from: weights to begin from; None begins with new ones, drawn from the seed.
+        lora: the adapters; None takes the defaults of the family.
+        precision: "fp32" or "bf16": of frozen weights. What learns is float32.
+        seed: of new weights.
+        native_px: side of the square image that it will be trained at.
+        scale: the enlargement that it will be trained for; both go into `omgsr.json`.
+    Raises:
+        ModelError: the files do not make a model, or the weights to begin from do not fit.
+    """
+    changes = {} if scale is None else {"scale": scale}
+    source = replace(source, record=source.record.model_copy(update=changes))
+    # New weights come from the seed alone, whatever was drawn before, and change nothing that is drawn after.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return family_of(source.record, source.name).load_trainable(
+            source, device, precision, lora=lora, start_from=start_folder(start_from), native_px=native_px
+        )
+
+
+@dataclass(frozen=True)
+class NamedEncoder:
+    """An encoder by its name, which can be sent to another process; arguments and errors as for `load_encoder`."""
+
+    model: str | None = None
+    base: str | None = None
+    vae: str | None = None
+
+    def load(self, device: str | None) -> ImageEncoder:
+        """Read it."""
+        return load_encoder(self.model, base=self.base, vae=self.vae, device=device)
+
+
+def load_encoder(
+    model: str | None = None, *, base: str | None = None, vae: str | None = None, device: str | None = None
+) -> ImageEncoder:
+    """Load the encoder and the schedule of a model, and nothing else of it.
+
+    Args:
+        model: preset's name, model folder or hub repository; None takes the default preset.
+        base: folder or hub repository of a pre-trained model, instead of `model`.
+        vae: another autoencoder for it: a folder of diffusers' AutoencoderKL or AutoencoderTiny, or the encoder of
+            TAESD as a single safetensors file. Without a base, the schedule is that of FLUX.1
+            where the latents have 16 channels, and Stable Diffusion's otherwise.
+        device: as for `choose_device`.
+    Raises:
+        ModelError: something is missing or of a kind that is not known.
+        UsageError: the arguments do not go together.
+        DeviceError: the device is not there.
+    """
+    if model is not None and base is not None:
+        raise UsageError("--model and --base were both given", "leave one of them out")
+    place = choose_device(device)
+    if vae is not None:
+        encode, channels, multiple = load_vae_encoder(Path(vae), place)
+        named = model or base
+        if named:
+            schedule = load_schedule(find_base_folder(named, parts=("vae",)))
+        else:
+            schedule = FlowSchedule() if channels == _FLOW_CHANNELS else DdpmSchedule()
+        title = vae if named is None else f"{named} with {vae}"
+        return ImageEncoder(title, encode, schedule, multiple, place, files=(Path(vae),))
+    name = model or base or DEFAULT_PRESET
+    folder = find_base_folder(name, parts=("vae",))
+    record = load_record(folder)
+    if record is None:
+        return load_diffusers_encoder(name, folder, place)
+    return family_of(record, str(folder)).load_encoder(ModelSource(name, folder, None, record, ()), place)
+
+
+def read_foreign_network(path: Path) -> Any:
+    """Read a network that makes a larger colour picture of one.
+
+    Args:
+        path: of its weights; spandrel reads pickles without running what they contain.
+    Returns:
+        spandrel's ImageModelDescriptor, on the CPU: (B, 3, H, W) in [0, 1] to `scale` times that size.
+    Raises:
+        ModelError: spandrel is missing or does not know the file, or it is another kind of network.
+    """
+    try:
+        spandrel = importlib.import_module("spandrel")
+    except (ImportError, RuntimeError) as error:
+        missing = getattr(error, "name", None)
+        if missing in ("spandrel", "torchvision"):
+            message = f"{path.name}: {missing} is not installed, which reads such files"
+            raise ModelError(message, install_command("compare")) from error
+        explanation = explain_broken_torchvision(error)
+        if explanation is None:
+            message = f"{path.name}: spandrel cannot be imported: {error}"
+            raise ModelError(message, install_command("compare")) from error
+        raise ModelError(explanation.message, explanation.hint) from error
+    try:
+        found = spandrel.ModelLoader("cpu").load_from_file(path)
+    except (spandrel.UnsupportedModelError, RuntimeError, ValueError, KeyError, EOFError, OSError) as error:
+        reason = reason_of(error)
+        raise ModelError(
+            f"{path}: spandrel does not know this file: {reason}", "give a super-resolution model"
+        ) from error
+    if not isinstance(found, spandrel.ImageModelDescriptor) or found.input_channels != 3 or found.output_channels != 3:
+        raise ModelError(f"{path}: this {found.architecture.name} does not make a colour picture of one", None)
+    return found
+
+
 def save_merged(
     restorer: Restorer,
     folder: Path,
@@ -146,3 +280,26 @@ def save_merged(
     except (OSError, SafetensorError) as error:
         hint = "make room, or write to another disk"
         raise ModelError(f"{folder} cannot be written: {write_reason(error)}", hint) from error
+
+
+def save_standalone(source: ModelSource, folder: Path) -> None:
+    """Write a model as a folder that `load_restorer` reads without anything else; an adapter is added in float32.
+
+    Args:
+        source: from `find_model`.
+        folder: must not exist yet.
+    Raises:
+        ModelError: the model cannot be read, a weight is not finite, or the folder exists or cannot be written.
+    """
+    family = family_of(source.record, source.name)
+    if family.adapter_parts:
+        save_merged(load_found(source, device="cpu", precision="fp32"), folder)
+        return
+    try:
+        folder.mkdir(parents=True)
+        for path in (*family.find_files(source.folder), source.folder / "config.json", source.folder / RECORD_NAME):
+            shutil.copyfile(path, folder / path.name)
+            if path.suffix == ".safetensors":
+                check_file_finite(folder / path.name)
+    except OSError as error:
+        raise ModelError(f"{source.folder} cannot be copied to {folder}: {reason_of(error)}") from error

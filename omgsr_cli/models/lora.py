@@ -1,21 +1,26 @@
-"""LoRA adapters that learn: putting them into a network with peft, and reading them in the published layout."""
+"""LoRA adapters: adding one to the weights of a model, and putting new ones into a network to train.
+
+The sum W + scale * B A is formed here and not by peft: nothing from an adapter's configuration is ever executed, and an
+option that would change the sum is refused rather than ignored. A test compares the result with peft's.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError
-from omgsr_cli.models.adapter_files import WEIGHTS_NAME, check_adapter_folder, load_lora_config
+from omgsr_cli.models.adapter_files import WEIGHTS_NAME, LoraConfig, check_adapter_folder, load_lora_config
 from omgsr_cli.models.libraries import explained_imports
-from omgsr_cli.models.weight_files import check_finite
+from omgsr_cli.models.weight_files import check_finite, is_finite
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -25,6 +30,10 @@ SD_TARGETS = (
     *("to_k", "to_q", "to_v", "to_out.0"),
 )
 """Layers of the SD family that have an adapter, in both networks, as published."""
+
+_PREFIX = "base_model.model."
+_NAMED = 3
+"""How many wrong keys an error names."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,109 @@ class LoraOptions:
     backbone_alpha: float | None = None
     vae_targets: tuple[str, ...] = SD_TARGETS
     backbone_targets: tuple[str, ...] = SD_TARGETS
+
+
+@torch.no_grad()
+def merge_lora(network: nn.Module, folder: Path) -> int:
+    """Add one part of an adapter to the weights of a network, in place.
+
+    W + alpha / r * B A; sums are taken in float32, and the result has the weight's own type.
+    Source: LoRA, arXiv:2106.09685, Eq. 3; for a convolution A has its kernel and B is 1x1.
+
+    Args:
+        network: the VAE's encoder or the UNet, with names as the adapter was trained on.
+        folder: with `adapter_config.json` and `adapter_model.safetensors`.
+    Returns:
+        How many weights changed; 0 for an adapter that was never trained.
+    Raises:
+        ModelError: a key has no place in the network, a module that the configuration names has no key, a shape
+            does not fit, or a value is not finite.
+    """
+    config = load_lora_config(folder)
+    try:
+        with safe_open(folder / WEIGHTS_NAME, framework="pt") as file:
+            factors = _pair_factors(list(file.keys()), folder)
+            modules = _find_modules(network, factors, config, folder)
+            changed = 0
+            for name, module in modules.items():
+                a, b = (file.get_tensor(key) for key in factors[name])
+                changed += _add_delta(module, a, b, config.scale(name), config.rank(name), f"{folder.name}: {name}")
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{folder / WEIGHTS_NAME} cannot be read: {error}") from error
+    return changed
+
+
+def _pair_factors(keys: list[str], folder: Path) -> dict[str, tuple[str, str]]:
+    """Map each module's name to the keys of its A and B."""
+    pattern = re.compile(rf"{re.escape(_PREFIX)}(.+)\.lora_[AB]\.weight")
+    matches = {key: pattern.fullmatch(key) for key in keys}
+    strange = [key for key, match in matches.items() if match is None]
+    if strange:
+        raise _misfit(folder, strange, "are not weights of a LoRA adapter", len(keys))
+    names = sorted({match[1] for match in matches.values() if match is not None})
+    factors = {name: (f"{_PREFIX}{name}.lora_A.weight", f"{_PREFIX}{name}.lora_B.weight") for name in names}
+    alone = [key for pair in factors.values() for key in pair if key not in matches]
+    if alone:
+        raise _misfit(folder, alone, "are missing", len(factors) * 2)
+    if not factors:
+        raise ModelError(f"{folder / WEIGHTS_NAME} has no weights")
+    return factors
+
+
+def _find_modules(
+    network: nn.Module, names: Iterable[str], config: LoraConfig, folder: Path
+) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layer of each name; every name must have one and be a target, and every target a name."""
+    layers: dict[str, nn.Linear | nn.Conv2d] = {
+        name: module for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+    wanted = list(names)
+    foreign = [name for name in wanted if name not in layers]
+    if foreign:
+        raise _misfit(folder, foreign, f"have no place in the {type(network).__name__}", len(wanted))
+    stray = [name for name in wanted if not config.targets(name)]
+    if stray:
+        raise _misfit(folder, stray, "are not among the target_modules of its configuration", len(wanted))
+    absent = [name for name in layers if config.targets(name) and name not in set(wanted)]
+    if absent and config.target_modules is not None:
+        raise _misfit(folder, absent, "are targets without weights in the file", len(absent) + len(wanted))
+    return {name: layers[name] for name in wanted}
+
+
+def _add_delta(module: nn.Linear | nn.Conv2d, a: Tensor, b: Tensor, scale: float, rank: int, where: str) -> int:
+    """Add scale * B A to the module's weight; 1 if it changed, 0 if the delta is zero or rounds to it."""
+    weight = module.weight
+    tail = (1,) * (weight.ndim - 2)
+    expected_a, expected_b = (rank, *weight.shape[1:]), (weight.shape[0], rank, *tail)
+    if a.shape != expected_a or b.shape != expected_b:
+        raise ModelError(
+            f"{where}: shapes {tuple(a.shape)}, {tuple(b.shape)} do not fit, expected {expected_a}, {expected_b}",
+            hint="the adapter was trained on another base model",
+        )
+    if not (a.is_floating_point() and b.is_floating_point()):
+        raise ModelError(f"{where}: weights of {a.dtype} and {b.dtype} are not supported", "save them as float32")
+    if isinstance(module, nn.Conv2d) and module.groups != 1:
+        raise ModelError(f"{where}: adapters of grouped convolutions are not supported")
+    delta = (b.flatten(1).float() @ a.flatten(1).float()).mul_(scale).view(weight.shape)
+    delta = delta.to(weight.device)
+    if not is_finite(delta):
+        raise ModelError(f"{where}: the adapter has values that are not finite")
+    if not bool(delta.any()):
+        return 0
+    merged = (weight.float() + delta).to(weight.dtype)
+    if torch.equal(merged, weight):
+        return 0
+    # A new tensor: the old one may be the file itself, mapped into memory.
+    module.weight = nn.Parameter(merged, requires_grad=weight.requires_grad)
+    return 1
+
+
+def _misfit(folder: Path, names: list[str], what: str, total: int) -> ModelError:
+    shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    return ModelError(
+        f"{folder}: {len(names)} of {total} entries {what}: {shown}",
+        hint="the adapter belongs to another base model, or to another part of it",
+    )
 
 
 def inject_lora(network: nn.Module, rank: int, alpha: float | None, targets: Iterable[str]) -> PeftModel:

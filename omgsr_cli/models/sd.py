@@ -1,28 +1,40 @@
-"""The SD family: UNet2DConditionModel and AutoencoderKL, as in Stable Diffusion 1.x and 2.x."""
+"""The SD family: UNet2DConditionModel and AutoencoderKL, as in Stable Diffusion 1.x and 2.x.
+
+In order: the `Restorer`, reading and writing it, the embedding of its prompt, and its `Trainable`: LoRA in the VAE's
+encoder and in the UNet, while the decoder and all else stay as they are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from omgsr_cli.errors import ModelError
-from omgsr_cli.models.adapters import merge_lora
-from omgsr_cli.models.base import ImageRows, Restorer, RestorerInfo, StageInfo
+from omgsr_cli.errors import ModelError, reason_of
+from omgsr_cli.models.adapter_files import SD_PARTS
+from omgsr_cli.models.autoencoders import (
+    KlCodec,
+    TinyDecoder,
+    bytes_per_px_of,
+    check_vae_config,
+    latent_px_of,
+    load_tiny_decoder,
+)
+from omgsr_cli.models.base import ImageRows, Restorer, RestorerInfo, StageInfo, Workspace
 from omgsr_cli.models.devices import PRECISIONS, multiplies_in_bf16
-from omgsr_cli.models.kl_codec import KlCodec, bytes_per_px_of, check_vae_config, latent_px_of
+from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
-from omgsr_cli.models.prompts import load_prompt_embeds
-from omgsr_cli.models.record import read_json
-from omgsr_cli.models.sd_family import SdFamily
-from omgsr_cli.models.sources import ModelSource
-from omgsr_cli.models.tiny_vae import TinyDecoder, load_tiny_decoder
-from omgsr_cli.models.vae_tiling import Workspace
-from omgsr_cli.models.weight_files import load_part, weight_files
+from omgsr_cli.models.lora import LoraOptions, inject_lora, load_lora, merge_lora
+from omgsr_cli.models.record import ModelRecord, read_json, write_record
+from omgsr_cli.models.trainable import outline_schedule
+from omgsr_cli.models.weight_files import check_finite, load_part, weight_files, weight_variant
 from omgsr_cli.schedules import DdpmSchedule, Schedule
 
 if TYPE_CHECKING:
@@ -45,6 +57,12 @@ _CONDITIONS = (
 _OTHER_UNETS = (
     "give a model of Stable Diffusion 1.x or 2.x: SDXL, distilled and image-conditioned ones are not supported"
 )
+
+PROMPT_EMBEDS = "prompt_embeds.safetensors"
+
+_KEY = "prompt_embeds"
+_TOKENS = 77
+"""Of a prompt's embedding."""
 
 
 class SdRestorer:
@@ -160,7 +178,7 @@ def describe_sd(source: ModelSource) -> RestorerInfo:
     latent_px = latent_px_of(vae)
     return RestorerInfo(
         name=source.name,
-        family=SdFamily.name,
+        family="sd",
         scale=source.record.scale,
         mid_timestep=source.record.mid_timestep,
         # The UNet takes latents of any size; the published code, too, needs no more than whole latent elements.
@@ -273,7 +291,242 @@ def _schedule_config(source: ModelSource) -> dict[str, Any]:
 
 
 def _merge_adapter(unet: UNet2DConditionModel, vae: AutoencoderKL, adapter: Path) -> None:
-    encoder_part, unet_part = SdFamily.adapter_parts
+    encoder_part, unet_part = SD_PARTS
     changed = merge_lora(vae.encoder, adapter / encoder_part) + merge_lora(unet, adapter / unet_part)
     if not changed:
         raise ModelError(f"the adapter {adapter} changes no weight", hint="it was never trained; give another one")
+
+
+def save_sd(restorer: SdRestorer, folder: Path, *, half: bool, text_encoder: bool) -> None:
+    """Write a diffusers folder with a record and the prompt's embedding; arguments as for `Family.save_merged`."""
+    source, info = restorer.source, restorer.info
+    if text_encoder:
+        weight_variant(source.folder, "text_encoder", "model")
+    if half:
+        networks: tuple[nn.Module, ...] = (restorer.unet, restorer.vae)
+        for network in networks:
+            network.half()
+    with quiet_libraries():
+        restorer.unet.save_pretrained(folder / "unet", safe_serialization=True)
+        restorer.vae.save_pretrained(folder / "vae", safe_serialization=True)
+    save_prompt_embeds(restorer.prompt_embeds, info.prompt or "", folder)
+    base = source.record.base or source.name
+    made_from = (base,) if source.adapter is None else (base, source.adapter.name)
+    changes = {
+        "mid_timestep": info.mid_timestep,
+        "native_tile_px": info.native_tile_px,
+        "schedule": None,
+        "made_from": made_from,
+        "base": None,
+    }
+    write_record(source.record.model_copy(update=changes), folder)
+    (folder / "scheduler").mkdir()
+    config = json.dumps(restorer.schedule.to_config(), indent=2)
+    (folder / "scheduler" / "scheduler_config.json").write_text(config + "\n", encoding="utf-8")
+    for part in ("text_encoder", "tokenizer") if text_encoder else ():
+        shutil.copytree(source.folder / part, folder / part)
+
+
+def load_prompt_embeds(folder: Path, prompt: str) -> Tensor:
+    """The embedding of a prompt: the one that lies beside the model, or from the text encoder if it is another prompt.
+
+    Args:
+        folder: of the model.
+        prompt: any text, also the empty one.
+    Returns:
+        (1, tokens, width) float32 on the CPU: the text encoder's last hidden state.
+    Raises:
+        ModelError: the prompt is not the kept one and the folder has no text encoder.
+    """
+    kept = _read_kept(folder / PROMPT_EMBEDS, prompt)
+    if kept is not None:
+        return kept
+    _check_text_encoder(folder, prompt)
+    return _encode(folder, prompt)
+
+
+def check_prompt(folder: Path, prompt: str) -> None:
+    """See that `load_prompt_embeds` has what it needs, without running a text encoder; errors are the same."""
+    if _read_kept(folder / PROMPT_EMBEDS, prompt) is None:
+        _check_text_encoder(folder, prompt)
+
+
+def _check_text_encoder(folder: Path, prompt: str) -> None:
+    if not (folder / "text_encoder" / "config.json").is_file() or not (folder / "tokenizer").is_dir():
+        raise ModelError(
+            f"{folder} has no text encoder for the prompt {prompt!r}",
+            hint="leave --prompt out, or give the base model and its adapter with --base and --adapter",
+        )
+
+
+def save_prompt_embeds(embeds: Tensor, prompt: str, folder: Path) -> None:
+    """Write an embedding beside a model, with its prompt, as `prompt_embeds.safetensors`."""
+    save_file({_KEY: embeds.float().cpu().contiguous()}, folder / PROMPT_EMBEDS, metadata={"prompt": prompt})
+
+
+def _read_kept(path: Path, prompt: str) -> Tensor | None:
+    """The embedding in the file if it is of this prompt, else None."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("prompt") != prompt:
+                return None
+            embeds: Tensor = file.get_tensor(_KEY)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if embeds.ndim != 3 or len(embeds) != 1:
+        raise ModelError(f"{path}: shape {tuple(embeds.shape)} is not (1, tokens, width)")
+    check_finite([(_KEY, embeds)], path)
+    return embeds.float()
+
+
+@torch.no_grad()
+def _encode(folder: Path, prompt: str) -> Tensor:
+    """Run the text encoder, in float32 on the CPU: once, and the same on every machine; it is dropped afterwards."""
+    with explained_imports():
+        from transformers import CLIPTextModel, CLIPTokenizer
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        loaded: Any = CLIPTextModel.from_pretrained(
+            folder / "text_encoder",
+            dtype=torch.float32,
+            variant=weight_variant(folder, "text_encoder", stem="model"),
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = reason_of(error)
+        raise ModelError(f"the text encoder of {folder} cannot be loaded: {reason}") from error
+    encoder, report = loaded
+    if report["missing_keys"]:
+        raise ModelError(f"the text encoder of {folder} lacks weights: {sorted(report['missing_keys'])[0]}")
+    tokens = tokenizer(
+        prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    )
+    embeds: Tensor = encoder(tokens.input_ids)[0]
+    check_finite([("last_hidden_state", embeds)], folder / "text_encoder")
+    return embeds.float()
+
+
+class SdTrainable:
+    """A `Trainable` of the SD family. The prompt's embedding was computed once, when the restorer was read."""
+
+    def __init__(self, restorer: SdRestorer, options: LoraOptions, record: ModelRecord) -> None:
+        self.restorer: Restorer = restorer
+        self._sd = restorer
+        encoder, unet = restorer.vae.encoder, restorer.unet
+        with quiet_libraries():
+            self._adapters = dict(
+                zip(
+                    SD_PARTS,
+                    (
+                        inject_lora(encoder, options.vae_rank, options.vae_alpha, options.vae_targets),
+                        inject_lora(unet, options.backbone_rank, options.backbone_alpha, options.backbone_targets),
+                    ),
+                    strict=True,
+                )
+            )
+        self.networks: nn.Module = nn.ModuleDict({"vae": restorer.vae, "unet": unet})
+        self._record = record
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Give the adapters' weights."""
+        return {
+            f"{part}.{name}": weight
+            for part, adapter in self._adapters.items()
+            for name, weight in adapter.named_parameters()
+            if "lora_" in name
+        }
+
+    def encode(self, image: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] to (B, C, H/8, W/8), sampled from the posterior."""
+        return self._sd.encode(image, list(draws))
+
+    @torch.no_grad()
+    def encode_clean(self, image: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
+        """Sample the posterior of the encoder without its adapter."""
+        with self._adapters[SD_PARTS[0]].disable_adapter():
+            return self._sd.encode(image, list(draws))
+
+    def denoise(self, noisy_latent: Tensor, timesteps: Tensor) -> Tensor:
+        """Ask the UNet with its adapter."""
+        prediction = self._sd.predict(noisy_latent, timesteps)
+        return self._sd.schedule.clean_latent(noisy_latent, prediction, timesteps)
+
+    def checkpoint_gradients(self) -> None:
+        """Keep only the blocks' inputs, in both networks."""
+        networks: tuple[Any, ...] = (self._sd.unet, self._sd.vae)
+        for network in networks:
+            network.enable_gradient_checkpointing()
+
+    def share_backbone(self, share: Callable[[nn.Module], None], device: torch.device) -> None:
+        """Share the UNet's weights out but for its adapter's; the VAE goes to the device whole."""
+        share(self._sd.unet)
+        self.networks.to(device)
+        self._sd.device = device
+        self._sd.prompt_embeds = self._sd.prompt_embeds.to(device)
+
+    def save(self, folder: Path) -> None:
+        """Write the adapters in the published layout, and `omgsr.json`."""
+        for part, adapter in self._adapters.items():
+            adapter.save_pretrained(str(folder / part))
+        write_record(self._record, folder)
+
+    def load(self, folder: Path) -> None:
+        """Read adapters of the same ranks and layers."""
+        for part, adapter in self._adapters.items():
+            load_lora(adapter, folder / part)
+
+
+def load_sd_trainable(
+    source: ModelSource, device: torch.device, precision: str, options: LoraOptions, start_from: Path | None
+) -> SdTrainable:
+    """Read the base model and put adapters into it, new ones or those to start from.
+
+    Raises:
+        ModelError: the files do not make a model, or the adapters do not fit it.
+    """
+    restorer, record = load_sd(source, device, precision), source.record
+    made_from = record.model_copy(update={"made_from": (source.name,), "base": source.location})
+    trainable = SdTrainable(restorer, options, made_from)
+    if start_from is not None:
+        trainable.load(start_from)
+    return trainable
+
+
+def outline_sd(source: ModelSource, device: torch.device, precision: str, options: LoraOptions) -> SdTrainable:
+    """Build the networks by their configurations, without their weights."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    unet_config, vae_config = (read_json(source.folder / part / "config.json") for part in ("unet", "vae"))
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        # Adapters are moved beside their layers, which tensors without values cannot be, unless they are nowhere yet.
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(unet_config).requires_grad_(False)
+            vae = AutoencoderKL.from_config(vae_config).requires_grad_(False)
+    finally:
+        torch.set_default_dtype(usual)
+    embeds = torch.zeros(1, _TOKENS, int(unet_config["cross_attention_dim"]), dtype=dtype, device=device)
+    restorer = SdRestorer(unet, vae, outline_schedule(), embeds, describe_sd(source), "fp32", source)
+    with torch.device("meta"):
+        trainable = SdTrainable(restorer, options, source.record)
+    _settle(trainable.networks, device)
+    restorer.device, restorer.prompt_embeds = device, embeds
+    return trainable
+
+
+def _settle(network: nn.Module, device: torch.device) -> None:
+    """Give every weight a place; where values count, as in timing, zeros are as quick as others."""
+    for module in network.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[name] = nn.Parameter(torch.zeros_like(weight, device=device), weight.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.zeros_like(buffer, device=device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +9,17 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from omgsr_cli.errors import ModelError
-from omgsr_cli.models.record import ModelRecord, read_json, write_record
-from omgsr_cli.models.weight_files import NETWORK_STEM, refuse_pickles, weight_files, weight_variant
+from omgsr_cli.models.adapter_files import SD_PARTS
+from omgsr_cli.models.record import ModelRecord, read_json
+from omgsr_cli.models.weight_files import NETWORK_STEM, refuse_pickles, weight_files
 from omgsr_cli.presets import PRESETS
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo
+    from omgsr_cli.models.family import ModelSource
     from omgsr_cli.models.lora import LoraOptions
-    from omgsr_cli.models.sources import ModelSource
     from omgsr_cli.models.trainable import Trainable
     from omgsr_cli.presets import Preset
 
@@ -32,7 +30,7 @@ class SdFamily:
     """A `Family`: Stable Diffusion 1.x and 2.x."""
 
     name = "sd"
-    adapter_parts: tuple[str, ...] = ("vae_encoder_lora_adapter", "unet_lora_adapter")
+    adapter_parts: tuple[str, ...] = SD_PARTS
     assumed_preset: str | None = "omgsr-s-512"
     takes_prompt = True
     takes_vae = True
@@ -87,8 +85,7 @@ class SdFamily:
 
     def describe(self, source: ModelSource) -> RestorerInfo:
         """From the configurations and the headers of the weights; what the prompt needs must be there too."""
-        from omgsr_cli.models.prompts import check_prompt
-        from omgsr_cli.models.sd import describe_sd
+        from omgsr_cli.models.sd import check_prompt, describe_sd
 
         info = describe_sd(source)
         check_prompt(source.folder, info.prompt or "")
@@ -102,43 +99,16 @@ class SdFamily:
 
     def load_encoder(self, source: ModelSource, device: torch.device) -> ImageEncoder:
         """The VAE's encoder, without an adapter."""
-        from omgsr_cli.models.encoders import load_diffusers_encoder
+        from omgsr_cli.models.autoencoders import load_diffusers_encoder
 
         return load_diffusers_encoder(source.name, source.folder, device)
 
     def save_merged(self, restorer: Restorer, folder: Path, *, half: bool, text_encoder: bool) -> None:
         """Write a diffusers folder with a record and the prompt's embedding."""
-        from omgsr_cli.models.libraries import quiet_libraries
-        from omgsr_cli.models.prompts import save_prompt_embeds
-        from omgsr_cli.models.sd import SdRestorer
+        from omgsr_cli.models.sd import SdRestorer, save_sd
 
         assert isinstance(restorer, SdRestorer)
-        source, info = restorer.source, restorer.info
-        if text_encoder:
-            weight_variant(source.folder, "text_encoder", self.weight_stems["text_encoder"])
-        if half:
-            networks: tuple[nn.Module, ...] = (restorer.unet, restorer.vae)
-            for network in networks:
-                network.half()
-        with quiet_libraries():
-            restorer.unet.save_pretrained(folder / "unet", safe_serialization=True)
-            restorer.vae.save_pretrained(folder / "vae", safe_serialization=True)
-        save_prompt_embeds(restorer.prompt_embeds, info.prompt or "", folder)
-        base = source.record.base or source.name
-        made_from = (base,) if source.adapter is None else (base, source.adapter.name)
-        changes = {
-            "mid_timestep": info.mid_timestep,
-            "native_tile_px": info.native_tile_px,
-            "schedule": None,
-            "made_from": made_from,
-            "base": None,
-        }
-        write_record(source.record.model_copy(update=changes), folder)
-        (folder / "scheduler").mkdir()
-        config = json.dumps(restorer.schedule.to_config(), indent=2)
-        (folder / "scheduler" / "scheduler_config.json").write_text(config + "\n", encoding="utf-8")
-        for part in ("text_encoder", "tokenizer") if text_encoder else ():
-            shutil.copytree(source.folder / part, folder / part)
+        save_sd(restorer, folder, half=half, text_encoder=text_encoder)
 
     def load_trainable(
         self,
@@ -152,7 +122,7 @@ class SdFamily:
     ) -> Trainable:
         """Read the base, and put adapters into its encoder and its UNet."""
         from omgsr_cli.models.lora import LoraOptions
-        from omgsr_cli.models.sd_training import load_sd_trainable
+        from omgsr_cli.models.sd import load_sd_trainable
 
         changes = {} if native_px is None else {"native_tile_px": native_px}
         source = replace(source, record=source.record.model_copy(update=changes))
@@ -161,7 +131,7 @@ class SdFamily:
     def outline(self, source: ModelSource, device: torch.device, precision: str, lora: LoraOptions | None) -> Trainable:
         """From the configurations of both networks."""
         from omgsr_cli.models.lora import LoraOptions
-        from omgsr_cli.models.sd_training import outline_sd
+        from omgsr_cli.models.sd import outline_sd
 
         return outline_sd(source, device, precision, lora or LoraOptions())
 

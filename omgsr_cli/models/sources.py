@@ -3,47 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omgsr_cli.errors import ModelError, UnknownModelError, UsageError
 from omgsr_cli.models.adapter_files import check_adapter_folder
 from omgsr_cli.models.families import (
     FAMILIES,
     REPOSITORY_FILES,
-    Family,
     family_of,
     nearest_adapter,
     recognise_adapter,
     recognise_model,
 )
-from omgsr_cli.models.record import ModelRecord, load_record
-from omgsr_cli.models.tiny_vae_files import NOTE, find_tiny_vae
-from omgsr_cli.models.weight_files import PICKLE_SUFFIXES, pickle_error, refuse_pickles
-from omgsr_cli.presets import DEFAULT_PRESET, PRESETS, UNBUILT, Preset, find_preset
-from omgsr_cli.store.hub import download_model, is_repository_name
+from omgsr_cli.models.family import Family, ModelSource
+from omgsr_cli.models.record import ModelRecord, load_record, read_json
+from omgsr_cli.models.weight_files import NETWORK_STEM, PICKLE_SUFFIXES, pickle_error, refuse_pickles
+from omgsr_cli.presets import DECODERS, DEFAULT_PRESET, PRESETS, UNBUILT, Preset, find_preset
+from omgsr_cli.store.hub import download_files, download_model, is_repository_name
 from omgsr_cli.store.installed import installed_folder
 
+if TYPE_CHECKING:
+    from omgsr_cli.models.lora import LoraOptions
 
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a model's files lie and what they say about it.
+NOTE = "an AutoencoderTiny decodes: about a tenth of the work, but fine texture comes out coarser"
 
-    Attributes:
-        name: as the user gave it.
-        folder: the model, or the base model that an adapter is added to.
-        adapter: the adapter's folder, or None.
-        record: of the folder, of the adapter, or assembled from defaults; with what the user asked for instead.
-        notes: what a person should know, one line each.
-        vae: of an AutoencoderTiny that decodes in the place of the model's own, or None.
-    """
-
-    name: str
-    folder: Path
-    adapter: Path | None
-    record: ModelRecord
-    notes: tuple[str, ...]
-    vae: Path | None = None
+_KNOWN_DECODERS = " or ".join(DECODERS)
 
 
 def find_model(
@@ -100,11 +85,6 @@ def find_model(
     return ModelSource(name, folder, adapter_folder, record, notes + more, decoder)
 
 
-def locate(source: ModelSource) -> str:
-    """Give the place of a model for a record that is read from elsewhere: its full path, or its hub repository."""
-    return str(Path(source.name).resolve()) if Path(source.name).is_dir() else source.name
-
-
 def find_base_folder(name: str, parts: Sequence[str] | None = None) -> Path:
     """The folder of what was named: a local one, the embedded one or the base of a preset, or the hub's copy.
 
@@ -135,6 +115,78 @@ def find_base_folder(name: str, parts: Sequence[str] | None = None) -> Path:
         raise UnknownModelError(*UNBUILT[name])
     known = ", ".join(PRESETS)
     raise UnknownModelError(f"there is no model {name!r}", hint=f"give a folder, a hub repository or one of: {known}")
+
+
+def find_trainable(
+    preset: str | None = None,
+    *,
+    base: str | None = None,
+    start_from: str | None = None,
+    mid_timestep: int | None = None,
+    prompt: str | None = None,
+    lora: LoraOptions | None = None,
+) -> ModelSource:
+    """Find the files of the model to train, and check what can be checked without reading a weight.
+
+    Args:
+        preset: name of a preset; may be left out where `base`, or a whole model in `start_from`, says it all.
+        base: folder or hub repository of the pre-trained model, instead of the preset's.
+        start_from: folder of weights to begin from, or the name of a preset that is embedded.
+        mid_timestep: instead of the model's own.
+        prompt: instead of the model's own.
+        lora: the adapters, for a family that has them.
+    Raises:
+        ModelError: something is missing or of a kind that is not known.
+        UsageError: the arguments do not go together.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise UsageError(f"no preset is called {preset!r}", f"known names: {', '.join(PRESETS)}")
+    if preset is None and base is None and start_from is None:
+        raise UsageError("there is no model to train", "give a preset, a base or start_from in [model]")
+    start = start_folder(start_from)
+    if start is not None and not start.is_dir():
+        raise ModelError(f"start_from: there is no folder {start_from}")
+    # A preset's own adapter, where it is installed, is not what training begins with: its base is named.
+    named = base or preset or start_from
+    source = find_model(preset if base else None, base=named, mid_timestep=mid_timestep, prompt=prompt)
+    if lora is not None and not family_of(source.record, source.name).adapter_parts:
+        raise UsageError(f"{source.name} is trained whole and takes no adapters", "leave [lora] out")
+    return source
+
+
+def start_folder(start_from: str | None) -> Path | None:
+    """The folder of the weights to begin from: that of a preset which is embedded, or the one that was named."""
+    if start_from is None:
+        return None
+    embedded = PRESETS[start_from].folder if start_from in PRESETS else None
+    return embedded or Path(start_from)
+
+
+def find_tiny_vae(name: str) -> Path:
+    """The folder or file of an AutoencoderTiny; a hub repository is fetched.
+
+    Args:
+        name: one of `DECODERS`, a folder of diffusers' layout, TAESD's decoder as a safetensors file, or a
+            hub repository.
+    Raises:
+        ModelError: there is none, it is of another kind, or it cannot be fetched.
+    """
+    path = Path(name)
+    if path.is_file() and path.suffix == ".safetensors":
+        return path
+    if not path.is_dir():
+        repository = DECODERS.get(name, name)
+        if not is_repository_name(repository):
+            hint = f"give {_KNOWN_DECODERS}, a folder, TAESD's decoder .safetensors or a hub repository"
+            raise UnknownModelError(f"there is no autoencoder {name!r}", hint)
+        path = download_files(repository, None, ["config.json", f"{NETWORK_STEM}.safetensors"])
+    if not (path / "config.json").is_file():
+        refuse_pickles(path)
+        raise ModelError(f"{path} has no config.json", "give a folder of diffusers' AutoencoderTiny")
+    found = read_json(path / "config.json").get("_class_name")
+    if found != "AutoencoderTiny":
+        raise ModelError(f"{path} is a {found}, not an AutoencoderTiny", f"give {_KNOWN_DECODERS}, or leave --vae out")
+    return path
 
 
 def _unfold_checkpoint(

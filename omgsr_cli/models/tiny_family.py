@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import torch
 
     from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo
+    from omgsr_cli.models.family import ModelSource
     from omgsr_cli.models.lora import LoraOptions
     from omgsr_cli.models.record import ModelRecord
-    from omgsr_cli.models.sources import ModelSource
     from omgsr_cli.models.trainable import Trainable
     from omgsr_cli.presets import Preset
 
@@ -116,12 +116,12 @@ class TinyFamily:
         native_px: int | None,
     ) -> Trainable:
         """Read all of it; the size of its tiles is its own."""
-        from omgsr_cli.models.tiny_training import load_tiny_trainable
+        from omgsr_cli.models.tiny import load_tiny_trainable
 
         return load_tiny_trainable(source, device, start_from)
 
     def outline(self, source: ModelSource, device: torch.device, precision: str, lora: LoraOptions | None) -> Trainable:
         """From its configuration."""
-        from omgsr_cli.models.tiny_training import outline_tiny
+        from omgsr_cli.models.tiny import outline_tiny
 
         return outline_tiny(source, device)

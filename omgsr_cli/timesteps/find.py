@@ -13,7 +13,7 @@ from omgsr_cli.errors import UsageError
 from omgsr_cli.files.pairs import FoundPictures, find_pictures
 from omgsr_cli.models.base import ImageEncoder
 from omgsr_cli.models.devices import named_devices
-from omgsr_cli.models.encoders import NamedEncoder
+from omgsr_cli.models.loading import NamedEncoder
 from omgsr_cli.options import EngineOptions, TimestepOptions, build_options
 from omgsr_cli.presets import default_degradation
 from omgsr_cli.timesteps.matching import MidTimestep

@@ -13,7 +13,7 @@ from omgsr_cli.datasets.pair_source import ImagePair, PairSource
 from omgsr_cli.engines.work import Place, Say
 from omgsr_cli.errors import FileError, ModelError, OmgsrError
 from omgsr_cli.models.base import ImageEncoder
-from omgsr_cli.models.encoders import NamedEncoder
+from omgsr_cli.models.loading import NamedEncoder
 from omgsr_cli.timesteps.matching import latent_snr
 
 

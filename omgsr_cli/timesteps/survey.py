@@ -15,7 +15,7 @@ from omgsr_cli.engines.local import Here
 from omgsr_cli.engines.work import Engine, Place, say_nothing
 from omgsr_cli.errors import UsageError
 from omgsr_cli.models.base import ImageEncoder
-from omgsr_cli.models.encoders import NamedEncoder
+from omgsr_cli.models.loading import NamedEncoder
 from omgsr_cli.options import TimestepOptions
 from omgsr_cli.timesteps.kept import KeptSamples
 from omgsr_cli.timesteps.matching import MidTimestep, match_snr

@@ -11,9 +11,11 @@ from accelerate import Accelerator
 
 from omgsr_cli.degradation import load_degradation
 from omgsr_cli.models.families import family_of
+from omgsr_cli.models.family import ModelSource
+from omgsr_cli.models.loading import load_trainable
 from omgsr_cli.models.lora import LoraOptions
-from omgsr_cli.models.sources import ModelSource
-from omgsr_cli.models.trainable import Trainable, find_trainable, load_trainable
+from omgsr_cli.models.sources import find_trainable
+from omgsr_cli.models.trainable import Trainable
 from omgsr_cli.training.adversary import Adversary
 from omgsr_cli.training.average import WeightAverage
 from omgsr_cli.training.config import TrainConfig

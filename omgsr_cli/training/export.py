@@ -8,8 +8,8 @@ from pathlib import Path
 
 from omgsr_cli.errors import UsageError, write_error
 from omgsr_cli.files.atomic import partial_folder
+from omgsr_cli.models.loading import save_standalone
 from omgsr_cli.models.sources import find_model
-from omgsr_cli.models.standalone import save_standalone
 from omgsr_cli.store.manifest import MANIFEST_NAME, write_manifest
 from omgsr_cli.training.checkpoints import verify_checkpoint
 from omgsr_cli.training.model_card import CARD_NAME

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from omgsr_cli.models.families import family_of
+from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.record import read_json
-from omgsr_cli.models.sources import ModelSource
 from omgsr_cli.models.trainable import Trainable
 from omgsr_cli.training.assembly import build_generator, build_lora_options
 from omgsr_cli.training.config import TrainConfig

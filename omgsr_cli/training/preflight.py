@@ -82,7 +82,7 @@ def _check_teacher(draft: Draft[TrainConfig], config: TrainConfig) -> None:
 
 def _check_model(draft: Draft[TrainConfig], config: TrainConfig, resume: str) -> None:
     from omgsr_cli.models.lora import LoraOptions
-    from omgsr_cli.models.trainable import start_folder
+    from omgsr_cli.models.sources import start_folder
     from omgsr_cli.store.hub import is_repository_name
     from omgsr_cli.training.assembly import build_lora_options
     from omgsr_cli.training.checkpoints import check_adapter_ranks, list_checkpoints

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from omgsr_cli.models.devices import free_memory_bytes, release_memory
-from omgsr_cli.models.sources import ModelSource
+from omgsr_cli.models.family import ModelSource
 from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.outline import Outline, outline_run
 

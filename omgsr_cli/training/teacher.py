@@ -22,8 +22,7 @@ from omgsr_cli.files.atomic import partial_file
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.geometry import round_up
 from omgsr_cli.imaging import from_samples, resize, to_samples
-from omgsr_cli.models.foreign import read_foreign_network
-from omgsr_cli.models.loading import load_found
+from omgsr_cli.models.loading import load_found, read_foreign_network
 from omgsr_cli.models.sources import find_model
 
 Restore = Callable[[Tensor, int, int], Tensor]

@@ -5,12 +5,11 @@ themselves differ from it and show seams. Here a layer is run over the whole pic
 the next one begins: each convolution is computed once, with the rows around the strip that it needs, and each norm has
 the statistics of all rows. What lies between two layers is held in memory up to a bound, and beyond it in a file.
 
-- `storage`: where whole layers lie, and how much may be held.
+- `storage`: whole layers, in memory or in a file.
 - `fields`: layers as something that rows can be read from.
 - `network`: walks diffusers' own modules.
 """
 
 from omgsr_cli.models.vae_tiling.network import check_tiling, decode_in_strips, encode_in_strips
-from omgsr_cli.models.vae_tiling.storage import Workspace
 
-__all__ = ["Workspace", "check_tiling", "decode_in_strips", "encode_in_strips"]
+__all__ = ["check_tiling", "decode_in_strips", "encode_in_strips"]

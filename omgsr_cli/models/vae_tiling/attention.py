@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 
+from omgsr_cli.models.base import Workspace
 from omgsr_cli.models.vae_tiling.fields import Field, Normalised, store, strips
-from omgsr_cli.models.vae_tiling.storage import StoredRows, Workspace
+from omgsr_cli.models.vae_tiling.storage import StoredRows
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention

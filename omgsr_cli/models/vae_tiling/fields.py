@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 
+from omgsr_cli.models.base import Workspace
 from omgsr_cli.models.devices import is_out_of_memory, release_memory
-from omgsr_cli.models.vae_tiling.storage import StoredRows, Workspace
+from omgsr_cli.models.vae_tiling.storage import StoredRows
 
 
 class Field(Protocol):

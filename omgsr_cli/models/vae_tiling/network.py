@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 
 from omgsr_cli.errors import ModelError
+from omgsr_cli.models.base import ImageRows, Workspace
 from omgsr_cli.models.vae_tiling.attention import Attended
 from omgsr_cli.models.vae_tiling.fields import Added, Convolved, Field, Normalised, PictureRows, store, strips
-from omgsr_cli.models.vae_tiling.storage import StoredRows, Workspace
+from omgsr_cli.models.vae_tiling.storage import StoredRows
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.resnet import ResnetBlock2D
-
-    from omgsr_cli.models.base import ImageRows
 
 _KNOWN = {
     "Encoder",

@@ -1,0 +1,360 @@
+"""Pre-trained autoencoders: AutoencoderKL whole or in strips, AutoencoderTiny's decoder, and the encoder of either."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from omgsr_cli.errors import ModelError, ShapeError, UnknownModelError, reason_of
+from omgsr_cli.geometry import Size, plan_halo_tiles
+from omgsr_cli.models.base import ImageEncoder, ImageRows, Workspace
+from omgsr_cli.models.devices import PRECISIONS, is_out_of_memory
+from omgsr_cli.models.libraries import explained_imports, quiet_libraries
+from omgsr_cli.models.record import load_record, read_json
+from omgsr_cli.models.vae_tiling import check_tiling, decode_in_strips, encode_in_strips
+from omgsr_cli.models.weight_files import NETWORK_STEM, check_finite, load_part
+from omgsr_cli.schedules import Schedule, build_schedule
+from omgsr_cli.tiling import run_exact
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.vae import DecoderTiny
+
+_BYTES_PER_CHANNEL = 20
+"""Five float32 tensors of the decoder's widest level at full size; with SD's 256 channels 4.1 to 4.7 kB a pixel were
+measured, less in bf16."""
+
+_MOST_WHOLE_PX_ON_MPS = 1200 * 1200
+"""Above it the VAE runs in strips on MPS: there the attention holds all products in one buffer, (area / 64)^2 of them,
+and a buffer of more than 2^32 bytes aborts the process."""
+
+# TAESD as published: residual blocks for each level of both halves, all 64 wide, and an eighth of the image's size.
+_TINY_ENCODER_BLOCKS, _TINY_DECODER_BLOCKS, _TINY_WIDTH, _TINY_PX = (1, 3, 3, 3), (3, 3, 3, 1), 64, 8
+# Float32 tensors of one level of its decoder that are alive at the peak, and room to work in.
+_TINY_TENSORS = 6
+_MIN_TILE = 16
+
+
+def check_vae_config(config: Mapping[str, Any], where: object) -> None:
+    """Check that a VAE's configuration scales latents by numbers, in the way that is known here, and has RGB images.
+
+    Args:
+        config: of an AutoencoderKL or AutoencoderTiny, as diffusers writes it.
+        where: what to call it in the error.
+    Raises:
+        ModelError: names the first wrong value.
+    """
+    levels = config.get("block_out_channels", config.get("encoder_block_out_channels", ()))
+    if not (isinstance(levels, list | tuple) and levels and all(type(each) is int and each > 0 for each in levels)):
+        raise ModelError(f"{where}: block_out_channels is {levels!r}, not a list of channels")
+    factor, shift = config.get("scaling_factor", 1.0), config.get("shift_factor")
+    if not _is_number(factor) or factor <= 0:
+        raise ModelError(
+            f"{where}: scaling_factor is {factor!r}, not a number above 0", "Stable Diffusion's is 0.18215"
+        )
+    if shift is not None and not _is_number(shift):
+        raise ModelError(f"{where}: shift_factor is {shift!r}, not a number")
+    for key in ("latents_mean", "latents_std"):
+        if config.get(key) is not None:
+            raise ModelError(
+                f"{where}: {key} is not supported", "give a VAE with scaling_factor and shift_factor alone"
+            )
+    for key in ("in_channels", "out_channels"):
+        if config.get(key, 3) != 3:
+            raise ModelError(f"{where}: {key} is {config[key]!r}, and images have 3")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def latent_px_of(vae_config: Mapping[str, Any]) -> int:
+    """Image pixels per latent element: the VAE halves the size after each of its levels but the last."""
+    return int(2 ** (len(vae_config["block_out_channels"]) - 1))
+
+
+def bytes_per_px_of(vae_config: Mapping[str, Any]) -> int:
+    """Working memory for one pixel of a picture that goes through in one piece."""
+    return _BYTES_PER_CHANNEL * int(max(vae_config["block_out_channels"][:2]))
+
+
+class KlCodec:
+    """Images to scaled latents and back.
+
+    latent = (posterior - shift_factor) * scaling_factor
+    Source: LDM, arXiv:2112.10752, appendix G; the shift came with FLUX.
+
+    Args:
+        vae: on its device, in the number format that it computes in.
+    Raises:
+        ModelError: it has a part that cannot be run in strips.
+    """
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        check_tiling(vae)
+        self.vae = vae
+        self.latent_px = latent_px_of(vae.config)
+        self._bytes_per_px = bytes_per_px_of(vae.config)
+        self._factor = float(vae.config["scaling_factor"])
+        self._shift = float(vae.config["shift_factor"] or 0.0)
+
+    def encode(self, image: Tensor, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
+        """Map images to latents, with gradients.
+
+        Args:
+            image: (B, 3, H, W) float, sRGB in [-1, 1].
+            generator: samples the posterior, on its own device or the CPU; a list has one for each image; None takes
+                the mean.
+        Returns:
+            (B, C, H/8, W/8) float32 on the VAE's device.
+        Raises:
+            ShapeError: not (B, 3, H, W) or not multiples.
+        """
+        if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % self.latent_px or image.shape[3] % self.latent_px:
+            raise ShapeError(f"image {tuple(image.shape)} is not (B, 3, H, W) with multiples of {self.latent_px}")
+        return self._latent(self.vae.encode(image.to(self.vae.device, self.vae.dtype)).latent_dist, generator)
+
+    def encode_within(self, image: ImageRows, workspace: Workspace, generator: torch.Generator | None = None) -> Tensor:
+        """As `encode` of one image, in strips where the whole does not fit."""
+        (height, width), latent = image.size_px, None
+        with self._perhaps_whole(height * width, workspace) as fits:
+            if fits:
+                latent = self.encode(image.read(0, height), generator)
+        if latent is not None:
+            return latent
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+        return self._latent(DiagonalGaussianDistribution(encode_in_strips(self.vae, image, workspace)), generator)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Map latents to images, with gradients.
+
+        Args:
+            latent: (B, C, h, w) float, scaled as `encode` gives it.
+        Returns:
+            (B, 3, 8h, 8w) float32 on the VAE's device, nominally in [-1, 1], not clamped.
+        """
+        picture: Tensor = self.vae.decode(self._unscaled(latent).to(self.vae.dtype)).sample
+        return picture.float()
+
+    def decode_within(self, latent: Tensor, workspace: Workspace) -> Iterator[Tensor]:
+        """As `decode` of one latent, in strips where the whole does not fit.
+
+        Yields:
+            (1, 3, n, 8w) float on the VAE's device, from the first rows to the last.
+        """
+        picture = None
+        with self._perhaps_whole(latent.shape[2] * latent.shape[3] * self.latent_px**2, workspace) as fits:
+            if fits:
+                picture = self.decode(latent)
+        if picture is not None:
+            yield picture
+        else:
+            yield from decode_in_strips(self.vae, self._unscaled(latent), workspace)
+
+    def _latent(self, posterior: Any, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+        latent: Tensor = posterior.mean if generator is None else posterior.sample(generator)
+        return (latent.float() - self._shift) * self._factor
+
+    def _unscaled(self, latent: Tensor) -> Tensor:
+        return latent.float() / self._factor + self._shift
+
+    @contextmanager
+    def _perhaps_whole(self, area_px: int, workspace: Workspace) -> Iterator[bool]:
+        """Whether a picture is expected to fit in one piece; where it does not after all, the strips become smaller."""
+        try:
+            fits = area_px * self._bytes_per_px <= workspace.memory_bytes
+            yield fits and not (self.vae.device.type == "mps" and area_px > _MOST_WHOLE_PX_ON_MPS)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            workspace.shrink()
+
+
+class TinyDecoder:
+    """The decoder of an AutoencoderTiny (TAESD): about a tenth of a VAE's work, and coarser.
+
+    It has no norm and no attention, so tiles with a margin give the same pixels.
+    Source: TAESD, github.com/madebyollin/taesd; the networks are diffusers' own.
+
+    Args:
+        network: of diffusers, on its device, in the number format that it computes in.
+    """
+
+    def __init__(self, network: DecoderTiny) -> None:
+        self.network = network
+        self.reach, self.latent_px, width = _reach(network)
+        self._bytes_per_element = _TINY_TENSORS * 4 * width * self.latent_px**2
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Map (B, C, h, w) float, scaled, to (B, 3, 8h, 8w) float32, nominally in [-1, 1]."""
+        weight = next(self.network.parameters())
+        picture: Tensor = self.network(latent.to(weight.device, weight.dtype))
+        return picture.float()
+
+    def decode_within(self, latent: Tensor, workspace: Workspace) -> Iterator[Tensor]:
+        """As `decode` of one latent, in tiles that the workspace has room for: the same pixels.
+
+        Yields:
+            (1, 3, n, 8w) float32, from the first rows to the last.
+        """
+        fitting = math.isqrt(max(workspace.memory_bytes, 0) // self._bytes_per_element) - 2 * self.reach
+        size = Size(*latent.shape[-2:])
+        side = min(max(fitting, _MIN_TILE), max(size))
+        return run_exact(
+            self.decode,
+            lambda top, bottom: latent[:, :, top:bottom],
+            plan_halo_tiles(size, (side, side), self.reach, 1),
+        )
+
+
+def load_tiny_decoder(path: Path, channels: int, device: torch.device, dtype: torch.dtype) -> TinyDecoder:
+    """Read the decoder of what `find_tiny_vae` found.
+
+    Args:
+        path: folder or file.
+        channels: of the latents that it is to decode.
+        device, dtype: where and in which number format it computes.
+    Raises:
+        ModelError: its weights cannot be read or do not fit, or its latents have other channels.
+    """
+    file = path if path.is_file() else path / f"{NETWORK_STEM}.safetensors"
+    config = {} if path.is_file() else read_json(path / "config.json")
+    with quiet_libraries(), explained_imports():
+        from diffusers.models.autoencoders.vae import DecoderTiny
+    check_vae_config({"block_out_channels": [_TINY_WIDTH]} | config, path)
+    if config.get("scaling_factor", 1.0) != 1.0 or config.get("shift_factor"):
+        raise ModelError(f"{path} scales its latents in a way of its own", "give a TAESD, whose scaling_factor is 1")
+    own = int(config.get("latent_channels", channels))
+    if own != channels:
+        raise ModelError(f"{path} decodes latents of {own} channels, the model has {channels}", "give its own kind's")
+    try:
+        blocks = tuple(config.get("num_decoder_blocks", _TINY_DECODER_BLOCKS))
+        with torch.device("meta"):
+            network = DecoderTiny(
+                channels,
+                3,
+                blocks,
+                tuple(config.get("decoder_block_out_channels", (_TINY_WIDTH,) * len(blocks))),
+                int(config.get("upsampling_scaling_factor", 2)),
+                str(config.get("act_fn", "relu")),
+                str(config.get("upsample_fn", "nearest")),
+            )
+        weights = load_file(file)
+        check_finite(weights.items(), file)
+        network.load_state_dict(_decoder_weights(weights, dtype), assign=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
+        reason = reason_of(error)
+        raise ModelError(f"{path} is not the decoder of an AutoencoderTiny: {reason}") from error
+    return TinyDecoder(network.requires_grad_(False).eval().to(device))
+
+
+def _decoder_weights(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Weights by diffusers' names; the published file counts a clamp before the first layer, which has none."""
+    if any(name.startswith("decoder.") for name in weights):
+        named = {name.removeprefix("decoder."): value for name, value in weights.items() if name.startswith("decoder.")}
+    else:
+        parts = (name.partition(".") for name in weights)
+        named = {f"layers.{int(number) - 1}.{rest}": weights[f"{number}.{rest}"] for number, _, rest in parts}
+    return {name: value.to(dtype) for name, value in named.items()}
+
+
+def _reach(network: Any) -> tuple[int, int, int]:
+    """How far a latent element is seen, in latent elements; how many pixels it becomes; the widest layer."""
+    reach, scale, width = 0.0, 1, 1
+    for module in network.layers.modules():
+        if isinstance(module, nn.Conv2d):
+            reach += (module.kernel_size[0] // 2) / scale
+            width = max(width, module.out_channels)
+        elif isinstance(module, nn.Upsample):
+            scale *= int(module.scale_factor)  # type: ignore[arg-type]  # one number for both sides here
+    # A convolution after an enlargement may see one element of the smaller grid more than its share of it.
+    return math.ceil(reach) + 1, scale, width
+
+
+def load_diffusers_encoder(name: str, folder: Path, device: torch.device) -> ImageEncoder:
+    """Read `vae/` and the schedule of a folder of diffusers' layout, whatever network takes the step."""
+    encode, _, multiple = load_vae_encoder(folder / "vae", device)
+    return ImageEncoder(name, encode, load_schedule(folder), multiple, device, files=(folder / "vae",))
+
+
+def load_schedule(folder: Path) -> Schedule:
+    """Read the schedule of a model folder, from `omgsr.json` or its scheduler's configuration."""
+    record = load_record(folder)
+    if record is not None and record.schedule is not None:
+        return build_schedule(record.schedule)
+    return build_schedule(read_json(folder / "scheduler" / "scheduler_config.json"))
+
+
+def load_vae_encoder(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], int, int]:
+    """Read an autoencoder's encoder.
+
+    Args:
+        path: folder of diffusers' AutoencoderKL or AutoencoderTiny, or TAESD's encoder as a safetensors file.
+        device: where it will run.
+    Returns:
+        The function of (B, 3, H, W) in [-1, 1] to the scaled latent, the latent's channels, and the number that H and
+        W must be multiples of.
+    Raises:
+        ModelError: it is of another kind, or its files cannot be read.
+    """
+    if path.is_file() and path.suffix == ".safetensors":
+        return _load_tiny_encoder(path, device)
+    if not (path / "config.json").is_file():
+        raise UnknownModelError(
+            f"{path} is no autoencoder", "give a folder with config.json, or TAESD's encoder .safetensors"
+        )
+    config = read_json(path / "config.json")
+    kind = config.get("_class_name")
+    with quiet_libraries(), explained_imports():
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+    if kind not in ("AutoencoderKL", "AutoencoderTiny"):
+        raise ModelError(f"{path} is a {kind}", "encoders that can be read: AutoencoderKL, AutoencoderTiny")
+    check_vae_config(config, path)
+    network: Any = load_part(
+        AutoencoderKL if kind == "AutoencoderKL" else AutoencoderTiny, path.parent, path.name, PRECISIONS["fp32"]
+    )
+    network.decoder = None  # half of the weights, and not needed
+    network.to(device)
+    # With diffusers' defaults for what the file does not say.
+    scale, shift = float(network.config["scaling_factor"]), float(network.config["shift_factor"] or 0.0)
+
+    def encode(image: Tensor) -> Tensor:
+        encoded = network.encode(image)
+        latent: Tensor = encoded.latent_dist.mean if kind == "AutoencoderKL" else encoded.latents
+        return (latent - shift) * scale
+
+    multiple_px = latent_px_of(network.config) if kind == "AutoencoderKL" else _TINY_PX
+    return encode, int(config.get("latent_channels", 4)), multiple_px
+
+
+def _load_tiny_encoder(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], int, int]:
+    """TAESD's encoder as published: a numbered sequence, which diffusers keeps under `layers`.
+
+    Its latents are those of the large autoencoder, scaling included.
+    Source: TAESD, github.com/madebyollin/taesd; diffusers' AutoencoderTiny.
+    """
+    with quiet_libraries(), explained_imports():
+        from diffusers.models.autoencoders.vae import EncoderTiny
+    try:
+        weights = load_file(path)
+        check_finite(weights.items(), path)
+        outputs = [key for key, value in weights.items() if key.endswith("weight") and value.ndim == 4]
+        channels = int(weights[max(outputs, key=lambda key: int(key.partition(".")[0]))].shape[0])
+        with torch.device("meta"):
+            network = EncoderTiny(3, channels, _TINY_ENCODER_BLOCKS, (_TINY_WIDTH,) * 4, "relu")
+        network.load_state_dict({f"layers.{key}": value.float() for key, value in weights.items()}, assign=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        reason = reason_of(error)
+        raise ModelError(f"{path} is not the encoder of an AutoencoderTiny: {reason}") from error
+    network.requires_grad_(False).eval().to(device)
+    return network.forward, channels, _TINY_PX

@@ -1,0 +1,171 @@
+"""What a family of models is, and what is known of one of its models before its weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from omgsr_cli.models.record import ModelRecord
+
+if TYPE_CHECKING:
+    import torch
+
+    from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo
+    from omgsr_cli.models.lora import LoraOptions
+    from omgsr_cli.models.trainable import Trainable
+    from omgsr_cli.presets import Preset
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model's files and its record.
+
+    Attributes:
+        name: as the user gave it.
+        folder: the model, or the base model that an adapter is added to.
+        adapter: the adapter's folder, or None.
+        record: of the folder, of the adapter, or assembled from defaults; with the values that the user asked for.
+        notes: what a person should know, one line each.
+        vae: of an AutoencoderTiny that decodes in the place of the model's own, or None.
+    """
+
+    name: str
+    folder: Path
+    adapter: Path | None
+    record: ModelRecord
+    notes: tuple[str, ...]
+    vae: Path | None = None
+
+    @property
+    def location(self) -> str:
+        """Where a record that is read from elsewhere finds the model: its full path, or its hub repository."""
+        return str(Path(self.name).resolve()) if Path(self.name).is_dir() else self.name
+
+
+class Family(Protocol):
+    """What the program must know of one kind of network. Its methods import what is heavy themselves.
+
+    Attributes:
+        name: as in `omgsr.json`.
+        adapter_parts: folders of a published adapter, in the order in which they are merged; none where the family
+            is trained whole.
+        assumed_preset: what a folder or an adapter that says nothing about itself is taken for; None where every
+            model has a record.
+        takes_prompt: whether it is conditioned on a text.
+        takes_vae: whether an AutoencoderTiny can decode in the place of its own decoder.
+        has_posterior: whether an image has many latents, of which a seed draws one.
+        clamps_restored: whether the published training keeps restored images in [-1, 1] before it measures them.
+        has_checkpointing: whether training can compute activations a second time instead of keeping them.
+        small_files: all files of a hub repository but weights that a model of this family is made of, as patterns.
+        weight_stems: how the weight file of each part of a repository is called, without its ending.
+    """
+
+    name: str
+    adapter_parts: tuple[str, ...]
+    assumed_preset: str | None
+    takes_prompt: bool
+    takes_vae: bool
+    has_posterior: bool
+    clamps_restored: bool
+    has_checkpointing: bool
+    small_files: tuple[str, ...]
+    weight_stems: Mapping[str, str]
+
+    def recognises(self, folder: Path) -> bool:
+        """Whether a folder without a record looks like a model of this family."""
+        ...
+
+    def find_files(self, folder: Path) -> tuple[Path, ...]:
+        """The weight files of a model folder; asks only for what must be there, and reads no weight.
+
+        Raises:
+            ModelError: a part is missing, is a pickle, or is of another kind.
+        """
+        ...
+
+    def assume_record(self, folder: Path, preset: Preset | None) -> ModelRecord:
+        """What a model folder says that has no record: the preset's values, or what its configuration tells."""
+        ...
+
+    def choose_precision(self, precision: str, device: torch.device) -> str:
+        """The number format that a model will have on a device; arguments and errors as in `devices`."""
+        ...
+
+    def describe(self, source: ModelSource) -> RestorerInfo:
+        """What can be asked of a model without reading its weights.
+
+        Raises:
+            ModelError: its configuration does not make a model.
+            UsageError: what the user asked for does not go with it.
+        """
+        ...
+
+    def load(self, source: ModelSource, device: torch.device, precision: str) -> Restorer:
+        """Read a model, add its adapter if it has one, and put it on the device.
+
+        Args:
+            source: from `find_model`.
+            device: where it will run.
+            precision: from `choose_precision`.
+        Raises:
+            ModelError: the files do not make a model, or the adapter does not fit it.
+        """
+        ...
+
+    def load_encoder(self, source: ModelSource, device: torch.device) -> ImageEncoder:
+        """Read the pre-trained encoder and the schedule, and nothing else, in float32.
+
+        Raises:
+            ModelError: something is missing or of a kind that is not known.
+        """
+        ...
+
+    def save_merged(self, restorer: Restorer, folder: Path, *, half: bool, text_encoder: bool) -> None:
+        """Write a loaded model into an empty folder, as `find_model` finds it without an adapter.
+
+        Args:
+            restorer: from `load`.
+            folder: is there and empty.
+            half: whether float16 is written, and not the number format that it was loaded in.
+            text_encoder: whether the text encoder is copied too.
+        Raises:
+            ModelError: the text encoder is not there, or the family has nothing to merge.
+        """
+        ...
+
+    def load_trainable(
+        self,
+        source: ModelSource,
+        device: torch.device,
+        precision: str,
+        *,
+        lora: LoraOptions | None,
+        start_from: Path | None,
+        native_px: int | None,
+    ) -> Trainable:
+        """Read a model to train.
+
+        Args:
+            source: from `find_trainable`.
+            device: where to train.
+            precision: "fp32" or "bf16": of frozen weights. What learns is float32.
+            lora: the adapters; None takes the defaults, or is all that a family without adapters takes.
+            start_from: folder of the weights to begin from; None begins with new ones, from torch's random state.
+            native_px: side of the square images that it will be trained at, where the size of its tiles is that.
+        Raises:
+            ModelError: the files do not make a model, or the weights to begin from do not fit.
+        """
+        ...
+
+    def outline(self, source: ModelSource, device: torch.device, precision: str, lora: LoraOptions | None) -> Trainable:
+        """Build the model that `load_trainable` reads, with the values left out, for predictions.
+
+        It is called with `with device:`, and mostly under `FakeTensorMode`, so that what is built takes no memory and
+        computes nothing.
+
+        Raises:
+            ModelError: its configuration does not make a model.
+        """
+        ...
