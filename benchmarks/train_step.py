@@ -33,11 +33,11 @@ from stages import peak_memory_gib
 from torch import Tensor, nn
 
 from omgsr_cli.training.assembly import Run, load_run
-from omgsr_cli.training.augment import CHANGES, augment
 from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.data import Batch, Numbers, load_batches
+from omgsr_cli.training.discriminator import CHANGES, augment
+from omgsr_cli.training.distributed import build_accelerator
 from omgsr_cli.training.draws import Purpose, draw_generator
-from omgsr_cli.training.processes import build_accelerator
 from omgsr_cli.training.rehearsal import LiveBytes
 from omgsr_cli.training.step import Stepper
 

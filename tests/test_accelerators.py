@@ -33,8 +33,8 @@ from omgsr_cli.models.loading import load_restorer, save_merged
 from omgsr_cli.models.sd import SdRestorer, vae_precision
 from omgsr_cli.models.tiny import TinyRestorer
 from omgsr_cli.options import RestoreOptions
-from omgsr_cli.training.processes import share
-from omgsr_cli.training.state import _load, _save, load_optimizer, optimizer_tensors
+from omgsr_cli.training.checkpoints import _load, _save, load_optimizer, optimizer_tensors
+from omgsr_cli.training.distributed import share
 from omgsr_cli.upscaling import upscale_image
 
 GIB = 1 << 30

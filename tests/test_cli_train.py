@@ -174,7 +174,7 @@ def test_a_teacher_that_nothing_here_reads_is_told(
 ) -> None:
     teacher = tmp_path / "teacher.safetensors"
     teacher.write_bytes(b"")
-    monkeypatch.setattr("omgsr_cli.training.preflight.find_spec", lambda name: None)
+    monkeypatch.setattr("omgsr_cli.training.check.find_spec", lambda name: None)
     said = train(write_config(tmp_path, world), "--set", f"loss.teacher.model={teacher}", "--check")
     assert (said.code, len(said.errors)) == (2, 1)
     assert "spandrel, which reads it, is not installed" in said.errors[0]

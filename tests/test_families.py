@@ -27,7 +27,7 @@ from omgsr_cli.models.sources import find_trainable
 from omgsr_cli.models.tiny import TinyRestorer, TinyTrainable
 from omgsr_cli.models.tiny_family import TinyFamily
 from omgsr_cli.models.trainable import Trainable
-from omgsr_cli.training.generator import Generator
+from omgsr_cli.training.model import Generator
 
 CPU = torch.device("cpu")
 

@@ -19,11 +19,22 @@ from torch import Tensor
 from omgsr_cli.degradation import DegradationConfig, load_degradation
 from omgsr_cli.errors import FileError, OmgsrError, UsageError
 from omgsr_cli.files.atomic import partial_name
-from omgsr_cli.training.data import CropOptions, Numbers, Teaching, TrainingCrops, _turn, load_batches
-from omgsr_cli.training.lq_pixels import add_lq_noise, draw_surface
-from omgsr_cli.training.pictures import Order, TrainingPicture, find_training_pictures, plan_epoch
-from omgsr_cli.training.pixels import read_pixels
-from omgsr_cli.training.sections import DataConfig, LqNoise
+from omgsr_cli.training.config import DataConfig, LqNoise
+from omgsr_cli.training.data import (
+    CropOptions,
+    Numbers,
+    Order,
+    Teaching,
+    TrainingCrops,
+    TrainingPicture,
+    _turn,
+    add_lq_noise,
+    draw_surface,
+    find_training_pictures,
+    load_batches,
+    plan_epoch,
+    read_pixels,
+)
 from omgsr_cli.training.teacher import KeptPictures, teacher_target
 
 LIGHT = load_degradation("light")

@@ -13,14 +13,21 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from omgsr_cli.errors import UsageError
-from omgsr_cli.training.adversary import Adversary
-from omgsr_cli.training.augment import CHANGES, augment, change_color, cut_out, translate
-from omgsr_cli.training.blur import BlurPool
-from omgsr_cli.training.discriminator import FeatureDiscriminator, build_discriminator
-from omgsr_cli.training.features import FeatureNet
+from omgsr_cli.training.config import GanConfig
+from omgsr_cli.training.discriminator import (
+    CHANGES,
+    BlurPool,
+    FeatureDiscriminator,
+    augment,
+    build_discriminator,
+    change_color,
+    cut_out,
+    translate,
+)
 from omgsr_cli.training.heads import check_discriminator, plan_heads
-from omgsr_cli.training.loss_sections import GanConfig
 from omgsr_cli.training.losses import discriminator_loss, generator_gan_loss
+from omgsr_cli.training.perceptual import FeatureNet
+from omgsr_cli.training.step import Adversary
 
 
 class SmallNet(FeatureNet):

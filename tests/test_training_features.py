@@ -16,18 +16,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError, ShapeError
-from omgsr_cli.training.features import (
+from omgsr_cli.training.config import LossConfig
+from omgsr_cli.training.perceptual import (
     DinoV3,
     Vgg16,
     find_features,
+    infer_sizes,
     load_alexnet,
     load_dinov3,
     load_features,
     load_vgg16,
+    read_tensors,
+    rename_published,
 )
-from omgsr_cli.training.features.dinov3 import infer_sizes, rename_published
-from omgsr_cli.training.features.weights import read_tensors
-from omgsr_cli.training.loss_sections import LossConfig
 
 WIDTHS, DEPTHS = [8, 16, 24, 32], [1, 2, 1, 1]
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1)
@@ -223,7 +224,7 @@ def test_a_gated_repository_says_where_to_agree(monkeypatch: pytest.MonkeyPatch)
         raise GatedRepoError("gated", response=answer)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(ModelError, match="facebook/dinov3-convnext-tiny asks for consent") as told:
+    with pytest.raises(ModelError, match="facebook/dinov3-convnext-tiny") as told:
         load_dinov3("facebook/dinov3-convnext-tiny")
     assert "https://huggingface.co/facebook/dinov3-convnext-tiny" in str(told.value.hint)
     assert "hf auth login" in str(told.value.hint)

@@ -20,15 +20,11 @@ from omgsr_cli.models.record import load_record
 from omgsr_cli.models.sources import find_trainable
 from omgsr_cli.models.trainable import Trainable
 from omgsr_cli.models.wavelet import WaveletLatents
-from omgsr_cli.training.assembly import build_generator
-from omgsr_cli.training.average import WeightAverage
-from omgsr_cli.training.config import TrainConfig, read_preset_config
-from omgsr_cli.training.denoising import Denoising, draw_timestep
+from omgsr_cli.training.config import GanConfig, StepsConfig, TrainConfig, read_preset_config
 from omgsr_cli.training.discriminator import build_discriminator
 from omgsr_cli.training.draws import Purpose, draw_generator
-from omgsr_cli.training.generator import Generator
-from omgsr_cli.training.loss_sections import GanConfig
-from omgsr_cli.training.sections import StepsConfig
+from omgsr_cli.training.model import Denoising, Generator, build_generator, draw_timestep
+from omgsr_cli.training.step import WeightAverage
 
 CPU = torch.device("cpu")
 LORA = LoraOptions(vae_rank=3, backbone_rank=5, backbone_alpha=2.5)

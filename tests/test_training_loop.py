@@ -29,20 +29,15 @@ from omgsr_cli.models.loading import load_restorer, load_trainable
 from omgsr_cli.models.sources import find_trainable
 from omgsr_cli.models.trainable import Trainable
 from omgsr_cli.training import validation
-from omgsr_cli.training.adversary import Adversary
 from omgsr_cli.training.assembly import build_crop_options, load_run
-from omgsr_cli.training.config import TrainConfig
-from omgsr_cli.training.data import Numbers, TrainingCrops, load_batches
-from omgsr_cli.training.denoising import Denoising
+from omgsr_cli.training.config import OptimConfig, TrainConfig
+from omgsr_cli.training.data import Numbers, TrainingCrops, find_training_pictures, load_batches, read_pixels
 from omgsr_cli.training.events import Event, Noticed, Saved, Started, StepDone, Validated
 from omgsr_cli.training.logs import CsvLog, Means
 from omgsr_cli.training.loop import train
 from omgsr_cli.training.losses import discriminator_loss, generator_gan_loss
-from omgsr_cli.training.optimizers import learning_rate_share
-from omgsr_cli.training.pictures import find_training_pictures
-from omgsr_cli.training.pixels import read_pixels
-from omgsr_cli.training.sections import OptimConfig
-from omgsr_cli.training.step import Stepper
+from omgsr_cli.training.model import Denoising
+from omgsr_cli.training.step import Adversary, Stepper, learning_rate_share
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -511,7 +506,7 @@ def test_an_automatic_mid_timestep_is_measured_once_and_kept(
     assert len(found["curve"]) == 1000
     assert result.checkpoint is not None
     assert json.loads((result.checkpoint / "omgsr.json").read_text())["mid_timestep"] == found["mid_timestep"]
-    monkeypatch.setattr("omgsr_cli.training.own_timestep.find_mid_timestep", lambda *_, **__: pytest.fail("again"))
+    monkeypatch.setattr("omgsr_cli.training.assembly.find_mid_timestep", lambda *_, **__: pytest.fail("again"))
     tables["train"]["steps"] = 2
     again, _ = run_here(tables, resume="auto")
     assert again.step == 2

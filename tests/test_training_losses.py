@@ -15,12 +15,8 @@ from scipy.ndimage import convolve
 from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError, UsageError
-from omgsr_cli.training import lpips as lpips_module
-from omgsr_cli.training.dists import Dists, build_dv3cd, load_dists
-from omgsr_cli.training.features import AlexNet, FeatureNet, Vgg16, load_dinov3
-from omgsr_cli.training.features.base import pool_l2
-from omgsr_cli.training.generator import GeneratorOutput
-from omgsr_cli.training.loss_sections import LossConfig
+from omgsr_cli.training import perceptual as lpips_module
+from omgsr_cli.training.config import LossConfig
 from omgsr_cli.training.losses import (
     Dv3cdLoss,
     Losses,
@@ -30,7 +26,20 @@ from omgsr_cli.training.losses import (
     generator_gan_loss,
     latent_loss,
 )
-from omgsr_cli.training.lpips import Lpips, load_lpips, shift
+from omgsr_cli.training.model import GeneratorOutput
+from omgsr_cli.training.perceptual import (
+    AlexNet,
+    Dists,
+    FeatureNet,
+    Lpips,
+    Vgg16,
+    build_dv3cd,
+    load_dinov3,
+    load_dists,
+    load_lpips,
+    pool_l2,
+    shift,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "dv3cd"
 
@@ -294,7 +303,7 @@ def test_a_loss_without_weight_is_not_computed(lpips_folder: Path, monkeypatch: 
     config = LossConfig(lrr=1.0, l1=0.0, dv3cd=0.0, gan=0.5, lpips=0.0, lpips_path=str(lpips_folder))
     losses = build_losses(config, SmallNet())
     monkeypatch.setattr(Dists, "forward", forbidden)
-    monkeypatch.setattr(lpips_module, "layer_distance", forbidden)
+    monkeypatch.setattr(lpips_module, "feature_distance", forbidden)
     found = losses(build_output(draw_images()), draw_images(seed=1))
     assert tuple(found) == losses.names == ("lrr",)
     # They are there for validation.

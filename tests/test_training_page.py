@@ -14,9 +14,8 @@ from PIL import Image
 from test_bench_page import Elements
 
 from omgsr_cli.errors import FileError, UsageError
-from omgsr_cli.training.curves import draw_curve, mean_of_ends, running_mean, thin
-from omgsr_cli.training.history import Curve, read_history
-from omgsr_cli.training.page import choose_grids, write_run_page
+from omgsr_cli.training.logs import Curve, read_history
+from omgsr_cli.training.report import choose_grids, draw_curve, mean_of_ends, running_mean, thin, write_run_page
 
 NASTY = '</dd><script>alert(1)</script>"&'
 

@@ -15,7 +15,7 @@ from random_sd import write_sd_model
 from torch import Tensor
 from training_run import Table, differing, largest_difference, run_here, run_there, settings, start, tensors
 
-from omgsr_cli.training.loss_sections import GanConfig
+from omgsr_cli.training.config import GanConfig
 
 # Spectral norm moves a little in every forward pass: with a GAN, half as many passes of twice the samples are another
 # run.

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from training_run import run_here, settings
 
 from omgsr_cli.training import rehearsal
-from omgsr_cli.training.assembly import find_run_model
 from omgsr_cli.training.config import TrainConfig
+from omgsr_cli.training.model import find_run_model
 from omgsr_cli.training.rehearsal import rehearse
 from omgsr_cli.training.step import Stepper
 

@@ -21,10 +21,9 @@ from omgsr_cli.store.manifest import write_manifest
 from omgsr_cli.training.assembly import build_crop_options
 from omgsr_cli.training.checkpoints import find_checkpoint
 from omgsr_cli.training.config import TrainConfig
-from omgsr_cli.training.data import TrainingCrops
+from omgsr_cli.training.data import Order, TrainingCrops, find_training_pictures, plan_epoch
 from omgsr_cli.training.events import Event, Noticed, Saved, Started, StepDone, Validated
 from omgsr_cli.training.loop import train
-from omgsr_cli.training.pictures import Order, find_training_pictures, plan_epoch
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from omgsr_cli.errors import ModelError, UsageError
 from omgsr_cli.models.loading import load_trainable
 from omgsr_cli.models.sources import find_trainable
 from omgsr_cli.training.config import TrainConfig, format_config
-from omgsr_cli.training.sharding import share_backbone, shared_names
+from omgsr_cli.training.distributed import share_backbone, shared_names
 
 
 @pytest.mark.parametrize(

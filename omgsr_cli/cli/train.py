@@ -60,13 +60,13 @@ def train(
 
         return export_or_push(talk, draft.check(), resume, export, push_to_hub)
     from omgsr_cli.cli.train_run import choose_training_device, run_training
-    from omgsr_cli.training.preflight import check_files
+    from omgsr_cli.training.check import check_files
 
     choose_training_device(device)
     check_files(draft, resume)
     if draft.problems:
         return _say_problems(talk, draft)
-    from omgsr_cli.training.pictures import UnreadableImagesError
+    from omgsr_cli.training.data import UnreadableImagesError
 
     try:
         if check:
@@ -97,8 +97,8 @@ def _print_form(talk: Output, name: str | None) -> int:
 
 
 def _write_report(talk: Output, folder: Path) -> int:
-    from omgsr_cli.training.history import read_history
-    from omgsr_cli.training.page import write_run_page
+    from omgsr_cli.training.logs import read_history
+    from omgsr_cli.training.report import write_run_page
 
     page = write_run_page(read_history(folder))
     talk.result(str(page), {"event": "reported", "page": str(page)})

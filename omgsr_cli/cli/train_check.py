@@ -29,9 +29,10 @@ def say_check(talk: Output, config: TrainConfig, device_name: str | None) -> int
         OmgsrError: the data or the model's files do not make a run.
     """
     from omgsr_cli.models.devices import choose_device
-    from omgsr_cli.training.assembly import find_held_out, find_run_model
+    from omgsr_cli.training.assembly import find_held_out
     from omgsr_cli.training.checkpoints import list_checkpoints
-    from omgsr_cli.training.pictures import UnreadableImagesError, find_training_pictures
+    from omgsr_cli.training.data import UnreadableImagesError, find_training_pictures
+    from omgsr_cli.training.model import find_run_model
     from omgsr_cli.training.rehearsal import foretell_seconds, rehearse
 
     data, train, folder = config.data, config.train, Path(config.save.out)
@@ -72,7 +73,7 @@ def say_check(talk: Output, config: TrainConfig, device_name: str | None) -> int
 
 def _count(find: Callable[[], Sequence[object]], problems: list[FileError]) -> int:
     """Count what is found; headers that cannot be read are added to the problems."""
-    from omgsr_cli.training.pictures import UnreadableImagesError
+    from omgsr_cli.training.data import UnreadableImagesError
 
     try:
         return len(find())

@@ -27,8 +27,7 @@ def export_or_push(
     if export is not None and export[0] != "merged":
         raise UsageError(f"--export {export[0]}: there is no such kind", "write --export merged FOLDER")
     from omgsr_cli.training.checkpoints import find_checkpoint
-    from omgsr_cli.training.export import export_merged
-    from omgsr_cli.training.publish import push_to_hub
+    from omgsr_cli.training.publish import export_merged, push_to_hub
 
     root = Path(config.save.out)
     folder = find_checkpoint(root, "auto", note=talk.note) if resume in ("auto", "none") else Path(resume)

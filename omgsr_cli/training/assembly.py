@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from omgsr_cli.degradation import load_degradation
+from omgsr_cli.errors import FileError, ModelError, reason_of
 from omgsr_cli.models.families import family_of
-from omgsr_cli.models.family import ModelSource
-from omgsr_cli.models.loading import load_trainable
-from omgsr_cli.models.lora import LoraOptions
-from omgsr_cli.models.sources import find_trainable
+from omgsr_cli.models.record import load_record
 from omgsr_cli.models.trainable import Trainable
-from omgsr_cli.training.adversary import Adversary
-from omgsr_cli.training.average import WeightAverage
-from omgsr_cli.training.config import TrainConfig
-from omgsr_cli.training.data import CropOptions, Teaching, TrainingCrops
-from omgsr_cli.training.denoising import Denoising, DenoisingLoss
+from omgsr_cli.timesteps import MidTimestep
+from omgsr_cli.timesteps.find import find_mid_timestep
+from omgsr_cli.training.config import TeacherConfig, TrainConfig
+from omgsr_cli.training.data import CropOptions, Teaching, TrainingCrops, TrainingPicture, find_training_pictures
 from omgsr_cli.training.discriminator import build_discriminator
-from omgsr_cli.training.features import FeatureNet, load_features
-from omgsr_cli.training.generator import Generator
-from omgsr_cli.training.loss_sections import TeacherConfig
+from omgsr_cli.training.distributed import device_of, share_backbone
 from omgsr_cli.training.losses import Losses, Measure, build_losses
-from omgsr_cli.training.optimizers import build_adamw
-from omgsr_cli.training.pictures import TrainingPicture, find_training_pictures
-from omgsr_cli.training.processes import device_of
-from omgsr_cli.training.sharding import share_backbone
-from omgsr_cli.training.step import Learner
+from omgsr_cli.training.model import (
+    DenoisingLoss,
+    build_generator,
+    find_run_model,
+    load_run_model,
+)
+from omgsr_cli.training.perceptual import FeatureNet, load_features
+from omgsr_cli.training.step import Adversary, Learner, WeightAverage, build_adamw
 from omgsr_cli.training.teacher import KeptPictures, identify_teacher
 
 
@@ -61,31 +61,6 @@ class Run:
     features: str
     losses: Sequence[str]
     measures: Mapping[str, Measure]
-
-
-def find_run_model(config: TrainConfig, *, resumed: bool = False) -> ModelSource:
-    """Find the files of the model to train, without reading a weight.
-
-    Args:
-        config: of the run.
-        resumed: weights come from a checkpoint, so that those to start from may be gone.
-    Raises:
-        ModelError, UsageError: as for `find_trainable`.
-    """
-    model = config.model
-    return find_trainable(
-        model.preset,
-        base=model.base,
-        start_from=None if resumed and (model.preset or model.base) else model.start_from,
-        mid_timestep=None if model.mid_timestep == "auto" else model.mid_timestep,
-        prompt=model.prompt or None,
-        lora=build_lora_options(config),
-    )
-
-
-def build_lora_options(config: TrainConfig) -> LoraOptions | None:
-    """Give the section [lora], or None where it is left out."""
-    return None if config.lora is None else LoraOptions(**config.lora.model_dump(exclude_none=True))
 
 
 def build_crop_options(config: TrainConfig) -> CropOptions:
@@ -137,7 +112,7 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
     device = device_of(accelerator)
     shards = config.train.shard_backbone
     # Whole, it may not fit the device.
-    trainable = _load_model(config, torch.device("cpu") if shards else device, resumed=resumed)
+    trainable = load_run_model(config, torch.device("cpu") if shards else device, resumed=resumed)
     if shards:
         share_backbone(trainable, device, accelerator.num_processes)
     features = load_features(config.loss)
@@ -183,18 +158,6 @@ def _build_learner(
     )
 
 
-def build_generator(config: TrainConfig, trainable: Trainable) -> Generator | Denoising:
-    """Make one module of the model: what restores, or for pre-training what denoises."""
-    if config.loss.denoise:
-        return Denoising(trainable, config.train.precision)
-    teacher = config.loss.teacher
-    clamps, info = config.loss.clamp, trainable.restorer.info
-    if clamps is None:
-        clamps = family_of(info, info.name).clamps_restored
-    shows_encoder = bool(teacher and teacher.encoder)
-    return Generator(trainable, config.train.precision, shows_encoder=shows_encoder, clamps=clamps)
-
-
 def _build_adversary(config: TrainConfig, features: FeatureNet | None, device: torch.device) -> Adversary | None:
     if not config.loss.gan:
         return None
@@ -216,21 +179,69 @@ def find_held_out(config: TrainConfig) -> tuple[TrainingPicture, ...]:
     return find_training_pictures([data.validation], [data.validation_lq] if data.validation_lq else None, 1, "pad")
 
 
-def _load_model(config: TrainConfig, device: torch.device, *, resumed: bool) -> Trainable:
-    trainable = load_trainable(
-        find_run_model(config, resumed=resumed),
-        device,
-        start_from=None if resumed else config.model.start_from,
-        lora=build_lora_options(config),
-        precision=config.train.frozen_precision,
+TIMESTEP_NAME = "mid_timestep.json"
+_SAMPLES = 64
+"""Enough for an interval of a few timesteps, and no long wait."""
+
+
+def settle_mid_timestep(config: TrainConfig, accelerator: Accelerator, resumed: Path | None) -> TrainConfig:
+    """Put a number in the place of "auto": a checkpoint's own where the run goes on, else what the first process finds.
+
+    Value, interval and curve are written into the run's folder.
+
+    Args:
+        config: of the run.
+        accelerator: of the process.
+        resumed: the checkpoint that the run goes on from, or None.
+    Raises:
+        OmgsrError: no picture can be measured, or the record cannot be written.
+    """
+    if config.model.mid_timestep != "auto":
+        return config
+    values: list[int | None] = [None]
+    if resumed is not None:
+        record = load_record(resumed)
+        if record is None:
+            raise ModelError(f"{resumed} has no omgsr.json", "set mid_timestep to the number of the run")
+        values[0] = record.mid_timestep
+    elif accelerator.is_main_process:
+        found = _measure(config, accelerator)
+        _write(found, Path(config.save.out))
+        values[0] = found.mid_timestep
+    settled = broadcast_object_list(values)[0]
+    return config.model_copy(update={"model": config.model.model_copy(update={"mid_timestep": settled})})
+
+
+def _measure(config: TrainConfig, accelerator: Accelerator) -> MidTimestep:
+    data, shares = config.data, config.degradation.presets
+    source = find_run_model(config)
+    return find_mid_timestep(
+        data.train,
+        family_of(source.record, source.name).load_encoder(source, device_of(accelerator)),
+        lq=data.train_lq,
+        # Of several, the one that most crops get.
+        degradation=max(shares, key=lambda name: shares[name]),
+        resolution=data.resolution,
+        scale=data.scales[0][0],
+        on_small=data.on_small,
+        max_samples=_SAMPLES,
         seed=config.train.seed,
-        native_px=config.data.resolution,
-        scale=config.data.scales[0][0],
     )
-    if config.train.channels_last:
-        trainable.networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own omission
-    if config.train.gradient_checkpointing:
-        trainable.checkpoint_gradients()
-    if config.train.compile:
-        trainable.restorer.compile()
-    return trainable
+
+
+def _write(found: MidTimestep, folder: Path) -> None:
+    # The curve may begin with infinity, which JSON does not know.
+    curve = [value if value < float("inf") else None for value in found.curve.tolist()]
+    record = {
+        "mid_timestep": found.mid_timestep,
+        "interval": found.interval,
+        "flat_region": found.flat_region,
+        "samples": found.samples,
+        "pictures": found.pictures,
+        "curve": curve,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / TIMESTEP_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise FileError(f"{folder / TIMESTEP_NAME} cannot be written: {reason_of(error)}") from error

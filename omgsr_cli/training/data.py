@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,22 +13,290 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from omgsr_cli.datasets.crops import OnSmall, draw_window, fit_small
+from omgsr_cli.datasets.crops import OnSmall, draw_window, fit_small, whole_factor
 from omgsr_cli.degradation import DegradationConfig, degrade, in_one_thread
-from omgsr_cli.degradation.pipeline import draw_mode, interpolate
-from omgsr_cli.errors import OmgsrError
+from omgsr_cli.degradation.pipeline import draw_mode, interpolate, jpeg
+from omgsr_cli.errors import FileError, OmgsrError, reason_of
+from omgsr_cli.files.atomic import partial_file
+from omgsr_cli.files.pairs import find_pictures
 from omgsr_cli.files.remembered import Remembered
-from omgsr_cli.imaging import resize, to_samples
+from omgsr_cli.imaging import probe_picture, read_picture, resize, to_samples
+from omgsr_cli.training.config import LqNoise
 from omgsr_cli.training.draws import Purpose, choose, draw_rng
-from omgsr_cli.training.lq_pixels import add_lq_noise, draw_surface
-from omgsr_cli.training.pictures import Order, TrainingPicture, plan_epoch
-from omgsr_cli.training.pixels import BrokenImageError, Pixels, read_pixels
-from omgsr_cli.training.sections import LqNoise
 from omgsr_cli.training.teacher import KeptPictures, LowFrequencies, blur_gaussian, teacher_target
+
+
+class UnreadableImagesError(FileError):
+    """Images whose headers cannot be read, all of them.
+
+    Args:
+        problems: one for each file.
+        count: how many files were looked at.
+    Attributes:
+        problems, count: as given.
+    """
+
+    def __init__(self, problems: Sequence[FileError], count: int) -> None:
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        super().__init__(
+            f"{len(problems)} of {count} images cannot be read: {problems[0].message}{more}",
+            "repair them, or move them out of the data",
+        )
+        self.problems = tuple(problems)
+        self.count = count
+
+
+@dataclass(frozen=True)
+class TrainingPicture:
+    """A sharp picture, and its low-quality counterpart where there is a real one.
+
+    Attributes:
+        hq: the sharp picture's file.
+        lq: the counterpart's, or None where it is made by degradation.
+        height: of the sharp picture, pixels, upright.
+        width: likewise.
+        lq_scale: the sharp picture's side over its counterpart's; 1 without one.
+    """
+
+    hq: Path
+    lq: Path | None
+    height: int
+    width: int
+    lq_scale: int = 1
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The sharp picture's file, and the counterpart's where there is one."""
+        return (self.hq,) if self.lq is None else (self.hq, self.lq)
+
+
+def find_training_pictures(
+    hq: Sequence[str], lq: Sequence[str] | None, least_px: int, on_small: OnSmall
+) -> tuple[TrainingPicture, ...]:
+    """List the pictures to train on, from their headers.
+
+    Args:
+        hq: folders (with what lies below them), files, globs or .txt lists.
+        lq: likewise, counterparts with the same names but for their suffixes; or None.
+        least_px: side of a crop.
+        on_small: "skip" leaves pictures out whose shorter side is smaller.
+    Raises:
+        UnreadableImagesError: files cannot be read, or have a counterpart of another shape; it names all of them.
+        OmgsrError: a counterpart is missing, or no picture is left.
+    """
+    named = find_pictures(hq, lq, names=("the sharp pictures", "their counterparts"))
+    counterparts = named.partners or (None,) * len(named.pictures)
+    found: list[TrainingPicture] = []
+    problems = list(named.problems)
+    for both in zip(named.pictures, counterparts, strict=True):
+        try:
+            found.append(_describe(*both))
+        except FileError as error:
+            problems.append(error)
+    if problems:
+        raise UnreadableImagesError(problems, len(found) + len(problems))
+    kept = [p for p in found if on_small != "skip" or min(p.height, p.width) >= least_px]
+    if not kept:
+        raise OmgsrError(
+            f"no picture in {', '.join(hq)} has {least_px} px on its shorter side ({len(found)} are smaller)",
+            "set on_small to resize or pad, give larger pictures, or lower the resolution",
+        )
+    return tuple(kept)
+
+
+def plan_epoch(pictures: Sequence[TrainingPicture], crop_px: int) -> tuple[int, ...]:
+    """How often each picture comes in an epoch: its side over the crop's, at least once.
+
+    The root of the area lies between "every picture alike" and "every pixel alike": a large picture holds more, but
+    not as much more as it has pixels.
+
+    Returns:
+        Indices of pictures, each as often as it comes, in order.
+    """
+    times = [max(1, round((p.height * p.width) ** 0.5 / crop_px)) for p in pictures]
+    return tuple(index for index, count in enumerate(times) for _ in range(count))
+
+
+class Order:
+    """The order of samples over all epochs: a new permutation for each, by the seed and the epoch's number alone.
+
+    Sample n is the same on every process and after every interruption. Epochs follow each other without a gap: a batch
+    goes on in the next one, so that none is smaller than the others and no picture is left out.
+    """
+
+    def __init__(self, epoch: Sequence[int], seed: int, purpose: Purpose = Purpose.ORDER) -> None:
+        self._epoch, self._seed, self._purpose = np.array(epoch), seed, purpose
+        self._kept = (-1, self._epoch)
+
+    def picture(self, number: int) -> int:
+        """Index of the picture of a sample of the run."""
+        epoch, position = divmod(number, len(self._epoch))
+        if self._kept[0] != epoch:
+            self._kept = (epoch, draw_rng(self._seed, self._purpose, epoch).permutation(self._epoch))
+        return int(self._kept[1][position])
+
+
+def _describe(path: Path, lq: Path | None) -> TrainingPicture:
+    height, width = probe_picture(path).size_px
+    if lq is None:
+        return TrainingPicture(path, None, height, width)
+    lq_height, lq_width = probe_picture(lq).size_px
+    scale = whole_factor((height, width), (lq_height, lq_width))
+    if scale is None:
+        raise FileError(
+            f"{lq}: {lq_width}x{lq_height} is no whole part of {path.name}'s {width}x{height}",
+            "pairs have sizes of which one is a whole multiple of the other",
+        )
+    return TrainingPicture(path, lq, height, width, scale)
+
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class BrokenImageError(FileError):
+    """An image whose header can be read and whose pixels cannot.
+
+    Args:
+        path: of the image.
+        reason: why, one line.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(reason)
+        self.path = path
+
+    def __reduce__(self) -> tuple[type[BrokenImageError], tuple[Path, str]]:
+        return type(self), (self.path, self.message)
+
+
+def read_pixels(path: Path, cache: Path | None = None) -> Pixels:
+    """Give a picture's pixels in sRGB, upright; transparency is left aside.
+
+    Args:
+        path: of the picture.
+        cache: folder in which decoded pixels are kept, 3 bytes a pixel; a changed file is decoded again.
+    Returns:
+        (H, W, 3) uint8, read-only where it is mapped from the cache.
+    Raises:
+        BrokenImageError: it cannot be read.
+        FileError: the cache cannot be written.
+    """
+    if cache is None:
+        return _decode(path)
+    kept = cache / f"{_key(path)}.npy"
+    if not kept.is_file():
+        _keep(kept, _decode(path))
+    mapped: Pixels = np.load(kept, mmap_mode="r")
+    return mapped
+
+
+def is_broken(path: Path, cache: Path | None = None) -> bool:
+    """Whether an image's pixels cannot be read; see `read_pixels`."""
+    try:
+        read_pixels(path, cache)
+    except BrokenImageError:
+        return True
+    return False
+
+
+def _decode(path: Path) -> Pixels:
+    try:
+        pixels: Pixels = to_samples(read_picture(path).rgb, 8)
+    except FileError as error:
+        raise BrokenImageError(path, error.message) from error
+    return pixels
+
+
+def _key(path: Path) -> str:
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise BrokenImageError(path, f"{path}: {reason_of(error)}") from error
+    # The change time moves even where a program sets the modification time back.
+    text = f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}\n{state.st_ctime_ns}\n{state.st_ino}"
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _keep(kept: Path, pixels: Pixels) -> None:
+    """Write beside and rename: several workers may decode the same picture, and the last one's file stays."""
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with partial_file(kept) as partial:
+            with partial.open("wb") as file:
+                np.save(file, pixels)
+            os.replace(partial, kept)
+    except OSError as error:
+        raise FileError(f"{kept.parent}: pixels cannot be kept there: {reason_of(error)}") from error
+
+
+_SURFACE_SPREAD = 0.25
+_SURFACE_NOISE = 12
+_GRAY_SURFACES = 0.4
+
+
+def add_lq_noise(lq: Tensor, noise: LqNoise, rng: np.random.Generator) -> Tensor:
+    """Put noise onto the low-quality picture's own pixels and save it as JPEG, or one of these, or neither.
+
+    Args:
+        lq: (3, h, w) float32 in [0, 1].
+        noise: how often, how strong and of which kind.
+        rng: decides; it is drawn from alike whether there will be noise or not.
+    Returns:
+        (3, h, w) float32 in [0, 1]; "blurred" noise has the same deviation after it was blurred. "grain" is blurred
+        and the same in all channels; it has its full deviation in middle tones, and 0.7 of it in black and in white.
+    """
+    chance, sigma = rng.random(), rng.uniform(*noise.sigma) / 255
+    kind = choose(tuple(noise.kinds.items()), rng)
+    drawn = torch.from_numpy(rng.standard_normal((3, *lq.shape[1:]), dtype=np.float32))
+    saved, quality = rng.random() < noise.jpeg, int(rng.integers(noise.quality[0], noise.quality[1] + 1))
+    if chance < noise.probability:
+        lq = (lq + _shape_noise(drawn, kind, lq) * sigma).clamp(0, 1)
+    return jpeg(lq, quality) if saved else lq
+
+
+def _shape_noise(drawn: Tensor, kind: str, lq: Tensor) -> Tensor:
+    """Make a kind of noise of unit deviation from (3, h, w) white noise."""
+    if kind == "white":
+        return drawn
+    if kind == "grey":
+        return drawn[:1]
+    blurred = F.avg_pool2d(F.pad(drawn, (1, 0, 1, 0), "replicate"), 2, 1) * 2
+    if kind == "blurred":
+        return blurred
+    tone = lq.mean(0, keepdim=True)
+    return blurred[:1] * (0.7 + 1.2 * tone * (1 - tone))
+
+
+def draw_surface(side_px: int, scale: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Draw a surface without detail, one tone or a few that run into each other, as skies and walls are.
+
+    Where nothing is, nothing may appear: a network learns here that noise alone is not the shadow of a texture.
+
+    Args:
+        side_px: of the sharp picture.
+        scale: its side over the low-quality one's.
+        rng: decides.
+    Returns:
+        Low-quality (3, h, h) in whole levels of 1/255, with a little noise, and sharp (3, side, side); both in [0, 1].
+    """
+    knots = int(rng.integers(1, 4))
+    spread = float(rng.uniform(0, _SURFACE_SPREAD))
+    tones = torch.from_numpy(rng.random((1, 3, knots, knots), dtype=np.float32)) * spread
+    tones = tones + torch.from_numpy(rng.uniform(0.03, 0.85, (1, 3, 1, 1)).astype(np.float32))
+    if rng.random() < _GRAY_SURFACES:
+        tones = tones.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    sharp = F.interpolate(tones, size=(side_px, side_px), mode="bicubic", align_corners=True).clamp(0, 1)
+    small_px = max(1, round(side_px / scale))
+    lq = F.interpolate(sharp, size=(small_px, small_px), mode="area")[0]
+    noise = rng.standard_normal(tuple(lq.shape), dtype=np.float32) * float(rng.uniform(0, _SURFACE_NOISE)) / 255
+    return (lq + torch.from_numpy(noise)).clamp(0, 1).mul(255).round().div(255), sharp[0]
+
 
 _LUMA = (0.299, 0.587, 0.114)
 _NO_NOISE = LqNoise()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -14,23 +19,102 @@ from accelerate.utils import broadcast_object_list
 
 from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.models.lora import LoraOptions
-from omgsr_cli.training.assembly import Run, build_lora_options, load_run
-from omgsr_cli.training.checkpoints import RunLock, check_adapter_ranks, find_checkpoint, write_checkpoint
-from omgsr_cli.training.config import TrainConfig, compare_configs
-from omgsr_cli.training.data import Batch, Numbers, TrainingCrops, load_batches
+from omgsr_cli.training.assembly import Run, load_run, settle_mid_timestep
+from omgsr_cli.training.checkpoints import (
+    Progress,
+    RunLock,
+    check_adapter_ranks,
+    find_checkpoint,
+    finished_steps,
+    load_state,
+    write_checkpoint,
+    write_state,
+)
+from omgsr_cli.training.config import CONFIG_NAME, TeacherConfig, TrainConfig, compare_configs
+from omgsr_cli.training.data import Batch, Numbers, TrainingCrops, is_broken, load_batches
+from omgsr_cli.training.distributed import agree, build_accelerator, device_of, share, share_broken, share_sums
 from omgsr_cli.training.events import Event, Noticed, Saved, Started, StepDone, Validated
 from omgsr_cli.training.logs import RunLog
-from omgsr_cli.training.loss_sections import TeacherConfig
-from omgsr_cli.training.model_card import CONFIG_NAME, RunFacts, write_description
-from omgsr_cli.training.own_timestep import settle_mid_timestep
-from omgsr_cli.training.pace import Pace, peak_memory_mib
-from omgsr_cli.training.pixels import is_broken
-from omgsr_cli.training.processes import agree, build_accelerator, device_of, share, share_broken, share_sums
-from omgsr_cli.training.signals import StopWish
-from omgsr_cli.training.state import Progress, finished_steps, load_state, write_state
+from omgsr_cli.training.model import build_lora_options
+from omgsr_cli.training.publish import RunFacts, write_description
 from omgsr_cli.training.step import Stepper, StepResult
 from omgsr_cli.training.teacher import Restore, load_teacher
 from omgsr_cli.training.validation import PATTERN, measure_noise_pattern, validate, write_grid
+
+_WATCHED = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopWish:
+    """Remembers the first signal while it is entered; a second one of the same kind has its usual effect.
+
+    Outside of the main thread, where Python handles no signals, it hears none.
+
+    Attributes:
+        signal: its number, or 0.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {kind: signal.signal(kind, self._hear) for kind in _WATCHED}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for watched, handler in self._before.items():
+            signal.signal(watched, handler)
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        self.signal = self.signal or number
+        heard = signal.Signals(number)
+        signal.signal(heard, self._before[heard])
+
+
+if sys.platform != "win32":
+    import resource
+
+_NEWEST = 0.1
+"""Share of the newest step in the running mean."""
+
+
+class Pace:
+    """Seconds a step: a running mean that begins with the mean of the first steps."""
+
+    def __init__(self) -> None:
+        self._mean = 0.0
+        self._count = 0
+        self._since = time.perf_counter()
+
+    def restart(self) -> None:
+        """Begin to measure now: what went before, such as saving, is no step."""
+        self._since = time.perf_counter()
+
+    def step(self) -> float:
+        """Count a step; the running mean of seconds a step."""
+        now = time.perf_counter()
+        self._count += 1
+        share = max(_NEWEST, 1 / self._count)
+        self._mean += (now - self._since - self._mean) * share
+        self._since = now
+        return self._mean
+
+
+def peak_memory_mib(device: torch.device) -> int:
+    """The most memory that this process has taken so far: of the GPU, or of the system on a CPU; 0 on Windows' CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) // 2**20
+    if device.type == "xpu":
+        return int(torch.xpu.max_memory_allocated(device)) // 2**20
+    if sys.platform == "win32":
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts kibibytes, macOS bytes.
+    return peak // (2**20 if sys.platform == "darwin" else 2**10)
+
 
 Report = Callable[[Event], None]
 

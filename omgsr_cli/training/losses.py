@@ -11,13 +11,21 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 
 from omgsr_cli.errors import UsageError
-from omgsr_cli.training.dists import Dists, build_dv3cd, load_dists
-from omgsr_cli.training.features import FeatureNet, find_features, load_dinov3
-from omgsr_cli.training.loss_sections import LossConfig
-from omgsr_cli.training.lpips import Lpips, load_lpips, shift
+from omgsr_cli.training.config import LossConfig
+from omgsr_cli.training.perceptual import (
+    Dists,
+    FeatureNet,
+    Lpips,
+    build_dv3cd,
+    find_features,
+    load_dinov3,
+    load_dists,
+    load_lpips,
+    shift,
+)
 
 if TYPE_CHECKING:
-    from omgsr_cli.training.generator import GeneratorOutput
+    from omgsr_cli.training.model import GeneratorOutput
 
 TEACHER_NAMES = {
     "teacher": "weight",

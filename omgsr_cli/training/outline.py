@@ -13,19 +13,12 @@ from omgsr_cli.models.families import family_of
 from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.record import read_json
 from omgsr_cli.models.trainable import Trainable
-from omgsr_cli.training.assembly import build_generator, build_lora_options
-from omgsr_cli.training.config import TrainConfig
+from omgsr_cli.training.config import LossConfig, TrainConfig
 from omgsr_cli.training.discriminator import Discriminator, build_discriminator
-from omgsr_cli.training.dists import Dists
 from omgsr_cli.training.draws import Purpose, draw_generator
-from omgsr_cli.training.features import find_features
-from omgsr_cli.training.features.base import FeatureNet
-from omgsr_cli.training.features.dinov3 import DinoV3
-from omgsr_cli.training.features.imagenet import AlexNet, Vgg16
-from omgsr_cli.training.generator import codec_format, step_format
-from omgsr_cli.training.loss_sections import LossConfig
 from omgsr_cli.training.losses import Losses, cut_window, join_losses
-from omgsr_cli.training.lpips import Lpips
+from omgsr_cli.training.model import build_generator, build_lora_options, codec_format, step_format
+from omgsr_cli.training.perceptual import AlexNet, DinoV3, Dists, FeatureNet, Lpips, Vgg16, find_features
 
 _DINOV3_WIDTHS = {
     "convnext-tiny": (96, 192, 384, 768),

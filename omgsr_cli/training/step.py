@@ -2,24 +2,227 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from omgsr_cli.training.adversary import Adversary
-from omgsr_cli.training.average import WeightAverage
-from omgsr_cli.training.config import TrainConfig
+from omgsr_cli.errors import UsageError
+from omgsr_cli.training.config import GanConfig, TrainConfig
 from omgsr_cli.training.data import Batch
-from omgsr_cli.training.denoising import Denoising, DenoisingLoss
+from omgsr_cli.training.discriminator import Discriminator, Draws
+from omgsr_cli.training.distributed import is_finite, prepare, share
 from omgsr_cli.training.draws import Purpose, draw_generators
-from omgsr_cli.training.generator import Generator
-from omgsr_cli.training.losses import Losses
-from omgsr_cli.training.optimizers import clip_gradients, learning_rate_share, set_learning_rate
-from omgsr_cli.training.processes import is_finite, prepare, share
+from omgsr_cli.training.losses import Losses, cut_window, discriminator_loss, generator_gan_loss
+from omgsr_cli.training.model import Denoising, DenoisingLoss, Generator
+
+_LEAST_SHARE = 0.02
+"""What is left of the learning rate at the end of a falling schedule."""
+
+
+def build_adamw(
+    weights: Iterable[nn.Parameter],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    eight_bit: bool = False,
+) -> torch.optim.Optimizer:
+    """Build AdamW, arXiv:1711.05101.
+
+    Args:
+        weights: that learn.
+        lr: before the schedule.
+        betas: decay of the averages of the gradient and of its square.
+        weight_decay: decoupled.
+        eight_bit: keep the averages in 8 bits, by bitsandbytes.
+    Raises:
+        UsageError: eight_bit, and bitsandbytes is not installed.
+    """
+    kind: type[torch.optim.Optimizer] = torch.optim.AdamW
+    if eight_bit:
+        try:
+            from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]  # an extra of its own
+        except ImportError as error:
+            raise UsageError("eight_bit needs bitsandbytes", "pip install bitsandbytes, or leave it out") from error
+        kind = AdamW8bit
+    return kind(list(weights), lr=lr, betas=betas, weight_decay=weight_decay)  # type: ignore[call-arg]  # AdamW's own
+
+
+def learning_rate_share(
+    step: int, steps: int, schedule: Literal["constant", "linear", "cosine"], warmup_steps: int
+) -> float:
+    """Share of the learning rate that a step takes.
+
+    It rises linearly over the warm-up, whatever the schedule, and then stays, or falls to 2 % at the last step.
+
+    Args:
+        step: number of the step, from 0.
+        steps: of the run.
+        schedule: what follows the warm-up.
+        warmup_steps: the first of them takes 1/warmup_steps.
+    Returns:
+        In (0, 1].
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    done = min(1.0, (step - warmup_steps) / max(1, steps - 1 - warmup_steps))
+    left = 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return _LEAST_SHARE + (1 - _LEAST_SHARE) * left
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def clip_gradients(weights: Iterable[nn.Parameter], clip: float) -> Tensor:
+    """Scale the gradients to a norm of at most `clip`.
+
+    Returns:
+        The norm before, a scalar; not finite where any gradient is not.
+    """
+    return torch.nn.utils.clip_grad_norm_(list(weights), clip)
+
+
+class WeightAverage:
+    """Averages of weights, whose decay grows from 0.1 to its value while there is little to average.
+
+    average <- average + (1 - d) (weight - average), with d = min(decay, (1 + n) / (10 + n)) after n updates.
+
+    Args:
+        weights: by name; the average begins with their present values.
+        decay: in [0, 1).
+    """
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self._weights = dict(weights)
+        self.values = {name: weight.detach().clone() for name, weight in weights.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the averages one step towards the weights."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.values.values()), list(self._weights.values()), 1 - decay)
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Tensor], updates: int) -> None:
+        """Take saved averages."""
+        for name, value in self.values.items():
+            value.copy_(values[name])
+        self.updates = updates
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the averages in the weights' place, to save or to measure them; the weights come back to the bit."""
+        own = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        self._put(self.values)
+        try:
+            yield
+        finally:
+            self._put(own)
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, weight in self._weights.items():
+            weight.copy_(values[name])
+
+
+class _Panel(nn.Module):
+    """The discriminator on any number of batches in one forward pass, as processes synchronise it."""
+
+    def __init__(self, discriminator: Discriminator) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, images: list[Tensor], draws: Draws) -> list[list[Tensor]]:
+        return [self.discriminator(image, draws) for image in images]
+
+
+class Adversary:
+    """A discriminator with its optimiser.
+
+    The published script let the generator's loss leave its gradients in the discriminator, and multiplied the
+    discriminator's losses by the weight of that loss too: it stepped along w * gan + w * (real + fake). Here its heads
+    are frozen for the generator's loss, and their own has no weight, unless `parity` is asked for.
+
+    Args:
+        discriminator: whose heads learn.
+        config: the section [gan].
+        weight_decay: of its optimiser.
+    """
+
+    def __init__(self, discriminator: Discriminator, config: GanConfig, weight_decay: float) -> None:
+        self.discriminator = discriminator
+        self.weights = {name: weight for name, weight in discriminator.named_parameters() if weight.requires_grad}
+        self.optimizer = build_adamw(self.weights.values(), lr=config.lr, betas=config.betas, weight_decay=weight_decay)
+        self._config = config
+        self._panel = _Panel(discriminator)
+        self.prepared: nn.Module = self._panel
+
+    def learns_alone(self, step: int) -> bool:
+        """Whether the generator stays as it is in a step, by its number from 0."""
+        return step < self._config.start_step + self._config.alone_steps
+
+    def state(self) -> dict[str, Tensor]:
+        """Give the heads' weights and buffers, themselves; the backbone is frozen and not among them."""
+        return dict(self.discriminator.heads.state_dict())
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        """Let the processes synchronise the heads' gradients."""
+        self.prepared = prepare(accelerator, self._panel)
+
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """Freeze the heads, from the generator's forward pass to the end of its backward pass; not for parity."""
+        self._learn(self._config.parity)
+        try:
+            yield
+        finally:
+            self._learn(True)
+
+    def generator_loss(self, restored: Tensor, seed: int, numbers: Sequence[int]) -> Tensor:
+        """How far restored pictures are from being taken for real: a scalar with gradients to them.
+
+        Args:
+            restored: (B, 3, H, W) float32, nominally in [-1, 1].
+            seed: of the run.
+            numbers: B, of the samples; each with the seed decides its window and its augmentation.
+        """
+        draws = draw_generators(seed, Purpose.JUDGEMENT, numbers)
+        restored, _ = cut_window(restored, restored, self._config.px, draws)
+        panel = self.prepared if self._config.parity else self._panel
+        return generator_gan_loss(panel([restored], draws)[0], self._config.real_label)
+
+    def discriminator_loss(self, real: Tensor, restored: Tensor, seed: int, numbers: Sequence[int]) -> Tensor:
+        """How badly the discriminator tells them apart: a scalar with gradients to its heads.
+
+        Args:
+            real: (B, 3, H, W) float32 in [-1, 1].
+            restored: same shape, without gradients.
+            seed: of the run.
+            numbers: B, of the samples.
+        """
+        draws = draw_generators(seed, Purpose.AUGMENT, numbers)
+        real, restored = cut_window(real, restored, self._config.px, draws)
+        real_logits, fake_logits = self.prepared([real, restored], draws)
+        labels = (self._config.real_label, self._config.fake_label)
+        return discriminator_loss(real_logits, fake_logits, labels)
+
+    def _learn(self, learns: bool) -> None:
+        for weight in self.weights.values():
+            weight.requires_grad_(learns)
 
 
 @dataclass

@@ -16,11 +16,9 @@ from omgsr_cli.degradation import degrade
 from omgsr_cli.errors import NotFiniteError
 from omgsr_cli.fidelity import psnr, ssim
 from omgsr_cli.imaging import Picture, from_samples, resize, write_picture
-from omgsr_cli.training.data import CropOptions
+from omgsr_cli.training.data import BrokenImageError, CropOptions, Pixels, TrainingPicture, read_pixels
 from omgsr_cli.training.draws import Purpose, choose, draw_rng
 from omgsr_cli.training.losses import Measure
-from omgsr_cli.training.pictures import TrainingPicture
-from omgsr_cli.training.pixels import BrokenImageError, Pixels, read_pixels
 
 LARGEST_PX = 512
 """Of a larger picture its middle is taken; more of it where the training's resolution is larger."""

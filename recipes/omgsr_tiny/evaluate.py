@@ -24,9 +24,7 @@ from features import convert_missing
 from PIL import Image
 from torch import Tensor
 
-from omgsr_cli.training.dists import load_dists
-from omgsr_cli.training.features import load_vgg16
-from omgsr_cli.training.lpips import load_lpips
+from omgsr_cli.training.perceptual import load_dists, load_lpips, load_vgg16
 
 METRICS = ("psnr_y", "ssim_y", "lpips_alex", "lpips_vgg", "dists")
 SCALE = 4

@@ -1,4 +1,4 @@
-"""Turn the fetched perceptual networks into files that `omgsr_cli.training.features` reads.
+"""Turn the fetched perceptual networks into files that `omgsr_cli.training.perceptual` reads.
 
     python features.py FOLDER
 

@@ -58,7 +58,7 @@ def _check_degradations(draft: Draft[TrainConfig], config: TrainConfig) -> None:
 
 
 def _check_features(draft: Draft[TrainConfig], config: TrainConfig) -> None:
-    from omgsr_cli.training.features import find_features
+    from omgsr_cli.training.perceptual import find_features
 
     loss = config.loss
     _note(draft, "loss.backbone_path" if loss.backbone_path else "loss.backbone", lambda: find_features(loss))
@@ -84,8 +84,8 @@ def _check_model(draft: Draft[TrainConfig], config: TrainConfig, resume: str) ->
     from omgsr_cli.models.lora import LoraOptions
     from omgsr_cli.models.sources import start_folder
     from omgsr_cli.store.hub import is_repository_name
-    from omgsr_cli.training.assembly import build_lora_options
     from omgsr_cli.training.checkpoints import check_adapter_ranks, list_checkpoints
+    from omgsr_cli.training.model import build_lora_options
 
     base, lora = config.model.base, build_lora_options(config) or LoraOptions()
     if base and not Path(base).is_dir() and not is_repository_name(base):

@@ -1,0 +1,766 @@
+"""LPIPS v0.1: a distance of pictures with weights that were learned from what people see."""
+
+from __future__ import annotations
+
+import re
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from omgsr_cli.errors import ModelError, ShapeError, reason_of
+from omgsr_cli.models.libraries import explained_imports, quiet_libraries
+from omgsr_cli.models.record import read_json
+from omgsr_cli.store.hub import download_files, is_repository_name
+
+if TYPE_CHECKING:
+    from transformers import DINOv3ConvNextModel
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from omgsr_cli.training.config import BACKBONES, LossConfig
+
+# ImageNet's mean and deviation, of images in [-1, 1]: 2 * mean - 1 and 2 * deviation.
+_SHIFT = tuple(2 * mean - 1 for mean in (0.485, 0.456, 0.406))
+_SCALE = tuple(2 * deviation for deviation in (0.229, 0.224, 0.225))
+
+
+class FrozenNet(nn.Module):
+    """A network on normalised images that never learns, but lets gradients through to its input.
+
+    It runs in the number format of its own weights, under autocast too, unless that is asked for: what it measures is
+    the same wherever it is called.
+
+    Attributes:
+        min_px: sides of images are at least this.
+    """
+
+    min_px: int = 1
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1), persistent=False)
+
+    def freeze(self, dtype: torch.dtype = torch.float32) -> Self:
+        """Turn off the gradients of all weights and store them in a number format; returns itself."""
+        for weight in self.parameters():
+            # The buffers stay float32: images are normalised before they are rounded.
+            weight.data = weight.data.to(dtype)
+        return self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay as it is: a frozen network has no training mode."""
+        return super().train(False)
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """Give images ImageNet's mean and deviation, in the number format of the weights.
+
+        Args:
+            image: (B, 3, H, W) float, sRGB in [-1, 1].
+        Raises:
+            ShapeError: another shape, or a side under `min_px`.
+        """
+        if image.ndim != 4 or image.shape[1] != 3 or min(image.shape[2:]) < self.min_px:
+            shape = tuple(image.shape)
+            raise ShapeError(f"images must be (B, 3, H, W) with sides from {self.min_px} px on, not {shape}")
+        return ((image.float() - self.shift) / self.scale).to(next(self.parameters()).dtype)
+
+
+class FeatureNet(FrozenNet, ABC):
+    """A frozen network with a feature map for each of its stages.
+
+    Attributes:
+        title: what people call it.
+        channels: of each stage's map.
+        strides: image pixels per element of each stage's map, on each side.
+    """
+
+    title: str
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def forward(self, image: Tensor, pooled: bool = False, autocast: bool = False) -> list[Tensor]:
+        """Compute the feature maps of images.
+
+        Args:
+            image: (B, 3, H, W) float, sRGB in [-1, 1]; sides at least `min_px`.
+            pooled: take the chain with L2 pooling that DISTS compares, instead of the network as it was trained.
+            autocast: compute in bf16 where torch's autocast does.
+        Returns:
+            For each stage (B, channels, H // stride, W // stride), dtype of the weights, or with
+            autocast bf16; pooled, sides may round up.
+        Raises:
+            ShapeError: the image has another shape.
+        """
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=autocast):
+            return self._maps(self.normalise(image), pooled)
+
+    @abstractmethod
+    def _maps(self, image: Tensor, pooled: bool) -> list[Tensor]:
+        """Compute the maps of a normalised image."""
+
+
+def pool_l2(features: Tensor, stride: int) -> Tensor:
+    """Pool features by an antialiased root mean square.
+
+    out = sqrt(blur(x^2) + 1e-12) with the outer product of hanning(5)[1:-1], normalised to sum 1, padding 1.
+    Source: DISTS, arXiv:2004.07728, section II-A.
+
+    Args:
+        features: (B, C, H, W) float.
+        stride: 1 keeps the size.
+    Returns:
+        (B, C, ceil(H / stride), ceil(W / stride)), dtype of features, positive.
+    """
+    taps = torch.tensor((0.25, 0.5, 0.25), dtype=features.dtype, device=features.device)
+    channels = features.shape[1]
+    kernel = (taps[:, None] * taps[None, :]).expand(channels, 1, 3, 3).contiguous()
+    return (F.conv2d(features.square(), kernel, stride=stride, padding=1, groups=channels) + 1e-12).sqrt()
+
+
+SUFFIXES = (".safetensors", ".pth", ".pt")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a file of named tensors onto the CPU.
+
+    Feature networks are published as `.pth`. torch reads these without running anything that they contain.
+
+    Args:
+        path: a `.safetensors`, or a `.pth` or `.pt` with one dictionary of tensors.
+    Raises:
+        ModelError: it is not there, not readable or holds something else.
+    """
+    if not path.is_file():
+        raise ModelError(f"there is no file {path}")
+    try:
+        found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ModelError(
+            f"{path} is not a file of tensors alone, and others can run code when they are read",
+            hint="convert it to .safetensors where you trust it",
+        ) from error
+    # A cut or foreign file fails wherever the reader happens to be.
+    except (OSError, EOFError, RuntimeError, LookupError, ValueError, struct.error, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0] or "it ends too early"
+        raise ModelError(f"{path} cannot be read: {reason}", hint="fetch it again") from error
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise ModelError(f"{path} is not one dictionary of tensors")
+    return {str(name): value.detach() for name, value in found.items()}
+
+
+def find_weights(source: Path, stem: str) -> Path:
+    """Find a weight file.
+
+    Args:
+        source: the file itself, or a folder with it.
+        stem: how its name begins, for a folder; `vgg16` finds `vgg16.safetensors` and `vgg16-397923af.pth`.
+    Raises:
+        ModelError: there is none.
+    """
+    if source.is_file():
+        return source
+    found = find_optional_weights(source, stem)
+    if found is None:
+        names = " or ".join(f"{stem}*{suffix}" for suffix in SUFFIXES[:2])
+        raise ModelError(f"{source} has no weights of {stem}", hint=f"it needs a file {names}")
+    return found
+
+
+def find_optional_weights(folder: Path, stem: str) -> Path | None:
+    """Find a weight file in a folder as `find_weights` does, or None."""
+    # A longer name belongs to another network (vgg16_bn) unless a hash follows, as torch publishes its files.
+    patterns = [f"{stem}{mark}{suffix}" for suffix in SUFFIXES for mark in ("", "-*")]
+    return next((file for pattern in patterns for file in sorted(folder.glob(pattern))), None)
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy tensors into a module's weights, float32; every one must be there and have its shape.
+
+    Args:
+        module: whose `state_dict` has the same names.
+        tensors: by name; others than the module's are left alone.
+        path: where they are from, for the message.
+    Raises:
+        ModelError: one is missing or has another shape.
+    """
+    wanted = module.state_dict()
+    for name, weight in wanted.items():
+        found = tensors.get(name)
+        if found is None:
+            raise ModelError(f"{path} has no {name}")
+        if found.shape != weight.shape:
+            raise ModelError(f"{path}: {name} has the shape {tuple(found.shape)}, not {tuple(weight.shape)}")
+    module.load_state_dict({name: tensors[name].float() for name in wanted}, assign=True)
+
+
+DINOV3_REPOSITORY = "facebook/dinov3-convnext-large-pretrain-lvd1689m"
+"""What OMGSR was trained with. Its page asks for consent to Meta's licence."""
+
+MODEL_TYPE = "dinov3_convnext"
+"""What `config.json` calls it."""
+
+_STAGES = 3
+"""The fourth is the one nearest to what the picture shows, and the least to how it looks."""
+
+# Meta's names to those of transformers, applied to every name from the first rule to the last.
+_RENAMES = (
+    (r"^downsample_layers\.(\d+)\.", r"stages.\1.downsample_layers."),
+    (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.layers.\2."),
+    (r"\.dwconv\.", ".depthwise_conv."),
+    (r"\.pwconv(\d)\.", r".pointwise_conv\1."),
+    (r"(^|\.)norm\.", r"\1layer_norm."),
+)
+
+
+class DinoV3(FeatureNet):
+    """The first three stages of a DINOv3 ConvNeXt.
+
+    Args:
+        stages: modules from map to map.
+        channels: of their maps.
+    """
+
+    title = "DINOv3-ConvNeXt"
+    strides = (4, 8, 16)
+    min_px = 16
+
+    def __init__(self, stages: Iterable[nn.Module], channels: Iterable[int]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.channels = tuple(channels)
+
+    def _maps(self, image: Tensor, pooled: bool) -> list[Tensor]:
+        hidden, maps = image, list[Tensor]()
+        for stage in self.stages:
+            hidden = stage(hidden)
+            if pooled:
+                hidden = pool_l2(hidden, stride=1)
+            maps.append(hidden)
+        return maps
+
+
+def load_dinov3(source: str | Path = DINOV3_REPOSITORY, dtype: torch.dtype = torch.float32) -> DinoV3:
+    """Read a DINOv3 ConvNeXt of any size.
+
+    Args:
+        source: a folder as transformers writes it, a hub repository OWNER/NAME, or the file that Meta publishes.
+        dtype: of the weights, in which it will run.
+    Raises:
+        ModelError: it is not there, cannot be fetched or is another network.
+    """
+    path = Path(source)
+    if path.is_file() or path.suffix in SUFFIXES:
+        model = _load_published(path)
+    elif path.is_dir():
+        model = _load_folder(path)
+    elif is_repository_name(str(source)):
+        model = _load_folder(download_files(str(source), None, ["config.json", "*.safetensors*"]))
+    else:
+        raise ModelError(
+            f"there is no feature network {str(source)!r}",
+            hint=f"give a folder, a published .pth file, or a hub repository such as {DINOV3_REPOSITORY}",
+        )
+    return _first_stages(model).freeze(dtype)
+
+
+def rename_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the weights that Meta publishes the names that they have in transformers.
+
+    Args:
+        tensors: such as `downsample_layers.0.0.weight` and `stages.2.4.dwconv.bias`.
+    Returns:
+        Such as `stages.0.downsample_layers.0.weight` and `stages.2.layers.4.depthwise_conv.bias`.
+    """
+    renamed = {}
+    for name, value in tensors.items():
+        # `norms.3` is `norm` a second time, under the name of its stage.
+        if name.startswith("norms."):
+            continue
+        for pattern, replacement in _RENAMES:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = value
+    return renamed
+
+
+def infer_sizes(tensors: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Tell the depths and the widths of the four stages from weights with transformers' names.
+
+    Args:
+        tensors: as from `rename_published`.
+    Raises:
+        ModelError: they are not a ConvNeXt's.
+    """
+    depths, widths = [0] * 4, [0] * 4
+    for name, value in tensors.items():
+        match = re.fullmatch(r"stages\.([0-3])\.layers\.(\d+)\.gamma", name)
+        if match:
+            stage = int(match[1])
+            depths[stage] = max(depths[stage], int(match[2]) + 1)
+            widths[stage] = value.numel()
+    if not all(depths):
+        raise ModelError("the weights are not a DINOv3 ConvNeXt's: they have not four stages")
+    return tuple(depths), tuple(widths)
+
+
+def _load_published(path: Path) -> DINOv3ConvNextModel:
+    with explained_imports():
+        from transformers import DINOv3ConvNextConfig, DINOv3ConvNextModel
+    tensors = rename_published(read_tensors(path))
+    try:
+        depths, widths = infer_sizes(tensors)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error.message}", hint="give one of dinov3_convnext_*.pth") from error
+    config = DINOv3ConvNextConfig(depths=list(depths), hidden_sizes=list(widths))
+    with torch.device("meta"):
+        model = DINOv3ConvNextModel(config)
+    fill(_encoder(model), tensors, path)
+    return model
+
+
+def _load_folder(folder: Path) -> DINOv3ConvNextModel:
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind != MODEL_TYPE:
+        raise ModelError(f"{folder} is a {kind}, not a {MODEL_TYPE}")
+    with quiet_libraries():
+        from transformers import DINOv3ConvNextModel
+
+        try:
+            loaded: Any = DINOv3ConvNextModel.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = reason_of(error)
+            raise ModelError(f"{folder} cannot be read: {reason}") from error
+    model: DINOv3ConvNextModel = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
+    if missing:
+        raise ModelError(f"{folder} has no {missing[0]}", hint="fetch its model.safetensors again")
+    return model
+
+
+def _encoder(model: DINOv3ConvNextModel) -> nn.Module:
+    """The module that has `stages`: some versions of transformers put one between."""
+    inner = getattr(model, "model", model)
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+def _first_stages(model: DINOv3ConvNextModel) -> DinoV3:
+    stages, widths = _encoder(model).get_submodule("stages"), model.config.hidden_sizes
+    assert widths is not None
+    return DinoV3(list(stages.children())[:_STAGES], widths[:_STAGES])
+
+
+_Net = TypeVar("_Net", bound=FrozenNet)
+
+_VGG16_CONVOLUTIONS = (2, 2, 3, 3, 3)
+_ALEXNET_GEOMETRIES = ((11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1))
+"""Kernel, stride and padding."""
+
+# Where torchvision's checkpoints have the convolutions, among ReLUs and poolings.
+_VGG16_PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+_ALEXNET_PLACES = (0, 3, 6, 8, 10)
+
+
+class Vgg16(FeatureNet):
+    """VGG16, arXiv:1409.1556, after the last ReLU of each of its five stages: relu1_2 to relu5_3."""
+
+    title = "VGG16"
+    channels = (64, 128, 256, 512, 512)
+    strides = (1, 2, 4, 8, 16)
+    min_px = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        stages, before = [], 3
+        for channels, count in zip(self.channels, _VGG16_CONVOLUTIONS, strict=True):
+            inputs = (before, *[channels] * (count - 1))
+            stages.append(nn.ModuleList(nn.Conv2d(each, channels, 3, padding=1) for each in inputs))
+            before = channels
+        self.stages = nn.ModuleList(stages)
+
+    def _maps(self, image: Tensor, pooled: bool) -> list[Tensor]:
+        hidden, maps = image, list[Tensor]()
+        for number, stage in enumerate(self.stages):
+            if number:
+                hidden = pool_l2(hidden, stride=2) if pooled else F.max_pool2d(hidden, 2)
+            for convolution in stage.children():
+                hidden = F.relu(convolution(hidden), inplace=True)
+            maps.append(hidden)
+        return maps
+
+
+class AlexNet(FrozenNet):
+    """AlexNet, as torchvision has it, after each of its five ReLUs; what LPIPS is reported with."""
+
+    channels = (64, 192, 384, 256, 256)
+    min_px = 31
+
+    def __init__(self) -> None:
+        super().__init__()
+        inputs = (3, *self.channels[:-1])
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, kernel, stride, padding)
+            for before, after, (kernel, stride, padding) in zip(inputs, self.channels, _ALEXNET_GEOMETRIES, strict=True)
+        )
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Compute the five feature maps of images.
+
+        Args:
+            image: (B, 3, H, W) float, sRGB in [-1, 1]; sides at least `min_px`.
+        Returns:
+            For each of `channels` (B, channels, h, w), dtype of the weights, not negative.
+        Raises:
+            ShapeError: the image has another shape.
+        """
+        with torch.autocast(image.device.type, enabled=False):
+            hidden, maps = self.normalise(image), list[Tensor]()
+            for number, convolution in enumerate(self.convolutions):
+                if number in (1, 2):
+                    hidden = F.max_pool2d(hidden, 3, stride=2)
+                hidden = F.relu(convolution(hidden), inplace=True)
+                maps.append(hidden)
+        return maps
+
+
+def load_vgg16(source: Path, dtype: torch.dtype = torch.float32) -> Vgg16:
+    """Read VGG16 from a file of torchvision's layout (`features.0.weight`, ...), or from a folder with `vgg16*`.
+
+    Args:
+        source: the file or folder.
+        dtype: of the weights, in which it will run.
+    Raises:
+        ModelError: there is none, or it does not fit.
+    """
+    return _load(Vgg16(), _VGG16_PLACES, find_weights(source, "vgg16")).freeze(dtype)
+
+
+def load_alexnet(source: Path, dtype: torch.dtype = torch.float32) -> AlexNet:
+    """Read AlexNet from a file of torchvision's layout, or from a folder with `alexnet*`.
+
+    Args: as for `load_vgg16`.
+
+    Raises:
+        ModelError: there is none, or it does not fit.
+    """
+    return _load(AlexNet(), _ALEXNET_PLACES, find_weights(source, "alexnet")).freeze(dtype)
+
+
+def _load(net: _Net, places: tuple[int, ...], path: Path) -> _Net:
+    tensors = read_tensors(path)
+    own = [name.rpartition(".")[0] for name in net.state_dict() if name.endswith(".weight")]
+    theirs = {f"features.{place}": name for place, name in zip(places, own, strict=True)}
+    renamed = {}
+    for name, value in tensors.items():
+        layer, _, part = name.rpartition(".")
+        if layer in theirs:
+            renamed[f"{theirs[layer]}.{part}"] = value
+    fill(net, renamed, path)
+    return net
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """Which feature network is meant, and where its weights are.
+
+    Attributes:
+        kind: one of BACKBONES.
+        place: a folder, a file, or a hub repository.
+    """
+
+    kind: str
+    place: str
+
+
+def find_features(config: LossConfig) -> FeatureSource | None:
+    """Find the feature network of the losses and the discriminator, without reading a weight.
+
+    Args:
+        config: the section [loss]: `backbone` names the network, and `backbone_path` its place; or `backbone` is the
+            folder of one, which tells by what is in it which it is.
+    Returns:
+        None where nothing needs one: no loss and no discriminator.
+    Raises:
+        ModelError: it is not there, or the folder is of neither network.
+    """
+    name, place = config.backbone, config.backbone_path
+    if not config.needs_backbone:
+        return None
+    if name not in BACKBONES:
+        return FeatureSource(_recognise(Path(name)), name)
+    if place is None:
+        assert name == "dinov3", "the configuration was checked: VGG16 has a path"
+        return FeatureSource(name, DINOV3_REPOSITORY)
+    if not Path(place).exists() and not (name == "dinov3" and is_repository_name(place)):
+        raise ModelError(f"there is no file or folder {place}", "without dv3cd and gan (both 0) none is needed")
+    return FeatureSource(name, place)
+
+
+def load_features(config: LossConfig) -> FeatureNet | None:
+    """Read the feature network of the losses and the discriminator.
+
+    Args:
+        config: as for `find_features`; its precision is VGG16's, while DINOv3 is float32 always, as Dv3CD is defined.
+    Returns:
+        None where nothing needs one.
+    Raises:
+        ModelError: it is not there, cannot be fetched or is another network.
+    """
+    source = find_features(config)
+    if source is None:
+        return None
+    if source.kind == "dinov3":
+        return load_dinov3(source.place)
+    return load_vgg16(Path(source.place), torch.bfloat16 if config.backbone_precision == "bf16" else torch.float32)
+
+
+def _recognise(folder: Path) -> str:
+    """Tell which network a folder has."""
+    if folder.is_file():
+        raise ModelError(
+            f"{folder} is a file, backbone takes a folder",
+            f'set backbone to "dinov3" or "vgg16", and backbone_path to {folder}',
+        )
+    if not folder.is_dir():
+        raise ModelError(f'{folder} is neither "dinov3" nor "vgg16", nor is there such a folder')
+    config = folder / "config.json"
+    if config.is_file() and read_json(config).get("model_type") == MODEL_TYPE:
+        return "dinov3"
+    if find_optional_weights(folder, "vgg16") is not None:
+        return "vgg16"
+    raise ModelError(
+        f"{folder} has no feature network",
+        f"DINOv3 is a config.json of model_type {MODEL_TYPE} with its weights, VGG16 a file vgg16*.pth or .safetensors",
+    )
+
+
+_C1 = _C2 = 1e-6
+
+
+def texture_structure_distance(
+    first: Tensor, second: Tensor, texture_weight: Tensor, structure_weight: Tensor
+) -> Tensor:
+    """Weigh how far two feature maps differ in texture (means) and structure (covariance).
+
+    Source: one minus the similarities of DISTS, arXiv:2004.07728, Eq. 6 to 8, c1 = c2 = 1e-6. Summed as distances, they
+    are exactly 0 for equal maps.
+
+    Args:
+        first: (B, C, H, W), any float type; computed in float32, under autocast too.
+        second: same shape.
+        texture_weight: (C,) float32.
+        structure_weight: (C,) float32.
+    Returns:
+        (B,) float32, not negative.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        first, second = first.float(), second.float()
+        first_mean, second_mean = first.mean(dim=(2, 3), keepdim=True), second.mean(dim=(2, 3), keepdim=True)
+        first_centred, second_centred = first - first_mean, second - second_mean
+        variances = first_centred.square().mean(dim=(2, 3)) + second_centred.square().mean(dim=(2, 3))
+        covariance = (first_centred * second_centred).mean(dim=(2, 3))
+        structure = (2 * covariance + _C2) / (variances + _C2)
+        squares = (first_mean.square() + second_mean.square()).flatten(1)
+        texture = (2 * (first_mean * second_mean).flatten(1) + _C1) / (squares + _C1)
+        return (1 - texture) @ texture_weight + (1 - structure) @ structure_weight
+
+
+class Dists(nn.Module):
+    """The distance of pictures, of their pixels and of every stage of a feature network.
+
+    Args:
+        features: the network; its chain with L2 pooling is compared.
+        texture: (3 + sum of the network's channels,) weights of the means, the pixels' first; None weighs all alike.
+        structure: likewise, of the covariances. All weights together are scaled to the sum 1.
+    Raises:
+        ModelError: the weights are not as many.
+    """
+
+    texture: Tensor
+    structure: Tensor
+
+    def __init__(self, features: FeatureNet, texture: Tensor | None = None, structure: Tensor | None = None) -> None:
+        super().__init__()
+        self.features = features
+        self.channels = (3, *features.channels)
+        alike = torch.ones(sum(self.channels))
+        weights = [alike if weight is None else weight.flatten().float() for weight in (texture, structure)]
+        if any(weight.shape != alike.shape for weight in weights):
+            shapes = [tuple(weight.shape) for weight in weights]
+            raise ModelError(f"DISTS has weights of the shapes {shapes}, the network needs {len(alike)} of each")
+        total = weights[0].sum() + weights[1].sum()
+        self.register_buffer("texture", weights[0] / total)
+        self.register_buffer("structure", weights[1] / total)
+        self._compare = self._compare_maps
+
+    def compile_statistics(self) -> None:
+        """Compile the statistics: on a CPU they then take a seventh of the time; the networks would gain nothing."""
+        self._compare = torch.compile(self._compare_maps, dynamic=False)
+
+    def maps(self, image: Tensor) -> list[Tensor]:
+        """Compute what is compared.
+
+        Args:
+            image: (B, 3, H, W) float, sRGB in [-1, 1].
+        Returns:
+            The pixels in [0, 1], then the pooled map of each stage.
+        """
+        return [image.float() / 2 + 0.5, *self.features(image, pooled=True)]
+
+    def compare(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+        """Compare what `maps` gave of two batches: (B,) float32; 0 for equal pictures."""
+        return self._compare(tuple(first), tuple(second))
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Measure the distance of two batches of pictures.
+
+        Args:
+            first: (B, 3, H, W) float, sRGB in [-1, 1].
+            second: same shape.
+        Returns:
+            (B,) float32; 0 for equal pictures.
+        """
+        return self.compare(self.maps(first), self.maps(second))
+
+    def _compare_maps(self, first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> Tensor:
+        textures, structures = (torch.split(weights, list(self.channels)) for weights in (self.texture, self.structure))
+        layers = zip(first, second, textures, structures, strict=True)
+        return torch.stack([texture_structure_distance(*layer) for layer in layers]).sum(dim=0)
+
+
+def build_dv3cd(features: FeatureNet) -> Dists:
+    """Build OMGSR's distance, arXiv:2508.08227: all channels weigh alike, 1 / (2 * sum of channels) each."""
+    return Dists(features)
+
+
+def load_dists(features: FeatureNet, source: Path | None) -> Dists:
+    """Read the learned weights of DISTS where they lie beside the network's, else weigh all channels alike.
+
+    Args:
+        features: VGG16, for the published weights.
+        source: the network's file or folder, with `dists*` beside or in it, holding `alpha` and `beta` as DISTS
+            publishes them; None has none.
+    Raises:
+        ModelError: the file cannot be read or is for another network.
+    """
+    folder = source.parent if source is not None and source.is_file() else source
+    path = None if folder is None else find_optional_weights(folder, "dists")
+    if path is None:
+        return build_dv3cd(features)
+    tensors = read_tensors(path)
+    if not {"alpha", "beta"} <= tensors.keys():
+        raise ModelError(f"{path} has no weights of DISTS: alpha and beta")
+    return Dists(features, tensors["alpha"], tensors["beta"])
+
+
+_OFFSETS = 8
+"""A few pixels more than any network or latent space strides by."""
+
+
+def feature_distance(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
+    """Weigh the squared difference of unit-length feature vectors and average it over space.
+
+    Source: LPIPS, arXiv:1801.03924, Eq. 1.
+
+    Args:
+        first: (B, C, H, W), any float type; computed in float32, under autocast too.
+        second: same shape.
+        weight: (1, C, 1, 1) float32, not negative.
+    Returns:
+        (B,) float32, not negative.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        # F.normalize has a zero gradient for an all-zero feature vector, where a bare square root would give NaN.
+        difference = F.normalize(first.float(), dim=1, eps=1e-10) - F.normalize(second.float(), dim=1, eps=1e-10)
+        return (difference.square() * weight).sum(dim=1).mean(dim=(1, 2))
+
+
+class Lpips(nn.Module):
+    """LPIPS on a frozen network.
+
+    Args:
+        features: AlexNet, which figures are reported with, or VGG16.
+        weights: for each of its five maps, (1, C, 1, 1), not negative.
+    Raises:
+        ModelError: the weights do not fit the network.
+    """
+
+    def __init__(self, features: AlexNet | Vgg16, weights: list[Tensor]) -> None:
+        super().__init__()
+        self.features = features
+        if tuple(weight.numel() for weight in weights) != features.channels:
+            found = [tuple(weight.shape) for weight in weights]
+            raise ModelError(f"LPIPS has weights of the shapes {found}, the network has channels {features.channels}")
+        for number, weight in enumerate(weights):
+            self.register_buffer(f"weight{number}", weight.float().view(1, -1, 1, 1))
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Measure the distance of two batches of pictures.
+
+        Args:
+            first: (B, 3, H, W) float, sRGB in [-1, 1].
+            second: same shape.
+        Returns:
+            (B,) float32; 0 for equal pictures.
+        """
+        pairs = zip(self.features(first), self.features(second), strict=True)
+        distances = [feature_distance(*pair, self.get_buffer(f"weight{number}")) for number, pair in enumerate(pairs)]
+        return torch.stack(distances).sum(dim=0)
+
+
+def shift(first: Tensor, second: Tensor, draws: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+    """Cut both images of each pair at a random offset of 0 to 7 rows and columns; all become 7 smaller.
+
+    AlexNet's first layer strides by 4 pixels: at one offset alone, it would not see a grid of 4 pixels.
+
+    Args:
+        first: (B, C, H, W); sides over 7.
+        second: same shape.
+        draws: one for each pair, decide the offsets.
+    Returns:
+        Both, (B, C, H - 7, W - 7).
+    """
+    height, width = (length - _OFFSETS + 1 for length in first.shape[-2:])
+    corners = [torch.randint(0, _OFFSETS, (2,), generator=draw).tolist() for draw in draws]
+    return tuple(  # type: ignore[return-value]  # two of two
+        torch.stack([image[..., y : y + height, x : x + width] for image, (y, x) in zip(batch, corners, strict=True)])
+        for batch in (first, second)
+    )
+
+
+def load_lpips(source: Path, net: Literal["alex", "vgg"] = "alex", dtype: torch.dtype = torch.float32) -> Lpips:
+    """Read LPIPS from its published files.
+
+    Args:
+        source: folder with torchvision's `alexnet*` (or `vgg16*`) and with LPIPS's `alex.pth` (or `vgg.pth`), either
+            of them as `.safetensors` too; or one file with the contents of both.
+        net: which network.
+        dtype: of the network's weights; the distance itself is always float32.
+    Raises:
+        ModelError: a file is missing or does not fit.
+    """
+    features = load_alexnet(source, dtype) if net == "alex" else load_vgg16(source, dtype)
+    path = find_weights(source, net)
+    return Lpips(features, _linear_weights(read_tensors(path), path))
+
+
+def _linear_weights(tensors: Mapping[str, Tensor], path: Path) -> list[Tensor]:
+    names = [f"lin{number}.model.1.weight" for number in range(5)]
+    for name in names:
+        if name not in tensors:
+            raise ModelError(f"{path} has no weights of LPIPS: {name}")
+    return [tensors[name] for name in names]
