@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=90)
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    source = find_model("omgsr-tiny")
+    source = find_model(ModelOptions(model="omgsr-tiny"))
     settings = Settings(ModelOptions(precision="fp32"), RestoreOptions(), WriteOptions())
     work = UpscaleWork(settings, source, describe_model(source))
     with tempfile.TemporaryDirectory() as folder:

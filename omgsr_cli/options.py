@@ -46,7 +46,7 @@ class ModelOptions(_Options):
     device: str | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
-    process_size: int | None = Field(default=None, ge=16, le=4096)
+    process_size: int | None = Field(default=None, ge=16, le=4096, multiple_of=8)
     vae: str | None = None
 
 

@@ -280,7 +280,7 @@ def test_processes_on_one_card_count_each_others_weights(model: Path, monkeypatc
     from omgsr_cli.models.sources import find_model
     from omgsr_cli.options import ModelOptions, WriteOptions
 
-    source = find_model(model)
+    source = find_model(ModelOptions(model=str(model)))
     info = describe_model(source)
     monkeypatch.setattr(work, "usable_memory", lambda device: 1 << 30)
     settings = Settings(ModelOptions(model=str(model), precision="fp32"), RestoreOptions(), WriteOptions())

@@ -20,6 +20,7 @@ from omgsr_cli.errors import ModelError
 from omgsr_cli.models.autoencoders import load_tiny_decoder
 from omgsr_cli.models.loading import describe_model, load_encoder, load_restorer
 from omgsr_cli.models.sources import find_model
+from omgsr_cli.options import ModelOptions
 from omgsr_cli.schedules import DdpmSchedule
 from omgsr_cli.schedules.ddpm import _SAMPLERS
 from omgsr_cli.store.hub import Listing, ModelFiles, RemoteFile, choose_files
@@ -57,7 +58,7 @@ def edit(path: Path, **options: Any) -> None:
 def test_a_vae_that_cannot_be_meant_is_refused(folder: Path, key: str, value: object) -> None:
     edit(folder / "vae" / "config.json", **{key: value})
     with pytest.raises(ModelError, match=r"vae|VAE"):
-        describe_model(find_model(folder))
+        describe_model(find_model(ModelOptions(model=str(folder))))
     if key not in ("latent_channels", "out_channels"):
         with pytest.raises(ModelError, match="vae"):
             load_encoder(vae=str(folder / "vae"), device="cpu")
@@ -78,13 +79,13 @@ def test_a_vae_that_cannot_be_meant_is_refused(folder: Path, key: str, value: ob
 def test_a_unet_that_wants_or_gives_more_is_refused(folder: Path, key: str, value: object) -> None:
     edit(folder / "unet" / "config.json", **{key: value})
     with pytest.raises(ModelError, match=key if key != "out_channels" else "gives 8"):
-        describe_model(find_model(folder))
+        describe_model(find_model(ModelOptions(model=str(folder))))
 
 
 @pytest.mark.parametrize("size", [24, [24, 24]])
 def test_the_size_of_a_unet_is_a_side_or_a_square(folder: Path, size: object) -> None:
     edit(folder / "unet" / "config.json", sample_size=size)
-    assert describe_model(find_model(folder)).native_tile_px == 24 * 4
+    assert describe_model(find_model(ModelOptions(model=str(folder)))).native_tile_px == 24 * 4
 
 
 @pytest.mark.parametrize(
@@ -165,7 +166,7 @@ def test_every_variant_of_weights_is_found(folder: Path, variant: str, sharded: 
         size = sum(weight.numel() * weight.itemsize for weight in weights.values())
         index = json.dumps({"metadata": {"total_size": size}, "weight_map": places})
         Path(f"{stem}.safetensors.index.{variant}.json").write_text(index)
-    source = find_model(folder)
+    source = find_model(ModelOptions(model=str(folder)))
     assert describe_model(source).parameters > 0
     torch.testing.assert_close(load_restorer(folder, device="cpu", precision="fp32").encode(image), plain)
 
@@ -175,7 +176,7 @@ def test_variants_that_do_not_say_which_is_meant_are_named(folder: Path) -> None
     shutil.move(f"{stem}.safetensors", f"{stem}.ema.safetensors")
     shutil.copy(f"{stem}.ema.safetensors", f"{stem}.non_ema.safetensors")
     with pytest.raises(ModelError, match="ema, non_ema"):
-        find_model(folder)
+        find_model(ModelOptions(model=str(folder)))
     shutil.copy(f"{stem}.ema.safetensors", f"{stem}.bf16.safetensors")
     assert math.isfinite(load_restorer(folder, device="cpu", precision="fp32").encode(torch.zeros(1, 3, 8, 8)).sum())
 

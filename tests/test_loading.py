@@ -23,11 +23,13 @@ from torch import Tensor
 
 from omgsr_cli.errors import ModelError, OmgsrError, UsageError
 from omgsr_cli.models.families import REPOSITORY_FILES
+from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.libraries import explain_broken_torchvision
 from omgsr_cli.models.loading import describe_model, load_restorer, save_merged
 from omgsr_cli.models.record import ModelRecord, load_record, write_record
 from omgsr_cli.models.sd import SdRestorer, save_prompt_embeds
 from omgsr_cli.models.sources import find_model
+from omgsr_cli.options import ModelOptions, build_options
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS
 from omgsr_cli.store import hub
 
@@ -42,6 +44,11 @@ def load(*arguments: Any, **options: Any) -> SdRestorer:
     restorer = load_restorer(*arguments, **({"device": "cpu", "precision": "fp32"} | options))
     assert isinstance(restorer, SdRestorer)
     return restorer
+
+
+def find(model: str | Path | None = None, base: Path | None = None, **options: Any) -> ModelSource:
+    texts = {"model": model and str(model), "base": base and str(base)}
+    return find_model(build_options(ModelOptions, **texts, **options))
 
 
 def run(restorer: SdRestorer) -> Tensor:
@@ -74,8 +81,8 @@ def test_a_merged_folder_is_loaded_without_text_encoder_and_peft(base: Path, ada
         load(tmp_path / "merged", prompt="a cat")
     # Told without reading a weight too, as a dry run asks.
     with pytest.raises(ModelError, match="has no text encoder for the prompt 'a cat'"):
-        describe_model(find_model(tmp_path / "merged", prompt="a cat"))
-    assert describe_model(find_model(tmp_path / "merged")).prompt is not None
+        describe_model(find(tmp_path / "merged", prompt="a cat"))
+    assert describe_model(find(tmp_path / "merged")).prompt is not None
     code = (
         "import sys\n"
         "from omgsr_cli.models.loading import load_restorer\n"
@@ -150,20 +157,20 @@ def test_another_mid_timestep_than_the_models_is_noted(base: Path, adapter: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mid_timestep": 1000}, "mid-timestep 1000 is not in"),
-        ({"mid_timestep": -1}, "mid-timestep -1 is not in"),
-        ({"process_size": 100}, "process size 100 is not a positive multiple of 8"),
-        ({"process_size": 0}, "process size 0"),
+        ({"mid_timestep": 1000}, "--mid-timestep 1000 "),
+        ({"mid_timestep": -1}, "--mid-timestep -1 "),
+        ({"process_size": 100}, "--process-size 100 .*multiple of 8"),
+        ({"process_size": 0}, "--process-size 0 "),
         ({"base": "somewhere"}, "were both given"),
     ],
 )
 def test_wrong_arguments_are_usage_errors(base: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        find_model(base, **options)
+        load(base, **options)
 
 
 def test_info_is_told_without_reading_weights(base: Path, adapter: Path) -> None:
-    described = describe_model(find_model(base=base, adapter=adapter))
+    described = describe_model(find(base=base, adapter=adapter))
     assert described == load(base=base, adapter=adapter).info
 
 
@@ -243,7 +250,7 @@ def test_pickles_alone_are_refused_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "v2-1.ckpt").write_bytes(b"\x80\x04")
     for source in (tmp_path, tmp_path / "v2-1.ckpt"):
         with pytest.raises(ModelError, match=r"v2-1\.ckpt is a pickle") as caught:
-            find_model(source)
+            find(source)
         assert caught.value.hint is not None
         assert "safe_serialization=True" in caught.value.hint
 
@@ -256,14 +263,14 @@ def test_an_adapter_that_was_never_trained_is_refused(base: Path, tmp_path: Path
 
 def test_an_adapter_in_the_place_of_a_model_is_recognised(adapter: Path) -> None:
     with pytest.raises(ModelError, match="is an adapter, not a model") as caught:
-        find_model(adapter)
+        find(adapter)
     assert caught.value.hint == f"give --base FOLDER --adapter {adapter}"
 
 
 def test_a_merged_folder_takes_no_adapter(base: Path, adapter: Path, tmp_path: Path) -> None:
     save_merged(load(base), tmp_path / "merged")
     with pytest.raises(ModelError, match="already merged"):
-        find_model(tmp_path / "merged", adapter=adapter)
+        find(tmp_path / "merged", adapter=adapter)
 
 
 @pytest.mark.parametrize(
@@ -278,31 +285,31 @@ def test_a_merged_folder_takes_no_adapter(base: Path, adapter: Path, tmp_path: P
 def test_a_wrong_record_names_its_key(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "omgsr.json").write_text(text)
     with pytest.raises(ModelError, match=message):
-        find_model(tmp_path)
+        find(tmp_path)
 
 
 def test_an_unknown_family_lists_those_that_exist(tmp_path: Path) -> None:
     write_record(ModelRecord(family="flux", mid_timestep=244, native_tile_px=1024), tmp_path)
     with pytest.raises(ModelError, match="family 'flux' is not known") as caught:
-        find_model(tmp_path)
+        find(tmp_path)
     assert caught.value.hint == "families: tiny, sd"
 
 
 def test_an_unknown_model_lists_the_presets() -> None:
     with pytest.raises(ModelError, match="there is no model 'omgsr-huge'") as caught:
-        find_model("omgsr-huge")
+        find("omgsr-huge")
     assert caught.value.hint is not None
     assert all(name in caught.value.hint for name in PRESETS)
 
 
 def test_a_preset_that_is_not_here_says_how_to_get_it() -> None:
     with pytest.raises(ModelError, match="omgsr-s-512 is not on this machine") as caught:
-        find_model("omgsr-s-512")
+        find("omgsr-s-512")
     assert caught.value.hint == "omgsr models pull omgsr-s-512"
 
 
 def test_a_preset_takes_a_local_base_and_adapter(base: Path, adapter: Path) -> None:
-    source = find_model("omgsr-s-512", base=base, adapter=adapter)
+    source = find("omgsr-s-512", base=base, adapter=adapter)
     assert (source.record.mid_timestep, source.record.native_tile_px, source.notes) == (273, 512, ())
 
 
@@ -318,7 +325,7 @@ def test_a_preset_asks_its_second_repository_if_the_first_fails(
         return base
 
     monkeypatch.setattr("omgsr_cli.models.sources.download_model", download)
-    assert find_model(adapter=adapter).folder == base
+    assert find(adapter=adapter).folder == base
 
 
 def test_presets_are_found_without_torch() -> None:

@@ -14,7 +14,7 @@ from omgsr_cli.geometry import Size
 from omgsr_cli.models.base import ImageRows, RestorerInfo, StageInfo, Tiling, Workspace
 from omgsr_cli.models.loading import describe_model
 from omgsr_cli.models.sources import find_model
-from omgsr_cli.options import RestoreOptions
+from omgsr_cli.options import ModelOptions, RestoreOptions
 from omgsr_cli.planning import MIN_TILE_PX, TilePlan, plan_model_canvas, plan_restoration
 from omgsr_cli.schedules import DdpmSchedule
 from omgsr_cli.upscaling import upscale_image
@@ -195,7 +195,7 @@ def test_the_working_size_is_a_multiple_of_the_input(
 
 
 def test_a_photo_of_24_megapixels_needs_little_at_any_scale() -> None:
-    info = describe_model(find_model("omgsr-tiny"))
+    info = describe_model(find_model(ModelOptions(model="omgsr-tiny")))
     photo = Size(4000, 6000)
     for scale in (1, 2, 4):
         plan = plan_restoration(info, photo, photo.times(scale), RestoreOptions(), 1 << 40)

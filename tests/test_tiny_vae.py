@@ -102,7 +102,7 @@ def test_a_result_of_it_is_another_result(published: Path, tmp_path: Path) -> No
     folder = write_sd_model(tmp_path)
 
     def record(vae: str | None) -> str:
-        info = describe_model(find_model(folder, vae=vae))
+        info = describe_model(find_model(ModelOptions(model=str(folder), vae=vae)))
         settings = Settings(ModelOptions(model=str(folder), vae=vae), RestoreOptions(), WriteOptions())
         return FinishedResults(settings, info, Remembered(tmp_path / "cache")).record(b"a picture")
 
@@ -123,7 +123,7 @@ def test_what_is_no_tiny_autoencoder_is_refused(published: Path, tmp_path: Path)
     with pytest.raises(ModelError, match="is a AutoencoderKL, not an AutoencoderTiny"):
         find_tiny_vae(str(folder / "vae"))
     with pytest.raises(UsageError, match="no VAE that another could stand in for"):
-        find_model("omgsr-tiny", vae=str(published))
+        find_model(ModelOptions(model="omgsr-tiny", vae=str(published)))
     with pytest.raises(ModelError, match="latents of 4 channels, the model has 16"):
         load_tiny_decoder(published, 16, CPU, torch.float32)
     broken = tmp_path / "broken"

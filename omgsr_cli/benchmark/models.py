@@ -182,7 +182,7 @@ class _Network:
 
 def _omgsr_model(options: ModelOptions, choice: ModelChoice) -> Model:
     device = choose_device(choice.device)
-    source = find_model(options.model, base=options.base, adapter=options.adapter)
+    source = find_model(options)
     number_format = suitable_precision(source, choice.precision, device)
     info = describe_model(source)
     identity = key_of(

@@ -13,6 +13,7 @@ from omgsr_cli.cli.help_screen import Command, Group
 from omgsr_cli.cli.output import Output
 from omgsr_cli.errors import ModelError, UnknownModelError, UsageError, reason_of
 from omgsr_cli.files.addresses import shown
+from omgsr_cli.options import ModelOptions, build_options
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS, find_preset
 
 if TYPE_CHECKING:
@@ -157,8 +158,8 @@ def merge(
     from omgsr_cli.installation.merging import write_merged
     from omgsr_cli.models.sources import find_model
 
-    source = find_model(base=base, adapter=adapter, mid_timestep=mid_timestep, prompt=prompt)
-    write_merged(source, out, half=half, text_encoder=text_encoder)
+    options = build_options(ModelOptions, base=base, adapter=adapter, mid_timestep=mid_timestep, prompt=prompt)
+    write_merged(find_model(options), out, half=half, text_encoder=text_encoder)
     Output().result(out, {})
 
 

@@ -30,19 +30,10 @@ class Session:
         from omgsr_cli.models.loading import describe_model
         from omgsr_cli.models.sources import find_model
 
-        options = settings.model
         self.settings = settings
         self.talk = talk
         self.to_stdout = to_stdout
-        self.source = find_model(
-            options.model,
-            base=options.base,
-            adapter=options.adapter,
-            mid_timestep=options.mid_timestep,
-            prompt=options.prompt,
-            process_size=options.process_size,
-            vae=options.vae,
-        )
+        self.source = find_model(settings.model)
         self.info = describe_model(self.source)
         self.remembered = Remembered()
         for text in take_notes():

@@ -21,6 +21,7 @@ from omgsr_cli import __version__
 from omgsr_cli.diagnosis.models import ModelHealth, check_models
 from omgsr_cli.errors import ModelError, OmgsrError
 from omgsr_cli.geometry import Size
+from omgsr_cli.options import ModelOptions
 from omgsr_cli.packages import (
     find_installation,
     install_command,
@@ -228,7 +229,7 @@ def _plan(model: str) -> dict[str, Any]:
     from omgsr_cli.planning import plan_restoration, usable_memory
 
     try:
-        source = find_model(model)
+        source = find_model(ModelOptions(model=model))
         info = describe_model(source)
     except OmgsrError as error:
         return {"model": model, "error": error.message, "hint": error.hint}

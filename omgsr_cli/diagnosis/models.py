@@ -10,6 +10,7 @@ from typing import Any
 
 from omgsr_cli.errors import ModelError, UnknownModelError
 from omgsr_cli.models.weight_files import check_file_finite
+from omgsr_cli.options import ModelOptions
 from omgsr_cli.presets import PRESETS, Preset
 from omgsr_cli.store.headers import read_header
 from omgsr_cli.store.installed import installed_folder, installed_names, load_provenance
@@ -103,7 +104,7 @@ def about_model(name: str, folder: Path) -> dict[str, Any]:
     from omgsr_cli.models.loading import describe_model, suitable_precision
     from omgsr_cli.models.sources import find_model
 
-    source = find_model(folder)
+    source = find_model(ModelOptions(model=str(folder)))
     info = describe_model(source)
     device = choose_device()
     precision = suitable_precision(source, "auto", device)

@@ -16,6 +16,7 @@ from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.installation.adapters import get_adapter, hash_adapter
 from omgsr_cli.models.families import REPOSITORY_FILES
 from omgsr_cli.models.sources import find_model
+from omgsr_cli.options import ModelOptions
 from omgsr_cli.presets import Preset
 from omgsr_cli.store.hub import (
     Listing,
@@ -119,7 +120,7 @@ def _pull(
         # Importing torch is slow; everything above works without it.
         from omgsr_cli.installation.merging import write_merged
 
-        source = find_model(preset.name, base=base_folder, adapter=adapter_folder)
+        source = find_model(ModelOptions(model=preset.name, base=str(base_folder), adapter=adapter_folder))
         record = source.record.model_copy(update={"licence": _licence(preset, chosen)})
         source = dataclasses.replace(source, name=chosen.place, record=record)
         half = any(file.path.endswith(".fp16.safetensors") for file in chosen.files)

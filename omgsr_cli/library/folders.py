@@ -80,7 +80,7 @@ def upscale_folder(
         UsageError: a value is out of range, or values do not go together.
     """
     options = build_options(EngineOptions, workers=workers, device=device)
-    info = describe_model(find_model(model)) if isinstance(model, str | Path) else model.info
+    info = describe_model(find_model(ModelOptions(model=str(model)))) if isinstance(model, str | Path) else model.info
     if not isinstance(model, str | Path) and options != EngineOptions():
         raise UsageError(
             "a loaded model stays in its process and on its device", "give its name, which is loaded there"
@@ -129,7 +129,7 @@ def _do_jobs(
         upscaler = Upscaler(settings, info, FinishedResults(settings, info, remembered), lambda: loaded)
         return upscaler.stream(jobs, lambda job: None)
     engine = choose_local(plan_places(named_devices(options.device), options.workers))
-    work = UpscaleWork(settings, find_model(model), info)
+    work = UpscaleWork(settings, find_model(ModelOptions(model=str(model))), info)
     return engine.run(work, jobs, on_start=lambda job: None, say=say_nothing)
 
 

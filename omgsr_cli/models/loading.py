@@ -27,6 +27,7 @@ from omgsr_cli.models.record import RECORD_NAME, load_record
 from omgsr_cli.models.sources import find_base_folder, find_model, start_folder
 from omgsr_cli.models.trainable import Trainable
 from omgsr_cli.models.weight_files import apply_umask, check_file_finite
+from omgsr_cli.options import ModelOptions, build_options
 from omgsr_cli.packages import install_command
 from omgsr_cli.presets import DEFAULT_PRESET
 from omgsr_cli.schedules import DdpmSchedule, FlowSchedule
@@ -66,20 +67,21 @@ def load_restorer(
     Raises:
         ModelError, DeviceError, UsageError, OmgsrError: the cheap checks come before anything large is read.
     """
-    # An absent device is told before a model is looked for, which may have to be fetched.
+    # An absent device is reported before a model is looked for, which may have to be fetched.
     place = choose_device(device)
     if precision != "auto":
         choose_precision(precision, place)
-    source = find_model(
-        model,
-        base=base,
+    options = build_options(
+        ModelOptions,
+        model=None if model is None else str(model),
+        base=None if base is None else str(base),
         adapter=adapter,
         mid_timestep=mid_timestep,
         prompt=prompt,
         process_size=process_size,
         vae=vae,
     )
-    return load_found(source, device=device, precision=precision)
+    return load_found(find_model(options), device=device, precision=precision)
 
 
 def load_found(source: ModelSource, *, device: str | None = None, precision: str = "auto") -> Restorer:

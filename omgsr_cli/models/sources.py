@@ -19,6 +19,7 @@ from omgsr_cli.models.families import (
 from omgsr_cli.models.family import Family, ModelSource
 from omgsr_cli.models.record import ModelRecord, load_record, read_json
 from omgsr_cli.models.weight_files import NETWORK_STEM, PICKLE_SUFFIXES, pickle_error, refuse_pickles
+from omgsr_cli.options import ModelOptions
 from omgsr_cli.presets import DECODERS, DEFAULT_PRESET, PRESETS, UNBUILT, Preset, find_preset
 from omgsr_cli.store.hub import download_files, download_model, is_repository_name
 from omgsr_cli.store.installed import installed_folder
@@ -31,58 +32,46 @@ NOTE = "an AutoencoderTiny decodes: about a tenth of the work, but fine texture 
 _KNOWN_DECODERS = " or ".join(DECODERS)
 
 
-def find_model(
-    model: str | Path | None = None,
-    *,
-    base: str | Path | None = None,
-    adapter: str | Path | None = None,
-    mid_timestep: int | None = None,
-    prompt: str | None = None,
-    process_size: int | None = None,
-    vae: str | None = None,
-) -> ModelSource:
+def find_model(options: ModelOptions) -> ModelSource:
     """Find a model's files, fetching them from the hub where a hub repository is named, and check their kind.
-
-    Args: as for `load_restorer`.
 
     Raises:
         ModelError: something is missing, is a pickle, or is of a kind that is not known.
-        UsageError: the arguments do not go together.
+        UsageError: the options exclude each other.
     """
-    given = model
-    model, base, adapter = _unfold_checkpoint(model, base, adapter)
-    preset = PRESETS.get(str(model)) if model is not None else None
-    adapter_folder = None if adapter is None else Path(adapter)
-    adapted = None if adapter_folder is None else nearest_adapter(adapter_folder)
-    if adapter_folder is not None and not adapter_folder.is_dir():
-        raise UnknownModelError(
-            f"there is no adapter {str(adapter)!r}", hint="give the folder that holds its two parts"
-        )
+    model, base, adapter = _unfold_checkpoint(options)
+    preset = None if model is None else PRESETS.get(model)
+    if adapter is not None and not adapter.is_dir():
+        raise UnknownModelError(f"the adapter {str(adapter)!r} does not exist", "give the folder of its two parts")
+    adapter_family = None if adapter is None else nearest_adapter(adapter)
     if model is None and base is None:
-        preset = find_preset((adapted and adapted.assumed_preset) or DEFAULT_PRESET)
+        preset = find_preset((adapter_family and adapter_family.assumed_preset) or DEFAULT_PRESET)
     if base is not None and model is not None and preset is None:
-        raise UsageError(f"a base model and the model {str(model)!r} were both given", hint="leave one of them out")
-    if adapter_folder is not None and adapted is not None:
-        check_adapter_folder(adapter_folder, adapted.adapter_parts)
+        raise UsageError(f"a base model and the model {model!r} were both given", hint="leave one of them out")
+    if adapter is not None and adapter_family is not None:
+        check_adapter_folder(adapter, adapter_family.adapter_parts)
     if base is not None:
-        name, folder = str(base), find_base_folder(str(base))
+        name, folder = base, find_base_folder(base)
     elif preset is not None:
-        name, folder = preset.name, _preset_folder(preset, adapter_folder)
+        name, folder = preset.name, _preset_folder(preset, adapter)
     else:
         name, folder = str(model), find_base_folder(str(model))
-    record, notes = _merge_records(folder, adapter_folder, preset)
+    record, notes = _merge_records(folder, adapter, preset)
     if record.base is not None:
         record = record.model_copy(update={"base": name})
     family = family_of(record, str(folder))
-    if adapted is not None and adapted is not family:
-        raise ModelError(f"the adapter {adapter_folder} is of the family {adapted.name!r}, {folder} of {family.name!r}")
+    if adapter_family is not None and adapter_family is not family:
+        raise ModelError(f"the adapter {adapter} is of the family {adapter_family.name!r}, {folder} of {family.name!r}")
     family.find_files(folder)
-    record, more = _override(record, family, mid_timestep, prompt, process_size)
+    record, more = _override(record, family, options)
     decoder = None
-    if vae is not None:
-        decoder, more = _find_decoder(vae, family), (*more, NOTE)
-    name = str(given) if model is None and given else name
-    return ModelSource(name, folder, adapter_folder, record, notes + more, decoder)
+    if options.vae is not None:
+        if not family.takes_vae:
+            raise UsageError("this model has no VAE that another could replace", hint="leave --vae out")
+        decoder, more = find_tiny_vae(options.vae), (*more, NOTE)
+    # A checkpoint is known by its own name and not by that of its base.
+    name = options.model if model is None and options.model else name
+    return ModelSource(name, folder, adapter, record, notes + more, decoder)
 
 
 def find_base_folder(name: str, parts: Sequence[str] | None = None) -> Path:
@@ -148,7 +137,8 @@ def find_trainable(
         raise ModelError(f"start_from: there is no folder {start_from}")
     # A preset's own adapter, where it is installed, is not what training begins with: its base is named.
     named = base or preset or start_from
-    source = find_model(preset if base else None, base=named, mid_timestep=mid_timestep, prompt=prompt)
+    options = ModelOptions(model=preset if base else None, base=named, mid_timestep=mid_timestep, prompt=prompt)
+    source = find_model(options)
     if lora is not None and not family_of(source.record, source.name).adapter_parts:
         raise UsageError(f"{source.name} is trained whole and takes no adapters", "leave [lora] out")
     return source
@@ -189,20 +179,19 @@ def find_tiny_vae(name: str) -> Path:
     return path
 
 
-def _unfold_checkpoint(
-    model: str | Path | None, base: str | Path | None, adapter: str | Path | None
-) -> tuple[str | Path | None, str | Path | None, str | Path | None]:
+def _unfold_checkpoint(options: ModelOptions) -> tuple[str | None, str | None, Path | None]:
     """Split a folder of adapters that is given as a model, as a checkpoint is, into base and adapter.
 
     Returns:
         model, base and adapter; the base is the one that the adapter's record names if no other was given.
     """
+    model, base, adapter = options.model, options.base, options.adapter
     if adapter is None and model is not None and recognise_adapter(Path(model)) is not None:
         base = base or _recorded_base(Path(model))
-        # Without a base it stays a model, and the error will say that it is none.
-        return (model, None, None) if base is None else (None, base, model)
+        # Without a base it stays a model, which is then refused as an adapter.
+        return (model, None, None) if base is None else (None, base, Path(model))
     if adapter is not None and model is None and base is None:
-        base = _recorded_base(Path(adapter))
+        base = _recorded_base(adapter)
     return model, base, adapter
 
 
@@ -273,32 +262,20 @@ def _merge_records(folder: Path, adapter: Path | None, preset: Preset | None) ->
     return record, notes
 
 
-def _override(
-    record: ModelRecord, family: Family, mid_timestep: int | None, prompt: str | None, process_size: int | None
-) -> tuple[ModelRecord, tuple[str, ...]]:
-    """Put what the user asked for in the place of what the model says, with a note where that is unusual."""
-    notes: list[str] = []
+def _override(record: ModelRecord, family: Family, options: ModelOptions) -> tuple[ModelRecord, tuple[str, ...]]:
+    """Replace values of the record by those that the user asked for, with a note where that is unusual."""
+    notes: tuple[str, ...] = ()
     changes: dict[str, object] = {}
-    if mid_timestep is not None and mid_timestep != record.mid_timestep:
-        if not 0 <= mid_timestep <= 999:
-            raise UsageError(f"mid-timestep {mid_timestep} is not in 0..999")
-        notes.append(f"mid-timestep {mid_timestep} is not {record.mid_timestep}, which the model was made for")
-        changes["mid_timestep"] = mid_timestep
-    if prompt is not None and not family.takes_prompt:
-        raise UsageError("this model takes no prompt", hint="leave --prompt out")
-    if prompt is not None:
-        changes["prompt"] = prompt
-    if process_size is not None:
-        if process_size <= 0 or process_size % 8:
-            raise UsageError(f"process size {process_size} is not a positive multiple of 8", "try --process-size 512")
-        changes["native_tile_px"] = process_size
-    return record.model_copy(update=changes), tuple(notes)
-
-
-def _find_decoder(vae: str, family: Family) -> Path:
-    if not family.takes_vae:
-        raise UsageError("this model has no VAE that another could stand in for", hint="leave --vae out")
-    return find_tiny_vae(vae)
+    if options.mid_timestep is not None and options.mid_timestep != record.mid_timestep:
+        notes = (f"mid-timestep {options.mid_timestep} is not {record.mid_timestep}, which the model was made for",)
+        changes["mid_timestep"] = options.mid_timestep
+    if options.prompt is not None:
+        if not family.takes_prompt:
+            raise UsageError("this model takes no prompt", hint="leave --prompt out")
+        changes["prompt"] = options.prompt
+    if options.process_size is not None:
+        changes["native_tile_px"] = options.process_size
+    return record.model_copy(update=changes), notes
 
 
 def _unrecognised(folder: Path) -> ModelError:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from omgsr_cli.errors import OmgsrError
 from omgsr_cli.files.inputs import find_inputs
+from omgsr_cli.options import ModelOptions
 from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.config_errors import Draft
 
@@ -77,7 +78,7 @@ def _check_teacher(draft: Draft[TrainConfig], config: TrainConfig) -> None:
         if find_spec("spandrel") is None:
             draft.add(key, "spandrel, which reads it, is not installed: pip install 'omgsr-cli[compare]'")
     elif Path(name).is_dir() or not is_repository_name(name):
-        _note(draft, key, lambda: find_model(name))
+        _note(draft, key, lambda: find_model(ModelOptions(model=name)))
 
 
 def _check_model(draft: Draft[TrainConfig], config: TrainConfig, resume: str) -> None:

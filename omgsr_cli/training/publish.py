@@ -21,6 +21,7 @@ from omgsr_cli.models.loading import save_standalone
 from omgsr_cli.models.record import RECORD_NAME, ModelRecord, load_record, read_json
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.models.weight_files import check_file_finite
+from omgsr_cli.options import ModelOptions
 from omgsr_cli.presets import PRESETS
 from omgsr_cli.store.hub import http_errors, is_repository_name
 from omgsr_cli.store.manifest import MANIFEST_NAME, FileEntry, Manifest, read_entry, to_json, write_manifest
@@ -434,7 +435,7 @@ def export_merged(checkpoint: Path, folder: Path, *, base: str | None = None) ->
         raise UsageError(f"{folder} already exists", "give another name for the merged model, or remove it first")
     if (checkpoint / MANIFEST_NAME).is_file():
         verify_checkpoint(checkpoint)
-    source = find_model(checkpoint, base=base)
+    source = find_model(ModelOptions(model=str(checkpoint), base=base))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with partial_folder(folder) as beside:

@@ -24,6 +24,7 @@ from omgsr_cli.geometry import round_up
 from omgsr_cli.imaging import from_samples, resize, to_samples
 from omgsr_cli.models.loading import load_found, read_foreign_network
 from omgsr_cli.models.sources import find_model
+from omgsr_cli.options import ModelOptions
 
 Restore = Callable[[Tensor, int, int], Tensor]
 """Of (3, h, w) in [0, 1] and the height and width wanted, to (3, height, width) in [0, 1], on the CPU."""
@@ -54,7 +55,7 @@ def load_teacher(model: str, device: torch.device, precision: Literal["fp32", "b
             return made.float().clamp(0, 1).cpu()
 
         return torch.inference_mode()(lambda lq, height, width: resize(restore(lq), (height, width)))
-    restorer = load_found(find_model(model), device=str(device), precision=precision)
+    restorer = load_found(find_model(ModelOptions(model=model)), device=str(device), precision=precision)
     multiple = restorer.info.multiple_of_px
 
     def restore_enlarged(lq: Tensor, height: int, width: int) -> Tensor:
@@ -81,7 +82,7 @@ def identify_teacher(model: str, precision: Literal["fp32", "bf16"] = "fp32") ->
         FileError: its files cannot be read.
     """
     path = Path(model)
-    source = None if path.is_file() else find_model(model)
+    source = None if path.is_file() else find_model(ModelOptions(model=model))
     places = [path] if source is None else [p for p in (source.folder, source.adapter, source.vae) if p is not None]
     record = "" if source is None else source.record.model_dump_json()
     remembered = Remembered()
