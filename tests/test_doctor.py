@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from omgsr_cli.diagnosis import machine
 from omgsr_cli.errors import ModelError
-from omgsr_cli.models import devices, matrix_speed
+from omgsr_cli.models import devices
 from omgsr_cli.presets import PRESETS
 from omgsr_cli.store.headers import read_header
 
@@ -99,8 +99,7 @@ def test_the_lines_on_precision_agree(
 ) -> None:
     monkeypatch.setattr(devices, "_IS_PRESENT", {"cpu": lambda: True})
     monkeypatch.setattr(devices, "multiplies_in_bf16", lambda device: has_bf16)
-    for module in (devices, matrix_speed):
-        monkeypatch.setattr(module, "bf16_gain_on_cpu", lambda: gain)
+    monkeypatch.setattr(devices, "bf16_gain_on_cpu", lambda: gain)
     device = machine._describe_device("cpu")
     assert "auto" not in device  # it depends on the model: the plans have it
     (reason,) = (line for line in machine._plan("omgsr-tiny")["why"] if line.startswith("fp32: "))
