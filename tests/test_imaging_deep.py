@@ -77,7 +77,7 @@ def test_all_levels_come_through(kind: str, bits: int, channels: int) -> None:
 @pytest.mark.parametrize("kind", ["avif", "jp2", "jxl"])
 def test_without_the_library_a_note_says_what_is_lost(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = written(kind, ramp(10), 10)
-    for module in ("omgsr_cli.imaging.read", "omgsr_cli.imaging.deep"):
+    for module in ("omgsr_cli.imaging.read", "omgsr_cli.imaging.decoders"):
         monkeypatch.setattr(f"{module}.has_reader", lambda kind: kind != "codecs")
     assert probe_picture(data).bit_depth == 8
     picture = read_picture(data)

@@ -170,7 +170,7 @@ HEIC_START = b"\0\0\0\x18ftypheic" + bytes(40)
 def test_without_the_extra_it_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, extra: str
 ) -> None:
-    for module in ("omgsr_cli.imaging.extras", "omgsr_cli.imaging.source"):
+    for module in ("omgsr_cli.imaging.decoders", "omgsr_cli.imaging.opening"):
         monkeypatch.setattr(f"{module}.has_reader", lambda kind: False)
     path = tmp_path / name
     path.write_bytes(content)

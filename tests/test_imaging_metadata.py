@@ -21,6 +21,7 @@ from test_imaging_color import chunk, png
 from test_imaging_profiles import ADOBE
 
 from omgsr_cli.imaging import Picture, PictureMetadata, read_picture, write_picture
+from omgsr_cli.imaging.image import TURNS
 from omgsr_cli.imaging.metadata import (
     Placement,
     XmpError,
@@ -30,7 +31,6 @@ from omgsr_cli.imaging.metadata import (
     placed_xmp,
     raw_profile_chunk,
 )
-from omgsr_cli.imaging.samples import TURNS
 
 RGB = np.random.default_rng(4).integers(0, 256, (48, 64, 3)).astype(np.uint8)
 FORMATS = ["png", "jpg", "webp", "tiff", "avif"]
@@ -581,3 +581,11 @@ def test_a_turned_image_turns_its_resolution() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     assert read_picture(jpeg(exif=exif, dpi=(300, 150))).metadata.dpi == (150, 300)
+
+
+@pytest.mark.parametrize("mark", [b"MotionPhoto_Data", b"\0\0\0\x18ftypmp42"])
+def test_a_video_behind_a_jpeg_is_noted_without_xmp_too(mark: bytes) -> None:
+    picture = read_picture(jpeg() + bytes(40) + mark + bytes(400))
+    assert len(picture.notes) == 1
+    assert "motion photo" in picture.notes[0]
+    assert not any("motion" in note for note in read_picture(jpeg()).notes)

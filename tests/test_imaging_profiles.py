@@ -192,7 +192,7 @@ def test_the_look_is_kept_to_the_last_bit(name: str, bits: int) -> None:
 
 
 def _iccp(icc: bytes) -> bytes:
-    from omgsr_cli.imaging.png import _metadata_chunks
+    from omgsr_cli.imaging.write import _metadata_chunks
 
     return _metadata_chunks(PictureMetadata(icc=icc))
 

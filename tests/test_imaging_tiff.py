@@ -438,7 +438,7 @@ def test_without_the_extra_its_codecs_are_named(monkeypatch: pytest.MonkeyPatch)
         pytest.skip("the extra codecs is not installed, so that nothing can be written with LZW")
     samples, floats = noise(3), RNG.random((*SIZE, 3)).astype(np.float32)
     deep, other = tiff(samples, compression="lzw", predictor=True), tiff(floats, compression="lzw")
-    for module in ("omgsr_cli.imaging.read", "omgsr_cli.imaging.read_tiff"):
+    for module in ("omgsr_cli.imaging.read", "omgsr_cli.imaging.tiff"):
         monkeypatch.setattr(f"{module}.has_reader", lambda kind: kind != "codecs")
     check(deep, samples)
     with pytest.raises(FileError, match="LZW compression of 32-bit float RGB") as caught:

@@ -6,7 +6,7 @@ import errno
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, PngImagePlugin, TiffImagePlugin
+from PIL import Image, PngImagePlugin
 
 from omgsr_cli.errors import FileError, ShapeError, UsageError
 from omgsr_cli.imaging import (
@@ -277,39 +277,6 @@ def test_nobody_trips_over_the_record(format_name: str) -> None:
             tags = dict(getattr(image, "tag_v2", {}))
             told.append((repr(sorted(image.info.items(), key=str)), sorted(tags), getattr(image, "text", None)))
     assert told[0] == told[1]
-
-
-def old_png(record: str) -> bytes:
-    buffer, text = io.BytesIO(), PngImagePlugin.PngInfo()
-    text.add_itxt("omgsr", record)
-    Image.new("RGB", (8, 8)).save(buffer, "PNG", pnginfo=text)
-    return buffer.getvalue()
-
-
-def old_jpeg(record: str) -> bytes:
-    return encoded_with("JPEG", comment=f"omgsr {record}".encode())
-
-
-def old_tiff(record: str) -> bytes:
-    tags = TiffImagePlugin.ImageFileDirectory_v2()
-    tags.tagtype[65117] = 7
-    tags[65117] = record.encode()
-    return encoded_with("TIFF", tiffinfo=tags)
-
-
-def encoded_with(pillow_format: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(buffer, pillow_format, **options)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("make", [old_png, old_jpeg, old_tiff])
-def test_records_of_earlier_versions_are_read_and_not_carried_on(make: Callable[[str], bytes]) -> None:
-    data = make(RECORD)
-    assert read_record(data) == RECORD
-    picture = read_picture(data)
-    assert picture.metadata.text == ()
-    assert read_record(written(picture, format=picture.format)) is None
 
 
 def test_no_record_where_there_is_none(tmp_path: Path) -> None:

@@ -829,11 +829,6 @@ def test_any_tree_is_planned_without_a_loss(
 # The house
 
 
-def test_suffixes_are_those_that_pictures_are_read_by() -> None:
-    formats = pytest.importorskip("omgsr_cli.imaging.formats")
-    assert formats.FORMAT_OF_SUFFIX == FORMAT_OF_SUFFIX
-
-
 def test_planning_imports_nothing_heavy() -> None:
     code = "import sys, omgsr_cli.files.jobs; print({'torch', 'PIL', 'numpy', 'diffusers'} & set(sys.modules))"
     root = Path(__file__).resolve().parents[1]

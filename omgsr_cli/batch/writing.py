@@ -18,8 +18,8 @@ from omgsr_cli.files.addresses import Location
 from omgsr_cli.files.clashes import comparison_path
 from omgsr_cli.files.storage import put_when_whole
 from omgsr_cli.imaging import PictureBands, Rows, write_picture
-from omgsr_cli.imaging.rows import BandSpool
-from omgsr_cli.imaging.side_by_side import keeping, side_by_side
+from omgsr_cli.imaging.image import side_by_side
+from omgsr_cli.imaging.rows import BandSpool, keeping
 
 
 def write_result(

@@ -9,7 +9,7 @@ from typing import get_args
 from PIL import features
 
 from omgsr_cli.errors import FileError, UsageError
-from omgsr_cli.files.folders import RAW_SUFFIXES
+from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
 from omgsr_cli.options import FORMAT_ALIASES
 from omgsr_cli.options import OutputFormat as OutputFormat
 
@@ -28,35 +28,6 @@ FORMAT_OF_PILLOW = {
     "PPM": "ppm",
     "HEIF": "heic",
     "JXL": "jxl",
-}
-
-FORMAT_OF_SUFFIX = {
-    ".png": "png",
-    ".apng": "png",
-    ".jpg": "jpg",
-    ".jpeg": "jpg",
-    ".jpe": "jpg",
-    ".jfif": "jpg",
-    ".mpo": "jpg",
-    ".webp": "webp",
-    ".tif": "tiff",
-    ".tiff": "tiff",
-    ".avif": "avif",
-    ".bmp": "bmp",
-    ".dib": "bmp",
-    ".gif": "gif",
-    ".jp2": "jp2",
-    ".j2k": "jp2",
-    ".jpx": "jp2",
-    ".ppm": "ppm",
-    ".pgm": "ppm",
-    ".pbm": "ppm",
-    ".pnm": "ppm",
-    ".heic": "heic",
-    ".heif": "heic",
-    ".hif": "heic",
-    ".jxl": "jxl",
-    **dict.fromkeys(RAW_SUFFIXES, "raw"),
 }
 
 

@@ -22,8 +22,8 @@ from xml.parsers.expat import ExpatError
 
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
-from omgsr_cli.files.records import PNG_KEYWORD, is_record_comment
-from omgsr_cli.imaging.picture import PictureMetadata
+from omgsr_cli.files.containers import jpeg_segment, png_chunk
+from omgsr_cli.imaging.image import PictureMetadata
 
 PREFIX = b"Exif\x00\x00"
 XMP_KEYWORD = "XML:com.adobe.xmp"
@@ -1149,16 +1149,12 @@ def _dpi(image: Image.Image, exif: bytes | None) -> tuple[float, float] | None:
 
 def _text(image: Image.Image) -> tuple[tuple[str, str], ...]:
     if isinstance(image, PngImagePlugin.PngImageFile):
-        ours = {PNG_KEYWORD, XMP_KEYWORD}
-        return tuple(
-            (str(key), str(value))
-            for key, value in image.text.items()
-            if key not in ours and not key.startswith(_RAW_KEYWORD)
-        )
+        texts = ((str(key), str(value)) for key, value in image.text.items())
+        return tuple(pair for pair in texts if pair[0] != XMP_KEYWORD and not pair[0].startswith(_RAW_KEYWORD))
     comments = [content for name, content in getattr(image, "applist", []) if name == "COM"]
     if not comments and isinstance(image.info.get("comment"), bytes):
         comments = [image.info["comment"]]
-    return tuple(("Comment", _decoded(comment)) for comment in comments if comment and not is_record_comment(comment))
+    return tuple(("Comment", _decoded(comment)) for comment in comments if comment)
 
 
 def _decoded(comment: bytes) -> str:
@@ -1236,37 +1232,38 @@ def fitting_metadata(
     return fitting, tuple(notes)
 
 
-def jpeg_segments(metadata: PictureMetadata) -> tuple[bytes, tuple[str, ...]]:
+def metadata_segments(metadata: PictureMetadata) -> tuple[bytes, tuple[str, ...]]:
     """EXIF, XMP, IPTC and comments as segments of a JPEG, to be put behind its first; and notes on what did not fit."""
     segments: list[bytes] = []
     notes: tuple[str, ...] = ()
     if metadata.exif:
-        segments.append(_segment(0xE1, PREFIX + metadata.exif))
+        segments.append(jpeg_segment(0xE1, PREFIX + metadata.exif))
     if metadata.xmp:
         limit = _MAX_SEGMENT - len(_XMP_PREFIX)
         try:
             main, more = (metadata.xmp, b"") if len(metadata.xmp) <= limit else _split_xmp(metadata.xmp, limit)
-            segments.append(_segment(0xE1, _XMP_PREFIX + main))
+            segments.append(jpeg_segment(0xE1, _XMP_PREFIX + main))
             name, step = _digest(more).hex().upper().encode(), 65000
             for start in range(0, len(more), step):
                 head = _MORE_XMP_PREFIX + name + struct.pack(">II", len(more), start)
-                segments.append(_segment(0xE1, head + more[start : start + step]))
+                segments.append(jpeg_segment(0xE1, head + more[start : start + step]))
         except XmpError:
             notes = ("the XMP data is too long for a JPEG and was dropped",)
     if metadata.iptc:
         block, step = iptc_resources(metadata.iptc), _MAX_SEGMENT - len(_PHOTOSHOP_PREFIX)
         for start in range(0, len(block), step):
-            segments.append(_segment(0xED, _PHOTOSHOP_PREFIX + block[start : start + step]))
+            segments.append(jpeg_segment(0xED, _PHOTOSHOP_PREFIX + block[start : start + step]))
     for _, text in metadata.text:
         comment = text.encode()
         if len(comment) > _MAX_SEGMENT:
             notes += (f"a comment of {len(comment)} bytes was cut to the {_MAX_SEGMENT} that a JPEG holds",)
-        segments.append(_segment(0xFE, comment[:_MAX_SEGMENT].decode("utf-8", "ignore").encode()))
+        segments.append(jpeg_segment(0xFE, comment[:_MAX_SEGMENT].decode("utf-8", "ignore").encode()))
     return b"".join(segments), notes
 
 
-def _segment(marker: int, content: bytes) -> bytes:
-    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+def png_text_chunk(keyword: str, text: str) -> bytes:
+    """An uncompressed iTXt chunk."""
+    return png_chunk(b"iTXt", keyword.encode("latin-1", "replace")[:79] + b"\0\0\0\0\0" + text.encode())
 
 
 def raw_profile_chunk(kind: str, content: bytes) -> bytes:

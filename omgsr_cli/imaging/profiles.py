@@ -26,7 +26,7 @@ from PIL import Image, ImageCms
 from torch import Tensor
 
 from omgsr_cli.errors import FileError
-from omgsr_cli.files.records import png_chunks
+from omgsr_cli.files.containers import boxes, png_chunks
 
 #: Points of a curve's tables: one per 16-bit value.
 _POINTS = 65536
@@ -859,7 +859,7 @@ _SRGB_TRANSFER = 13
 
 def _png_descriptions(image: Image.Image, file: BinaryIO) -> dict[bytes, _Described]:
     found: dict[bytes, _Described] = {}
-    for chunk, length in png_chunks(file):
+    for chunk, _, length in png_chunks(file):
         if chunk == b"IDAT":
             break
         if chunk == b"cICP" and length == 4:
@@ -907,55 +907,30 @@ _MAX_BOX_BYTES = 1 << 26
 def _box_descriptions(file: BinaryIO) -> list[_Described]:
     """The `colr` boxes of an AVIF, HEIC or JPEG 2000 file's main image."""
     try:
-        for kind, content in _file_boxes(file, (b"meta", b"jp2h")):
-            found = _colr_of_main_item(content[4:]) if kind == b"meta" else _children(content, b"colr")
-            return [described for box in found if (described := _of_colr(box))]
+        for kind, _, length in boxes(file):
+            if kind in (b"meta", b"jp2h") and length <= _MAX_BOX_BYTES:
+                content = file.read(length)
+                found = _colr_of_main_item(content[4:]) if kind == b"meta" else _children(content, b"colr")
+                return [described for box in found if (described := _of_colr(box))]
     except (struct.error, IndexError):
         pass
     return []
 
 
-def _file_boxes(file: BinaryIO, wanted: tuple[bytes, ...]) -> Iterator[tuple[bytes, bytes]]:
-    """A file's outermost boxes of some kinds: kind and content."""
-    position = 0
-    while True:
-        file.seek(position)
-        head = file.read(16)
-        if len(head) < 8:
-            return
-        length, kind = struct.unpack_from(">I4s", head)
-        start = 8
-        if length == 1 and len(head) == 16:
-            length, start = struct.unpack_from(">Q", head, 8)[0], 16
-        if kind in wanted and (length == 0 or length <= _MAX_BOX_BYTES):
-            file.seek(position + start)
-            yield kind, file.read(length - start if length else _MAX_BOX_BYTES)
-        if length < start:
-            return
-        position += length
-
-
-def _boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _inside(content: bytes) -> list[tuple[bytes, bytes]]:
     """The boxes within a box: kind and content."""
-    position = 0
-    while position + 8 <= len(content):
-        length, kind = struct.unpack_from(">I4s", content, position)
-        end = position + length if length else len(content)
-        if length == 1 or end < position + 8:
-            return
-        yield kind, content[position + 8 : end]
-        position = end
+    return [(kind, content[start : start + length]) for kind, start, length in boxes(io.BytesIO(content))]
 
 
 def _children(content: bytes, kind: bytes) -> list[bytes]:
-    return [inner for found, inner in _boxes(content) if found == kind]
+    return [inner for found, inner in _inside(content) if found == kind]
 
 
 def _colr_of_main_item(meta: bytes) -> list[bytes]:
     """The colour properties of the primary item (ISO/IEC 23008-12, 9.3); of any item where it has none of its own."""
-    inside = dict(_boxes(meta))
+    inside = dict(_inside(meta))
     properties = inside.get(b"iprp", b"")
-    listed = [box for store in _children(properties, b"ipco") for box in _boxes(store)]
+    listed = [box for store in _children(properties, b"ipco") for box in _inside(store)]
     main = _primary_item(inside.get(b"pitm", bytes(6)))
     of_main = {index for table in _children(properties, b"ipma") for index in _associated(table, main)}
     own = [box for index, (kind, box) in enumerate(listed, 1) if kind == b"colr" and index in of_main]

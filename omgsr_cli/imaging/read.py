@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +15,24 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, PngImagePlugin
 from torch import Tensor
 
+from omgsr_cli.files.containers import png_chunks
 from omgsr_cli.files.folders import has_reader, install_hint
-from omgsr_cli.files.records import png_chunks, record_of_file
-from omgsr_cli.imaging.deep import can_read_deep, coded_depth, is_deep, keeps_depth, read_coded, read_deep
-from omgsr_cli.imaging.extras import develop_raw, heif_depth, is_raw, raw_size, read_deep_heif
+from omgsr_cli.files.records import record_of_file
+from omgsr_cli.imaging.decoders import (
+    can_read_deep,
+    coded_depth,
+    develop_raw,
+    heif_depth,
+    is_deep,
+    is_raw,
+    keeps_depth,
+    raw_size,
+    read_coded,
+    read_deep,
+    read_deep_heif,
+)
 from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
+from omgsr_cli.imaging.image import TURNS, Picture, PictureHeader, PictureMetadata, from_samples
 from omgsr_cli.imaging.metadata import (
     ExifError,
     Placement,
@@ -30,7 +44,16 @@ from omgsr_cli.imaging.metadata import (
     read_metadata,
     stored_orientation,
 )
-from omgsr_cli.imaging.picture import Picture, PictureHeader, PictureMetadata
+from omgsr_cli.imaging.opening import (
+    DECODE_ERRORS,
+    check_size,
+    decoding,
+    frame_count,
+    load_pixels,
+    opened,
+    opened_file,
+    source_name,
+)
 from omgsr_cli.imaging.profiles import (
     ColorDescription,
     ProfileError,
@@ -41,18 +64,7 @@ from omgsr_cli.imaging.profiles import (
     profile_space,
     refuse_hdr,
 )
-from omgsr_cli.imaging.read_tiff import TiffImage, needs_codecs, ranged_floats, read_tiff, shallow
-from omgsr_cli.imaging.samples import TURNS, from_samples
-from omgsr_cli.imaging.source import (
-    DECODE_ERRORS,
-    check_size,
-    decoding,
-    frame_count,
-    load_pixels,
-    opened,
-    opened_file,
-    source_name,
-)
+from omgsr_cli.imaging.tiff import TiffImage, check_deflated, needs_codecs, ranged_floats, read_tiff, shallow
 
 #: Pillow's modes with 16 bits or more in one channel.
 _WIDE_GREY_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I", "F"})
@@ -70,6 +82,10 @@ _JXL_BYTES = 24
 
 #: LibRaw's mosaic, its four planes, and the result as integers and floats.
 _RAW_BYTES = 36
+
+#: What precedes the video behind a JPEG: Samsung's mark, or the brand of the video itself.
+_VIDEO_BEHIND = re.compile(rb"MotionPhoto_Data|ftyp(?:isom|mp4[12]|qt  )")
+_VIDEO_NOTE = "the video of a motion photo is not kept"
 
 #: Rows of this many pixels are clipped at a time.
 _PIXELS_AT_ONCE = 1 << 20
@@ -120,6 +136,8 @@ def _read_samples(source: Path | bytes, name: str) -> tuple[Picture, NDArray[Any
             turned = orientation(image)
         samples = TURNS[orientation(image)](decoded.samples)
         metadata, notes = read_metadata(image, samples.shape[:2], turned)
+        if format_name == "jpg" and not any(note.startswith(_VIDEO_NOTE) for note in notes) and _has_video(file):
+            notes += (_VIDEO_NOTE,)
         if image.info.get("icc_profile", b"") is None:
             # Pillow's way to say so.
             repairs += ("the ICC profile was left out: parts of it are missing",)
@@ -233,13 +251,19 @@ def _exif_of_raw(file: BinaryIO, size_px: tuple[int, int]) -> tuple[bytes | None
         return None, ()
 
 
+def _has_video(file: BinaryIO) -> bool:
+    """Whether a video follows a JPEG, which phones do not always describe in XMP."""
+    file.seek(0)
+    return _VIDEO_BEHIND.search(file.read()) is not None
+
+
 def _late_orientation(image: Image.Image, file: BinaryIO) -> int | None:
     """The orientation from a PNG's EXIF chunk that follows the pixels, which Pillow has not met yet."""
     if not isinstance(image, PngImagePlugin.PngImageFile) or "exif" in image.info:
         return None
     position = file.tell()
     try:
-        for kind, length in png_chunks(file):
+        for kind, _, length in png_chunks(file):
             if kind == b"eXIf":
                 return exif_orientation(file.read(length))
     except ExifError:
@@ -285,6 +309,9 @@ def _decode_coded(image: ImageFile.ImageFile, file: BinaryIO, depth: int, name: 
 def _decode_tiff(image: TiffImage, file: BinaryIO, name: str) -> _Decoded:
     notes = ("a transparency mask was left out",) if image.has_mask else ()
     if image.is_pillows or image.page is None:
+        if image.page is not None:
+            with decoding(name):
+                check_deflated(image.page)
         decoded = _decode_shallow(image, name)
         return replace(decoded, notes=(*decoded.notes, *image.facts.notes, *notes))
     if needs_codecs(image.page) and not has_reader("codecs") and is_deep(image) and can_read_deep(image):

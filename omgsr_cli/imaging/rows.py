@@ -186,6 +186,13 @@ class BandSpool:
             yield values if self._dtype is np.float32 else values.float().div_(255)
 
 
+def keeping(bands: Iterator[Tensor], kept: BandSpool) -> Iterator[Tensor]:
+    """The same bands, which are stored in `kept` too."""
+    for band in bands:
+        kept.append(band)
+        yield band
+
+
 def no_room(folder: Path | None, error: OSError) -> OmgsrError:
     """Say that what does not fit in memory does not fit on the disk either."""
     place = folder or tempfile.gettempdir()

@@ -1,27 +1,505 @@
-"""TIFF files of 8 and 16 bits: Pillow writes no colour of 16 bits."""
+"""TIFF files: which page of one from a scanner or editor is the image, its samples at their own depth, and writing.
+
+Pillow decodes what it knows with 8 bits; tifffile decodes everything else. What neither can is refused by its name.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import io
+import logging
 import struct
 import sys
 import tempfile
+import threading
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
+import tifffile
+import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, TiffTags
+from PIL import ExifTags, Image, TiffImagePlugin, TiffTags, _imaging
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from omgsr_cli.errors import FileError
+from omgsr_cli.files.folders import has_reader, install_hint
+from omgsr_cli.imaging.image import TURNS, PictureMetadata, SampleLayout, unpremultiplied
 from omgsr_cli.imaging.metadata import PREFIX, tags_of
-from omgsr_cli.imaging.picture import PictureMetadata
+from omgsr_cli.imaging.profiles import lab_to_srgb
 from omgsr_cli.imaging.rows import no_room
-from omgsr_cli.imaging.samples import SampleLayout
 
-_XMP_TAG, _IPTC_TAG, _ICC_TAG = 700, 33723, 34675
+# They report what they meet in a file there, and Python would print it.
+for _logger in ("tifffile", "PIL.TiffImagePlugin"):
+    logging.getLogger(_logger).addHandler(logging.NullHandler())
+    logging.getLogger(_logger).propagate = False
+
+
+class _LibtiffErrors(threading.local):
+    """Errors that libtiff reported in this thread; else it would print them, and Pillow may read on."""
+
+    count = 0
+
+    def note(self, *_: object) -> None:
+        self.count += 1
+
+
+libtiff_errors = _LibtiffErrors()
+# It lives as long as the library that calls it.
+_LIBTIFF_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(libtiff_errors.note)
+# Where Pillow does not load libtiff from a file of its own, it keeps its habits.
+with contextlib.suppress(OSError, AttributeError):
+    _libtiff = ctypes.CDLL(_imaging.__file__)
+    _libtiff.TIFFSetErrorHandler(_LIBTIFF_HANDLER)
+    _libtiff.TIFFSetWarningHandler(None)
+
+_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BIG_ENDIAN_BIG = b"MM\0+"
+_ICC_TAG = 34675
+_ASSOCIATED, _STRAIGHT = 1, 2
+_UINT, _INT, _FLOAT = 1, 2, 3
+_CMYK_INKS = 1
+
+#: What Pillow's libtiff decodes in any case; it may lack the others.
+_PILLOW_COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32946})
+
+_DEFLATED = (8, 32946)
+
+#: What tifffile decodes without imagecodecs: none, deflate and PackBits, with the predictors of integers.
+_PLAIN_COMPRESSIONS, _PLAIN_PREDICTORS, _PLAIN_BITS = (
+    frozenset({1, 8, 32773, 32946}),
+    frozenset({1, 2}),
+    (8, 16, 32, 64),
+)
+
+_SPACES = {
+    **{0: "grey", 1: "grey", 2: "RGB", 3: "palette", 4: "transparency mask", 5: "CMYK", 6: "YCbCr", 8: "Lab"},
+    **{9: "ICC Lab", 10: "ITU Lab", 32803: "camera raw", 32844: "LogL", 32845: "LogLuv", 34892: "linear raw"},
+}
+_KINDS = {_UINT: "", _INT: "signed ", _FLOAT: "float ", 5: "complex integer ", 6: "complex float "}
+
+#: Of float samples: more above 1 than this share, or values so far above it, are another range, not highlights.
+_MOST_ABOVE, _FAR_ABOVE, _SOME = 0.25, 16.0, 0.01
+_HALF_STEP = 0.5 / 65535
+
+#: Samples that are brought to another range at a time.
+_SAMPLES_AT_ONCE = 1 << 19
+
+
+class _Facts(NamedTuple):
+    """How the samples of a page lie in its file."""
+
+    bits: int
+    sample_format: int
+    photometric: int
+    channels: int
+    extra: tuple[int, ...]
+
+    @property
+    def colors(self) -> int:
+        """Channels that are colours."""
+        return {2: 3, 5: 4, 6: 3, 8: 3, 9: 3}.get(self.photometric, 1)
+
+    @property
+    def alpha_at(self) -> int | None:
+        """The channel of transparency."""
+        found = (self.colors + i for i, kind in enumerate(self.extra) if kind in (_ASSOCIATED, _STRAIGHT))
+        return next((channel for channel in found if channel < self.channels), None)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of further channels."""
+        count = self.channels - self.colors - (self.alpha_at is not None)
+        return (f"{count} extra channel{'s'[: count - 1]} left out",) if count > 0 else ()
+
+    @property
+    def name(self) -> str:
+        """What a person calls them: "32-bit float Lab"."""
+        space = _SPACES.get(self.photometric, f"colour space {self.photometric}")
+        return f"{self.bits}-bit {_KINDS.get(self.sample_format, '')}{space}"
+
+
+@dataclass(frozen=True)
+class TiffSamples:
+    """Samples as the file has them, except that every range is that of uint8 or uint16, and black is 0.
+
+    Attributes:
+        space: of the colours.
+        colors: (H, W, 1 grey, 3 RGB or 4 CMYK) uint8 or uint16, upright, not premultiplied.
+        alpha: (H, W, 1) of the same type, or None.
+        is_srgb: the colours have been converted to sRGB.
+        notes: what a person should be told.
+    """
+
+    space: Literal["GRAY", "RGB", "CMYK"]
+    colors: NDArray[Any]
+    alpha: NDArray[Any] | None
+    is_srgb: bool
+    notes: tuple[str, ...]
+
+
+class TiffImage(TiffImagePlugin.TiffImageFile):
+    """A TIFF opened at its first full-resolution page, also where Pillow cannot decode it.
+
+    Attributes:
+        page: tifffile's view of it; None where tifffile cannot follow the file, but Pillow can.
+        full_pages: how many images of full resolution the file holds.
+        has_mask: whether a page is a transparency mask, which is not used.
+    """
+
+    page: tifffile.TiffPage | None = None
+    full_pages = 1
+    has_mask = False
+    _is_known = False
+
+    def _setup(self) -> None:
+        try:
+            super()._setup()
+            self._is_known = True
+        except (SyntaxError, KeyError, OSError):
+            self._is_known = False
+            width, height = self.tag_v2[ExifTags.Base.ImageWidth], self.tag_v2[ExifTags.Base.ImageLength]
+            if not isinstance(width, int) or not isinstance(height, int):
+                raise
+            self._mode, self.tile, self.palette, self.use_load_libtiff = "L", [], None, False
+            self._set_size(width, height)
+            sides = [self.tag_v2.get(tag, 0) for tag in (ExifTags.Base.XResolution, ExifTags.Base.YResolution)]
+            unit = {2: 1.0, 3: 2.54}.get(self.tag_v2.get(ExifTags.Base.ResolutionUnit, 2))
+            if unit and all(sides):
+                self.info["dpi"] = tuple(side * unit for side in sides)
+            if _ICC_TAG in self.tag_v2:
+                self.info["icc_profile"] = self.tag_v2[_ICC_TAG]
+
+    def _set_size(self, width: int, height: int) -> None:
+        turned = self.tag_v2.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        self._tile_size, self._size = (width, height), (height, width) if turned else (width, height)
+
+    def take_size(self, page: tifffile.TiffPage) -> None:
+        """Take size and profile from a page that Pillow cannot go to."""
+        self._set_size(page.imagewidth, page.imagelength)
+        self.tile = []
+        if icc := page.tags.valueof(_ICC_TAG):
+            self.info["icc_profile"] = bytes(icc)
+
+    @property
+    def is_pillows(self) -> bool:
+        """Whether Pillow decodes the page to the last bit."""
+        if not self._is_known or (self.page is not None and self.page.is_subifd):
+            return False
+        compression = self.tag_v2.get(ExifTags.Base.Compression, 1)
+        bits, formats = self.tag_v2.get(ExifTags.Base.BitsPerSample, (1,)), self.tag_v2.get(339, (1,))
+        return max(bits) <= 8 and set(formats) <= {_UINT, 4} and compression in _PILLOW_COMPRESSIONS
+
+    @property
+    def facts(self) -> _Facts:
+        """What the page's tags say; without tifffile's view, as few as Pillow needs."""
+        if self.page is None:
+            bits = self.tag_v2.get(ExifTags.Base.BitsPerSample, (1,))
+            return _Facts(max(bits), _UINT, self.tag_v2.get(ExifTags.Base.PhotometricInterpretation, 1), len(bits), ())
+        return _facts(self.page)
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether it is read with 16 bits: everything beyond 8 but CMYK, which is converted in 8."""
+        return self.facts.bits > 8 and self.facts.photometric not in (5, 6)
+
+
+def is_tiff(start: bytes) -> bool:
+    """Whether a file that starts so is a TIFF or BigTIFF."""
+    return start[:4] in _STARTS
+
+
+def open_tiff(file: BinaryIO) -> TiffImage:
+    """Open a TIFF at its first full-resolution page.
+
+    Thumbnails (bit 1 of NewSubfileType) and masks (bit 4) are passed over; where all pages are thumbnails, the first
+    image among their sub-images counts.
+
+    Raises:
+        SyntaxError, ValueError, OSError, struct.error ...: it is broken.
+    """
+    file.seek(0)
+    is_foreign = file.read(4) == _BIG_ENDIAN_BIG
+    file.seek(0)
+    try:
+        pages = [page for page in tifffile.TiffFile(file).pages if isinstance(page, tifffile.TiffPage)]
+        full = [page for page in pages if _is_full(page)]
+        inner = [below for page in pages for below in page.pages or () if isinstance(below, tifffile.TiffPage)]
+    except (tifffile.TiffFileError, ValueError, IndexError, KeyError, TypeError, ZeroDivisionError):
+        if is_foreign:
+            raise
+        pages = []
+    file.seek(0)
+    if not pages:
+        return TiffImage(file)
+    full = full or [page for page in inner if _is_full(page)] or pages
+    page = full[0]
+    image = TiffImage(_tags_as_file(page) if is_foreign else file)
+    image.page, image.full_pages, image.has_mask = page, len(full), any(page.is_mask for page in pages)
+    if page.is_subifd:
+        image.take_size(page)
+    elif page.index and not is_foreign:
+        image.seek(page.index)
+    return image
+
+
+def read_tiff(image: TiffImage, name: str) -> TiffSamples:
+    """Decode the page of an image that Pillow cannot decode to the last bit.
+
+    Raises:
+        FileError: it is of a kind that is not supported, needs the extra, has no range that is known, or is damaged.
+    """
+    page, facts, own_notes = image.page, image.facts, tuple[str, ...]()
+    if page is None:
+        raise FileError(f"{name}: the TIFF file is damaged", "copy or download it again")
+    _check_supported(page, facts, name)
+    stored = _stored_samples(page, name)
+    colors, alpha_at = facts.colors, facts.alpha_at
+    if stored.shape[2] < facts.channels or facts.channels < colors:
+        raise FileError(f"{name}: {facts.name} with {stored.shape[2]} channels is not supported")
+    if facts.photometric in (8, 9):
+        own, own_notes = _lab_samples(stored[:, :, :3], facts), ("Lab was converted to sRGB",)
+    elif facts.photometric == 3:
+        own = _palette_colors(page, stored[:, :, 0])
+    else:
+        own, own_notes = _ranged(stored[:, :, :colors], facts, name)
+    if facts.photometric == 0:
+        own = np.iinfo(own.dtype).max - own
+    alpha = None
+    if alpha_at is not None:
+        alpha, _ = _ranged(stored[:, :, alpha_at : alpha_at + 1], facts, name)
+        # Lab of 8 bits has become 16.
+        alpha = alpha if alpha.dtype == own.dtype else alpha.astype(np.uint16) * 257
+        if facts.extra[alpha_at - colors] == _ASSOCIATED:
+            own = unpremultiplied(own, alpha)
+    turn = TURNS[_orientation(image)]
+    return TiffSamples(
+        "CMYK" if facts.photometric == 5 else "RGB" if colors == 3 or facts.photometric == 3 else "GRAY",
+        turn(own),
+        None if alpha is None else turn(alpha),
+        facts.photometric in (8, 9),
+        (*own_notes, *facts.notes),
+    )
+
+
+def check_deflated(page: tifffile.TiffPage) -> None:
+    """Compare the checksums of a page's strips or tiles, which Pillow does not.
+
+    Raises:
+        OSError: one is wrong, or its data is damaged.
+    """
+    if page.compression not in _DEFLATED:
+        return
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+        page.parent.filehandle.seek(offset)
+        try:
+            zlib.decompress(page.parent.filehandle.read(count))
+        except zlib.error as error:
+            raise OSError(f"broken data stream: {error}") from error
+
+
+def needs_codecs(page: tifffile.TiffPage) -> bool:
+    """Whether tifffile decodes a page only with imagecodecs."""
+    return (
+        page.compression not in _PLAIN_COMPRESSIONS
+        or page.predictor not in _PLAIN_PREDICTORS
+        or page.bitspersample not in _PLAIN_BITS
+    )
+
+
+def _is_full(page: tifffile.TiffPage) -> bool:
+    # The older tag has numbers instead of bits: 2 is a reduced image.
+    return not (page.is_reduced or page.is_mask or page.tags.valueof(255) == 2)
+
+
+def _facts(page: tifffile.TiffPage) -> _Facts:
+    extra = tuple(int(kind) for kind in page.extrasamples)
+    if not extra and page.photometric == 2 and page.samplesperpixel == 4:
+        # Some programs forget to say so.
+        extra = (_STRAIGHT,)
+    sample_format = _one(page.sampleformat)
+    sample_format = _UINT if sample_format == 4 else sample_format
+    return _Facts(_one(page.bitspersample), sample_format, _one(page.photometric), _one(page.samplesperpixel), extra)
+
+
+def _one(value: int | tuple[int, ...]) -> int:
+    """A value of a tag of which a damaged file may have several; of several depths, the largest counts."""
+    return max(value, default=0) if isinstance(value, tuple) else int(value)
+
+
+def _orientation(image: TiffImage) -> int:
+    found = image.tag_v2.get(ExifTags.Base.Orientation, 1)
+    return found if found in TURNS else 1
+
+
+def _tags_as_file(page: tifffile.TiffPage) -> BinaryIO:
+    """The tags of a page in a small TIFF of their own: Pillow reads no big-endian BigTIFF."""
+    directory = ImageFileDirectory_v2(prefix=b"II")
+    for tag in page.tags:
+        if tag.code in (273, 279, 324, 325, 330):
+            continue
+        value = tag.value
+        if isinstance(value, dict):
+            continue
+        with contextlib.suppress(TypeError, ValueError, KeyError):
+            directory.tagtype[tag.code] = int(tag.dtype)
+            directory[tag.code] = value
+    return io.BytesIO(b"II*\0" + struct.pack("<I", 8) + directory.tobytes(8))
+
+
+def _check_supported(page: tifffile.TiffPage, facts: _Facts, name: str) -> None:
+    """Refuse by its name what would not come out right."""
+    known = facts.photometric in (0, 1, 2, 3, 5, 8, 9)
+    numbers = facts.sample_format in ((_UINT,) if facts.photometric in (3, 8, 9) else (_UINT, _INT, _FLOAT))
+    if facts.photometric in (8, 9):
+        known, numbers = facts.bits in (8, 16), facts.sample_format in (_UINT, _INT)
+    inks = page.tags.valueof(332, _CMYK_INKS)
+    if facts.photometric == 5 and inks != _CMYK_INKS:
+        raise FileError(f"{name}: {facts.channels} inks other than CMYK are not supported", "convert it to RGB first")
+    if not known or not numbers or page.dtype is None or page.shaped[1] != 1:
+        volume = f" in {page.shaped[1]} layers" if page.shaped[1] != 1 else ""
+        raise FileError(f"{name}: {facts.name}{volume} is not supported", "convert it to 16-bit RGB first")
+    if needs_codecs(page) and not has_reader("codecs"):
+        what = f"{getattr(page.compression, 'name', page.compression)} compression of {facts.name}"
+        raise FileError(f"{name}: {what} needs imagecodecs, which is not installed", install_hint(["codecs"]))
+
+
+def _stored_samples(page: tifffile.TiffPage, name: str) -> NDArray[Any]:
+    """(H, W, C) as they are stored."""
+    offsets, counts = page.dataoffsets, page.databytecounts
+    end = page.parent.filehandle.size
+    whole = all(offset and count and offset + count <= end for offset, count in zip(offsets, counts, strict=False))
+    if not whole or min(len(offsets), len(counts)) < _segments(page):
+        raise FileError(f"{name}: parts of its pixels are missing", "copy or download it again")
+    try:
+        stored = page.asarray(maxworkers=1)
+    except NotImplementedError as error:
+        raise FileError(f"{name}: {_facts(page).name}: {error}", "convert it to 16-bit RGB first") from error
+    apart, _, height, width, together = page.shaped
+    shaped = stored.reshape(apart, height, width, together)
+    return shaped[0] if apart == 1 else shaped[..., 0].transpose(1, 2, 0)
+
+
+def _segments(page: tifffile.TiffPage) -> int:
+    """How many strips or tiles the page needs."""
+    apart, _, height, width, _ = page.shaped
+    if page.is_tiled:
+        return int(apart * -(-height // page.tilelength) * -(-width // page.tilewidth))
+    return int(apart * -(-height // min(max(page.rowsperstrip, 1), height)))
+
+
+def _ranged(samples: NDArray[Any], facts: _Facts, name: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Bring numbers of any kind to all of uint8 or uint16, and say what did not fit."""
+    if facts.sample_format == _FLOAT:
+        return ranged_floats(samples, facts.name, name)
+    largest, notes = (1 << facts.bits) - 1, tuple[str, ...]()
+    if facts.sample_format == _INT:
+        least, most = int(samples.min()), int(samples.max())
+        if least < 0:
+            reason = f"{facts.name} from {least} to {most} has no black and white that is known"
+            raise FileError(f"{name}: {reason}", "convert it to unsigned 16-bit first")
+        # Pillow and numpy keep 16 bits in int32.
+        largest = 65535 if facts.bits > 16 and most <= 65535 else largest >> 1
+        notes = (f"{facts.name}: 0 to {largest} was taken as black to white",)
+    if largest <= 255:
+        scaled = samples if largest == 255 else (samples.astype(np.uint16) * 255 + largest // 2) // largest
+        return scaled.astype(np.uint8), notes
+    if largest == 65535:
+        return samples.astype(np.uint16), notes
+    return _by_parts(samples, lambda part: part * (65535 / largest)), notes
+
+
+def ranged_floats(samples: NDArray[Any], kind: str, name: str) -> tuple[NDArray[np.uint16], tuple[str, ...]]:
+    """Bring floats from 0 to 1 to all of uint16.
+
+    Args:
+        samples: of any shape and float type.
+        kind: what a person calls them.
+        name: of the file, for a message.
+    Returns:
+        The samples, and notes that count those that were clipped, or are no numbers.
+    Raises:
+        FileError: they are clearly of another range, or none is a number.
+    """
+    finite = samples[np.isfinite(samples)]
+    if finite.size == 0:
+        raise FileError(f"{name}: none of its samples is a finite number")
+    most = float(finite.max())
+    above = finite[finite > 1 + _HALF_STEP]
+    share = above.size / finite.size
+    if above.size and (
+        share > _MOST_ABOVE
+        or (share > _SOME and float(np.median(above)) > _FAR_ABOVE)
+        or (most >= 8 and bool((finite == np.rint(finite)).all()))
+    ):
+        span = "0 to 255" if most <= 256 else "0 to 65535" if most <= 65536 else f"up to {most:g}"
+        reason = f"its {kind} samples look like {span}, where 0 to 1 is black to white (largest: {most:g})"
+        raise FileError(f"{name}: {reason}", "divide them by their white first, or save it with 16 bits")
+    no_numbers = int(np.isnan(samples).sum())
+    bright = above.size + int(np.isposinf(samples).sum())
+    dark = int((finite < -_HALF_STEP).sum()) + int(np.isneginf(samples).sum())
+    notes = []
+    if bright or dark:
+        parts = [f"{bright} above 1 (largest: {most:g})"] if bright else []
+        parts += [f"{dark} below 0"] if dark else []
+        notes.append(f"of {samples.size} float samples {' and '.join(parts)} were clipped")
+    if no_numbers:
+        notes.append(f"{no_numbers} samples that are not numbers (NaN) became 0")
+
+    def whole(part: NDArray[Any]) -> NDArray[Any]:
+        finite = np.nan_to_num(part.astype(np.float64), nan=0.0, posinf=1.0, neginf=0.0)
+        return finite.clip(0, 1) * 65535
+
+    return _by_parts(samples, whole), tuple(notes)
+
+
+def shallow(samples: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """16 bits rounded to 8, a row at a time."""
+    result = np.empty(samples.shape, np.uint8)
+    for row, levels in zip(result, samples, strict=True):
+        row[:] = (levels.astype(np.uint32) + 128) // 257
+    return result
+
+
+def _by_parts(samples: NDArray[Any], convert: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[np.uint16]:
+    """Convert to uint16 a few rows at a time, so that float64 of a whole image is never held."""
+    result = np.empty(samples.shape, np.uint16)
+    rows = max(_SAMPLES_AT_ONCE // max(samples[0].size, 1), 1)
+    for top in range(0, len(samples), rows):
+        result[top : top + rows] = np.rint(convert(samples[top : top + rows]))
+    return result
+
+
+def _lab_samples(samples: NDArray[Any], facts: _Facts) -> NDArray[np.uint16]:
+    """8 or 16-bit Lab (TIFF 6.0, section 23) or ICC Lab (TIFF/EP and Adobe's notes) to sRGB, 16 bits."""
+    half = 1 << (facts.bits - 1)
+    step = 1 << (facts.bits - 8)
+    # ICC Lab counts a and b from an offset, and 16-bit lightness 100 is 0xFF00.
+    white = (1 << facts.bits) - (1 if facts.photometric == 8 or facts.bits == 8 else 1 << 8)
+
+    def convert(part: NDArray[Any]) -> NDArray[Any]:
+        whole = part.astype(np.int32) & ((1 << facts.bits) - 1)
+        lightness = whole[..., :1] * (100.0 / white)
+        opponents = (whole[..., 1:] - half if facts.photometric == 9 else (whole[..., 1:] ^ half) - half) / step
+        lab = torch.from_numpy(np.concatenate([lightness, opponents], axis=2).astype(np.float32))
+        rgb: NDArray[np.float32] = lab_to_srgb(lab.permute(2, 0, 1)).clamp(0, 1).permute(1, 2, 0).numpy()
+        return rgb * 65535
+
+    return _by_parts(samples, convert)
+
+
+def _palette_colors(page: tifffile.TiffPage, indexes: NDArray[Any]) -> NDArray[Any]:
+    colors: NDArray[np.uint16] = np.asarray(page.colormap, np.uint16).T[indexes]
+    return (colors >> 8).astype(np.uint8) if not (colors % 257).any() or not (colors % 256).any() else colors
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+_XMP_TAG, _IPTC_TAG = 700, 33723
 _DEFLATE, _HORIZONTAL_DIFFERENCES, _STRAIGHT_ALPHA, _INCH = 8, 2, 2, 2
 _GREY, _RGB = 1, 2
 

@@ -1,4 +1,4 @@
-"""More than 8 bits per channel, where Pillow itself gives only 8.
+"""Decode what Pillow does not: more than 8 bits per channel, HEIC of 10 bits, and cameras' raw files.
 
 AVIF, JPEG XL and JPEG 2000 are decoded by imagecodecs, where that is installed.
 
@@ -12,14 +12,18 @@ from __future__ import annotations
 import importlib
 import struct
 import sys
+import warnings
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
-from omgsr_cli.files.folders import has_reader
-from omgsr_cli.imaging.source import decoding, load_pixels
+from omgsr_cli.errors import FileError
+from omgsr_cli.files.folders import RAW_SUFFIXES, has_reader
+from omgsr_cli.imaging.image import spread, unpremultiplied
+from omgsr_cli.imaging.opening import decoding, load_pixels, missing_reader
 
 _OTHER_ORDER = {"B": "L", "L": "B"}
 _NATIVE = "L" if sys.byteorder == "little" else "B"
@@ -80,7 +84,9 @@ def read_deep(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> NDArray[
     samples = np.asarray(image).astype(np.uint16)
     samples <<= 8
     samples |= low
-    return _divided(samples) if premultiplied else samples
+    if premultiplied:
+        samples[..., :3] = unpremultiplied(samples[..., :3], samples[..., 3:])
+    return samples
 
 
 def _rawmode(tile: Any) -> str:
@@ -94,12 +100,6 @@ def _tile_of_byte(tile: Any, file_order: str, lower: bool) -> Any:
     # RGBa would be divided by alpha in 8 bits: it is taken as RGBA and divided afterwards.
     wanted = f"{layout.upper()};16{_OTHER_ORDER[order] if lower else order}"
     return tile._replace(args=wanted if isinstance(tile.args, str) else (wanted, *tile.args[1:]))
-
-
-def _divided(samples: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    alpha = np.maximum(samples[..., 3:].astype(np.float32), 1) / 65535
-    samples[..., :3] = np.minimum(np.rint(samples[..., :3] / alpha), 65535)
-    return samples
 
 
 #: Which function of imagecodecs decodes a format.
@@ -167,21 +167,13 @@ def read_coded(image: ImageFile.ImageFile, file: BinaryIO, depth: int, name: str
     if shallow.shape != samples.shape or samples.dtype.kind not in "uf":
         return None
     if samples.dtype.kind == "u":
-        samples = _spread(samples, (1 << depth) - 1)
+        samples = spread(samples, (1 << depth) - 1)
     # A part of the pixels tells as much, and takes no memory.
     step = max(int((shallow.shape[0] * shallow.shape[1] / _COMPARED_PX) ** 0.5), 1)
     ours, theirs = samples[::step, ::step].astype(np.float32), shallow[::step, ::step].astype(np.float32)
     ours /= 1 if samples.dtype.kind == "f" else 65535
     apart = np.abs(ours.clip(0, 1) - theirs / np.iinfo(shallow.dtype).max).mean()
     return samples if apart * 255 <= _MOST_APART else None
-
-
-def _spread(samples: NDArray[Any], largest: int) -> NDArray[np.uint16]:
-    """To all of uint16, a row at a time."""
-    spread = np.empty(samples.shape, np.uint16)
-    for row, levels in zip(spread, samples, strict=True):
-        row[:] = np.minimum((levels.astype(np.uint32) * 65535 + largest // 2) // largest, 65535)
-    return spread
 
 
 def _read_ppm(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> NDArray[np.uint16]:
@@ -193,7 +185,7 @@ def _read_ppm(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> NDArray[
         if len(content) < 2 * count:
             raise OSError("image file is truncated")
     arguments: Any = image.tile[0].args
-    return _spread(np.frombuffer(content, ">u2").reshape(image.height, image.width, 3), int(arguments[-1]))
+    return spread(np.frombuffer(content, ">u2").reshape(image.height, image.width, 3), int(arguments[-1]))
 
 
 def _depth_of_avif(header: bytes) -> int:
@@ -280,3 +272,83 @@ def _skip_preview(bits: _Bits) -> None:
             bits.choose((16, 0), (32, 0), (1, 5), (33, 9))
         else:
             bits.choose((1, 6), (65, 8), (321, 10), (1345, 12))
+
+
+# --- HEIC and raw files -------------------------------------------------------------------------------------------
+
+# sRGB's own curve, as LibRaw takes it: the inverse of its power, and the slope near black.
+_SRGB_GAMMA = (2.4, 12.92)
+_TURNED = (5, 6)
+
+
+def heif_depth(image: Image.Image) -> int:
+    """Bits per channel of an opened HEIC picture; 8 for all others."""
+    return int(image.info.get("bit_depth", 8)) if image.format == "HEIF" else 8
+
+
+def read_deep_heif(file: BinaryIO) -> NDArray[np.uint16]:
+    """Decode a HEIC picture of 10 or 12 bits, upright.
+
+    Args:
+        file: the whole of it, seekable.
+    Returns:
+        (H, W, C) uint16 over the whole range.
+    Raises:
+        ValueError, RuntimeError, EOFError, SyntaxError, OSError: it is broken.
+    """
+    file.seek(0)
+    picture = importlib.import_module("pillow_heif").open_heif(file, convert_hdr_to_8bit=False)
+    samples: NDArray[np.uint16] = np.asarray(picture)
+    depth = int(picture.info["bit_depth"])
+    # The library shifts levels to the upper bits, which leaves white a little grey.
+    levels = spread(samples >> (16 - depth), (1 << depth) - 1)
+    return levels[:, :, None] if levels.ndim == 2 else levels
+
+
+def is_raw(source: Path | bytes) -> bool:
+    """Whether a file is a camera's raw one, by its name: most begin as TIFF, and would be read as their thumbnail."""
+    return isinstance(source, Path) and source.suffix.lower() in RAW_SUFFIXES
+
+
+def raw_size(file: BinaryIO, name: str) -> tuple[int, int]:
+    """Height and width of a raw file once it is developed, upright.
+
+    Raises:
+        FileError: it is broken, of no known camera, or rawpy is not installed.
+    """
+    rawpy = _rawpy(name)
+    try:
+        with rawpy.imread(file) as raw:
+            sizes = raw.sizes
+    except rawpy.LibRawError as error:
+        raise _broken_raw(name, error) from error
+    height, width = sizes.height, sizes.width
+    return (width, height) if sizes.flip in _TURNED else (height, width)
+
+
+def develop_raw(file: BinaryIO, name: str) -> NDArray[np.uint16]:
+    """Develop a raw file as the camera would: its white balance, sRGB, upright.
+
+    Returns:
+        (H, W, 3) uint16.
+    Raises:
+        FileError: as for `raw_size`.
+    """
+    rawpy = _rawpy(name)
+    try:
+        with rawpy.imread(file) as raw, warnings.catch_warnings(action="ignore"):
+            developed: NDArray[np.uint16] = raw.postprocess(use_camera_wb=True, output_bps=16, gamma=_SRGB_GAMMA)
+    except rawpy.LibRawError as error:
+        raise _broken_raw(name, error) from error
+    return developed
+
+
+def _rawpy(name: str) -> Any:
+    if not has_reader("raw"):
+        raise missing_reader("raw", name)
+    return importlib.import_module("rawpy")
+
+
+def _broken_raw(name: str, error: Exception) -> FileError:
+    reason = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else str(error)
+    return FileError(f"{name}: the raw file cannot be read: {reason}", "develop it to TIFF in another program first")

@@ -1,8 +1,10 @@
-"""Open picture files with Pillow, and say in one line why one cannot be read."""
+"""Open image files with Pillow: repair damage beside the pixels, and refuse in one line what cannot be read."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import importlib
 import io
 import os
 import re
@@ -10,18 +12,19 @@ import struct
 import threading
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from omgsr_cli.errors import FileError, read_reason
-from omgsr_cli.files.folders import format_of_start, has_reader
-from omgsr_cli.imaging.extras import add_readers, missing_reader
+from omgsr_cli.files.containers import PNG_START, START_OF_SCAN, jpeg_segments, png_chunks
+from omgsr_cli.files.folders import EXTRA_OF_FORMAT, format_of_start, has_reader, install_hint
 from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
-from omgsr_cli.imaging.read_tiff import TiffImage, is_tiff, open_tiff
-from omgsr_cli.imaging.repair import MAX_PNG_TEXT, MAX_PNG_TEXTS, repaired
+from omgsr_cli.imaging.tiff import TiffImage, is_tiff, libtiff_errors, open_tiff
 
 #: Larger pictures are refused by what their header says, before any memory is taken.
 MAX_PIXELS = 1_000_000_000
@@ -31,6 +34,26 @@ MAX_PIXELS = 1_000_000_000
 _PIXELS_PER_BYTE = 8_300
 _DENSE_FORMATS = frozenset({"WEBP", "AVIF", "GIF"})
 _ALWAYS_PIXELS = 16_000_000
+
+#: A text or profile of a PNG may be this long once it is inflated, and all texts together.
+MAX_PNG_TEXT, MAX_PNG_TEXTS = 64 << 20, 256 << 20
+
+_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+
+#: Markers of JPEG frames (ITU T.81, table B.1): those in Huffman codes, and those in arithmetic codes or lossless.
+_PROGRESSIVE, _HUFFMAN_FRAMES = 0xC2, (0xC0, 0xC1, 0xC2)
+_OTHER_FRAMES, _RESTART_INTERVAL = (0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)), 0xDD
+
+#: What could follow a scan that ends too early: codes that become pixels wherever some are missing.
+_CONTINUATIONS = (bytes(600), b"\xff\0" * 300, b"\xa9\x3c\x75" * 200)
+
+#: Chunks beside the pixels whose length is fixed (PNG third edition, 11.3).
+_LENGTHS = {b"pHYs": 9, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"tIME": 7, b"cICP": 4}
+
+_NO_END = "the file lacks its end marker, but no pixels"
+
+#: Ancillary by their name, but without them the pixels are others.
+_FOR_PIXELS = frozenset({b"tRNS", b"acTL", b"fcTL", b"fdAT"})
 
 #: What Pillow raises on files that are broken in one way or another.
 DECODE_ERRORS = (
@@ -141,6 +164,8 @@ def opened(
             check_size(name, image.size)
             _check_density(image, file, name)
             _check_length(image, file, name)
+            if isinstance(image, PngImagePlugin.PngImageFile) and image.mode == "P" and image.palette is None:
+                raise FileError(f"{name}: the palette of the PNG is missing", "copy or download it again")
         yield image, file, notes
 
 
@@ -153,10 +178,13 @@ def load_pixels(image: ImageFile.ImageFile, name: str) -> None:
     """Decode an opened image.
 
     Raises:
-        FileError: it is truncated or broken.
+        FileError: it is truncated or damaged.
     """
+    before = libtiff_errors.count
     with decoding(name):
         image.load()
+        if libtiff_errors.count > before:
+            raise OSError("broken data stream: reported by libtiff")
 
 
 def frame_count(image: ImageFile.ImageFile, name: str) -> int:
@@ -235,6 +263,22 @@ def _decode_error(name: str, error: BaseException) -> FileError:
     return FileError(f"{name}: the file is damaged or truncated", "copy or download it again")
 
 
+@cache
+def add_readers() -> None:
+    """Tell Pillow of HEIC and JPEG XL, where what reads them is installed."""
+    if has_reader("heic"):
+        importlib.import_module("pillow_heif").register_heif_opener(thumbnails=False)
+    if has_reader("jxl"):
+        importlib.import_module("pillow_jxl")
+
+
+def missing_reader(kind: str, name: str) -> FileError:
+    """Say what to install for a file that cannot be read without it."""
+    what = {"heic": "HEIC images", "jxl": "JPEG XL images", "raw": "a camera's raw files"}[kind]
+    module = EXTRA_OF_FORMAT[kind][1].replace("_", "-")
+    return FileError(f"{name}: {what} need {module}, which is not installed", install_hint([kind]))
+
+
 def _openers() -> tuple[str, ...]:
     """Pillow's names of the formats that it may open a file as."""
     add_readers()
@@ -278,3 +322,142 @@ def _unidentified(file: BinaryIO, name: str) -> FileError:
         return FileError(f"{name}: the {what} file is truncated, damaged, or of a kind that cannot be read")
     names = ", ".join(sorted(set(FORMAT_OF_PILLOW.values())))
     return FileError(f"{name}: not a picture that can be read", f"formats: {names}")
+
+
+# --- damage beside the pixels -------------------------------------------------------------------------------------
+
+
+def repaired(file: BinaryIO, for_pixels: bool) -> tuple[BinaryIO, tuple[str, ...]]:
+    """Leave out what is damaged beside the pixels of a PNG, and give a JPEG the end marker that it lacks.
+
+    A JPEG gets one only where no pixel depends on what is missing.
+
+    Args:
+        file: the whole of it, seekable.
+        for_pixels: whether the pixels will be decoded; a JPEG is not examined otherwise.
+    Returns:
+        The file itself, or a copy in memory without what is damaged; and notes on what that is.
+    Raises:
+        OSError: the checksum of a PNG's pixels is wrong.
+    """
+    file.seek(0)
+    start = file.read(8)
+    file.seek(0)
+    if start == PNG_START:
+        return _repaired_png(file, for_pixels)
+    if for_pixels and start.startswith(_JPEG_START):
+        data = file.read()
+        file.seek(0)
+        if _lacks_only_its_end(data):
+            return io.BytesIO(data.removesuffix(b"\xff") + _JPEG_END), (_NO_END,)
+    return file, ()
+
+
+def _repaired_png(file: BinaryIO, for_pixels: bool) -> tuple[BinaryIO, tuple[str, ...]]:
+    kept: list[tuple[int, int]] = [(0, 8)]
+    dropped: Counter[str] = Counter()
+    texts, kind = 0, b""
+    end = file.seek(0, io.SEEK_END)
+    for kind, start, length in png_chunks(file):
+        behind = start + length + 4
+        is_beside = bool(kind[0] & 0x20) and kind not in _FOR_PIXELS
+        # Pillow does not compare the sums of pixels: a bit that flipped would become other pixels.
+        # What reaches beyond the file's end is left to the decoder.
+        if behind <= end and (is_beside or (for_pixels and kind == b"IDAT")):
+            content, checksum = file.read(length), int.from_bytes(file.read(4), "big")
+            is_right = checksum == zlib.crc32(content, zlib.crc32(kind))
+            if not is_beside and not is_right:
+                raise OSError("broken data stream: wrong checksum")
+            inflated = _inflated_bytes(kind, content) if is_beside else 0
+            if kind in (b"tEXt", b"zTXt", b"iTXt"):
+                texts += inflated or 0
+            is_long = texts > MAX_PNG_TEXTS and kind in (b"tEXt", b"zTXt", b"iTXt")
+            if not is_right or inflated is None or length != _LENGTHS.get(kind, length) or is_long:
+                dropped["ICC profile" if kind == b"iCCP" else f"{kind.decode('latin-1')} chunk"] += 1
+                continue
+        kept.append((start - 8, min(behind, end)))
+        if kind == b"IEND":
+            break
+    notes = tuple(
+        f"{count} {what}s were left out: damaged or too long"
+        if count > 1
+        else f"the {what} was left out: it is damaged or too long"
+        for what, count in dropped.items()
+    )
+    if kind != b"IEND":
+        notes += (_NO_END,)
+    file.seek(0)
+    if not dropped:
+        return file, notes
+    parts = []
+    for first, last in kept:
+        file.seek(first)
+        parts.append(file.read(last - first))
+    return io.BytesIO(b"".join(parts)), notes
+
+
+def _inflated_bytes(kind: bytes, content: bytes) -> int | None:
+    """The length of a text or profile once it is inflated; None where it is damaged, or longer than `MAX_PNG_TEXT`."""
+    packed: bytes | None = None
+    if kind in (b"zTXt", b"iCCP"):
+        _, mark, rest = content.partition(b"\0")
+        packed = rest[1:] if mark else b""
+    elif kind == b"iTXt":
+        _, _, rest = content.partition(b"\0")
+        if rest[:1] == b"\1":
+            packed = [*rest[2:].split(b"\0", 2), b"", b""][2]
+    if packed is None:
+        return len(content) if len(content) <= MAX_PNG_TEXT else None
+    try:
+        unpacker = zlib.decompressobj()
+        length = len(unpacker.decompress(packed, MAX_PNG_TEXT))
+    except zlib.error:
+        return None
+    return length if unpacker.eof else None
+
+
+def _lacks_only_its_end(data: bytes) -> bool:
+    """Whether a JPEG without an end marker has all of its pixels.
+
+    Its scans must give every bit of every coefficient. Those of the last scan are all there if the pixels do not
+    depend on what follows in the file.
+    """
+    try:
+        if not _lacks_its_end(data):
+            return False
+        has_restarts = any(kind[0] == _RESTART_INTERVAL for kind, _, _ in jpeg_segments(io.BytesIO(data)))
+        # A decoder may wait for the next of eight restart markers instead.
+        restarts = [b"\xff" + bytes([0xD0 + number]) + _CONTINUATIONS[-1] for number in range(8)]
+        pixels = set()
+        for continuation in [*_CONTINUATIONS, *(restarts if has_restarts else [])]:
+            with Image.open(io.BytesIO(data.removesuffix(b"\xff") + continuation + _JPEG_END)) as image:
+                pixels.add(hashlib.sha256(image.tobytes()).digest())
+            if len(pixels) > 1:
+                return False
+    except DECODE_ERRORS:
+        return False
+    return True
+
+
+def _lacks_its_end(data: bytes) -> bool:
+    """Whether no end marker follows a JPEG's scans, and their headers promise every bit of every coefficient."""
+    # Of each component's coefficients, how many of the lowest bits are still to come.
+    missing: dict[int, list[int]] = {}
+    is_progressive = has_scan = False
+    for kind, start, length in jpeg_segments(io.BytesIO(data)):
+        segment = data[start : start + length]
+        if kind[0] in _HUFFMAN_FRAMES:
+            is_progressive = kind[0] == _PROGRESSIVE
+            missing = {segment[6 + 3 * index]: [16] * 64 for index in range(segment[5])}
+        elif kind[0] in _OTHER_FRAMES:
+            return False
+        elif kind[0] == START_OF_SCAN:
+            # Of most files this is all that is examined.
+            if not has_scan and data.find(_JPEG_END, start) >= 0:
+                return False
+            has_scan, count = True, segment[0]
+            first, last, bits = segment[1 + 2 * count : 4 + 2 * count]
+            for component in segment[1 : 1 + 2 * count : 2]:
+                for coefficient in range(first, last + 1) if is_progressive else range(64):
+                    missing[component][coefficient] = bits & 15 if is_progressive else 0
+    return has_scan and not any(any(bits) for bits in missing.values())

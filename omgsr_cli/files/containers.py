@@ -1,0 +1,124 @@
+"""The parts of image files: chunks of PNG and WebP, segments of JPEG, boxes of AVIF, HEIC, JPEG XL and JPEG 2000."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+
+#: JPEG markers (ITU T.81, table B.1).
+START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
+
+#: No JPEG is followed further than this many scans, each of which costs a look at the rest of the file.
+_MAX_SCANS = 500
+
+
+class Part(NamedTuple):
+    """A part of a file, and where its content is."""
+
+    kind: bytes
+    start: int
+    length: int
+
+
+def png_chunks(file: BinaryIO) -> Iterator[Part]:
+    """The chunks of a PNG; the file is at the content of each, of which nothing is read."""
+    position = 8
+    while True:
+        file.seek(position)
+        head = file.read(8)
+        if len(head) < 8:
+            return
+        length, kind = struct.unpack(">I4s", head)
+        yield Part(kind, position + 8, length)
+        position += 12 + length
+
+
+def webp_chunks(file: BinaryIO) -> Iterator[Part]:
+    """The chunks of a WebP, as for `png_chunks`."""
+    position = 12
+    while True:
+        file.seek(position)
+        head = file.read(8)
+        if len(head) < 8:
+            return
+        kind, length = struct.unpack("<4sI", head)
+        yield Part(kind, position + 8, length)
+        position += 8 + length + length % 2
+
+
+def jpeg_segments(file: BinaryIO) -> Iterator[Part]:
+    """The segments of a JPEG, as for `png_chunks`; their kind is the marker's second byte.
+
+    Behind each start of a scan its pixels are passed over, for which the rest of the file is read.
+    """
+    position, scans = 2, 0
+    while scans < _MAX_SCANS:
+        file.seek(position)
+        head = file.read(4)
+        if len(head) < 4 or head[0] != 0xFF or head[1] == END_OF_IMAGE:
+            return
+        if head[1] == 0xFF:
+            # Markers may be padded.
+            position += 1
+            continue
+        length = max(struct.unpack(">H", head[2:])[0] - 2, 0)
+        yield Part(head[1:2], position + 4, length)
+        position += 4 + length
+        if head[1] == START_OF_SCAN:
+            scans += 1
+            file.seek(position)
+            position += _scan_length(file.read())
+
+
+def _scan_length(data: bytes) -> int:
+    """The length of a scan's pixels, up to the next marker that is not within it."""
+    position = 0
+    while (position := data.find(b"\xff", position)) >= 0 and position + 1 < len(data):
+        if data[position + 1] == 0xFF:
+            position += 1
+        elif data[position + 1] == 0 or 0xD0 <= data[position + 1] <= 0xD7:
+            position += 2
+        else:
+            return position
+    return len(data)
+
+
+def boxes(file: BinaryIO) -> Iterator[Part]:
+    """The outermost boxes of a file (ISO/IEC 14496-12, 4.2), as for `png_chunks`; those within one are a file too."""
+    position, end = 0, file.seek(0, os.SEEK_END)
+    while True:
+        file.seek(position)
+        head = file.read(16)
+        if len(head) < 8:
+            return
+        length, kind = struct.unpack_from(">I4s", head)
+        start = 8
+        if length == 1 and len(head) == 16:
+            length, start = struct.unpack_from(">Q", head, 8)[0], 16
+        if length == 0:
+            length = end - position
+        if length < start:
+            return
+        file.seek(position + start)
+        yield Part(kind, position + start, length - start)
+        position += length
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    """A PNG chunk with its length and checksum."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))
+
+
+def jpeg_segment(marker: int, content: bytes) -> bytes:
+    """A JPEG segment with its marker and length; the content has at most 65533 bytes."""
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+
+def behind_first_segment(data: bytes | memoryview) -> int:
+    """Where a JPEG's first segment ends; that of JFIF must come first."""
+    return 4 + int(struct.unpack_from(">H", data, 4)[0])

@@ -1,0 +1,270 @@
+"""An image once it has been read: pixels for the model, and everything that must survive it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from omgsr_cli.errors import NotFiniteError, ShapeError
+from omgsr_cli.imaging.rows import Rows, WholeRows, bands_of
+
+
+@dataclass(frozen=True)
+class PictureMetadata:
+    """What a file says beside its pixels.
+
+    Attributes:
+        exif: a TIFF structure without the "Exif" prefix, orientation 1, without a thumbnail.
+        icc: the profile that the file's pixels are in, its own or one of the same meaning as its other description;
+            None means sRGB (or grey on sRGB's curve).
+        xmp: the XMP packet with its extension, orientation 1.
+        dpi: horizontal and vertical dots per inch.
+        text: keyword and text of PNG text chunks; a JPEG or GIF comment is "Comment".
+        iptc: data sets of IPTC's IIM 4.2, without the preview image.
+        size_px: height and width of the image that all this describes; None for that of the pixels.
+    """
+
+    exif: bytes | None = None
+    icc: bytes | None = None
+    xmp: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    text: tuple[tuple[str, str], ...] = ()
+    iptc: bytes | None = None
+    size_px: tuple[int, int] | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class PictureHeader:
+    """What can be told of a file without decoding its pixels.
+
+    Attributes:
+        size_px: height and width after the EXIF orientation.
+        format: "png", "jpg", "webp", "tiff", "avif", "bmp", "gif", "jp2", "ppm", "heic", "jxl" or "raw".
+        frames: pictures in the file; only the first is read.
+        mode: Pillow's name of the pixel layout, for people.
+        bit_depth: 8 or 16 per channel, as it will be read and can be written.
+        has_alpha: whether there is transparency; it may turn out to be opaque everywhere.
+        record: the settings that this program wrote it with, if it did.
+        reading_bytes: memory that reading it takes at its peak, about.
+        held_bytes: memory that its pixels take from then on, about.
+    """
+
+    size_px: tuple[int, int]
+    format: str
+    frames: int
+    mode: str
+    bit_depth: int
+    has_alpha: bool
+    record: str | None
+    reading_bytes: int = 0
+    held_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture's pixels in sRGB and what is needed to write it as it came.
+
+    Attributes:
+        rgb: (3, H, W) float32, sRGB in [0, 1], upright, not premultiplied.
+        alpha: (1, H, W) float32 in [0, 1], or None.
+        format: as in `PictureHeader`.
+        bit_depth: 8 or 16 per channel.
+        is_grey: stored with one colour channel; written so again.
+        is_neutral: no pixel has a hue (always so if is_grey); results are reduced to their luma.
+        metadata: what the file says beside its pixels.
+        frames: pictures in the file; this is the first.
+        gamut: (3, H, W) float32, what had to be clipped from rgb to fit a wider gamut into sRGB; added again when
+            the picture is written into its own profile. None where nothing was clipped.
+        notes: what a person should be told, one short sentence each.
+    """
+
+    rgb: Tensor
+    alpha: Tensor | None = None
+    format: str = "png"
+    bit_depth: int = 8
+    is_grey: bool = False
+    is_neutral: bool = False
+    metadata: PictureMetadata = field(default_factory=PictureMetadata)
+    frames: int = 1
+    gamut: Tensor | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.rgb.shape[-2], self.rgb.shape[-1]
+
+    def restored(self, rgb: Tensor, alpha: Tensor | None = None) -> Picture:
+        """The same picture with new pixels, of any size.
+
+        Args:
+            rgb: (3, H, W) float, sRGB in [0, 1]; what lies outside is clipped when it is written.
+            alpha: (1, H, W) float in [0, 1], or None for an opaque picture.
+        Raises:
+            ShapeError: the shapes are not these, or differ in height or width.
+        """
+        if rgb.ndim != 3 or rgb.shape[0] != 3 or rgb.numel() == 0:
+            raise ShapeError(f"a picture is (3, H, W) with pixels, not {tuple(rgb.shape)}")
+        if alpha is not None and tuple(alpha.shape) != (1, *rgb.shape[1:]):
+            raise ShapeError(f"alpha is {tuple(alpha.shape)} beside a picture of {tuple(rgb.shape)}")
+        return replace(self, rgb=rgb, alpha=alpha)
+
+    def bands(self) -> PictureBands:
+        """The same picture, to be written from its first rows to its last."""
+        alpha = None if self.alpha is None else WholeRows(self.alpha)
+        return PictureBands(self, self.size_px, bands_of(WholeRows(self.rgb)), alpha)
+
+
+@dataclass(frozen=True)
+class PictureBands:
+    """A picture whose pixels come from the first rows to the last, once.
+
+    Attributes:
+        source: what it is made from: its format, depth, metadata and gamut are the result's too.
+        size_px: height and width.
+        rgb: (3, n, W) float, sRGB in [0, 1]; what lies outside is clipped when it is written.
+        alpha: (1, n, W) of the same height and width, in [0, 1], or None for an opaque picture.
+    """
+
+    source: Picture
+    size_px: tuple[int, int]
+    rgb: Iterator[Tensor]
+    alpha: Rows | None = None
+
+    def whole(self) -> Picture:
+        """All of it in memory."""
+        alpha = None if self.alpha is None else self.alpha.read(0, self.size_px[0])
+        return self.source.restored(torch.cat(list(self.rgb), dim=1), alpha)
+
+
+# White pixels between the two.
+_LINE_PX = 4
+
+
+def side_by_side(before: Rows, source: Picture, after: PictureBands) -> PictureBands:
+    """The enlarged input on the left, the result on the right, with a white line between.
+
+    Args:
+        before: (3, H, W) rows of the enlarged input, in [0, 1].
+        source: the input, for what is kept of it beside its pixels.
+        after: the result, (3, H, W) in bands.
+    Returns:
+        (3, H, 2 W + 4) in bands.
+    """
+    height, width = after.size_px
+
+    def bands() -> Iterator[Tensor]:
+        row = 0
+        for band in after.rgb:
+            bottom = row + band.shape[1]
+            alpha = after.alpha.read(row, bottom) if after.alpha is not None else 1.0
+            line = torch.ones(3, band.shape[1], _LINE_PX)
+            yield torch.cat([before.read(row, bottom) * alpha, line, band * alpha], 2)
+            row = bottom
+
+    # Regions, sizes and places describe the input alone.
+    metadata = PictureMetadata(icc=source.metadata.icc, dpi=source.metadata.dpi)
+    plain = Picture(source.rgb, is_grey=source.is_grey, is_neutral=source.is_neutral, metadata=metadata)
+    return PictureBands(plain, (height, 2 * width + _LINE_PX), bands())
+
+
+# --- integers of files <-> floats ----------------------------------------------------------------------------------
+
+#: Weights of BT.601, on gamma-encoded values: what JPEG and Pillow call grey.
+_LUMA_RED, _LUMA_BLUE = 0.299, 0.114
+#: Samples that are converted at a time.
+_SAMPLES_AT_ONCE = 1 << 20
+
+#: What each EXIF orientation asks to be done to an (H, W, C) array.
+TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    1: lambda samples: samples,
+    2: lambda samples: samples[:, ::-1],
+    3: lambda samples: samples[::-1, ::-1],
+    4: lambda samples: samples[::-1],
+    5: lambda samples: samples.swapaxes(0, 1),
+    6: lambda samples: samples[::-1].swapaxes(0, 1),
+    7: lambda samples: samples[::-1, ::-1].swapaxes(0, 1),
+    8: lambda samples: samples[:, ::-1].swapaxes(0, 1),
+}
+
+
+class SampleLayout(NamedTuple):
+    """Of a picture's samples, (H, W, C) uint8 or uint16; C is 1 grey, 2 grey with alpha, 3 RGB, 4 RGBA."""
+
+    height: int
+    width: int
+    channels: int
+    bit_depth: int
+
+
+def from_samples(samples: NDArray[Any]) -> Tensor:
+    """Turn a file's integers into floats.
+
+    Args:
+        samples: (H, W, C) or (H, W), uint8 or uint16.
+    Returns:
+        (C, H, W) float32 in [0, 1]: samples / 255 or / 65535.
+    """
+    planes = samples[:, :, None] if samples.ndim == 2 else samples
+    height, width, channels = planes.shape
+    result = torch.empty(channels, height, width)
+    rows = max(_SAMPLES_AT_ONCE // max(width, 1), 1)
+    # A few rows of one channel at a time, so that beside samples and result nothing is held.
+    for channel in range(channels):
+        for top in range(0, height, rows):
+            # int32 for 16 bits: torch cannot take every operation on uint16.
+            part = planes[top : top + rows, :, channel].astype(np.int32)
+            result[channel, top : top + rows] = torch.from_numpy(part)
+    return result.div_(np.iinfo(planes.dtype).max)
+
+
+def to_samples(image: Tensor, bit_depth: int) -> NDArray[Any]:
+    """Turn floats into a file's integers, rounding half to even.
+
+    Args:
+        image: (C, H, W) float in [0, 1]; what lies outside is clipped.
+        bit_depth: 8 or 16.
+    Returns:
+        (H, W, C) uint8 or uint16, contiguous.
+    Raises:
+        NotFiniteError: a value is NaN, which no integer stands for.
+    """
+    largest, dtype = (255, np.uint8) if bit_depth == 8 else (65535, np.uint16)
+    planes = []
+    # Channel by channel, so that a large picture is not held twice in float.
+    for channel in image.detach():
+        values = channel.to("cpu", torch.float32, copy=True).clamp_(0, 1).mul_(largest).round_()
+        # Clipped values cannot overflow their sum, and one NaN makes it NaN.
+        if bool(values.sum().isnan()):
+            raise NotFiniteError("the image has samples that are not numbers (NaN)")
+        planes.append(values.to(torch.int32 if bit_depth == 16 else torch.uint8).numpy().astype(dtype, copy=False))
+    return np.stack(planes, axis=-1)
+
+
+def luma(rgb: Tensor) -> Tensor:
+    """Reduce (3, H, W) to (1, H, W): BT.601 on gamma-encoded values; equal channels keep their value."""
+    red, green, blue = rgb[0:1], rgb[1:2], rgb[2:3]
+    # Written as differences so that a neutral pixel keeps exactly its value.
+    return green + (red - green) * _LUMA_RED + (blue - green) * _LUMA_BLUE
+
+
+def spread(samples: NDArray[Any], largest: int) -> NDArray[np.uint16]:
+    """Bring integers from 0 to `largest` to all of uint16, a row at a time."""
+    result = np.empty(samples.shape, np.uint16)
+    for row, levels in zip(result, samples, strict=True):
+        row[:] = np.minimum((levels.astype(np.uint32) * 65535 + largest // 2) // largest, 65535)
+    return result
+
+
+def unpremultiplied(colors: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
+    """Divide (H, W, C) integers by their alpha, (H, W, 1) of the same type."""
+    largest = np.iinfo(colors.dtype).max
+    share = np.maximum(alpha.astype(np.float32), 1) / largest
+    divided: NDArray[Any] = np.minimum(np.rint(colors / share), largest).astype(colors.dtype)
+    return divided
