@@ -88,7 +88,7 @@ def test_the_schema_describes_every_key(train: Command) -> None:
     assert schema["$defs"]["DataConfig"]["properties"]["train"]["description"]
 
 
-def test_five_errors_are_told_at_once_with_their_lines(train: Command, tmp_path: Path) -> None:
+def test_errors_of_values_and_of_files_are_reported_at_once(train: Command, tmp_path: Path) -> None:
     config = tmp_path / "bad.toml"
     config.write_text(
         "[model]\n"
@@ -109,13 +109,11 @@ def test_five_errors_are_told_at_once_with_their_lines(train: Command, tmp_path:
     for more in ([], ["--check"]):
         said = train(config, *more)
         assert said.code == 2
-        places = ("4: data.resolutoin", "5: data.train", "7: degradation.p", "12: optim.warmup_s", "14: train.p")
+        keys = ("data.resolutoin", "data.train", "degradation.presets", "optim.warmup_steps", "train.precision")
+        assert {line.removeprefix("error: ").partition(": ")[0] for line in said.errors} == {*keys}
         assert len(said.errors) == 5
-        for line, place in zip(said.errors, places, strict=True):
-            assert f"bad.toml:{place}" in line
-        assert "did you mean resolution?" in said.errors[0]
-        assert "sum to 0.9" in said.errors[2]
-        assert "bf16 or fp32" in said.errors[4]
+        for hint in ("did you mean resolution?", "sum to 0.9", "not -5", "bf16 or fp32"):
+            assert hint in said.err
 
 
 def test_a_nested_table_has_its_own_keys(train: Command, tmp_path: Path, world: Path) -> None:
@@ -125,10 +123,24 @@ def test_a_nested_table_has_its_own_keys(train: Command, tmp_path: Path, world: 
     assert "did you mean sigma_px? [loss.teacher] has model, weight" in said.errors[0]
 
 
-def test_set_changes_a_key_and_is_told_where_it_is_wrong(train: Command, tmp_path: Path, world: Path) -> None:
+def test_conflicts_are_reported_beside_wrong_values_unless_they_follow_from_them(
+    train: Command, tmp_path: Path, world: Path
+) -> None:
+    changes = ("optim.lr=fast", "log.noise_pattern=true", "optim.warmup_steps=9", "gan.real_label=0.0")
+    options = [word for change in changes for word in ("--set", change)]
+    said = train(write_config(tmp_path, world), *options)
+    assert said.code == 2
+    keys = [line.removeprefix("error: ").partition(": ")[0] for line in said.errors]
+    assert sorted(keys) == ["gan.real_label", "log.noise_pattern", "optim.lr", "optim.warmup_steps"]
+    said = train(write_config(tmp_path, world), *options, "--set", "train.steps=many")
+    keys = [line.removeprefix("error: ").partition(": ")[0] for line in said.errors]
+    assert sorted(keys) == ["gan.real_label", "log.noise_pattern", "optim.lr", "train.steps"]
+
+
+def test_set_changes_a_key_and_its_errors_are_reported(train: Command, tmp_path: Path, world: Path) -> None:
     said = train(write_config(tmp_path, world), "--set", "optim.lr=fast", "--check")
     assert said.code == 2
-    assert said.errors == ["error: --set optim.lr=fast: should be a number"]
+    assert said.errors == ['error: optim.lr: should be a number, not "fast"']
 
 
 def test_a_runs_folder_tells_which_model_is_in_it(upscale: Command, tmp_path: Path, world: Path) -> None:
@@ -156,7 +168,7 @@ def test_a_runs_folder_tells_which_model_is_in_it(upscale: Command, tmp_path: Pa
         ("model.mid_timestep=1000", 'should be at most 999 or "auto"'),
         ("model.mid_timestep=soon", 'should be a whole number or "auto"'),
         ("data.scale=large", "should be a number or a table"),
-        ('data.scale={"4" = 2.0}', "data.scale.4 = 2.0: should be at most 1"),
+        ('data.scale={"4" = 2.0}', "data.scale.4: should be at most 1, not 2.0"),
         ("model.start_from=.", "the folder has no omgsr.json"),
         ("loss.teacher.model=nobody", "there is no model 'nobody'"),
         ("loss.teacher.model=.", "is not a model folder"),
@@ -165,7 +177,7 @@ def test_a_runs_folder_tells_which_model_is_in_it(upscale: Command, tmp_path: Pa
 def test_each_of_these_is_one_error(train: Command, tmp_path: Path, world: Path, change: str, reason: str) -> None:
     said = train(write_config(tmp_path, world), "--set", "model.preset=omgsr-tiny", "--set", change, "--check")
     assert (said.code, len(said.errors)) == (2, 1)
-    assert said.errors[0].startswith(f"error: --set {change}: ")
+    assert said.errors[0].startswith(f"error: {change.partition('=')[0]}")
     assert reason in said.errors[0]
 
 
@@ -187,8 +199,8 @@ def test_names_that_there_are_not_are_told_with_those_that_there_are(
     said = train(config, "--set", "model.preset=omgsr-tinny", "--set", "loss.backbone=dinov2", "--set", "loss.dv3cd=1")
     assert said.code == 2
     assert len(said.errors) == 2
-    assert 'should be one of "omgsr-tiny", "omgsr-s-512"; did you mean "omgsr-tiny"?' in said.err
-    assert '--set loss.backbone=dinov2: dinov2 is neither "dinov3" nor "vgg16", nor is there such a folder' in said.err
+    assert "did you mean omgsr-tiny?" in said.err
+    assert "loss.backbone: dinov2" in said.err
     said = train(config, "--set", "model.preset=omgsr-tiny", "--set", "model.base=x")
     assert (said.code, len(said.errors)) == (2, 1)
     assert "omgsr-tiny has no base model" in said.err

@@ -107,19 +107,19 @@ def _write_report(talk: Output, folder: Path) -> int:
 
 def _read(path: Path, sets: list[str]) -> Draft[TrainConfig]:
     """The configuration with whatever is wrong with it: from a file, or a preset's by its name."""
-    from omgsr_cli.training.config import PRESET_CONFIGS, draft_run, read_preset_config
-    from omgsr_cli.training.config_file import parse_sheet, read_sheet
+    from omgsr_cli.training.config import PRESET_CONFIGS, draft_run, parse_table, read_preset_config, read_table
 
     name = str(path)
     if name in PRESET_CONFIGS and not path.exists():
-        return draft_run(parse_sheet(read_preset_config(name), name, sets))
-    return draft_run(read_sheet(path, sets))
+        return draft_run(parse_table(read_preset_config(name), name, sets))
+    return draft_run(read_table(path, sets))
 
 
 def _say_problems(talk: Output, draft: Draft[TrainConfig]) -> int:
-    """Say every error of a configuration on a line of its own."""
-    problems = draft.in_order()
+    """Report every error of a configuration on a line of its own."""
+    problems = draft.lines()
     for problem in problems:
         talk.error(UsageError(problem))
-    talk.note(f"{len(problems)} error{'s' if len(problems) > 1 else ''}; nothing was trained")
+    talk.note(f"{len(problems)} error{'s' if len(problems) > 1 else ''} in the configuration; nothing was trained")
+    talk.note("`omgsr train --schema` lists what each key takes")
     return 2

@@ -4,38 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError, PydanticKnownError
+from pydantic import BeforeValidator, Field, field_validator
 
-from omgsr_cli.errors import UsageError
+from omgsr_cli.errors import FileError, UsageError, reason_of
+from omgsr_cli.files.addresses import shown
 from omgsr_cli.models.families import family_of
 from omgsr_cli.presets import PRESETS
-from omgsr_cli.training.config_errors import Draft, draft_config
-from omgsr_cli.training.config_file import Sheet, read_sheet
+from omgsr_cli.training.config_errors import Conflict, Draft, Section, draft_config, not_among, refuse
 from omgsr_cli.training.heads import UNET_MULTIPLE_PX, check_discriminator
 
 _SUM_TOLERANCE = 1e-6
-
-
-def refuse(reason: str, *keys: str) -> PydanticCustomError:
-    """Make the error of a value that is refused for a reason of its own.
-
-    Args:
-        reason: one line without a full stop.
-        keys: full names of the keys that it follows from, the one to change first. None for the validated key
-            itself. Where one of them is wrong by itself, this is not said on top.
-    """
-    return PydanticCustomError("refused", "{reason}", {"reason": reason, "keys": keys})
-
-
-def not_among(*allowed: str) -> PydanticKnownError:
-    """Make the error of a text that is none of those which are allowed."""
-    return PydanticKnownError("literal_error", {"expected": ", ".join(f"'{name}'" for name in allowed)})
 
 
 def check_shares(value: dict[str, float]) -> dict[str, float]:
@@ -73,12 +57,6 @@ Texts = Annotated[tuple[Text, ...], BeforeValidator(_listed), Field(min_length=1
 Betas = tuple[Momentum, Momentum]
 
 
-class Section(BaseModel):
-    """A table: a key that it does not know is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class ModelConfig(Section):
     """Which model is trained, and from which weights."""
 
@@ -106,13 +84,12 @@ class ModelConfig(Section):
             raise not_among(*PRESETS)
         return value
 
-    @model_validator(mode="after")
-    def _names_a_model(self) -> Self:
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield what does not go together."""
         if self.preset is None and self.base is None and self.start_from is None:
-            raise refuse("there is no model to train: give a preset, a base or start_from", "model.preset")
+            yield Conflict("no model to train: set preset, base or start_from", "model.preset")
         if self.preset is not None and self.base is not None and not PRESETS[self.preset].base_sources:
-            raise refuse(f"{self.preset} has no base model; start_from names weights to begin from", "model.base")
-        return self
+            yield Conflict(f"{self.preset} has no base model; start_from names weights to begin from", "model.base")
 
 
 class LoraConfig(Section):
@@ -190,14 +167,17 @@ class DataConfig(Section):
             return value
         wrong = [name for name in value if not is_scale(name)]
         if wrong or not value:
-            raise refuse(f"{wrong[0]!r} is no enlargement from 1 to 16" if wrong else "no enlargement is named")
+            raise refuse(f"{wrong[0]!r} is not a scale from 1 to 16" if wrong else "should have at least one scale")
         return check_shares(value)
 
-    @model_validator(mode="after")
-    def _partners_have_partners(self) -> Self:
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield what does not go together."""
         if self.validation_lq is not None and self.validation is None:
-            raise refuse("low-quality partners without sharp pictures", "data.validation_lq", "data.validation")
-        return self
+            yield Conflict(
+                "these low-quality images need high-quality ones: set data.validation",
+                "data.validation_lq",
+                "data.validation",
+            )
 
 
 class LqNoise(Section):
@@ -217,7 +197,7 @@ class LqNoise(Section):
     @classmethod
     def _rises(cls, value: tuple[float, float]) -> tuple[float, float]:
         if value[0] > value[1]:
-            raise refuse(f"{value[0]:g} to {value[1]:g} is no range")
+            raise refuse(f"should be a range from low to high, not {value[0]:g} to {value[1]:g}")
         return value
 
     @field_validator("kinds")
@@ -346,11 +326,10 @@ class TeacherConfig(Section):
     )
     cache: Text = Field(default="cache/teacher", description="folder of its pictures, kept by content")
 
-    @model_validator(mode="after")
-    def _teaches(self) -> Self:
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield what does not go together."""
         if not (self.weight or self.lpips or self.dists or self.encoder):
-            raise refuse("every weight of the teacher is 0: leave [loss.teacher] out", "loss.teacher")
-        return self
+            yield Conflict("every weight of the teacher is 0: set one, or remove [loss.teacher]", "loss.teacher")
 
 
 class LossConfig(Section):
@@ -404,23 +383,22 @@ class LossConfig(Section):
         """Whether a loss is LPIPS."""
         return bool(self.lpips or (self.teacher and self.teacher.lpips))
 
-    @model_validator(mode="after")
-    def _has_what_it_needs(self) -> Self:
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield what does not go together."""
         others = (self.lrr, self.l1, self.dv3cd, self.gan, self.lpips, self.teacher)
         if self.denoise and any(others):
-            reason = "pre-training has no other loss: set lrr, l1, dv3cd and gan to 0, or denoise"
-            raise refuse(reason, "loss.denoise")
+            reason = "pre-training has no other loss: set lrr, l1, dv3cd and gan to 0, or denoise to 0"
+            yield Conflict(reason, "loss.denoise")
         if not (self.denoise or any(others)):
-            raise refuse("every loss has the weight 0: nothing would be learned", "loss.l1")
+            yield Conflict("every loss has the weight 0: set one above 0", "loss.l1")
         if self.needs_lpips and self.lpips_path is None:
-            raise refuse("this loss needs lpips_path, the file with its weights", "loss.lpips", "loss.lpips_path")
+            yield Conflict("this loss needs lpips_path, the file with its weights", "loss.lpips", "loss.lpips_path")
         if self.backbone == "vgg16" and self.backbone_path is None and self.needs_backbone:
             reason = "vgg16 needs backbone_path, torchvision's vgg16-*.pth"
-            raise refuse(reason, "loss.backbone", "loss.backbone_path")
+            yield Conflict(reason, "loss.backbone", "loss.backbone_path")
         if self.backbone not in BACKBONES and self.backbone_path is not None:
-            reason = 'backbone names the folder already: leave this out, or set backbone to "dinov3" or "vgg16"'
-            raise refuse(reason, "loss.backbone_path", "loss.backbone")
-        return self
+            reason = 'loss.backbone is a folder already: remove this key, or set loss.backbone to "dinov3" or "vgg16"'
+            yield Conflict(reason, "loss.backbone_path", "loss.backbone")
 
 
 class GanConfig(Section):
@@ -431,7 +409,7 @@ class GanConfig(Section):
         default=0, description="steps from start_step on in which it learns alone, while the model stays as it is"
     )
     px: Whole = Field(
-        default=0, description="side of the random window that it sees of each batch, px; 0 for the whole crop"
+        default=0, description="side of the random window of each sample that it sees, px; 0 for the whole crop"
     )
     width: Count = Field(default=64, description="channels of the U-Net at the image's size; the heads have their own")
     lr: Positive = Field(default=5e-5, description="its learning rate")
@@ -448,11 +426,14 @@ class GanConfig(Section):
         default=False, description="as the published script: the generator's gradients stay in the discriminator's step"
     )
 
-    @model_validator(mode="after")
-    def _labels_differ(self) -> Self:
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield what does not go together."""
         if self.real_label <= self.fake_label:
-            raise refuse(f"not above fake_label {self.fake_label:g}", "gan.real_label", "gan.fake_label")
-        return self
+            yield Conflict(
+                f"{self.real_label:g} should be greater than gan.fake_label, {self.fake_label:g}",
+                "gan.real_label",
+                "gan.fake_label",
+            )
 
 
 CONFIG_NAME = "config.toml"
@@ -476,71 +457,65 @@ class TrainConfig(Section):
     save: SaveConfig = Field(default=SaveConfig(), description="checkpoints")
     log: LogConfig = Field(default=LogConfig(), description="what is written down")
 
-    @model_validator(mode="after")
-    def _fits_the_model(self) -> Self:
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield what does not go together."""
+        yield from self._conflicts_with_the_model()
+        yield from self._conflicts_of_the_discriminator()
+        if self.train.shard_backbone and self.train.compile:
+            reason = "a compiled network cannot be sharded: set one of the two to false"
+            yield Conflict(reason, "train.compile", "train.shard_backbone")
+        if self.log.noise_pattern and not (self.data.validation and self.log.validate_every):
+            reason = "it is measured at validations: set data.validation and log.validate_every"
+            yield Conflict(reason, "log.noise_pattern", "data.validation", "log.validate_every")
+        if self.optim.warmup_steps >= self.train.steps:
+            reason = f"{self.optim.warmup_steps} should be less than train.steps, {self.train.steps}"
+            yield Conflict(reason, "optim.warmup_steps", "train.steps")
+
+    def _conflicts_with_the_model(self) -> Iterator[Conflict]:
         name = self.model.preset
-        if name in PRESETS:
-            family = family_of(PRESETS[name], name)
-            if self.lora is not None and not family.adapter_parts:
-                raise refuse(f"{name} is trained whole and takes no adapters: leave [lora] out", "lora", _PRESET)
-            if self.model.prompt and not family.takes_prompt:
-                raise refuse(f"{name} takes no prompt", "model.prompt", _PRESET)
-            if self.train.gradient_checkpointing and not family.has_checkpointing:
-                raise refuse(f"{name} has no gradient checkpointing", "train.gradient_checkpointing", _PRESET)
-            if self.train.shard_backbone and not family.adapter_parts:
-                reason = f"{name} is trained whole and has no frozen weights to share out"
-                raise refuse(reason, "train.shard_backbone", _PRESET)
         multiple = PRESETS[name].multiple_of_px if name in PRESETS else 8
         if self.data.resolution % multiple:
             near = max(multiple, round(self.data.resolution / multiple) * multiple)
-            reason = f"{name or 'the model'} takes multiples of {multiple}: try {near}"
-            raise refuse(reason, "data.resolution", _PRESET)
-        return self
+            reason = (
+                f"{self.data.resolution} is not a multiple of {multiple}, which {name or 'the model'} needs: try {near}"
+            )
+            yield Conflict(reason, "data.resolution", _PRESET)
+        if name not in PRESETS:
+            return
+        family = family_of(PRESETS[name], name)
+        if self.lora is not None and not family.adapter_parts:
+            yield Conflict(f"all weights of {name} are trained, without adapters: remove [lora]", "lora", _PRESET)
+        if self.model.prompt and not family.takes_prompt:
+            yield Conflict(f"{name} takes no prompt", "model.prompt", _PRESET)
+        if self.train.gradient_checkpointing and not family.has_checkpointing:
+            yield Conflict(f"{name} has no gradient checkpointing", "train.gradient_checkpointing", _PRESET)
+        if self.train.shard_backbone and not family.adapter_parts:
+            reason = f"all weights of {name} are trained: there are no frozen weights to shard"
+            yield Conflict(reason, "train.shard_backbone", _PRESET)
 
-    @model_validator(mode="after")
-    def _fits_the_discriminator(self) -> Self:
+    def _conflicts_of_the_discriminator(self) -> Iterator[Conflict]:
+        gan, side, steps = self.gan, self.data.resolution, self.train.steps
         if self.loss.gan == 0:
-            return self
-        if self.gan.start_step >= self.train.steps:
-            reason = f"the discriminator never begins: there are {self.train.steps} steps; or set loss.gan = 0"
-            raise refuse(reason, "gan.start_step", "train.steps", "loss.gan")
-        if self.gan.start_step + self.gan.alone_steps >= self.train.steps:
-            reason = f"the model never learns from the discriminator: there are {self.train.steps} steps"
-            raise refuse(reason, "gan.alone_steps", "gan.start_step", "train.steps")
-        if self.gan.px > self.data.resolution:
-            raise refuse(f"larger than a crop, whose side is {self.data.resolution} px", "gan.px", "data.resolution")
-        seen = "gan.px" if self.gan.px else "data.resolution"
+            return
+        if gan.start_step >= steps:
+            reason = f"{gan.start_step} should be less than train.steps, {steps}; or set loss.gan = 0"
+            yield Conflict(reason, "gan.start_step", "train.steps", "loss.gan")
+        elif gan.start_step + gan.alone_steps >= steps:
+            reason = f"the model never learns from the discriminator in {steps} steps"
+            yield Conflict(reason, "gan.alone_steps", "gan.start_step", "train.steps")
+        if gan.px > side:
+            yield Conflict(f"{gan.px} should be at most data.resolution, {side}", "gan.px", "data.resolution")
+            return
+        seen = "gan.px" if gan.px else "data.resolution"
         if self.loss.discriminator == "unet":
-            if self.gan.px % UNET_MULTIPLE_PX:
-                raise refuse(f"the U-Net takes multiples of {UNET_MULTIPLE_PX}", seen, "loss.discriminator")
-            return self
+            if gan.px % UNET_MULTIPLE_PX:
+                yield Conflict(f"the U-Net takes multiples of {UNET_MULTIPLE_PX}", seen, "loss.discriminator")
+            return
         try:
-            check_discriminator(self.gan.px or self.data.resolution)
+            check_discriminator(gan.px or side)
         except UsageError as error:
             reason = f"{error.message}; {error.hint}" if error.hint else error.message
-            raise refuse(reason, seen, "loss.gan") from error
-        return self
-
-    @model_validator(mode="after")
-    def _shards_or_compiles(self) -> Self:
-        if self.train.shard_backbone and self.train.compile:
-            reason = "a compiled network cannot be shared out among processes: set one of them to false"
-            raise refuse(reason, "train.compile", "train.shard_backbone")
-        return self
-
-    @model_validator(mode="after")
-    def _validates_what_it_logs(self) -> Self:
-        if self.log.noise_pattern and not (self.data.validation and self.log.validate_every):
-            reason = "there are no validations: give data.validation and log.validate_every"
-            raise refuse(reason, "log.noise_pattern", "data.validation", "log.validate_every")
-        return self
-
-    @model_validator(mode="after")
-    def _warms_up_and_then_trains(self) -> Self:
-        if self.optim.warmup_steps >= self.train.steps:
-            reason = f"all of the {self.train.steps} steps would be warm-up"
-            raise refuse(reason, "optim.warmup_steps", "train.steps")
-        return self
+            yield Conflict(reason, seen, "loss.gan")
 
 
 _PRESET = "model.preset"
@@ -559,12 +534,77 @@ def load_config(path: Path, sets: Sequence[str] = ()) -> TrainConfig:
         UsageError: it is not TOML at all, or a change is not of the form "a.b=v".
         FileError: it cannot be read.
     """
-    return draft_run(read_sheet(path, sets)).check()
+    return draft_run(read_table(path, sets)).check()
 
 
-def draft_run(sheet: Sheet) -> Draft[TrainConfig]:
-    """Check the configuration of a training; what looks at files may add to what is found."""
-    return draft_config(TrainConfig, sheet, _STAND_INS)
+def draft_run(table: Mapping[str, Any]) -> Draft[TrainConfig]:
+    """Check the configuration of a training; checks of the files that it names may add errors."""
+    return draft_config(TrainConfig, table, _STAND_INS)
+
+
+def read_table(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a TOML file, UTF-8, and make the changes that were typed; see `parse_table`.
+
+    Raises:
+        FileError: the file cannot be read.
+        UsageError: it is not TOML, or a change is not of this form.
+    """
+    name = shown(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        hint = "`omgsr train --print-config NAME` prints a configuration to begin with"
+        raise FileError(f"cannot read {name}: {reason_of(error)}", hint) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} is not TOML: it is not UTF-8, at byte {error.start}", "save it as UTF-8") from error
+    return parse_table(text, name, sets)
+
+
+def parse_table(text: str, name: str, sets: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a configuration from its text.
+
+    Args:
+        text: TOML.
+        name: of the file, for errors.
+        sets: "a.b=v", v in TOML's notation or a bare text; an empty v restores the default.
+    Raises:
+        UsageError: it is not TOML, or a change is not of this form.
+    """
+    try:
+        table = tomllib.loads(text)
+    except RecursionError as error:
+        raise UsageError(f"{name} is not a configuration: its values are nested too deep") from error
+    except ValueError as error:  # TOMLDecodeError, and a number with thousands of digits
+        raise UsageError(f"{name} is not TOML: {error}") from error
+    for assignment in sets:
+        _change(table, assignment)
+    return table
+
+
+def _change(table: dict[str, Any], assignment: str) -> None:
+    dotted, equals, text = assignment.partition("=")
+    *sections, name = (part.strip() for part in dotted.split("."))
+    if not equals or not all((*sections, name)):
+        raise UsageError(f"--set {shown(assignment)}: not KEY=VALUE", "write it like --set optim.lr=1e-4")
+    for section in sections:
+        below = table.setdefault(section, {})
+        if not isinstance(below, dict):
+            hint = "write it like --set optim.lr=1e-4"
+            raise UsageError(f"--set {shown(assignment)}: {section} is not a table", hint)
+        table = below
+    if text.strip():
+        table[name] = _parse_value(text)
+    else:
+        table.pop(name, None)
+
+
+def _parse_value(text: str) -> object:
+    """A value in TOML's notation, or the text itself."""
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text.strip()
+    return table["value"] if len(table) == 1 else text.strip()
 
 
 def read_preset_config(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Checking a configuration to the end: every error at once, each told in one line with its place."""
+"""What is wrong with a configuration: every error at once, each one line `section.key: reason`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import difflib
 import json
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from types import NoneType, UnionType
-from typing import Any, Generic, TypeVar, Union, get_args, get_origin
+from typing import Any, Generic, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError, PydanticKnownError
 
 from omgsr_cli.errors import UsageError
 from omgsr_cli.files.addresses import shown
-from omgsr_cli.training.config_file import Sheet, without
-from omgsr_cli.training.toml_lines import Key
 
-_ROUNDS = 64
-"""How often a configuration is checked again without what was wrong."""
+Key = tuple[str, ...]
+
+_VALUES_ALONE = "values alone"
+"""Context of a validation that leaves conflicts to the caller."""
 
 _KINDS = {
     "int_type": "a whole number",
@@ -40,8 +41,6 @@ _BOUNDS = {
     "less_than_equal": ("le", "at most"),
 }
 
-Record = TypeVar("Record", bound=BaseModel)
-
 
 class ConfigError(UsageError):
     """A configuration with errors.
@@ -51,35 +50,84 @@ class ConfigError(UsageError):
     """
 
     def __init__(self, problems: tuple[str, ...]) -> None:
-        super().__init__("; ".join(problems), "omgsr train --schema tells what each key takes")
+        super().__init__("; ".join(problems), "`omgsr train --schema` lists what each key takes")
         self.problems = problems
+
+
+def refuse(reason: str, *keys: str) -> PydanticCustomError:
+    """Make the error of a value that is refused for a reason of its own.
+
+    Args:
+        reason: one line without a full stop.
+        keys: for a conflict of several values, as in `Conflict`.
+    """
+    return PydanticCustomError("refused", "{reason}", {"reason": reason, "keys": keys})
+
+
+def not_among(*allowed: str) -> PydanticKnownError:
+    """Make the error of a text that is not among those which are allowed."""
+    return PydanticKnownError("literal_error", {"expected": ", ".join(f"'{name}'" for name in allowed)})
+
+
+class Conflict:
+    """Values that are valid one by one and do not go together.
+
+    Args:
+        reason: one line without a full stop.
+        keys: full names, the one to change first. If one of them is wrong by itself, the conflict is not reported.
+    """
+
+    def __init__(self, reason: str, *keys: str) -> None:
+        self.reason, self.keys = reason, keys
+
+
+class Section(BaseModel):
+    """A table of the configuration: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield what does not go together."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _goes_together(self, info: ValidationInfo) -> Self:
+        found = () if info.context == _VALUES_ALONE else tuple(self.conflicts())
+        if found:
+            raise ValidationError.from_exception_data(
+                type(self).__name__,
+                [InitErrorDetails(type=refuse(each.reason, *each.keys), loc=(), input=None) for each in found],
+            )
+        return self
+
+
+Record = TypeVar("Record", bound=Section)
 
 
 @dataclass
 class Draft(Generic[Record]):
-    """A configuration under examination.
+    """A configuration that may have errors.
 
     Attributes:
-        sheet: as written.
-        config: what is right of it, with stand-ins for the rest: good for finding more errors, and for nothing else
-            where there are problems. None where not even that can be had.
-        problems: key and line of text of each error.
+        kind: the record that it should become.
+        config: its valid values, with stand-ins for the others: of use to find more errors, and for nothing else while
+            there are problems. None if there is nothing to build it from.
+        problems: key and reason of each error.
     """
 
-    sheet: Sheet
+    kind: type[Record]
     config: Record | None = None
     problems: list[tuple[Key, str]] = field(default_factory=list)
 
     def is_wrong(self, dotted: str) -> bool:
-        """Whether a key, or the table that it stands in, has an error."""
+        """Whether a key, or the table that it is in, has an error."""
         key = tuple(dotted.split("."))
         return any(key[: len(wrong)] == wrong or wrong[: len(key)] == key for wrong, _ in self.problems)
 
     def add(self, dotted: str, reason: str) -> None:
-        """Note what is wrong with a value, unless something is known to be already."""
+        """Note what is wrong with a value, unless it has an error already."""
         if not self.is_wrong(dotted):
-            key = tuple(dotted.split("."))
-            self.problems.append((key, _line(self.sheet, key, reason)))
+            self.problems.append((tuple(dotted.split(".")), reason))
 
     def check(self) -> Record:
         """Give the configuration.
@@ -88,112 +136,114 @@ class Draft(Generic[Record]):
             ConfigError: it has errors.
         """
         if self.problems or self.config is None:
-            raise ConfigError(self.in_order())
+            raise ConfigError(self.lines())
         return self.config
 
-    def in_order(self) -> tuple[str, ...]:
-        """The problems' lines, in the order in which they stand in the file."""
-        in_order = sorted(self.problems, key=lambda problem: self.sheet.line(problem[0]))
-        return tuple(text for _, text in in_order)
+    def lines(self) -> tuple[str, ...]:
+        """Give each problem's line, by section."""
+        sections = list(self.kind.model_fields)
+        in_order = sorted(self.problems, key=lambda each: sections.index(each[0][0]) if each[0][0] in sections else -1)
+        return tuple(f"{shown('.'.join(key))}: {reason}" for key, reason in in_order)
 
 
-def draft_config(kind: type[Record], sheet: Sheet, stand_ins: dict[str, Any]) -> Draft[Record]:
-    """Check a configuration; what is wrong is left out and the rest checked again, until nothing more is found.
+def draft_config(kind: type[Record], table: Mapping[str, Any], stand_ins: Mapping[str, Any]) -> Draft[Record]:
+    """Check a configuration: every value, and whether the valid ones go together.
 
     Args:
         kind: the record that it should become.
-        sheet: as written.
-        stand_ins: values for keys that are required, where they are missing or wrong.
+        table: as read from TOML.
+        stand_ins: values of keys that are required, for those that are missing or wrong.
     """
-    draft: Draft[Record] = Draft(sheet)
-    table = sheet.table
-    for _ in range(_ROUNDS):
-        try:
-            draft.config = kind.model_validate(table)
-            break
-        except ValidationError as error:
-            known: Draft[Record] = Draft(sheet, None, list(draft.problems))
-            for place, reason, details in _told(kind, error.errors(include_url=False)):
-                keys = [tuple(key.split(".")) for key in details.get("ctx", {}).get("keys", ())]
-                key = keys[0] if keys else place
-                if not any(known.is_wrong(".".join(other)) for other in (*keys, key)):
-                    draft.problems.append((key, _line(sheet, key, reason)))
-                table = without(table, _key_of_section(key), stand_ins)
+    draft = Draft(kind)
+    try:
+        draft.config = kind.model_validate(table)
+        return draft
+    except ValidationError as error:
+        draft.problems = list(_find_wrong_values(kind, error.errors(include_url=False)))
+    valid = deepcopy(dict(table))
+    for key, _ in draft.problems:
+        _remove(valid, key[:2], stand_ins)
+    try:
+        draft.config = kind.model_validate(valid, context=_VALUES_ALONE)
+    except ValidationError:
+        return draft
+    wrong_by_itself = Draft(kind, None, list(draft.problems))
+    for conflict in _find_conflicts(draft.config):
+        if not any(map(wrong_by_itself.is_wrong, conflict.keys)):
+            draft.add(conflict.keys[0], conflict.reason)
     return draft
 
 
-def _told(kind: type[BaseModel], found: Iterable[ErrorDetails]) -> Iterator[tuple[Key, str, ErrorDetails]]:
-    """Where and what each error is.
+def _remove(table: dict[str, Any], key: Key, stand_ins: Mapping[str, Any]) -> None:
+    """Remove a key, or put its stand-in in its place."""
+    *sections, name = key
+    for section in sections:
+        table, stand_ins = table.setdefault(section, {}), stand_ins.get(section, {})
+    table.pop(name, None)
+    if name in stand_ins:
+        table[name] = deepcopy(stand_ins[name])
 
-    Of a value that may be of several kinds pydantic tells an error for each: it is one here, without the kinds' names.
+
+def _find_conflicts(section: Section) -> Iterator[Conflict]:
+    for _, value in section:
+        if isinstance(value, Section):
+            yield from _find_conflicts(value)
+    yield from section.conflicts()
+
+
+def _find_wrong_values(kind: type[Section], found: Iterable[ErrorDetails]) -> Iterator[tuple[Key, str]]:
+    """Yield the key and the reason of each error but conflicts.
+
+    Of a value that may be of several kinds, pydantic reports an error for each: here it is one.
     """
     of_kinds: dict[Key, list[ErrorDetails]] = {}
     for details in found:
-        place = tuple(str(part) for part in details["loc"])
-        if len(place) > 2 and _has_kinds(kind, place):
-            of_kinds.setdefault(place[:2], []).append(details)
+        key = tuple(str(part) for part in details["loc"])
+        if details.get("ctx", {}).get("keys"):
+            continue
+        if len(key) > 2 and _has_kinds(_section_of(kind, key[0]), key[1]):
+            of_kinds.setdefault(key[:2], []).append(details)
         else:
-            yield place, _reason(kind, details), details
+            yield key, _reason(kind, key, details)
     for key, several in of_kinds.items():
-        # An element that is wrong says which kind the whole is of.
+        # The error of an element shows which kind the whole is.
         elements = [details for details in several if len(details["loc"]) > 3]
         for details in elements:
-            yield (*key, *(str(part) for part in details["loc"][3:])), _reason(kind, details), details
+            element = (*key, *(str(part) for part in details["loc"][3:]))
+            yield element, _reason(kind, element, details)
         if not elements:
-            reasons = (_reason(kind, details).removeprefix("should be ") for details in several)
-            yield key, f"should be {' or '.join(reasons)}", several[0]
+            kinds = " or ".join(_expected(details).removeprefix("should be ") for details in several)
+            yield key, f"should be {kinds}{_not(several[0]['input'])}"
 
 
-def _has_kinds(kind: type[BaseModel], place: Key) -> bool:
-    annotation = section_of(kind, place[0]).model_fields[place[1]].annotation
+def _has_kinds(section: type[BaseModel] | None, name: str) -> bool:
+    annotation = section.model_fields[name].annotation if section is not None else None
     return get_origin(annotation) in (Union, UnionType) and len(set(get_args(annotation)) - {NoneType}) > 1
 
 
-def _key_of_section(key: Key) -> Key:
-    """What is left out for an error: a whole value of a section, even where only an element of it is wrong."""
-    return key[:2]
-
-
-def _line(sheet: Sheet, key: Key, reason: str) -> str:
-    place, value = sheet.place(key), _find_value(sheet.table, key)
-    name = ".".join(key)
-    if place.startswith("--set ") and key in sheet.sets:
-        return f"{place}: {reason}"
-    return f"{place}: {shown(name)}{'' if value is None else f' = {_notation(value)}'}: {reason}"
-
-
-def _find_value(table: object, key: Key) -> object:
-    """The value that was written under a key; None for a table and for what is not there."""
-    for part in key:
-        if isinstance(table, dict):
-            table = table.get(part)
-        elif isinstance(table, list | tuple) and part.isdigit() and int(part) < len(table):
-            table = table[int(part)]
-        else:
-            return None
-    return None if isinstance(table, dict) else table
-
-
-def _notation(value: object) -> str:
-    """A value nearly as TOML writes it, shortened."""
-    if isinstance(value, bool | str):
-        text = json.dumps(value, ensure_ascii=False)
-        return shown(text if len(text) <= 60 else text[:56] + '..."')
-    return shown(reprlib.repr(value).replace("'", '"'))
-
-
-def _reason(kind: type[BaseModel], details: ErrorDetails) -> str:
-    """Say what a value should have been."""
-    code, context = details["type"], details.get("ctx", {})
-    place = tuple(str(part) for part in details["loc"])
-    if code == "refused":
-        return str(context["reason"])
+def _reason(kind: type[Section], key: Key, details: ErrorDetails) -> str:
+    code = details["type"]
     if code == "extra_forbidden":
-        return _unknown_key(kind, place)
+        return _unknown_key(kind, key)
     if code == "missing":
-        return f"this key is missing: {_describe(kind, place)}"
+        owner = _owner(kind, key)
+        if owner is None:
+            return "this value is missing"
+        return f"this key is missing: {owner.model_fields[key[-1]].description}"
+    if code == "refused":
+        return str(details["ctx"]["reason"])
+    near = ""
     if code == "literal_error":
-        return _not_among(str(details["input"]), _allowed(str(context["expected"])))
+        near = _did_you_mean(str(details["input"]), _allowed(details))
+    return _expected(details) + _not(details["input"]) + near
+
+
+def _expected(details: ErrorDetails) -> str:
+    """What a value should have been."""
+    code, context = details["type"], details.get("ctx", {})
+    if code == "literal_error":
+        allowed = [f'"{name}"' for name in _allowed(details)]
+        return f"should be {'one of ' if len(allowed) > 1 else ''}{', '.join(allowed)}"
     if code in _BOUNDS:
         name, words = _BOUNDS[code]
         return f"should be {words} {context[name]:g}"
@@ -204,57 +254,50 @@ def _reason(kind: type[BaseModel], details: ErrorDetails) -> str:
     return f"should be {_KINDS[code]}" if code in _KINDS else details["msg"]
 
 
-def _allowed(expected: str) -> list[str]:
+def _allowed(details: ErrorDetails) -> list[str]:
     """The values in pydantic's "'a', 'b' or 'c'"."""
+    expected = str(details["ctx"]["expected"])
     return [part.strip().strip("'") for part in expected.replace(" or ", ", ").split(", ")]
 
 
-def _not_among(value: str, allowed: list[str]) -> str:
-    listed = ", ".join(f'"{name}"' for name in allowed)
-    return f"should be {'one of ' if len(allowed) > 1 else ''}{listed}{_did_you_mean(value, allowed, quoted=True)}"
-
-
-def _did_you_mean(word: str, known: list[str], *, quoted: bool = False) -> str:
-    near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
-    if not near:
+def _not(value: object) -> str:
+    """Give ", not VALUE", nearly as TOML writes it and shortened; nothing for a table or an empty value."""
+    if isinstance(value, dict) or value in ((), [], None):
         return ""
-    return f'; did you mean "{near[0]}"?' if quoted else f"; did you mean {near[0]}?"
+    if isinstance(value, bool | str):
+        text = json.dumps(value, ensure_ascii=False)
+        return ", not " + shown(text if len(text) <= 60 else text[:56] + '..."')
+    return ", not " + shown(reprlib.repr(value).replace("'", '"'))
 
 
-def _unknown_key(kind: type[BaseModel], place: Key) -> str:
-    """Name the keys that there are, and the one that may have been meant, in this section or in another."""
-    owner = _owner(kind, place)
-    keys = list(owner.model_fields)
-    name = place[-1]
-    elsewhere = [dotted for dotted, _, _ in walk_keys(kind) if dotted.split(".")[-1] == name]
-    hint = f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else _did_you_mean(name, keys)
-    table = f"[{'.'.join(place[:-1])}] has" if len(place) > 1 else "the tables are"
-    return f"there is no such key{hint or ';'} {table} {', '.join(keys)}"
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
-def _owner(kind: type[BaseModel], place: Key) -> type[BaseModel]:
-    for part in place[:-1]:
-        kind = section_of(kind, part)
-    return kind
+def _unknown_key(kind: type[Section], key: Key) -> str:
+    """List the keys of the table, and the one that may have been meant, in this table or in another."""
+    owner, name = _owner(kind, key) or kind, key[-1]
+    known = list(owner.model_fields)
+    sections = {table: _section_of(kind, table) for table in kind.model_fields}
+    elsewhere = [f"{table}.{name}" for table, section in sections.items() if section and name in section.model_fields]
+    hint = f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else _did_you_mean(name, known)
+    table = f"[{'.'.join(key[:-1])}] has" if len(key) > 1 else "the tables are"
+    return f"there is no such key{hint or ';'} {table} {', '.join(known)}"
 
 
-def _describe(kind: type[BaseModel], place: Key) -> str:
-    return _owner(kind, place).model_fields[place[-1]].description or "it has no default"
+def _owner(kind: type[BaseModel], key: Key) -> type[BaseModel] | None:
+    """The record of the table that a key is in."""
+    owner: type[BaseModel] | None = kind
+    for part in key[:-1]:
+        owner = _section_of(owner, part)
+    return owner
 
 
-def section_of(kind: type[BaseModel], name: str) -> type[BaseModel]:
-    """The record of a table of the configuration, whether it may be left out or not."""
+def _section_of(kind: type[BaseModel] | None, name: str) -> type[BaseModel] | None:
+    """The record of a table of the configuration, whether it may be left out or not; None for a value."""
+    if kind is None or name not in kind.model_fields:
+        return None
     annotation = kind.model_fields[name].annotation
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    raise KeyError(name)
-
-
-def walk_keys(kind: type[BaseModel]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Every key of every table: its full name, its description, and its part of the JSON schema."""
-    for table in kind.model_fields:
-        section = section_of(kind, table)
-        properties = section.model_json_schema()["properties"]
-        for key, details in section.model_fields.items():
-            yield f"{table}.{key}", details.description or "", properties[key]
+    records = (one for one in (annotation, *get_args(annotation)) if isinstance(one, type))
+    return next((one for one in records if issubclass(one, BaseModel)), None)
