@@ -15,7 +15,7 @@ from typing import Any
 import fsspec
 from fsspec.spec import AbstractFileSystem
 
-from omgsr_cli.files.jobs import JobOptions, plan_in_parts
+from omgsr_cli.files.jobs import Job, JobOptions, find_jobs
 
 PER_FOLDER = 1000
 
@@ -46,10 +46,10 @@ def main() -> None:
     Many.folders = int(options.millions * 1e6 / PER_FOLDER)
     fsspec.register_implementation("many", Many)
     began = time.perf_counter()
-    parts = plan_in_parts(
+    found = find_jobs(
         ["many://in"], "out", JobOptions(recursive=True, suffix=None, scale_label="4", output_format="png")
     )
-    jobs = (job for part in parts for job in part.jobs)
+    jobs = (one for one in found if isinstance(one, Job))
     next(jobs)
     first_s = time.perf_counter() - began
     print(f"the first job after {first_s:.2f} s, {peak_mib():.0f} MiB at most so far")

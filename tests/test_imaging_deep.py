@@ -13,7 +13,7 @@ from PIL import Image
 
 from omgsr_cli.errors import FileError
 from omgsr_cli.files import folders
-from omgsr_cli.files.found import FoundInput
+from omgsr_cli.files.inputs import FoundInput
 from omgsr_cli.files.naming import Naming, Output
 from omgsr_cli.imaging import probe_picture, read_picture, to_samples, write_picture
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from omgsr_cli.errors import UsageError
 from omgsr_cli.files import folders, jobs
-from omgsr_cli.files.clashes import comparison_path
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX, EntryKeys, natural_key
-from omgsr_cli.files.found import FoundInput
+from omgsr_cli.files.inputs import FoundInput
 from omgsr_cli.files.jobs import Job, JobOptions, JobPlan, plan_jobs
+from omgsr_cli.files.naming import comparison_path
 
 needs_links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
 needs_case = pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names that differ in case are one file")

@@ -20,10 +20,10 @@ from hub_server import QuietServer
 
 from omgsr_cli.errors import ExistsError, FileError, UsageError
 from omgsr_cli.files import jobs
-from omgsr_cli.files.addresses import Address, parse_address, without_secrets
-from omgsr_cli.files.jobs import JobOptions, plan_in_parts, plan_jobs
-from omgsr_cli.files.remote_folders import list_files
-from omgsr_cli.files.storage import local_copy, look_at, put_when_whole
+from omgsr_cli.files.addresses import Address, parse_address, redact
+from omgsr_cli.files.inputs import FoundResult, Note
+from omgsr_cli.files.jobs import Job, JobOptions, find_jobs, plan_jobs
+from omgsr_cli.files.storage import list_files, local_copy, look_at, put_when_whole
 
 OPTIONS = JobOptions(recursive=True, suffix=None, scale_label="4", output_format="same")
 
@@ -75,11 +75,11 @@ def test_secrets_are_not_told() -> None:
     assert str(Address("sftp://me:pass@host/a.png")) == "sftp://…@host/a.png"
     assert repr(Address("https://h.org/a.png?X-Signature=abc")) == "Address('https://h.org/a.png?…')"
     assert str(Address("s3://b/what?.png")) == "s3://b/what?.png"
-    text = without_secrets("403, message='Forbidden', url='https://me:pass@h.org/a?token=abc'")
+    text = redact("403, message='Forbidden', url='https://me:pass@h.org/a?token=abc'")
     assert text == "403, message='Forbidden', url='https://…@h.org/a?…'"
 
 
-def test_what_a_storage_says_is_one_line_without_secrets(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_storage_says_is_one_line_redact(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(system: Any, path: str, **_: Any) -> None:
         raise OSError("no answer from https://h.org/a?token=abc\nmore of it")
 
@@ -267,32 +267,37 @@ def test_a_storage_whose_puts_are_not_whole_gets_another_name_first(tmp_path: Pa
         assert files_below(tmp_path) == ([] if broken else ["a.png"])
 
 
-def test_parts_of_a_plan_are_one_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_of_jobs_gives_what_a_plan_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"{number}.png" for number in range(10)] + ["3.bmp", "x/a.png", "x/b.gif", "z.jpg"]
     for name in names:
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()
     whole = plan_jobs([str(tmp_path / "in")], str(tmp_path / "out"), OPTIONS)
     assert (len(whole.jobs), len(whole.problems)) == (12, 1)
-    monkeypatch.setattr(jobs, "_PART", 4)
-    parts = list(plan_in_parts([str(tmp_path / "in")], str(tmp_path / "out"), OPTIONS))
-    assert [part.is_last for part in parts] == [False, False, False, True]
-    # Of two that clash across parts, the first is done.
-    ours = [job for part in parts for job in part.jobs]
+    monkeypatch.setattr(jobs, "_FIRST_INPUTS", 4)
+    stream = find_jobs([str(tmp_path / "in")], str(tmp_path / "out"), OPTIONS)
+    assert (len(stream.first), stream.total) == (4, None)
+    found = list(stream)
+    # Of two that clash, of which one was not among the first, one is processed.
+    ours = [one for one in found if isinstance(one, Job)]
     assert {job.below for job in ours} - {job.below for job in whole.jobs} == {"3.bmp"}
-    problems = [problem.message for part in parts for problem in part.problems]
-    assert len(problems) == 1
-    assert "3.bmp" in problems[0]
-    # Where results lie among the inputs, all are seen first.
+    (problem,) = (one for one in found if isinstance(one, FileError))
+    assert "3.png" in problem.message
+    # Where results are written among the inputs, all are found first.
     (tmp_path / "in" / "9_x4.png").touch()
-    beside = plan_in_parts([str(tmp_path / "in")], str(tmp_path / "in"), replace(OPTIONS, suffix="_x4"))
-    assert [part.is_last for part in beside] == [True]
+    beside = find_jobs([str(tmp_path / "in")], str(tmp_path / "in"), replace(OPTIONS, suffix="_x4"))
+    assert beside.total == 12
+    # A result that is found later is skipped, and reported once.
+    monkeypatch.setattr(jobs, "_writes_among", lambda inputs, target: False)
+    later = list(find_jobs([str(tmp_path / "in")], str(tmp_path / "in"), replace(OPTIONS, suffix="_x4")))
+    assert [one.path.name for one in later if isinstance(one, FoundResult)] == ["9_x4.png"]
+    assert sum(isinstance(one, Note) and "9_x4.png" in one.text for one in later) == 1
 
 
 def test_many_files_are_counted_as_they_come(
     omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    monkeypatch.setattr(jobs, "_PART", 2)
+    monkeypatch.setattr(jobs, "_FIRST_INPUTS", 2)
     for number in range(5):
         draw(tmp_path / "in" / f"{number}.png", 3, 2)
     (tmp_path / "in" / "broken.bmp").write_bytes(b"")
@@ -310,7 +315,7 @@ MANY = """
 import json, sys
 import fsspec
 from fsspec.spec import AbstractFileSystem
-from omgsr_cli.files.jobs import JobOptions, plan_in_parts
+from omgsr_cli.files.jobs import Job, JobOptions, find_jobs
 
 listed = 0
 
@@ -332,8 +337,7 @@ def peak_mib():
 
 fsspec.register_implementation("many", Many)
 options = JobOptions(recursive=True, suffix=None, scale_label="4", output_format="png")
-parts = plan_in_parts(["many://in"], "out", options)
-jobs = (job for part in parts for job in part.jobs)
+jobs = (one for one in find_jobs(["many://in"], "out", options) if isinstance(one, Job))
 first = next(jobs)
 told = {"first": str(first.destination), "listed": listed, "peak_at_first": peak_mib()}
 told |= {"count": 1 + sum(1 for _ in jobs), "peak": peak_mib()}

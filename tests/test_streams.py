@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from command_line import PROGRAM, ROOT, Command, draw, files_below
 
+from omgsr_cli.batch.reports import RunReport, read_reports
 from omgsr_cli.files.addresses import json_text
-from omgsr_cli.files.reports import RunReport, read_reports
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="names and devices of Linux")
 

@@ -19,7 +19,7 @@ from omgsr_cli.datasets.crops import draw_window, fit_small, trim, whole_factor
 from omgsr_cli.datasets.pair_source import ImagePair, PairSource
 from omgsr_cli.degradation import load_degradation
 from omgsr_cli.errors import DeviceError, FileError, ModelError, ShapeError, UsageError
-from omgsr_cli.files.found import FoundInput
+from omgsr_cli.files.inputs import FoundInput
 from omgsr_cli.files.pairs import pair_by_name
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.models.base import ImageEncoder

@@ -15,8 +15,8 @@ from omgsr_cli.batch.finished import FinishedResults, Settings
 from omgsr_cli.batch.results import FileResult, Status
 from omgsr_cli.errors import FileError, OmgsrError, read_reason
 from omgsr_cli.files.addresses import Address, Location
-from omgsr_cli.files.clashes import comparison_path
 from omgsr_cli.files.jobs import Job
+from omgsr_cli.files.naming import comparison_path
 from omgsr_cli.files.storage import local_copy
 from omgsr_cli.geometry import Size, plan_output_size
 from omgsr_cli.imaging import (

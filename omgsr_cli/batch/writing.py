@@ -15,7 +15,7 @@ from omgsr_cli.batch.finished import FinishedResults, Settings
 from omgsr_cli.batch.reading import Begun
 from omgsr_cli.errors import DeviceError, FileError, NotFiniteError, reason_of
 from omgsr_cli.files.addresses import Location
-from omgsr_cli.files.clashes import comparison_path
+from omgsr_cli.files.naming import comparison_path
 from omgsr_cli.files.storage import put_when_whole
 from omgsr_cli.imaging import PictureBands, Rows, write_picture
 from omgsr_cli.imaging.image import side_by_side

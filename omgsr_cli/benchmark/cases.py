@@ -11,8 +11,7 @@ from omgsr_cli.benchmark.results import Failure
 from omgsr_cli.errors import FileError, OmgsrError, UsageError, reason_of
 from omgsr_cli.files.addresses import shown
 from omgsr_cli.files.folders import natural_key
-from omgsr_cli.files.found import FoundPicture
-from omgsr_cli.files.inputs import find_inputs
+from omgsr_cli.files.inputs import FoundPicture, find_inputs
 from omgsr_cli.files.pairs import pair_by_name
 from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import probe_picture

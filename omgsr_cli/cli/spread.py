@@ -9,8 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from omgsr_cli.batch.reports import RunReport, read_reports
 from omgsr_cli.files.jobs import Job, JobPlan
-from omgsr_cli.files.reports import RunReport, read_reports
 from omgsr_cli.files.shards import Shard
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from omgsr_cli.batch.reports import RunState, read_reports
 from omgsr_cli.cli import params as shared
 from omgsr_cli.cli.output import Output
 from omgsr_cli.cli.progress import duration
 from omgsr_cli.files.addresses import shown
-from omgsr_cli.files.reports import RunState, read_reports
 
 
 def status(

@@ -12,7 +12,7 @@ from omgsr_cli.cli.spread import PartsOfPlan, Report, choose_engine
 from omgsr_cli.cli.upscale_forecast import Pace
 from omgsr_cli.cli.upscale_results import Tally, name_of, result_line
 from omgsr_cli.errors import FileError, OmgsrError
-from omgsr_cli.files.found import NAME_RESULT, skipped_results
+from omgsr_cli.files.inputs import NAME_RESULT, skipped_results
 from omgsr_cli.files.jobs import Job, JobPlan, clear_leftovers
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -31,7 +32,7 @@ class Address:
     url: str
 
     def __str__(self) -> str:
-        return without_secrets(self.url)
+        return redact(self.url)
 
     def __repr__(self) -> str:
         return f"Address({str(self)!r})"
@@ -104,8 +105,8 @@ def parse_address(text: str) -> Address:
     return Address(text[:start] + text[start:].rstrip("/"))
 
 
-def without_secrets(text: str) -> str:
-    """A text whose URLs have neither user and password nor what follows a question mark of the web's."""
+def redact(text: str) -> str:
+    """A text without the secrets of its URLs: users and passwords, and the queries of web addresses."""
     text = _USER.sub("…@", text)
     return _QUERY.sub("…", text) if any(f"{scheme}://" in text.lower() for scheme in _WITH_QUERY) else text
 
@@ -129,6 +130,11 @@ def _finite(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: _finite(one) for key, one in value.items()}
     return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def name_hash(name: str) -> int:
+    """A hash of a name of a file, 8 bytes: two among a million have the same with a chance of 1 to 37 million."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
 
 
 def shown(path: object) -> str:

@@ -1,4 +1,4 @@
-"""Walk folders of pictures, in an order and at a cost that links and loops do not change."""
+"""Walk folders of images, in an order and at a cost that links and loops do not change."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ RAW_SUFFIXES = (
     *(".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
 )
 
-#: What a picture's suffix says about its format. It is told here once more than in `imaging`, whose modules
-#: load Pillow and torch; a test holds the two tables together.
+#: The format of an image by its suffix.
 FORMAT_OF_SUFFIX = {
     **dict.fromkeys((".png", ".apng"), "png"),
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), "jpg"),
@@ -170,8 +169,8 @@ def install_hint(kinds: Iterable[str]) -> str:
     return f"pip install 'omgsr-cli[{extras}]'"
 
 
-def told_unread(unread: Mapping[str, int]) -> tuple[str, str | None] | None:
-    """What to tell of pictures that cannot be read here, and what to do about it.
+def describe_unread(unread: Mapping[str, int]) -> tuple[str, str | None] | None:
+    """Describe images that cannot be read here.
 
     Args:
         unread: how many of them have which suffix, see `unread_suffix`.
@@ -181,8 +180,8 @@ def told_unread(unread: Mapping[str, int]) -> tuple[str, str | None] | None:
     if not unread:
         return None
     kinds = {FORMAT_OF_SUFFIX[suffix] for suffix in unread if suffix in FORMAT_OF_SUFFIX}
-    told = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unread.items()))
-    return told, install_hint(kinds) if kinds else None
+    counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unread.items()))
+    return counts, install_hint(kinds) if kinds else None
 
 
 def unread_suffix(path: Path) -> str | None:

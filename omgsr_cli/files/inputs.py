@@ -2,20 +2,74 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from omgsr_cli.errors import FileError, UsageError, read_reason
-from omgsr_cli.files.addresses import Address, Location, is_url, parse_address, shown
-from omgsr_cli.files.folders import EntryKeys, is_picture
-from omgsr_cli.files.found import Found, FoundInput, FoundPicture, FoundResult, Note, SkippedResults, problem
-from omgsr_cli.files.lists import read_lines
-from omgsr_cli.files.local_inputs import LocalSearch, path_below
-from omgsr_cli.files.remote_inputs import RemoteSearch
-from omgsr_cli.files.seen import SeenNames
-from omgsr_cli.files.storage import check_address, local_copy
+from omgsr_cli.files.addresses import Address, Location, is_url, name_hash, parse_address, shown
+from omgsr_cli.files.folders import (
+    EntryKeys,
+    FolderSearch,
+    describe_unread,
+    is_picture,
+    natural_key,
+    unread_suffix,
+)
+from omgsr_cli.files.records import read_record
+from omgsr_cli.files.remembered import Remembered
+from omgsr_cli.files.storage import check_address, find_matches, list_files, local_copy, look_at
+
+NO_PICTURES = "no pictures in this folder"
+
+
+@dataclass(frozen=True)
+class FoundInput:
+    """One picture file that was asked for.
+
+    Attributes:
+        path: as it was named, or found in a folder.
+        below: the path that it keeps below an `-o FOLDER`.
+        folder: the input folder that it was found in; None for a file named alone, by a glob or in a list.
+        searched: found in a folder or by a glob, not named itself.
+    """
+
+    path: Location
+    below: Path
+    folder: Location | None = None
+    searched: bool = False
+
+
+@dataclass(frozen=True)
+class FoundPicture:
+    """As `FoundInput`, where only files of this machine will do."""
+
+    path: Path
+    below: Path
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a person should be told of what was found: pictures that cannot be read here, folders that are left out."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class FoundResult:
+    """A result of an earlier run that was found in a folder or by a glob, and is not processed again."""
+
+    path: Location
+
+
+#: What is found, one after the other: an image, a result of an earlier run, what is wrong with something, or a note.
+Found = FoundInput | FoundResult | FileError | Note
 
 
 def find_inputs(
@@ -98,28 +152,28 @@ class _Search:
         self._local = LocalSearch(recursive, output_folder if isinstance(output_folder, Path) else None, results)
         self._remote = RemoteSearch(recursive, output_folder if isinstance(output_folder, Address) else None)
         self._key = EntryKeys()
-        self._seen = SeenNames()
+        self._seen = set[int]()
 
     def all_of(self, inputs: Sequence[str]) -> Iterator[Found]:
         # The files of a single folder are different ones as they come.
         alone = len(inputs) == 1 and (is_url(inputs[0]) or os.path.isdir(inputs[0]))
-        found_others, results = False, dict[str, FoundResult]()
+        found_others, results = False, dict[int, FoundResult]()
         for found in (one for text in inputs for one in self._argument(text)):
             if isinstance(found, FoundResult) and not alone:
                 # Another argument may name it, and is then processed.
-                results[self._key(found.path)] = found
+                results[name_hash(self._key(found.path))] = found
                 continue
             if isinstance(found, FoundInput) and not alone:
-                key = self._key(found.path)
-                if self._seen.find(key) is not None:
+                key = name_hash(self._key(found.path))
+                if key in self._seen:
                     continue
-                self._seen.add_all([(key, "")])
+                self._seen.add(key)
             if isinstance(found, FoundResult) and self._results is not None:
                 self._results.add(found.path)
             found_others = found_others or isinstance(found, FoundInput | FileError)
             yield found
         for key, result in results.items():
-            if self._seen.find(key) is None and self._results is not None:
+            if key not in self._seen and self._results is not None:
                 self._results.add(result.path)
                 yield result
         yield from self._local.left_out().note()
@@ -195,3 +249,300 @@ class _Search:
             yield FoundInput(address, below)
         else:
             yield from self._remote.find(address, below, where + shown(address))
+
+
+class LocalSearch:
+    """Finds pictures at paths.
+
+    Args:
+        recursive: whether sub-folders of a folder are searched too.
+        output_folder: where results go; it is not searched if it is met below a folder or a glob.
+        results: takes the results of earlier runs that are met below a folder or a glob; None searches for these too.
+    """
+
+    def __init__(self, recursive: bool, output_folder: Path | None, results: SkippedResults | None = None) -> None:
+        self._recursive, self._results = recursive, results
+        self._output = None if output_folder is None else Path(os.path.realpath(output_folder))
+        self._searched, self._unsearched = set[str](), list[Path | None]()
+
+    def find(
+        self,
+        path: Path,
+        below: Path,
+        name: str,
+        *,
+        folder: Path | None = None,
+        searched: bool = False,
+        missing_hint: str | None = None,
+    ) -> Iterator[Found]:
+        """What lies at a path: a file, or the pictures of a folder.
+
+        Args:
+            path: that was named.
+            below: the path that a file keeps below an `-o FOLDER`.
+            name: what to call it in messages.
+            folder: that it was found in.
+            searched: found in a folder or by a glob, not named itself.
+            missing_hint: what to do where nothing is there.
+        """
+        try:
+            mode = path.stat().st_mode
+        except (OSError, ValueError) as error:
+            missing = isinstance(error, FileNotFoundError)
+            if missing and os.path.islink(path):
+                yield problem(name, "a link to a file that is not there")
+            else:
+                yield problem(name, read_reason(error), missing_hint if missing else None)
+            return
+        if stat.S_ISDIR(mode):
+            yield from self._folder(path, name)
+        elif stat.S_ISREG(mode):
+            is_result = searched and self._results is not None and self._results.holds(path)
+            yield FoundResult(path) if is_result else FoundInput(path, below, folder, searched)
+        else:
+            yield problem(name, "a device or pipe, not a file", "a stream is read with - as the only input")
+
+    def matches(self, pattern: Path) -> Iterator[Found]:
+        """The pictures, and those of the folders, that a pattern matches."""
+        fixed = next(index for index, part in enumerate(pattern.parts) if glob.has_magic(part))
+        root = Path(*pattern.parts[:fixed])
+        problems = list[FileError]()
+        search, count = self._search(root, problems), 0
+        # Files come first: with **/* they match by themselves, and not as pictures of a folder that matches too.
+        matches = [(os.path.isdir(path), path) for path in search.expand(pattern.parts[fixed:])]
+        yield from problems
+        for is_folder, path in sorted(matches, key=lambda match: (match[0], natural_key(match[1]))):
+            if is_folder:
+                for found in self._folder(path):
+                    count += 1
+                    yield found
+            elif is_picture(path):
+                count += 1
+                yield from self.find(path, path_below(path, root), shown(path), searched=True)
+        if count == 0 and not problems:
+            yield problem(shown(pattern), "no picture matches")
+
+    def left_out(self) -> LeftOut:
+        """The sub-folders with pictures of all folders so far that were not searched by themselves."""
+        left_out = LeftOut()
+        for folder in self._unsearched:
+            if folder is None:
+                left_out.stop()
+            elif os.path.realpath(folder) not in self._searched:
+                left_out.add(folder)
+        return left_out
+
+    def _folder(self, folder: Path, name: str | None = None) -> Iterator[Found]:
+        """A folder's pictures, and what is wrong with it; if it has a name, also where it has none."""
+        problems, unread, count = list[FileError](), Counter[str](), 0
+        search = self._search(folder, problems)
+        self._searched.add(os.path.realpath(folder))
+        for path in (path for files in search.walk(recursive=self._recursive) for path in files):
+            while problems:
+                count += 1
+                yield problems.pop(0)
+            if is_picture(path):
+                count += 1
+                yield from self.find(path, path.relative_to(folder), shown(path), folder=folder, searched=True)
+            elif suffix := unread_suffix(path):
+                unread[suffix] += 1
+        yield from problems
+        if count:
+            yield from unread_note(folder, unread)
+            self._unsearched += search.left_out()
+        elif name is not None and not problems:
+            yield self._without_pictures(search, name, unread)
+
+    def _without_pictures(self, search: FolderSearch, name: str, unread: Counter[str]) -> FileError:
+        told = describe_unread(unread)
+        if told is not None:
+            return problem(name, f"{NO_PICTURES} that can be read, but {told[0]}", told[1])
+        has_deeper = any(search.left_out())
+        return problem(name, NO_PICTURES, "its sub-folders hold some: use --recursive" if has_deeper else None)
+
+    def _search(self, root: Path, problems: list[FileError]) -> FolderSearch:
+        """Searches below a folder; what cannot be read goes to the problems."""
+        return FolderSearch(
+            root, self._output, lambda path, error: problems.append(problem(shown(path), read_reason(error)))
+        )
+
+
+def path_below(path: Path, base: Path) -> Path:
+    """The path that is kept below an output folder: from `base` on, or only the name of what lies elsewhere."""
+    place = Path(os.path.abspath(path))
+    start = os.path.abspath(base)
+    return place.relative_to(start) if place.is_relative_to(start) else Path(place.name)
+
+
+@dataclass(frozen=True)
+class RemoteSearch:
+    """Finds pictures at addresses.
+
+    Attributes:
+        recursive: whether folders below a folder are searched too.
+        output_folder: where results go; it is not searched if it is met below a folder.
+    """
+
+    recursive: bool
+    output_folder: Address | None = None
+
+    def find(self, address: Address, below: Path, name: str) -> Iterator[Found]:
+        """What lies at an address: a file, the pictures of a folder, or all that a pattern matches.
+
+        Args:
+            address: that was named.
+            below: the path that a file keeps below an `-o FOLDER`.
+            name: what to call it in messages.
+        """
+        try:
+            if glob.has_magic(address.place):
+                yield from self._matches(address)
+            elif (entry := look_at(address)) is None:
+                yield problem(name, "there is no such file")
+            elif entry.is_folder:
+                yield from self._folder(address, name)
+            else:
+                yield FoundInput(address, below)
+        except FileError as error:
+            yield error
+
+    def _folder(self, folder: Address, name: str) -> Iterator[Found]:
+        unread, count = Counter[str](), 0
+        asked_for = self.output_folder is not None and folder.is_relative_to(self.output_folder)
+        skipped = None if asked_for else self.output_folder
+        below = LeftOut()
+        for address in list_files(folder, recursive=self.recursive, skipped=skipped, on_folder=below.add):
+            path = Path(address.relative_to(folder))
+            if is_picture(path):
+                count += 1
+                yield FoundInput(address, path, folder, searched=True)
+            elif suffix := unread_suffix(path):
+                unread[suffix] += 1
+        if count:
+            yield from unread_note(folder, unread)
+            # Whether these hold pictures, only more requests would tell.
+            yield from below.note()
+        elif (told := describe_unread(unread)) is not None:
+            yield problem(name, f"{NO_PICTURES} that can be read, but {told[0]}", told[1])
+        else:
+            hint = None if self.recursive else "sub-folders are searched with --recursive"
+            yield problem(name, NO_PICTURES, hint)
+
+    def _matches(self, pattern: Address) -> Iterator[Found]:
+        root = pattern
+        while glob.has_magic(root.place):
+            root = root.parent
+        pictures = [one for one in find_matches(pattern) if is_picture(Path(one.name))]
+        for address in sorted(pictures, key=lambda one: natural_key(Path(one.place))):
+            yield FoundInput(address, Path(address.relative_to(root)), searched=True)
+        if not pictures:
+            yield problem(shown(pattern), "no picture matches")
+
+
+class SkippedResults:
+    """Counts the results of earlier runs that a search meets.
+
+    Args:
+        remembered: knows the results that hold no record; None where only records count.
+    """
+
+    def __init__(self, remembered: Remembered | None) -> None:
+        self._remembered = remembered
+        self._count, self._first = 0, ""
+
+    def holds(self, path: Path) -> bool:
+        """Whether a regular file is one; its header alone is read."""
+        is_result = read_record(path) is not None
+        if not is_result and self._remembered is not None:
+            is_result = self._remembered.is_any_result(path)
+        return is_result
+
+    def add(self, path: Location) -> None:
+        """Count one that is skipped."""
+        self._first = self._first or shown(path)
+        self._count += 1
+
+    def tell(self, *, found_others: bool) -> Iterable[Note | FileError]:
+        """A note on them all, or an error if nothing else was found."""
+        if self._count and found_others:
+            yield Note(skipped_results(self._count, self._first))
+        elif self._count:
+            yield FileError(f"nothing to do: {skipped_results(self._count, self._first)}", NAME_RESULT)
+
+
+NAME_RESULT = "name the file itself to process it again"
+
+
+def skipped_results(count: int, first: str) -> str:
+    """What a person should know of results of earlier runs among the inputs."""
+    if count == 1:
+        return f"skipped {first}, a result of an earlier run"
+    return f"skipped {count} results of earlier runs, the first is {first}"
+
+
+class LeftOut:
+    """Counts the sub-folders that are left out, as nobody asked for them."""
+
+    def __init__(self) -> None:
+        self._count, self._first, self._is_all = 0, "", True
+
+    def add(self, folder: Location) -> None:
+        """Count one."""
+        self._first = self._first or shown(folder)
+        self._count += 1
+
+    def stop(self) -> None:
+        """There may be more, which nobody counted."""
+        self._is_all = False
+
+    def note(self) -> Iterable[Note]:
+        """What to tell of them all, where there are some."""
+        count = f"{'' if self._is_all else 'at least '}{self._count} sub-folder"
+        if self._count == 1:
+            yield Note(f"{count} is left out, {self._first}: add --recursive to search it too")
+        elif self._count:
+            yield Note(f"{count}s are left out, the first is {self._first}: add --recursive to search them too")
+
+
+def problem(name: str, reason: str, hint: str | None = None) -> FileError:
+    """What is wrong with something that was named."""
+    return FileError(f"{name}: {reason}", hint)
+
+
+def unread_note(folder: Location, unread: Counter[str]) -> Iterable[Note]:
+    """What to tell of a folder beside the pictures that were found, by how many files have which suffix."""
+    told = describe_unread(unread)
+    if told is not None:
+        hint = f": {told[1]}" if told[1] else ""
+        yield Note(f"{shown(folder)}: pictures that cannot be read here are left out, {told[0]}{hint}")
+
+
+# Of a file, to tell whether it is a list.
+_LOOKED_AT = 1 << 16
+
+
+def read_lines(path: Path) -> Iterator[str] | None:
+    """The lines of a text file in UTF-8 or, with its mark, UTF-16 as PowerShell writes it; None for other files.
+
+    They are read as they are asked for.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    with open(path, "rb") as file:
+        start = file.read(_LOOKED_AT)
+    is_utf_16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    # Names of files need not be valid UTF-8.
+    encoding, errors = ("utf-16", "strict") if is_utf_16 else ("utf-8-sig", "surrogateescape")
+    try:
+        text = codecs.getincrementaldecoder(encoding)(errors).decode(start, len(start) < _LOOKED_AT)
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else _lines(path, encoding)
+
+
+def _lines(path: Path, encoding: str) -> Iterator[str]:
+    errors = "replace" if encoding == "utf-16" else "surrogateescape"
+    with open(path, encoding=encoding, errors=errors, newline="\n") as file:
+        for line in file:
+            yield line.strip(" \t\r\n")

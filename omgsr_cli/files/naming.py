@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from omgsr_cli.errors import UsageError
 from omgsr_cli.files.addresses import Location, is_url, parse_address, shown
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX, format_of_content
-from omgsr_cli.files.found import FoundInput
+from omgsr_cli.files.inputs import FoundInput
 from omgsr_cli.files.storage import check_address, look_at
 
 if TYPE_CHECKING:
@@ -162,3 +162,13 @@ def scale_label(sizes: SizeOptions, model_scale: float) -> str:
         return f"print{sizes.print[0]}x{sizes.print[1]}"
     side = sizes.long_side or sizes.short_side
     return f"{side}px" if side else f"{sizes.scale or model_scale:g}"
+
+
+def comparison_path(destination: Location) -> Location:
+    """The before/after image of a result, beside it."""
+    return destination.with_name(comparison_name(destination.name))
+
+
+def comparison_name(name: str) -> str:
+    """The name of a result's before/after image, from the result's name or path."""
+    return f"{os.path.splitext(name)[0]}_compare.png"

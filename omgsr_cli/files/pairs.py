@@ -9,8 +9,7 @@ from pathlib import Path
 
 from omgsr_cli.errors import FileError, UsageError
 from omgsr_cli.files.addresses import shown
-from omgsr_cli.files.found import FoundPicture
-from omgsr_cli.files.inputs import find_inputs
+from omgsr_cli.files.inputs import FoundPicture, find_inputs
 
 _NAMED = 5
 

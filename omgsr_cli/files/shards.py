@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from omgsr_cli.errors import UsageError
-from omgsr_cli.files.addresses import shown
-from omgsr_cli.files.jobs import JobPlan
+from omgsr_cli.errors import FileError, UsageError
+from omgsr_cli.files.addresses import name_hash, shown
+from omgsr_cli.files.jobs import Job, JobPlan, Planned
 
 _HINT = "write it like 1/8 to 8/8, or auto"
 
@@ -29,18 +28,23 @@ class Shard:
 
         The same picture is in the same part whatever the order of a listing, and wherever the folder is mounted.
         """
-        digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-        return int.from_bytes(digest, "big") % self.count == self.number - 1
+        return name_hash(name) % self.count == self.number - 1
 
     def indices(self, count: int) -> range:
         """This part of `count` things that have no names, in turns."""
         return range(self.number - 1, count, self.count)
 
     def of(self, plan: JobPlan) -> JobPlan:
-        """This part of a plan; what is wrong with an input is in one part too."""
+        """This part of a plan."""
         jobs = tuple(job for job in plan.jobs if self.holds(job.below))
         problems = tuple(problem for problem in plan.problems if self.holds(problem.message))
         return replace(plan, jobs=jobs, problems=problems)
+
+    def holds_planned(self, planned: Planned) -> bool:
+        """Whether a job or a problem is in this part; skipped inputs and notes are in every part."""
+        if isinstance(planned, Job):
+            return self.holds(planned.below)
+        return not isinstance(planned, FileError) or self.holds(planned.message)
 
 
 def parse_shard(text: str, environment: Mapping[str, str]) -> Shard:

@@ -1,18 +1,18 @@
-"""Files on storages of the network, through fsspec: looked at, read, fetched and put."""
+"""Files on storages of the network, through fsspec: listed, read, fetched and put."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from omgsr_cli.errors import ExistsError, FileError, UsageError
-from omgsr_cli.files.addresses import Address, Location
+from omgsr_cli.errors import ExistsError, FileError, UsageError, reason_of
+from omgsr_cli.files.addresses import Address, Location, parse_address, redact
 from omgsr_cli.files.atomic import is_abandoned, partial_name, scratch_folder
-from omgsr_cli.files.storage_errors import reason, told
 
 # A record lies at the head or the end of a file, and is short.
 _BLOCK_BYTES = 1 << 16
@@ -21,7 +21,7 @@ _BLOCK_BYTES = 1 << 16
 _WHOLE_PUTS = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hf", "memory"))
 
 # What storages say of a file that changes with its content: each its own.
-_TOLD_OF_CONTENT = (
+_CHANGE_WITH_CONTENT = (
     *("size", "ETag", "etag", "generation", "version_id", "blob_id"),
     *("LastModified", "last_modified", "mtime", "updated", "created", "last_commit"),
 )
@@ -65,14 +65,14 @@ def open_storage(address: Address) -> tuple[Any, str]:
         raise UsageError(f"{address}: fsspec is not installed", "pip install 'omgsr-cli[remote]'") from error
     try:
         # A listing that is kept would grow with the storage. ftp:// and sftp:// are connected to already.
-        with told(address, "reached"):
+        with storage_errors(address, "reached"):
             system, path = fsspec.url_to_fs(address.url, use_listings_cache=False)
     except ImportError as error:
         hint = "pip install 'omgsr-cli[remote]' for s3 and gs"
         raise UsageError(f"{address}: a library for {address.scheme}:// is not installed: {error}", hint) from error
     except ValueError as error:
         if "not known" not in str(error).lower() and "unknown" not in str(error).lower():
-            raise UsageError(f"{address}: {reason(error)}") from error
+            raise UsageError(f"{address}: {_reason(error)}") from error
         raise UsageError(
             f"{address}: there is no kind of storage called {address.scheme}", "s3://, gs://, hf:// are such"
         ) from error
@@ -91,7 +91,7 @@ def look_at(address: Address) -> Entry | None:
     Raises:
         FileError: the storage does not answer, or refuses.
     """
-    with told(address, "read"):
+    with storage_errors(address, "read"):
         system, path = open_storage(address)
         try:
             found = system.info(path)
@@ -110,7 +110,7 @@ def reading(address: Address) -> Iterator[BinaryIO]:
     Raises:
         FileError: it is not there, or cannot be read.
     """
-    with told(address, "read"):
+    with storage_errors(address, "read"):
         system, path = open_storage(address)
         with system.open(path, "rb", block_size=_BLOCK_BYTES) as file:
             yield file
@@ -143,7 +143,7 @@ def local_copy(source: Location) -> Iterator[LocalCopy]:
         raise FileError(f"{source}: there is no such file")
     with scratch_folder() as folder:
         copy = Path(folder, f"copy{source.suffix}")
-        with told(source, "read"):
+        with storage_errors(source, "read"):
             system, path = open_storage(source)
             system.get_file(path, str(copy))
         yield LocalCopy(copy, entry.stamp)
@@ -166,7 +166,7 @@ def put_when_whole(destination: Location, *, overwrite: bool) -> Iterator[Path]:
             yield local
         except FileError as error:
             raise FileError(error.message.replace(str(local), str(destination)), error.hint) from error
-        with told(destination, "written"):
+        with storage_errors(destination, "written"):
             _put(local, destination, overwrite)
 
 
@@ -208,4 +208,161 @@ def _exists(destination: Address) -> ExistsError:
 
 
 def _stamp(found: dict[str, Any]) -> str:
-    return "-".join(str(found[name]) for name in _TOLD_OF_CONTENT if found.get(name) is not None)
+    return "-".join(str(found[name]) for name in _CHANGE_WITH_CONTENT if found.get(name) is not None)
+
+
+def list_files(
+    folder: Address,
+    *,
+    recursive: bool,
+    skipped: Address | None = None,
+    on_folder: Callable[[Address], None] = lambda _: None,
+) -> Iterator[Address]:
+    """The files of a folder as the storage lists them, hidden ones left out; long listings come page by page.
+
+    Args:
+        folder: whose files are meant.
+        recursive: whether those below its folders are, too.
+        skipped: a folder that is left out if it is met.
+        on_folder: called with each folder in it whose files are not meant.
+    Raises:
+        FileError: the storage does not answer, or refuses.
+    """
+    with storage_errors(folder, "listed"):
+        system, path = open_storage(folder)
+    start = folder.url.rstrip("/") + "/"
+    for below in _listed(folder, _names(system, path, recursive)):
+        address = Address(start + below)
+        hidden = below.startswith(".") or "/." in below
+        if hidden or (skipped is not None and address.is_relative_to(skipped)):
+            continue
+        if not below.endswith("/"):
+            yield address
+        elif not recursive:
+            on_folder(parse_address(address.url))
+
+
+def find_matches(pattern: Address) -> list[Address]:
+    """The files that a pattern with `*`, `?` or `[...]` matches.
+
+    Raises:
+        FileError: the storage does not answer, or refuses.
+    """
+    with storage_errors(pattern, "listed"):
+        system, path = open_storage(pattern)
+        found: dict[str, dict[str, Any]] = system.glob(path, detail=True)
+    start = pattern.url[: pattern.url.index("://") + 3]
+    names = (name for name, entry in found.items() if entry["type"] != "directory")
+    return [Address(start + name.lstrip("/")) for name in names]
+
+
+def _names(system: Any, path: str, recursive: bool) -> Iterator[str]:
+    """Names below a folder, those of folders with a slash.
+
+    fsspec would hold a bucket's whole listing; where there is a way to page, it is taken.
+    """
+    pages = {"s3": _s3_pages, "gs": _gs_pages}.get(protocol(system))
+    if pages is not None:
+        bucket, key = system.split_path(path)[:2]
+        prefix = f"{key.rstrip('/')}/" if key else ""
+        for page in pages(system, bucket, prefix, recursive):
+            # The folder itself may be an object too.
+            yield from (name.removeprefix(prefix) for name in page if name != prefix)
+        return
+    folders = [path]
+    while folders:
+        entries = sorted(system.ls(folders.pop(), detail=True), key=lambda entry: str(entry["name"]))
+        if recursive:
+            # As a stack: what is below a folder comes before its neighbours.
+            folders += [entry["name"] for entry in reversed(entries) if entry["type"] == "directory"]
+        for entry in entries:
+            # Some list the folder itself too.
+            if name := _relative(entry["name"], path):
+                yield f"{name}/" if entry["type"] == "directory" else name
+
+
+def _s3_pages(system: Any, bucket: str, prefix: str, recursive: bool) -> Iterator[list[str]]:
+    more: dict[str, str] = {} if recursive else {"Delimiter": "/"}
+    while True:
+        page = system.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **more)
+        yield [entry["Key"] for entry in page.get("Contents", ())]
+        yield [entry["Prefix"] for entry in page.get("CommonPrefixes", ())]
+        if not page.get("IsTruncated"):
+            return
+        more["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _gs_pages(system: Any, bucket: str, prefix: str, recursive: bool) -> Iterator[list[str]]:
+    more: dict[str, str] = {} if recursive else {"delimiter": "/"}
+    while True:
+        page = system.call("GET", "b/{}/o", bucket, json_out=True, prefix=prefix, maxResults=1000, **more)
+        yield [entry["name"] for entry in page.get("items", ())]
+        yield page.get("prefixes", [])
+        if not page.get("nextPageToken"):
+            return
+        more["pageToken"] = page["nextPageToken"]
+
+
+def _relative(name: str, folder: str) -> str:
+    return name.strip("/").removeprefix(folder.strip("/")).lstrip("/")
+
+
+def _listed(folder: Address, names: Iterator[str]) -> Iterator[str]:
+    while True:
+        with storage_errors(folder, "listed"):
+            name = next(names, None)
+        if name is None:
+            return
+        yield name
+
+
+# What the libraries behind fsspec raise beside OSError; a library that is not loaded has raised nothing.
+_FOREIGN_ERRORS = (
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("aiohttp", "ClientError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("gcsfs.retry", "HttpError"),
+    ("azure.core.exceptions", "AzureError"),
+    ("httpx2", "HTTPError"),
+    ("httpx", "HTTPError"),
+    ("requests", "RequestException"),
+    ("paramiko.ssh_exception", "SSHException"),
+)
+
+
+@contextmanager
+def storage_errors(address: Address, what: str) -> Iterator[None]:
+    """Turn what a storage raises into a `FileError`.
+
+    Args:
+        address: of what is dealt with.
+        what: "read", "written" or "listed".
+    Raises:
+        FileError: in the place of what was raised.
+    """
+    try:
+        yield
+    except FileError:
+        raise
+    except _errors() as error:
+        raise FileError(f"{address}: cannot be {what}: {_reason(error)}") from error
+
+
+def _errors() -> tuple[type[BaseException], ...]:
+    # asyncio's are here as fsspec runs its requests there.
+    found: list[type[BaseException]] = [OSError, TimeoutError]
+    for module, name in _FOREIGN_ERRORS:
+        kind = getattr(sys.modules.get(module), name, None)
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            found.append(kind)
+    return tuple(found)
+
+
+def _reason(error: BaseException) -> str:
+    """Why, in a few words."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, PermissionError):
+        return "not allowed"
+    return redact(reason_of(error))

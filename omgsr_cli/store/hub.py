@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from omgsr_cli.errors import ModelError, reason_of
-from omgsr_cli.files.addresses import without_secrets
+from omgsr_cli.files.addresses import redact
 
 _PAGES = "https://huggingface.co"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -400,7 +400,7 @@ def _unreachable(repository: str) -> ModelError:
 
 def _unfetched(repository: str, error: Exception) -> ModelError:
     # An address may contain a password, or a signature that replaces a token.
-    reason = without_secrets(reason_of(error))
+    reason = redact(reason_of(error))
     return ModelError(f"{repository} cannot be fetched from the hub: {reason}")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from omgsr_cli.errors import ModelError, OmgsrError, UsageError, reason_of, write_error
-from omgsr_cli.files.addresses import without_secrets
+from omgsr_cli.files.addresses import redact
 from omgsr_cli.files.atomic import partial_folder
 from omgsr_cli.models.adapter_files import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from omgsr_cli.models.loading import save_standalone
@@ -415,7 +415,7 @@ def _refusal(repository: str, error: Exception) -> OmgsrError:
 
 def _reason(error: BaseException) -> str:
     # Addresses of the hub's stores are signed.
-    return without_secrets(reason_of(error))
+    return redact(reason_of(error))
 
 
 def export_merged(checkpoint: Path, folder: Path, *, base: str | None = None) -> None:

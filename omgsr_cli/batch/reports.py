@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,21 +16,20 @@ from types import TracebackType
 from typing import Any, Self
 
 from omgsr_cli.errors import UsageError, reason_of, write_reason
-from omgsr_cli.files.addresses import json_text, shown
-from omgsr_cli.files.seen import SeenNames
+from omgsr_cli.files.addresses import json_text, name_hash, shown
 
 _LONGEST_LINE = 1 << 20
 
 
 class RunReport:
-    """Adds records to a report; what is there already stays, so that one report tells of all runs.
+    """Adds records to a report; what it contains stays, so that one report covers all runs.
 
     A line is written by one call that appends: several processes may write one report, where their file system does
     this as a whole (network file systems do not: give each process its own).
 
     Args:
         path: of the report, made if it is missing.
-        on_note: told once if the disk is full: the run goes on, and later lines are tried all the same.
+        on_note: called once if the disk is full; the run continues, and later lines are still tried.
 
     Attributes:
         missing: how many lines could not be written.
@@ -57,7 +57,7 @@ class RunReport:
             ) from error
 
     def begin(self, files: int | None, part: str | None, *, retry: bool = False) -> None:
-        """Say that a run begins.
+        """Record that a run begins.
 
         Args:
             files: how many it has; None where this shows only at the end.
@@ -67,7 +67,7 @@ class RunReport:
         self._write({"run": {"files": files, "part": part, "retry": retry}, "time": time.time()})
 
     def counted(self, files: int) -> None:
-        """Say how many files the run has, where this shows only now."""
+        """Record how many files the run has, where this is known only now."""
         self._write({"files": files, "time": time.time()})
 
     def add(self, record: Mapping[str, object]) -> None:
@@ -99,7 +99,7 @@ class RunReport:
 
 @dataclass(frozen=True)
 class RunState:
-    """What reports tell.
+    """The state of a run by its reports.
 
     Attributes:
         files: how many there are in all parts; None where it is not known.
@@ -108,7 +108,7 @@ class RunState:
             with what was wrong in the latest runs with inputs that became no job, as a list's missing files.
         done: how many the latest run of each part has done.
         seconds: how long it has been going.
-        failures: why each file failed, by its name; nothing of those that were finished later.
+        failures: why each file failed, by the hash of its name; None for those that were finished.
     """
 
     files: int | None
@@ -116,7 +116,7 @@ class RunState:
     reasons: Mapping[str, int]
     done: int
     seconds: float
-    failures: SeenNames = field(repr=False, compare=False)
+    failures: Mapping[int, str | None] = field(repr=False, compare=False)
 
     @property
     def failed(self) -> int:
@@ -140,7 +140,7 @@ class RunState:
 
     def has_failed(self, name: str) -> bool:
         """Whether a file has failed, and was not finished later."""
-        return self.failures.find(name) is not None
+        return self.failures.get(name_hash(name)) is not None
 
 
 def _could_be_report(path: Path) -> bool:
@@ -167,14 +167,14 @@ class _Run:
 
 
 def read_reports(paths: Sequence[Path]) -> RunState:
-    """Put together what the reports of all parts and runs tell; memory does not grow with the number of files.
+    """Put together the reports of all parts and runs; a million files take about 100 MB of memory.
 
     Of each file its last record counts.
 
     Raises:
         UsageError: one cannot be read, or is none.
     """
-    failures, runs = SeenNames(), list[_Run]()
+    failures, runs = dict[int, str | None](), list[_Run]()
     for path in paths:
         latest: dict[str | None, _Run] = {}
         part: str | None = None
@@ -196,13 +196,9 @@ def read_reports(paths: Sequence[Path]) -> RunState:
     return _sum_up(failures, runs)
 
 
-def _sum_up(failures: SeenNames, runs: Sequence[_Run]) -> RunState:
-    finished, reasons, problems = 0, Counter[str](), Counter[str]()
-    for reason, count in failures.count_values():
-        if reason is None:
-            finished = count
-        else:
-            reasons[reason] = count
+def _sum_up(failures: Mapping[int, str | None], runs: Sequence[_Run]) -> RunState:
+    problems, reasons = Counter[str](), Counter(reason for reason in failures.values() if reason is not None)
+    finished = len(failures) - reasons.total()
     for run in runs:
         problems += run.problems
     reasons += problems
@@ -230,12 +226,13 @@ def _begun(line: Mapping[str, Any], latest: Mapping[str | None, _Run], part: str
     return run
 
 
-def _add(failures: SeenNames, run: _Run, line: Mapping[str, Any]) -> None:
+def _add(failures: dict[int, str | None], run: _Run, line: Mapping[str, Any]) -> None:
     if line["status"] == "failed" and line.get("input") is None:
         run.problems[str(line.get("error")).rpartition(": ")[2]] += 1
         return
     name = str(line.get("input"))
-    failures.put(name, str(line.get("error")).removeprefix(f"{name}: ") if line["status"] == "failed" else None)
+    reason = sys.intern(str(line.get("error")).removeprefix(f"{name}: ")) if line["status"] == "failed" else None
+    failures[name_hash(name)] = reason
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
