@@ -72,7 +72,7 @@ def train(
         if check:
             from omgsr_cli.cli.train_check import say_check
 
-            return say_check(talk, draft.check(), device)
+            return say_check(talk, draft.check(), resume)
         return run_training(talk, draft.check(), resume)
     except UnreadableImagesError as error:
         for problem in error.problems[:_LISTED]:
@@ -97,10 +97,13 @@ def _print_form(talk: Output, name: str | None) -> int:
 
 
 def _write_report(talk: Output, folder: Path) -> int:
+    from omgsr_cli.packages import install_command
     from omgsr_cli.training.logs import read_history
-    from omgsr_cli.training.report import write_run_page
+    from omgsr_cli.training.report import can_plot, write_run_page
 
     page = write_run_page(read_history(folder))
+    if not can_plot():
+        talk.note(f"The page has no curves: matplotlib is not installed. Install it with: {install_command('plot')}")
     talk.result(str(page), {"event": "reported", "page": str(page)})
     return 0
 

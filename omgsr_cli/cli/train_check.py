@@ -1,4 +1,4 @@
-"""What `omgsr train --check` finds, and what it foretells."""
+"""`omgsr train --check`: what is missing, and what two steps take."""
 
 from __future__ import annotations
 
@@ -16,51 +16,58 @@ from omgsr_cli.training.config import TrainConfig
 _GIB = 2**30
 
 
-def say_check(talk: Output, config: TrainConfig, device_name: str | None) -> int:
-    """Read the data, the sizes and the disk, build the model without its weights, and foretell memory and time.
+def say_check(talk: Output, config: TrainConfig, resume: str) -> int:
+    """Read the data, build the run, take two steps, and estimate memory, time and disk.
 
     Args:
         talk: of the command.
         config: without an error of its own.
-        device_name: as for `choose_device`.
+        resume: as for `find_checkpoint`.
     Returns:
-        0, or 1 where the checkpoints find no room on the disk.
+        0, or 1 if a part is missing or the disk is too small for the checkpoints.
     Raises:
         OmgsrError: the data or the model's files do not make a run.
     """
-    from omgsr_cli.models.devices import choose_device
     from omgsr_cli.training.assembly import find_held_out
+    from omgsr_cli.training.check import find_missing, try_steps
     from omgsr_cli.training.checkpoints import list_checkpoints
     from omgsr_cli.training.data import UnreadableImagesError, find_training_pictures
-    from omgsr_cli.training.model import find_run_model
-    from omgsr_cli.training.rehearsal import foretell_seconds, rehearse
 
     data, train, folder = config.data, config.train, Path(config.save.out)
     problems: list[FileError] = []
-    pictures = _count(
-        lambda: find_training_pictures(data.train, data.train_lq, data.resolution, data.on_small), problems
-    )
+    images = _count(lambda: find_training_pictures(data.train, data.train_lq, data.resolution, data.on_small), problems)
     _count(lambda: find_held_out(config), problems)
     if problems:
-        raise UnreadableImagesError(problems, pictures + len(problems))
-    device = choose_device(device_name)
-    model = find_run_model(config)
-    cost = rehearse(config, model, device)
-    seconds = foretell_seconds(config, model, device, cost)
+        raise UnreadableImagesError(problems, images + len(problems))
+    try:
+        trial = try_steps(config, resume)
+    except OmgsrError as error:
+        missing = find_missing(config)
+        if len(missing) < 2:
+            raise error
+        for problem in missing:
+            talk.error(problem)
+        return 1
+    for reason in trial.broken.values():
+        talk.note(f"Skipped a corrupt image: {reason}")
+    if not trial.is_finite:
+        talk.note(
+            "a loss or a gradient of the first steps is not finite: lower optim.lr, or set train.precision to fp32"
+        )
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    # One more than are kept: the oldest goes only when the newest is whole.
-    disk_bytes = (config.save.keep + 1 - min(config.save.keep, len(list_checkpoints(folder)))) * cost.checkpoint_bytes
+    # One more than are kept: the oldest is removed when the newest is complete.
+    disk_bytes = (config.save.keep + 1 - min(config.save.keep, len(list_checkpoints(folder)))) * trial.checkpoint_bytes
     free_bytes = shutil.disk_usage(_nearest(folder)).free
     record = {
         "event": "checked",
-        "pictures": pictures,
+        "pictures": trial.images,
         "samples_per_step": data.batch_size * config.optim.accumulate * processes,
-        "parameters": cost.parameters,
-        "trained": cost.trained,
-        "device": str(device),
-        "memory_bytes": cost.memory_bytes,
-        "step_seconds": float(f"{seconds:.3g}"),
-        "run_seconds": round(seconds * train.steps),
+        "parameters": trial.parameters,
+        "trained": trial.trained,
+        "device": str(trial.device),
+        "memory_bytes": trial.memory_bytes,
+        "step_seconds": float(f"{trial.step_seconds:.3g}"),
+        "run_seconds": round(trial.step_seconds * train.steps),
         "disk_bytes": disk_bytes,
         "free_bytes": free_bytes,
     }
@@ -87,9 +94,9 @@ def _as_lines(record: Mapping[str, Any], steps: int, folder: Path) -> str:
     step, run = duration(record["step_seconds"]), duration(record["run_seconds"])
     return "\n".join(
         (
-            f"data: {record['pictures']} pictures, {record['samples_per_step']} samples a step",
-            f"model: {record['parameters']:,} weights, {record['trained']:,} of them learn",
-            f"memory: about {gib['memory']:.1f} GiB on {record['device']}, in each process",
+            f"data: {record['pictures']} images, {record['samples_per_step']} samples a step",
+            f"model: {record['parameters']:,} weights, {record['trained']:,} of them are trained",
+            f"memory: {gib['memory']:.1f} GiB on {record['device']}, in each process",
             f"time: about {step} a step, {run} for {steps} steps",
             f"disk: {gib['disk']:.2f} GiB of {gib['free']:.1f} GiB free for checkpoints in {folder}",
         )
@@ -97,5 +104,5 @@ def _as_lines(record: Mapping[str, Any], steps: int, folder: Path) -> str:
 
 
 def _nearest(path: Path) -> Path:
-    """The folder itself, or the first above it that is there."""
+    """The folder itself, or the first above it that exists."""
     return next(each for each in (path, *path.absolute().parents) if each.is_dir())

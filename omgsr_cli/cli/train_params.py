@@ -24,7 +24,7 @@ Check = Annotated[
     bool,
     typer.Option(
         "--check",
-        help="Look at data, disk and model, predict memory and time, and do not train.",
+        help="Check files and disk, take two steps, estimate memory and time, and write nothing.",
         rich_help_panel=CONFIG,
     ),
 ]

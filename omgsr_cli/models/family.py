@@ -158,14 +158,3 @@ class Family(Protocol):
             ModelError: the files do not make a model, or the weights to begin from do not fit.
         """
         ...
-
-    def outline(self, source: ModelSource, device: torch.device, precision: str, lora: LoraOptions | None) -> Trainable:
-        """Build the model that `load_trainable` reads, with the values left out, for predictions.
-
-        It is called with `with device:`, and mostly under `FakeTensorMode`, so that what is built takes no memory and
-        computes nothing.
-
-        Raises:
-            ModelError: its configuration does not make a model.
-        """
-        ...

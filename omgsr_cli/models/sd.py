@@ -33,7 +33,6 @@ from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.lora import LoraOptions, inject_lora, load_lora, merge_lora
 from omgsr_cli.models.record import ModelRecord, read_json, write_record
-from omgsr_cli.models.trainable import outline_schedule
 from omgsr_cli.models.weight_files import check_finite, load_part, weight_files, weight_variant
 from omgsr_cli.schedules import DdpmSchedule, Schedule
 
@@ -494,39 +493,3 @@ def load_sd_trainable(
     if start_from is not None:
         trainable.load(start_from)
     return trainable
-
-
-def outline_sd(source: ModelSource, device: torch.device, precision: str, options: LoraOptions) -> SdTrainable:
-    """Build the networks by their configurations, without their weights."""
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    unet_config, vae_config = (read_json(source.folder / part / "config.json") for part in ("unet", "vae"))
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        # Adapters are moved beside their layers, which tensors without values cannot be, unless they are nowhere yet.
-        with torch.device("meta"):
-            unet = UNet2DConditionModel.from_config(unet_config).requires_grad_(False)
-            vae = AutoencoderKL.from_config(vae_config).requires_grad_(False)
-    finally:
-        torch.set_default_dtype(usual)
-    embeds = torch.zeros(1, _TOKENS, int(unet_config["cross_attention_dim"]), dtype=dtype, device=device)
-    restorer = SdRestorer(unet, vae, outline_schedule(), embeds, describe_sd(source), "fp32", source)
-    with torch.device("meta"):
-        trainable = SdTrainable(restorer, options, source.record)
-    _settle(trainable.networks, device)
-    restorer.device, restorer.prompt_embeds = device, embeds
-    return trainable
-
-
-def _settle(network: nn.Module, device: torch.device) -> None:
-    """Give every weight a place; where values count, as in timing, zeros are as quick as others."""
-    for module in network.modules():
-        for name, weight in module._parameters.items():
-            if weight is not None:
-                module._parameters[name] = nn.Parameter(torch.zeros_like(weight, device=device), weight.requires_grad)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = torch.zeros_like(buffer, device=device)

@@ -128,13 +128,6 @@ class SdFamily:
         source = replace(source, record=source.record.model_copy(update=changes))
         return load_sd_trainable(source, device, precision, lora or LoraOptions(), start_from)
 
-    def outline(self, source: ModelSource, device: torch.device, precision: str, lora: LoraOptions | None) -> Trainable:
-        """From the configurations of both networks."""
-        from omgsr_cli.models.lora import LoraOptions
-        from omgsr_cli.models.sd import outline_sd
-
-        return outline_sd(source, device, precision, lora or LoraOptions())
-
 
 def _native_px(folder: Path, otherwise_px: int) -> int:
     """Side of the square image that a diffusers folder's UNet was trained at."""

@@ -22,7 +22,6 @@ from omgsr_cli.models.devices import PRECISIONS
 from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.record import ModelRecord, load_record, read_json, write_record
 from omgsr_cli.models.tiny_network import TinyConfig, TinyNetwork, channels_last
-from omgsr_cli.models.trainable import outline_schedule
 from omgsr_cli.models.wavelet import LATENT_PX
 from omgsr_cli.models.weight_files import check_finite
 from omgsr_cli.schedules import DdpmSchedule, Schedule
@@ -241,10 +240,3 @@ def load_tiny_trainable(source: ModelSource, device: torch.device, start_from: P
     if start_from is not None and start_from != source.folder:
         trainable.load(start_from)
     return trainable
-
-
-def outline_tiny(source: ModelSource, device: torch.device) -> TinyTrainable:
-    """Build the network by its configuration, without its weights."""
-    info = describe_tiny(source.folder, source.record, source.name)
-    network = TinyNetwork(_load_config(source.folder))
-    return TinyTrainable(TinyRestorer(network, outline_schedule(), info, device, "fp32"), source.record)

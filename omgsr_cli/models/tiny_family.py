@@ -119,9 +119,3 @@ class TinyFamily:
         from omgsr_cli.models.tiny import load_tiny_trainable
 
         return load_tiny_trainable(source, device, start_from)
-
-    def outline(self, source: ModelSource, device: torch.device, precision: str, lora: LoraOptions | None) -> Trainable:
-        """From its configuration."""
-        from omgsr_cli.models.tiny import outline_tiny
-
-        return outline_tiny(source, device)

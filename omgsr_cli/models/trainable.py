@@ -8,10 +8,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from omgsr_cli.models.base import Restorer
-from omgsr_cli.schedules import DdpmSchedule
 
 
 @runtime_checkable
@@ -87,12 +85,3 @@ class Trainable(Protocol):
             ModelError: they do not fit.
         """
         ...
-
-
-def outline_schedule() -> DdpmSchedule:
-    """Give a schedule whose numbers are real under `FakeTensorMode`: a step asks for them as plain numbers."""
-    with unset_fake_temporarily():
-        schedule, latent = DdpmSchedule(), torch.zeros(1, 1, 1, 1)
-        # It computes its tables when they are first asked for.
-        schedule.clean_latent(schedule.add_noise(latent, latent, 0), latent, 0)
-    return schedule

@@ -1,17 +1,40 @@
-"""What a configuration says about files, checked before anything large is read: all that is wrong, with its place."""
+"""Before a run: every missing file and package at once, and with `--check` what the first steps take."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+from accelerate import Accelerator
+
+from omgsr_cli.degradation import load_degradation
 from omgsr_cli.errors import OmgsrError
 from omgsr_cli.files.inputs import find_inputs
+from omgsr_cli.models.devices import is_out_of_memory
+from omgsr_cli.models.families import family_of, recognise_adapter
+from omgsr_cli.models.lora import LoraOptions
+from omgsr_cli.models.record import load_record
+from omgsr_cli.models.sources import find_model, start_folder
 from omgsr_cli.options import ModelOptions
+from omgsr_cli.presets import PRESETS
+from omgsr_cli.store.hub import is_repository_name
+from omgsr_cli.training.assembly import Run, load_run
+from omgsr_cli.training.checkpoints import check_adapter_ranks, list_checkpoints, optimizer_tensors
 from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.config_errors import Draft
+from omgsr_cli.training.data import Numbers, load_batches
+from omgsr_cli.training.distributed import build_accelerator, device_of
+from omgsr_cli.training.loop import StopWish, ask_teacher, peak_memory_mib
+from omgsr_cli.training.model import build_lora_options, load_run_model
+from omgsr_cli.training.perceptual import find_features, load_features, load_lpips
+from omgsr_cli.training.step import Stepper
+from omgsr_cli.training.teacher import load_teacher
 
 
 def check_files(draft: Draft[TrainConfig], resume: str = "auto") -> None:
@@ -52,15 +75,11 @@ def _check_pictures(draft: Draft[TrainConfig], key: str, names: Sequence[str]) -
 
 
 def _check_degradations(draft: Draft[TrainConfig], config: TrainConfig) -> None:
-    from omgsr_cli.degradation import load_degradation
-
     for name in config.degradation.presets:
         _note(draft, "degradation.presets", lambda name=name: load_degradation(name))  # type: ignore[misc]  # bound now
 
 
 def _check_features(draft: Draft[TrainConfig], config: TrainConfig) -> None:
-    from omgsr_cli.training.perceptual import find_features
-
     loss = config.loss
     _note(draft, "loss.backbone_path" if loss.backbone_path else "loss.backbone", lambda: find_features(loss))
     if loss.lpips_path and not Path(loss.lpips_path).exists():
@@ -68,9 +87,6 @@ def _check_features(draft: Draft[TrainConfig], config: TrainConfig) -> None:
 
 
 def _check_teacher(draft: Draft[TrainConfig], config: TrainConfig) -> None:
-    from omgsr_cli.models.sources import find_model
-    from omgsr_cli.store.hub import is_repository_name
-
     if config.loss.teacher is None:
         return
     name, key = config.loss.teacher.model, "loss.teacher.model"
@@ -82,12 +98,6 @@ def _check_teacher(draft: Draft[TrainConfig], config: TrainConfig) -> None:
 
 
 def _check_model(draft: Draft[TrainConfig], config: TrainConfig, resume: str) -> None:
-    from omgsr_cli.models.lora import LoraOptions
-    from omgsr_cli.models.sources import start_folder
-    from omgsr_cli.store.hub import is_repository_name
-    from omgsr_cli.training.checkpoints import check_adapter_ranks, list_checkpoints
-    from omgsr_cli.training.model import build_lora_options
-
     base, lora = config.model.base, build_lora_options(config) or LoraOptions()
     if base and not Path(base).is_dir() and not is_repository_name(base):
         draft.add("model.base", "there is no such folder, and it is no hub repository OWNER/NAME")
@@ -105,10 +115,6 @@ def _check_model(draft: Draft[TrainConfig], config: TrainConfig, resume: str) ->
 
 def _check_start(start: Path, preset: str | None) -> None:
     """Whether a folder has what training a preset can begin with; without one the folder says itself what it is."""
-    from omgsr_cli.models.families import family_of, recognise_adapter
-    from omgsr_cli.models.record import load_record
-    from omgsr_cli.presets import PRESETS
-
     if preset not in PRESETS:
         return
     parts = family_of(PRESETS[preset], preset).adapter_parts
@@ -139,3 +145,133 @@ def _could_be_folder(path: Path) -> bool:
     """Whether a path is a folder, or nothing on the way to it is a file."""
     nearest = next((each for each in (path, *path.parents) if os.path.lexists(each)), None)
     return nearest is None or nearest.is_dir()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the first steps of a run took, in each process.
+
+    Attributes:
+        images: to train on.
+        parameters: weights of the model.
+        trained: weights that learn.
+        device: of this process.
+        memory_bytes: the most that the process took: of the GPU, or of the system on a CPU.
+        step_seconds: of a step, the data included.
+        checkpoint_bytes: of one checkpoint.
+        is_finite: whether the losses and gradients were.
+        broken: images that could not be read, with the reason.
+    """
+
+    images: int
+    parameters: int
+    trained: int
+    device: torch.device
+    memory_bytes: int
+    step_seconds: float
+    checkpoint_bytes: int
+    is_finite: bool
+    broken: Mapping[Path, str]
+
+
+def try_steps(config: TrainConfig, resume: str = "auto") -> Trial:
+    """Build the run and take two real steps with all of its losses; three where one of them is not in every step.
+
+    Nothing is written, but what the run needs is fetched from the hub as the run would.
+
+    Args:
+        config: without an error.
+        resume: as for `find_checkpoint`; a run that resumes needs no weights to start from.
+    Raises:
+        OmgsrError: something cannot be read, or a step takes more memory than there is.
+    """
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    resumed = resume != "none" and bool(list_checkpoints(Path(config.save.out)))
+    accelerator = build_accelerator(Path(config.save.out), leaves_out=bool(config.loss.denoise))
+    device = device_of(accelerator)
+    with tempfile.TemporaryDirectory(prefix="omgsr-check-") as folder:
+        config = _without_traces(config, Path(folder), accelerator.num_processes)
+        try:
+            run = load_run(config, accelerator, resumed=resumed)
+            if config.loss.teacher is not None:
+                ask_teacher(run.crops, config.loss.teacher, accelerator, lambda _: None, StopWish())
+            seconds, is_finite = _time_steps(config, run, accelerator)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            hint = "lower data.batch_size or data.resolution, or set train.gradient_checkpointing = true"
+            raise OmgsrError(f"a step takes more memory than {device} has", hint) from error
+        finally:
+            accelerator.end_training()
+    learner = run.learner
+    saved = [*learner.weights.values(), *optimizer_tensors(learner.optimizer).values()]
+    saved += [] if learner.average is None else learner.average.values.values()
+    if learner.adversary is not None:
+        saved += [*learner.adversary.state().values(), *optimizer_tensors(learner.adversary.optimizer).values()]
+    # The weights that learn are saved twice: for use, and to resume.
+    saved += learner.weights.values()
+    return Trial(
+        images=run.pictures,
+        parameters=sum(weight.numel() for weight in run.trainable.networks.parameters()),
+        trained=sum(weight.numel() for weight in learner.weights.values()),
+        device=device,
+        memory_bytes=peak_memory_mib(device) * 2**20,
+        step_seconds=seconds,
+        checkpoint_bytes=sum(value.numel() * value.element_size() for value in saved),
+        is_finite=is_finite,
+        broken=run.crops.broken,
+    )
+
+
+def find_missing(config: TrainConfig) -> list[OmgsrError]:
+    """Try to read each part of a run by itself, and list what fails: a run stops at the first."""
+    teacher, lpips = config.loss.teacher, config.loss.lpips_path
+    parts: list[Callable[[], object]] = [
+        lambda: load_run_model(config, torch.device("cpu"), resumed=False),
+        lambda: load_features(config.loss),
+    ]
+    if lpips is not None:
+        parts.append(lambda: load_lpips(Path(lpips)))
+    if teacher is not None:
+        parts.append(lambda: load_teacher(teacher.model, torch.device("cpu"), teacher.precision))
+    found = []
+    for load in parts:
+        try:
+            load()
+        except OmgsrError as error:
+            found.append(error)
+    return found
+
+
+def _without_traces(config: TrainConfig, folder: Path, processes: int) -> TrainConfig:
+    """The same run without caches of its own, with as few of the teacher's images as a step needs."""
+    model, data, loss = config.model, config.data.model_copy(update={"cache": None}), config.loss
+    if model.mid_timestep == "auto":
+        # The measured one takes no other time and memory.
+        model = model.model_copy(update={"mid_timestep": None})
+    if loss.teacher is not None:
+        crops = min(loss.teacher.crops, data.batch_size * processes)
+        teacher = loss.teacher.model_copy(update={"cache": str(folder), "crops": crops})
+        loss = loss.model_copy(update={"teacher": teacher})
+    return config.model_copy(update={"model": model, "data": data, "loss": loss})
+
+
+def _time_steps(config: TrainConfig, run: Run, accelerator: Accelerator) -> tuple[float, bool]:
+    """Seconds of a step, and whether all losses and gradients were finite."""
+    device, teacher, gan = device_of(accelerator), config.loss.teacher, config.gan
+    every = teacher.dists_every if teacher is not None and teacher.dists else 1
+    # The first step from which on the discriminator takes part, and which has every loss.
+    first = -(-(gan.start_step + gan.alone_steps if config.loss.gan else 0) // every) * every
+    numbers = Numbers(config.data.batch_size, 0, accelerator.process_index, accelerator.num_processes)
+    batches = load_batches(run.crops, numbers, config.data.workers, device)
+    stepper = Stepper(accelerator, run.learner, config)
+    seconds, is_finite = [], True
+    # The first step is slow: memory is taken, and the fastest algorithms are looked for.
+    for step in (first, first, *([first + 1] if every > 1 else ())):
+        began = time.perf_counter()
+        is_finite &= stepper.take(step, batches, 0).is_finite
+        # A device that works ahead has finished when a value is asked for.
+        torch.zeros((), device=device).item()
+        seconds.append(time.perf_counter() - began)
+    return (seconds[1] + (every - 1) * seconds[-1]) / every, is_finite

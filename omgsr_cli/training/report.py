@@ -1,16 +1,21 @@
-"""A curve as a drawing in a page: plain SVG, whose colours the page's style gives."""
+"""`--report`: one page of a run, with its curves and its validation images, that opens from the disk."""
 
 from __future__ import annotations
 
+import io
 import math
+import warnings
 from collections.abc import Sequence
 from importlib import resources
-from itertools import pairwise
+from importlib.util import find_spec
 from pathlib import Path
+
+import numpy as np
 
 from omgsr_cli.errors import FileError, reason_of
 from omgsr_cli.imaging import Picture, encode_picture, read_picture, resize, write_atomically
-from omgsr_cli.pages.template import data_address, definitions, escape, fill_page
+from omgsr_cli.packages import install_command
+from omgsr_cli.pages.template import data_address, definitions, escape, fill_page, printable
 from omgsr_cli.training.logs import Curve, History
 
 PAGE_NAME = "report.html"
@@ -20,20 +25,31 @@ _MOST_GRIDS = 6
 _LARGEST_PX = 1200
 _QUALITY = 85
 
+_FEW_POINTS = 30
+"""Up to here each value is a dot, and no mean is drawn."""
+
+_WIDE = 30
+"""Positive values whose largest is more than this times their least have a logarithmic axis."""
+
+
+def can_plot() -> bool:
+    """Whether curves can be drawn: matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
 
 def write_run_page(history: History) -> Path:
     """Write a run's page into its folder, over the one that an earlier call wrote.
 
     Returns:
-        The page.
+        The page; without matplotlib it has tables and no curves.
     Raises:
-        FileError: a picture cannot be read, the page cannot be written, or what is there is none of ours.
+        FileError: an image cannot be read, the page cannot be written, or another program's page is there.
     """
     path = history.folder / PAGE_NAME
     _check_own(path)
     last = max((curve.steps[-1] for curve in (*history.losses, *history.scores)), default=0)
     steps = history.settings.get("train.steps")
-    # Before the first checkpoint, how many there will be is not written down.
+    # How many there will be is not known before the first checkpoint.
     of_all = "" if steps is None else f" of {steps}"
     text = fill_page(
         resources.files("omgsr_cli") / "training" / "page_files",
@@ -57,6 +73,51 @@ def choose_grids(grids: Sequence[tuple[int, Path]]) -> list[tuple[int, Path]]:
     return [grids[round(number * share)] for number in reversed(range(_MOST_GRIDS))]
 
 
+def plot_curves(curves: Sequence[Curve]) -> bytes:
+    """Plot values over steps, and where there are many also their running mean over a twentieth; a PNG."""
+    # Not pyplot: it would choose a window system and keep the figure.
+    from matplotlib.figure import Figure
+
+    rows = math.ceil(len(curves) / 2)
+    figure = Figure(figsize=(11, 2.6 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, 2, squeeze=False).flat)
+    for curve, axes in zip(curves, panels, strict=False):
+        values = np.array(curve.values)
+        few = len(values) <= _FEW_POINTS
+        axes.plot(curve.steps, values, color="#0072b2", alpha=1 if few else 0.35, lw=1, marker="o" if few else None)
+        if not few:
+            axes.plot(curve.steps, running_mean(values, max(3, len(values) // 20)), color="#0072b2", lw=1.8)
+        if values.min() > 0 and values.max() > _WIDE * values.min():
+            axes.set_yscale("log")
+        axes.set_title(printable(curve.name), loc="left", fontsize=10, parse_math=False)
+        axes.set_title(f"{values[-1]:.4g}", loc="right", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    for axes in panels[len(curves) :]:
+        axes.set_axis_off()
+    drawn = io.BytesIO()
+    with warnings.catch_warnings():
+        # About letters that the font does not have.
+        warnings.simplefilter("ignore", UserWarning)
+        figure.savefig(drawn, format="png", dpi=110)
+    return drawn.getvalue()
+
+
+def running_mean(values: np.ndarray[tuple[int], np.dtype[np.float64]], reach: int) -> list[float]:
+    """Give the mean of each value and those before it, `reach` in all; of fewer at the beginning."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(sums))
+    starts = np.maximum(0, ends - reach)
+    means: list[float] = ((sums[ends] - sums[starts]) / (ends - starts)).tolist()
+    return means
+
+
+def mean_of_ends(values: Sequence[float]) -> tuple[float, float]:
+    """Give the means of the first and of the last tenth of values, of one at least."""
+    count = max(1, len(values) // 10)
+    return math.fsum(values[:count]) / count, math.fsum(values[-count:]) / count
+
+
 def _section(curves: Sequence[Curve], otherwise: str) -> str:
     if not curves:
         return f'<p class="none">{otherwise}</p>'
@@ -67,9 +128,13 @@ def _section(curves: Sequence[Curve], otherwise: str) -> str:
         numbers = "".join(f"<td>{value:.4g}</td>" for value in cells)
         rows.append(f'<tr><th scope="row">{escape(curve.name)}</th>{numbers}</tr>')
     head = "".join(f'<th scope="col">{name}</th>' for name in ("", "first", "last", "least", "most"))
+    if can_plot():
+        names = ", ".join(escape(curve.name) for curve in curves)
+        plot = f'<img class="plot" src="{data_address("image/png", plot_curves(curves))}" alt="{names} over steps">'
+    else:
+        plot = f'<p class="none">Curves need matplotlib: {escape(install_command("plot"))}</p>'
     return (
-        f'<div class="plots">{"".join(draw_curve(curve) for curve in curves)}</div>'
-        '<div class="scroll"><table><caption>first and last: means of a tenth of the rows</caption>'
+        f'{plot}<div class="scroll"><table><caption>first and last: means of a tenth of the rows</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -83,11 +148,11 @@ def _grids(grids: Sequence[tuple[int, Path]]) -> str:
             f'<details class="grid"{opened}><summary>step {step}</summary><img src="{address}" width="{width}" '
             f'height="{height}" alt="low quality, output and reference after step {step}"></details>'
         )
-    return "".join(drawn) or '<p class="none">There are none.</p>'
+    return "".join(drawn) or '<p class="none">None were written.</p>'
 
 
 def _shrink(path: Path) -> tuple[str, int, int]:
-    """A picture as a JPEG in an address, not wider than a page shows it; its height and width in px."""
+    """An image as a JPEG in an address, not wider than a page shows it; its height and width in px."""
     image = read_picture(path).rgb
     height, width = image.shape[1:]
     if width > _LARGEST_PX:
@@ -98,95 +163,10 @@ def _shrink(path: Path) -> tuple[str, int, int]:
 
 
 def _check_own(path: Path) -> None:
-    """Refuse to write over what is not a page of a run."""
+    """Refuse to overwrite what is not a page of a run."""
     try:
         own = not path.exists() or _MARK in path.read_text("utf-8", errors="replace")[:2000]
     except OSError as error:
         raise FileError(f"{path} cannot be written: {reason_of(error)}") from error
     if not own:
         raise FileError(f"{path} is not a page that omgsr train wrote", "move it away")
-
-
-_WIDTH, _HEIGHT = 560, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 12, 30, 24
-_MOST_POINTS = 600
-"""Of a line; more are not seen."""
-
-_FEW_POINTS = 30
-"""Up to here a point is drawn for each value, and none is smoothed."""
-
-_WIDE = 30
-"""Positive values whose largest is more than this times their least are drawn by their logarithm."""
-
-
-def draw_curve(curve: Curve) -> str:
-    """Draw values over steps: as they are, and, where there are many, their running mean over a twentieth."""
-    thin_steps, thin_values = thin(curve.steps, _MOST_POINTS), thin(curve.values, _MOST_POINTS)
-    few = len(curve.values) <= _FEW_POINTS
-    smooth = thin_values if few else running_mean(thin_values, max(3, len(thin_values) // 20))
-    low, high = min(thin_values), max(thin_values)
-    is_log = low > 0 and high > _WIDE * low
-    bottom, top = (math.log(low), math.log(high)) if is_log else (low, high)
-    span, steps_span = (top - bottom) or 1.0, (curve.steps[-1] - curve.steps[0]) or 1
-
-    def points(values: Sequence[float]) -> list[tuple[float, float]]:
-        heights = [math.log(value) if is_log else value for value in values]
-        return [
-            (
-                _LEFT + (step - curve.steps[0]) / steps_span * (_WIDTH - _LEFT - _RIGHT),
-                _HEIGHT - _BOTTOM - (height - bottom) / span * (_HEIGHT - _TOP - _BOTTOM),
-            )
-            for step, height in zip(thin_steps, heights, strict=True)
-        ]
-
-    parts = [_axes(curve, low, high, is_log=is_log)]
-    if few:
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" class="dot"/>' for x, y in points(thin_values)]
-    else:
-        parts.append(_line(points(thin_values), "raw"))
-    parts.append(_line(points(smooth), "curve"))
-    title = escape(curve.name)
-    return (
-        f'<svg class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title} over steps">'
-        f'<text x="0" y="14" class="title">{title}</text>'
-        f'<text x="{_WIDTH - _RIGHT}" y="14" class="last">{curve.values[-1]:.4g}</text>{"".join(parts)}</svg>'
-    )
-
-
-def thin(values: Sequence[float], most: int) -> list[float]:
-    """Give means of equal stretches of values, so that there are no more than `most`."""
-    count = min(len(values), most)
-    edges = [number * len(values) // count for number in range(count + 1)]
-    return [math.fsum(values[start:end]) / (end - start) for start, end in pairwise(edges)]
-
-
-def running_mean(values: Sequence[float], reach: int) -> list[float]:
-    """Give the mean of each value and those before it, `reach` in all; of fewer at the beginning."""
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-    starts = [max(0, end - reach) for end in range(1, len(sums))]
-    return [(sums[end] - sums[start]) / (end - start) for end, start in enumerate(starts, 1)]
-
-
-def mean_of_ends(values: Sequence[float]) -> tuple[float, float]:
-    """Give the means of the first and of the last tenth of values, of one at least."""
-    count = max(1, len(values) // 10)
-    return math.fsum(values[:count]) / count, math.fsum(values[-count:]) / count
-
-
-def _axes(curve: Curve, low: float, high: float, *, is_log: bool) -> str:
-    middle = math.sqrt(low * high) if is_log else (low + high) / 2
-    values = (low, middle, high) if high > low else (low,)
-    parts = []
-    for number, value in enumerate(values):
-        y = _HEIGHT - _BOTTOM - number / 2 * (_HEIGHT - _TOP - _BOTTOM)
-        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="rule"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" class="tick value">{value:.4g}</text>')
-    for step, x in ((curve.steps[0], _LEFT), (curve.steps[-1], _WIDTH - _RIGHT - 14)):
-        parts.append(f'<text x="{x}" y="{_HEIGHT - 6}" class="tick">{step}</text>')
-    return "".join(parts)
-
-
-def _line(points: Sequence[tuple[float, float]], kind: str) -> str:
-    return f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" class="{kind}"/>'
