@@ -126,7 +126,7 @@ def test_the_page_holds_everything_in_itself(tmp_path: Path) -> None:
     assert data["images"][1]["scores"]["bicubic"] == {"psnr": 22.0, "lpips": 0.49}
     address = data["images"][1]["views"]["ours"]
     assert address.startswith("data:image/webp;base64,")
-    assert "Images in this page are WebP of quality 90" in text
+    assert "WebP of quality 90" in text
 
 
 def test_a_page_is_small_and_its_pictures_are_good(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_the_spread_is_by_group() -> None:
 
 
 def test_what_cannot_be_matched_is_said() -> None:
-    with pytest.raises(UsageError, match="no picture"):
+    with pytest.raises(UsageError, match="no image"):
         match_snr(torch.zeros(0), torch.zeros(0), DdpmSchedule())
     with pytest.raises(UsageError, match="not finite"):
         match_snr(torch.ones(2), torch.tensor([1.0, torch.inf]), DdpmSchedule())

@@ -1,1 +1,1 @@
-"""Scores, speed and a report of models side by side."""
+"""Compare models: scores, speed and reports."""

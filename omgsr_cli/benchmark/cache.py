@@ -1,4 +1,4 @@
-"""What is kept between runs: restored images, scores and times, by all that each of them depends on."""
+"""Restored images, scores and times of earlier runs, keyed by everything that each depends on."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from omgsr_cli.errors import OmgsrError, reason_of
 from omgsr_cli.files.remembered import Facts, Remembered, cache_folder
 
 _FORMAT = 2
-"""Raised when what is kept changes its meaning; older entries are then no longer found."""
+"""Increase it when the meaning of an entry changes; older entries are then ignored."""
 
 
 def default_cache_folder() -> Path:
-    """Where results are kept if no folder is named."""
+    """The folder of results if none is given."""
     return cache_folder() / "bench"
 
 
 class Cache:
     """Restored images as files, and plain values in one small database; several processes may share a folder.
 
-    A database that is damaged or cannot be written is replaced, see `omgsr_cli.files.remembered.Facts`.
+    A corrupt or unwritable database is replaced, see `omgsr_cli.files.remembered.Facts`.
 
     Args:
-        folder: made if it is missing.
+        folder: created if it is missing.
     Raises:
-        OmgsrError: the folder cannot be made or used.
+        OmgsrError: the folder cannot be created or used.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,21 +37,21 @@ class Cache:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OmgsrError(
-                f"{folder}: results cannot be kept there: {reason_of(error)}", "give another --cache"
+                f"{folder}: cannot keep results there: {reason_of(error)}", "use another --cache"
             ) from error
         self._values = Facts(folder, "results.sqlite")
 
     def image_path(self, key: str) -> Path:
-        """The file of a restored image by what it depends on; whether it exists shows whether it was made before."""
+        """The file of a restored image; it exists if the image was restored before."""
         return self.folder / "images" / key[:2] / f"{key}.png"
 
     def find(self, key: str) -> object:
-        """The value kept under a key, or None."""
+        """The value of a key, or None."""
         text = self._values.find("bench", key.encode())
         return None if text is None else json.loads(text)
 
     def keep(self, key: str, value: object) -> None:
-        """Keep a value that JSON can hold."""
+        """Store a JSON value under a key."""
         self._values.keep("bench", key.encode(), json.dumps(value))
 
     def content(self, path: Path) -> str:
@@ -69,13 +69,13 @@ class Cache:
 
 
 def key_of(**depends_on: object) -> str:
-    """One text for everything that a result depends on: plain values by name."""
+    """A hash of everything that a result depends on, given as plain values by name."""
     text = json.dumps({"format": _FORMAT, **depends_on}, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:40]
 
 
 def files_identity(place: Path) -> str:
-    """Tell a model's folder or file from another by the content of all of it, and by the version of this program."""
+    """A hash of the whole content of a model's folder or file, and of the version of this program."""
     remembered = Remembered()
     try:
         return key_of(content=remembered.contents([place]), version=__version__)

@@ -1,4 +1,4 @@
-"""Which images a benchmark runs on, which of them belong together, and the part of them that is compared."""
+"""The images of a benchmark: which files belong together, and which part of them is compared."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import probe_picture
 from omgsr_cli.options import MAX_SCALE, MIN_SCALE
 
-#: What the field calls the two halves of a test set, in small letters.
+#: Usual names of the two halves of a test set, in lower case.
 _LOW_NAMES = ("test_lr", "lr", "lq")
 _HIGH_NAMES = ("test_hr", "hr", "gt")
-# Factors of published test sets, by which the references of images without inputs may have been cropped.
+# Scales of published test sets: references without inputs may have been cropped to a multiple of these.
 _PUBLISHED_SCALES = (4, 2, 3, 8)
 _DEFAULT_SCALE = 4.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image of a benchmark, with all that belongs to it.
+    """One image of a benchmark with its files.
 
     Attributes:
-        name: the stem that its files share.
-        input: the low-quality image; None where restored ones were given without, or it cannot be used.
+        name: the stem of all its files.
+        input: the low-quality image; None if restored images were given without it, or if it cannot be used.
         reference: the high-quality image, or None.
-        given: name of a folder of restored images to the image in it.
+        given: the image in each folder of restored images, by the name of the folder.
         output_px: the size that models restore to.
         compared_px: restored images and the reference are cropped to this size, from the top left, before they are
             compared: published test sets crop a reference to a multiple of the scale. None compares whole images.
-        errors: model name to why it has no image here; under "" for all models that would restore the input.
+        errors: why a model has no image here, by model name; the key "" means all models that restore the input.
     """
 
     name: str
@@ -54,9 +54,9 @@ class FoundCases:
     """The images of a benchmark.
 
     Attributes:
-        cases: those with something to do, in natural order.
+        cases: those that can be restored or scored, in natural order.
         failures: files that cannot be used, each with the reason.
-        notes: what else a person should know, a line each.
+        notes: one line each, for the user.
     """
 
     cases: tuple[Case, ...]
@@ -65,12 +65,12 @@ class FoundCases:
 
 
 def bundled_folder() -> Path:
-    """The small set in the package: `lr/` with references for some of it in `hr/`."""
+    """The folder of the bundled images: `lr/`, with references for some of them in `hr/`."""
     return Path(str(resources.files("omgsr_cli") / "benchmark" / "pictures"))
 
 
 def bundled_cases(scale: float | None, model_scale: float | None = None) -> FoundCases:
-    """The small set in the package: pairs, and real low-quality images that have no reference."""
+    """The bundled images: pairs, and real low-quality images without a reference."""
     folder = bundled_folder()
     high = {found.path.stem: found.path for found in _images(folder / "hr")}
     low = [found.path for found in _images(folder / "lr")]
@@ -86,20 +86,20 @@ def find_cases(
     model_scale: float | None = None,
     recursive: bool = False,
 ) -> FoundCases:
-    """Find the images of a benchmark and put those together that have the same name.
+    """Find the images of a benchmark and match files of the same name.
 
     Args:
-        data: folder of low-quality images, or one with `test_LR/` (or `LR/`) and `test_HR/` (or `HR/`) in it.
-        references: folder of high-quality images, or one with `test_HR/` in it.
+        data: folder of low-quality images, or one that contains `test_LR/` (or `LR/`) and `test_HR/` (or `HR/`).
+        references: folder of high-quality images, or one that contains `test_HR/`.
         given: folders of restored images by their names.
-        scale: factor of images without a reference; with a reference, the factor to try first. None finds it.
-        model_scale: factor of images without a reference where `scale` is None.
+        scale: scale of images without a reference; with a reference, the scale to try first. None finds it.
+        model_scale: scale of images without a reference if `scale` is None.
         recursive: search subfolders.
     Raises:
-        OmgsrError: files have no partner (the message lists them), or none can be used.
+        OmgsrError: files have no partner (the message lists them), or no file can be used.
     """
     if data is None and not given:
-        raise UsageError("there is nothing to compare", "give --data FOLDER or --sr FOLDER")
+        raise UsageError("no images to compare", "use --data FOLDER or --sr FOLDER")
     low_folder = None if data is None else _half(data, _LOW_NAMES)
     if references is not None:
         references = _half(references, _HIGH_NAMES)
@@ -127,11 +127,11 @@ def find_cases(
 
 
 def _half(folder: Path, names: Sequence[str], *, missing_ok: bool = False) -> Path | None:
-    """The half of a test set in a folder, or the folder itself; None for a half that may be missing."""
+    """The half of a test set in a folder, or the folder itself; None if it is missing and `missing_ok`."""
     try:
         inside = {path.name.casefold(): path for path in folder.iterdir() if path.is_dir()}
     except OSError as error:
-        raise FileError(f"{shown(folder)}: {reason_of(error)}", "give a folder of images") from error
+        raise FileError(f"{shown(folder)}: {reason_of(error)}", "use a folder of images") from error
     found = next((inside[name] for name in names if name in inside), None)
     return found or (None if missing_ok else folder)
 
@@ -148,7 +148,7 @@ _Group = tuple[str, Path | None, Path | None, Mapping[str, Path]]
 
 
 def _measured(groups: Iterable[_Group], scale: float | None, model_scale: float | None) -> FoundCases:
-    """Read the sizes of all files, and say what is compared and what does not fit."""
+    """Read the sizes of all files, and find what is compared and what does not fit."""
     cases, failures, cropped = [], [], []
     for group in groups:
         case, wrong = _measure(group, scale, model_scale)
@@ -161,7 +161,7 @@ def _measured(groups: Iterable[_Group], scale: float | None, model_scale: float 
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         raise OmgsrError(
             f"no image can be used: {failures[0].line()}{more}",
-            "a restored image has its reference's size, a low-quality one the same proportions",
+            "a restored image needs the size of its reference, a low-quality image the same proportions",
         )
     notes: tuple[str, ...] = ()
     if cropped:
@@ -193,8 +193,8 @@ def _measure(group: _Group, scale: float | None, model_scale: float | None) -> t
     if input_px and reference_px:
         fit = fit_to_reference(input_px, reference_px, scale)
         if fit is None:
-            message = f"{input_px} and its reference {reference_px} are not in proportion"
-            failures.append(Failure(name, message, "a reference is a multiple of its input, up to a remainder"))
+            message = f"{input_px} does not have the proportions of its reference, {reference_px}"
+            failures.append(Failure(name, message, "a reference must be a multiple of its input, up to a remainder"))
             errors[""] = message
             input_px = None
     elif low and not input_px:
@@ -202,8 +202,10 @@ def _measure(group: _Group, scale: float | None, model_scale: float | None) -> t
     sizes = []
     for model, size in restored_px.items():
         if size and reference_px and not _is_restored(size, reference_px, fit, scale):
-            errors[model] = f"{size}, and its reference has {reference_px}"
-            failures.append(Failure(f"{model} on {name}", errors[model], "restored images have their reference's size"))
+            errors[model] = f"its size is {size}, that of its reference {reference_px}"
+            failures.append(
+                Failure(f"{model} on {name}", errors[model], "restored images need the size of their reference")
+            )
         elif size:
             sizes.append(size)
     output = fit or reference_px or (sizes[0] if sizes else None)
@@ -230,16 +232,16 @@ def _size(path: Path) -> Size:
 
 
 def fit_to_reference(small: Size, large: Size, scale: float | None = None) -> Size | None:
-    """The size that an input is restored to so that it covers its reference; None where the two do not fit.
+    """The size that an input is restored to so that it covers its reference; None if the two do not fit.
 
-    A whole factor counts first, and what is left over of either is cropped: test sets are made of references that were
-    cropped to a multiple of the scale (121x93 to 120x92, 30x23 from it), or by rounding up (31x24). Otherwise the input
-    is brought to the reference's own size, if its proportions are those, give or take a pixel of the input.
+    A whole scale is preferred, and the rest of either image is cropped: test sets crop references to a multiple of the
+    scale (121x93 to 120x92, 30x23 from it), or round up (31x24). Otherwise the input is resized to the size of the
+    reference, if the proportions agree within one pixel of the input.
 
     Args:
-        small: of the input.
-        large: of the reference.
-        scale: factor to try first.
+        small: size of the input.
+        large: size of the reference.
+        scale: the scale to try first.
     """
     factors = sorted({large.height // small.height, large.width // small.width})
     factors += [factor + 1 for factor in factors]
@@ -250,7 +252,7 @@ def fit_to_reference(small: Size, large: Size, scale: float | None = None) -> Si
         enlarged = small.times(factor)
         left = (abs(large.height - enlarged.height), abs(large.width - enlarged.width))
         if MIN_SCALE <= factor <= MAX_SCALE and max(left) < max(factor, 2):
-            # Cropped, as published, before rounded up; and the factor that was named before others.
+            # Prefer the scale that was given, then cropping, as published, to rounding up.
             was_cropped = (large.height // factor, large.width // factor) == small
             fitting.append((factor != scale, not was_cropped, enlarged))
     if fitting:
@@ -261,7 +263,7 @@ def fit_to_reference(small: Size, large: Size, scale: float | None = None) -> Si
 
 
 def _is_restored(size: Size, reference: Size, fit: Size | None, scale: float | None) -> bool:
-    """Whether a restored image has its reference's size: whole, or cropped to a multiple of the scale."""
+    """Whether a restored image has the size of its reference, whole or cropped to a multiple of the scale."""
     scales = _PUBLISHED_SCALES if scale is None else (int(scale),) if scale == int(scale) else ()
     cropped = [Size(reference.height // s * s, reference.width // s * s) for s in scales]
     return size in (reference, fit) or (fit is None and size in cropped)

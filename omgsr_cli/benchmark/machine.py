@@ -1,4 +1,4 @@
-"""What a run took on this machine: seconds, memory, and the versions of everything that moves a number."""
+"""Time and memory on this machine, and the versions of everything that affects a number."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ T = TypeVar("T")
 
 
 def collect_versions() -> dict[str, str]:
-    """Name to version of this program, its installed libraries, Python and the system."""
+    """The versions of this program, its installed libraries, Python and the system, by name."""
     found = {"omgsr": __version__, "python": platform.python_version()}
     found |= {name: version for name in _LIBRARIES if (version := version_of(name)) is not None}
     return {**found, "system": f"{platform.system()} {platform.machine()}"}
 
 
 def machine_name() -> list[object]:
-    """What tells this machine, as it computes now, from another: times of one do not hold on the other."""
+    """What identifies this machine and its number of threads: times are not valid on another machine."""
     return [platform.node(), platform.machine(), os.cpu_count(), torch.get_num_threads()]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What restoring one image took a model.
+    """Time and memory of restoring one image with a model.
 
     Attributes:
         seconds: of each timed restoration.
         megapixels: of the output.
-        load_s: of the model.
-        process_mib: greatest resident memory during any of the calls.
-        device_mib: greatest memory of tensors on an accelerator during any of the calls; None on the CPU.
-        device: for people.
-        precision: for people.
+        load_s: seconds to load the model.
+        process_mib: peak resident memory during any of the calls.
+        device_mib: peak memory of tensors on an accelerator during any of the calls; None on the CPU.
+        device: readable name.
+        precision: readable name.
         is_kept: whether an earlier run measured it.
     """
 
@@ -67,11 +67,11 @@ class Timing:
 
     @property
     def median_s(self) -> float:
-        """The median of its restorations."""
+        """The median time of the restorations."""
         return statistics.median(self.seconds)
 
     def with_another(self, other: Timing) -> Timing:
-        """Both, as of one image that was restored again."""
+        """Both timings of one image that was restored several times."""
         device_mib = None if self.device_mib is None else max(self.device_mib, other.device_mib or 0.0)
         return replace(
             other,
@@ -86,18 +86,18 @@ class Timing:
 
 
 def kept_timing(record: object) -> Timing | None:
-    """The timing of an earlier run from its record; None where there is none."""
+    """The timing of an earlier run from its record; None without a record."""
     if not isinstance(record, dict):
         return None
     return Timing(**{**record, "seconds": tuple(record["seconds"]), "is_kept": True})
 
 
 def speed_of(model: str, timings: Sequence[Timing]) -> Speed | None:
-    """A model's speed from what its images took; None where none was timed."""
+    """A model's speed from the timings of its images; None if no image was timed."""
     if not timings:
         return None
     seconds = [each for timing in timings for each in timing.seconds]
-    # What this run measured tells of the device and of loading.
+    # Device and loading time come from this run, if it measured anything.
     newest = min(timings, key=lambda timing: timing.is_kept)
     device_mib = [timing.device_mib for timing in timings if timing.device_mib is not None]
     return Speed(
@@ -117,11 +117,11 @@ def speed_of(model: str, timings: Sequence[Timing]) -> Speed | None:
 def time_call(
     work: Callable[[], T], output_px: int, device: torch.device, *, precision: str, load_s: float
 ) -> tuple[T, Timing]:
-    """Run some work with everything that its device still has to do, and say what it took.
+    """Run some work until its device is idle, and return its result with time and memory.
 
     Args:
         work: restores one image.
-        output_px: number of pixels that it makes.
+        output_px: number of pixels of its result.
         device: where it computes.
         precision: of the model, for the record.
         load_s: of the model, for the record.
@@ -138,7 +138,7 @@ def time_call(
 
 
 def device_name(device: torch.device) -> str:
-    """A device for people: "cpu", or with the hardware's name "cuda (NVIDIA H100)"."""
+    """A readable name: "cpu", or with the hardware's name "cuda (NVIDIA H100)"."""
     if device.type in ("cuda", "xpu"):
         module = torch.cuda if device.type == "cuda" else torch.xpu
         return f"{device} ({module.get_device_name(device)})"
@@ -146,7 +146,7 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_process_mib() -> float:
-    """Greatest resident memory of this process since it was last reset, or since the start where that cannot be."""
+    """Peak resident memory of this process since the last reset, or since the start if it cannot be reset."""
     try:
         for line in (_PROCESS / "status").read_text("ascii").splitlines():
             if line.startswith("VmHWM:"):
@@ -154,7 +154,7 @@ def peak_process_mib() -> float:
     except OSError:
         pass
     if sys.platform == "win32":
-        import psutil  # comes with accelerate
+        import psutil  # a dependency of accelerate
 
         return float(psutil.Process().memory_info().peak_wset) / _MIB
     import resource
@@ -167,7 +167,7 @@ def _reset_peaks(device: torch.device) -> None:
     if device.type in ("cuda", "xpu"):
         (torch.cuda if device.type == "cuda" else torch.xpu).reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
-        # Linux: the peak begins anew at what is resident now.
+        # Linux: this resets the peak to the current resident memory.
         (_PROCESS / "clear_refs").write_text("5", "ascii")
 
 

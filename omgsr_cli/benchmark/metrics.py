@@ -1,4 +1,4 @@
-"""The metrics that can be asked for by name: what each means, and which files of weights it needs."""
+"""The metrics by name: what each means, and which weight files it needs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from omgsr_cli.benchmark.results import MetricInfo, MetricKind
 from omgsr_cli.errors import UsageError
+from omgsr_cli.packages import install_command
 
-#: Where a file of weights is kept: below torch's hub folder, or in the hub's own cache by its repository.
+#: The folder of a weight file: below torch's hub folder, or in the Hugging Face cache by its repository.
 Place = Literal["pyiqa", "clip", "checkpoints", "hub"]
 
 CORE = ("psnr", "ssim")
@@ -30,7 +31,7 @@ _UP, _DOWN = False, True
 
 @dataclass(frozen=True)
 class Weights:
-    """A file that a metric reads: its name, or of the hub's cache its repository, and where it is kept."""
+    """A weight file of a metric: its folder, and its name or its repository on the Hugging Face hub."""
 
     place: Place
     name: str
@@ -38,12 +39,12 @@ class Weights:
 
 @dataclass(frozen=True)
 class KnownMetric:
-    """A metric that can be asked for.
+    """A metric that can be chosen.
 
     Attributes:
         info: what its scores mean.
-        weights: the files that it reads; None where only pyiqa knows.
-        summary: for a list of metrics.
+        weights: the files that it reads; None if only pyiqa knows them.
+        summary: a few words, for the list of metrics.
     """
 
     info: MetricInfo
@@ -81,26 +82,26 @@ METRICS: dict[str, KnownMetric] = {
     for metric in (
         KnownMetric(_PSNR, (), "peak signal-to-noise ratio"),
         KnownMetric(_SSIM, (), "structural similarity"),
-        _metric("lpips", _FULL, _DOWN, "0, 1", "distance between AlexNet's features", *_LPIPS),
-        _metric("dists", _FULL, _DOWN, "0, 1", "structure and texture of VGG's features", *_DISTS),
-        _metric("fid", "set", _DOWN, "0, ~", "distance between two sets in Inception's features", _FID),
+        _metric("lpips", _FULL, _DOWN, "0, 1", "distance between AlexNet features", *_LPIPS),
+        _metric("dists", _FULL, _DOWN, "0, 1", "structure and texture of VGG features", *_DISTS),
+        _metric("fid", "set", _DOWN, "0, ~", "distance between two sets of Inception features", _FID),
         _metric("musiq", _NONE, _UP, "~0, ~100", "multi-scale transformer, KonIQ-10k", _MUSIQ),
-        _metric("clipiqa", _NONE, _UP, "0, 1", "CLIP between good and bad", _RN50),
+        _metric("clipiqa", _NONE, _UP, "0, 1", "CLIP, good against bad", _RN50),
         _metric("clipiqa+", _NONE, _UP, "0, 1", "CLIP with learned prompts", _RN50, _PROMPTS),
         _metric("maniqa", _NONE, _UP, "~0, ~1", "attention on ViT, KonIQ-10k", _pyiqa("ckpt_koniq10k.pt"), _VIT),
-        _metric("maniqa-pipal", _NONE, _UP, "~0, ~1", "attention on ViT, PIPAL; papers' MANIQA", _PIPAL, _VIT),
+        _metric("maniqa-pipal", _NONE, _UP, "~0, ~1", "attention on ViT, PIPAL; called MANIQA in papers", _PIPAL, _VIT),
         _metric("liqe", _NONE, _UP, "1, 5", "CLIP over scenes and distortions, KonIQ-10k", *_LIQE),
         _metric("topiq_nr", _NONE, _UP, "~0, ~1", "top-down attention on ResNet-50, KonIQ-10k", *_TOPIQ),
-        _metric("niqe", _NONE, _DOWN, "~0, ~100", "distance from natural scenes' statistics", _NIQE),
-        _metric("brisque", _NONE, _DOWN, "~0, ~150", "regression on natural scenes' statistics", _BRISQUE),
-        _metric("piqe", _NONE, _DOWN, "0, 100", "blocks' distortions, needs no weights"),
+        _metric("niqe", _NONE, _DOWN, "~0, ~100", "distance from natural scene statistics", _NIQE),
+        _metric("brisque", _NONE, _DOWN, "~0, ~150", "regression on natural scene statistics", _BRISQUE),
+        _metric("piqe", _NONE, _DOWN, "0, 100", "distortion of blocks, needs no weights"),
     )
 }
 
 
 @cache
 def known_metrics() -> MappingProxyType[str, KnownMetric]:
-    """Every metric that can be asked for here, by its name: our own list, then all others of the installed pyiqa."""
+    """Every available metric by name: the list above, then all others of the installed pyiqa."""
     found = dict(METRICS)
     for name, config in _pyiqa_configs().items():
         if name in found:
@@ -119,12 +120,12 @@ def known_metrics() -> MappingProxyType[str, KnownMetric]:
 
 
 def has_pyiqa() -> bool:
-    """Whether pyiqa is installed; whether it works shows when a metric of it is made."""
+    """Whether pyiqa is installed; loading a metric shows whether it works."""
     return importlib.util.find_spec("pyiqa") is not None
 
 
 def _pyiqa_configs() -> dict[str, dict[str, Any]]:
-    """Name to settings of all of pyiqa's metrics, from its table alone: the package loads for seconds, or is broken."""
+    """The settings of all pyiqa metrics by name, from its table alone: importing pyiqa takes seconds or may fail."""
     spec = importlib.util.find_spec("pyiqa")
     for folder in (spec and spec.submodule_search_locations) or ():
         place = Path(folder, "default_model_configs.py")
@@ -138,10 +139,10 @@ def _pyiqa_configs() -> dict[str, dict[str, Any]]:
 
 
 def choose_metrics(names: Iterable[str]) -> tuple[KnownMetric, ...]:
-    """Look metrics up by name, in any case, each once, in the order named; "paper" and "default" stand for several.
+    """Look up metrics by name, ignoring case, each once, in the given order; "paper" and "default" are groups.
 
     Raises:
-        UsageError: no metric has that name; the hint has the nearest.
+        UsageError: no metric has that name; the hint shows the nearest one.
     """
     chosen: dict[str, KnownMetric] = {}
     known = {name.casefold(): metric for name, metric in METRICS.items()}
@@ -154,7 +155,7 @@ def choose_metrics(names: Iterable[str]) -> tuple[KnownMetric, ...]:
             metric = known[each.casefold()]
             chosen[metric.info.name] = metric
     if not chosen:
-        raise UsageError("--metrics names no metric", "try --metrics psnr,ssim")
+        raise UsageError("--metrics is empty", "try --metrics psnr,ssim")
     return tuple(chosen.values())
 
 
@@ -162,11 +163,11 @@ def _unknown(name: str, known: Iterable[str]) -> UsageError:
     near = difflib.get_close_matches(name.casefold(), [*known, *_GROUPS], 1)
     hint = f"did you mean {near[0]}?" if near else "omgsr bench --list-metrics shows all"
     if not has_pyiqa():
-        hint += " (pyiqa, which is not installed, has more: pip install 'omgsr-cli[metrics]')"
+        hint += f" (pyiqa, which is not installed, adds more: {install_command('metrics')})"
     return UsageError(f"no metric is called {name!r}", hint)
 
 
 def core_settings(color_space: str, crop_border_px: int) -> str:
-    """What the scores of psnr and ssim depend on, for people."""
+    """The settings of psnr and ssim, as readable text."""
     border = f"{crop_border_px} px of border cropped" if crop_border_px else "no border cropped"
     return f"{_COLOR_NAMES[color_space]}, {border}"

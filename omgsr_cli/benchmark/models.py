@@ -1,4 +1,4 @@
-"""What a benchmark compares: everything that makes an image of a given size from a smaller one, and what was made."""
+"""The models of a benchmark: everything that restores an image to a given size, and images restored before."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ from omgsr_cli.upscaling import upscale_image
 NETWORK_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 
 
-class Enlarger(Protocol):
+class LoadedModel(Protocol):
     """A loaded model."""
 
     device: torch.device
     precision: str
 
     def __call__(self, image: Tensor, output: Size) -> Tensor:
-        """Enlarge (3, H, W) float32 in [0, 1] to (3, output.height, output.width), on the CPU, in [0, 1]."""
+        """Upscale (3, H, W) float32 in [0, 1] to (3, output.height, output.width), on the CPU, in [0, 1]."""
         ...
 
 
 @dataclass(frozen=True)
 class Model:
-    """One of those that stand side by side, not loaded.
+    """A model of the comparison, not loaded.
 
     Attributes:
-        info: what is known of it without loading.
-        load: makes the loaded one on a device, by its name, or on the first; called at most once in a process, and
-            only if something is to be restored. Another process can be sent it. None for images restored before.
+        info: what is known without loading it.
+        load: loads it on the named device, or on the preferred one; called at most once per process, and only if there
+            is an image to restore. It can be pickled. None for images restored before.
     """
 
     info: ModelInfo
-    load: Callable[[str | None], Enlarger] | None = None
+    load: Callable[[str | None], LoadedModel] | None = None
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What all of a benchmark's models are loaded with.
+    """How all models of a benchmark are loaded.
 
     Attributes:
         device: as for `choose_device`.
@@ -78,9 +78,9 @@ def given_models(folders: Sequence[Path]) -> list[Model]:
 def restoring_models(
     names: Sequence[str], *, base: str | None, adapter: Path | None, choice: ModelChoice
 ) -> list[Model]:
-    """Make a model of each `--model`; the base and adapter belong to the one that is not complete by itself.
+    """Find each `--model`; base and adapter belong to the one that is not complete by itself.
 
-    With nothing named it is the default model, and bicubic for comparison.
+    By default these are the default model, and bicubic for comparison.
 
     Raises:
         UsageError: a name is empty, or several models could take the base or adapter.
@@ -90,7 +90,7 @@ def restoring_models(
     wanted: list[str | None] = list(names)
     if base is not None or adapter is not None:
         if len(open_names) > 1:
-            reason = f"--base and --adapter belong to one model, and {' and '.join(open_names)} could take them"
+            reason = f"--base and --adapter apply to one model, but {' and '.join(open_names)} could use them"
             raise UsageError(reason, "merge one of them first, or compare in two runs")
         if not open_names:
             wanted.append(None)
@@ -100,7 +100,7 @@ def restoring_models(
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """Names that tell apart what is called the same: the second "x" becomes "x 2"."""
+    """Unique names: the second "x" becomes "x 2"."""
     found: list[str] = []
     for name in names:
         count = 1 + sum(other == name for other in names[: len(found)])
@@ -120,7 +120,7 @@ def _is_network(name: str) -> bool:
 
 def _model(name: str | None, base: str | None, adapter: Path | None, choice: ModelChoice) -> Model:
     if name == "":
-        raise UsageError("a --model is empty", "is a variable in the command not set?")
+        raise UsageError("--model is empty", "check that variables in the command are set")
     if name in FILTERS:
         return resampling_model(name)
     if name is not None and _is_network(name):
@@ -131,7 +131,7 @@ def _model(name: str | None, base: str | None, adapter: Path | None, choice: Mod
 
 
 def resampling_model(name: str) -> Model:
-    """Bicubic or Lanczos as Pillow has them, on 8-bit pixels."""
+    """Pillow's bicubic or Lanczos filter, on 8-bit pixels."""
     info = ModelInfo(name, "resampling", None, None, f"pillow {PIL.__version__} {name}", f"Pillow's {name} filter")
     return Model(info, partial(_Resampling, name))
 
@@ -147,11 +147,11 @@ class _Resampling:
 
 
 def network_model(path: Path, choice: ModelChoice) -> Model:
-    """A single file of weights whose architecture spandrel knows."""
+    """A single weight file whose architecture spandrel recognises."""
     device = choose_device(choice.device)
     wanted = "fp32" if choice.precision == "auto" and device.type == "cpu" else choice.precision
     precision = choose_precision(wanted, device)
-    # Its factor, and how many weights it has, are known only when it is read.
+    # Its scale and number of parameters are known only after loading.
     identity = key_of(weights=files_identity(path), device=device.type, precision=precision)
     return Model(ModelInfo(path.stem, "network", None, None, identity, str(path)), partial(_Network, path, precision))
 
@@ -161,7 +161,7 @@ class _Network:
         network: Any = read_foreign_network(path)
         supported = {"fp16": network.supports_half, "bf16": network.supports_bfloat16, "fp32": True}[precision]
         if not supported:
-            raise DeviceError(f"{path.name} does not compute in {precision}", "give --precision fp32")
+            raise DeviceError(f"{path.name} does not support {precision}", "use --precision fp32")
         self.device = choose_device(device)
         self.precision = precision
         self._network = network.to(self.device, PRECISIONS[precision]).eval()
@@ -171,12 +171,12 @@ class _Network:
         batch = image[None].to(self.device, PRECISIONS[self.precision])
         enlarged: Tensor = self._network(batch)[0].float().cpu()
         if not bool(enlarged.isfinite().all()):
-            hint = None if self.precision == "fp32" else "give --precision fp32"
-            raise NotFiniteError(f"the network gives values that are not finite in {self.precision}", hint)
+            hint = None if self.precision == "fp32" else "use --precision fp32"
+            raise NotFiniteError(f"the network returns values that are not finite in {self.precision}", hint)
         enlarged.clamp_(0, 1)
         if tuple(enlarged.shape[-2:]) == tuple(output):
             return enlarged
-        # Asked for another factor than its own: brought to size as Real-ESRGAN's program does.
+        # For another scale than its own, resize the result as Real-ESRGAN's script does.
         return resize(enlarged, output, method="lanczos")
 
 
@@ -200,7 +200,7 @@ def _omgsr_model(options: ModelOptions, choice: ModelChoice) -> Model:
 
 
 class _Omgsr:
-    """A model of this program, as `omgsr upscale` runs it."""
+    """A model of this program, run in the same way as by `omgsr upscale`."""
 
     def __init__(self, source: ModelSource, precision: str, seed: int | None, device: str | None = None) -> None:
         self._restorer: Restorer = load_found(source, device=device, precision=precision)
@@ -212,5 +212,5 @@ class _Omgsr:
         return upscale_image(self._restorer, image, output, self._options, on_note=self._on_note)
 
     def _on_note(self, note: str) -> None:
-        # The table of speeds shows it.
+        # The speed table shows it.
         self.precision = f"{self._restorer.precision} ({note})"

@@ -1,4 +1,4 @@
-"""One page to look at: the tables, the distributions, and every image before and after."""
+"""The HTML page: the tables, the distributions, and every image before and after."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from omgsr_cli.imaging import OutputFormat, Picture, encode_picture, probe_pictu
 from omgsr_cli.pages.template import data_address, definitions, escape, fill_page, printable
 
 INPUT, REFERENCE = "input", "reference"
-# What browsers show as it is; anything else is written again as PNG, which loses nothing of 8 or 16 bits.
+# Browsers show these formats; others are converted to PNG, which is lossless for 8 and 16 bits.
 _SHOWN = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif"}
-# In the page itself: a photograph of 512 px takes a tenth of its PNG, and no loss is seen at 4 times its size.
+# Within the page: a tenth of the size of PNG for a photograph of 512 px, without a visible loss at zoom 4.
 _WEBP_QUALITY = 90
-_ABOUT_IMAGES = f"Images in this page are WebP of quality {_WEBP_QUALITY}"
+_ABOUT_IMAGES = f"The images in this page are WebP of quality {_WEBP_QUALITY}"
 _PLOT_WIDTH, _ROW_HEIGHT, _MARGIN = 560, 30, 150
 
 
 def write_page(report: Report, path: Path, image_folder: Path | None = None, *, overwrite: bool = False) -> None:
-    """Write a report as one page that opens from disk and asks no network for anything.
+    """Write a report as one page that opens from disk and needs no network.
 
-    Beside the page the pixels shown are the pixels scored: files are copied as they are. In the page itself they are
-    WebP of high quality, and the page says so; a file that is smaller as it is goes in as it is.
+    With `image_folder`, files are copied unchanged, so the pixels shown are the pixels scored. Otherwise the page
+    contains them as WebP of high quality, and a line on the page states this; files that are smaller than their WebP
+    are unchanged.
 
     Args:
-        report: what was found.
+        report: of the benchmark.
         path: of the page.
-        image_folder: folder of its images, beside it; None puts them into the page itself.
-        overwrite: whether a page and images already there are replaced.
+        image_folder: folder for its images; None puts them into the page.
+        overwrite: whether an existing page and existing images are replaced.
     Raises:
         FileError: an image cannot be read, or a file cannot be written.
     """
@@ -59,7 +60,7 @@ def write_page(report: Report, path: Path, image_folder: Path | None = None, *, 
         for number, image in enumerate(report.images)
     ]
     metrics = [
-        {"name": m.name, "arrow": m.arrow, "lower": m.lower_is_better} for m in report.metrics if not m.is_of_sets
+        {"name": m.name, "arrow": m.arrow, "lower": m.lower_is_better} for m in report.metrics if not m.scores_sets
     ]
     data = {"images": images, "metrics": metrics, "models": [printable(model.name) for model in report.models]}
     text = fill_page(
@@ -67,19 +68,21 @@ def write_page(report: Report, path: Path, image_folder: Path | None = None, *, 
         "report.html",
         title=escape(report.title),
         created=escape(report.created),
-        about_images="" if image_folder else _ABOUT_IMAGES + ("; scores are of the files." if metrics else "."),
+        about_images=""
+        if image_folder
+        else _ABOUT_IMAGES + ("; scores were computed from the files." if metrics else "."),
         tables="\n".join(_table(table) for table in tables_of(report)),
         plots=_plots(report),
         failures=_failures(report),
         about=_about(report),
-        # A name may hold "</script>": inside of JSON its "<" can be written otherwise.
+        # A name may contain "</script>"; JSON can escape its "<".
         data=json_text(data).replace("<", "\\u003c"),
     )
     write_atomically(path, [text.encode("utf-8", "backslashreplace")], overwrite=overwrite)
 
 
 def _views(report: Report, number: int) -> Iterator[tuple[str, Path]]:
-    """What can be looked at of an image, from the worst to the best known."""
+    """The views of an image, from the input to the reference."""
     image = report.images[number]
     if image.input is not None:
         yield INPUT, image.input
@@ -89,7 +92,7 @@ def _views(report: Report, number: int) -> Iterator[tuple[str, Path]]:
 
 
 class _ImageFiles:
-    """Puts image files where the page finds them."""
+    """Puts image files beside or into the page."""
 
     def __init__(self, page: Path, folder: Path | None, overwrite: bool) -> None:
         self._page = page
@@ -97,12 +100,12 @@ class _ImageFiles:
         self._overwrite = overwrite
 
     def place(self, source: Path, name: str, shown_px: tuple[int, int] | None) -> str:
-        """Give the address of an image: of its copy in the folder, or its content itself.
+        """Copy an image into the folder, or encode it, and return its URL.
 
         Args:
             source: the image.
             name: of its copy.
-            shown_px: height and width of the part that is shown, from the top left; None shows all.
+            shown_px: height and width of the part to show, from the top left; None shows the whole image.
         """
         suffix, content, image = self._content(source, shown_px)
         if self._folder is None:
@@ -110,11 +113,11 @@ class _ImageFiles:
             return data_address(*min(("image/webp", smaller), (_SHOWN[suffix], content), key=lambda each: len(each[1])))
         copy = self._folder / f"{name}{suffix}"
         write_atomically(copy, [content], overwrite=self._overwrite)
-        # Relative also where the folder is not below the page's: an absolute address would name this machine's folders.
+        # Always relative: an absolute URL would contain folders of this machine.
         return quote(Path(os.path.relpath(copy.resolve(), self._page.resolve().parent)).as_posix())
 
     def _content(self, source: Path, shown_px: tuple[int, int] | None) -> tuple[str, bytes, Picture | None]:
-        """How the file is named, its bytes, and the pixels if they were read."""
+        """The suffix and bytes of the file, and the pixels if they were read."""
         suffix = source.suffix.lower()
         is_whole = shown_px is None or probe_picture(source).size_px == tuple(shown_px)
         if suffix in _SHOWN and is_whole:
@@ -129,7 +132,7 @@ class _ImageFiles:
 
 
 def _encoded(image: Picture, source: Path, format: OutputFormat) -> bytes:
-    """An image without what its file says beside its pixels."""
+    """An encoded image without metadata."""
     parts, _ = encode_picture(image, name=str(source), format=format, quality=_WEBP_QUALITY, metadata="none")
     return b"".join(parts)
 
@@ -148,20 +151,20 @@ def _table(table: Table) -> str:
 
 
 def _cell(heading: str, cell: Cell) -> str:
-    """A number that tells its heading too, which a narrow window shows beside it."""
+    """A table cell; it also contains its heading, which narrow windows show beside the number."""
     best = ' class="best"' if cell.is_best else ""
     return f'<td data-label="{escape(heading)}"{best}>{escape(cell.text)}</td>'
 
 
 def _plots(report: Report) -> str:
-    """The section of distributions; none without scores of single images."""
-    plots = "\n".join(_plot(report, metric) for metric in report.metrics if not metric.is_of_sets)
+    """The section of distributions; empty without scores of single images."""
+    plots = "\n".join(_plot(report, metric) for metric in report.metrics if not metric.scores_sets)
     head = '<section aria-labelledby="spread"><h2 id="spread">Distributions</h2><div class="plots">'
     return f"{head}{plots}</div></section>" if plots else ""
 
 
 def _plot(report: Report, metric: MetricInfo) -> str:
-    """A row of dots for each model, one dot an image, with the mean and its interval over them."""
+    """A row of dots for each model, one dot per image, with the mean and its interval."""
     rows = [(model.name, report.scores(model.name, metric.name)) for model in report.models]
     values = [value for _, scores in rows for value in scores if math.isfinite(value)]
     if not values:
@@ -206,7 +209,7 @@ def _failures(report: Report) -> str:
         + "</li>"
         for each in report.failures
     ]
-    return f'<section class="failures"><h2>Not done</h2><ul>{"".join(items)}</ul></section>' if items else ""
+    return f'<section class="failures"><h2>Failed</h2><ul>{"".join(items)}</ul></section>' if items else ""
 
 
 def _about(report: Report) -> str:
@@ -224,5 +227,5 @@ def _shortened(text: str) -> str:
 
 
 def _finite(score: float | None) -> float | str | None:
-    """JSON has no infinity: PSNR of identical images is said as text."""
+    """JSON has no infinity: the PSNR of identical images is a string."""
     return score if score is None or math.isfinite(score) else "∞"

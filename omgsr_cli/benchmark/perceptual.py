@@ -1,4 +1,4 @@
-"""The metrics that pyiqa computes; whatever can go wrong on the way to them is one line."""
+"""The metrics that pyiqa computes; every failure to load or compute one is a single line."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from omgsr_cli.benchmark.results import Failure
 from omgsr_cli.errors import FileError, OmgsrError
 from omgsr_cli.files.atomic import scratch_folder
 from omgsr_cli.models.libraries import explain_broken_torchvision
-from omgsr_cli.packages import install_command, version_of
+from omgsr_cli.packages import find_installation, install_command, version_of
 
 _REACH_TIMEOUT_S = 5.0
-# What pyiqa draws crops by; set before each image, so that a score does not depend on those before it.
+# The seed of pyiqa's random crops; set before each image, so a score does not depend on earlier images.
 _SEED = 123
-# What libraries raise while they are imported and built. Whatever else comes is a bug, and shows its traceback.
+# Errors of libraries during import and construction. Anything else is a bug and shows its traceback.
 _BUILD_ERRORS = (ImportError, OSError, RuntimeError, ValueError, LookupError, AttributeError, TypeError, AssertionError)
 
 
@@ -35,7 +35,7 @@ class MetricError(OmgsrError):
     """A metric that this machine cannot compute; others may work."""
 
     def failure(self, metric: str) -> Failure:
-        """The record of it for a report."""
+        """The entry for a report."""
         return Failure(metric, self.message, self.hint)
 
 
@@ -43,11 +43,11 @@ class PyiqaMetric:
     """One metric of pyiqa, loaded.
 
     Args:
-        known: which.
+        known: the metric.
         device: where it computes.
-        seed: of what it draws, such as crops; None takes pyiqa's own.
+        seed: of random choices such as crops; None uses pyiqa's own.
     Raises:
-        MetricError: it cannot be had; message and hint say why and what to do.
+        MetricError: the metric is not available; the hint shows what to do.
     """
 
     def __init__(self, known: KnownMetric, device: torch.device, seed: int | None = None) -> None:
@@ -68,9 +68,9 @@ class PyiqaMetric:
 
         Args:
             restored: (1, 3, H, W) float32, sRGB in [0, 1].
-            reference: same shape; None for a metric that needs none.
+            reference: same shape; None for a metric without references.
         Raises:
-            FileError: the metric does not work on this image.
+            FileError: the metric fails on this image.
         """
         images = (restored,) if self.kind == "no-reference" or reference is None else (restored, reference)
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
@@ -78,10 +78,10 @@ class PyiqaMetric:
             return self._number(*images)
 
     def score_set(self, restored: Sequence[Path], references: Sequence[Path]) -> float:
-        """Score all images of a model together, against all references; a metric that needs none gets none.
+        """Score all images of a model together, against all references, if the metric uses them.
 
         Raises:
-            FileError: the metric does not work on these images.
+            FileError: the metric fails on these images.
         """
         with scratch_folder() as scratch:
             folders = [Path(scratch, name) for name in ("restored", "references")]
@@ -95,22 +95,22 @@ class PyiqaMetric:
     def _number(self, *arguments: object, **options: object) -> float:
         try:
             answer = self._metric(*arguments, **options)
-            # Some give several numbers by name, the score first.
+            # Some return several named numbers, the score first.
             value = float(next(iter(answer.values())) if isinstance(answer, Mapping) else answer)
         except (RuntimeError, ValueError, LookupError, AssertionError, TypeError, OSError) as error:
-            raise FileError(f"pyiqa's {self.name} fails on it: {_first_line(error)}") from error
+            raise FileError(f"pyiqa's {self.name} fails: {_first_line(error)}") from error
         if not math.isfinite(value):
-            raise FileError(f"pyiqa's {self.name} gives {value} for it")
+            raise FileError(f"pyiqa's {self.name} returns {value}")
         return value
 
 
 def missing_weights(known: KnownMetric) -> list[Path]:
-    """The files of weights of a metric that are not on this machine, at the place where they belong."""
+    """The weight files of a metric that are not on this machine, as the paths they would have."""
     return [path for weights in known.weights or () for path in [weights_path(weights)] if not path.is_file()]
 
 
 def weights_path(weights: Weights) -> Path:
-    """Where a file of weights is, or would be: the folders are those of torch's hub and of the Hugging Face hub."""
+    """The path of a weight file, in the folders of torch's hub and of the Hugging Face hub."""
     if weights.place != "hub":
         return Path(torch.hub.get_dir()) / weights.place / weights.name
     found = try_to_load_from_cache(weights.name, "model.safetensors")
@@ -120,34 +120,34 @@ def weights_path(weights: Weights) -> Path:
 
 
 def check_weights(known: KnownMetric) -> None:
-    """Look at a metric's files of weights before pyiqa does, which waits long where there is no network.
+    """Check a metric's weight files before pyiqa does, which waits long without a network.
 
     Raises:
-        MetricError: some are missing and cannot be fetched, or broken.
+        MetricError: a file is corrupt, or missing and cannot be downloaded.
     """
     missing = missing_weights(known)
     if missing and not _hub_answers(constants.ENDPOINT):
-        raise _cannot_be_had(missing)
+        raise _unavailable_weights(missing)
     for weights in known.weights or ():
         path = weights_path(weights)
-        if path.is_file() and path.suffix in (".pth", ".pt") and not _is_whole(path):
-            raise MetricError(f"its weights {path} are broken", "remove the file; it is fetched again")
+        if path.is_file() and path.suffix in (".pth", ".pt") and not _is_complete(path):
+            raise MetricError(f"its weights {path} are corrupt", "remove the file; it is then downloaded again")
 
 
-def what_is_lacking(chosen: Sequence[KnownMetric]) -> str:
-    """What metrics that nobody asked for by name would need, in one line; empty where all is on this machine."""
+def missing_requirements(chosen: Sequence[KnownMetric]) -> str:
+    """What the default metrics would need, in one line; empty if everything is on this machine."""
     missing = [path for known in chosen for path in missing_weights(known)]
     if find_spec("pyiqa") is None:
         needed = "pyiqa and its weights" if missing else "pyiqa"
         return f"they need {needed}: {install_command('metrics')} (its licence is non-commercial)"
     if missing:
         names = ",".join(known.info.name for known in chosen)
-        return f"they need {' and '.join(path.name for path in missing)}, which --metrics {names} fetches"
+        return f"they need {' and '.join(path.name for path in missing)}, which --metrics {names} downloads"
     return ""
 
 
 def weights_identity(known: KnownMetric) -> list[list[object]]:
-    """Name, size and time of a metric's files, on which kept scores depend."""
+    """Name, size and time of a metric's files, which identify kept scores."""
     found: list[list[object]] = []
     for weights in known.weights or ():
         path = weights_path(weights)
@@ -158,7 +158,7 @@ def weights_identity(known: KnownMetric) -> list[list[object]]:
 
 def _not_installed(known: KnownMetric) -> MetricError:
     missing = missing_weights(known)
-    weights = f", then {_places(missing)} unless it can be fetched" if missing else ""
+    weights = f", then put {_places(missing)} unless they can be downloaded" if missing else ""
     return MetricError(
         "pyiqa is not installed", f"{install_command('metrics')} (its licence is non-commercial){weights}"
     )
@@ -168,7 +168,7 @@ def _places(missing: Sequence[Path]) -> str:
     return " and ".join(f"{path.name} into {path.parent}" for path in missing)
 
 
-def _cannot_be_had(missing: Sequence[Path]) -> MetricError:
+def _unavailable_weights(missing: Sequence[Path]) -> MetricError:
     return MetricError(
         f"its weights are not on this machine and {constants.ENDPOINT} does not answer",
         f"put {_places(missing)}, or set HF_ENDPOINT to a mirror",
@@ -177,7 +177,7 @@ def _cannot_be_had(missing: Sequence[Path]) -> MetricError:
 
 @cache
 def _hub_answers(endpoint: str) -> bool:
-    """Whether weights could be fetched at all; any answer counts."""
+    """Whether weights can be downloaded; any response counts."""
     if constants.HF_HUB_OFFLINE:
         return False
     request = urllib.request.Request(endpoint, method="HEAD")
@@ -190,8 +190,8 @@ def _hub_answers(endpoint: str) -> bool:
     return True
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a file is torch's archive with its end, or its older kind; a page of an error is neither."""
+def _is_complete(path: Path) -> bool:
+    """Whether a file is a complete archive of torch, or in its older format; an HTML error page is neither."""
     with path.open("rb") as file:
         return file.read(2) == b"\x80\x02" or zipfile.is_zipfile(path)
 
@@ -204,29 +204,33 @@ def _import_pyiqa() -> Any:
 
 
 def _explain(error: BaseException, known: KnownMetric | None) -> MetricError:
-    """Say in one line why pyiqa could not be imported or a metric of it not be made."""
+    """Explain in one line why pyiqa cannot be imported, or a metric cannot be loaded."""
     missing = missing_weights(known) if known else []
     name = getattr(error, "name", None)
     if isinstance(error, ModuleNotFoundError) and name == "pkg_resources":
         version = version_of("setuptools")
         return MetricError(
-            f"setuptools {version} has no pkg_resources, which CLIP needs", "pip install 'setuptools<82'"
+            f"setuptools {version} has no pkg_resources, which CLIP needs",
+            find_installation().reinstall("setuptools<82", None),
         )
     if isinstance(error, ModuleNotFoundError) and name:
         return MetricError(f"pyiqa needs {name}, which is not installed", install_command("metrics"))
     if "libGL" in str(error):
-        hint = "pip uninstall opencv-python, then pip install opencv-python-headless"
-        return MetricError("the installed opencv needs libGL, which this machine lacks", hint)
+        installation = find_installation()
+        hint = (
+            f"{installation.uninstall('opencv-python')}, then {installation.reinstall('opencv-python-headless', None)}"
+        )
+        return MetricError("the installed OpenCV needs libGL, which is missing on this machine", hint)
     is_out_of_reach = isinstance(error, urllib.error.URLError) or (
         isinstance(error, OSError) and not _hub_answers(constants.ENDPOINT)
     )
     if known and known.weights is None and is_out_of_reach:
-        return MetricError(f"its weights cannot be fetched: {_first_line(error)}", "set HF_ENDPOINT to a mirror")
+        return MetricError(f"its weights cannot be downloaded: {_first_line(error)}", "set HF_ENDPOINT to a mirror")
     explanation = explain_broken_torchvision(error)
     if explanation is not None:
         return MetricError(explanation.message, explanation.hint)
     if missing and isinstance(error, OSError | RuntimeError):
-        return _cannot_be_had(missing)
+        return _unavailable_weights(missing)
     return MetricError(f"pyiqa {version_of('pyiqa')} fails: {type(error).__name__}: {_first_line(error)}")
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark found: the records that tables, JSON, CSV and the page are made of."""
+"""The results of a benchmark: the records behind tables, JSON, CSV and the page."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ ModelKind = Literal["omgsr", "resampling", "network", "given"]
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """What a score means.
+    """A metric and the meaning of its scores.
 
     Attributes:
-        name: as a person types it; pyiqa's own name where pyiqa computes it.
-        kind: "full-reference" compares with a reference, "no-reference" looks at the image alone, "set" gives one
+        name: as on the command line; pyiqa's own name if pyiqa computes it.
+        kind: "full-reference" compares with a reference, "no-reference" uses the image alone, "set" gives one
             score for all images together with all references, "no-reference set" one for all images alone.
-        lower_is_better: whether a smaller score is the better one.
-        score_range: as text, "0, 1"; a "~" marks a bound that scores may pass.
+        lower_is_better: whether smaller scores are better.
+        score_range: as text, "0, 1"; "~" marks a bound that scores may exceed.
         unit: "dB", or "" for a plain number.
-        source: what computes it: "omgsr" or "pyiqa".
-        settings: what the score depends on beside the pixels: "Y of YCbCr, no border cropped".
+        source: the package that computes it: "omgsr" or "pyiqa".
+        settings: what the score depends on besides the pixels: "Y of YCbCr, no border cropped".
     """
 
     name: str
@@ -35,8 +35,8 @@ class MetricInfo:
     settings: str = ""
 
     @property
-    def is_of_sets(self) -> bool:
-        """Whether one score is of all images together."""
+    def scores_sets(self) -> bool:
+        """Whether it gives one score for all images together."""
         return self.kind.endswith("set")
 
     @property
@@ -52,16 +52,16 @@ class MetricInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One of the models that stand side by side; of a folder of restored images, that folder.
+    """A model of the comparison, or a folder of restored images.
 
     Attributes:
-        name: unique in a report; what tables and the page call it.
+        name: unique in a report; tables and the page use it.
         kind: "omgsr" (a model of this program), "resampling" (bicubic, lanczos), "network" (a single file that
             spandrel reads) or "given" (restored before).
-        scale: enlargement on both sides; None for images restored before.
-        parameters: number of weights; None where there are none or they are not known.
-        identity: hash of what the results depend on beside the input: weights, options; "" for given images.
-        detail: for people: the folder or file, the architecture.
+        scale: output side over input side; None for images restored before.
+        parameters: number of weights; None if it has none, or if the number is unknown.
+        identity: hash of what the results depend on besides the input: weights, options; "" for given images.
+        detail: readable text: the folder or file, the architecture.
     """
 
     name: str
@@ -74,18 +74,18 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image, with what every model made of it.
+    """One image with the results of every model.
 
     Attributes:
-        name: the stem by which files were paired; unique in a report.
-        input: the low-quality image; None where restored ones were given without it.
-        reference: the high-quality image; None where there is none.
-        restored: model name to image file; a model that failed on this image is left out.
-        scores: model name to metric name to score; None without one.
-        error: model name to the one line that says why it failed on this image.
+        name: the stem that its files share; unique in a report.
+        input: the low-quality image; None if restored images were given without it.
+        reference: the high-quality image; None if none exists.
+        restored: image file by model name; models that failed on this image are missing.
+        scores: score by metric name, by model name; None if there is no score.
+        error: why a model failed on this image, one line by model name.
         compared_px: the size (height, width) that restored images and the reference were cropped to, from the top left,
-            before they were compared; None where no reference exists.
-        seconds: model name to the median of its timed restorations; a model that was not timed is left out.
+            before they were compared; None without a reference.
+        seconds: median of the timed restorations by model name; models that were not timed are missing.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Summary:
     Attributes:
         model: its name.
         metric: its name.
-        count: images that have a score; for a metric of kind "set" those it was computed from.
+        count: number of images with a score; for a metric of kind "set", of the images it was computed from.
         mean: None without a score.
         low: lower end of the 95 % interval of the mean; None with fewer than two images, and for sets.
         high: upper end.
@@ -121,14 +121,14 @@ class Summary:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How much higher the first scores, over the images that both have a score for, with its 95 % interval.
+    """How much higher the first model scores, over the images that both have a score for, with its 95 % interval.
 
     Attributes:
         first: name of a model.
-        second: name of the one it is compared with.
+        second: name of the model it is compared with.
         metric: its name.
-        count: images that both have a score for.
-        first_minus_second: mean of the differences, of this sign: "ours v. bicubic +0.52" says that ours is higher.
+        count: number of images that both have a score for.
+        first_minus_second: mean of the differences: "ours v. bicubic +0.52" means that ours scores higher.
         low: lower end of the 95 % interval; None with fewer than two images.
         high: upper end.
     """
@@ -158,19 +158,19 @@ class Quantiles:
 
 @dataclass(frozen=True)
 class Speed:
-    """How long a model takes and what it needs.
+    """Time and memory of a model.
 
     Attributes:
         model: its name.
         device: "cpu", "cuda (NVIDIA H100 80GB HBM3)".
         precision: "fp32", "bf16", "fp16"; "8-bit" for resampling.
-        runs: timed restorations, warm-up left out.
-        kept_runs: those of them that an earlier run timed on this machine.
-        load_s: from nothing to a model that can run.
-        per_image_s: seconds an image, decoding and encoding of files left out.
-        per_megapixel_s: seconds a megapixel (10^6 pixels) of output.
-        peak_process_mib: greatest resident memory of this process while the model ran; what ran before it counts too.
-        peak_device_mib: greatest memory held on an accelerator; None on the CPU.
+        runs: number of timed restorations, without warm-up.
+        kept_runs: how many of them an earlier run timed on this machine.
+        load_s: seconds to load the model.
+        per_image_s: seconds per image, without decoding and encoding of files.
+        per_megapixel_s: seconds per megapixel (10^6 pixels) of output.
+        peak_process_mib: peak resident memory of this process while the model ran, other loaded models included.
+        peak_device_mib: peak memory of tensors on an accelerator; None on the CPU.
     """
 
     model: str
@@ -187,10 +187,10 @@ class Speed:
 
 @dataclass(frozen=True)
 class Failure:
-    """What failed: a metric, or a model on an image.
+    """The failure of a metric, or of a model on an image.
 
     Attributes:
-        name: of the metric, or "MODEL on PICTURE".
+        name: of the metric, or "MODEL on IMAGE".
         message: what is wrong, one line.
         hint: what to do, one line, or None.
     """
@@ -200,26 +200,26 @@ class Failure:
     hint: str | None = None
 
     def line(self) -> str:
-        """What is wrong and what to do, in one line: there may be one for each of many metrics."""
+        """Message and hint in one line: many metrics may fail at once."""
         return f"{self.name}: {self.message}" + (f": {self.hint}" if self.hint else "")
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a benchmark found, in the order that it is shown.
+    """All results of a benchmark, in the order in which they are shown.
 
     Attributes:
         title: of the page and the table, such as "realsr, 17 images".
-        created: when, in UTC, ISO 8601 to the second.
-        models: in the order that they were asked for.
-        metrics: in the order that they were asked for, those that failed too.
+        created: time in UTC, ISO 8601 to the second.
+        models: in the order of the options.
+        metrics: in the order of the options, including those that failed.
         images: in natural order of their names.
         summaries: one for each model and metric.
         differences: one for each two models and metric, the earlier model first; none for sets.
-        speeds: of the models that were timed, in this run or, on this machine, in an earlier one.
-        failures: metrics that could not be made, and images that could not be restored.
-        versions: of everything that moves a number: "omgsr", "torch", "pyiqa", "python", "pillow" ...
-        settings: of the run, for people: "data", "color space", "border cropped", "device" ...
+        speeds: of the models that were timed, in this run or in an earlier run on this machine.
+        failures: metrics that are not available, and images that could not be restored.
+        versions: of everything that affects a number: "omgsr", "torch", "pyiqa", "python", "pillow" ...
+        settings: of the run, as readable text: "data", "device", "precision" ...
     """
 
     title: str
@@ -238,7 +238,7 @@ class Report:
         """The summary of one model and metric.
 
         Raises:
-            KeyError: the report has none of these.
+            KeyError: the report has no such summary.
         """
         for summary in self.summaries:
             if (summary.model, summary.metric) == (model, metric):
@@ -246,16 +246,16 @@ class Report:
         raise KeyError((model, metric))
 
     def speed(self, model: str) -> Speed | None:
-        """The speed of one model; None where it was not timed."""
+        """The speed of one model; None if it was not timed."""
         return next((speed for speed in self.speeds if speed.model == model), None)
 
     def scores(self, model: str, metric: str) -> tuple[float, ...]:
-        """The scores that one model has in one metric, in the order of the images."""
+        """The scores of one model in one metric, in the order of the images."""
         values = (image.scores.get(model, {}).get(metric) for image in self.images)
         return tuple(value for value in values if value is not None)
 
     def best(self, metric: str) -> frozenset[str]:
-        """The models with the best mean, all of them where several share it; none where there is nothing to compare."""
+        """The models that share the best mean; empty with fewer than two means."""
         info = next(info for info in self.metrics if info.name == metric)
         means = {s.model: s.mean for s in self.summaries if s.metric == metric and s.mean is not None}
         if len(means) < 2:
@@ -265,7 +265,7 @@ class Report:
 
 
 def report_record(report: Report) -> dict[str, object]:
-    """The JSON object of a report: every field by its name, paths as text, what is missing as null."""
+    """The JSON object of a report: every field by its name, paths as text, missing values as null."""
     record = _plain(report)
     assert isinstance(record, dict)
     return record

@@ -1,4 +1,4 @@
-"""Restore with every model, score everything, and put it into a report."""
+"""Run a benchmark: restore with every model, score the results, and make a report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from omgsr_cli.benchmark.machine import (
     time_call,
 )
 from omgsr_cli.benchmark.metrics import KnownMetric
-from omgsr_cli.benchmark.models import Enlarger, Model
+from omgsr_cli.benchmark.models import LoadedModel, Model
 from omgsr_cli.benchmark.results import Failure, ImageResult, MetricInfo, Report, Summary
 from omgsr_cli.benchmark.scoring import MetricChoice, ReadyMetric, Scorebook, make_metrics, scoring_failures
 from omgsr_cli.benchmark.statistics import compare, summarise
@@ -33,26 +33,26 @@ from omgsr_cli.models.devices import is_out_of_memory, release_memory
 OnStart = Callable[[str], None]
 OnFinish = Callable[[], None]
 
-# What memory that is short may look like; `is_out_of_memory` says whether it is.
+# `is_out_of_memory` recognises which of these mean that memory ran out.
 _MEMORY_ERRORS = (RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a benchmark does, found and checked before it begins, once.
+    """Everything that a benchmark does, found and checked before it begins.
 
     Attributes:
         cases: the images.
-        models: everything that stands side by side.
-        asked: the metrics that were asked for.
-        ready: those of them that could be made, in this process.
-        metric_choice: how another process makes them.
-        failures: why the others could not, and which files cannot be used.
-        cache: folder of what is kept.
-        repeat: how often each image is restored for its time; None restores only what is not kept, once.
+        models: the models and folders of restored images to compare.
+        asked: the requested metrics.
+        ready: those of them that were loaded in this process.
+        metric_choice: how another process loads them.
+        failures: unavailable metrics and unusable files.
+        cache: folder of kept results.
+        repeat: how often each image is restored and timed; None restores only images without a kept result, once.
         title: of the report.
-        settings: for people.
-        notes: what a person should know before long work begins, a line each.
+        settings: readable text for the report.
+        notes: what the user should know before long work begins, one line each.
     """
 
     cases: Sequence[Case]
@@ -75,13 +75,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """What a process made of one image.
+    """The results of one image.
 
     Attributes:
         image: for the report.
-        timings: model name to what its restoration took, in this run or an earlier one.
-        failures: models that failed on it.
-        unscored: (metric, file, reason) where a metric failed on it.
+        timings: by model name, from this run or an earlier one.
+        failures: of models on this image.
+        unscored: (metric, file, reason) of each metric that failed on it.
     """
 
     image: ImageResult
@@ -96,28 +96,30 @@ def run_plan(
     """Restore, score and summarise.
 
     Args:
-        plan: what to do.
-        engine: its processes restore and score the images, untimed; None leaves all to this process, which times it.
-        on_start: called with what begins, several times an image.
+        plan: the benchmark.
+        engine: its processes restore and score the images without timing; None runs and times everything in this
+            process.
+        on_start: called with a short text when an operation begins, several times per image.
         on_finish: called after each image.
     Raises:
-        OmgsrError: a model cannot be loaded; an image that a model fails on is in the report, and so is a model
-            that does not fit into memory.
+        OmgsrError: a model cannot be loaded. Models that fail on an image or run out of memory are in the report.
     """
     if plan.asked and not plan.ready:
-        raise OmgsrError("no metric is left to score with", "psnr and ssim need nothing but references: --hr FOLDER")
-    tell = on_start or (lambda name: None)
+        raise OmgsrError("none of the metrics is available", "psnr and ssim need only references: --hr FOLDER")
+    announce = on_start or (lambda name: None)
     numbers = range(len(plan.cases))
     cache = Cache(plan.cache)
     try:
-        runner = CaseRunner(plan, plan.ready, cache, tell, plan.metric_choice.device, is_timed=engine is None)
+        runner = CaseRunner(plan, plan.ready, cache, announce, plan.metric_choice.device, is_timed=engine is None)
         found: Generator[tuple[int, CaseResult | OmgsrError], None, None]
         if engine is None:
             found = ((number, runner(number)) for number in numbers)
         else:
-            # Loaded networks stay here; each process loads its own.
+            # Each process loads its own networks.
             work = BenchWork(replace(plan, ready=()), [metric.info.name for metric in plan.ready])
-            found = engine.run(work, numbers, on_start=lambda number: tell(plan.cases[number].name), say=say_nothing)
+            found = engine.run(
+                work, numbers, on_start=lambda number: announce(plan.cases[number].name), say=say_nothing
+            )
         results: dict[int, CaseResult] = {}
         with closing(found):
             for number, result in found:
@@ -131,48 +133,48 @@ def run_plan(
 
 @dataclass(frozen=True)
 class BenchWork:
-    """The images of a benchmark as an engine's processes get them, by their numbers.
+    """The images of a benchmark as tasks for an engine, by their numbers.
 
     Attributes:
-        plan: without anything loaded.
-        metrics: names of those that could be made.
+        plan: without loaded metrics.
+        metrics: names of the available metrics.
     """
 
     plan: Plan
     metrics: Sequence[str]
 
     def open(self, place: Place, say: Say) -> Callable[[int], tuple[int, CaseResult | OmgsrError]]:
-        """What restores and scores images in a process."""
-        chosen = [known for known in self.plan.asked if known.info.name in self.metrics and not known.info.is_of_sets]
+        """The function that restores and scores images in a process."""
+        chosen = [known for known in self.plan.asked if known.info.name in self.metrics and not known.info.scores_sets]
         ready, _ = make_metrics(chosen, replace(self.plan.metric_choice, device=place.device))
         runner = CaseRunner(self.plan, ready, Cache(self.plan.cache), lambda name: None, place.device)
         return lambda number: (number, runner(number))
 
     def lost(self, number: int, error: OmgsrError) -> tuple[int, CaseResult | OmgsrError]:
-        """What is known of an image whose process ended twice."""
+        """The result for an image whose process died twice."""
         return number, error
 
 
 @dataclass
 class CaseRunner:
-    """Restores and scores one image after the other; the models take turns, so that noise hits all of them alike.
+    """Restores and scores images one by one; the models take turns, so other load on the machine affects all alike.
 
     Args:
-        plan: what to do.
+        plan: the benchmark.
         ready: the metrics of this process.
-        cache: where restored images, scores and times are kept.
-        tell: called with what begins.
-        device: where models compute, by its name; None takes the first.
-        is_timed: whether this process has the machine for itself, so that its times mean something.
+        cache: of restored images, scores and times.
+        announce: called with a short text when an operation begins.
+        device: name of the device for the models; None uses the preferred one.
+        is_timed: whether to keep times: this process must be the only one.
     """
 
     plan: Plan
     ready: Sequence[ReadyMetric]
     cache: Cache
-    tell: OnStart
+    announce: OnStart
     device: str | None = None
     is_timed: bool = False
-    _loaded: dict[str, tuple[Enlarger, float]] = field(default_factory=dict)
+    _loaded: dict[str, tuple[LoadedModel, float]] = field(default_factory=dict)
     _too_large: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, number: int, lost: OmgsrError | None = None) -> CaseResult:
@@ -180,7 +182,7 @@ class CaseRunner:
 
         Args:
             number: in the plan.
-            lost: why its process ended: what is not restored yet is not tried again.
+            lost: why its process died; images that are not restored yet are then not tried again.
         """
         case = self.plan.cases[number]
         failures: list[Failure] = []
@@ -188,10 +190,10 @@ class CaseRunner:
         restored, timings = self._restore_all(case, lost, errors, failures)
         restored |= case.given
         book = Scorebook(self.ready, self.cache)
-        unavailable = {known.info.name: None for known in self.plan.asked if not known.info.is_of_sets}
+        unavailable = {known.info.name: None for known in self.plan.asked if not known.info.scores_sets}
         scores: dict[str, dict[str, float | None]] = {}
         for name in [model.info.name for model in self.plan.models]:
-            self.tell(f"scores of {name}: {case.name}")
+            self.announce(f"scores of {name}: {case.name}")
             found = book.score(restored[name], case.reference, case.compared_px) if name in restored else {}
             scores[name] = {**unavailable, **found}
         seconds = {name: timing.median_s for name, timing in timings.items()}
@@ -203,7 +205,7 @@ class CaseRunner:
     def _restore_all(
         self, case: Case, lost: OmgsrError | None, errors: dict[str, str], failures: list[Failure]
     ) -> tuple[dict[str, Path], dict[str, Timing]]:
-        """Let every model restore an input, unless it did before: the files, and what they took, by model name."""
+        """Restore an input with every model, unless a result is kept: files and timings by model name."""
 
         def fail(name: str, error: OmgsrError) -> None:
             errors[name] = error.message
@@ -223,14 +225,14 @@ class CaseRunner:
         waiting = [name for name in models if self.plan.repeat is not None or not paths[name].is_file()]
         if lost is not None:
             for name in [name for name in waiting if not paths[name].is_file()]:
-                fail(name, DeviceError(lost.message, "memory may be short: try fewer --workers"))
+                fail(name, DeviceError(lost.message, "it may have run out of memory: try fewer --workers"))
             waiting = []
         for name in waiting:
             self._load(models[name], case, errors, failures)
         timings: dict[str, Timing] = {}
         for _ in range(self.plan.repeat or 1):
             for name in [name for name in waiting if name not in errors]:
-                self.tell(f"{name}: {case.name}")
+                self.announce(f"{name}: {case.name}")
                 try:
                     timing = self._restore(name, case, paths[name])
                 except OmgsrError as error:
@@ -238,13 +240,13 @@ class CaseRunner:
                     continue
                 timings[name] = timings[name].with_another(timing) if name in timings else timing
         made = {name: key for name, key in keys.items() if name not in errors}
-        return {name: paths[name] for name in made}, self._kept_too(timings, made)
+        return {name: paths[name] for name in made}, self._with_kept_timings(timings, made)
 
     def _image_keys(self, case: Case) -> dict[str, str]:
-        """Model name to what its image of this input depends on; none without an input."""
+        """The cache keys of the restored images by model name; empty without an input."""
         if case.input is None:
             return {}
-        assert case.output_px is not None, "known wherever an input is"
+        assert case.output_px is not None, "every input has an output size"
         content, output = self.cache.content(case.input), list(case.output_px)
         return {
             model.info.name: key_of(kind="image", input=content, model=model.info.identity, output=output)
@@ -257,44 +259,44 @@ class CaseRunner:
         if name in self._loaded:
             return
         if name not in self._too_large:
-            self.tell(f"loading {name}")
+            self.announce(f"loading {name}")
             started = time.perf_counter()
             try:
-                assert model.load is not None, "only models that restore wait"
-                enlarger = model.load(self.device)
+                assert model.load is not None, "only restoring models are loaded"
+                loaded = model.load(self.device)
             except _MEMORY_ERRORS as error:
-                short = _short_of_memory(error, "to load it")
-                failures.append(Failure(name, short.message, short.hint))
-                self._too_large[name] = short.message
+                failure = _out_of_memory_error(error, "loading it")
+                failures.append(Failure(name, failure.message, failure.hint))
+                self._too_large[name] = failure.message
             else:
-                self._loaded[name] = (enlarger, time.perf_counter() - started)
-                # The first image of a model is slower: memory is taken, kernels are chosen.
+                self._loaded[name] = (loaded, time.perf_counter() - started)
+                # The first image of a model is slower: memory is allocated, and kernels are chosen.
                 assert first.input is not None and first.output_px is not None, "only such images are restored"
                 with contextlib.suppress(OmgsrError, *_MEMORY_ERRORS):
-                    # What fails here fails again where this image has its turn.
-                    enlarger(read_picture(first.input).rgb, first.output_px)
+                    # A failure here is reported when the image is restored.
+                    loaded(read_picture(first.input).rgb, first.output_px)
                 return
         errors[name] = self._too_large[name]
 
     def _restore(self, name: str, case: Case, path: Path) -> Timing:
         assert case.input is not None and case.output_px is not None, "only such images are restored"
-        (enlarger, load_s), output = self._loaded[name], case.output_px
+        (loaded, load_s), output = self._loaded[name], case.output_px
         image = read_picture(case.input).rgb
         try:
             restored, timing = time_call(
-                lambda: enlarger(image, output),
-                *(output.area, enlarger.device),
-                precision=enlarger.precision,
+                lambda: loaded(image, output),
+                *(output.area, loaded.device),
+                precision=loaded.precision,
                 load_s=load_s,
             )
             write_picture(Picture(restored), path, format="png", metadata="none", overwrite=True)
         except _MEMORY_ERRORS as error:
-            raise _short_of_memory(error, f"for {output}") from error
-        # It may have been restored again in another precision.
-        return replace(timing, precision=enlarger.precision)
+            raise _out_of_memory_error(error, f"restoring {output}") from error
+        # The model may have switched to another precision.
+        return replace(timing, precision=loaded.precision)
 
-    def _kept_too(self, timings: dict[str, Timing], keys: dict[str, str]) -> dict[str, Timing]:
-        """Keep what was measured here, and add what an earlier run measured of images that are restored already."""
+    def _with_kept_timings(self, timings: dict[str, Timing], keys: dict[str, str]) -> dict[str, Timing]:
+        """Store the timings of this run, and add those of earlier runs for kept images."""
         found: dict[str, Timing] = {}
         for name, key in keys.items():
             place = key_of(kind="time", image=key, machine=machine_name())
@@ -307,12 +309,12 @@ class CaseRunner:
         return found
 
 
-def _short_of_memory(error: Exception, what: str) -> OmgsrError:
-    """What a network raises where memory is short, in one line; anything else that it raises is a bug, and goes up."""
+def _out_of_memory_error(error: Exception, what: str) -> OmgsrError:
+    """A one-line error for exhausted memory; any other error of a network is a bug and is raised again."""
     if not is_out_of_memory(error):
         raise error
     release_memory()
-    return DeviceError(f"memory is short {what}", "smaller images, a lighter --precision or another --device")
+    return DeviceError(f"ran out of memory {what}", "use smaller images, a lower --precision or another --device")
 
 
 def _report(plan: Plan, results: Sequence[CaseResult], book: Scorebook) -> Report:
@@ -323,7 +325,7 @@ def _report(plan: Plan, results: Sequence[CaseResult], book: Scorebook) -> Repor
     summaries = summarise(images, names, metrics) + _score_sets(plan, metrics, images, book)
     timings = {name: [result.timings[name] for result in results if name in result.timings] for name in names}
     speeds = [speed for name in names if (speed := speed_of(name, timings[name]))]
-    # A model that does not fit into memory fails in every process, and is one failure.
+    # A model that does not fit in memory fails in every process, but counts once.
     failures = dict.fromkeys([*plan.failures, *(failure for result in results for failure in result.failures)])
     unscored = [each for result in results for each in result.unscored] + book.failed
     return Report(
@@ -348,7 +350,7 @@ def _score_sets(
     sizes = {case.name: case.compared_px for case in plan.cases}
     ready = {metric.info.name: metric for metric in plan.ready}
     found = []
-    for metric in (metric for metric in metrics if metric.is_of_sets):
+    for metric in (metric for metric in metrics if metric.scores_sets):
         for name in [model.info.name for model in plan.models]:
             complete = [
                 (image.restored[name], image.reference if metric.needs_references else None, sizes[image.name])

@@ -1,4 +1,4 @@
-"""Scores of restored images: metrics are made first, then asked, and every score is kept."""
+"""Scores of restored images: metrics are loaded first, then applied, and every score is kept."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from omgsr_cli.packages import version_of
 
 
 class ImageScorer(Protocol):
-    """A metric that is ready to score."""
+    """A loaded metric."""
 
     def score(self, restored: Tensor, reference: Tensor | None) -> float:
         """Score (1, 3, H, W) images in [0, 1]."""
@@ -37,12 +37,12 @@ class ImageScorer(Protocol):
 
 @dataclass(frozen=True)
 class ReadyMetric:
-    """A metric that was made.
+    """A loaded metric with its description.
 
     Attributes:
-        info: what its scores mean, with the settings they are computed with.
+        info: what its scores mean, with their settings.
         scorer: computes them.
-        depends_on: what a kept score depends on beside the images.
+        depends_on: hash of what a kept score depends on besides the images.
     """
 
     info: MetricInfo
@@ -60,24 +60,24 @@ class CoreMetric:
 
     def score(self, restored: Tensor, reference: Tensor | None) -> float:
         """Score (1, 3, H, W) images in [0, 1]."""
-        assert reference is not None, "asked only for images that have a reference"
+        assert reference is not None, "used only for images with a reference"
         value = self._measure(restored, reference, color_space=self._color_space, crop_border_px=self._crop_border_px)
         return float(value)
 
     def score_set(self, restored: Sequence[Path], references: Sequence[Path]) -> float:
-        """Never asked: these score single images."""
+        """Never called: these metrics score single images."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class MetricChoice:
-    """How metrics are made, in any process.
+    """How metrics are loaded, in any process.
 
     Attributes:
         device: where pyiqa's networks compute, as for `choose_device`.
         color_space: of psnr and ssim.
         crop_border_px: of psnr and ssim.
-        seed: of what pyiqa's metrics draw; None takes pyiqa's own.
+        seed: of random choices of pyiqa's metrics; None uses pyiqa's own.
     """
 
     device: str | None = None
@@ -87,7 +87,7 @@ class MetricChoice:
 
 
 def make_metrics(chosen: Sequence[KnownMetric], choice: MetricChoice) -> tuple[list[ReadyMetric], list[Failure]]:
-    """Load every metric that this machine can compute, in the order asked for, and say of the others why not."""
+    """Load every metric that this machine can compute, in the given order; the others are failures."""
     device = choose_device(choice.device)
     ready, failures = [], []
     for known in chosen:
@@ -112,12 +112,12 @@ def make_metrics(chosen: Sequence[KnownMetric], choice: MetricChoice) -> tuple[l
 
 @dataclass
 class Scorebook:
-    """Scores images with some metrics, each pair of files once in all runs.
+    """Scores images with the loaded metrics, each pair of files once in all runs.
 
     Attributes:
-        metrics: that are ready.
-        cache: where scores are kept.
-        failed: (metric name, file that it does not work on, reason), in order.
+        metrics: the loaded metrics.
+        cache: of scores.
+        failed: (metric name, file, reason), in order.
     """
 
     metrics: Sequence[ReadyMetric]
@@ -125,11 +125,11 @@ class Scorebook:
     failed: list[tuple[str, str, str]] = field(default_factory=list)
 
     def score(self, restored: Path, reference: Path | None, compared_px: Size | None = None) -> dict[str, float | None]:
-        """All scores of one image; None where a metric needs a reference that does not exist, or fails.
+        """All scores of one image; None if a metric fails, or needs a reference and none exists.
 
         Args:
             restored: the image.
-            reference: what it should be, or None.
+            reference: the high-quality image, or None.
             compared_px: the size that both are cropped to, from the top left; None compares whole images.
         """
         tensors: dict[Path, Tensor] = {}
@@ -141,7 +141,7 @@ class Scorebook:
 
         found: dict[str, float | None] = {}
         for metric in self.metrics:
-            if metric.info.is_of_sets:
+            if metric.info.scores_sets:
                 continue
             needed = reference if metric.info.needs_references else None
             if metric.info.needs_references and needed is None:
@@ -160,7 +160,7 @@ class Scorebook:
                     value = metric.scorer.score(read(restored), read(needed) if needed else None)
                     self.cache.keep(key, value)
             except (FileError, ShapeError) as error:
-                # A restored file has a name that nobody knows.
+                # The name of a restored file is a hash, which means nothing to a user.
                 self.failed.append((metric.info.name, str(needed or restored), error.message))
                 value = None
             found[metric.info.name] = value
@@ -169,16 +169,16 @@ class Scorebook:
     def score_set(
         self, metric: ReadyMetric, images: Sequence[tuple[Path, Path | None, Size | None]], model: str
     ) -> float | None:
-        """One score of a model's images together.
+        """One score for all images of a model.
 
         Args:
-            metric: that scores sets.
-            images: restored image, reference where the metric needs one, and the size that both are cropped to.
+            metric: a metric of sets.
+            images: restored image, reference if the metric needs one, and the size that both are cropped to.
             model: its name.
         """
         if len(images) < 2:
             what = "images with references" if metric.info.needs_references else "images"
-            self.failed.append((metric.info.name, model, f"a set has at least two {what}"))
+            self.failed.append((metric.info.name, model, f"needs at least two {what}"))
             return None
         contents = [
             [self.cache.content(restored), reference and self.cache.content(reference), size and list(size)]
@@ -201,7 +201,7 @@ class Scorebook:
 
 
 def scoring_failures(failed: Sequence[tuple[str, str, str]]) -> list[Failure]:
-    """One line for each metric that does not work on some images."""
+    """One failure for each metric that fails on some images."""
     found = []
     for name in dict.fromkeys(name for name, _, _ in failed):
         (first, reason), *others = [(place, reason) for metric, place, reason in failed if metric == name]
@@ -219,7 +219,7 @@ def _cropped(image: Tensor, size: Size | None) -> Tensor:
 
 
 def _cropped_file(path: Path, size: Size | None, scratch: Path) -> Path:
-    """The file itself, or a copy of the part of it that is compared."""
+    """The file itself, or a copy of the part that is compared."""
     if size is None or tuple(probe_picture(path).size_px) == tuple(size):
         return path
     copy = scratch / f"{len(list(scratch.iterdir())):06d}.png"

@@ -1,4 +1,4 @@
-"""Means with their uncertainty, differences in pairs, and quantiles."""
+"""Means with intervals, paired differences, and quantiles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CONFIDENCE = 0.95
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Mean of some values and the ends of its 95 % interval by Student's t; no interval for a single value."""
+    """Mean of values and the ends of its 95 % interval by Student's t; no interval for a single value."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, None, None
@@ -26,7 +26,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
 
 @lru_cache
 def t_quantile(freedom: int) -> float:
-    """The t for which -t..t holds 95 % of Student's distribution; freedom is at least 1."""
+    """The t for which -t..t contains 95 % of Student's distribution; `freedom` is at least 1."""
     low, high = 0.0, 16.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -41,7 +41,7 @@ def _t_share(t: float, freedom: int) -> float:
     """
     angle = math.atan2(t, math.sqrt(freedom))
     odd = freedom % 2
-    # A series of even powers of the cosine for even, of odd powers for odd degrees of freedom.
+    # Even powers of the cosine for even degrees of freedom, odd powers for odd ones.
     term = math.cos(angle) if odd else 1.0
     total = term if freedom > 1 else 0.0
     for power in range(2 + odd, freedom - 1, 2):
@@ -61,14 +61,14 @@ def summarise(images: Sequence[ImageResult], models: Sequence[str], metrics: Seq
         _summary(model, metric.name, list(_scores(images, model, metric.name).values()))
         for model in models
         for metric in metrics
-        if not metric.is_of_sets
+        if not metric.scores_sets
     ]
 
 
 def compare(
     images: Sequence[ImageResult], models: Sequence[str], metrics: Sequence[MetricInfo]
 ) -> list[PairedDifference]:
-    """Mean difference and interval between each two models, over the images that both have a score for."""
+    """Mean difference and interval for each pair of models, over the images that both have a score for."""
     found = []
     for first, second in combinations(models, 2):
         for metric in metrics:

@@ -1,4 +1,4 @@
-"""A report as rows of short texts: for a terminal, in Markdown, LaTeX and CSV."""
+"""A report as tables: for a terminal, in Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omgsr_cli.benchmark.results import MetricInfo, PairedDifference, Quantiles,
 
 @dataclass(frozen=True)
 class Cell:
-    """A text of a table, and whether it is the best of its column."""
+    """A text, and whether it is the best of its column."""
 
     text: str
     is_best: bool = False
@@ -23,22 +23,22 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A heading for each column and rows of as many cells; the first column holds names, the others mostly numbers."""
+    """Headings and rows of equal length; the first column has names, the others mostly numbers."""
 
     title: str
     headings: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    is_of_numbers: bool = True
+    is_numeric: bool = True
 
 
 def tables_of(report: Report) -> list[Table]:
-    """The tables that a person sees: scores, paired differences, speed; a table without numbers is left out."""
+    """The tables of a report: scores, paired differences, speed; empty tables are left out."""
     tables = [score_table(report), difference_table(report), speed_table(report)]
     return [table for table in tables if table.rows]
 
 
 def score_table(report: Report) -> Table:
-    """Means with half of their 95 % interval, a row for each model; `n` counts the images of the columns before it."""
+    """Means with half of their 95 % interval, one row per model; `n` counts the images of the columns before it."""
     if not report.metrics:
         return Table(report.title, ("model",), ())
     best = {metric.name: report.best(metric.name) for metric in report.metrics}
@@ -57,7 +57,7 @@ def score_table(report: Report) -> Table:
 
 
 def difference_table(report: Report) -> Table:
-    """Mean differences between each two models over the same images; `n` as in the table of scores."""
+    """Mean differences for each pair of models over the same images; `n` as in the table of scores."""
     pairs = list(dict.fromkeys((each.first, each.second) for each in report.differences))
     found = {(each.first, each.second, each.metric): each for each in report.differences}
 
@@ -71,25 +71,25 @@ def difference_table(report: Report) -> Table:
             yield Cell(difference_text(difference, report.summary(pair[0], metric.name).mean or 0.0))
         yield Cell(str(count(pair, metrics[0])))
 
-    metrics = [metric for metric in report.metrics if not metric.is_of_sets]
+    metrics = [metric for metric in report.metrics if not metric.scores_sets]
     groups = _with_equal_counts(metrics, lambda metric: tuple(count(pair, metric) for pair in pairs))
     rows = tuple(
         (Cell(f"{pair[0]} v. {pair[1]}"), *(cell for group in groups for cell in cells(pair, group))) for pair in pairs
     )
-    title = "paired differences, first minus second: mean ± half of its 95 % interval; * where that excludes 0"
+    title = "paired differences, first minus second: mean ± half of its 95 % interval; * if it excludes 0"
     return Table(title, ("models", *_headings(groups)), rows)
 
 
 def speed_table(report: Report) -> Table:
-    """Seconds and memory, a row for each model that restores; none where no model was timed."""
+    """Seconds and memory, one row per restoring model; empty if no model was timed."""
     headings = (
-        *("model", "s an image", "s a megapixel", "n", "load s", "process MiB", "device MiB", "device", "precision"),
+        *("model", "s per image", "s per megapixel", "n", "load s", "process MiB", "device MiB", "device", "precision"),
     )
     rows = []
     for model in report.models if report.speeds else ():
         speed = report.speed(model.name)
         if speed is not None:
-            kept = f", {speed.kept_runs} of them earlier" if speed.kept_runs else ""
+            kept = f", {speed.kept_runs} from earlier runs" if speed.kept_runs else ""
             texts = [
                 quantiles_text(speed.per_image_s),
                 quantiles_text(speed.per_megapixel_s),
@@ -111,7 +111,7 @@ def speed_table(report: Report) -> Table:
 def _with_equal_counts(
     metrics: Iterable[MetricInfo], counts: Callable[[MetricInfo], tuple[int, ...]]
 ) -> list[list[MetricInfo]]:
-    """Neighbouring metrics that share one column `n`, as each was computed from as many images."""
+    """Neighbouring metrics with the same number of images share one column `n`."""
     return [list(group) for _, group in groupby(metrics, counts)]
 
 
@@ -120,18 +120,18 @@ def _headings(groups: list[list[MetricInfo]]) -> list[str]:
 
 
 def mean_text(summary: Summary) -> str:
-    """Such as "26.58 ± 1.21"; "-" where there is no score."""
+    """Such as "26.58 ± 1.21"; "-" without a score."""
     if summary.mean is None:
         return "-"
     return number_text(summary.mean, summary.mean) + _half_text(summary.mean, summary.high, summary.mean)
 
 
 def difference_text(difference: PairedDifference | None, like: float) -> str:
-    """Such as "+0.41 ± 0.12 *"; "-" where no image has both scores.
+    """Such as "+0.41 ± 0.12 *"; "-" if no image has both scores.
 
     Args:
         difference: of two models.
-        like: a score of theirs, whose digits it gets.
+        like: one of their scores, which sets the number of digits.
     """
     if difference is None:
         return "-"
@@ -147,7 +147,7 @@ def quantiles_text(values: Quantiles) -> str:
 
 
 def number_text(value: float, like: float) -> str:
-    """A score with as many digits as one of its size needs: two after the point from 10 on, else four."""
+    """A score with two decimals if `like` is at least 10, otherwise with four."""
     return f"{value:.2f}" if abs(like) >= 10 else f"{value:.4f}"
 
 
@@ -156,9 +156,9 @@ def _half_text(mean: float, high: float | None, like: float) -> str:
 
 
 def without_local_paths(report: Report) -> Report:
-    """A report whose texts name files and folders, and not where they are on this machine; files keep their paths.
+    """A report whose texts contain names but no paths of this machine; image files keep their paths.
 
-    For what people publish: pages, Markdown and LaTeX.
+    For published reports: pages, Markdown and LaTeX.
     """
     files = [path for image in report.images for path in (image.input, image.reference, *image.restored.values())]
     folders = {place for path in files if path for place in (path.parent, path.absolute().parent)}
@@ -187,7 +187,7 @@ def without_local_paths(report: Report) -> Report:
 
 
 def _without_folders(detail: str, clean: Callable[[str], str]) -> str:
-    """What a model is made of, files and folders by their names alone: their paths may hold spaces."""
+    """A model's detail with names instead of paths, which may contain spaces."""
 
     def named(part: str) -> str:
         is_place = bool(part) and (Path(part).is_absolute() or Path(part).exists())
@@ -196,12 +196,12 @@ def _without_folders(detail: str, clean: Callable[[str], str]) -> str:
     return "; ".join(map(named, detail.split("; ")))
 
 
-# The folders of an absolute path, up to the name of the file or the last folder; not of an address with "://".
+# The folders of an absolute path, up to the name of the file or the last folder; not of a URL with "://".
 _FOLDERS = re.compile(r"(?<![\w/:.\\])(?:~|[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])+(?=[^/\\\s])")
 
 
 def markdown(report: Report) -> str:
-    """The tables in Markdown, the best in bold, with what they depend on below."""
+    """The tables in Markdown with the best in bold, followed by settings and versions."""
     report = without_local_paths(report)
     parts = [f"### {table.title}\n\n{_markdown_table(table)}" for table in tables_of(report)]
     parts.append("\n".join(f"- {name}: {value}" for name, value in report.settings.items()))
@@ -225,7 +225,7 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def latex(report: Report) -> str:
-    """The tables in LaTeX for the package booktabs, the best in bold; settings and versions as comments."""
+    """The tables in LaTeX for the package booktabs, with the best in bold; settings and versions are comments."""
     report = without_local_paths(report)
     parts = ["% \\usepackage{booktabs}"]
     for table in tables_of(report):
@@ -267,11 +267,11 @@ def _one_line(text: str) -> str:
 
 
 def csv_text(report: Report) -> str:
-    """A line for each image and model, then means and paired differences with the ends of their 95 % intervals.
+    """One row per image and model, then means and paired differences with the ends of their 95 % intervals.
 
     Columns: `row` ("image", "mean", "mean low", "mean high", "difference", "difference low" or "difference high"),
-    `image`, `model` ("A v. B" for A minus B), `n` images, each metric by its name, `seconds` an image (the median),
-    and `versions`. Metrics that were computed from another number of images are on a line of their own.
+    `image`, `model` ("A v. B" for A minus B), `n` images, each metric by its name, `seconds` per image (the median),
+    and `versions`. Metrics with another number of images have a row of their own.
     """
     names = [metric.name for metric in report.metrics]
     text = io.StringIO()

@@ -1,4 +1,4 @@
-"""`omgsr bench`: scores, speed and a page to look at."""
+"""`omgsr bench`: scores, speed and an HTML report."""
 
 from __future__ import annotations
 
@@ -54,26 +54,24 @@ def bench(
     quiet: shared.Quiet = False,
     verbose: shared.Verbose = False,
 ) -> int:
-    """Score models side by side, time them, and make a page to look at.
+    """Compare models: scores, speed, and an HTML report with before/after images.
 
-    Without options, the default model and bicubic enlarge a small set of bundled images. Restored images and scores are
-    kept, so that another metric or model only adds its own work. Without references, the page
-    shows the images, with scores of those metrics that need none.
+    By default, the default model and bicubic restore a small set of bundled images. Results are kept, so another metric
+    or model only adds its own work; re-run the command to resume. Without references, the report shows the images, with
+    scores of the metrics that need none.
     """
-    talk = Output(as_json=as_json, quiet=quiet, verbose=verbose)
+    output = Output(as_json=as_json, quiet=quiet, verbose=verbose)
     if list_metrics:
-        from omgsr_cli.cli.bench_table import say_metrics
+        from omgsr_cli.cli.bench_table import print_metrics
 
-        say_metrics(talk)
+        print_metrics(output)
         return 0
-    asked = None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
-    forms = [
-        name for name, is_asked in {"--markdown": markdown, "--latex": latex, "--json": as_json}.items() if is_asked
-    ]
+    requested = None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
+    forms = [name for name, is_set in {"--markdown": markdown, "--latex": latex, "--json": as_json}.items() if is_set]
     if len(forms) > 1:
-        raise UsageError(f"{' and '.join(forms)} exclude each other", "each is a format of the result on stdout")
+        raise UsageError(f"{' and '.join(forms)} exclude each other", "choose one format for stdout")
     if html_dir is not None and html is None:
-        raise UsageError("--html-dir has no page to belong to", "give --html FILE as well")
+        raise UsageError("--html-dir needs a page", "add --html FILE")
     for destination in (csv, html):
         if destination is not None:
             _check_destination(destination, overwrite)
@@ -84,7 +82,7 @@ def bench(
     if repeat is not None and (workers or 1) > 1:
         raise UsageError(
             f"--repeat {repeat} and --workers {workers} exclude each other",
-            "speed is measured by one process, which has the machine for itself",
+            "one process measures speed; leave out --workers",
         )
 
     options = build_options(
@@ -100,22 +98,22 @@ def bench(
         device=first_device(device),
         precision=precision,
         repeat=repeat,
-        metrics=asked,
+        metrics=requested,
         color_space=color_space,
         crop_border=crop_border,
         cache=cache,
         seed=seed,
     )
-    # pyiqa prints what it loads; stdout is for results.
+    # pyiqa prints to stdout while it loads; stdout is for results.
     with contextlib.redirect_stdout(sys.stderr):
-        report = _run(options, spread, part, talk)
+        report = _run(options, spread, part, output)
     _write_reports(report, csv, html, html_dir, overwrite=overwrite)
-    _say_report(report, talk, markdown=markdown, latex=latex)
+    _print_report(report, output, markdown=markdown, latex=latex)
     return 1 if report.failures else 0
 
 
-def _run(options: BenchOptions, spread: EngineOptions, part: Shard | None, talk: Output) -> Report:
-    """Say what is missing before long work begins: it may not be worth it without."""
+def _run(options: BenchOptions, spread: EngineOptions, part: Shard | None, output: Output) -> Report:
+    """Report what is missing before long work begins, then run the plan."""
     from omgsr_cli.benchmark.plan import plan_bench
     from omgsr_cli.benchmark.runner import run_plan
     from omgsr_cli.engines.local import Here
@@ -124,39 +122,39 @@ def _run(options: BenchOptions, spread: EngineOptions, part: Shard | None, talk:
     if part is not None:
         cases = [case for case in plan.cases if part.holds(case.name)]
         if not cases:
-            raise UsageError(f"--shard {part}: none of the images is in this part", "give fewer parts")
-        plan = replace(plan, cases=cases, title=f"{plan.title}, of which part {part}: {len(cases)}")
-    _say_failures(plan.failures, talk)
+            raise UsageError(f"--shard {part}: this part has no images", "use fewer parts")
+        plan = replace(plan, cases=cases, title=f"{plan.title}, part {part} with {len(cases)}")
+    _print_failures(plan.failures, output)
     for note in plan.notes:
-        talk.note(f"note: {note}")
+        output.note(f"note: {note}")
     chosen = choose_engine(spread, len(plan.cases))
     engine = None if isinstance(chosen, Here) else chosen
-    with talk.progress(len(plan.cases), "images") as view:
+    with output.progress(len(plan.cases), "images") as view:
         report = run_plan(plan, engine, on_start=view.start, on_finish=view.finish)
-    _say_failures([failure for failure in report.failures if failure not in plan.failures], talk)
+    _print_failures([failure for failure in report.failures if failure not in plan.failures], output)
     untimed = [model.info.name for model in plan.restoring if report.speed(model.info.name) is None]
     if engine is not None and untimed:
-        talk.note("note: speed is not measured with several processes; --repeat 1 without them does")
+        output.note("note: speed is not measured with several processes; use --repeat 1 and a single process")
     elif untimed:
-        talk.note(f"note: {', '.join(untimed)}: no times of earlier runs are kept; --repeat 1 restores again for them")
+        output.note(f"note: {', '.join(untimed)}: no times of earlier runs exist; --repeat 1 measures them")
     elif any(speed.kept_runs for speed in report.speeds):
-        talk.note("note: times of kept images were measured by earlier runs; --repeat 1 measures them again")
+        output.note("note: times of kept images were measured by earlier runs; --repeat 1 measures them again")
     return report
 
 
-def _say_failures(failures: Sequence[Failure], talk: Output) -> None:
+def _print_failures(failures: Sequence[Failure], output: Output) -> None:
     for failure in failures:
-        talk.error(OmgsrError(failure.line()))
+        output.error(OmgsrError(failure.line()))
 
 
 def _check_destination(path: Path, overwrite: bool) -> None:
-    """Say before any work that a report could not be written."""
+    """Raise a UsageError, before any work, if a report cannot be written."""
     if path.is_dir():
-        raise UsageError(f"{shown(path)} is a folder", "give the name of a file")
+        raise UsageError(f"{shown(path)} is a folder", "use a file name")
     if os.path.lexists(path) and not overwrite:
-        raise UsageError(f"{shown(path)} exists", "give --overwrite or another name")
+        raise UsageError(f"{shown(path)} exists", "use --overwrite or another name")
     if not path.absolute().parent.is_dir():
-        raise UsageError(f"{shown(path)}: there is no such folder", "make it first, or give another name")
+        raise UsageError(f"{shown(path)}: its folder does not exist", "create the folder, or use another name")
 
 
 def _write_reports(
@@ -173,10 +171,10 @@ def _write_reports(
         write_page(report, html, html_dir, overwrite=overwrite)
 
 
-def _say_report(report: Report, talk: Output, *, markdown: bool, latex: bool) -> None:
+def _print_report(report: Report, output: Output, *, markdown: bool, latex: bool) -> None:
     from omgsr_cli.benchmark import tables
     from omgsr_cli.benchmark.results import report_record
     from omgsr_cli.cli.bench_table import report_text
 
     text = tables.markdown if markdown else tables.latex if latex else report_text
-    talk.result(text(report), report_record(report))
+    output.result(text(report), report_record(report))

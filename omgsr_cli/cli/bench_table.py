@@ -1,4 +1,4 @@
-"""A report's tables on a terminal, and the list of metrics."""
+"""The tables of a report on a terminal, and the list of metrics."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ _PLAIN_WIDTH = 200
 
 
 def report_text(report: Report) -> str:
-    """The tables for people, the best in bold; in colours only where a terminal reads them."""
+    """The tables as text, with the best in bold if stdout is a terminal."""
     return _drawn(tables_of(report))
 
 
-def say_metrics(talk: Output) -> None:
-    """Say every metric: direction, range, kind, and whether its weights are here."""
+def print_metrics(output: Output) -> None:
+    """Print every metric: direction, range, kind, and whether its weights are on this machine."""
     from omgsr_cli.benchmark.perceptual import missing_weights
 
     missing = {name: missing_weights(known) for name, known in known_metrics().items()}
-    if talk.as_json:
+    if output.as_json:
         for name, known in known_metrics().items():
-            talk.result(name, _metric_record(known, missing[name]))
+            output.result(name, _metric_record(known, missing[name]))
         return
     rows = tuple(tuple(map(Cell, _metric_texts(known, missing[name]))) for name, known in known_metrics().items())
-    talk.result(_drawn([Table("metrics", ("metric", "better", "range", "kind", "weights", "what"), rows, False)]), {})
+    output.result(
+        _drawn([Table("metrics", ("metric", "better", "range", "kind", "weights", "description"), rows, False)]), {}
+    )
 
 
 def _metric_texts(known: KnownMetric, missing: Sequence[Path]) -> tuple[str, ...]:
@@ -62,23 +64,23 @@ def _metric_record(known: KnownMetric, missing: Sequence[Path]) -> dict[str, obj
 
 def _weights_text(known: KnownMetric, missing: Sequence[Path]) -> str:
     if known.weights is None:
-        return "fetched on first use"
+        return "downloaded on first use"
     if not known.weights:
         return "none needed"
-    return "missing" if missing else "here"
+    return "missing" if missing else "installed"
 
 
 def _rich_table(table: Table) -> RichTable:
     drawn = RichTable(title=escape(table.title), title_justify="left", title_style="bold")
     for index, heading in enumerate(table.headings):
-        drawn.add_column(escape(heading), justify="right" if index and table.is_of_numbers else "left", no_wrap=True)
+        drawn.add_column(escape(heading), justify="right" if index and table.is_numeric else "left", no_wrap=True)
     for row in table.rows:
         drawn.add_row(*(_styled(cell) for cell in row))
     return drawn
 
 
 def _blocks(table: Table) -> Iterator[str]:
-    """The table as a block of lines for each row, where the terminal is too narrow for columns."""
+    """The table as a block of lines per row, for narrow terminals."""
     yield f"[bold]{escape(table.title)}[/]"
     for name, *cells in table.rows:
         yield f"\n{_styled(name)}"
@@ -105,5 +107,5 @@ def _drawn(tables: Sequence[Table]) -> str:
 
 
 def _terminal_columns() -> int | None:
-    """How wide the terminal is that reads the result; None where none does."""
+    """The width of the terminal; None if stdout is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

@@ -1,4 +1,4 @@
-"""`omgsr timestep`: the mid-timestep of a data set, as a number, a curve and files."""
+"""`omgsr timestep`: the mid-timestep of a dataset, as a number, a curve and files."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def timestep(
     as_json: shared.AsJson = False,
     quiet: shared.Quiet = False,
 ) -> int:
-    """Find the mid-timestep of a data set: where the model's noise is as strong as the pictures' degradation.
+    """Find the mid-timestep of a dataset: where the model's noise is as strong as the degradation of the images.
 
-    It is the timestep that a model should be trained and run at. Without --lq random crops are degraded.
+    Train and run a model at this timestep. Without --lq, random crops of the images are degraded.
     """
     from omgsr_cli.options import EngineOptions, TimestepOptions, build_options
 
@@ -66,13 +66,13 @@ def timestep(
     )
     processes = build_options(EngineOptions, workers=workers, device=device)
     part = None if shard is None else _part(shard, options, write)
-    talk = Output(as_json=as_json, quiet=quiet)
+    output = Output(as_json=as_json, quiet=quiet)
     from omgsr_cli.files.remembered import Remembered
 
     remembered = Remembered()
     files = _Files(plot, csv, write, overwrite, remembered)
     files.check()
-    found = _find(data, lq, talk)
+    found = _find(data, lq, output)
     from omgsr_cli.degradation import load_degradation
     from omgsr_cli.models.loading import NamedEncoder
     from omgsr_cli.presets import DEFAULT_PRESET, default_degradation
@@ -80,13 +80,13 @@ def timestep(
     from omgsr_cli.timesteps.kept import KeptSamples
     from omgsr_cli.timesteps.survey import Survey
 
-    # A degradation that is not there is told before an encoder is loaded.
+    # A missing degradation is an error before an encoder is loaded.
     named = DEFAULT_PRESET if model is base is vae is None else str(model or base or vae)
     degradation = degradation or default_degradation(named)
     config = load_degradation(degradation)
     encoder, spread = open_encoder(NamedEncoder(model, base, vae), processes)
     for text in encoder.notes:
-        talk.note(f"note: {text}")
+        output.note(f"note: {text}")
     source = open_pairs(found, encoder, config, options)
     settings = {
         "data": data,
@@ -98,97 +98,99 @@ def timestep(
     }
     items = None if part is None else _items(part, len(source))
     survey = Survey(source, encoder, options, KeptSamples(source, encoder, remembered), items, spread)
-    interrupted = _run(survey, talk)
+    interrupted = _run(survey, output)
     if part is not None:
-        talk.note(f"note: part {part} alone; when all parts are kept, the same command without --shard has the whole")
+        output.note(f"note: this is part {part} only; run the command without --shard once all parts are measured")
     if survey.found_kept:
-        talk.note(f"note: {survey.found_kept} samples were kept from an earlier run")
+        output.note(f"note: reused {survey.found_kept} samples of an earlier run")
     failed = bool(found.problems or survey.problems)
-    return _finish(survey, files, settings, talk, failed=failed, interrupted=interrupted)
+    return _finish(survey, files, settings, output, failed=failed, interrupted=interrupted)
 
 
 def _part(shard: str, options: TimestepOptions, write: Path | None) -> Shard:
-    """The part that is asked for, where its value is not taken for that of the whole."""
+    """The requested part; refuses options that would use its value as that of the whole dataset."""
     part = parse_shard(shard, os.environ)
     if write is not None:
         raise UsageError(
             f"--shard {part} and --write {write} exclude each other",
-            "write the whole's value: the same command without --shard, when all parts are measured",
+            "run the command without --shard once all parts are measured",
         )
     if options.until_stable is not None:
         raise UsageError(
             f"--shard {part} and --until-stable {options.until_stable} exclude each other",
-            "a part cannot tell when the whole is enough: give --max-samples",
+            "a part does not know the interval of the whole: use --max-samples",
         )
     return part
 
 
 def _items(part: Shard, samples: int) -> Sequence[int]:
-    """The numbers of the samples in a part."""
+    """The indices of the samples in a part."""
     items = part.indices(samples)
     if not items:
-        raise UsageError(f"--shard {part}: none of {samples} samples is in this part", "give fewer parts")
+        raise UsageError(f"--shard {part}: this part has none of the {samples} samples", "use fewer parts")
     return items
 
 
-def _find(data: list[str], lq: list[str] | None, talk: Output) -> FoundPictures:
-    """Find the pictures, and say what is wrong with others."""
+def _find(data: list[str], lq: list[str] | None, output: Output) -> FoundPictures:
+    """Find the images, and report those that cannot be used."""
     found = find_pictures(data, lq)
     for note in found.notes:
-        talk.note(f"note: {note}")
+        output.note(f"note: {note}")
     for problem in found.problems:
-        talk.error(problem)
+        output.error(problem)
     return found
 
 
-def _run(survey: Survey, talk: Output) -> bool:
-    """Measure until all is done or the answer is stable; tell whether it was interrupted before."""
+def _run(survey: Survey, output: Output) -> bool:
+    """Measure all samples, or until the result is stable; return whether the run was interrupted."""
     from omgsr_cli.timesteps import Problem
 
     try:
-        with talk.progress(len(survey.planned()), "samples") as view:
+        with output.progress(len(survey.planned()), "samples") as view:
             for result in survey.run():
                 view.finish()
                 if isinstance(result, Problem):
-                    talk.error(result.error)
+                    output.error(result.error)
     except KeyboardInterrupt:
         return True
     return False
 
 
 def _finish(
-    survey: Survey, files: _Files, settings: dict[str, Any], talk: Output, *, failed: bool, interrupted: bool
+    survey: Survey, files: _Files, settings: dict[str, Any], output: Output, *, failed: bool, interrupted: bool
 ) -> int:
-    """Say and write the answer; the exit code."""
+    """Print and write the result; return the exit code."""
     if interrupted and not survey.measured:
         return INTERRUPTED
     from omgsr_cli.timesteps.report import describe, draw_text
 
     found = survey.answer()
     record = describe(survey, found, settings)
-    talk.result(draw_text(record), record)
+    output.result(draw_text(record), record)
     if found.mid_timestep in (0, len(found.curve) - 1):
-        # An argmin at an end is not a match: the curve would go on falling.
-        talk.note(f"note: {found.mid_timestep} is an end of the schedule: no timestep is as noisy as these pictures")
+        # An argmin at an end is not a match: the curve is still falling there.
+        output.note(f"note: {found.mid_timestep} is an end of the schedule: no timestep is as noisy as these images")
     if interrupted:
-        talk.note(f"interrupted after {len(survey.measured)} of {len(survey.planned())} samples: known so far")
+        output.note(
+            f"interrupted after {len(survey.measured)} of {len(survey.planned())} samples; re-run the command to resume"
+        )
         files.save(survey, record)
         files.mark_as_unfinished()
         return INTERRUPTED
     wanted = survey.options.until_stable
     if wanted is not None and not survey.is_stable():
         few = found.interval is None
-        reason = "it takes more pictures to have an interval" if few else f"the interval is not narrower than {wanted}"
-        talk.note(f"note: --until-stable {wanted}: {reason}, after all {found.samples} samples")
+        reason = "an interval needs more images" if few else f"the interval is not narrower than {wanted}"
+        output.note(f"note: --until-stable {wanted}: {reason} after all {found.samples} samples")
     files.save(survey, record)
     if files.write is not None:
-        talk.note(f"{files.write}: mid_timestep = {found.mid_timestep}")
+        output.note(f"{files.write}: mid_timestep = {found.mid_timestep}")
     return 1 if failed else 0
 
 
 @dataclass(frozen=True)
 class _Files:
-    """What is to be written, checked before anything is computed."""
+    """The output files, checked before anything is computed."""
 
     plot: Path | None
     csv: Path | None
@@ -197,15 +199,15 @@ class _Files:
     remembered: Remembered
 
     def check(self) -> None:
-        """Raise UsageError where something cannot be written."""
+        """Raise a UsageError if a file cannot be written."""
         for option, path in (("--plot", self.plot), ("--csv", self.csv)):
             if path is not None and path.is_dir():
-                raise UsageError(f"{option} {path} is a folder", "give the name of a file")
+                raise UsageError(f"{option} {path} is a folder", "use a file name")
             if path is not None and path.exists() and not self._may_replace(path):
-                raise UsageError(f"{option} {path} exists", "give --overwrite or another name")
+                raise UsageError(f"{option} {path} exists", "use --overwrite or another name")
         if self.plot is not None:
             if self.plot.suffix.lower() not in (".png", ".svg"):
-                raise UsageError(f"--plot {self.plot}: not a .png or .svg file", "a curve is drawn in these")
+                raise UsageError(f"--plot {self.plot} is not a .png or .svg file", "use one of these formats")
             _check_matplotlib()
         if self.write is not None:
             from omgsr_cli.timesteps.config_file import check_config
@@ -213,7 +215,7 @@ class _Files:
             check_config(self.write)
 
     def save(self, survey: Survey, record: dict[str, Any]) -> None:
-        """Write what was asked for."""
+        """Write the requested files."""
         from omgsr_cli.timesteps.config_file import write_mid_timestep
         from omgsr_cli.timesteps.report import write_csv, write_plot
 
@@ -225,7 +227,7 @@ class _Files:
             write_mid_timestep(self.write, record["mid_timestep"])
 
     def mark_as_unfinished(self) -> None:
-        """Note that what was saved just now is of an interrupted run: the same command may replace it."""
+        """Remember that the files belong to an interrupted run, so the resumed run may replace them."""
         for path in (self.plot, self.csv):
             if path is not None:
                 self.remembered.keep_result(path, _UNFINISHED)

@@ -1,1 +1,1 @@
-"""What the pages that commands write have in common: their style, how they are filled, and images inside of them."""
+"""The common parts of HTML reports: style, templates and embedded images."""

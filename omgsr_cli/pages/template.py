@@ -1,4 +1,4 @@
-"""Pages of one file that open from the disk: templates, and texts of other people's that are harmless in them."""
+"""HTML reports of a single file: templates, and escaping of untrusted text."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from importlib.resources.abc import Traversable
 
 
 def fill_page(folder: Traversable, template: str, **parts: str) -> str:
-    """Put parts into a page's template, in one pass, so that what a part holds is never taken for a place.
+    """Fill a page's template in one pass, so placeholders within a part stay as they are.
 
     Args:
         folder: of the template and its files.
-        template: name of the file. `{{name}}` is the place of a part; `{{head.html}}`, `{{common.css}}` and
-            `{{theme.js}}` those of what all pages have, `{{NAME.css}}` and `{{NAME.js}}` those of files beside the
-            template.
-        parts: HTML by the name of its place.
+        template: name of the file. `{{name}}` is the placeholder of a part; `{{head.html}}`, `{{common.css}}` and
+            `{{theme.js}}` insert the common files, `{{NAME.css}}` and `{{NAME.js}}` files beside the template.
+        parts: HTML by placeholder name.
     """
 
     def part(place: re.Match[str]) -> str:
@@ -31,23 +30,23 @@ def fill_page(folder: Traversable, template: str, **parts: str) -> str:
 
 
 def escape(text: object) -> str:
-    """A text as it can stand in a page, in an element and in an attribute."""
+    """A text escaped for HTML elements and attributes."""
     return html.escape(printable(text))
 
 
 def printable(text: object) -> str:
-    """A text as it can stand in UTF-8: bytes that are no text, and control characters, are escaped."""
+    """A text as valid UTF-8, with undecodable bytes and control characters escaped."""
     whole = str(text).encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in whole)
 
 
 def data_address(kind: str, content: bytes) -> str:
-    """The address that holds a file's content in itself; `kind` is such as "image/png"."""
+    """The data URL of a file's content; `kind` is a MIME type such as "image/png"."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def definitions(pairs: Iterable[tuple[object, object]]) -> str:
-    """Names and what they stand for, for a `<dl>`."""
+    """Names and values as the content of a `<dl>`."""
     return "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in pairs)
 
 

@@ -1,4 +1,4 @@
-"""Put a mid-timestep into a training configuration without disturbing anything else in it."""
+"""Write a mid-timestep into a training configuration and leave the rest unchanged."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ def check_config(path: Path) -> None:
     """Check that a configuration can be changed, before anything is computed for it.
 
     Raises:
-        UsageError: the file is not TOML, or [model] is something else in it.
-        FileError: it cannot be read, or its folder is not there.
+        UsageError: the file is not TOML, or its [model] is not a table.
+        FileError: it cannot be read, or its folder does not exist.
     """
     if path.is_dir() or not path.parent.is_dir():
-        raise FileError(f"{path} cannot be written: {'it is' if path.is_dir() else 'its folder is not'} a folder")
+        raise FileError(
+            f"{path} cannot be written: {'it is a folder' if path.is_dir() else 'its folder does not exist'}"
+        )
     if path.exists():
         changed_text(_read(path), 0, path)
 
 
 def write_mid_timestep(path: Path, mid_timestep: int) -> None:
-    """Set [model] mid_timestep in a TOML file, keeping comments and order; the file is made where there is none.
+    """Set [model] mid_timestep in a TOML file, which is created if missing; comments and order stay.
 
     Raises:
         UsageError, FileError: as for `check_config`, or it cannot be written.
@@ -38,16 +40,16 @@ def write_mid_timestep(path: Path, mid_timestep: int) -> None:
 
 
 def changed_text(text: str, mid_timestep: int, path: Path) -> str:
-    """Give the text of a TOML file with the value set in it, all else as it was."""
+    """The text of a TOML file with the value set and everything else unchanged."""
     try:
         document = tomlkit.parse(text)
     except (TOMLKitError, RecursionError) as error:
-        raise UsageError(f"{path} is not a TOML file: {error}", "mend it first") from error
+        raise UsageError(f"{path} is not a TOML file: {error}", "fix the file and try again") from error
     if _SECTION not in document:
         document[_SECTION] = tomlkit.table()
     section = document[_SECTION]
     if not isinstance(section, Table):
-        raise UsageError(f"{path}: [{_SECTION}] is not written as a table of its own", f"set {_KEY} by hand")
+        raise UsageError(f"{path}: [{_SECTION}] is not a table of its own", f"set {_KEY} by hand")
     section[_KEY] = mid_timestep
     return tomlkit.dumps(document)
 
@@ -56,6 +58,6 @@ def _read(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not a TOML file: not UTF-8", "mend it first") from error
+        raise UsageError(f"{path} is not a TOML file: not UTF-8", "fix the file and try again") from error
     except OSError as error:
         raise FileError(f"{path} cannot be read: {reason_of(error)}") from error

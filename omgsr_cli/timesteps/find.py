@@ -1,4 +1,4 @@
-"""From pictures to their mid-timestep: what is read, by whom, and in which crops."""
+"""Find the mid-timestep of images: the library function, and how samples and encoders are opened."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from omgsr_cli.timesteps.matching import MidTimestep
 from omgsr_cli.timesteps.measure import Measured, Problem, plan_samples
 from omgsr_cli.timesteps.survey import Spread, Survey
 
-Pictures = str | Path | Sequence[str | Path]
+Images = str | Path | Sequence[str | Path]
 
 DEFAULT_CROP_PX = 512
 
 
 def find_mid_timestep(
-    source: PairSource | Pictures,
+    source: PairSource | Images,
     encoder: ImageEncoder | str | None = None,
     *,
-    lq: Pictures | None = None,
+    lq: Images | None = None,
     degradation: str | Path | None = None,
     resolution: int | None = None,
     scale: float = 4.0,
@@ -42,32 +42,32 @@ def find_mid_timestep(
     device: str | None = None,
     on_result: Callable[[Measured | Problem], None] | None = None,
 ) -> MidTimestep:
-    """Find the timestep at which a model's noise is as strong as the pictures' degradation.
+    """Find the timestep at which a model's noise is as strong as the degradation of the images.
 
     Source: OMGSR, arXiv:2508.08227.
 
     Args:
-        source: sharp pictures: folders, files or .txt lists; or pairs that are made already, for which only `batch`,
-            `workers`, `until_stable` and `seed` count.
-        encoder: of the pre-trained model, or the name of a preset, folder or hub repository; None takes the default.
-            One that is loaded works in this process alone.
-        lq: real low-quality partners of the pictures, by stem; None degrades crops of them.
-        degradation: preset or TOML file; None takes that of the encoder's model.
-        resolution: side of the crops; None takes 512, and with real pairs the whole pictures.
-        scale: the side of a crop over that of the degraded one.
-        on_small: what becomes of pictures that are smaller than a crop.
-        max_samples: upper bound; None takes one sample of each picture.
-        until_stable: goes on until the interval is narrower than this many timesteps.
-        batch: images that are encoded together.
-        workers: processes, each with an encoder of its own; None takes one for each device.
+        source: high-quality images: folders, files or .txt lists; or a `PairSource`, for which only `batch`, `workers`,
+            `until_stable` and `seed` count.
+        encoder: of the pre-trained model, or the name of a preset, folder or hub repository; None uses the default.
+            A loaded encoder works in this process only.
+        lq: real low-quality partners of the images, by stem; None degrades crops of the images.
+        degradation: preset or TOML file; None uses that of the encoder's model.
+        resolution: side of the crops in pixels; None uses 512, and whole images with real pairs.
+        scale: the side of a crop over the side of the degraded crop.
+        on_small: what to do with images that are smaller than a crop.
+        max_samples: upper bound; None takes one sample per image.
+        until_stable: add samples until the interval is narrower than this many timesteps.
+        batch: number of images that are encoded together.
+        workers: number of processes, each with its own encoder; None uses one per device.
         seed: of crops, degradation and the interval.
-        device: for an encoder that is given by name; as for `load`, or several: "cuda:0,cuda:1" or "all".
-        on_result: told of each sample, those that are left out included.
+        device: for an encoder given by name; as for `load`, or several: "cuda:0,cuda:1" or "all".
+        on_result: called with each sample, skipped ones included.
     Returns:
         The value, its curve and interval.
     Raises:
         FileError: an input cannot be read.
-        UsageError: a value is out of range, or no picture can be used.
+        UsageError: a value is out of range, or no image can be used.
         ModelError, DeviceError: as for `load`.
     """
     options = build_options(
@@ -83,7 +83,7 @@ def find_mid_timestep(
     processes = build_options(EngineOptions, workers=workers, device=device)
     if isinstance(encoder, ImageEncoder):
         if processes.workers not in (None, 1):
-            raise UsageError(f"{workers} workers cannot share one loaded encoder", "give the encoder by its name")
+            raise UsageError(f"{workers} workers cannot share a loaded encoder", "pass the encoder's name")
         spread = None
     else:
         encoder, spread = open_encoder(NamedEncoder(encoder), processes)
@@ -103,10 +103,10 @@ def find_mid_timestep(
 def open_pairs(
     found: FoundPictures, encoder: ImageEncoder, degradation: DegradationConfig, options: TimestepOptions
 ) -> PairSource:
-    """Make the samples of what was found, in sizes that the encoder takes.
+    """The samples of the images that were found, in sizes that the encoder supports.
 
     Raises:
-        UsageError: the resolution does not suit the encoder.
+        UsageError: the encoder does not support the resolution.
     """
     crop_px = options.resolution or (None if found.partners else DEFAULT_CROP_PX)
     multiple = encoder.multiple_of_px
@@ -136,11 +136,11 @@ def open_pairs(
 
 
 def open_encoder(named: NamedEncoder, options: EngineOptions) -> tuple[ImageEncoder, Spread | None]:
-    """Load an encoder, and say which processes are to measure with their own; None where this one is enough.
+    """Load an encoder, and prepare other processes that load their own; None if this process is enough.
 
     Args:
         named: the encoder.
-        options: how many processes, and on which devices; the first of these is this process's.
+        options: number of processes and their devices; this process uses the first device.
     Raises:
         ModelError, UsageError, DeviceError: as for `load_encoder` and `named_devices`.
     """
@@ -149,7 +149,7 @@ def open_encoder(named: NamedEncoder, options: EngineOptions) -> tuple[ImageEnco
     return named.load(devices[0]), None if isinstance(engine, Here) else Spread(engine, named)
 
 
-def _listed(pictures: Pictures | None) -> list[str]:
-    if pictures is None:
+def _listed(images: Images | None) -> list[str]:
+    if images is None:
         return []
-    return [str(pictures)] if isinstance(pictures, str | Path) else [str(one) for one in pictures]
+    return [str(images)] if isinstance(images, str | Path) else [str(one) for one in images]

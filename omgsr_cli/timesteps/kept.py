@@ -1,4 +1,4 @@
-"""Samples that were measured before: kept between runs, so that an interrupted one goes on where it was."""
+"""Measured samples, kept between runs, so an interrupted run can resume."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from omgsr_cli.timesteps.measure import Measured, Problem
 
 
 class KeptSamples:
-    """Finds and keeps what was measured, by all that it depends on: pictures, settings and encoder, by their content.
+    """Finds and keeps measurements, keyed by the content of images and encoder and by the settings.
 
     Args:
         source: the samples.
-        encoder: of the pre-trained model; one that comes from no files keeps nothing.
-        remembered: where they are kept.
+        encoder: of the pre-trained model; without files of its own, nothing is kept.
+        remembered: the database.
     """
 
     def __init__(self, source: PairSource, encoder: ImageEncoder, remembered: Remembered) -> None:
@@ -29,7 +29,7 @@ class KeptSamples:
         self._common = None if not encoder.files else self._settings(encoder)
 
     def find(self, item: int) -> Measured | Problem | None:
-        """What sample `item` gave in an earlier run."""
+        """The result of sample `item` in an earlier run, or None."""
         found = None if self._common is None else self._remembered.find_sample(self._key(item))
         if found is None:
             return None
@@ -40,7 +40,7 @@ class KeptSamples:
         return Measured(path, tuple(kept["window"]), kept["drawn"], kept["power"], kept["snr"])
 
     def keep(self, item: int, result: Measured | Problem) -> None:
-        """Keep what sample `item` gave, if it would give the same another time."""
+        """Keep the result of sample `item`, if it is reproducible."""
         if self._common is None:
             return
         if isinstance(result, Problem):
@@ -53,7 +53,7 @@ class KeptSamples:
         self._remembered.keep_sample(self._key(item), json.dumps(record))
 
     def _content(self, path: Path) -> str:
-        """The file's hash, or nothing for one that cannot be read, which may be mended."""
+        """The file's hash; "" for an unreadable file, which may be repaired later."""
         try:
             return self._remembered.content(path)
         except FileError:

@@ -1,4 +1,4 @@
-"""The mid-timestep of a data set: where a noisy latent has the signal-to-noise ratio of a low-quality one."""
+"""The mid-timestep of a dataset: where a noisy latent has the signal-to-noise ratio of a low-quality one."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from omgsr_cli.schedules import Schedule
 
 BOOTSTRAP_DRAWS = 1000
 FLAT = 0.01
-#: Fewer pictures than this say nothing of how much others would differ.
+#: A bootstrap interval needs at least this many images.
 MIN_PICTURES = 8
 _CHUNK = 2048
 
 
 @dataclass(frozen=True)
 class MidTimestep:
-    """The answer, with its evidence.
+    """A mid-timestep with its evidence.
 
     Attributes:
         mid_timestep: argmin of the curve, an index 0..T-1.
         loss: the curve's value there, no unit.
         level: alpha_bar or sigma there.
-        samples: how many images it was taken over.
-        pictures: how many pictures these come from.
-        interval: bootstrap 95 % interval of the mid-timestep, both ends included; None for fewer than `MIN_PICTURES`.
-        flat_region: first and last timestep around it, without a gap, whose loss is within 1 % of the least.
+        samples: number of crops or whole images.
+        pictures: number of different images.
+        interval: bootstrap 95 % interval of the mid-timestep, both ends included; None with fewer images than
+            `MIN_PICTURES`.
+        flat_region: first and last timestep of the range around it in which the loss is within 1 % of the minimum.
         curve: (T,) float64, the loss at every timestep; may begin with inf.
     """
 
@@ -77,26 +78,26 @@ def match_snr(
 ) -> MidTimestep:
     """Find the timestep at which noisy latents have the signal-to-noise ratio of the low-quality ones.
 
-    curve[t] = mean_i | power_i schedule.snr[t] - snr_i |, and the mid-timestep is its argmin; all timesteps at once.
-    The interval is that of the argmin over resampled sets of pictures (percentile bootstrap): crops of one picture come
-    and go together, since they are alike.
+    curve[t] = mean_i | power_i schedule.snr[t] - snr_i |, and the mid-timestep is its argmin over all timesteps. The
+    interval is that of the argmin over resampled sets of images (percentile bootstrap). Crops of one image are similar,
+    so they are resampled together.
     Source: OMGSR, arXiv:2508.08227; Efron 1979 for the bootstrap.
 
     Args:
         power: (N,) float, mean square of each clean latent, no unit.
         snr: (N,) float, of each low-quality latent, finite and no unit.
         schedule: of the pre-trained model.
-        pictures: (N,) which picture each image comes from; None means one each.
+        pictures: (N,) the image that each sample comes from; None means that all differ.
         seed: of the resampling.
-        draws: how many sets are resampled.
+        draws: number of resampled sets.
     Raises:
         ShapeError: not two (N,) tensors.
-        UsageError: no sample, or one that is not finite.
+        UsageError: no sample, or a value that is not finite.
     """
     if power.ndim != 1 or power.shape != snr.shape:
         raise ShapeError(f"power {tuple(power.shape)} and snr {tuple(snr.shape)} are not two lists of one length")
     if not len(power):
-        raise UsageError("no picture is left to find the mid-timestep from")
+        raise UsageError("no image is left to find the mid-timestep from")
     if not bool((power.isfinite() & snr.isfinite()).all()):
         raise UsageError("a latent has a power or a signal-to-noise ratio that is not finite")
     names = range(len(power)) if pictures is None else pictures
@@ -122,9 +123,9 @@ def match_snr(
 
 
 def own_timesteps(power: Tensor, snr: Tensor, schedule: Schedule) -> Tensor:
-    """Give each image's own mid-timestep, what `match_snr` gives for it alone: (N,) int64.
+    """The mid-timestep of each image alone, as by `match_snr`: (N,) int64.
 
-    The schedule's ratio falls, so that the nearest entry lies beside the place where the image's ratio would stand.
+    The schedule's ratio decreases, so a binary search finds the nearest entry.
 
     Args: as for `match_snr`.
     """
@@ -155,12 +156,12 @@ def spread_by(groups: Sequence[str], power: Tensor, snr: Tensor, schedule: Sched
 
 
 def _curves(power: Tensor, snr: Tensor, table: Tensor, counts: Tensor) -> Tensor:
-    """Sum the distances at every timestep over sets of images that are given by how often each has every image.
+    """Sum the distances at every timestep over sets of images, given by how often each set contains each image.
 
     Args:
         power: (N,) float64.
         snr: likewise.
-        table: (T,) float64, the schedule's; not finite where it has no noise.
+        table: (T,) float64, the schedule's ratios; not finite where it has no noise.
         counts: (sets, N) float64.
     Returns:
         (sets, T) float64, inf where the table is not finite.
@@ -169,7 +170,7 @@ def _curves(power: Tensor, snr: Tensor, table: Tensor, counts: Tensor) -> Tensor
     sums = torch.zeros(len(counts), int(finite.sum()), dtype=torch.float64)
     for start in range(0, len(power), _CHUNK):
         part = slice(start, start + _CHUNK)
-        # One product of matrices gives all curves.
+        # One matrix product computes all curves.
         sums.addmm_(counts[:, part], (power[part, None] * table[finite] - snr[part, None]).abs_())
     curves = torch.full((len(counts), len(table)), torch.inf, dtype=torch.float64)
     curves[:, finite] = sums
@@ -177,7 +178,7 @@ def _curves(power: Tensor, snr: Tensor, table: Tensor, counts: Tensor) -> Tensor
 
 
 def _counts(chosen: Tensor, samples: int) -> Tensor:
-    """How often each resampled set (draws, N) has each of the samples: (draws, N) float32."""
+    """How often each resampled set (draws, N) contains each sample: (draws, N) float32."""
     ones = torch.ones_like(chosen, dtype=torch.float32)
     return torch.zeros(len(chosen), samples).scatter_add_(1, chosen, ones)
 
@@ -188,7 +189,7 @@ def _interval(minima: Tensor) -> tuple[int, int]:
 
 
 def _flat_region(curve: Tensor, best: int) -> tuple[int, int]:
-    """The run of timesteps around the best whose loss is within 1 % of it."""
+    """The range of timesteps around the best in which the loss is within 1 % of the minimum."""
     outside = (curve > curve[best] * (1 + FLAT)).nonzero().flatten()
     before, after = outside[outside < best], outside[outside > best]
     first = int(before[-1]) + 1 if len(before) else 0

@@ -1,4 +1,4 @@
-"""Take samples through the encoder, once each, and keep the two numbers that count."""
+"""Encode each sample once, and measure its power and signal-to-noise ratio."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from omgsr_cli.timesteps.matching import latent_snr
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of one sample.
+    """The measurement of one sample.
 
     Attributes:
-        path: of the clean picture.
+        path: of the clean image.
         window: (top, left) of the crop in it.
-        drawn: what the degradation drew.
+        drawn: the random choices of the degradation.
         power: mean square of the clean latent.
-        snr: of the low-quality latent; inf where both are the same.
+        snr: of the low-quality latent; inf for identical latents.
     """
 
     path: Path
@@ -38,27 +38,27 @@ class Measured:
 
 @dataclass(frozen=True)
 class Problem:
-    """A sample that is left out, and why: a FileError is the picture's own fault, and will be there next time."""
+    """A skipped sample with its error: a FileError belongs to the image and occurs again in the next run."""
 
     error: OmgsrError
 
 
 Results = tuple[tuple[int, Measured | Problem], ...]
-"""Of some samples, each with its number."""
+"""Results of some samples, each with its number."""
 
 
 def plan_samples(
     pictures: int, *, paired: bool, whole: bool, max_samples: int | None, until_stable: bool, default_max: int = 4096
 ) -> int:
-    """Decide how many samples are drawn: once through the data, unless more are asked for and can differ.
+    """The number of samples: one per image, unless more are requested and can differ.
 
     Args:
-        pictures: number of them.
+        pictures: number of images.
         paired: whether they have real partners.
-        whole: whether whole pictures are taken, of which another epoch would bring nothing new.
-        max_samples: upper bound that the user gave.
-        until_stable: whether it goes on until the interval is narrow.
-        default_max: bound of the latter where the user gave none.
+        whole: whether whole images are used, which another epoch would only repeat.
+        max_samples: the user's upper bound.
+        until_stable: whether samples are added until the interval is narrow.
+        default_max: upper bound for `until_stable` if the user gave none.
     """
     if whole and paired:
         return min(pictures, max_samples or pictures)
@@ -76,7 +76,7 @@ def measure(
         source: the samples.
         encoder: of the pre-trained model.
         items: numbers of the samples; None measures all.
-        batch: samples that are encoded together, where they have one size.
+        batch: number of samples of one size that are encoded together.
     Yields:
         One result for each sample.
     Raises:
@@ -85,7 +85,7 @@ def measure(
     waiting: list[ImagePair] = []
     for number in range(len(source)) if items is None else items:
         sample = source[number]
-        # The results are in order, so that one that is left out waits for those before it.
+        # Results are in order: a skipped sample waits for those before it.
         if waiting and (isinstance(sample, FileError) or sample.clean.shape != waiting[0].clean.shape):
             yield from _measure_batch(waiting, encoder)
             waiting = []
@@ -102,18 +102,18 @@ def measure(
 
 @dataclass(frozen=True)
 class MeasureWork:
-    """Samples as an engine is given them: numbers of some that are encoded together.
+    """Batches of samples as tasks for an engine, by their numbers.
 
     Attributes:
         source: the samples.
-        encoder: of the pre-trained model: by its name, or loaded for this process alone.
+        encoder: of the pre-trained model: by its name, or loaded for this process only.
     """
 
     source: PairSource
     encoder: NamedEncoder | ImageEncoder
 
     def open(self, place: Place, say: Say) -> Callable[[tuple[int, ...]], Results]:
-        """As `Work.open`."""
+        """See `Work.open`."""
         encoder = self.encoder if isinstance(self.encoder, ImageEncoder) else self.encoder.load(place.device)
 
         def do(items: tuple[int, ...]) -> Results:
@@ -122,7 +122,7 @@ class MeasureWork:
         return do
 
     def lost(self, task: tuple[int, ...], error: OmgsrError) -> Results:
-        """As `Work.lost`."""
+        """See `Work.lost`."""
         named = [OmgsrError(f"{self.source.files_of(item)[0]}: {error.message}", error.hint) for item in task]
         return tuple(zip(task, map(Problem, named), strict=True))
 
@@ -140,13 +140,14 @@ def _measure_batch(samples: list[ImagePair], encoder: ImageEncoder) -> Iterator[
         # An infinite ratio is an identical pair, or a latent without any error; NaN or infinite power is neither.
         if not (0 < own_power < float("inf") and own_snr > 0):
             raise ModelError(
-                f"the latent of {sample.path} is not finite, or zero everywhere", "the encoder does not fit its file"
+                f"the latent of {sample.path} is not finite, or zero everywhere",
+                "check that the encoder's weights are correct",
             )
         if own_snr == float("inf"):
             yield Problem(
                 FileError(
                     f"{sample.path} is identical to its low-quality partner: its signal-to-noise ratio is infinite",
-                    "give pairs that differ",
+                    "use pairs that differ",
                 )
             )
             continue

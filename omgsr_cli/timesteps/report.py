@@ -1,4 +1,4 @@
-"""A mid-timestep with its evidence as a record, as text, as a table and as a picture."""
+"""A mid-timestep with its evidence as a record, as text, as CSV and as a plot."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def describe(survey: Survey, found: MidTimestep, settings: dict[str, Any]) -> dict[str, Any]:
-    """Everything that is known, in plain values; an infinite loss is null, which JSON can say.
+    """All results as plain values for JSON; an infinite loss is None.
 
     Args:
-        survey: the evidence.
-        found: its answer.
-        settings: what was asked for, for people.
+        survey: the measured samples.
+        found: its result.
+        settings: the options, as readable text.
     """
     schedule = survey.encoder.schedule
     return {
@@ -42,7 +42,7 @@ def describe(survey: Survey, found: MidTimestep, settings: dict[str, Any]) -> di
 
 
 def _spread(survey: Survey) -> dict[str, dict[str, dict[str, int]]]:
-    """The mid-timestep of the samples that were degraded in one way: by choice, then by what was drawn."""
+    """The mid-timestep of groups of samples: by kind of random choice, then by its value."""
     spread = {}
     for choice in survey.measured[0].drawn:
         drawn = [item.drawn[choice] for item in survey.measured]
@@ -52,7 +52,7 @@ def _spread(survey: Survey) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def draw_text(record: dict[str, Any]) -> str:
-    """The answer for a person: a few lines, and the curve."""
+    """The result as text: a few lines, and the curve."""
     level = "alpha_bar" if "alpha_bar" in record else "sigma"
     first, last = record["flat_region"]
     lines = [
@@ -62,17 +62,17 @@ def draw_text(record: dict[str, Any]) -> str:
         f"{level:13} {record[level]:.4f}",
     ]
     for choice, groups in record["spread"].items():
-        told = ", ".join(f"{name} {group['mid_timestep']} ({group['samples']})" for name, group in groups.items())
-        lines.append(f"{choice:13} {told}")
+        values = ", ".join(f"{name} {group['mid_timestep']} ({group['samples']})" for name, group in groups.items())
+        lines.append(f"{choice:13} {values}")
     return "\n".join([*lines, "", *_draw_curve(record["curve"], record["mid_timestep"])])
 
 
 def _interval_text(record: dict[str, Any]) -> str:
-    counts = f"{_counted(record['samples'], 'sample')} of {_counted(record['pictures'], 'picture')}"
+    counts = f"{_counted(record['samples'], 'sample')} of {_counted(record['pictures'], 'image')}"
     if record["interval"] is None:
-        return f"none: {counts}, and it takes {MIN_PICTURES} pictures"
+        return f"none: {counts}; an interval needs {MIN_PICTURES} images"
     low, high = record["interval"]
-    return f"{low} to {high}, of {counts}"
+    return f"{low} to {high}, from {counts}"
 
 
 def _counted(count: int, noun: str) -> str:
@@ -80,9 +80,9 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _draw_curve(curve: Sequence[float | None], best: int) -> list[str]:
-    """The logarithm of the loss over the timesteps, lowest in its valley."""
+    """The logarithm of the loss over the timesteps, as rows of block characters."""
     step = len(curve) / _WIDTH
-    # The least of each column, so that a narrow valley does not fall between two of them.
+    # Each column shows its minimum, so a narrow valley stays visible.
     columns = [
         min((v for v in curve[int(i * step) : int((i + 1) * step)] if v is not None), default=math.inf)
         for i in range(_WIDTH)
@@ -99,7 +99,7 @@ def _draw_curve(curve: Sequence[float | None], best: int) -> list[str]:
         rows.append("".join(_BLOCKS[min(8, max(0, height - row * 8))] for height in heights).rstrip())
     mark = min(_WIDTH - 1, int(best / step))
     label = f"{'':{mark}}^ {best}"
-    return [f"loss {10**high:.3g} down to {10**low:.3g}, logarithmic; timesteps 0 to {len(curve) - 1}", *rows, label]
+    return [f"loss {10**high:.3g} to {10**low:.3g}, logarithmic; timesteps 0 to {len(curve) - 1}", *rows, label]
 
 
 def write_csv(path: Path, survey: Survey, *, overwrite: bool) -> None:
@@ -123,12 +123,12 @@ def write_plot(path: Path, record: dict[str, Any], survey: Survey, *, overwrite:
     Args:
         path: a .png or .svg file.
         record: from `describe`.
-        survey: the evidence.
-        overwrite: whether a file that is there is replaced.
+        survey: the measured samples.
+        overwrite: whether an existing file is replaced.
     Raises:
         FileError: it exists and may not be replaced, or cannot be written.
     """
-    # Not pyplot: it would choose a window system and keep the figure.
+    # Not pyplot, which chooses a window system and keeps the figure.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5.5), layout="constrained")

@@ -1,4 +1,4 @@
-"""The samples of a data set, measured in order until the answer is known; what was kept is not measured again."""
+"""Measure the samples of a dataset in order until the result is known; kept samples are reused."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from omgsr_cli.timesteps.kept import KeptSamples
 from omgsr_cli.timesteps.matching import MidTimestep, match_snr
 from omgsr_cli.timesteps.measure import Measured, MeasureWork, Problem
 
-# A narrow interval of a handful of pictures would be luck.
+# With few images, a narrow interval may be luck.
 _STABLE_FROM, _STABLE_EVERY = 32, 16
 
 _Found = dict[int, Measured | Problem | None]
-"""What is known of some samples by their numbers; None is being measured."""
+"""Results of some samples by their numbers; None is not measured yet."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Processes that measure in place of this one.
+    """Other processes that measure.
 
     Attributes:
-        engine: has it done.
-        encoder: which each of them loads.
+        engine: runs them.
+        encoder: what each of them loads.
     """
 
     engine: Engine
@@ -43,18 +43,18 @@ class Spread:
 
 @dataclass
 class Survey:
-    """The samples that were measured so far, and what they say.
+    """The samples measured so far, and their result.
 
     Attributes:
         source: the samples.
         encoder: of the pre-trained model.
-        options: how many, how fast, and until when.
-        kept: what earlier runs measured; None keeps nothing.
-        items: numbers of the samples that are this process's part of them; None is all of them.
-        spread: None measures in this process.
-        measured: what counts, in order.
-        problems: what was left out.
-        found_kept: how many samples an earlier run had measured.
+        options: number of samples, batch and stopping rule.
+        kept: samples of earlier runs; None keeps nothing.
+        items: numbers of the samples in this part; None means all.
+        spread: other processes; None measures in this process.
+        measured: the results, in order.
+        problems: the skipped samples.
+        found_kept: number of reused samples of earlier runs.
     """
 
     source: PairSource
@@ -68,7 +68,7 @@ class Survey:
     found_kept: int = 0
 
     def run(self) -> Iterator[Measured | Problem]:
-        """Measure until all is done or the answer is stable; what was given out is in the lists.
+        """Measure all samples, or until the result is stable; yielded results are also in the lists.
 
         Raises:
             ModelError: a latent is not finite.
@@ -85,11 +85,11 @@ class Survey:
                     return
 
     def planned(self) -> Sequence[int]:
-        """The numbers of all samples that are to be measured, if the answer is not stable before."""
+        """The numbers of all samples to measure, unless the result is stable earlier."""
         return range(len(self.source)) if self.items is None else self.items
 
     def is_stable(self) -> bool:
-        """Whether the interval is as narrow as was asked for."""
+        """Whether the interval is as narrow as requested."""
         wanted = self.options.until_stable
         if wanted is None or not self.measured:
             return False
@@ -97,27 +97,27 @@ class Survey:
         return interval is not None and interval[1] - interval[0] < wanted
 
     def numbers(self) -> tuple[Tensor, Tensor]:
-        """Powers of the clean latents and ratios of the low-quality ones, (N,) float64 each."""
+        """Power of the clean latents and ratio of the low-quality ones, (N,) float64 each."""
         rows = [(item.power, item.snr) for item in self.measured]
         power, snr = torch.tensor(rows, dtype=torch.float64).reshape(-1, 2).T
         return power, snr
 
     def answer(self) -> MidTimestep:
-        """The mid-timestep as far as it is known.
+        """The mid-timestep of the samples measured so far.
 
         Raises:
             UsageError: nothing was measured.
         """
         if not self.measured:
             raise UsageError(
-                f"none of {len(self.planned())} pictures can be used, for the reasons above",
-                "give other pictures, or --on-small resize where they are smaller than a crop",
+                f"none of the {len(self.planned())} samples can be used, for the reasons above",
+                "use other images, or --on-small resize if they are smaller than a crop",
             )
         pictures = [item.path for item in self.measured]
         return match_snr(*self.numbers(), self.encoder.schedule, pictures=pictures, seed=self.options.seed)
 
     def _results(self) -> Generator[Measured | Problem, None, None]:
-        """One result for each sample, in the order that is planned, whoever measured it and when."""
+        """One result per sample in the planned order, in whatever order they are measured."""
         planned, known = self.planned(), 0
         while known < len(planned) and (found := self._find(planned[known])) is not None:
             known += 1
@@ -132,9 +132,9 @@ class Survey:
         yield from _complete(drawn)
 
     def _missing(self, planned: Sequence[int], drawn: deque[_Found]) -> Iterator[tuple[int, ...]]:
-        """Those samples that are to be measured, a batch of the plan at a time; all go into `drawn` with what is known.
+        """The samples to measure, one batch at a time; `drawn` gets all samples with their known results.
 
-        A batch that is known in part is not filled up with the next: nothing is read far ahead of what is measured.
+        A batch with kept samples is not filled up from the next, so nothing is read far ahead.
         """
         for start in range(0, len(planned), self.options.batch):
             group = {item: self._find(item) for item in planned[start : start + self.options.batch]}
@@ -146,7 +146,7 @@ class Survey:
     def _measure(self, tasks: Iterator[tuple[int, ...]]) -> Iterator[tuple[tuple[int, Measured | Problem], ...]]:
         engine: Engine = Here(Place()) if self.spread is None else self.spread.engine
         work = MeasureWork(self.source, self.encoder if self.spread is None else self.spread.encoder)
-        # Notes of an encoder are told once, by whoever loads it first.
+        # Notes of an encoder are shown once, when this process loads it.
         with closing(engine.run(work, tasks, on_start=lambda task: None, say=say_nothing)) as results:
             yield from results
 
@@ -156,12 +156,12 @@ class Survey:
         return found
 
     def _is_due(self) -> bool:
-        # The interval takes a moment: it is not asked for after each sample.
+        # The interval takes a moment, so it is not computed after each sample.
         count = len(self.measured)
         return self.options.until_stable is not None and count >= _STABLE_FROM and count % _STABLE_EVERY == 0
 
 
 def _complete(drawn: deque[_Found]) -> Iterator[Measured | Problem]:
-    """The results of the first groups, as far as they are whole; those are taken off."""
+    """Remove the leading groups that are complete, and yield their results."""
     while drawn and None not in drawn[0].values():
         yield from (result for result in drawn.popleft().values() if result is not None)

@@ -3,7 +3,7 @@
   const { images, metrics, models } = JSON.parse(document.getElementById("data").textContent);
   const at = (id) => document.getElementById(id);
   const stage = at("stage"), sheet = at("sheet"), under = at("under"), over = at("over");
-  // zoom 0 fits the stage; otherwise it is device pixels for each picture pixel.
+  // zoom 0 fits the stage; otherwise it is the number of device pixels per image pixel.
   const state = { image: 0, left: "", right: "", split: 0.5, zoom: 0, x: 0, y: 0 };
   let size = { width: 1, height: 1 };
 
@@ -14,8 +14,8 @@
     select.value = chosen;
   }
 
-  // A view that this picture lacks gives way to one that it has; the wish is kept for the next picture.
-  const present = (wish, fallback) => (views().includes(wish) ? wish : fallback);
+  // If this image lacks the chosen view, show another one; the choice is kept for the next image.
+  const present = (choice, fallback) => (views().includes(choice) ? choice : fallback);
 
   async function show() {
     if (!images.length) { at("message").textContent = "This report has no images."; return; }
@@ -37,7 +37,7 @@
     const asked = state.image;
     await Promise.allSettled([over.decode(), under.decode()]);
     if (asked !== state.image) return;
-    // The larger of the two gives the size, so that an input lies enlarged beside its result.
+    // The larger of the two sets the size, so an input is scaled up to its result.
     const larger = over.naturalWidth > under.naturalWidth ? over : under;
     size = { width: larger.naturalWidth || 1, height: larger.naturalHeight || 1 };
     place();
@@ -81,7 +81,7 @@
     sheet.style.height = `${height}px`;
     sheet.style.transform = `translate(${state.x}px, ${state.y}px)`;
     sheet.classList.toggle("pixels", scale * dense >= 2);
-    // The boundary belongs to the stage, so that it stays in sight when the picture is moved.
+    // The boundary belongs to the stage, so it stays visible when the image is moved.
     const visible = Math.min(width, box.width), start = Math.max(0, state.x);
     const edge = start + state.split * visible - state.x;
     at("clip").style.clipPath = `inset(0 ${Math.max(0, width - edge)}px 0 0)`;
@@ -152,31 +152,31 @@
   window.addEventListener("resize", place);
 
   at("image").replaceChildren(...images.map((image, i) => new Option(`${i + 1}/${images.length} ${image.name}`, String(i))));
-  // Thumbnails get their picture when they come into sight: a hundred of them cost nothing until then.
+  // Thumbnails load their image when they become visible.
   const watcher = new IntersectionObserver((entries) => {
     for (const entry of entries) if (entry.isIntersecting) {
-      const picture = entry.target.querySelector("img");
-      picture.src = picture.dataset.src;
+      const thumbnail = entry.target.querySelector("img");
+      thumbnail.src = thumbnail.dataset.src;
       watcher.unobserve(entry.target);
     }
   }, { root: at("strip"), rootMargin: "0px 300px" });
   at("strip").replaceChildren(...images.map((image, i) => {
-    const button = document.createElement("button"), picture = document.createElement("img");
+    const button = document.createElement("button"), thumbnail = document.createElement("img");
     button.type = "button";
     button.setAttribute("role", "option");
     button.title = image.name;
-    picture.alt = image.name;
-    picture.decoding = "async";
-    picture.dataset.src = Object.values(image.views)[0] ?? "";
+    thumbnail.alt = image.name;
+    thumbnail.decoding = "async";
+    thumbnail.dataset.src = Object.values(image.views)[0] ?? "";
     button.onclick = () => { state.image = i; show(); };
-    button.append(picture);
+    button.append(thumbnail);
     watcher.observe(button);
     return button;
   }));
   if (images.length) {
     const names = views();
     state.left = names[0];
-    // Begin with what a person wants to see first: what became of the input.
+    // Begin with the input and its first result.
     state.right = models.find((model) => names.includes(model)) ?? names[names.length - 1];
   }
   show();
