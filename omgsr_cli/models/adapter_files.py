@@ -1,4 +1,4 @@
-"""What an adapter's folder holds, and what its configuration asks for; nothing large is read, and no torch needed."""
+"""An adapter's folder and configuration, checked without torch and without reading anything large."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from omgsr_cli.errors import ModelError
+from omgsr_cli.errors import ModelError, UnknownModelError
 from omgsr_cli.models.record import read_json
+from omgsr_cli.models.weight_files import refuse_pickles
 from omgsr_cli.validation import first_mistake
 
 Number = TypeVar("Number", int, float)
@@ -23,6 +24,8 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 #: Parts of an adapter of the SD family as published: for the VAE's encoder and for the UNet.
 SD_PARTS = ("vae_encoder_lora_adapter", "unet_lora_adapter")
+
+_CONVERT = "where you trust it: torch.load(..., weights_only=True), then safetensors save_file"
 
 _KEEPS_THE_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
 """Values of `init_lora_weights` with which the weights of the base stay what they were. The others (PiSSA, OLoRA,
@@ -41,7 +44,7 @@ class LoraConfig(BaseModel):
 
     Attributes:
         init_lora_weights: whether the base weights are still what they were before the training.
-        target_modules: names of modules or their ends, or a regular expression of whole names; None does not say.
+        target_modules: names of modules or their ends, or a regular expression of whole names; None is any module.
         exclude_modules: likewise, of modules that have no adapter after all.
     """
 
@@ -88,31 +91,22 @@ def _by_pattern(patterns: dict[str, Number], module: str, default: Number) -> Nu
 
 
 def check_adapter_folder(folder: Path, parts: Iterable[str]) -> None:
-    """Check that an adapter's folders and files are there, before anything large is read.
+    """Check that an adapter's folders and files exist, before anything large is read.
 
     Raises:
         ModelError: a folder or file is missing, its weights are a pickle, or its configuration is not a plain LoRA.
     """
     if not folder.is_dir():
-        raise ModelError(f"the adapter folder {folder} does not exist")
+        raise UnknownModelError(f"the adapter folder {folder} does not exist", f"it holds: {', '.join(parts)}")
     for part in parts:
         if not (folder / part).is_dir():
             raise ModelError(
                 f"the adapter {folder} has no folder {part}", hint=f"a published adapter has: {', '.join(parts)}"
             )
         if not (folder / part / WEIGHTS_NAME).is_file():
-            raise _missing_weights(folder / part)
+            refuse_pickles(folder / part, _CONVERT)
+            raise ModelError(f"the adapter folder {folder / part} has no {WEIGHTS_NAME}")
         load_lora_config(folder / part)
-
-
-def _missing_weights(folder: Path) -> ModelError:
-    pickles = sorted(p.name for ending in ("bin", "pt", "pth", "ckpt") for p in folder.glob(f"*.{ending}"))
-    if pickles:
-        return ModelError(
-            f"{folder / pickles[0]} is a pickle, which can run code when it is read",
-            hint="where you trust it: torch.load(..., weights_only=True), then safetensors save_file",
-        )
-    return ModelError(f"the adapter folder {folder} has no {WEIGHTS_NAME}")
 
 
 def load_lora_config(folder: Path) -> LoraConfig:

@@ -82,7 +82,7 @@ def latent_px_of(vae_config: Mapping[str, Any]) -> int:
 
 
 def bytes_per_px_of(vae_config: Mapping[str, Any]) -> int:
-    """Working memory for one pixel of a picture that goes through in one piece."""
+    """Working memory for one pixel of an image that goes through in one piece."""
     return _BYTES_PER_CHANNEL * int(max(vae_config["block_out_channels"][:2]))
 
 
@@ -142,8 +142,8 @@ class KlCodec:
         Returns:
             (B, 3, 8h, 8w) float32 on the VAE's device, nominally in [-1, 1], not clamped.
         """
-        picture: Tensor = self.vae.decode(self._unscaled(latent).to(self.vae.dtype)).sample
-        return picture.float()
+        image: Tensor = self.vae.decode(self._unscaled(latent).to(self.vae.dtype)).sample
+        return image.float()
 
     def decode_within(self, latent: Tensor, workspace: Workspace) -> Iterator[Tensor]:
         """As `decode` of one latent, in strips where the whole does not fit.
@@ -151,12 +151,12 @@ class KlCodec:
         Yields:
             (1, 3, n, 8w) float on the VAE's device, from the first rows to the last.
         """
-        picture = None
+        image = None
         with self._perhaps_whole(latent.shape[2] * latent.shape[3] * self.latent_px**2, workspace) as fits:
             if fits:
-                picture = self.decode(latent)
-        if picture is not None:
-            yield picture
+                image = self.decode(latent)
+        if image is not None:
+            yield image
         else:
             yield from decode_in_strips(self.vae, self._unscaled(latent), workspace)
 
@@ -169,7 +169,7 @@ class KlCodec:
 
     @contextmanager
     def _perhaps_whole(self, area_px: int, workspace: Workspace) -> Iterator[bool]:
-        """Whether a picture is expected to fit in one piece; where it does not after all, the strips become smaller."""
+        """Whether an image is expected to fit in one piece; where it does not after all, the strips become smaller."""
         try:
             fits = area_px * self._bytes_per_px <= workspace.memory_bytes
             yield fits and not (self.vae.device.type == "mps" and area_px > _MOST_WHOLE_PX_ON_MPS)
@@ -197,8 +197,8 @@ class TinyDecoder:
     def decode(self, latent: Tensor) -> Tensor:
         """Map (B, C, h, w) float, scaled, to (B, 3, 8h, 8w) float32, nominally in [-1, 1]."""
         weight = next(self.network.parameters())
-        picture: Tensor = self.network(latent.to(weight.device, weight.dtype))
-        return picture.float()
+        image: Tensor = self.network(latent.to(weight.device, weight.dtype))
+        return image.float()
 
     def decode_within(self, latent: Tensor, workspace: Workspace) -> Iterator[Tensor]:
         """As `decode` of one latent, in tiles that the workspace has room for: the same pixels.
@@ -325,7 +325,7 @@ def load_vae_encoder(path: Path, device: torch.device) -> tuple[Callable[[Tensor
     )
     network.decoder = None  # half of the weights, and not needed
     network.to(device)
-    # With diffusers' defaults for what the file does not say.
+    # With diffusers' defaults for what the file leaves out.
     scale, shift = float(network.config["scaling_factor"]), float(network.config["shift_factor"] or 0.0)
 
     def encode(image: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class StageInfo:
     """How one stage of a model can be run on tiles, and what that costs.
 
     Attributes:
-        tiling: "exact" where a tile with a margin gives what the whole picture gives. Where every pixel depends on all
+        tiling: "exact" where a tile with a margin gives what the whole image gives. Where every pixel depends on all
             others (attention, group norm), a step is "blended": its tiles overlap and fade into each other; and a
             codec is "internal": it tiles itself, is given the whole, and the model is a `TilesItself`.
         halo_px: the margin of exact tiles, in image pixels; else 0. A codec's counts for encoder and decoder together.
@@ -38,11 +38,11 @@ class StageInfo:
 
 @dataclass(frozen=True)
 class RestorerInfo:
-    """What can be asked of a loaded model without running it.
+    """What is known of a model without running it.
 
     Attributes:
         name: preset name or folder, as the user gave it.
-        family: told to people; code asks `families.family_of`.
+        family: its name, for people; code asks `families.family_of`.
         scale: the enlargement it was trained for; the default of `--scale`.
         mid_timestep: index into the schedule at which the one step is taken.
         multiple_of_px: image heights and widths given to `encode` are multiples of this.
@@ -50,7 +50,7 @@ class RestorerInfo:
         latent_px: image pixels per latent element, on each side (8 for AutoencoderKL, 4 for tiny).
         codec: how encoder and decoder are tiled.
         step: how the diffusion step is tiled. Where both are exact, a tile with the margin of both goes through all.
-        border_px: pixels by which a picture is extended on every side by reflection and cropped again.
+        border_px: pixels by which an image is extended on every side by reflection and cropped again.
         color_fix: the colour fix that suits the model: "adain", "wavelet" or "none".
         prompt: the text that the model is conditioned on, or None where it takes none.
         parameters: number of weights.
@@ -90,11 +90,11 @@ class Restorer(Protocol):
     """Loads the same model in float32, once; None where it is float32, or where the user chose its number format."""
 
     def compile(self) -> None:
-        """Compile the networks in place: slow at the first picture of a size, faster from then on."""
+        """Compile the networks in place: slow at the first image of a size, faster from then on."""
         ...
 
     def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Map an enlarged low-quality image to its latent.
+        """Map an upscaled low-quality image to its latent.
 
         Args:
             image: (B, 3, H, W) float32, sRGB in [-1, 1]; H and W multiples of `info.multiple_of_px`.
@@ -147,7 +147,7 @@ class Workspace:
         device: where strips are computed.
         host_bytes: of the host's memory for whole layers that do not fit on another device; on a CPU without meaning.
         folder: for what fits in neither, in files that vanish with the workspace; None takes the system's own.
-        on_short: told once when memory was shorter than expected and strips became smaller.
+        on_short: called once, when less memory was free than expected and strips became smaller.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Workspace:
         self._on_short = on_short
 
     def shrink(self) -> None:
-        """Halve the strips and put nothing more on the device: memory was short."""
+        """Halve the strips and put nothing more on the device, which ran out of memory."""
         self.strip_bytes //= 2
         self._free[self.device] = min(0, self._free[self.device])
         if self._on_short:
@@ -218,7 +218,7 @@ class ImageEncoder:
         multiple_of_px: heights and widths are multiples of it.
         device: where it runs.
         files: the files and folders that it is read from; none for one that was made otherwise.
-        notes: what a person should know of values that are measured with it.
+        notes: about values that are measured with it, for people.
     """
 
     name: str

@@ -157,7 +157,7 @@ def choose_precision(precision: str, device: torch.device) -> str:
     """Turn "auto" into a number format that is fast on the device, and refuse one that cannot work.
 
     auto is bf16 where the hardware multiplies in it. Of CPUs that do, some were twice as fast in it and some
-    slower: they get it where a measured second of work says that it is faster. GPUs without bf16 and MPS get fp16.
+    slower: they get it where a measured second of work was faster in it. GPUs without bf16 and MPS get fp16.
 
     Args:
         precision: "auto", "fp32", "bf16" or "fp16".
@@ -244,7 +244,7 @@ def free_memory_bytes(device: torch.device) -> int:
         try:
             free, _ = torch.xpu.mem_get_info(device)
         except RuntimeError:
-            # Arc's integrated GPUs do not say.
+            # Arc's integrated GPUs do not report it.
             free = torch.xpu.get_device_properties(device).total_memory - reserved
         return max(int(free + reserved - torch.xpu.memory_allocated(device)), 0)
     if device.type == "mps":
@@ -254,7 +254,7 @@ def free_memory_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short, on whatever device.
+    """Whether an error means that a device, whichever it is, ran out of memory.
 
     CUDA and XPU have a class of their own for it; MPS ("MPS backend out of memory ...", "Invalid buffer size"), the
     CPU's allocator ("DefaultCPUAllocator: can't allocate memory ...") and the libraries of a card
@@ -276,7 +276,7 @@ def release_memory() -> None:
 
 
 def _free_system_memory_bytes() -> int:
-    """MemAvailable where the system tells it, else half of what is installed; at most the control group's rest."""
+    """MemAvailable where the system reports it, else half of what is installed; at most the control group's rest."""
     available = _read_meminfo_bytes()
     if available is None:
         available = _installed_memory_bytes() // 2
@@ -299,14 +299,14 @@ def _read_meminfo_bytes() -> int | None:
 
 
 def _installed_memory_bytes() -> int:
-    """Installed memory in bytes; 8 GiB where the system does not tell."""
+    """Installed memory in bytes; 8 GiB where the system does not report it."""
     if not hasattr(os, "sysconf"):
         return 8 * 2**30
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _read_integer(path: str) -> int | None:
-    """The integer in a small file, or None where there is no such file or it says "max"."""
+    """The integer in a small file, or None where the file is missing or contains "max"."""
     try:
         with open(path, encoding="ascii") as file:
             text = file.read().strip()

@@ -27,7 +27,7 @@ class ModelSource:
         folder: the model, or the base model that an adapter is added to.
         adapter: the adapter's folder, or None.
         record: of the folder, of the adapter, or assembled from defaults; with the values that the user asked for.
-        notes: what a person should know, one line each.
+        notes: for people, one line each.
         vae: of an AutoencoderTiny that decodes in the place of the model's own, or None.
     """
 
@@ -45,21 +45,20 @@ class ModelSource:
 
 
 class Family(Protocol):
-    """What the program must know of one kind of network. Its methods import what is heavy themselves.
+    """One kind of network, as the program uses it. Its methods import what is heavy themselves.
 
     Attributes:
         name: as in `omgsr.json`.
         adapter_parts: folders of a published adapter, in the order in which they are merged; none where the family
             is trained whole.
-        assumed_preset: what a folder or an adapter that says nothing about itself is taken for; None where every
-            model has a record.
+        assumed_preset: whose values a folder or an adapter without a record gets; None where every model has one.
         takes_prompt: whether it is conditioned on a text.
         takes_vae: whether an AutoencoderTiny can decode in the place of its own decoder.
         has_posterior: whether an image has many latents, of which a seed draws one.
         clamps_restored: whether the published training keeps restored images in [-1, 1] before it measures them.
         has_checkpointing: whether training can compute activations a second time instead of keeping them.
         small_files: all files of a hub repository but weights that a model of this family is made of, as patterns.
-        weight_stems: how the weight file of each part of a repository is called, without its ending.
+        weight_stems: name of the weight file of each part of a repository, without its ending.
     """
 
     name: str
@@ -78,7 +77,7 @@ class Family(Protocol):
         ...
 
     def find_files(self, folder: Path) -> tuple[Path, ...]:
-        """The weight files of a model folder; asks only for what must be there, and reads no weight.
+        """The weight files of a model folder; reads no weight.
 
         Raises:
             ModelError: a part is missing, is a pickle, or is of another kind.
@@ -86,7 +85,7 @@ class Family(Protocol):
         ...
 
     def assume_record(self, folder: Path, preset: Preset | None) -> ModelRecord:
-        """What a model folder says that has no record: the preset's values, or what its configuration tells."""
+        """The record of a model folder that has none: with the preset's values, or those of its configuration."""
         ...
 
     def choose_precision(self, precision: str, device: torch.device) -> str:
@@ -94,11 +93,11 @@ class Family(Protocol):
         ...
 
     def describe(self, source: ModelSource) -> RestorerInfo:
-        """What can be asked of a model without reading its weights.
+        """What is known of a model without reading its weights.
 
         Raises:
             ModelError: its configuration does not make a model.
-            UsageError: what the user asked for does not go with it.
+            UsageError: what the user asked for does not suit it.
         """
         ...
 
@@ -127,11 +126,11 @@ class Family(Protocol):
 
         Args:
             restorer: from `load`.
-            folder: is there and empty.
+            folder: exists and is empty.
             half: whether float16 is written, and not the number format that it was loaded in.
             text_encoder: whether the text encoder is copied too.
         Raises:
-            ModelError: the text encoder is not there, or the family has nothing to merge.
+            ModelError: the text encoder is missing, or the family has nothing to merge.
         """
         ...
 

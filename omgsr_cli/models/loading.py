@@ -63,7 +63,7 @@ def load_restorer(
         vae: "tiny" for TAESD, or the folder, file or hub repository of another AutoencoderTiny, which decodes in the
             place of the model's own: about a tenth of the work, but coarser.
     Returns:
-        The model; its `notes` say what a person should know.
+        The model; its `notes` are for people.
     Raises:
         ModelError, DeviceError, UsageError, OmgsrError: the cheap checks come before anything large is read.
     """
@@ -94,7 +94,7 @@ def load_found(source: ModelSource, *, device: str | None = None, precision: str
         if not is_out_of_memory(error):
             raise
         raise DeviceError(
-            f"memory is short to load {source.name} in {chosen_precision} on {chosen_device}",
+            f"{source.name} does not fit in the memory of {chosen_device} in {chosen_precision}",
             "close other programs, or give a narrower --precision or another --device",
         ) from error
     restorer.info = _with_files(restorer.info, source)
@@ -110,7 +110,7 @@ def suitable_precision(source: ModelSource, precision: str, device: torch.device
 
 
 def describe_model(source: ModelSource) -> RestorerInfo:
-    """What can be asked of a model without reading its weights, for `--dry-run`.
+    """What is known of a model without reading its weights, for `--dry-run`.
 
     Args:
         source: from `find_model`.
@@ -211,7 +211,7 @@ def load_encoder(
 
 
 def read_foreign_network(path: Path) -> Any:
-    """Read a network that makes a larger colour picture of one.
+    """Read a network that makes a larger colour image of one.
 
     Args:
         path: of its weights; spandrel reads pickles without running what they contain.
@@ -240,7 +240,7 @@ def read_foreign_network(path: Path) -> Any:
             f"{path}: spandrel does not know this file: {reason}", "give a super-resolution model"
         ) from error
     if not isinstance(found, spandrel.ImageModelDescriptor) or found.input_channels != 3 or found.output_channels != 3:
-        raise ModelError(f"{path}: this {found.architecture.name} does not make a colour picture of one", None)
+        raise ModelError(f"{path}: this {found.architecture.name} does not make a colour image of one", None)
     return found
 
 

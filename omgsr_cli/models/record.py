@@ -1,4 +1,4 @@
-"""`omgsr.json`: what a model folder that omgsr wrote says about itself."""
+"""`omgsr.json`, the record of a model folder that omgsr wrote."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class ModelRecord(BaseModel):
 
     Attributes:
         format: version of this record.
-        family: which code reads the weights: a name that `families` knows.
+        family: which code reads the weights: a name in `families.FAMILIES`.
         mid_timestep: index into the schedule at which the one step is taken.
         native_tile_px: side of the square image that the step was trained at.
         scale: the enlargement it was trained for.
-        prompt: the text whose embedding lies in `prompt_embeds.safetensors`; None for a family without prompts.
+        prompt: the text whose embedding is in `prompt_embeds.safetensors`; None for a family without prompts.
         schedule: a scheduler's configuration, as in diffusers' `scheduler_config.json`; None where such a file
-            lies in `scheduler/`.
+            is in `scheduler/`.
         licence: of the weights, or None if it is not known.
         made_from: names of the base model and of the adapter, for people.
         base: of an adapter: folder or hub repository of the model that it is added to.

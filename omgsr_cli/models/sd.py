@@ -35,6 +35,7 @@ from omgsr_cli.models.lora import LoraOptions, inject_lora, load_lora, merge_lor
 from omgsr_cli.models.record import ModelRecord, read_json, write_record
 from omgsr_cli.models.weight_files import check_finite, load_part, weight_files, weight_variant
 from omgsr_cli.schedules import DdpmSchedule, Schedule
+from omgsr_cli.store.headers import read_header
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -68,11 +69,11 @@ class SdRestorer:
     """A `Restorer` of the SD family. Latents are float32; the networks compute in their own number formats.
 
     Args:
-        unet: predicts the noise, or v where the schedule says so; conditioned on text.
+        unet: predicts the noise, or v, whichever the schedule is for; conditioned on text.
         vae: its latents have the channels of the UNet.
         schedule: of the UNet's training.
         prompt_embeds: (1, tokens, width) float, the text encoder's last hidden state.
-        info: what is told to people and to the planner.
+        info: for people and for the planner.
         precision: number format of the UNet; the VAE's may be wider.
         source: where it was read from; its record goes into a folder that is written from this.
         decoder: decodes in the place of the VAE's.
@@ -109,17 +110,7 @@ class SdRestorer:
             network.compile()
 
     def encode(self, image: Tensor, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
-        """Map an enlarged low-quality image to its latent.
-
-        Args:
-            image: (B, 3, H, W) float32, sRGB in [-1, 1]; H and W multiples of `info.multiple_of_px`.
-            generator: samples the posterior, on its own device or the CPU; a list has one for each image; None takes
-                the mean.
-        Returns:
-            (B, C, H/8, W/8) float32 on `device`.
-        Raises:
-            ShapeError: not (B, 3, H, W) or not multiples.
-        """
+        """Map (B, 3, H, W) float32 in [-1, 1] to (B, C, H/8, W/8) float32; generators as for `KlCodec.encode`."""
         return self._codec.encode(image, generator)
 
     def encode_within(self, image: ImageRows, workspace: Workspace, generator: torch.Generator | None = None) -> Tensor:
@@ -127,31 +118,19 @@ class SdRestorer:
         return self._codec.encode_within(image, workspace, generator)
 
     def restore(self, lq_latent: Tensor) -> Tensor:
-        """Take the one step at the mid-timestep.
-
-        Args:
-            lq_latent: (B, C, h, w) float from `encode`; any h and w from 1.
-        Returns:
-            clean_latent, same shape and dtype; not clamped.
-        """
+        """Take the one step: (B, C, h, w) float with any h and w, to the clean latent of the same shape and dtype."""
         step = self.info.mid_timestep
         timesteps = torch.full((len(lq_latent),), step, device=lq_latent.device)
         return self.schedule.clean_latent(lq_latent, self.predict(lq_latent, timesteps), step)
 
     def predict(self, noisy_latent: Tensor, timesteps: Tensor) -> Tensor:
-        """Give the UNet's prediction, of what its schedule says: shape and dtype of the latents, (B,) timesteps."""
+        """Give the UNet's prediction, of noise or v: shape and dtype of the latents, for (B,) timesteps."""
         embeds = self.prompt_embeds.expand(len(noisy_latent), -1, -1)
         prediction: Tensor = self.unet(noisy_latent.to(self.unet.dtype), timesteps, encoder_hidden_states=embeds).sample
         return prediction.to(noisy_latent.dtype)
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Map a latent back to an image.
-
-        Args:
-            latent: (B, C, h, w) float, scaled as `encode` gives it.
-        Returns:
-            (B, 3, 8h, 8w) float32, nominally in [-1, 1]; not clamped.
-        """
+        """Map (B, C, h, w) float, scaled as by `encode`, to (B, 3, 8h, 8w) float32, nominally in [-1, 1]."""
         return self._decoder.decode(latent)
 
     def decode_within(self, latent: Tensor, workspace: Workspace) -> Iterator[Tensor]:
@@ -160,7 +139,7 @@ class SdRestorer:
 
 
 def describe_sd(source: ModelSource) -> RestorerInfo:
-    """What can be told of a model of the SD family from its configuration, without reading a weight.
+    """What is known of a model of the SD family from its configuration, without reading a weight.
 
     Raises:
         ModelError: the parts do not fit one another.
@@ -194,7 +173,7 @@ def describe_sd(source: ModelSource) -> RestorerInfo:
 
 
 def _check_unet_config(config: Mapping[str, Any], where: Path) -> None:
-    """Refuse a UNet that predicts more than one latent, or wants to know more than the timestep and the prompt."""
+    """Refuse a UNet that predicts more than one latent, or is conditioned on more than the timestep and the prompt."""
     levels, channels = config.get("block_out_channels"), config.get("in_channels")
     if not (isinstance(levels, list) and levels and all(type(each) is int and each > 0 for each in levels)):
         raise ModelError(f"{where}: block_out_channels is {levels!r}, not a list of channels")
@@ -211,22 +190,15 @@ def _step_bytes_per_px(unet_config: Mapping[str, Any], latent_px: int) -> int:
 
 def _count_parameters(folder: Path, part: str) -> int:
     """Number of weights of a part, from the headers of its files."""
-    total = 0
-    for path in weight_files(folder, part):
-        try:
-            with safe_open(path, framework="pt") as file:
-                total += sum(torch.Size(file.get_slice(key).get_shape()).numel() for key in file.keys())  # noqa: SIM118 -- not a dict
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path} cannot be read: {error}") from error
-    return total
+    return sum(entry.elements for path in weight_files(folder, part) for entry in read_header(path).values())
 
 
 def vae_precision(precision: str, force_upcast: bool, device: torch.device) -> str:
-    """The number format of the VAE: fp16 overflows in those that say so, and they get a wider one.
+    """The number format of the VAE: fp16 overflows where the configuration has force_upcast, which gets a wider one.
 
     Args:
         precision: of the UNet.
-        force_upcast: whether the VAE's configuration says so itself.
+        force_upcast: of the VAE's own configuration.
         device: bf16 is taken where it multiplies in it, else fp32.
     """
     if precision != "fp16" or not force_upcast:
@@ -260,7 +232,7 @@ def load_sd(source: ModelSource, device: torch.device, precision: str) -> SdRest
         prompt_embeds = load_prompt_embeds(source.folder, info.prompt or "")
         unet = load_part(UNet2DConditionModel, source.folder, "unet", unet_dtype)
         vae = load_part(AutoencoderKL, source.folder, "vae", vae_dtype)
-        # diffusers takes true where the file does not say it, and writes it into what it saves.
+        # diffusers takes true where the file leaves it out, and writes it into what it saves.
         force_upcast = read_json(source.folder / "vae" / "config.json").get("force_upcast") is True
         vae.register_to_config(force_upcast=force_upcast)
         _check_width(source.folder, prompt_embeds, unet)
@@ -327,7 +299,7 @@ def save_sd(restorer: SdRestorer, folder: Path, *, half: bool, text_encoder: boo
 
 
 def load_prompt_embeds(folder: Path, prompt: str) -> Tensor:
-    """The embedding of a prompt: the one that lies beside the model, or from the text encoder if it is another prompt.
+    """The embedding of a prompt: the one beside the model, or from the text encoder if it is another prompt.
 
     Args:
         folder: of the model.
@@ -345,7 +317,7 @@ def load_prompt_embeds(folder: Path, prompt: str) -> Tensor:
 
 
 def check_prompt(folder: Path, prompt: str) -> None:
-    """See that `load_prompt_embeds` has what it needs, without running a text encoder; errors are the same."""
+    """Check that `load_prompt_embeds` has what it needs, without running a text encoder; errors are the same."""
     if _read_kept(folder / PROMPT_EMBEDS, prompt) is None:
         _check_text_encoder(folder, prompt)
 

@@ -1,4 +1,4 @@
-"""The SD family as the registry knows it: a diffusers folder with `unet/` and `vae/`, and the adapters for it."""
+"""The SD family for the registry: a diffusers folder with `unet/` and `vae/`, and the adapters for it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class SdFamily:
         return tuple(path for part in _CLASSES for path in weight_files(folder, part))
 
     def assume_record(self, folder: Path, preset: Preset | None) -> ModelRecord:
-        """As the preset says; the size of the step is the UNet's own where none is named."""
+        """With the preset's values; the size of the step is the UNet's own where no preset is named."""
         known = preset or PRESETS[str(self.assumed_preset)]
         return ModelRecord(
             family=self.name,
@@ -142,5 +142,5 @@ def _native_px(folder: Path, otherwise_px: int) -> int:
             hint="name a preset beside --base, or correct its config.json",
         )
     levels = read_json(folder / "vae" / "config.json").get("block_out_channels")
-    # Whether they are channels is checked with all else that the VAE says.
+    # Whether they are channels is checked with the rest of the VAE's configuration.
     return side * int(2 ** (len(levels) - 1)) if isinstance(levels, list) and levels else otherwise_px

@@ -18,7 +18,7 @@ from omgsr_cli.models.families import (
 )
 from omgsr_cli.models.family import Family, ModelSource
 from omgsr_cli.models.record import ModelRecord, load_record, read_json
-from omgsr_cli.models.weight_files import NETWORK_STEM, PICKLE_SUFFIXES, pickle_error, refuse_pickles
+from omgsr_cli.models.weight_files import NETWORK_STEM, refuse_pickles
 from omgsr_cli.options import ModelOptions
 from omgsr_cli.presets import DECODERS, DEFAULT_PRESET, PRESETS, UNBUILT, Preset, find_preset
 from omgsr_cli.store.hub import download_files, download_model, is_repository_name
@@ -41,8 +41,6 @@ def find_model(options: ModelOptions) -> ModelSource:
     """
     model, base, adapter = _unfold_checkpoint(options)
     preset = None if model is None else PRESETS.get(model)
-    if adapter is not None and not adapter.is_dir():
-        raise UnknownModelError(f"the adapter {str(adapter)!r} does not exist", "give the folder of its two parts")
     adapter_family = None if adapter is None else nearest_adapter(adapter)
     if model is None and base is None:
         preset = find_preset((adapter_family and adapter_family.assumed_preset) or DEFAULT_PRESET)
@@ -75,13 +73,13 @@ def find_model(options: ModelOptions) -> ModelSource:
 
 
 def find_base_folder(name: str, parts: Sequence[str] | None = None) -> Path:
-    """The folder of what was named: a local one, the embedded one or the base of a preset, or the hub's copy.
+    """The folder of a model: a local one, the bundled one or the base of a preset, or the hub's copy.
 
     Args:
         name: folder, preset or hub repository.
         parts: whose weights are fetched, if anything has to be; None means all.
     Raises:
-        ModelError: there is nothing of that name, or it cannot be fetched.
+        ModelError: nothing has that name, or it cannot be fetched.
     """
     preset = PRESETS.get(name)
     if preset is not None:
@@ -90,10 +88,9 @@ def find_base_folder(name: str, parts: Sequence[str] | None = None) -> Path:
     if path.is_dir():
         return path
     if path.is_file():
-        if path.suffix in PICKLE_SUFFIXES:
-            raise pickle_error(path)
+        refuse_pickles(path)
         inside = (path.parent / "omgsr.json").is_file()
-        hint = f"the one that it lies in is one: {path.parent}" if inside else "convert it to a diffusers folder"
+        hint = f"its folder is a model: {path.parent}" if inside else "convert it to a diffusers folder"
         raise ModelError(f"{path} is a file, a model is a folder", hint)
     fetched = installed_folder(name)
     if fetched is not None:
@@ -118,7 +115,7 @@ def find_trainable(
     """Find the files of the model to train, and check what can be checked without reading a weight.
 
     Args:
-        preset: name of a preset; may be left out where `base`, or a whole model in `start_from`, says it all.
+        preset: name of a preset; not needed with `base`, or with a whole model in `start_from`.
         base: folder or hub repository of the pre-trained model, instead of the preset's.
         start_from: folder of weights to begin from, or the name of a preset that is embedded.
         mid_timestep: instead of the model's own.
@@ -233,7 +230,7 @@ def _preset_folder(preset: Preset, adapter: Path | None) -> Path:
 
 
 def _merge_records(folder: Path, adapter: Path | None, preset: Preset | None) -> tuple[ModelRecord, tuple[str, ...]]:
-    """What the model says about itself: its own record, its adapter's, or what the preset or a default says."""
+    """The model's own record, its adapter's, or one with the values of the preset or of the default."""
     own = None if adapter is None else load_record(adapter)
     if own is not None and own.base is not None:
         # Trained on that very folder, which may be a merged one.

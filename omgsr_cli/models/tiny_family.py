@@ -1,4 +1,4 @@
-"""The tiny family as the registry knows it: omgsr-tiny, and what is trained of its kind."""
+"""The tiny family for the registry: omgsr-tiny, and what is trained of its kind."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from omgsr_cli.errors import ModelError, UsageError
-from omgsr_cli.geometry import round_up
+from omgsr_cli.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -19,13 +18,6 @@ if TYPE_CHECKING:
     from omgsr_cli.models.record import ModelRecord
     from omgsr_cli.models.trainable import Trainable
     from omgsr_cli.presets import Preset
-
-
-# Measured over five degradations, from a clean reduction to old photographs: 203 to 219, where each interval is wide.
-_LITTLE_TOLD = (
-    "a wavelet transform takes the place of a learned encoder here, so the value hardly moves with the degradation: "
-    "it is for training a model of this family; to tell degradations apart give --base or --vae"
-)
 
 
 class TinyFamily:
@@ -47,7 +39,7 @@ class TinyFamily:
         return False
 
     def find_files(self, folder: Path) -> tuple[Path, ...]:
-        """The one file; whether it is there shows when it is read, with the configuration."""
+        """The one file; a missing one is reported when it is read, with the configuration."""
         return (folder / "model.safetensors",)
 
     def assume_record(self, folder: Path, preset: Preset | None) -> ModelRecord:
@@ -67,39 +59,19 @@ class TinyFamily:
         """From the configuration; the size of a tile of the step must suit the network."""
         from omgsr_cli.models.tiny import describe_tiny
 
-        info = describe_tiny(source.folder, source.record, source.name)
-        if info.native_tile_px % info.multiple_of_px:
-            raise UsageError(
-                f"process size {info.native_tile_px} is not a multiple of {info.multiple_of_px}",
-                f"try --process-size {round_up(info.native_tile_px, info.multiple_of_px)}",
-            )
-        return info
+        return describe_tiny(source)
 
     def load(self, source: ModelSource, device: torch.device, precision: str) -> Restorer:
         """Read the one file."""
         from omgsr_cli.models.tiny import load_tiny
 
-        restorer = load_tiny(source.folder, self.describe(source), device, precision)
-        restorer.notes = source.notes
-        return restorer
+        return load_tiny(source, device, precision)
 
     def load_encoder(self, source: ModelSource, device: torch.device) -> ImageEncoder:
         """The wavelet transform: the learned encoder is not part of what was pre-trained."""
-        from omgsr_cli.models.base import ImageEncoder
-        from omgsr_cli.models.tiny import load_tiny
+        from omgsr_cli.models.tiny import load_tiny_encoder
 
-        info = self.describe(source)
-        restorer = load_tiny(source.folder, info, device, "fp32")
-        encode = restorer.network.latents.encode
-        return ImageEncoder(
-            source.name,
-            encode,
-            restorer.schedule,
-            info.multiple_of_px,
-            device,
-            files=(source.folder,),
-            notes=(_LITTLE_TOLD,),
-        )
+        return load_tiny_encoder(source, device)
 
     def save_merged(self, restorer: Restorer, folder: Path, *, half: bool, text_encoder: bool) -> None:
         """Refuse: there is no adapter."""

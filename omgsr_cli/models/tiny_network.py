@@ -1,6 +1,6 @@
-"""The networks of omgsr-tiny: an encoder that refines the picture, and a denoiser that takes the step from its latent.
+"""The networks of omgsr-tiny: an encoder that refines the image, and a denoiser that takes the step from its latent.
 
-Convolutions only and no normalisation, so that a picture cut into tiles with a margin gives what the whole picture
+Convolutions only and no normalisation, so that an image cut into tiles with a margin gives what the whole image
 gives.
 """
 
@@ -32,7 +32,7 @@ class TinyConfig(BaseModel):
         step_width: channels of the denoiser, at an eighth of the image size.
         step_bottleneck: channels of its 3x3 convolutions.
         step_blocks: its residual blocks.
-        halo_px: margin with which a tile equals the whole picture to less than half of 1/255: what lies further
+        halo_px: margin with which a tile equals the whole image to less than half of 1/255: what is further
             away can matter in principle, but was measured not to.
     """
 
@@ -59,10 +59,10 @@ def _start_at_zero(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 class PictureEncoder(nn.Module):
-    """What to add to a degraded picture: a plain chain of 3x3 convolutions at a quarter of its size; zero at first.
+    """What to add to a degraded image: a plain chain of 3x3 convolutions at a quarter of its size; zero at first.
 
     The chain is that of SRVGGNetCompact (Real-ESRGAN's small networks, BSD-3-Clause), but it sees all pixels of the
-    enlarged picture, not only a reduced copy, so that a picture that is enlarged by less than four loses nothing.
+    enlarged image, not only a reduced copy, so that an image that is enlarged by less than four loses nothing.
     """
 
     def __init__(self, config: TinyConfig) -> None:

@@ -29,7 +29,7 @@ class Trainable(Protocol):
         ...
 
     def encode(self, image: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
-        """Map an enlarged low-quality image to its latent, as the restorer does.
+        """Map an upscaled low-quality image to its latent, as the restorer does.
 
         Args:
             image: (B, 3, H, W) float32, sRGB in [-1, 1].

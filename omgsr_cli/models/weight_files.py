@@ -1,4 +1,4 @@
-"""Files of weights: how they are called, refusing those that could run code, and reading one part of a model."""
+"""Files of weights: their names, refusing those that could run code, and reading one part of a model."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 NETWORK_STEM = "diffusion_pytorch_model"
-"""How diffusers calls the weights of a network, without the ending."""
+"""Name of a network's weights in diffusers' folders, without the ending."""
 
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 _CONVERT = "save it with diffusers' save_pretrained(folder, safe_serialization=True) on a machine that trusts it"
-
 
 _NOT_FINITE_HINT = "copy or download it again; if it stays so, it was saved from a training that had diverged"
 
@@ -41,7 +40,7 @@ def weight_variant(folder: Path, part: str, stem: str = NETWORK_STEM) -> str | N
 
     Raises:
         ModelError: no safetensors file exists (the hint says how to convert a pickle), or several variants with names
-            that do not say which is meant.
+            that are not among the preferred ones.
     """
     variants = find_variants((path.name for path in (folder / part).glob("*")), stem)
     if variants and (variants[0] in PREFERRED_VARIANTS or len(variants) == 1):
@@ -51,9 +50,7 @@ def weight_variant(folder: Path, part: str, stem: str = NETWORK_STEM) -> str | N
             f"{folder / part} has weights of several kinds: {', '.join(variants)}",
             hint=f"rename the file that you want to {stem}.safetensors",
         )
-    pickles = [file for file in sorted((folder / part).glob("*")) if file.suffix in PICKLE_SUFFIXES]
-    if pickles:
-        raise pickle_error(pickles[0])
+    refuse_pickles(folder / part)
     raise ModelError(f"{folder / part} has no weights ({stem}.safetensors)")
 
 
@@ -69,16 +66,11 @@ def weight_files(folder: Path, part: str) -> tuple[Path, ...]:
     return (whole,) if whole.is_file() else tuple(sorted((folder / part).glob(f"{NETWORK_STEM}{mark}-*.safetensors")))
 
 
-def refuse_pickles(folder: Path) -> None:
-    """Raise a ModelError where a folder holds a pickle in the place of a model."""
-    for file in sorted(folder.iterdir()):
+def refuse_pickles(path: Path, hint: str = _CONVERT) -> None:
+    """Raise a ModelError where a file is a pickle, or a folder holds one; the hint shows how to convert it."""
+    for file in sorted(path.glob("*")) if path.is_dir() else [path]:
         if file.suffix in PICKLE_SUFFIXES:
-            raise pickle_error(file)
-
-
-def pickle_error(path: Path) -> ModelError:
-    """What to say of weights that are a pickle."""
-    return ModelError(f"{path} is a pickle, which can run code when it is read", hint=_CONVERT)
+            raise ModelError(f"{file} is a pickle, which can run code when it is read", hint)
 
 
 def is_finite(tensor: Tensor) -> bool:

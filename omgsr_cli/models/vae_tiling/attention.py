@@ -1,4 +1,4 @@
-"""Self-attention over a whole picture, its queries read strip by strip."""
+"""Self-attention over a whole image, its queries read strip by strip."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Attended:
     over all keys, for some of the queries at a time.
     Source: LDM, arXiv:2112.10752, Eq. 3 and its published autoencoder.
 
-    Keys and values of the whole picture, 2 C values for each of the layer's positions, lie on the device if there is
+    Keys and values of the whole image, 2 C values for each of the layer's positions, stay on the device if there is
     room; else they are layers like others, of which some rows are read at a time.
 
     Args:

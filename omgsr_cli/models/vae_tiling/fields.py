@@ -1,4 +1,4 @@
-"""Layers as fields: a picture of features of which any rows can be read, computed at that moment or stored before.
+"""Layers as fields: an image of features of which any rows can be read, computed at that moment or stored before.
 
 A field is computed from others when it is read, with the rows around that it needs. Nothing is held: what is to be
 kept is stored by `store`, strip after strip, and then is a field itself.
@@ -20,7 +20,7 @@ from omgsr_cli.models.vae_tiling.storage import StoredRows
 
 
 class Field(Protocol):
-    """Features over a picture, read by rows.
+    """Features over an image, read by rows.
 
     Attributes:
         channels, height, width: of the whole.
@@ -74,7 +74,7 @@ class PictureRows:
 
 
 class Normalised:
-    """Group norm with the whole picture's moments, and the activation after it.
+    """Group norm with the whole image's moments, and the activation after it.
 
     Args:
         source: what is normalised.
@@ -112,12 +112,12 @@ class Normalised:
 
 
 class Convolved:
-    """A convolution, with the zeros around the picture that it was trained with.
+    """A convolution, with the zeros around the image that it was trained with.
 
     Args:
         source: what it reads.
         conv: of diffusers' module.
-        pad_end_only: pads by one below and at the right alone, as diffusers' downsampler does; else as `conv` says.
+        pad_end_only: pads by one below and at the right alone, as diffusers' downsampler does; else as `conv` does.
         enlarge: repeats every row and column so many times first.
     """
 
@@ -217,7 +217,7 @@ class Held:
 def strips(field: Field, workspace: Workspace) -> Iterator[Tensor]:
     """Compute a whole field from its first row to its last, in strips that the workspace has room for.
 
-    Where memory is short all the same, the strip in work is begun again with half of its rows; what was yielded stays.
+    Where memory runs out all the same, the strip in work is begun again with half of its rows; what was yielded stays.
 
     Yields:
         (1, C, rows, W).
@@ -243,7 +243,7 @@ def store(field: Field, workspace: Workspace) -> StoredRows:
 
     Args:
         field: at least one row.
-        workspace: how large strips are and where the result lies.
+        workspace: how large strips are and where the result is kept.
     """
     rows: StoredRows | None = None
     for strip in strips(field, workspace):

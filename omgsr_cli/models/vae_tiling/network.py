@@ -66,7 +66,7 @@ def encode_in_strips(vae: AutoencoderKL, image: ImageRows, workspace: Workspace)
 
 
 def decode_in_strips(vae: AutoencoderKL, latent: Tensor, workspace: Workspace) -> Iterator[Tensor]:
-    """The picture of a latent, as `vae.decode` gives it, from its first rows to its last.
+    """The image of a latent, as `vae.decode` gives it, from its first rows to its last.
 
     Args:
         vae: SD's or FLUX's, with its adapter merged.

@@ -1,4 +1,4 @@
-"""Where whole layers of a network lie between two passes: on the device, in the host's memory, or in a file."""
+"""Whole layers of a network between two passes: on the device, in the host's memory, or in a file."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class StoredRows:
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def forget(self, row: int) -> None:
-        """Free what lies above a row: it is not read again."""
+        """Free the rows above this one, which are not read again."""
         while self._chunks and self._chunks[0].bottom <= row:
             rows = self._chunks.pop(0).rows
             if rows is not None:
@@ -155,5 +155,5 @@ class StoredRows:
 
 
 def _as_bytes(rows: Tensor) -> memoryview:
-    """The memory of (1, C, rows, W), channels last, as it lies."""
+    """The memory of (1, C, rows, W), channels last, without a copy."""
     return rows.permute(0, 2, 3, 1).view(torch.uint8).numpy().data.cast("B")
