@@ -465,3 +465,21 @@ def test_a_tag_with_several_values_where_one_belongs(tag: int) -> None:
     for read in (probe_picture, read_picture):
         with contextlib.suppress(FileError):
             read(bytes(changed))
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_pages_that_lead_in_a_circle_end(target: int) -> None:
+    """A second page whose successor is the first one, or itself."""
+    buffer = io.BytesIO()
+    pages = [Image.fromarray(np.full((9, 8), value, np.uint8)) for value in (40, 120)]
+    pages[0].save(buffer, "TIFF", save_all=True, append_images=pages[1:])
+    data = bytearray(buffer.getvalue())
+    starts = [struct.unpack_from("<I", data, 4)[0]]
+    for _ in range(2):
+        link = starts[-1] + 2 + 12 * struct.unpack_from("<H", data, starts[-1])[0]
+        starts.append(struct.unpack_from("<I", data, link)[0])
+    struct.pack_into("<I", data, link, starts[target])
+    try:
+        assert probe_picture(bytes(data)).size_px == read_picture(bytes(data)).size_px == (9, 8)
+    except FileError as error:
+        assert "\n" not in error.message

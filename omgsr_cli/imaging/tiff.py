@@ -15,7 +15,7 @@ import tempfile
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -226,9 +226,9 @@ def open_tiff(file: BinaryIO) -> TiffImage:
     is_foreign = file.read(4) == _BIG_ENDIAN_BIG
     file.seek(0)
     try:
-        pages = [page for page in tifffile.TiffFile(file).pages if isinstance(page, tifffile.TiffPage)]
+        pages = _distinct(tifffile.TiffFile(file).pages)
         full = [page for page in pages if _is_full(page)]
-        inner = [below for page in pages for below in page.pages or () if isinstance(below, tifffile.TiffPage)]
+        inner = [below for page in pages for below in _distinct(page.pages or ())]
     except (tifffile.TiffFileError, ValueError, IndexError, KeyError, TypeError, ZeroDivisionError):
         if is_foreign:
             raise
@@ -309,6 +309,17 @@ def needs_codecs(page: tifffile.TiffPage) -> bool:
         or page.predictor not in _PLAIN_PREDICTORS
         or page.bitspersample not in _PLAIN_BITS
     )
+
+
+def _distinct(pages: Iterable[Any]) -> list[tifffile.TiffPage]:
+    """The pages up to one that is listed twice: in a damaged file they may lead in a circle."""
+    found: dict[int, tifffile.TiffPage] = {}
+    for page in pages:
+        if page.offset in found:
+            break
+        if isinstance(page, tifffile.TiffPage):
+            found[page.offset] = page
+    return list(found.values())
 
 
 def _is_full(page: tifffile.TiffPage) -> bool:
