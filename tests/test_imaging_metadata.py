@@ -385,8 +385,11 @@ IPTC = iim((5, b"Title"), (25, b"sea"), (25, b"harbour"), (120, "Zażółć".enc
 WITH_PREVIEW = IPTC + iim((200, b"\0\1"), (202, b"a preview"))
 
 
-@pytest.mark.parametrize("format_name", FORMATS)
-@pytest.mark.parametrize("source", ["jpg", "tiff", "tiff of longs", "tiff of swapped longs", "png", "png of 8bim"])
+@pytest.mark.parametrize(
+    ("source", "format_name"),
+    [("jpg", name) for name in FORMATS]
+    + [(source, "jpg") for source in ("tiff", "tiff of longs", "tiff of swapped longs", "png", "png of 8bim")],
+)
 def test_iptc_is_kept_or_noted(source: str, format_name: str) -> None:
     if source == "jpg":
         block = iptc_resources(WITH_PREVIEW)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -65,23 +65,22 @@ def test_rows_are_those_of_the_whole_to_the_bit() -> None:
             assert torch.equal(found, resize(image, (int(high), int(wide)), depth)), (height, width, high, wide, depth)
 
 
-@pytest.mark.parametrize("ratio", [4, 2.67, 1.01, 1, 8, 0.7])
 @pytest.mark.parametrize("size", [(64, 96), (61, 97), (1, 1), (1, 50), (50, 1), (200, 9), (7, 200), (129, 33)])
-def test_bands_are_resized_to_what_the_whole_is_to_the_bit(size: tuple[int, int], ratio: float) -> None:
+def test_bands_are_resized_to_what_the_whole_is_to_the_bit(size: tuple[int, int]) -> None:
     """Tall, wide and square images: which axis is resized first depends on the proportions."""
     rng = np.random.default_rng(size[0])
     image = torch.rand(3, *size, generator=torch.Generator().manual_seed(size[1]))
-    target = (max(1, round(size[0] / ratio)), max(1, round(size[1] / ratio)))
-    cuts = sorted({0, size[0], *rng.integers(0, size[0], 5).tolist()})
-    for depth in (8, 16):
+    for ratio, depth in product((4, 2.67, 1.01, 1, 8, 0.7), (8, 16)):
+        target = (max(1, round(size[0] / ratio)), max(1, round(size[1] / ratio)))
+        cuts = sorted({0, size[0], *rng.integers(0, size[0], 5).tolist()})
         bands = (image[:, top:bottom] for top, bottom in pairwise(cuts))
         found = list(resize_bands(bands, size, target, depth))
-        assert torch.equal(torch.cat(found, dim=1), resize(image, target, depth))
+        assert torch.equal(torch.cat(found, dim=1), resize(image, target, depth)), (ratio, depth)
 
 
 def test_bands_at_random_sizes_are_resized_exactly_and_late_by_the_filter_only() -> None:
     rng = np.random.default_rng(1)
-    for _ in range(100):
+    for _ in range(40):
         (height, width), (high, wide) = rng.integers(1, 90, 2).tolist(), rng.integers(1, 90, 2).tolist()
         image = torch.rand(1, height, width, generator=torch.Generator().manual_seed(wide))
         taken = 0
