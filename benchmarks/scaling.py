@@ -20,8 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from omgsr_cli.batch.finished import FinishedResults, Settings
-from omgsr_cli.batch.upscaler import Upscaler
-from omgsr_cli.batch.work import UpscaleWork
+from omgsr_cli.batch.upscaler import Upscaler, UpscaleWork
 from omgsr_cli.engines.local import Processes
 from omgsr_cli.engines.work import Place
 from omgsr_cli.files.jobs import Job

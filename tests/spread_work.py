@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from omgsr_cli.engines.work import Place, Say
+from omgsr_cli.engines.work import OneByOne, Place, Say, Worker
 from omgsr_cli.errors import ModelError, OmgsrError
 
 
@@ -33,7 +32,7 @@ class Doubling:
     broken: bool = False
     dies: bool = False
 
-    def open(self, place: Place, say: Say) -> Callable[[int], tuple[int, str]]:
+    def open(self, place: Place, say: Say) -> Worker[int, tuple[int, str]]:
         if self.broken:
             raise ModelError("there is no model", "make one")
         if self.dies:
@@ -50,7 +49,7 @@ class Doubling:
                 time.sleep(900)
             return 2 * number, ""
 
-        return double
+        return OneByOne(double)
 
     def lost(self, task: int, error: OmgsrError) -> tuple[int, str]:
         return task, error.message

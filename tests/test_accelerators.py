@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import omgsr_cli
 from omgsr_cli.batch.results import FileResult
-from omgsr_cli.batch.work import UpscaleWork
+from omgsr_cli.batch.upscaler import UpscaleWork
 from omgsr_cli.benchmark.machine import time_call
 from omgsr_cli.engines.work import Place, say_nothing
 from omgsr_cli.errors import DeviceError
@@ -274,7 +274,7 @@ def test_a_card_without_kernels_is_passed_over_with_a_note(model: Path, monkeypa
 
 
 def test_processes_on_one_card_count_each_others_weights(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from omgsr_cli.batch import work
+    from omgsr_cli.batch import upscaler
     from omgsr_cli.batch.finished import Settings
     from omgsr_cli.models.loading import describe_model
     from omgsr_cli.models.sources import find_model
@@ -282,7 +282,7 @@ def test_processes_on_one_card_count_each_others_weights(model: Path, monkeypatc
 
     source = find_model(ModelOptions(model=str(model)))
     info = describe_model(source)
-    monkeypatch.setattr(work, "usable_memory", lambda device: 1 << 30)
+    monkeypatch.setattr(upscaler, "usable_memory", lambda device: 1 << 30)
     settings = Settings(ModelOptions(model=str(model), precision="fp32"), RestoreOptions(), WriteOptions())
     opened = UpscaleWork(settings, source, info).open(Place("cpu", 4), say_nothing)
     assert opened._settings.restore.memory == ((1 << 28) - info.parameters * 4) >> 20

@@ -14,7 +14,7 @@ from command_line import Command, draw, files_below, pixels, size_of, write_tiny
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from omgsr_cli.batch import upscaler, work
+from omgsr_cli.batch import upscaler
 from omgsr_cli.imaging import read_record
 from omgsr_cli.models.tiny import TinyRestorer
 
@@ -219,7 +219,7 @@ def test_what_is_finished_is_skipped_and_no_model_is_loaded(
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("a model is loaded though nothing is left to do")
 
-    monkeypatch.setattr(work, "load_found", refuse)
+    monkeypatch.setattr(upscaler, "load_found", refuse)
     said = omgsr(tree, "-r")
     assert (said.code, said.out) == (0, b"")
     assert "3 skipped" in said.err
@@ -549,7 +549,7 @@ def test_an_image_that_exceeds_the_memory_fails_alone_before_it_is_decoded(
     assert figure >= 9000 * 6000 * 5 >> 20
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
     # The machine's own memory counts likewise.
-    monkeypatch.setattr("omgsr_cli.batch.checking.free_memory_bytes", lambda device: 200 << 20)
+    monkeypatch.setattr("omgsr_cli.batch.finished.free_memory_bytes", lambda device: 200 << 20)
     said = omgsr(tmp_path / "in" / "b.png", "-o", tmp_path / "d.png", "--scale", "1")
     assert said.code == 1
     assert "200 are free" in said.errors[0]

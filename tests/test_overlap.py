@@ -15,10 +15,9 @@ from PIL import Image
 from test_upscaling import Identity
 from torch import Tensor
 
-from omgsr_cli.batch import writing
+from omgsr_cli.batch import upscaler as upscaling
 from omgsr_cli.batch.finished import FinishedResults, Settings
-from omgsr_cli.batch.overlap import Handover, begin_ahead
-from omgsr_cli.batch.upscaler import Upscaler
+from omgsr_cli.batch.upscaler import Handover, Upscaler, start_ahead
 from omgsr_cli.errors import FileError
 from omgsr_cli.files.jobs import Job
 from omgsr_cli.files.remembered import Remembered
@@ -66,7 +65,7 @@ def test_the_next_is_begun_while_one_is_in_hand() -> None:
         return number
 
     with ThreadPoolExecutor(1) as executor:
-        begun = begin_ahead([1, 2, 3], begin, executor)
+        begun = start_ahead([1, 2, 3], begin, executor)
         assert next(begun) == 1
         assert second.wait(10)
         assert next(begun) == 2
@@ -121,27 +120,27 @@ def test_failures_and_finished_ones_keep_their_places(tmp_path: Path) -> None:
 def test_the_model_works_while_another_picture_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writing waits until the model has begun the next picture; one after the other would wait for ever."""
     jobs, began = draw(tmp_path, 2), threading.Event()
-    real = writing.write_picture
+    real = upscaling.write_picture
 
     def slow(*arguments: object, **options: object) -> tuple[str, ...]:
         notes = real(*arguments, **options)  # type: ignore[arg-type] # as they came
         assert began.wait(30)
         return notes
 
-    monkeypatch.setattr(writing, "write_picture", slow)
+    monkeypatch.setattr(upscaling, "write_picture", slow)
     assert results_of(upscaler(tmp_path), jobs, lambda job: began.set() if job is jobs[1] else None) == ["done"] * 2
 
 
 def test_a_disk_that_fills_ends_a_picture_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = draw(tmp_path, 3)
-    real = writing.write_picture
+    real = upscaling.write_picture
 
     def full(picture: object, place: object, **options: object) -> tuple[str, ...]:
         if str(place).endswith("1.png"):
             raise FileError("the disk is full") from OSError(errno.ENOSPC, "full")
         return real(picture, place, **options)  # type: ignore[arg-type] # as they came
 
-    monkeypatch.setattr(writing, "write_picture", full)
+    monkeypatch.setattr(upscaling, "write_picture", full)
     assert results_of(upscaler(tmp_path), jobs) == ["done", "failed", "done"]
 
 

@@ -1,52 +1,116 @@
-"""Restore one picture after the other with one model: reading ahead, writing behind."""
+"""Upscale one image after the other with one model: the next is read and the one before written meanwhile."""
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import closing, suppress
-from dataclasses import replace
-from typing import NamedTuple
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Condition
+from typing import BinaryIO, Generic, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
-from omgsr_cli.batch.checking import beside_input, failed, forget_frames
-from omgsr_cli.batch.finished import FinishedResults, Settings
-from omgsr_cli.batch.overlap import Handover, begin_ahead
-from omgsr_cli.batch.reading import Begun, Ended, begin_job
+from omgsr_cli.batch.finished import (
+    Checked,
+    FinishedResults,
+    Settings,
+    beside_input,
+    check_job,
+    failed,
+    forget_frames,
+    is_own_result,
+    name_of,
+    open_content,
+    outputs_of,
+    own_result,
+)
 from omgsr_cli.batch.results import FileResult
-from omgsr_cli.batch.writing import write_result
-from omgsr_cli.errors import ExistsError, NotFiniteError, OmgsrError
+from omgsr_cli.engines.work import Place, Say
+from omgsr_cli.errors import DeviceError, ExistsError, FileError, NotFiniteError, OmgsrError, reason_of
+from omgsr_cli.files.addresses import Location
 from omgsr_cli.files.jobs import Job
-from omgsr_cli.imaging import PictureBands, Rows
+from omgsr_cli.files.naming import comparison_path
+from omgsr_cli.files.remembered import Remembered
+from omgsr_cli.files.storage import put_when_whole
+from omgsr_cli.imaging import Picture, PictureBands, Rows, read_picture, write_picture
+from omgsr_cli.imaging.image import side_by_side
+from omgsr_cli.imaging.rows import BandSpool, keeping
 from omgsr_cli.models.base import Restorer, RestorerInfo
+from omgsr_cli.models.devices import PRECISIONS, choose_device
+from omgsr_cli.models.family import ModelSource
+from omgsr_cli.models.loading import load_found, suitable_precision
+from omgsr_cli.planning import usable_memory
 from omgsr_cli.restoration import OnProgress
 from omgsr_cli.upscaling import load_wider, restore_picture
+
+Item = TypeVar("Item")
+Task = TypeVar("Task")
+Ahead = TypeVar("Ahead")
 
 _MOST_OVERFLOWS = 3
 """Images that overflow in the number format that was chosen for the user, before the others are not tried in it."""
 
 
-class _Behind(NamedTuple):
-    """A job whose picture is being written."""
+@dataclass(frozen=True)
+class UpscaleWork:
+    """The jobs of one run as an engine gets them: the settings, and where the model is.
 
-    begun: Begun
-    result: Future[FileResult]
+    Attributes:
+        settings: for all jobs.
+        model: from `find_model`.
+        info: of it.
+        on_tiles: called with (finished, total) tiles of the current image; only if the work stays in this process.
+    """
+
+    settings: Settings
+    model: ModelSource
+    info: RestorerInfo
+    on_tiles: OnProgress | None = None
+
+    def open(self, place: Place, say: Say) -> Upscaler:
+        """What does the jobs in a process; it reports what the user should know of the model when it loads it."""
+        precision = suitable_precision(self.model, self.settings.model.precision, choose_device(place.device))
+        settings = _shared(self.settings, place, self.info.parameters * PRECISIONS[precision].itemsize)
+
+        def load() -> Restorer:
+            restorer = load_found(self.model, device=place.device, precision=settings.model.precision)
+            for note in restorer.notes:
+                say(note)
+            say(f"{self.info.name} on {restorer.device}, {restorer.precision}", detail=True)
+            if restorer.device.type == "cuda" and restorer.precision == "fp32":
+                # Convolutions would take TF32, with the exponent of fp32 and the ten bits of fp16.
+                torch.backends.cudnn.allow_tf32 = False
+            if settings.model.compile:
+                restorer.compile()
+            return restorer
+
+        return Upscaler(settings, self.info, FinishedResults(settings, self.info, Remembered()), load, self.on_tiles)
+
+    def lost(self, job: Job, error: OmgsrError) -> FileResult:
+        """The result of a job whose process ended twice."""
+        return FileResult(
+            job.source, job.destination, "failed", error=FileError(f"{name_of(job)}: {error}", error.hint)
+        )
 
 
 class Upscaler:
-    """Does one job after the other: an output that is whole or absent, and a result that says what became of it.
+    """Does one job after the other: an output that is complete or absent, and a result that describes it.
 
-    The model is loaded when the first picture needs it: where everything is finished, none is.
+    The model is loaded when the first image needs it: if every job is finished, none is.
 
     Args:
         settings: for all jobs.
-        info: of the model, which need not be loaded to be asked.
+        info: of the model, which need not be loaded.
         results: of earlier runs with the same settings and model.
         load: returns the model; called at most once.
-        on_tiles: told (done, total) tiles of the picture in work.
+        on_tiles: called with (finished, total) tiles of the current image.
     """
 
     def __init__(
@@ -69,127 +133,328 @@ class Upscaler:
             OmgsrError: the model cannot be loaded.
         """
         for _ in range(2):
-            begun = self._begin(job)
-            result = begun.result if isinstance(begun, Ended) else self._done(begun)
-            # Another process was faster: now its file is this very result, or told as any file that is in the way.
+            opened = self._open(job)
+            if isinstance(opened, FileResult):
+                return opened
+            result = self._retried_if_not_finite(opened, self._write(opened, *self._restore(opened)))
+            # Another process was faster: its file is either this very result, or in the way like any other.
             if not isinstance(result.error, ExistsError):
                 break
         return result
-
-    def _done(self, begun: Begun) -> FileResult:
-        return self._widened(begun, self._finish(begun, *self._start(begun)))
 
     def stream(self, jobs: Iterable[Job], on_start: Callable[[Job], None]) -> Iterator[FileResult]:
         """Do jobs in order, so that the model need not wait: the next is read and the one before written meanwhile.
 
         Args:
-            jobs: one more is drawn than was begun.
-            on_start: told of each job as the model gets it.
+            jobs: one more is drawn than was started.
+            on_start: called with each job when the model gets it.
         Raises:
             OmgsrError: the model cannot be loaded.
         """
-        behind: deque[_Behind] = deque()
+        written: deque[_Written] = deque()
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             try:
-                for begun in begin_ahead(jobs, self._begin, reader):
-                    on_start(begun.job)
-                    if isinstance(begun, Ended):
-                        yield from self._told(behind)
-                        yield begun.result
+                for job, opened in start_ahead(jobs, lambda job: (job, self._open(job)), reader):
+                    on_start(job)
+                    if isinstance(opened, FileResult):
+                        yield from self._results_of(written)
+                        yield opened
                         continue
-                    ahead, given = self._restoring(begun, writer)
-                    with closing(given):
-                        for _ in given:
-                            if behind and behind[0].result.done():
-                                yield from self._told(behind)
-                    yield from self._told(behind)
-                    behind.append(ahead)
-                yield from self._told(behind)
+                    ahead, bands = self._restore_into(writer, opened)
+                    with closing(bands):
+                        for _ in bands:
+                            if written and written[0].result.done():
+                                yield from self._results_of(written)
+                    yield from self._results_of(written)
+                    written.append(ahead)
+                yield from self._results_of(written)
             except KeyboardInterrupt:
-                # The one before is whole by now, or nearly: it is told before the program ends.
-                yield from self._told(behind)
+                # The one before is complete by now, or nearly: its result is yielded before the program ends.
+                yield from self._results_of(written)
                 raise
 
-    def _told(self, behind: deque[_Behind]) -> Iterator[FileResult]:
-        """The result of the one that is being written, if one is, once it is there."""
-        while behind:
-            yield self._settled(behind.popleft())
+    def _open(self, job: Job) -> _OpenedJob | FileResult:
+        return open_job(job, self._settings, self._info, self._results)
 
-    def _restoring(self, begun: Begun, writer: Executor) -> tuple[_Behind, Generator[None]]:
-        """A picture that is computed as its bands are asked for, and written by another thread as they come."""
+    def _restore_into(self, writer: Executor, opened: _OpenedJob) -> tuple[_Written, Generator[None]]:
+        """Restore an image band by band, as the generator is drawn; another thread writes the bands."""
         handover: Handover[Tensor] = Handover()
-        restored, enlarged, told = self._start(begun)
+        restored, upscaled, notes = self._restore(opened)
 
         def write() -> FileResult:
             try:
-                return self._finish(begun, replace(restored, rgb=handover.take_all()), enlarged, told)
+                return self._write(opened, replace(restored, rgb=handover.take_all()), upscaled, notes)
             finally:
                 handover.leave()
 
         def give() -> Generator[None]:
-            # What only ends this picture is raised in the writer too, and becomes its result.
+            # What only ends this image is raised in the writer too, and becomes its result.
             with suppress(OmgsrError, MemoryError):
                 yield from handover.give_all(restored.rgb)
 
-        return _Behind(begun, writer.submit(write)), give()
+        return _Written(opened, writer.submit(write)), give()
 
-    def _settled(self, behind: _Behind) -> FileResult:
-        """The result, once it is there; where another process was faster, that of a second look.
+    def _results_of(self, written: deque[_Written]) -> Iterator[FileResult]:
+        """The result of the image that is being written, if one is, when it is complete."""
+        while written:
+            opened, future = written.popleft()
+            result = future.result()
+            if result.error is not None:
+                # The error was raised in this thread too.
+                forget_frames(result.error)
+            result = self._retried_if_not_finite(opened, result)
+            # If another process was faster, its file is either this very result, or in the way like any other.
+            yield self(opened.job) if isinstance(result.error, ExistsError) else result
 
-        Its file is this very result then, or told as any file is that is in the way.
-        """
-        result = behind.result.result()
-        if result.error is not None:
-            # The error was raised in this thread too.
-            forget_frames(result.error)
-        result = self._widened(behind.begun, result)
-        return self(behind.begun.job) if isinstance(result.error, ExistsError) else result
-
-    def _widened(self, begun: Begun, result: FileResult) -> FileResult:
-        """The result, or where the model's number format was too narrow for the image, that of float32."""
-        if begun.restorer is None or not isinstance(result.error, NotFiniteError):
+    def _retried_if_not_finite(self, opened: _OpenedJob, result: FileResult) -> FileResult:
+        """The result, or that of float32 if the model's number format was too narrow for the image."""
+        if opened.restorer is None or not isinstance(result.error, NotFiniteError):
             return result
-        told: list[str] = []
+        notes: list[str] = []
         try:
-            wide = load_wider(begun.restorer, result.error, told.append)
+            wide = load_wider(opened.restorer, result.error, notes.append)
         except NotFiniteError:
             return result
         self._overflows += 1
         if self._overflows == _MOST_OVERFLOWS:
-            told.append(f"{_MOST_OVERFLOWS} images overflowed: the others are restored in fp32 too")
+            notes.append(f"{_MOST_OVERFLOWS} images overflowed: the others are restored in fp32 too")
             self._restorer = wide
-        restored, enlarged, more = self._start(begun, wide)
-        return self._finish(begun, restored, enlarged, [*told, *more])
+        restored, upscaled, more = self._restore(opened, wide)
+        return self._write(opened, restored, upscaled, [*notes, *more])
 
-    def _begin(self, job: Job) -> Begun | Ended:
-        return begin_job(job, self._settings, self._info, self._results)
-
-    def _start(self, begun: Begun, wide: Restorer | None = None) -> tuple[PictureBands, Rows, list[str]]:
-        """The restored picture, of which nothing is computed yet, the enlarged input, and what is told on the way."""
+    def _restore(self, opened: _OpenedJob, wide: Restorer | None = None) -> tuple[PictureBands, Rows, list[str]]:
+        """The restored image, computed when its bands are drawn, the upscaled input, and notes that are added then."""
         if self._restorer is None:
             began = time.monotonic()
             self._restorer = self._load()
-            begun.waited_s = time.monotonic() - began
-        told: list[str] = []
-        begun.restorer = wide or self._restorer
-        restored, enlarged = restore_picture(
-            begun.restorer,
-            begun.picture,
-            begun.checked.output_px,
-            beside_input(self._settings.restore, begun.checked.held_bytes),
+            opened.waited_s = time.monotonic() - began
+        notes: list[str] = []
+        opened.restorer = wide or self._restorer
+        restored, upscaled = restore_picture(
+            opened.restorer,
+            opened.picture,
+            opened.checked.output_px,
+            beside_input(self._settings.restore, opened.checked.held_bytes),
             on_progress=self._on_tiles,
-            on_note=told.append,
+            on_note=notes.append,
         )
-        return restored, enlarged, told
+        return restored, upscaled, notes
 
-    def _finish(self, begun: Begun, restored: PictureBands, enlarged: Rows, told: list[str]) -> FileResult:
-        """Write a picture as its bands come."""
-        job, checked = begun.job, begun.checked
+    def _write(self, opened: _OpenedJob, restored: PictureBands, upscaled: Rows, notes: list[str]) -> FileResult:
+        """Write an image as its bands come."""
+        job, checked = opened.job, opened.checked
         try:
-            notes = write_result(begun, restored, enlarged, self._settings, self._results)
+            more = write_result(opened, restored, upscaled, self._settings, self._results)
         except OmgsrError as error:
-            return failed(job, error, begun.started)
-        seconds = time.monotonic() - begun.started - begun.waited_s
-        notes = (*begun.picture.notes, *told, *notes)
+            return failed(job, error, opened.started)
+        seconds = time.monotonic() - opened.started - opened.waited_s
         sizes = checked.input_px, checked.output_px, checked.working_px
-        return FileResult(job.source, job.destination, "done", *sizes, seconds=seconds, notes=notes)
+        return FileResult(
+            *(job.source, job.destination, "done", *sizes),
+            seconds=seconds,
+            notes=(*opened.picture.notes, *notes, *more),
+        )
+
+
+class _Written(NamedTuple):
+    """A job whose image is being written."""
+
+    opened: _OpenedJob
+    result: Future[FileResult]
+
+
+@dataclass
+class _OpenedJob:
+    """A job whose image has been read."""
+
+    job: Job
+    checked: Checked
+    picture: Picture
+    record: str
+    started: float
+    waited_s: float = 0.0
+    """Seconds since then that were spent on loading the model."""
+    restorer: Restorer | None = None
+    """The model that restores it."""
+
+
+def open_job(job: Job, settings: Settings, info: RestorerInfo, results: FinishedResults) -> _OpenedJob | FileResult:
+    """Read a job's image, or return the result of a job that the model need not process.
+
+    Args:
+        job: to open.
+        settings: for all jobs.
+        info: of the model, which need not be loaded.
+        results: of earlier runs with the same settings and model.
+    """
+    started, held = time.monotonic(), ExitStack()
+    with held:
+        try:
+            if (known := results.find_known(job)) is not None:
+                return known
+            content = open_content(job, held, results)
+            if is_own_result(job, content, results):
+                return own_result(job)
+            checked = check_job(job, content, settings, info, results)
+            if checked.is_finished(job, settings):
+                sizes = checked.input_px, checked.output_px, checked.working_px
+                return FileResult(job.source, job.destination, "skipped", *sizes)
+            # Before the work: an input that is edited meanwhile is another one.
+            record = results.record(checked.content)
+            picture = read_picture(checked.content, name_of(job))
+        except OmgsrError as error:
+            return failed(job, error, started)
+    return _OpenedJob(job, checked, picture, record, started)
+
+
+def write_result(
+    opened: _OpenedJob, restored: PictureBands, upscaled: Rows, settings: Settings, results: FinishedResults
+) -> tuple[str, ...]:
+    """Write an image as its bands come, and its comparison.
+
+    Args:
+        opened: what is restored.
+        restored: its bands, computed as they are asked for.
+        upscaled: rows of the upscaled input, for the comparison.
+        settings: for all jobs.
+        results: remembers what was written.
+    Returns:
+        Notes for the user.
+    Raises:
+        OmgsrError: it cannot be computed or written; no unfinished file is left.
+    """
+    job, checked, record = opened.job, opened.checked, opened.record
+    kept = BandSpool(opened.picture.bit_depth) if settings.write.compare and job.destination is not None else None
+    overwrite = settings.write.overwrite or job.destination in checked.finished
+    try:
+        with _opened(job.destination, overwrite) as place:
+            notes = write_picture(
+                restored if kept is None else replace(restored, rgb=keeping(restored.rgb, kept)),
+                place,
+                format=checked.format,
+                quality=settings.write.quality,
+                metadata=settings.write.metadata,
+                dpi=settings.write.dpi,
+                record=record,
+                overwrite=overwrite,
+            )
+    except MemoryError as error:
+        raise FileError(f"{name_of(job)}: memory is short for {checked.output_px}", "ask for a smaller size") from error
+    except (DeviceError, NotFiniteError) as error:
+        raise type(error)(f"{name_of(job)}: {error.message}", error.hint) from error
+    if kept is not None and job.destination is not None:
+        both = side_by_side(upscaled, opened.picture, replace(restored, rgb=iter(kept)))
+        path = comparison_path(job.destination)
+        overwrite = settings.write.overwrite or path in checked.finished
+        metadata = settings.write.metadata
+        with put_when_whole(path, overwrite=overwrite) as local:
+            write_picture(both, local, format="png", metadata=metadata, record=record, overwrite=overwrite)
+    if settings.write.keep_times:
+        notes += _keep_times(job.source, outputs_of(job, settings))
+    for path in outputs_of(job, settings):
+        results.keep(path, record)
+    return notes
+
+
+def _keep_times(source: Location | None, outputs: Sequence[Location]) -> tuple[str, ...]:
+    """Give results the times of their input; returns a note where one of them has none that can be set."""
+    if not isinstance(source, Path) or not all(isinstance(output, Path) for output in outputs):
+        return ("--keep-times has no effect: input and result are not both local files",)
+    try:
+        found = source.stat()
+        for output in outputs:
+            os.utime(str(output), ns=(found.st_atime_ns, found.st_mtime_ns))
+    except OSError as error:
+        return (f"the times of the input were not kept: {reason_of(error)}",)
+    return ()
+
+
+def _opened(destination: Location | None, overwrite: bool) -> AbstractContextManager[Path | BinaryIO]:
+    return nullcontext(sys.stdout.buffer) if destination is None else put_when_whole(destination, overwrite=overwrite)
+
+
+class Handover(Generic[Item]):
+    """Hands items from one thread to another, which is at most one behind."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Item] = deque()
+        self._changed = Condition()
+        self._has_ended = self._taker_left = False
+        self._error: BaseException | None = None
+
+    def give_all(self, items: Iterable[Item]) -> Generator[None]:
+        """Give items until there are no more, or the taker has left; yields after each.
+
+        An exception of the items is raised here and in the taker; so is that this generator was closed early.
+        """
+        try:
+            for item in items:
+                if not self._give(item):
+                    return
+                # Only the taker keeps what was given.
+                del item
+                yield
+        except BaseException as error:
+            self._end(error)
+            raise
+        self._end(None)
+
+    def take_all(self) -> Iterator[Item]:
+        """Items as they come, to the last; raises what giving them raised."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._has_ended)
+                if not self._waiting:
+                    break
+                item = self._waiting.popleft()
+                self._changed.notify_all()
+            yield item
+            del item
+        if self._error is not None:
+            raise self._error
+
+    def leave(self) -> None:
+        """Take no more: the giver stops at its next item."""
+        with self._changed:
+            self._taker_left = True
+            self._waiting.clear()
+            self._changed.notify_all()
+
+    def _give(self, item: Item) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting or self._taker_left)
+            if self._taker_left:
+                return False
+            self._waiting.append(item)
+            self._changed.notify_all()
+        return True
+
+    def _end(self, error: BaseException | None) -> None:
+        with self._changed:
+            self._has_ended, self._error = True, error
+            self._changed.notify_all()
+
+
+def start_ahead(tasks: Iterable[Task], start: Callable[[Task], Ahead], executor: Executor) -> Iterator[Ahead]:
+    """Start each task while the caller uses the one before.
+
+    Args:
+        tasks: one more is drawn than was yielded.
+        start: run by the executor; what it raises is raised in the task's turn.
+        executor: of one thread, so that tasks start in order.
+    """
+    ahead: Future[Ahead] | None = None
+    for task in tasks:
+        before, ahead = ahead, executor.submit(start, task)
+        if before is not None:
+            yield before.result()
+    if ahead is not None:
+        yield ahead.result()
+
+
+def _shared(settings: Settings, place: Place, weights_bytes: int) -> Settings:
+    """Of memory that nobody gave out, each process that shares a device may use its part, less its own weights."""
+    if place.sharing == 1 or settings.restore.memory is not None:
+        return settings
+    part = max((usable_memory(choose_device(place.device)) // place.sharing - weights_bytes) >> 20, 16)
+    return replace(settings, restore=settings.restore.model_copy(update={"memory": part}))

@@ -25,7 +25,7 @@ from omgsr_cli.benchmark.models import LoadedModel, Model
 from omgsr_cli.benchmark.results import Failure, ImageResult, MetricInfo, Report, Summary
 from omgsr_cli.benchmark.scoring import MetricChoice, ReadyMetric, Scorebook, make_metrics, scoring_failures
 from omgsr_cli.benchmark.statistics import compare, summarise
-from omgsr_cli.engines.work import Engine, Place, Say, say_nothing
+from omgsr_cli.engines.work import Engine, OneByOne, Place, Say, Worker, say_nothing
 from omgsr_cli.errors import DeviceError, OmgsrError
 from omgsr_cli.imaging import Picture, read_picture, write_picture
 from omgsr_cli.models.devices import is_out_of_memory, release_memory
@@ -143,12 +143,12 @@ class BenchWork:
     plan: Plan
     metrics: Sequence[str]
 
-    def open(self, place: Place, say: Say) -> Callable[[int], tuple[int, CaseResult | OmgsrError]]:
-        """The function that restores and scores images in a process."""
+    def open(self, place: Place, say: Say) -> Worker[int, tuple[int, CaseResult | OmgsrError]]:
+        """Return what restores and scores images in a process."""
         chosen = [known for known in self.plan.asked if known.info.name in self.metrics and not known.info.scores_sets]
         ready, _ = make_metrics(chosen, replace(self.plan.metric_choice, device=place.device))
         runner = CaseRunner(self.plan, ready, Cache(self.plan.cache), lambda name: None, place.device)
-        return lambda number: (number, runner(number))
+        return OneByOne(lambda number: (number, runner(number)))
 
     def lost(self, number: int, error: OmgsrError) -> tuple[int, CaseResult | OmgsrError]:
         """The result for an image whose process died twice."""

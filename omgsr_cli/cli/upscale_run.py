@@ -58,8 +58,7 @@ class Session:
 
     def plan(self, plan: PartsOfPlan) -> int:
         """Say what would be done."""
-        from omgsr_cli.batch.checking import plan_files
-        from omgsr_cli.batch.finished import FinishedResults
+        from omgsr_cli.batch.finished import FinishedResults, plan_files
         from omgsr_cli.models.devices import choose_device
         from omgsr_cli.planning import usable_memory
 
@@ -74,7 +73,7 @@ class Session:
     def run(self, plan: PartsOfPlan, options: EngineOptions, report: Report) -> int:
         """Do the work."""
         from omgsr_cli.batch.results import result_record
-        from omgsr_cli.batch.work import UpscaleWork
+        from omgsr_cli.batch.upscaler import UpscaleWork
         from omgsr_cli.engines.local import Here
 
         engine = choose_engine(options, plan.total)

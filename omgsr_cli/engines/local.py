@@ -15,13 +15,12 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic
 
-from omgsr_cli.engines.waiting import WaitingTasks
-from omgsr_cli.engines.work import DoesStreams, Place, Result, Say, Task, Work
+from omgsr_cli.engines.work import Place, Result, Say, Task, TaskQueue, Work
 from omgsr_cli.errors import DeviceError, OmgsrError
 
 _MOST_FAILED_STARTS = 3
 
-# What a process may take to notice that it is to end: a layer of a network, which hears nothing meanwhile.
+# A process notices that it is to end only after the layer of a network that it is computing.
 _PATIENCE_S = 30.0
 
 
@@ -35,14 +34,7 @@ class Here:
         self, work: Work[Task, Result], tasks: Iterable[Task], *, on_start: Callable[[Task], None], say: Say
     ) -> Generator[Result, None, None]:
         """As `Engine.run`."""
-        do = work.open(self.place, say)
-        opened: object = do
-        if isinstance(opened, DoesStreams):
-            yield from opened.stream(tasks, on_start)
-            return
-        for task in tasks:
-            on_start(task)
-            yield do(task)
+        yield from work.open(self.place, say).stream(tasks, on_start)
 
 
 @dataclass(frozen=True)
@@ -64,11 +56,11 @@ class Processes:
         """As `Engine.run`; results come in the order in which they are ready."""
         stream = iter(tasks)
         first = list(islice(stream, len(self.places)))
-        crew = _Crew(work, self.places[: len(first)], chain(first, stream), on_start, say)
+        pool = _Pool(work, self.places[: len(first)], chain(first, stream), on_start, say)
         try:
-            yield from crew.results()
+            yield from pool.results()
         finally:
-            crew.close()
+            pool.close()
 
 
 def plan_places(devices: Sequence[str | None], workers: int | None) -> tuple[Place, ...]:
@@ -83,8 +75,8 @@ def choose_local(places: Sequence[Place]) -> Here | Processes:
     return Here(places[0]) if len(places) == 1 else Processes(places)
 
 
-class _Hand(Generic[Task]):
-    """One process, and the task that it has."""
+class _Process(Generic[Task]):
+    """A process of this run, and the task that it has."""
 
     def __init__(self, work: Work[Task, Any], place: Place, threads: int) -> None:
         context = get_context("spawn")
@@ -92,10 +84,10 @@ class _Hand(Generic[Task]):
         self.is_ready = False
         self.task: Task | None = None
         self.connection, theirs = context.Pipe()
-        self.process: SpawnProcess = context.Process(target=_serve, args=(theirs, work, place, threads), daemon=True)
-        with _deaf_to_interrupts():
-            self.process.start()
-        # Only the process itself holds its end now: when it dies, ours says so.
+        self.child: SpawnProcess = context.Process(target=_serve, args=(theirs, work, place, threads), daemon=True)
+        with _ignoring_interrupts():
+            self.child.start()
+        # Only the process holds its end now: reading ours fails when it dies.
         theirs.close()
 
     def give(self, task: Task) -> None:
@@ -103,11 +95,11 @@ class _Hand(Generic[Task]):
         try:
             self.connection.send(task)
         except OSError:
-            # It has died just now, which is found out when it is listened to.
+            # It has just died, which is found out when its connection is read.
             return
 
 
-class _Crew(Generic[Task, Result]):
+class _Pool(Generic[Task, Result]):
     """The processes of one run, and the tasks that are waiting for them."""
 
     def __init__(
@@ -118,74 +110,74 @@ class _Crew(Generic[Task, Result]):
         on_start: Callable[[Task], None],
         say: Say,
     ) -> None:
-        self._work, self._tasks, self._on_start, self._say = work, WaitingTasks(tasks), on_start, say
+        self._work, self._tasks, self._on_start, self._say = work, TaskQueue(tasks), on_start, say
         self._threads = max(1, _core_count() // max(len(places), 1))
         self._failed_starts = 0
         self._said: set[str] = set()
-        self._hands = [self._hire(place) for place in places]
+        self._processes = [self._start(place) for place in places]
 
     def results(self) -> Iterator[Result]:
         while self._keep_busy():
-            heard = wait([hand.connection for hand in self._hands])
-            for hand in [hand for hand in self._hands if hand.connection in heard]:
-                yield from self._hear(hand)
+            heard = wait([process.connection for process in self._processes])
+            for process in [process for process in self._processes if process.connection in heard]:
+                yield from self._hear(process)
 
     def close(self) -> None:
-        """End the processes: what they have begun is given up, and leaves nothing half done."""
-        for hand in self._hands:
-            hand.connection.close()
-            if hand.task is not None or not hand.is_ready:
-                hand.process.terminate()
-        for hand in self._hands:
-            hand.process.join(_PATIENCE_S)
-            if hand.process.exitcode is None:
-                hand.process.kill()
-                hand.process.join()
+        """End the processes; unfinished tasks are dropped and leave no files."""
+        for process in self._processes:
+            process.connection.close()
+            if process.task is not None or not process.is_ready:
+                process.child.terminate()
+        for process in self._processes:
+            process.child.join(_PATIENCE_S)
+            if process.child.exitcode is None:
+                process.child.kill()
+                process.child.join()
 
-    def _hire(self, place: Place) -> _Hand[Task]:
-        return _Hand(self._work, place, self._threads)
+    def _start(self, place: Place) -> _Process[Task]:
+        return _Process(self._work, place, self._threads)
 
     def _keep_busy(self) -> bool:
-        """Give a task to everyone who has none; False when there is nothing left to do or to wait for."""
-        for hand in self._hands:
-            if hand.is_ready and hand.task is None and (task := self._tasks.next()) is not None:
+        """Give a task to every idle process; False when nothing is left to do or to wait for."""
+        for process in self._processes:
+            if process.is_ready and process.task is None and (task := self._tasks.next()) is not None:
                 self._on_start(task)
-                hand.give(task)
-        if any(hand.task is not None for hand in self._hands):
+                process.give(task)
+        if any(process.task is not None for process in self._processes):
             return True
-        # Nobody is ready yet: whether there is a task for them shows by drawing one.
+        # No process is ready yet: a task is drawn to find out whether one is left.
         return self._tasks.has_more()
 
-    def _hear(self, hand: _Hand[Task]) -> Iterator[Result]:
+    def _hear(self, process: _Process[Task]) -> Iterator[Result]:
         try:
-            kind, content = hand.connection.recv()
+            kind, content = process.connection.recv()
         except (EOFError, OSError):
-            yield from self._replace(hand)
+            yield from self._replace(process)
             return
         if kind == "ready":
-            hand.is_ready, self._failed_starts = True, 0
+            process.is_ready, self._failed_starts = True, 0
         elif kind == "say":
             text, detail = content
             if text not in self._said:
                 self._said.add(text)
                 self._say(text, detail=detail)
         elif kind == "done":
-            if hand.task is not None:
-                self._tasks.done(hand.task)
-            hand.task = None
+            if process.task is not None:
+                self._tasks.done(process.task)
+            process.task = None
             yield content
         else:
             raise content
 
-    def _replace(self, hand: _Hand[Task]) -> Iterator[Result]:
-        hand.connection.close()
-        hand.process.join()
-        how = _told_end(hand.process.exitcode)
-        self._failed_starts += not hand.is_ready
+    def _replace(self, process: _Process[Task]) -> Iterator[Result]:
+        process.connection.close()
+        process.child.join()
+        how = _describe_end(process.child.exitcode)
+        self._failed_starts += not process.is_ready
         if self._failed_starts >= _MOST_FAILED_STARTS:
             raise DeviceError(f"processes {how} as they start", "memory may be short: try fewer --workers")
-        self._hands[self._hands.index(hand)] = self._hire(hand.place)
-        if (task := hand.task) is None:
+        self._processes[self._processes.index(process)] = self._start(process.place)
+        if (task := process.task) is None:
             return
         if self._tasks.try_again(task):
             return
@@ -194,10 +186,10 @@ class _Crew(Generic[Task, Result]):
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """What is started in here never hears Ctrl-C, which comes to all processes of a terminal.
+def _ignoring_interrupts() -> Iterator[None]:
+    """Processes that are started in here ignore Ctrl-C, which a terminal sends to all of its processes.
 
-    The first one ends the others, which might otherwise tell of it while they start.
+    This process ends them; they would otherwise print tracebacks while they start.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -210,10 +202,10 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 
 def _serve(connection: Connection, work: Work[Any, Any], place: Place, threads: int) -> None:
-    """What a process does: opens the work, then one task after the other until nobody is there to give one."""
+    """Run in a process: open the work, then do one task after the other until the connection is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _give_up)
-    # Results are the first process's to tell: what a library prints goes with the talk.
+    signal.signal(signal.SIGTERM, _exit)
+    # Standard output is for results, which the first process prints: what a library prints goes to standard error.
     os.dup2(2, 1)
     if "OMP_NUM_THREADS" not in os.environ:
         import torch
@@ -231,7 +223,7 @@ def _serve(connection: Connection, work: Work[Any, Any], place: Place, threads: 
     except OmgsrError as error:
         connection.send(("error", error))
     except BrokenPipeError:
-        # Nobody is there any more to hear of it.
+        # The first process has ended.
         return
 
 
@@ -242,12 +234,12 @@ def _receive(connection: Connection) -> Any:
         return None
 
 
-def _give_up(number: int, frame: object) -> None:
+def _exit(number: int, frame: object) -> None:
     # As an exception, so that a file in work is removed.
     raise SystemExit(0)
 
 
-def _told_end(code: int | None) -> str:
+def _describe_end(code: int | None) -> str:
     return f"was killed (signal {-code})" if code is not None and code < 0 else f"ended (exit code {code})"
 
 

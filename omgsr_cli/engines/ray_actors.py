@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Generic
 
-from omgsr_cli.engines.waiting import WaitingTasks
-from omgsr_cli.engines.work import Place, Result, Say, Task, Work
+from omgsr_cli.engines.work import Place, Result, Say, Task, TaskQueue, Work
 from omgsr_cli.errors import DeviceError, OmgsrError, UsageError
 from omgsr_cli.files.atomic import give_up_partials
 
@@ -22,7 +21,7 @@ _MOST_FAILED_STARTS = 3
 _OBJECT_STORE_BYTES = 128 << 20
 _LISTEN_S = 0.5
 
-# An actor does tasks one by one, and beside them hears that it is to end.
+# An actor does tasks one by one; beside them it takes the call that ends it.
 _BESIDE = "beside"
 _PATIENCE_WITH_ENDING_S = 10.0
 
@@ -74,11 +73,11 @@ class RayActors:
                 max_concurrency=1,
                 concurrency_groups={_BESIDE: 1},
             )(_Actor)
-            cast = _Cast(work, iter(tasks), lambda: actor.remote(work, place), on_start, say)
+            pool = _Pool(work, iter(tasks), lambda: actor.remote(work, place), on_start, say)
             try:
-                yield from cast.results(count, self.patience_s)
+                yield from pool.results(count, self.patience_s)
             finally:
-                cast.close()
+                pool.close()
         finally:
             if started:
                 ray.shutdown()
@@ -86,7 +85,7 @@ class RayActors:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What an actor says to a call; errors are values, as Ray would keep only their traceback."""
+    """What an actor returns for a call; errors are values, as Ray would keep only their traceback."""
 
     notes: list[tuple[str, bool]]
     result: Any = None
@@ -113,7 +112,7 @@ class _Actor:
         return self._answer(lambda: self._do(task))
 
     def give_up(self) -> None:
-        """Leave nothing half done: called beside what the actor does, before it is killed."""
+        """Remove unfinished files: called beside the actor's task, before it is killed."""
         give_up_partials()
 
     def _answer(self, act: Callable[[], Any]) -> _Answer:
@@ -125,7 +124,7 @@ class _Actor:
         return _Answer(notes, result, error)
 
 
-class _Cast(Generic[Task, Result]):
+class _Pool(Generic[Task, Result]):
     """The actors of one run, and the tasks that are waiting for them."""
 
     def __init__(
@@ -137,7 +136,7 @@ class _Cast(Generic[Task, Result]):
         say: Say,
     ) -> None:
         self._work, self._start, self._on_start, self._say = work, start, on_start, say
-        self._tasks = WaitingTasks(tasks)
+        self._tasks = TaskQueue(tasks)
         self._failed_starts = 0
         self._said: set[str] = set()
         # The answers that are awaited, and from whom. An actor for which there is no room yet stays among the opening
@@ -148,13 +147,13 @@ class _Cast(Generic[Task, Result]):
 
     def results(self, count: int, patience_s: float) -> Iterator[Result]:
         for _ in range(count):
-            self._hire()
+            self._add_actor()
         while self._keep_busy():
             for answer in self._wait(patience_s):
                 yield from self._hear(answer)
 
     def _wait(self, patience_s: float) -> list[Any]:
-        """The answers that have come; what is done may take long, but an actor that does not even open is not there."""
+        """The answers that have come; a task may take long, but an actor that does not start in time is missing."""
         import ray
 
         began = time.monotonic()
@@ -172,11 +171,11 @@ class _Cast(Generic[Task, Result]):
             if not self._doing and time.monotonic() - began > patience_s:
                 raise DeviceError(
                     f"no actor of Ray's could start within {patience_s:.0f} s",
-                    "`ray status` tells what the cluster has room for",
+                    "`ray status` shows what the cluster has room for",
                 )
 
     def close(self) -> None:
-        """End the actors: what they have begun is given up, and what they held is free for the next run."""
+        """End the actors; unfinished tasks are dropped, and their devices are free for the next run."""
         import ray
 
         # Killed actors cannot remove what they were writing.
@@ -186,19 +185,19 @@ class _Cast(Generic[Task, Result]):
         for actor in [*self._opening.values(), *(actor for actor, _ in self._doing.values()), *self._idle]:
             ray.kill(actor)
 
-    def _hire(self) -> None:
+    def _add_actor(self) -> None:
         actor = self._start()
         self._opening[actor.open.remote()] = actor
 
     def _keep_busy(self) -> bool:
-        """Give a task to everyone who is idle; False when there is nothing left to do or to wait for."""
+        """Give a task to every idle actor; False when nothing is left to do or to wait for."""
         while self._idle and (task := self._tasks.next()) is not None:
             self._on_start(task)
             actor = self._idle.pop()
             self._doing[actor.do.remote(task)] = actor, task
         if self._doing:
             return True
-        # Nobody is ready yet: whether there is a task for them shows by drawing one.
+        # No actor is ready yet: a task is drawn to find out whether one is left.
         return self._tasks.has_more()
 
     def _hear(self, awaited: Any) -> Iterator[Result]:
@@ -214,7 +213,7 @@ class _Cast(Generic[Task, Result]):
             ray.kill(actor)
             yield from self._replace(task)
             return
-        self._tell(answer)
+        self._report_notes(answer)
         if answer.error is not None:
             raise answer.error
         self._idle.append(actor)
@@ -224,7 +223,7 @@ class _Cast(Generic[Task, Result]):
             self._tasks.done(task)
             yield answer.result
 
-    def _tell(self, answer: _Answer) -> None:
+    def _report_notes(self, answer: _Answer) -> None:
         for text, detail in answer.notes:
             if text not in self._said:
                 self._said.add(text)
@@ -236,7 +235,7 @@ class _Cast(Generic[Task, Result]):
             raise DeviceError(
                 "Ray's actors end as they start", "memory may be short: try fewer --workers; each node needs omgsr-cli"
             )
-        self._hire()
+        self._add_actor()
         if task is None:
             return
         if self._tasks.try_again(task):
@@ -268,8 +267,8 @@ def _own_signals() -> Iterator[None]:
 
 
 def _connect(address: str | None) -> bool:
-    """Join the cluster, or start Ray here; says whether it was not running already."""
-    # Before Ray is imported: it would tell its makers of every use.
+    """Join the cluster, or start Ray here; returns whether it was not running already."""
+    # Before Ray is imported: it reports its use over the network otherwise.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 

@@ -1,21 +1,21 @@
-"""What an engine is given: work that can be opened in any process, and is done task by task there."""
+"""What an engine is given: work that can be opened in any process, and its tasks."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Generic, Protocol, TypeVar
 
 from omgsr_cli.errors import OmgsrError
 
 Task = TypeVar("Task", bound=Hashable)
 Result = TypeVar("Result")
-_Given = TypeVar("_Given", bound=Hashable, contravariant=True)
 _Made = TypeVar("_Made", covariant=True)
 
 
 class Say(Protocol):
-    """Told, in a line, what a person should know; a detail only if everything was asked for."""
+    """Receives what the user should know, one line each; a detail is shown only on request."""
 
     def __call__(self, text: str, *, detail: bool = False) -> None:
         """Take a line."""
@@ -23,7 +23,7 @@ class Say(Protocol):
 
 
 def say_nothing(text: str, *, detail: bool = False) -> None:
-    """The `Say` of a caller who does not want to be told."""
+    """A `Say` that drops every line."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Place:
     """Where a process works.
 
     Attributes:
-        device: "cuda:1", "cpu", ...; None takes the first that is there.
+        device: "cuda:1", "cpu", ...; None takes the first that exists.
         sharing: how many processes share the device and its memory.
     """
 
@@ -39,46 +39,103 @@ class Place:
     sharing: int = 1
 
 
-@runtime_checkable
-class DoesStreams(Protocol[Task, _Made]):
-    """What may be added to what `Work.open` returns: several tasks in order, of which one is begun ahead."""
+class Worker(Protocol[Task, _Made]):
+    """What does tasks in one process; what only ends a task is in its result: an exception ends the run."""
 
-    def stream(self, tasks: Iterable[Task], on_start: Callable[[Task], None]) -> Iterator[_Made]:
-        """Do every task in order; `on_start` is told of each as it begins."""
+    def __call__(self, task: Task, /) -> _Made:
+        """Do one task."""
+        ...
+
+    def stream(self, tasks: Iterable[Task], on_start: Callable[[Task], None], /) -> Iterator[_Made]:
+        """Do every task in order; `on_start` is called with each as it starts. Later tasks may be drawn early."""
         ...
 
 
-class Work(Protocol[_Given, _Made]):
-    """What is to be done, without what it takes to do it: small, and can be sent to another process."""
+@dataclass(frozen=True)
+class OneByOne(Generic[Task, Result]):
+    """A `Worker` that finishes each task before the next.
 
-    def open(self, place: Place, say: Say) -> Callable[[_Given], _Made]:
-        """Make ready once in a process.
+    Attributes:
+        do: does one task.
+    """
 
-        What is returned does one task after the other, and catches what only ends a task: an exception ends the run.
-        """
+    do: Callable[[Task], Result]
+
+    def __call__(self, task: Task) -> Result:
+        """As `Worker`."""
+        return self.do(task)
+
+    def stream(self, tasks: Iterable[Task], on_start: Callable[[Task], None]) -> Iterator[Result]:
+        """As `Worker.stream`."""
+        for task in tasks:
+            on_start(task)
+            yield self.do(task)
+
+
+class Work(Protocol[Task, _Made]):
+    """A description of tasks, without what it takes to do them: small, and can be sent to another process."""
+
+    def open(self, place: Place, say: Say) -> Worker[Task, _Made]:
+        """Make ready once in a process."""
         ...
 
-    def lost(self, task: _Given, error: OmgsrError) -> _Made:
+    def lost(self, task: Task, error: OmgsrError) -> _Made:
         """The result of a task whose process ended twice."""
         ...
 
 
 class Engine(Protocol):
-    """Has tasks done."""
+    """Runs the tasks of some work in one or several processes."""
 
     def run(
         self, work: Work[Task, Result], tasks: Iterable[Task], *, on_start: Callable[[Task], None], say: Say
     ) -> Generator[Result, None, None]:
-        """Do every task, and yield the results as they come; tasks are drawn as there is room for them.
+        """Do every task, and yield the results as they come; tasks are drawn as processes become free.
 
-        Closing it ends what is in work, and the processes.
+        Closing it ends unfinished tasks and the processes.
 
         Args:
             work: opened once in each process.
             tasks: may be a long stream.
-            on_start: told of each task as it begins, where the engine knows.
+            on_start: called with each task as it starts.
             say: as for `Work.open`.
         Raises:
             OmgsrError: the work cannot be opened, or the processes cannot run.
         """
         ...
+
+
+class TaskQueue(Generic[Task]):
+    """The tasks of a run that several processes share: those to come, and those whose process was lost, once more.
+
+    Args:
+        tasks: may be a long stream; drawn one by one.
+    """
+
+    def __init__(self, tasks: Iterator[Task]) -> None:
+        self._tasks = tasks
+        self._again: deque[Task] = deque()
+        self._tried: set[Task] = set()
+
+    def next(self) -> Task | None:
+        """Give a task; None when there is none left."""
+        return self._again.popleft() if self._again else next(self._tasks, None)
+
+    def has_more(self) -> bool:
+        """Whether a task is left; it is drawn to find out, and stays the next."""
+        if (task := self.next()) is None:
+            return False
+        self._again.appendleft(task)
+        return True
+
+    def try_again(self, task: Task) -> bool:
+        """Take back a task whose process was lost; False if that happened to it before."""
+        if task in self._tried:
+            return False
+        self._tried.add(task)
+        self._again.append(task)
+        return True
+
+    def done(self, task: Task) -> None:
+        """Forget that a task was tried: it has its result."""
+        self._tried.discard(task)

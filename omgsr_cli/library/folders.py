@@ -8,8 +8,7 @@ from typing import Literal
 
 from omgsr_cli.batch.finished import FinishedResults, Settings
 from omgsr_cli.batch.results import FileResult
-from omgsr_cli.batch.upscaler import Upscaler
-from omgsr_cli.batch.work import UpscaleWork
+from omgsr_cli.batch.upscaler import Upscaler, UpscaleWork
 from omgsr_cli.engines.local import choose_local, plan_places
 from omgsr_cli.engines.work import say_nothing
 from omgsr_cli.errors import UsageError

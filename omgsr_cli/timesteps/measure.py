@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from omgsr_cli.datasets.pair_source import ImagePair, PairSource
-from omgsr_cli.engines.work import Place, Say
+from omgsr_cli.engines.work import OneByOne, Place, Say, Worker
 from omgsr_cli.errors import FileError, ModelError, OmgsrError
 from omgsr_cli.models.base import ImageEncoder
 from omgsr_cli.models.loading import NamedEncoder
@@ -112,14 +112,14 @@ class MeasureWork:
     source: PairSource
     encoder: NamedEncoder | ImageEncoder
 
-    def open(self, place: Place, say: Say) -> Callable[[tuple[int, ...]], Results]:
+    def open(self, place: Place, say: Say) -> Worker[tuple[int, ...], Results]:
         """See `Work.open`."""
         encoder = self.encoder if isinstance(self.encoder, ImageEncoder) else self.encoder.load(place.device)
 
         def do(items: tuple[int, ...]) -> Results:
             return tuple(zip(items, measure(self.source, encoder, items, batch=len(items)), strict=True))
 
-        return do
+        return OneByOne(do)
 
     def lost(self, task: tuple[int, ...], error: OmgsrError) -> Results:
         """See `Work.lost`."""
