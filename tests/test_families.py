@@ -17,7 +17,7 @@ from training_run import run_here, settings, write_pictures
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models import families
-from omgsr_cli.models.base import Restorer, TilesItself
+from omgsr_cli.models.base import Restorer, TilesItself, Trainable
 from omgsr_cli.models.family import Family
 from omgsr_cli.models.loading import load_restorer, load_trainable
 from omgsr_cli.models.lora import LoraOptions
@@ -26,7 +26,6 @@ from omgsr_cli.models.sd_family import SdFamily
 from omgsr_cli.models.sources import find_trainable
 from omgsr_cli.models.tiny import TinyRestorer, TinyTrainable
 from omgsr_cli.models.tiny_family import TinyFamily
-from omgsr_cli.models.trainable import Trainable
 from omgsr_cli.training.model import Generator
 
 CPU = torch.device("cpu")

@@ -14,11 +14,11 @@ from random_sd import write_sd_model
 from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError, UsageError
+from omgsr_cli.models.base import Trainable
 from omgsr_cli.models.loading import load_restorer, load_trainable
 from omgsr_cli.models.lora import LoraOptions
 from omgsr_cli.models.record import load_record
 from omgsr_cli.models.sources import find_trainable
-from omgsr_cli.models.trainable import Trainable
 from omgsr_cli.models.wavelet import WaveletLatents
 from omgsr_cli.training.config import GanConfig, StepsConfig, TrainConfig, read_preset_config
 from omgsr_cli.training.discriminator import build_discriminator

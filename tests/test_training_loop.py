@@ -25,9 +25,9 @@ from training_run import differing, run_here, settings, tensors
 from omgsr_cli.degradation import degrade
 from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.fidelity import psnr
+from omgsr_cli.models.base import Trainable
 from omgsr_cli.models.loading import load_restorer, load_trainable
 from omgsr_cli.models.sources import find_trainable
-from omgsr_cli.models.trainable import Trainable
 from omgsr_cli.training import validation
 from omgsr_cli.training.assembly import build_crop_options, load_run
 from omgsr_cli.training.config import OptimConfig, TrainConfig

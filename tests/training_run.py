@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from omgsr_cli.models.trainable import Trainable
+from omgsr_cli.models.base import Trainable
 from omgsr_cli.training import loop
 from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.events import Event

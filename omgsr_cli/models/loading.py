@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from omgsr_cli.errors import DeviceError, ModelError, UsageError, reason_of, write_reason
 from omgsr_cli.files.atomic import partial_folder
 from omgsr_cli.models.autoencoders import load_diffusers_encoder, load_schedule, load_vae_encoder
-from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo
+from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, Trainable
 from omgsr_cli.models.devices import choose_device, choose_precision, is_out_of_memory, skipped_devices
 from omgsr_cli.models.families import family_of
 from omgsr_cli.models.family import ModelSource
@@ -25,7 +25,6 @@ from omgsr_cli.models.libraries import explain_broken_torchvision
 from omgsr_cli.models.lora import LoraOptions
 from omgsr_cli.models.record import RECORD_NAME, load_record
 from omgsr_cli.models.sources import find_base_folder, find_model, start_folder
-from omgsr_cli.models.trainable import Trainable
 from omgsr_cli.models.weight_files import apply_umask, check_file_finite
 from omgsr_cli.options import ModelOptions, build_options
 from omgsr_cli.packages import install_command

@@ -12,11 +12,10 @@ from omgsr_cli.errors import ModelError
 if TYPE_CHECKING:
     import torch
 
-    from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo
+    from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, Trainable
     from omgsr_cli.models.family import ModelSource
     from omgsr_cli.models.lora import LoraOptions
     from omgsr_cli.models.record import ModelRecord
-    from omgsr_cli.models.trainable import Trainable
     from omgsr_cli.presets import Preset
 
 

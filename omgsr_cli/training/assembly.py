@@ -13,9 +13,9 @@ from accelerate.utils import broadcast_object_list
 
 from omgsr_cli.degradation import load_degradation
 from omgsr_cli.errors import FileError, ModelError, reason_of
+from omgsr_cli.models.base import Trainable
 from omgsr_cli.models.families import family_of
 from omgsr_cli.models.record import load_record
-from omgsr_cli.models.trainable import Trainable
 from omgsr_cli.timesteps import MidTimestep
 from omgsr_cli.timesteps.find import find_mid_timestep
 from omgsr_cli.training.config import TeacherConfig, TrainConfig

@@ -27,10 +27,10 @@ from torch import Tensor
 
 from omgsr_cli.errors import FileError, ModelError, UsageError, reason_of
 from omgsr_cli.models.adapter_files import load_lora_config
+from omgsr_cli.models.base import Trainable
 from omgsr_cli.models.families import recognise_adapter
 from omgsr_cli.models.lora import LoraOptions
 from omgsr_cli.models.record import read_json
-from omgsr_cli.models.trainable import Trainable
 from omgsr_cli.models.weight_files import apply_umask, check_finite
 from omgsr_cli.store.manifest import find_damage, load_manifest, write_manifest
 from omgsr_cli.training.step import Learner

@@ -27,8 +27,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from omgsr_cli.errors import OmgsrError, UsageError
+from omgsr_cli.models.base import Trainable
 from omgsr_cli.models.devices import present_devices
-from omgsr_cli.models.trainable import Trainable
 
 _PATIENCE = timedelta(hours=12)
 """How long processes wait for one another: one of them may be asking a teacher, or writing to a slow disk. NCCL's own

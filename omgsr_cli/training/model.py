@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from omgsr_cli.models.base import Trainable
 from omgsr_cli.models.families import family_of
 from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.loading import load_trainable
 from omgsr_cli.models.lora import LoraOptions
 from omgsr_cli.models.sources import find_trainable
-from omgsr_cli.models.trainable import Trainable
 from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.draws import Purpose, draw_generator, draw_noise
 
