@@ -287,3 +287,12 @@ def test_a_metric_that_fails_on_pictures_is_told_in_one_line(tmp_path: Path) -> 
     assert told.name == "ssim"
     assert f"no score for {small[0]} and 1 more" in told.message
     cache.close()
+
+
+def test_a_mismatched_torchvision_is_one_failure_for_all_metrics(write_pyiqa: WritePyiqa) -> None:
+    write_pyiqa("raise RuntimeError('operator torchvision::nms does not exist')")
+    chosen = [METRICS[name] for name in ("psnr", "musiq", "lpips", "niqe")]
+    ready, failures = make_metrics(chosen, MetricChoice(device="cpu"))
+    assert [metric.info.name for metric in ready] == ["psnr"]
+    (failed,) = failures
+    assert all(name in failed.name for name in ("musiq", "lpips", "niqe"))

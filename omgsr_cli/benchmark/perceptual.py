@@ -18,7 +18,6 @@ from huggingface_hub import constants, try_to_load_from_cache
 from torch import Tensor
 
 from omgsr_cli.benchmark.metrics import KnownMetric, Weights
-from omgsr_cli.benchmark.results import Failure
 from omgsr_cli.errors import FileError, OmgsrError
 from omgsr_cli.files.atomic import scratch_folder
 from omgsr_cli.models.libraries import explain_broken_torchvision
@@ -33,10 +32,6 @@ _BUILD_ERRORS = (ImportError, OSError, RuntimeError, ValueError, LookupError, At
 
 class MetricError(OmgsrError):
     """A metric that this machine cannot compute; others may work."""
-
-    def failure(self, metric: str) -> Failure:
-        """The entry for a report."""
-        return Failure(metric, self.message, self.hint)
 
 
 class PyiqaMetric:

@@ -87,9 +87,10 @@ class MetricChoice:
 
 
 def make_metrics(chosen: Sequence[KnownMetric], choice: MetricChoice) -> tuple[list[ReadyMetric], list[Failure]]:
-    """Load every metric that this machine can compute, in the given order; the others are failures."""
+    """Load every metric that this machine can compute, in the given order; each reason why not is one failure."""
     device = choose_device(choice.device)
-    ready, failures = [], []
+    ready: list[ReadyMetric] = []
+    failed: dict[tuple[str, str | None], list[str]] = {}
     for known in chosen:
         name = known.info.name
         if name in CORE:
@@ -100,14 +101,14 @@ def make_metrics(chosen: Sequence[KnownMetric], choice: MetricChoice) -> tuple[l
         try:
             scorer = PyiqaMetric(known, device, choice.seed)
         except MetricError as error:
-            failures.append(error.failure(name))
+            failed.setdefault((error.message, error.hint), []).append(name)
             continue
         versions = {library: version_of(library) for library in ("pyiqa", "torch", "torchvision", "timm")}
         identity = key_of(
             metric=name, device=device.type, versions=versions, weights=weights_identity(known), seed=choice.seed
         )
         ready.append(ReadyMetric(known.info, scorer, identity))
-    return ready, failures
+    return ready, [Failure(", ".join(names), message, hint) for (message, hint), names in failed.items()]
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The options that several commands have, each written once."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-MODEL, DATA, FILES, SPREAD, TALK = "Model", "Data", "Files", "Many pictures", "Output and logging"
-"""Under which headings the help of a command lists its options."""
+MODEL, DATA, FILES, SPREAD, TALK = "Model", "Data", "Files", "Many images", "Output and logging"
+"""Headings of the help of a command."""
 
 Base = Annotated[
     str | None,
@@ -21,20 +21,20 @@ Adapter = Annotated[
 ]
 Device = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="cuda, mps, xpu or cpu \\[the first that is there].", rich_help_panel=MODEL),
+    typer.Option(metavar="NAME", help="cuda, mps, xpu or cpu \\[the first available].", rich_help_panel=MODEL),
 ]
 Precision = Annotated[
     str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Precision of the weights.", rich_help_panel=MODEL)
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, one object a line.", rich_help_panel=TALK)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=TALK)]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.", rich_help_panel=TALK)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line to stdout.", rich_help_panel=TALK)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.", rich_help_panel=TALK)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print more notes.", rich_help_panel=TALK)]
 
 
 def parse_factor(text: str | float) -> float:
-    """A factor as people write it: 2, 2x or x2.
+    """A factor such as 2, 2x or x2.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a number.
     """
     return float(re.sub(r"^\s*[x\u00d7]|[x\u00d7]\s*$", "", str(text).lower(), count=1))

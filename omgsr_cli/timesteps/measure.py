@@ -48,12 +48,12 @@ Results = tuple[tuple[int, Measured | Problem], ...]
 
 
 def plan_samples(
-    pictures: int, *, paired: bool, whole: bool, max_samples: int | None, until_stable: bool, default_max: int = 4096
+    images: int, *, paired: bool, whole: bool, max_samples: int | None, until_stable: bool, default_max: int = 4096
 ) -> int:
     """The number of samples: one per image, unless more are requested and can differ.
 
     Args:
-        pictures: number of images.
+        images: number of images.
         paired: whether they have real partners.
         whole: whether whole images are used, which another epoch would only repeat.
         max_samples: the user's upper bound.
@@ -61,10 +61,10 @@ def plan_samples(
         default_max: upper bound for `until_stable` if the user gave none.
     """
     if whole and paired:
-        return min(pictures, max_samples or pictures)
+        return min(images, max_samples or images)
     if max_samples is not None:
         return max_samples
-    return max(pictures, default_max) if until_stable else pictures
+    return max(images, default_max) if until_stable else images
 
 
 def measure(

@@ -103,7 +103,7 @@ def _draw_curve(curve: Sequence[float | None], best: int) -> list[str]:
 
 
 def write_csv(path: Path, survey: Survey, *, overwrite: bool) -> None:
-    """One line a sample: the picture, its crop, the two numbers, its own timestep and what was drawn.
+    """One row per sample: image, crop, power, ratio, own timestep, and the random choices of the degradation.
 
     Raises:
         FileError: it exists and may not be replaced, or cannot be written.
