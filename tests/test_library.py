@@ -246,11 +246,11 @@ def test_a_mid_timestep_is_found(tmp_path: Path, capfd: pytest.CaptureFixture[st
             image.resize((WIDTH // 2 * 2, HEIGHT)).quantize(16).convert("RGB").save(path)
     paired = find_mid_timestep(photos, "omgsr-tiny", lq=partners, device="cpu")
     assert paired.samples == 3
-    with pytest.raises(UsageError, match="2 workers cannot share one loaded encoder"):
+    with pytest.raises(UsageError, match="2 workers"):
         find_mid_timestep(photos, load_encoder(device="cpu"), workers=2)
     with pytest.raises(UsageError, match="no pictures were found"):
         find_mid_timestep(tmp_path / "absent")
-    with pytest.raises(UsageError, match="none of 3 pictures can be used"):
+    with pytest.raises(UsageError, match="none of the 3 "):
         find_mid_timestep(photos, resolution=512, device="cpu")
     assert capfd.readouterr() == ("", "")
 
