@@ -88,16 +88,16 @@ def measure(way: str, folder: Path, pictures: int, restorer: Restorer) -> tuple[
     upscaler = Upscaler(settings, restorer.info, finished, lambda: restorer)
     jobs = [Job(folder / f"{number}.png", folder / way / f"{number}.png") for number in range(pictures)]
     kept = {name: getattr(restorer, name) for name in ("encode", "restore", "decode")}
-    read, write = batch.read_picture, batch.write_picture
+    read, write = batch.read_image, batch.write_image
     for name, function in kept.items():
         setattr(restorer, name, trace.timed("#", function))
-    batch.read_picture, batch.write_picture = trace.timed("r", read), trace.timed("w", write)
+    batch.read_image, batch.write_image = trace.timed("r", read), trace.timed("w", write)
     start = time.perf_counter()
     try:
         done = upscaler.stream(jobs, lambda job: None) if way == "stream" else map(upscaler, jobs)
         assert [result.status for result in done] == ["done"] * pictures
     finally:
-        batch.read_picture, batch.write_picture = read, write
+        batch.read_image, batch.write_image = read, write
         for name, function in kept.items():
             setattr(restorer, name, function)
     return time.perf_counter() - start, trace

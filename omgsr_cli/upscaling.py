@@ -13,10 +13,10 @@ from omgsr_cli.errors import DeviceError, NotFiniteError, ShapeError
 from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import (
     ColorUnderAlpha,
-    Picture,
-    PictureBands,
+    ImageBands,
     ResizedRows,
     Rows,
+    SourceImage,
     WholeRows,
     bands_of,
     resize_bands,
@@ -95,13 +95,13 @@ def load_wider(restorer: Restorer, error: NotFiniteError, on_note: OnNote | None
 
 def restore_picture(
     restorer: Restorer,
-    picture: Picture,
+    picture: SourceImage,
     output: Size,
     options: RestoreOptions,
     *,
     on_progress: OnProgress | None = None,
     on_note: OnNote | None = None,
-) -> tuple[PictureBands, Rows]:
+) -> tuple[ImageBands, Rows]:
     """Restore an image with its alpha, as the result is read.
 
     Colour is enlarged premultiplied by alpha, so that what is under transparent pixels does not bleed into the
@@ -116,7 +116,7 @@ def restore_picture(
     is_opaque = alpha is None or bool((alpha == 1).all())
     source = _Input(picture.rgb, None if alpha is None or is_opaque else ColorUnderAlpha(picture.rgb, alpha), depth)
     bands = _bands(restorer, source, output, options, None, on_progress, on_note)
-    result = PictureBands(picture, output, bands, None if alpha is None else ResizedRows(alpha, output, depth))
+    result = ImageBands(picture, output, bands, None if alpha is None else ResizedRows(alpha, output, depth))
     return result, source.resized(output)
 
 

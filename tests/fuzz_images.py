@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from omgsr_cli.errors import FileError
-from omgsr_cli.imaging import probe_picture, read_picture
+from omgsr_cli.imaging import probe_image, read_image
 
 _LIMIT_S = 30.0
 _EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
@@ -120,7 +120,7 @@ def damaged_files(seed: int) -> Iterator[tuple[str, bytes]]:
 def find_fault(name: str, data: bytes) -> str | None:
     """What the reader did wrong with a file; None where it gave a picture or one line."""
     started = time.monotonic()
-    for read in (probe_picture, read_picture):
+    for read in (probe_image, read_image):
         try:
             read(data, name)
         except FileError as error:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from omgsr_cli.errors import ShapeError
 from omgsr_cli.fidelity import ColorSpace, psnr, ssim
-from omgsr_cli.imaging import read_picture
+from omgsr_cli.imaging import read_image
 
 
 def pair(height: int, width: int, count: int = 1) -> tuple[Tensor, Tensor]:
@@ -121,7 +121,7 @@ def test_it_gives_another_methods_published_scores(shared: Path, name: str) -> N
     pictures = sorted((folder / "osediff").iterdir())[:6]
     assert pictures
     for path in pictures:
-        restored, reference = (read_picture(each).rgb[None] for each in (path, folder / "hr" / path.name))
+        restored, reference = (read_image(each).rgb[None] for each in (path, folder / "hr" / path.name))
         assert psnr(restored, reference).item() == pytest.approx(float(published[path.name]["PSNR"]), abs=1e-5)
         assert ssim(restored, reference).item() == pytest.approx(float(published[path.name]["SSIM"]), abs=1e-5)
 
@@ -131,7 +131,7 @@ def test_it_gives_a_metric_librarys_calibrated_scores(shared: Path) -> None:
     with (folder / "calibration_summary.csv").open(encoding="utf-8") as file:
         rows = {row.pop("Method"): row for row in csv.DictReader(file)}
     for name in rows["psnr(ours)"]:
-        restored, reference = (read_picture(folder / half / name).rgb[None] for half in ("dist_dir", "ref_dir"))
+        restored, reference = (read_image(folder / half / name).rgb[None] for half in ("dist_dir", "ref_dir"))
         found = psnr(restored, reference, color_space="rgb").item(), ssim(restored, reference, color_space="yiq").item()
         wanted = [float(rows[row][name]) for row in ("psnr(ours)", "ssim(ours)")]
         assert found == pytest.approx(wanted, abs=6e-5)

@@ -16,7 +16,7 @@ from command_line import Command, draw, files_below
 from PIL import Image
 
 from omgsr_cli.errors import FileError
-from omgsr_cli.imaging import read_picture
+from omgsr_cli.imaging import read_image
 
 # Pictures
 
@@ -33,7 +33,7 @@ def test_the_fuzz_finds_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(data: bytes, name: str) -> None:
         raise ZeroDivisionError("in the reader")
 
-    monkeypatch.setattr(fuzz_images, "read_picture", fail)
+    monkeypatch.setattr(fuzz_images, "read_image", fail)
     data = fuzz_images.make_samples()["png"]
     assert fuzz_images.find_fault("x", data) == "fail: ZeroDivisionError: in the reader"
 
@@ -57,9 +57,9 @@ def tiff_with_width(width: int) -> bytes:
     ],
 )
 def test_a_header_that_asks_for_more_than_the_file_holds_is_refused(width: int, message: str) -> None:
-    assert read_picture(tiff_with_width(31), "x.tif").size_px == (23, 31)
+    assert read_image(tiff_with_width(31), "x.tif").size_px == (23, 31)
     with pytest.raises(FileError, match=message):
-        read_picture(tiff_with_width(width), "x.tif")
+        read_image(tiff_with_width(width), "x.tif")
 
 
 def test_channels_of_different_depths_and_a_missing_palette() -> None:
@@ -70,7 +70,7 @@ def test_channels_of_different_depths_and_a_missing_palette() -> None:
     mixed = content[:depths] + struct.pack("<HHH", 8, 8, 16) + content[depths + 6 :]
     assert fuzz_images.find_fault("x.tif", mixed) is None
     with pytest.raises(FileError):
-        read_picture(mixed, "x.tif")
+        read_image(mixed, "x.tif")
     held = io.BytesIO()
     Image.fromarray(np.zeros((23, 31), np.uint8)).quantize(7).save(held, "PNG")
     content = held.getvalue()
@@ -83,7 +83,7 @@ def test_a_large_flat_picture_is_no_bomb() -> None:
     held = io.BytesIO()
     Image.new("1", (6000, 4000)).save(held, "PNG")
     assert len(held.getvalue()) < 12_000
-    assert read_picture(held.getvalue(), "x.png").size_px == (4000, 6000)
+    assert read_image(held.getvalue(), "x.png").size_px == (4000, 6000)
 
 
 # Names

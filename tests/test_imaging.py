@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin
 
 from omgsr_cli.errors import FileError
-from omgsr_cli.imaging import Picture, probe_picture, read_picture, to_samples
+from omgsr_cli.imaging import SourceImage, probe_image, read_image, to_samples
 
 SHARED = Path(os.environ.get("OMGSR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 RNG = np.random.default_rng(7)
@@ -35,7 +35,7 @@ def encoded(image: Image.Image, pillow_format: str = "PNG", **options: object) -
     return buffer.getvalue()
 
 
-def samples_of(picture: Picture, bit_depth: int = 8) -> NDArray[np.generic]:
+def samples_of(picture: SourceImage, bit_depth: int = 8) -> NDArray[np.generic]:
     planes = picture.rgb if picture.alpha is None else torch.cat([picture.rgb, picture.alpha])
     return to_samples(planes, bit_depth)
 
@@ -72,7 +72,7 @@ MODES = {
 def test_png_modes(name: str) -> None:
     build, wanted, options = MODES[name]
     data = encoded(build(), **options)
-    picture, header = read_picture(data), probe_picture(data)
+    picture, header = read_image(data), probe_image(data)
     with Image.open(io.BytesIO(data)) as image:
         expected = np.asarray(image.convert("RGBA" if wanted.endswith("A") else "RGB"))
     np.testing.assert_array_equal(samples_of(picture), expected)
@@ -89,10 +89,10 @@ def test_png_modes(name: str) -> None:
 )
 def test_other_formats_are_read_as_pillow_reads_them(pillow_format: str, name: str) -> None:
     data = encoded(Image.fromarray(noise(3, size=(40, 33))), pillow_format)
-    picture = read_picture(data)
+    picture = read_image(data)
     with Image.open(io.BytesIO(data)) as image:
         np.testing.assert_array_equal(samples_of(picture), np.asarray(image.convert("RGB")))
-    assert picture.format == name == probe_picture(data).format
+    assert picture.format == name == probe_image(data).format
 
 
 @pytest.mark.parametrize("mode", ["La", "RGBa", "PA", "RGBX", "YCbCr", "HSV"])
@@ -111,7 +111,7 @@ def test_unusual_modes_decode_like_pillow(mode: str, monkeypatch: pytest.MonkeyP
         return image
 
     monkeypatch.setattr(Image, "open", opened)
-    picture = read_picture(encoded(source.convert("RGB"), "BMP"))
+    picture = read_image(encoded(source.convert("RGB"), "BMP"))
     wanted = converted.convert("LA" if mode == "La" else "RGBA" if mode in ("RGBa", "PA") else "RGB")
     expected = np.asarray(wanted.convert("RGBA") if mode == "La" else wanted)
     np.testing.assert_array_equal(samples_of(picture), expected)
@@ -119,7 +119,7 @@ def test_unusual_modes_decode_like_pillow(mode: str, monkeypatch: pytest.MonkeyP
 
 
 def test_a_neutral_rgb_picture_is_neutral_but_not_grey() -> None:
-    picture = read_picture(encoded(Image.fromarray(np.repeat(noise(1)[..., None], 3, axis=2))))
+    picture = read_image(encoded(Image.fromarray(np.repeat(noise(1)[..., None], 3, axis=2))))
     assert picture.is_neutral
     assert not picture.is_grey
 
@@ -171,9 +171,9 @@ def test_deep_png_to_the_last_bit(channels: int) -> None:
     for size, interlaced in product([(1, 1), (5, 3), (13, 9)], [False, True]):
         samples = RNG.integers(0, 65536, (*size, channels)).astype(np.uint16)
         data = deep_png(samples, interlaced)
-        picture = read_picture(data)
+        picture = read_image(data)
         np.testing.assert_array_equal(samples_of(picture, 16), as_rgb(samples), f"{size}, {interlaced}")
-        assert picture.bit_depth == 16 == probe_picture(data).bit_depth
+        assert picture.bit_depth == 16 == probe_image(data).bit_depth
         assert picture.is_grey == (channels < 3)
         assert picture.notes == ()
 
@@ -184,7 +184,7 @@ def test_deep_png_with_a_transparent_color(channels: int) -> None:
     key = samples[2, 3]
     # Only the lower byte differs: 8-bit readers take this pixel for transparent too.
     samples[4, 5] = key ^ 1
-    picture = read_picture(deep_png(samples, extra=png_chunk(b"tRNS", key.astype(">u2").tobytes())))
+    picture = read_image(deep_png(samples, extra=png_chunk(b"tRNS", key.astype(">u2").tobytes())))
     expected = np.full((HEIGHT, WIDTH), 1.0, np.float32)
     expected[2, 3] = 0.0
     assert picture.alpha is not None
@@ -225,9 +225,9 @@ def deep_tiff(samples: NDArray[np.generic], order: str, planar: bool = False, ex
 def test_deep_tiff_to_the_last_bit(channels: int, order: str, planar: bool) -> None:
     samples = RNG.integers(0, 65536, (HEIGHT, WIDTH, channels)).astype(np.uint16)
     data = deep_tiff(samples, order, planar and channels > 1)
-    picture = read_picture(data)
+    picture = read_image(data)
     np.testing.assert_array_equal(samples_of(picture, 16), as_rgb(samples))
-    assert picture.bit_depth == 16 == probe_picture(data).bit_depth
+    assert picture.bit_depth == 16 == probe_image(data).bit_depth
     assert picture.notes == ()
 
 
@@ -238,7 +238,7 @@ def test_deep_tiff_with_premultiplied_alpha(order: str) -> None:
     straight[0, 0] = 0
     premultiplied = straight.copy()
     premultiplied[..., :3] = np.rint(straight[..., :3].astype(np.float64) * straight[..., 3:] / 65535)
-    picture = read_picture(deep_tiff(premultiplied, order, extra=1))
+    picture = read_image(deep_tiff(premultiplied, order, extra=1))
     found = samples_of(picture, 16).astype(int)
     assert np.abs(found - straight).max() <= 2
     assert (found[0, 0] == 0).all()
@@ -247,7 +247,7 @@ def test_deep_tiff_with_premultiplied_alpha(order: str) -> None:
 def test_deep_grey_pillow_modes() -> None:
     values = noise(1, np.uint16)
     for data in (encoded(Image.fromarray(values)), encoded(Image.fromarray(values), "TIFF")):
-        picture = read_picture(data)
+        picture = read_image(data)
         assert picture.bit_depth == 16
         assert picture.is_grey
         np.testing.assert_array_equal(to_samples(picture.rgb[:1], 16)[..., 0], values)
@@ -256,7 +256,7 @@ def test_deep_grey_pillow_modes() -> None:
 def test_white_is_zero_tiff_of_16_bits_is_turned() -> None:
     values = noise(1, np.uint16)
     data = encoded(Image.fromarray(values), "TIFF", tiffinfo={262: 0})
-    np.testing.assert_array_equal(to_samples(read_picture(data).rgb[:1], 16)[..., 0], 65535 - values)
+    np.testing.assert_array_equal(to_samples(read_image(data).rgb[:1], 16)[..., 0], 65535 - values)
 
 
 # --- orientation and metadata -------------------------------------------------------------------------------------
@@ -277,9 +277,9 @@ def test_orientation_is_applied_and_then_1(pillow_format: str) -> None:
         with Image.open(io.BytesIO(data)) as image:
             image.load()  # a TIFF is turned while it is loaded
             expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        picture = read_picture(data)
+        picture = read_image(data)
         np.testing.assert_array_equal(samples_of(picture), expected, f"orientation {orientation}")
-        assert probe_picture(data).size_px == picture.size_px == expected.shape[:2]
+        assert probe_image(data).size_px == picture.size_px == expected.shape[:2]
         assert picture.metadata.exif is not None
         kept = Image.Exif()
         kept.load(picture.metadata.exif)
@@ -290,17 +290,17 @@ def test_orientation_is_applied_and_then_1(pillow_format: str) -> None:
 def test_orientation_from_a_chunk_behind_the_pixels() -> None:
     data = encoded(Image.fromarray(noise(3)))
     late = data[:-12] + png_chunk(b"eXIf", exif_with(6).tobytes()[6:]) + data[-12:]
-    assert probe_picture(late).size_px == read_picture(late).size_px == (WIDTH, HEIGHT)
+    assert probe_image(late).size_px == read_image(late).size_px == (WIDTH, HEIGHT)
 
 
 def test_orientation_from_xmp_and_imagemagicks_text() -> None:
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="8"/></x:xmpmeta>'
-    picture = read_picture(encoded(Image.fromarray(noise(3)), "JPEG", xmp=xmp))
+    picture = read_image(encoded(Image.fromarray(noise(3)), "JPEG", xmp=xmp))
     assert picture.size_px == (WIDTH, HEIGHT)
     assert b'tiff:Orientation="1"' in (picture.metadata.xmp or b"")
     text = PngImagePlugin.PngInfo()
     text.add_text("Raw profile type exif", "\nexif\n     99\n" + exif_with(6).tobytes().hex())
-    picture = read_picture(encoded(Image.fromarray(noise(3)), pnginfo=text))
+    picture = read_image(encoded(Image.fromarray(noise(3)), pnginfo=text))
     assert picture.size_px == (WIDTH, HEIGHT)
     assert picture.metadata.exif is not None
     assert picture.metadata.text == ()
@@ -323,7 +323,7 @@ def test_exif_is_changed_in_place_and_loses_its_thumbnail(order: str, gap: bytes
     last = struct.pack(order + "H", 2) + entry(0x0201, 4, thumbnail) + entry(0x0202, 4, 9) + bytes(4)
     header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", first)
     exif = header + outer + inner + last + b"THUMBNAIL" + gap
-    picture = read_picture(encoded(Image.fromarray(noise(3)), "JPEG", exif=b"Exif\0\0" + exif))
+    picture = read_image(encoded(Image.fromarray(noise(3)), "JPEG", exif=b"Exif\0\0" + exif))
     kept = picture.metadata.exif
     assert picture.size_px == (WIDTH, HEIGHT)
     assert kept is not None
@@ -337,7 +337,7 @@ def test_exif_is_changed_in_place_and_loses_its_thumbnail(order: str, gap: bytes
     "exif", [b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"]
 )
 def test_broken_exif_is_left_out_with_a_note(exif: bytes) -> None:
-    picture = read_picture(encoded(Image.fromarray(noise(3)), "WEBP", exif=exif))
+    picture = read_image(encoded(Image.fromarray(noise(3)), "WEBP", exif=exif))
     assert picture.metadata.exif is None
     assert len(picture.notes) == 1
     assert "EXIF" in picture.notes[0]
@@ -347,24 +347,24 @@ def test_text_and_resolution_are_kept() -> None:
     text = PngImagePlugin.PngInfo()
     text.add_text("Author", "Someone")
     text.add_itxt("Title", "Zażółć")
-    picture = read_picture(encoded(Image.fromarray(noise(3)), pnginfo=text, dpi=(300, 150)))
+    picture = read_image(encoded(Image.fromarray(noise(3)), pnginfo=text, dpi=(300, 150)))
     assert picture.metadata.text == (("Author", "Someone"), ("Title", "Zażółć"))
     assert picture.metadata.dpi == pytest.approx((300, 150), abs=0.02)
-    picture = read_picture(encoded(Image.fromarray(noise(3)), "JPEG", comment=b"a day out"))
+    picture = read_image(encoded(Image.fromarray(noise(3)), "JPEG", comment=b"a day out"))
     assert picture.metadata.text == (("Comment", "a day out"),)
     assert picture.metadata.dpi is None
 
 
 def test_a_tiff_without_resolution_has_none() -> None:
-    assert read_picture(deep_tiff(noise(3, np.uint16), "<")).metadata.dpi is None
+    assert read_image(deep_tiff(noise(3, np.uint16), "<")).metadata.dpi is None
 
 
 @pytest.mark.parametrize("pillow_format", ["GIF", "TIFF", "WEBP", "PNG", "AVIF"])
 def test_only_the_first_frame_is_used_and_said_so(pillow_format: str) -> None:
     frames = [Image.fromarray(np.full((9, 8, 3), value, np.uint8)) for value in (40, 120, 200)]
     data = encoded(frames[0], pillow_format, save_all=True, append_images=frames[1:])
-    picture = read_picture(data)
-    assert picture.frames == probe_picture(data).frames == 3
+    picture = read_image(data)
+    assert picture.frames == probe_image(data).frames == 3
     assert picture.notes == ("3 frames: only the first is used",)
     assert abs(float(picture.rgb.mean()) * 255 - 40) < 3
 
@@ -374,14 +374,14 @@ def test_only_the_first_frame_is_used_and_said_so(pillow_format: str) -> None:
 
 def message_of(source: Path | bytes, name: str | None = "holiday.png") -> str:
     with pytest.raises(FileError) as caught:
-        read_picture(source, name)
+        read_image(source, name)
     assert "\n" not in caught.value.message
     return caught.value.message
 
 
 def test_what_is_no_picture(tmp_path: Path) -> None:
     assert message_of(b"", "a.png") == "a.png: the file is empty (0 bytes)"
-    assert "not a picture" in message_of(b"hello, this is text and nothing else")
+    assert "not an image" in message_of(b"hello, this is text and nothing else")
     assert "it is a folder" in message_of(tmp_path)
     missing = tmp_path / "missing.jpg"
     assert message_of(missing, None) == f"{missing}: there is no such file"
@@ -419,7 +419,7 @@ def test_a_decompression_bomb_is_refused_by_its_header() -> None:
     bomb = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(bytes(1000)))
     assert "50000x50000" in message_of(bomb)
     with pytest.raises(FileError, match="50000x50000"):
-        probe_picture(bomb)
+        probe_image(bomb)
 
 
 @pytest.mark.filterwarnings("error")
@@ -427,7 +427,7 @@ def test_large_pictures_below_our_limit_pass_without_a_warning() -> None:
     # 100 megapixels of one bit: Pillow warns of a bomb from 89 on.
     data = encoded(Image.new("1", (10_000, 10_000)))
     limit = Image.MAX_IMAGE_PIXELS
-    assert probe_picture(data).size_px == (10_000, 10_000)
+    assert probe_image(data).size_px == (10_000, 10_000)
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
@@ -445,9 +445,9 @@ def test_damaged_files_are_read_or_refused_in_one_line(pillow_format: str, chang
         damaged[int(place * (len(data) - 1))] = value
     refused = ""
     try:
-        header = probe_picture(bytes(damaged))
+        header = probe_image(bytes(damaged))
         if header.size_px[0] * header.size_px[1] < 1 << 22:
-            assert read_picture(bytes(damaged)).rgb.isfinite().all()
+            assert read_image(bytes(damaged)).rgb.isfinite().all()
     except FileError as error:
         refused = error.message
     assert "\n" not in refused
@@ -461,12 +461,12 @@ def test_every_shared_picture_is_read() -> None:
     files = sorted((SHARED / "lq").iterdir())
     assert len(files) >= 17
     for path in files:
-        picture, header = read_picture(path), probe_picture(path)
+        picture, header = read_image(path), probe_image(path)
         assert picture.size_px == header.size_px
         assert picture.notes == ()
-    grey = read_picture(SHARED / "lq" / "00017_gray.png")
+    grey = read_image(SHARED / "lq" / "00017_gray.png")
     assert grey.is_grey
-    tree = read_picture(SHARED / "lq" / "tree_alpha_16bit.png")
+    tree = read_image(SHARED / "lq" / "tree_alpha_16bit.png")
     assert tree.bit_depth == 16
     assert tree.alpha is not None
     assert len(torch.unique(tree.rgb)) > 256

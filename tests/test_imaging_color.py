@@ -27,7 +27,7 @@ from test_imaging_profiles import (
 )
 
 from omgsr_cli.errors import FileError
-from omgsr_cli.imaging import probe_picture, read_picture, to_samples, write_picture
+from omgsr_cli.imaging import probe_image, read_image, to_samples, write_image
 from omgsr_cli.imaging.profiles import light_to_srgb, load_profile
 
 RNG = np.random.default_rng(11)
@@ -74,12 +74,12 @@ def by_power(samples: NDArray[np.generic], gamma: float) -> NDArray[np.float64]:
 
 
 def pixels(data: bytes) -> NDArray[np.float64]:
-    return read_picture(data).rgb.permute(1, 2, 0).double().numpy()
+    return read_image(data).rgb.permute(1, 2, 0).double().numpy()
 
 
 def rewritten(data: bytes, **options: object) -> bytes:
     buffer = io.BytesIO()
-    write_picture(read_picture(data), buffer, **options)  # type: ignore[arg-type]
+    write_image(read_image(data), buffer, **options)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
@@ -104,7 +104,7 @@ def test_gama_of_a_png(samples: NDArray[np.generic], gamma: float) -> None:
     np.testing.assert_allclose(pixels(data)[..., 0], expected if expected.ndim == 2 else expected[..., 0], atol=1e-3)
     again = rewritten(data)
     np.testing.assert_allclose(pixels(again), pixels(data), atol=1e-4)
-    assert read_picture(again).metadata.icc is not None
+    assert read_image(again).metadata.icc is not None
 
 
 def test_gama_of_a_palette_and_of_transparency() -> None:
@@ -112,7 +112,7 @@ def test_gama_of_a_palette_and_of_transparency() -> None:
     shown = np.asarray(palette.convert("RGB"))
     np.testing.assert_allclose(pixels(png(palette, gama(1.0))), by_power(shown, 1.0), atol=1e-3)
     rgba = np.dstack([RGB, GREY])
-    picture = read_picture(png(rgba, gama(1.0)))
+    picture = read_image(png(rgba, gama(1.0)))
     assert picture.alpha is not None
     np.testing.assert_array_equal(to_samples(picture.alpha, 8)[..., 0], GREY)
     np.testing.assert_allclose(picture.rgb.permute(1, 2, 0), by_power(RGB, 1.0), atol=1e-3)
@@ -120,7 +120,7 @@ def test_gama_of_a_palette_and_of_transparency() -> None:
 
 def test_a_palette_of_greys_keeps_its_rgb_profile() -> None:
     palette = Image.fromarray(GREY).convert("P")
-    picture = read_picture(png(palette, ICCP_ADOBE))
+    picture = read_image(png(palette, ICCP_ADOBE))
     assert picture.metadata.icc == ADOBE
     assert picture.notes == ()
 
@@ -163,20 +163,20 @@ def test_bt2020_is_wider_than_srgb() -> None:
     to_bt709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]])
     light = np.where(RGB / 255 > 0.04045, ((RGB / 255 + 0.055) / 1.055) ** 2.4, RGB / 255 / 12.92)
     expected = light_to_srgb(torch.from_numpy(light @ to_bt709.T)).clamp(0, 1)
-    found = read_picture(png(RGB, cicp(9, 13)))
+    found = read_image(png(RGB, cicp(9, 13)))
     np.testing.assert_allclose(found.rgb.permute(1, 2, 0), expected, atol=3e-3)
     assert found.gamut is not None
 
 
 def test_video_levels_of_a_cicp() -> None:
     video = np.array([[[16, 126, 235]]], np.uint8).repeat(8, 0).repeat(8, 1)
-    picture = read_picture(png(video, cicp(1, 13, full=0)))
+    picture = read_image(png(video, cicp(1, 13, full=0)))
     np.testing.assert_array_equal(to_samples(picture.rgb, 8)[0, 0], [0, 128, 255])
 
 
 def test_a_description_that_means_nothing_is_noted() -> None:
     for chunks in ((cicp(77, 13),), (cicp(1, 9),), (chrm(*[0.3] * 8), gama(1.0))):
-        picture = read_picture(png(RGB, *chunks))
+        picture = read_image(png(RGB, *chunks))
         assert len(picture.notes) == 1
         assert picture.metadata.icc is None
         np.testing.assert_array_equal(to_samples(picture.rgb, 8), RGB)
@@ -199,26 +199,26 @@ def with_nclx(pillow_format: str, primaries: int, transfer: int, **options: obje
 @pytest.mark.parametrize("pillow_format", ["AVIF", "HEIF"])
 def test_nclx(pillow_format: str) -> None:
     plain = with_nclx(pillow_format, 1, 13)
-    assert read_picture(plain).metadata.icc is None
+    assert read_image(plain).metadata.icc is None
     data = with_nclx(pillow_format, 12, 13)
-    expected = with_profile(to_samples(read_picture(plain).rgb, 8), P3)
+    expected = with_profile(to_samples(read_image(plain).rgb, 8), P3)
     np.testing.assert_allclose(pixels(data), pixels(expected), atol=2e-3)
     np.testing.assert_allclose(viewed(rewritten(data, format="png")).astype(int), viewed(expected).astype(int), atol=1)
-    bt2020 = read_picture(with_nclx(pillow_format, 9, 1))
+    bt2020 = read_image(with_nclx(pillow_format, 9, 1))
     np.testing.assert_allclose(
-        bt2020.rgb, read_picture(png(to_samples(read_picture(plain).rgb, 8), cicp(9, 13))).rgb, atol=1e-4
+        bt2020.rgb, read_image(png(to_samples(read_image(plain).rgb, 8), cicp(9, 13))).rgb, atol=1e-4
     )
 
 
 def test_a_profile_counts_before_nclx() -> None:
     data = with_nclx("AVIF", 12, 13, icc_profile=ADOBE)
-    assert read_picture(data).metadata.icc == ADOBE
+    assert read_image(data).metadata.icc == ADOBE
 
 
 @pytest.mark.parametrize("transfer", [16, 18])
 @pytest.mark.parametrize("make", [lambda t: png(RGB, cicp(9, t)), lambda t: with_nclx("AVIF", 9, t)])
 def test_hdr_is_refused_by_its_header(make: Callable[[int], bytes], transfer: int) -> None:
-    for read in (probe_picture, read_picture):
+    for read in (probe_image, read_image):
         with pytest.raises(FileError, match="HDR") as caught:
             read(make(transfer), "a.png")
         assert caught.value.hint
@@ -228,7 +228,7 @@ def test_an_hdr_profile_is_refused() -> None:
     tags = {letter + b"TRC": SRGB_CURVE for letter in (b"r", b"g", b"b")}
     hdr = profile(b"RGB ", tags | {b"cicp": b"cicp" + bytes(4) + bytes([9, 16, 0, 1])})
     with pytest.raises(FileError, match="HDR"):
-        read_picture(with_profile(RGB, hdr))
+        read_image(with_profile(RGB, hdr))
 
 
 def test_the_profile_of_a_jpeg_2000() -> None:
@@ -241,7 +241,7 @@ def test_the_profile_of_a_jpeg_2000() -> None:
     outer = data.index(b"jp2h") - 4
     size = struct.unpack_from(">I", data, outer)[0] + len(box) - length
     changed = data[:outer] + struct.pack(">I", size) + data[outer + 4 : start] + box + data[start + length :]
-    assert read_picture(changed).metadata.icc == ADOBE
+    assert read_image(changed).metadata.icc == ADOBE
     np.testing.assert_allclose(pixels(changed), pixels(with_profile(RGB, ADOBE)), atol=1e-4)
 
 
@@ -283,11 +283,11 @@ def jpeg(color_space: int | None, index: str | None, icc: bytes | None = None) -
 )
 def test_dcf_adobe_rgb(color_space: int | None, index: str | None, adobe: bool) -> None:
     data = jpeg(color_space, index)
-    plain = to_samples(read_picture(jpeg(1, None)).rgb, 8)
+    plain = to_samples(read_image(jpeg(1, None)).rgb, 8)
     np.testing.assert_allclose(pixels(data), pixels(with_profile(plain, ADOBE) if adobe else png(plain)), atol=2e-3)
-    picture = read_picture(rewritten(data, format="png"))
+    picture = read_image(rewritten(data, format="png"))
     assert (picture.metadata.icc is not None) == adobe
-    assert read_picture(jpeg(color_space, index, P3)).metadata.icc == P3
+    assert read_image(jpeg(color_space, index, P3)).metadata.icc == P3
 
 
 # --- grey profiles ------------------------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ def test_a_grey_profile_of_a_table_keeps_16_bits() -> None:
     ramp = np.linspace(6000, 65535, 1024).round().astype(np.uint16).reshape(32, 32)
     buffer = io.BytesIO()
     Image.fromarray(ramp).save(buffer, "PNG", icc_profile=icc)
-    picture = read_picture(buffer.getvalue())
+    picture = read_image(buffer.getvalue())
     assert picture.notes == ()
     assert len(np.unique(to_samples(picture.rgb, 16)[..., 0])) == 1024
     np.testing.assert_allclose(picture.rgb[0], by_power(ramp, 1.7), atol=0.01)
@@ -330,7 +330,7 @@ def test_a_grey_profile_of_a_table_keeps_16_bits() -> None:
 
 def test_a_made_profile_is_read_alike_by_littlecms() -> None:
     for data in (png(RGB, cicp(12, 13)), png(RGB, CHRM_ADOBE, gama(0.5)), png(GREY, gama(0.6))):
-        picture = read_picture(data)
+        picture = read_image(data)
         icc = picture.metadata.icc
         assert icc is not None
         assert ImageCms.ImageCmsProfile(io.BytesIO(icc)).profile.version >= 4

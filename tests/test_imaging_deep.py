@@ -15,7 +15,7 @@ from omgsr_cli.errors import FileError
 from omgsr_cli.files import folders
 from omgsr_cli.files.inputs import FoundInput
 from omgsr_cli.files.naming import Naming, Output
-from omgsr_cli.imaging import probe_picture, read_picture, to_samples, write_picture
+from omgsr_cli.imaging import probe_image, read_image, to_samples, write_image
 
 needs_jxl = pytest.mark.skipif(not folders.has_reader("jxl"), reason="the extra jxl is not installed")
 
@@ -54,7 +54,7 @@ CASES += [(kind, bits) for kind in ("jxl", "jxl in boxes") for bits in (10, 12, 
 def test_all_levels_come_through(kind: str, bits: int, channels: int) -> None:
     levels = ramp(bits, channels)
     data = written(kind, levels, bits)
-    header, picture = probe_picture(data), read_picture(data)
+    header, picture = probe_image(data), read_image(data)
     assert header.bit_depth == picture.bit_depth == 16
     assert not [note for note in picture.notes if "bits" in note]
     assert picture.size_px == header.size_px == levels.shape[:2]
@@ -67,10 +67,10 @@ def test_all_levels_come_through(kind: str, bits: int, channels: int) -> None:
         assert np.abs(found.astype(int) - expected).max() <= (600 if kind == "avif" else 16)
     assert len(np.unique(to_samples(picture.rgb, 16)[..., 0])) > 0.9 * len(np.unique(levels))
     held = io.BytesIO()
-    assert any("8 bits" in note for note in write_picture(picture, held)) == (kind == "avif")
+    assert any("8 bits" in note for note in write_image(picture, held)) == (kind == "avif")
     held = io.BytesIO()
-    write_picture(picture, held, format="png")
-    assert read_picture(held.getvalue()).bit_depth == 16
+    write_image(picture, held, format="png")
+    assert read_image(held.getvalue()).bit_depth == 16
 
 
 @needs_jxl
@@ -79,8 +79,8 @@ def test_without_the_library_a_note_says_what_is_lost(kind: str, monkeypatch: py
     data = written(kind, ramp(10), 10)
     for module in ("omgsr_cli.imaging.read", "omgsr_cli.imaging.decoders"):
         monkeypatch.setattr(f"{module}.has_reader", lambda kind: kind != "codecs")
-    assert probe_picture(data).bit_depth == 8
-    picture = read_picture(data)
+    assert probe_image(data).bit_depth == 8
+    picture = read_image(data)
     assert picture.bit_depth == 8
     [note] = [note for note in picture.notes if "bits" in note]
     assert "10 bits" in note
@@ -93,8 +93,8 @@ def test_8_bits_stay_8_without_a_note(kind: str) -> None:
         pytest.importorskip("pillow_jxl")
     held = io.BytesIO()
     Image.fromarray(ramp(8).astype(np.uint8)).save(held, kind)
-    picture = read_picture(held.getvalue())
-    assert picture.bit_depth == probe_picture(held.getvalue()).bit_depth == 8
+    picture = read_image(held.getvalue())
+    assert picture.bit_depth == probe_image(held.getvalue()).bit_depth == 8
     assert picture.notes == ()
 
 
@@ -104,18 +104,18 @@ def test_missing_pixels_are_an_error(kind: str) -> None:
     data = written(kind, ramp(10), 10)
     for cut in (40, len(data) // 3):
         with pytest.raises(FileError):
-            read_picture(data[:-cut])
+            read_image(data[:-cut])
 
 
 @pytest.mark.parametrize("largest", [1023, 4095, 65535])
 def test_ppm_of_two_bytes(largest: int) -> None:
     levels = ramp(largest.bit_length())
     data = b"P6\n%d %d\n%d\n" % (levels.shape[1], levels.shape[0], largest) + levels.astype(">u2").tobytes()
-    picture = read_picture(data)
-    assert picture.bit_depth == probe_picture(data).bit_depth == 16
+    picture = read_image(data)
+    assert picture.bit_depth == probe_image(data).bit_depth == 16
     np.testing.assert_array_equal(to_samples(picture.rgb, 16), spread(levels, largest.bit_length()))
     with pytest.raises(FileError, match="truncated"):
-        read_picture(data[:-1])
+        read_image(data[:-1])
 
 
 def test_a_deep_avif_becomes_a_png_of_16_bits(tmp_path: Path) -> None:

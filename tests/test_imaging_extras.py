@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 from omgsr_cli.errors import FileError
 from omgsr_cli.files import folders
 from omgsr_cli.files.jobs import JobOptions, plan_jobs
-from omgsr_cli.imaging import probe_picture, read_picture, write_picture
+from omgsr_cli.imaging import probe_image, read_image, write_image
 
 needs_heif = pytest.mark.skipif(not folders.has_reader("heic"), reason="the extra heif is not installed")
 needs_jxl = pytest.mark.skipif(not folders.has_reader("jxl"), reason="the extra jxl is not installed")
@@ -44,15 +44,15 @@ def test_a_heic_of_8_bits_with_all_that_it_carries(tmp_path: Path) -> None:
     icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     picture = pillow_heif.from_pillow(Image.fromarray(pixels))
     picture.save(tmp_path / "a.heic", icc_profile=icc, exif=exif_bytes(), **LOSSLESS)
-    header = probe_picture(tmp_path / "a.heic")
-    read = read_picture(tmp_path / "a.heic")
+    header = probe_image(tmp_path / "a.heic")
+    read = read_image(tmp_path / "a.heic")
     assert (header.format, header.bit_depth, header.size_px) == ("heic", 8, read.size_px)
     assert sorted(read.size_px) == [HEIGHT, WIDTH]
     upright = pixels if read.size_px == (HEIGHT, WIDTH) else np.rot90(pixels, -1)
     assert np.abs(read.rgb.permute(1, 2, 0).numpy() * 255 - upright).max() <= 1
     assert read.metadata.icc == icc
     assert b"Maker" in (read.metadata.exif or b"")
-    write_picture(read, tmp_path / "a.png")
+    write_image(read, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as written:
         assert written.getexif()[0x010F] == "Maker"
 
@@ -65,12 +65,12 @@ def test_a_heic_of_10_bits_keeps_them(tmp_path: Path) -> None:
     levels[0, 0], levels[0, 1] = 1023, 0
     deep = pillow_heif.from_bytes(mode="RGB;16", size=(WIDTH, HEIGHT), data=(levels << 6).tobytes())
     deep.save(tmp_path / "a.heic", **LOSSLESS)
-    assert probe_picture(tmp_path / "a.heic").bit_depth == 16
-    read = read_picture(tmp_path / "a.heic")
+    assert probe_image(tmp_path / "a.heic").bit_depth == 16
+    read = read_image(tmp_path / "a.heic")
     assert read.bit_depth == 16
     assert np.abs(read.rgb.permute(1, 2, 0).numpy() * 1023 - levels).max() < 0.02
-    write_picture(read, tmp_path / "a.png")
-    assert read_picture(tmp_path / "a.png").bit_depth == 16
+    write_image(read, tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").bit_depth == 16
 
 
 @needs_jxl
@@ -79,8 +79,8 @@ def test_a_jpeg_xl(tmp_path: Path) -> None:
 
     pixels = smooth(255, np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.jxl", lossless=True)
-    read = read_picture(tmp_path / "a.jxl")
-    assert read.format == probe_picture(tmp_path / "a.jxl").format == "jxl"
+    read = read_image(tmp_path / "a.jxl")
+    assert read.format == probe_image(tmp_path / "a.jxl").format == "jxl"
     assert np.abs(read.rgb.permute(1, 2, 0).numpy() * 255 - pixels).max() < 0.01
 
 
@@ -132,9 +132,9 @@ def test_a_raw_file_is_developed_and_not_read_as_a_tiff(
     mosaic = np.full((96, 128), 20_000, np.uint16)
     mosaic[:48] = 5_000
     path.write_bytes(dng(mosaic, orientation))
-    header = probe_picture(path)
+    header = probe_image(path)
     assert (header.format, header.bit_depth, header.size_px) == ("raw", 16, size)
-    read = read_picture(path)
+    read = read_image(path)
     assert (read.format, read.bit_depth, read.size_px) == ("raw", 16, size)
     assert b"Maker" in (read.metadata.exif or b"")
     dark, bright = (
@@ -155,7 +155,7 @@ def test_a_broken_raw_file_is_one_line(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(buffer, "TIFF")
     for content in (buffer.getvalue(), b"no raw file"):
         path.write_bytes(content)
-        for read in (probe_picture, read_picture):
+        for read in (probe_image, read_image):
             with pytest.raises(FileError, match=r"a\.nef: the raw file cannot be read"):
                 read(path)
 
@@ -175,7 +175,7 @@ def test_without_the_extra_it_is_named(
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(FileError, match="not installed") as caught:
-        probe_picture(path)
+        probe_image(path)
     assert caught.value.hint == f"pip install 'omgsr-cli[{extra}]'"
 
 

@@ -20,7 +20,7 @@ from PIL.TiffImagePlugin import IFDRational
 from test_imaging_color import chunk, png
 from test_imaging_profiles import ADOBE
 
-from omgsr_cli.imaging import Picture, PictureMetadata, read_picture, write_picture
+from omgsr_cli.imaging import ImageMetadata, SourceImage, read_image, write_image
 from omgsr_cli.imaging.image import TURNS
 from omgsr_cli.imaging.metadata import (
     Placement,
@@ -53,15 +53,15 @@ def segment(marker: int, content: bytes) -> bytes:
 
 def upscaled(data: bytes, format_name: str = "same") -> tuple[bytes, tuple[str, ...]]:
     """What the command does to a file, without a model: four times the size, and all notes."""
-    picture = read_picture(data)
+    picture = read_image(data)
     rgb = picture.rgb.repeat_interleave(4, 1).repeat_interleave(4, 2)
     buffer = io.BytesIO()
-    notes = write_picture(picture.restored(rgb), buffer, format=format_name)
+    notes = write_image(picture.restored(rgb), buffer, format=format_name)
     return buffer.getvalue(), picture.notes + notes
 
 
-def kept(data: bytes, format_name: str = "same") -> PictureMetadata:
-    return read_picture(upscaled(data, format_name)[0]).metadata
+def kept(data: bytes, format_name: str = "same") -> ImageMetadata:
+    return read_image(upscaled(data, format_name)[0]).metadata
 
 
 def tags_of(data: bytes | None) -> Image.Exif:
@@ -144,7 +144,7 @@ def test_the_orientation_of_a_tiff_turns_what_it_describes() -> None:
     buffer = io.BytesIO()
     Image.fromarray(RGB).save(buffer, "TIFF", tiffinfo={274: 6, 700: region("0.25", "0.25", "0.2", "0.1")})
     data, _ = upscaled(buffer.getvalue())
-    assert numbers_of(read_picture(data).metadata.xmp, "x", "y", "w", "h") == ["0.75", "0.25", "0.1", "0.2"]
+    assert numbers_of(read_image(data).metadata.xmp, "x", "y", "w", "h") == ["0.75", "0.25", "0.1", "0.2"]
 
 
 def exif_with_maker_note(note: bytes) -> bytes:
@@ -161,7 +161,7 @@ def test_a_maker_note_with_offsets_stays_where_it_was_or_is_dropped_with_a_note(
     fixed = exif_with_maker_note(struct.pack("<HHHII", 1, 6, 2, 10, 70) + bytes(4) + b"IMG:own\0\0\0")
     for format_name in FORMATS:
         data, notes = upscaled(jpeg(exif=b"Exif\0\0" + fixed), format_name)
-        found = read_picture(data).metadata.exif or b""
+        found = read_image(data).metadata.exif or b""
         inner = tags_of(found).get_ifd(0x8769)
         assert inner[0x9000] == b"0232"
         if format_name == "tiff":
@@ -172,7 +172,7 @@ def test_a_maker_note_with_offsets_stays_where_it_was_or_is_dropped_with_a_note(
             assert notes == ()
     movable = exif_with_maker_note(b"Apple iOS\0\0\x01MM\0\0")
     data, notes = upscaled(jpeg(exif=b"Exif\0\0" + movable), "tiff")
-    assert tags_of(read_picture(data).metadata.exif).get_ifd(0x8769)[0x927C].startswith(b"Apple iOS")
+    assert tags_of(read_image(data).metadata.exif).get_ifd(0x8769)[0x927C].startswith(b"Apple iOS")
     assert notes == ()
 
 
@@ -311,7 +311,7 @@ def test_pixel_sizes_in_xmp() -> None:
 )
 def test_xmp_about_what_is_not_kept_is_removed_with_a_note(properties: str, attributes: str) -> None:
     data, notes = upscaled(jpeg(xmp=packet(properties + "<dc:title>kept</dc:title>", attributes)))
-    xmp = read_picture(data).metadata.xmp or b""
+    xmp = read_image(data).metadata.xmp or b""
     assert len(notes) == 1
     assert b">kept<" in xmp
     for gone in (b"<Container:", b"<GCamera:", b"<hdrgm:", b" GCamera:", b" hdrgm:"):
@@ -331,7 +331,7 @@ def test_xmp_that_cannot_be_followed_is_dropped_with_a_note() -> None:
             placed_xmp(xmp, TURNED)
     data, notes = upscaled(jpeg(xmp=bomb))
     assert len(notes) == 1
-    assert read_picture(data).metadata.xmp is None
+    assert read_image(data).metadata.xmp is None
 
 
 def test_numbers_that_are_none_are_removed() -> None:
@@ -345,9 +345,9 @@ def test_numbers_that_are_none_are_removed() -> None:
 
 def test_extended_xmp_is_joined_and_split_again() -> None:
     long = packet("<my:long>" + "word " * 30_000 + "</my:long><dc:title>a title</dc:title>")
-    picture = Picture(torch.rand(3, 16, 16), format="jpg", metadata=PictureMetadata(xmp=long))
+    picture = SourceImage(torch.rand(3, 16, 16), format="jpg", metadata=ImageMetadata(xmp=long))
     buffer = io.BytesIO()
-    assert write_picture(picture, buffer) == ()
+    assert write_image(picture, buffer) == ()
     data = buffer.getvalue()
     with Image.open(io.BytesIO(data)) as image:
         main = image.info["xmp"]
@@ -362,16 +362,16 @@ def test_extended_xmp_is_joined_and_split_again() -> None:
     # One of its segments is lost.
     start = data.index(b"http://ns.adobe.com/xmp/extension/") - 4
     length = struct.unpack_from(">H", data, start + 2)[0]
-    damaged = read_picture(data[:start] + data[start + 2 + length :])
+    damaged = read_image(data[:start] + data[start + 2 + length :])
     assert len(damaged.notes) == 1
     assert b"a title" in (damaged.metadata.xmp or b"")
 
 
 def test_what_no_jpeg_can_hold() -> None:
-    metadata = PictureMetadata(xmp=b"<a>" + b"x" * 70_000 + b"</a>")
-    picture = Picture(torch.rand(3, 8, 8), metadata=metadata)
-    assert len(write_picture(picture, io.BytesIO(), format="jpg")) == 1
-    assert write_picture(picture, io.BytesIO(), format="png") == ()
+    metadata = ImageMetadata(xmp=b"<a>" + b"x" * 70_000 + b"</a>")
+    picture = SourceImage(torch.rand(3, 8, 8), metadata=metadata)
+    assert len(write_image(picture, io.BytesIO(), format="jpg")) == 1
+    assert write_image(picture, io.BytesIO(), format="png") == ()
 
 
 # --- IPTC, comments, texts ----------------------------------------------------------------------------------------
@@ -411,23 +411,23 @@ def test_iptc_is_kept_or_noted(source: str, format_name: str) -> None:
     else:
         content = WITH_PREVIEW if source == "png" else iptc_resources(WITH_PREVIEW)
         data = png(RGB, chunk(b"zTXt", raw_profile_chunk("iptc", content)))
-    assert read_picture(data).metadata.iptc == IPTC
+    assert read_image(data).metadata.iptc == IPTC
     result, notes = upscaled(data, format_name)
     if format_name in ("webp", "avif"):
         assert len(notes) == 1
         assert "IPTC" in notes[0]
     else:
         assert notes == ()
-        assert read_picture(result).metadata.iptc == IPTC
+        assert read_image(result).metadata.iptc == IPTC
 
 
 def test_a_long_iptc_block() -> None:
     long = iim(*[(25, bytes([65 + i % 26]) * 2000) for i in range(80)])
-    picture = Picture(torch.rand(3, 8, 8), metadata=PictureMetadata(iptc=long))
+    picture = SourceImage(torch.rand(3, 8, 8), metadata=ImageMetadata(iptc=long))
     for format_name in ("jpg", "png", "tiff"):
         buffer = io.BytesIO()
-        assert write_picture(picture, buffer, format=format_name) == ()
-        assert read_picture(buffer.getvalue()).metadata.iptc == long
+        assert write_image(picture, buffer, format=format_name) == ()
+        assert read_image(buffer.getvalue()).metadata.iptc == long
 
 
 def test_all_comments_of_a_jpeg() -> None:
@@ -453,14 +453,14 @@ def test_raw_profiles_of_a_png() -> None:
         chunk(b"zTXt", raw_profile_chunk(kind, content))
         for kind, content in (("APP1", b"Exif\0\0" + exif), ("xmp", xmp), ("icc", ADOBE))
     ]
-    picture = read_picture(png(RGB, *chunks))
+    picture = read_image(png(RGB, *chunks))
     assert tags_of(picture.metadata.exif).get_ifd(0x8769)[0xA434] == "a lens"
     assert picture.metadata.xmp == xmp
     assert picture.metadata.icc == ADOBE
     assert picture.metadata.text == ()
     unknown = chunk(b"zTXt", b"Raw profile type odd\0\0" + zlib.compress(b"\nodd\n 1\n00\n"))
     corrupt = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n 1\nno hex\n"))
-    assert len(read_picture(png(RGB, unknown, corrupt)).notes) == 2
+    assert len(read_image(png(RGB, unknown, corrupt)).notes) == 2
 
 
 def test_photoshops_paths_are_noted() -> None:
@@ -527,7 +527,7 @@ def test_a_photographers_round_trip_by_exiftool(format_name: str, tmp_path: Path
     lost = {name: value for name, value in expected.items() if name not in left_out and after.get(name) != value}
     assert lost == {}
     assert "ExifTool:Warning" not in after
-    assert replace(read_picture(result.read_bytes()).metadata, exif=None).icc == ADOBE
+    assert replace(read_image(result.read_bytes()).metadata, exif=None).icc == ADOBE
 
 
 # --- resolution ---------------------------------------------------------------------------------------------------
@@ -535,7 +535,7 @@ def test_a_photographers_round_trip_by_exiftool(format_name: str, tmp_path: Path
 
 def resolutions(data: bytes) -> list[tuple[float, float]]:
     """Each that a file gives: in its own header, in EXIF and in XMP."""
-    metadata = read_picture(data).metadata
+    metadata = read_image(data).metadata
     found = [metadata.dpi] if metadata.dpi else []
     exif = tags_of(metadata.exif)
     if 0x011A in exif:
@@ -556,10 +556,10 @@ def test_the_resolution_is_the_same_everywhere(
     exif = Image.Exif()
     exif[0x010F], exif[0x011A], exif[0x011B], exif[0x0128] = "Maker", 300.0, 200.0, 2
     xmp = packet("", 'tiff:XResolution="300/1" tiff:YResolution="200/1" tiff:ResolutionUnit="2"')
-    picture = read_picture(jpeg(exif=exif, xmp=xmp, dpi=(300, 200)))
+    picture = read_image(jpeg(exif=exif, xmp=xmp, dpi=(300, 200)))
     rgb = picture.rgb.repeat_interleave(4, 1).repeat_interleave(4, 2)
     buffer = io.BytesIO()
-    assert write_picture(picture.restored(rgb), buffer, format=format_name, dpi=dpi) == ()  # type: ignore[arg-type]
+    assert write_image(picture.restored(rgb), buffer, format=format_name, dpi=dpi) == ()  # type: ignore[arg-type]
     found = resolutions(buffer.getvalue())
     assert len(found) >= 2
     for resolution in found:
@@ -569,26 +569,26 @@ def test_the_resolution_is_the_same_everywhere(
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_a_resolution_where_there_was_none(format_name: str) -> None:
-    picture = Picture(torch.rand(3, 8, 8))
+    picture = SourceImage(torch.rand(3, 8, 8))
     for metadata in ("keep", "none"):
         buffer = io.BytesIO()
-        write_picture(picture, buffer, format=format_name, metadata=metadata, dpi=300)  # type: ignore[arg-type]
-        assert read_picture(buffer.getvalue()).metadata.dpi == pytest.approx((300, 300), abs=0.02)
-    assert len(write_picture(picture, io.BytesIO(), format=format_name, dpi="scale")) == 1
+        write_image(picture, buffer, format=format_name, metadata=metadata, dpi=300)  # type: ignore[arg-type]
+        assert read_image(buffer.getvalue()).metadata.dpi == pytest.approx((300, 300), abs=0.02)
+    assert len(write_image(picture, io.BytesIO(), format=format_name, dpi="scale")) == 1
     buffer = io.BytesIO()
-    write_picture(picture, buffer, format=format_name)
-    assert read_picture(buffer.getvalue()).metadata.dpi is None
+    write_image(picture, buffer, format=format_name)
+    assert read_image(buffer.getvalue()).metadata.dpi is None
 
 
 def test_a_turned_image_turns_its_resolution() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert read_picture(jpeg(exif=exif, dpi=(300, 150))).metadata.dpi == (150, 300)
+    assert read_image(jpeg(exif=exif, dpi=(300, 150))).metadata.dpi == (150, 300)
 
 
 @pytest.mark.parametrize("mark", [b"MotionPhoto_Data", b"\0\0\0\x18ftypmp42"])
 def test_a_video_behind_a_jpeg_is_noted_without_xmp_too(mark: bytes) -> None:
-    picture = read_picture(jpeg() + bytes(40) + mark + bytes(400))
+    picture = read_image(jpeg() + bytes(40) + mark + bytes(400))
     assert len(picture.notes) == 1
     assert "motion photo" in picture.notes[0]
-    assert not any("motion" in note for note in read_picture(jpeg()).notes)
+    assert not any("motion" in note for note in read_image(jpeg()).notes)

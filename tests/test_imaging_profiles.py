@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from omgsr_cli.imaging import Picture, PictureMetadata, read_picture, to_samples, write_picture
+from omgsr_cli.imaging import ImageMetadata, SourceImage, read_image, to_samples, write_image
 from omgsr_cli.imaging.profiles import (
     ProfileError,
     TableProfile,
@@ -96,9 +96,9 @@ def with_profile(samples: NDArray[np.generic], icc: bytes, pillow_format: str = 
     return buffer.getvalue()
 
 
-def written(picture: Picture, **options: object) -> bytes:
+def written(picture: SourceImage, **options: object) -> bytes:
     buffer = io.BytesIO()
-    write_picture(picture, buffer, **options)  # type: ignore[arg-type]
+    write_image(picture, buffer, **options)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
@@ -158,7 +158,7 @@ def test_broken_curves_are_refused(tag: bytes) -> None:
 @pytest.mark.parametrize("name", WIDE)
 def test_wide_gamuts_come_to_srgb_as_littlecms_brings_them(name: str) -> None:
     samples = RNG.integers(0, 256, (64, 64, 3)).astype(np.uint8)
-    picture = read_picture(with_profile(samples, WIDE[name]))
+    picture = read_image(with_profile(samples, WIDE[name]))
     expected = by_littlecms(samples, WIDE[name]).astype(int)
     found = to_samples(picture.rgb, 8).astype(int)
     # LittleCMS works in steps of its own on 8 bits: single values differ by 1, in steep shadows by 2.
@@ -171,11 +171,11 @@ def test_wide_gamuts_come_to_srgb_as_littlecms_brings_them(name: str) -> None:
 def test_the_look_is_kept_to_the_last_bit(name: str, bits: int) -> None:
     """Colours outside sRGB's gamut too."""
     samples = RNG.integers(0, 2**bits, (50, 60, 3)).astype(np.uint8 if bits == 8 else np.uint16)
-    metadata = PictureMetadata(icc=WIDE[name])
+    metadata = ImageMetadata(icc=WIDE[name])
     # A 16-bit file with a profile, through a picture that is written without any conversion.
-    plain = Picture(torch.from_numpy(samples.astype(np.float32) / (2**bits - 1)).permute(2, 0, 1), bit_depth=bits)
+    plain = SourceImage(torch.from_numpy(samples.astype(np.float32) / (2**bits - 1)).permute(2, 0, 1), bit_depth=bits)
     data = b"".join((written(plain)[:33], _iccp(WIDE[name]), written(plain)[33:]))
-    picture = read_picture(data)
+    picture = read_image(data)
     assert picture.metadata == metadata
     assert picture.gamut is not None
     assert float(picture.rgb.min()) >= 0
@@ -188,20 +188,20 @@ def test_the_look_is_kept_to_the_last_bit(name: str, bits: int) -> None:
         # Near black a pure gamma curve is so steep that float32 is worth a few steps of 65535.
         assert np.percentile(found, 99) <= 2
         assert found.max() <= 64
-    assert read_picture(again).metadata.icc == WIDE[name]
+    assert read_image(again).metadata.icc == WIDE[name]
 
 
 def _iccp(icc: bytes) -> bytes:
     from omgsr_cli.imaging.write import _metadata_chunks
 
-    return _metadata_chunks(PictureMetadata(icc=icc))
+    return _metadata_chunks(ImageMetadata(icc=icc))
 
 
 def _pixels(data: bytes) -> NDArray[np.generic]:
     """A PNG's samples as they lie in the file: read with its profile taken out."""
     start = data.index(b"iCCP") - 4
     length = struct.unpack(">I", data[start : start + 4])[0]
-    picture = read_picture(data[:start] + data[start + 12 + length :])
+    picture = read_image(data[:start] + data[start + 12 + length :])
     return to_samples(picture.rgb, picture.bit_depth)
 
 
@@ -210,7 +210,7 @@ def test_an_enlarged_picture_keeps_its_profile_and_its_look(format_name: str) ->
     # A saturated P3 red and green, outside sRGB, beside a grey.
     patches = np.array([[[250, 20, 10], [20, 250, 30], [120, 120, 120]]], np.uint8)
     samples = patches.repeat(16, axis=0).repeat(16, axis=1)
-    picture = read_picture(with_profile(samples, P3))
+    picture = read_image(with_profile(samples, P3))
     larger = picture.restored(picture.rgb.repeat_interleave(4, 1).repeat_interleave(4, 2))
     data = written(larger, format=format_name)
     with Image.open(io.BytesIO(data)) as image:
@@ -220,7 +220,7 @@ def test_an_enlarged_picture_keeps_its_profile_and_its_look(format_name: str) ->
 
 
 def test_metadata_none_keeps_the_profile() -> None:
-    picture = read_picture(with_profile(RNG.integers(0, 256, (9, 9, 3)).astype(np.uint8), ADOBE))
+    picture = read_image(with_profile(RNG.integers(0, 256, (9, 9, 3)).astype(np.uint8), ADOBE))
     with Image.open(io.BytesIO(written(picture, metadata="none"))) as image:
         assert image.info["icc_profile"] == ADOBE
 
@@ -228,7 +228,7 @@ def test_metadata_none_keeps_the_profile() -> None:
 def test_neutral_pixels_stay_neutral() -> None:
     greys = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
     for icc in WIDE.values():
-        picture = read_picture(with_profile(greys, icc))
+        picture = read_image(with_profile(greys, icc))
         assert picture.is_neutral
         assert picture.gamut is None
         spread = picture.rgb.max(dim=0).values - picture.rgb.min(dim=0).values
@@ -243,7 +243,7 @@ def test_neutral_pixels_stay_neutral() -> None:
 def test_an_srgb_profile_changes_nothing_and_is_kept(icc: bytes) -> None:
     samples = RNG.integers(0, 256, (20, 20, 3)).astype(np.uint8)
     assert load_profile(icc) is None
-    picture = read_picture(with_profile(samples, icc))
+    picture = read_image(with_profile(samples, icc))
     np.testing.assert_array_equal(to_samples(picture.rgb, 8), samples)
     assert picture.metadata.icc == icc
 
@@ -283,7 +283,7 @@ def test_a_profile_of_tables_is_read_as_littlecms_reads_it() -> None:
     icc = table_profile(b"RGB ", 3, lambda rgb: rgb**1.8)
     assert isinstance(load_profile(icc), TableProfile)
     samples = RNG.integers(30, 226, (20, 20, 3)).astype(np.uint8)
-    picture = read_picture(with_profile(samples, icc))
+    picture = read_image(with_profile(samples, icc))
     exact = light_to_srgb(torch.from_numpy((samples / 255) ** 1.8)).permute(2, 0, 1).float()
     assert float((picture.rgb - exact).abs().mean()) < 0.01
     np.testing.assert_allclose(to_samples(picture.rgb, 8).astype(int), by_littlecms(samples, icc).astype(int), atol=1)
@@ -327,15 +327,15 @@ def test_tables_keep_all_levels_of_16_bits_and_come_back(kind: str) -> None:
     icc = tables_of(kind, 1.8)
     ramp = np.linspace(12000, 60000, 1024).round().astype(np.uint16).reshape(32, 32)
     samples = np.stack([ramp, ramp[::-1], np.full_like(ramp, 30000)], axis=-1)
-    plain = written(Picture(torch.from_numpy(samples / np.float32(65535)).permute(2, 0, 1), bit_depth=16))
+    plain = written(SourceImage(torch.from_numpy(samples / np.float32(65535)).permute(2, 0, 1), bit_depth=16))
     data = plain[:33] + _iccp(icc) + plain[33:]
-    picture = read_picture(data)
+    picture = read_image(data)
     assert picture.notes == ()
     assert picture.metadata.icc == icc
     assert len(np.unique(to_samples(picture.rgb, 16)[..., 0])) > 900
     shown = by_littlecms((samples // 257).astype(np.uint8), icc).astype(int)
     assert np.abs(to_samples(picture.rgb, 8).astype(int) - shown).max() <= 2
-    again = read_picture(written(picture))
+    again = read_image(written(picture))
     assert again.metadata.icc == icc
     # Grids of 13 nodes are no exact inverses of each other.
     assert float((again.rgb - picture.rgb).abs().mean()) < 0.5 / 255
@@ -346,10 +346,10 @@ def test_a_profile_without_the_way_back_gives_srgb_with_a_note() -> None:
     whole = tables_of("mft2", 1.8)
     icc = whole.replace(b"B2A0", b"xxxx")
     samples = RNG.integers(40, 200, (9, 9, 3)).astype(np.uint8)
-    picture = read_picture(with_profile(samples, icc))
+    picture = read_image(with_profile(samples, icc))
     assert len(picture.notes) == 1
     assert picture.metadata.icc is None
-    torch.testing.assert_close(picture.rgb, read_picture(with_profile(samples, whole)).rgb)
+    torch.testing.assert_close(picture.rgb, read_image(with_profile(samples, whole)).rgb)
 
 
 def test_conversion_in_bands_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,7 +368,7 @@ def test_conversion_in_bands_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_grey_profiles(icc: bytes) -> None:
     samples = np.arange(256, dtype=np.uint8).reshape(16, 16)
     data = with_profile(samples, icc)
-    picture = read_picture(data)
+    picture = read_image(data)
     gamma = 563 / 256 if icc is GREY_22 else 1.75
     exact = light_to_srgb(torch.from_numpy(samples / 255.0) ** gamma).float()
     torch.testing.assert_close(picture.rgb[1], exact, atol=2e-3, rtol=0)
@@ -387,17 +387,17 @@ def test_a_grey_profile_in_a_format_without_grey() -> None:
     greys = np.arange(256, dtype=np.uint8).reshape(16, 16)
     buffer = io.BytesIO()
     Image.fromarray(greys).save(buffer, "WEBP", lossless=True, icc_profile=GREY_15)
-    picture = read_picture(buffer.getvalue())
+    picture = read_image(buffer.getvalue())
     assert picture.is_grey
     assert picture.notes == ()
-    torch.testing.assert_close(picture.rgb, read_picture(with_profile(greys, GREY_15)).rgb)
+    torch.testing.assert_close(picture.rgb, read_image(with_profile(greys, GREY_15)).rgb)
 
 
 def test_cmyk_without_a_profile_is_pillows_and_becomes_rgb() -> None:
     image = Image.fromarray(RNG.integers(0, 256, (16, 16, 4)).astype(np.uint8), "CMYK")
     buffer = io.BytesIO()
     image.save(buffer, "TIFF")
-    picture = read_picture(buffer.getvalue())
+    picture = read_image(buffer.getvalue())
     np.testing.assert_array_equal(to_samples(picture.rgb, 8), np.asarray(image.convert("RGB")))
     assert picture.notes == ("CMYK was converted to sRGB",)
     assert picture.alpha is None
@@ -412,7 +412,7 @@ def test_cmyk_goes_through_its_profile_which_is_then_left_out() -> None:
     Image.fromarray(samples, "CMYK").save(buffer, "JPEG", quality=100, subsampling=0, icc_profile=icc)
     with Image.open(buffer) as image:
         decoded = np.asarray(image)
-    picture = read_picture(buffer.getvalue())
+    picture = read_image(buffer.getvalue())
     assert picture.metadata.icc is None
     assert picture.notes == ("CMYK was converted to sRGB",)
     expected = by_littlecms(decoded, icc, "CMYK").astype(int)
@@ -428,7 +428,7 @@ def test_lab_is_converted() -> None:
     image = Image.fromarray(lab, "LAB")
     buffer = io.BytesIO()
     image.save(buffer, "TIFF")
-    picture = read_picture(buffer.getvalue())
+    picture = read_image(buffer.getvalue())
     assert np.abs(to_samples(picture.rgb, 8)[0, :, 1].astype(int) - [255, 0, 128]).max() <= 2
     assert picture.notes == ("LAB was converted to sRGB",)
 
@@ -448,7 +448,7 @@ def test_lab_is_converted() -> None:
 )
 def test_a_broken_or_foreign_profile_is_ignored_with_a_note(icc: bytes) -> None:
     samples = RNG.integers(0, 256, (9, 9, 3)).astype(np.uint8)
-    picture = read_picture(with_profile(samples, icc, "WEBP" if len(icc) < 132 else "PNG"))
+    picture = read_image(with_profile(samples, icc, "WEBP" if len(icc) < 132 else "PNG"))
     assert picture.metadata.icc is None
     assert len(picture.notes) == 1
     assert picture.notes[0].startswith("the ICC profile was ignored: ")
@@ -460,13 +460,13 @@ def test_a_broken_cmyk_profile_is_ignored_with_a_note() -> None:
     for icc in (b"broken", ADOBE, profile(b"CMYK", {})):
         buffer = io.BytesIO()
         image.save(buffer, "TIFF", icc_profile=icc)
-        picture = read_picture(buffer.getvalue())
+        picture = read_image(buffer.getvalue())
         assert len(picture.notes) == 2
         np.testing.assert_array_equal(to_samples(picture.rgb, 8), np.asarray(image.convert("RGB")))
 
 
 def test_an_rgb_profile_on_a_grey_picture_is_ignored_with_a_note() -> None:
-    picture = read_picture(with_profile(RNG.integers(0, 256, (9, 9)).astype(np.uint8), ADOBE, "TIFF"))
+    picture = read_image(with_profile(RNG.integers(0, 256, (9, 9)).astype(np.uint8), ADOBE, "TIFF"))
     assert picture.is_grey
     assert picture.metadata.icc is None
     assert "RGB" in picture.notes[0]

@@ -13,7 +13,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from omgsr_cli.errors import FileError
 from omgsr_cli.files.containers import png_chunk
-from omgsr_cli.imaging import opening, probe_picture, read_picture, write_picture
+from omgsr_cli.imaging import opening, probe_image, read_image, write_image
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -42,8 +42,8 @@ def with_wrong_sum(chunk: bytes) -> bytes:
 
 def check(data: bytes, *words: str) -> None:
     """The pixels are those of the whole image, and each word is in a note."""
-    header, picture = probe_picture(data), read_picture(data)
-    np.testing.assert_array_equal(picture.rgb.numpy(), read_picture(encoded(drawn(), "PNG")).rgb.numpy())
+    header, picture = probe_image(data), read_image(data)
+    np.testing.assert_array_equal(picture.rgb.numpy(), read_image(encoded(drawn(), "PNG")).rgb.numpy())
     assert header.size_px == picture.size_px
     for word in words:
         assert any(word in note for note in picture.notes), (word, picture.notes)
@@ -96,7 +96,7 @@ def test_a_wrong_checksum_of_the_pixels_is_an_error() -> None:
     place = plain.index(b"IDAT") + 4 + struct.unpack(">I", plain[plain.index(b"IDAT") - 4 : plain.index(b"IDAT")])[0]
     plain[place] ^= 1
     with pytest.raises(FileError):
-        read_picture(bytes(plain))
+        read_image(bytes(plain))
 
 
 @pytest.mark.parametrize("make", ["tEXt", "zTXt", "iTXt"])
@@ -105,19 +105,19 @@ def test_long_texts_are_kept(make: str) -> None:
     info = PngImagePlugin.PngInfo()
     (info.add_itxt if make == "iTXt" else info.add_text)("workflow", text, zip=make == "zTXt")
     data = encoded(drawn(), "PNG", pnginfo=info)
-    picture = read_picture(data)
+    picture = read_image(data)
     assert picture.notes == ()
     assert dict(picture.metadata.text) == {"workflow": text}
     held = io.BytesIO()
-    write_picture(picture, held)
-    assert dict(read_picture(held.getvalue()).metadata.text) == {"workflow": text}
+    write_image(picture, held)
+    assert dict(read_image(held.getvalue()).metadata.text) == {"workflow": text}
 
 
 def test_a_long_profile_is_kept() -> None:
     # Bytes that no tag points to, and that do not deflate to nothing.
     icc = SRGB + np.random.default_rng(0).integers(0, 256, 1_600_000).astype(np.uint8).tobytes()
     icc = struct.pack(">I", len(icc)) + icc[4:]
-    picture = read_picture(encoded(drawn(), "PNG", icc_profile=icc))
+    picture = read_image(encoded(drawn(), "PNG", icc_profile=icc))
     assert picture.notes == ()
     assert picture.metadata.icc == icc
 
@@ -136,7 +136,7 @@ def test_a_png_without_its_end() -> None:
     check(data[:-12], "end marker")
     check(data[:-5], "end marker")
     with pytest.raises(FileError, match="truncated"):
-        read_picture(data[:-100])
+        read_image(data[:-100])
 
 
 # --- JPEG ---------------------------------------------------------------------------------------------------------
@@ -164,23 +164,23 @@ def jpeg(options: dict[str, Any], mode: str = "RGB", size: tuple[int, int] = (45
 @pytest.mark.parametrize("name", JPEGS)
 def test_a_jpeg_that_lacks_only_its_end_marker(name: str, mode: str) -> None:
     data = jpeg(JPEGS[name], mode)
-    whole = read_picture(data)
+    whole = read_image(data)
     for short in (data[:-2], data[:-1]):
-        picture = read_picture(short)
+        picture = read_image(short)
         np.testing.assert_array_equal(picture.rgb.numpy(), whole.rgb.numpy())
         assert [note for note in picture.notes if note not in whole.notes] == [opening._NO_END]
-        assert probe_picture(short).size_px == whole.size_px
+        assert probe_image(short).size_px == whole.size_px
 
 
 @pytest.mark.parametrize("name", JPEGS)
 def test_a_jpeg_that_lacks_one_byte_more_is_refused_if_a_pixel_depends_on_it(name: str) -> None:
     for size in ((45, 37), (16, 16), (1, 1), (200, 8)):
         data = jpeg(JPEGS[name], size=size)
-        whole, start, read = read_picture(data).rgb, data.index(b"\xff\xda"), 0
+        whole, start, read = read_image(data).rgb, data.index(b"\xff\xda"), 0
         for cut in {3, 4, 5, 9, 14, 20, 50, (len(data) - start) // 3}:
             if cut < len(data) - start - 14:
                 try:
-                    assert read_picture(data[:-cut], "x.jpg").rgb.equal(whole)
+                    assert read_image(data[:-cut], "x.jpg").rgb.equal(whole)
                     read += 1
                 except FileError:
                     pass
@@ -195,7 +195,7 @@ def test_a_progressive_jpeg_that_lacks_a_whole_scan_stays_refused() -> None:
     # Each scan comes with its own table.
     cut = data.rindex(b"\xff\xc4", 0, last)
     with pytest.raises(FileError, match="truncated"):
-        read_picture(data[:cut])
+        read_image(data[:cut])
 
 
 def test_a_whole_jpeg_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,13 +203,13 @@ def test_a_whole_jpeg_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     files = [jpeg(options) for options in JPEGS.values()]
     monkeypatch.setattr(Image, "open", lambda *args, **options: opened.append(args) or real_open(*args, **options))
     for data in files:
-        assert read_picture(data).notes == ()
+        assert read_image(data).notes == ()
     assert len(opened) == len(files)
 
 
 @pytest.mark.parametrize("format_name", ["JPEG", "WEBP", "PNG", "AVIF"])
 def test_a_damaged_exif_block_is_left_out_with_a_note(format_name: str) -> None:
-    picture = read_picture(encoded(drawn(), format_name, exif=b"Exif\0\0II*\0\xff\xff\xff\x7f"))
+    picture = read_image(encoded(drawn(), format_name, exif=b"Exif\0\0II*\0\xff\xff\xff\x7f"))
     assert picture.size_px == (37, 45)
     assert picture.metadata.exif is None
     assert any("EXIF" in note for note in picture.notes)
@@ -220,7 +220,7 @@ def test_a_damaged_exif_block_is_left_out_with_a_note(format_name: str) -> None:
     "icc", [SRGB[:100], b"no profile at all" * 20, SRGB[:36] + b"xxxx" + SRGB[40:]], ids=["short", "text", "mark"]
 )
 def test_a_damaged_profile_is_left_out_with_a_note(format_name: str, icc: bytes) -> None:
-    picture = read_picture(encoded(drawn(), format_name, icc_profile=icc))
+    picture = read_image(encoded(drawn(), format_name, icc_profile=icc))
     assert picture.size_px == (37, 45)
     assert any("ICC" in note for note in picture.notes)
 
@@ -230,7 +230,7 @@ def test_a_profile_of_which_a_segment_is_missing_is_left_out_with_a_note() -> No
     data = encoded(drawn(), "JPEG", icc_profile=icc)
     second = data.index(b"ICC_PROFILE\0\x02") - 4
     length = struct.unpack(">H", data[second + 2 : second + 4])[0]
-    picture = read_picture(data[:second] + data[second + 2 + length :])
+    picture = read_image(data[:second] + data[second + 2 + length :])
     assert any("ICC" in note for note in picture.notes)
     assert picture.metadata.icc is None
 
@@ -243,7 +243,7 @@ def test_missing_pixels_are_an_error_that_is_about_the_file(format_name: str, op
     data = encoded(drawn(), format_name, **options)
     for cut in (20, len(data) // 3):
         with pytest.raises(FileError, match=r"x\.img: .*(truncated|damaged)") as caught:
-            read_picture(data[:-cut], "x.img")
+            read_image(data[:-cut], "x.img")
         assert not any(word in caught.value.message for word in ("lib", "decoder", "object", "Plugin", "debug"))
 
 
@@ -255,7 +255,7 @@ def test_errors_of_plugins_are_about_the_file(module: str) -> None:
     data = encoded(drawn(), "JXL" if module == "pillow_jxl" else "HEIF")
     for broken in (data[:-20], data[: len(data) // 2], data[:60] + bytes(40) + data[100:]):
         with pytest.raises(FileError, match=r"x\.img: .*(truncated|damaged|broken)") as caught:
-            read_picture(broken, "x.img")
+            read_image(broken, "x.img")
         assert not any(word in caught.value.message for word in ("lib", "debug", "Error", "build"))
 
 
@@ -264,7 +264,7 @@ def test_a_palette_png_without_its_palette_is_refused(extra: bytes) -> None:
     plain = encoded(drawn().quantize(2), "PNG")
     start = plain.index(b"PLTE") - 4
     end = start + 12 + struct.unpack(">I", plain[start : start + 4])[0]
-    for read in (probe_picture, read_picture):
+    for read in (probe_image, read_image):
         with pytest.raises(FileError, match=r"x\.png: .*palette"):
             read(plain[:start] + extra + plain[end:], "x.png")
 
@@ -280,7 +280,7 @@ def test_damaged_tiffs_are_refused_without_a_word_from_the_decoder(
         place = int(source.integers(len(data) // 4, len(data) * 3 // 4))
         damaged[place : place + 40] = source.bytes(40)
         try:
-            read_picture(bytes(damaged), "x.tif")
+            read_image(bytes(damaged), "x.tif")
         except FileError as error:
             refused += 1
             assert "x.tif" in error.message

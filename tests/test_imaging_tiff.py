@@ -17,7 +17,7 @@ from PIL import Image, TiffImagePlugin
 
 from omgsr_cli.errors import FileError
 from omgsr_cli.files import folders
-from omgsr_cli.imaging import Picture, probe_picture, read_picture, to_samples
+from omgsr_cli.imaging import SourceImage, probe_image, read_image, to_samples
 from omgsr_cli.imaging.profiles import lab_to_srgb
 
 needs_codecs = pytest.mark.skipif(not folders.has_reader("codecs"), reason="the extra codecs is not installed")
@@ -37,7 +37,7 @@ def tiff(samples: NDArray[Any], **options: Any) -> bytes:
     return held.getvalue()
 
 
-def planes_of(picture: Picture) -> NDArray[Any]:
+def planes_of(picture: SourceImage) -> NDArray[Any]:
     """(H, W, C): grey as one channel, then alpha, in the file's depth."""
     color = picture.rgb[:1] if picture.is_grey else picture.rgb
     planes = color if picture.alpha is None else torch.cat([color, picture.alpha])
@@ -46,7 +46,7 @@ def planes_of(picture: Picture) -> NDArray[Any]:
 
 def check(data: bytes, expected: NDArray[Any], notes: tuple[str, ...] = ()) -> None:
     """Header and pixels say the same, and the pixels are these to the last bit."""
-    header, picture = probe_picture(data), read_picture(data)
+    header, picture = probe_image(data), read_image(data)
     found = planes_of(picture)
     wanted = expected[..., None] if expected.ndim == 2 else expected
     assert header.size_px == picture.size_px == wanted.shape[:2]
@@ -139,7 +139,7 @@ def test_signed_integers_say_how_they_are_taken() -> None:
     whole = noise(1, np.uint16)
     check(tiff(whole.astype(np.int32)), whole, ("0 to 65535",))
     with pytest.raises(FileError, match="16-bit signed grey from -5"):
-        read_picture(tiff(np.where(samples[..., 0] == 0, 1, -5).astype(np.int16)))
+        read_image(tiff(np.where(samples[..., 0] == 0, 1, -5).astype(np.int16)))
 
 
 @needs_codecs
@@ -159,7 +159,7 @@ def test_grey_with_alpha(dtype: type, kind: str) -> None:
     stored = samples.copy()
     if kind == "assocalpha":
         stored[..., 0] = np.rint(samples[..., 0].astype(np.float64) * samples[..., 1] / largest)
-    picture = read_picture(tiff(stored, extrasamples=[kind], photometric="minisblack", planarconfig="contig"))
+    picture = read_image(tiff(stored, extrasamples=[kind], photometric="minisblack", planarconfig="contig"))
     assert (picture.is_grey, picture.bit_depth) == (True, largest.bit_length())
     assert np.abs(planes_of(picture).astype(int) - samples).max() <= (0 if kind == "unassalpha" else 2)
 
@@ -191,7 +191,7 @@ def test_white_is_zero_in_floats() -> None:
 def test_cmyk_with_and_without_alpha(dtype: type, extra: list[Any]) -> None:
     inks = noise(4 + len(extra), np.uint8)
     stored = inks if dtype is np.uint8 else inks.astype(np.uint16) * 257
-    picture = read_picture(tiff(stored, photometric="separated", extrasamples=extra))
+    picture = read_image(tiff(stored, photometric="separated", extrasamples=extra))
     expected = np.asarray(Image.fromarray(np.ascontiguousarray(inks[..., :4]), "CMYK").convert("RGB"))
     found = planes_of(picture)
     np.testing.assert_array_equal(found[..., :3], expected)
@@ -221,7 +221,7 @@ def test_lab_of_16_bits_keeps_them(photometric: str, dtype: type) -> None:
     # Near grey, where sRGB shows the colours.
     middle = 0 if photometric == "cielab" else 1 << (bits - 1)
     samples[..., 1:] = middle + samples[..., 1:] % (8 << (bits - 8))
-    picture = read_picture(tiff(samples, photometric=photometric))
+    picture = read_image(tiff(samples, photometric=photometric))
     lab = lab_of(samples, 8 if photometric == "cielab" else 9, bits)
     expected = lab_to_srgb(torch.from_numpy(lab.astype(np.float32)).permute(2, 0, 1)).clamp(0, 1)
     assert picture.bit_depth == 16
@@ -303,12 +303,12 @@ def test_values_outside_0_to_1_are_counted_and_nothing_else_is_said() -> None:
     check(tiff(samples), scaled(samples, 1))
     samples[1, 1] = (1.5, 2.0, 40.0)
     samples[2, 2] = (-0.25, 1.0 + 1e-7, -1e-7)
-    [note] = read_picture(tiff(samples)).notes
+    [note] = read_image(tiff(samples)).notes
     assert "3 above 1" in note
     assert "40" in note
     assert "1 below 0" in note
     samples[3, 3] = (np.nan, np.inf, np.nan)
-    clipped, no_numbers = read_picture(tiff(samples)).notes
+    clipped, no_numbers = read_image(tiff(samples)).notes
     assert "4 above 1" in clipped
     assert "2 samples" in no_numbers
     assert "NaN" in no_numbers
@@ -326,13 +326,13 @@ def test_floats_of_another_range_are_refused(largest: int, kind: str) -> None:
     if kind == "whole":
         samples = np.rint(samples)
     with pytest.raises(FileError, match=r"x\.tif: its 32-bit float RGB samples look like") as caught:
-        read_picture(tiff(samples.astype(np.float32)), "x.tif")
+        read_image(tiff(samples.astype(np.float32)), "x.tif")
     assert caught.value.hint
 
 
 def test_floats_without_a_number_are_refused() -> None:
     with pytest.raises(FileError, match="finite"):
-        read_picture(tiff(np.full(SIZE, np.nan, np.float32)))
+        read_image(tiff(np.full(SIZE, np.nan, np.float32)))
 
 
 # --- pages --------------------------------------------------------------------------------------------------------
@@ -357,7 +357,7 @@ def test_the_first_page_of_full_resolution_is_the_image(dtype: type) -> None:
     check(pages((whole, {}), thumbnail), expected)
     check(pages(mask, (whole, {})), expected, ("mask",))
     check(pages(thumbnail, (whole, {}), (whole[::-1], {})), expected, ("2 frames",))
-    assert probe_picture(pages(thumbnail, (whole, {}), (whole[::-1], {}))).frames == 2
+    assert probe_image(pages(thumbnail, (whole, {}), (whole[::-1], {}))).frames == 2
 
 
 def test_the_older_tag_of_a_thumbnail() -> None:
@@ -386,7 +386,7 @@ def test_profile_resolution_and_tags_come_from_the_page_that_is_read(options: di
     icc = bytes(128)
     samples = RNG.random((*SIZE, 3)).astype(np.float32)
     told = {"resolution": (300, 300), "resolutionunit": 2, "iccprofile": icc, "software": "Scanner 3"}
-    picture = read_picture(tiff(samples, **told, **options))
+    picture = read_image(tiff(samples, **told, **options))
     assert picture.metadata.dpi == (300, 300)
     assert b"Scanner 3" in (picture.metadata.exif or b"")
     # It was found, and is no profile.
@@ -404,7 +404,7 @@ def test_profile_resolution_and_tags_come_from_the_page_that_is_read(options: di
 def test_what_is_not_supported_is_named(samples: NDArray[Any], photometric: str, what: str) -> None:
     extra = [(33421, 3, 2, (2, 2), True), (33422, 1, 4, bytes((0, 1, 1, 2)), True)] if photometric == "cfa" else []
     with pytest.raises(FileError, match=what) as caught:
-        read_picture(tiff(samples, photometric=photometric, extratags=extra), "x.tif")
+        read_image(tiff(samples, photometric=photometric, extratags=extra), "x.tif")
     assert "truncated" not in caught.value.message
     assert "damaged" not in caught.value.message
 
@@ -412,7 +412,7 @@ def test_what_is_not_supported_is_named(samples: NDArray[Any], photometric: str,
 def test_inks_that_are_not_cmyk_are_not_taken_for_them() -> None:
     data = tiff(noise(4, np.uint16), photometric="separated", extratags=[(332, 3, 1, 2, True)])
     with pytest.raises(FileError, match="inks"):
-        read_picture(data)
+        read_image(data)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
@@ -421,7 +421,7 @@ def test_missing_pixels_are_an_error(dtype: type, options: dict[str, Any]) -> No
     data = tiff(RNG.random((*SIZE, 3)).astype(dtype), **options)
     for end in (len(data) - 1, len(data) - 200, len(data) // 2):
         with pytest.raises(FileError):
-            read_picture(data[:end])
+            read_image(data[:end])
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         lengths = file.pages.first.tags[325 if "tile" in options else 279]
     hole = bytearray(data)
@@ -429,7 +429,7 @@ def test_missing_pixels_are_an_error(dtype: type, options: dict[str, Any]) -> No
     size = 2 if lengths.dtype == 3 else 4
     hole[lengths.valueoffset : lengths.valueoffset + size] = bytes(size)
     with pytest.raises(FileError, match=r"missing|truncated|damaged"):
-        read_picture(bytes(hole))
+        read_image(bytes(hole))
 
 
 def test_without_the_extra_its_codecs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,7 +442,7 @@ def test_without_the_extra_its_codecs_are_named(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(f"{module}.has_reader", lambda kind: kind != "codecs")
     check(deep, samples)
     with pytest.raises(FileError, match="LZW compression of 32-bit float RGB") as caught:
-        read_picture(other, "x.tif")
+        read_image(other, "x.tif")
     assert caught.value.hint == "pip install 'omgsr-cli[codecs]'"
 
 
@@ -450,7 +450,7 @@ def test_tifffile_says_nothing_itself(capfd: pytest.CaptureFixture[str]) -> None
     data = bytearray(tiff(noise(3)))
     data[10:14] = b"\xff\xff\xff\xff"
     with pytest.raises(FileError):
-        read_picture(bytes(data))
+        read_image(bytes(data))
     assert capfd.readouterr() == ("", "")
 
 
@@ -462,7 +462,7 @@ def test_a_tag_with_several_values_where_one_belongs(tag: int) -> None:
     place = next(place for place in places if struct.unpack_from("<H", data, place)[0] == tag)
     # Three values do not fit into the entry: they are read from some place in the file.
     changed[place + 2 : place + 12] = struct.pack("<HII", 3, 3, 16)
-    for read in (probe_picture, read_picture):
+    for read in (probe_image, read_image):
         with contextlib.suppress(FileError):
             read(bytes(changed))
 
@@ -480,6 +480,6 @@ def test_pages_that_lead_in_a_circle_end(target: int) -> None:
         starts.append(struct.unpack_from("<I", data, link)[0])
     struct.pack_into("<I", data, link, starts[target])
     try:
-        assert probe_picture(bytes(data)).size_px == read_picture(bytes(data)).size_px == (9, 8)
+        assert probe_image(bytes(data)).size_px == read_image(bytes(data)).size_px == (9, 8)
     except FileError as error:
         assert "\n" not in error.message

@@ -20,20 +20,20 @@ from PIL import Image, PngImagePlugin
 
 from omgsr_cli.errors import FileError, ShapeError, UsageError
 from omgsr_cli.imaging import (
-    Picture,
-    PictureMetadata,
+    ImageMetadata,
+    SourceImage,
     check_output,
     format_of_path,
     from_samples,
     luma,
     output_format,
     output_suffix,
-    probe_picture,
-    read_picture,
+    probe_image,
+    read_image,
     read_record,
     to_samples,
     write_atomically,
-    write_picture,
+    write_image,
 )
 
 RNG = np.random.default_rng(3)
@@ -49,7 +49,7 @@ def build_exif(padding: int = 0) -> bytes:
     return exif.tobytes()[6:]
 
 
-METADATA = PictureMetadata(
+METADATA = ImageMetadata(
     exif=build_exif(),
     xmp=b'<x:xmpmeta xmlns:x="adobe:ns:meta/">caf\xc3\xa9</x:xmpmeta>',
     dpi=(300.0, 300.0),
@@ -58,12 +58,12 @@ METADATA = PictureMetadata(
 
 
 def picture_of(
-    channels: int, bits: int = 8, size: tuple[int, int] = (13, 17), metadata: PictureMetadata = METADATA
-) -> Picture:
+    channels: int, bits: int = 8, size: tuple[int, int] = (13, 17), metadata: ImageMetadata = METADATA
+) -> SourceImage:
     dtype = np.uint8 if bits == 8 else np.uint16
     planes = from_samples(RNG.integers(0, 2**bits, (*size, channels)).astype(dtype))
     colors = 1 if channels < 3 else 3
-    return Picture(
+    return SourceImage(
         rgb=planes[:colors].expand(3, -1, -1).contiguous(),
         alpha=planes[colors:] if channels in (2, 4) else None,
         bit_depth=bits,
@@ -73,9 +73,9 @@ def picture_of(
     )
 
 
-def written(picture: Picture, **options: object) -> bytes:
+def written(picture: SourceImage, **options: object) -> bytes:
     stream = io.BytesIO()
-    write_picture(picture, stream, **options)  # type: ignore[arg-type]
+    write_image(picture, stream, **options)  # type: ignore[arg-type]
     return stream.getvalue()
 
 
@@ -87,7 +87,7 @@ def written(picture: Picture, **options: object) -> bytes:
 def test_lossless_formats_keep_every_bit(bits: int, format_name: str) -> None:
     for size, channels in product([(1, 1), (1, 30), (13, 17)], [1, 2, 3, 4]):
         picture = picture_of(channels, bits, size)
-        again = read_picture(written(picture, format=format_name))
+        again = read_image(written(picture, format=format_name))
         assert torch.equal(again.rgb, picture.rgb), (size, channels)
         assert again.bit_depth == bits
         # Grey with alpha and 16 bits has no reader as TIFF: it is written as RGBA.
@@ -109,9 +109,9 @@ def test_pillow_reads_our_8_bit_files_alike(channels: int) -> None:
 def test_a_deep_png_of_many_bands() -> None:
     # Wider than what is filtered at once, so that filters reach over a band's border.
     smooth = np.add.outer(np.arange(40) * 900, np.arange(30_000))[..., None] % 65536
-    picture = Picture(from_samples(smooth.astype(np.uint16)).expand(3, -1, -1).contiguous(), bit_depth=16)
+    picture = SourceImage(from_samples(smooth.astype(np.uint16)).expand(3, -1, -1).contiguous(), bit_depth=16)
     data = written(picture)
-    assert torch.equal(read_picture(data).rgb, picture.rgb)
+    assert torch.equal(read_image(data).rgb, picture.rgb)
     assert len(data) < 40 * 30_000 * 6 / 10
 
 
@@ -122,8 +122,8 @@ def test_lossy_formats_come_close(channels: int, format_name: str) -> None:
     ramp = torch.linspace(0, 1, 64).expand(64, 64)
     rgb = torch.stack([ramp, ramp.T, 1 - ramp]) if channels > 1 else ramp.expand(3, -1, -1)
     alpha = (0.5 + ramp.T[None] / 2).contiguous() if channels == 4 else None
-    picture = Picture(rgb, alpha, bit_depth=16, is_grey=channels == 1, is_neutral=channels == 1)
-    again = read_picture(written(picture, format=format_name))
+    picture = SourceImage(rgb, alpha, bit_depth=16, is_grey=channels == 1, is_neutral=channels == 1)
+    again = read_image(written(picture, format=format_name))
     assert float((again.rgb - rgb).abs().mean()) < 0.02
     assert (again.alpha is None) == (alpha is None)
     assert again.bit_depth == 8
@@ -154,12 +154,12 @@ def test_rounding_is_half_to_even_and_clips() -> None:
 
 def test_a_neutral_pictures_result_loses_a_tint() -> None:
     tinted = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(1))
-    grey = replace(picture_of(1), metadata=PictureMetadata()).restored(tinted)
+    grey = replace(picture_of(1), metadata=ImageMetadata()).restored(tinted)
     expected = np.asarray(Image.fromarray(to_samples(tinted, 8)).convert("L")).astype(int)
-    again = read_picture(written(grey))
+    again = read_image(written(grey))
     assert again.is_grey
     assert np.abs(to_samples(again.rgb[:1], 8)[..., 0].astype(int) - expected).max() <= 1
-    neutral = read_picture(written(replace(grey, is_grey=False)))
+    neutral = read_image(written(replace(grey, is_grey=False)))
     assert (neutral.is_grey, neutral.is_neutral) == (False, True)
     assert torch.equal(neutral.rgb, again.rgb)
 
@@ -176,7 +176,7 @@ def test_luma_keeps_neutral_values_exactly() -> None:
 def test_metadata_is_kept(format_name: str) -> None:
     picture = picture_of(3)
     restored = picture.restored(torch.rand(3, 26, 34))
-    again = read_picture(written(restored, format=format_name))
+    again = read_image(written(restored, format=format_name))
     exif = Image.Exif()
     exif.load(again.metadata.exif or b"")
     assert exif[0x010F] == "Maker"
@@ -194,26 +194,26 @@ def test_metadata_is_kept(format_name: str) -> None:
 
 @pytest.mark.parametrize("format_name", ["webp", "avif"])
 def test_resolution_goes_into_exif_where_there_is_no_other_place(format_name: str) -> None:
-    data = written(picture_of(3, metadata=PictureMetadata(dpi=(300.0, 150.0))), format=format_name)
+    data = written(picture_of(3, metadata=ImageMetadata(dpi=(300.0, 150.0))), format=format_name)
     exif = Image.Exif()
-    exif.load(read_picture(data).metadata.exif or b"")
+    exif.load(read_image(data).metadata.exif or b"")
     assert (exif[0x011A], exif[0x011B], exif[0x0128]) == (300, 150, 2)
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_metadata_none_leaves_the_profile_alone(format_name: str) -> None:
     data = written(picture_of(3), format=format_name, metadata="none", record=RECORD)
-    assert read_picture(data).metadata == PictureMetadata()
+    assert read_image(data).metadata == ImageMetadata()
     assert read_record(data) is None
     assert b"Maker" not in data
 
 
 def test_what_is_too_long_for_a_jpeg_is_left_out_with_a_note() -> None:
     metadata = replace(METADATA, exif=build_exif(70_000), xmp=b"<x>" + b"x" * 70_000 + b"</x>")
-    notes = write_picture(picture_of(3, metadata=metadata), io.BytesIO(), format="jpg")
+    notes = write_image(picture_of(3, metadata=metadata), io.BytesIO(), format="jpg")
     assert len(notes) == 2
     assert all("too long" in note for note in notes)
-    assert write_picture(picture_of(3, metadata=metadata), io.BytesIO(), format="png") == ()
+    assert write_image(picture_of(3, metadata=metadata), io.BytesIO(), format="png") == ()
 
 
 @pytest.mark.filterwarnings("error")
@@ -223,9 +223,9 @@ def test_damaged_exif_never_costs_the_picture(changes: list[tuple[int, int]]) ->
     damaged = bytearray(build_exif())
     for place, value in changes:
         damaged[place % len(damaged)] = value
-    picture = picture_of(3, metadata=PictureMetadata(exif=bytes(damaged)))
+    picture = picture_of(3, metadata=ImageMetadata(exif=bytes(damaged)))
     for format_name in FORMATS:
-        assert read_picture(written(picture, format=format_name)).size_px == (13, 17)
+        assert read_image(written(picture, format=format_name)).size_px == (13, 17)
 
 
 # --- the record ---------------------------------------------------------------------------------------------------
@@ -236,13 +236,13 @@ def test_damaged_exif_never_costs_the_picture(changes: list[tuple[int, int]]) ->
 )
 def test_the_record_comes_back_and_changes_nothing(channels: int, format_name: str, tmp_path: Path) -> None:
     path = tmp_path / "image"
-    for metadata, record in ((METADATA, RECORD), (PictureMetadata(), "{}"), (PictureMetadata(), "x" * 60_000)):
+    for metadata, record in ((METADATA, RECORD), (ImageMetadata(), "{}"), (ImageMetadata(), "x" * 60_000)):
         picture = picture_of(channels, metadata=metadata)
         plain, marked = written(picture, format=format_name), written(picture, format=format_name, record=record)
         path.write_bytes(marked)
         assert read_record(plain) is None
-        assert read_record(marked) == read_record(path) == record == probe_picture(path).record
-        first, second = read_picture(plain), read_picture(marked)
+        assert read_record(marked) == read_record(path) == record == probe_image(path).record
+        first, second = read_image(plain), read_image(marked)
         assert torch.equal(first.rgb, second.rgb)
         assert first.metadata == second.metadata
 
@@ -289,8 +289,8 @@ def test_a_foreign_comment_is_no_record_and_ours_no_comment() -> None:
     text.add_itxt("omgsr-like", "not ours")
     image.save(buffer, "PNG", pnginfo=text)
     assert read_record(buffer.getvalue()) is None
-    data = written(picture_of(3, metadata=PictureMetadata(text=(("Comment", "mine"),))), format="jpg", record=RECORD)
-    assert read_picture(data).metadata.text == (("Comment", "mine"),)
+    data = written(picture_of(3, metadata=ImageMetadata(text=(("Comment", "mine"),))), format="jpg", record=RECORD)
+    assert read_image(data).metadata.text == (("Comment", "mine"),)
 
 
 # --- formats ------------------------------------------------------------------------------------------------------
@@ -320,8 +320,8 @@ def test_what_is_too_large_is_refused_before_any_work(format_name: str, size: tu
 @pytest.mark.parametrize("format_name", ["webp", "jpg"])
 def test_the_largest_side_can_be_written(format_name: str) -> None:
     side = 16383 if format_name == "webp" else 65500
-    picture = Picture(torch.zeros(3, 1, side))
-    assert probe_picture(written(picture, format=format_name)).size_px == (1, side)
+    picture = SourceImage(torch.zeros(3, 1, side))
+    assert probe_image(written(picture, format=format_name)).size_px == (1, side)
 
 
 def test_a_jpeg_takes_no_transparency_but_an_opaque_alpha() -> None:
@@ -330,7 +330,7 @@ def test_a_jpeg_takes_no_transparency_but_an_opaque_alpha() -> None:
         written(picture, format="jpg")
     assert "png" in (caught.value.hint or "")
     opaque = picture.restored(picture.rgb, torch.ones_like(picture.alpha))  # type: ignore[arg-type]
-    assert read_picture(written(opaque, format="jpg")).alpha is None
+    assert read_image(written(opaque, format="jpg")).alpha is None
 
 
 def test_a_format_that_this_pillow_cannot_write(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,10 +357,10 @@ def test_a_file_appears_whole_with_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "new" / "deeper" / "a.png"
     before = os.umask(0o027)
     try:
-        write_picture(picture_of(3), path)
+        write_image(picture_of(3), path)
     finally:
         os.umask(before)
-    assert read_picture(path).size_px == (13, 17)
+    assert read_image(path).size_px == (13, 17)
     assert [entry.name for entry in path.parent.iterdir()] == ["a.png"]
     assert path.stat().st_mode & 0o777 == 0o640
 
@@ -369,11 +369,11 @@ def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"precious")
     with pytest.raises(FileError, match="exists already") as caught:
-        write_picture(picture_of(3), path)
+        write_image(picture_of(3), path)
     assert "--overwrite" in (caught.value.hint or "")
     assert path.read_bytes() == b"precious"
-    write_picture(picture_of(3), path, overwrite=True)
-    assert read_picture(path).size_px == (13, 17)
+    write_image(picture_of(3), path, overwrite=True)
+    assert read_image(path).size_px == (13, 17)
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -462,7 +462,7 @@ def test_system_errors_are_said_in_words(
 
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(FileError, match=words) as caught:
-        write_picture(picture_of(3), tmp_path / "a.png")
+        write_image(picture_of(3), tmp_path / "a.png")
     assert str(tmp_path / "a.png") in caught.value.message
     # Not every command that writes has -o.
     assert caught.value.hint
@@ -473,15 +473,15 @@ def test_system_errors_are_said_in_words(
 def test_places_where_no_file_can_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(FileError, match="a file, not a folder"):
-        write_picture(picture_of(3), tmp_path / "file" / "a.png")
+        write_image(picture_of(3), tmp_path / "file" / "a.png")
     with pytest.raises(FileError, match="a file, not a folder"):
-        write_picture(picture_of(3), tmp_path / "file" / "deeper" / "a.png")
+        write_image(picture_of(3), tmp_path / "file" / "deeper" / "a.png")
     with pytest.raises(FileError, match="it is a folder"):
-        write_picture(picture_of(3), tmp_path, overwrite=True)
+        write_image(picture_of(3), tmp_path, overwrite=True)
     with pytest.raises(FileError, match="too long"):
-        write_picture(picture_of(3), tmp_path / ("a" * 300 + ".png"))
+        write_image(picture_of(3), tmp_path / ("a" * 300 + ".png"))
     long_name = tmp_path / ("a" * 250 + ".png")
-    write_picture(picture_of(3), long_name)
+    write_image(picture_of(3), long_name)
     assert long_name.exists()
 
 
@@ -495,6 +495,6 @@ def test_a_stream_that_breaks() -> None:
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     with pytest.raises(FileError, match="disk is full"):
-        write_picture(picture_of(3), Full())
+        write_image(picture_of(3), Full())
     with pytest.raises(BrokenPipeError):
-        write_picture(picture_of(3), Closed())
+        write_image(picture_of(3), Closed())

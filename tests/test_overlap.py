@@ -120,27 +120,27 @@ def test_failures_and_finished_ones_keep_their_places(tmp_path: Path) -> None:
 def test_the_model_works_while_another_picture_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writing waits until the model has begun the next picture; one after the other would wait for ever."""
     jobs, began = draw(tmp_path, 2), threading.Event()
-    real = upscaling.write_picture
+    real = upscaling.write_image
 
     def slow(*arguments: object, **options: object) -> tuple[str, ...]:
         notes = real(*arguments, **options)  # type: ignore[arg-type] # as they came
         assert began.wait(30)
         return notes
 
-    monkeypatch.setattr(upscaling, "write_picture", slow)
+    monkeypatch.setattr(upscaling, "write_image", slow)
     assert results_of(upscaler(tmp_path), jobs, lambda job: began.set() if job is jobs[1] else None) == ["done"] * 2
 
 
 def test_a_disk_that_fills_ends_a_picture_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = draw(tmp_path, 3)
-    real = upscaling.write_picture
+    real = upscaling.write_image
 
     def full(picture: object, place: object, **options: object) -> tuple[str, ...]:
         if str(place).endswith("1.png"):
             raise FileError("the disk is full") from OSError(errno.ENOSPC, "full")
         return real(picture, place, **options)  # type: ignore[arg-type] # as they came
 
-    monkeypatch.setattr(upscaling, "write_picture", full)
+    monkeypatch.setattr(upscaling, "write_image", full)
     assert results_of(upscaler(tmp_path), jobs) == ["done", "failed", "done"]
 
 

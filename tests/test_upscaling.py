@@ -11,7 +11,7 @@ from torch import Tensor
 
 from omgsr_cli.errors import DeviceError
 from omgsr_cli.geometry import Size
-from omgsr_cli.imaging import Picture, resize
+from omgsr_cli.imaging import SourceImage, resize
 from omgsr_cli.models.base import RestorerInfo, StageInfo
 from omgsr_cli.options import ColorFix, RestoreOptions
 from omgsr_cli.planning import plan_restoration
@@ -190,7 +190,7 @@ def test_a_result_that_is_reduced_comes_in_bands(strength: float, scale: float, 
     image = torch.rand(3, 500, 24, generator=torch.Generator().manual_seed(0))
     output = Size(round(500 * scale), round(24 * scale))
     options = RestoreOptions(tile=64, strength=strength, color_fix=color_fix)
-    picture = Picture(image, bit_depth=16)
+    picture = SourceImage(image, bit_depth=16)
     result, plain = restore_picture(model, picture, output, options, on_progress=lambda *count: told.append(count))
     bands = [next(result.rgb)]
     done, total = told[-1]

@@ -25,11 +25,11 @@ from omgsr_cli.files.storage import LocalCopy, local_copy, look_at, reading
 from omgsr_cli.geometry import Size, plan_output_size
 from omgsr_cli.imaging import (
     FORMAT_LIMITS,
-    PictureHeader,
+    ImageHeader,
     check_output,
     format_of_path,
     output_format,
-    probe_picture,
+    probe_image,
     read_record,
     record_of_file,
 )
@@ -276,7 +276,7 @@ def check_job(
     job: Job, content: bytes | Path, settings: Settings, info: RestorerInfo, results: FinishedResults
 ) -> Checked:
     """Read the input's header, and find the outputs that exist."""
-    header = probe_picture(content, name_of(job))
+    header = probe_image(content, name_of(job))
     size = Size(*header.size_px)
     output = plan_output_size(size, settings.restore.size, info.scale)
     format_name = _format(job, header.format, settings)
@@ -295,7 +295,7 @@ def beside_input(options: RestoreOptions, held_bytes: int) -> RestoreOptions:
 
 
 def _check_cost(
-    job: Job, header: PictureHeader, output: Size, info: RestorerInfo, options: RestoreOptions, format_name: str
+    job: Job, header: ImageHeader, output: Size, info: RestorerInfo, options: RestoreOptions, format_name: str
 ) -> Size:
     """The working size; refuses an image that could not be read, restored and written, or is nearly all padding.
 

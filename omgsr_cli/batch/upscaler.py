@@ -39,7 +39,7 @@ from omgsr_cli.files.jobs import Job
 from omgsr_cli.files.naming import comparison_path
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.files.storage import put_when_whole
-from omgsr_cli.imaging import Picture, PictureBands, Rows, read_picture, write_picture
+from omgsr_cli.imaging import ImageBands, Rows, SourceImage, read_image, write_image
 from omgsr_cli.imaging.image import side_by_side
 from omgsr_cli.imaging.rows import BandSpool, keeping
 from omgsr_cli.models.base import Restorer, RestorerInfo
@@ -222,7 +222,7 @@ class Upscaler:
         restored, upscaled, more = self._restore(opened, wide)
         return self._write(opened, restored, upscaled, [*notes, *more])
 
-    def _restore(self, opened: _OpenedJob, wide: Restorer | None = None) -> tuple[PictureBands, Rows, list[str]]:
+    def _restore(self, opened: _OpenedJob, wide: Restorer | None = None) -> tuple[ImageBands, Rows, list[str]]:
         """The restored image, computed when its bands are drawn, the upscaled input, and notes that are added then."""
         if self._restorer is None:
             began = time.monotonic()
@@ -240,7 +240,7 @@ class Upscaler:
         )
         return restored, upscaled, notes
 
-    def _write(self, opened: _OpenedJob, restored: PictureBands, upscaled: Rows, notes: list[str]) -> FileResult:
+    def _write(self, opened: _OpenedJob, restored: ImageBands, upscaled: Rows, notes: list[str]) -> FileResult:
         """Write an image as its bands come."""
         job, checked = opened.job, opened.checked
         try:
@@ -269,7 +269,7 @@ class _OpenedJob:
 
     job: Job
     checked: Checked
-    picture: Picture
+    picture: SourceImage
     record: str
     started: float
     waited_s: float = 0.0
@@ -301,14 +301,14 @@ def open_job(job: Job, settings: Settings, info: RestorerInfo, results: Finished
                 return FileResult(job.source, job.destination, "skipped", *sizes)
             # Before the work: an input that is edited meanwhile is another one.
             record = results.record(checked.content)
-            picture = read_picture(checked.content, name_of(job))
+            picture = read_image(checked.content, name_of(job))
         except OmgsrError as error:
             return failed(job, error, started)
     return _OpenedJob(job, checked, picture, record, started)
 
 
 def write_result(
-    opened: _OpenedJob, restored: PictureBands, upscaled: Rows, settings: Settings, results: FinishedResults
+    opened: _OpenedJob, restored: ImageBands, upscaled: Rows, settings: Settings, results: FinishedResults
 ) -> tuple[str, ...]:
     """Write an image as its bands come, and its comparison.
 
@@ -328,7 +328,7 @@ def write_result(
     overwrite = settings.write.overwrite or job.destination in checked.finished
     try:
         with _opened(job.destination, overwrite) as place:
-            notes = write_picture(
+            notes = write_image(
                 restored if kept is None else replace(restored, rgb=keeping(restored.rgb, kept)),
                 place,
                 format=checked.format,
@@ -348,7 +348,7 @@ def write_result(
         overwrite = settings.write.overwrite or path in checked.finished
         metadata = settings.write.metadata
         with put_when_whole(path, overwrite=overwrite) as local:
-            write_picture(both, local, format="png", metadata=metadata, record=record, overwrite=overwrite)
+            write_image(both, local, format="png", metadata=metadata, record=record, overwrite=overwrite)
     if settings.write.keep_times:
         notes += _keep_times(job.source, outputs_of(job, settings))
     for path in outputs_of(job, settings):

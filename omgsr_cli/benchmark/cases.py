@@ -14,7 +14,7 @@ from omgsr_cli.files.folders import natural_key
 from omgsr_cli.files.inputs import FoundPicture, find_inputs
 from omgsr_cli.files.pairs import pair_by_name
 from omgsr_cli.geometry import Size
-from omgsr_cli.imaging import probe_picture
+from omgsr_cli.imaging import probe_image
 from omgsr_cli.options import MAX_SCALE, MIN_SCALE
 
 #: Usual names of the two halves of a test set, in lower case.
@@ -228,7 +228,7 @@ def _measure(group: _Group, scale: float | None, model_scale: float | None) -> t
 
 
 def _size(path: Path) -> Size:
-    return Size(*probe_picture(path).size_px)
+    return Size(*probe_image(path).size_px)
 
 
 def fit_to_reference(small: Size, large: Size, scale: float | None = None) -> Size | None:

@@ -13,7 +13,7 @@ from omgsr_cli.benchmark.results import MetricInfo, Report
 from omgsr_cli.benchmark.tables import Cell, Table, tables_of, without_local_paths
 from omgsr_cli.errors import FileError, reason_of
 from omgsr_cli.files.addresses import json_text
-from omgsr_cli.imaging import OutputFormat, Picture, encode_picture, probe_picture, read_picture, write_atomically
+from omgsr_cli.imaging import OutputFormat, SourceImage, encode_image, probe_image, read_image, write_atomically
 from omgsr_cli.pages.template import data_address, definitions, escape, fill_page, printable
 
 INPUT, REFERENCE = "input", "reference"
@@ -109,31 +109,31 @@ class _ImageFiles:
         """
         suffix, content, image = self._content(source, shown_px)
         if self._folder is None:
-            smaller = _encoded(image or read_picture(source), source, "webp") if suffix == ".png" else content
+            smaller = _encoded(image or read_image(source), source, "webp") if suffix == ".png" else content
             return data_address(*min(("image/webp", smaller), (_SHOWN[suffix], content), key=lambda each: len(each[1])))
         copy = self._folder / f"{name}{suffix}"
         write_atomically(copy, [content], overwrite=self._overwrite)
         # Always relative: an absolute URL would contain folders of this machine.
         return quote(Path(os.path.relpath(copy.resolve(), self._page.resolve().parent)).as_posix())
 
-    def _content(self, source: Path, shown_px: tuple[int, int] | None) -> tuple[str, bytes, Picture | None]:
+    def _content(self, source: Path, shown_px: tuple[int, int] | None) -> tuple[str, bytes, SourceImage | None]:
         """The suffix and bytes of the file, and the pixels if they were read."""
         suffix = source.suffix.lower()
-        is_whole = shown_px is None or probe_picture(source).size_px == tuple(shown_px)
+        is_whole = shown_px is None or probe_image(source).size_px == tuple(shown_px)
         if suffix in _SHOWN and is_whole:
             try:
                 return suffix, source.read_bytes(), None
             except OSError as error:
                 raise FileError(f"{source} cannot be read: {reason_of(error)}") from error
-        image = read_picture(source)
+        image = read_image(source)
         if shown_px is not None and not is_whole:
-            image = Picture(image.rgb[:, : shown_px[0], : shown_px[1]])
+            image = SourceImage(image.rgb[:, : shown_px[0], : shown_px[1]])
         return ".png", _encoded(image, source, "png"), image
 
 
-def _encoded(image: Picture, source: Path, format: OutputFormat) -> bytes:
+def _encoded(image: SourceImage, source: Path, format: OutputFormat) -> bytes:
     """An encoded image without metadata."""
-    parts, _ = encode_picture(image, name=str(source), format=format, quality=_WEBP_QUALITY, metadata="none")
+    parts, _ = encode_image(image, name=str(source), format=format, quality=_WEBP_QUALITY, metadata="none")
     return b"".join(parts)
 
 

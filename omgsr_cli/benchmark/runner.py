@@ -27,7 +27,7 @@ from omgsr_cli.benchmark.scoring import MetricChoice, ReadyMetric, Scorebook, ma
 from omgsr_cli.benchmark.statistics import compare, summarise
 from omgsr_cli.engines.work import Engine, OneByOne, Place, Say, Worker, say_nothing
 from omgsr_cli.errors import DeviceError, OmgsrError
-from omgsr_cli.imaging import Picture, read_picture, write_picture
+from omgsr_cli.imaging import SourceImage, read_image, write_image
 from omgsr_cli.models.devices import is_out_of_memory, release_memory
 
 OnStart = Callable[[str], None]
@@ -274,14 +274,14 @@ class CaseRunner:
                 assert first.input is not None and first.output_px is not None, "only such images are restored"
                 with contextlib.suppress(OmgsrError, *_MEMORY_ERRORS):
                     # A failure here is reported when the image is restored.
-                    loaded(read_picture(first.input).rgb, first.output_px)
+                    loaded(read_image(first.input).rgb, first.output_px)
                 return
         errors[name] = self._too_large[name]
 
     def _restore(self, name: str, case: Case, path: Path) -> Timing:
         assert case.input is not None and case.output_px is not None, "only such images are restored"
         (loaded, load_s), output = self._loaded[name], case.output_px
-        image = read_picture(case.input).rgb
+        image = read_image(case.input).rgb
         try:
             restored, timing = time_call(
                 lambda: loaded(image, output),
@@ -289,7 +289,7 @@ class CaseRunner:
                 precision=loaded.precision,
                 load_s=load_s,
             )
-            write_picture(Picture(restored), path, format="png", metadata="none", overwrite=True)
+            write_image(SourceImage(restored), path, format="png", metadata="none", overwrite=True)
         except _MEMORY_ERRORS as error:
             raise _out_of_memory_error(error, f"restoring {output}") from error
         # The model may have switched to another precision.

@@ -13,7 +13,7 @@ from torch import Tensor
 from omgsr_cli.datasets.crops import OnSmall, draw_window, fit_small, trim, whole_factor
 from omgsr_cli.degradation import DegradationConfig, degrade, describe_degradation
 from omgsr_cli.errors import FileError
-from omgsr_cli.imaging import read_picture, resize
+from omgsr_cli.imaging import read_image, resize
 
 _CROP, _ORDER = 1, 2
 
@@ -101,7 +101,7 @@ class PairSource:
 
     def _degraded(self, index: int, epoch: int) -> ImagePair:
         path, side = self.pictures[index], self.resolution_px or 0
-        picture = read_picture(path).rgb
+        picture = read_image(path).rgb
         fitted = fit_small(picture, side, self.on_small)
         if fitted is None:
             raise _too_small(path, picture, side)
@@ -114,7 +114,7 @@ class PairSource:
     def _pair(self, index: int, epoch: int) -> ImagePair:
         assert self.partners is not None
         path, partner = self.pictures[index], self.partners[index]
-        clean, low = read_picture(path).rgb, read_picture(partner).rgb
+        clean, low = read_image(path).rgb, read_image(partner).rgb
         if whole_factor((clean.shape[1], clean.shape[2]), (low.shape[1], low.shape[2])) is None:
             sizes = (f"{image.shape[2]}x{image.shape[1]}" for image in (low, clean))
             raise FileError(

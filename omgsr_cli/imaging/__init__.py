@@ -11,18 +11,27 @@ from omgsr_cli.imaging.formats import (
     output_suffix,
 )
 from omgsr_cli.imaging.image import (
-    Picture,
-    PictureBands,
-    PictureHeader,
-    PictureMetadata,
+    ImageBands,
+    ImageHeader,
+    ImageMetadata,
+    SourceImage,
     from_samples,
     luma,
     to_samples,
 )
-from omgsr_cli.imaging.read import probe_picture, read_picture
+from omgsr_cli.imaging.read import probe_image, read_image
 from omgsr_cli.imaging.resize import FILTERS, ColorUnderAlpha, ResizedRows, resize, resize_bands
 from omgsr_cli.imaging.rows import ExtendedRows, Rows, WholeRows, bands_of, extend
-from omgsr_cli.imaging.write import MetadataPolicy, encode_picture, write_picture
+from omgsr_cli.imaging.write import MetadataPolicy, encode_image, write_image
+
+# Until every module uses the new names.
+Picture, read_picture, probe_picture, write_picture, encode_picture = (
+    SourceImage,
+    read_image,
+    probe_image,
+    write_image,
+    encode_image,
+)
 
 __all__ = [
     "FILTERS",
@@ -30,17 +39,19 @@ __all__ = [
     "PARTIAL_SUFFIX",
     "ColorUnderAlpha",
     "ExtendedRows",
+    "ImageBands",
+    "ImageHeader",
+    "ImageMetadata",
     "MetadataPolicy",
     "OutputFormat",
     "Picture",
-    "PictureBands",
-    "PictureHeader",
-    "PictureMetadata",
     "ResizedRows",
     "Rows",
+    "SourceImage",
     "WholeRows",
     "bands_of",
     "check_output",
+    "encode_image",
     "encode_picture",
     "extend",
     "format_of_path",
@@ -48,7 +59,9 @@ __all__ = [
     "luma",
     "output_format",
     "output_suffix",
+    "probe_image",
     "probe_picture",
+    "read_image",
     "read_picture",
     "read_record",
     "record_of_file",
@@ -56,5 +69,6 @@ __all__ = [
     "resize_bands",
     "to_samples",
     "write_atomically",
+    "write_image",
     "write_picture",
 ]

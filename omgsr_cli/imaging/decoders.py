@@ -282,12 +282,12 @@ _TURNED = (5, 6)
 
 
 def heif_depth(image: Image.Image) -> int:
-    """Bits per channel of an opened HEIC picture; 8 for all others."""
+    """Bits per channel of an opened HEIC image; 8 for all others."""
     return int(image.info.get("bit_depth", 8)) if image.format == "HEIF" else 8
 
 
 def read_deep_heif(file: BinaryIO) -> NDArray[np.uint16]:
-    """Decode a HEIC picture of 10 or 12 bits, upright.
+    """Decode a HEIC image of 10 or 12 bits, upright.
 
     Args:
         file: the whole of it, seekable.
@@ -297,9 +297,9 @@ def read_deep_heif(file: BinaryIO) -> NDArray[np.uint16]:
         ValueError, RuntimeError, EOFError, SyntaxError, OSError: it is broken.
     """
     file.seek(0)
-    picture = importlib.import_module("pillow_heif").open_heif(file, convert_hdr_to_8bit=False)
-    samples: NDArray[np.uint16] = np.asarray(picture)
-    depth = int(picture.info["bit_depth"])
+    image = importlib.import_module("pillow_heif").open_heif(file, convert_hdr_to_8bit=False)
+    samples: NDArray[np.uint16] = np.asarray(image)
+    depth = int(image.info["bit_depth"])
     # The library shifts levels to the upper bits, which leaves white a little grey.
     levels = spread(samples >> (16 - depth), (1 << depth) - 1)
     return levels[:, :, None] if levels.ndim == 2 else levels

@@ -1,4 +1,4 @@
-"""The picture formats: names, suffixes, and what each can hold."""
+"""The image formats: names, suffixes, and what each can hold."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ FORMAT_LIMITS = {
     "jpg": FormatLimits(".jpg", 65500, None, False, (8,), 95),
     "webp": FormatLimits(".webp", 16383, None, True, (8,), 95),
     "tiff": FormatLimits(".tif", 2**31 - 1, None, True, (8, 16), None, by_rows=True),
-    # libavif, which most programs read AVIF with, refuses more unless told otherwise.
+    # libavif, which most programs read AVIF with, refuses more by default.
     "avif": FormatLimits(".avif", 32768, 16384 * 16384, True, (8,), 90),
 }
 

@@ -16,7 +16,7 @@ from omgsr_cli.imaging.rows import Rows, WholeRows, bands_of
 
 
 @dataclass(frozen=True)
-class PictureMetadata:
+class ImageMetadata:
     """What a file says beside its pixels.
 
     Attributes:
@@ -40,13 +40,13 @@ class PictureMetadata:
 
 
 @dataclass(frozen=True)
-class PictureHeader:
-    """What can be told of a file without decoding its pixels.
+class ImageHeader:
+    """The properties of a file that are known without decoding its pixels.
 
     Attributes:
         size_px: height and width after the EXIF orientation.
         format: "png", "jpg", "webp", "tiff", "avif", "bmp", "gif", "jp2", "ppm", "heic", "jxl" or "raw".
-        frames: pictures in the file; only the first is read.
+        frames: images in the file; only the first is read.
         mode: Pillow's name of the pixel layout, for people.
         bit_depth: 8 or 16 per channel, as it will be read and can be written.
         has_alpha: whether there is transparency; it may turn out to be opaque everywhere.
@@ -67,21 +67,21 @@ class PictureHeader:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture's pixels in sRGB and what is needed to write it as it came.
+class SourceImage:
+    """An image's pixels in sRGB and what is needed to write it as it came.
 
     Attributes:
         rgb: (3, H, W) float32, sRGB in [0, 1], upright, not premultiplied.
         alpha: (1, H, W) float32 in [0, 1], or None.
-        format: as in `PictureHeader`.
+        format: as in `ImageHeader`.
         bit_depth: 8 or 16 per channel.
         is_grey: stored with one colour channel; written so again.
         is_neutral: no pixel has a hue (always so if is_grey); results are reduced to their luma.
         metadata: what the file says beside its pixels.
-        frames: pictures in the file; this is the first.
+        frames: images in the file; this is the first.
         gamut: (3, H, W) float32, what had to be clipped from rgb to fit a wider gamut into sRGB; added again when
-            the picture is written into its own profile. None where nothing was clipped.
-        notes: what a person should be told, one short sentence each.
+            the image is written into its own profile. None where nothing was clipped.
+        notes: for the user, one short sentence each.
     """
 
     rgb: Tensor
@@ -90,7 +90,7 @@ class Picture:
     bit_depth: int = 8
     is_grey: bool = False
     is_neutral: bool = False
-    metadata: PictureMetadata = field(default_factory=PictureMetadata)
+    metadata: ImageMetadata = field(default_factory=ImageMetadata)
     frames: int = 1
     gamut: Tensor | None = None
     notes: tuple[str, ...] = ()
@@ -100,44 +100,44 @@ class Picture:
         """Height and width."""
         return self.rgb.shape[-2], self.rgb.shape[-1]
 
-    def restored(self, rgb: Tensor, alpha: Tensor | None = None) -> Picture:
-        """The same picture with new pixels, of any size.
+    def restored(self, rgb: Tensor, alpha: Tensor | None = None) -> SourceImage:
+        """The same image with new pixels, of any size.
 
         Args:
             rgb: (3, H, W) float, sRGB in [0, 1]; what lies outside is clipped when it is written.
-            alpha: (1, H, W) float in [0, 1], or None for an opaque picture.
+            alpha: (1, H, W) float in [0, 1], or None for an opaque image.
         Raises:
             ShapeError: the shapes are not these, or differ in height or width.
         """
         if rgb.ndim != 3 or rgb.shape[0] != 3 or rgb.numel() == 0:
-            raise ShapeError(f"a picture is (3, H, W) with pixels, not {tuple(rgb.shape)}")
+            raise ShapeError(f"an image is (3, H, W) with pixels, not {tuple(rgb.shape)}")
         if alpha is not None and tuple(alpha.shape) != (1, *rgb.shape[1:]):
-            raise ShapeError(f"alpha is {tuple(alpha.shape)} beside a picture of {tuple(rgb.shape)}")
+            raise ShapeError(f"alpha is {tuple(alpha.shape)} beside an image of {tuple(rgb.shape)}")
         return replace(self, rgb=rgb, alpha=alpha)
 
-    def bands(self) -> PictureBands:
-        """The same picture, to be written from its first rows to its last."""
+    def bands(self) -> ImageBands:
+        """The same image, to be written from its first rows to its last."""
         alpha = None if self.alpha is None else WholeRows(self.alpha)
-        return PictureBands(self, self.size_px, bands_of(WholeRows(self.rgb)), alpha)
+        return ImageBands(self, self.size_px, bands_of(WholeRows(self.rgb)), alpha)
 
 
 @dataclass(frozen=True)
-class PictureBands:
-    """A picture whose pixels come from the first rows to the last, once.
+class ImageBands:
+    """An image whose pixels come from the first rows to the last, once.
 
     Attributes:
         source: what it is made from: its format, depth, metadata and gamut are the result's too.
         size_px: height and width.
         rgb: (3, n, W) float, sRGB in [0, 1]; what lies outside is clipped when it is written.
-        alpha: (1, n, W) of the same height and width, in [0, 1], or None for an opaque picture.
+        alpha: (1, n, W) of the same height and width, in [0, 1], or None for an opaque image.
     """
 
-    source: Picture
+    source: SourceImage
     size_px: tuple[int, int]
     rgb: Iterator[Tensor]
     alpha: Rows | None = None
 
-    def whole(self) -> Picture:
+    def whole(self) -> SourceImage:
         """All of it in memory."""
         alpha = None if self.alpha is None else self.alpha.read(0, self.size_px[0])
         return self.source.restored(torch.cat(list(self.rgb), dim=1), alpha)
@@ -147,7 +147,7 @@ class PictureBands:
 _LINE_PX = 4
 
 
-def side_by_side(before: Rows, source: Picture, after: PictureBands) -> PictureBands:
+def side_by_side(before: Rows, source: SourceImage, after: ImageBands) -> ImageBands:
     """The enlarged input on the left, the result on the right, with a white line between.
 
     Args:
@@ -169,9 +169,9 @@ def side_by_side(before: Rows, source: Picture, after: PictureBands) -> PictureB
             row = bottom
 
     # Regions, sizes and places describe the input alone.
-    metadata = PictureMetadata(icc=source.metadata.icc, dpi=source.metadata.dpi)
-    plain = Picture(source.rgb, is_grey=source.is_grey, is_neutral=source.is_neutral, metadata=metadata)
-    return PictureBands(plain, (height, 2 * width + _LINE_PX), bands())
+    metadata = ImageMetadata(icc=source.metadata.icc, dpi=source.metadata.dpi)
+    plain = SourceImage(source.rgb, is_grey=source.is_grey, is_neutral=source.is_neutral, metadata=metadata)
+    return ImageBands(plain, (height, 2 * width + _LINE_PX), bands())
 
 
 # --- integers of files <-> floats ----------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 
 
 class SampleLayout(NamedTuple):
-    """Of a picture's samples, (H, W, C) uint8 or uint16; C is 1 grey, 2 grey with alpha, 3 RGB, 4 RGBA."""
+    """Of an image's samples, (H, W, C) uint8 or uint16; C is 1 grey, 2 grey with alpha, 3 RGB, 4 RGBA."""
 
     height: int
     width: int
@@ -237,7 +237,7 @@ def to_samples(image: Tensor, bit_depth: int) -> NDArray[Any]:
     """
     largest, dtype = (255, np.uint8) if bit_depth == 8 else (65535, np.uint16)
     planes = []
-    # Channel by channel, so that a large picture is not held twice in float.
+    # Channel by channel, so that a large image is not held twice in float.
     for channel in image.detach():
         values = channel.to("cpu", torch.float32, copy=True).clamp_(0, 1).mul_(largest).round_()
         # Clipped values cannot overflow their sum, and one NaN makes it NaN.

@@ -23,7 +23,7 @@ from xml.parsers.expat import ExpatError
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
 from omgsr_cli.files.containers import jpeg_segment, png_chunk
-from omgsr_cli.imaging.image import PictureMetadata
+from omgsr_cli.imaging.image import ImageMetadata
 
 PREFIX = b"Exif\x00\x00"
 XMP_KEYWORD = "XML:com.adobe.xmp"
@@ -1061,7 +1061,7 @@ def _stored_orientation(image: Image.Image) -> int:
 
 def read_metadata(
     image: Image.Image, size_px: tuple[int, int], turned: int = 1
-) -> tuple[PictureMetadata, tuple[str, ...]]:
+) -> tuple[ImageMetadata, tuple[str, ...]]:
     """Take what is kept from a loaded image.
 
     Args:
@@ -1092,7 +1092,7 @@ def read_metadata(
         except XmpError as error:
             notes += (f"the XMP data was dropped: {error}",)
     dpi = _dpi(image, exif)
-    return PictureMetadata(
+    return ImageMetadata(
         exif=exif,
         icc=raw.icc,
         xmp=xmp,
@@ -1170,11 +1170,11 @@ _MIME = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp", "tiff": 
 
 
 def fitting_metadata(
-    metadata: PictureMetadata,
+    metadata: ImageMetadata,
     format_name: str,
     size_px: tuple[int, int],
     dpi: Literal["keep", "scale"] | float = "keep",
-) -> tuple[PictureMetadata, tuple[str, ...]]:
+) -> tuple[ImageMetadata, tuple[str, ...]]:
     """Change metadata to what is true of the result, and drop what its format has no place for.
 
     Args:
@@ -1232,7 +1232,7 @@ def fitting_metadata(
     return fitting, tuple(notes)
 
 
-def metadata_segments(metadata: PictureMetadata) -> tuple[bytes, tuple[str, ...]]:
+def metadata_segments(metadata: ImageMetadata) -> tuple[bytes, tuple[str, ...]]:
     """EXIF, XMP, IPTC and comments as segments of a JPEG, to be put behind its first; and notes on what did not fit."""
     segments: list[bytes] = []
     notes: tuple[str, ...] = ()

@@ -26,7 +26,7 @@ from omgsr_cli.files.folders import EXTRA_OF_FORMAT, format_of_start, has_reader
 from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
 from omgsr_cli.imaging.tiff import TiffImage, is_tiff, libtiff_errors, open_tiff
 
-#: Larger pictures are refused by what their header says, before any memory is taken.
+#: Larger images are refused by what their header says, before any memory is taken.
 MAX_PIXELS = 1_000_000_000
 
 #: A byte of deflate holds at most 1032 bytes, of JPEG some 500 pixels; fax codes of blank lines hold more, and are
@@ -120,7 +120,7 @@ pillow_limits = _PillowLimits()
 
 
 def source_name(source: Path | bytes, name: str | None) -> str:
-    """What a picture is called in messages."""
+    """What an image is called in messages."""
     return name or (str(source) if isinstance(source, Path) else "<bytes>")
 
 
@@ -152,7 +152,7 @@ def opened(
     Yields:
         The image, the seekable file that it reads from, and notes on what was left out because it is damaged.
     Raises:
-        FileError: it is missing, empty, no picture, too large, truncated or otherwise broken.
+        FileError: it is missing, empty, no image, too large, truncated or otherwise broken.
     """
     with opened_file(source, name) as whole:
         with decoding(name):
@@ -188,7 +188,7 @@ def load_pixels(image: ImageFile.ImageFile, name: str) -> None:
 
 
 def frame_count(image: ImageFile.ImageFile, name: str) -> int:
-    """How many pictures a file holds.
+    """How many images a file holds.
 
     Raises:
         FileError: a frame's head is broken.
@@ -200,7 +200,7 @@ def frame_count(image: ImageFile.ImageFile, name: str) -> int:
 
 
 def check_size(name: str, size: tuple[int, int]) -> None:
-    """Refuse a picture whose header asks for too many pixels.
+    """Refuse an image whose header asks for too many pixels.
 
     Args:
         name: what to call it.
@@ -321,7 +321,7 @@ def _unidentified(file: BinaryIO, name: str) -> FileError:
         what = {"jpg": "JPEG", "webp": "WebP", "jxl": "JPEG XL", "jp2": "JPEG 2000"}.get(kind, kind.upper())
         return FileError(f"{name}: the {what} file is truncated, damaged, or of a kind that cannot be read")
     names = ", ".join(sorted(set(FORMAT_OF_PILLOW.values())))
-    return FileError(f"{name}: not a picture that can be read", f"formats: {names}")
+    return FileError(f"{name}: not an image that can be read", f"formats: {names}")
 
 
 # --- damage beside the pixels -------------------------------------------------------------------------------------

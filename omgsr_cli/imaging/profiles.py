@@ -145,7 +145,7 @@ _SRGB_TO_XYZ = np.array(
 _LIGHT_TO_XYZ = torch.from_numpy(_SRGB_TO_XYZ.astype(np.float32))
 _XYZ_TO_LIGHT = torch.from_numpy(np.linalg.inv(_SRGB_TO_XYZ).astype(np.float32))
 
-#: Pixels converted at a time, so that a large picture needs little memory beside itself.
+#: Pixels converted at a time, so that a large image needs little memory beside itself.
 _PIXELS_AT_ONCE = 1 << 20
 
 #: A profile nearer to sRGB than this is sRGB: makers round its matrix differently, which near black, where the
@@ -511,7 +511,7 @@ def convert_to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
     except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
         raise ProfileError(f"it cannot be used: {error}") from error
     if converted is None:
-        raise ProfileError("it gives no picture")
+        raise ProfileError("it gives no image")
     return converted
 
 

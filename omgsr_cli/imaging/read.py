@@ -1,4 +1,4 @@
-"""Read picture files: upright, in sRGB, with everything that has to be written again."""
+"""Read image files: upright, in sRGB, with everything that has to be written again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from omgsr_cli.imaging.decoders import (
     read_deep_heif,
 )
 from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
-from omgsr_cli.imaging.image import TURNS, Picture, PictureHeader, PictureMetadata, from_samples
+from omgsr_cli.imaging.image import TURNS, ImageHeader, ImageMetadata, SourceImage, from_samples
 from omgsr_cli.imaging.metadata import (
     ExifError,
     Placement,
@@ -90,42 +90,42 @@ _VIDEO_NOTE = "the video of a motion photo is not kept"
 #: Rows of this many pixels are clipped at a time.
 _PIXELS_AT_ONCE = 1 << 20
 
-#: Less of a wider gamut than this is not worth keeping beside the picture. Near black it matters more than it
+#: Less of a wider gamut than this is not worth keeping beside the image. Near black it matters more than it
 #: seems: a step of sRGB is many steps of a pure gamma curve there, which is also why float16 would not do.
 _GAMUT_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A file's samples, (H, W, C) integers, C being 1 or 3 and one more with alpha; and what is to be told."""
+    """A file's samples, (H, W, C) integers, C being 1 or 3 and one more with alpha; and notes for the user."""
 
     samples: NDArray[Any]
     icc_applied: bool = False
     notes: tuple[str, ...] = ()
 
 
-def read_picture(source: Path | bytes, name: str | None = None) -> Picture:
-    """Read a picture, or the first frame of several.
+def read_image(source: Path | bytes, name: str | None = None) -> SourceImage:
+    """Read an image, or the first frame of several.
 
-    Colours are brought from the picture's profile to sRGB in float32; the profile stays in the metadata, and
-    `write_picture` goes back to it. CMYK and Lab become sRGB for good, in 8 bits.
+    Colours are brought from the image's profile to sRGB in float32; the profile stays in the metadata, and
+    `write_image` goes back to it. CMYK and Lab become sRGB for good, in 8 bits.
 
     Args:
         source: a file, or a whole file's bytes; a camera's raw file is known by its name, and developed.
         name: what to call it in messages; the path by default.
     Raises:
-        FileError: it is missing, a folder, empty, not a picture, truncated, broken or too large.
+        FileError: it is missing, a folder, empty, not an image, truncated, broken or too large.
     """
     name = source_name(source, name)
     if is_raw(source):
         return _read_raw(source, name)
     # The decoded image is gone when it returns: its samples become floats without it.
-    picture, samples = _read_samples(source, name)
-    return _with_pixels(picture, samples)
+    image, samples = _read_samples(source, name)
+    return _with_pixels(image, samples)
 
 
-def _read_samples(source: Path | bytes, name: str) -> tuple[Picture, NDArray[Any]]:
-    """What `read_picture` returns, still without pixels, and the samples of these, (H, W, C)."""
+def _read_samples(source: Path | bytes, name: str) -> tuple[SourceImage, NDArray[Any]]:
+    """What `read_image` returns, still without pixels, and the samples of these, (H, W, C)."""
     with opened(source, name, for_pixels=True) as (image, file, repairs), decoding(name):
         format_name = FORMAT_OF_PILLOW[image.format or ""]
         frames = frame_count(image, name)
@@ -152,18 +152,18 @@ def _read_samples(source: Path | bytes, name: str) -> tuple[Picture, NDArray[Any
         notes += (f"{frames} frames: only the first is used",)
     if color.narrow_range:
         samples = _full_range(samples)
-    picture = Picture(torch.empty(3, 1, 1), format=format_name, metadata=metadata, frames=frames, notes=notes)
-    return picture, samples
+    result = SourceImage(torch.empty(3, 1, 1), format=format_name, metadata=metadata, frames=frames, notes=notes)
+    return result, samples
 
 
-def probe_picture(source: Path | bytes, name: str | None = None) -> PictureHeader:
-    """Read what a picture's header says, without decoding its pixels.
+def probe_image(source: Path | bytes, name: str | None = None) -> ImageHeader:
+    """Read what an image's header says, without decoding its pixels.
 
     Args:
         source: a file, or a whole file's bytes.
         name: what to call it in messages; the path by default.
     Raises:
-        FileError: as `read_picture`, except what only the pixels show.
+        FileError: as `read_image`, except what only the pixels show.
     """
     name = source_name(source, name)
     if is_raw(source):
@@ -172,7 +172,7 @@ def probe_picture(source: Path | bytes, name: str | None = None) -> PictureHeade
         check_size(name, size)
         pixels = size[0] * size[1]
         memory = {"reading_bytes": _RAW_BYTES * pixels, "held_bytes": 12 * pixels}
-        return PictureHeader(size, "raw", 1, "raw", 16, has_alpha=False, record=None, **memory)
+        return ImageHeader(size, "raw", 1, "raw", 16, has_alpha=False, record=None, **memory)
     with opened(source, name) as (image, file, _), decoding(name):
         refuse_hdr(image, file, name)
         width, height = image.size
@@ -185,7 +185,7 @@ def probe_picture(source: Path | bytes, name: str | None = None) -> PictureHeade
             deep, mode, has_alpha = image.is_deep, image.facts.name, image.facts.alpha_at is not None
         is_deep_result = deep or image.mode in _WIDE_GREY_MODES
         reading, held = _memory(image, file, is_deep_result, has_alpha)
-        return PictureHeader(
+        return ImageHeader(
             size_px=(height, width),
             format=FORMAT_OF_PILLOW[image.format or ""],
             frames=frame_count(image, name),
@@ -231,14 +231,14 @@ def _memory(image: ImageFile.ImageFile, file: BinaryIO, is_deep_result: bool, ha
     return pixels * max(decoding_bytes, samples + held, held + filled) + 2 * size, pixels * (held + filled // 2)
 
 
-def _read_raw(source: Path | bytes, name: str) -> Picture:
+def _read_raw(source: Path | bytes, name: str) -> SourceImage:
     with opened_file(source, name) as file:
         check_size(name, raw_size(file, name))
         file.seek(0)
         samples = develop_raw(file, name)
         exif, notes = _exif_of_raw(file, samples.shape[:2])
-    metadata = PictureMetadata(exif=exif)
-    return _with_pixels(Picture(torch.empty(3, 1, 1), format="raw", metadata=metadata, notes=notes), samples)
+    metadata = ImageMetadata(exif=exif)
+    return _with_pixels(SourceImage(torch.empty(3, 1, 1), format="raw", metadata=metadata, notes=notes), samples)
 
 
 def _exif_of_raw(file: BinaryIO, size_px: tuple[int, int]) -> tuple[bytes | None, tuple[str, ...]]:
@@ -357,7 +357,7 @@ def _planes(image: Image.Image) -> NDArray[Any]:
 
 
 def _without_hue(samples: NDArray[Any]) -> NDArray[Any]:
-    """A palette of greys is a grey picture."""
+    """A palette of greys is a grey image."""
     if bool((samples[..., 0] == samples[..., 1]).all() and (samples[..., 1] == samples[..., 2]).all()):
         return samples[..., 2:]
     return samples
@@ -414,13 +414,13 @@ def _full_range(samples: NDArray[Any]) -> NDArray[Any]:
     return np.concatenate([spread, samples[..., colors:]], axis=2)
 
 
-def _with_pixels(picture: Picture, samples: NDArray[Any]) -> Picture:
+def _with_pixels(image: SourceImage, samples: NDArray[Any]) -> SourceImage:
     planes = from_samples(samples)
     colors = 1 if samples.shape[2] < 3 else 3
     color, alpha = planes[:colors], planes[colors:] if samples.shape[2] > colors else None
     is_neutral = colors == 1 or bool(torch.equal(color[0], color[1]) and torch.equal(color[1], color[2]))
-    profile = load_profile(picture.metadata.icc) if picture.metadata.icc else None
-    gamut, metadata, notes = None, picture.metadata, picture.notes
+    profile = load_profile(image.metadata.icc) if image.metadata.icc else None
+    gamut, metadata, notes = None, image.metadata, image.notes
     if profile is not None:
         for rows in _row_bands(color):
             rows.copy_(profile.to_srgb(rows))
@@ -429,7 +429,7 @@ def _with_pixels(picture: Picture, samples: NDArray[Any]) -> Picture:
         gamut, metadata = None, replace(metadata, icc=None)
         notes += ("the ICC profile converts one way only: the result is sRGB",)
     return replace(
-        picture,
+        image,
         # Grey is held once.
         rgb=color.expand(3, -1, -1),
         alpha=None if alpha is None else alpha.contiguous(),

@@ -28,7 +28,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from omgsr_cli.errors import FileError
 from omgsr_cli.files.folders import has_reader, install_hint
-from omgsr_cli.imaging.image import TURNS, PictureMetadata, SampleLayout, unpremultiplied
+from omgsr_cli.imaging.image import TURNS, ImageMetadata, SampleLayout, unpremultiplied
 from omgsr_cli.imaging.metadata import PREFIX, tags_of
 from omgsr_cli.imaging.profiles import lab_to_srgb
 from omgsr_cli.imaging.rows import no_room
@@ -132,7 +132,7 @@ class TiffSamples:
         colors: (H, W, 1 grey, 3 RGB or 4 CMYK) uint8 or uint16, upright, not premultiplied.
         alpha: (H, W, 1) of the same type, or None.
         is_srgb: the colours have been converted to sRGB.
-        notes: what a person should be told.
+        notes: for the user.
     """
 
     space: Literal["GRAY", "RGB", "CMYK"]
@@ -526,9 +526,9 @@ _IN_MEMORY = 64 << 20
 
 
 def encode_tiff(
-    layout: SampleLayout, bands: Iterator[NDArray[Any]], metadata: PictureMetadata, name: str
+    layout: SampleLayout, bands: Iterator[NDArray[Any]], metadata: ImageMetadata, name: str
 ) -> Iterator[bytes]:
-    """Encode a picture as strips of deflated horizontal differences, which are put aside until all are there.
+    """Encode an image as strips of deflated horizontal differences, which are put aside until all are there.
 
     Args:
         layout: of the samples.
@@ -606,7 +606,7 @@ def _strip(rows: NDArray[Any]) -> bytes:
 
 
 def _directory(
-    layout: SampleLayout, rows: int, lengths: Sequence[int], metadata: PictureMetadata
+    layout: SampleLayout, rows: int, lengths: Sequence[int], metadata: ImageMetadata
 ) -> ImageFileDirectory_v2:
     height, width, channels, bit_depth = layout
     directory = ImageFileDirectory_v2(prefix=b"II")

@@ -1,4 +1,4 @@
-"""Write pictures: in their own colours, depth and format, with what they said beside their pixels."""
+"""Write images: in their own colours, depth and format, with what they said beside their pixels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from omgsr_cli.files.atomic import exists_error, write_atomically
 from omgsr_cli.files.containers import PNG_START, behind_first_segment, png_chunk
 from omgsr_cli.files.records import with_record
 from omgsr_cli.imaging.formats import FORMAT_LIMITS, check_output, output_format
-from omgsr_cli.imaging.image import Picture, PictureBands, PictureMetadata, SampleLayout, luma, to_samples
+from omgsr_cli.imaging.image import ImageBands, ImageMetadata, SampleLayout, SourceImage, luma, to_samples
 from omgsr_cli.imaging.metadata import (
     XMP_KEYWORD,
     fitting_metadata,
@@ -46,8 +46,8 @@ _NEARLY_OPAQUE = 1 - 0.5 / 65535
 _STREAM_IN_MEMORY = 64 << 20
 
 
-def write_picture(
-    picture: Picture | PictureBands,
+def write_image(
+    image: SourceImage | ImageBands,
     destination: Path | BinaryIO,
     *,
     format: str = "same",
@@ -57,16 +57,16 @@ def write_picture(
     record: str | None = None,
     overwrite: bool = False,
 ) -> tuple[str, ...]:
-    """Write a picture: to a file whole or not at all, or to a stream.
+    """Write an image: to a file whole or not at all, or to a stream.
 
     Grey stays grey, wide-gamut pixels go back into their profile, 16 bits stay 16 where the format has them.
     Pixels are rounded once, half to even. PNG and TIFF are written as the rows come; other formats hold all samples.
 
     Args:
-        picture: usually from `read_picture`, with the pixels that `Picture.restored` gave it; or its bands, which are
+        image: usually from `read_image`, with the pixels that `SourceImage.restored` gave it; or its bands, which are
             asked for when all else is known to be right.
         destination: a file, whose folder is made if missing, or an open binary stream.
-        format: "same" as the picture came in (PNG where that cannot be written), or the one to write.
+        format: "same" as the image came in (PNG where that cannot be written), or the one to write.
         quality: 1 to 100 for jpg, webp and avif; None for the default of each (95, 95, 90).
         metadata: "none" leaves out EXIF, XMP, DPI and texts; the ICC profile stays, as the pixels mean nothing
             without it.
@@ -84,8 +84,8 @@ def write_picture(
     if isinstance(destination, Path) and not overwrite and os.path.lexists(destination):
         raise exists_error(destination)
     name = str(destination) if isinstance(destination, Path) else "standard output"
-    parts, notes = encode_picture(
-        picture, name=name, format=format, quality=quality, metadata=metadata, dpi=dpi, record=record
+    parts, notes = encode_image(
+        image, name=name, format=format, quality=quality, metadata=metadata, dpi=dpi, record=record
     )
     if isinstance(destination, Path):
         write_atomically(destination, parts, overwrite=overwrite)
@@ -95,7 +95,7 @@ def write_picture(
 
 
 def _write_stream(stream: BinaryIO, parts: Iterator[bytes | memoryview], name: str) -> None:
-    """Write once everything is there: of a picture that fails half way, a stream gets nothing."""
+    """Write once everything is there: of an image that fails half way, a stream gets nothing."""
     with tempfile.SpooledTemporaryFile(_STREAM_IN_MEMORY) as held:
         try:
             for part in parts:
@@ -113,8 +113,8 @@ def _write_stream(stream: BinaryIO, parts: Iterator[bytes | memoryview], name: s
             raise write_error(name, error) from error
 
 
-def encode_picture(
-    picture: Picture | PictureBands,
+def encode_image(
+    image: SourceImage | ImageBands,
     *,
     name: str,
     format: str = "same",
@@ -123,7 +123,7 @@ def encode_picture(
     dpi: Literal["keep", "scale"] | float = "keep",
     record: str | None = None,
 ) -> tuple[Iterator[bytes | memoryview], tuple[str, ...]]:
-    """Encode a picture as `write_picture` does.
+    """Encode an image as `write_image` does.
 
     Returns:
         The file's bytes in parts, encoded as they are asked for, and notes on what the format could not hold.
@@ -131,7 +131,7 @@ def encode_picture(
         FileError: the format cannot hold it; also while the parts are read.
         UsageError: an unknown format, or a quality outside 1 to 100.
     """
-    made = picture.bands() if isinstance(picture, Picture) else picture
+    made = image.bands() if isinstance(image, SourceImage) else image
     source, size_px = made.source, made.size_px
     format_name = output_format(format, source.format)
     limits = FORMAT_LIMITS[format_name]
@@ -174,7 +174,7 @@ def _encode_whole(
     format_name: str,
     layout: SampleLayout,
     bands: Iterator[NDArray[Any]],
-    metadata: PictureMetadata,
+    metadata: ImageMetadata,
     quality: int,
     name: str,
 ) -> Iterator[bytes]:
@@ -200,20 +200,20 @@ def _with_segments(parts: Iterator[bytes], segments: bytes) -> Iterator[bytes]:
     yield data[:first] + segments + data[first:]
 
 
-def _kept_metadata(picture: Picture, policy: MetadataPolicy) -> PictureMetadata:
+def _kept_metadata(image: SourceImage, policy: MetadataPolicy) -> ImageMetadata:
     if policy == "none":
-        return PictureMetadata(icc=picture.metadata.icc)
-    return replace(picture.metadata, size_px=picture.metadata.size_px or picture.size_px)
+        return ImageMetadata(icc=image.metadata.icc)
+    return replace(image.metadata, size_px=image.metadata.size_px or image.size_px)
 
 
-def _own_samples(picture: PictureBands, icc: bytes | None, bit_depth: int) -> Iterator[NDArray[Any]]:
+def _own_samples(image: ImageBands, icc: bytes | None, bit_depth: int) -> Iterator[NDArray[Any]]:
     """Bring pixels from sRGB to the space of the profile they are written with: bands of (n, W, 1 to 4)."""
-    source, profile = picture.source, load_profile(icc) if icc else None
+    source, profile = image.source, load_profile(icc) if icc else None
     gamut = None
     if source.gamut is not None and icc is not None:
-        gamut = ResizedRows(source.gamut, picture.size_px, 16, "bilinear", clamp=False)
+        gamut = ResizedRows(source.gamut, image.size_px, 16, "bilinear", clamp=False)
     row = 0
-    for band in split_bands(picture.rgb):
+    for band in split_bands(image.rgb):
         color, bottom = band.detach().to("cpu", torch.float32), row + band.shape[1]
         if gamut is not None:
             color = color.clamp(0, 1) + gamut.read(row, bottom)
@@ -222,18 +222,18 @@ def _own_samples(picture: PictureBands, icc: bytes | None, bit_depth: int) -> It
         if source.is_neutral and not source.is_grey:
             color = color.expand(3, -1, -1)
         if profile is not None:
-            # Grey and RGB profiles alike: `read_picture` keeps only one that fits the picture.
+            # Grey and RGB profiles alike: `read_image` keeps only one that fits the image.
             assert profile_space(icc or b"") == ("GRAY" if source.is_grey else "RGB")
             color = profile.from_srgb(color)
-        if picture.alpha is not None:
-            color = torch.cat([color, picture.alpha.read(row, bottom)])
+        if image.alpha is not None:
+            color = torch.cat([color, image.alpha.read(row, bottom)])
         yield to_samples(color, bit_depth)
         row = bottom
         # They may be a part of much more, which is free before the next band is computed.
         del band, color
 
 
-def _encode_jpeg(samples: NDArray[Any], metadata: PictureMetadata, quality: int) -> bytes:
+def _encode_jpeg(samples: NDArray[Any], metadata: ImageMetadata, quality: int) -> bytes:
     extra: dict[str, Any] = {}
     if metadata.dpi:
         extra["dpi"] = tuple(min(max(round(dpi), 1), 65535) for dpi in metadata.dpi)
@@ -241,12 +241,12 @@ def _encode_jpeg(samples: NDArray[Any], metadata: PictureMetadata, quality: int)
     return _saved(samples, "JPEG", quality=quality, subsampling=0, icc_profile=metadata.icc, **extra)
 
 
-def _encode_webp(samples: NDArray[Any], metadata: PictureMetadata, quality: int) -> bytes:
+def _encode_webp(samples: NDArray[Any], metadata: ImageMetadata, quality: int) -> bytes:
     blocks = {"icc_profile": metadata.icc, "exif": metadata.exif or b"", "xmp": metadata.xmp or b""}
     return _saved(samples, "WEBP", quality=quality, **blocks)
 
 
-def _encode_avif(samples: NDArray[Any], metadata: PictureMetadata, quality: int) -> bytes:
+def _encode_avif(samples: NDArray[Any], metadata: ImageMetadata, quality: int) -> bytes:
     blocks = {"icc_profile": metadata.icc, "exif": metadata.exif or b"", "xmp": metadata.xmp or b""}
     return _saved(samples, "AVIF", quality=quality, subsampling="4:0:0" if samples.shape[2] == 1 else "4:4:4", **blocks)
 
@@ -258,7 +258,7 @@ def _saved(samples: NDArray[Any], pillow_format: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-_ENCODERS: dict[str, Callable[[NDArray[Any], PictureMetadata, int], bytes]] = {
+_ENCODERS: dict[str, Callable[[NDArray[Any], ImageMetadata, int], bytes]] = {
     "jpg": _encode_jpeg,
     "webp": _encode_webp,
     "avif": _encode_avif,
@@ -277,8 +277,8 @@ _SUB, _UP, _PAETH = 1, 2, 4
 _BYTES_AT_ONCE = 1 << 19
 
 
-def encode_png(layout: SampleLayout, bands: Iterator[NDArray[Any]], metadata: PictureMetadata) -> Iterator[bytes]:
-    """Encode a picture as its rows come.
+def encode_png(layout: SampleLayout, bands: Iterator[NDArray[Any]], metadata: ImageMetadata) -> Iterator[bytes]:
+    """Encode an image as its rows come.
 
     Args:
         layout: of the samples.
@@ -307,7 +307,7 @@ def encode_png(layout: SampleLayout, bands: Iterator[NDArray[Any]], metadata: Pi
     yield png_chunk(b"IEND", b"")
 
 
-def _metadata_chunks(metadata: PictureMetadata) -> bytes:
+def _metadata_chunks(metadata: ImageMetadata) -> bytes:
     """The chunks between header and pixels (PNG third edition, 11.3)."""
     chunks = []
     if metadata.icc:

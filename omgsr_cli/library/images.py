@@ -15,7 +15,7 @@ from torch import Tensor
 
 from omgsr_cli.errors import NotFiniteError, ShapeError, UsageError
 from omgsr_cli.geometry import Size, plan_output_size
-from omgsr_cli.imaging import Picture, encode_picture, from_samples, luma, read_picture, to_samples
+from omgsr_cli.imaging import SourceImage, encode_image, from_samples, luma, read_image, to_samples
 from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.options import ColorFix, RestoreOptions, SizeOptions, build_options
 from omgsr_cli.restoration import OnNote, OnProgress
@@ -112,13 +112,13 @@ class _Task:
     on_progress: OnProgress | None
     on_note: OnNote
 
-    def restore(self, picture: Picture) -> Picture:
+    def restore(self, picture: SourceImage) -> SourceImage:
         output = plan_output_size(Size(*picture.size_px), self.options.size, self.model.info.scale)
         own_depth = picture.bit_depth
         if self.bit_depth is not None:
             picture = replace(picture, bit_depth=self.bit_depth)
 
-        def restore(model: Restorer) -> Picture:
+        def restore(model: Restorer) -> SourceImage:
             return restore_picture(model, picture, output, self.options, on_progress=self.on_progress)[0].whole()
 
         try:
@@ -141,8 +141,8 @@ def _upscale_pil(task: _Task, image: Image.Image) -> Image.Image:
     kept = {name: image.info[name] for name in ("icc_profile", "exif", "dpi", "transparency") if name in image.info}
     fast = {"compress_level": 0} if format_name == "PNG" else {}
     image.save(held, format_name, **kept, **fast)
-    restored = task.restore(read_picture(held.getvalue(), _NAME))
-    parts, _ = encode_picture(restored, name=_NAME, format="png")
+    restored = task.restore(read_image(held.getvalue(), _NAME))
+    parts, _ = encode_image(restored, name=_NAME, format="png")
     result = Image.open(io.BytesIO(b"".join(parts)))
     result.load()
     return result
@@ -198,7 +198,7 @@ def _restore_planes(task: _Task, planes: Tensor, bit_depth: int) -> Tensor:
         raise ShapeError(f"floats are in [0, 1], and the image's are in [{low:.4g}, {high:.4g}]", hint)
     planes = planes.clamp(0, 1)
     grey = len(planes) == 1
-    picture = Picture(
+    picture = SourceImage(
         rgb=planes[:3].expand(3, -1, -1).contiguous(),
         alpha=planes[3:] if len(planes) == 4 else None,
         bit_depth=bit_depth,
