@@ -17,7 +17,7 @@ from omgsr_cli.errors import ModelError, ShapeError, UnknownModelError, reason_o
 from omgsr_cli.geometry import Size, plan_halo_tiles
 from omgsr_cli.models.base import ImageEncoder, ImageRows, Workspace
 from omgsr_cli.models.devices import PRECISIONS, is_out_of_memory
-from omgsr_cli.models.libraries import explained_imports, quiet_libraries
+from omgsr_cli.models.libraries import quiet_libraries
 from omgsr_cli.models.record import load_record, read_json
 from omgsr_cli.models.vae_tiling import check_tiling, decode_in_strips, encode_in_strips
 from omgsr_cli.models.weight_files import NETWORK_STEM, check_finite, load_part
@@ -228,7 +228,7 @@ def load_tiny_decoder(path: Path, channels: int, device: torch.device, dtype: to
     """
     file = path if path.is_file() else path / f"{NETWORK_STEM}.safetensors"
     config = {} if path.is_file() else read_json(path / "config.json")
-    with quiet_libraries(), explained_imports():
+    with quiet_libraries():
         from diffusers.models.autoencoders.vae import DecoderTiny
     check_vae_config({"block_out_channels": [_TINY_WIDTH]} | config, path)
     if config.get("scaling_factor", 1.0) != 1.0 or config.get("shift_factor"):
@@ -314,7 +314,7 @@ def load_vae_encoder(path: Path, device: torch.device) -> tuple[Callable[[Tensor
         )
     config = read_json(path / "config.json")
     kind = config.get("_class_name")
-    with quiet_libraries(), explained_imports():
+    with quiet_libraries():
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
         from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
     if kind not in ("AutoencoderKL", "AutoencoderTiny"):
@@ -343,7 +343,7 @@ def _load_tiny_encoder(path: Path, device: torch.device) -> tuple[Callable[[Tens
     Its latents are those of the large autoencoder, scaling included.
     Source: TAESD, github.com/madebyollin/taesd; diffusers' AutoencoderTiny.
     """
-    with quiet_libraries(), explained_imports():
+    with quiet_libraries():
         from diffusers.models.autoencoders.vae import EncoderTiny
     try:
         weights = load_file(path)

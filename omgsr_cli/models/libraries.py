@@ -67,19 +67,24 @@ def _is_from_torchvision(error: BaseException) -> bool:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep diffusers and transformers from writing bars and advice while a model loads; their settings come back."""
+    """Keep diffusers and transformers from printing progress bars and advice while a model loads, then restore them.
+
+    Raises:
+        OmgsrError: as `explained_imports`, for imports inside of it too.
+    """
     with explained_imports():
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
-    modules = (diffusers_logging, transformers_logging)
-    before = [(module.get_verbosity(), module.is_progress_bar_enabled()) for module in modules]
-    for module in modules:
-        module.set_verbosity(logging.CRITICAL)
-        module.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for module, (verbosity, bars) in zip(modules, before, strict=True):
-            module.set_verbosity(verbosity)
-            if bars:
-                module.enable_progress_bar()
+
+        modules = (diffusers_logging, transformers_logging)
+        before = [(module.get_verbosity(), module.is_progress_bar_enabled()) for module in modules]
+        for module in modules:
+            module.set_verbosity(logging.CRITICAL)
+            module.disable_progress_bar()
+        try:
+            yield
+        finally:
+            for module, (verbosity, bars) in zip(modules, before, strict=True):
+                module.set_verbosity(verbosity)
+                if bars:
+                    module.enable_progress_bar()

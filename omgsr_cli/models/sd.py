@@ -223,9 +223,9 @@ def load_sd(source: ModelSource, device: torch.device, precision: str) -> SdRest
     schedule = DdpmSchedule.from_config(_schedule_config(source))
     schedule.check_timestep(info.mid_timestep)
     with quiet_libraries():
-        with explained_imports():
-            from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-            from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
         unet_dtype = PRECISIONS["fp32" if source.adapter else precision]
         # With fp16 its type follows from its own configuration: it is read in the widest.
         vae_dtype = PRECISIONS["fp32" if source.adapter or precision == "fp16" else precision]
