@@ -302,8 +302,8 @@ def wrong_calls() -> list[tuple[tuple[str, ...], str]]:
         (("--data", "photos", "--workers", "0"), "--workers 0"),
         (("--data", "photos", "--vae", "absent"), "absent"),
         (("--data", "photos", "--model", "a", "--base", "b"), "both"),
-        (("--data", "photos", "--lq", "photos/deep/0.png"), "3 of 4 pictures without a partner in --lq"),
-        (("--data", "absent"), "no pictures were found: absent"),
+        (("--data", "photos", "--lq", "photos/deep/0.png"), "3 of 4 images without a partner in --lq"),
+        (("--data", "absent"), "no images were found: absent"),
         (("--data", "empty"), "empty"),
         ((), "--data"),
     ]

@@ -221,7 +221,7 @@ def test_what_is_no_report_is_a_usage_error(tmp_path: Path) -> None:
     picture = tmp_path / "a.png"
     for content in (b"\x89PNG\r\n\x1a\n", b'{"a": 1}\n', b"{no JSON}\n", b"\n"):
         picture.write_bytes(content)
-        with pytest.raises(UsageError, match=r"a\.png is there and not a report"):
+        with pytest.raises(UsageError, match=r"a\.png .* not a report"):
             RunReport(picture)
         assert picture.read_bytes() == content
     with pytest.raises(UsageError, match="--report"):

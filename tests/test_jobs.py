@@ -163,21 +163,21 @@ def test_sub_folders_with_pictures_that_are_left_out_are_told_once() -> None:
     )
     Path("in/empty").mkdir()
     (note,) = plan("in", output="in/out").notes
-    assert note == f"2 sub-folders are left out, the first is {Path('in/2')}: add --recursive to search them too"
+    assert note == f"2 subfolders are skipped, the first is {Path('in/2')}: add --recursive to search them too"
     (note,) = plan("in", "in/out", "in/2", output="elsewhere").notes
-    assert note == f"1 sub-folder is left out, {Path('in/10')}: add --recursive to search it too"
+    assert note == f"1 subfolder is skipped, {Path('in/10')}: add --recursive to search it too"
     assert plan("in", output="in/out", recursive=True).notes == ()
     assert plan("in/10/deep", "in/a.png").notes == ()
     # Of folders that a pattern matches too: all in one note.
     make("in/2/x/h.png", "in/10/i.png")
     (note,) = plan("in/*").notes
-    assert note.startswith("2 sub-folders are left out, the first is ")
+    assert note.startswith("2 subfolders are skipped, the first is ")
 
 
 def test_a_folder_without_pictures_says_whether_its_sub_folders_hold_some() -> None:
     make("in/sub/deep/a.png", "none/sub/a.txt")
     (some,), (none,) = plan("in").problems, plan("none").problems
-    assert (some.hint, none.hint) == ("its sub-folders hold some: use --recursive", None)
+    assert (some.hint, none.hint) == ("its subfolders contain some: use --recursive", None)
 
 
 def test_what_is_left_out_is_looked_at_only_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,9 +185,9 @@ def test_what_is_left_out_is_looked_at_only_so_far(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(folders, "_MOST_LOOKS", 11)
     (note,) = plan("in").notes
     # Of each the folder itself and its first entry.
-    assert note.startswith(f"at least 5 sub-folders are left out, the first is {Path('in/0')}: ")
+    assert note.startswith(f"at least 5 subfolders are skipped, the first is {Path('in/0')}: ")
     monkeypatch.setattr(folders, "_MOST_LOOKS", 3)
-    assert plan("in").notes == (f"at least 1 sub-folder is left out, {Path('in/0')}: add --recursive to search it too",)
+    assert plan("in").notes == (f"at least 1 subfolder is skipped, {Path('in/0')}: add --recursive to search it too",)
 
 
 # -o
@@ -265,7 +265,7 @@ def test_output_file_agrees_with_format(output: str, output_format: str) -> None
 @pytest.mark.parametrize("inputs", [["a.png", "b.png"], ["a.png", "gone.png"], ["*.png"], ["in"]])
 def test_one_output_for_several_inputs_is_refused(output: str, inputs: list[str]) -> None:
     make("a.png", "b.png", "in/c.png")
-    with pytest.raises(UsageError, match="takes one picture, but") as caught:
+    with pytest.raises(UsageError, match="takes one image, but") as caught:
         plan(*inputs, output=output)
     assert caught.value.hint
 
@@ -286,7 +286,7 @@ def test_streams() -> None:
 
 def test_standard_input_goes_alone_and_has_no_name() -> None:
     make("a.png", "-")
-    with pytest.raises(UsageError, match="no other input"):
+    with pytest.raises(UsageError, match="only input"):
         plan("-", "a.png")
     with pytest.raises(UsageError, match="no name"):
         plan("-", output="out/")
@@ -326,7 +326,7 @@ def test_a_folder_without_pictures_is_a_problem_that_knows_of_sub_folders() -> N
     make("a.png", "empty/notes.md", "outer/inner/deep/b.png")
     planned = plan("a.png", "empty", "outer")
     assert planned.jobs == (Job(Path("a.png"), Path("a_x4.png")),)
-    assert messages(planned) == ["empty: no pictures in this folder", "outer: no pictures in this folder"]
+    assert messages(planned) == ["empty: no images in this folder", "outer: no images in this folder"]
     assert planned.problems[0].hint is None
     assert "--recursive" in (planned.problems[1].hint or "")
 
@@ -342,7 +342,7 @@ def test_the_output_folder_inside_the_input_is_not_an_input(output: str) -> None
 def test_only_an_output_folder_is_no_folder_of_pictures() -> None:
     make("in/out/a.png")
     planned = plan("in", output="in/out")
-    assert messages(planned) == ["in: no pictures in this folder"]
+    assert messages(planned) == ["in: no images in this folder"]
     assert planned.problems[0].hint is None
 
 
@@ -487,8 +487,8 @@ def test_globs_are_expanded_where_the_shell_has_not() -> None:
     assert list(pairs(plan("in/[ab]*.*"))) == ["in/a9.png", "in/a10.png", "in/b.jpg"]
     assert list(pairs(plan("in/a?.png"))) == ["in/a9.png"]
     assert list(pairs(plan("i*/.a*.png"))) == ["in/.a1.png"]
-    assert messages(plan("in/*.webp")) == ["in/*.webp: no picture matches"]
-    assert messages(plan("in/*.txt")) == ["in/*.txt: no picture matches"]
+    assert messages(plan("in/*.webp")) == ["in/*.webp: no image matches"]
+    assert messages(plan("in/*.txt")) == ["in/*.txt: no image matches"]
 
 
 def test_globs_keep_their_tree_below_the_fixed_part() -> None:
@@ -602,7 +602,7 @@ def test_names_need_not_be_unicode() -> None:
 
 @pytest.mark.parametrize(
     ("content", "match"),
-    [(b"", "names no pictures"), (b"# x\n\n", "names no pictures"), (b"PK\0\0", "plain text"), (b"\xff\xfea", "plain")],
+    [(b"", "names no images"), (b"# x\n\n", "names no images"), (b"PK\0\0", "plain text"), (b"\xff\xfea", "plain")],
 )
 def test_useless_lists_are_problems(content: bytes, match: str) -> None:
     Path("l.txt").write_bytes(content)

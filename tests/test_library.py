@@ -248,7 +248,7 @@ def test_a_mid_timestep_is_found(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert paired.samples == 3
     with pytest.raises(UsageError, match="2 workers"):
         find_mid_timestep(photos, load_encoder(device="cpu"), workers=2)
-    with pytest.raises(UsageError, match="no pictures were found"):
+    with pytest.raises(UsageError, match="no images were found"):
         find_mid_timestep(tmp_path / "absent")
     with pytest.raises(UsageError, match="none of the 3 "):
         find_mid_timestep(photos, resolution=512, device="cpu")

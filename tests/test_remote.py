@@ -195,13 +195,13 @@ def test_lists_patterns_and_what_is_not_there(memory: Any, tmp_path: Path) -> No
     assert pairs == ["memory://d/x/b.jpg out/b.jpg"]
     assert "line 2: gone.png: there is no such file" in problems[0]
     assert found("memory://d/*/a.png")[0] == ["memory://d/x/a.png out/x/a.png", "memory://d/y/a.png out/y/a.png"]
-    assert found("memory://d/z*.png")[1] == ["memory://d/z*.png: no picture matches"]
+    assert found("memory://d/z*.png")[1] == ["memory://d/z*.png: no image matches"]
     assert found("memory://d/gone.png")[1] == ["memory://d/gone.png: there is no such file"]
-    assert found("memory://d", recursive=False)[1] == ["memory://d: no pictures in this folder"]
+    assert found("memory://d", recursive=False)[1] == ["memory://d: no images in this folder"]
     for name in ("e.png", "x/f.png", "y/g.png"):
         memory.pipe_file(f"/left/{name}", b"")
     plan = plan_jobs(["memory://left"], "memory://left/y", replace(OPTIONS, recursive=False))
-    assert plan.notes == ("1 sub-folder is left out, memory://left/x: add --recursive to search it too",)
+    assert plan.notes == ("1 subfolder is skipped, memory://left/x: add --recursive to search it too",)
     assert plan_jobs(["memory://left"], "out", OPTIONS).notes == ()
     assert found("memory://d/y", "memory://d/y/a.png")[0] == ["memory://d/y/a.png out/a.png"]
     plan = plan_jobs(["memory://d/x"], None, OPTIONS)
@@ -408,8 +408,8 @@ def test_processes_read_and_write_s3(omgsr: Command, s3: Any, tmp_path: Path) ->
     # A folder alone, and its own files only.
     assert len(omgsr("s3://bucket/in/0", "--dry-run").lines) == 4
     alone = omgsr("s3://bucket/in", "--dry-run")
-    assert "no pictures" not in alone.err
-    assert "note: 2 sub-folders are left out, the first is s3://bucket/in/0: add --recursive" in alone.err
+    assert "no images" not in alone.err
+    assert "note: 2 subfolders are skipped, the first is s3://bucket/in/0: add --recursive" in alone.err
 
 
 class Bucket(BaseHTTPRequestHandler):

@@ -514,7 +514,7 @@ def test_pairs_go_by_name(first: tuple[str, ...], second: tuple[str, ...], names
 
 def test_what_cannot_be_paired_is_named() -> None:
     first, second = named("2.png", "1.png", folder="a"), named("1.jpg", "2.webp", folder="b")
-    with pytest.raises(UsageError, match=r"1 of 2 pictures without a partner in --lq: a/2\.png"):
+    with pytest.raises(UsageError, match=r"1 of 2 images without a partner in --lq: a/2\.png"):
         pair_by_name(first, second[:1], names=("--data", "--lq"))
     with pytest.raises(UsageError, match=r"without a partner in --data: b/2\.webp"):
         pair_by_name(first[1:], second, names=("--data", "--lq"))

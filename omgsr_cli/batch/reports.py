@@ -43,7 +43,7 @@ class RunReport:
         self.missing = 0
         self._is_torn = False
         if path.is_file() and not _could_be_report(path):
-            raise UsageError(f"--report {shown(path)} is there and not a report", "give another file")
+            raise UsageError(f"--report {shown(path)} exists and is not a report", "give another file")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
@@ -144,13 +144,13 @@ class RunState:
 
 
 def _could_be_report(path: Path) -> bool:
-    """Whether a file is empty, or begins as a report does: nothing is added to a picture that was named by mistake."""
+    """Whether a file is empty, or begins as a report does: nothing is added to an image that was named by mistake."""
     try:
         with open(path, "rb") as file:
             first = file.readline(_LONGEST_LINE)
         return not first or (first.startswith(b"{") and (not first.endswith(b"\n") or "time" in json.loads(first)))
     except OSError:
-        # Why it cannot be read is told where it is opened.
+        # Why it cannot be read is reported where it is opened.
         return True
     except ValueError:
         return False
@@ -205,9 +205,9 @@ def _sum_up(failures: Mapping[int, str | None], runs: Sequence[_Run]) -> RunStat
     counts = [run.files for run in runs]
     files = None
     if None not in counts:
-        # A report may tell of files besides, which an earlier run had.
-        told = sum(count for count in counts if count is not None) + problems.total()
-        files = max(told, finished + reasons.total())
+        # A report may contain other files, of an earlier run.
+        counted = sum(count for count in counts if count is not None) + problems.total()
+        files = max(counted, finished + reasons.total())
     return RunState(
         files=files,
         finished=finished,

@@ -25,7 +25,7 @@ class FileResult:
         output_px: height and width of the result.
         working_px: height and width at which it is restored.
         seconds: from opening the input to the finished output, without the loading of the model.
-        notes: what a person should be told, one line each.
+        notes: for the user, one line each.
         error: why it failed.
         plan: how it is cut up, in a dry run.
         is_own: the input is itself a result of an earlier run, and was not named itself.

@@ -60,7 +60,7 @@ class Address:
 
     @property
     def parent(self) -> Address:
-        """The folder that it lies in; of a bucket, itself."""
+        """The folder that contains it; of a bucket, itself."""
         folder, slash, _ = self.place.rpartition("/")
         return Address(f"{self._start}{folder}") if slash else self
 
@@ -73,11 +73,11 @@ class Address:
         return self.parent / name
 
     def is_relative_to(self, other: Address) -> bool:
-        """Whether it is the other or lies below it."""
+        """Whether it is the other or below it."""
         return f"{self._start}{self.place}/".startswith(f"{other._start}{other.place.rstrip('/')}/")
 
     def relative_to(self, other: Address) -> PurePosixPath:
-        """The path below a folder that it lies in."""
+        """The path below a folder that contains it."""
         return PurePosixPath(self.place.removeprefix(f"{other.place.rstrip('/')}/"))
 
     @property
@@ -100,7 +100,7 @@ def is_url(text: str) -> bool:
 
 
 def parse_address(text: str) -> Address:
-    """An address from its text; a slash at its end says nothing."""
+    """An address from its text; a slash at its end has no meaning."""
     start = text.index("://") + 3
     return Address(text[:start] + text[start:].rstrip("/"))
 

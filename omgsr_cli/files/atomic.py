@@ -1,8 +1,8 @@
 """Write files and folders so that they are complete or absent, and remove what a killed process left.
 
 Work happens under a private name, `.NAME.HOST-PID-STARTED-TOKEN.partial`, beside its place, and is then renamed. The
-name states the owner, who also holds a lock on it, so that a later run can tell the leftovers of a process that was
-killed on this host from the work of one that is alive, here or on another host that shares the folder.
+name states the owner, who also holds a lock on it, so that a later run can distinguish the leftovers of a process that
+was killed on this host from the work of one that is alive, here or on another host that shares the folder.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def give_up_partials() -> None:
 
 @contextmanager
 def _owned(partial: Path, descriptor: int | None) -> Iterator[None]:
-    """Hold the lock that says that this process is alive: it ends with the process, however that ends."""
+    """Hold the lock that shows that this process is alive: it ends with the process, however that ends."""
     _live.add(partial)
     try:
         if fcntl is not None and descriptor is not None:
@@ -233,7 +233,7 @@ def _started(pid: int) -> int:
 
 
 def _state_of(pid: int) -> list[str]:
-    """What Linux says of a process, from its state on: see proc_pid_stat(5)."""
+    """The fields that Linux gives for a process, from its state on: see proc_pid_stat(5)."""
     try:
         # Its name comes before, in brackets, and may hold anything.
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()

@@ -64,7 +64,7 @@ _STARTS = {
     "bmp": (b"BM",),
 }
 
-# Pictures all the same, though of no kind that is read.
+# Images all the same, though of no kind that is read.
 _UNREAD_SUFFIXES = frozenset(
     (".ai", ".dds", ".eps", ".exr", ".hdr", ".ico", ".pcx", ".pdf", ".psb", ".psd", ".svg", ".tga", ".xcf")
 )
@@ -77,7 +77,7 @@ _NAMES_FOLD = sys.platform in ("darwin", "win32")
 # So many entries of one folder are read, and sorted, at a time.
 _PART = 10_000
 
-# So many entries are looked at to learn which sub-folders hold pictures.
+# So many entries are looked at to learn which subfolders hold images.
 _MOST_LOOKS = 10_000
 
 NaturalName = tuple[tuple[str | tuple[int, str], ...], str]
@@ -86,7 +86,7 @@ NaturalName = tuple[tuple[str | tuple[int, str], ...], str]
 class EntryKeys:
     """Tells places in folders apart, however they are spelled; links to folders are followed, to files not.
 
-    Two names of one file are thus two entries, as people who link pictures into a folder want them.
+    Two names of one file are thus two entries, as users who link images into a folder want them.
     """
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class EntryKeys:
 
 
 def natural_key(path: Path) -> tuple[tuple[NaturalName, ...], NaturalName]:
-    """Sort key as people count: img2 before img10, a folder's own files before those of its sub-folders."""
+    """Sort key in natural order: img2 before img10, a folder's own files before those of its subfolders."""
     return tuple(_natural_name(part) for part in path.parent.parts), _natural_name(path.name)
 
 
@@ -120,7 +120,7 @@ def _natural_name(name: str) -> NaturalName:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file's suffix is that of a picture that can be read here."""
+    """Whether a file's suffix is that of an image that can be read here."""
     kind = FORMAT_OF_SUFFIX.get(path.suffix.lower())
     return kind is not None and has_reader(kind)
 
@@ -128,7 +128,7 @@ def is_picture(path: Path) -> bool:
 def format_of_content(path: Path) -> str | None:
     """The format of an image file by its first bytes, whatever its name says.
 
-    None where they do not tell, as for cameras' raw files, which begin as TIFF, and for what is no regular file: a
+    None where they are ambiguous, as for cameras' raw files, which begin as TIFF, and for what is no regular file: a
     pipe would lose them.
     """
     if FORMAT_OF_SUFFIX.get(path.suffix.lower()) == "raw" or not path.is_file():
@@ -185,7 +185,7 @@ def describe_unread(unread: Mapping[str, int]) -> tuple[str, str | None] | None:
 
 
 def unread_suffix(path: Path) -> str | None:
-    """The suffix of a picture that cannot be read here; None for all other files."""
+    """The suffix of an image that cannot be read here; None for all other files."""
     suffix = path.suffix.lower()
     is_unread = suffix in _UNREAD_SUFFIXES or (suffix in FORMAT_OF_SUFFIX and not is_picture(path))
     return suffix if is_unread else None
@@ -198,7 +198,7 @@ class FolderSearch:
         root: where the search starts.
         skipped: a real folder that is not searched if it is met, as results are written there; it is searched
             all the same where `root` is it or lies in it.
-        on_error: told of each folder that cannot be read; the search goes on.
+        on_error: called with each folder that cannot be read; the search continues.
     """
 
     def __init__(self, root: Path, skipped: Path | None, on_error: Callable[[Path, OSError], None]) -> None:
@@ -209,10 +209,10 @@ class FolderSearch:
         self._below: list[Path] = []
 
     def walk(self, *, recursive: bool) -> Iterator[list[Path]]:
-        """The files of the root, and of each real folder below it, once; hidden ones are left out.
+        """The files of the root, and of each real folder below it, once; hidden ones are skipped.
 
         They come in natural order, those of a very large folder in parts as the system lists them, each part in natural
-        order. Linked folders come after all others, so that a picture is found under its own name first.
+        order. Linked folders come after all others, so that an image is found under its own name first.
 
         Args:
             recursive: whether the folders below the root are walked too.
@@ -220,9 +220,9 @@ class FolderSearch:
         return (files for _, files in self._walk(self._root, recursive))
 
     def left_out(self) -> Iterator[Path | None]:
-        """The sub-folders that hold a picture, of which a walk that was not recursive gave nothing.
+        """The subfolders that hold an image, of which a walk that was not recursive gave nothing.
 
-        Each is read as far as its first picture; None comes last where so many are left that nobody looks on.
+        Each is read as far as its first image; None comes last if so many are left that the search stops.
         """
         looks = iter(range(_MOST_LOOKS))
         for folder in sorted(self._below[:_MOST_LOOKS], key=natural_key):
@@ -235,7 +235,7 @@ class FolderSearch:
                     break
 
     def _entries_below(self, folder: Path) -> Iterator[Path]:
-        """A folder, and all that lies below it, as the system lists it; links to folders are not followed."""
+        """A folder, and all that is below it, as the system lists it; links to folders are not followed."""
         folders = [folder]
         while folders:
             folder = folders.pop()
@@ -282,7 +282,7 @@ class FolderSearch:
             folders += [path for path in reversed(below) if not os.path.islink(path)]
 
     def _parts(self, folder: Path) -> Iterator[list[tuple[Path, bool]]]:
-        """What lies in a folder, without what is hidden, and whether each is a folder."""
+        """The entries of a folder without hidden ones, and whether each is a folder."""
         try:
             with os.scandir(folder) as listing:
                 while part := list(islice(listing, _PART)):

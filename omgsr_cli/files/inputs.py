@@ -25,12 +25,12 @@ from omgsr_cli.files.records import read_record
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.files.storage import check_address, find_matches, list_files, local_copy, look_at
 
-NO_PICTURES = "no pictures in this folder"
+NO_PICTURES = "no images in this folder"
 
 
 @dataclass(frozen=True)
 class FoundInput:
-    """One picture file that was asked for.
+    """One image file that was asked for.
 
     Attributes:
         path: as it was named, or found in a folder.
@@ -56,7 +56,7 @@ class FoundPicture:
 
 @dataclass(frozen=True)
 class Note:
-    """What a person should be told of what was found: pictures that cannot be read here, folders that are left out."""
+    """A note for the user on what was found, such as images that cannot be read here or subfolders that are skipped."""
 
     text: str
 
@@ -75,17 +75,17 @@ Found = FoundInput | FoundResult | FileError | Note
 def find_inputs(
     inputs: Sequence[str], *, recursive: bool, output_folder: Path | None = None
 ) -> tuple[tuple[FoundPicture, ...], tuple[FileError, ...], tuple[str, ...]]:
-    """Find the pictures that are meant, all at once, on this machine only; as `search_inputs`.
+    """Find all images that are meant, on this machine only; see `search_inputs`.
 
     Returns:
-        The pictures, each once; what is wrong with the others; and notes.
+        The images, each once; errors for the others; and notes.
     Raises:
         UsageError: an input is empty or an address on the network.
     """
     for text in inputs:
         if is_url(text) and not os.path.lexists(text):
             raise UsageError(
-                f"{shown(parse_address(text))}: pictures are not read from the network here", _url_hint(text)
+                f"{shown(parse_address(text))}: images are not read from the network here", _url_hint(text)
             )
     found, problems, notes = list[FoundPicture](), list[FileError](), list[str]()
     for one in search_inputs(inputs, recursive=recursive, output_folder=output_folder):
@@ -96,7 +96,7 @@ def find_inputs(
         elif isinstance(one, FoundInput) and isinstance(one.path, Path) and not isinstance(one.folder, Address):
             found.append(FoundPicture(one.path, one.below, one.folder))
         elif isinstance(one, FoundInput):
-            problems.append(FileError(f"{shown(one.path)}: pictures are not read from the network here", _DOWNLOAD))
+            problems.append(FileError(f"{shown(one.path)}: images are not read from the network here", _DOWNLOAD))
     return tuple(found), tuple(problems), tuple(notes)
 
 
@@ -107,10 +107,10 @@ def search_inputs(
     output_folder: Location | None = None,
     results: SkippedResults | None = None,
 ) -> Iterator[Found]:
-    """Find the pictures that are meant, one by one as folders are read; nothing is opened but lists.
+    """Find the images that are meant, one by one as folders are read; nothing is opened but lists.
 
-    - A file is taken whatever its name; a folder gives the files with a picture's suffix, not the hidden ones.
-    - A glob (`*`, `?`, `[...]`, `**`) is a pattern only where there is no file of that name. It gives picture files,
+    - A file is taken whatever its name; a folder gives the files with an image's suffix, not the hidden ones.
+    - A glob (`*`, `?`, `[...]`, `**`) is a pattern only if no file has that name. It gives image files,
       which keep their tree below the pattern's fixed part, and folders, which are as those named one by one; on a
       storage of the network only files.
     - A `.txt` file is a list of one path or address a line, relative to the list's own folder: of files, which keep
@@ -119,12 +119,12 @@ def search_inputs(
 
     Args:
         inputs: as typed, without "-": paths, and addresses as s3://bucket/folder.
-        recursive: whether sub-folders are searched too; linked ones are followed, each real folder once.
+        recursive: whether subfolders are searched too; linked ones are followed, each real folder once.
         output_folder: where results go; it is not searched if it is met below a folder or a glob.
         results: takes the results of earlier runs on this machine's disks, of which a note is given, unless they are
             named themselves; None searches for these too.
     Yields:
-        The pictures, each once, in the order named and in natural order within a folder or glob (a very large folder in
+        The images, each once, in the order named and in natural order within a folder or glob (a very large folder in
         the order in which it is listed); what is wrong with the others; and notes.
     Raises:
         UsageError: an input is empty, or an address that nothing here can reach; before the first is yielded.
@@ -145,7 +145,7 @@ def _url_hint(text: str) -> str:
 
 
 class _Search:
-    """Finds pictures and problems, one argument after the other."""
+    """Finds images and problems, one argument after the other."""
 
     def __init__(self, recursive: bool, output_folder: Location | None, results: SkippedResults | None) -> None:
         self._results = results
@@ -178,7 +178,7 @@ class _Search:
                 yield result
         yield from self._local.left_out().note()
         if self._results is not None:
-            yield from self._results.tell(found_others=found_others)
+            yield from self._results.report(found_others=found_others)
 
     def _argument(self, text: str) -> Iterator[Found]:
         path = Path(text)
@@ -210,7 +210,7 @@ class _Search:
                 count += 1
                 yield from self._line(listing, line, f"{shown(listing)}, line {number}: ")
         if not count:
-            yield problem(shown(listing), "the list names no pictures")
+            yield problem(shown(listing), "the list names no images")
 
     def _list_at(self, listing: Address) -> Iterator[Found]:
         try:
@@ -245,17 +245,17 @@ class _Search:
             yield FileError(where + error.message, error.hint)
             return
         if is_picture(below):
-            # Whether it is there is known when it is read: a list of millions is not asked for one by one.
+            # Whether it exists is known when it is read: a list of millions needs no request for each.
             yield FoundInput(address, below)
         else:
             yield from self._remote.find(address, below, where + shown(address))
 
 
 class LocalSearch:
-    """Finds pictures at paths.
+    """Finds images at paths.
 
     Args:
-        recursive: whether sub-folders of a folder are searched too.
+        recursive: whether subfolders of a folder are searched too.
         output_folder: where results go; it is not searched if it is met below a folder or a glob.
         results: takes the results of earlier runs that are met below a folder or a glob; None searches for these too.
     """
@@ -275,7 +275,7 @@ class LocalSearch:
         searched: bool = False,
         missing_hint: str | None = None,
     ) -> Iterator[Found]:
-        """What lies at a path: a file, or the pictures of a folder.
+        """Find the file at a path, or the images of a folder there.
 
         Args:
             path: that was named.
@@ -283,7 +283,7 @@ class LocalSearch:
             name: what to call it in messages.
             folder: that it was found in.
             searched: found in a folder or by a glob, not named itself.
-            missing_hint: what to do where nothing is there.
+            missing_hint: what to do if nothing exists there.
         """
         try:
             mode = path.stat().st_mode
@@ -303,12 +303,12 @@ class LocalSearch:
             yield problem(name, "a device or pipe, not a file", "a stream is read with - as the only input")
 
     def matches(self, pattern: Path) -> Iterator[Found]:
-        """The pictures, and those of the folders, that a pattern matches."""
+        """The images, and those of the folders, that a pattern matches."""
         fixed = next(index for index, part in enumerate(pattern.parts) if glob.has_magic(part))
         root = Path(*pattern.parts[:fixed])
         problems = list[FileError]()
         search, count = self._search(root, problems), 0
-        # Files come first: with **/* they match by themselves, and not as pictures of a folder that matches too.
+        # Files come first: with **/* they match by themselves, and not as images of a folder that matches too.
         matches = [(os.path.isdir(path), path) for path in search.expand(pattern.parts[fixed:])]
         yield from problems
         for is_folder, path in sorted(matches, key=lambda match: (match[0], natural_key(match[1]))):
@@ -320,10 +320,10 @@ class LocalSearch:
                 count += 1
                 yield from self.find(path, path_below(path, root), shown(path), searched=True)
         if count == 0 and not problems:
-            yield problem(shown(pattern), "no picture matches")
+            yield problem(shown(pattern), "no image matches")
 
     def left_out(self) -> LeftOut:
-        """The sub-folders with pictures of all folders so far that were not searched by themselves."""
+        """The subfolders with images of all folders so far that were not searched by themselves."""
         left_out = LeftOut()
         for folder in self._unsearched:
             if folder is None:
@@ -333,7 +333,7 @@ class LocalSearch:
         return left_out
 
     def _folder(self, folder: Path, name: str | None = None) -> Iterator[Found]:
-        """A folder's pictures, and what is wrong with it; if it has a name, also where it has none."""
+        """A folder's images, and what is wrong with it; if it has a name, also where it has none."""
         problems, unread, count = list[FileError](), Counter[str](), 0
         search = self._search(folder, problems)
         self._searched.add(os.path.realpath(folder))
@@ -354,11 +354,11 @@ class LocalSearch:
             yield self._without_pictures(search, name, unread)
 
     def _without_pictures(self, search: FolderSearch, name: str, unread: Counter[str]) -> FileError:
-        told = describe_unread(unread)
-        if told is not None:
-            return problem(name, f"{NO_PICTURES} that can be read, but {told[0]}", told[1])
+        unreadable = describe_unread(unread)
+        if unreadable is not None:
+            return problem(name, f"{NO_PICTURES} that can be read, but {unreadable[0]}", unreadable[1])
         has_deeper = any(search.left_out())
-        return problem(name, NO_PICTURES, "its sub-folders hold some: use --recursive" if has_deeper else None)
+        return problem(name, NO_PICTURES, "its subfolders contain some: use --recursive" if has_deeper else None)
 
     def _search(self, root: Path, problems: list[FileError]) -> FolderSearch:
         """Searches below a folder; what cannot be read goes to the problems."""
@@ -368,7 +368,7 @@ class LocalSearch:
 
 
 def path_below(path: Path, base: Path) -> Path:
-    """The path that is kept below an output folder: from `base` on, or only the name of what lies elsewhere."""
+    """The path that is kept below an output folder: from `base` on, or only the name of what is elsewhere."""
     place = Path(os.path.abspath(path))
     start = os.path.abspath(base)
     return place.relative_to(start) if place.is_relative_to(start) else Path(place.name)
@@ -376,7 +376,7 @@ def path_below(path: Path, base: Path) -> Path:
 
 @dataclass(frozen=True)
 class RemoteSearch:
-    """Finds pictures at addresses.
+    """Finds images at addresses.
 
     Attributes:
         recursive: whether folders below a folder are searched too.
@@ -387,7 +387,7 @@ class RemoteSearch:
     output_folder: Address | None = None
 
     def find(self, address: Address, below: Path, name: str) -> Iterator[Found]:
-        """What lies at an address: a file, the pictures of a folder, or all that a pattern matches.
+        """Find the file at an address, the images of a folder, or all that a pattern matches.
 
         Args:
             address: that was named.
@@ -420,12 +420,12 @@ class RemoteSearch:
                 unread[suffix] += 1
         if count:
             yield from unread_note(folder, unread)
-            # Whether these hold pictures, only more requests would tell.
+            # Only more requests would show whether these contain images.
             yield from below.note()
-        elif (told := describe_unread(unread)) is not None:
-            yield problem(name, f"{NO_PICTURES} that can be read, but {told[0]}", told[1])
+        elif (unreadable := describe_unread(unread)) is not None:
+            yield problem(name, f"{NO_PICTURES} that can be read, but {unreadable[0]}", unreadable[1])
         else:
-            hint = None if self.recursive else "sub-folders are searched with --recursive"
+            hint = None if self.recursive else "subfolders are searched with --recursive"
             yield problem(name, NO_PICTURES, hint)
 
     def _matches(self, pattern: Address) -> Iterator[Found]:
@@ -436,7 +436,7 @@ class RemoteSearch:
         for address in sorted(pictures, key=lambda one: natural_key(Path(one.place))):
             yield FoundInput(address, Path(address.relative_to(root)), searched=True)
         if not pictures:
-            yield problem(shown(pattern), "no picture matches")
+            yield problem(shown(pattern), "no image matches")
 
 
 class SkippedResults:
@@ -462,7 +462,7 @@ class SkippedResults:
         self._first = self._first or shown(path)
         self._count += 1
 
-    def tell(self, *, found_others: bool) -> Iterable[Note | FileError]:
+    def report(self, *, found_others: bool) -> Iterable[Note | FileError]:
         """A note on them all, or an error if nothing else was found."""
         if self._count and found_others:
             yield Note(skipped_results(self._count, self._first))
@@ -481,7 +481,7 @@ def skipped_results(count: int, first: str) -> str:
 
 
 class LeftOut:
-    """Counts the sub-folders that are left out, as nobody asked for them."""
+    """Counts the subfolders that are skipped without --recursive."""
 
     def __init__(self) -> None:
         self._count, self._first, self._is_all = 0, "", True
@@ -492,16 +492,16 @@ class LeftOut:
         self._count += 1
 
     def stop(self) -> None:
-        """There may be more, which nobody counted."""
+        """Note that there may be more."""
         self._is_all = False
 
     def note(self) -> Iterable[Note]:
-        """What to tell of them all, where there are some."""
-        count = f"{'' if self._is_all else 'at least '}{self._count} sub-folder"
+        """A note on all of them, if there are any."""
+        count = f"{'' if self._is_all else 'at least '}{self._count} subfolder"
         if self._count == 1:
-            yield Note(f"{count} is left out, {self._first}: add --recursive to search it too")
+            yield Note(f"{count} is skipped, {self._first}: add --recursive to search it too")
         elif self._count:
-            yield Note(f"{count}s are left out, the first is {self._first}: add --recursive to search them too")
+            yield Note(f"{count}s are skipped, the first is {self._first}: add --recursive to search them too")
 
 
 def problem(name: str, reason: str, hint: str | None = None) -> FileError:
@@ -510,14 +510,14 @@ def problem(name: str, reason: str, hint: str | None = None) -> FileError:
 
 
 def unread_note(folder: Location, unread: Counter[str]) -> Iterable[Note]:
-    """What to tell of a folder beside the pictures that were found, by how many files have which suffix."""
-    told = describe_unread(unread)
-    if told is not None:
-        hint = f": {told[1]}" if told[1] else ""
-        yield Note(f"{shown(folder)}: pictures that cannot be read here are left out, {told[0]}{hint}")
+    """A note on the images of a folder that cannot be read, from the number of files with each suffix."""
+    unreadable = describe_unread(unread)
+    if unreadable is not None:
+        hint = f": {unreadable[1]}" if unreadable[1] else ""
+        yield Note(f"{shown(folder)}: images that cannot be read here are skipped, {unreadable[0]}{hint}")
 
 
-# Of a file, to tell whether it is a list.
+# Read from a file to decide whether it is a list.
 _LOOKED_AT = 1 << 16
 
 

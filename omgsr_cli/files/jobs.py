@@ -101,7 +101,7 @@ class JobOptions:
     """How inputs are searched and results called.
 
     Attributes:
-        recursive: whether sub-folders are searched.
+        recursive: whether subfolders are searched.
         suffix: put behind each name; None means the scale beside an input and nothing in a folder of results.
         scale_label: "4" or "2.5", shown as _x4; or anything else, as "1920x1080", shown as _1920x1080.
         output_format: of the files; "same" keeps an input's suffix where it can be written, else takes .png.
@@ -332,7 +332,7 @@ def _writes_among(inputs: Sequence[str], target: Output) -> bool:
 def _names_folder(place: Location) -> bool:
     if isinstance(place, Path):
         return os.path.isdir(place)
-    # Without asking the storage: a pattern or a picture's name is none.
+    # Without a request: a pattern or an image's name is no folder.
     return not glob.has_magic(place.place) and place.suffix.lower() not in FORMAT_OF_SUFFIX
 
 
@@ -344,7 +344,7 @@ def _is_below(place: Location, folder: Location) -> bool:
 
 def _stream_job(inputs: Sequence[str], target: Output) -> Job:
     if any(text != STREAM for text in inputs):
-        raise UsageError("- (standard input) goes with no other input", "run twice, or name files only")
+        raise UsageError("- (standard input) must be the only input", "run twice, or name files only")
     if target.kind == "folder":
         raise UsageError(
             f"-o {shown(target.path)} is a folder, and standard input has no name", "add one, as result.png"
@@ -357,7 +357,7 @@ def _check_single(found: Sequence[FoundInput], problems: Sequence[FileError], ta
     hint = f"for a folder of that name use -o {shown(target.path)}/" if target.kind == "file" else "use -o FOLDER"
     folder = next((one.folder for one in found if one.folder is not None), None)
     if folder is not None:
-        raise UsageError(f"{name} takes one picture, but {shown(folder)} is a folder", hint)
+        raise UsageError(f"{name} takes one image, but {shown(folder)} is a folder", hint)
     count = len(found) + len(problems)
     if count > 1:
-        raise UsageError(f"{name} takes one picture, but there are {count} inputs", hint)
+        raise UsageError(f"{name} takes one image, but there are {count} inputs", hint)

@@ -71,7 +71,7 @@ def parse_output(output: str | None, output_format: OutputFormat) -> Output:
     suffix = path.suffix.lower()
     if ends_as_folder or _is_folder(path) or not (suffix in FORMAT_OF_SUFFIX or _LIKE_A_FILES.fullmatch(suffix)):
         if isinstance(path, Path) and os.path.lexists(path) and not os.path.isdir(path):
-            raise UsageError(f"-o {shown(output)} is there and not a folder", "give a folder, or a picture's name")
+            raise UsageError(f"-o {shown(output)} exists and is not a folder", "give a folder, or an image's name")
         return Output("folder", path)
     written = FORMAT_OF_SUFFIX.get(suffix)
     if written not in _SUFFIX_OF_FORMAT:
@@ -111,7 +111,7 @@ class Naming:
     format: OutputFormat
 
     def destination(self, found: FoundInput) -> Location:
-        """Where the result of an input lies."""
+        """The place of an input's result."""
         if self.output.kind == "file":
             return self.output.path
         if self.output.kind == "folder":
@@ -136,7 +136,7 @@ class Naming:
 
     def _name(self, found: FoundInput, source: Location, default: str) -> str:
         middle = default if self.suffix is None else self.suffix
-        # Only an image's suffix is cut off: the last part of IMG.0001 and IMG.0002 tells them apart.
+        # Only an image's suffix is cut off: the last part distinguishes IMG.0001 from IMG.0002.
         stem = source.stem if source.suffix.lower() in FORMAT_OF_SUFFIX else source.name
         return stem + middle + self._extension(found, source)
 
@@ -155,7 +155,7 @@ class Naming:
 
 
 def scale_label(sizes: SizeOptions, model_scale: float) -> str:
-    """How a result's name tells its size: "4" for a factor, "1920x1080", or "2000px" for a side."""
+    """How a result's name shows its size: "4" for a factor, "1920x1080", or "2000px" for a side."""
     if sizes.size is not None:
         return f"{sizes.size[1]}x{sizes.size[0]}"
     if sizes.print is not None:

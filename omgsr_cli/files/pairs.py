@@ -1,4 +1,4 @@
-"""Which two files show the same picture: pairing by their names."""
+"""Which two files show the same image: pairing by their names."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from omgsr_cli.files.inputs import FoundPicture, find_inputs
 _NAMED = 5
 
 
-# What test sets add to a name to tell the halves of a pair apart: _HR, _LR4, _x4, x4 after a digit, ...
+# What test sets add to a name to distinguish the halves of a pair: _HR, _LR4, _x4, x4 after a digit, ...
 _MARK = re.compile(r"(?:[._-](?:hr|lr|gt|hq|lq|sr)(?:x?[0-9]+)?|[._-]x[0-9]+|(?<=[0-9])x[0-9]+)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two files of one picture.
+    """Two files of one image.
 
     Attributes:
-        name: what the picture is called: the first file's stem, or its path below its folder where stems are twice.
+        name: the first file's stem, or its path below its folder if stems are not unique.
         first: a file of the first list.
         second: its partner in the second.
     """
@@ -39,13 +39,13 @@ def pair_by_name(
     *,
     names: tuple[str, str] = ("the first", "the second"),
 ) -> tuple[Pair, ...]:
-    """Pair the files of two lists by what they are called: a/0001.png goes with b/0001.jpg.
+    """Pair the files of two lists by their names: a/0001.png with b/0001.jpg.
 
-    The first of these that tells all files of both lists apart and leaves none alone counts: the stem; the path below
+    The first of these counts that is unique in both lists and gives each file a partner: the stem; the path below
     the folder that was named (Canon/001 and Nikon/001); and both without the marks of test sets (_HR, _LR4, _x4, x4).
 
     Args:
-        first: files, one per picture; the pairs come in their order.
+        first: files, one per image; the pairs come in their order.
         second: their partners, in any order.
         names: what to call the two lists in messages.
     Raises:
@@ -54,8 +54,8 @@ def pair_by_name(
     for key in _KEYS:
         own, partners = ({key(file): file.path for file in files} for files in (first, second))
         if own.keys() == partners.keys() and len(own) == len(first) and len(partners) == len(second):
-            told = _told_names(first)
-            return tuple(Pair(told[file.path], file.path, partners[key(file)]) for file in first)
+            shown_names = _names_of(first)
+            return tuple(Pair(shown_names[file.path], file.path, partners[key(file)]) for file in first)
     raise _no_pairs(first, second, names)
 
 
@@ -84,7 +84,7 @@ def _without_marks(stem: str) -> str:
     return stem
 
 
-def _told_names(files: Sequence[FoundPicture]) -> dict[Path, str]:
+def _names_of(files: Sequence[FoundPicture]) -> dict[Path, str]:
     alone = len({_stem(file) for file in files}) == len(files)
     return {file.path: _stem(file) if alone else _place(file) for file in files}
 
@@ -101,13 +101,13 @@ def _no_pairs(first: Sequence[FoundPicture], second: Sequence[FoundPicture], nam
         missing = [file.path for file in files if key(file) not in known]
         if missing:
             return UsageError(
-                f"{len(missing)} of {len(files)} pictures without a partner in {name}: {_listed(missing)}",
+                f"{len(missing)} of {len(files)} images without a partner in {name}: {_listed(missing)}",
                 "partners have the same name, up to their ending and marks as _HR, _LR4 or _x4",
             )
     for files, name in ((first, names[0]), (second, names[1])):
         twice = [file.path for file in files if sum(key(other) == key(file) for other in files) > 1]
         if twice:
-            return UsageError(f"{name} has pictures of the same name: {_listed(twice)}", "leave one of each out")
+            return UsageError(f"{name} has images of the same name: {_listed(twice)}", "leave one of each out")
     return UsageError(f"{names[0]} and {names[1]} cannot be paired", "give partners the same name")
 
 
@@ -124,7 +124,7 @@ class FoundPictures:
         pictures: the sharp ones.
         partners: the low-quality partner of each, or None where they are to be degraded.
         problems: what was named and is none.
-        notes: what else a person should be told.
+        notes: what else the user should know.
     """
 
     pictures: tuple[Path, ...]
@@ -136,10 +136,10 @@ class FoundPictures:
 def find_pictures(
     data: Sequence[str], lq: Sequence[str] | None, *, names: tuple[str, str] = ("--data", "--lq")
 ) -> FoundPictures:
-    """Find the pictures, and the partner of each where there are real ones.
+    """Find the images, and the partner of each if partners are named.
 
     Args:
-        data: sharp pictures: folders, with what lies below them, files, globs or .txt lists.
+        data: sharp pictures: folders with their subfolders, files, globs or .txt lists.
         lq: their partners, likewise; none where there are none.
         names: what to call the two in messages.
     Raises:
@@ -156,5 +156,5 @@ def find_pictures(
             partners = tuple(pair.second for pair in pairs)
     if not pictures or (lq and partners is None):
         reason = f": {problems[0].message}" if problems else ""
-        raise UsageError(f"no pictures were found{reason}", "give folders, files or .txt lists")
+        raise UsageError(f"no images were found{reason}", "give folders, files or .txt lists")
     return FoundPictures(pictures, partners, problems, notes)

@@ -1,4 +1,4 @@
-"""What one run remembers for the next: hashes of files, results without a record, samples, how fast things were."""
+"""What a run stores for the next: hashes of files, results without a record, samples, how fast things were."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _MODEL_FILES = (".safetensors", ".json", ".txt", ".model")
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: OMGSR_CACHE, or the user's cache folder; it need not exist.
+    """The folder of what can be computed again: OMGSR_CACHE, or the user's cache folder; it need not exist.
 
     Raises:
-        RuntimeError: nothing tells where that is.
+        RuntimeError: no variable names one, and the user has no home folder.
     """
     named = os.environ.get(CACHE_VARIABLE)
     if named:
@@ -41,8 +41,8 @@ class Facts:
     """Texts by kind and key, in a small database that several processes share.
 
     A database that is damaged is moved aside and a new one begun; where one may not be written, it is read, and a new
-    one is kept in a folder beside it or among the system's temporary files. `take_notes` says so. Where none can be
-    kept, facts last as long as the process.
+    one is kept in a folder beside it or among the system's temporary files. `take_notes` reports
+    it. Where none can be kept, facts last as long as the process.
 
     Args:
         folder: of the database, made if it is missing; None keeps none.
@@ -78,7 +78,7 @@ class Facts:
                     continue
                 # A full disk costs the next run some time, never this one its result.
                 if not self._has_warned and self._places:
-                    _tell(f"{self._places[0]} cannot be written: {error}")
+                    _note(f"{self._places[0]} cannot be written: {error}")
                 self._has_warned = True
                 return
 
@@ -113,11 +113,11 @@ class Facts:
                 self._databases.insert(0, database)
             if is_writable:
                 if refused is not None:
-                    _tell(f"{refused} cannot be used: {place} takes its place; remove one of them")
+                    _note(f"{refused} cannot be used: {place} takes its place; remove one of them")
                 return
             refused = refused or place
         if refused is not None:
-            _tell(f"{refused} cannot be used: what this run learns is forgotten when it ends")
+            _note(f"{refused} cannot be used: what this run would store is lost when it ends")
         database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         database.execute(_TABLE)
         self._databases.insert(0, database)
@@ -129,18 +129,18 @@ _notes: dict[str, bool] = {}
 
 
 def take_notes() -> tuple[str, ...]:
-    """What a person should know of the caches since the last call; each once."""
-    untold = tuple(text for text, is_told in _notes.items() if not is_told)
-    _notes.update(dict.fromkeys(untold, True))
-    return untold
+    """Notes for the user on the caches since the last call, each once."""
+    new = tuple(text for text, is_taken in _notes.items() if not is_taken)
+    _notes.update(dict.fromkeys(new, True))
+    return new
 
 
 def forget_notes() -> None:
-    """Begin anew, as a command does."""
+    """Drop all notes, at the start of a command."""
     _notes.clear()
 
 
-def _tell(text: str) -> None:
+def _note(text: str) -> None:
     _notes.setdefault(text, False)
 
 
@@ -187,7 +187,7 @@ def _open_database(place: Path) -> tuple[sqlite3.Connection | None, bool]:
 
 
 def _check(database: sqlite3.Connection, place: Path) -> None:
-    """Find out whether a database can be written, and is as long as it says; nothing is changed."""
+    """Find out whether a database can be written, and has its full length; nothing is changed."""
     # Nobody else writes meanwhile.
     database.execute("BEGIN IMMEDIATE")
     database.execute(_TABLE)
@@ -218,7 +218,7 @@ def _move_aside(place: Path) -> bool:
     for ending in ("-journal", "-wal", "-shm"):
         with suppress(OSError):
             os.unlink(f"{place}{ending}")
-    _tell(f"{place} is damaged: it is now {aside.name}, a new one was begun, and what it held is forgotten")
+    _note(f"{place} is damaged: it is now {aside.name}, and a new one replaces it without its contents")
     return True
 
 

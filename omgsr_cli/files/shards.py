@@ -1,4 +1,4 @@
-"""Which part of many pictures a process of a cluster does: nothing talks, every process works it out by itself."""
+"""Which part of many images a process of a cluster restores; each process computes it by itself."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Shard:
         return f"{self.number}/{self.count}"
 
     def holds(self, name: str) -> bool:
-        """Whether a picture is in this part, by the path that it has below the folder that was named.
+        """Whether an image is in this part, by the path that it has below the folder that was named.
 
-        The same picture is in the same part whatever the order of a listing, and wherever the folder is mounted.
+        The same image is in the same part whatever the order of a listing, and wherever the folder is mounted.
         """
         return name_hash(name) % self.count == self.number - 1
 
@@ -55,7 +55,7 @@ def parse_shard(text: str, environment: Mapping[str, str]) -> Shard:
         environment: of the process: RANK and WORLD_SIZE as torchrun sets them, SLURM's variables of a job array, or
             both, where every task of the array has several ranks.
     Raises:
-        UsageError: it is no part, or nothing tells which.
+        UsageError: it is no part, or no variable names one.
     """
     if text == "auto":
         return _scheduled(environment)
@@ -81,7 +81,7 @@ def _of_array(environment: Mapping[str, str]) -> tuple[int, int] | None:
     names = [f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "COUNT")]
     task, first, last, count = (_integer(environment, name) for name in names)
     step = (last - first) // (count - 1) if count > 1 else 1
-    # An array as 1,5,6 has holes of different widths: a task cannot tell the how-manieth it is.
+    # An array as 1,5,6 has holes of different widths: a task cannot compute its index.
     if step < 1 or first + step * (count - 1) != last or not first <= task <= last or (task - first) % step:
         raise UsageError(
             f"--shard auto: the array {first} to {last} with {count} tasks is not evenly spaced",

@@ -14,10 +14,10 @@ from omgsr_cli.errors import ExistsError, FileError, UsageError, reason_of
 from omgsr_cli.files.addresses import Address, Location, parse_address, redact
 from omgsr_cli.files.atomic import is_abandoned, partial_name, scratch_folder
 
-# A record lies at the head or the end of a file, and is short.
+# A record is short, and at the head or the end of a file.
 _BLOCK_BYTES = 1 << 16
 
-# There what is put is there whole or not at all; elsewhere it is put under another name first.
+# There a file appears complete or not at all; elsewhere it is put under another name first.
 _WHOLE_PUTS = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hf", "memory"))
 
 # What storages say of a file that changes with its content: each its own.
@@ -29,10 +29,10 @@ _CHANGE_WITH_CONTENT = (
 
 @dataclass(frozen=True)
 class Entry:
-    """What a storage says of an address.
+    """What a storage reports of an address.
 
     Attributes:
-        is_folder: whether something lies below it.
+        is_folder: whether something is below it.
         stamp: changes when the file does: its ETag, version or time, and size.
     """
 
@@ -44,7 +44,7 @@ def check_address(address: Address) -> None:
     """Look whether this program can deal with such a storage.
 
     Raises:
-        UsageError: nobody knows the scheme, or a library for it is not installed.
+        UsageError: the scheme is unknown, or a library for it is not installed.
         FileError: as for `open_storage`.
     """
     if address.scheme == "file":
@@ -56,7 +56,7 @@ def open_storage(address: Address) -> tuple[Any, str]:
     """What fsspec deals with a storage by, and what it calls the place there.
 
     Raises:
-        UsageError: nobody knows the scheme, or a library for it is not installed.
+        UsageError: the scheme is unknown, or a library for it is not installed.
         FileError: it is connected to at once, and does not answer.
     """
     try:
@@ -86,7 +86,7 @@ def protocol(system: Any) -> str:
 
 
 def look_at(address: Address) -> Entry | None:
-    """What lies at an address; None if nothing does.
+    """What exists at an address; None if nothing does.
 
     Raises:
         FileError: the storage does not answer, or refuses.
@@ -96,7 +96,7 @@ def look_at(address: Address) -> Entry | None:
         try:
             found = system.info(path)
         except FileNotFoundError as error:
-            # fsspec says so of a web server that was not reached, too.
+            # fsspec also raises this for a web server that was not reached.
             if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
                 raise error.__cause__ from error
             return None
@@ -105,7 +105,7 @@ def look_at(address: Address) -> Entry | None:
 
 @contextmanager
 def reading(address: Address) -> Iterator[BinaryIO]:
-    """Open a file where it lies; what is read in it is fetched in small parts.
+    """Open a remote file; what is read is fetched in small parts.
 
     Raises:
         FileError: it is not there, or cannot be read.
@@ -121,7 +121,7 @@ class LocalCopy:
     """What was fetched of a file.
 
     Attributes:
-        path: where it lies.
+        path: of the file on this machine.
         stamp: as of `Entry`, from before it was fetched; empty for a file of this machine.
     """
 
@@ -131,7 +131,7 @@ class LocalCopy:
 
 @contextmanager
 def local_copy(source: Location) -> Iterator[LocalCopy]:
-    """A file on this machine: the source itself, or a copy of what lies at an address, gone afterwards.
+    """A file on this machine: the source itself, or a copy of the file at an address, removed afterwards.
 
     Raises:
         FileError: it cannot be fetched.
@@ -154,7 +154,7 @@ def put_when_whole(destination: Location, *, overwrite: bool) -> Iterator[Path]:
     """Where to write a file: at its destination, or for an address on this machine, from where it is put in the end.
 
     Raises:
-        ExistsError: it is there meanwhile and may not be replaced.
+        ExistsError: it exists by now and may not be replaced.
         FileError: it cannot be put.
     """
     if isinstance(destination, Path):
@@ -218,12 +218,12 @@ def list_files(
     skipped: Address | None = None,
     on_folder: Callable[[Address], None] = lambda _: None,
 ) -> Iterator[Address]:
-    """The files of a folder as the storage lists them, hidden ones left out; long listings come page by page.
+    """The files of a folder as the storage lists them, without hidden ones; long listings come page by page.
 
     Args:
         folder: whose files are meant.
         recursive: whether those below its folders are, too.
-        skipped: a folder that is left out if it is met.
+        skipped: a folder that is skipped.
         on_folder: called with each folder in it whose files are not meant.
     Raises:
         FileError: the storage does not answer, or refuses.
