@@ -88,3 +88,16 @@ def test_every_table_of_the_documentation_is_a_configuration() -> None:
     for block in re.findall(r"```toml\n(.*?)```", DOCS.read_text("utf-8"), re.S):
         least = {"model": {"preset": "omgsr-s-512"}, "data": {"train": ["photos"]}}
         TrainConfig.model_validate(least | tomllib.loads(block))
+
+
+def test_every_recipe_is_a_configuration() -> None:
+    from omgsr_cli.degradation import load_degradation
+    from omgsr_cli.training.config import TrainConfig
+
+    root = DOCS.parents[1]
+    recipes = sorted((root / "recipes" / "omgsr_tiny").glob("*.toml"))
+    assert len(recipes) >= 3
+    for recipe in recipes:
+        config = TrainConfig.model_validate(tomllib.loads(recipe.read_text("utf-8")))
+        for name in config.degradation.presets:
+            load_degradation(root / name if name.endswith(".toml") else name)
