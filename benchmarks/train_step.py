@@ -20,7 +20,8 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from PIL import Image
 from stages import peak_memory_gib
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from omgsr_cli.training.assembly import Run, load_run
 from omgsr_cli.training.config import TrainConfig
@@ -38,11 +41,46 @@ from omgsr_cli.training.data import Batch, Numbers, load_batches
 from omgsr_cli.training.discriminator import CHANGES, augment
 from omgsr_cli.training.distributed import build_accelerator
 from omgsr_cli.training.draws import Purpose, draw_generator
-from omgsr_cli.training.rehearsal import LiveBytes
 from omgsr_cli.training.step import Stepper
 
 SEED, LR, CPU = 0, 5e-5, torch.device("cpu")
 Losses = dict[str, float]
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own omission
+    """Counts the bytes of the tensors that are alive, and the most there ever were."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own omission
+        self.now = self.peak = 0
+        self._seen: set[int] = set()
+
+    def hold(self, network: nn.Module | None) -> None:
+        """Count what is there already: weights and buffers."""
+        for tensor in [] if network is None else [*network.parameters(), *network.buffers()]:
+            self._count(tensor.untyped_storage())
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation and count what it made."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._seen:
+            self._seen.add(key)
+            self.now += size
+            weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
 
 
 @dataclass
