@@ -75,6 +75,7 @@ _WRITE_REASONS: dict[int, tuple[str, str | None]] = {
     errno.EACCES: ("not allowed to write there", _ELSEWHERE),
     errno.EPERM: ("not allowed to write there", _ELSEWHERE),
     errno.EROFS: ("the disk is read-only", _ELSEWHERE),
+    errno.EFBIG: ("the file system takes no file that large", "write to another disk"),
     errno.ENAMETOOLONG: ("the name is too long", "give a shorter name"),
     errno.ENOTDIR: ("a part of its path is a file, not a folder", "write to another folder"),
     errno.EEXIST: ("a part of its path is a file, not a folder", "write to another folder"),

@@ -306,9 +306,9 @@ def test_auto_takes_the_newest_whole_one_and_names_the_others(tmp_path: Path) ->
     notes: list[str] = []
     assert find_checkpoint(tmp_path, "auto", note=notes.append) == tmp_path / "step-00000002"
     assert [note.removeprefix(f"{tmp_path}/") for note in notes] == [
-        f"step-00000005 is not whole and is left out: {tmp_path / 'step-00000005'} has no manifest.json",
-        "step-00000004 is not whole and is left out: optimizer.safetensors has another content (SHA-256)",
-        f"step-00000003 is not whole and is left out: {tmp_path / 'step-00000003'} has no manifest.json",
+        f"step-00000005 is incomplete and is skipped: {tmp_path / 'step-00000005'} has no manifest.json",
+        "step-00000004 is incomplete and is skipped: optimizer.safetensors has another content (SHA-256)",
+        f"step-00000003 is incomplete and is skipped: {tmp_path / 'step-00000003'} has no manifest.json",
     ]
 
 
@@ -338,7 +338,7 @@ def test_a_path_must_be_whole_and_the_newest_of_its_run(tmp_path: Path) -> None:
         save(run, step, keep=9)
     assert find_checkpoint(run, str(run / "step-00000003")) == run / "step-00000003"
     assert find_checkpoint(other, str(run / "step-00000001")) == run / "step-00000001", "into an empty folder"
-    with pytest.raises(UsageError, match="holds step-00000003, which is not of a run that goes on from"):
+    with pytest.raises(UsageError, match="holds step-00000003, which is not of a run that resumes from"):
         find_checkpoint(run, str(run / "step-00000002"))
     save(other, 3)
     with pytest.raises(UsageError, match="holds step-00000003"):
@@ -372,10 +372,10 @@ def test_broken_ones_do_not_count_among_those_that_are_kept(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
-        (LoraOptions(), "vae_encoder_lora_adapter has rank 4, the configuration says 16", "set vae_rank = 4"),
-        (LoraOptions(vae_rank=4), "unet_lora_adapter has rank 8, the configuration says 32", "set backbone_rank = 8"),
+        (LoraOptions(), "vae_encoder_lora_adapter has rank 4, the configuration has 16", "set vae_rank = 4"),
+        (LoraOptions(vae_rank=4), "unet_lora_adapter has rank 8, the configuration has 32", "set backbone_rank = 8"),
         (LoraOptions(4, 8, vae_alpha=2.0), "vae_encoder_lora_adapter has alpha 4", "set vae_alpha = 4"),
-        (LoraOptions(4, 8), "unet_lora_adapter has alpha 12, the configuration says 8", "set backbone_alpha = 12"),
+        (LoraOptions(4, 8), "unet_lora_adapter has alpha 12, the configuration has 8", "set backbone_alpha = 12"),
         (LoraOptions(4, 8, backbone_alpha=12.0), None, None),
     ],
 )

@@ -26,16 +26,16 @@ from omgsr_cli.training.data import (
     Order,
     Teaching,
     TrainingCrops,
-    TrainingPicture,
+    TrainingImage,
     _turn,
     add_lq_noise,
     draw_surface,
-    find_training_pictures,
+    find_training_images,
     load_batches,
     plan_epoch,
     read_pixels,
 )
-from omgsr_cli.training.teacher import KeptPictures, teacher_target
+from omgsr_cli.training.teacher import TeacherImages, teacher_target
 
 LIGHT = load_degradation("light")
 OPTIONS = CropOptions(
@@ -68,7 +68,7 @@ def folder(tmp_path: Path) -> Path:
 
 def build(folder: Path, seed: int = 0, **changes: object) -> TrainingCrops:
     options = replace(OPTIONS, **changes)  # type: ignore[arg-type]  # test's shorthand
-    return TrainingCrops(find_training_pictures([str(folder / "hq")], None, 32, "skip"), options, seed)
+    return TrainingCrops(find_training_images([str(folder / "hq")], None, 32, "skip"), options, seed)
 
 
 def test_a_sample_is_decided_by_seed_and_number(folder: Path) -> None:
@@ -160,7 +160,7 @@ def test_processes_share_one_stream() -> None:
 
 
 def test_every_picture_comes_in_every_epoch_and_no_batch_is_short() -> None:
-    pictures = [TrainingPicture(Path(), None, side, side) for side in (32, 40, 128, 320)]
+    pictures = [TrainingImage(Path(), None, side, side) for side in (32, 40, 128, 320)]
     epoch = plan_epoch(pictures, 32)
     assert Counter(epoch) == {0: 1, 1: 1, 2: 4, 3: 10}
     order = Order(epoch, seed=3)
@@ -252,9 +252,9 @@ def test_real_pairs_stay_aligned(tmp_path: Path) -> None:
     small = pixels.reshape(32, 3, 44, 3, 3).mean((1, 3)).round()
     write(tmp_path / "lq" / "a.jpg.png", small)
     with pytest.raises(UsageError, match=r"without a partner in their counterparts: .*a\.png"):
-        find_training_pictures([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
+        find_training_images([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
     (tmp_path / "lq" / "a.jpg.png").rename(tmp_path / "lq" / "a.bmp")
-    pictures = find_training_pictures([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
+    pictures = find_training_images([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
     assert pictures[0].lq_scale == 3
     crops = TrainingCrops(pictures, replace(OPTIONS, resolution=32, turn=True), 0)
     for number in range(12):
@@ -264,24 +264,24 @@ def test_real_pairs_stay_aligned(tmp_path: Path) -> None:
         assert float((lq - hq)[:, 4:-4, 4:-4].abs().max()) < 1.6 / 127.5
     write(tmp_path / "lq" / "a.bmp", noise(31, 44))
     with pytest.raises(FileError, match="44x31 is no whole part"):
-        find_training_pictures([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
+        find_training_images([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
     write(tmp_path / "lq" / "deeper" / "a.png", noise(32, 44))
     with pytest.raises(UsageError, match="of the same name"):
-        find_training_pictures([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
+        find_training_images([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
 
 
 @pytest.mark.parametrize("on_small", ["skip", "resize", "pad"])
 def test_small_pictures(tmp_path: Path, on_small: str) -> None:
     write(tmp_path / "hq" / "a.png", noise(7, 60))
     write(tmp_path / "hq" / "b.png", noise(32, 32))
-    pictures = find_training_pictures([str(tmp_path / "hq")], None, 32, on_small)  # type: ignore[arg-type]  # parametrised
+    pictures = find_training_images([str(tmp_path / "hq")], None, 32, on_small)  # type: ignore[arg-type]  # parametrised
     assert len(pictures) == (1 if on_small == "skip" else 2)
     crops = TrainingCrops(pictures, replace(OPTIONS, on_small=on_small), 0)  # type: ignore[arg-type]  # likewise
     assert all(crops[number][2].shape == (3, 32, 32) for number in range(4))
     if on_small == "skip":
         (tmp_path / "hq" / "b.png").unlink()
         with pytest.raises(OmgsrError, match="32 px on its shorter side") as told:
-            find_training_pictures([str(tmp_path / "hq")], None, 32, "skip")
+            find_training_images([str(tmp_path / "hq")], None, 32, "skip")
         assert "on_small" in str(told.value.hint)
 
 
@@ -342,7 +342,7 @@ def test_a_sample_may_be_saved_as_jpeg_and_its_target_never_is(folder: Path) -> 
 
 
 def test_surfaces_have_no_detail_and_are_their_own_target(folder: Path, tmp_path: Path) -> None:
-    teaching = Teaching(KeptPictures(tmp_path / "kept", "one"), crops=2, sigma_px=3.0, low_frequencies="hq")
+    teaching = Teaching(TeacherImages(tmp_path / "kept", "one"), crops=2, sigma_px=3.0, low_frequencies="hq")
     _, lq, hq, target = build(folder, smooth=1.0, teaching=teaching)[5]
     assert torch.equal(hq, target), "no teacher was asked"
     assert lq.shape == hq.shape == (3, 32, 32)
@@ -358,7 +358,7 @@ def test_surfaces_have_no_detail_and_are_their_own_target(folder: Path, tmp_path
 
 @pytest.mark.parametrize("pairs", [False, True])
 def test_gray_crops_are_gray_on_both_sides(folder: Path, pairs: bool) -> None:
-    picture = TrainingPicture(folder / "hq" / "0.png", folder / "hq" / "0.png" if pairs else None, 50, 70, 1)
+    picture = TrainingImage(folder / "hq" / "0.png", folder / "hq" / "0.png" if pairs else None, 50, 70, 1)
     coloured, gray = (TrainingCrops([picture], replace(OPTIONS, gray=share), 0) for share in (0.0, 1.0))
     for image, original in zip(gray.draw_pair(0), coloured.draw_pair(0), strict=True):
         assert torch.equal(image[0], image[1])
@@ -380,15 +380,15 @@ def test_several_enlargements_have_their_shares() -> None:
     assert DataConfig(train=("x",)).scales == ((4.0, 1.0),)
     for wrong, reason in (
         ({"4": 0.5}, "sum to 0.5"),
-        ({"0.5": 1.0}, "no enlargement"),
-        ({}, "no enlargement is named"),
+        ({"0.5": 1.0}, "scale"),
+        ({}, "at least one"),
     ):
         with pytest.raises(ValidationError, match=reason):
             DataConfig.model_validate({"train": ["x"], "scale": wrong})
 
 
 def test_with_a_teacher_samples_are_windows_of_its_crops(folder: Path, tmp_path: Path) -> None:
-    teaching = Teaching(KeptPictures(tmp_path / "kept", "one"), crops=2, sigma_px=3.0, low_frequencies="none")
+    teaching = Teaching(TeacherImages(tmp_path / "kept", "one"), crops=2, sigma_px=3.0, low_frequencies="none")
     crops = build(folder, teaching=teaching, turn=True, noise=LqNoise(probability=1.0))
     with pytest.raises(FileError, match="cannot be read"):
         crops[0]
@@ -401,8 +401,8 @@ def test_with_a_teacher_samples_are_windows_of_its_crops(folder: Path, tmp_path:
     for _ in range(2):
         for number in range(2):
             lq, hq = crops.draw_pair(number)
-            if not teaching.kept.path(crops.crop_key(number)).is_file():
-                teaching.kept.keep(crops.crop_key(number), lq, *hq.shape[1:], invert)
+            if not teaching.images.path(crops.crop_key(number)).is_file():
+                teaching.images.make(crops.crop_key(number), lq, *hq.shape[1:], invert)
     assert len(asked) == 2, "the teacher is paid once"
     seen = set()
     for number in range(8):
@@ -415,9 +415,9 @@ def test_with_a_teacher_samples_are_windows_of_its_crops(folder: Path, tmp_path:
 
 def test_a_crops_key_is_what_defines_it_and_not_its_pixels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def keys(seed: int = 0, teacher: str = "one", **changes: object) -> list[Path]:
-        teaching = Teaching(KeptPictures(folder / "kept", teacher), crops=4, sigma_px=3.0, low_frequencies="hq")
+        teaching = Teaching(TeacherImages(folder / "kept", teacher), crops=4, sigma_px=3.0, low_frequencies="hq")
         crops = build(folder, seed, teaching=teaching, **changes)
-        return [teaching.kept.path(crops.crop_key(number)) for number in range(4)]
+        return [teaching.images.path(crops.crop_key(number)) for number in range(4)]
 
     base = keys()
     assert len(set(base)) == 4
@@ -451,9 +451,9 @@ def test_a_crops_key_is_what_defines_it_and_not_its_pixels(folder: Path, monkeyp
 
 
 def test_a_teachers_broken_image_is_removed_so_that_the_next_run_makes_it(folder: Path, tmp_path: Path) -> None:
-    teaching = Teaching(KeptPictures(tmp_path / "kept", "one"), crops=1, sigma_px=3.0, low_frequencies="hq")
+    teaching = Teaching(TeacherImages(tmp_path / "kept", "one"), crops=1, sigma_px=3.0, low_frequencies="hq")
     crops = build(folder, teaching=teaching)
-    path = teaching.kept.path(crops.crop_key(0))
+    path = teaching.images.path(crops.crop_key(0))
     write(path, noise(48, 48))
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(FileError, match=path.name):
@@ -483,7 +483,7 @@ def test_low_quality_crops_are_enlarged_by_the_published_filters_where_asked(fol
     # A constant image stays what it is, by every filter.
     write(folder / "flat" / "0.png", np.full((60, 60, 3), 100))
     flat = TrainingCrops(
-        find_training_pictures([str(folder / "flat")], None, 32, "skip"),
+        find_training_images([str(folder / "flat")], None, 32, "skip"),
         replace(OPTIONS, upscale="random", scales=((2.0, 1.0),), degradations=((replace_noise(), 1.0),)), 0,
     )  # fmt: skip
     for number in range(6):
@@ -517,8 +517,8 @@ def test_partial_files_of_a_killed_run_are_removed_from_the_caches_of_pixels_and
         (tmp_path / cache / own).write_bytes(b"half")
         (tmp_path / cache / own.replace(f"-{os.getpid()}-", "-4194305-")).write_bytes(b"half")
     read_pixels(tmp_path / "a.png", tmp_path / "pixels")
-    kept = KeptPictures(tmp_path / "teacher", "one")
-    kept.keep("crop", torch.zeros(3, 4, 4), 8, 8, lambda lq, height, width: torch.zeros(3, height, width))
+    kept = TeacherImages(tmp_path / "teacher", "one")
+    kept.make("crop", torch.zeros(3, 4, 4), 8, 8, lambda lq, height, width: torch.zeros(3, height, width))
     for cache in ("pixels", "teacher"):
         # The live process's own file stays.
         assert sum(path.suffix == ".partial" for path in (tmp_path / cache).iterdir()) == 1

@@ -24,7 +24,7 @@ from omgsr_cli.training.discriminator import (
     cut_out,
     translate,
 )
-from omgsr_cli.training.heads import check_discriminator, plan_heads
+from omgsr_cli.training.heads import plan_heads
 from omgsr_cli.training.losses import discriminator_loss, generator_gan_loss
 from omgsr_cli.training.perceptual import FeatureNet
 from omgsr_cli.training.step import Adversary
@@ -114,12 +114,12 @@ def test_every_level_has_logits(resolution: int) -> None:
 
 
 def test_a_resolution_that_is_too_small_is_refused() -> None:
-    check_discriminator(64)
+    plan_heads(64)
     with pytest.raises(UsageError, match="resolution of 63 px") as told:
-        check_discriminator(63)
+        plan_heads(63)
     assert "resolution to 64" in str(told.value.hint)
     with pytest.raises(UsageError, match="1, 2, 4"):
-        check_discriminator(128, (1, 2, 4))
+        plan_heads(128, (1, 2, 4))
 
 
 def test_every_resolution_is_planned_or_refused() -> None:

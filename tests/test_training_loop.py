@@ -31,7 +31,7 @@ from omgsr_cli.models.sources import find_trainable
 from omgsr_cli.training import validation
 from omgsr_cli.training.assembly import build_crop_options, load_run
 from omgsr_cli.training.config import OptimConfig, TrainConfig
-from omgsr_cli.training.data import Numbers, TrainingCrops, find_training_pictures, load_batches, read_pixels
+from omgsr_cli.training.data import Numbers, TrainingCrops, find_training_images, load_batches, read_pixels
 from omgsr_cli.training.events import Event, Noticed, Saved, Started, StepDone, Validated
 from omgsr_cli.training.logs import CsvLog, Means
 from omgsr_cli.training.loop import train
@@ -249,9 +249,9 @@ def test_windows_and_a_u_net_need_no_feature_network(world: Path, tmp_path: Path
     [
         ("gan", {"alone_steps": 8}, "never learns"),
         ("gan", {"start_step": 4, "alone_steps": 4}, "never learns"),
-        ("gan", {"px": 128}, "larger than a crop"),
+        ("gan", {"px": 128}, "at most data.resolution"),
         ("gan", {"px": 48}, "48 px"),
-        ("log", {"noise_pattern": True}, "no validations"),
+        ("log", {"noise_pattern": True}, "set data.validation"),
     ],
 )
 def test_what_would_have_no_effect_is_refused(world: Path, section: str, values: dict[str, Any], reason: str) -> None:
@@ -444,7 +444,7 @@ def test_the_shipped_recipe_with_a_teacher_runs_with_workers_that_round_differen
     assert len(list((tmp_path / "kept").iterdir())) == 12
 
 
-def test_a_wish_to_stop_is_heard_while_the_teacher_works(world: Path, tmp_path: Path) -> None:
+def test_a_signal_stops_the_run_while_the_teacher_works(world: Path, tmp_path: Path) -> None:
     teacher = {"model": str(world / "model"), "crops": 5, "cache": str(tmp_path / "kept")}
     tables = settings(world, tmp_path / "run", loss={"gan": 0.0, "teacher": teacher})
 
@@ -462,7 +462,7 @@ def test_a_wish_to_stop_is_heard_while_the_teacher_works(world: Path, tmp_path: 
 def load_run_crops(tables: Any) -> TrainingCrops:
     config = TrainConfig.model_validate(tables)
     options = build_crop_options(config)
-    return TrainingCrops(find_training_pictures(config.data.train, None, options.resolution, "skip"), options, 0)
+    return TrainingCrops(find_training_images(config.data.train, None, options.resolution, "skip"), options, 0)
 
 
 def load_folder(folder: Path) -> Trainable:

@@ -33,7 +33,6 @@ from omgsr_cli.training.perceptual import (
     FeatureNet,
     Lpips,
     Vgg16,
-    build_dv3cd,
     load_dinov3,
     load_dists,
     load_lpips,
@@ -80,7 +79,7 @@ def build_output(restored: Tensor, channels: int = 48) -> GeneratorOutput:
 
 def test_dv3cd_meets_the_golden_scores_maps_and_gradient() -> None:
     kit = np.load(GOLDEN / "dv3cd.npz", allow_pickle=False)
-    distance = build_dv3cd(load_dinov3(GOLDEN / "backbone"))
+    distance = Dists(load_dinov3(GOLDEN / "backbone"))
     x, y, z = (torch.from_numpy(kit[name]) for name in "xyz")
     x.requires_grad_()
     score = distance(x, y).mean()

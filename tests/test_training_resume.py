@@ -21,7 +21,7 @@ from omgsr_cli.store.manifest import write_manifest
 from omgsr_cli.training.assembly import build_crop_options
 from omgsr_cli.training.checkpoints import find_checkpoint
 from omgsr_cli.training.config import TrainConfig
-from omgsr_cli.training.data import Order, TrainingCrops, find_training_pictures, plan_epoch
+from omgsr_cli.training.data import Order, TrainingCrops, find_training_images, plan_epoch
 from omgsr_cli.training.events import Event, Noticed, Saved, Started, StepDone, Validated
 from omgsr_cli.training.loop import train
 
@@ -181,7 +181,7 @@ def break_body(path: Path) -> None:
 def image_of(tables: Any, number: int) -> Path:
     """The image that a sample of the run comes from."""
     data = tables["data"]
-    pictures = find_training_pictures(data["train"], None, data["resolution"], "skip")
+    pictures = find_training_images(data["train"], None, data["resolution"], "skip")
     return pictures[Order(plan_epoch(pictures, data["resolution"]), 0).picture(number)].hq
 
 
@@ -217,7 +217,7 @@ def test_the_processes_of_a_run_replace_a_broken_image_alike(world: Path, tmp_pa
     for number in (2, 3, 9):
         break_body(image_of(tables, number))
     config = TrainConfig.model_validate(tables)
-    pictures = find_training_pictures(config.data.train, None, 64, "skip")
+    pictures = find_training_images(config.data.train, None, 64, "skip")
     alone, first, second = (TrainingCrops(pictures, build_crop_options(config), 0) for _ in range(3))
     expected = {number: alone[number] for number in range(12)}
     assert len(alone.broken) == 3

@@ -31,11 +31,11 @@ def say_check(talk: Output, config: TrainConfig, resume: str) -> int:
     from omgsr_cli.training.assembly import find_held_out
     from omgsr_cli.training.check import find_missing, try_steps
     from omgsr_cli.training.checkpoints import list_checkpoints
-    from omgsr_cli.training.data import UnreadableImagesError, find_training_pictures
+    from omgsr_cli.training.data import UnreadableImagesError, find_training_images
 
     data, train, folder = config.data, config.train, Path(config.save.out)
     problems: list[FileError] = []
-    images = _count(lambda: find_training_pictures(data.train, data.train_lq, data.resolution, data.on_small), problems)
+    images = _count(lambda: find_training_images(data.train, data.train_lq, data.resolution, data.on_small), problems)
     _count(lambda: find_held_out(config), problems)
     if problems:
         raise UnreadableImagesError(problems, images + len(problems))

@@ -70,7 +70,7 @@ Report = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Draw the curves and validation pictures of the run in this folder into its report.html.",
+        help="Draw the curves and validation images of the run in this folder into its report.html.",
         rich_help_panel=RESULT,
     ),
 ]

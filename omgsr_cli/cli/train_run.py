@@ -105,7 +105,7 @@ def _note(event: Noticed | Started | Validated | Saved) -> str:
         f"{key} was {_value(before)}, now {_value(now)}" for key, (before, now) in event.changed.items()
     )
     share = f" in each of {event.processes} processes" if event.processes > 1 else ""
-    return f"{begin}: {event.pictures} pictures, {event.trained:,} weights to train, on {event.device}{share}" + (
+    return f"{begin}: {event.pictures} images, {event.trained:,} weights to train, on {event.device}{share}" + (
         f"\nchanged since that checkpoint: {changed}" if changed else ""
     )
 

@@ -19,7 +19,7 @@ from omgsr_cli.models.record import load_record
 from omgsr_cli.timesteps import MidTimestep
 from omgsr_cli.timesteps.find import find_mid_timestep
 from omgsr_cli.training.config import TeacherConfig, TrainConfig
-from omgsr_cli.training.data import CropOptions, Teaching, TrainingCrops, TrainingPicture, find_training_pictures
+from omgsr_cli.training.data import CropOptions, Teaching, TrainingCrops, TrainingImage, find_training_images
 from omgsr_cli.training.discriminator import build_discriminator
 from omgsr_cli.training.distributed import device_of, share_backbone
 from omgsr_cli.training.losses import Losses, Measure, build_losses
@@ -31,7 +31,7 @@ from omgsr_cli.training.model import (
 )
 from omgsr_cli.training.perceptual import FeatureNet, load_features
 from omgsr_cli.training.step import Adversary, Learner, WeightAverage, build_adamw
-from omgsr_cli.training.teacher import KeptPictures, identify_teacher
+from omgsr_cli.training.teacher import TeacherImages, identify_teacher
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Run:
         learner: what learns, and what makes it learn.
         crops: samples to learn from.
         pictures: how many of them there are.
-        held_out: pictures to measure with; empty without validation.
+        held_out: images to measure with; empty without validation.
         crop_options: how samples are made.
         features: what the feature network is called; empty without one.
         losses: names of what a step gives, besides their total.
-        measures: of restored pictures, besides PSNR and SSIM.
+        measures: of restored images, besides PSNR and SSIM.
     """
 
     config: TrainConfig
@@ -56,7 +56,7 @@ class Run:
     learner: Learner
     crops: TrainingCrops
     pictures: int
-    held_out: Sequence[TrainingPicture]
+    held_out: Sequence[TrainingImage]
     crop_options: CropOptions
     features: str
     losses: Sequence[str]
@@ -64,7 +64,7 @@ class Run:
 
 
 def build_crop_options(config: TrainConfig) -> CropOptions:
-    """Say how samples are made of pictures."""
+    """Say how samples are made of images."""
     data, presets = config.data, config.degradation.presets
     # Pre-training knows no degradation.
     degradations = () if config.loss.denoise else tuple((load_degradation(p), share) for p, share in presets.items())
@@ -89,11 +89,11 @@ def build_crop_options(config: TrainConfig) -> CropOptions:
 
 
 def build_teaching(teacher: TeacherConfig | None) -> Teaching | None:
-    """Say where the teacher's pictures are kept; None without a teacher."""
+    """Give where the teacher's images are cached; None without a teacher."""
     if teacher is None:
         return None
-    kept = KeptPictures(Path(teacher.cache), identify_teacher(teacher.model, teacher.precision))
-    return Teaching(kept, teacher.crops, teacher.sigma_px, teacher.low_frequencies)
+    images = TeacherImages(Path(teacher.cache), identify_teacher(teacher.model, teacher.precision))
+    return Teaching(images, teacher.crops, teacher.sigma_px, teacher.low_frequencies)
 
 
 def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) -> Run:
@@ -107,7 +107,7 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
         OmgsrError: the model, the data or the feature network cannot be read.
     """
     options = build_crop_options(config)
-    pictures = find_training_pictures(config.data.train, config.data.train_lq, options.resolution, options.on_small)
+    pictures = find_training_images(config.data.train, config.data.train_lq, options.resolution, options.on_small)
     held_out = find_held_out(config)
     device = device_of(accelerator)
     shards = config.train.shard_backbone
@@ -167,16 +167,16 @@ def _build_adversary(config: TrainConfig, features: FeatureNet | None, device: t
     return Adversary(discriminator.to(device), config.gan, config.optim.weight_decay)
 
 
-def find_held_out(config: TrainConfig) -> tuple[TrainingPicture, ...]:
-    """List the pictures to measure with; none without validation.
+def find_held_out(config: TrainConfig) -> tuple[TrainingImage, ...]:
+    """List the images to measure with; none without validation.
 
     Raises:
-        OmgsrError: as for `find_training_pictures`.
+        OmgsrError: as for `find_training_images`.
     """
     data = config.data
     if not data.validation or not config.log.validate_every:
         return ()
-    return find_training_pictures([data.validation], [data.validation_lq] if data.validation_lq else None, 1, "pad")
+    return find_training_images([data.validation], [data.validation_lq] if data.validation_lq else None, 1, "pad")
 
 
 TIMESTEP_NAME = "mid_timestep.json"
@@ -185,16 +185,16 @@ _SAMPLES = 64
 
 
 def settle_mid_timestep(config: TrainConfig, accelerator: Accelerator, resumed: Path | None) -> TrainConfig:
-    """Put a number in the place of "auto": a checkpoint's own where the run goes on, else what the first process finds.
+    """Put a number in the place of "auto": that of the checkpoint to resume from, or what the first process measures.
 
     Value, interval and curve are written into the run's folder.
 
     Args:
         config: of the run.
         accelerator: of the process.
-        resumed: the checkpoint that the run goes on from, or None.
+        resumed: the checkpoint to resume from, or None.
     Raises:
-        OmgsrError: no picture can be measured, or the record cannot be written.
+        OmgsrError: no image can be measured, or the record cannot be written.
     """
     if config.model.mid_timestep != "auto":
         return config

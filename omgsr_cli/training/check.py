@@ -30,7 +30,7 @@ from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.config_errors import Draft
 from omgsr_cli.training.data import Numbers, load_batches
 from omgsr_cli.training.distributed import build_accelerator, device_of
-from omgsr_cli.training.loop import StopWish, ask_teacher, peak_memory_mib
+from omgsr_cli.training.loop import StopRequest, make_teacher_images, peak_memory_mib
 from omgsr_cli.training.model import build_lora_options, load_run_model
 from omgsr_cli.training.perceptual import find_features, load_features, load_lpips
 from omgsr_cli.training.step import Stepper
@@ -48,10 +48,10 @@ def check_files(draft: Draft[TrainConfig], resume: str = "auto") -> None:
     if config is None:
         return
     data = config.data
-    _check_pictures(draft, "data.train", data.train)
-    _check_pictures(draft, "data.train_lq", data.train_lq or ())
-    _check_pictures(draft, "data.validation", (data.validation,) if data.validation else ())
-    _check_pictures(draft, "data.validation_lq", (data.validation_lq,) if data.validation_lq else ())
+    _check_images(draft, "data.train", data.train)
+    _check_images(draft, "data.train_lq", data.train_lq or ())
+    _check_images(draft, "data.validation", (data.validation,) if data.validation else ())
+    _check_images(draft, "data.validation_lq", (data.validation_lq,) if data.validation_lq else ())
     _check_degradations(draft, config)
     _check_features(draft, config)
     _check_teacher(draft, config)
@@ -62,7 +62,7 @@ def check_files(draft: Draft[TrainConfig], resume: str = "auto") -> None:
         draft.add("save.out", "this is a file, checkpoints need a folder")
 
 
-def _check_pictures(draft: Draft[TrainConfig], key: str, names: Sequence[str]) -> None:
+def _check_images(draft: Draft[TrainConfig], key: str, names: Sequence[str]) -> None:
     def search() -> None:
         found, problems, _ = find_inputs(names, recursive=True)
         if problems:
@@ -83,7 +83,7 @@ def _check_features(draft: Draft[TrainConfig], config: TrainConfig) -> None:
     loss = config.loss
     _note(draft, "loss.backbone_path" if loss.backbone_path else "loss.backbone", lambda: find_features(loss))
     if loss.lpips_path and not Path(loss.lpips_path).exists():
-        draft.add("loss.lpips_path", "there is no such file or folder")
+        draft.add("loss.lpips_path", f"{loss.lpips_path} does not exist")
 
 
 def _check_teacher(draft: Draft[TrainConfig], config: TrainConfig) -> None:
@@ -100,10 +100,10 @@ def _check_teacher(draft: Draft[TrainConfig], config: TrainConfig) -> None:
 def _check_model(draft: Draft[TrainConfig], config: TrainConfig, resume: str) -> None:
     base, lora = config.model.base, build_lora_options(config) or LoraOptions()
     if base and not Path(base).is_dir() and not is_repository_name(base):
-        draft.add("model.base", "there is no such folder, and it is no hub repository OWNER/NAME")
+        draft.add("model.base", f"{base} is neither a folder nor a hub repository OWNER/NAME")
     start = start_folder(config.model.start_from)
     if start is not None and not start.is_dir():
-        draft.add("model.start_from", "there is no such folder")
+        draft.add("model.start_from", f"{start} is not a folder")
     elif start is not None:
         if not draft.is_wrong("model.preset"):
             _note(draft, "model.start_from", lambda: _check_start(start, config.model.preset))
@@ -114,7 +114,7 @@ def _check_model(draft: Draft[TrainConfig], config: TrainConfig, resume: str) ->
 
 
 def _check_start(start: Path, preset: str | None) -> None:
-    """Whether a folder has what training a preset can begin with; without one the folder says itself what it is."""
+    """Check that a folder has weights to start a preset's training from; without a preset its own record decides."""
     if preset not in PRESETS:
         return
     parts = family_of(PRESETS[preset], preset).adapter_parts
@@ -195,7 +195,7 @@ def try_steps(config: TrainConfig, resume: str = "auto") -> Trial:
         try:
             run = load_run(config, accelerator, resumed=resumed)
             if config.loss.teacher is not None:
-                ask_teacher(run.crops, config.loss.teacher, accelerator, lambda _: None, StopWish())
+                make_teacher_images(run.crops, config.loss.teacher, accelerator, lambda _: None, StopRequest())
             seconds, is_finite = _time_steps(config, run, accelerator)
         except RuntimeError as error:
             if not is_out_of_memory(error):

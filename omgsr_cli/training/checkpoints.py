@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from omgsr_cli.errors import FileError, ModelError, UsageError, reason_of
+from omgsr_cli.errors import FileError, ModelError, UsageError, reason_of, write_reason
 from omgsr_cli.models.adapter_files import load_lora_config
 from omgsr_cli.models.base import Trainable
 from omgsr_cli.models.families import recognise_adapter
@@ -44,15 +44,9 @@ _NAME = re.compile(r"step-(\d{8,})")
 _LEFTOVER = re.compile(r"\.step-\d{8,}\.[0-9a-f]{8}\.(partial|removed)")
 """What a killed run may leave: a checkpoint in work, or one that was being removed."""
 
-_REASONS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "your disk quota is used up",
-    errno.EFBIG: "the file system takes no file that large",
-    errno.EROFS: "the disk is read-only",
-    errno.EACCES: "not allowed to write there",
-}
-_OS_NUMBER = re.compile(r"\(os error (\d+)\)")
-
+_WEIGHTS, _AVERAGE, _DISCRIMINATOR = "weights.safetensors", "average.safetensors", "discriminator.safetensors"
+_OPTIMIZER, _DISCRIMINATOR_OPTIMIZER = "optimizer.safetensors", "optimizer_discriminator.safetensors"
+_STATE = "state.json"
 
 _LOCK_NAME = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
@@ -172,7 +166,7 @@ def write_checkpoint(root: Path, step: int, write_parts: Callable[[Path], None],
         write_parts: writes everything but the manifest into the folder that it is given.
         keep: how many whole checkpoints are left, at least 1; the new one is always among them.
     Returns:
-        The checkpoint's folder. One of this step that is there and whole is left as it is: it has the same state.
+        The checkpoint's folder. A complete one of this step stays as it is: it has the same state.
     Raises:
         FileError: it cannot be written; earlier checkpoints are untouched.
     """
@@ -232,12 +226,12 @@ def verify_checkpoint(folder: Path) -> None:
 
 
 def find_checkpoint(root: Path, resume: str, *, note: Callable[[str], None] = lambda _: None) -> Path | None:
-    """Find the checkpoint that a run goes on from, and check that it is whole.
+    """Find the checkpoint to resume from, and check that it is complete.
 
     Args:
         root: the run's folder.
         resume: "auto" takes the newest whole one if there are any, "none" begins anew, else the checkpoint's path.
-        note: told which newer ones are not whole and why, one line each.
+        note: called with each newer one that is incomplete and why, one line each.
     Returns:
         The checkpoint, or None to begin anew.
     Raises:
@@ -252,7 +246,7 @@ def find_checkpoint(root: Path, resume: str, *, note: Callable[[str], None] = la
     if present:
         raise UsageError(
             f"{root} holds checkpoints already, up to {present[0].name}",
-            "go on with --resume auto, or begin anew in another [save] out",
+            "resume with --resume auto, or start a new run in another [save] out",
         )
     return None
 
@@ -265,13 +259,13 @@ def remove_leftovers(root: Path) -> None:
 
 
 def check_adapter_ranks(checkpoint: Path, lora: LoraOptions) -> None:
-    """Check that a checkpoint's adapters have the ranks and strengths of the run that goes on from it.
+    """Check that a checkpoint's adapters have the ranks and strengths of the run that resumes from it.
 
     Args:
         checkpoint: of any family; one without adapters passes.
         lora: of the run.
     Raises:
-        UsageError: they differ; the hint tells what to set.
+        UsageError: they differ; the hint names the key to set.
         ModelError: a configuration of an adapter cannot be read.
     """
     wanted = ((lora.vae_rank, lora.vae_alpha), (lora.backbone_rank, lora.backbone_alpha))
@@ -284,7 +278,7 @@ def check_adapter_ranks(checkpoint: Path, lora: LoraOptions) -> None:
         for what, there, here in (("rank", found.r, rank), ("alpha", found.lora_alpha, strength)):
             if there != here:
                 raise UsageError(
-                    f"{checkpoint / part} has {what} {there:g}, the configuration says {here:g}",
+                    f"{checkpoint / part} has {what} {there:g}, the configuration has {here:g}",
                     f"set {of}_{what} = {there:g} in [lora], or train another {what} in another [save] out",
                 )
 
@@ -296,10 +290,10 @@ def _newest_whole(root: Path, present: list[Path], note: Callable[[str], None]) 
         if not fault:
             return checkpoint
         faults.append(fault)
-        note(f"{checkpoint} is not whole and is left out: {fault}")
+        note(f"{checkpoint} is incomplete and is skipped: {fault}")
     if faults:
         raise ModelError(
-            f"no checkpoint in {root} is whole; {present[0].name}: {faults[0]}", "begin anew in another [save] out"
+            f"no checkpoint in {root} is whole; {present[0].name}: {faults[0]}", "start a new run in another [save] out"
         )
     return None
 
@@ -314,7 +308,7 @@ def _named(root: Path, present: list[Path], folder: Path) -> Path:
     others = [path for path in present if own is None or (step_of(path) or 0) > own]
     if others:
         raise UsageError(
-            f"{root} holds {others[0].name}, which is not of a run that goes on from {folder}",
+            f"{root} holds {others[0].name}, which is not of a run that resumes from {folder}",
             "set another [save] out, or move it away",
         )
     return folder
@@ -397,19 +391,10 @@ def _sync(path: Path) -> None:
 
 
 def _unwritten(target: Path, error: OSError | SafetensorError) -> FileError:
-    """Say why a checkpoint could not be written; safetensors tells the system's number in its text alone."""
-    told = _OS_NUMBER.search(str(error))
-    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
-    reason = _REASONS.get(number or 0) or reason_of(error)
     return FileError(
-        f"the checkpoint {target} cannot be written: {reason}",
+        f"the checkpoint {target} cannot be written: {write_reason(error)}",
         "earlier checkpoints are untouched: free some space or set another [save] out, then --resume auto",
     )
-
-
-_WEIGHTS, _AVERAGE, _DISCRIMINATOR = "weights.safetensors", "average.safetensors", "discriminator.safetensors"
-_OPTIMIZER, _DISCRIMINATOR_OPTIMIZER = "optimizer.safetensors", "optimizer_discriminator.safetensors"
-_STATE = "state.json"
 
 
 @dataclass
@@ -436,7 +421,7 @@ class Progress:
 
 
 def write_state(folder: Path, trainable: Trainable, learner: Learner, progress: Progress) -> None:
-    """Write the model, its averages where there are some, and what training needs to go on, into a folder.
+    """Write the model, its averages where there are some, and what training needs to resume, into a folder.
 
     Raises:
         ModelError: a weight is not finite.
@@ -468,7 +453,7 @@ def finished_steps(folder: Path) -> int:
     """
     steps = read_json(folder / _STATE).get("step")
     if not isinstance(steps, int):
-        raise ModelError(f"{folder / _STATE} does not say how many steps are done", "resume from another checkpoint")
+        raise ModelError(f"{folder / _STATE} has no number of finished steps", "resume from another checkpoint")
     return steps
 
 
@@ -485,8 +470,8 @@ def load_state(folder: Path, learner: Learner) -> Progress:
     _put(learner.weights, _load(folder / _WEIGHTS), folder)
     load_optimizer(learner.optimizer, _load(folder / _OPTIMIZER))
     if learner.average is not None:
-        kept = folder / _AVERAGE
-        learner.average.load(_load(kept) if kept.is_file() else learner.weights, updates)
+        average = folder / _AVERAGE
+        learner.average.load(_load(average) if average.is_file() else learner.weights, updates)
     if learner.adversary is not None and (folder / _DISCRIMINATOR).is_file():
         _put(learner.adversary.state(), _load(folder / _DISCRIMINATOR), folder)
         load_optimizer(learner.adversary.optimizer, _load(folder / _DISCRIMINATOR_OPTIMIZER))
@@ -521,8 +506,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     for key, value in tensors.items():
         index, _, named = key.partition(".")
         name, _, original = named.partition("@")
-        kept = tensors[original] if original else value
-        state.setdefault(int(index), {})[name.removesuffix("#")] = kept.item() if name.endswith("#") else kept
+        saved = tensors[original] if original else value
+        state.setdefault(int(index), {})[name.removesuffix("#")] = saved.item() if name.endswith("#") else saved
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     for weight, values in optimizer.state.items():
         for name, value in values.items():

@@ -17,7 +17,7 @@ from omgsr_cli.files.addresses import shown
 from omgsr_cli.models.families import family_of
 from omgsr_cli.presets import PRESETS
 from omgsr_cli.training.config_errors import Conflict, Draft, Section, draft_config, not_among, refuse
-from omgsr_cli.training.heads import UNET_MULTIPLE_PX, check_discriminator
+from omgsr_cli.training.heads import UNET_MULTIPLE_PX, plan_heads
 
 _SUM_TOLERANCE = 1e-6
 
@@ -62,7 +62,7 @@ class ModelConfig(Section):
 
     preset: str | None = Field(
         default=None,
-        description="the kind of model; without it, base or start_from says it",
+        description="the kind of model [that of base or start_from]",
         json_schema_extra={"enum": [*PRESETS, None]},
     )
     base: Text | None = Field(
@@ -106,14 +106,14 @@ class LoraConfig(Section):
 
 
 class DataConfig(Section):
-    """The pictures. Paths are relative to the folder that the command is typed in."""
+    """The images. Paths are relative to the folder that the command is typed in."""
 
-    train: Texts = Field(description="sharp pictures: folders (searched to the bottom), files, .txt lists")
+    train: Texts = Field(description="sharp images: folders (searched to the bottom), files, .txt lists")
     train_lq: Texts | None = Field(
         default=None, description="real low-quality partners by file name, instead of the degradation"
     )
     validation: Text | None = Field(
-        default=None, description="folder of sharp pictures that are held out [no validation]"
+        default=None, description="folder of sharp images that are held out [no validation]"
     )
     validation_lq: Text | None = Field(default=None, description="their low-quality partners [made by the degradation]")
     resolution: Annotated[int, Field(strict=True, ge=16, le=4096)] = Field(
@@ -124,22 +124,22 @@ class DataConfig(Section):
         default=16, description="crops are this much larger while they are degraded, and then cut anywhere, px"
     )
     scale: Scale | dict[str, Fraction] = Field(
-        default=4.0, description='enlargement to be learned, or several with their shares: { "4" = 0.9, "2" = 0.1 }'
+        default=4.0, description='scale to be learned, or several with their shares: { "4" = 0.9, "2" = 0.1 }'
     )
     upscale: Literal["bicubic", "random"] = Field(
         default="bicubic",
-        description="filter that enlarges low-quality crops: the one that users get, or as published one of area, "
-        "bilinear and bicubic at random",
+        description="filter that upscales low-quality crops: bicubic as `omgsr upscale` does, or, as published, one of "
+        "area, bilinear and bicubic at random",
     )
     sampling: Literal["area", "equal"] = Field(
         default="area", description="large images come more often, by the root of their area, or as published all alike"
     )
     on_small: Literal["skip", "resize", "pad"] = Field(
-        default="skip", description="what is done with pictures that are smaller than a crop"
+        default="skip", description="what is done with images that are smaller than a crop"
     )
     flip: Switch = Field(default=True, description="mirror half of the crops")
     turn: Switch = Field(default=False, description="turn crops by multiples of 90 degrees")
-    detail: Fraction = Field(default=0.0, description="share of crops taken where the picture has the most detail")
+    detail: Fraction = Field(default=0.0, description="share of crops taken where the image has the most detail")
     halve: Fraction = Field(
         default=0.0, description="share of crops taken at twice the side and halved, where there is room"
     )
@@ -149,20 +149,18 @@ class DataConfig(Section):
         description="share of samples that are drawn surfaces, smooth as skies; no teacher sees them",
     )
     workers: Whole = Field(default=4, description="processes that read and degrade; 0 does it between the steps")
-    cache: Text | None = Field(
-        default=None, description="folder for decoded pictures, read in place of the files [none]"
-    )
+    cache: Text | None = Field(default=None, description="folder for decoded images, read in place of the files [none]")
 
     @property
     def scales(self) -> tuple[tuple[float, float], ...]:
-        """Enlargements and their shares, the most frequent first."""
+        """Scales and their shares, the most frequent first."""
         if isinstance(self.scale, float):
             return ((self.scale, 1.0),)
         return tuple(sorted(((float(name), share) for name, share in self.scale.items()), key=lambda each: -each[1]))
 
     @field_validator("scale")
     @classmethod
-    def _are_enlargements(cls, value: float | dict[str, float]) -> float | dict[str, float]:
+    def _are_scales(cls, value: float | dict[str, float]) -> float | dict[str, float]:
         if isinstance(value, float):
             return value
         wrong = [name for name in value if not is_scale(name)]
@@ -181,7 +179,7 @@ class DataConfig(Section):
 
 
 class LqNoise(Section):
-    """Noise at the low-quality picture's own pixels, as a camera's; targets are kept from the picture without it."""
+    """Noise at the low-quality image's own pixels, as a camera's; targets are kept from the image without it."""
 
     probability: Fraction = Field(default=0.0, description="share of the crops that get it")
     sigma: tuple[Number, Number] = Field(default=(2.0, 35.0), description="range of its deviation, 8-bit grey levels")
@@ -207,7 +205,7 @@ class LqNoise(Section):
 
 
 class DegradationConfig(Section):
-    """How low-quality pictures are made; not used where [data] lq gives real ones."""
+    """How low-quality images are made; not used where [data] lq gives real ones."""
 
     presets: dict[str, Fraction] = Field(
         default={"omgsr": 1.0},
@@ -215,7 +213,7 @@ class DegradationConfig(Section):
         min_length=1,
     )
 
-    lq_noise: LqNoise = Field(default=LqNoise(), description="noise at the low-quality picture's own pixels")
+    lq_noise: LqNoise = Field(default=LqNoise(), description="noise at the low-quality image's own pixels")
 
     @field_validator("presets")
     @classmethod
@@ -280,7 +278,7 @@ class StepsConfig(Section):
 class SaveConfig(Section):
     """Checkpoints."""
 
-    out: Text = Field(default="runs/omgsr", description="where checkpoints, logs and validation pictures go")
+    out: Text = Field(default="runs/omgsr", description="where checkpoints, logs and validation images go")
     every: Count = Field(default=500, description="steps between checkpoints; the last step is always saved")
     keep: Count = Field(default=3, description="how many checkpoints are kept, the newest")
 
@@ -305,7 +303,7 @@ BACKBONES = ("dinov3", "vgg16")
 
 
 class TeacherConfig(Section):
-    """Another network whose pictures are a target: T = t + G * (hq - t), with the photograph's low frequencies."""
+    """Another network whose images are a target: T = t + G * (hq - t), with the photograph's low frequencies."""
 
     model: Text = Field(description="a preset, a model's folder or hub repository, or a file that spandrel reads")
     weight: Number = Field(default=1.0, description="of the absolute difference to T")
@@ -324,7 +322,7 @@ class TeacherConfig(Section):
     crops: Count = Field(
         default=1000, description="how many crops the teacher sees; training draws windows and turns of these alone"
     )
-    cache: Text = Field(default="cache/teacher", description="folder of its pictures, kept by content")
+    cache: Text = Field(default="cache/teacher", description="folder of its images, kept by content")
 
     def conflicts(self) -> Iterator[Conflict]:
         """Yield what does not go together."""
@@ -335,7 +333,7 @@ class TeacherConfig(Section):
 class LossConfig(Section):
     """The weight of each loss; 0 leaves it out."""
 
-    lrr: Number = Field(default=5.0, description="noisy latent of the sharp picture v. latent of the low-quality one")
+    lrr: Number = Field(default=5.0, description="noisy latent of the sharp image v. latent of the low-quality one")
     l1: Number = Field(default=0.5, description="absolute difference of the pixels")
     dv3cd: Number = Field(default=5.0, description="structure and texture distance (DISTS) on the feature network")
     gan: Number = Field(default=0.5, description="the discriminator's judgement")
@@ -346,7 +344,7 @@ class LossConfig(Section):
     )
     lpips: Number = Field(default=0.0, description="LPIPS-AlexNet; needs lpips_path")
     denoise: Number = Field(
-        default=0.0, description="pre-training: foreseeing noise in sharp pictures' latents; stands alone"
+        default=0.0, description="pre-training: predicting noise in sharp images' latents; takes no other loss"
     )
     clamp: Switch | None = Field(
         default=None,
@@ -402,7 +400,7 @@ class LossConfig(Section):
 
 
 class GanConfig(Section):
-    """The discriminator; it is there where [loss] gan is above 0."""
+    """The discriminator, which a run has if loss.gan is above 0."""
 
     start_step: Whole = Field(default=0, description="first step that it takes part in")
     alone_steps: Whole = Field(
@@ -414,9 +412,7 @@ class GanConfig(Section):
     width: Count = Field(default=64, description="channels of the U-Net at the image's size; the heads have their own")
     lr: Positive = Field(default=5e-5, description="its learning rate")
     betas: Betas = Field(default=(0.9, 0.999), description="of its AdamW")
-    real_label: Fraction = Field(
-        default=0.8, description="target for sharp pictures; below 1 it is less sure of itself"
-    )
+    real_label: Fraction = Field(default=0.8, description="target for sharp images; below 1 it is less sure of itself")
     fake_label: Fraction = Field(default=0.0, description="target for restored pictures")
     augment: tuple[Literal["color", "translation", "cutout"], ...] = Field(
         default=("color", "translation", "cutout"), description="DiffAugment's changes to what it sees; [] for none"
@@ -447,9 +443,9 @@ class TrainConfig(Section):
     """One training run, checked and frozen; each attribute is a table of the TOML file."""
 
     model: ModelConfig = Field(description="which model is trained, and from which weights")
-    lora: LoraConfig | None = Field(default=None, description="the adapters; left out, they are as published")
+    lora: LoraConfig | None = Field(default=None, description="the adapters [as published]")
     data: DataConfig = Field(description="the pictures")
-    degradation: DegradationConfig = Field(default=DegradationConfig(), description="how low-quality pictures are made")
+    degradation: DegradationConfig = Field(default=DegradationConfig(), description="how low-quality images are made")
     loss: LossConfig = Field(default=LossConfig(), description="the weight of each loss")
     gan: GanConfig = Field(default=GanConfig(), description="the discriminator")
     optim: OptimConfig = Field(default=OptimConfig(), description="AdamW and its learning rate")
@@ -512,7 +508,7 @@ class TrainConfig(Section):
                 yield Conflict(f"the U-Net takes multiples of {UNET_MULTIPLE_PX}", seen, "loss.discriminator")
             return
         try:
-            check_discriminator(gan.px or side)
+            plan_heads(gan.px or side)
         except UsageError as error:
             reason = f"{error.message}; {error.hint}" if error.hint else error.message
             yield Conflict(reason, seen, "loss.gan")
@@ -613,10 +609,10 @@ def read_preset_config(name: str) -> str:
     Args:
         name: one of PRESET_CONFIGS.
     Raises:
-        UsageError: there is none of that name.
+        UsageError: no configuration has that name.
     """
     if name not in PRESET_CONFIGS:
-        raise UsageError(f"no configuration is called {name!r}", f"there are {', '.join(PRESET_CONFIGS)}")
+        raise UsageError(f"no configuration is called {name!r}", f"use one of {', '.join(PRESET_CONFIGS)}")
     return (resources.files("omgsr_cli.training") / "configs" / f"{name}.toml").read_text("utf-8")
 
 
@@ -636,7 +632,7 @@ def format_config(config: TrainConfig) -> str:
 
 
 def compare_configs(before: Path, now: TrainConfig) -> dict[str, tuple[object, object]]:
-    """List the keys whose values differ between a checkpoint's configuration and the one that goes on from it.
+    """List the keys whose values differ between a checkpoint's configuration and that of the run that resumes from it.
 
     Args:
         before: the checkpoint's `config.toml`.
@@ -646,7 +642,7 @@ def compare_configs(before: Path, now: TrainConfig) -> dict[str, tuple[object, o
     Raises:
         ConfigError, UsageError, FileError: as for `load_config`.
     """
-    first, second = (_flatten(config.model_dump(mode="json")) for config in (load_config(before), now))
+    first, second = (flatten(config.model_dump(mode="json")) for config in (load_config(before), now))
     return {
         key: (first.get(key), second.get(key))
         for key in [*first, *(second.keys() - first.keys())]
@@ -654,10 +650,11 @@ def compare_configs(before: Path, now: TrainConfig) -> dict[str, tuple[object, o
     }
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """Give nested tables as one, "section.key" to value."""
     flat: dict[str, object] = {}
     for name, value in values.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
 
 

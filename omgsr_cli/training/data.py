@@ -29,7 +29,7 @@ from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.imaging import probe_picture, read_picture, resize, to_samples
 from omgsr_cli.training.config import LqNoise
 from omgsr_cli.training.draws import Purpose, choose, draw_rng
-from omgsr_cli.training.teacher import KeptPictures, LowFrequencies, blur_gaussian, teacher_target
+from omgsr_cli.training.teacher import LowFrequencies, TeacherImages, blur_gaussian, teacher_target
 
 
 class UnreadableImagesError(FileError):
@@ -53,15 +53,15 @@ class UnreadableImagesError(FileError):
 
 
 @dataclass(frozen=True)
-class TrainingPicture:
-    """A sharp picture, and its low-quality counterpart where there is a real one.
+class TrainingImage:
+    """A sharp image, and its low-quality counterpart where there is a real one.
 
     Attributes:
-        hq: the sharp picture's file.
+        hq: the sharp image's file.
         lq: the counterpart's, or None where it is made by degradation.
-        height: of the sharp picture, pixels, upright.
+        height: of the sharp image, pixels, upright.
         width: likewise.
-        lq_scale: the sharp picture's side over its counterpart's; 1 without one.
+        lq_scale: the sharp image's side over its counterpart's; 1 without one.
     """
 
     hq: Path
@@ -72,27 +72,27 @@ class TrainingPicture:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The sharp picture's file, and the counterpart's where there is one."""
+        """The sharp image's file, and the counterpart's where there is one."""
         return (self.hq,) if self.lq is None else (self.hq, self.lq)
 
 
-def find_training_pictures(
+def find_training_images(
     hq: Sequence[str], lq: Sequence[str] | None, least_px: int, on_small: OnSmall
-) -> tuple[TrainingPicture, ...]:
-    """List the pictures to train on, from their headers.
+) -> tuple[TrainingImage, ...]:
+    """List the images to train on, from their headers.
 
     Args:
         hq: folders (with what lies below them), files, globs or .txt lists.
         lq: likewise, counterparts with the same names but for their suffixes; or None.
         least_px: side of a crop.
-        on_small: "skip" leaves pictures out whose shorter side is smaller.
+        on_small: "skip" leaves images out whose shorter side is smaller.
     Raises:
         UnreadableImagesError: files cannot be read, or have a counterpart of another shape; it names all of them.
-        OmgsrError: a counterpart is missing, or no picture is left.
+        OmgsrError: a counterpart is missing, or no image is left.
     """
     named = find_pictures(hq, lq, names=("the sharp pictures", "their counterparts"))
     counterparts = named.partners or (None,) * len(named.pictures)
-    found: list[TrainingPicture] = []
+    found: list[TrainingImage] = []
     problems = list(named.problems)
     for both in zip(named.pictures, counterparts, strict=True):
         try:
@@ -101,23 +101,23 @@ def find_training_pictures(
             problems.append(error)
     if problems:
         raise UnreadableImagesError(problems, len(found) + len(problems))
-    kept = [p for p in found if on_small != "skip" or min(p.height, p.width) >= least_px]
-    if not kept:
+    chosen = [p for p in found if on_small != "skip" or min(p.height, p.width) >= least_px]
+    if not chosen:
         raise OmgsrError(
-            f"no picture in {', '.join(hq)} has {least_px} px on its shorter side ({len(found)} are smaller)",
-            "set on_small to resize or pad, give larger pictures, or lower the resolution",
+            f"no image in {', '.join(hq)} has {least_px} px on its shorter side ({len(found)} are smaller)",
+            "set on_small to resize or pad, give larger images, or lower the resolution",
         )
-    return tuple(kept)
+    return tuple(chosen)
 
 
-def plan_epoch(pictures: Sequence[TrainingPicture], crop_px: int) -> tuple[int, ...]:
-    """How often each picture comes in an epoch: its side over the crop's, at least once.
+def plan_epoch(pictures: Sequence[TrainingImage], crop_px: int) -> tuple[int, ...]:
+    """How often each image comes in an epoch: its side over the crop's, at least once.
 
-    The root of the area lies between "every picture alike" and "every pixel alike": a large picture holds more, but
-    not as much more as it has pixels.
+    The root of the area lies between "every image alike" and "every pixel alike": a large image shows more, but
+    not in proportion to its pixels.
 
     Returns:
-        Indices of pictures, each as often as it comes, in order.
+        Indices of images, each as often as it comes, in order.
     """
     times = [max(1, round((p.height * p.width) ** 0.5 / crop_px)) for p in pictures]
     return tuple(index for index, count in enumerate(times) for _ in range(count))
@@ -127,25 +127,25 @@ class Order:
     """The order of samples over all epochs: a new permutation for each, by the seed and the epoch's number alone.
 
     Sample n is the same on every process and after every interruption. Epochs follow each other without a gap: a batch
-    goes on in the next one, so that none is smaller than the others and no picture is left out.
+    goes on in the next one, so that none is smaller than the others and no image is left out.
     """
 
     def __init__(self, epoch: Sequence[int], seed: int, purpose: Purpose = Purpose.ORDER) -> None:
         self._epoch, self._seed, self._purpose = np.array(epoch), seed, purpose
-        self._kept = (-1, self._epoch)
+        self._permutation = (-1, self._epoch)
 
     def picture(self, number: int) -> int:
-        """Index of the picture of a sample of the run."""
+        """Index of the image of a sample of the run."""
         epoch, position = divmod(number, len(self._epoch))
-        if self._kept[0] != epoch:
-            self._kept = (epoch, draw_rng(self._seed, self._purpose, epoch).permutation(self._epoch))
-        return int(self._kept[1][position])
+        if self._permutation[0] != epoch:
+            self._permutation = (epoch, draw_rng(self._seed, self._purpose, epoch).permutation(self._epoch))
+        return int(self._permutation[1][position])
 
 
-def _describe(path: Path, lq: Path | None) -> TrainingPicture:
+def _describe(path: Path, lq: Path | None) -> TrainingImage:
     height, width = probe_picture(path).size_px
     if lq is None:
-        return TrainingPicture(path, None, height, width)
+        return TrainingImage(path, None, height, width)
     lq_height, lq_width = probe_picture(lq).size_px
     scale = whole_factor((height, width), (lq_height, lq_width))
     if scale is None:
@@ -153,7 +153,7 @@ def _describe(path: Path, lq: Path | None) -> TrainingPicture:
             f"{lq}: {lq_width}x{lq_height} is no whole part of {path.name}'s {width}x{height}",
             "pairs have sizes of which one is a whole multiple of the other",
         )
-    return TrainingPicture(path, lq, height, width, scale)
+    return TrainingImage(path, lq, height, width, scale)
 
 
 Pixels = npt.NDArray[np.uint8]
@@ -176,11 +176,11 @@ class BrokenImageError(FileError):
 
 
 def read_pixels(path: Path, cache: Path | None = None) -> Pixels:
-    """Give a picture's pixels in sRGB, upright; transparency is left aside.
+    """Give an image's pixels in sRGB, upright; transparency is left aside.
 
     Args:
-        path: of the picture.
-        cache: folder in which decoded pixels are kept, 3 bytes a pixel; a changed file is decoded again.
+        path: of the image.
+        cache: folder of decoded pixels, 3 bytes a pixel; a changed file is decoded again.
     Returns:
         (H, W, 3) uint8, read-only where it is mapped from the cache.
     Raises:
@@ -189,10 +189,10 @@ def read_pixels(path: Path, cache: Path | None = None) -> Pixels:
     """
     if cache is None:
         return _decode(path)
-    kept = cache / f"{_key(path)}.npy"
-    if not kept.is_file():
-        _keep(kept, _decode(path))
-    mapped: Pixels = np.load(kept, mmap_mode="r")
+    cached = cache / f"{_key(path)}.npy"
+    if not cached.is_file():
+        _write_pixels(cached, _decode(path))
+    mapped: Pixels = np.load(cached, mmap_mode="r")
     return mapped
 
 
@@ -223,16 +223,16 @@ def _key(path: Path) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
-def _keep(kept: Path, pixels: Pixels) -> None:
-    """Write beside and rename: several workers may decode the same picture, and the last one's file stays."""
+def _write_pixels(cached: Path, pixels: Pixels) -> None:
+    """Write beside and rename: several workers may decode the same image, and the last one's file stays."""
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with partial_file(kept) as partial:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with partial_file(cached) as partial:
             with partial.open("wb") as file:
                 np.save(file, pixels)
-            os.replace(partial, kept)
+            os.replace(partial, cached)
     except OSError as error:
-        raise FileError(f"{kept.parent}: pixels cannot be kept there: {reason_of(error)}") from error
+        raise FileError(f"{cached.parent}: pixels cannot be cached there: {reason_of(error)}") from error
 
 
 _SURFACE_SPREAD = 0.25
@@ -241,7 +241,7 @@ _GRAY_SURFACES = 0.4
 
 
 def add_lq_noise(lq: Tensor, noise: LqNoise, rng: np.random.Generator) -> Tensor:
-    """Put noise onto the low-quality picture's own pixels and save it as JPEG, or one of these, or neither.
+    """Put noise onto the low-quality image's own pixels and save it as JPEG, or one of these, or neither.
 
     Args:
         lq: (3, h, w) float32 in [0, 1].
@@ -279,7 +279,7 @@ def draw_surface(side_px: int, scale: float, rng: np.random.Generator) -> tuple[
     Where nothing is, nothing may appear: a network learns here that noise alone is not the shadow of a texture.
 
     Args:
-        side_px: of the sharp picture.
+        side_px: of the sharp image.
         scale: its side over the low-quality one's.
         rng: decides.
     Returns:
@@ -313,16 +313,16 @@ _SKIPPED_PX = 4
 
 @dataclass(frozen=True)
 class Teaching:
-    """A teacher's pictures of a fixed number of crops.
+    """A teacher's images of a fixed number of crops.
 
     Attributes:
-        kept: the pictures.
+        images: these.
         crops: how many there are.
         sigma_px: as for `teacher_target`.
         low_frequencies: likewise.
     """
 
-    kept: KeptPictures
+    images: TeacherImages
     crops: int
     sigma_px: float
     low_frequencies: LowFrequencies
@@ -330,26 +330,26 @@ class Teaching:
 
 @dataclass(frozen=True)
 class CropOptions:
-    """How samples are made of pictures.
+    """How samples are made of images.
 
     Attributes:
         resolution: side of a sample, pixels.
-        scales: enlargements and their probabilities.
-        degradations: what makes low-quality pictures, and the probability of each; none leaves pictures as they are.
+        scales: scales and their probabilities.
+        degradations: what makes low-quality images, and the probability of each; none leaves images as they are.
         flip: mirror half of the crops.
         turn: turn them by a multiple of 90 degrees.
         detail: probability of taking, of three places, the one with the most detail: skies teach little.
-        halve: probability of taking a crop of twice the side at half size, where the picture is large enough.
+        halve: probability of taking a crop of twice the side at half size, where the image is large enough.
         gray: probability of a crop in black and white.
         smooth: probability of a drawn surface in the crop's place.
-        on_small: "resize" enlarges pictures that are smaller than a crop, "pad" continues them by reflection.
+        on_small: "resize" upscales images that are smaller than a crop, "pad" continues them by reflection.
         cache: folder of decoded pixels, or None.
         margin_px: crops are this much larger on each axis while they are degraded, and then cut at any offset: real
-            pictures begin anywhere in the grids of JPEG, of resizing and of latents.
+            images begin anywhere in the grids of JPEG, of resizing and of latents.
         noise: at the low-quality crop's own pixels.
-        upscale: "bicubic" enlarges low-quality crops as users' images are, "random" by one of the published filters.
+        upscale: "bicubic" upscales low-quality crops as `omgsr upscale` does, "random" by one of the published filters.
         sampling: "area" takes large images more often, as `plan_epoch` does, "equal" all alike.
-        teaching: where a teacher's pictures of them come from, or None.
+        teaching: where a teacher's images of them come from, or None.
     """
 
     resolution: int
@@ -375,7 +375,7 @@ class Batch:
     """Samples of one process for one forward pass.
 
     Attributes:
-        lq: (B, 3, R, R) float32, enlarged low-quality crops, sRGB in [-1, 1].
+        lq: (B, 3, R, R) float32, upscaled low-quality crops, sRGB in [-1, 1].
         hq: same shape, the sharp ones.
         target: likewise, what a teacher would make of them; None without a teacher.
         numbers: of the samples in the run.
@@ -400,7 +400,7 @@ class Batch:
 
 
 Sample = tuple[int, *tuple[Tensor, ...]]
-"""Its number in the run, and its pictures: low-quality, sharp and, with a teacher, target."""
+"""Its number in the run, and its images: low-quality, sharp and, with a teacher, target."""
 
 
 class TrainingCrops(Dataset[Sample]):
@@ -409,7 +409,7 @@ class TrainingCrops(Dataset[Sample]):
     A sample is a window of a crop. Every sample has a crop of its own, or with a teacher one of those that it saw.
     """
 
-    def __init__(self, pictures: Sequence[TrainingPicture], options: CropOptions, seed: int) -> None:
+    def __init__(self, pictures: Sequence[TrainingImage], options: CropOptions, seed: int) -> None:
         self._pictures, self.options, self._seed = pictures, options, seed
         epoch = plan_epoch(pictures, options.resolution) if options.sampling == "area" else range(len(pictures))
         self._order = Order(epoch, seed)
@@ -419,7 +419,7 @@ class TrainingCrops(Dataset[Sample]):
         """Images that this process could not read, with the reason; their samples come from others."""
 
     def __getitem__(self, number: int) -> Sample:
-        """Give a sample's number, and (3, R, R) in [-1, 1]: enlarged low-quality crop, sharp crop and target.
+        """Give a sample's number, and (3, R, R) in [-1, 1]: upscaled low-quality crop, sharp crop and target.
 
         The values depend on the seed and the number alone, to the bit, whatever the number of threads, workers and
         processes.
@@ -434,16 +434,16 @@ class TrainingCrops(Dataset[Sample]):
         rng = draw_rng(self._seed, Purpose.WINDOW, number)
         y, x = (int(rng.integers(side - options.resolution + 1)) for side in (height, width))
         window = (slice(None), slice(y, y + options.resolution), slice(x, x + options.resolution))
-        images = [image[window] * 2 - 1 for image in (self._enlarge(noisy, (height, width), number), *images)]
+        images = [image[window] * 2 - 1 for image in (self._upscale(noisy, (height, width), number), *images)]
         return number, *_turn(images, options, rng)
 
-    def _enlarge(self, lq: Tensor, size_px: tuple[int, int], number: int) -> Tensor:
+    def _upscale(self, lq: Tensor, size_px: tuple[int, int], number: int) -> Tensor:
         if self.options.upscale == "bicubic":
             return resize(lq, size_px)
         return interpolate(lq, size_px, draw_mode(draw_rng(self._seed, Purpose.FILTER, number))).clamp(0, 1)
 
     def _draw_images(self, number: int) -> tuple[Tensor, ...]:
-        """Give a sample's low-quality picture at its own size, the sharp one and, with a teacher, the target."""
+        """Give a sample's low-quality image at its own size, the sharp one and, with a teacher, the target."""
         options = self.options
         rng = draw_rng(self._seed, Purpose.SURFACE, number)
         if rng.random() < options.smooth:
@@ -453,7 +453,7 @@ class TrainingCrops(Dataset[Sample]):
             return self._draw_pair(number)
         crop = self._pool.picture(number)
         lq, hq = self._draw_pair(crop)
-        taught = options.teaching.kept.read(self.crop_key(crop), (hq.shape[1], hq.shape[2]))
+        taught = options.teaching.images.read(self.crop_key(crop), (hq.shape[1], hq.shape[2]))
         return lq, hq, teacher_target(taught, hq, options.teaching.sigma_px, options.teaching.low_frequencies)
 
     def crop_key(self, number: int) -> str:
@@ -480,8 +480,8 @@ class TrainingCrops(Dataset[Sample]):
 
     @cached_property
     def _described_options(self) -> dict[str, Any]:
-        kept = {name: value for name, value in vars(self.options).items() if name not in _NOT_OF_THE_CROP}
-        return kept | {"degradations": [(config.model_dump(), share) for config, share in self.options.degradations]}
+        own = {name: value for name, value in vars(self.options).items() if name not in _NOT_OF_THE_CROP}
+        return own | {"degradations": [(config.model_dump(), share) for config, share in self.options.degradations]}
 
     def _content(self, path: Path) -> str:
         if path not in self._contents:
@@ -496,7 +496,7 @@ class TrainingCrops(Dataset[Sample]):
         pictures = [self._pictures[self._order.picture(number)] for number in range(self.options.teaching.crops)]
         return _read_contents(sorted({file for picture in pictures for file in picture.files}))
 
-    def _picture_of(self, number: int) -> TrainingPicture:
+    def _picture_of(self, number: int) -> TrainingImage:
         """Give the image of a crop: by its turn, or if that is known to be broken one that the crop's number draws."""
         if len(self.broken) >= len(self._pictures):
             raise OmgsrError(f"none of {len(self._pictures)} images can be read", next(iter(self.broken.values())))
@@ -518,7 +518,7 @@ class TrainingCrops(Dataset[Sample]):
             except BrokenImageError as error:
                 self.broken[error.path] = error.message
 
-    def _cut_crop(self, picture: TrainingPicture, number: int) -> tuple[Tensor, Tensor]:
+    def _cut_crop(self, picture: TrainingImage, number: int) -> tuple[Tensor, Tensor]:
         rng = draw_rng(self._seed, Purpose.CROP, number)
         gray = draw_rng(self._seed, Purpose.GRAY, number).random() < self.options.gray
         if picture.lq is None:
@@ -527,7 +527,7 @@ class TrainingCrops(Dataset[Sample]):
         return (to_gray(lq), to_gray(hq)) if gray else (lq, hq)
 
     def _degrade_crop(
-        self, picture: TrainingPicture, rng: np.random.Generator, number: int, *, gray: bool
+        self, picture: TrainingImage, rng: np.random.Generator, number: int, *, gray: bool
     ) -> tuple[Tensor, Tensor]:
         options = self.options
         hq = _to_tensor(self._draw_crop(read_pixels(picture.hq, options.cache), rng))
@@ -542,7 +542,7 @@ class TrainingCrops(Dataset[Sample]):
         return (to_gray(lq[0]) if gray else lq[0]), hq
 
     def _draw_crop(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
-        """A crop of the resolution and a margin, or of less margin where the picture has not enough."""
+        """A crop of the resolution and a margin, or of less margin where the image has not enough."""
         options = self.options
         side_px = options.resolution + options.margin_px
         factor = 2 if rng.random() < options.halve and min(pixels.shape[:2]) >= 2 * side_px else 1
@@ -554,7 +554,7 @@ class TrainingCrops(Dataset[Sample]):
         crop = max(windows, key=_detail) if places > 1 else windows[0]
         return crop if factor == 1 else _halve(crop)
 
-    def _cut_pair(self, picture: TrainingPicture, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def _cut_pair(self, picture: TrainingImage, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         options, scale = self.options, picture.lq_scale
         assert picture.lq is not None
         least_px = -(-options.resolution // scale)
@@ -620,7 +620,7 @@ class _Reported(Dataset["tuple[Sample, Mapping[Path, str]] | OmgsrError"]):
 
 
 def grow(pixels: Pixels, least_px: int, on_small: OnSmall) -> Pixels:
-    """Make both sides of (H, W, 3) at least `least_px`, as `fit_small` does; smaller pictures were skipped before."""
+    """Make both sides of (H, W, 3) at least `least_px`, as `fit_small` does; smaller images were skipped before."""
     if min(pixels.shape[:2]) >= least_px:
         return pixels
     fitted = fit_small(_to_tensor(pixels), least_px, "pad" if on_small == "skip" else on_small)
@@ -682,5 +682,5 @@ def _read_contents(files: Sequence[Path]) -> dict[Path, str]:
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C reaches every process of the terminal: the trainer decides when to stop, and tells the workers.
+    # Ctrl-C reaches every process of the terminal: the trainer decides when to stop its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

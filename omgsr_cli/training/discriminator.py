@@ -95,7 +95,7 @@ def _integers(end: int, draws: Draws) -> list[int]:
 
 
 class BlurPool(nn.Module):
-    """Halve feature maps after a blur, so that a shift of the picture does not change what is seen of it.
+    """Halve feature maps after a blur, so that a shift of the image does not change what is seen of it.
 
     The blur is the outer product of (1, 3, 3, 1) / 8, beyond the border there are zeros.
     Source: "Making convolutional networks shift-invariant again", arXiv:1904.11486.
@@ -165,7 +165,7 @@ class FeatureDiscriminator(Discriminator):
     Args:
         features: frozen; its plain maps at STRIDES are judged.
         plans: the blocks of each head.
-        changes: what is done to every picture before it is judged, out of `augment.CHANGES`.
+        changes: what is done to every image before it is judged, out of `augment.CHANGES`.
         blur_pool: blur before halving; else means of 2x2.
     """
 

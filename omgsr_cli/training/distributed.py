@@ -1,7 +1,7 @@
-"""A backbone too large for one device: each process keeps a share of its frozen weights (FSDP2).
+"""The processes of a run: finding them, synchronising gradients, sharing values, and sharding a large backbone (FSDP2).
 
-What learns, the adapters, is a small part and stays whole in every process, so that optimisers, averages and
-checkpoints are those of a run that shares nothing.
+Of a sharded backbone each process holds a part of the frozen weights. The adapters, which are trained, are small and
+stay complete in every process, so optimisers, averages and checkpoints are those of a run without sharding.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SUPPORTED = (
 
 
 # What `accelerate launch` sets; without their packages, accelerate would end with an error of its own, and on CPUs it
-# would go on without a word.
+# would ignore the request.
 _OTHER_WAYS = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_FSDP": "accelerate's FSDP",
@@ -120,7 +120,7 @@ def prepare(accelerator: Accelerator, module: nn.Module) -> nn.Module:
         if not shared:
             prepared: nn.Module = accelerator.prepare_model(module)
             return prepared
-        # accelerate refuses what is shared out; torch leaves it alone when it is told to.
+        # accelerate refuses what is shared out; torch skips the weights that it is given.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, shared)  # type: ignore[no-untyped-call]  # torch's own omission
         return DistributedDataParallel(module, **accelerator.ddp_handler.to_kwargs())
 
@@ -194,7 +194,7 @@ def share_backbone(trainable: Trainable, device: torch.device, processes: int) -
         device: of this process.
         processes: how many there are; all of them call this.
     Raises:
-        UsageError: there is nobody to share with.
+        UsageError: this is the only process.
         ModelError: the model has no frozen weights.
     """
     if processes < 2:

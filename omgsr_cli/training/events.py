@@ -1,4 +1,4 @@
-"""What a training run tells whoever started it; only the first process tells."""
+"""The events that a training run reports to its caller, from the first process only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Started:
-    """The run begins or goes on.
+    """The run begins or resumes.
 
     Attributes:
         step: steps done already.
@@ -63,12 +63,12 @@ class StepDone:
 
 @dataclass(frozen=True)
 class Validated:
-    """The held-out pictures were restored.
+    """The held-out images were restored.
 
     Attributes:
         step: after which.
-        scores: metric to its mean over the pictures.
-        grid: a picture of some of them, LQ | output | HQ.
+        scores: metric to its mean over the images.
+        grid: an image of some of them, LQ | output | HQ.
     """
 
     step: int
@@ -91,7 +91,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Noticed:
-    """Something that a person should know; the run goes on.
+    """Something that a person should know; the run continues.
 
     Attributes:
         text: one line.

@@ -31,7 +31,7 @@ class Block:
     stride: int
 
 
-def plan_heads(resolution: int, channels: Sequence[int]) -> tuple[tuple[Block, ...], ...]:
+def plan_heads(resolution: int, channels: Sequence[int] = (192, 384, 768)) -> tuple[tuple[Block, ...], ...]:
     """Lay out a head for each level: as deep as its map allows, but four blocks at most.
 
     At 512 (three blocks) and 1024 (four) these are the published heads, arXiv:2508.08227. A block after the level's
@@ -39,7 +39,7 @@ def plan_heads(resolution: int, channels: Sequence[int]) -> tuple[tuple[Block, .
 
     Args:
         resolution: side in px of the square images.
-        channels: of the map of each of STRIDES.
+        channels: of the map of each of STRIDES; DINOv3 ConvNeXt large's.
     Returns:
         The blocks of each level's head; a halving blur and a convolution of 1x1 follow them.
     Raises:
@@ -58,18 +58,6 @@ def plan_heads(resolution: int, channels: Sequence[int]) -> tuple[tuple[Block, .
     if any(block.outputs < 1 for head in heads for block in head):
         raise UsageError(f"the discriminator cannot halve feature maps of {tuple(channels)} channels {blocks} times")
     return heads
-
-
-def check_discriminator(resolution: int, channels: Sequence[int] = (192, 384, 768)) -> None:
-    """Check that there is a discriminator for a resolution, without building it.
-
-    Args:
-        resolution: side in px of the square images.
-        channels: of the three maps that it judges; DINOv3 ConvNeXt large's.
-    Raises:
-        UsageError: as for `plan_heads`.
-    """
-    plan_heads(resolution, channels)
 
 
 def _plan_head(level: int, channels: int, blocks: int) -> tuple[Block, ...]:

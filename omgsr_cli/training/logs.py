@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from omgsr_cli.errors import FileError, UsageError, reason_of
 from omgsr_cli.imaging import write_atomically
 from omgsr_cli.training.checkpoints import list_checkpoints
-from omgsr_cli.training.config import CONFIG_NAME, TrainConfig
+from omgsr_cli.training.config import CONFIG_NAME, TrainConfig, flatten
 from omgsr_cli.training.step import StepResult
 
 STEP = "step"
@@ -30,7 +30,7 @@ _OF_A_STEP = ("total", "gradient_norm", "learning_rate", "images_per_s", "broken
 class CsvLog:
     """A table with a row for a step; each row is on the disk once it is written.
 
-    Rows after the step at which a run goes on were written by steps that it will repeat: they are taken out.
+    Rows after the step that a run resumes at are removed: their steps will be repeated.
 
     Args:
         path: of the file; a table already there is continued, with its columns and the new ones.
@@ -91,7 +91,7 @@ class RunLog:
         if measures:
             self._validations = CsvLog(folder / VALIDATION_NAME, measures, step)
         if config.log.trackers:
-            accelerator.init_trackers("omgsr", _flatten(config.model_dump(mode="json")))
+            accelerator.init_trackers("omgsr", _tracked(config))
 
     def step(self, step: int, result: StepResult, images_per_s: float, broken: int) -> None:
         """Count a step in, and write the means since the last row when it is time for one.
@@ -114,7 +114,7 @@ class RunLog:
         self._accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
 
     def validation(self, step: int, scores: Mapping[str, float]) -> None:
-        """Write the scores of the held-out pictures."""
+        """Write the scores of the held-out images."""
         if self._validations is None:
             return
         self._validations.write(step, scores)
@@ -164,15 +164,13 @@ def _is_kept(row: Mapping[str, str | None], step: int) -> bool:
     return number.isdigit() and int(number) <= step and None not in row.values()
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | bool | str]:
-    """Nested settings as "section.name" to what every tracker can keep."""
-    flat: dict[str, int | float | bool | str] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value if isinstance(value, int | float | bool | str) else json.dumps(value)
-    return flat
+def _tracked(config: TrainConfig) -> dict[str, int | float | bool | str]:
+    """Settings as "section.name" to what every tracker can store."""
+    flat = flatten(config.model_dump(mode="json"))
+    return {
+        name: value if isinstance(value, int | float | bool | str) else json.dumps(value)
+        for name, value in flat.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -198,7 +196,7 @@ class History:
         folder: of the run.
         losses: of the steps, one curve a column; those that have a value.
         scores: of the validations, likewise.
-        grids: step and picture of each validation, rising.
+        grids: step and image of each validation, rising.
         settings: of the newest checkpoint, "section.key" to value; empty before the first.
     """
 

@@ -44,7 +44,7 @@ from omgsr_cli.training.validation import PATTERN, measure_noise_pattern, valida
 _WATCHED = (signal.SIGINT, signal.SIGTERM)
 
 
-class StopWish:
+class StopRequest:
     """Remembers the first signal while it is entered; a second one of the same kind has its usual effect.
 
     Outside of the main thread, where Python handles no signals, it hears none.
@@ -149,9 +149,9 @@ def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda 
 
     Args:
         config: of the run.
-        resume: "auto" goes on from the newest whole checkpoint in the run's folder if there is one, "none" begins
-            anew, a path goes on from that checkpoint.
-        report: told what happens, in the first process only.
+        resume: "auto" resumes from the newest complete checkpoint in the run's folder, if any; "none" starts anew; a
+            path resumes from that checkpoint.
+        report: called with each event, in the first process only.
     Raises:
         OmgsrError: something cannot be read or written, or too many steps in a row were not finite.
     """
@@ -159,7 +159,7 @@ def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda 
         torch.set_num_threads(config.train.threads)
     accelerator = build_accelerator(Path(config.save.out), config.log.trackers, leaves_out=bool(config.loss.denoise))
     # The processes of a launcher are one run: the first has the lock for all.
-    with RunLock(Path(config.save.out)) as lock, StopWish() as wish:
+    with RunLock(Path(config.save.out)) as lock, StopRequest() as stop:
         agree(accelerator, lock.take)
         report = report if accelerator.is_main_process else lambda _: None
         found = find_checkpoint(Path(config.save.out), resume, note=lambda text: report(Noticed(text)))
@@ -170,11 +170,11 @@ def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda 
         run = load_run(config, accelerator, resumed=found is not None)
         trainer = Trainer(run, accelerator, found, report)
         if config.loss.teacher is not None:
-            ask_teacher(run.crops, config.loss.teacher, accelerator, report, wish)
+            make_teacher_images(run.crops, config.loss.teacher, accelerator, report, stop)
             trainer.note_broken(run.crops.broken)
-        # Without the teacher's pictures no step can be taken: in no process, if one was asked to stop.
-        _, signal = share(accelerator, {}, wish.signal)
-        return trainer.stopped(signal) if signal else trainer.go_on(wish)
+        # Without the teacher's images no step can be taken: in no process, if one was asked to stop.
+        _, signal = share(accelerator, {}, stop.signal)
+        return trainer.stopped(signal) if signal else trainer.go_on(stop)
 
 
 def check_steps(checkpoint: Path, steps: int) -> None:
@@ -187,45 +187,47 @@ def check_steps(checkpoint: Path, steps: int) -> None:
     if steps < done:
         raise UsageError(
             f"train.steps is {steps}, but {checkpoint} has done {done} already",
-            f"set train.steps to {done} or more, or train anew in another [save] out",
+            f"set train.steps to {done} or more, or start a new run in another [save] out",
         )
 
 
-def ask_teacher(
-    crops: TrainingCrops, teacher: TeacherConfig, accelerator: Accelerator, report: Report, wish: StopWish
+def make_teacher_images(
+    crops: TrainingCrops, teacher: TeacherConfig, accelerator: Accelerator, report: Report, stop: StopRequest
 ) -> None:
-    """Have the teacher make the pictures that are not kept yet, each process its share.
+    """Have the teacher make the images that are not cached yet, each process its share.
 
     Args:
         crops: of the run; they have a `teaching`.
-        teacher: who it is; it is read only where a picture is missing.
+        teacher: who it is; it is read only where an image is missing.
         accelerator: of the run.
-        report: told how far it is.
-        wish: ends it after the picture that is being made.
+        report: called with the progress.
+        stop: ends it after the image that is being made.
     Raises:
         ModelError: the teacher cannot be read.
-        FileError: a picture cannot be read or written.
+        FileError: an image cannot be read or written.
     """
     teaching, said = crops.options.teaching, time.monotonic()
     assert teaching is not None
     restore: Restore | None = None
     mine = range(accelerator.process_index, teaching.crops, accelerator.num_processes)
     for done, number in enumerate(mine):
-        if wish.signal:
+        if stop.signal:
             break
         crop = crops.crop_key(number)
-        if teaching.kept.path(crop).is_file():
+        if teaching.images.path(crop).is_file():
             continue
         if restore is None:
             report(
-                Noticed(f"the teacher {teacher.model} makes {teaching.crops} pictures, kept in {teaching.kept.folder}")
+                Noticed(
+                    f"the teacher {teacher.model} makes {teaching.crops} images, cached in {teaching.images.folder}"
+                )
             )
             restore = load_teacher(teacher.model, device_of(accelerator), teacher.precision)
         lq, hq = crops.draw_pair(number)
         # An image that turned out to be broken was replaced, which gives the crop another name.
         crop = crops.crop_key(number)
-        if not teaching.kept.path(crop).is_file():
-            teaching.kept.keep(crop, lq, hq.shape[1], hq.shape[2], restore)
+        if not teaching.images.path(crop).is_file():
+            teaching.images.make(crop, lq, hq.shape[1], hq.shape[2], restore)
         if time.monotonic() - said > _SAID_EVERY_S:
             said = time.monotonic()
             report(Noticed(f"the teacher: {done + 1} of {len(mine)} pictures"))
@@ -254,14 +256,14 @@ class Trainer:
         self._reported = set(run.crops.broken)
         self._found_broken: dict[Path, str] = {}
 
-    def go_on(self, wish: StopWish) -> TrainResult:
+    def go_on(self, stop: StopRequest) -> TrainResult:
         """Take the steps that are left."""
         self._report(self._started())
         steps, progress = self._config.train.steps, self._progress
         batches = self._batches()
         pace, signal = Pace(), 0
         while progress.step < steps and not signal:
-            result = self._stepper.take(progress.step, batches, wish.signal)
+            result = self._stepper.take(progress.step, batches, stop.signal)
             done = self._count(result, pace.step())
             self._report(done)
             if result.broken:
@@ -274,14 +276,14 @@ class Trainer:
         return self.stopped(signal if progress.step < steps else 0)
 
     def stopped(self, signal: int) -> TrainResult:
-        """Close the log and tell where the run stands."""
+        """Close the log and give the result."""
         self._log.close()
         return TrainResult(
             self._progress.step, self._config.train.steps, self._checkpoint, signal, len(self._progress.broken)
         )
 
     def note_broken(self, broken: Mapping[Path, str]) -> None:
-        """Tell which images were left out; every process must call it at the same time.
+        """Report which images were skipped; every process must call it at the same time.
 
         Args:
             broken: that this process found, with the reason.

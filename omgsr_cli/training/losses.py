@@ -16,7 +16,6 @@ from omgsr_cli.training.perceptual import (
     Dists,
     FeatureNet,
     Lpips,
-    build_dv3cd,
     find_features,
     load_dinov3,
     load_dists,
@@ -50,7 +49,7 @@ class Losses(nn.Module):
         dists: the structure-texture distance; needed where "dv3cd" has a weight.
         lpips: needed where "lpips" has a weight.
         teacher_dists_every: steps between those that have the loss "teacher_dists".
-        teacher_dists_px: side of the window on which it is measured; 0 for the whole picture.
+        teacher_dists_px: side of the window on which it is measured; 0 for the whole image.
     Attributes:
         names: of the losses that `forward` gives, in their order.
     """
@@ -127,7 +126,7 @@ class Losses(nn.Module):
         return torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
 
     def measures(self) -> dict[str, Measure]:
-        """Give the distances of pictures that there are, with or without a weight, for validation."""
+        """Give the image distances that are loaded, with or without a weight, for validation."""
         found = {"dv3cd": self.dists, "lpips": self.lpips}
         return {name: measure for name, measure in found.items() if measure is not None}
 
@@ -146,7 +145,7 @@ class Dv3cdLoss(nn.Module):
 
     def __init__(self, features: FeatureNet) -> None:
         super().__init__()
-        self.dists = build_dv3cd(features)
+        self.dists = Dists(features)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Dv3cdLoss:
@@ -160,7 +159,7 @@ class Dv3cdLoss(nn.Module):
             first: (B, 3, H, W) float, sRGB in [-1, 1].
             second: same shape.
         Returns:
-            A scalar, float32: the mean over the batch; 0 for equal pictures.
+            A scalar, float32: the mean over the batch; 0 for equal images.
         """
         return mean_of(self.dists, first, second)
 
@@ -173,7 +172,7 @@ def mean_of(measure: Measure, first: Tensor, second: Tensor) -> Tensor:
 def cut_window(
     first: Tensor, second: Tensor, side_px: int, draws: Sequence[torch.Generator] | None
 ) -> tuple[Tensor, Tensor]:
-    """Cut the same window out of both images of each pair: (B, 3, H, W) to (B, 3, side, side), or what there is of it.
+    """Cut the same window out of both images of each pair: (B, 3, H, W) to (B, 3, side, side), or all of smaller ones.
 
     Args:
         first: any dtype.
@@ -222,15 +221,6 @@ def build_losses(config: LossConfig, features: FeatureNet | None) -> Losses:
     learned = Path(source.place) if source is not None and source.kind == "vgg16" else None
     dists = None if features is None else load_dists(features, learned)
     lpips = None if config.lpips_path is None else load_lpips(Path(config.lpips_path))
-    return join_losses(config, dists, lpips)
-
-
-def join_losses(config: LossConfig, dists: Dists | None, lpips: Lpips | None) -> Losses:
-    """Give the distances the weights of the section [loss].
-
-    Raises:
-        UsageError: a loss has a weight, but nothing to measure it with.
-    """
     teacher = config.teacher
     return Losses(
         loss_weights(config),
@@ -242,7 +232,7 @@ def join_losses(config: LossConfig, dists: Dists | None, lpips: Lpips | None) ->
 
 
 def latent_loss(noisy_latent: Tensor, lq_latent: Tensor) -> Tensor:
-    """Compare the latent of the low-quality picture with the noisy latent of the sharp one, as a mean of squares.
+    """Compare the latent of the low-quality image with the noisy latent of the sharp one, as a mean of squares.
 
     Latent Representation Refinement: the step was trained on noisy latents, so z_L should be distributed like one.
     Source: OMGSR, arXiv:2508.08227.
@@ -251,16 +241,16 @@ def latent_loss(noisy_latent: Tensor, lq_latent: Tensor) -> Tensor:
         noisy_latent: (B, C, h, w), z_t of the clean latent with fresh noise, t the mid-timestep; no gradient.
         lq_latent: same shape, z_L.
     Returns:
-        A scalar, float32. The noise cannot be foreseen: not under its share 1 - alpha_bar.
+        A scalar, float32. At least the variance of the noise, 1 - alpha_bar, which nothing can predict.
     """
     return F.mse_loss(lq_latent.float(), noisy_latent.float())
 
 
 def generator_gan_loss(logits: Sequence[Tensor], real_label: float = 0.8) -> Tensor:
-    """Measure how far restored pictures are from being taken for real ones.
+    """Measure how far restored images are from being taken for real ones.
 
     Args:
-        logits: of restored pictures, (B, 1, h, w) for each level.
+        logits: of restored images, (B, 1, h, w) for each level.
         real_label: as the discriminator learns it.
     Returns:
         A scalar: binary cross-entropy, mean over space and batch, sum over levels.
@@ -273,11 +263,11 @@ def generator_gan_loss(logits: Sequence[Tensor], real_label: float = 0.8) -> Ten
 def discriminator_loss(
     real_logits: Sequence[Tensor], fake_logits: Sequence[Tensor], labels: tuple[float, float] = (0.8, 0.0)
 ) -> Tensor:
-    """Measure how badly real and restored pictures are told apart.
+    """Measure how badly real and restored images are distinguished.
 
     Args:
         real_logits: (B, 1, h, w) for each level.
-        fake_logits: likewise, of restored pictures without gradients to the generator.
+        fake_logits: likewise, of restored images without gradients to the generator.
         labels: that real and restored ones should have.
     Returns:
         A scalar: the sum of both binary cross-entropies, each as in `generator_gan_loss`.

@@ -1,4 +1,8 @@
-"""Pre-training: the network that takes the step learns to foresee noise at any timestep, as diffusion models do."""
+"""The model in a run: finding and loading it, and its forward pass as one module, for training and pre-training.
+
+One module has one forward pass and one backward pass that the processes synchronise. With the encoder, the step and
+the decoder prepared one by one, gradients of a part that is called without its wrapper stay unsynchronised.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ class GeneratorOutput:
         noisy_latent: same shape, the target with fresh noise of the mid-timestep; no gradient.
         clean_latent: same shape, after the step.
         restored: (B, 3, H, W) float32, nominally in [-1, 1].
-        unstepped: likewise, if the step had foreseen nothing: what the encoder does alone; None where it is not needed.
+        unstepped: likewise, after a step that predicts no noise: the encoder's own result; None if no loss needs it.
     """
 
     lq_latent: Tensor
@@ -64,19 +68,19 @@ class Generator(nn.Module):
         Source: OMGSR, arXiv:2508.08227, Fig. 3.
 
         Args:
-            lq: (B, 3, H, W) float32, enlarged low-quality pictures, sRGB in [-1, 1].
+            lq: (B, 3, H, W) float32, upscaled low-quality images, sRGB in [-1, 1].
             hq: same shape, what they should look like.
             seed: of the run.
             numbers: B, of the samples in the run; with the seed they decide everything that is drawn.
         """
         restorer = self._trainable.restorer
         draws = [draw_generator(seed, Purpose.LATENT, number) for number in numbers]
-        with self._codec_format(lq.device):
+        with codec_format(self._precision, lq.device):
             target_latent = self._trainable.encode_clean(hq, draws)
             lq_latent = self._trainable.encode(lq, draws)
         with step_format(self._precision, lq.device):
             clean_latent = restorer.restore(lq_latent)
-        with self._codec_format(lq.device):
+        with codec_format(self._precision, lq.device):
             restored = restorer.decode(clean_latent)
             unstepped = self._decode_unstepped(lq_latent) if self._shows_encoder else None
         if self._clamps:
@@ -94,15 +98,12 @@ class Generator(nn.Module):
     def restore(self, lq: Tensor) -> Tensor:
         """Restore (B, 3, H, W) in [-1, 1] as users do, without a draw; same shape, not clamped."""
         restorer = self._trainable.restorer
-        with self._codec_format(lq.device):
+        with codec_format(self._precision, lq.device):
             latent = restorer.encode(lq)
         with step_format(self._precision, lq.device):
             latent = restorer.restore(latent)
-        with self._codec_format(lq.device):
+        with codec_format(self._precision, lq.device):
             return restorer.decode(latent)
-
-    def _codec_format(self, device: torch.device) -> torch.autocast:
-        return codec_format(self._precision, device)
 
 
 def codec_format(precision: str, device: torch.device) -> torch.autocast:
@@ -119,7 +120,7 @@ DENOISE = "denoise"
 """Of the loss."""
 
 _LARGEST_SNR = 1e6
-"""Flow matching begins without noise, where there is nothing to foresee."""
+"""Flow matching begins without noise, where nothing can be predicted."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Denoised:
     """What one forward pass gives to the loss.
 
     Attributes:
-        error: (B,) float32, mean square of what was foreseen of the noise less the noise, in units of its variance.
+        error: (B,) float32, mean square error of the predicted noise, in units of its variance.
     """
 
     error: Tensor
@@ -148,7 +149,7 @@ class Denoising(nn.Module):
         self._precision = precision
 
     def forward(self, lq: Tensor, hq: Tensor, seed: int, numbers: Sequence[int]) -> Denoised:
-        """Foresee the noise in the latents of sharp pictures.
+        """Predict the noise in the latents of sharp images.
 
         An error of the clean latent, times the signal-to-noise ratio, is one of the noise: so it is the loss of DDPM
         (arXiv:2006.11239, Eq. 14) whatever a model predicts, and with flow matching it has the same meaning.
@@ -190,7 +191,7 @@ class DenoisingLoss(nn.Module):
         return losses[DENOISE]
 
     def measures(self) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-        """Give nothing to measure pictures with."""
+        """Give nothing to measure images with."""
         return {}
 
     def compile_statistics(self) -> None:
@@ -204,7 +205,7 @@ def draw_timestep(number: int, draw: torch.Generator) -> int:
 
 
 def build_lora_options(config: TrainConfig) -> LoraOptions | None:
-    """Give the section [lora], or None where it is left out."""
+    """Give the section [lora], or None without one."""
     return None if config.lora is None else LoraOptions(**config.lora.model_dump(exclude_none=True))
 
 

@@ -1,4 +1,9 @@
-"""LPIPS v0.1: a distance of pictures with weights that were learned from what people see."""
+"""Frozen networks and the distances of images on their features.
+
+DINOv3's ConvNeXt, VGG16 and AlexNet give feature maps. DISTS compares structure and texture: on DINOv3 with equal
+weights it is OMGSR's Dv3CD, on VGG16 with learned weights DISTS as published. LPIPS v0.1 has weights learned from what
+people see.
+"""
 
 from __future__ import annotations
 
@@ -144,7 +149,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ModelError: it is not there, not readable or holds something else.
     """
     if not path.is_file():
-        raise ModelError(f"there is no file {path}")
+        raise ModelError(f"{path} does not exist")
     try:
         found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except UnpicklingError as error:
@@ -213,7 +218,7 @@ MODEL_TYPE = "dinov3_convnext"
 """What `config.json` calls it."""
 
 _STAGES = 3
-"""The fourth is the one nearest to what the picture shows, and the least to how it looks."""
+"""The fourth is the one nearest to what the image shows, and the least to how it looks."""
 
 # Meta's names to those of transformers, applied to every name from the first rule to the last.
 _RENAMES = (
@@ -270,7 +275,7 @@ def load_dinov3(source: str | Path = DINOV3_REPOSITORY, dtype: torch.dtype = tor
         model = _load_folder(download_files(str(source), None, ["config.json", "*.safetensors*"]))
     else:
         raise ModelError(
-            f"there is no feature network {str(source)!r}",
+            f"{str(source)!r} is neither a folder, a weight file nor a hub repository",
             hint=f"give a folder, a published .pth file, or a hub repository such as {DINOV3_REPOSITORY}",
         )
     return _first_stages(model).freeze(dtype)
@@ -491,7 +496,7 @@ def find_features(config: LossConfig) -> FeatureSource | None:
 
     Args:
         config: the section [loss]: `backbone` names the network, and `backbone_path` its place; or `backbone` is the
-            folder of one, which tells by what is in it which it is.
+            folder of one, which is recognised by its files.
     Returns:
         None where nothing needs one: no loss and no discriminator.
     Raises:
@@ -506,7 +511,7 @@ def find_features(config: LossConfig) -> FeatureSource | None:
         assert name == "dinov3", "the configuration was checked: VGG16 has a path"
         return FeatureSource(name, DINOV3_REPOSITORY)
     if not Path(place).exists() and not (name == "dinov3" and is_repository_name(place)):
-        raise ModelError(f"there is no file or folder {place}", "without dv3cd and gan (both 0) none is needed")
+        raise ModelError(f"{place} does not exist", "without dv3cd and gan (both 0) none is needed")
     return FeatureSource(name, place)
 
 
@@ -536,7 +541,7 @@ def _recognise(folder: Path) -> str:
             f'set backbone to "dinov3" or "vgg16", and backbone_path to {folder}',
         )
     if not folder.is_dir():
-        raise ModelError(f'{folder} is neither "dinov3" nor "vgg16", nor is there such a folder')
+        raise ModelError(f'{folder} is neither "dinov3" nor "vgg16", nor a folder')
     config = folder / "config.json"
     if config.is_file() and read_json(config).get("model_type") == MODEL_TYPE:
         return "dinov3"
@@ -580,7 +585,7 @@ def texture_structure_distance(
 
 
 class Dists(nn.Module):
-    """The distance of pictures, of their pixels and of every stage of a feature network.
+    """The distance of images, of their pixels and of every stage of a feature network.
 
     Args:
         features: the network; its chain with L2 pooling is compared.
@@ -622,17 +627,17 @@ class Dists(nn.Module):
         return [image.float() / 2 + 0.5, *self.features(image, pooled=True)]
 
     def compare(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-        """Compare what `maps` gave of two batches: (B,) float32; 0 for equal pictures."""
+        """Compare what `maps` gave of two batches: (B,) float32; 0 for equal images."""
         return self._compare(tuple(first), tuple(second))
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Measure the distance of two batches of pictures.
+        """Measure the distance of two batches of images.
 
         Args:
             first: (B, 3, H, W) float, sRGB in [-1, 1].
             second: same shape.
         Returns:
-            (B,) float32; 0 for equal pictures.
+            (B,) float32; 0 for equal images.
         """
         return self.compare(self.maps(first), self.maps(second))
 
@@ -642,13 +647,8 @@ class Dists(nn.Module):
         return torch.stack([texture_structure_distance(*layer) for layer in layers]).sum(dim=0)
 
 
-def build_dv3cd(features: FeatureNet) -> Dists:
-    """Build OMGSR's distance, arXiv:2508.08227: all channels weigh alike, 1 / (2 * sum of channels) each."""
-    return Dists(features)
-
-
 def load_dists(features: FeatureNet, source: Path | None) -> Dists:
-    """Read the learned weights of DISTS where they lie beside the network's, else weigh all channels alike.
+    """Read the learned weights of DISTS if they are beside the network's, else weigh all channels alike.
 
     Args:
         features: VGG16, for the published weights.
@@ -660,7 +660,7 @@ def load_dists(features: FeatureNet, source: Path | None) -> Dists:
     folder = source.parent if source is not None and source.is_file() else source
     path = None if folder is None else find_optional_weights(folder, "dists")
     if path is None:
-        return build_dv3cd(features)
+        return Dists(features)
     tensors = read_tensors(path)
     if not {"alpha", "beta"} <= tensors.keys():
         raise ModelError(f"{path} has no weights of DISTS: alpha and beta")
@@ -709,13 +709,13 @@ class Lpips(nn.Module):
             self.register_buffer(f"weight{number}", weight.float().view(1, -1, 1, 1))
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Measure the distance of two batches of pictures.
+        """Measure the distance of two batches of images.
 
         Args:
             first: (B, 3, H, W) float, sRGB in [-1, 1].
             second: same shape.
         Returns:
-            (B,) float32; 0 for equal pictures.
+            (B,) float32; 0 for equal images.
         """
         pairs = zip(self.features(first), self.features(second), strict=True)
         distances = [feature_distance(*pair, self.get_buffer(f"weight{number}")) for number, pair in enumerate(pairs)]

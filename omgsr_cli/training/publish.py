@@ -1,4 +1,4 @@
-"""`--push-to-hub`: a hub repository with a model, its card and its manifest, and nothing of the person's machine."""
+"""The model card, `--export merged` and `--push-to-hub`; what is published has no paths of this machine."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ _LOSSES = {
     "lpips": "LPIPS-AlexNet",
     "teacher": "L1 to a teacher's picture",
     "teacher_lpips": "LPIPS-AlexNet to a teacher's picture",
-    "teacher_encoder": "L1 of the encoder's picture to a teacher's",
-    "denoise": "noise foreseen in latents of sharp pictures (pre-training)",
-    "teacher_dists": "structure-texture distance to a teacher's picture on {features}",
+    "teacher_encoder": "L1 of the encoder's image to a teacher's",
+    "denoise": "noise predicted in latents of sharp images (pre-training)",
+    "teacher_dists": "structure-texture distance to a teacher's image on {features}",
 }
 _METRICS = {
     "psnr_y": "PSNR-Y (dB)",
@@ -56,14 +56,14 @@ _METRICS = {
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a card tells of a run besides its configuration.
+    """What a card shows of a run besides its configuration.
 
     Attributes:
         step: optimiser steps done.
         samples: crops seen by all processes.
         pictures: that crops were taken of.
         features: what the feature network is called; empty without one.
-        held_out: pictures that were measured on; 0 without validation.
+        held_out: images that were measured on; 0 without validation.
         scores: metric to its mean over these, of the newest validation; empty where there was none.
         scored_at: the step of that validation.
     """
@@ -109,7 +109,7 @@ def build_card(record: ModelRecord, config: TrainConfig | None = None, facts: Ru
 
 
 def hide_paths(config: TrainConfig) -> TrainConfig:
-    """Cut absolute paths down to their last part: they tell of a person's machine and of nothing else."""
+    """Cut absolute paths down to their last part: the rest describes a person's machine."""
     return config.model_copy(update={name: _hide(section) for name, section in config})
 
 
@@ -165,9 +165,9 @@ def _hub_base(record: ModelRecord) -> str | None:
 def _introduction(record: ModelRecord) -> str:
     base = f" Its base is {hide_path(record.base)}." if record.base else ""
     prompt = f", prompt {record.prompt!r}" if record.prompt else ""
-    sizes = f"enlargement {record.scale:g}, tiles of {record.native_tile_px} px"
+    sizes = f"scale {record.scale:g}, tiles of {record.native_tile_px} px"
     return (
-        "Restores and enlarges photographs with one step of a diffusion model, after OMGSR (arXiv:2508.08227), "
+        "Restores and upscales photographs with one step of a diffusion model, after OMGSR (arXiv:2508.08227), "
         f"trained with `omgsr train`.{base}\n\n"
         "```sh\nomgsr upscale photo.jpg --model FOLDER   # this folder, or the one that you downloaded\n```\n\n"
         f"Mid-timestep {record.mid_timestep}, {sizes}{prompt}."
@@ -181,7 +181,7 @@ def _training(config: TrainConfig, facts: RunFacts) -> str:
     low = "real low-quality partners" if data.train_lq else f"degraded by {made}"
     rows = [
         ("steps", f"{facts.step} of {config.train.steps}"),
-        ("crops", f"{facts.samples} of {data.resolution} px, from {facts.pictures} pictures, {low}"),
+        ("crops", f"{facts.samples} of {data.resolution} px, from {facts.pictures} images, {low}"),
         ("losses", "; ".join(_loss_terms(config, facts.features))),
         ("optimiser", f"AdamW, learning rate {optim.lr:g}, {optim.schedule}, clipped to {optim.clip:g}"),
         ("precision", config.train.precision),
@@ -206,23 +206,23 @@ def _loss_terms(config: TrainConfig, features: str) -> list[str]:
 
 def _figures(facts: RunFacts) -> str:
     if not facts.scores:
-        return "## Figures\n\nNone were measured: the run had no held-out pictures."
+        return "## Figures\n\nNone were measured: the run had no held-out images."
     rows = [(_METRICS.get(name, name), f"{value:.4f}") for name, value in facts.scores.items()]
-    note = f"Means over {facts.held_out} held-out pictures after step {facts.scored_at}, degraded as in training."
+    note = f"Means over {facts.held_out} held-out images after step {facts.scored_at}, degraded as in training."
     return _table("Figures", ("metric", "mean"), rows) + f"\n\n{note}"
 
 
 def _limits() -> str:
     return (
         "## Limits\n\nWhat the model adds is plausible, not measured: it is no evidence, and no use in medicine. "
-        "Degradations and subjects that the training pictures did not have may come out worse than they went in."
+        "Degradations and subjects that the training images did not have may come out worse than they went in."
     )
 
 
 def _licence(record: ModelRecord) -> str:
     licence = find_licence(record)
     said = f"The weights are under {licence}." if licence else "The licence of the weights is not stated."
-    return f"## Licence\n\n{said} The training pictures have licences of their own."
+    return f"## Licence\n\n{said} The training images have licences of their own."
 
 
 def _table(title: str, head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
@@ -239,40 +239,27 @@ _PATH_KEYS = ("_name_or_path", "base_model_name_or_path", "base", "made_from")
 _WITH_PATHS = (RECORD_NAME, "config.json", ADAPTER_CONFIG_NAME)
 
 
-def prepare_repository(repository: str, *, private: bool = False) -> str:
-    """Make a hub repository if it is not there yet; before a training, so that a missing token is told then.
+def prepare_repository(repository: str) -> None:
+    """Create a hub repository unless it exists.
 
     Args:
         repository: OWNER/NAME.
-        private: only its owner sees it.
-    Returns:
-        The address of its page.
     Raises:
-        UsageError: the name is none of a repository.
-        OmgsrError: the hub refuses, cannot be reached, or the repository is there and public.
+        UsageError: this is not the name of a repository.
+        OmgsrError: the hub refuses or cannot be reached.
     """
     if not is_repository_name(repository):
         raise UsageError(f"{repository!r} is not the name of a hub repository", "give OWNER/NAME")
     from huggingface_hub import HfApi
 
-    api = HfApi()
-    with _told(repository):
-        url = api.create_repo(repository, private=private, exist_ok=True)
-        public = private and not api.model_info(repository).private
-    if public:
-        raise OmgsrError(
-            f"the hub repository {repository} is there and is public, but a private one was asked for",
-            "give another name, or make it private in its settings",
-        )
-    return str(url)
+    with _explained(repository):
+        HfApi().create_repo(repository, exist_ok=True)
 
 
 def push_to_hub(
     folder: Path,
     repository: str,
     *,
-    private: bool = False,
-    message: str | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Publish a checkpoint's model or a merged folder in one commit: weights, record, card, manifest.
@@ -280,9 +267,7 @@ def push_to_hub(
     Args:
         folder: a checkpoint, a merged model or an adapter.
         repository: OWNER/NAME; it is made if it is not there yet.
-        private: only its owner sees it.
-        message: of the commit.
-        note: told how much is uploaded, before it is.
+        note: called with the size of the upload before it starts.
     Returns:
         The address of the commit.
     Raises:
@@ -293,7 +278,7 @@ def push_to_hub(
     if (folder / MANIFEST_NAME).is_file():
         verify_checkpoint(folder)
     contents = collect_files(folder)
-    prepare_repository(repository, private=private)
+    prepare_repository(repository)
     from huggingface_hub import CommitOperationAdd, HfApi
 
     operations = [
@@ -302,10 +287,9 @@ def push_to_hub(
     ]
     size_bytes = sum(len(each) if isinstance(each, bytes) else each.stat().st_size for each in contents.values())
     note(f"uploading {len(contents)} files, {size_bytes / 2**20:.1f} MiB, to {repository}")
-    with _told(repository), _without_bars():
-        done = HfApi().create_commit(
-            repository, operations, commit_message=message or f"Upload {folder.resolve().name} with omgsr"
-        )
+    with _explained(repository), _without_bars():
+        message = f"Upload {folder.resolve().name} with omgsr"
+        done = HfApi().create_commit(repository, operations, commit_message=message)
     return str(done.commit_url)
 
 
@@ -364,15 +348,13 @@ def _entry(content: Path | bytes) -> FileEntry:
 
 
 @contextmanager
-def _told(repository: str) -> Iterator[None]:
-    """Tell the hub's errors in one line, from the special to the general."""
+def _explained(repository: str) -> Iterator[None]:
+    """Report the hub's errors in one line, from the special to the general."""
     from huggingface_hub import errors
 
     try:
         yield
-    except (errors.OfflineModeIsEnabled, errors.LocalTokenNotFoundError) as error:
-        raise _refusal(repository, error) from error
-    except errors.HfHubHTTPError as error:
+    except (errors.OfflineModeIsEnabled, errors.LocalTokenNotFoundError, errors.HfHubHTTPError) as error:
         raise _refusal(repository, error) from error
     except http_errors() as error:
         raise OmgsrError(

@@ -43,7 +43,7 @@ def write_run_page(history: History) -> Path:
     Returns:
         The page; without matplotlib it has tables and no curves.
     Raises:
-        FileError: an image cannot be read, the page cannot be written, or another program's page is there.
+        FileError: an image cannot be read, the page cannot be written, or another program's page exists.
     """
     path = history.folder / PAGE_NAME
     _check_own(path)
@@ -74,7 +74,7 @@ def choose_grids(grids: Sequence[tuple[int, Path]]) -> list[tuple[int, Path]]:
 
 
 def plot_curves(curves: Sequence[Curve]) -> bytes:
-    """Plot values over steps, and where there are many also their running mean over a twentieth; a PNG."""
+    """Plot values over steps, and of many also the running mean over a twentieth; a PNG."""
     # Not pyplot: it would choose a window system and keep the figure.
     from matplotlib.figure import Figure
 

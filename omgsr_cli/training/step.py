@@ -193,7 +193,7 @@ class Adversary:
             self._learn(True)
 
     def generator_loss(self, restored: Tensor, seed: int, numbers: Sequence[int]) -> Tensor:
-        """How far restored pictures are from being taken for real: a scalar with gradients to them.
+        """How far restored images are from being taken for real: a scalar with gradients to them.
 
         Args:
             restored: (B, 3, H, W) float32, nominally in [-1, 1].
@@ -206,7 +206,7 @@ class Adversary:
         return generator_gan_loss(panel([restored], draws)[0], self._config.real_label)
 
     def discriminator_loss(self, real: Tensor, restored: Tensor, seed: int, numbers: Sequence[int]) -> Tensor:
-        """How badly the discriminator tells them apart: a scalar with gradients to its heads.
+        """How badly the discriminator distinguishes them: a scalar with gradients to its heads.
 
         Args:
             real: (B, 3, H, W) float32 in [-1, 1].

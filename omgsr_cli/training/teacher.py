@@ -1,6 +1,6 @@
-"""A teacher: a network whose pictures, with the photograph's own low frequencies, are what the model learns to give.
+"""A teacher: a network whose images, with the photograph's own low frequencies, are what the model learns to give.
 
-Its images are kept on disk by what defines the crop that it saw, so that a slow teacher is paid once.
+Its images are cached on disk by what defines the crop that it saw, so that a slow teacher is paid once.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ def load_teacher(model: str, device: torch.device, precision: Literal["fp32", "b
     restorer = load_found(find_model(ModelOptions(model=model)), device=str(device), precision=precision)
     multiple = restorer.info.multiple_of_px
 
-    def restore_enlarged(lq: Tensor, height: int, width: int) -> Tensor:
-        enlarged = resize(lq, (height, width))[None] * 2 - 1
+    def restore_upscaled(lq: Tensor, height: int, width: int) -> Tensor:
+        upscaled = resize(lq, (height, width))[None] * 2 - 1
         below, beside = round_up(height, multiple) - height, round_up(width, multiple) - width
-        padded = F.pad(enlarged, (0, beside, 0, below), "replicate").to(device)
+        padded = F.pad(upscaled, (0, beside, 0, below), "replicate").to(device)
         made = restorer.decode(restorer.restore(restorer.encode(padded)))
         _check_finite(made, model)
         return made[0, :, :height, :width].float().mul(0.5).add(0.5).clamp(0, 1).cpu()
 
-    return torch.inference_mode()(restore_enlarged)
+    return torch.inference_mode()(restore_upscaled)
 
 
 def _check_finite(made: Tensor, model: str) -> None:
@@ -94,13 +94,13 @@ def identify_teacher(model: str, precision: Literal["fp32", "bf16"] = "fp32") ->
 
 
 def teacher_target(taught: Tensor, hq: Tensor, sigma_px: float, low_frequencies: LowFrequencies = "hq") -> Tensor:
-    """Give the teacher's picture the photograph's own low frequencies: T = t + G * (hq - t).
+    """Give the teacher's image the photograph's own low frequencies: T = t + G * (hq - t).
 
     Args:
-        taught: (3, H, W) float32, the teacher's picture, any range.
-        hq: same shape and range, the sharp picture.
+        taught: (3, H, W) float32, the teacher's image, any range.
+        hq: same shape and range, the sharp image.
         sigma_px: of the Gaussian G; edges are repeated.
-        low_frequencies: "hq" as above, or "none", which leaves the teacher's picture as it is.
+        low_frequencies: "hq" as above, or "none", which leaves the teacher's image as it is.
     Returns:
         (3, H, W) float32, not clamped.
     """
@@ -109,7 +109,7 @@ def teacher_target(taught: Tensor, hq: Tensor, sigma_px: float, low_frequencies:
     return taught + blur_gaussian(hq - taught, sigma_px)
 
 
-class KeptPictures:
+class TeacherImages:
     """A teacher's images on disk, one PNG for each crop that it saw.
 
     Args:
@@ -129,7 +129,7 @@ class KeptPictures:
         return self.folder / f"{hashlib.sha256(f'{self.teacher} {crop}'.encode()).hexdigest()[:32]}.png"
 
     def read(self, crop: str, size_px: tuple[int, int]) -> Tensor:
-        """Give a kept image: (3, H, W) float32 in [0, 1].
+        """Give a cached image: (3, H, W) float32 in [0, 1].
 
         Args:
             crop: as for `path`.
@@ -150,8 +150,8 @@ class KeptPictures:
             ) from error
         return taught
 
-    def keep(self, crop: str, lq: Tensor, height: int, width: int, restore: Restore) -> None:
-        """Have the teacher make a crop's image, and keep it.
+    def make(self, crop: str, lq: Tensor, height: int, width: int, restore: Restore) -> None:
+        """Have the teacher make a crop's image, and cache it.
 
         Args:
             crop: as for `path`.

@@ -16,12 +16,12 @@ from omgsr_cli.degradation import degrade
 from omgsr_cli.errors import NotFiniteError
 from omgsr_cli.fidelity import psnr, ssim
 from omgsr_cli.imaging import Picture, from_samples, resize, write_picture
-from omgsr_cli.training.data import BrokenImageError, CropOptions, Pixels, TrainingPicture, read_pixels
+from omgsr_cli.training.data import BrokenImageError, CropOptions, Pixels, TrainingImage, read_pixels
 from omgsr_cli.training.draws import Purpose, choose, draw_rng
 from omgsr_cli.training.losses import Measure
 
 LARGEST_PX = 512
-"""Of a larger picture its middle is taken; more of it where the training's resolution is larger."""
+"""Of a larger image its middle is taken; more of it where the training's resolution is larger."""
 
 SHOWN = 4
 """Rows of the grid."""
@@ -42,10 +42,10 @@ class Validation:
     """What one process found.
 
     Attributes:
-        sums: metric to the sum over its pictures.
+        sums: metric to the sum over its images.
         pictures: how many it had.
         rows: of the grid, each (3, H, 3 W) in [0, 1]: LQ | output | HQ.
-        broken: images that could not be read and are left out of the sums, with the reason.
+        broken: images that could not be read and are not in the sums, with the reason.
     """
 
     sums: dict[str, float] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Validation:
 
 
 def measure_fidelity(restored: Tensor, reference: Tensor) -> dict[str, Tensor]:
-    """PSNR and SSIM of Y, as published: of 8-bit pictures.
+    """PSNR and SSIM of Y, as published: of 8-bit images.
 
     Args:
         restored: (B, 3, H, W) float32 in [-1, 1], not clamped.
@@ -73,7 +73,7 @@ def to_unit(image: Tensor) -> Tensor:
 @torch.no_grad()
 def validate(
     restore: Callable[[Tensor], Tensor],
-    pictures: Sequence[TrainingPicture],
+    pictures: Sequence[TrainingImage],
     options: CropOptions,
     measures: Mapping[str, Measure],
     *,
@@ -84,9 +84,9 @@ def validate(
     processes: int = 1,
     together: bool = False,
 ) -> Validation:
-    """Restore and measure every picture, or this process's share of them.
+    """Restore and measure every image, or this process's share of them.
 
-    A picture's low-quality counterpart is the same at every validation of a run.
+    An image's low-quality counterpart is the same at every validation of a run.
 
     Args:
         restore: (1, 3, H, W) in [-1, 1] to the same.
@@ -96,7 +96,7 @@ def validate(
         multiple_px: sizes given to `restore` are multiples of it.
         device: where to restore.
         seed: of the run.
-        rank: of this process, which takes every `processes`-th picture from there on.
+        rank: of this process, which takes every `processes`-th image from there on.
         processes: how many there are.
         together: each of them restores as often as the others, since they share the network's weights.
     Raises:
@@ -132,9 +132,9 @@ def validate(
 
 
 def load_pair(
-    picture: TrainingPicture, options: CropOptions, multiple_px: int, seed: int, index: int
+    picture: TrainingImage, options: CropOptions, multiple_px: int, seed: int, index: int
 ) -> tuple[Tensor, Tensor]:
-    """Read a held-out picture and read or make its counterpart: enlarged, and sharp, (3, H, W) in [0, 1]."""
+    """Read a held-out image and read or make its counterpart: upscaled, and sharp, (3, H, W) in [0, 1]."""
     largest_px = max(options.resolution, LARGEST_PX)
     hq_pixels = read_pixels(picture.hq, options.cache)
     if picture.lq is None:
@@ -183,7 +183,7 @@ def strongest_direction_db(luma: Tensor, window: int = 128) -> float:
         window: side of the squares whose spectra are averaged, px.
     Returns:
         dB of the strongest of 12 sectors over their median, in the worst ring of 0.04 cycles per pixel; rings that
-        hold less than a seventh of a grey level are left out, as nobody sees them.
+        hold less than a seventh of a grey level are skipped, as nobody sees them.
     """
     patches = luma.unfold(0, window, window // 2).unfold(1, window, window // 2).reshape(-1, window, window)
     hann = torch.hann_window(window)[:, None] * torch.hann_window(window)
