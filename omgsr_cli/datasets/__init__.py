@@ -1,1 +1,1 @@
-"""Clean and low-quality images that belong together: what the mid-timestep and training draw from."""
+"""Pairs of clean and low-quality images, for training and the mid-timestep."""

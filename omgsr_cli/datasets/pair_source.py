@@ -1,4 +1,4 @@
-"""Clean and low-quality images of a data set: real pairs, or random crops that are degraded."""
+"""Clean and low-quality images of a dataset: real pairs, or random crops that are degraded."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class ImagePair:
     """One clean image and its low-quality partner.
 
     Attributes:
-        path: of the clean picture.
+        path: of the clean image.
         window: (top, left) of the crop in it.
-        drawn: what the degradation drew, by name; empty for a real pair.
+        drawn: the random choices of the degradation, by name; empty for a real pair.
         clean: (3, H, W) float32, sRGB in [-1, 1].
-        degraded: same shape: enlarged to it where it was smaller.
+        degraded: same shape; smaller images are upscaled to it.
     """
 
     path: Path
@@ -39,21 +39,21 @@ class ImagePair:
 
 @dataclass(frozen=True)
 class PairSource:
-    """Every sample of a data set, in an order that only the seed decides.
+    """All samples of a dataset, in an order that depends on the seed only.
 
-    Item i is picture i of the first epoch and goes on with further crops of the same pictures in the next ones;
-    each depends on (seed, epoch, its picture) alone, not on processes or batches.
+    The first epoch has one sample per image; later epochs have other crops of the same images. Each sample depends on
+    (seed, epoch, image) only, not on processes or batches.
 
     Attributes:
-        pictures: the clean pictures.
-        partners: the low-quality picture of each, or None to degrade crops.
+        pictures: the clean images.
+        partners: the low-quality image of each, or None to degrade crops.
         config: of the degradation.
-        resolution_px: side of the crops; None takes whole pictures, which only real pairs can be.
-        scale: the crop's side over the degraded one's.
-        on_small: what becomes of a picture that is smaller than a crop.
-        multiple_of_px: heights and widths are made multiples of it.
+        resolution_px: side of the crops; None uses whole images, for real pairs only.
+        scale: the side of a crop over the side of its degraded version.
+        on_small: what to do with images that are smaller than a crop.
+        multiple_of_px: heights and widths are cropped to multiples of it.
         seed: of order, crops and degradation.
-        count: how many samples there are.
+        count: number of samples.
     """
 
     pictures: tuple[Path, ...]
@@ -70,7 +70,7 @@ class PairSource:
         return self.count
 
     def __getitem__(self, item: int) -> ImagePair | FileError:
-        # A file that cannot be read is a result, not the end of the run.
+        # An unreadable file is a result and does not end the run.
         epoch, index = self.place_of(item)
         try:
             return self._pair(index, epoch) if self.partners is not None else self._degraded(index, epoch)
@@ -78,12 +78,12 @@ class PairSource:
             return error
 
     def place_of(self, item: int) -> tuple[int, int]:
-        """How often all pictures came before sample `item`, and which of them it is."""
+        """The epoch of sample `item`, and the index of its image."""
         epoch, place = divmod(item, len(self.pictures))
         return epoch, int(self._order[place])
 
     def files_of(self, item: int) -> tuple[Path, ...]:
-        """The picture of sample `item`, and its partner where there are real pairs."""
+        """The image of sample `item`, with its partner for real pairs."""
         _, index = self.place_of(item)
         return (self.pictures[index],) if self.partners is None else (self.pictures[index], self.partners[index])
 
@@ -101,10 +101,10 @@ class PairSource:
 
     def _degraded(self, index: int, epoch: int) -> ImagePair:
         path, side = self.pictures[index], self.resolution_px or 0
-        picture = read_image(path).rgb
-        fitted = fit_small(picture, side, self.on_small)
+        image = read_image(path).rgb
+        fitted = fit_small(image, side, self.on_small)
         if fitted is None:
-            raise _too_small(path, picture, side)
+            raise _too_small(path, image, side)
         rows, columns = self._window(fitted, epoch, index)
         clean = fitted[:, rows, columns]
         low = degrade(clean[None], self.scale, self.config, seed=self.seed, epoch=epoch, indices=[index])[0]
@@ -118,7 +118,8 @@ class PairSource:
         if whole_factor((clean.shape[1], clean.shape[2]), (low.shape[1], low.shape[2])) is None:
             sizes = (f"{image.shape[2]}x{image.shape[1]}" for image in (low, clean))
             raise FileError(
-                f"{partner} has {' pixels, its partner '.join(sizes)}", "the same, or smaller by a whole factor"
+                f"{partner} has {' pixels, its partner '.join(sizes)}",
+                "it must have the same size, or be smaller by a whole factor",
             )
         low = resize(low, (clean.shape[1], clean.shape[2]), 16)
         side, window = self.resolution_px, (0, 0)
@@ -137,16 +138,16 @@ class PairSource:
         return ImagePair(path, window, drawn, *both)
 
 
-def _too_small(path: Path, picture: Tensor, side: int) -> FileError:
-    height, width = picture.shape[-2:]
+def _too_small(path: Path, image: Tensor, side: int) -> FileError:
+    height, width = image.shape[-2:]
     return FileError(
         f"{path} has {width}x{height} pixels, smaller than a crop of {side}",
-        "--on-small resize or pad takes it all the same, or give a smaller --resolution",
+        "use --on-small resize or pad, or a smaller --resolution",
     )
 
 
 def _named(plan: dict[str, Any]) -> dict[str, str]:
-    """The choices of a degradation that may matter for the ratio, as names of groups."""
+    """The random choices of a degradation that may affect the ratio, as group names."""
     first, last = plan["first"], plan["second"]
     return {
         "first noise": "gaussian" if first["gaussian"] else "poisson",
