@@ -131,6 +131,39 @@ def test_the_model_works_while_another_picture_is_written(tmp_path: Path, monkey
     assert results_of(upscaler(tmp_path), jobs, lambda job: began.set() if job is jobs[1] else None) == ["done"] * 2
 
 
+@pytest.mark.parametrize(("memory_mib", "is_ahead"), [(None, True), (512, True), (32, False)])
+def test_the_next_image_is_read_ahead_only_if_memory_allows_both(
+    memory_mib: int | None, is_ahead: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, model = [], Identity(exact=True)
+    for number in range(3):
+        Image.fromarray(np.full((200, 200, 3), 40 * number, np.uint8)).save(tmp_path / f"{number}.png")
+        jobs.append(Job(tmp_path / f"{number}.png", tmp_path / "out" / f"{number}.png"))
+    settings = Settings(ModelOptions(), RestoreOptions(memory=memory_mib), WriteOptions())
+    finished = FinishedResults(settings, model.info, Remembered(tmp_path / "cache"))
+    one = Upscaler(settings, model.info, finished, lambda: model)
+    events: list[str] = []
+    real_read, real_write = upscaling.read_image, upscaling.write_image
+
+    def read(*args: object) -> object:
+        events.append("read")
+        return real_read(*args)  # type: ignore[arg-type] # as they came
+
+    def write(*args: object, **options: object) -> object:
+        # Time for the next to be read, if it may.
+        time.sleep(0.3)
+        notes = real_write(*args, **options)  # type: ignore[arg-type] # as they came
+        events.append("written")
+        return notes
+
+    monkeypatch.setattr(upscaling, "read_image", read)
+    monkeypatch.setattr(upscaling, "write_image", write)
+    assert results_of(one, jobs) == ["done"] * 3
+    assert (events[:2] == ["read", "read"]) == is_ahead
+    if not is_ahead:
+        assert events == ["read", "written"] * 3
+
+
 def test_a_disk_that_fills_ends_a_picture_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = draw(tmp_path, 3)
     real = upscaling.write_image

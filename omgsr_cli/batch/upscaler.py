@@ -46,7 +46,7 @@ from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.models.devices import PRECISIONS, choose_device
 from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.loading import load_found, suitable_precision
-from omgsr_cli.planning import usable_memory
+from omgsr_cli.planning import plan_restoration, usable_memory
 from omgsr_cli.restoration import OnProgress
 from omgsr_cli.upscaling import load_wider, restore_picture
 
@@ -152,15 +152,18 @@ class Upscaler:
             OmgsrError: the model cannot be loaded.
         """
         written: deque[_Written] = deque()
+        room = _Room(self._settings.restore.memory)
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             try:
-                for job, opened in start_ahead(jobs, lambda job: (job, self._open(job)), reader):
+                for job, opened in start_ahead(jobs, lambda job: (job, self._open_beside(job, room)), reader):
                     on_start(job)
                     if isinstance(opened, FileResult):
                         yield from self._results_of(written)
                         yield opened
                         continue
-                    ahead, bands = self._restore_into(writer, opened)
+                    if room.is_exceeded:
+                        yield from self._results_of(written)
+                    ahead, bands = self._restore_into(writer, opened, room)
                     with closing(bands):
                         for _ in bands:
                             if written and written[0].result.done():
@@ -172,11 +175,32 @@ class Upscaler:
                 # The one before is complete by now, or nearly: its result is yielded before the program ends.
                 yield from self._results_of(written)
                 raise
+            finally:
+                # Nobody waits for an image that is no longer restored.
+                room.close()
 
     def _open(self, job: Job) -> _OpenedJob | FileResult:
         return open_job(job, self._settings, self._info, self._results)
 
-    def _restore_into(self, writer: Executor, opened: _OpenedJob) -> tuple[_Written, Generator[None]]:
+    def _open_beside(self, job: Job, room: _Room) -> _OpenedJob | FileResult:
+        """Open a job once there is memory to read its image beside the images that are still in work."""
+        entered: list[int] = []
+
+        def wait(checked: Checked) -> None:
+            options = beside_input(self._settings.restore, checked.held_bytes)
+            if options.memory is not None:
+                plan = plan_restoration(self._info, checked.input_px, checked.output_px, options, 0)
+                entered.append(max(plan.memory_bytes + checked.held_bytes, checked.reading_bytes))
+                room.enter(checked.reading_bytes, entered[0])
+
+        opened = open_job(job, self._settings, self._info, self._results, wait)
+        if isinstance(opened, FileResult):
+            room.leave(sum(entered))
+        else:
+            opened.room_bytes = sum(entered)
+        return opened
+
+    def _restore_into(self, writer: Executor, opened: _OpenedJob, room: _Room) -> tuple[_Written, Generator[None]]:
         """Restore an image band by band, as the generator is drawn; another thread writes the bands."""
         handover: Handover[Tensor] = Handover()
         restored, upscaled, notes = self._restore(opened)
@@ -186,6 +210,7 @@ class Upscaler:
                 return self._write(opened, replace(restored, rgb=handover.take_all()), upscaled, notes)
             finally:
                 handover.leave()
+                room.leave(opened.room_bytes)
 
         def give() -> Generator[None]:
             # What only ends this image is raised in the writer too, and becomes its result.
@@ -276,9 +301,58 @@ class _OpenedJob:
     """Seconds since then that were spent on loading the model."""
     restorer: Restorer | None = None
     """The model that restores it."""
+    room_bytes: int = 0
+    """Memory that it takes of a `_Room`."""
 
 
-def open_job(job: Job, settings: Settings, info: RestorerInfo, results: FinishedResults) -> _OpenedJob | FileResult:
+class _Room:
+    """The memory that `--memory` allows for the images in work, of which the next may be read already.
+
+    Args:
+        limit_mib: for all of them together; None for no limit.
+    """
+
+    def __init__(self, limit_mib: int | None) -> None:
+        self._limit_bytes = None if limit_mib is None else limit_mib << 20
+        self._used_bytes, self._is_closed, self._changed = 0, False, Condition()
+
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether the images that entered need more memory together than is allowed."""
+        return self._limit_bytes is not None and self._used_bytes > self._limit_bytes
+
+    def enter(self, reading_bytes: int, total_bytes: int) -> None:
+        """Wait until an image can be read beside those in work, and count it; alone, it may always be read."""
+
+        def is_free() -> bool:
+            limit = self._limit_bytes
+            fits = limit is None or self._used_bytes == 0 or self._used_bytes + reading_bytes <= limit
+            return fits or self._is_closed
+
+        with self._changed:
+            self._changed.wait_for(is_free)
+            self._used_bytes += total_bytes
+
+    def leave(self, total_bytes: int) -> None:
+        """Give back what an image took."""
+        with self._changed:
+            self._used_bytes -= total_bytes
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let everybody enter."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+
+def open_job(
+    job: Job,
+    settings: Settings,
+    info: RestorerInfo,
+    results: FinishedResults,
+    before_reading: Callable[[Checked], None] = lambda checked: None,
+) -> _OpenedJob | FileResult:
     """Read a job's image, or return the result of a job that the model need not process.
 
     Args:
@@ -286,6 +360,7 @@ def open_job(job: Job, settings: Settings, info: RestorerInfo, results: Finished
         settings: for all jobs.
         info: of the model, which need not be loaded.
         results: of earlier runs with the same settings and model.
+        before_reading: called when all but the pixels is known.
     """
     started, held = time.monotonic(), ExitStack()
     with held:
@@ -300,6 +375,7 @@ def open_job(job: Job, settings: Settings, info: RestorerInfo, results: Finished
                 sizes = checked.input_px, checked.output_px, checked.working_px
                 return FileResult(job.source, job.destination, "skipped", *sizes)
             # Before the work: an input that is edited meanwhile is another one.
+            before_reading(checked)
             record = results.record(checked.content)
             picture = read_image(checked.content, name_of(job))
         except OmgsrError as error:
