@@ -16,7 +16,7 @@ from command_line import Command, draw, spoil, write_tiny_model
 
 from omgsr_cli.benchmark import cases, perceptual
 from omgsr_cli.benchmark.metrics import METRICS
-from omgsr_cli.cli import bench_table, progress
+from omgsr_cli.cli import progress
 from omgsr_cli.engines.work import Place
 
 
@@ -74,7 +74,7 @@ def test_a_table_is_for_people_and_markdown_for_pages(bench: Command, data: Path
 def test_a_table_is_whole_on_any_terminal(
     bench: Command, data: Path, monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
-    monkeypatch.setattr(bench_table, "_terminal_columns", lambda: columns)
+    monkeypatch.setattr("omgsr_cli.cli.bench.terminal_columns", lambda: columns)
     for asked in (("--data", data, "--model", "bicubic", "--metrics", "psnr", "--repeat", "1"), ("--list-metrics",)):
         text = re.sub(r"\x1b\[[0-9;]*m", "", bench(*asked).out.decode())
         assert max(map(len, text.splitlines())) <= columns

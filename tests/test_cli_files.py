@@ -204,7 +204,7 @@ def test_a_result_that_appears_meanwhile_is_this_one_or_in_the_way(
     monkeypatch.setattr(upscaler, "restore_picture", restore_after_the_other)
     said = omgsr(source, "-o", tmp_path / "r.png")
     assert said.code == code
-    assert ("finished before" in said.err) == (code == 0)
+    assert ("already finished" in said.err) == (code == 0)
     assert ("made from another input or model, or with other settings" in said.err) == (code == 1)
     assert size_of(tmp_path / "r.png") == ((32, 24) if code == 0 else (16, 12))
     assert files_below(tmp_path) == ["a.png", "r.png"]
@@ -283,7 +283,7 @@ def test_edited_weights_are_another_model(omgsr: Command, tree: Path, tmp_path: 
     arguments = (tree / "a.png", "--model", model, "-o", tmp_path / "r.png")
     assert omgsr(*arguments).code == 0
     moved = model.rename(tmp_path / "moved")
-    assert "finished before" in omgsr(tree / "a.png", "--model", moved, "-o", tmp_path / "r.png").err
+    assert "already finished" in omgsr(tree / "a.png", "--model", moved, "-o", tmp_path / "r.png").err
 
     def edit(path: Path) -> None:
         data = bytearray(path.read_bytes())
@@ -298,7 +298,7 @@ def test_without_metadata_a_batch_goes_on_all_the_same(omgsr: Command, tree: Pat
     arguments = (tree / "a.png", "--metadata", "none", "-o", tmp_path / "r.png")
     assert omgsr(*arguments).code == 0
     assert read_record(tmp_path / "r.png") is None
-    assert "finished before" in omgsr(*arguments).err
+    assert "already finished" in omgsr(*arguments).err
     draw(tmp_path / "r.png", 9, 9)
     assert omgsr(*arguments).code == 1
 
@@ -312,7 +312,7 @@ def test_results_of_an_earlier_run_are_no_inputs(omgsr: Command, tree: Path) -> 
     for _ in range(2):
         assert omgsr(f"{tree}/*.*").code == 0
         assert files_below(tree) == ["a.png", "a_x4.png", "b.jpg", "b_x4.jpg", "deep/c.webp"]
-    assert "a_x4.png: left out" in omgsr(f"{tree}/*.*", "--verbose").err
+    assert "a_x4.png" in omgsr(f"{tree}/*.*", "--verbose").err
 
 
 # Before and after
@@ -374,7 +374,7 @@ def test_bad_inputs_are_told_and_the_others_are_done(omgsr: Command, tmp_path: P
     assert len(said.errors) == len(bad)
     assert "Traceback" not in said.err
     done, failed = said.err.splitlines()[-2:]
-    assert done.startswith("2 done, 5 failed: ")
+    assert done.startswith("2 finished, 5 failed: ")
     assert failed.startswith("failed: ")
     assert all(name in failed for name in bad)
 

@@ -32,20 +32,61 @@ def test_help_is_whole_and_fits(
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERMINAL_WIDTH", str(columns))
-    assert run([*path, "--help"]) == 0
-    text = capfd.readouterr().out
-    assert max(cell_len(line) for line in text.splitlines()) <= columns
-    # Types of Python's, texts cut off, markup that was not read as such.
-    assert not [mark for mark in ("<", "…", "\\[", "[/", "{") if mark in text]
-    text = _squeezed(text)
-    for param in COMMANDS[path].params:
-        long = [name for name in param.opts if name.startswith("--")]
-        assert all(name in text for name in long), long
-        assert _squeezed(param.help.replace("\\[", "[").rstrip(".")) in text
-        if long and param.default not in (None, False, ()):
-            assert f"default:{param.default}" in text, long
-    for command in getattr(COMMANDS[path], "commands", {}).values():
-        assert _squeezed(command.help.partition("\n\n")[0].rstrip(".")) in text
+    for all_options in (False, True):
+        command = COMMANDS[path]
+        if all_options and getattr(command, "common", None) is None:
+            continue
+        assert run([*path, "--help-all" if all_options else "--help"]) == 0
+        text = capfd.readouterr().out
+        assert max(cell_len(line) for line in text.splitlines()) <= columns
+        # Python types, truncated texts, markup that was not read as such.
+        assert not [mark for mark in ("<", "…", "\\[", "[/", "{") if mark in text]
+        text = _squeezed(text)
+        for param in command.params:
+            long = [name for name in param.opts if name.startswith("--")]
+            if not all_options and not _is_common(command, param):
+                assert not [name for name in long if f"{name}-" not in text and name in text]
+                continue
+            assert all(name in text for name in long), long
+            assert _squeezed(param.help.rstrip(".")) in text
+            default = param.default if getattr(param, "show_default", True) is True else param.show_default
+            if long and default not in (None, False, ()):
+                assert f"default:{_squeezed(str(default))}" in text, long
+        for inner in getattr(command, "commands", {}).values():
+            assert _squeezed(inner.help.partition("\n\n")[0].rstrip(".")) in text
+        for example in getattr(command, "examples", ()):
+            assert _squeezed(example) in text
+
+
+def _is_common(command: Any, param: Any) -> bool:
+    common = getattr(command, "common", None)
+    return common is None or param.name in common or not param.opts[0].startswith("-")
+
+
+def test_common_options_are_a_dozen_and_exist() -> None:
+    short = {path: command for path, command in COMMANDS.items() if getattr(command, "common", None)}
+    assert ("upscale",) in short
+    for path, command in short.items():
+        names = {param.name for param in command.params} | {"help"}
+        assert set(command.common) <= names, path
+        assert {"help", "help_all"} <= set(command.common)
+        assert len(command.common) <= 18
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_examples_are_commands_that_are_understood(path: tuple[str, ...]) -> None:
+    for example in getattr(COMMANDS[path], "examples", ()):
+        words = example.split()
+        assert words[: 1 + len(path)] == ["omgsr", *path]
+        known = {option for param in COMMANDS[path].params for option in param.opts}
+        assert {word for word in words if word.startswith("-") and word != "-"} <= known
+
+
+def test_help_of_a_command_is_shown_by_help(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["upscale", "--help"]) == 0
+    expected = capfd.readouterr().out
+    assert run(["help", "upscale"]) == 0
+    assert capfd.readouterr().out == expected
 
 
 def _squeezed(text: str) -> str:
@@ -70,7 +111,7 @@ def test_help_loads_little_but_typer_and_rich() -> None:
     loaded = {name for name in json.loads(done.stdout) if name.partition(".")[0] not in sys.stdlib_module_names}
     assert not {name for name in loaded if not name.startswith("omgsr_cli")}
     parts = {name.split(".")[1] for name in loaded if "." in name}
-    assert parts == {"cli", "errors", "files", "presets"}
+    assert parts == {"batch", "cli", "errors", "files", "presets"}
 
 
 @pytest.mark.parametrize("option", ["-V", "--version"])

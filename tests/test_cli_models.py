@@ -49,8 +49,8 @@ def models(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
 def test_list_tells_what_is_here_and_how_to_get_the_rest(models: Command, home: Path) -> None:
     said = models("list")
     assert said.code == 0
-    assert [line.partition(":")[0] for line in said.lines] == list(PRESETS)
-    assert said.lines[0].endswith("ready, the default")
+    assert [line.split()[0] for line in said.lines[1:]] == list(PRESETS)
+    assert "ready, the default" in said.lines[1]
     assert "omgsr models pull omgsr-s-512" in said.out.decode()
     records = models("list", "--json").records
     assert [(record["name"], record["folder"] is not None) for record in records][:2] == [
@@ -129,7 +129,7 @@ def test_verify_reads_every_byte(models: Command, installed: Path) -> None:
     assert "unet/diffusion_pytorch_model.safetensors" in said.errors[0]
     assert f"hint: omgsr models pull {NAME}" in said.err
     # Sizes and headers are right: a look that reads no contents cannot know.
-    assert f"{NAME}: OMGSR-S" in models("list").out.decode()
+    assert "CORRUPT" not in models("list").out.decode()
     (installed / "scheduler" / "scheduler_config.json").unlink()
     assert "CORRUPT" in models("list").out.decode()
     (record,) = models("verify", NAME, "--json").records
@@ -174,7 +174,7 @@ def test_merge_leaves_nothing_where_it_fails(base: Path, models: Command, tmp_pa
 def test_remove_asks_and_removes_only_what_was_fetched(models: Command, installed: Path, tmp_path: Path) -> None:
     asked = models("remove", NAME)
     assert asked.code == 2
-    assert "nobody is here to ask" in asked.err
+    assert "cannot prompt" in asked.err
     assert installed.is_dir()
     assert models("remove", NAME, "--yes").code == 0
     assert not installed.exists()

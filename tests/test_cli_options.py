@@ -76,7 +76,7 @@ def test_every_option_has_its_line() -> None:
         for param in command.params
         if any(name.startswith("--") for name in param.opts)
     }
-    assert names - {"--help"} == set(_EFFECTS)
+    assert names - {"--help", "--help-all"} == set(_EFFECTS)
 
 
 @pytest.mark.parametrize("option", _EFFECTS)

@@ -462,7 +462,7 @@ def test_blended_tiles_are_part_of_what_a_result_was_made_with(
     arguments = [golden / "in" / "0.png", *_golden_arguments(golden), "--scale", "1.5", "-o", tmp_path / "r.png"]
     arguments += ["--process-size", "64"]
     assert omgsr(*arguments, "--tile", "64").code == 0
-    assert "finished before" in omgsr(*arguments, "--tile", "64", "--batch", "2").err
+    assert "already finished" in omgsr(*arguments, "--tile", "64", "--batch", "2").err
     for options in (("--tile", "96"), ("--tile", "64", "--overlap", "8"), ()):
         assert omgsr(*arguments, *options).code == 1
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +59,54 @@ def test_what_cannot_be_meant(
     monkeypatch.chdir(tmp_path)
     _is_refused(arguments, named, capfd)
     assert files_below(tmp_path) == ["in/a.png"]
+
+
+@pytest.mark.parametrize("typed", [["a.png"], ["in"], ["missing.JPG", "--scale", "2"], ["a name.tif"], ["s3://b/c/"]])
+def test_an_input_without_a_command_gets_the_command(
+    typed: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run(typed) == 2
+    [hint] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("hint: ")]
+    assert hint == f"hint: omgsr upscale {shlex.join(typed)}"
+
+
+def test_a_configuration_without_a_command_gets_train(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["my.toml"]) == 2
+    assert "hint: omgsr train my.toml" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["upscale", "missing.png"],
+        ["upscale", "missing.png", "--json", "-r"],
+        ["upscale", "a.png", "--model", "quantum"],
+        ["upscale", "a.png", "--format", "xyz"],
+        ["upscale", "a.png", "--color-fix", "red"],
+        ["upscale", "a.png", "-o", "x.xyz"],
+        ["upscale", "a.png", "--scale", "99"],
+        ["bench", "--csv", "a.png"],
+        ["bench", "--color-space", "red"],
+        ["timestep", "--data", "missing"],
+        ["timestep", "--data", "a.png", "--csv", "a.png"],
+        ["train", "missing.toml"],
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_name_or_value_is_reported_before_torch_is_imported(arguments: list[str], tmp_path: Path) -> None:
+    draw(tmp_path / "a.png")
+    code = (
+        "import sys; from omgsr_cli.cli.app import run; code = run(sys.argv[1:]);"
+        "assert 'torch' not in sys.modules, 'torch was imported'; sys.exit(code)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode in (1, 2), ended.stderr
+    assert ended.stderr.startswith("error: ")
 
 
 def _is_refused(arguments: list[str], named: str, capfd: pytest.CaptureFixture[str]) -> None:

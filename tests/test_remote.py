@@ -162,7 +162,7 @@ def test_a_result_without_a_record_is_known_again(omgsr: Command, memory: Any, t
     memory.put_file(str(draw(tmp_path / "a.png", 5, 7)), "/d/a.png")
     arguments = ("memory://d/a.png", "-o", "memory://d/out.png", "--metadata", "none")
     assert omgsr(*arguments).code == 0
-    assert "finished before, as memory://d/out.png" in omgsr(*arguments).err
+    assert "already finished, as memory://d/out.png" in omgsr(*arguments).err
 
 
 def test_here_and_there_go_together(omgsr: Command, memory: Any, tmp_path: Path) -> None:

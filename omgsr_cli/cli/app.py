@@ -1,47 +1,75 @@
-"""The program: its commands, and the one place where errors become lines and exit codes."""
+"""The program: its commands, and the only place where errors become lines and exit codes."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 from omgsr_cli import __version__
-from omgsr_cli.cli.bench import bench
+from omgsr_cli.cli.bench import BenchCommand, bench
 from omgsr_cli.cli.doctor import doctor
-from omgsr_cli.cli.help_screen import Command, Group
+from omgsr_cli.cli.help import Command, Group
 from omgsr_cli.cli.models import models
 from omgsr_cli.cli.output import Output
 from omgsr_cli.cli.status import status
-from omgsr_cli.cli.timestep import timestep
-from omgsr_cli.cli.train import train
-from omgsr_cli.cli.upscale import upscale
+from omgsr_cli.cli.timestep import TimestepCommand, timestep
+from omgsr_cli.cli.train import TrainCommand, train
+from omgsr_cli.cli.upscale import UpscaleCommand, upscale
 from omgsr_cli.errors import OmgsrError, UsageError, write_error
+from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
 from omgsr_cli.files.remembered import forget_notes, take_notes
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
+
+class _Program(Group):
+    """The program's commands."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Find the command that was typed; an image or a folder in its place gets a hint."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and not ctx.resilient_parsing:
+            suffix = Path(name).suffix.lower()
+            command = "train" if suffix == ".toml" else "upscale"
+            if suffix in FORMAT_OF_SUFFIX or suffix == ".toml" or "/" in name or os.path.exists(name):
+                raise UsageError(f"{name} is not a command", f"omgsr {command} {shlex.join(args)}")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="omgsr",
-    cls=Group,
-    help="Restore and enlarge real photographs with one step of a diffusion model.",
+    cls=_Program,
+    help="Restore and upscale real photographs with one step of a diffusion model.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(cls=Command)(upscale)
-app.command(cls=Command)(bench)
-app.command(cls=Command)(timestep)
+app.command(cls=UpscaleCommand)(upscale)
+app.command(cls=BenchCommand)(bench)
+app.command(cls=TimestepCommand)(timestep)
 app.command(cls=Command)(doctor)
 app.add_typer(models)
-app.command(cls=Command)(train)
+app.command(cls=TrainCommand)(train)
 app.command(cls=Command)(status)
+
+
+@app.command("help", cls=Command)
+def show_help(
+    commands: Annotated[
+        list[str] | None, typer.Argument(metavar="COMMAND", help="Such as upscale, or models pull.")
+    ] = None,
+) -> Any:
+    """Show the help of a command."""
+    return app([*(commands or ()), "--help"], prog_name="omgsr", standalone_mode=False)
 
 
 def _show_version(wanted: bool) -> None:
@@ -56,19 +84,19 @@ def _omgsr(
         bool, typer.Option("--version", "-V", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Restore and enlarge real photographs with one step of a diffusion model."""
+    """Restore and upscale real photographs with one step of a diffusion model."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the program and exit: 0 done, 1 something failed, 2 usage, 130 interrupted, 143 by SIGTERM."""
+    """Run the program and exit: 0 success, 1 something failed, 2 usage, 130 interrupted, 143 by SIGTERM."""
     _open_closed_streams()
-    heard: list[int] = []
+    signals: list[int] = []
 
     def interrupt(number: int, frame: object) -> None:
-        heard.append(number)
+        signals.append(number)
         raise KeyboardInterrupt
 
-    # What ends a process politely ends it as Ctrl-C does: temporary files go, what is finished stays.
+    # SIGTERM ends the program as Ctrl-C does: temporary files are removed, finished results stay.
     signal.signal(signal.SIGTERM, interrupt)
     code = run(arguments)
     for stream in (sys.stdout, sys.stderr):
@@ -77,13 +105,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except OSError:
             # Python must not complain again while it closes it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    sys.exit(128 + heard[0] if heard and code == INTERRUPTED else code)
+    sys.exit(128 + signals[0] if signals and code == INTERRUPTED else code)
 
 
 def _open_closed_streams() -> None:
-    """Give standard streams that the caller has closed a file, so that no other file takes their number.
+    """Open files for standard streams that the caller has closed, so that no other file takes their number.
 
-    What is read from or written to these fails, as if they were still closed; stderr takes all, as nobody can be told.
+    Reading from stdin and writing to stdout then fail, as if they were still closed; what stderr gets is discarded.
     """
     for number, name, mode, flags in (
         (0, "stdin", "r", os.O_WRONLY),
@@ -100,7 +128,7 @@ def _open_closed_streams() -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; every error that a user can cause is one line, an unknown one keeps its traceback."""
+    """Run the program; an error that a user can cause is one line, an unexpected one keeps its traceback."""
     output, Output.lost = Output(), None
     forget_notes()
     try:
@@ -114,7 +142,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         code = error.exit_code
     except TyperException as error:
         message = error.format_message().rstrip(".")
-        if not message:  # no command was given, and the help has been shown
+        if not message:  # no command was given, and the help has been printed
             return error.exit_code
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "omgsr"
@@ -123,7 +151,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, Abort):
         code = INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our results has gone; Python must not complain again while it closes stdout.
+        # The reader of our results has ended; Python must not complain again while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
@@ -131,18 +159,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         Output.lost, code = error, FAILED
     for text in take_notes():
-        output.note(f"note: {text}")
+        output.note(text)
     if Output.lost is not None:
         output.error(write_error("standard output", Output.lost))
         code = code or FAILED
-    # An interruption of a command comes as its code from typer, one of typer itself as an exception.
+    # Typer returns the code where a command was interrupted, and raises where it was interrupted itself.
     if code == INTERRUPTED:
-        output.note("interrupted; what is finished stays, the same command goes on from here")
+        output.message("interrupted; finished results are kept, re-run the command to resume")
     return code if isinstance(code, int) else 0
 
 
 def _is_stdouts(error: OSError) -> bool:
-    """Whether an error comes from what writes help to stdout, which is no code of ours."""
+    """Whether an error comes from a library that writes help to stdout."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next

@@ -3,73 +3,180 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from omgsr_cli.cli import bench_params as own
-from omgsr_cli.cli import params as shared
-from omgsr_cli.cli import upscale_params
-from omgsr_cli.cli.output import Output
-from omgsr_cli.cli.spread import choose_engine, first_device
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from omgsr_cli.cli import options as shared
+from omgsr_cli.cli.help import Command
+from omgsr_cli.cli.options import MODEL
+from omgsr_cli.cli.output import PIPED_COLUMNS, Output, terminal_columns
 from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.files.addresses import shown
 from omgsr_cli.files.shards import Shard, parse_shard
+from omgsr_cli.presets import DEFAULT_PRESET
 
 if TYPE_CHECKING:
+    from omgsr_cli.benchmark.metrics import KnownMetric
     from omgsr_cli.benchmark.results import Failure, Report
+    from omgsr_cli.benchmark.tables import Cell, Table
     from omgsr_cli.options import BenchOptions, EngineOptions
+
+IMAGES, SCORES, REPORTS = "Images", "Scores", "Reports"
+
+
+class BenchCommand(Command):
+    """How the help of `omgsr bench` looks."""
+
+    examples: ClassVar[Mapping[str, str]] = {
+        "omgsr bench": "bundled images, default model and bicubic",
+        "omgsr bench --data lr/ --hr hr/": "your own images and their references",
+        "omgsr bench --data lr/ --sr out/": "score restored images",
+        "omgsr bench --html report.html": "write a page with all images",
+    }
+    common: ClassVar[Collection[str]] = (
+        *("data", "hr", "sr", "recursive", "model", "device", "repeat", "metrics", "list_metrics", "csv", "html"),
+        *("markdown", "overwrite", "quiet", "help_all", "help"),
+    )
 
 
 def bench(
-    data: own.Data = None,
-    hr: own.Hr = None,
-    sr: own.Sr = None,
-    recursive: own.Recursive = False,
-    scale: own.Scale = None,
-    model: own.Model = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Low-quality images, or a folder with test_LR/ and test_HR/.",
+            show_default="bundled images",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
+    hr: Annotated[
+        Path | None,
+        typer.Option(
+            "--hr", metavar="FOLDER", help="High-quality references with the same names.", rich_help_panel=IMAGES
+        ),
+    ] = None,
+    sr: Annotated[
+        list[Path] | None,
+        typer.Option("--sr", metavar="FOLDER", help="Restored images to score; repeatable.", rich_help_panel=IMAGES),
+    ] = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="Search subfolders.", rich_help_panel=IMAGES)
+    ] = False,
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            parser=shared.parse_factor,
+            help="Scale of images without a reference.",
+            show_default="the model's, 4",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|PATH",
+            help="Preset, model folder, bicubic, lanczos or a network file; repeatable.",
+            show_default=f"{DEFAULT_PRESET} and bicubic",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     base: shared.Base = None,
     adapter: shared.Adapter = None,
-    device: upscale_params.Devices = None,
+    device: shared.Devices = None,
     precision: shared.Precision = "auto",
-    repeat: own.Repeat = None,
-    metrics: own.Metrics = None,
-    list_metrics: own.ListMetrics = False,
-    color_space: own.ColorSpace = "ycbcr",
-    crop_border: own.CropBorder = 0,
-    csv: own.Csv = None,
-    html: own.Html = None,
-    html_dir: own.HtmlDir = None,
-    markdown: own.Markdown = False,
-    latex: own.Latex = False,
-    overwrite: own.Overwrite = False,
-    cache: own.Cache = None,
-    seed: own.Seed = None,
-    workers: upscale_params.Workers = None,
-    shard: upscale_params.Shard = None,
+    repeat: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Restore each image N times to measure the speed.", rich_help_panel=MODEL
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Metrics of pyiqa, or paper for those of the paper.",
+            show_default="psnr,ssim; musiq,clipiqa if installed",
+            rich_help_panel=SCORES,
+        ),
+    ] = None,
+    list_metrics: Annotated[
+        bool, typer.Option("--list-metrics", help="List all metrics and exit.", rich_help_panel=SCORES)
+    ] = False,
+    color_space: Annotated[
+        str,
+        typer.Option(metavar="ycbcr|yiq|rgb", help="Colour space of psnr and ssim.", rich_help_panel=SCORES),
+    ] = "ycbcr",
+    crop_border: Annotated[
+        int,
+        typer.Option(min=0, metavar="PX", help="Border that psnr and ssim ignore, in pixels.", rich_help_panel=SCORES),
+    ] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Sample the latents, and draw the metrics' random crops, with this seed.",
+            show_default="no sampling",
+            rich_help_panel=SCORES,
+        ),
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write scores, means and differences as CSV.", rich_help_panel=REPORTS),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write an HTML report.", rich_help_panel=REPORTS)
+    ] = None,
+    html_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Put the images of the report into this folder.", rich_help_panel=REPORTS),
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the tables in Markdown.", rich_help_panel=REPORTS)
+    ] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="Print the tables in LaTeX.", rich_help_panel=REPORTS)] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace existing reports.", rich_help_panel=REPORTS)
+    ] = False,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep restored images and scores here.",
+            show_default="the user's cache",
+            rich_help_panel=REPORTS,
+        ),
+    ] = None,
+    workers: shared.Workers = None,
+    shard: shared.Shard = None,
     as_json: shared.AsJson = False,
     quiet: shared.Quiet = False,
     verbose: shared.Verbose = False,
+    help_all: shared.HelpAll = False,
 ) -> int:
     """Compare models: scores, speed, and an HTML report with before/after images.
 
-    By default, the default model and bicubic restore a small set of bundled images. Results are kept, so another metric
-    or model only adds its own work; re-run the command to resume. Without references, the report shows the images, with
-    scores of the metrics that need none.
+    Results are kept, so another metric or model only adds its own work; re-run the command to resume. Images without
+    references get the scores of metrics that need none.
     """
     output = Output(as_json=as_json, quiet=quiet, verbose=verbose)
     if list_metrics:
-        from omgsr_cli.cli.bench_table import print_metrics
-
-        print_metrics(output)
+        _list_metrics(output)
         return 0
-    requested = None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
-    forms = [name for name, is_set in {"--markdown": markdown, "--latex": latex, "--json": as_json}.items() if is_set]
-    if len(forms) > 1:
-        raise UsageError(f"{' and '.join(forms)} exclude each other", "choose one format for stdout")
+    formats = [name for name, given in {"--markdown": markdown, "--latex": latex, "--json": as_json}.items() if given]
+    if len(formats) > 1:
+        raise UsageError(f"{' and '.join(formats)} exclude each other", "give one format for stdout")
     if html_dir is not None and html is None:
         raise UsageError("--html-dir needs a page", "add --html FILE")
     for destination in (csv, html):
@@ -77,12 +184,12 @@ def bench(
             _check_destination(destination, overwrite)
     from omgsr_cli.options import BenchOptions, EngineOptions, build_options
 
-    spread = build_options(EngineOptions, workers=workers, device=device)
+    engine_options = build_options(EngineOptions, workers=workers, device=device)
     part = None if shard is None else parse_shard(shard, os.environ)
     if repeat is not None and (workers or 1) > 1:
         raise UsageError(
             f"--repeat {repeat} and --workers {workers} exclude each other",
-            "one process measures speed; leave out --workers",
+            "measure the speed with one process: remove --workers",
         )
 
     options = build_options(
@@ -95,30 +202,31 @@ def bench(
         model=tuple(model or ()),
         base=base,
         adapter=adapter,
-        device=first_device(device),
+        device=shared.first_device(device),
         precision=precision,
         repeat=repeat,
-        metrics=requested,
+        metrics=None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()],
         color_space=color_space,
         crop_border=crop_border,
         cache=cache,
         seed=seed,
     )
-    # pyiqa prints to stdout while it loads; stdout is for results.
+    # pyiqa prints what it loads; stdout is for results.
     with contextlib.redirect_stdout(sys.stderr):
-        report = _run(options, spread, part, output)
+        report = _run(options, engine_options, part, output)
     _write_reports(report, csv, html, html_dir, overwrite=overwrite)
     _print_report(report, output, markdown=markdown, latex=latex)
     return 1 if report.failures else 0
 
 
-def _run(options: BenchOptions, spread: EngineOptions, part: Shard | None, output: Output) -> Report:
-    """Report what is missing before long work begins, then run the plan."""
-    from omgsr_cli.benchmark.plan import plan_bench
-    from omgsr_cli.benchmark.runner import run_plan
-    from omgsr_cli.engines.local import Here
+def _run(options: BenchOptions, engine_options: EngineOptions, part: Shard | None, output: Output) -> Report:
+    """Plan and run; what is missing is printed before the long work begins."""
+    with output.loading("models"):
+        from omgsr_cli.benchmark.plan import plan_bench
+        from omgsr_cli.benchmark.runner import run_plan
+        from omgsr_cli.engines.local import Here
 
-    plan = plan_bench(options)
+        plan = plan_bench(options)
     if part is not None:
         cases = [case for case in plan.cases if part.holds(case.name)]
         if not cases:
@@ -126,19 +234,19 @@ def _run(options: BenchOptions, spread: EngineOptions, part: Shard | None, outpu
         plan = replace(plan, cases=cases, title=f"{plan.title}, part {part} with {len(cases)}")
     _print_failures(plan.failures, output)
     for note in plan.notes:
-        output.note(f"note: {note}")
-    chosen = choose_engine(spread, len(plan.cases))
+        output.note(note)
+    chosen = shared.choose_engine(engine_options, len(plan.cases))
     engine = None if isinstance(chosen, Here) else chosen
     with output.progress(len(plan.cases), "images") as view:
         report = run_plan(plan, engine, on_start=view.start, on_finish=view.finish)
     _print_failures([failure for failure in report.failures if failure not in plan.failures], output)
     untimed = [model.info.name for model in plan.restoring if report.speed(model.info.name) is None]
     if engine is not None and untimed:
-        output.note("note: speed is not measured with several processes; use --repeat 1 and a single process")
+        output.note("speed is not measured with several processes; use --repeat 1 and a single process")
     elif untimed:
-        output.note(f"note: {', '.join(untimed)}: no times of earlier runs exist; --repeat 1 measures them")
+        output.note(f"{', '.join(untimed)}: earlier runs kept no times; use --repeat 1 to measure them")
     elif any(speed.kept_runs for speed in report.speeds):
-        output.note("note: times of kept images were measured by earlier runs; --repeat 1 measures them again")
+        output.note("the times of kept images are those of earlier runs; use --repeat 1 to measure them again")
     return report
 
 
@@ -150,11 +258,11 @@ def _print_failures(failures: Sequence[Failure], output: Output) -> None:
 def _check_destination(path: Path, overwrite: bool) -> None:
     """Raise a UsageError, before any work, if a report cannot be written."""
     if path.is_dir():
-        raise UsageError(f"{shown(path)} is a folder", "use a file name")
+        raise UsageError(f"{shown(path)} is a folder", "give a file name")
     if os.path.lexists(path) and not overwrite:
-        raise UsageError(f"{shown(path)} exists", "use --overwrite or another name")
+        raise UsageError(f"{shown(path)} exists", "give --overwrite or another name")
     if not path.absolute().parent.is_dir():
-        raise UsageError(f"{shown(path)}: its folder does not exist", "create the folder, or use another name")
+        raise UsageError(f"{shown(path)}: its folder does not exist", "create it, or give another name")
 
 
 def _write_reports(
@@ -174,7 +282,96 @@ def _write_reports(
 def _print_report(report: Report, output: Output, *, markdown: bool, latex: bool) -> None:
     from omgsr_cli.benchmark import tables
     from omgsr_cli.benchmark.results import report_record
-    from omgsr_cli.cli.bench_table import report_text
 
-    text = tables.markdown if markdown else tables.latex if latex else report_text
+    text = tables.markdown if markdown else tables.latex if latex else _report_text
     output.result(text(report), report_record(report))
+
+
+def _report_text(report: Report) -> str:
+    """The tables for people, the best in bold; in colours only on a terminal."""
+    from omgsr_cli.benchmark.tables import tables_of
+
+    return _drawn(tables_of(report))
+
+
+def _list_metrics(output: Output) -> None:
+    """Print every metric: direction, range, kind, and whether its weights are installed."""
+    from omgsr_cli.benchmark.metrics import known_metrics
+    from omgsr_cli.benchmark.perceptual import missing_weights
+
+    found = [(known, missing_weights(known)) for known in known_metrics().values()]
+    if output.as_json:
+        for known, missing in found:
+            output.result(known.info.name, _metric_record(known, missing))
+        return
+    from omgsr_cli.benchmark.tables import Cell, Table
+
+    headings = ("metric", "better", "range", "kind", "weights", "description")
+    rows = tuple(tuple(map(Cell, _metric_texts(known, missing))) for known, missing in found)
+    output.result(_drawn([Table("metrics", headings, rows, False)]), {})
+
+
+def _metric_texts(known: KnownMetric, missing: Sequence[Path]) -> tuple[str, ...]:
+    info = known.info
+    unit = f" {info.unit}" if info.unit else ""
+    direction = "lower ↓" if info.lower_is_better else "higher ↑"
+    return info.name, direction, info.score_range + unit, info.kind, _weights_text(known, missing), known.summary
+
+
+def _metric_record(known: KnownMetric, missing: Sequence[Path]) -> dict[str, object]:
+    info = known.info
+    return {
+        "name": info.name,
+        "direction": "lower" if info.lower_is_better else "higher",
+        "range": info.score_range,
+        "unit": info.unit,
+        "kind": info.kind,
+        "source": info.source,
+        "weights_here": None if known.weights is None else not missing,
+        "missing_weights": [str(path) for path in missing],
+        "summary": known.summary,
+    }
+
+
+def _weights_text(known: KnownMetric, missing: Sequence[Path]) -> str:
+    if known.weights is None:
+        return "downloaded on first use"
+    if not known.weights:
+        return "none needed"
+    return "missing" if missing else "installed"
+
+
+def _rich_table(table: Table) -> RichTable:
+    drawn = RichTable(title=escape(table.title), title_justify="left", title_style="bold")
+    for index, heading in enumerate(table.headings):
+        drawn.add_column(escape(heading), justify="right" if index and table.is_numeric else "left", no_wrap=True)
+    for row in table.rows:
+        drawn.add_row(*(_styled(cell) for cell in row))
+    return drawn
+
+
+def _blocks(table: Table) -> Iterator[str]:
+    """The table as a block of lines per row, for narrow terminals."""
+    yield f"[bold]{escape(table.title)}[/]"
+    for name, *cells in table.rows:
+        yield f"\n{_styled(name)}"
+        for heading, cell in zip(table.headings[1:], cells, strict=True):
+            yield f"  {escape(heading)}: {_styled(cell)}"
+    yield ""
+
+
+def _styled(cell: Cell) -> str:
+    return f"[bold]{escape(cell.text)}[/]" if cell.is_best else escape(cell.text)
+
+
+def _drawn(tables: Sequence[Table]) -> str:
+    columns = terminal_columns()
+    text, width = io.StringIO(), columns or PIPED_COLUMNS
+    console = Console(file=text, force_terminal=columns is not None, width=width, highlight=False, emoji=False)
+    for table in tables:
+        drawn = _rich_table(table)
+        if console.measure(drawn, options=console.options.update(width=10_000)).maximum <= width:
+            console.print(drawn)
+        else:
+            console.print("\n".join(_blocks(table)))
+    return text.getvalue().rstrip("\n")

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from omgsr_cli.cli.help_screen import Command, Group
+from omgsr_cli.cli.help import Command, Group
 from omgsr_cli.cli.output import Output
 from omgsr_cli.errors import ModelError, UnknownModelError, UsageError, reason_of
 from omgsr_cli.files.addresses import shown
-from omgsr_cli.options import ModelOptions, build_options
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS, find_preset
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class _PullDialogue:
     def __init__(self, output: Output, yes: bool) -> None:
         self._yes = yes
         self._output = output
-        self.note = output.note
+        self.note = output.message
         self.download = output.download
 
     def agree(self, question: str) -> None:
@@ -73,21 +72,22 @@ def list_models(as_json: _Json = False) -> None:
     """List the known and the downloaded models."""
     from omgsr_cli.diagnosis.models import check_models
 
-    output = Output(as_json=as_json)
+    rows, records = [], []
     for health in check_models():
         preset = PRESETS.get(health.name)
         summary = preset.summary if preset else "downloaded or copied"
-        default = ", the default" if health.name == DEFAULT_PRESET else ""
-        output.result(
-            shown(f"{health.name}: {summary}; {_state(health)}{default}"),
+        is_default = health.name == DEFAULT_PRESET
+        rows.append((shown(health.name), shown(_state(health)) + (", the default" if is_default else ""), summary))
+        records.append(
             {
                 "name": health.name,
                 "summary": summary,
                 "folder": None if health.folder is None else str(health.folder),
-                "default": health.name == DEFAULT_PRESET,
+                "default": is_default,
                 "damage": list(health.damage),
-            },
+            }
         )
+    Output(as_json=as_json).table(("model", "state", "description"), rows, records)
 
 
 @models.command(cls=Command)
@@ -157,6 +157,7 @@ def merge(
     """
     from omgsr_cli.installation.merging import write_merged
     from omgsr_cli.models.sources import find_model
+    from omgsr_cli.options import ModelOptions, build_options
 
     options = build_options(ModelOptions, base=base, adapter=adapter, mid_timestep=mid_timestep, prompt=prompt)
     write_merged(find_model(options), out, half=half, text_encoder=text_encoder)
@@ -183,7 +184,7 @@ def remove(
         shutil.rmtree(folder)
     except OSError as error:
         raise ModelError(f"{folder} cannot be removed: {reason_of(error)}") from error
-    output.note(f"removed {shown(folder)}")
+    output.message(f"removed {shown(folder)}")
 
 
 def _found(name: str) -> Path:

@@ -1,32 +1,41 @@
-"""How the program speaks: results on stdout, everything else on stderr, in one of three modes."""
+"""What a command prints: results on stdout, everything else on stderr, in one of three modes."""
 
 from __future__ import annotations
 
+import io
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
-from omgsr_cli.cli.progress import ProgressView, StepView, show_bytes, show_files, show_steps
+from omgsr_cli.cli.progress import FileProgress, ShowsStep, show_bytes, show_files, show_steps
 from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.files.addresses import json_text, shown
 
 View = TypeVar("View")
 
+# Columns of a table that no terminal shows.
+PIPED_COLUMNS = 200
+
 
 class Output:
-    """Says what a command finds, in the mode that was asked for.
+    """Prints what a command finds, in the mode that was asked for.
+
+    On a terminal, text is wrapped at words; elsewhere a line stays a line.
 
     Args:
-        as_json: results are one JSON object a line.
-        quiet: no notes, no progress, no summary; errors are always said.
-        verbose: notes on single files are said also where they are many.
-        mute: say nothing at all, as of several processes all but one do.
+        as_json: print one JSON object per result and line.
+        quiet: print no notes, progress or summary; errors are always printed.
+        verbose: print details too.
+        mute: print nothing at all: all but one of several training processes.
     """
 
     lost: ClassVar[OSError | None] = None
@@ -39,19 +48,26 @@ class Output:
         self.mute = mute
         self.quiet = quiet or mute
         self.verbose = verbose
-        self._errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+        self._errors = Console(stderr=True, highlight=False, emoji=False)
         self._has_bars = False
 
     def result(self, text: str | Path, record: Mapping[str, object]) -> None:
-        """Say a result: its text, or its record; a path is given to a program as it is, and to a person escaped."""
+        """Print a result: its text, or its record with --json.
+
+        A path is never wrapped; it is escaped on a terminal and written as it is to a pipe or file.
+        """
         if self.mute:
             return
-        if isinstance(text, Path):
-            text = shown(text) if sys.stdout.isatty() else str(text)
-        line = json_text(record) if self.as_json else text
-        if self._has_bars and sys.stdout.isatty():
-            # Both streams are one screen: only its console knows how to print above the bars.
-            self._print(escape(line))
+        columns = terminal_columns()
+        if self.as_json:
+            line = json_text(record)
+        elif isinstance(text, Path):
+            line = shown(text) if columns else str(text)
+        else:
+            line = _wrapped(text, columns) if columns else text
+        if self._has_bars and columns:
+            # Both streams are one screen: only its console can print above the bars.
+            self._print(escape(line), soft_wrap=True)
             return
         try:
             # In a line of text a name that is not valid Unicode comes out as the bytes it is.
@@ -60,21 +76,38 @@ class Output:
         except BrokenPipeError:
             raise
         except OSError as error:
-            # The work goes on; that its results were not listed is an error at the end.
+            # The work continues; the lost results are an error at the end.
             Output.lost = error
 
-    def note(self, text: str) -> None:
-        """Say something worth knowing."""
-        if not self.quiet:
-            self._say(text)
+    def table(
+        self, headings: Sequence[str], rows: Sequence[Sequence[str]], records: Sequence[Mapping[str, object]]
+    ) -> None:
+        """Print results as a table with a row for each, or as their records with --json."""
+        if self.as_json:
+            for record in records:
+                self.result("", record)
+            return
+        columns = terminal_columns()
+        table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(headings))
+        for heading in headings:
+            table.add_column(escape(heading))
+        for row in rows:
+            table.add_row(*map(escape, row))
+        text, width = io.StringIO(), columns or PIPED_COLUMNS
+        Console(file=text, force_terminal=bool(columns), width=width, highlight=False, emoji=False).print(table)
+        self.result("\n".join(line.rstrip() for line in text.getvalue().splitlines()), {})
 
-    def detail(self, text: str) -> None:
-        """Say something only where everything was asked for."""
-        if self.verbose:
-            self._say(text)
+    def message(self, text: str, *, detail: bool = False) -> None:
+        """Print a line about the run, such as its summary; a detail only with --verbose."""
+        if self.verbose if detail else not self.quiet:
+            self._print(escape(text))
+
+    def note(self, text: str, *, detail: bool = False) -> None:
+        """Print what was skipped, dropped or changed; a detail only with --verbose."""
+        self.message(f"note: {text}", detail=detail)
 
     def error(self, error: OmgsrError) -> None:
-        """Say what went wrong, and what to do next."""
+        """Print what is wrong, and what to do next."""
         if self.mute:
             return
         self._print(f"[bold red]error:[/] {escape(shown(error.message))}")
@@ -82,34 +115,38 @@ class Output:
             self._print(f"[cyan]hint:[/] {escape(shown(error.hint))}")
 
     def confirm(self, question: str, *, yes: bool, hint: str) -> None:
-        """Ask before something that a person should decide; `yes` has answered already.
+        """Ask before something that a person should decide, unless `yes` has answered already.
 
         Raises:
-            UsageError: nobody can be asked here.
+            UsageError: stdin is not a terminal.
             typer.Abort: the answer is no.
         """
         if yes:
             return
         if sys.stdin is None or not sys.stdin.isatty():
-            raise UsageError(f"nobody is here to ask: {question}", hint)
+            raise UsageError(f"cannot prompt, stdin is not a terminal: {question}", hint)
         typer.confirm(question, abort=True, err=True)
 
-    def progress(self, count: int | None, what: str = "files") -> AbstractContextManager[ProgressView]:
+    def loading(self, what: str) -> AbstractContextManager[object]:
+        """Show on a terminal that something is being loaded."""
+        return self._terminal.status(f"Loading {escape(what)}") if self._terminal else nullcontext()
+
+    def progress(self, count: int | None, what: str = "files") -> AbstractContextManager[FileProgress]:
         """Show progress through many items: bars on a terminal, an occasional line elsewhere.
 
         Args:
             count: number of items; None if it is not known yet.
             what: plural name of the items.
         """
-        return self._with_bars(show_files(self._terminal, self.note, count, what))
+        return self._with_bars(show_files(self._terminal, self.message, count, what))
 
-    def steps(self, total: int) -> AbstractContextManager[StepView]:
+    def steps(self, total: int) -> AbstractContextManager[ShowsStep]:
         """Show progress through one long computation: a live line on a terminal, an occasional line elsewhere."""
-        return self._with_bars(show_steps(self._terminal, self.note, total))
+        return self._with_bars(show_steps(self._terminal, self.message, total))
 
     def download(self, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """Show progress of a download of `total` bytes: a bar on a terminal, an occasional line elsewhere."""
-        return self._with_bars(show_bytes(self._terminal, self.note, total))
+        return self._with_bars(show_bytes(self._terminal, self.message, total))
 
     @contextmanager
     def _with_bars(self, bars: AbstractContextManager[View]) -> Iterator[View]:
@@ -122,13 +159,32 @@ class Output:
 
     @property
     def _terminal(self) -> Console | None:
-        """Where bars are shown; elsewhere notes are said, which are none if it is to be quiet."""
+        """Where live displays are shown; None where notes are printed instead, or nothing."""
         return self._errors if self._errors.is_terminal and not self.quiet else None
 
-    def _say(self, text: str) -> None:
-        self._print(escape(text))
-
-    def _print(self, markup: str) -> None:
-        # Where not even stderr can be written, nobody can be told.
+    def _print(self, markup: str, *, soft_wrap: bool = False) -> None:
+        # Where stderr cannot be written either, there is no place left for a message.
         with suppress(OSError):
-            self._errors.print(markup)
+            self._errors.print(markup, soft_wrap=soft_wrap or not self._errors.is_terminal)
+
+
+def terminal_columns() -> int | None:
+    """The width of the terminal that shows results; None where stdout is not one."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _wrapped(text: str, columns: int) -> str:
+    """The text with its lines wrapped at words; continued lines are indented two columns deeper than their first."""
+    lines = [piece for line in text.split("\n") for piece in _wrapped_line(line, columns)]
+    return "\n".join(lines)
+
+
+def _wrapped_line(line: str, columns: int) -> Iterator[str]:
+    content = Text.from_ansi(line)
+    if content.cell_len <= columns:
+        yield line
+        return
+    indent = " " * (len(content.plain) - len(content.plain.lstrip()))
+    pieces = Text(content.plain.lstrip()).wrap(Console(), max(columns - len(indent) - 2, 10))
+    for index, piece in enumerate(pieces):
+        yield f"{indent}{'  ' if index else ''}{piece.plain.rstrip()}"

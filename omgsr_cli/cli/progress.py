@@ -1,4 +1,4 @@
-"""How far work has come, and how long it takes: bars on a terminal, a line now and then in a log."""
+"""How much is finished and how long the rest takes: bars on a terminal, an occasional line in a log."""
 
 from __future__ import annotations
 
@@ -18,50 +18,51 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Column
 
 _LOG_EVERY_S = 30.0
 
 
-class ProgressView(Protocol):
-    """Two counters: files, and tiles of the file in work."""
+class FileProgress(Protocol):
+    """Two counters: files, and tiles of the current file."""
 
     def start(self, name: str) -> None:
-        """A file begins."""
+        """Show the name of the current file."""
         ...
 
     def tiles(self, done: int, total: int) -> None:
-        """Some of its tiles are done."""
+        """Show how many of its tiles are finished."""
         ...
 
     def finish(self) -> None:
-        """The file has ended, in whatever way."""
+        """Count a file that is finished, skipped or failed."""
         ...
 
     def count(self, files: int) -> None:
-        """How many files there are shows only now."""
+        """Set the number of files, where it was not known before."""
         ...
 
 
-StepView = Callable[[int, str], None]
-"""Told how many steps are done, and what there is to say about the last."""
+ShowsStep = Callable[[int, str], None]
+"""Shows the number of finished steps and a text about the latest."""
 
 
-Say = Callable[[str], None]
-"""Says one line in a log."""
+PrintsLine = Callable[[str], None]
+"""Prints one line in a log."""
 
 
 @contextmanager
-def show_files(terminal: Console | None, say: Say, count: int | None, what: str) -> Iterator[ProgressView]:
-    """Show how far the work on so many of something has come.
+def show_files(terminal: Console | None, log: PrintsLine, count: int | None, what: str) -> Iterator[FileProgress]:
+    """Show progress through many items.
 
     Args:
-        terminal: where bars are shown; without one a line is said now and then.
-        say: says it.
-        count: how many; None where this is not known yet.
-        what: they are.
+        terminal: where bars are shown; without one, a line is printed every half minute.
+        log: prints it.
+        count: number of items; None where it is not known yet.
+        what: plural name of the items.
     """
     if terminal is None:
-        yield _Log(say, count, what)
+        yield _Log(log, count, what)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(True))
     with Progress(*columns, console=terminal, transient=True) as progress:
@@ -69,22 +70,23 @@ def show_files(terminal: Console | None, say: Say, count: int | None, what: str)
 
 
 @contextmanager
-def show_steps(terminal: Console | None, say: Say, total: int) -> Iterator[StepView]:
-    """Show how far one long computation is; terminal and say as for `show_files`."""
+def show_steps(terminal: Console | None, log: PrintsLine, total: int) -> Iterator[ShowsStep]:
+    """Show progress through one long computation; terminal and log as for `show_files`."""
     if terminal is None:
-        yield _StepLog(say, total)
+        yield _StepLog(log, total)
         return
-    columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=terminal, transient=True) as progress:
-        task = progress.add_task("", total=total)
+    # Losses, speed and time left continue on a second line where the terminal is narrow.
+    text = TextColumn("{task.description}", table_column=Column(ratio=1))
+    with Progress(BarColumn(12), MofNCompleteColumn(), text, console=terminal, transient=True, expand=True) as progress:
+        task = progress.add_task("loading model and data", total=total)
         yield lambda done, text: progress.update(task, completed=done, description=escape(text))
 
 
 @contextmanager
-def show_bytes(terminal: Console | None, say: Say, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how many bytes of so many have come; the function is told how many more."""
+def show_bytes(terminal: Console | None, log: PrintsLine, total: int) -> Iterator[Callable[[int], None]]:
+    """Show progress through a download; the function adds bytes that have arrived."""
     if terminal is None:
-        yield _ByteLog(say, total).add
+        yield _ByteLog(log, total).add
         return
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=terminal, transient=True) as progress:
@@ -93,31 +95,31 @@ def show_bytes(terminal: Console | None, say: Say, total: int) -> Iterator[Calla
 
 
 class _StepLog:
-    """Says the first step, the last, and some in between."""
+    """Prints the first step, the last, and some in between."""
 
-    def __init__(self, say: Say, total: int) -> None:
-        self._say, self._total = say, total
-        self._said: float | None = None
+    def __init__(self, log: PrintsLine, total: int) -> None:
+        self._log, self._total = log, total
+        self._logged_s: float | None = None
 
     def __call__(self, done: int, text: str) -> None:
         now = time.monotonic()
-        if self._said is None or done == self._total or now - self._said >= _LOG_EVERY_S:
-            self._said = now
-            self._say(f"{done} of {self._total}: {text}")
+        if self._logged_s is None or done == self._total or now - self._logged_s >= _LOG_EVERY_S:
+            self._logged_s = now
+            self._log(f"{done} of {self._total}: {text}")
 
 
 class _Bars:
-    """Live bars on a terminal: one of all, one of the tiles of the file in work."""
+    """Live bars on a terminal: one for all files, one for the tiles of the current file."""
 
     def __init__(self, progress: Progress, count: int | None, what: str) -> None:
         self._progress = progress
         self._all = progress.add_task(what, total=count)
-        self._tiles = progress.add_task("tiles", total=None)
+        self._tiles = progress.add_task("", total=None, visible=False)
 
     def start(self, name: str) -> None:
         longest = min(40, self._progress.console.width // 3)
         short = name if len(name) <= longest else "…" + name[1 - longest :]
-        self._progress.reset(self._tiles, total=None, description=escape(short))
+        self._progress.reset(self._tiles, total=None, visible=True, description=escape(short))
 
     def tiles(self, done: int, total: int) -> None:
         self._progress.update(self._tiles, completed=done, total=total)
@@ -130,59 +132,59 @@ class _Bars:
 
 
 class _Log:
-    """A line now and then."""
+    """An occasional line."""
 
-    def __init__(self, say: Say, count: int | None, what: str) -> None:
-        self._say = say
+    def __init__(self, log: PrintsLine, count: int | None, what: str) -> None:
+        self._log = log
         self._count, self._what = count, what
         self._done = 0
         self._name = ""
-        self._began = self._said = time.monotonic()
+        self._began = self._logged_s = time.monotonic()
 
     def start(self, name: str) -> None:
         self._name = name
 
     def tiles(self, done: int, total: int) -> None:
-        self._maybe_say(f"{self._name}: tile {done} of {total}")
+        self._maybe_log(f"{self._name}: tile {done} of {total}")
 
     def finish(self) -> None:
         self._done += 1
         if self._count is None:
-            self._maybe_say(f"{self._done} {self._what} so far")
+            self._maybe_log(f"{self._done} {self._what} so far")
             return
         left = (time.monotonic() - self._began) / self._done * (self._count - self._done)
         if self._done < self._count:
-            self._maybe_say(f"{self._done} of {self._count} {self._what}, about {duration(left)} left")
+            self._maybe_log(f"{self._done} of {self._count} {self._what}, about {duration(left)} left")
 
     def count(self, files: int) -> None:
         self._count = files
 
-    def _maybe_say(self, text: str) -> None:
+    def _maybe_log(self, text: str) -> None:
         now = time.monotonic()
-        if now - self._said >= _LOG_EVERY_S:
-            self._said = now
-            self._say(text)
+        if now - self._logged_s >= _LOG_EVERY_S:
+            self._logged_s = now
+            self._log(text)
 
 
 class _ByteLog:
-    """A line now and then, of bytes that come."""
+    """An occasional line during a download."""
 
-    def __init__(self, say: Say, total: int) -> None:
-        self._say = say
+    def __init__(self, log: PrintsLine, total: int) -> None:
+        self._log = log
         self._total = total
-        self._came = 0
-        self._said = time.monotonic()
-        say(f"fetching {total >> 20} MiB")
+        self._received = 0
+        self._logged_s = time.monotonic()
+        log(f"downloading {total >> 20} MiB")
 
     def add(self, count: int) -> None:
-        self._came += count
-        if time.monotonic() - self._said >= _LOG_EVERY_S:
-            self._said = time.monotonic()
-            self._say(f"{self._came >> 20} of {self._total >> 20} MiB")
+        self._received += count
+        if time.monotonic() - self._logged_s >= _LOG_EVERY_S:
+            self._logged_s = time.monotonic()
+            self._log(f"{self._received >> 20} of {self._total >> 20} MiB")
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: "0.4 s", "12 s", "3 min 05 s", "2 h 10 min"."""
+    """Seconds in units that people read: "0.4 s", "12 s", "3 min 05 s", "2 h 10 min"."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)

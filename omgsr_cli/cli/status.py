@@ -1,4 +1,4 @@
-"""`omgsr status`: what the reports of a run tell."""
+"""`omgsr status`: the state of a run, from its reports."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Annotated
 import typer
 
 from omgsr_cli.batch.reports import RunState, read_reports
-from omgsr_cli.cli import params as shared
+from omgsr_cli.cli import options as shared
 from omgsr_cli.cli.output import Output
 from omgsr_cli.cli.progress import duration
 from omgsr_cli.files.addresses import shown
 
 
 def status(
-    reports: Annotated[list[Path], typer.Argument(metavar="REPORT", help="Files that --report named.")],
+    reports: Annotated[list[Path], typer.Argument(metavar="REPORT", help="Files written by --report.")],
     as_json: shared.AsJson = False,
 ) -> int:
-    """Tell how far a run is: what is done, what failed and why, how fast, and how long it will take.
+    """Show the progress of a run: finished and failed files with reasons, speed and time left.
 
-    Reports of several parts are put together.
+    The reports of several parts are added up.
     """
     state = read_reports(reports)
     record = {
@@ -32,11 +32,11 @@ def status(
         "seconds_left": None if state.seconds_left is None else round(state.seconds_left),
         "reasons": dict(state.reasons),
     }
-    Output(as_json=as_json).result(_told(state), record)
+    Output(as_json=as_json).result(_text(state), record)
     return 0
 
 
-def _told(state: RunState) -> str:
+def _text(state: RunState) -> str:
     of = "" if state.files is None else f" of {state.files}"
     parts = [f"{state.finished}{of} finished"]
     if state.failed:

@@ -1,115 +1,203 @@
-"""`omgsr train`: a configuration to a run, its events to lines."""
+"""`omgsr train`: train a model from a configuration, check it, and export or publish the result."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from omgsr_cli.cli import params as shared
-from omgsr_cli.cli import train_params as own
+import typer
+
+from omgsr_cli.cli import options as shared
+from omgsr_cli.cli.help import Command
+from omgsr_cli.cli.options import OUTPUT
 from omgsr_cli.cli.output import Output
-from omgsr_cli.errors import FileError, UsageError
+from omgsr_cli.cli.progress import ShowsStep, duration
+from omgsr_cli.errors import FileError, OmgsrError, UsageError
 
 if TYPE_CHECKING:
     from omgsr_cli.training.config import TrainConfig
     from omgsr_cli.training.config_errors import Draft
+    from omgsr_cli.training.events import Event, StepDone
 
+CONFIGURATION, RUN, RESULT = "Configuration", "Run", "Export and publish"
 
+# At most this many unreadable images are listed.
 _LISTED = 20
-"""Images that cannot be read are named up to this many."""
+_SIGNALLED = 128
+_GIB = 2**30
+
+
+class TrainCommand(Command):
+    """How the help of `omgsr train` looks."""
+
+    examples: ClassVar[Mapping[str, str]] = {
+        "omgsr train --print-config omgsr-tiny > my.toml": "begin here",
+        "omgsr train my.toml --check": "estimate first",
+        "omgsr train my.toml": "train, or resume",
+        "omgsr train my.toml --set optim.lr=1e-4": "change a value",
+    }
 
 
 def train(
-    config: own.Config = None,
-    sets: own.Sets = None,
-    check: own.Check = False,
-    print_config: own.PrintConfig = None,
-    schema: own.Schema = False,
-    resume: own.Resume = "auto",
-    device: own.Device = None,
-    export: own.Export = None,
-    push_to_hub: own.PushToHub = None,
-    report: own.Report = None,
-    as_json: own.AsJson = False,
+    config: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="CONFIG.toml", help="Configuration of the run; --print-config prints one to begin with."
+        ),
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a value of the configuration, such as optim.lr=1e-4; repeatable.",
+            rich_help_panel=CONFIGURATION,
+        ),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Validate the configuration and the data, take two steps, and estimate memory, time and disk.",
+            rich_help_panel=CONFIGURATION,
+        ),
+    ] = False,
+    print_config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Print a complete configuration: omgsr-s-512 or omgsr-tiny.",
+            rich_help_panel=CONFIGURATION,
+        ),
+    ] = None,
+    schema: Annotated[
+        bool,
+        typer.Option(
+            "--schema", help="Print the JSON schema of the configuration, for editors.", rich_help_panel=CONFIGURATION
+        ),
+    ] = False,
+    resume: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|PATH",
+            help="Checkpoint to resume from; auto is the newest, if there is one.",
+            rich_help_panel=RUN,
+        ),
+    ] = "auto",
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Device: cuda, cuda:1, mps, xpu or cpu.",
+            show_default="the first available",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    export: Annotated[
+        tuple[str, Path] | None,
+        typer.Option(
+            metavar="merged FOLDER",
+            help="Write the newest checkpoint, or the one of --resume, as one folder without a base model.",
+            rich_help_panel=RESULT,
+        ),
+    ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="Upload the checkpoint or export with its model card.",
+            rich_help_panel=RESULT,
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write report.html with the curves and validation images of the run in FOLDER.",
+            rich_help_panel=RESULT,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per event on stdout.", rich_help_panel=OUTPUT)
+    ] = False,
     quiet: shared.Quiet = False,
 ) -> int:
-    """Train a model, going on from its newest checkpoint.
+    """Train a model, or resume from its newest checkpoint.
 
-    The folder of the last checkpoint is printed; `omgsr upscale --model` takes it. On several GPUs:
-    torchrun --nproc_per_node 2 -m omgsr_cli train CONFIG.toml, or accelerate launch -m omgsr_cli train CONFIG.toml.
+    The folder of the last checkpoint is printed, for omgsr upscale --model FOLDER. On several GPUs: torchrun
+    --nproc_per_node 2 -m omgsr_cli train CONFIG.toml, or accelerate launch -m omgsr_cli train CONFIG.toml.
     """
-    # Of several processes of a launcher the first one speaks.
+    # Of several processes, the first one prints.
     is_first = os.environ.get("RANK", "0") == "0"
-    talk = Output(as_json=as_json, quiet=quiet) if is_first else Output(mute=True)
+    output = Output(as_json=as_json, quiet=quiet) if is_first else Output(mute=True)
     if schema or print_config is not None:
-        return _print_form(talk, print_config)
+        return _print_config(output, print_config)
     if report is not None:
         if config is not None or check or export or push_to_hub:
-            raise UsageError("--report stands alone", f"omgsr train --report {report}")
-        return _write_report(talk, report)
+            raise UsageError("--report takes no configuration and no other action", f"omgsr train --report {report}")
+        return _write_report(output, report)
     if config is None:
-        raise UsageError("there is no configuration", "omgsr train --print-config omgsr-tiny > config.toml")
+        raise UsageError("no configuration given", "omgsr train --print-config omgsr-tiny > config.toml")
     if check and (export or push_to_hub):
-        raise UsageError("--check has no place beside --export and --push-to-hub", "give one of them")
+        raise UsageError("--check and --export or --push-to-hub exclude each other", "give one of them")
     draft = _read(config, sets or [])
     if draft.problems and (export or push_to_hub):
-        return _say_problems(talk, draft)
+        return _print_problems(output, draft)
     if export is not None or push_to_hub is not None:
-        from omgsr_cli.cli.train_results import export_or_push
-
-        return export_or_push(talk, draft.check(), resume, export, push_to_hub)
-    from omgsr_cli.cli.train_run import choose_training_device, run_training
+        return _export_or_push(output, draft.check(), resume, export, push_to_hub)
     from omgsr_cli.training.check import check_files
 
-    choose_training_device(device)
-    check_files(draft, resume)
+    with output.loading("PyTorch"):
+        _choose_device(device)
+        check_files(draft, resume)
     if draft.problems:
-        return _say_problems(talk, draft)
+        return _print_problems(output, draft)
     from omgsr_cli.training.data import UnreadableImagesError
 
     try:
         if check:
-            from omgsr_cli.cli.train_check import say_check
-
-            return say_check(talk, draft.check(), resume)
-        return run_training(talk, draft.check(), resume)
+            return _check(output, draft.check(), resume)
+        return _run(output, draft.check(), resume)
     except UnreadableImagesError as error:
         for problem in error.problems[:_LISTED]:
-            talk.error(FileError(problem.message))
+            output.error(FileError(problem.message))
         if len(error.problems) > _LISTED:
-            talk.note(f"... and {len(error.problems) - _LISTED} more")
+            output.message(f"... and {len(error.problems) - _LISTED} more")
         raise
 
 
-def _print_form(talk: Output, name: str | None) -> int:
-    import json
-
+def _print_config(output: Output, name: str | None) -> int:
+    """Print a preset's configuration, or the JSON schema."""
     from omgsr_cli.training.config import config_schema, read_preset_config
 
     if name is None:
         schema = config_schema()
-        talk.result(json.dumps(schema, indent=2, ensure_ascii=False), schema)
+        output.result(json.dumps(schema, indent=2, ensure_ascii=False), schema)
     else:
         text = read_preset_config(name)
-        talk.result(text.rstrip("\n"), {"name": name, "config": text})
+        output.result(text.rstrip("\n"), {"name": name, "config": text})
     return 0
 
 
-def _write_report(talk: Output, folder: Path) -> int:
+def _write_report(output: Output, folder: Path) -> int:
     from omgsr_cli.packages import install_command
     from omgsr_cli.training.logs import read_history
     from omgsr_cli.training.report import can_plot, write_run_page
 
     page = write_run_page(read_history(folder))
     if not can_plot():
-        talk.note(f"The page has no curves: matplotlib is not installed. Install it with: {install_command('plot')}")
-    talk.result(str(page), {"event": "reported", "page": str(page)})
+        output.note(f"the page has no curves: matplotlib is not installed; {install_command('plot')}")
+    output.result(str(page), {"event": "reported", "page": str(page)})
     return 0
 
 
 def _read(path: Path, sets: list[str]) -> Draft[TrainConfig]:
-    """The configuration with whatever is wrong with it: from a file, or a preset's by its name."""
+    """The configuration with its errors: from a file, or of a preset by its name."""
     from omgsr_cli.training.config import PRESET_CONFIGS, draft_run, parse_table, read_preset_config, read_table
 
     name = str(path)
@@ -118,11 +206,249 @@ def _read(path: Path, sets: list[str]) -> Draft[TrainConfig]:
     return draft_run(read_table(path, sets))
 
 
-def _say_problems(talk: Output, draft: Draft[TrainConfig]) -> int:
-    """Report every error of a configuration on a line of its own."""
+def _print_problems(output: Output, draft: Draft[TrainConfig]) -> int:
+    """Print every error of a configuration on a line of its own."""
     problems = draft.lines()
     for problem in problems:
-        talk.error(UsageError(problem))
-    talk.note(f"{len(problems)} error{'s' if len(problems) > 1 else ''} in the configuration; nothing was trained")
-    talk.note("`omgsr train --schema` lists what each key takes")
+        output.error(UsageError(problem))
+    output.message(f"{len(problems)} error{'s' if len(problems) > 1 else ''} in the configuration; nothing was trained")
+    output.message("`omgsr train --schema` lists what each key takes")
     return 2
+
+
+def _choose_device(name: str | None) -> None:
+    """Set the environment variables by which accelerate chooses the device.
+
+    Raises:
+        DeviceError: it does not exist.
+        UsageError: a launcher has given each process its own device.
+    """
+    if name is None:
+        return
+    from omgsr_cli.models.devices import choose_device
+
+    device = choose_device(name)
+    if device.type == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(f"--device {name}: the launcher gives each process its device", "remove --device")
+    else:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
+
+
+def _run(output: Output, config: TrainConfig, resume: str) -> int:
+    """Train and print what happens.
+
+    Returns:
+        0, or 130 or 143 where SIGINT or SIGTERM ended the run after saving.
+    """
+    with output.loading("PyTorch"):
+        from omgsr_cli.training.loop import train
+
+    with output.steps(config.train.steps) as view:
+        result = train(config, resume=resume, report=_EventView(output, view))
+    skipped = f"; skipped {result.broken} unreadable image{'s' * (result.broken > 1)}" if result.broken else ""
+    output.message(f"{result.step} of {result.steps} steps are finished{skipped}")
+    if result.checkpoint is not None:
+        folder = str(result.checkpoint)
+        output.result(
+            folder, {"event": "finished", "step": result.step, "folder": folder, "broken_images": result.broken}
+        )
+    return _SIGNALLED + result.signal if result.signal else 0
+
+
+class _EventView:
+    """Prints the events of a run as a live line and notes, or as JSON.
+
+    Args:
+        output: prints notes and JSON.
+        view: shows the live line.
+    """
+
+    def __init__(self, output: Output, view: ShowsStep) -> None:
+        self._output, self._view = output, view
+
+    def __call__(self, event: Event) -> None:
+        """Print one event."""
+        from omgsr_cli.training.events import StepDone
+
+        if self._output.as_json:
+            self._output.result("", _event_record(event))
+        if isinstance(event, StepDone):
+            self._view(event.step, _step_line(event))
+        else:
+            self._output.message(_event_line(event))
+
+
+def _event_record(event: Event) -> dict[str, object]:
+    """An event as a JSON object: its kind in "event", and its fields."""
+    from omgsr_cli.training.events import Noticed, Saved, Started, StepDone, Validated
+
+    kinds = {Noticed: "noticed", Started: "started", StepDone: "step", Validated: "validated", Saved: "saved"}
+    fields = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(event).items()}
+    return {"event": kinds[type(event)], **fields}
+
+
+def _step_line(event: StepDone) -> str:
+    """A finished step: losses, speed, time left and memory."""
+    if event.skipped:
+        return "skipped: a loss or a gradient was not finite"
+    pace = f"{event.images_per_s:.3g} images/s, {duration(event.seconds_left)} left, {event.memory_mib} MiB"
+    return f"{_figures(event.losses)}, {pace}"
+
+
+def _event_line(event: Event) -> str:
+    """The line of an event that is not a step."""
+    from omgsr_cli.training.events import Noticed, Saved, Started, Validated
+
+    if isinstance(event, Noticed):
+        return event.text
+    if isinstance(event, Validated):
+        return f"step {event.step}: {_figures(event.scores)}; {event.grid}"
+    if isinstance(event, Saved):
+        return f"step {event.step}: saved {event.folder}"
+    assert isinstance(event, Started)
+    begin = f"resuming from {event.resumed_from}" if event.resumed_from else "starting"
+    changed = "; ".join(
+        f"{key} was {_value(before)}, now {_value(now)}" for key, (before, now) in event.changed.items()
+    )
+    share = f" in each of {event.processes} processes" if event.processes > 1 else ""
+    return f"{begin}: {event.pictures} images, {event.trained:,} trained parameters, on {event.device}{share}" + (
+        f"\nchanged since that checkpoint: {changed}" if changed else ""
+    )
+
+
+def _value(value: object) -> str:
+    return "not set" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _figures(values: Mapping[str, float]) -> str:
+    return " ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def _check(output: Output, config: TrainConfig, resume: str) -> int:
+    """Read the data, build the run, take two steps, and estimate memory, time and disk.
+
+    Args:
+        output: prints the result.
+        config: a valid one.
+        resume: as for `find_checkpoint`.
+    Returns:
+        0, or 1 if a part is missing or the disk is too small for the checkpoints.
+    Raises:
+        OmgsrError: the data or the model's files cannot be used.
+    """
+    from omgsr_cli.training.assembly import find_held_out
+    from omgsr_cli.training.check import find_missing, try_steps
+    from omgsr_cli.training.checkpoints import list_checkpoints
+    from omgsr_cli.training.data import UnreadableImagesError, find_training_images
+
+    data, train, folder = config.data, config.train, Path(config.save.out)
+    problems: list[FileError] = []
+    images = _count(lambda: find_training_images(data.train, data.train_lq, data.resolution, data.on_small), problems)
+    _count(lambda: find_held_out(config), problems)
+    if problems:
+        raise UnreadableImagesError(problems, images + len(problems))
+    try:
+        trial = try_steps(config, resume)
+    except OmgsrError as error:
+        missing = find_missing(config)
+        if len(missing) < 2:
+            raise error
+        for problem in missing:
+            output.error(problem)
+        return 1
+    for reason in trial.broken.values():
+        output.note(f"skipped a corrupt image: {reason}")
+    if not trial.is_finite:
+        output.note(
+            "a loss or a gradient of the first steps is not finite: lower optim.lr, or set train.precision to fp32"
+        )
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    # One more than are kept: the oldest is removed when the newest is complete.
+    disk_bytes = (config.save.keep + 1 - min(config.save.keep, len(list_checkpoints(folder)))) * trial.checkpoint_bytes
+    free_bytes = shutil.disk_usage(_nearest(folder)).free
+    record = {
+        "event": "checked",
+        "pictures": trial.images,
+        "samples_per_step": data.batch_size * config.optim.accumulate * processes,
+        "parameters": trial.parameters,
+        "trained": trial.trained,
+        "device": str(trial.device),
+        "memory_bytes": trial.memory_bytes,
+        "step_seconds": float(f"{trial.step_seconds:.3g}"),
+        "run_seconds": round(trial.step_seconds * train.steps),
+        "disk_bytes": disk_bytes,
+        "free_bytes": free_bytes,
+    }
+    output.result(_as_lines(record, train.steps, folder), record)
+    if disk_bytes > free_bytes:
+        output.error(
+            OmgsrError(f"the disk of {folder} has too little space", "set another save.out, or a smaller save.keep")
+        )
+        return 1
+    return 0
+
+
+def _count(find: Callable[[], Sequence[object]], problems: list[FileError]) -> int:
+    """The number of images; unreadable headers are added to the problems."""
+    from omgsr_cli.training.data import UnreadableImagesError
+
+    try:
+        return len(find())
+    except UnreadableImagesError as error:
+        problems.extend(error.problems)
+        return error.count - len(error.problems)
+
+
+def _as_lines(record: Mapping[str, Any], steps: int, folder: Path) -> str:
+    gib = {name: record[f"{name}_bytes"] / _GIB for name in ("memory", "disk", "free")}
+    step, run = duration(record["step_seconds"]), duration(record["run_seconds"])
+    return "\n".join(
+        (
+            f"data: {record['pictures']} images, {record['samples_per_step']} samples per step",
+            f"model: {record['parameters']:,} parameters, {record['trained']:,} of them trained",
+            f"memory: {gib['memory']:.1f} GiB on {record['device']}, per process",
+            f"time: about {step} per step, {run} for {steps} steps",
+            f"disk: {gib['disk']:.2f} GiB of {gib['free']:.1f} GiB free for checkpoints in {folder}",
+        )
+    )
+
+
+def _nearest(path: Path) -> Path:
+    """The folder itself, or the nearest parent that exists."""
+    return next(each for each in (path, *path.absolute().parents) if each.is_dir())
+
+
+def _export_or_push(
+    output: Output, config: TrainConfig, resume: str, export: tuple[str, Path] | None, repository: str | None
+) -> int:
+    """Merge a checkpoint into a folder, upload it, or upload what was merged.
+
+    Args:
+        output: prints the result.
+        config: of the run.
+        resume: a checkpoint's path, or "auto" for the newest complete one.
+        export: "merged" and the folder to write.
+        repository: OWNER/NAME on the hub.
+    Raises:
+        UsageError: there is no checkpoint, or the kind of export is unknown.
+        OmgsrError: writing or uploading failed.
+    """
+    if export is not None and export[0] != "merged":
+        raise UsageError(f"--export {export[0]}: not a kind of export", "use --export merged FOLDER")
+    from omgsr_cli.training.checkpoints import find_checkpoint
+    from omgsr_cli.training.publish import export_merged, push_to_hub
+
+    root = Path(config.save.out)
+    folder = find_checkpoint(root, "auto", note=output.message) if resume in ("auto", "none") else Path(resume)
+    if folder is None:
+        raise UsageError(f"{root} has no checkpoint yet", "train first, or give --resume PATH")
+    if export is not None:
+        export_merged(folder, export[1], base=config.model.base)
+        folder = export[1]
+        output.result(str(folder), {"event": "exported", "folder": str(folder)})
+    if repository is not None:
+        address = push_to_hub(folder, repository, note=output.message)
+        output.result(address, {"event": "pushed", "address": address})
+    return 0

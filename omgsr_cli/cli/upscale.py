@@ -1,79 +1,302 @@
-"""`omgsr upscale`: options to records, and these to a plan of its jobs."""
+"""`omgsr upscale`: restore and upscale images.
+
+Read from the top: `upscale` turns its options into records, a model and a plan; `_Run` works through the plan.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from omgsr_cli.cli import params as shared
-from omgsr_cli.cli import upscale_params as own
+import typer
+
+from omgsr_cli.batch.reports import RunReport, read_reports
+from omgsr_cli.cli import options as shared
+from omgsr_cli.cli.help import Command
+from omgsr_cli.cli.options import FILES, MANY, MODEL, OUTPUT
 from omgsr_cli.cli.output import Output
-from omgsr_cli.cli.spread import PartsOfPlan, failed_inputs, first_device, open_report
-from omgsr_cli.cli.upscale_run import Session
+from omgsr_cli.cli.progress import FileProgress, duration
+from omgsr_cli.cli.upscale_summary import Counts, Pace, name_of, result_line
 from omgsr_cli.errors import FileError, UsageError
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
-from omgsr_cli.files.jobs import JobOptions, JobPlan, plan_in_parts
+from omgsr_cli.files.inputs import NAME_RESULT, skipped_results
+from omgsr_cli.files.jobs import Job, JobOptions, JobPlan, clear_leftovers, plan_in_parts
 from omgsr_cli.files.naming import STREAM, scale_label
-from omgsr_cli.files.shards import parse_shard
+from omgsr_cli.files.remembered import Remembered, take_notes
+from omgsr_cli.files.shards import Shard, parse_shard
+from omgsr_cli.presets import DEFAULT_PRESET
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from omgsr_cli.batch.finished import Settings
+    from omgsr_cli.batch.results import FileResult
+    from omgsr_cli.batch.upscaler import UpscaleWork
+    from omgsr_cli.engines.work import Engine
+    from omgsr_cli.models.base import RestorerInfo
+
+SIZE, RESTORATION = "Size", "Restoration"
+
+
+class UpscaleCommand(Command):
+    """How the help of `omgsr upscale` looks."""
+
+    examples: ClassVar[Mapping[str, str]] = {
+        "omgsr upscale photo.jpg": "write photo_x4.jpg beside it",
+        "omgsr upscale photos/ -o out/ -r": "a folder and its subfolders",
+        "omgsr upscale old.jpg --long-side 4000": "a size in pixels",
+        "omgsr upscale scan.tif --scale 1": "restore at the same size",
+        "omgsr upscale photos/ --dry-run": "show sizes, tiles, memory, time",
+    }
+    common: ClassVar[Collection[str]] = (
+        *("inputs", "output", "recursive", "format_", "quality", "overwrite", "scale", "size", "long_side"),
+        *("strength", "model", "device", "dry_run", "quiet", "help_all", "help"),
+    )
 
 
 def upscale(
-    inputs: own.Inputs,
-    output: own.Output = None,
-    scale: own.Scale = None,
-    size: own.Size = None,
-    long_side: own.LongSide = None,
-    short_side: own.ShortSide = None,
-    print_: own.Print = None,
-    process_scale: own.ProcessScale = "auto",
-    process_size: own.ProcessSize = None,
-    model: own.Model = None,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT", help="Images, folders, globs, .txt lists, URLs such as s3://..., or - for stdin."
+        ),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="File, folder or URL for the results; - for stdout.",
+            show_default="beside the input",
+            rich_help_panel=FILES,
+        ),
+    ] = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="Search subfolders.", rich_help_panel=FILES)
+    ] = False,
+    suffix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Append TEXT to the names of results.",
+            show_default="_x4 beside the input, nothing in a folder",
+            rich_help_panel=FILES,
+        ),
+    ] = None,
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            autocompletion=lambda: ["same", "png", "jpg", "webp", "tiff", "avif"],
+            help="Format of the results: same, png, jpg, webp, tiff or avif.",
+            rich_help_panel=FILES,
+        ),
+    ] = "same",
+    quality: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Quality of jpg, webp and avif, 1 to 100.",
+            show_default="95, avif 90",
+            rich_help_panel=FILES,
+        ),
+    ] = None,
+    metadata: Annotated[
+        str, typer.Option(metavar="keep|none", help="Keep EXIF, XMP, DPI and texts.", rich_help_panel=FILES)
+    ] = "keep",
+    dpi: Annotated[
+        str,
+        typer.Option(
+            metavar="keep|scale|N",
+            help="Dots per inch of results: the input's, the input's times the scale (same print size), or N.",
+            rich_help_panel=FILES,
+        ),
+    ] = "keep",
+    keep_times: Annotated[
+        bool, typer.Option("--keep-times", help="Give results the file times of their inputs.", rich_help_panel=FILES)
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace existing files.", rich_help_panel=FILES)
+    ] = False,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Write a before/after image beside each result.", rich_help_panel=FILES),
+    ] = False,
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            parser=shared.parse_factor,
+            help="Factor for both sides, 0.5 to 16.",
+            show_default="the model's, 4",
+            rich_help_panel=SIZE,
+        ),
+    ] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Exact size in pixels.", rich_help_panel=SIZE)] = None,
+    long_side: Annotated[
+        int | None, typer.Option(metavar="N", help="Longer side in pixels.", rich_help_panel=SIZE)
+    ] = None,
+    short_side: Annotated[
+        int | None, typer.Option(metavar="N", help="Shorter side in pixels.", rich_help_panel=SIZE)
+    ] = None,
+    print_: Annotated[
+        str | None,
+        typer.Option(
+            "--print",
+            metavar="WxHcm",
+            help="Largest size that fits a print in cm, mm or in, at --dpi or 300 dots per inch.",
+            rich_help_panel=SIZE,
+        ),
+    ] = None,
+    process_scale: Annotated[
+        str,
+        typer.Option(
+            metavar="F|auto",
+            help="Restore at F times the input size or more, then reduce; auto: the model's scale; 1: fast but weak.",
+            rich_help_panel=SIZE,
+        ),
+    ] = "auto",
+    process_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Restore with a shorter side of N pixels or more.",
+            show_default="the model's",
+            rich_help_panel=SIZE,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FOLDER",
+            envvar="OMGSR_MODEL",
+            help="Preset, model folder or hub repository.",
+            show_default=DEFAULT_PRESET,
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     base: shared.Base = None,
     adapter: shared.Adapter = None,
-    mid_timestep: own.MidTimestep = None,
-    prompt: own.Prompt = None,
-    vae: own.Vae = None,
-    seed: own.Seed = None,
-    device: own.Devices = None,
+    mid_timestep: Annotated[
+        int | None,
+        typer.Option(metavar="T", help="Mid-timestep, 0 to 999.", show_default="the model's", rich_help_panel=MODEL),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Condition the model on a text.", show_default="the model's", rich_help_panel=MODEL
+        ),
+    ] = None,
+    vae: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tiny|PATH|REPO",
+            help="Decode with TAESD or another AutoencoderTiny: faster, but coarser.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Sample the latents instead of using their mean.", rich_help_panel=MODEL),
+    ] = None,
+    device: shared.Devices = None,
     precision: shared.Precision = "auto",
-    compile_: own.Compile = False,
-    color_fix: own.ColorFix = None,
-    strength: own.Strength = 1.0,
-    tile: own.Tile = "auto",
-    overlap: own.Overlap = None,
-    batch: own.Batch = 1,
-    memory: own.Memory = None,
-    recursive: own.Recursive = False,
-    suffix: own.Suffix = None,
-    format_: own.Format = "same",
-    quality: own.Quality = None,
-    metadata: own.Metadata = "keep",
-    dpi: own.Dpi = "keep",
-    keep_times: own.KeepTimes = False,
-    overwrite: own.Overwrite = False,
-    compare: own.Compare = False,
-    workers: own.Workers = None,
-    engine: own.Engine = "local",
-    address: own.Address = None,
-    shard: own.Shard = None,
-    report: own.Report = None,
-    retry_failed: own.RetryFailed = False,
-    dry_run: own.DryRun = False,
+    compile_: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the network first; pays off for many images.", rich_help_panel=MODEL),
+    ] = False,
+    strength: Annotated[
+        float,
+        typer.Option(
+            metavar="F",
+            help="Blend with plain upscaling: 0 is plain upscaling, 1 the restored image.",
+            rich_help_panel=RESTORATION,
+        ),
+    ] = 1.0,
+    color_fix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="adain|wavelet|none",
+            help="Method that matches the input's colours.",
+            show_default="the model's",
+            rich_help_panel=RESTORATION,
+        ),
+    ] = None,
+    tile: Annotated[
+        str, typer.Option(metavar="auto|off|N", help="Tile side in pixels.", rich_help_panel=RESTORATION)
+    ] = "auto",
+    overlap: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Tile overlap in pixels.", show_default="half a tile", rich_help_panel=RESTORATION
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(metavar="N", help="Tiles per batch.", rich_help_panel=RESTORATION)] = 1,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N[M|G]",
+            help="Working memory beside the weights, such as 800M or 4G.",
+            show_default="half of the free memory",
+            rich_help_panel=RESTORATION,
+        ),
+    ] = None,
+    workers: shared.Workers = None,
+    engine: Annotated[
+        str,
+        typer.Option(metavar="local|ray", help="Run processes on this machine or actors on Ray.", rich_help_panel=MANY),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|URL",
+            help="Ray cluster to connect to.",
+            show_default="a new one on this machine",
+            rich_help_panel=MANY,
+        ),
+    ] = None,
+    shard: shared.Shard = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Append a JSON line for each image; omgsr status reads it.", rich_help_panel=MANY
+        ),
+    ] = None,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed", help="Process only the files marked as failed in --report.", rich_help_panel=MANY
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what would be done without doing it.", rich_help_panel=OUTPUT),
+    ] = False,
     as_json: shared.AsJson = False,
     quiet: shared.Quiet = False,
     verbose: shared.Verbose = False,
+    help_all: shared.HelpAll = False,
 ) -> int:
-    """Restore and enlarge pictures.
+    """Restore and upscale images.
 
-    Without -o a result lies beside its input as NAME_x4.EXT, or for a folder in FOLDER_x4/. What is finished is
-    skipped on the next run; nothing else is overwritten without --overwrite.
+    Without -o, a result is written beside its input as NAME_x4.EXT, and those of a folder to FOLDER_x4/. Finished
+    results are skipped on the next run; other files are only replaced with --overwrite.
     """
+    from omgsr_cli.models.sources import find_model
     from omgsr_cli.options import EngineOptions, ModelOptions, RestoreOptions, SizeOptions, WriteOptions, build_options
 
-    spread = build_options(EngineOptions, workers=workers, device=device, engine=engine, address=address)
+    engine_options = build_options(EngineOptions, workers=workers, device=device, engine=engine, address=address)
     part = None if shard is None else parse_shard(shard, os.environ)
     if retry_failed and report is None:
-        raise UsageError("--retry-failed needs to know what has failed", "give the --report of the run before")
+        raise UsageError("--retry-failed needs a report", "give the --report of the previous run")
     model_options = build_options(
         ModelOptions,
         model=model,
@@ -81,22 +304,22 @@ def upscale(
         adapter=adapter,
         mid_timestep=mid_timestep,
         prompt=prompt,
-        device=first_device(device),
+        device=shared.first_device(device),
         precision=precision,
         compile=compile_,
         process_size=process_size,
         vae=vae,
     )
-    dots = _parse_dpi(dpi) if print_ is None or dpi != "keep" else 300.0
+    dots_per_inch = _parse_dpi(dpi) if print_ is None or dpi != "keep" else 300.0
     sizes = build_options(
         SizeOptions,
         scale=scale,
         size=_parse_size(size),
         long_side=long_side,
         short_side=short_side,
-        print=None if print_ is None else _parse_print(print_, dots),
+        print=None if print_ is None else _parse_print(print_, dots_per_inch),
     )
-    restore = build_options(
+    restore_options = build_options(
         RestoreOptions,
         size=sizes,
         process_scale=_parse_process_scale(process_scale),
@@ -108,41 +331,229 @@ def upscale(
         memory=_parse_memory(memory),
         seed=seed,
     )
-    write = build_options(
+    write_options = build_options(
         WriteOptions,
         format=format_,
         quality=quality,
         metadata=metadata,
-        dpi=dots,
+        dpi=dots_per_inch,
         keep_times=keep_times,
         overwrite=overwrite,
         compare=compare,
     )
-    talk = Output(as_json=as_json, quiet=quiet, verbose=verbose)
-    # What a folder of results is called needs the scale, and a default one is the model's: ask its record.
-    from omgsr_cli.batch.finished import Settings
-
     to_stdout = output == STREAM or (output is None and STREAM in inputs)
     if compare and to_stdout:
-        raise UsageError("--compare has no place beside stdout", "give -o FILE")
+        raise UsageError("--compare cannot write beside stdout", "give -o FILE")
     if keep_times and to_stdout:
-        raise UsageError("--keep-times has no effect on stdout", "give -o FILE, or leave it out")
+        raise UsageError("--keep-times has no effect on stdout", "give -o FILE, or remove --keep-times")
+    printer = Output(as_json=as_json, quiet=quiet, verbose=verbose)
     if as_json and to_stdout and not dry_run:
-        talk.note("note: --json has no effect: the picture takes stdout")
-    session = Session(Settings(model_options, restore, write), talk, to_stdout)
-    names = JobOptions(recursive, suffix, scale_label(sizes, session.info.scale), write.format)
-    parts = plan_in_parts(inputs, output, names, session.remembered)
-    plan = PartsOfPlan(parts, part, failed_inputs(report) if retry_failed and report else None)
+        printer.note("--json has no effect: stdout takes the image")
+
+    # Everything up to here, and the next two steps, needs no torch: wrong names are reported at once.
+    source = find_model(model_options)
+    names = JobOptions(recursive, suffix, scale_label(sizes, source.record.scale), write_options.format)
+    remembered = Remembered()
+    failed_before = read_reports([report]).has_failed if retry_failed and report else None
+    plan = _Plan(plan_in_parts(inputs, output, names, remembered), part, failed_before)
     _check_quality(quality, plan.first)
-    if dry_run:
-        return session.plan(plan)
-    with open_report(report, lambda text: talk.note(f"note: {text}")) as kept:
-        kept.begin(plan.total, None if part is None else str(part), retry=retry_failed)
-        code = session.run(plan, spread, kept)
-    if kept.missing:
-        hint = "what is finished stays: give another --report, and the next run lists it as skipped"
-        talk.error(FileError(f"--report {report} lacks {kept.missing} lines", hint))
-    return code or int(kept.missing > 0)
+    for text in take_notes():
+        printer.note(text)
+
+    with ExitStack() as stack:
+        run = _Run(plan, printer, to_stdout)
+        if report is not None and not dry_run:
+            run.report = stack.enter_context(RunReport(report, printer.note))
+            run.report.begin(plan.total, None if part is None else str(part), retry=retry_failed)
+        if plan.total == 0:
+            return run.report_problems()
+        with printer.loading("model"):
+            from omgsr_cli.batch.finished import Settings
+            from omgsr_cli.batch.upscaler import UpscaleWork
+            from omgsr_cli.models.devices import choose_device
+            from omgsr_cli.models.families import family_of
+            from omgsr_cli.models.loading import describe_model, suitable_precision
+
+            settings = Settings(model_options, restore_options, write_options)
+            info = describe_model(source)
+            place = choose_device(model_options.device)
+            pace = Pace(info, restore_options, place, suitable_precision(source, precision, place), remembered)
+        if seed is not None and not family_of(source.record, source.name).has_posterior:
+            printer.note(f"--seed {seed} has no effect: {info.name} does not sample")
+        if dry_run:
+            return run.estimate(settings, info, pace, remembered)
+        tasks = shared.choose_engine(engine_options, plan.total)
+        return run.restore(UpscaleWork(settings, source, info), tasks, pace)
+
+
+class _Run:
+    """Works through a plan: reports each result, counts it, and prints a summary.
+
+    Args:
+        plan: of all jobs.
+        printer: prints notes, errors and results.
+        to_stdout: whether stdout takes the image, so that no paths are printed.
+    """
+
+    def __init__(self, plan: _Plan, printer: Output, to_stdout: bool) -> None:
+        self.plan, self.printer, self.to_stdout = plan, printer, to_stdout
+        self.report: RunReport | None = None
+        self.counts = Counts()
+        self._progress: FileProgress | None = None
+
+    def restore(self, work: UpscaleWork, engine: Engine, pace: Pace) -> int:
+        """Restore all images; returns the exit code."""
+        from omgsr_cli.engines.local import Here
+
+        with self.printer.progress(self.plan.total) as progress:
+            self._progress = progress
+            # Only this process knows its tiles, and the speed of several at once is not that of one.
+            is_alone = isinstance(engine, Here)
+            if is_alone:
+                work = replace(work, on_tiles=progress.tiles)
+            results = engine.run(
+                work,
+                self._jobs(),
+                on_start=lambda job: progress.start(name_of(job.source, "stdin")),
+                say=self.printer.note,
+            )
+            # However it ends, no process is left running.
+            with closing(results):
+                for result in results:
+                    self._show(result)
+                    pace.add(result)
+                    progress.finish()
+        if is_alone:
+            pace.keep(self.counts.seconds)
+        return self._finish()
+
+    def estimate(self, settings: Settings, info: RestorerInfo, pace: Pace, remembered: Remembered) -> int:
+        """Show what `restore` would do; returns the exit code."""
+        from omgsr_cli.batch.finished import FinishedResults, plan_files
+        from omgsr_cli.planning import usable_memory
+
+        finished = FinishedResults(settings, info, remembered)
+        for result in plan_files(self._jobs(is_dry=True), settings, info, finished, usable_memory(pace.device)):
+            self._show(result)
+            pace.add(result)
+        return self._finish(pace.forecast(), is_dry=True)
+
+    def report_problems(self) -> int:
+        """Report why there is no job; returns the exit code."""
+        for _ in self._jobs(is_dry=True):
+            pass
+        return self._finish()
+
+    def _jobs(self, *, is_dry: bool = False) -> Iterator[Job]:
+        """The jobs; what is wrong with a part of the plan is reported before its first job."""
+        for part in self.plan.parts():
+            for note in part.notes:
+                self.printer.note(note)
+            for path in part.earlier_results:
+                self.printer.note(f"skipped {name_of(path, '')}: it is or would be another input's result", detail=True)
+            for problem in part.problems:
+                self._show_problem(problem)
+            if not is_dry and (removed := clear_leftovers(part.jobs)):
+                self.printer.note(f"removed {removed} unfinished files of killed runs", detail=True)
+            if part.is_last and self.plan.total is None:
+                if self._progress:
+                    self._progress.count(self.plan.count)
+                if self.report:
+                    self.report.counted(self.plan.count)
+            yield from part.jobs
+
+    def _show_problem(self, problem: FileError) -> None:
+        """Report an input that became no job."""
+        from omgsr_cli.batch.results import FileResult, result_record
+
+        self.counts.failed.append(problem.message)
+        self.printer.error(problem)
+        record = result_record(FileResult(None, None, "failed", error=problem))
+        if self.report:
+            self.report.add(record)
+        if self.printer.as_json and not self.to_stdout:
+            self.printer.result("", record)
+
+    def _show(self, result: FileResult) -> None:
+        """Count, report and print what became of a file."""
+        from omgsr_cli.batch.results import result_record
+
+        self.counts.add(result)
+        record = result_record(result)
+        if self.report:
+            self.report.add(record)
+        if result.error:
+            self.printer.error(result.error)
+        name = name_of(result.source, "stdin")
+        for note in result.notes:
+            self.printer.note(f"{name}: {note}")
+        # A single image needs no summary, so its line is always printed.
+        is_detail = self.plan.total != 1
+        if result.status == "skipped" and not result.is_own:
+            self.printer.message(
+                f"{name}: already finished, as {name_of(result.destination, 'stdout')}", detail=is_detail
+            )
+        if result.status == "done" and result.output_px and result.input_px:
+            self.printer.message(
+                f"{name}: {result.input_px} to {result.output_px} in {duration(result.seconds)}", detail=is_detail
+            )
+        if self.to_stdout and result.status != "planned":
+            return
+        if result.status in ("done", "planned") or self.printer.as_json:
+            self.printer.result(result_line(result), record)
+
+    def _finish(self, forecast: str = "", *, is_dry: bool = False) -> int:
+        """Print the summary; returns the exit code."""
+        counts, plan = self.counts, self.plan
+        if counts.own:
+            skipped = skipped_results(len(counts.own), counts.own[0])
+            if len(counts.own) < plan.count or plan.problems:
+                self.printer.note(skipped)
+            else:
+                counts.failed.append(counts.own[0])
+                self.printer.error(FileError(f"nothing to do: {skipped}", NAME_RESULT))
+        if is_dry or plan.count + plan.problems != 1:
+            self.printer.message(counts.summary(forecast))
+        missing = 0 if self.report is None else self.report.missing
+        if missing:
+            hint = "finished results are kept; give another --report and re-run to list them as skipped"
+            self.printer.error(FileError(f"--report: {missing} lines could not be written", hint))
+        return 1 if counts.failed or missing else 0
+
+
+class _Plan:
+    """The jobs of a command, planned part by part and counted as they are drawn.
+
+    Args:
+        parts: from `plan_in_parts`; the first is planned at once.
+        shard: the share of the jobs to do; None does all.
+        has_failed: whether an input is wanted, by its name; None wants all.
+    """
+
+    def __init__(self, parts: Iterator[JobPlan], shard: Shard | None, has_failed: Callable[[str], bool] | None) -> None:
+        self._parts, self._shard, self._has_failed = parts, shard, has_failed
+        self.first = self._wanted(next(parts))
+        self.count = len(self.first.jobs)
+        self.problems = 0
+
+    @property
+    def total(self) -> int | None:
+        """The number of all jobs; None while there are parts to come."""
+        return self.count if self.first.is_last else None
+
+    def parts(self) -> Iterator[JobPlan]:
+        """All parts with their wanted jobs; counts grow as they are drawn."""
+        for part in chain((self.first,), map(self._wanted, self._parts)):
+            if part is not self.first:
+                self.count += len(part.jobs)
+            self.problems += len(part.problems)
+            yield part
+
+    def _wanted(self, part: JobPlan) -> JobPlan:
+        part = self._shard.of(part) if self._shard else part
+        if (has_failed := self._has_failed) is None:
+            return part
+        return replace(part, jobs=tuple(job for job in part.jobs if has_failed(str(job.source))))
 
 
 def _check_quality(quality: int | None, plan: JobPlan) -> None:
@@ -153,7 +564,7 @@ def _check_quality(quality: int | None, plan: JobPlan) -> None:
     if written and written <= {"png", "tiff"}:
         kinds = " and ".join(sorted(str(kind) for kind in written))
         raise UsageError(
-            f"--quality {quality} has no effect on {kinds}", "leave it out, or give --format jpg, webp or avif"
+            f"--quality {quality} has no effect on {kinds}", "remove --quality, or give --format jpg, webp or avif"
         )
 
 
@@ -162,7 +573,7 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal()):
-        raise UsageError(f"--size {text}: not a width and a height", "write it like 1920x1080")
+        raise UsageError(f"--size {text}: not a width and a height", "try --size 1920x1080")
     return int(height), int(width)
 
 
@@ -181,14 +592,14 @@ _MM_OF_UNIT = {"mm": 1.0, "cm": 10.0, "in": 25.4}
 def _parse_print(text: str, dpi: str | float) -> tuple[int, int]:
     """The longer and the shorter side of a sheet in pixels, from a width, a height and a unit."""
     if isinstance(dpi, str):
-        raise UsageError(f"--print {text} needs a number of dots per inch, not --dpi {dpi}", "try --dpi 300")
+        raise UsageError(f"--print {text}: --dpi {dpi} is not a number", "try --dpi 300")
     found = re.fullmatch(r"([0-9.]+)x([0-9.]+)(mm|cm|in)", text.strip().lower())
     try:
         sides = [float(side) for side in found.groups()[:2]] if found else []
     except ValueError:
         sides = []
     if found is None or not sides or not all(side > 0 for side in sides):
-        raise UsageError(f"--print {text}: not a width, a height and a unit", "write it like 30x20cm or 12x8in")
+        raise UsageError(f"--print {text}: not a width, a height and a unit", "try --print 30x20cm or --print 12x8in")
     long, short = (max(1, round(side * _MM_OF_UNIT[found[3]] / 25.4 * dpi)) for side in sorted(sides, reverse=True))
     return long, short
 
@@ -210,7 +621,7 @@ def _parse_process_scale(text: str) -> str | float:
         return float(text)
     except ValueError as error:
         raise UsageError(
-            f"--process-scale {text}: not auto or a number", "try --process-scale 1, or leave it out"
+            f"--process-scale {text}: not auto or a number", "try --process-scale 1, or remove it"
         ) from error
 
 

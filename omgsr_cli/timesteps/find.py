@@ -11,11 +11,14 @@ from omgsr_cli.degradation import DegradationConfig, load_degradation
 from omgsr_cli.engines.local import Here, choose_local, plan_places
 from omgsr_cli.errors import UsageError
 from omgsr_cli.files.pairs import FoundPictures, find_pictures
+from omgsr_cli.files.remembered import Remembered
+from omgsr_cli.files.shards import Shard
 from omgsr_cli.models.base import ImageEncoder
 from omgsr_cli.models.devices import named_devices
 from omgsr_cli.models.loading import NamedEncoder
 from omgsr_cli.options import EngineOptions, TimestepOptions, build_options
-from omgsr_cli.presets import default_degradation
+from omgsr_cli.presets import DEFAULT_PRESET, default_degradation
+from omgsr_cli.timesteps.kept import KeptSamples
 from omgsr_cli.timesteps.matching import MidTimestep
 from omgsr_cli.timesteps.measure import Measured, Problem, plan_samples
 from omgsr_cli.timesteps.survey import Spread, Survey
@@ -80,20 +83,18 @@ def find_mid_timestep(
         batch=batch,
         seed=seed,
     )
-    processes = build_options(EngineOptions, workers=workers, device=device)
-    if isinstance(encoder, ImageEncoder):
-        if processes.workers not in (None, 1):
-            raise UsageError(f"{workers} workers cannot share a loaded encoder", "pass the encoder's name")
-        spread = None
+    engine_options = build_options(EngineOptions, workers=workers, device=device)
+    named = encoder if isinstance(encoder, ImageEncoder) else NamedEncoder(encoder)
+    if isinstance(source, PairSource):
+        opened, spread = open_encoder(named, engine_options)
+        survey = Survey(source, opened, options, spread=spread)
     else:
-        encoder, spread = open_encoder(NamedEncoder(encoder), processes)
-    if not isinstance(source, PairSource):
         found = find_pictures(_listed(source), _listed(lq))
         if found.problems:
             raise found.problems[0]
-        config = load_degradation(degradation or default_degradation(encoder.name))
-        source = open_pairs(found, encoder, config, options)
-    survey = Survey(source, encoder, options, spread=spread)
+        name = encoder.name if isinstance(encoder, ImageEncoder) else encoder or DEFAULT_PRESET
+        config = load_degradation(degradation or default_degradation(name))
+        survey = open_survey(found, named, config, options, engine_options)
     for result in survey.run():
         if on_result:
             on_result(result)
@@ -135,18 +136,58 @@ def open_pairs(
     )
 
 
-def open_encoder(named: NamedEncoder, options: EngineOptions) -> tuple[ImageEncoder, Spread | None]:
-    """Load an encoder, and prepare other processes that load their own; None if this process is enough.
+def open_survey(
+    found: FoundPictures,
+    encoder: NamedEncoder | ImageEncoder,
+    degradation: DegradationConfig,
+    options: TimestepOptions,
+    engine_options: EngineOptions,
+    *,
+    remembered: Remembered | None = None,
+    shard: Shard | None = None,
+) -> Survey:
+    """Load the encoder and plan the samples of the images that were found; `Survey.run` measures them.
 
     Args:
-        named: the encoder.
-        options: number of processes and their devices; this process uses the first device.
+        found: from `find_pictures`.
+        encoder: by name, or loaded.
+        degradation: of crops; not used for real pairs.
+        options: of samples.
+        engine_options: how many processes, and on which devices.
+        remembered: keeps samples between runs; None keeps none.
+        shard: the part of the samples to measure; None measures all.
     Raises:
-        ModelError, UsageError, DeviceError: as for `load_encoder` and `named_devices`.
+        UsageError: the resolution does not suit the encoder, or the part has no samples.
+        ModelError, DeviceError: as for `load`.
     """
+    opened, spread = open_encoder(encoder, engine_options)
+    source = open_pairs(found, opened, degradation, options)
+    items = None if shard is None else shard.indices(len(source))
+    if items is not None and not items:
+        raise UsageError(f"--shard {shard}: none of {len(source)} samples is in this part", "use fewer parts")
+    kept = None if remembered is None else KeptSamples(source, opened, remembered)
+    return Survey(source, opened, options, kept, items, spread)
+
+
+def open_encoder(encoder: NamedEncoder | ImageEncoder, options: EngineOptions) -> tuple[ImageEncoder, Spread | None]:
+    """Load an encoder, and choose the processes that measure with their own; None where this process measures.
+
+    Args:
+        encoder: by name, or loaded, which works in this process alone.
+        options: how many processes, and on which devices; the first of these is this process's.
+    Raises:
+        UsageError: a loaded encoder is to be shared.
+        ModelError, DeviceError: as for `load_encoder` and `named_devices`.
+    """
+    if isinstance(encoder, ImageEncoder):
+        if options.workers not in (None, 1):
+            raise UsageError(
+                f"{options.workers} workers cannot share one loaded encoder", "give the encoder by its name"
+            )
+        return encoder, None
     devices = named_devices(options.device)
     engine = choose_local(plan_places(devices, options.workers))
-    return named.load(devices[0]), None if isinstance(engine, Here) else Spread(engine, named)
+    return encoder.load(devices[0]), None if isinstance(engine, Here) else Spread(engine, encoder)
 
 
 def _listed(images: Images | None) -> list[str]:

@@ -1,0 +1,147 @@
+"""How the help of a command looks, and what a shell offers for its options."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
+
+_SHOWS_ALL = "omgsr_cli.cli.help.show_all"
+
+# Below this width typer's boxes truncate the names of options.
+_NARROW_COLUMNS = 60
+
+
+class Command(TyperCommand):
+    """A command whose help has no Python types, fills the terminal and offers words to the shell's completion.
+
+    Attributes:
+        examples: command lines and what they do, shown below the description.
+        common: names of the parameters that `--help` lists; the others are in `--help-all`. None lists all.
+    """
+
+    examples: ClassVar[Mapping[str, str]] = {}
+    common: ClassVar[Collection[str] | None] = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **_filled(options))
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The command's options and arguments, without Python types."""
+        params = [_without_type(param) for param in super().get_params(ctx)]
+        for param in params:
+            _offer_words(param)
+        # The last heading takes the option on help too.
+        if panels := [panel for param in params if (panel := getattr(param, "rich_help_panel", None))]:
+            params[-1].rich_help_panel = panels[-1]
+        return params
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The usage line's parts: `INPUT...`, not `{INPUT}...`."""
+        return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Show the common options; `--help-all` shows all. Plain text instead of boxes on a narrow terminal."""
+        if self.common is not None and not ctx.meta.get(_SHOWS_ALL):
+            for param in self.params:
+                if isinstance(param, TyperOption):
+                    param.hidden = param.name not in self.common
+        narrow = _is_narrow()
+        if self.examples:
+            # Plain text keeps the lines of a paragraph that begins with \b.
+            mark = "\b\n" if narrow else ""
+            self.help = f"{self.help}\n\n{mark}{_example_lines(self.examples)}"
+        if narrow:
+            self.rich_markup_mode = None
+            _narrow(formatter)
+        super().format_help(ctx, formatter)
+
+
+class Group(TyperGroup):
+    """A group of commands with the same looks."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **_filled(options))
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The group's options, without Python types."""
+        return [_without_type(param) for param in super().get_params(ctx)]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Show the commands; plain text instead of boxes on a narrow terminal."""
+        if _is_narrow():
+            self.rich_markup_mode = None
+            _narrow(formatter)
+        super().format_help(ctx, formatter)
+
+
+def show_all(ctx: Any, wanted: bool) -> None:
+    """Show the help with every option, and exit: the callback of `--help-all`."""
+    if wanted and not ctx.resilient_parsing:
+        ctx.meta[_SHOWS_ALL] = True
+        typer.echo(ctx.get_help(), color=ctx.color)
+        raise typer.Exit
+
+
+def _filled(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the line breaks of the source out of the help's paragraphs."""
+    paragraphs = str(options.get("help") or "").split("\n\n")
+    filled = [" ".join(paragraph.split()) for paragraph in paragraphs]
+    # Typer truncates other texts in a list of commands.
+    return options | {"help": "\n\n".join(filled), "short_help": filled[0]}
+
+
+def _example_lines(examples: Mapping[str, str]) -> str:
+    """The examples in two columns, or one below the other where the terminal is too narrow for these."""
+    columns = _columns() - 2
+    width = max(map(len, examples)) + 4
+    lines = ["Examples:"]
+    for command, effect in examples.items():
+        if width + max(map(len, examples.values())) <= columns:
+            lines.append(f"  {command}".ljust(width) + effect)
+        else:
+            wrap = partial(textwrap.wrap, width=columns, break_on_hyphens=False)
+            lines += wrap(effect, initial_indent="  ", subsequent_indent="  ")
+            lines += wrap(command, initial_indent="    ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+def _is_narrow() -> bool:
+    return _columns() < _NARROW_COLUMNS
+
+
+def _narrow(formatter: Any) -> None:
+    """Let plain text use all columns, with the description of an option below its name."""
+    formatter.width = _columns()
+    formatter.write_dl = partial(formatter.write_dl, col_max=8)
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def _without_type(param: Any) -> Any:
+    if isinstance(param, TyperOption) and param.is_flag and param.metavar is None:
+        param.metavar = ""
+    if isinstance(param, TyperArgument):
+        # Its name is enough; typer has no other way to leave `<list[str]>` out.
+        vars(param)["display_type_rich"] = lambda ctx: None
+    if isinstance(param.show_default, str):
+        # Typer would add brackets, and a default in words should look like any other.
+        vars(param)["_get_default_string"] = lambda **_: param.show_default
+    return param
+
+
+def _offer_words(param: Any) -> None:
+    """Let an option complete to the lower-case words of its metavar, such as `adain|wavelet|none`.
+
+    Where no word matches, the shell completes file names.
+    """
+    words = [word for word in (param.metavar or "").split("|") if word.islower()]
+    if isinstance(param, TyperOption) and words and param._custom_shell_complete is None:
+        param._custom_shell_complete = lambda ctx, param, incomplete: [w for w in words if w.startswith(incomplete)]
