@@ -126,7 +126,7 @@ def test_a_model_that_does_not_fit_is_an_error_in_one_line(model: Path, monkeypa
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(nn.Module, "to", refuse)
-    with pytest.raises(DeviceError, match="memory is short to load"):
+    with pytest.raises(DeviceError, match="fit in the memory of cpu"):
         load_restorer(model, device="cpu")
 
 
