@@ -55,7 +55,7 @@ class Installation:
         matched = _missing_torchvision() if set(wanted) & set(_TORCHVISION_EXTRAS) else None
         added, build = [matched] if matched else [], torch_build() if matched else None
         if self.manager == "uv tool":
-            # uv replaces the extras of a tool, and resolves torch anew.
+            # uv replaces the extras of a tool, and resolves torch again.
             kept = [name for name, missing in (missing_by_extra() or {}).items() if not missing]
             with_added = [part for requirement in added for part in ("--with", requirement)]
             backend = _uv_backend(torch_build())
