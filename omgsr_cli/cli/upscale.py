@@ -10,7 +10,6 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -25,16 +24,14 @@ from omgsr_cli.cli.progress import FileProgress, duration
 from omgsr_cli.cli.upscale_summary import Counts, Pace, name_of, result_line
 from omgsr_cli.errors import FileError, UsageError
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
-from omgsr_cli.files.inputs import NAME_RESULT, skipped_results
-from omgsr_cli.files.jobs import Job, JobOptions, JobPlan, clear_leftovers, plan_in_parts
+from omgsr_cli.files.inputs import NAME_RESULT, FoundResult, Note, skipped_results
+from omgsr_cli.files.jobs import Job, JobOptions, JobStream, clear_leftovers, find_jobs
 from omgsr_cli.files.naming import STREAM, scale_label
 from omgsr_cli.files.remembered import Remembered, take_notes
-from omgsr_cli.files.shards import Shard, parse_shard
+from omgsr_cli.files.shards import parse_shard
 from omgsr_cli.presets import DEFAULT_PRESET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from omgsr_cli.batch.finished import Settings
     from omgsr_cli.batch.results import FileResult
     from omgsr_cli.batch.upscaler import UpscaleWork
@@ -355,17 +352,21 @@ def upscale(
     names = JobOptions(recursive, suffix, scale_label(sizes, source.record.scale), write_options.format)
     remembered = Remembered()
     failed_before = read_reports([report]).has_failed if retry_failed and report else None
-    plan = _Plan(plan_in_parts(inputs, output, names, remembered), part, failed_before)
-    _check_quality(quality, plan.first)
+    jobs = find_jobs(inputs, output, names, remembered)
+    if part is not None:
+        jobs = jobs.select(part.holds_planned)
+    if failed_before is not None:
+        jobs = jobs.select(lambda one: not isinstance(one, Job) or failed_before(str(one.source)))
+    _check_quality(quality, jobs.first_jobs)
     for text in take_notes():
         printer.note(text)
 
     with ExitStack() as stack:
-        run = _Run(plan, printer, to_stdout)
+        run = _Run(jobs, printer, to_stdout)
         if report is not None and not dry_run:
             run.report = stack.enter_context(RunReport(report, printer.note))
-            run.report.begin(plan.total, None if part is None else str(part), retry=retry_failed)
-        if plan.total == 0:
+            run.report.begin(jobs.total, None if part is None else str(part), retry=retry_failed)
+        if jobs.total == 0:
             return run.report_problems()
         with printer.loading("model"):
             from omgsr_cli.batch.finished import Settings
@@ -382,21 +383,22 @@ def upscale(
             printer.note(f"--seed {seed} has no effect: {info.name} does not sample")
         if dry_run:
             return run.estimate(settings, info, pace, remembered)
-        tasks = shared.choose_engine(engine_options, plan.total)
+        tasks = shared.choose_engine(engine_options, jobs.total)
         return run.restore(UpscaleWork(settings, source, info), tasks, pace)
 
 
 class _Run:
-    """Works through a plan: reports each result, counts it, and prints a summary.
+    """Works through jobs: reports each result, counts it, and prints a summary.
 
     Args:
-        plan: of all jobs.
+        found: the jobs, and what else the search for them found.
         printer: prints notes, errors and results.
         to_stdout: whether stdout takes the image, so that no paths are printed.
     """
 
-    def __init__(self, plan: _Plan, printer: Output, to_stdout: bool) -> None:
-        self.plan, self.printer, self.to_stdout = plan, printer, to_stdout
+    def __init__(self, found: JobStream, printer: Output, to_stdout: bool) -> None:
+        self.found, self.printer, self.to_stdout = found, printer, to_stdout
+        self.jobs, self.problems = 0, 0
         self.report: RunReport | None = None
         self.counts = Counts()
         self._progress: FileProgress | None = None
@@ -405,7 +407,7 @@ class _Run:
         """Restore all images; returns the exit code."""
         from omgsr_cli.engines.local import Here
 
-        with self.printer.progress(self.plan.total) as progress:
+        with self.printer.progress(self.found.total) as progress:
             self._progress = progress
             # Only this process knows its tiles, and the speed of several at once is not that of one.
             is_alone = isinstance(engine, Here)
@@ -445,22 +447,26 @@ class _Run:
         return self._finish()
 
     def _jobs(self, *, is_dry: bool = False) -> Iterator[Job]:
-        """The jobs; what is wrong with a part of the plan is reported before its first job."""
-        for part in self.plan.parts():
-            for note in part.notes:
-                self.printer.note(note)
-            for path in part.earlier_results:
-                self.printer.note(f"skipped {name_of(path, '')}: it is or would be another input's result", detail=True)
-            for problem in part.problems:
-                self._show_problem(problem)
-            if not is_dry and (removed := clear_leftovers(part.jobs)):
-                self.printer.note(f"removed {removed} unfinished files of killed runs", detail=True)
-            if part.is_last and self.plan.total is None:
-                if self._progress:
-                    self._progress.count(self.plan.count)
-                if self.report:
-                    self.report.counted(self.plan.count)
-            yield from part.jobs
+        """The jobs; everything else that was found is reported as it comes."""
+        if not is_dry and (removed := clear_leftovers(self.found.first_jobs)):
+            self.printer.note(f"removed {removed} unfinished files of killed runs", detail=True)
+        for one in self.found:
+            if isinstance(one, Job):
+                self.jobs += 1
+                yield one
+            elif isinstance(one, Note):
+                self.printer.note(one.text)
+            elif isinstance(one, FoundResult):
+                name = name_of(one.path, "")
+                self.printer.note(f"skipped {name}: it is or would be another input's result", detail=True)
+            else:
+                self.problems += 1
+                self._show_problem(one)
+        if self.found.total is None:
+            if self._progress:
+                self._progress.count(self.jobs)
+            if self.report:
+                self.report.counted(self.jobs)
 
     def _show_problem(self, problem: FileError) -> None:
         """Report an input that became no job."""
@@ -488,7 +494,7 @@ class _Run:
         for note in result.notes:
             self.printer.note(f"{name}: {note}")
         # A single image needs no summary, so its line is always printed.
-        is_detail = self.plan.total != 1
+        is_detail = self.found.total != 1
         if result.status == "skipped" and not result.is_own:
             self.printer.message(
                 f"{name}: already finished, as {name_of(result.destination, 'stdout')}", detail=is_detail
@@ -504,15 +510,15 @@ class _Run:
 
     def _finish(self, forecast: str = "", *, is_dry: bool = False) -> int:
         """Print the summary; returns the exit code."""
-        counts, plan = self.counts, self.plan
+        counts = self.counts
         if counts.own:
             skipped = skipped_results(len(counts.own), counts.own[0])
-            if len(counts.own) < plan.count or plan.problems:
+            if len(counts.own) < self.jobs or self.problems:
                 self.printer.note(skipped)
             else:
                 counts.failed.append(counts.own[0])
                 self.printer.error(FileError(f"nothing to do: {skipped}", NAME_RESULT))
-        if is_dry or plan.count + plan.problems != 1:
+        if is_dry or self.jobs + self.problems != 1:
             self.printer.message(counts.summary(forecast))
         missing = 0 if self.report is None else self.report.missing
         if missing:
@@ -521,46 +527,11 @@ class _Run:
         return 1 if counts.failed or missing else 0
 
 
-class _Plan:
-    """The jobs of a command, planned part by part and counted as they are drawn.
-
-    Args:
-        parts: from `plan_in_parts`; the first is planned at once.
-        shard: the share of the jobs to do; None does all.
-        has_failed: whether an input is wanted, by its name; None wants all.
-    """
-
-    def __init__(self, parts: Iterator[JobPlan], shard: Shard | None, has_failed: Callable[[str], bool] | None) -> None:
-        self._parts, self._shard, self._has_failed = parts, shard, has_failed
-        self.first = self._wanted(next(parts))
-        self.count = len(self.first.jobs)
-        self.problems = 0
-
-    @property
-    def total(self) -> int | None:
-        """The number of all jobs; None while there are parts to come."""
-        return self.count if self.first.is_last else None
-
-    def parts(self) -> Iterator[JobPlan]:
-        """All parts with their wanted jobs; counts grow as they are drawn."""
-        for part in chain((self.first,), map(self._wanted, self._parts)):
-            if part is not self.first:
-                self.count += len(part.jobs)
-            self.problems += len(part.problems)
-            yield part
-
-    def _wanted(self, part: JobPlan) -> JobPlan:
-        part = self._shard.of(part) if self._shard else part
-        if (has_failed := self._has_failed) is None:
-            return part
-        return replace(part, jobs=tuple(job for job in part.jobs if has_failed(str(job.source))))
-
-
-def _check_quality(quality: int | None, plan: JobPlan) -> None:
+def _check_quality(quality: int | None, jobs: Collection[Job]) -> None:
     """Refuse a quality where everything that will be written is lossless."""
-    if quality is None or not plan.jobs:
+    if quality is None or not jobs:
         return
-    written = {FORMAT_OF_SUFFIX.get(job.destination.suffix.lower()) for job in plan.jobs if job.destination is not None}
+    written = {FORMAT_OF_SUFFIX.get(job.destination.suffix.lower()) for job in jobs if job.destination is not None}
     if written and written <= {"png", "tiff"}:
         kinds = " and ".join(sorted(str(kind) for kind in written))
         raise UsageError(

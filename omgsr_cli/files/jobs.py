@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -55,14 +56,12 @@ class JobPlan:
         problems: inputs that cannot be used, or whose results would have one name; the others are processed.
         earlier_results: inputs that are skipped, see `Planned`.
         notes: what else the user should know, such as images in folders that cannot be read here.
-        is_last: whether no other part of the plan comes after this one.
     """
 
     jobs: tuple[Job, ...]
     problems: tuple[FileError, ...]
     earlier_results: tuple[Location, ...] = ()
     notes: tuple[str, ...] = ()
-    is_last: bool = True
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class JobStream:
     def __iter__(self) -> Iterator[Planned]:
         return chain(self.first, self.rest or ())
 
-    @property
+    @cached_property
     def first_jobs(self) -> tuple[Job, ...]:
         """The jobs that are known before any work."""
         return tuple(one for one in self.first if isinstance(one, Job))
@@ -128,28 +127,12 @@ def plan_jobs(
     inputs: Sequence[str], output: str | None, options: JobOptions, remembered: Remembered | None = None
 ) -> JobPlan:
     """Find all jobs of a command; see `find_jobs`."""
-    return _collect(find_jobs(inputs, output, options, remembered))
-
-
-def plan_in_parts(
-    inputs: Sequence[str], output: str | None, options: JobOptions, remembered: Remembered | None = None
-) -> Iterator[JobPlan]:
-    """Find all jobs of a command, those that are known before any work in the first plan; see `find_jobs`."""
-    stream = find_jobs(inputs, output, options, remembered)
-    if stream.rest is None:
-        return iter((_collect(stream.first),))
-    later = (_collect((one,), is_last=False) for one in stream.rest)
-    return chain((_collect(stream.first, is_last=False),), later, (JobPlan((), ()),))
-
-
-def _collect(found: Iterable[Planned], *, is_last: bool = True) -> JobPlan:
-    planned = tuple(found)
+    planned = tuple(find_jobs(inputs, output, options, remembered))
     return JobPlan(
         tuple(one for one in planned if isinstance(one, Job)),
         tuple(one for one in planned if isinstance(one, FileError)),
         tuple(one.path for one in planned if isinstance(one, FoundResult)),
         tuple(one.text for one in planned if isinstance(one, Note)),
-        is_last,
     )
 
 

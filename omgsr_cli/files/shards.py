@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from omgsr_cli.errors import FileError, UsageError
 from omgsr_cli.files.addresses import name_hash, shown
-from omgsr_cli.files.jobs import Job, JobPlan, Planned
+from omgsr_cli.files.jobs import Job, Planned
 
 _HINT = "write it like 1/8 to 8/8, or auto"
 
@@ -33,12 +33,6 @@ class Shard:
     def indices(self, count: int) -> range:
         """This part of `count` things that have no names, in turns."""
         return range(self.number - 1, count, self.count)
-
-    def of(self, plan: JobPlan) -> JobPlan:
-        """This part of a plan."""
-        jobs = tuple(job for job in plan.jobs if self.holds(job.below))
-        problems = tuple(problem for problem in plan.problems if self.holds(problem.message))
-        return replace(plan, jobs=jobs, problems=problems)
 
     def holds_planned(self, planned: Planned) -> bool:
         """Whether a job or a problem is in this part; skipped inputs and notes are in every part."""
