@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from omgsr_cli.degradation import load_degradation
 from omgsr_cli.errors import OmgsrError
@@ -191,12 +192,15 @@ def try_steps(config: TrainConfig, resume: str = "auto") -> Trial:
     accelerator = build_accelerator(Path(config.save.out), leaves_out=bool(config.loss.denoise))
     device = device_of(accelerator)
     with tempfile.TemporaryDirectory(prefix="omgsr-check-") as folder:
-        config = _without_traces(config, Path(folder), accelerator.num_processes)
+        # All processes share the teacher's images of the first.
+        shared = Path(broadcast_object_list([folder])[0])
+        config = _without_traces(config, shared, accelerator.num_processes)
         try:
             run = load_run(config, accelerator, resumed=resumed)
             if config.loss.teacher is not None:
                 make_teacher_images(run.crops, config.loss.teacher, accelerator, lambda _: None, StopRequest())
             seconds, is_finite = _time_steps(config, run, accelerator)
+            accelerator.wait_for_everyone()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

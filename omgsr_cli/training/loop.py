@@ -118,7 +118,7 @@ def peak_memory_mib(device: torch.device) -> int:
 
 Report = Callable[[Event], None]
 
-_SAID_EVERY_S = 30.0
+_REPORTED_EVERY_S = 30.0
 _BROKEN_SHARE = 0.01
 """Of all images; more broken ones than this end a run."""
 
@@ -206,7 +206,7 @@ def make_teacher_images(
         ModelError: the teacher cannot be read.
         FileError: an image cannot be read or written.
     """
-    teaching, said = crops.options.teaching, time.monotonic()
+    teaching, reported = crops.options.teaching, time.monotonic()
     assert teaching is not None
     restore: Restore | None = None
     mine = range(accelerator.process_index, teaching.crops, accelerator.num_processes)
@@ -228,8 +228,8 @@ def make_teacher_images(
         crop = crops.crop_key(number)
         if not teaching.images.path(crop).is_file():
             teaching.images.make(crop, lq, hq.shape[1], hq.shape[2], restore)
-        if time.monotonic() - said > _SAID_EVERY_S:
-            said = time.monotonic()
+        if time.monotonic() - reported > _REPORTED_EVERY_S:
+            reported = time.monotonic()
             report(Noticed(f"the teacher: {done + 1} of {len(mine)} pictures"))
     accelerator.wait_for_everyone()
 

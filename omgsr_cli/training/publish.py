@@ -221,8 +221,8 @@ def _limits() -> str:
 
 def _licence(record: ModelRecord) -> str:
     licence = find_licence(record)
-    said = f"The weights are under {licence}." if licence else "The licence of the weights is not stated."
-    return f"## Licence\n\n{said} The training images have licences of their own."
+    terms = f"The weights are under {licence}." if licence else "The licence of the weights is not stated."
+    return f"## Licence\n\n{terms} The training images have licences of their own."
 
 
 def _table(title: str, head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
