@@ -15,7 +15,7 @@ from omgsr_cli.benchmark.metrics import METRICS, PAPER, choose_metrics, known_me
 from omgsr_cli.benchmark.perceptual import MetricError, PyiqaMetric
 from omgsr_cli.benchmark.scoring import MetricChoice, Scorebook, make_metrics, scoring_failures
 from omgsr_cli.errors import FileError, UsageError
-from omgsr_cli.imaging import Picture, write_picture
+from omgsr_cli.imaging import SourceImage, write_image
 
 CPU = torch.device("cpu")
 WritePyiqa = Callable[[str], None]
@@ -246,7 +246,7 @@ def test_a_score_that_is_no_number_is_a_failure(write_pyiqa: WritePyiqa, hub: Pa
 def pictures(tmp_path: Path) -> list[Path]:
     paths = [tmp_path / f"{number}.png" for number in range(3)]
     for number, path in enumerate(paths):
-        write_picture(Picture(torch.full((3, 16, 12), number / 5)), path)
+        write_image(SourceImage(torch.full((3, 16, 12), number / 5)), path)
     return paths
 
 
@@ -275,7 +275,7 @@ def test_scores_are_kept_by_content_and_settings(pictures: list[Path], tmp_path:
 def test_a_metric_that_fails_on_pictures_is_told_in_one_line(tmp_path: Path) -> None:
     small = [tmp_path / f"{number}.png" for number in range(2)]
     for number, path in enumerate(small):
-        write_picture(Picture(torch.full((3, 4, 4), number / 5)), path)
+        write_image(SourceImage(torch.full((3, 4, 4), number / 5)), path)
     cache = Cache(tmp_path / "cache")
     ready, _ = make_metrics(choose_metrics(["psnr", "ssim"]), MetricChoice("cpu"))
     book = Scorebook(ready, cache)

@@ -17,7 +17,7 @@ from omgsr_cli.errors import FileError, OmgsrError, ShapeError
 from omgsr_cli.fidelity import psnr, ssim
 from omgsr_cli.files.atomic import scratch_folder
 from omgsr_cli.geometry import Size
-from omgsr_cli.imaging import Picture, probe_picture, read_picture, write_picture
+from omgsr_cli.imaging import SourceImage, probe_image, read_image, write_image
 from omgsr_cli.models.devices import choose_device
 from omgsr_cli.options import ColorSpace
 from omgsr_cli.packages import version_of
@@ -137,7 +137,7 @@ class Scorebook:
 
         def read(path: Path) -> Tensor:
             if path not in tensors:
-                tensors[path] = _cropped(read_picture(path).rgb, compared_px)[None].clamp(0, 1)
+                tensors[path] = _cropped(read_image(path).rgb, compared_px)[None].clamp(0, 1)
             return tensors[path]
 
         found: dict[str, float | None] = {}
@@ -221,8 +221,8 @@ def _cropped(image: Tensor, size: Size | None) -> Tensor:
 
 def _cropped_file(path: Path, size: Size | None, scratch: Path) -> Path:
     """The file itself, or a copy of the part that is compared."""
-    if size is None or tuple(probe_picture(path).size_px) == tuple(size):
+    if size is None or tuple(probe_image(path).size_px) == tuple(size):
         return path
     copy = scratch / f"{len(list(scratch.iterdir())):06d}.png"
-    write_picture(Picture(_cropped(read_picture(path).rgb, size)), copy, format="png", metadata="none")
+    write_image(SourceImage(_cropped(read_image(path).rgb, size)), copy, format="png", metadata="none")
     return copy

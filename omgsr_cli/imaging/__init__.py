@@ -24,15 +24,6 @@ from omgsr_cli.imaging.resize import FILTERS, ColorUnderAlpha, ResizedRows, resi
 from omgsr_cli.imaging.rows import ExtendedRows, Rows, WholeRows, bands_of, extend
 from omgsr_cli.imaging.write import MetadataPolicy, encode_image, write_image
 
-# Until every module uses the new names.
-Picture, read_picture, probe_picture, write_picture, encode_picture = (
-    SourceImage,
-    read_image,
-    probe_image,
-    write_image,
-    encode_image,
-)
-
 __all__ = [
     "FILTERS",
     "FORMAT_LIMITS",
@@ -44,7 +35,6 @@ __all__ = [
     "ImageMetadata",
     "MetadataPolicy",
     "OutputFormat",
-    "Picture",
     "ResizedRows",
     "Rows",
     "SourceImage",
@@ -52,7 +42,6 @@ __all__ = [
     "bands_of",
     "check_output",
     "encode_image",
-    "encode_picture",
     "extend",
     "format_of_path",
     "from_samples",
@@ -60,9 +49,7 @@ __all__ = [
     "output_format",
     "output_suffix",
     "probe_image",
-    "probe_picture",
     "read_image",
-    "read_picture",
     "read_record",
     "record_of_file",
     "resize",
@@ -70,5 +57,4 @@ __all__ = [
     "to_samples",
     "write_atomically",
     "write_image",
-    "write_picture",
 ]

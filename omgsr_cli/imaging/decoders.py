@@ -58,7 +58,7 @@ def read_deep(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> NDArray[
     Returns:
         (H, W, C) uint16: C is 2 for grey with alpha, 3 for RGB, 4 for RGBA. Premultiplied colour is divided.
     Raises:
-        FileError: it is truncated or broken.
+        FileError: it is truncated or corrupt.
     """
     rawmode = _rawmode(image.tile[0])
     if rawmode == "LA;16B":
@@ -66,7 +66,7 @@ def read_deep(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> NDArray[
         image.tile = [image.tile[0]._replace(args="RGBA")]
         load_pixels(image, name)
         return np.ascontiguousarray(np.asarray(image)).view(">u2").astype(np.uint16)
-    # Where a TIFF's planes lie apart, Pillow names each by its letter and forgets the 16 bits.
+    # Where a TIFF's planes are separate, Pillow names each by its letter and forgets the 16 bits.
     order, premultiplied = "B", False
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         order = "L" if image.tag_v2.prefix == b"II" else "B"
@@ -294,7 +294,7 @@ def read_deep_heif(file: BinaryIO) -> NDArray[np.uint16]:
     Returns:
         (H, W, C) uint16 over the whole range.
     Raises:
-        ValueError, RuntimeError, EOFError, SyntaxError, OSError: it is broken.
+        ValueError, RuntimeError, EOFError, SyntaxError, OSError: it is corrupt.
     """
     file.seek(0)
     image = importlib.import_module("pillow_heif").open_heif(file, convert_hdr_to_8bit=False)
@@ -314,7 +314,7 @@ def raw_size(file: BinaryIO, name: str) -> tuple[int, int]:
     """Height and width of a raw file once it is developed, upright.
 
     Raises:
-        FileError: it is broken, of no known camera, or rawpy is not installed.
+        FileError: it is corrupt, of no known camera, or rawpy is not installed.
     """
     rawpy = _rawpy(name)
     try:

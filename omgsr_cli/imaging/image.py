@@ -104,7 +104,7 @@ class SourceImage:
         """The same image with new pixels, of any size.
 
         Args:
-            rgb: (3, H, W) float, sRGB in [0, 1]; what lies outside is clipped when it is written.
+            rgb: (3, H, W) float, sRGB in [0, 1]; what is outside is clipped when it is written.
             alpha: (1, H, W) float in [0, 1], or None for an opaque image.
         Raises:
             ShapeError: the shapes are not these, or differ in height or width.
@@ -128,7 +128,7 @@ class ImageBands:
     Attributes:
         source: what it is made from: its format, depth, metadata and gamut are the result's too.
         size_px: height and width.
-        rgb: (3, n, W) float, sRGB in [0, 1]; what lies outside is clipped when it is written.
+        rgb: (3, n, W) float, sRGB in [0, 1]; what is outside is clipped when it is written.
         alpha: (1, n, W) of the same height and width, in [0, 1], or None for an opaque image.
     """
 
@@ -148,10 +148,10 @@ _LINE_PX = 4
 
 
 def side_by_side(before: Rows, source: SourceImage, after: ImageBands) -> ImageBands:
-    """The enlarged input on the left, the result on the right, with a white line between.
+    """The upscaled input on the left, the result on the right, with a white line between.
 
     Args:
-        before: (3, H, W) rows of the enlarged input, in [0, 1].
+        before: (3, H, W) rows of the upscaled input, in [0, 1].
         source: the input, for what is kept of it beside its pixels.
         after: the result, (3, H, W) in bands.
     Returns:
@@ -228,7 +228,7 @@ def to_samples(image: Tensor, bit_depth: int) -> NDArray[Any]:
     """Turn floats into a file's integers, rounding half to even.
 
     Args:
-        image: (C, H, W) float in [0, 1]; what lies outside is clipped.
+        image: (C, H, W) float in [0, 1]; what is outside is clipped.
         bit_depth: 8 or 16.
     Returns:
         (H, W, C) uint8 or uint16, contiguous.

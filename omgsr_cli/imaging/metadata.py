@@ -778,7 +778,7 @@ def xmp_with_dpi(xmp: bytes, dpi: tuple[float, float]) -> bytes:
 
 
 def _joined_xmp(main: bytes, parts: list[bytes]) -> tuple[bytes, tuple[str, ...]]:
-    """A JPEG's packet with its extension, which lies in other segments (XMP specification, part 3, 1.1.3.1)."""
+    """A JPEG's packet with its extension, which is in other segments (XMP specification, part 3, 1.1.3.1)."""
     document = parse_xmp(main)
     marks = [item for item in _properties(document) if item.name == (_XMP_NOTE, "HasExtendedXMP")]
     if not marks:
@@ -930,7 +930,7 @@ def iptc_resources(iim: bytes) -> bytes:
 
 # --- reading ------------------------------------------------------------------------------------------------------
 
-#: Tags of a TIFF's directory that describe the image; the rest say how its pixels lie in the file.
+#: Tags of a TIFF's directory that describe the image; the rest say how its pixels are stored.
 _DESCRIPTIVE_TAGS = frozenset(
     {
         ExifTags.Base.DocumentName,
@@ -1109,7 +1109,7 @@ def exif_of_tiff_structure(file: BinaryIO) -> tuple[bytes | None, tuple[str, ...
     Returns:
         EXIF, and notes on what was dropped.
     Raises:
-        SyntaxError, OSError, struct.error: it does not begin so, or is broken.
+        SyntaxError, OSError, struct.error: it does not begin so, or is corrupt.
     """
     file.seek(0)
     exif, directory = Image.Exif(), TiffImagePlugin.ImageFileDirectory_v2(file.read(8))

@@ -55,7 +55,7 @@ _NO_END = "the file lacks its end marker, but no pixels"
 #: Ancillary by their name, but without them the pixels are others.
 _FOR_PIXELS = frozenset({b"tRNS", b"acTL", b"fcTL", b"fdAT"})
 
-#: What Pillow raises on files that are broken in one way or another.
+#: What Pillow raises on files that are corrupt in one way or another.
 DECODE_ERRORS = (
     OSError,
     ValueError,
@@ -126,7 +126,7 @@ def source_name(source: Path | bytes, name: str | None) -> str:
 
 @contextlib.contextmanager
 def decoding(name: str) -> Iterator[None]:
-    """Turn what Pillow raises on a broken file into a `FileError`; only Pillow's work belongs in the block.
+    """Turn what Pillow raises on a corrupt file into a `FileError`; only Pillow's work belongs in the block.
 
     Args:
         name: what to call the file in messages.
@@ -152,7 +152,7 @@ def opened(
     Yields:
         The image, the seekable file that it reads from, and notes on what was left out because it is damaged.
     Raises:
-        FileError: it is missing, empty, no image, too large, truncated or otherwise broken.
+        FileError: it is missing, empty, no image, too large, truncated or otherwise corrupt.
     """
     with opened_file(source, name) as whole:
         with decoding(name):
@@ -191,7 +191,7 @@ def frame_count(image: ImageFile.ImageFile, name: str) -> int:
     """How many images a file holds.
 
     Raises:
-        FileError: a frame's head is broken.
+        FileError: a frame's head is corrupt.
     """
     if isinstance(image, TiffImage):
         return image.full_pages
@@ -200,7 +200,7 @@ def frame_count(image: ImageFile.ImageFile, name: str) -> int:
 
 
 def check_size(name: str, size: tuple[int, int]) -> None:
-    """Refuse an image whose header asks for too many pixels.
+    """Refuse an image whose header gives too many pixels.
 
     Args:
         name: what to call it.
@@ -211,11 +211,11 @@ def check_size(name: str, size: tuple[int, int]) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
         raise FileError(
-            f"{name}: its header asks for {width}x{height} pixels, more than {MAX_PIXELS // 10**6} megapixels",
+            f"{name}: its header gives {width}x{height} pixels, more than {MAX_PIXELS // 10**6} megapixels",
             "if it is really that large, cut it into parts first",
         )
     if width * height <= 0:
-        raise FileError(f"{name}: its header says {width}x{height} pixels")
+        raise FileError(f"{name}: its header gives {width}x{height} pixels")
 
 
 def _check_density(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> None:
@@ -227,16 +227,16 @@ def _check_density(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> Non
     file.seek(position)
     if pixels > size * (_PIXELS_PER_BYTE if image.mode != "1" else _PIXELS_PER_BYTE * 16):
         raise FileError(
-            f"{name}: its header asks for {image.width}x{image.height} pixels, more than {size} bytes can hold",
+            f"{name}: its header gives {image.width}x{image.height} pixels, more than {size} bytes can hold",
             "copy or download it again",
         )
 
 
 def _check_length(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> None:
-    """Refuse a TIFF whose pixels lie beyond the file's end: libtiff would also say so on stderr."""
+    """Refuse a TIFF whose pixels are beyond the file's end: libtiff would also say so on stderr."""
     if not isinstance(image, TiffImage):
         return
-    # Strips that cover less than the header asks for would leave the rest black, gigapixels of it from one kilobyte.
+    # Strips that cover less than the header gives would leave the rest black, gigapixels of it from one kilobyte.
     corners = [tile.extents[2:] for tile in image.tile if tile.extents is not None]
     if corners and max(right for right, _ in corners) * max(low for _, low in corners) < image.width * image.height:
         raise FileError(f"{name}: the file is truncated", "copy or download it again")
@@ -251,7 +251,7 @@ def _check_length(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> None
 def _decode_error(name: str, error: BaseException) -> FileError:
     """Say in one line what Pillow met in a file."""
     if isinstance(error, MemoryError):
-        return FileError(f"{name}: there is not enough memory to read it")
+        return FileError(f"{name}: not enough memory to read it")
     reason = " ".join(str(error).split()) or type(error).__name__
     if any(word in reason.lower() for word in _SHORT_WORDS):
         return FileError(f"{name}: the file is truncated", "copy or download it again")

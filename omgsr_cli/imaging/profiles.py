@@ -59,11 +59,11 @@ class Curve:
         self._to_encoded = torch.from_numpy(np.interp(encoded**2, rising, encoded).astype(np.float32))
 
     def to_light(self, encoded: Tensor) -> Tensor:
-        """Decode values in [0, 1], any shape; what lies outside is clipped."""
+        """Decode values in [0, 1], any shape; what is outside is clipped."""
         return _looked_up(self._to_light, encoded.clamp(0, 1))
 
     def to_encoded(self, light: Tensor) -> Tensor:
-        """Encode light in [0, 1], any shape; what lies outside is clipped."""
+        """Encode light in [0, 1], any shape; what is outside is clipped."""
         return _looked_up(self._to_encoded, light.clamp(0, 1).sqrt_())
 
 
@@ -461,7 +461,7 @@ def load_profile(icc: bytes) -> ColorProfile | None:
     Returns:
         The conversion, or None where the profile is sRGB to within an 8-bit step.
     Raises:
-        ProfileError: it is broken, or for another colour space.
+        ProfileError: it is corrupt, or for another colour space.
     """
     space, tags = profile_space(icc), _tags(icc)
     profile: ColorProfile
@@ -489,7 +489,7 @@ def convert_to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
     """Turn a CMYK or Lab image into 8-bit sRGB through its profile; without one, as Pillow or LittleCMS does.
 
     Raises:
-        ProfileError: the profile is broken or for another colour space.
+        ProfileError: the profile is corrupt or for another colour space.
     """
     if image.mode == "CMYK" and icc is None:
         return image.convert("RGB")

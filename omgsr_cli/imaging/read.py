@@ -114,7 +114,7 @@ def read_image(source: Path | bytes, name: str | None = None) -> SourceImage:
         source: a file, or a whole file's bytes; a camera's raw file is known by its name, and developed.
         name: what to call it in messages; the path by default.
     Raises:
-        FileError: it is missing, a folder, empty, not an image, truncated, broken or too large.
+        FileError: it is missing, a folder, empty, not an image, truncated, corrupt or too large.
     """
     name = source_name(source, name)
     if is_raw(source):
@@ -223,7 +223,7 @@ def _memory(image: ImageFile.ImageFile, file: BinaryIO, is_deep_result: bool, ha
         decoding_bytes = stored + 4 + 2 * samples
     wide = 12 if image.info.get("icc_profile") and not is_grey else 0
     held = 4 * channels + wide
-    # Transparent images are enlarged from three more copies, and what fills them.
+    # Transparent images are upscaled from three more copies, and what fills them.
     filled = 64 if has_alpha else 0
     pixels, size = image.width * image.height, file.seek(0, io.SEEK_END)
     file.seek(0)
@@ -364,7 +364,7 @@ def _without_hue(samples: NDArray[Any]) -> NDArray[Any]:
 
 
 def _with_key_alpha(samples: NDArray[Any], key: Any) -> NDArray[Any]:
-    """Add the alpha that a PNG's transparent colour stands for; samples are as they lie in the file."""
+    """Add the alpha that a PNG's transparent colour stands for; samples are as they are in the file."""
     if key is None or isinstance(key, bytes):
         return samples
     opaque = (samples != np.asarray(key)).any(axis=2, keepdims=True)

@@ -91,7 +91,7 @@ _SAMPLES_AT_ONCE = 1 << 19
 
 
 class _Facts(NamedTuple):
-    """How the samples of a page lie in its file."""
+    """How the samples of a page are stored."""
 
     bits: int
     sample_format: int
@@ -220,7 +220,7 @@ def open_tiff(file: BinaryIO) -> TiffImage:
     image among their sub-images counts.
 
     Raises:
-        SyntaxError, ValueError, OSError, struct.error ...: it is broken.
+        SyntaxError, ValueError, OSError, struct.error ...: it is corrupt.
     """
     file.seek(0)
     is_foreign = file.read(4) == _BIG_ENDIAN_BIG

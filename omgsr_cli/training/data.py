@@ -26,7 +26,7 @@ from omgsr_cli.errors import FileError, OmgsrError, reason_of
 from omgsr_cli.files.atomic import partial_file
 from omgsr_cli.files.pairs import find_pictures
 from omgsr_cli.files.remembered import Remembered
-from omgsr_cli.imaging import probe_picture, read_picture, resize, to_samples
+from omgsr_cli.imaging import probe_image, read_image, resize, to_samples
 from omgsr_cli.training.config import LqNoise
 from omgsr_cli.training.draws import Purpose, choose, draw_rng
 from omgsr_cli.training.teacher import LowFrequencies, TeacherImages, blur_gaussian, teacher_target
@@ -143,10 +143,10 @@ class Order:
 
 
 def _describe(path: Path, lq: Path | None) -> TrainingImage:
-    height, width = probe_picture(path).size_px
+    height, width = probe_image(path).size_px
     if lq is None:
         return TrainingImage(path, None, height, width)
-    lq_height, lq_width = probe_picture(lq).size_px
+    lq_height, lq_width = probe_image(lq).size_px
     scale = whole_factor((height, width), (lq_height, lq_width))
     if scale is None:
         raise FileError(
@@ -207,7 +207,7 @@ def is_broken(path: Path, cache: Path | None = None) -> bool:
 
 def _decode(path: Path) -> Pixels:
     try:
-        pixels: Pixels = to_samples(read_picture(path).rgb, 8)
+        pixels: Pixels = to_samples(read_image(path).rgb, 8)
     except FileError as error:
         raise BrokenImageError(path, error.message) from error
     return pixels

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from omgsr_cli.errors import FileError, reason_of
-from omgsr_cli.imaging import Picture, encode_picture, read_picture, resize, write_atomically
+from omgsr_cli.imaging import SourceImage, encode_image, read_image, resize, write_atomically
 from omgsr_cli.packages import install_command
 from omgsr_cli.pages.template import data_address, definitions, escape, fill_page, printable
 from omgsr_cli.training.logs import Curve, History
@@ -153,12 +153,12 @@ def _grids(grids: Sequence[tuple[int, Path]]) -> str:
 
 def _shrink(path: Path) -> tuple[str, int, int]:
     """An image as a JPEG in an address, not wider than a page shows it; its height and width in px."""
-    image = read_picture(path).rgb
+    image = read_image(path).rgb
     height, width = image.shape[1:]
     if width > _LARGEST_PX:
         height, width = max(1, round(height * _LARGEST_PX / width)), _LARGEST_PX
         image = resize(image, (height, width))
-    parts, _ = encode_picture(Picture(image), name=str(path), format="jpg", quality=_QUALITY)
+    parts, _ = encode_image(SourceImage(image), name=str(path), format="jpg", quality=_QUALITY)
     return data_address("image/jpeg", b"".join(parts)), height, width
 
 

@@ -15,7 +15,7 @@ from omgsr_cli.datasets.crops import trim
 from omgsr_cli.degradation import degrade
 from omgsr_cli.errors import NotFiniteError
 from omgsr_cli.fidelity import psnr, ssim
-from omgsr_cli.imaging import Picture, from_samples, resize, write_picture
+from omgsr_cli.imaging import SourceImage, from_samples, resize, write_image
 from omgsr_cli.training.data import BrokenImageError, CropOptions, Pixels, TrainingImage, read_pixels
 from omgsr_cli.training.draws import Purpose, choose, draw_rng
 from omgsr_cli.training.losses import Measure
@@ -210,7 +210,7 @@ def write_grid(rows: Sequence[Tensor], path: Path) -> None:
     """
     width = max(row.shape[2] for row in rows)
     padded = [torch.nn.functional.pad(row, (0, width - row.shape[2]), value=1.0) for row in rows]
-    write_picture(Picture(torch.cat(padded, 1)), path, overwrite=True)
+    write_image(SourceImage(torch.cat(padded, 1)), path, overwrite=True)
 
 
 def _middle(pixels: Pixels, largest_px: int, multiple_px: int = 1) -> Pixels:
