@@ -24,10 +24,11 @@ def doctor(
 
     It changes nothing and does not use the network. The exit code is 1 if something is wrong.
     """
-    from omgsr_cli.diagnosis.machine import diagnose
-
     output = Output(as_json=as_json)
-    found = diagnose()
+    with output.loading("PyTorch"):
+        from omgsr_cli.diagnosis.machine import diagnose
+
+        found = diagnose()
     output.result("\n".join(map(shown, _lines(found))), _record(found))
     for message, hint in found.problems:
         output.error(OmgsrError(message, hint))
