@@ -164,10 +164,10 @@ def test_every_picture_comes_in_every_epoch_and_no_batch_is_short() -> None:
     epoch = plan_epoch(pictures, 32)
     assert Counter(epoch) == {0: 1, 1: 1, 2: 4, 3: 10}
     order = Order(epoch, seed=3)
-    epochs = [[order.picture(number) for number in range(16 * e, 16 * (e + 1))] for e in range(3)]
+    epochs = [[order.index(number) for number in range(16 * e, 16 * (e + 1))] for e in range(3)]
     assert all(Counter(one) == Counter(epoch) for one in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    assert [Order(epoch, seed=3).picture(number) for number in (47, 0, 20)] == [order.picture(n) for n in (47, 0, 20)]
+    assert [Order(epoch, seed=3).index(number) for number in (47, 0, 20)] == [order.index(n) for n in (47, 0, 20)]
     # 16 samples in an epoch, batches of 5: the fourth goes on in the next epoch.
     assert all(len(batch) == 5 for batch in islice(Numbers(5, 0, 0, 1), 8))
 
@@ -503,7 +503,7 @@ def test_images_come_alike_where_asked(folder: Path) -> None:
     shares = {}
     for sampling in ("area", "equal"):
         crops = build(folder, sampling=sampling)
-        counts = Counter(crops._picture_of(number).hq.name for number in range(400))
+        counts = Counter(crops._image_of(number).hq.name for number in range(400))
         shares[sampling] = counts["large.png"] / 400
     assert shares["equal"] == pytest.approx(1 / 4, abs=0.01)
     assert shares["area"] > 0.5

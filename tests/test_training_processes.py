@@ -37,10 +37,8 @@ class Runs:
         return [told for told in self.events[name] if told["event"] == event]
 
 
-@pytest.fixture(scope="module")
-def runs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def train_in_two_processes(world: Path, folder: Path) -> Runs:
     """One launch for all of them: starting processes takes longer than the runs."""
-    folder = tmp_path_factory.mktemp("runs")
     everything = {"log": {"validate_every": 8}, "data": {"validation": str(world / "held_out")}}
     passes = {"data": {"batch_size": 1}, "optim": {"accumulate": 2}}
     plan = {
@@ -77,25 +75,25 @@ def sd_settings(world: Path, run: Path, base: Path, *, shard: bool) -> Table:
     return tables
 
 
-def test_both_processes_hold_the_same_weights(runs: Runs) -> None:
+def check_both_processes_hold_the_same_weights(runs: Runs) -> None:
     for name in runs.events:
         digests = [(runs.folder / name / f"rank-{rank}").read_text() for rank in (0, 1)]
         assert digests[0] == digests[1], f"the processes of {name} hold other weights"
 
 
-def test_one_process_logs_for_both(runs: Runs) -> None:
+def check_one_process_logs_for_both(runs: Runs) -> None:
     assert runs.events["whole"][0]["processes"] == 2
     assert [event["step"] for event in runs.told("whole", "StepDone")] == list(range(1, 9))
     with open(runs.folder / "whole" / "log.csv", newline="") as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, 9))
 
 
-def test_eight_steps_are_four_and_four(runs: Runs) -> None:
+def check_eight_steps_are_four_and_four(runs: Runs) -> None:
     assert runs.events["resumed"][0]["step"] == 4
     assert differing(runs.tensors("resumed", 8), runs.tensors("whole", 8)) == []
 
 
-def test_two_processes_give_what_one_gives_with_twice_the_batch(runs: Runs, world: Path, tmp_path: Path) -> None:
+def check_two_processes_give_what_one_gives_with_twice_the_batch(runs: Runs, world: Path, tmp_path: Path) -> None:
     """With the discriminator and its default augmentation."""
     assert GanConfig().augment == ("color", "translation", "cutout")
     _, here = run_here(settings(world, tmp_path / "one", **SHORT, data={"batch_size": 4}, save={"every": 1}))
@@ -120,12 +118,12 @@ def test_two_processes_give_what_one_gives_with_twice_the_batch(runs: Runs, worl
     assert largest_difference(runs.tensors("twice", 3), tensors(tmp_path / "one" / "step-00000003"), FILES) < 6e-4
 
 
-def test_so_they_do_over_several_passes_a_step(runs: Runs, world: Path, tmp_path: Path) -> None:
+def check_so_they_do_over_several_passes_a_step(runs: Runs, world: Path, tmp_path: Path) -> None:
     run_here(settings(world, tmp_path / "one", **NO_GAN, **SHORT, data={"batch_size": 1}, optim={"accumulate": 4}))
     assert largest_difference(runs.tensors("passes", 3), tensors(tmp_path / "one" / "step-00000003"), FILES) < 6e-4
 
 
-def test_they_share_a_validation(runs: Runs, world: Path, tmp_path: Path) -> None:
+def check_they_share_a_validation(runs: Runs, world: Path, tmp_path: Path) -> None:
     (shared,) = runs.told("whole", "Validated")
     still = settings(world, tmp_path / "still", data={"validation": str(world / "held_out")})
     still["model"] = {"start_from": str(runs.folder / "whole" / "step-00000008")}
@@ -136,7 +134,7 @@ def test_they_share_a_validation(runs: Runs, world: Path, tmp_path: Path) -> Non
         assert shared["scores"][name] == pytest.approx(value, rel=1e-3)
 
 
-def test_a_backbone_that_they_share_out_is_trained_as_one_that_each_has_whole(runs: Runs) -> None:
+def check_a_backbone_that_they_share_out_is_trained_as_one_that_each_has_whole(runs: Runs) -> None:
     """FSDP2; and a run may go on with it or without."""
     sharded = runs.tensors("sharded", 2)
     assert differing(sharded, runs.tensors("sharded", 1)), "it learns"
@@ -151,3 +149,15 @@ def test_a_backbone_that_they_share_out_is_trained_as_one_that_each_has_whole(ru
     counts = json.loads((runs.folder / "sharded" / "weights-1").read_text())
     assert counts["frozen, here"] < 0.6 * counts["frozen"]
     assert counts["learned, here"] == counts["learned"]
+
+
+def test_two_processes_are_one_training(world: Path, tmp_path: Path) -> None:
+    """One test, so that the processes are started once however the tests are distributed."""
+    runs = train_in_two_processes(world, tmp_path)
+    check_both_processes_hold_the_same_weights(runs)
+    check_one_process_logs_for_both(runs)
+    check_eight_steps_are_four_and_four(runs)
+    check_two_processes_give_what_one_gives_with_twice_the_batch(runs, world, tmp_path / "two_proc")
+    check_so_they_do_over_several_passes_a_step(runs, world, tmp_path / "so_they_")
+    check_they_share_a_validation(runs, world, tmp_path / "they_sha")
+    check_a_backbone_that_they_share_out_is_trained_as_one_that_each_has_whole(runs)

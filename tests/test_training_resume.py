@@ -182,7 +182,7 @@ def image_of(tables: Any, number: int) -> Path:
     """The image that a sample of the run comes from."""
     data = tables["data"]
     pictures = find_training_images(data["train"], None, data["resolution"], "skip")
-    return pictures[Order(plan_epoch(pictures, data["resolution"]), 0).picture(number)].hq
+    return pictures[Order(plan_epoch(pictures, data["resolution"]), 0).index(number)].hq
 
 
 def test_a_broken_image_is_skipped_counted_and_the_run_stays_the_same_run(world: Path, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
         OmgsrError: the model, the data or the feature network cannot be read.
     """
     options = build_crop_options(config)
-    pictures = find_training_images(config.data.train, config.data.train_lq, options.resolution, options.on_small)
+    images = find_training_images(config.data.train, config.data.train_lq, options.resolution, options.on_small)
     held_out = find_held_out(config)
     device = device_of(accelerator)
     shards = config.train.shard_backbone
@@ -122,14 +122,14 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
     if config.train.compile:
         losses.compile_statistics()
     learner = _build_learner(config, trainable, losses, _build_adversary(config, features, device))
-    crops = TrainingCrops(pictures, options, config.train.seed)
+    crops = TrainingCrops(images, options, config.train.seed)
     names = [*losses.names, *(("gan", "discriminator") if learner.adversary else ())]
     return Run(
         config,
         trainable,
         learner,
         crops,
-        len(pictures),
+        len(images),
         held_out,
         options,
         "" if features is None else features.title,

@@ -70,7 +70,7 @@ def _check_images(draft: Draft[TrainConfig], key: str, names: Sequence[str]) -> 
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise OmgsrError(problems[0].message + more, problems[0].hint)
         if names and not found:
-            raise OmgsrError("there are no pictures")
+            raise OmgsrError("no image was found")
 
     _note(draft, key, search)
 

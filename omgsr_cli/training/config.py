@@ -413,7 +413,7 @@ class GanConfig(Section):
     lr: Positive = Field(default=5e-5, description="its learning rate")
     betas: Betas = Field(default=(0.9, 0.999), description="of its AdamW")
     real_label: Fraction = Field(default=0.8, description="target for sharp images; below 1 it is less sure of itself")
-    fake_label: Fraction = Field(default=0.0, description="target for restored pictures")
+    fake_label: Fraction = Field(default=0.0, description="target for restored images")
     augment: tuple[Literal["color", "translation", "cutout"], ...] = Field(
         default=("color", "translation", "cutout"), description="DiffAugment's changes to what it sees; [] for none"
     )
@@ -444,7 +444,7 @@ class TrainConfig(Section):
 
     model: ModelConfig = Field(description="which model is trained, and from which weights")
     lora: LoraConfig | None = Field(default=None, description="the adapters [as published]")
-    data: DataConfig = Field(description="the pictures")
+    data: DataConfig = Field(description="the images")
     degradation: DegradationConfig = Field(default=DegradationConfig(), description="how low-quality images are made")
     loss: LossConfig = Field(default=LossConfig(), description="the weight of each loss")
     gan: GanConfig = Field(default=GanConfig(), description="the discriminator")

@@ -110,7 +110,7 @@ def find_training_images(
     return tuple(chosen)
 
 
-def plan_epoch(pictures: Sequence[TrainingImage], crop_px: int) -> tuple[int, ...]:
+def plan_epoch(images: Sequence[TrainingImage], crop_px: int) -> tuple[int, ...]:
     """How often each image comes in an epoch: its side over the crop's, at least once.
 
     The root of the area lies between "every image alike" and "every pixel alike": a large image shows more, but
@@ -119,7 +119,7 @@ def plan_epoch(pictures: Sequence[TrainingImage], crop_px: int) -> tuple[int, ..
     Returns:
         Indices of images, each as often as it comes, in order.
     """
-    times = [max(1, round((p.height * p.width) ** 0.5 / crop_px)) for p in pictures]
+    times = [max(1, round((p.height * p.width) ** 0.5 / crop_px)) for p in images]
     return tuple(index for index, count in enumerate(times) for _ in range(count))
 
 
@@ -134,7 +134,7 @@ class Order:
         self._epoch, self._seed, self._purpose = np.array(epoch), seed, purpose
         self._permutation = (-1, self._epoch)
 
-    def picture(self, number: int) -> int:
+    def index(self, number: int) -> int:
         """Index of the image of a sample of the run."""
         epoch, position = divmod(number, len(self._epoch))
         if self._permutation[0] != epoch:
@@ -409,9 +409,9 @@ class TrainingCrops(Dataset[Sample]):
     A sample is a window of a crop. Every sample has a crop of its own, or with a teacher one of those that it saw.
     """
 
-    def __init__(self, pictures: Sequence[TrainingImage], options: CropOptions, seed: int) -> None:
-        self._pictures, self.options, self._seed = pictures, options, seed
-        epoch = plan_epoch(pictures, options.resolution) if options.sampling == "area" else range(len(pictures))
+    def __init__(self, images: Sequence[TrainingImage], options: CropOptions, seed: int) -> None:
+        self._images, self.options, self._seed = images, options, seed
+        epoch = plan_epoch(images, options.resolution) if options.sampling == "area" else range(len(images))
         self._order = Order(epoch, seed)
         teaching = options.teaching
         self._pool = None if teaching is None else Order(range(teaching.crops), seed, Purpose.POOL)
@@ -451,7 +451,7 @@ class TrainingCrops(Dataset[Sample]):
             return (lq, hq) if options.teaching is None else (lq, hq, hq)
         if options.teaching is None or self._pool is None:
             return self._draw_pair(number)
-        crop = self._pool.picture(number)
+        crop = self._pool.index(number)
         lq, hq = self._draw_pair(crop)
         taught = options.teaching.images.read(self.crop_key(crop), (hq.shape[1], hq.shape[2]))
         return lq, hq, teacher_target(taught, hq, options.teaching.sigma_px, options.teaching.low_frequencies)
@@ -467,13 +467,13 @@ class TrainingCrops(Dataset[Sample]):
         Raises:
             FileError: an image cannot be read.
         """
-        picture = self._picture_of(number)
+        image = self._image_of(number)
         defined_by = {
             "format": _CROP_FORMAT,
             "seed": self._seed,
             "number": number,
-            "hq": self._content(picture.hq),
-            "lq": None if picture.lq is None else self._content(picture.lq),
+            "hq": self._content(image.hq),
+            "lq": None if image.lq is None else self._content(image.lq),
             "options": self._described_options,
         }
         return hashlib.sha256(json.dumps(defined_by, sort_keys=True).encode()).hexdigest()
@@ -493,18 +493,18 @@ class TrainingCrops(Dataset[Sample]):
     def _contents(self) -> dict[Path, str]:
         """SHA-256 of every file that a teacher's crops come from; read at once, before workers start."""
         assert self.options.teaching is not None, "only a teacher's crops need names"
-        pictures = [self._pictures[self._order.picture(number)] for number in range(self.options.teaching.crops)]
-        return _read_contents(sorted({file for picture in pictures for file in picture.files}))
+        images = [self._images[self._order.index(number)] for number in range(self.options.teaching.crops)]
+        return _read_contents(sorted({file for image in images for file in image.files}))
 
-    def _picture_of(self, number: int) -> TrainingImage:
+    def _image_of(self, number: int) -> TrainingImage:
         """Give the image of a crop: by its turn, or if that is known to be broken one that the crop's number draws."""
-        if len(self.broken) >= len(self._pictures):
-            raise OmgsrError(f"none of {len(self._pictures)} images can be read", next(iter(self.broken.values())))
-        picture = self._pictures[self._order.picture(number)]
+        if len(self.broken) >= len(self._images):
+            raise OmgsrError(f"none of {len(self._images)} images can be read", next(iter(self.broken.values())))
+        image = self._images[self._order.index(number)]
         rng = draw_rng(self._seed, Purpose.REPLACEMENT, number)
-        while not self.broken.keys().isdisjoint(picture.files):
-            picture = self._pictures[int(rng.integers(len(self._pictures)))]
-        return picture
+        while not self.broken.keys().isdisjoint(image.files):
+            image = self._images[int(rng.integers(len(self._images)))]
+        return image
 
     def draw_pair(self, number: int) -> tuple[Tensor, Tensor]:
         """Give a crop by its number: low-quality (3, h, w) at its own size, and sharp (3, H, W), in [0, 1]."""
@@ -514,23 +514,23 @@ class TrainingCrops(Dataset[Sample]):
         # Which images are broken is a property of the files, so every process ends with the same one.
         while True:
             try:
-                return self._cut_crop(self._picture_of(number), number)
+                return self._cut_crop(self._image_of(number), number)
             except BrokenImageError as error:
                 self.broken[error.path] = error.message
 
-    def _cut_crop(self, picture: TrainingImage, number: int) -> tuple[Tensor, Tensor]:
+    def _cut_crop(self, image: TrainingImage, number: int) -> tuple[Tensor, Tensor]:
         rng = draw_rng(self._seed, Purpose.CROP, number)
         gray = draw_rng(self._seed, Purpose.GRAY, number).random() < self.options.gray
-        if picture.lq is None:
-            return self._degrade_crop(picture, rng, number, gray=gray)
-        lq, hq = self._cut_pair(picture, rng)
+        if image.lq is None:
+            return self._degrade_crop(image, rng, number, gray=gray)
+        lq, hq = self._cut_pair(image, rng)
         return (to_gray(lq), to_gray(hq)) if gray else (lq, hq)
 
     def _degrade_crop(
-        self, picture: TrainingImage, rng: np.random.Generator, number: int, *, gray: bool
+        self, image: TrainingImage, rng: np.random.Generator, number: int, *, gray: bool
     ) -> tuple[Tensor, Tensor]:
         options = self.options
-        hq = _to_tensor(self._draw_crop(read_pixels(picture.hq, options.cache), rng))
+        hq = _to_tensor(self._draw_crop(read_pixels(image.hq, options.cache), rng))
         hq = to_gray(hq) if gray else hq
         if not options.degradations:
             return hq, hq
@@ -554,12 +554,12 @@ class TrainingCrops(Dataset[Sample]):
         crop = max(windows, key=_detail) if places > 1 else windows[0]
         return crop if factor == 1 else _halve(crop)
 
-    def _cut_pair(self, picture: TrainingImage, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        options, scale = self.options, picture.lq_scale
-        assert picture.lq is not None
+    def _cut_pair(self, image: TrainingImage, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        options, scale = self.options, image.lq_scale
+        assert image.lq is not None
         least_px = -(-options.resolution // scale)
-        lq_pixels = grow(read_pixels(picture.lq, options.cache), least_px, options.on_small)
-        hq_pixels = grow(read_pixels(picture.hq, options.cache), least_px * scale, options.on_small)
+        lq_pixels = grow(read_pixels(image.lq, options.cache), least_px, options.on_small)
+        hq_pixels = grow(read_pixels(image.hq, options.cache), least_px * scale, options.on_small)
         side_px = min(-(-(options.resolution + options.margin_px) // scale), *lq_pixels.shape[:2])
         y, x = draw_window((lq_pixels.shape[0], lq_pixels.shape[1]), side_px, rng)
         lq, hq = _window(lq_pixels, y, x, side_px), _window(hq_pixels, y * scale, x * scale, side_px * scale)

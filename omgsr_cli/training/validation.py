@@ -73,7 +73,7 @@ def to_unit(image: Tensor) -> Tensor:
 @torch.no_grad()
 def validate(
     restore: Callable[[Tensor], Tensor],
-    pictures: Sequence[TrainingImage],
+    images: Sequence[TrainingImage],
     options: CropOptions,
     measures: Mapping[str, Measure],
     *,
@@ -90,7 +90,7 @@ def validate(
 
     Args:
         restore: (1, 3, H, W) in [-1, 1] to the same.
-        pictures: held out.
+        images: held out.
         options: of the training's samples: resolution, scales, degradations and cache.
         measures: besides PSNR and SSIM.
         multiple_px: sizes given to `restore` are multiples of it.
@@ -103,11 +103,11 @@ def validate(
         NotFiniteError: the model gives NaN or infinity: its weights or its number format are of no use any more.
     """
     result = Validation()
-    for index in range(rank, len(pictures) + (-len(pictures) % processes if together else 0), processes):
+    for index in range(rank, len(images) + (-len(images) % processes if together else 0), processes):
         pair = None
-        if index < len(pictures):
+        if index < len(images):
             try:
-                pair = load_pair(pictures[index], options, multiple_px, seed, index)
+                pair = load_pair(images[index], options, multiple_px, seed, index)
             except BrokenImageError as error:
                 result.broken[error.path] = error.message
         if pair is None:
@@ -119,7 +119,7 @@ def validate(
         restored = restore(lq)
         if not bool(restored.isfinite().all()):
             raise NotFiniteError(
-                f"validation: the model gives values that are not finite for {pictures[index].hq}",
+                f"validation: the model gives values that are not finite for {images[index].hq}",
                 "resume from an earlier checkpoint with a lower learning rate, or set precision to fp32",
             )
         scores = measure_fidelity(restored, hq) | {name: measure(restored, hq) for name, measure in measures.items()}
@@ -132,12 +132,12 @@ def validate(
 
 
 def load_pair(
-    picture: TrainingImage, options: CropOptions, multiple_px: int, seed: int, index: int
+    image: TrainingImage, options: CropOptions, multiple_px: int, seed: int, index: int
 ) -> tuple[Tensor, Tensor]:
     """Read a held-out image and read or make its counterpart: upscaled, and sharp, (3, H, W) in [0, 1]."""
     largest_px = max(options.resolution, LARGEST_PX)
-    hq_pixels = read_pixels(picture.hq, options.cache)
-    if picture.lq is None:
+    hq_pixels = read_pixels(image.hq, options.cache)
+    if image.lq is None:
         hq = trim(from_samples(_middle(hq_pixels, largest_px)), multiple_px)
         rng = draw_rng(seed, Purpose.VALIDATION, index)
         if not options.degradations:
@@ -145,8 +145,8 @@ def load_pair(
         scale, config = options.scales[0][0], choose(options.degradations, rng)
         lq = degrade(hq[None], scale, config, seed=seed, epoch=int(Purpose.VALIDATION), indices=[index])[0]
     else:
-        lq = from_samples(_middle(read_pixels(picture.lq, options.cache), largest_px // picture.lq_scale))
-        hq = from_samples(_middle(hq_pixels, largest_px // picture.lq_scale * picture.lq_scale, picture.lq_scale))
+        lq = from_samples(_middle(read_pixels(image.lq, options.cache), largest_px // image.lq_scale))
+        hq = from_samples(_middle(hq_pixels, largest_px // image.lq_scale * image.lq_scale, image.lq_scale))
     return trim(resize(lq, (hq.shape[1], hq.shape[2])), multiple_px), trim(hq, multiple_px)
 
 
