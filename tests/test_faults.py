@@ -150,7 +150,7 @@ def test_a_signal_in_the_middle_of_a_survey(
     said = Command(capfdbinary, "timestep")(*command)
     assert said.code == 0, said.err
     assert said.records[0]["samples"] == 80
-    assert f"{count} samples were kept from an earlier run" in said.err
+    assert f"{count} samples of an earlier run" in said.err
 
 
 def kept_samples(cache: Path) -> int:
