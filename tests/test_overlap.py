@@ -83,6 +83,7 @@ def upscaler(tmp_path: Path, **write: bool) -> Upscaler:
 
 def draw(tmp_path: Path, count: int) -> list[Job]:
     jobs = []
+    tmp_path.mkdir(exist_ok=True)
     for number in range(count):
         pixels = np.random.default_rng(number).integers(0, 256, (40 + number, 30, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
@@ -162,6 +163,22 @@ def test_the_next_image_is_read_ahead_only_if_memory_allows_both(
     assert (events[:2] == ["read", "read"]) == is_ahead
     if not is_ahead:
         assert events == ["read", "written"] * 3
+
+
+def test_an_image_that_is_refused_beside_another_gets_a_second_chance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, asked = draw(tmp_path, 3), []
+
+    def free_bytes(device: object) -> int:
+        """None for the second image as long as the first one is in work."""
+        asked.append(device)
+        return 0 if len(asked) == 2 else 1 << 30
+
+    monkeypatch.setattr("omgsr_cli.batch.finished.free_memory_bytes", free_bytes)
+    assert results_of(upscaler(tmp_path), jobs) == ["done"] * 3
+    monkeypatch.setattr("omgsr_cli.batch.finished.free_memory_bytes", lambda device: 0)
+    assert results_of(upscaler(tmp_path), draw(tmp_path / "more", 1)) == ["failed"]
 
 
 def test_a_disk_that_fills_ends_a_picture_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

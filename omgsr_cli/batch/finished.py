@@ -294,6 +294,10 @@ def beside_input(options: RestoreOptions, held_bytes: int) -> RestoreOptions:
     return options.model_copy(update={"memory": max(options.memory - (held_bytes >> 20), 16)})
 
 
+class NoRoomError(FileError):
+    """An image needs more memory than is free at the moment."""
+
+
 def _check_cost(
     job: Job, header: ImageHeader, output: Size, info: RestorerInfo, options: RestoreOptions, format_name: str
 ) -> Size:
@@ -322,7 +326,7 @@ def _check_cost(
     if needed > free:
         what = f"reading {size}" if needed == header.reading_bytes else str(output)
         reason = f"{what} takes {needed >> 20} MiB of memory, and {free >> 20} are free"
-        raise FileError(f"{name_of(job)}: {reason}", "ask for a smaller size, or cut the image into parts first")
+        raise NoRoomError(f"{name_of(job)}: {reason}", "ask for a smaller size, or cut the image into parts first")
     return canvas.working
 
 

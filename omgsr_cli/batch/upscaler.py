@@ -20,6 +20,7 @@ from torch import Tensor
 from omgsr_cli.batch.finished import (
     Checked,
     FinishedResults,
+    NoRoomError,
     Settings,
     beside_input,
     check_job,
@@ -159,6 +160,10 @@ class Upscaler:
                     on_start(job)
                     if isinstance(opened, FileResult):
                         yield from self._results_of(written)
+                        if isinstance(opened.error, NoRoomError):
+                            # The image before it took the memory, and is finished now.
+                            opened = self._open(job)
+                    if isinstance(opened, FileResult):
                         yield opened
                         continue
                     if room.is_exceeded:
