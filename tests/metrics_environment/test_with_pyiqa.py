@@ -156,7 +156,7 @@ def test_clip_without_pkg_resources(bench: Command, pictures: Path, hub: Path, m
     monkeypatch.setitem(sys.modules, "pkg_resources", None)
     said = bench("--sr", pictures, "--metrics", "clipiqa,piqe", "--json")
     assert said.code == 1
-    assert said.errors[0].endswith("which CLIP needs: pip install 'setuptools<82'")
+    assert "setuptools<82" in said.errors[0]
 
 
 def test_a_torchvision_that_does_not_fit_is_told_with_both_versions(pictures: Path, tmp_path: Path) -> None:
