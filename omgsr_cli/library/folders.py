@@ -17,6 +17,7 @@ from omgsr_cli.files.naming import scale_label
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.models.devices import named_devices
+from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.loading import describe_model
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.options import (
@@ -79,8 +80,12 @@ def upscale_folder(
         UsageError: a value is out of range, or values do not go together.
     """
     options = build_options(EngineOptions, workers=workers, device=device)
-    info = describe_model(find_model(ModelOptions(model=str(model)))) if isinstance(model, str | Path) else model.info
-    if not isinstance(model, str | Path) and options != EngineOptions():
+    if isinstance(model, str | Path):
+        source: ModelSource | Restorer = find_model(ModelOptions(model=str(model)))
+    else:
+        source = model
+    info = describe_model(source) if isinstance(source, ModelSource) else source.info
+    if not isinstance(source, ModelSource) and options != EngineOptions():
         raise UsageError(
             "a loaded model stays in its process and on its device", "give its name, which is loaded there"
         )
@@ -107,7 +112,7 @@ def upscale_folder(
     )
     clear_leftovers(plan.jobs)
     results = [FileResult(None, None, "failed", error=problem) for problem in plan.problems]
-    for result in _do_jobs(model, info, settings, plan.jobs, options, remembered):
+    for result in _do_jobs(source, info, settings, plan.jobs, options, remembered):
         results.append(result)
         if on_result:
             on_result(result)
@@ -115,23 +120,23 @@ def upscale_folder(
 
 
 def _do_jobs(
-    model: Restorer | str | Path,
+    model: ModelSource | Restorer,
     info: RestorerInfo,
     settings: Settings,
     jobs: Sequence[Job],
     options: EngineOptions,
     remembered: Remembered,
 ) -> Iterator[FileResult]:
-    """With a loaded model in this process; a model that is named is loaded by each of as many as were asked for."""
-    if not isinstance(model, str | Path):
+    """Run jobs with a loaded model in this process, or with a model that each of several processes loads."""
+    if not isinstance(model, ModelSource):
         loaded = model
         upscaler = Upscaler(settings, info, FinishedResults(settings, info, remembered), lambda: loaded)
         return upscaler.stream(jobs, lambda job: None)
     engine = choose_local(plan_places(named_devices(options.device), options.workers))
-    work = UpscaleWork(settings, find_model(ModelOptions(model=str(model))), info)
+    work = UpscaleWork(settings, model, info)
     return engine.run(work, jobs, on_start=lambda job: None, say=say_nothing)
 
 
 def _model_options(info: RestorerInfo) -> ModelOptions:
-    """What a finished picture says of the model that made it."""
+    """What the record of a result names of its model."""
     return ModelOptions(model=info.name, mid_timestep=info.mid_timestep, prompt=info.prompt)
