@@ -1,4 +1,4 @@
-"""Colour fixes: give the restored picture the colours of the picture it came from.
+"""Colour fixes: give the restored image the colours of the image it came from.
 
 Both are those of StableSR (arXiv:2305.07015), which OSEDiff and OMGSR use after it.
 """
@@ -16,7 +16,7 @@ from omgsr_cli.imaging import Rows
 from omgsr_cli.imaging.rows import BandSpool
 from omgsr_cli.options import ColorFix
 
-#: Added to the variance before its root, as published; keeps flat pictures from dividing by zero.
+#: Added to the variance before its root, as published; keeps flat images from dividing by zero.
 VARIANCE_EPSILON = 1e-5
 
 #: Levels of the published a-trous decomposition; a point reaches 2**levels - 1 pixels.
@@ -28,7 +28,7 @@ _WAVELET_ROWS = 256
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """Mean and spread of every channel of a whole picture.
+    """Mean and spread of every channel of a whole image.
 
     Attributes:
         mean: (C,) float64.
@@ -40,7 +40,7 @@ class ChannelStatistics:
 
 
 class RowStatistics:
-    """Adds up a picture's rows to the statistics of the whole.
+    """Adds up an image's rows to the statistics of the whole.
 
     Each row is summed up by itself, in float64, so that the result is the same in whatever bands the rows come.
     """
@@ -76,14 +76,14 @@ class RowStatistics:
 
 
 def adain_from_statistics(band: Tensor, own: ChannelStatistics, wanted: ChannelStatistics) -> Tensor:
-    """Move every channel of a part of a picture from its own mean and spread to the wanted ones.
+    """Move every channel of a part of an image from its own mean and spread to the wanted ones.
 
     (band - own.mean) / own.std * wanted.std + wanted.mean
     Source: AdaIN, arXiv:1703.06868, Eq. 8, on pixels as in StableSR, arXiv:2305.07015.
 
     Args:
         band: (C, n, W) float, sRGB in [0, 1].
-        own: of the whole restored picture.
+        own: of the whole restored image.
         wanted: of the whole reference.
     Returns:
         New tensor, shape and dtype of band; not clamped.
@@ -95,7 +95,7 @@ def adain_from_statistics(band: Tensor, own: ChannelStatistics, wanted: ChannelS
 
 
 def wavelet_color_fix(restored: Tensor, reference: Tensor, levels: int = WAVELET_LEVELS) -> Tensor:
-    """Keep the restored picture's high frequencies and take the reference's low ones.
+    """Keep the restored image's high frequencies and take the reference's low ones.
 
     An undecimated a-trous decomposition with the 3x3 kernel [[1,2,1],[2,4,2],[1,2,1]]/16, dilated by 2**i at level
     i, edges repeated. The high frequencies of all levels sum to restored - low(restored), and low() is linear, so
@@ -114,7 +114,7 @@ def wavelet_color_fix(restored: Tensor, reference: Tensor, levels: int = WAVELET
     if restored.shape != reference.shape or restored.ndim != 4:
         raise ShapeError(f"the wavelet fix needs equal shapes: {tuple(restored.shape)}, {tuple(reference.shape)}")
     fixed = torch.empty_like(restored)
-    # One channel after the other: a large picture needs three extra planes, not nine.
+    # One channel after the other: a large image needs three extra planes, not nine.
     for channel in range(restored.shape[1]):
         plane = (reference[:, channel] - restored[:, channel]).float()
         torch.add(restored[:, channel], _low_frequencies(plane, levels), out=fixed[:, channel])
@@ -122,23 +122,23 @@ def wavelet_color_fix(restored: Tensor, reference: Tensor, levels: int = WAVELET
 
 
 def match_color(restored: Iterator[Tensor], reference: Rows, method: ColorFix, bit_depth: int) -> Iterator[Tensor]:
-    """Give a picture, as it comes, the colours of the one that it came from.
+    """Give an image, as it comes, the colours of the one that it came from.
 
     The result does not depend on the bands. AdaIN has to know the whole before it gives the first row, and puts the
-    picture aside meanwhile; the wavelet fix is late by what it reaches.
+    image aside meanwhile; the wavelet fix is late by what it reaches.
 
     Args:
         restored: bands of (3, n, W) float32 on the CPU, sRGB in [0, 1], from the first rows to the last.
         reference: of the same height and width.
         method: "adain", "wavelet" or "none".
-        bit_depth: of the picture. At 8 the fix works between 8-bit pictures, of which the restored one was truncated,
+        bit_depth: of the image. At 8 the fix works between 8-bit images, of which the restored one was truncated,
             as published; it sets the mean anew, so that the half level lost here does not darken the result.
     Returns:
         Bands of the same rows, clamped to [0, 1].
     Raises:
         UsageError: there is no such method.
         ShapeError: the widths differ.
-        OmgsrError: there is no room to put the picture aside.
+        OmgsrError: there is no room to put the image aside.
     """
     if method == "none":
         return restored

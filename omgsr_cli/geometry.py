@@ -30,7 +30,7 @@ class Size(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A rectangle of a picture: its first row and column, and its size."""
+    """A rectangle of an image: its first row and column, and its size."""
 
     top: int
     left: int
@@ -43,12 +43,12 @@ class Tile(NamedTuple):
 
     @property
     def rows(self) -> slice:
-        """Rows of the tile in its picture."""
+        """Rows of the tile in its image."""
         return slice(self.top, self.top + self.height)
 
     @property
     def columns(self) -> slice:
-        """Columns of the tile in its picture."""
+        """Columns of the tile in its image."""
         return slice(self.left, self.left + self.width)
 
 
@@ -58,7 +58,7 @@ class HaloTile:
 
     Attributes:
         outer: what is given to the function.
-        core: what is kept; the cores of a plan cover the picture exactly once.
+        core: what is kept; the cores of a plan cover the image exactly once.
     """
 
     outer: Tile
@@ -87,7 +87,7 @@ class Canvas:
     border: int = 0
 
 
-#: Up to this many times its short side, a small picture is enlarged to the native size; a thinner one is padded.
+#: Up to this many times its short side, a small image is enlarged to the native size; a thinner one is padded.
 _THIN = 4
 
 
@@ -149,7 +149,7 @@ def plan_starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
     """First positions of tiles that cover a length, with at least the overlap between neighbours.
 
     The tiles are spread evenly instead of pushing the last one back, so that no two of them overlap far more than the
-    others, which would cost time and soften one strip of the picture.
+    others, which would cost time and soften one strip of the image.
 
     Args:
         length: elements to cover.
@@ -165,11 +165,11 @@ def plan_starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
 
 
 def plan_tiles(size: Size, tile: int, overlap: int) -> tuple[Tile, ...]:
-    """Cover a picture with equal tiles, row by row.
+    """Cover an image with equal tiles, row by row.
 
     Args:
-        size: of the picture, in any element (pixels, latents).
-        tile: side of a tile; a picture that is smaller in one direction gets tiles that are smaller there.
+        size: of the image, in any element (pixels, latents).
+        tile: side of a tile; an image that is smaller in one direction gets tiles that are smaller there.
         overlap: elements that neighbours share at least.
     """
     height, width = min(tile, size.height), min(tile, size.width)

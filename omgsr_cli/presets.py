@@ -115,7 +115,7 @@ UNBUILT = {
         "have agreed on https://huggingface.co/black-forest-labs/FLUX.1-dev and typed `hf auth login`",
     )
 }
-"""Published models that people may ask for, and what is told of them: what, and what to type instead."""
+"""Published models that are not supported yet, with the error and the hint that name the alternative."""
 
 
 def find_preset(name: str) -> Preset:

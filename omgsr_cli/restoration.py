@@ -1,4 +1,4 @@
-"""One picture on its way through the stages of a model, whatever their tiling, however much memory there is."""
+"""Take one image through the stages of a model, whatever their tiling and the free memory."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _RELEASE_EVERY_S = 0.2
 
 
 class Restoration:
-    """Runs the stages over one picture, from its first rows to its last; where memory is short, what is finished stays.
+    """Runs the stages over one image, from its first rows to its last; where memory is short, what is finished stays.
 
     A batch of tiles is then run one by one; an exact tile is cut in two, with the same result; a step with blended
     tiles begins again with tiles of half the side; a codec that tiles itself goes on with smaller strips.
 
     Args:
         restorer: a loaded model.
-        plan: how the picture is cut up.
+        plan: how the image is cut up.
         options: `batch` and `seed` count here, and a tile that the user fixed is not changed.
         memory_bytes: what a codec that tiles itself may work in.
         on_progress: told (done, total) tiles; the total grows where tiles become smaller.
@@ -100,7 +100,7 @@ class Restoration:
             del band, inside
 
     def _encode_whole(self, image: Rows) -> Tensor:
-        """The latent of a whole picture, (1, C, h, w)."""
+        """The latent of a whole image, (1, C, h, w)."""
         codec, size = self._plan.codec, self._plan.canvas.padded
         if codec.tiling == "exact":
             return torch.cat(list(self._exact(self._encode, _planes_of(image), size, codec, 1, 1)), dim=2)
@@ -112,7 +112,7 @@ class Restoration:
         return latent
 
     def _decode_bands(self, latent: Tensor) -> Iterator[Tensor]:
-        """The picture of a whole latent, bands of (1, 3, n, W)."""
+        """The image of a whole latent, bands of (1, 3, n, W)."""
         codec, size, px = self._plan.codec, self._plan.canvas.padded, self._restorer.info.latent_px
         if codec.tiling == "exact":
             yield from self._exact(self._restorer.decode, _rows_of(latent), size, codec, px, 1)
@@ -183,7 +183,7 @@ class Restoration:
     def _exact(
         self, function: TileFunction, read: ReadRows, size: Size, stage: StagePlan, source_px: int, batch: int
     ) -> Iterator[Tensor]:
-        """Run stages over a picture of `size`, read in elements of `source_px` image pixels; gives bands."""
+        """Run stages over an image of `size`, read in elements of `source_px` image pixels; gives bands."""
         multiple = self._restorer.info.multiple_of_px
         tiles = plan_halo_tiles(size, stage.core_px, stage.margin_px, multiple)
 

@@ -1,4 +1,4 @@
-"""Run a function over the tiles of a picture and put the results together."""
+"""Run a function over the tiles of an image and put the results together."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def run_exact(
     on_tiles: OnTiles | None = None,
     on_error: OnError[HaloTile] | None = None,
 ) -> Iterator[Tensor]:
-    """Run a function of limited reach on tiles with a margin and keep their cores: as if on the whole picture.
+    """Run a function of limited reach on tiles with a margin and keep their cores: as if on the whole image.
 
     Args:
         function: maps (N, C, h, w) to (N, C', h*r, w*r) with one ratio r for all tiles, an integer or 1 / integer, and

@@ -1,1 +1,1 @@
-"""Many pictures: each restored, written and told, whatever happens to the others."""
+"""Many images: each is restored, written and reported on its own, so one failure does not stop the others."""

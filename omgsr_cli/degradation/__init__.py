@@ -1,4 +1,4 @@
-"""The Real-ESRGAN second-order degradation: sharp pictures to realistic low-quality ones."""
+"""The Real-ESRGAN second-order degradation: sharp images to realistic low-quality ones."""
 
 from omgsr_cli.degradation.config import PRESETS, DegradationConfig, StageConfig, load_degradation
 from omgsr_cli.degradation.pipeline import degrade, describe_degradation, in_one_thread

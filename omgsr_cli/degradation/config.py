@@ -110,8 +110,8 @@ class DegradationConfig(BaseModel):
         second: the stage that ends at the low-quality size; its JPEG is the last one.
         final_sinc_prob: probability of the sinc filter at the end.
         final_kernel_sizes: odd sides of that filter, pixels.
-        halftone_prob: probability that the picture was printed: a screen of dots lies over it before the first stage.
-        halftone_pitch: distance of the dots, pixels of the sharp picture.
+        halftone_prob: probability that the image was printed: a screen of dots lies over it before the first stage.
+        halftone_pitch: distance of the dots, pixels of the sharp image.
         halftone_strength: of middle tones' swing between dot and paper, no unit; black and white have no dots.
         target_blur_sigma: deviation of a Gaussian over the sharp image once the low-quality one is made, pixels, for
             training: images at a camera's own pixels are softer than reduced ones, and so should restored ones be.

@@ -79,7 +79,7 @@ class DegradationPlan:
         final_kernel: the last sinc filter, None for none.
         final_mode: of the resize to the low-quality size.
         jpeg_last: the last JPEG comes after that resize and filter, or before them.
-        halftone: the screen that the picture was printed with, None for none.
+        halftone: the screen that the image was printed with, None for none.
     """
 
     first: StagePlan

@@ -230,7 +230,7 @@ def make_teacher_images(
             teaching.images.make(crop, lq, hq.shape[1], hq.shape[2], restore)
         if time.monotonic() - reported > _REPORTED_EVERY_S:
             reported = time.monotonic()
-            report(Noticed(f"the teacher: {done + 1} of {len(mine)} pictures"))
+            report(Noticed(f"the teacher: {done + 1} of {len(mine)} images"))
     accelerator.wait_for_everyone()
 
 
