@@ -16,6 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from places import ROOT
 from safetensors.torch import save_file
 from torch import nn
 
@@ -26,7 +27,6 @@ from omgsr_cli.schedules import DdpmSchedule
 
 MID_TIMESTEP = 275
 PROGRAM = (sys.executable, "-m", "omgsr_cli")
-ROOT = Path(__file__).parents[1]
 
 
 def write_tiny_model(folder: Path) -> Path:

@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from places import SHARED
+
 if TYPE_CHECKING:
     from command_line import Command
 
@@ -40,9 +42,6 @@ cut_network()
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """A process for each core, up to four, for folders of tests; single files are sooner done in this process."""
     return min(4, os.cpu_count() or 1) if all(Path(each).is_dir() for each in config.args) else 0
-
-
-SHARED = Path(os.environ.get("OMGSR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from peft import LoraConfig, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from omgsr_cli.models.sd import save_prompt_embeds
+from omgsr_cli.models.sd import SdRestorer, save_prompt_embeds
 
 SCHEDULER = {
     "_class_name": "DDPMScheduler",
@@ -120,3 +120,10 @@ def write_adapter(base: Path, folder: Path, *, trained: bool = True) -> Path:
                 nn.init.normal_(parameter, std=0.1)
         wrapped.save_pretrained(folder / name)
     return folder
+
+
+def restore_random(restorer: SdRestorer) -> Tensor:
+    """Restore the same random image with any model of the family."""
+    image = torch.rand(1, 3, 16, 20, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        return restorer.decode(restorer.restore(restorer.encode(image)))

@@ -8,10 +8,11 @@ from types import ModuleType
 
 import pytest
 import torch
+from places import ROOT
 
 from omgsr_cli.models.loading import load_restorer
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture(scope="module")

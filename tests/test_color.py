@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +10,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from places import SHARED
 
 from omgsr_cli.color import RowStatistics, match_color, wavelet_color_fix
 from omgsr_cli.errors import ShapeError, UsageError
 from omgsr_cli.imaging import WholeRows
 from omgsr_cli.options import ColorFix
 
-SHARED = Path(os.environ.get("OMGSR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 GOLDEN = SHARED / "golden" / "sd"
 SIZES = [(1, 1), (1, 9), (3, 70), (31, 32), (33, 49), (64, 65)]
 

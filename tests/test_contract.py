@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "omgsr_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from places import ROOT
 
 from omgsr_cli.cli.app import app
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from places import ROOT
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -421,7 +422,7 @@ def test_a_teacher_is_learned_from_and_paid_once(world: Path, tmp_path: Path, mo
 def test_the_shipped_recipe_with_a_teacher_runs_with_workers_that_round_differently(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, parent = Path(__file__).parents[1], os.getpid()
+    root, parent = ROOT, os.getpid()
     tables = tomllib.loads((root / "recipes" / "omgsr_tiny" / "teach.toml").read_text())
     # What is smaller or faster here; perceptual losses need weights that only the recipe's reader has.
     tables["model"] = {"start_from": str(world / "model")}

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from command_line import Command
+from places import ROOT
 from safetensors.torch import save_file
 
 from omgsr_cli.diagnosis import machine
@@ -49,7 +50,7 @@ def run_beside(folder: Path, **environment: str) -> subprocess.CompletedProcess[
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": path} | environment,
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
     )
 
 

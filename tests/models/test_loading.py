@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import errors
-from random_sd import WIDTH, write_adapter
+from random_sd import WIDTH, restore_random, write_adapter
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from omgsr_cli.errors import ModelError, OmgsrError, UsageError
 from omgsr_cli.models.families import REPOSITORY_FILES
@@ -51,19 +50,13 @@ def find(model: str | Path | None = None, base: Path | None = None, **options: A
     return find_model(build_options(ModelOptions, **texts, **options))
 
 
-def run(restorer: SdRestorer) -> Tensor:
-    image = torch.rand(1, 3, 16, 20, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    with torch.inference_mode():
-        return restorer.decode(restorer.restore(restorer.encode(image)))
-
-
 def test_a_merged_folder_gives_what_base_and_adapter_give(base: Path, adapter: Path, tmp_path: Path) -> None:
     both = load(base=base, adapter=adapter, mid_timestep=200, process_size=48)
     save_merged(both, tmp_path / "merged")
     merged = load(tmp_path / "merged")
     # Not bit by bit: mapped and allocated weights differ in alignment, and so in the order of some sums.
-    torch.testing.assert_close(run(merged), run(both), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(run(both), run(load(base=base, mid_timestep=200)))
+    torch.testing.assert_close(restore_random(merged), restore_random(both), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(restore_random(both), restore_random(load(base=base, mid_timestep=200)))
     assert merged.info.mid_timestep == 200
     assert merged.info.native_tile_px == 48
     assert merged.notes == ()
@@ -100,7 +93,7 @@ def test_a_merged_folder_with_text_encoder_takes_any_prompt(base: Path, adapter:
     assert load(tmp_path / "merged").info.prompt == "b"
     other = load(tmp_path / "merged", prompt="a cat")
     expected = load(base=base, adapter=adapter, prompt="a cat")
-    torch.testing.assert_close(run(other), run(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(restore_random(other), restore_random(expected), rtol=1e-4, atol=1e-5)
 
 
 def test_prompts_change_the_result_and_long_ones_are_cut(base: Path) -> None:
@@ -190,7 +183,7 @@ def test_sharded_weights_are_read_and_counted(own_base: Path) -> None:
     assert len(list((own_base / "unet").glob("*.safetensors"))) > 1
     sharded = load(own_base)
     assert sharded.info.parameters == whole.info.parameters
-    torch.testing.assert_close(run(sharded), run(whole), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(restore_random(sharded), restore_random(whole), rtol=1e-4, atol=1e-5)
 
 
 def damage(path: str, change: Callable[[Path], object]) -> Callable[[Path], None]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from places import ROOT
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.geometry import Size
@@ -20,8 +21,6 @@ from omgsr_cli.options import RestoreOptions
 from omgsr_cli.presets import PRESETS
 from omgsr_cli.training.validation import draw_noisy_grey, strongest_direction_db
 from omgsr_cli.upscaling import upscale_image
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from command_line import PROGRAM, Command, draw, files_below
+from identity_model import INFO
 from PIL import Image
-from test_upscaling import INFO
 
 from omgsr_cli import __version__
 from omgsr_cli.batch.results import FileResult

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Command, draw, files_below, start
+from places import ROOT
 
 from omgsr_cli.files import atomic
 from omgsr_cli.files.atomic import (
@@ -39,7 +40,7 @@ with make(Path(sys.argv[1])) as partial:
 def hold(path: Path, kind: str) -> tuple[subprocess.Popen[str], Path]:
     """A process that works on a place, and the private name that it uses."""
     process = subprocess.Popen(
-        [sys.executable, "-c", _HOLD, str(path), kind], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
+        [sys.executable, "-c", _HOLD, str(path), kind], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
     assert process.stdout is not None
     return process, Path(process.stdout.readline().strip())

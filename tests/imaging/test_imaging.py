@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import zlib
 from itertools import product
@@ -16,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin
+from places import SHARED
 
 from omgsr_cli.errors import FileError
 from omgsr_cli.imaging import SourceImage, probe_image, read_image, to_samples
 
-SHARED = Path(os.environ.get("OMGSR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 RNG = np.random.default_rng(7)
 HEIGHT, WIDTH = 7, 11
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from places import GOLDEN
 from safetensors.torch import save_file
 
 from omgsr_cli.datasets.crops import draw_window, fit_small, trim, whole_factor
@@ -40,8 +41,8 @@ from omgsr_cli.timesteps.kept import KeptSamples
 from omgsr_cli.timesteps.measure import MeasureWork
 from omgsr_cli.timesteps.survey import Survey
 
-GOLDEN = Path(__file__).parent / "golden" / "sd"
-EXPECTED = json.loads((GOLDEN / "pairs" / "expected.json").read_text())
+GOLDEN_SD = GOLDEN / "sd"
+EXPECTED = json.loads((GOLDEN_SD / "pairs" / "expected.json").read_text())
 POWER = torch.tensor(EXPECTED["per_image_power"], dtype=torch.float64)
 SNR = torch.tensor(EXPECTED["per_image_snr_lq"], dtype=torch.float64)
 
@@ -179,10 +180,10 @@ def test_latent_snr_is_the_ratio_of_powers() -> None:
 
 
 def test_the_golden_encoder_gives_the_golden_numbers() -> None:
-    encoder = load_encoder(base=str(GOLDEN / "base"), device="cpu")
+    encoder = load_encoder(base=str(GOLDEN_SD / "base"), device="cpu")
     for number in (0, 3):
         clean, low = (
-            torch.from_numpy(np.array(Image.open(GOLDEN / "pairs" / part / f"{number:02}.png")))
+            torch.from_numpy(np.array(Image.open(GOLDEN_SD / "pairs" / part / f"{number:02}.png")))
             for part in ("hq", "lq")
         )
         images = (image.permute(2, 0, 1)[None].float() / 127.5 - 1 for image in (clean, low))
@@ -223,8 +224,8 @@ def test_a_single_file_is_the_same_network_as_diffusers(tmp_path: Path, channels
 def test_another_autoencoder_takes_the_models_schedule(tmp_path: Path) -> None:
     file = tmp_path / "encoder.safetensors"
     save_file({name.removeprefix("layers."): value for name, value in tiny_encoder_state(4).items()}, file)
-    encoder = load_encoder(base=str(GOLDEN / "base"), vae=str(file), device="cpu")
-    assert torch.equal(encoder.schedule.snr(), load_encoder(base=str(GOLDEN / "base"), device="cpu").schedule.snr())
+    encoder = load_encoder(base=str(GOLDEN_SD / "base"), vae=str(file), device="cpu")
+    assert torch.equal(encoder.schedule.snr(), load_encoder(base=str(GOLDEN_SD / "base"), device="cpu").schedule.snr())
 
 
 def test_the_default_is_the_embedded_model() -> None:

@@ -9,14 +9,15 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from page_elements import Elements
 from PIL import Image
+from places import TESTS
 
 from omgsr_cli.benchmark.page import write_page
 from omgsr_cli.benchmark.results import (
@@ -76,31 +77,6 @@ def build_report(folder: Path, names: list[str], models: tuple[str, ...] = ("our
         versions={"omgsr": "0"},
         settings={"data": NASTY},
     )
-
-
-class Elements(HTMLParser):
-    """Every element of a page with its attributes, and the JSON in it."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, list[str]] = {}
-        self._open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "circle", "line"):
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self._open:
-            while self._open.pop() != tag:
-                pass
-
-    def handle_data(self, data: str) -> None:
-        if self._open:
-            self.texts.setdefault(self._open[-1], []).append(data)
 
 
 def data_of(page: Path) -> dict[str, Any]:
@@ -269,7 +245,7 @@ def browsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("page")
     page = folder / "report.html"
     write_page(build_report(folder, [f"picture {number}" for number in range(120)]), page, folder / "pictures")
-    script = Path(__file__).parent / "browser" / "browse.py"
+    script = TESTS / "browser" / "browse.py"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [_BROWSER, str(script), str(page), str(folder)], capture_output=True, text=True, timeout=120, env=environment

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from places import GOLDEN
 from safetensors.torch import save_file
 from scipy.ndimage import convolve
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ from omgsr_cli.training.perceptual import (
     shift,
 )
 
-GOLDEN = Path(__file__).parent / "golden" / "dv3cd"
+GOLDEN_DV3CD = GOLDEN / "dv3cd"
 
 Array = NDArray[np.float64]
 
@@ -78,8 +79,8 @@ def build_output(restored: Tensor, channels: int = 48) -> GeneratorOutput:
 
 
 def test_dv3cd_meets_the_golden_scores_maps_and_gradient() -> None:
-    kit = np.load(GOLDEN / "dv3cd.npz", allow_pickle=False)
-    distance = Dists(load_dinov3(GOLDEN / "backbone"))
+    kit = np.load(GOLDEN_DV3CD / "dv3cd.npz", allow_pickle=False)
+    distance = Dists(load_dinov3(GOLDEN_DV3CD / "backbone"))
     x, y, z = (torch.from_numpy(kit[name]) for name in "xyz")
     x.requires_grad_()
     score = distance(x, y).mean()
@@ -89,7 +90,7 @@ def test_dv3cd_meets_the_golden_scores_maps_and_gradient() -> None:
     (gradient,) = torch.autograd.grad(score, x)
     # The largest element is 1.7e-3.
     np.testing.assert_allclose(gradient.numpy(), kit["grad_x_of_score_xy"], atol=1e-7)
-    assert Dv3cdLoss.from_folder(GOLDEN / "backbone")(x, y).item() == score.item()
+    assert Dv3cdLoss.from_folder(GOLDEN_DV3CD / "backbone")(x, y).item() == score.item()
     maps = distance.maps(x)
     np.testing.assert_allclose(maps[1].detach().numpy(), kit["feat1"], atol=1e-5)
     np.testing.assert_allclose(maps[3].detach().numpy(), kit["feat3"], atol=1e-5)

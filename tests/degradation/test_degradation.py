@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every torch program gives it
 from PIL import Image
+from places import ROOT
 from pydantic import ValidationError
 from scipy import special, stats
 
@@ -47,7 +48,7 @@ def crops(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "benchmarks" / "degradation.py"
+    path = ROOT / "benchmarks" / "degradation.py"
     spec = importlib.util.spec_from_file_location("degradation_benchmark", path)
     assert spec is not None
     assert spec.loader is not None

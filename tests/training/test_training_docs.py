@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from command_line import Command, Said, draw
+from places import ROOT
 from random_sd import write_sd_model
 from test_training_publish import hub  # noqa: F401 - a fixture
 from training_run import write_features
 
-DOCS = Path(__file__).resolve().parents[1] / "docs" / "training.md"
+DOCS = ROOT / "docs" / "training.md"
 STEPS = 2
 TOY = {
     "data.resolution": 64, "data.batch_size": 1, "data.workers": 0, "train.steps": STEPS, "train.threads": 1,

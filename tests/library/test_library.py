@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
+from places import ROOT
 
 import omgsr_cli
 from omgsr_cli import find_mid_timestep, load, run_bench, upscale_folder, upscale_image
@@ -20,7 +21,6 @@ from omgsr_cli.errors import OmgsrError, ShapeError, UsageError
 from omgsr_cli.models.base import Restorer
 from omgsr_cli.models.loading import load_encoder
 
-ROOT = Path(__file__).resolve().parents[1]
 HEIGHT, WIDTH = 13, 18
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.models.attention_processor import Attention
+from places import GOLDEN
 from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError, OmgsrError
@@ -19,7 +20,7 @@ from omgsr_cli.models.vae_tiling.attention import Attended
 from omgsr_cli.models.vae_tiling.fields import PictureRows, strips
 from omgsr_cli.models.vae_tiling.storage import MomentSums, StoredRows
 
-GOLDEN = Path(__file__).parent / "golden" / "sd" / "base" / "vae"
+GOLDEN_VAE = GOLDEN / "sd" / "base" / "vae"
 CPU = torch.device("cpu")
 # Sizes of latents from one element to ugly ones; memory from one row at a time, with every layer in a file, to enough.
 DECODED = [((1, 1), 1), ((1, 5), 100_000), ((2, 3), 1), ((5, 7), 200_000), ((3, 5), 1 << 30)]
@@ -68,7 +69,7 @@ KINDS = {
 @pytest.fixture(scope="module", params=["golden", *KINDS])
 def vae(request: pytest.FixtureRequest) -> AutoencoderKL:
     if request.param == "golden":
-        loaded: AutoencoderKL = AutoencoderKL.from_pretrained(GOLDEN).eval()
+        loaded: AutoencoderKL = AutoencoderKL.from_pretrained(GOLDEN_VAE).eval()
         return loaded
     return build_vae(**KINDS[request.param])
 

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 from command_line import Command, draw, files_below, size_of, start
-from random_sd import write_adapter
+from random_sd import restore_random, write_adapter
 from safetensors.torch import load_file
-from test_loading import run as restore
 
 from omgsr_cli.cli.app import run
 from omgsr_cli.models.loading import load_restorer
@@ -139,7 +138,7 @@ def test_verify_reads_every_byte(models: Command, installed: Path) -> None:
 def test_merge_gives_what_base_and_adapter_give(kept: Path, base: Path, adapter: Path, models: Command) -> None:
     both = load_restorer(base=base, adapter=adapter, device="cpu", precision="fp32")
     merged = load_restorer(kept, device="cpu", precision="fp32")
-    torch.testing.assert_close(restore(merged), restore(both), rtol=1e-4, atol=1e-5)  # type: ignore[arg-type]  # both are of the SD family
+    torch.testing.assert_close(restore_random(merged), restore_random(both), rtol=1e-4, atol=1e-5)  # type: ignore[arg-type]  # both are of the SD family
     assert models("verify", str(kept)).code == 0
     again = models("merge", base, adapter, kept)
     assert again.code == 2
@@ -159,7 +158,7 @@ def test_merge_has_its_options(base: Path, adapter: Path, models: Command, tmp_p
     assert "tokenizer/vocab.json" in files_below(out)
     both = load_restorer(base=base, adapter=adapter, mid_timestep=200, prompt="a cat", device="cpu", precision="fp32")
     merged = load_restorer(out, device="cpu", precision="fp32")
-    torch.testing.assert_close(restore(merged), restore(both), rtol=2e-2, atol=2e-2)  # type: ignore[arg-type]  # both are of the SD family
+    torch.testing.assert_close(restore_random(merged), restore_random(both), rtol=2e-2, atol=2e-2)  # type: ignore[arg-type]  # both are of the SD family
 
 
 def test_merge_leaves_nothing_where_it_fails(base: Path, models: Command, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from places import ROOT
 
 from omgsr_cli.errors import UsageError
 from omgsr_cli.files import folders, jobs
@@ -831,7 +832,7 @@ def test_any_tree_is_planned_without_a_loss(
 
 def test_planning_imports_nothing_heavy() -> None:
     code = "import sys, omgsr_cli.files.jobs; print({'torch', 'PIL', 'numpy', 'diffusers'} & set(sys.modules))"
-    root = Path(__file__).resolve().parents[1]
+    root = ROOT
     environment = os.environ | {"PYTHONPATH": str(root)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root, env=environment

@@ -13,6 +13,7 @@ from typing import get_args
 import numpy as np
 import pytest
 from command_line import Command, draw, files_below, pixels
+from places import GOLDEN
 from pydantic import BaseModel
 from random_sd import write_sd_model
 from safetensors.torch import load_file
@@ -20,8 +21,6 @@ from safetensors.torch import load_file
 import omgsr_cli
 from omgsr_cli.training.config import PRESET_CONFIGS, TrainConfig, format_config, read_preset_config
 from omgsr_cli.training.losses import NAMES, TEACHER_NAMES
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from PIL import Image
+from places import SHARED
 from random_sd import SCHEDULER, write_sd_model
 from torch import Tensor
 
@@ -27,7 +27,6 @@ from omgsr_cli.options import RestoreOptions
 from omgsr_cli.planning import plan_restoration
 from omgsr_cli.upscaling import upscale_image
 
-SHARED = Path(os.environ.get("OMGSR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 GOLDEN = SHARED / "golden" / "sd"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden pictures of the SD family are not here")
 

@@ -14,6 +14,7 @@ import pytest
 from command_line import Command, draw, files_below, write_tiny_model
 from diffusers import DDPMScheduler
 from PIL import Image
+from places import GOLDEN
 
 from omgsr_cli.cli import progress
 from omgsr_cli.degradation import PRESETS as DEGRADATIONS
@@ -22,14 +23,14 @@ from omgsr_cli.presets import default_degradation
 from omgsr_cli.timesteps.config_file import changed_text, write_mid_timestep
 from omgsr_cli.training.config import PRESET_CONFIGS, read_preset_config
 
-GOLDEN = Path(__file__).parent / "golden" / "sd"
+GOLDEN_SD = GOLDEN / "sd"
 PAIRS = (
     "--data",
-    GOLDEN / "pairs" / "hq",
+    GOLDEN_SD / "pairs" / "hq",
     "--lq",
-    GOLDEN / "pairs" / "lq",
+    GOLDEN_SD / "pairs" / "lq",
     "--base",
-    GOLDEN / "base",
+    GOLDEN_SD / "base",
     "--device",
     "cpu",
 )
@@ -66,13 +67,13 @@ def test_the_golden_command(timestep: Command) -> None:
     said = timestep(*PAIRS, "--json")
     assert said.code == 0
     (record,) = said.records
-    expected = json.loads((GOLDEN / "pairs" / "expected.json").read_text())
+    expected = json.loads((GOLDEN_SD / "pairs" / "expected.json").read_text())
     assert record["mid_timestep"] == 24
     assert "an end of the schedule" not in said.err
     assert record["samples"] == 6
     assert record["curve"] == pytest.approx(expected["curve_ddpm"], rel=1e-4)
     assert record["loss"] == pytest.approx(expected["loss_ddpm"], rel=1e-4)
-    diffusers_schedule = DDPMScheduler.from_pretrained(GOLDEN / "base" / "scheduler")
+    diffusers_schedule = DDPMScheduler.from_pretrained(GOLDEN_SD / "base" / "scheduler")
     assert record["alpha_bar"] == pytest.approx(float(diffusers_schedule.alphas_cumprod[24]), rel=1e-5)
     # Six pictures are too few to tell how much others would differ.
     assert (record["pictures"], record["interval"]) == (6, None)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from identity_model import Identity
 from PIL import Image
-from test_upscaling import Identity
 from torch import Tensor
 
 from omgsr_cli.batch import upscaler as upscaling

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import Command
+from page_elements import Elements
 from PIL import Image
-from test_bench_page import Elements
 
 from omgsr_cli.errors import FileError, UsageError
 from omgsr_cli.training.logs import Curve, read_history

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Command, draw, files_below, start, write_tiny_model
+from places import TESTS
 from spread_work import Doubling
 
 from omgsr_cli.engines.ray_actors import RayActors
@@ -46,7 +47,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Ray on this machine, started once for all that the test does."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's processes look up the machine's own address, which the tests' cut network does not tell from another.
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
     try:
         with at_most(_PATIENCE_S):
             ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=128 << 20, log_to_driver=False)
@@ -157,7 +158,7 @@ def test_a_signal_while_actors_work_leaves_nothing_half_done(tmp_path: Path, num
     draw(tmp_path / "in" / "a.png", 700, 700)
     draw(tmp_path / "in" / "b.png", 700, 700)
     command: list[str | Path] = ["upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", model, "--tile", "64"]
-    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("OMGSR_RAY_PATH")])]
+    paths = [str(TESTS), *filter(None, [os.environ.get("OMGSR_RAY_PATH")])]
     process = start(*command, "--engine", "ray", "--workers", "2", "--device", "cpu", PYTHONPATH=os.pathsep.join(paths))
     with at_most(_PATIENCE_S):
         while not files_below(tmp_path / "out"):
