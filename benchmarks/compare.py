@@ -5,8 +5,8 @@
 A model of Stable Diffusion's layout with random weights restores noise: in the shape "sd21" it costs what the real one
 costs, in "toy" it has few channels. Each way and size runs in a process of its own, because the peak of a process never
 falls, and seconds are those of the processor, summed over threads. The straightforward pipeline encodes and decodes the
-whole picture and takes the step tile by tile, as published. No colour fix follows: AdaIN would stretch the flat
-pictures of random networks, and the last bit of their values with them.
+whole image and takes the step tile by tile, as published. No colour fix follows: AdaIN would stretch the flat
+images of random networks, and the last bit of their values with them.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from omgsr_cli.upscaling import upscale_image
 _WAYS, _SCALE, _STEP = ("ours", "plain"), 4, 273
 
 
-def picture(side_px: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A low-quality picture, (side, side, 3): colours that change smoothly, with some noise."""
+def image(side_px: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """A low-quality image, (side, side, 3): colours that change smoothly, with some noise."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize(
         (side_px, side_px), Image.Resampling.BICUBIC
@@ -107,7 +107,7 @@ def measure(way: str, options: argparse.Namespace, side_px: int, folder: Path) -
     """Run one way in this process; figures and result go into the folder."""
     torch.set_num_threads(options.threads)
     stages.clock = time.process_time
-    lq = picture(side_px)
+    lq = image(side_px)
     seconds, result = run_ours(options.model, lq, options.memory) if way == "ours" else run_plain(options.model, lq)
     np.save(folder / f"{way}.npy", to_samples(result, 8))
     (folder / f"{way}.json").write_text(json.dumps(seconds | {"peak": peak_memory_gib() * 1024}), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How soon the first of millions of pictures is known, and what memory their listing takes.
+"""How soon the first of millions of images is known, and what memory their listing takes.
 
 A storage is made up that has so many paths; each is found, named, checked against the others and given out as a job, as
 `omgsr upscale` does before a model sees it.

@@ -1,10 +1,10 @@
-"""How the memory of `omgsr upscale` grows with the picture: peaks of whole commands, and the growth per megapixel.
+"""How the memory of `omgsr upscale` grows with the image: peaks of whole commands, and the growth per megapixel.
 
     python benchmarks/memory.py [--sizes 512,1024] [--limit 12] [--light] [--memory 400M]
 
-From 512 pixels on a picture takes several tiles of full size. Each size runs in a process of its own; a growth above
+From 512 pixels on an image takes several tiles of full size. Each size runs in a process of its own; a growth above
 the limit, in MB per megapixel of output, is exit code 1. With --light networks with as many channels but few layers do
-the work, which hold as much at a time: for pictures that the embedded model takes an hour for.
+the work, which hold as much at a time: for images that the embedded model takes an hour for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tiny import write_picture
+from tiny import write_image_file
 
 from omgsr_cli.models.record import ModelRecord, write_record
 from omgsr_cli.models.tiny_network import TinyConfig, TinyNetwork
@@ -41,10 +41,10 @@ def write_light_model(folder: Path) -> None:
 
 
 def peak_mib(size_px: int, *options: str) -> float:
-    """Peak resident memory of enlarging one square picture by four."""
+    """Peak resident memory of enlarging one square image by four."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "in.png"), Path(folder, "out.png")
-        write_picture(source, size_px)
+        write_image_file(source, size_px)
         arguments = [sys.executable, "-c", _COMMAND, str(source), "-o", str(target), *options]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         run = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
@@ -54,9 +54,9 @@ def peak_mib(size_px: int, *options: str) -> float:
 def main() -> int:
     """Measure, print, and compare with the limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="512,1024", help="sides of the pictures in px, the smallest first")
+    parser.add_argument("--sizes", default="512,1024", help="sides of the images in px, the smallest first")
     parser.add_argument("--limit", type=float, default=12.0, help="MB per megapixel of output")
-    parser.add_argument("--light", action="store_true", help="few layers, for large pictures")
+    parser.add_argument("--light", action="store_true", help="few layers, for large images")
     parser.add_argument("--memory", help="as for omgsr upscale")
     options = parser.parse_args()
     sizes = [int(size) for size in options.sizes.split(",")]

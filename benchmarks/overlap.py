@@ -1,8 +1,8 @@
 """How busy the model is in a folder run: a trace of what each thread did, with overlap and without.
 
-    python benchmarks/overlap.py [--pictures 8] [--size 256] [--threads 1]
+    python benchmarks/overlap.py [--images 8] [--size 256] [--threads 1]
 
-omgsr-tiny enlarges a folder of pictures, as `omgsr upscale` does, first one by one and then as a stream. Each line of
+omgsr-tiny enlarges a folder of images, as `omgsr upscale` does, first one by one and then as a stream. Each line of
 the trace is one thread: r reading, # the model, w writing; the share is of the time from the model's first work to its
 last.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import write_picture
+from tiny import write_image_file
 
 from omgsr_cli import batch
 from omgsr_cli.batch.finished import FinishedResults, Settings
@@ -80,13 +80,13 @@ def _share(spans: list[Span]) -> float:
     return sum(stop - start for start, stop in spans) / (end - begin)
 
 
-def measure(way: str, folder: Path, pictures: int, restorer: Restorer) -> tuple[float, Trace]:
-    """Enlarge all pictures of a folder; seconds, and the trace."""
+def measure(way: str, folder: Path, images: int, restorer: Restorer) -> tuple[float, Trace]:
+    """Enlarge all images of a folder; seconds, and the trace."""
     trace = Trace()
     settings = Settings(ModelOptions(), RestoreOptions(), WriteOptions(overwrite=True))
     finished = FinishedResults(settings, restorer.info, Remembered(folder / way / "cache"))
     upscaler = Upscaler(settings, restorer.info, finished, lambda: restorer)
-    jobs = [Job(folder / f"{number}.png", folder / way / f"{number}.png") for number in range(pictures)]
+    jobs = [Job(folder / f"{number}.png", folder / way / f"{number}.png") for number in range(images)]
     kept = {name: getattr(restorer, name) for name in ("encode", "restore", "decode")}
     read, write = batch.read_image, batch.write_image
     for name, function in kept.items():
@@ -95,7 +95,7 @@ def measure(way: str, folder: Path, pictures: int, restorer: Restorer) -> tuple[
     start = time.perf_counter()
     try:
         done = upscaler.stream(jobs, lambda job: None) if way == "stream" else map(upscaler, jobs)
-        assert [result.status for result in done] == ["done"] * pictures
+        assert [result.status for result in done] == ["done"] * images
     finally:
         batch.read_image, batch.write_image = read, write
         for name, function in kept.items():
@@ -106,21 +106,21 @@ def measure(way: str, folder: Path, pictures: int, restorer: Restorer) -> tuple[
 def main() -> None:
     """Measure both ways in one run and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=8)
-    parser.add_argument("--size", type=int, default=256, help="side of the pictures in px")
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--size", type=int, default=256, help="side of the images in px")
     parser.add_argument("--threads", type=int, default=1, help="that the model computes with")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     restorer = load_restorer("omgsr-tiny", device="cpu")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for number in range(options.pictures):
-            write_picture(folder / f"{number}.png", options.size)
+        for number in range(options.images):
+            write_image_file(folder / f"{number}.png", options.size)
         measure("warm", folder, 1, restorer)
-        found = {way: measure(way, folder, options.pictures, restorer) for way in ("one by one", "stream")}
+        found = {way: measure(way, folder, options.images, restorer) for way in ("one by one", "stream")}
         same = all(
             (folder / "one by one" / f"{number}.png").read_bytes() == (folder / "stream" / f"{number}.png").read_bytes()
-            for number in range(options.pictures)
+            for number in range(options.images)
         )
     for way, (seconds, trace) in found.items():
         by_clock, own = trace.shares()

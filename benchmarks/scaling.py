@@ -1,8 +1,8 @@
-"""How much faster two processes with one thread each are than one, and what a small picture costs beside the network.
+"""How much faster two processes with one thread each are than one, and what a small image costs beside the network.
 
-    python benchmarks/scaling.py [--pictures 60] [--height 64] [--width 90]
+    python benchmarks/scaling.py [--images 60] [--height 64] [--width 90]
 
-The start of the processes and the loading of the model are left out: pictures are counted from the first results to
+The start of the processes and the loading of the model are left out: images are counted from the first results to
 the last. Run it on a machine that does nothing else; what else it does is printed.
 """
 
@@ -30,8 +30,8 @@ from omgsr_cli.models.sources import find_model
 from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions
 
 
-def write_pictures(folder: Path, count: int, height: int, width: int) -> list[Path]:
-    """Smooth pictures with some noise, no two alike."""
+def write_images(folder: Path, count: int, height: int, width: int) -> list[Path]:
+    """Smooth images with some noise, no two alike."""
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[0:height, 0:width]
     paths = []
@@ -43,7 +43,7 @@ def write_pictures(folder: Path, count: int, height: int, width: int) -> list[Pa
     return paths
 
 
-def pictures_per_second(work: UpscaleWork, jobs: list[Job], processes: int) -> float:
+def images_per_second(work: UpscaleWork, jobs: list[Job], processes: int) -> float:
     """Between the first result of every process and the last of all."""
     places = [Place("cpu", processes)] * processes
     results = Processes(places).run(work, jobs, on_start=lambda job: None, say=lambda text, *, detail=False: None)
@@ -58,7 +58,7 @@ def pictures_per_second(work: UpscaleWork, jobs: list[Job], processes: int) -> f
 
 
 def overhead(work: UpscaleWork, jobs: list[Job]) -> tuple[float, float]:
-    """Seconds of a picture, and of these outside of the network, in processor time: other work does not count."""
+    """Seconds of an image, and of these outside of the network, in processor time: other work does not count."""
     inside = [0.0]
     model = load_found(work.model, device="cpu", precision="fp32")
 
@@ -87,7 +87,7 @@ def overhead(work: UpscaleWork, jobs: list[Job]) -> tuple[float, float]:
 def main() -> None:
     """Measure both and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=60)
+    parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--height", type=int, default=64)
     parser.add_argument("--width", type=int, default=90)
     options = parser.parse_args()
@@ -96,16 +96,16 @@ def main() -> None:
     settings = Settings(ModelOptions(precision="fp32"), RestoreOptions(), WriteOptions())
     work = UpscaleWork(settings, source, describe_model(source))
     with tempfile.TemporaryDirectory() as folder:
-        pictures = write_pictures(Path(folder), options.pictures, options.height, options.width)
+        images = write_images(Path(folder), options.images, options.height, options.width)
         speeds = []
         for processes in (1, 2):
-            jobs = [Job(path, Path(folder, f"out{processes}", path.name)) for path in pictures]
-            speeds.append(pictures_per_second(work, jobs, processes))
-            print(f"{processes} process{'es' * (processes > 1)}: {speeds[-1]:.2f} pictures a second")
-        each, beside = overhead(work, [Job(path, Path(folder, "beside", path.name)) for path in pictures])
+            jobs = [Job(path, Path(folder, f"out{processes}", path.name)) for path in images]
+            speeds.append(images_per_second(work, jobs, processes))
+            print(f"{processes} process{'es' * (processes > 1)}: {speeds[-1]:.2f} images a second")
+        each, beside = overhead(work, [Job(path, Path(folder, "beside", path.name)) for path in images])
     load = os.getloadavg()[0]
     print(f"ratio: {speeds[1] / speeds[0]:.2f} ({os.cpu_count()} cores, load of the last minute {load:.1f})")
-    print(f"one picture: {1000 * each:.0f} ms of processor time, of which {1000 * beside:.0f} ms beside the network")
+    print(f"one image: {1000 * each:.0f} ms of processor time, of which {1000 * beside:.0f} ms beside the network")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Time and memory of a model of Stable Diffusion 2.1-base's size, with random weights, on a CPU.
 
 What it restores is noise; what it costs is what the real one costs. `--make` writes the model as a folder (3.8 GB in
-fp32), `--run` loads it in this process, which should be a fresh one, and restores two pictures.
+fp32), `--run` loads it in this process, which should be a fresh one, and restores two images.
 
     python benchmarks/sd_size.py --make /tmp/sd_size
     python benchmarks/sd_size.py --run /tmp/sd_size --precision fp32
@@ -130,7 +130,7 @@ def find_shape(restorer: SdRestorer) -> str:
 
 
 def run(folder: Path, precision: str, size_px: int) -> None:
-    """Load the folder, restore two pictures and print the table."""
+    """Load the folder, restore two images and print the table."""
     load_s, restorer = timed(lambda: load_restorer(folder, device="cpu", precision=precision))
     loaded = Row("load", load_s, peak_memory_gib())
     assert isinstance(restorer, SdRestorer)
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=tuple(SHAPES), default="sd21", help="of --make")
     parser.add_argument("--weights", choices=("fp32", "fp16"), default="fp32", help="in the file, of --make")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of --run")
-    parser.add_argument("--size", type=int, default=128, help="side of the picture in px, of --run")
+    parser.add_argument("--size", type=int, default=128, help="side of the image in px, of --run")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

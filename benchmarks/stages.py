@@ -126,14 +126,14 @@ class Row:
 
 
 def restoration_rows(restorer: Restorer, side_px: int, flops: dict[str, int]) -> list[Row]:
-    """Restore two pictures of one size and time their stages.
+    """Restore two images of one size and time their stages.
 
     Args:
         restorer: on the CPU.
-        side_px: height and width of the pictures.
-        flops: of each of STAGES, for the second picture's rows.
+        side_px: height and width of the images.
+        flops: of each of STAGES, for the second image's rows.
     Returns:
-        One row for the first picture, which also pays for what is prepared once, then the stages of the second
+        One row for the first image, which also pays for what is prepared once, then the stages of the second
         and the whole of it.
     """
     timer = TimedRestorer(restorer)
@@ -142,13 +142,13 @@ def restoration_rows(restorer: Restorer, side_px: int, flops: dict[str, int]) ->
     output = Size(side_px, side_px).times(restorer.info.scale)
     timer.reset()
     first, _ = timed(lambda: upscale_image(timer, image, output))
-    rows = [Row("first picture", first, peak_memory_gib(), sum(flops.values()))]
+    rows = [Row("first image", first, peak_memory_gib(), sum(flops.values()))]
     timer.reset()
     whole, result = timed(lambda: upscale_image(timer, image, output))
     if tuple(result.shape) != (3, *output) or not bool(result.isfinite().all()):
-        raise RuntimeError(f"the result {tuple(result.shape)} is not a finite picture of {output}")
+        raise RuntimeError(f"the result {tuple(result.shape)} is not a finite image of {output}")
     rows += [Row(f"- {stage}", timer.seconds[stage], timer.peak_gib[stage], flops[stage]) for stage in STAGES]
-    rows.insert(1, Row("second picture", whole, peak_memory_gib(), sum(flops.values())))
+    rows.insert(1, Row("second image", whole, peak_memory_gib(), sum(flops.values())))
     return rows
 
 

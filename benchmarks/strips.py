@@ -1,11 +1,11 @@
-"""The VAE in strips v. diffusers' own calls on the whole picture: time, peak memory and largest difference, as ratios.
+"""The VAE in strips v. diffusers' own calls on the whole image: time, peak memory and largest difference, as ratios.
 
     python benchmarks/strips.py --shape sd21 --size 512 --memory 256
     python benchmarks/strips.py --shape toy --growth 2048,4096,8192 --memory 256 [--no-attention]
 
 Each way runs in a process of its own, because the peak of a process never falls. Weights are random. With --growth
-strips alone are measured, picture by picture, and neither input nor result is held: what is left is what they need.
-Attention takes the square of a picture's pixels, on a processor an hour for 64 megapixels.
+strips alone are measured, image by image, and neither input nor result is held: what is left is what they need.
+Attention takes the square of an image's pixels, on a processor an hour for 64 megapixels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from omgsr_cli.models.vae_tiling import decode_in_strips, encode_in_strips
 
 
 class _Image:
-    """A picture as it is read."""
+    """An image as it is read."""
 
     def __init__(self, planes: torch.Tensor) -> None:
         self.planes, self.size_px = planes, (planes.shape[2], planes.shape[3])
@@ -36,7 +36,7 @@ class _Image:
 
 
 class _Noise:
-    """A picture that is nowhere: every row is made as it is read."""
+    """An image that is nowhere: every row is made as it is read."""
 
     def __init__(self, side: int) -> None:
         self.size_px = (side, side)
@@ -56,7 +56,7 @@ def build_vae(options: argparse.Namespace) -> Any:
 
 @torch.inference_mode()
 def measure_growth(options: argparse.Namespace) -> None:
-    """Encode and decode one picture in strips, and print the growth of this process."""
+    """Encode and decode one image in strips, and print the growth of this process."""
     torch.set_num_threads(options.threads)
     vae = build_vae(options)
     warm = Workspace(1 << 20, torch.device("cpu"))
@@ -74,7 +74,7 @@ def measure_growth(options: argparse.Namespace) -> None:
 
 @torch.inference_mode()
 def measure(way: str, options: argparse.Namespace, folder: Path) -> None:
-    """Encode and decode one picture; results and figures go into the folder."""
+    """Encode and decode one image; results and figures go into the folder."""
     torch.set_num_threads(options.threads)
     vae = build_vae(options)
     generator = torch.Generator().manual_seed(0)
@@ -83,17 +83,17 @@ def measure(way: str, options: argparse.Namespace, folder: Path) -> None:
     workspace = Workspace(options.memory << 20, torch.device("cpu"))
     if way == "whole":
         encode_s, moments = timed(lambda: vae.encode(image).latent_dist.parameters)
-        decode_s, picture = timed(lambda: vae.decode(moments.chunk(2, dim=1)[0]).sample)
+        decode_s, restored = timed(lambda: vae.decode(moments.chunk(2, dim=1)[0]).sample)
     else:
         encode_s, moments = timed(lambda: encode_in_strips(vae, _Image(image), workspace))
-        decode_s, picture = timed(
+        decode_s, restored = timed(
             lambda: torch.cat(list(decode_in_strips(vae, moments.chunk(2, dim=1)[0], workspace)), dim=2)
         )
     figures = torch.tensor([encode_s, decode_s, peak_memory_gib() - before])
     from safetensors.torch import save_file
 
     save_file(
-        {"moments": moments.contiguous(), "picture": picture.contiguous(), "figures": figures}, folder / f"{way}.st"
+        {"moments": moments.contiguous(), "restored": restored.contiguous(), "figures": figures}, folder / f"{way}.st"
     )
 
 
@@ -101,10 +101,10 @@ def main() -> None:
     """Do what was asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=tuple(SHAPES), default="sd21")
-    parser.add_argument("--size", type=int, default=512, help="side of the picture in px, a multiple of 8")
+    parser.add_argument("--size", type=int, default=512, help="side of the image in px, a multiple of 8")
     parser.add_argument("--memory", type=int, default=256, help="MiB that strips and layers may take")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--growth", help="sides of pictures in px: the memory that strips need for each")
+    parser.add_argument("--growth", help="sides of images in px: the memory that strips need for each")
     parser.add_argument("--no-attention", action="store_true", help="without the attention of the middle block")
     parser.add_argument("--way", choices=("whole", "strips", "growth"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -139,7 +139,7 @@ def main() -> None:
     )
     for title, before, after in rows:
         print(f"| {title} | {before:.2f} | {after:.2f} | {after / before:.2f} |")
-    for title, key in (("latent", "moments"), ("picture", "picture")):
+    for title, key in (("latent", "moments"), ("image", "restored")):
         print(f"largest difference of the {title}: {(whole[key] - strips[key]).abs().max():.1e}")
 
 

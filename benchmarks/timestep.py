@@ -55,7 +55,7 @@ def main() -> None:
     encoder = load_encoder(vae=options.vae, device="cpu") if options.vae else build_sd_encoder()
     found, _, _ = find_inputs([str(options.data)], recursive=True)
     source = PairSource(
-        pictures=tuple(item.path for item in found),
+        images=tuple(item.path for item in found),
         partners=None,
         config=load_degradation("reference"),
         resolution_px=options.resolution,

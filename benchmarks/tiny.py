@@ -22,8 +22,8 @@ from stages import Row, count_flops, peak_memory_gib, print_table, restoration_r
 from omgsr_cli.models.loading import load_restorer
 
 
-def write_picture(path: Path, size_px: int) -> None:
-    """Write a picture of smooth colours with some noise."""
+def write_image_file(path: Path, size_px: int) -> None:
+    """Write an image of smooth colours with some noise."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(1, 3, 8, 8, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=(size_px, size_px), mode="bicubic")[0]
@@ -33,23 +33,23 @@ def write_picture(path: Path, size_px: int) -> None:
 
 
 def command_row(size_px: int, precision: str, threads: int) -> Row:
-    """Run `omgsr upscale` on one picture, from nothing to the written file."""
+    """Run `omgsr upscale` on one image, from nothing to the written file."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "in.png"), Path(folder, "out.png")
-        write_picture(source, size_px)
+        write_image_file(source, size_px)
         command = [sys.executable, "-m", "omgsr_cli", "upscale", str(source), "-o", str(target), "--device", "cpu"]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         command += ["--precision", precision, "--quiet"]
         seconds, _ = timed(lambda: subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True))
-        with Image.open(target) as picture:
-            assert picture.size == (4 * size_px, 4 * size_px)
+        with Image.open(target) as image:
+            assert image.size == (4 * size_px, 4 * size_px)
     return Row("whole command", seconds, peak_memory_gib(resource.RUSAGE_CHILDREN))
 
 
 def main() -> None:
     """Measure both and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=256, help="side of the picture in px")
+    parser.add_argument("--size", type=int, default=256, help="side of the image in px")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

@@ -3,7 +3,7 @@
     python benchmarks/tiny_and_chain.py [--size 256] [--threads 2] [--rounds 5]
 
 The chain has realesr-general-x4v3's shape (SRVGGNetCompact: 34 convolutions of 64 channels with PReLU at the size of
-the low-quality picture) and random weights: what it computes takes the same time as with trained ones.
+the low-quality image) and random weights: what it computes takes the same time as with trained ones.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Chain(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=256, help="side of the low-quality picture in px")
+    parser.add_argument("--size", type=int, default=256, help="side of the low-quality image in px")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -59,7 +59,7 @@ def main() -> None:
                 seconds.append(between - started)
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
     print(f"omgsr-tiny takes {statistics.median(ratios):.2f} times as long as the chain ({spread})")
-    print(f"{statistics.median(seconds):.2f} s a picture of {size.width}x{size.height} at the median")
+    print(f"{statistics.median(seconds):.2f} s an image of {size.width}x{size.height} at the median")
 
 
 if __name__ == "__main__":

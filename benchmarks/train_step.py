@@ -1,7 +1,7 @@
 """A training step of the SD family against the plain loop that the formulas give, in one run on one machine.
 
 Both take the same steps with the same draws: all four losses, the discriminator, AdamW. The plain loop keeps a second
-encoder for the clean latents, computes the features of a picture for each use anew, and degrades between the steps. The
+encoder for the clean latents, computes the features of an image for each use anew, and degrades between the steps. The
 first step's losses are compared, so that what is timed is the same.
 
     python benchmarks/sd_size.py --make /tmp/toy --shape toy
@@ -160,7 +160,7 @@ def build_ours(run: Run, workers: int) -> Timed:
 
 
 def build_plain(run: Run) -> Timed:
-    """The loop as one writes it from the formulas, on the same networks, pictures and draws."""
+    """The loop as one writes it from the formulas, on the same networks, images and draws."""
     vae, unet = (run.trainable.networks.get_submodule(name) for name in ("vae", "unet"))
     restorer, config = run.trainable.restorer, run.config
     # The adapters add nothing yet.
@@ -245,7 +245,7 @@ def plain_dists(features: nn.Module, first: Tensor, second: Tensor) -> Tensor:
 
 
 def write_photos(folder: Path, size: int, count: int = 8) -> Path:
-    """Pictures with edges and noise, large enough to be cropped."""
+    """Images with edges and noise, large enough to be cropped."""
     folder.mkdir(parents=True)
     side, rng = size + 64, np.random.default_rng(0)
     for number in range(count):
@@ -288,10 +288,10 @@ def report(loops: list[Timed], peaks: dict[str, int]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the base model")
-    parser.add_argument("--photos", type=Path, help="sharp pictures [drawn ones]")
+    parser.add_argument("--photos", type=Path, help="sharp images [drawn ones]")
     parser.add_argument("--features", type=Path, help="a DINOv3 folder [a small random one]")
     parser.add_argument("--no-features", action="store_true", help="L1 and LRR alone")
-    parser.add_argument("--size", type=int, default=512, help="side of the pictures in px")
+    parser.add_argument("--size", type=int, default=512, help="side of the images in px")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--steps", type=int, default=8, help="of each loop; the first one is not in the medians")

@@ -33,8 +33,8 @@ class ModelOptions(_Options):
         prompt: overrides the model's own, which is empty as published.
         device: cuda, mps, xpu, cpu, or None for the first of them that is there.
         precision: of weights and arithmetic.
-        compile: whether to compile the network, which pays off from some dozens of pictures on.
-        process_size: native size in pixels; smaller pictures are enlarged to it first and reduced at the end.
+        compile: whether to compile the network, which pays off from some dozens of images on.
+        process_size: native size in pixels; smaller images are enlarged to it first and reduced at the end.
         vae: what decodes in the place of the model's own: "tiny" for TAESD, or another AutoencoderTiny.
     """
 
@@ -137,7 +137,7 @@ class WriteOptions(_Options):
             them, so that the print keeps its size; or a number.
         keep_times: whether a result gets its input's times of access and change.
         overwrite: whether an existing file that is not this job's finished result may be replaced.
-        compare: whether a before/after picture is written beside the result.
+        compare: whether a before/after image is written beside the result.
     """
 
     format: OutputFormat = "same"
@@ -187,10 +187,10 @@ class TimestepOptions(_Options):
     """How the mid-timestep of a data set is found.
 
     Attributes:
-        resolution: side of the crops; None takes 512, and with real pairs the whole pictures.
+        resolution: side of the crops; None takes 512, and with real pairs the whole images.
         scale: the side of a crop over that of the degraded one.
-        on_small: what becomes of a picture that is smaller than a crop.
-        max_samples: upper bound; None takes one sample of each picture.
+        on_small: what becomes of an image that is smaller than a crop.
+        max_samples: upper bound; None takes one sample of each image.
         until_stable: goes on until the interval is narrower than this many timesteps.
         batch: images that are encoded together.
         seed: of crops, degradation and resampling.
@@ -209,9 +209,9 @@ class BenchOptions(_Options):
     """What stands side by side in a benchmark, and what it is scored by.
 
     Attributes:
-        data: folder of low-quality pictures, or one with `test_LR/` and `test_HR/`; None takes the package's own.
+        data: folder of low-quality images, or one with `test_LR/` and `test_HR/`; None takes the package's own.
         hr: folder of their references.
-        sr: folders of pictures that were restored before.
+        sr: folders of images that were restored before.
         recursive: whether the folders' folders are searched too.
         scale: factor of images without a reference, and the first to try with one; None takes the first model's own.
         model: presets, folders, repositories, "bicubic", "lanczos" or files of networks; none takes the default
@@ -220,8 +220,8 @@ class BenchOptions(_Options):
         adapter: folder with the published PEFT layout.
         device: as in `ModelOptions`.
         precision: likewise.
-        repeat: how often each picture is restored for its time; None restores only what is not kept, once.
-        metrics: names, or "paper"; None takes those that suit the pictures and are on this machine.
+        repeat: how often each image is restored for its time; None restores only what is not kept, once.
+        metrics: names, or "paper"; None takes those that suit the images and are on this machine.
         color_space: what psnr and ssim look at.
         crop_border: pixels that they leave out on each side.
         cache: folder of what is kept between runs; None takes the user's.

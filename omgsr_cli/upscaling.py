@@ -93,9 +93,9 @@ def load_wider(restorer: Restorer, error: NotFiniteError, on_note: OnNote | None
     return wide
 
 
-def restore_picture(
+def restore_image(
     restorer: Restorer,
-    picture: SourceImage,
+    image: SourceImage,
     output: Size,
     options: RestoreOptions,
     *,
@@ -112,11 +112,11 @@ def restore_picture(
     Raises:
         DeviceError: as the bands are read: as `upscale_image`.
     """
-    alpha, depth = picture.alpha, picture.bit_depth
+    alpha, depth = image.alpha, image.bit_depth
     is_opaque = alpha is None or bool((alpha == 1).all())
-    source = _Input(picture.rgb, None if alpha is None or is_opaque else ColorUnderAlpha(picture.rgb, alpha), depth)
+    source = _Input(image.rgb, None if alpha is None or is_opaque else ColorUnderAlpha(image.rgb, alpha), depth)
     bands = _bands(restorer, source, output, options, None, on_progress, on_note)
-    result = ImageBands(picture, output, bands, None if alpha is None else ResizedRows(alpha, output, depth))
+    result = ImageBands(image, output, bands, None if alpha is None else ResizedRows(alpha, output, depth))
     return result, source.resized(output)
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the command line share: a random model, pictures, and a way to call the program."""
+"""What the tests of the command line share: a random model, images, and a way to call the program."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROGRAM = (sys.executable, "-m", "omgsr_cli")
 
 
 def write_tiny_model(folder: Path) -> Path:
-    """Write a random model of the embedded one's family that changes pictures visibly, but not beyond recognition."""
+    """Write a random model of the embedded one's family that changes images visibly, but not beyond recognition."""
     torch.manual_seed(3)
     config = TinyConfig(
         # Wide enough for exact tiles: this margin is more than the networks can see.
@@ -104,7 +104,7 @@ def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
 
 
 def draw(path: Path, width: int = 20, height: int = 14, mode: str = "RGB", **save: Any) -> Path:
-    """Write a smooth coloured picture."""
+    """Write a smooth coloured image."""
     rows, columns = np.mgrid[0:height, 0:width].astype(float)
     planes = [128 + 100 * np.sin(rows / (3 + i) + columns / (5 - i)) for i in range(3)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,13 +113,13 @@ def draw(path: Path, width: int = 20, height: int = 14, mode: str = "RGB", **sav
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Width and height of a picture file."""
+    """Width and height of an image file."""
     with Image.open(path) as image:
         return image.size
 
 
 def pixels(path: Path) -> NDArray[np.int64]:
-    """Samples of a picture file."""
+    """Samples of an image file."""
     with Image.open(path) as image:
         return np.asarray(image).astype(np.int64)
 

@@ -54,7 +54,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All that a training reads: a small model, pictures, and a random feature network."""
+    """All that a training reads: a small model, images, and a random feature network."""
     from training_run import write_world
 
     return write_world(tmp_path_factory.mktemp("world"))

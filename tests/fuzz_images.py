@@ -1,8 +1,8 @@
-"""Feeds damaged pictures to the reader: each must give a picture or one line, and nothing else.
+"""Feeds damaged images to the reader: each must give an image or one line, and nothing else.
 
     python tests/fuzz_images.py --seconds 60 --seed 1
 
-What gives anything else is written to a folder and named; the seed gives the same pictures again.
+What gives anything else is written to a folder and named; the seed gives the same images again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000
 
 
 def make_samples() -> dict[str, bytes]:
-    """Small whole pictures of the formats, with the parts that a reader has to look into."""
+    """Small whole images of the formats, with the parts that a reader has to look into."""
     rows, columns = np.mgrid[0:23, 0:31]
     rgb = Image.fromarray(np.stack([rows * 9, columns * 7, rows * columns], 2).astype(np.uint8))
     exif = Image.Exif()
@@ -118,7 +118,7 @@ def damaged_files(seed: int) -> Iterator[tuple[str, bytes]]:
 
 
 def find_fault(name: str, data: bytes) -> str | None:
-    """What the reader did wrong with a file; None where it gave a picture or one line."""
+    """What the reader did wrong with a file; None where it gave an image or one line."""
     started = time.monotonic()
     for read in (probe_image, read_image):
         try:
@@ -134,7 +134,7 @@ def find_fault(name: str, data: bytes) -> str | None:
 
 def main() -> int:
     """Run for a while; 1 where a fault was found."""
-    parser = argparse.ArgumentParser(description="Feed damaged pictures to the reader.")
+    parser = argparse.ArgumentParser(description="Feed damaged images to the reader.")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -151,7 +151,7 @@ def main() -> int:
             path = folder / name.replace(" ", "_").replace(",", "")
             path.write_bytes(data)
             print(f"{path}: {fault}", file=sys.stderr)
-    print(f"{count} damaged pictures, {faults} faults, seed {options.seed}")
+    print(f"{count} damaged images, {faults} faults, seed {options.seed}")
     return 1 if faults else 0
 
 

@@ -1,4 +1,4 @@
-"""Work without pictures, whose processes start quickly: what the engines are tested with."""
+"""Work without images, whose processes start quickly: what the engines are tested with."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ def test_a_toy_is_made_and_measured(
     sd_size.run(tmp_path / "toy", "fp32", 16)
     lines = capsys.readouterr().out.splitlines()
     table = {cells[1].strip(): cells[2:-1] for line in lines if (cells := line.split("|"))[1:]}
-    assert list(table)[2:] == ["load", "first picture", "second picture", "- encode", "- step", "- decode"]
-    whole, *stages = (float(table[name][0]) for name in ("second picture", "- encode", "- step", "- decode"))
+    assert list(table)[2:] == ["load", "first image", "second image", "- encode", "- step", "- decode"]
+    whole, *stages = (float(table[name][0]) for name in ("second image", "- encode", "- step", "- decode"))
     assert whole + 0.02 >= sum(stages) > 0
     assert 0.1 < float(table["load"][3]) <= float(table["- decode"][3]) < 64
 

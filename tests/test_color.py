@@ -1,4 +1,4 @@
-"""Colour fixes against plain NumPy, and against pictures that the published formulas made."""
+"""Colour fixes against plain NumPy, and against images that the published formulas made."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ GOLDEN = SHARED / "golden" / "sd"
 SIZES = [(1, 1), (1, 9), (3, 70), (31, 32), (33, 49), (64, 65)]
 
 
-def pictures(size: tuple[int, int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def images(size: tuple[int, int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(2, 3, *size, generator=generator), torch.rand(2, 3, *size, generator=generator) * 0.5
 
 
 def match(restored: torch.Tensor, reference: torch.Tensor, method: ColorFix, rows: int = 10**6) -> torch.Tensor:
-    """A fix of 16 bits, given the picture in bands of so many rows."""
+    """A fix of 16 bits, given the image in bands of so many rows."""
     bands = iter(restored.clone().split(rows, dim=1))
     return torch.cat(list(match_color(bands, WholeRows(reference), method, 16)), dim=1)
 
@@ -58,7 +58,7 @@ def naive_wavelet(restored: NDArray[np.float64], reference: NDArray[np.float64],
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("levels", [1, 5])
 def test_wavelet_equals_the_decomposition(size: tuple[int, int], levels: int) -> None:
-    restored, reference = pictures(size)
+    restored, reference = images(size)
     fixed = wavelet_color_fix(restored, reference, levels)
     for index in np.ndindex(2, 3):
         expected = naive_wavelet(restored[index].double().numpy(), reference[index].double().numpy(), levels)
@@ -67,7 +67,7 @@ def test_wavelet_equals_the_decomposition(size: tuple[int, int], levels: int) ->
 
 @pytest.mark.parametrize("size", SIZES[1:])
 def test_adain_gives_the_references_mean_and_spread(size: tuple[int, int]) -> None:
-    restored, reference = (picture[0] * 0.2 + 0.4 for picture in pictures(size))
+    restored, reference = (image[0] * 0.2 + 0.4 for image in images(size))
     fixed = match(restored, reference, "adain")
     for channel in range(3):
         own, wanted = restored[channel].double().numpy(), reference[channel].double().numpy()
@@ -77,7 +77,7 @@ def test_adain_gives_the_references_mean_and_spread(size: tuple[int, int]) -> No
 
 
 def test_adain_of_one_pixel_is_the_references_pixel() -> None:
-    restored, reference = pictures((1, 1))
+    restored, reference = images((1, 1))
     torch.testing.assert_close(match(restored[0], reference[0], "adain"), reference[0])
 
 
@@ -89,15 +89,15 @@ def test_flat_channels_stay_finite() -> None:
 @pytest.mark.parametrize("method", ["adain", "wavelet"])
 @pytest.mark.parametrize("size", [(1, 9), (3, 70), (33, 49), (700, 24)])
 def test_the_bands_do_not_show_in_a_bit(method: ColorFix, size: tuple[int, int]) -> None:
-    restored, reference = (picture[0] for picture in pictures(size))
+    restored, reference = (image[0] for image in images(size))
     whole = match(restored, reference, method)
     for rows in (1, 7, 64, 333):
         assert torch.equal(match(restored, reference, method, rows), whole)
 
 
 def test_the_wavelet_fix_gives_rows_as_soon_as_it_can() -> None:
-    """It may not wait for the whole picture: that would have to lie in memory."""
-    restored, reference = (picture[0] for picture in pictures((900, 8)))
+    """It may not wait for the whole image: that would have to lie in memory."""
+    restored, reference = (image[0] for image in images((900, 8)))
     given: list[int] = []
 
     def bands() -> Iterator[torch.Tensor]:
@@ -111,14 +111,14 @@ def test_the_wavelet_fix_gives_rows_as_soon_as_it_can() -> None:
 
 
 def test_eight_bits_are_cut_off_before_a_fix() -> None:
-    restored, reference = (picture[0] for picture in pictures((20, 30)))
+    restored, reference = (image[0] for image in images((20, 30)))
     fixed = torch.cat(list(match_color(iter([restored]), WholeRows(reference), "wavelet", 8)), dim=1)
     expected = match((restored * 255).floor() / 255, reference, "wavelet")
     torch.testing.assert_close(fixed, expected)
 
 
 def test_inputs_are_left_alone() -> None:
-    restored, reference = (picture[0] for picture in pictures((40, 41)))
+    restored, reference = (image[0] for image in images((40, 41)))
     before = restored.clone(), reference.clone()
     for method in ("adain", "wavelet"):
         list(match_color(iter([restored]), WholeRows(reference), method, 8))
@@ -127,7 +127,7 @@ def test_inputs_are_left_alone() -> None:
 
 
 def test_half_precision_keeps_its_type() -> None:
-    restored, reference = (image.half() for image in pictures((20, 21)))
+    restored, reference = (image.half() for image in images((20, 21)))
     exact = wavelet_color_fix(restored.float(), reference.float())
     fixed = wavelet_color_fix(restored, reference)
     assert fixed.dtype == torch.float16
@@ -136,7 +136,7 @@ def test_half_precision_keeps_its_type() -> None:
 
 @pytest.mark.parametrize("cut", [1, 7, 32])
 def test_statistics_of_parts_are_those_of_the_whole(cut: int) -> None:
-    image = pictures((33, 21))[0][0]
+    image = images((33, 21))[0][0]
     whole, parts = RowStatistics(), RowStatistics()
     whole.add(image)
     for part in image.split(cut, dim=1):
@@ -156,7 +156,7 @@ def test_statistics_are_summed_in_double() -> None:
 
 
 def test_methods_by_name() -> None:
-    restored, reference = (picture[0] for picture in pictures((9, 9)))
+    restored, reference = (image[0] for image in images((9, 9)))
     assert torch.equal(match(restored, reference, "none"), restored)
     expected = wavelet_color_fix(restored[None], reference[None])[0].clamp(0, 1)
     assert torch.equal(match(restored, reference, "wavelet"), expected)
@@ -165,7 +165,7 @@ def test_methods_by_name() -> None:
 
 
 def test_wrong_shapes_are_refused() -> None:
-    restored, reference = pictures((8, 8))
+    restored, reference = images((8, 8))
     with pytest.raises(ShapeError):
         wavelet_color_fix(restored, reference[..., :7])
     statistics = RowStatistics()
@@ -180,16 +180,16 @@ def as_tensor(path: Path) -> torch.Tensor:
     return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).float() / 255
 
 
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the shared golden pictures are not here")
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the shared golden images are not here")
 @pytest.mark.parametrize("method", ["adain", "wavelet"])
-@pytest.mark.parametrize("picture", ["0", "1", "2"])
-def test_golden_pictures_follow_from_the_unfixed_ones(method: ColorFix, picture: str) -> None:
-    """The published script fixes 8-bit pictures and cuts off, not rounds, what it computes to 8 bits again."""
-    restored = as_tensor(GOLDEN / "expected" / "none" / f"{picture}.png")
-    with Image.open(GOLDEN / "in" / f"{picture}.png") as source:
+@pytest.mark.parametrize("image", ["0", "1", "2"])
+def test_golden_images_follow_from_the_unfixed_ones(method: ColorFix, image: str) -> None:
+    """The published script fixes 8-bit images and cuts off, not rounds, what it computes to 8 bits again."""
+    restored = as_tensor(GOLDEN / "expected" / "none" / f"{image}.png")
+    with Image.open(GOLDEN / "in" / f"{image}.png") as source:
         enlarged = source.convert("RGB").resize((restored.shape[2], restored.shape[1]), Image.Resampling.BICUBIC)
     reference = torch.from_numpy(np.array(enlarged)).permute(2, 0, 1).float() / 255
     fixed = match(restored, reference, method)
-    difference = fixed.mul(255).floor() - as_tensor(GOLDEN / "expected" / method / f"{picture}.png") * 255
+    difference = fixed.mul(255).floor() - as_tensor(GOLDEN / "expected" / method / f"{image}.png") * 255
     assert float((difference.abs() < 0.5).float().mean()) > 0.999
     assert float(difference.abs().max()) < 2.5

@@ -55,7 +55,7 @@ def test_a_disk_that_fills_while_models_are_merged(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_in_the_middle_of_a_picture(model: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_in_the_middle_of_a_image(model: Path, tmp_path: Path, number: signal.Signals) -> None:
     draw(tmp_path / "in" / "a.png", 8, 6)
     # In such small tiles it takes a minute.
     draw(tmp_path / "in" / "b.png", 500, 500)
@@ -103,8 +103,8 @@ def test_a_signal_while_processes_work(omgsr: Command, model: Path, tmp_path: Pa
     # They were waited for; one that nobody has buried yet has ended all the same.
     assert not [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
     told = {Path(first).name, *(Path(line).name for line in out.splitlines())}
-    assert len(told) < len(names), "all pictures were done too early for this test"
-    # A picture that was finished just then may not have been told.
+    assert len(told) < len(names), "all images were done too early for this test"
+    # An image that was finished just then may not have been told.
     left = files_below(tmp_path / "out")
     assert told <= set(left) <= set(names)
     said = omgsr(tmp_path / "in", "-o", tmp_path / "out", "--device", "cpu")
@@ -114,7 +114,7 @@ def test_a_signal_while_processes_work(omgsr: Command, model: Path, tmp_path: Pa
 
 
 def test_two_processes_in_one_folder(model: Path, tmp_path: Path) -> None:
-    """Each picture is made once and told once; whoever comes second finds it finished."""
+    """Each image is made once and told once; whoever comes second finds it finished."""
     for number in range(8):
         draw(tmp_path / "in" / f"{number}.png", 30 + number, 24)
     command = ["upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", model, "--json"]

@@ -1,4 +1,4 @@
-"""PSNR and SSIM: against the definition written a second time, and against published scores of single pictures."""
+"""PSNR and SSIM: against the definition written a second time, and against published scores of single images."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_they_are_what_the_definitions_say(color_space: ColorSpace, height: int,
     )
 
 
-def test_equal_pictures_have_the_best_score() -> None:
+def test_equal_images_have_the_best_score() -> None:
     first, _ = pair(20, 30)
     assert psnr(first, first).item() == pytest.approx(80)
     assert ssim(first, first).item() == pytest.approx(1)
@@ -75,7 +75,7 @@ def test_opposite_structure_is_not_below_zero() -> None:
     assert 0 <= ssim(first, 1 - first, color_space="rgb").item() < 0.05
 
 
-def test_a_batch_is_scored_picture_by_picture() -> None:
+def test_a_batch_is_scored_image_by_image() -> None:
     first, second = pair(16, 18, count=3)
     for measure in (psnr, ssim):
         scores = measure(first, second)
@@ -106,7 +106,7 @@ def test_shapes_that_do_not_fit_are_refused(measure: object) -> None:
         measure(first, second, crop_border_px=-1)
 
 
-def test_a_picture_smaller_than_the_window_has_no_ssim() -> None:
+def test_a_image_smaller_than_the_window_has_no_ssim() -> None:
     first, second = pair(10, 40)
     assert psnr(first, second).item() > 0
     with pytest.raises(ShapeError, match="11x11"):
@@ -118,9 +118,9 @@ def test_it_gives_another_methods_published_scores(shared: Path, name: str) -> N
     folder = shared / "benchmarks" / name
     with (folder / "osediff_scores.csv").open(encoding="utf-8") as file:
         published = {row["image"]: row for row in csv.DictReader(file) if row["image"].endswith(".png")}
-    pictures = sorted((folder / "osediff").iterdir())[:6]
-    assert pictures
-    for path in pictures:
+    images = sorted((folder / "osediff").iterdir())[:6]
+    assert images
+    for path in images:
         restored, reference = (read_image(each).rgb[None] for each in (path, folder / "hr" / path.name))
         assert psnr(restored, reference).item() == pytest.approx(float(published[path.name]["PSNR"]), abs=1e-5)
         assert ssim(restored, reference).item() == pytest.approx(float(published[path.name]["SSIM"]), abs=1e-5)

@@ -18,10 +18,10 @@ from PIL import Image
 from omgsr_cli.errors import FileError
 from omgsr_cli.imaging import read_image
 
-# Pictures
+# Images
 
 
-def test_damaged_pictures_give_a_picture_or_one_line() -> None:
+def test_damaged_images_give_a_image_or_one_line() -> None:
     """A few of what `tests/fuzz_images.py` runs for a minute in CI, and for longer by its `--seconds`."""
     tried = list(islice(fuzz_images.damaged_files(seed=3), 360))
     faults = [f"{name}: {fault}" for name, data in tried if (fault := fuzz_images.find_fault(name, data))]
@@ -79,7 +79,7 @@ def test_channels_of_different_depths_and_a_missing_palette() -> None:
     assert fuzz_images.find_fault("x.png", content[:palette] + content[palette + length :]) is None
 
 
-def test_a_large_flat_picture_is_no_bomb() -> None:
+def test_a_large_flat_image_is_no_bomb() -> None:
     held = io.BytesIO()
     Image.new("1", (6000, 4000)).save(held, "PNG")
     assert len(held.getvalue()) < 12_000
@@ -102,7 +102,7 @@ NASTY = [
 @pytest.mark.parametrize("name", NASTY)
 def test_names_are_restored_and_shown_escaped(omgsr: Command, tmp_path: Path, name: str) -> None:
     draw(tmp_path / "in" / name)
-    (tmp_path / "in" / f"bad {name}").write_text("no picture")
+    (tmp_path / "in" / f"bad {name}").write_text("no image")
     said = omgsr(tmp_path / "in", "-o", tmp_path / "out", "--verbose")
     assert said.code == 1
     assert files_below(tmp_path / "out") == [name]

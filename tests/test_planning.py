@@ -1,4 +1,4 @@
-"""What a model says of its stages decides how a picture is cut up, and pictures cut up in any way are the same."""
+"""What a model says of its stages decides how an image is cut up, and images cut up in any way are the same."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Mean:
 
 
 @pytest.mark.parametrize(("codec", "step"), EVERY_PAIR)
-def test_every_pair_of_tilings_restores_a_picture(codec: Tiling, step: Tiling) -> None:
+def test_every_pair_of_tilings_restores_a_image(codec: Tiling, step: Tiling) -> None:
     model = Mean(info_of(codec, step))
     image = torch.rand(3, 57, 83, generator=torch.Generator().manual_seed(0))
     output = Size(114, 166)
@@ -91,7 +91,7 @@ def test_every_pair_of_tilings_restores_a_picture(codec: Tiling, step: Tiling) -
     done: list[tuple[int, int]] = []
     tiled = upscale_image(model, image, output, options, on_progress=lambda *count: done.append(count))
     whole = upscale_image(model, image, output, RestoreOptions(tile="off"))
-    # Exact tiles are the whole picture; blended ones differ where a tile's edge is not the picture's.
+    # Exact tiles are the whole image; blended ones differ where a tile's edge is not the image's.
     allowed = 1e-6 if "blended" not in (codec, step) else 0.1
     assert (tiled - whole).abs().max() < allowed
     plan = plan_of(model.info, output, options, 1 << 30)

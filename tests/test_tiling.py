@@ -1,4 +1,4 @@
-"""Tiles put together are the picture, without a seam."""
+"""Tiles put together are the image, without a seam."""
 
 from __future__ import annotations
 

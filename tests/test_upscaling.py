@@ -1,4 +1,4 @@
-"""One picture: padding, short memory, what a plan depends on."""
+"""One photo: padding, short memory, what a plan depends on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import SourceImage, resize
 from omgsr_cli.options import ColorFix, RestoreOptions
 from omgsr_cli.planning import plan_restoration
-from omgsr_cli.upscaling import restore_picture, upscale_image
+from omgsr_cli.upscaling import restore_image, upscale_image
 
 ROOMY = 10**12
 
@@ -52,7 +52,7 @@ def test_padding_is_a_reflection_that_goes_on(monkeypatch: pytest.MonkeyPatch) -
         "DefaultCPUAllocator: can't allocate memory: you tried to allocate 12 bytes. Error code 12",
     ],
 )
-def test_short_memory_gives_smaller_tiles_and_the_same_picture(reason: str, exact: bool) -> None:
+def test_short_memory_gives_smaller_tiles_and_the_same_image(reason: str, exact: bool) -> None:
     image = torch.rand(3, 600, 1100)
     told: list[tuple[int, int]] = []
     restored = upscale_image(
@@ -143,8 +143,8 @@ def test_a_result_that_is_reduced_comes_in_bands(strength: float, scale: float, 
     image = torch.rand(3, 500, 24, generator=torch.Generator().manual_seed(0))
     output = Size(round(500 * scale), round(24 * scale))
     options = RestoreOptions(tile=64, strength=strength, color_fix=color_fix)
-    picture = SourceImage(image, bit_depth=16)
-    result, plain = restore_picture(model, picture, output, options, on_progress=lambda *count: told.append(count))
+    photo = SourceImage(image, bit_depth=16)
+    result, plain = restore_image(model, photo, output, options, on_progress=lambda *count: told.append(count))
     bands = [next(result.rgb)]
     done, total = told[-1]
     assert done < total / 3

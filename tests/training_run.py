@@ -1,4 +1,4 @@
-"""What the tests of training share: a small model, pictures, a random feature network, and runs in other processes.
+"""What the tests of training share: a small model, images, a random feature network, and runs in other processes.
 
 Called as a program it trains: `python training_run.py PLAN.json`, with a line of JSON for every event.
 """
@@ -31,8 +31,8 @@ from omgsr_cli.training.loop import TrainResult, train
 Table = dict[str, dict[str, Any]]
 
 
-def write_pictures(folder: Path, count: int = 3) -> Path:
-    """Write smooth pictures with edges, no two of one size."""
+def write_images(folder: Path, count: int = 3) -> Path:
+    """Write smooth images with edges, no two of one size."""
     folder.mkdir(parents=True)
     for index in range(count):
         rows, columns = np.mgrid[0 : 70 + 7 * index, 0 : 90 + 5 * index].astype(float)
@@ -57,8 +57,8 @@ def write_world(folder: Path) -> Path:
     from command_line import write_tiny_model
 
     write_tiny_model(folder / "model")
-    write_pictures(folder / "hq")
-    write_pictures(folder / "held_out", 2)
+    write_images(folder / "hq")
+    write_images(folder / "held_out", 2)
     write_features(folder / "features")
     return folder
 

@@ -49,7 +49,7 @@ from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.loading import load_found, suitable_precision
 from omgsr_cli.planning import plan_restoration, usable_memory
 from omgsr_cli.restoration import OnProgress
-from omgsr_cli.upscaling import load_wider, restore_picture
+from omgsr_cli.upscaling import load_wider, restore_image
 
 Item = TypeVar("Item")
 Task = TypeVar("Task")
@@ -260,9 +260,9 @@ class Upscaler:
             opened.waited_s = time.monotonic() - began
         notes: list[str] = []
         opened.restorer = wide or self._restorer
-        restored, upscaled = restore_picture(
+        restored, upscaled = restore_image(
             opened.restorer,
-            opened.picture,
+            opened.image,
             opened.checked.output_px,
             beside_input(self._settings.restore, opened.checked.held_bytes),
             on_progress=self._on_tiles,
@@ -282,7 +282,7 @@ class Upscaler:
         return FileResult(
             *(job.source, job.destination, "done", *sizes),
             seconds=seconds,
-            notes=(*opened.picture.notes, *notes, *more),
+            notes=(*opened.image.notes, *notes, *more),
         )
 
 
@@ -299,7 +299,7 @@ class _OpenedJob:
 
     job: Job
     checked: Checked
-    picture: SourceImage
+    image: SourceImage
     record: str
     started: float
     waited_s: float = 0.0
@@ -382,10 +382,10 @@ def open_job(
             # Before the work: an input that is edited meanwhile is another one.
             before_reading(checked)
             record = results.record(checked.content)
-            picture = read_image(checked.content, name_of(job))
+            image = read_image(checked.content, name_of(job))
         except OmgsrError as error:
             return failed(job, error, started)
-    return _OpenedJob(job, checked, picture, record, started)
+    return _OpenedJob(job, checked, image, record, started)
 
 
 def write_result(
@@ -405,7 +405,7 @@ def write_result(
         OmgsrError: it cannot be computed or written; no unfinished file is left.
     """
     job, checked, record = opened.job, opened.checked, opened.record
-    kept = BandSpool(opened.picture.bit_depth) if settings.write.compare and job.destination is not None else None
+    kept = BandSpool(opened.image.bit_depth) if settings.write.compare and job.destination is not None else None
     overwrite = settings.write.overwrite or job.destination in checked.finished
     try:
         with _opened(job.destination, overwrite) as place:
@@ -424,7 +424,7 @@ def write_result(
     except (DeviceError, NotFiniteError) as error:
         raise type(error)(f"{name_of(job)}: {error.message}", error.hint) from error
     if kept is not None and job.destination is not None:
-        both = side_by_side(upscaled, opened.picture, replace(restored, rgb=iter(kept)))
+        both = side_by_side(upscaled, opened.image, replace(restored, rgb=iter(kept)))
         path = comparison_path(job.destination)
         overwrite = settings.write.overwrite or path in checked.finished
         metadata = settings.write.metadata

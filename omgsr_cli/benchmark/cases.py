@@ -11,7 +11,7 @@ from omgsr_cli.benchmark.results import Failure
 from omgsr_cli.errors import FileError, OmgsrError, UsageError, reason_of
 from omgsr_cli.files.addresses import shown
 from omgsr_cli.files.folders import natural_key
-from omgsr_cli.files.inputs import FoundPicture, find_inputs
+from omgsr_cli.files.inputs import FoundImage, find_inputs
 from omgsr_cli.files.pairs import pair_by_name
 from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import probe_image
@@ -66,7 +66,7 @@ class FoundCases:
 
 def bundled_folder() -> Path:
     """The folder of the bundled images: `lr/`, with references for some of them in `hr/`."""
-    return Path(str(resources.files("omgsr_cli") / "benchmark" / "pictures"))
+    return Path(str(resources.files("omgsr_cli") / "benchmark" / "images"))
 
 
 def bundled_cases(scale: float | None, model_scale: float | None = None) -> FoundCases:
@@ -136,7 +136,7 @@ def _half(folder: Path, names: Sequence[str], *, missing_ok: bool = False) -> Pa
     return found or (None if missing_ok else folder)
 
 
-def _images(folder: Path, recursive: bool = False) -> list[FoundPicture]:
+def _images(folder: Path, recursive: bool = False) -> list[FoundImage]:
     """The images of a folder in natural order."""
     found, problems, _ = find_inputs([str(folder)], recursive=recursive)
     if problems:

@@ -15,7 +15,7 @@ from omgsr_cli.cli.help import Command
 from omgsr_cli.cli.options import DATA, FILES, MANY, MODEL
 from omgsr_cli.cli.output import Output
 from omgsr_cli.errors import OmgsrError, UsageError
-from omgsr_cli.files.pairs import find_pictures
+from omgsr_cli.files.pairs import find_images
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.files.shards import Shard, parse_shard
 from omgsr_cli.presets import DEFAULT_PRESET, default_degradation
@@ -176,7 +176,7 @@ def timestep(
     remembered = Remembered()
     files = _Files(plot, csv, write, overwrite, remembered)
     files.check()
-    found = find_pictures(data, lq)
+    found = find_images(data, lq)
     for note in found.notes:
         output.note(note)
     for problem in found.problems:

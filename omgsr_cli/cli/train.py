@@ -313,7 +313,7 @@ def _event_line(event: Event) -> str:
         f"{key} was {_value(before)}, now {_value(now)}" for key, (before, now) in event.changed.items()
     )
     share = f" in each of {event.processes} processes" if event.processes > 1 else ""
-    return f"{begin}: {event.pictures} images, {event.trained:,} trained parameters, on {event.device}{share}" + (
+    return f"{begin}: {event.images} images, {event.trained:,} trained parameters, on {event.device}{share}" + (
         f"\nchanged since that checkpoint: {changed}" if changed else ""
     )
 
@@ -370,7 +370,7 @@ def _check(output: Output, config: TrainConfig, resume: str) -> int:
     free_bytes = shutil.disk_usage(_nearest(folder)).free
     record = {
         "event": "checked",
-        "pictures": trial.images,
+        "images": trial.images,
         "samples_per_step": data.batch_size * config.optim.accumulate * processes,
         "parameters": trial.parameters,
         "trained": trial.trained,
@@ -406,7 +406,7 @@ def _as_lines(record: Mapping[str, Any], steps: int, folder: Path) -> str:
     step, run = duration(record["step_seconds"]), duration(record["run_seconds"])
     return "\n".join(
         (
-            f"data: {record['pictures']} images, {record['samples_per_step']} samples per step",
+            f"data: {record['images']} images, {record['samples_per_step']} samples per step",
             f"model: {record['parameters']:,} parameters, {record['trained']:,} of them trained",
             f"memory: {gib['memory']:.1f} GiB on {record['device']}, per process",
             f"time: about {step} per step, {run} for {steps} steps",

@@ -45,7 +45,7 @@ class PairSource:
     (seed, epoch, image) only, not on processes or batches.
 
     Attributes:
-        pictures: the clean images.
+        images: the clean images.
         partners: the low-quality image of each, or None to degrade crops.
         config: of the degradation.
         resolution_px: side of the crops; None uses whole images, for real pairs only.
@@ -56,7 +56,7 @@ class PairSource:
         count: number of samples.
     """
 
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     partners: tuple[Path, ...] | None
     config: DegradationConfig
     resolution_px: int | None
@@ -79,17 +79,17 @@ class PairSource:
 
     def place_of(self, item: int) -> tuple[int, int]:
         """The epoch of sample `item`, and the index of its image."""
-        epoch, place = divmod(item, len(self.pictures))
+        epoch, place = divmod(item, len(self.images))
         return epoch, int(self._order[place])
 
     def files_of(self, item: int) -> tuple[Path, ...]:
         """The image of sample `item`, with its partner for real pairs."""
         _, index = self.place_of(item)
-        return (self.pictures[index],) if self.partners is None else (self.pictures[index], self.partners[index])
+        return (self.images[index],) if self.partners is None else (self.images[index], self.partners[index])
 
     @cached_property
     def _order(self) -> Any:
-        return self._rng(_ORDER, 0, 0).permutation(len(self.pictures))
+        return self._rng(_ORDER, 0, 0).permutation(len(self.images))
 
     def _rng(self, purpose: int, epoch: int, index: int) -> np.random.Generator:
         return np.random.Generator(np.random.SFC64(np.random.SeedSequence((self.seed, purpose, epoch, index))))
@@ -100,7 +100,7 @@ class PairSource:
         return slice(top, top + side), slice(left, left + side)
 
     def _degraded(self, index: int, epoch: int) -> ImagePair:
-        path, side = self.pictures[index], self.resolution_px or 0
+        path, side = self.images[index], self.resolution_px or 0
         image = read_image(path).rgb
         fitted = fit_small(image, side, self.on_small)
         if fitted is None:
@@ -113,7 +113,7 @@ class PairSource:
 
     def _pair(self, index: int, epoch: int) -> ImagePair:
         assert self.partners is not None
-        path, partner = self.pictures[index], self.partners[index]
+        path, partner = self.images[index], self.partners[index]
         clean, low = read_image(path).rgb, read_image(partner).rgb
         if whole_factor((clean.shape[1], clean.shape[2]), (low.shape[1], low.shape[2])) is None:
             sizes = (f"{image.shape[2]}x{image.shape[1]}" for image in (low, clean))

@@ -119,7 +119,7 @@ def _natural_name(name: str) -> NaturalName:
     return tuple(key), name
 
 
-def is_picture(path: Path) -> bool:
+def is_image_name(path: Path) -> bool:
     """Whether a file's suffix is that of an image that can be read here."""
     kind = FORMAT_OF_SUFFIX.get(path.suffix.lower())
     return kind is not None and has_reader(kind)
@@ -187,7 +187,7 @@ def describe_unread(unread: Mapping[str, int]) -> tuple[str, str | None] | None:
 def unread_suffix(path: Path) -> str | None:
     """The suffix of an image that cannot be read here; None for all other files."""
     suffix = path.suffix.lower()
-    is_unread = suffix in _UNREAD_SUFFIXES or (suffix in FORMAT_OF_SUFFIX and not is_picture(path))
+    is_unread = suffix in _UNREAD_SUFFIXES or (suffix in FORMAT_OF_SUFFIX and not is_image_name(path))
     return suffix if is_unread else None
 
 
@@ -230,7 +230,7 @@ class FolderSearch:
                 if next(looks, None) is None:
                     yield None
                     return
-                if is_picture(path) and not os.path.isdir(path):
+                if is_image_name(path) and not os.path.isdir(path):
                     yield folder
                     break
 

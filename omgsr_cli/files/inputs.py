@@ -17,7 +17,7 @@ from omgsr_cli.files.folders import (
     EntryKeys,
     FolderSearch,
     describe_unread,
-    is_picture,
+    is_image_name,
     natural_key,
     unread_suffix,
 )
@@ -25,7 +25,7 @@ from omgsr_cli.files.records import read_record
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.files.storage import check_address, find_matches, list_files, local_copy, look_at
 
-NO_PICTURES = "no images in this folder"
+NO_IMAGES = "no images in this folder"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class FoundInput:
 
 
 @dataclass(frozen=True)
-class FoundPicture:
+class FoundImage:
     """As `FoundInput`, where only files of this machine will do."""
 
     path: Path
@@ -74,7 +74,7 @@ Found = FoundInput | FoundResult | FileError | Note
 
 def find_inputs(
     inputs: Sequence[str], *, recursive: bool, output_folder: Path | None = None
-) -> tuple[tuple[FoundPicture, ...], tuple[FileError, ...], tuple[str, ...]]:
+) -> tuple[tuple[FoundImage, ...], tuple[FileError, ...], tuple[str, ...]]:
     """Find all images that are meant, on this machine only; see `search_inputs`.
 
     Returns:
@@ -87,14 +87,14 @@ def find_inputs(
             raise UsageError(
                 f"{shown(parse_address(text))}: images are not read from the network here", _url_hint(text)
             )
-    found, problems, notes = list[FoundPicture](), list[FileError](), list[str]()
+    found, problems, notes = list[FoundImage](), list[FileError](), list[str]()
     for one in search_inputs(inputs, recursive=recursive, output_folder=output_folder):
         if isinstance(one, FileError):
             problems.append(one)
         elif isinstance(one, Note):
             notes.append(one.text)
         elif isinstance(one, FoundInput) and isinstance(one.path, Path) and not isinstance(one.folder, Address):
-            found.append(FoundPicture(one.path, one.below, one.folder))
+            found.append(FoundImage(one.path, one.below, one.folder))
         elif isinstance(one, FoundInput):
             problems.append(FileError(f"{shown(one.path)}: images are not read from the network here", _DOWNLOAD))
     return tuple(found), tuple(problems), tuple(notes)
@@ -244,7 +244,7 @@ class _Search:
         except UsageError as error:
             yield FileError(where + error.message, error.hint)
             return
-        if is_picture(below):
+        if is_image_name(below):
             # Whether it exists is known when it is read: a list of millions needs no request for each.
             yield FoundInput(address, below)
         else:
@@ -316,7 +316,7 @@ class LocalSearch:
                 for found in self._folder(path):
                     count += 1
                     yield found
-            elif is_picture(path):
+            elif is_image_name(path):
                 count += 1
                 yield from self.find(path, path_below(path, root), shown(path), searched=True)
         if count == 0 and not problems:
@@ -341,7 +341,7 @@ class LocalSearch:
             while problems:
                 count += 1
                 yield problems.pop(0)
-            if is_picture(path):
+            if is_image_name(path):
                 count += 1
                 yield from self.find(path, path.relative_to(folder), shown(path), folder=folder, searched=True)
             elif suffix := unread_suffix(path):
@@ -351,14 +351,14 @@ class LocalSearch:
             yield from unread_note(folder, unread)
             self._unsearched += search.left_out()
         elif name is not None and not problems:
-            yield self._without_pictures(search, name, unread)
+            yield self._without_images(search, name, unread)
 
-    def _without_pictures(self, search: FolderSearch, name: str, unread: Counter[str]) -> FileError:
+    def _without_images(self, search: FolderSearch, name: str, unread: Counter[str]) -> FileError:
         unreadable = describe_unread(unread)
         if unreadable is not None:
-            return problem(name, f"{NO_PICTURES} that can be read, but {unreadable[0]}", unreadable[1])
+            return problem(name, f"{NO_IMAGES} that can be read, but {unreadable[0]}", unreadable[1])
         has_deeper = any(search.left_out())
-        return problem(name, NO_PICTURES, "its subfolders contain some: use --recursive" if has_deeper else None)
+        return problem(name, NO_IMAGES, "its subfolders contain some: use --recursive" if has_deeper else None)
 
     def _search(self, root: Path, problems: list[FileError]) -> FolderSearch:
         """Searches below a folder; what cannot be read goes to the problems."""
@@ -413,7 +413,7 @@ class RemoteSearch:
         below = LeftOut()
         for address in list_files(folder, recursive=self.recursive, skipped=skipped, on_folder=below.add):
             path = Path(address.relative_to(folder))
-            if is_picture(path):
+            if is_image_name(path):
                 count += 1
                 yield FoundInput(address, path, folder, searched=True)
             elif suffix := unread_suffix(path):
@@ -423,19 +423,19 @@ class RemoteSearch:
             # Only more requests would show whether these contain images.
             yield from below.note()
         elif (unreadable := describe_unread(unread)) is not None:
-            yield problem(name, f"{NO_PICTURES} that can be read, but {unreadable[0]}", unreadable[1])
+            yield problem(name, f"{NO_IMAGES} that can be read, but {unreadable[0]}", unreadable[1])
         else:
             hint = None if self.recursive else "subfolders are searched with --recursive"
-            yield problem(name, NO_PICTURES, hint)
+            yield problem(name, NO_IMAGES, hint)
 
     def _matches(self, pattern: Address) -> Iterator[Found]:
         root = pattern
         while glob.has_magic(root.place):
             root = root.parent
-        pictures = [one for one in find_matches(pattern) if is_picture(Path(one.name))]
-        for address in sorted(pictures, key=lambda one: natural_key(Path(one.place))):
+        images = [one for one in find_matches(pattern) if is_image_name(Path(one.name))]
+        for address in sorted(images, key=lambda one: natural_key(Path(one.place))):
             yield FoundInput(address, Path(address.relative_to(root)), searched=True)
-        if not pictures:
+        if not images:
             yield problem(shown(pattern), "no image matches")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omgsr_cli.errors import FileError, UsageError
 from omgsr_cli.files.addresses import shown
-from omgsr_cli.files.inputs import FoundPicture, find_inputs
+from omgsr_cli.files.inputs import FoundImage, find_inputs
 
 _NAMED = 5
 
@@ -34,8 +34,8 @@ class Pair:
 
 
 def pair_by_name(
-    first: Sequence[FoundPicture],
-    second: Sequence[FoundPicture],
+    first: Sequence[FoundImage],
+    second: Sequence[FoundImage],
     *,
     names: tuple[str, str] = ("the first", "the second"),
 ) -> tuple[Pair, ...]:
@@ -59,23 +59,23 @@ def pair_by_name(
     raise _no_pairs(first, second, names)
 
 
-def _stem(file: FoundPicture) -> str:
+def _stem(file: FoundImage) -> str:
     return file.path.stem
 
 
-def _place(file: FoundPicture) -> str:
+def _place(file: FoundImage) -> str:
     return file.below.with_suffix("").as_posix()
 
 
-def _unmarked_stem(file: FoundPicture) -> str:
+def _unmarked_stem(file: FoundImage) -> str:
     return _without_marks(file.path.stem)
 
 
-def _unmarked_place(file: FoundPicture) -> str:
+def _unmarked_place(file: FoundImage) -> str:
     return file.below.with_name(_without_marks(file.path.stem)).as_posix()
 
 
-_KEYS: tuple[Callable[[FoundPicture], str], ...] = (_stem, _place, _unmarked_stem, _unmarked_place)
+_KEYS: tuple[Callable[[FoundImage], str], ...] = (_stem, _place, _unmarked_stem, _unmarked_place)
 
 
 def _without_marks(stem: str) -> str:
@@ -84,15 +84,15 @@ def _without_marks(stem: str) -> str:
     return stem
 
 
-def _names_of(files: Sequence[FoundPicture]) -> dict[Path, str]:
+def _names_of(files: Sequence[FoundImage]) -> dict[Path, str]:
     alone = len({_stem(file) for file in files}) == len(files)
     return {file.path: _stem(file) if alone else _place(file) for file in files}
 
 
-def _no_pairs(first: Sequence[FoundPicture], second: Sequence[FoundPicture], names: tuple[str, str]) -> UsageError:
+def _no_pairs(first: Sequence[FoundImage], second: Sequence[FoundImage], names: tuple[str, str]) -> UsageError:
     """Say what stands in the way, by the way of naming that brings most files together."""
 
-    def together(key: Callable[[FoundPicture], str]) -> int:
+    def together(key: Callable[[FoundImage], str]) -> int:
         return len({key(file) for file in first} & {key(file) for file in second})
 
     key = max(_KEYS, key=together)
@@ -117,44 +117,44 @@ def _listed(paths: Iterable[Path]) -> str:
 
 
 @dataclass(frozen=True)
-class FoundPictures:
+class FoundImages:
     """What was named.
 
     Attributes:
-        pictures: the sharp ones.
+        images: the sharp ones.
         partners: the low-quality partner of each, or None where they are to be degraded.
         problems: what was named and is none.
         notes: what else the user should know.
     """
 
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     partners: tuple[Path, ...] | None
     problems: tuple[FileError, ...]
     notes: tuple[str, ...] = ()
 
 
-def find_pictures(
+def find_images(
     data: Sequence[str], lq: Sequence[str] | None, *, names: tuple[str, str] = ("--data", "--lq")
-) -> FoundPictures:
+) -> FoundImages:
     """Find the images, and the partner of each if partners are named.
 
     Args:
-        data: sharp pictures: folders with their subfolders, files, globs or .txt lists.
+        data: sharp images: folders with their subfolders, files, globs or .txt lists.
         lq: their partners, likewise; none where there are none.
         names: what to call the two in messages.
     Raises:
         UsageError: there are none, or their names do not go together.
     """
     found, problems, notes = find_inputs(data, recursive=True)
-    pictures = tuple(item.path for item in found)
+    images = tuple(item.path for item in found)
     partners = None
     if lq:
         others, more, more_notes = find_inputs(lq, recursive=True)
         problems, notes = problems + more, notes + more_notes
-        if pictures and others:
+        if images and others:
             pairs = pair_by_name(found, others, names=names)
             partners = tuple(pair.second for pair in pairs)
-    if not pictures or (lq and partners is None):
+    if not images or (lq and partners is None):
         reason = f": {problems[0].message}" if problems else ""
         raise UsageError(f"no images were found{reason}", "give folders, files or .txt lists")
-    return FoundPictures(pictures, partners, problems, notes)
+    return FoundImages(images, partners, problems, notes)

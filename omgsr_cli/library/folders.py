@@ -54,15 +54,15 @@ def upscale_folder(
     device: str | None = None,
     on_result: Callable[[FileResult], None] | None = None,
 ) -> list[FileResult]:
-    """Restore and enlarge the pictures of a folder, or of several files and folders, with all that they carry.
+    """Restore and enlarge the images of a folder, or of several files and folders, with all that they carry.
 
-    One picture that fails does not end the others. What an earlier call with the same model and settings finished is
+    One image that fails does not end the others. What an earlier call with the same model and settings finished is
     skipped.
 
     Args:
         model: from `load`; or what `load` would be given, as `workers` needs it.
         inputs: folders, files, globs or .txt lists.
-        output: a folder, or a file for a single picture; None writes beside the input, as NAME_x4.EXT or FOLDER_x4/.
+        output: a folder, or a file for a single image; None writes beside the input, as NAME_x4.EXT or FOLDER_x4/.
         scale: as for `upscale_image`; likewise `size`, `process_scale`, `strength`, `color_fix`, `tile` and `seed`.
         recursive: whether sub-folders are searched too.
         suffix: added to names.
@@ -73,9 +73,9 @@ def upscale_folder(
         workers: how many processes, each of which loads the model; None takes one for each device. A script that asks
             for several keeps what it does under `if __name__ == "__main__":`.
         device: of a model that is named: as for `load`, or several as "cuda:0,cuda:1", or "all".
-        on_result: told of each picture as it ends.
+        on_result: told of each image as it ends.
     Returns:
-        One result for each picture, and one for each input that is none; `error` says why one failed.
+        One result for each image, and one for each input that is none; `error` says why one failed.
     Raises:
         UsageError: a value is out of range, or values do not go together.
     """

@@ -19,7 +19,7 @@ from omgsr_cli.imaging import SourceImage, encode_image, from_samples, luma, rea
 from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.options import ColorFix, RestoreOptions, SizeOptions, build_options
 from omgsr_cli.restoration import OnNote, OnProgress
-from omgsr_cli.upscaling import load_wider, restore_picture
+from omgsr_cli.upscaling import load_wider, restore_image
 
 AnyImage = TypeVar("AnyImage", Image.Image, Tensor, NDArray[Any])
 """What comes out is of the kind that went in."""
@@ -112,14 +112,14 @@ class _Task:
     on_progress: OnProgress | None
     on_note: OnNote
 
-    def restore(self, picture: SourceImage) -> SourceImage:
-        output = plan_output_size(Size(*picture.size_px), self.options.size, self.model.info.scale)
-        own_depth = picture.bit_depth
+    def restore(self, image: SourceImage) -> SourceImage:
+        output = plan_output_size(Size(*image.size_px), self.options.size, self.model.info.scale)
+        own_depth = image.bit_depth
         if self.bit_depth is not None:
-            picture = replace(picture, bit_depth=self.bit_depth)
+            image = replace(image, bit_depth=self.bit_depth)
 
         def restore(model: Restorer) -> SourceImage:
-            return restore_picture(model, picture, output, self.options, on_progress=self.on_progress)[0].whole()
+            return restore_image(model, image, output, self.options, on_progress=self.on_progress)[0].whole()
 
         try:
             restored = restore(self.model)
@@ -137,7 +137,7 @@ def _upscale_pil(task: _Task, image: Image.Image) -> Image.Image:
         image = image.convert("RGBA" if image.has_transparency_data or image.mode in ("PA", "RGBa") else "RGB")
         format_name = "PNG"
     held = io.BytesIO()
-    # Options of the file it came from do not apply to this one; what belongs to the picture does.
+    # Options of the file it came from do not apply to this one; what belongs to the image does.
     kept = {name: image.info[name] for name in ("icc_profile", "exif", "dpi", "transparency") if name in image.info}
     fast = {"compress_level": 0} if format_name == "PNG" else {}
     image.save(held, format_name, **kept, **fast)
@@ -198,14 +198,14 @@ def _restore_planes(task: _Task, planes: Tensor, bit_depth: int) -> Tensor:
         raise ShapeError(f"floats are in [0, 1], and the image's are in [{low:.4g}, {high:.4g}]", hint)
     planes = planes.clamp(0, 1)
     grey = len(planes) == 1
-    picture = SourceImage(
+    image = SourceImage(
         rgb=planes[:3].expand(3, -1, -1).contiguous(),
         alpha=planes[3:] if len(planes) == 4 else None,
         bit_depth=bit_depth,
         is_grey=grey,
         is_neutral=grey,
     )
-    restored = task.restore(picture)
+    restored = task.restore(image)
     if grey:
         return luma(restored.rgb)
     return restored.rgb if restored.alpha is None else torch.cat((restored.rgb, restored.alpha))

@@ -58,7 +58,7 @@ def _start_at_zero(conv: nn.Conv2d) -> nn.Conv2d:
     return conv
 
 
-class PictureEncoder(nn.Module):
+class PixelEncoder(nn.Module):
     """What to add to a degraded image: a plain chain of 3x3 convolutions at a quarter of its size; zero at first.
 
     The chain is that of SRVGGNetCompact (Real-ESRGAN's small networks, BSD-3-Clause), but it sees all pixels of the
@@ -174,7 +174,7 @@ class TinyNetwork(nn.Module):
         super().__init__()
         self.config = config
         self.latents = WaveletLatents()
-        self.encoder = PictureEncoder(config)
+        self.encoder = PixelEncoder(config)
         self.unet = LatentDenoiser(config)
 
 

@@ -102,7 +102,7 @@ class WaveletLatents(nn.Module):
 
     def encode(self, image: Tensor) -> Tensor:
         """Map sRGB in [-1, 1], (B, 3, H, W), sides multiples of 4, to (B, 48, H/4, W/4) of unit variance or less."""
-        # Training runs the networks under autocast; in bf16 the colours would lose more than a picture's 8 bits.
+        # Training runs the networks under autocast; in bf16 the colours would lose more than an image's 8 bits.
         with torch.autocast(image.device.type, enabled=False):
             colours = torch.einsum("oc,bchw->bohw", image.new_tensor(_OPPONENT), image)
         bands = analyse(colours)

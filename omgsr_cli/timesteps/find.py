@@ -10,7 +10,7 @@ from omgsr_cli.datasets.pair_source import PairSource
 from omgsr_cli.degradation import DegradationConfig, load_degradation
 from omgsr_cli.engines.local import Here, choose_local, plan_places
 from omgsr_cli.errors import UsageError
-from omgsr_cli.files.pairs import FoundPictures, find_pictures
+from omgsr_cli.files.pairs import FoundImages, find_images
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.files.shards import Shard
 from omgsr_cli.models.base import ImageEncoder
@@ -89,7 +89,7 @@ def find_mid_timestep(
         opened, spread = open_encoder(named, engine_options)
         survey = Survey(source, opened, options, spread=spread)
     else:
-        found = find_pictures(_listed(source), _listed(lq))
+        found = find_images(_listed(source), _listed(lq))
         if found.problems:
             raise found.problems[0]
         name = encoder.name if isinstance(encoder, ImageEncoder) else encoder or DEFAULT_PRESET
@@ -102,7 +102,7 @@ def find_mid_timestep(
 
 
 def open_pairs(
-    found: FoundPictures, encoder: ImageEncoder, degradation: DegradationConfig, options: TimestepOptions
+    found: FoundImages, encoder: ImageEncoder, degradation: DegradationConfig, options: TimestepOptions
 ) -> PairSource:
     """The samples of the images that were found, in sizes that the encoder supports.
 
@@ -117,14 +117,14 @@ def open_pairs(
             f"try --resolution {max(1, crop_px // multiple) * multiple}",
         )
     count = plan_samples(
-        len(found.pictures),
+        len(found.images),
         paired=found.partners is not None,
         whole=crop_px is None,
         max_samples=options.max_samples,
         until_stable=options.until_stable is not None,
     )
     return PairSource(
-        pictures=found.pictures,
+        images=found.images,
         partners=found.partners,
         config=degradation,
         resolution_px=crop_px,
@@ -137,7 +137,7 @@ def open_pairs(
 
 
 def open_survey(
-    found: FoundPictures,
+    found: FoundImages,
     encoder: NamedEncoder | ImageEncoder,
     degradation: DegradationConfig,
     options: TimestepOptions,
@@ -149,7 +149,7 @@ def open_survey(
     """Load the encoder and plan the samples of the images that were found; `Survey.run` measures them.
 
     Args:
-        found: from `find_pictures`.
+        found: from `find_images`.
         encoder: by name, or loaded.
         degradation: of crops; not used for real pairs.
         options: of samples.

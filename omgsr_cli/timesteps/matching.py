@@ -15,7 +15,7 @@ from omgsr_cli.schedules import Schedule
 BOOTSTRAP_DRAWS = 1000
 FLAT = 0.01
 #: A bootstrap interval needs at least this many images.
-MIN_PICTURES = 8
+MIN_IMAGES = 8
 _CHUNK = 2048
 
 
@@ -28,9 +28,9 @@ class MidTimestep:
         loss: the curve's value there, no unit.
         level: alpha_bar or sigma there.
         samples: number of crops or whole images.
-        pictures: number of different images.
+        images: number of different images.
         interval: bootstrap 95 % interval of the mid-timestep, both ends included; None with fewer images than
-            `MIN_PICTURES`.
+            `MIN_IMAGES`.
         flat_region: first and last timestep of the range around it in which the loss is within 1 % of the minimum.
         curve: (T,) float64, the loss at every timestep; may begin with inf.
     """
@@ -39,7 +39,7 @@ class MidTimestep:
     loss: float
     level: float
     samples: int
-    pictures: int
+    images: int
     interval: tuple[int, int] | None
     flat_region: tuple[int, int]
     curve: Tensor
@@ -72,7 +72,7 @@ def match_snr(
     snr: Tensor,
     schedule: Schedule,
     *,
-    pictures: Sequence[Hashable] | None = None,
+    images: Sequence[Hashable] | None = None,
     seed: int = 0,
     draws: int = BOOTSTRAP_DRAWS,
 ) -> MidTimestep:
@@ -87,7 +87,7 @@ def match_snr(
         power: (N,) float, mean square of each clean latent, no unit.
         snr: (N,) float, of each low-quality latent, finite and no unit.
         schedule: of the pre-trained model.
-        pictures: (N,) the image that each sample comes from; None means that all differ.
+        images: (N,) the image that each sample comes from; None means that all differ.
         seed: of the resampling.
         draws: number of resampled sets.
     Raises:
@@ -100,13 +100,13 @@ def match_snr(
         raise UsageError("no image is left to find the mid-timestep from")
     if not bool((power.isfinite() & snr.isfinite()).all()):
         raise UsageError("a latent has a power or a signal-to-noise ratio that is not finite")
-    names = range(len(power)) if pictures is None else pictures
+    names = range(len(power)) if images is None else images
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    draws = draws if len(numbers) >= MIN_PICTURES else 0
+    draws = draws if len(numbers) >= MIN_IMAGES else 0
     chosen = torch.randint(len(numbers), (draws, len(numbers)), generator=torch.Generator().manual_seed(seed))
-    of_picture = torch.tensor([numbers[name] for name in names])
+    of_image = torch.tensor([numbers[name] for name in names])
     # Row 0 is the data itself, the others are the resampled sets.
-    counts = torch.cat((torch.ones(1, len(power)), _counts(chosen, len(numbers))[:, of_picture]))
+    counts = torch.cat((torch.ones(1, len(power)), _counts(chosen, len(numbers))[:, of_image]))
     curves = _curves(power.double(), snr.double(), schedule.snr(), counts.double())
     curve = curves[0] / len(power)
     best = int(curve.argmin())
@@ -115,7 +115,7 @@ def match_snr(
         loss=float(curve[best]),
         level=schedule.level(best),
         samples=len(power),
-        pictures=len(numbers),
+        images=len(numbers),
         interval=_interval(curves[1:].argmin(1).double()) if draws else None,
         flat_region=_flat_region(curve, best),
         curve=curve,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from omgsr_cli.imaging import write_atomically
-from omgsr_cli.timesteps.matching import MIN_PICTURES, MidTimestep, own_timesteps, spread_by
+from omgsr_cli.timesteps.matching import MIN_IMAGES, MidTimestep, own_timesteps, spread_by
 from omgsr_cli.timesteps.survey import Survey
 
 _WIDTH, _HEIGHT = 64, 10
@@ -30,7 +30,7 @@ def describe(survey: Survey, found: MidTimestep, settings: dict[str, Any]) -> di
         "mid_timestep": found.mid_timestep,
         "loss": found.loss,
         "samples": found.samples,
-        "pictures": found.pictures,
+        "images": found.images,
         "interval": None if found.interval is None else list(found.interval),
         "flat_region": list(found.flat_region),
         schedule.level_name: found.level,
@@ -68,9 +68,9 @@ def draw_text(record: dict[str, Any]) -> str:
 
 
 def _interval_text(record: dict[str, Any]) -> str:
-    counts = f"{_counted(record['samples'], 'sample')} of {_counted(record['pictures'], 'image')}"
+    counts = f"{_counted(record['samples'], 'sample')} of {_counted(record['images'], 'image')}"
     if record["interval"] is None:
-        return f"none: {counts}; an interval needs {MIN_PICTURES} images"
+        return f"none: {counts}; an interval needs {MIN_IMAGES} images"
     low, high = record["interval"]
     return f"{low} to {high}, from {counts}"
 

@@ -113,8 +113,8 @@ class Survey:
                 f"none of the {len(self.planned())} samples can be used, for the reasons above",
                 "use other images, or --on-small resize if they are smaller than a crop",
             )
-        pictures = [item.path for item in self.measured]
-        return match_snr(*self.numbers(), self.encoder.schedule, pictures=pictures, seed=self.options.seed)
+        images = [item.path for item in self.measured]
+        return match_snr(*self.numbers(), self.encoder.schedule, images=images, seed=self.options.seed)
 
     def _results(self) -> Generator[Measured | Problem, None, None]:
         """One result per sample in the planned order, in whatever order they are measured."""

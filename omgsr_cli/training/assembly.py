@@ -43,7 +43,7 @@ class Run:
         trainable: the model.
         learner: what learns, and what makes it learn.
         crops: samples to learn from.
-        pictures: how many of them there are.
+        images: how many of them there are.
         held_out: images to measure with; empty without validation.
         crop_options: how samples are made.
         features: what the feature network is called; empty without one.
@@ -55,7 +55,7 @@ class Run:
     trainable: Trainable
     learner: Learner
     crops: TrainingCrops
-    pictures: int
+    images: int
     held_out: Sequence[TrainingImage]
     crop_options: CropOptions
     features: str
@@ -237,7 +237,7 @@ def _write(found: MidTimestep, folder: Path) -> None:
         "interval": found.interval,
         "flat_region": found.flat_region,
         "samples": found.samples,
-        "pictures": found.pictures,
+        "images": found.images,
         "curve": curve,
     }
     try:

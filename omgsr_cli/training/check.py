@@ -216,7 +216,7 @@ def try_steps(config: TrainConfig, resume: str = "auto") -> Trial:
     # The weights that learn are saved twice: for use, and to resume.
     saved += learner.weights.values()
     return Trial(
-        images=run.pictures,
+        images=run.images,
         parameters=sum(weight.numel() for weight in run.trainable.networks.parameters()),
         trained=sum(weight.numel() for weight in learner.weights.values()),
         device=device,

@@ -24,7 +24,7 @@ from omgsr_cli.degradation import DegradationConfig, degrade, in_one_thread
 from omgsr_cli.degradation.pipeline import draw_mode, interpolate, jpeg
 from omgsr_cli.errors import FileError, OmgsrError, reason_of
 from omgsr_cli.files.atomic import partial_file
-from omgsr_cli.files.pairs import find_pictures
+from omgsr_cli.files.pairs import find_images
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.imaging import probe_image, read_image, resize, to_samples
 from omgsr_cli.training.config import LqNoise
@@ -90,11 +90,11 @@ def find_training_images(
         UnreadableImagesError: files cannot be read, or have a counterpart of another shape; it names all of them.
         OmgsrError: a counterpart is missing, or no image is left.
     """
-    named = find_pictures(hq, lq, names=("the sharp pictures", "their counterparts"))
-    counterparts = named.partners or (None,) * len(named.pictures)
+    named = find_images(hq, lq, names=("the sharp images", "their counterparts"))
+    counterparts = named.partners or (None,) * len(named.images)
     found: list[TrainingImage] = []
     problems = list(named.problems)
-    for both in zip(named.pictures, counterparts, strict=True):
+    for both in zip(named.images, counterparts, strict=True):
         try:
             found.append(_describe(*both))
         except FileError as error:

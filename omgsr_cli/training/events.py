@@ -16,7 +16,7 @@ class Started:
         steps: steps to be done in all.
         processes: how many train.
         device: of the first of them.
-        pictures: to train on.
+        images: to train on.
         trained: number of weights that learn.
         folder: where checkpoints and logs go.
         resumed_from: the checkpoint, or None.
@@ -27,7 +27,7 @@ class Started:
     steps: int
     processes: int
     device: str
-    pictures: int
+    images: int
     trained: int
     folder: Path
     resumed_from: Path | None

@@ -290,7 +290,7 @@ class Trainer:
         Raises:
             OmgsrError: more than 1 % of all images are broken.
         """
-        run, count = self._run, self._run.pictures + len(self._run.held_out)
+        run, count = self._run, self._run.images + len(self._run.held_out)
         for path, reason in share_broken(self._accelerator, broken).items():
             if str(path) not in self._progress.broken:
                 self._progress.broken[str(path)] = reason
@@ -374,7 +374,7 @@ class Trainer:
         facts = RunFacts(
             step=progress.step,
             samples=progress.samples,
-            pictures=run.pictures,
+            images=run.images,
             features=run.features,
             held_out=len(run.held_out),
             scores=progress.scores,
@@ -403,7 +403,7 @@ class Trainer:
                 # In every process, since they may share the network's weights.
                 pattern[PATTERN] = measure_noise_pattern(restore, device)
         self.note_broken(found.broken)
-        scores = share_sums(accelerator, found.sums, found.pictures, ("psnr_y", "ssim_y", *run.measures)) | pattern
+        scores = share_sums(accelerator, found.sums, found.images, ("psnr_y", "ssim_y", *run.measures)) | pattern
         self._progress.scores, self._progress.scored_at = scores, self._progress.step
         grid = self._folder / "validation" / f"step-{self._progress.step:08d}.png"
         if accelerator.is_main_process:
@@ -418,7 +418,7 @@ class Trainer:
             steps=self._config.train.steps,
             processes=self._accelerator.num_processes,
             device=str(device_of(self._accelerator)),
-            pictures=self._run.pictures,
+            images=self._run.images,
             trained=sum(weight.numel() for weight in self._run.learner.weights.values()),
             folder=self._folder,
             resumed_from=self._checkpoint,

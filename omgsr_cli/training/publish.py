@@ -61,7 +61,7 @@ class RunFacts:
     Attributes:
         step: optimiser steps done.
         samples: crops seen by all processes.
-        pictures: that crops were taken of.
+        images: that crops were taken of.
         features: what the feature network is called; empty without one.
         held_out: images that were measured on; 0 without validation.
         scores: metric to its mean over these, of the newest validation; empty where there was none.
@@ -70,7 +70,7 @@ class RunFacts:
 
     step: int
     samples: int
-    pictures: int
+    images: int
     features: str = ""
     held_out: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
@@ -181,7 +181,7 @@ def _training(config: TrainConfig, facts: RunFacts) -> str:
     low = "real low-quality partners" if data.train_lq else f"degraded by {made}"
     rows = [
         ("steps", f"{facts.step} of {config.train.steps}"),
-        ("crops", f"{facts.samples} of {data.resolution} px, from {facts.pictures} images, {low}"),
+        ("crops", f"{facts.samples} of {data.resolution} px, from {facts.images} images, {low}"),
         ("losses", "; ".join(_loss_terms(config, facts.features))),
         ("optimiser", f"AdamW, learning rate {optim.lr:g}, {optim.schedule}, clipped to {optim.clip:g}"),
         ("precision", config.train.precision),

@@ -163,11 +163,11 @@ class TeacherImages:
             FileError: the image cannot be written.
         """
         path = self.path(crop)
-        picture = to_samples(restore(lq, height, width), 8)
+        image = to_samples(restore(lq, height, width), 8)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with partial_file(path) as partial:
-                Image.fromarray(picture).save(partial, "PNG", compress_level=1)
+                Image.fromarray(image).save(partial, "PNG", compress_level=1)
                 os.replace(partial, path)
         except OSError as error:
             raise FileError(f"the teacher's image {path} cannot be written: {reason_of(error)}") from error

@@ -43,13 +43,13 @@ class Validation:
 
     Attributes:
         sums: metric to the sum over its images.
-        pictures: how many it had.
+        images: how many it had.
         rows: of the grid, each (3, H, 3 W) in [0, 1]: LQ | output | HQ.
         broken: images that could not be read and are not in the sums, with the reason.
     """
 
     sums: dict[str, float] = field(default_factory=dict)
-    pictures: int = 0
+    images: int = 0
     rows: list[Tensor] = field(default_factory=list)
     broken: dict[Path, str] = field(default_factory=dict)
 
@@ -125,7 +125,7 @@ def validate(
         scores = measure_fidelity(restored, hq) | {name: measure(restored, hq) for name, measure in measures.items()}
         for name, score in scores.items():
             result.sums[name] = result.sums.get(name, 0.0) + float(score)
-        result.pictures += 1
+        result.images += 1
         if len(result.rows) < SHOWN:
             result.rows.append(torch.cat([to_unit(image)[0].cpu() for image in (lq, restored, hq)], 2))
     return result

@@ -1,4 +1,4 @@
-"""Write pairs of degraded and sharp pictures: photographs that omgsr-tiny was never trained on, each in eight ways.
+"""Write pairs of degraded and sharp images: photographs that omgsr-tiny was never trained on, each in eight ways.
 
     python recipes/omgsr_tiny/degrade_photos.py --photos PHOTOS --out pairs
     omgsr bench --data pairs/noise-15/lr --hr pairs/noise-15/hr --metrics psnr,ssim
@@ -39,19 +39,19 @@ def held_out(files: Sequence[Path]) -> list[Path]:
 
 def sharp_crop(path: Path) -> Image.Image:
     """The middle 384x384 of a photograph that was reduced by a whole factor to a short side of at least 600 px."""
-    picture = Image.open(path).convert("RGB")
-    factor = max(1, min(picture.size) // 600)
-    picture = picture.reduce(factor) if factor > 1 else picture
-    left, top = (picture.width - SIDE_PX) // 2, (picture.height - SIDE_PX) // 2
-    return picture.crop((left, top, left + SIDE_PX, top + SIDE_PX))
+    image = Image.open(path).convert("RGB")
+    factor = max(1, min(image.size) // 600)
+    image = image.reduce(factor) if factor > 1 else image
+    left, top = (image.width - SIDE_PX) // 2, (image.height - SIDE_PX) // 2
+    return image.crop((left, top, left + SIDE_PX, top + SIDE_PX))
 
 
-def degrade(picture: Image.Image, kind: str, seed: int) -> Image.Image:
+def degrade(image: Image.Image, kind: str, seed: int) -> Image.Image:
     """Reduce four times, with the blur before and the noise and JPEG after it."""
     blur_px, sigma, quality = KINDS[kind]
     if blur_px:
-        picture = picture.filter(ImageFilter.GaussianBlur(blur_px))
-    small = picture.resize((SIDE_PX // SCALE, SIDE_PX // SCALE), Image.Resampling.BICUBIC)
+        image = image.filter(ImageFilter.GaussianBlur(blur_px))
+    small = image.resize((SIDE_PX // SCALE, SIDE_PX // SCALE), Image.Resampling.BICUBIC)
     if sigma:
         noise = np.random.default_rng(seed).normal(0, sigma, (small.height, small.width, 3))
         small = Image.fromarray((np.asarray(small) + noise).round().clip(0, 255).astype(np.uint8))

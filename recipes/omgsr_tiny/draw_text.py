@@ -1,4 +1,4 @@
-"""Draw pictures of text and lines to train on: letters, signs and drawings are rare in photographs, and matter most.
+"""Draw images of text and lines to train on: letters, signs and drawings are rare in photographs, and matter most.
 
     python recipes/omgsr_tiny/draw_text.py --photos PHOTOS --out text --count 60 [--fonts FOLDER]
 
@@ -118,10 +118,10 @@ def main() -> None:
     options.out.mkdir(parents=True)
     for index in range(options.count):
         rng = np.random.default_rng([7, index])
-        with Image.open(photos[int(rng.integers(len(photos)))]) as picture:
-            side = min(picture.size)
-            x, y = (int(rng.integers(length - side + 1)) for length in picture.size)
-            background = picture.convert("RGB").resize((SIDE_PX, SIDE_PX), box=(x, y, x + side, y + side))
+        with Image.open(photos[int(rng.integers(len(photos)))]) as image:
+            side = min(image.size)
+            x, y = (int(rng.integers(length - side + 1)) for length in image.size)
+            background = image.convert("RGB").resize((SIDE_PX, SIDE_PX), box=(x, y, x + side, y + side))
         draw_page(background, fonts, rng).save(options.out / f"{index:04d}.png")
 
 

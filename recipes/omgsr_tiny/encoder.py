@@ -2,9 +2,9 @@
 
     python recipes/omgsr_tiny/encoder.py x4v3.safetensors --photos PHOTOS --denoiser PRETRAINED --out START
 
-The network is of SRVGGNetCompact's shape: 32 convolutions of 64 channels at the size of the low-quality picture
+The network is of SRVGGNetCompact's shape: 32 convolutions of 64 channels at the size of the low-quality image
 (realesr-general-x4v3, BSD-3-Clause, or one taught further). The encoder has 26 of them: the six are left out whose loss
-changes the picture least. Its first and last convolution see the enlarged picture instead of the low-quality one; they
+changes the image least. Its first and last convolution see the enlarged image instead of the low-quality one; they
 are solved for by least squares, so that the untrained encoder gives what the network without those six layers gives.
 """
 
@@ -33,10 +33,10 @@ def low_quality_crops(photos: Path) -> Tensor:
     files = sorted(path for path in photos.rglob("*") if path.suffix.lower() in {".webp", ".png", ".jpg"})
     crops = []
     for index in range(CROPS):
-        with Image.open(files[index % len(files)]) as picture:
-            picture.thumbnail((512, 512))
-            picture = picture.convert("RGB").resize((CROP_PX * 2, CROP_PX * 2))
-        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+        with Image.open(files[index % len(files)]) as photo:
+            photo.thumbnail((512, 512))
+            photo = photo.convert("RGB").resize((CROP_PX * 2, CROP_PX * 2))
+        pixels = torch.frombuffer(bytearray(photo.tobytes()), dtype=torch.uint8)
         image = pixels.view(2 * CROP_PX, 2 * CROP_PX, 3).permute(2, 0, 1).float() / 255
         y, x = torch.randint(CROP_PX + 1, (2,), generator=generator).tolist()
         crop = image[:, y : y + CROP_PX, x : x + CROP_PX]
@@ -47,14 +47,14 @@ def low_quality_crops(photos: Path) -> Tensor:
 
 
 def solve_ends(weights: dict[str, Tensor], lq: Tensor) -> tuple[Tensor, Tensor]:
-    """Fit what the ends of the network do with the low-quality picture by what the enlarged one holds.
+    """Fit what the ends of the network do with the low-quality image by what the enlarged one holds.
 
     Args:
         weights: of the network.
         lq: (N, 3, h, w) in [0, 1].
     Returns:
         weight (112, 48, 3, 3) and bias (112,): 64 channels of its first convolution; 48 of what a repetition of each
-        pixel, to which the network adds, differs from the bicubic picture, to which the encoder adds.
+        pixel, to which the network adds, differs from the bicubic image, to which the encoder adds.
     """
     size = (4 * lq.shape[2], 4 * lq.shape[3])
     enlarged = torch.stack([resize(image, size) for image in lq]) * 2 - 1
@@ -81,7 +81,7 @@ def fill_encoder(network: TinyNetwork, weights: dict[str, Tensor], lq: Tensor) -
         encoder.convs[place].weight.copy_(weights[f"body.{2 * layer}.weight"])
         encoder.convs[place].bias.copy_(weights[f"body.{2 * layer}.bias"])
         encoder.acts[place + 1].weight.copy_(weights[f"body.{2 * layer + 1}.weight"])
-    # The network's pictures are in [0, 1], the encoder's in [-1, 1].
+    # The network's images are in [0, 1], the encoder's in [-1, 1].
     encoder.conv_out.weight.copy_(torch.cat((2 * weights["body.66.weight"], weight[64:]), 1))
     encoder.conv_out.bias.copy_(2 * weights["body.66.bias"] + bias[64:])
 

@@ -1,11 +1,11 @@
-"""Measure a restorer, or a folder of its pictures, on pairs of low- and high-quality pictures.
+"""Measure a restorer, or a folder of its images, on pairs of low- and high-quality images.
 
     python evaluate.py --features DIR --data benchmarks/realsr --method bicubic
     python evaluate.py --features DIR --data benchmarks/realsr --data benchmarks/drealsr --sr osediff --json
     python evaluate.py --features DIR --data benchmarks/realsr --model FOLDER
 
 A data set is a folder with `lr/` and `hr/`, whose files have the same names. The protocol is the published one of
-one-step restoration: 8-bit pictures, PSNR and SSIM on BT.601's Y, no border cropped, means over pictures.
+one-step restoration: 8-bit images, PSNR and SSIM on BT.601's Y, no border cropped, means over images.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Measure = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Pair:
-    """One picture to restore (or already restored) and what it should look like."""
+    """One image to restore (or already restored) and what it should look like."""
 
     name: str
     source: Path
@@ -49,7 +49,7 @@ def find_pairs(data: Path, source: Path | str = "lr") -> list[Pair]:
         data: the folder with `hr/`.
         source: the other folder: inside `data`, or anywhere.
     Raises:
-        FileNotFoundError: a picture of `hr/` has none of its name in the other folder, or there is none at all.
+        FileNotFoundError: an image of `hr/` has none of its name in the other folder, or there is none at all.
     """
     folder = data / source if (data / source).is_dir() else Path(source)
     pairs = [Pair(hr.name, folder / hr.name, hr) for hr in sorted((data / "hr").glob("*.png"))]
@@ -60,13 +60,13 @@ def find_pairs(data: Path, source: Path | str = "lr") -> list[Pair]:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Turn a picture into (1, 3, H, W) float32, sRGB in [0, 1]."""
+    """Turn an image into (1, 3, H, W) float32, sRGB in [0, 1]."""
     pixels = np.array(image.convert("RGB"), dtype=np.float32) / 255
     return torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0).contiguous()
 
 
 def to_image(image: Tensor) -> Image.Image:
-    """Turn (1, 3, H, W), sRGB in [0, 1], into an 8-bit picture: clamped, rounded to the nearest value."""
+    """Turn (1, 3, H, W), sRGB in [0, 1], into an 8-bit image: clamped, rounded to the nearest value."""
     pixels = (image[0].detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
@@ -95,7 +95,7 @@ def _gaussian_11(like: Tensor) -> Tensor:
 
 
 def ssim_y(first: Tensor, second: Tensor) -> Tensor:
-    """Structural similarity of Y: Gaussian window of 11x11 with sigma 1.5, only where it lies within the picture.
+    """Structural similarity of Y: Gaussian window of 11x11 with sigma 1.5, only where it lies within the image.
 
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", TIP 2004.
 
@@ -150,36 +150,36 @@ def load_measures(features: Path | str, names: Sequence[str] = METRICS) -> dict[
 def evaluate_pairs(
     restore: Restore, pairs: Iterable[Pair], measures: dict[str, Measure]
 ) -> dict[str, dict[str, float]]:
-    """Restore every pair's source and measure the result against its HR picture.
+    """Restore every pair's source and measure the result against its HR image.
 
     Args:
-        restore: from the source picture to one of the HR picture's size.
+        restore: from the source image to one of the HR image's size.
         pairs: from `find_pairs`.
         measures: from `load_measures`.
     Returns:
-        Picture's name -> metric -> score.
+        Image's name -> metric -> score.
     Raises:
-        ValueError: a restored picture has another size than its HR picture.
+        ValueError: a restored image has another size than its HR image.
     """
     scores: dict[str, dict[str, float]] = {}
     for pair in pairs:
         with Image.open(pair.source) as source, Image.open(pair.hr) as target:
             restored, hr = restore(source.convert("RGB")), target.convert("RGB")
         if restored.size != hr.size:
-            raise ValueError(f"{pair.name}: restored to {restored.size}, its HR picture has {hr.size}")
+            raise ValueError(f"{pair.name}: restored to {restored.size}, its HR image has {hr.size}")
         first, second = to_tensor(restored), to_tensor(hr)
         scores[pair.name] = {name: float(measure(first, second)) for name, measure in measures.items()}
     return scores
 
 
 def mean_scores(scores: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Average each metric over the pictures."""
+    """Average each metric over the images."""
     names = next(iter(scores.values()))
     return {name: sum(score[name] for score in scores.values()) / len(scores) for name in names}
 
 
 def enlarge_bicubic(image: Image.Image) -> Image.Image:
-    """Enlarge a picture four times, as the low-quality input of every model here."""
+    """Enlarge an image four times, as the low-quality input of every model here."""
     return image.resize((image.width * SCALE, image.height * SCALE), Image.Resampling.BICUBIC)
 
 
@@ -212,9 +212,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--features", type=Path, required=True, help="folder that fetch_features.sh filled")
     parser.add_argument("--data", type=Path, action="append", required=True, help="folder with lr/ and hr/; repeatable")
     parser.add_argument("--metrics", nargs="+", choices=METRICS, default=METRICS)
-    parser.add_argument("--json", action="store_true", help="a JSON object a set, with every picture's scores")
+    parser.add_argument("--json", action="store_true", help="a JSON object a set, with every image's scores")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--sr", type=Path, help="pictures restored already: a folder inside each set, or anywhere")
+    what.add_argument("--sr", type=Path, help="images restored already: a folder inside each set, or anywhere")
     what.add_argument("--method", choices=("bicubic",))
     what.add_argument("--model", type=Path, help="model folder of omgsr-cli")
     what.add_argument("--spandrel", type=Path, help="x4 network for the package spandrel")
@@ -222,7 +222,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def choose_restore(options: argparse.Namespace) -> Restore:
-    """Load what the command line asks for; finished pictures stay as they are."""
+    """Load what the command line asks for; finished images stay as they are."""
     if options.model:
         return load_model(options.model)
     if options.spandrel:

@@ -3,7 +3,7 @@
     python recipes/omgsr_tiny/latents.py --photos PHOTOS --out runs/latents [--power 0.5]
 
 Each band is divided by its standard deviation over the photographs to a power, and all by one number, so that their
-mean variance is 1. A power of 1 whitens the bands, and empty fine bands weigh as much as the picture's substance.
+mean variance is 1. A power of 1 whitens the bands, and empty fine bands weigh as much as the image's substance.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ LEAST_STD = 0.004
 
 
 def draw_crops(folder: Path) -> Tensor:
-    """Draw (CROPS, 3, CROP_PX, CROP_PX) in [-1, 1], more of large pictures than of small ones."""
+    """Draw (CROPS, 3, CROP_PX, CROP_PX) in [-1, 1], more of large images than of small ones."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in {".webp", ".png", ".jpg"})
-    pictures = [np.asarray(Image.open(path).convert("RGB")) for path in files]
-    # Between "every picture alike" and "every pixel alike": large pictures hold more, but not 60 times more.
-    weight = np.array([picture.shape[0] * picture.shape[1] for picture in pictures], dtype=np.float64) ** 0.5
+    images = [np.asarray(Image.open(path).convert("RGB")) for path in files]
+    # Between "every image alike" and "every pixel alike": large images hold more, but not 60 times more.
+    weight = np.array([image.shape[0] * image.shape[1] for image in images], dtype=np.float64) ** 0.5
     rng = np.random.default_rng(11)
 
     def draw() -> NDArray[np.uint8]:
-        picture = pictures[rng.choice(len(pictures), p=weight / weight.sum())]
-        y, x = (int(rng.integers(side - CROP_PX + 1)) for side in picture.shape[:2])
-        return picture[y : y + CROP_PX, x : x + CROP_PX].transpose(2, 0, 1)
+        image = images[rng.choice(len(images), p=weight / weight.sum())]
+        y, x = (int(rng.integers(side - CROP_PX + 1)) for side in image.shape[:2])
+        return image[y : y + CROP_PX, x : x + CROP_PX].transpose(2, 0, 1)
 
     return torch.from_numpy(np.stack([draw() for _ in range(CROPS)])).float() / 127.5 - 1
 

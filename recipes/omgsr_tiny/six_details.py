@@ -1,4 +1,4 @@
-"""Draw README's picture: six details of photographs that omgsr-tiny never saw, enlarged bicubically and restored.
+"""Draw README's image: six details of photographs that omgsr-tiny never saw, enlarged bicubically and restored.
 
 python recipes/omgsr_tiny/six_details.py --photos PHOTOS --out docs/images/before_after.png
 """
@@ -39,12 +39,12 @@ DETAILS = (
 )
 
 
-def before_and_after(picture: Image.Image, detail: Detail) -> tuple[Image.Image, Image.Image]:
+def before_and_after(image: Image.Image, detail: Detail) -> tuple[Image.Image, Image.Image]:
     """Degrade the surroundings of a detail, enlarge them both ways and cut the detail out."""
     left, top = (
-        min(max(at - SIDE_PX // 2, 0), side - SIDE_PX) for at, side in zip(detail.center, picture.size, strict=True)
+        min(max(at - SIDE_PX // 2, 0), side - SIDE_PX) for at, side in zip(detail.center, image.size, strict=True)
     )
-    lq = degrade(picture.crop((left, top, left + SIDE_PX, top + SIDE_PX)), detail.kind, seed=1)
+    lq = degrade(image.crop((left, top, left + SIDE_PX, top + SIDE_PX)), detail.kind, seed=1)
     x, y = (
         min(max(at - start - SHOWN_PX // 2, 0), SIDE_PX - SHOWN_PX)
         for at, start in zip(detail.center, (left, top), strict=True)
@@ -66,11 +66,11 @@ def main() -> None:
     sheet = Image.new("RGB", (3 * width + 2 * GAP_PX, 2 * height + GAP_PX), "white")
     draw = ImageDraw.Draw(sheet)
     for index, detail in enumerate(DETAILS):
-        picture = Image.open(options.photos / detail.file).convert("RGB")
+        image = Image.open(options.photos / detail.file).convert("RGB")
         row, column = divmod(index, 3)
         at = np.array((column * (width + GAP_PX), row * (height + GAP_PX)))
         draw.text((int(at[0]) + 2, int(at[1]) + 3), detail.name, fill="black", font_size=14)
-        for place, shown in enumerate(before_and_after(picture, detail)):
+        for place, shown in enumerate(before_and_after(image, detail)):
             sheet.paste(shown, (int(at[0]) + place * (SHOWN_PX + 2), int(at[1]) + LABEL_PX))
     sheet.save(options.out, optimize=True)
 

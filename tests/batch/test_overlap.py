@@ -1,4 +1,4 @@
-"""The next picture is read and the one before written while the model works; nothing is lost on the way."""
+"""The next image is read and the one before written while the model works; nothing is lost on the way."""
 
 from __future__ import annotations
 
@@ -112,14 +112,14 @@ def test_a_stream_writes_what_one_by_one_writes(tmp_path: Path) -> None:
 
 def test_failures_and_finished_ones_keep_their_places(tmp_path: Path) -> None:
     jobs = draw(tmp_path, 5)
-    (tmp_path / "1.png").write_bytes(b"no picture")
+    (tmp_path / "1.png").write_bytes(b"no image")
     one = upscaler(tmp_path)
     one(jobs[3])
     assert results_of(one, jobs) == ["done", "failed", "done", "skipped", "done"]
 
 
-def test_the_model_works_while_another_picture_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writing waits until the model has begun the next picture; one after the other would wait for ever."""
+def test_the_model_works_while_another_image_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing waits until the model has begun the next image; one after the other would wait for ever."""
     jobs, began = draw(tmp_path, 2), threading.Event()
     real = upscaling.write_image
 
@@ -181,14 +181,14 @@ def test_an_image_that_is_refused_beside_another_gets_a_second_chance(
     assert results_of(upscaler(tmp_path), draw(tmp_path / "more", 1)) == ["failed"]
 
 
-def test_a_disk_that_fills_ends_a_picture_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_ends_a_image_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = draw(tmp_path, 3)
     real = upscaling.write_image
 
-    def full(picture: object, place: object, **options: object) -> tuple[str, ...]:
+    def full(image: object, place: object, **options: object) -> tuple[str, ...]:
         if str(place).endswith("1.png"):
             raise FileError("the disk is full") from OSError(errno.ENOSPC, "full")
-        return real(picture, place, **options)  # type: ignore[arg-type] # as they came
+        return real(image, place, **options)  # type: ignore[arg-type] # as they came
 
     monkeypatch.setattr(upscaling, "write_image", full)
     assert results_of(upscaler(tmp_path), jobs) == ["done", "failed", "done"]

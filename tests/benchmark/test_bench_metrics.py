@@ -28,15 +28,15 @@ print("Loading pretrained model")
 class Metric:
     def __init__(self, name):
         self.name = name
-    def __call__(self, *pictures, **options):
+    def __call__(self, *images, **options):
         if self.name == "fid":
             from pathlib import Path
-            return float(sum(1 for folder in pictures for _ in Path(folder).iterdir()))
+            return float(sum(1 for folder in images for _ in Path(folder).iterdir()))
         if self.name == "niqe":
             return torch.tensor(float("nan"))
         if self.name == "brisque":
             raise RuntimeError("needs 96 px\\nand more")
-        return pictures[0].mean() + torch.rand(()) * 1e-3 + len(pictures)
+        return images[0].mean() + torch.rand(()) * 1e-3 + len(images)
 
 def create_metric(name, device):
     return Metric(name)
@@ -228,9 +228,9 @@ def test_a_metric_that_fails_leaves_the_others(write_pyiqa: WritePyiqa) -> None:
 def test_a_score_does_not_depend_on_those_before_it(write_pyiqa: WritePyiqa) -> None:
     write_pyiqa(WORKING)
     metric = PyiqaMetric(METRICS["piqe"], CPU)
-    picture = torch.full((1, 3, 8, 8), 0.25)
+    image = torch.full((1, 3, 8, 8), 0.25)
     state = torch.get_rng_state()
-    assert metric.score(picture, picture) == metric.score(picture, None) == pytest.approx(1.25, abs=2e-3)
+    assert metric.score(image, image) == metric.score(image, None) == pytest.approx(1.25, abs=2e-3)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -243,36 +243,36 @@ def test_a_score_that_is_no_number_is_a_failure(write_pyiqa: WritePyiqa, hub: Pa
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
+def images(tmp_path: Path) -> list[Path]:
     paths = [tmp_path / f"{number}.png" for number in range(3)]
     for number, path in enumerate(paths):
         write_image(SourceImage(torch.full((3, 16, 12), number / 5)), path)
     return paths
 
 
-def test_a_set_is_scored_as_two_folders(write_pyiqa: WritePyiqa, hub: Path, pictures: list[Path]) -> None:
+def test_a_set_is_scored_as_two_folders(write_pyiqa: WritePyiqa, hub: Path, images: list[Path]) -> None:
     write_pyiqa(WORKING)
     put_weights(hub, "fid")
-    assert PyiqaMetric(METRICS["fid"], CPU).score_set(pictures, pictures) == 6.0
+    assert PyiqaMetric(METRICS["fid"], CPU).score_set(images, images) == 6.0
 
 
-def test_scores_are_kept_by_content_and_settings(pictures: list[Path], tmp_path: Path) -> None:
+def test_scores_are_kept_by_content_and_settings(images: list[Path], tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     asked = choose_metrics(["psnr"])
     for space, expected in (("ycbcr", 15.3), ("rgb", 13.98), ("ycbcr", 15.3)):
         ready, _ = make_metrics(asked, MetricChoice("cpu", space))
-        assert Scorebook(ready, cache).score(pictures[1], pictures[0])["psnr"] == pytest.approx(expected, abs=0.02)
+        assert Scorebook(ready, cache).score(images[1], images[0])["psnr"] == pytest.approx(expected, abs=0.02)
     ready[0].scorer.score = None  # type: ignore[assignment, method-assign] # kept scores are not computed again
     book = Scorebook(ready, cache)
     copy = tmp_path / "copy.png"
-    copy.write_bytes(pictures[1].read_bytes())
-    assert book.score(copy, pictures[0])["psnr"] == pytest.approx(15.3, abs=0.02)
+    copy.write_bytes(images[1].read_bytes())
+    assert book.score(copy, images[0])["psnr"] == pytest.approx(15.3, abs=0.02)
     with pytest.raises(TypeError):
-        book.score(pictures[2], pictures[0])
+        book.score(images[2], images[0])
     cache.close()
 
 
-def test_a_metric_that_fails_on_pictures_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_metric_that_fails_on_images_is_told_in_one_line(tmp_path: Path) -> None:
     small = [tmp_path / f"{number}.png" for number in range(2)]
     for number, path in enumerate(small):
         write_image(SourceImage(torch.full((3, 4, 4), number / 5)), path)

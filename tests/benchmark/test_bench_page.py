@@ -36,7 +36,7 @@ from omgsr_cli.errors import FileError
 NASTY = '</script><script>alert(1)</script>\n"&\udcff'
 
 
-def write_picture(path: Path, seed: int, side: int = 24) -> Path:
+def write_image_file(path: Path, seed: int, side: int = 24) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3)).astype(np.uint8)).save(path)
     return path
@@ -45,20 +45,20 @@ def write_picture(path: Path, seed: int, side: int = 24) -> Path:
 def build_report(folder: Path, names: list[str], models: tuple[str, ...] = ("ours", "bicubic")) -> Report:
     images = []
     for number, name in enumerate(names):
-        restored = {model: write_picture(folder / model / f"{number}.png", number) for model in models}
+        restored = {model: write_image_file(folder / model / f"{number}.png", number) for model in models}
         scores = {model: {"psnr": 20.0 + number + i, "lpips": 0.5 - 0.01 * number} for i, model in enumerate(models)}
         images.append(
             ImageResult(
                 name=name,
-                input=write_picture(folder / "input" / f"{number}.png", number, 6),
-                reference=write_picture(folder / "reference" / f"{number}.png", 100 + number),
+                input=write_image_file(folder / "input" / f"{number}.png", number, 6),
+                reference=write_image_file(folder / "reference" / f"{number}.png", 100 + number),
                 restored=restored,
                 scores=scores,
                 error={},
             )
         )
     return Report(
-        title=f"test, {len(names)} pictures",
+        title=f"test, {len(names)} images",
         created="2026-01-02T03:04:05Z",
         models=tuple(ModelInfo(model, "resampling", 4.0, detail="a & b") for model in models),
         metrics=(
@@ -105,8 +105,8 @@ def test_the_page_holds_everything_in_itself(tmp_path: Path) -> None:
     assert "WebP of quality 90" in text
 
 
-def test_a_page_is_small_and_its_pictures_are_good(tmp_path: Path) -> None:
-    """Slow changes and fine grain at 512 px, as photographs have: 8 MB for 16 pictures are 0.5 MB for one."""
+def test_a_page_is_small_and_its_images_are_good(tmp_path: Path) -> None:
+    """Slow changes and fine grain at 512 px, as photographs have: 8 MB for 16 images are 0.5 MB for one."""
     report = build_report(tmp_path, ["0", "1"], ("ours", "bicubic", "lanczos"))
     rows, columns = np.mgrid[0:512, 0:512] / 512
     for number, image in enumerate(report.images):
@@ -172,14 +172,14 @@ def test_names_are_harmless(tmp_path: Path) -> None:
     assert data_of(page)["images"][0]["name"] == '</script><script>alert(1)</script>\\n"&\\udcff'
 
 
-def test_pictures_beside_the_page(tmp_path: Path) -> None:
-    page, folder = tmp_path / "out" / "report.html", tmp_path / "out" / "pictures of it"
+def test_images_beside_the_page(tmp_path: Path) -> None:
+    page, folder = tmp_path / "out" / "report.html", tmp_path / "out" / "images of it"
     report = build_report(tmp_path, ["a", "b"])
     write_page(report, page, folder)
     assert page.stat().st_size < 60_000
     assert len(list(folder.iterdir())) == 8
     address = data_of(page)["images"][0]["views"]["bicubic"]
-    assert address == "pictures%20of%20it/0000_2.png"
+    assert address == "images%20of%20it/0000_2.png"
     with pytest.raises(FileError, match="exists already"):
         write_page(report, page, folder)
     write_page(report, page, folder, overwrite=True)
@@ -193,7 +193,7 @@ def test_only_the_part_that_is_compared_is_shown(tmp_path: Path) -> None:
     report = build_report(tmp_path, ["a"])
     image = replace(report.images[0], compared_px=(20, 22))
     page = tmp_path / "report.html"
-    write_page(replace(report, images=(image,)), page, tmp_path / "pictures")
+    write_page(replace(report, images=(image,)), page, tmp_path / "images")
     views = data_of(page)["images"][0]["views"]
     assert image.reference is not None
     with Image.open(tmp_path / views["reference"]) as shown, Image.open(image.reference) as whole:
@@ -209,7 +209,7 @@ def test_what_browsers_do_not_show_is_written_again(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tiff)
     image = ImageResult("a", tiff, None, report.images[0].restored, report.images[0].scores, {"b": "it failed"})
     page = tmp_path / "report.html"
-    write_page(Report(**{**vars(report), "images": (image,)}), page, tmp_path / "pictures")
+    write_page(Report(**{**vars(report), "images": (image,)}), page, tmp_path / "images")
     views = data_of(page)["images"][0]["views"]
     assert list(views) == ["input", "ours", "bicubic"]
     with Image.open(tmp_path / views["input"]) as reopened:
@@ -239,12 +239,12 @@ _BROWSER = os.environ.get("OMGSR_BROWSER") or (sys.executable if find_spec("PySi
 
 @pytest.fixture(scope="module")
 def browsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What headless Chromium makes of a page with 120 pictures: answers to questions, and screenshots."""
+    """What headless Chromium makes of a page with 120 images: answers to questions, and screenshots."""
     if not _BROWSER:
         pytest.skip("no browser here: pip install PySide6, or let OMGSR_BROWSER name a Python that has it")
     folder = tmp_path_factory.mktemp("page")
     page = folder / "report.html"
-    write_page(build_report(folder, [f"picture {number}" for number in range(120)]), page, folder / "pictures")
+    write_page(build_report(folder, [f"image {number}" for number in range(120)]), page, folder / "images")
     script = TESTS / "browser" / "browse.py"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
@@ -261,7 +261,7 @@ def test_the_browser_has_no_complaint(browsed: dict[str, Any]) -> None:
     assert browsed["loaded"] is True
 
 
-def test_the_slider_shows_the_left_picture_on_the_left(browsed: dict[str, Any]) -> None:
+def test_the_slider_shows_the_left_image_on_the_left(browsed: dict[str, Any]) -> None:
     folder = browsed["folder"]
     with Image.open(folder / "middle.png") as shot, Image.open(folder / "full.png") as full:
         half, whole = (np.asarray(image.convert("RGB")).astype(int) for image in (shot, full))
@@ -295,6 +295,6 @@ def test_dark_is_dark(browsed: dict[str, Any]) -> None:
     assert abs(levels[0] - levels[1]) > 60
 
 
-def test_many_pictures_are_not_all_decoded(browsed: dict[str, Any]) -> None:
+def test_many_images_are_not_all_decoded(browsed: dict[str, Any]) -> None:
     assert browsed["thumbnails"] == 120
-    assert 0 < browsed["thumbnails with a picture"] < 60
+    assert 0 < browsed["thumbnails with an image"] < 60

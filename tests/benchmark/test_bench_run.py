@@ -1,4 +1,4 @@
-"""Which pictures belong together, in which order models run, and what is done only once."""
+"""Which images belong together, in which order models run, and what is done only once."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def test_a_plain_folder_has_no_references(data: Path) -> None:
     assert (case.reference, case.output_px) == (None, (18, 24))
 
 
-def test_restored_pictures_need_no_inputs(data: Path) -> None:
+def test_restored_images_need_no_inputs(data: Path) -> None:
     (case, _) = find_cases(None, data, {"theirs": data / "test_HR"}, 4).cases
     assert (case.input, case.given["theirs"].name, case.output_px) == (None, "b9.jpg", (24, 32))
 
 
-def test_pictures_without_a_partner_are_listed(data: Path) -> None:
+def test_images_without_a_partner_are_listed(data: Path) -> None:
     draw(data / "test_LR" / "alone.png")
     with pytest.raises(UsageError, match=r"alone\.png"):
         find_cases(data, None, {}, 4)
@@ -265,7 +265,7 @@ def test_nothing_is_restored_twice(data: Path, tmp_path: Path) -> None:
     assert (half.speeds[0].runs, half.speeds[0].kept_runs) == (2, 1)
 
 
-def test_a_picture_that_a_model_fails_on_is_told_and_the_others_done(data: Path, tmp_path: Path) -> None:
+def test_a_image_that_a_model_fails_on_is_told_and_the_others_done(data: Path, tmp_path: Path) -> None:
     log: list[str] = []
     models = [build_model("a", log), build_model("b", log, fails_on_width=8)]
     report = run(find_cases(data, None, {}, 4).cases, models, tmp_path / "cache", repeat=2)

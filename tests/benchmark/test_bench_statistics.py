@@ -48,7 +48,7 @@ def report() -> Report:
     metrics = (PSNR, LPIPS, FID)
     summaries = [*summarise(IMAGES, ["a", "b"], metrics), Summary("a", "fid", 2, 50.0), Summary("b", "fid", 0, None)]
     return Report(
-        title="three pictures",
+        title="three images",
         created="2026-01-01T00:00:00+00:00",
         models=(ModelInfo("a", "given"), ModelInfo("b", "resampling")),
         metrics=metrics,

@@ -1,4 +1,4 @@
-"""Open a page in headless Chromium (QtWebEngine), press its keys, take pictures of it: `browse.py PAGE FOLDER`.
+"""Open a page in headless Chromium (QtWebEngine), press its keys, take images of it: `browse.py PAGE FOLDER`.
 
 Prints one JSON object of answers. It runs in a Python that has PySide6, which need not be that of the tests.
 """
@@ -82,7 +82,7 @@ def main() -> None:
     loop.exec()
     wait(1500)
     answers: dict[str, Any] = {"loaded": loaded == [True], "box": json.loads(ask(page, BOX))}
-    answers["thumbnails"], answers["thumbnails with a picture"] = ask(page, COUNT % ""), ask(page, COUNT % "[src]")
+    answers["thumbnails"], answers["thumbnails with an image"] = ask(page, COUNT % ""), ask(page, COUNT % "[src]")
     view.grab().save(os.path.join(folder, "middle.png"))
     press(page, "End")
     view.grab().save(os.path.join(folder, "full.png"))

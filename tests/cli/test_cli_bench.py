@@ -83,7 +83,7 @@ def test_a_table_is_whole_on_any_terminal(
         assert whole in " ".join(text.split())
 
 
-def test_restored_pictures_are_scored(bench: Command, data: Path) -> None:
+def test_restored_images_are_scored(bench: Command, data: Path) -> None:
     said = bench("--sr", data / "test_HR", "--hr", data / "test_HR", "--metrics", "psnr,ssim", "--json")
     assert said.code == 0
     means = {summary["metric"]: summary["mean"] for summary in said.records[0]["summaries"]}
@@ -160,7 +160,7 @@ def test_what_psnr_looks_at_can_be_chosen(bench: Command, data: Path) -> None:
     assert len(found) == 3
 
 
-def test_with_nothing_asked_for_it_scores_its_own_pictures_and_says_what_more_takes(
+def test_with_nothing_asked_for_it_scores_its_own_images_and_says_what_more_takes(
     bench: Command, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Smaller ones than those that come along.
@@ -246,7 +246,7 @@ def test_what_has_no_score_is_told(bench: Command, data: Path) -> None:
     options = ("--data", data, "--model", "bicubic", "--metrics", "psnr")
     said = bench(*options, "--crop-border", "1000")
     assert said.code == 1
-    # By the picture that people know, not by where the restored one is kept.
+    # By the image that people know, not by where the restored one is kept.
     assert f"no score for {data / 'test_HR'}" in said.errors[0]
 
 
@@ -295,7 +295,7 @@ def test_usage_is_checked_before_any_work(bench: Command, data: Path, options: t
     assert (data / "there.csv").read_text() == "mine"
 
 
-def test_pictures_without_partners_are_listed(bench: Command, data: Path) -> None:
+def test_images_without_partners_are_listed(bench: Command, data: Path) -> None:
     draw(data / "test_LR" / "alone.png")
     said = bench("--data", data, "--model", "bicubic", "--metrics", "psnr")
     assert said.code == 2
@@ -309,13 +309,13 @@ def test_a_model_that_is_not_there_is_an_error(bench: Command, data: Path) -> No
 
 
 def test_a_page_is_written(bench: Command, data: Path, tmp_path: Path) -> None:
-    page, pictures = tmp_path / "report.html", tmp_path / "pictures"
+    page, images = tmp_path / "report.html", tmp_path / "images"
     asked = ("--data", data, "--model", "bicubic", "--metrics", "psnr", "--html", page)
-    assert bench(*asked, "--html-dir", pictures).code == 0
+    assert bench(*asked, "--html-dir", images).code == 0
     assert "bicubic" in page.read_text("utf-8")
     assert str(tmp_path) not in page.read_text("utf-8")
     # Input, reference and result of both.
-    assert len(list(pictures.iterdir())) == 6
+    assert len(list(images.iterdir())) == 6
     assert bench(*asked).code == 2
     assert bench(*asked, "--overwrite").code == 0
 
@@ -353,7 +353,7 @@ def test_processes_and_parts_score_as_one_process_does(bench: Command, data: Pat
 
     alone = scores("alone")
     assert scores("spread", "--workers", "2") == alone
-    # A part tells of its own pictures; what the parts have kept, a run of all puts together.
+    # A part tells of its own images; what the parts have kept, a run of all puts together.
     parts = [bench(*options, "--cache", tmp_path / "parts", "--json", "--shard", f"{n}/3") for n in (1, 2, 3)]
     images = [image["name"] for said in parts if said.code == 0 for image in said.records[0]["images"]]
     assert sorted(images) == ["one", "two"]
@@ -396,7 +396,7 @@ def test_processes_return_their_results(data: Path, tmp_path: Path) -> None:
     assert report.scores("bicubic", "psnr") == alone.scores("bicubic", "psnr")
 
 
-def test_a_picture_that_ends_its_processes_is_told_and_not_tried_again(data: Path, tmp_path: Path) -> None:
+def test_a_image_that_ends_its_processes_is_told_and_not_tried_again(data: Path, tmp_path: Path) -> None:
     from omgsr_cli.benchmark.plan import plan_bench
     from omgsr_cli.benchmark.runner import run_plan
     from omgsr_cli.errors import DeviceError

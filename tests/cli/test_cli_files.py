@@ -21,7 +21,7 @@ from omgsr_cli.models.tiny import TinyRestorer
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A folder with two pictures and, deeper, a third."""
+    """A folder with two images and, deeper, a third."""
     for name in ("a.png", "b.jpg", "deep/c.webp"):
         draw(tmp_path / "in" / name, 8, 6)
     return tmp_path / "in"
@@ -126,7 +126,7 @@ def test_metadata_is_kept_unless_unwanted(omgsr: Command, tmp_path: Path) -> Non
     source = draw(tmp_path / "a.jpg", 12, 8, exif=exif, icc_profile=profile, dpi=(300, 300), quality=95)
     assert omgsr(source).code == 0
     with Image.open(tmp_path / "a_x4.jpg") as image:
-        # Orientation 6: shown upright, the picture is 8 wide.
+        # Orientation 6: shown upright, the image is 8 wide.
         assert image.size == (32, 48)
         assert image.getexif()[0x0110] == "a camera"
         assert image.getexif().get(0x0112, 1) == 1
@@ -194,14 +194,14 @@ def test_a_result_that_appears_meanwhile_is_this_one_or_in_the_way(
     omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], code: int
 ) -> None:
     """Of two processes the other is faster: with the same settings all is well, with others its file stays."""
-    source, real = draw(tmp_path / "a.png", 8, 6), upscaler.restore_picture
+    source, real = draw(tmp_path / "a.png", 8, 6), upscaler.restore_image
 
     def restore_after_the_other(*arguments: object, **named: object) -> object:
-        monkeypatch.setattr(upscaler, "restore_picture", real)
+        monkeypatch.setattr(upscaler, "restore_image", real)
         assert omgsr(source, "-o", tmp_path / "r.png", *options).code == 0
         return real(*arguments, **named)  # type: ignore[arg-type] # as they came
 
-    monkeypatch.setattr(upscaler, "restore_picture", restore_after_the_other)
+    monkeypatch.setattr(upscaler, "restore_image", restore_after_the_other)
     said = omgsr(source, "-o", tmp_path / "r.png")
     assert said.code == code
     assert ("already finished" in said.err) == (code == 0)
@@ -334,7 +334,7 @@ def test_compare_writes_both_side_by_side(omgsr: Command, tmp_path: Path, mode: 
     assert np.abs(both[:, 44:] - (result[..., :3] if mode == "RGBA" else result)).max() <= 1
 
 
-def test_a_comparison_of_a_grey_picture_with_a_grey_profile(omgsr: Command, tmp_path: Path, shared: Path) -> None:
+def test_a_comparison_of_a_grey_image_with_a_grey_profile(omgsr: Command, tmp_path: Path, shared: Path) -> None:
     assert omgsr(shared / "lq" / "wolf_gray.jpg", "--scale", "0.5", "-o", tmp_path / "a.jpg", "--compare").code == 0
     assert files_below(tmp_path) == ["a.jpg", "a_compare.png"]
 
@@ -360,7 +360,7 @@ def test_bad_inputs_are_told_and_the_others_are_done(omgsr: Command, tmp_path: P
     folder = tmp_path / "in"
     draw(folder / "good.png", 8, 6)
     draw(folder / "zz.png", 8, 6)
-    (folder / "text.png").write_text("not a picture")
+    (folder / "text.png").write_text("not an image")
     (folder / "empty.jpg").touch()
     (folder / "cut.jpg").write_bytes(draw(tmp_path / "whole.jpg", 64, 64).read_bytes()[:900])
     (tmp_path / "bare").mkdir()
@@ -423,7 +423,7 @@ def test_a_full_disk_spoils_only_what_does_not_fit(
 
 
 @pytest.mark.parametrize("place", ["restoring", "writing"])
-def test_an_interruption_loses_only_the_picture_in_work(
+def test_an_interruption_loses_only_the_image_in_work(
     omgsr: Command, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     draw(tree / "c.png", 8, 6)
@@ -465,7 +465,7 @@ def test_short_memory_is_told_with_the_files_name(omgsr: Command, tree: Path, mo
     assert "--tile" in said.err
 
 
-def test_every_real_picture_is_done_once(omgsr: Command, shared: Path, tmp_path: Path) -> None:
+def test_every_real_image_is_done_once(omgsr: Command, shared: Path, tmp_path: Path) -> None:
     arguments = (shared / "lq", "-o", tmp_path / "out", "--recursive", "--scale", "0.5", "--process-scale", "1")
     said = omgsr(*arguments)
     names = sorted(path.name for path in (shared / "lq").iterdir())

@@ -1,4 +1,4 @@
-"""Many pictures at the command line: several processes, parts, reports."""
+"""Many images at the command line: several processes, parts, reports."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_scheduler_says_which_part(omgsr: Command, tmp_path: Path, monkeypatch
     assert len(planned) == 1
 
 
-def test_a_single_picture_is_done_by_this_process(omgsr: Command, tmp_path: Path) -> None:
+def test_a_single_image_is_done_by_this_process(omgsr: Command, tmp_path: Path) -> None:
     """Standard input and output are nobody else's."""
     source = draw(tmp_path / "a.png")
     one = omgsr(source, "-o", "-", "--device", "cpu", "-q")

@@ -30,7 +30,7 @@ from omgsr_cli.planning import plan_model_canvas
 
 @pytest.fixture
 def two(tmp_path: Path) -> Path:
-    """A folder with two pictures."""
+    """A folder with two images."""
     for name in ("a.png", "b.png"):
         draw(tmp_path / "in" / name, 8, 6)
     return tmp_path / "in"
@@ -46,7 +46,7 @@ def test_results_are_paths_and_the_summary_is_talk(omgsr: Command, two: Path, tm
     assert "\x1b" not in said.err
 
 
-def test_one_picture_needs_no_summary(omgsr: Command, two: Path) -> None:
+def test_one_image_needs_no_summary(omgsr: Command, two: Path) -> None:
     assert re.fullmatch(r".*a\.png: 8x6 to 32x24 in [0-9.]+ s\n", omgsr(two / "a.png").err)
 
 
@@ -68,7 +68,7 @@ def test_verbose_says_more_of_each_file(omgsr: Command, two: Path) -> None:
 
 
 def test_json_gives_a_record_for_every_input(omgsr: Command, two: Path, tmp_path: Path) -> None:
-    (two / "c.png").write_text("no picture")
+    (two / "c.png").write_text("no image")
     said = omgsr(two, tmp_path / "missing.png", "--json", "-o", tmp_path / "out")
     assert said.code == 1
     by_status: dict[str, list[dict[str, object]]] = {"done": [], "failed": []}
@@ -88,9 +88,9 @@ def test_json_gives_a_record_for_every_input(omgsr: Command, two: Path, tmp_path
 
 def test_names_are_shown_as_they_are(omgsr: Command, two: Path) -> None:
     odd = two / "a [b]:cat:[red].png"
-    odd.write_text("no picture")
+    odd.write_text("no image")
     assert str(odd) in omgsr(odd).errors[0]
-    (two / "line\nbreak.png").write_text("no picture")
+    (two / "line\nbreak.png").write_text("no image")
     assert len(omgsr(two / "line\nbreak.png").errors) == 1
 
 
@@ -98,7 +98,7 @@ def test_names_are_shown_as_they_are(omgsr: Command, two: Path) -> None:
 
 
 def test_a_dry_run_tells_and_does_nothing(omgsr: Command, two: Path, tmp_path: Path) -> None:
-    (two / "c.png").write_text("no picture")
+    (two / "c.png").write_text("no image")
     said = omgsr(two, "--dry-run")
     assert said.code == 1
     assert len(said.errors) == 1
@@ -158,7 +158,7 @@ def test_what_a_run_took_is_remembered(tmp_path: Path) -> None:
     assert remembered.find_speed(f"{INFO.name} cpu bf16") is None
 
 
-def test_seconds_are_the_clocks_where_pictures_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_are_the_clocks_where_images_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([100.0, 105.0, 120.0])
     monkeypatch.setattr("omgsr_cli.cli.upscale_summary.time.monotonic", lambda: next(now))
     counts, size = Counts(), Size(1000, 1000)
@@ -183,8 +183,8 @@ def test_a_result_on_standard_output_is_alone_there(omgsr: Command, two: Path) -
         assert ("--json has no effect" in said.err) == ("--json" in options)
 
 
-def test_nothing_but_a_picture_comes_on_standard_output(omgsr: Command, two: Path) -> None:
-    (two / "c.png").write_text("no picture")
+def test_nothing_but_a_image_comes_on_standard_output(omgsr: Command, two: Path) -> None:
+    (two / "c.png").write_text("no image")
     for name in ("c.png", "missing.png"):
         said = omgsr(two / name, "-o", "-", "--json")
         assert (said.code, said.out) == (1, b"")
@@ -203,7 +203,7 @@ def test_standard_input(omgsr: Command, two: Path, tmp_path: Path, monkeypatch: 
         assert (image.format, image.size) == ("JPEG", (32, 24))
     feed(data)
     assert omgsr("-", "-o", tmp_path / "r.png").lines == [str(tmp_path / "r.png")]
-    feed(b"no picture")
+    feed(b"no image")
     said = omgsr("-")
     assert (said.code, said.out) == (1, b"")
     assert "standard input" in said.errors[0]

@@ -43,7 +43,7 @@ def timestep(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
 
 @pytest.fixture
 def crops(tmp_path: Path) -> tuple[str | Path, ...]:
-    """A call on crops of drawn pictures with a small random model."""
+    """A call on crops of drawn images with a small random model."""
     for number in range(4):
         draw(tmp_path / "photos" / "deep" / f"{number}.png", width=50 + number, height=40)
     model = write_tiny_model(tmp_path / "model")
@@ -75,8 +75,8 @@ def test_the_golden_command(timestep: Command) -> None:
     assert record["loss"] == pytest.approx(expected["loss_ddpm"], rel=1e-4)
     diffusers_schedule = DDPMScheduler.from_pretrained(GOLDEN_SD / "base" / "scheduler")
     assert record["alpha_bar"] == pytest.approx(float(diffusers_schedule.alphas_cumprod[24]), rel=1e-5)
-    # Six pictures are too few to tell how much others would differ.
-    assert (record["pictures"], record["interval"]) == (6, None)
+    # Six images are too few to tell how much others would differ.
+    assert (record["images"], record["interval"]) == (6, None)
     assert record["schedule"]["_class_name"] == "DDPMScheduler"
     assert record["settings"]["lq"] == [str(PAIRS[3])]
 
@@ -137,13 +137,13 @@ def test_files_that_are_asked_for(timestep: Command, crops: tuple[str | Path, ..
 
 def test_until_stable_stops_early(timestep: Command, crops: tuple[str | Path, ...]) -> None:
     said = timestep(*crops, "--until-stable", "1000", "--max-samples", "40", "--json")
-    assert (said.records[0]["samples"], said.records[0]["pictures"]) == (40, 4)
+    assert (said.records[0]["samples"], said.records[0]["images"]) == (40, 4)
     assert "note: --until-stable 1000: " in said.err
     for number in range(4, 8):
         draw(Path(crops[1]) / f"{number}.png", width=50 + number, height=40)
     said = timestep(*crops, "--until-stable", "1000", "--json")
     assert said.records[0]["samples"] == 32
-    assert said.records[0]["pictures"] == 8
+    assert said.records[0]["images"] == 8
     said = timestep(*crops, "--until-stable", "1", "--max-samples", "40", "--json")
     assert said.records[0]["samples"] == 40
     assert "not narrower than 1" in said.err
@@ -201,7 +201,7 @@ def test_processes_find_what_one_finds(
     timestep: Command, crops: tuple[str | Path, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "one"))
-    (tmp_path / "photos" / "broken.png").write_bytes(b"no picture at all")
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no image at all")
     one = timestep(*crops, "--json", "--batch", "2", "--csv", tmp_path / "one.csv")
     monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "two"))
     two = timestep(*crops, "--json", "--batch", "2", "--csv", tmp_path / "two.csv", "--workers", "2")
@@ -235,7 +235,7 @@ def test_samples_are_measured_anew_where_anything_has_changed(
     timestep: Command, crops: tuple[str | Path, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "photos" / "broken.png").write_bytes(b"no picture at all")
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no image at all")
     kept = "reused 5 samples"
     monkeypatch.setattr(progress, "_LOG_EVERY_S", 0.0)
     first = timestep(*crops)
@@ -257,11 +257,11 @@ def test_what_a_value_cannot_tell_is_said(timestep: Command, crops: tuple[str | 
     assert "hardly moves" not in timestep(*PAIRS).err
 
 
-def test_bad_pictures_are_named_and_the_rest_counts(
+def test_bad_images_are_named_and_the_rest_counts(
     timestep: Command, crops: tuple[str | Path, ...], tmp_path: Path
 ) -> None:
     draw(tmp_path / "photos" / "small.png", width=20, height=50)
-    (tmp_path / "photos" / "broken.png").write_bytes(b"no picture at all")
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no image at all")
     said = timestep(*crops, "--json")
     assert said.code == 1
     assert said.records[0]["samples"] == 4

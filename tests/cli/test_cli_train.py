@@ -78,7 +78,7 @@ def test_the_printed_configuration_of_the_bundled_model_needs_photographs_alone(
     draw(tmp_path / "photos" / "0.png", side + 8, side + 4)
     checked = train("config.toml", "--check", "--json", "--set", "data.workers=0", "--set", "data.batch_size=1")
     assert (checked.code, checked.errors) == (0, [])
-    assert checked.records[0]["pictures"] == 1
+    assert checked.records[0]["images"] == 1
 
 
 def test_the_schema_describes_every_key(train: Command) -> None:
@@ -209,7 +209,7 @@ def test_check_takes_steps_and_writes_nothing(train: Command, tmp_path: Path, wo
     said = train(write_config(tmp_path, world), "--check", "--json", "--device", "cpu")
     assert said.code == 0, said.err
     (record,) = said.records
-    assert record["pictures"] == 3
+    assert record["images"] == 3
     weights = load_file(world / "model" / "model.safetensors")
     learned = sum(weight.numel() for name, weight in weights.items() if not name.startswith("latents."))
     assert record["parameters"] == record["trained"] == learned
@@ -230,14 +230,14 @@ def test_a_run_its_checkpoint_and_what_comes_of_it(
     assert "2 of 2: lrr" in said.err
     names = {path.name for path in checkpoint.iterdir()}
     assert {"omgsr.json", "state.json", "config.toml", "README.md", "manifest.json", "model.safetensors"} <= names
-    picture = draw(tmp_path / "small.png")
-    assert upscale(picture, "-o", tmp_path / "large.png", "--model", checkpoint, "--device", "cpu").code == 0
+    image = draw(tmp_path / "small.png")
+    assert upscale(image, "-o", tmp_path / "large.png", "--model", checkpoint, "--device", "cpu").code == 0
 
     again = train(config, "--device", "cpu", "--set", "train.steps=3", "--json")
     assert [record["step"] for record in again.records if record["event"] == "step"] == [3]
     merged = train(config, "--export", "merged", tmp_path / "merged")
     assert (merged.code, merged.lines) == (0, [str(tmp_path / "merged")])
-    assert upscale(picture, "-o", tmp_path / "m.png", "--model", tmp_path / "merged", "--device", "cpu").code == 0
+    assert upscale(image, "-o", tmp_path / "m.png", "--model", tmp_path / "merged", "--device", "cpu").code == 0
     assert train(config, "--export", "merged", tmp_path / "merged").code == 2, "nothing is overwritten"
 
 
@@ -278,10 +278,10 @@ save = {{ out = "{tmp_path / "run"}" }}
     card = (checkpoint / "README.md").read_text()
     assert "structure-texture distance on DINOv3-ConvNeXt" in card
     assert str(GOLDEN) not in card
-    picture = draw(tmp_path / "small.png")
+    image = draw(tmp_path / "small.png")
     common = ("--scale", "1", "--device", "cpu", "--color-fix", "none")
     for name, model in (("a", ("--model", checkpoint)), ("b", ("--base", base, "--adapter", checkpoint))):
-        made = upscale(picture, "-o", tmp_path / f"{name}.png", *model, *common)
+        made = upscale(image, "-o", tmp_path / f"{name}.png", *model, *common)
         assert made.code == 0, made.err
     assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
     before = load_file(checkpoint / "unet_lora_adapter" / "adapter_model.safetensors")

@@ -107,7 +107,7 @@ def test_a_wrong_option_is_a_usage_error_that_names_it(
     assert files_below(tmp_path) == ["a.png"]
 
 
-def test_a_small_picture_is_restored_at_the_process_size(omgsr: Command, tmp_path: Path) -> None:
+def test_a_small_image_is_restored_at_the_process_size(omgsr: Command, tmp_path: Path) -> None:
     draw(tmp_path / "a.png", 20, 14)
     [plan] = omgsr(tmp_path / "a.png", "--scale", "1", "--process-size", "64", "--dry-run", "--json").records
     assert (plan["output_size"], plan["restored_size"]) == ([20, 14], [91, 64])
@@ -117,7 +117,7 @@ def test_a_small_picture_is_restored_at_the_process_size(omgsr: Command, tmp_pat
     assert (pixels(tmp_path / "16.png") != pixels(tmp_path / "64.png")).any()
 
 
-def test_a_thin_picture_is_done_and_one_out_of_proportion_refused_with_its_cost(omgsr: Command, tmp_path: Path) -> None:
+def test_a_thin_image_is_done_and_one_out_of_proportion_refused_with_its_cost(omgsr: Command, tmp_path: Path) -> None:
     draw(tmp_path / "thin.png", 600, 1)
     assert omgsr(tmp_path / "thin.png", "--scale", "1", "--process-size", "64").code == 0
     assert size_of(tmp_path / "thin_x1.png") == (600, 1)
@@ -320,7 +320,7 @@ def test_the_seed_reaches_the_model(omgsr: Command, tmp_path: Path, monkeypatch:
     assert seeds == [None, 7]
 
 
-def test_compile_is_called_once_for_many_pictures(
+def test_compile_is_called_once_for_many_images(
     omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[TinyRestorer] = []
@@ -422,7 +422,7 @@ def _golden_arguments(golden: Path) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("name", _cases())
-def test_golden_pictures(
+def test_golden_images(
     omgsr: Command, golden: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMGSR_MODEL")

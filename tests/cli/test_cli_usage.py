@@ -22,8 +22,8 @@ def test_a_name_that_nothing_has(
         option = "--vae"
     draw(tmp_path / "in" / "a.png")
     monkeypatch.chdir(tmp_path)
-    pictures = {"upscale": ["in/a.png"], "bench": [], "timestep": ["--data", "in"]}[command]
-    _is_refused([command, *pictures, option, "quantum"], "quantum", capfd)
+    images = {"upscale": ["in/a.png"], "bench": [], "timestep": ["--data", "in"]}[command]
+    _is_refused([command, *images, option, "quantum"], "quantum", capfd)
     assert files_below(tmp_path) == ["in/a.png"]
 
 

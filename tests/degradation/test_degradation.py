@@ -40,7 +40,7 @@ REFERENCE = PRESETS["reference"]
 
 
 def crops(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
-    """Smooth random pictures with edges: noise alone would hide blur and JPEG."""
+    """Smooth random images with edges: noise alone would hide blur and JPEG."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, height // 8 + 2, width // 8 + 2, generator=generator)
     return F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False).clamp(0, 1)
@@ -576,7 +576,7 @@ def test_an_unknown_name_lists_the_presets(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "picture.toml"
+    path = tmp_path / "image.toml"
     path.write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(UsageError, match="not a TOML file"):
         load_degradation(path)
@@ -589,7 +589,7 @@ def test_configurations_are_frozen_and_closed() -> None:
         DegradationConfig.model_validate({**REFERENCE.model_dump(), "usm": True})
 
 
-def test_a_printed_picture_has_dots_where_it_is_neither_black_nor_white() -> None:
+def test_a_printed_image_has_dots_where_it_is_neither_black_nor_white() -> None:
     plan = HalftonePlan(pitch_px=8.0, angle=0.0, strength=0.4)
     black, middle, white = (print_halftone(torch.full((3, 64, 64), tone), plan) for tone in (0.0, 0.5, 1.0))
     assert torch.equal(black, torch.zeros(3, 64, 64))

@@ -224,11 +224,11 @@ def test_what_is_no_report_is_a_usage_error(tmp_path: Path) -> None:
     for path, wrong in [(tmp_path / "other.jsonl", "is not a report"), (tmp_path / "none", "No such file")]:
         with pytest.raises(UsageError, match=wrong):
             read_reports([path])
-    picture = tmp_path / "a.png"
+    image = tmp_path / "a.png"
     for content in (b"\x89PNG\r\n\x1a\n", b'{"a": 1}\n', b"{no JSON}\n", b"\n"):
-        picture.write_bytes(content)
+        image.write_bytes(content)
         with pytest.raises(UsageError, match=r"a\.png .* not a report"):
-            RunReport(picture)
-        assert picture.read_bytes() == content
+            RunReport(image)
+        assert image.read_bytes() == content
     with pytest.raises(UsageError, match="--report"):
         RunReport(tmp_path)

@@ -66,7 +66,7 @@ def test_actors_give_what_this_process_gives_and_one_that_dies_costs_its_task_al
     with at_most(_PATIENCE_S):
         tasks_are_done_by_actors_that_die(tmp_path)
     with at_most(_PATIENCE_S):
-        pictures_are_those_of_one_process(tmp_path, capfdbinary, monkeypatch)
+        images_are_those_of_one_process(tmp_path, capfdbinary, monkeypatch)
     with at_most(_PATIENCE_S):
         a_signal_ends_the_waiting(tmp_path)
     with at_most(_PATIENCE_S):
@@ -98,7 +98,7 @@ def tasks_are_done_by_actors_that_die(tmp_path: Path) -> None:
     assert sorted(many) == [(2 * number, "") for number in range(20, 30)]
 
 
-def pictures_are_those_of_one_process(
+def images_are_those_of_one_process(
     tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMGSR_MODEL", str(write_tiny_model(tmp_path / "model")))

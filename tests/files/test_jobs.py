@@ -153,7 +153,7 @@ def test_nothing_lies_beside_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 # Sub-folders that nobody asked for
 
 
-def test_sub_folders_with_pictures_that_are_left_out_are_told_once() -> None:
+def test_sub_folders_with_images_that_are_left_out_are_told_once() -> None:
     make(
         "in/a.png",
         "in/2/b.png",
@@ -175,7 +175,7 @@ def test_sub_folders_with_pictures_that_are_left_out_are_told_once() -> None:
     assert note.startswith("2 subfolders are skipped, the first is ")
 
 
-def test_a_folder_without_pictures_says_whether_its_sub_folders_hold_some() -> None:
+def test_a_folder_without_images_says_whether_its_sub_folders_hold_some() -> None:
     make("in/sub/deep/a.png", "none/sub/a.txt")
     (some,), (none,) = plan("in").problems, plan("none").problems
     assert (some.hint, none.hint) == ("its subfolders contain some: use --recursive", None)
@@ -297,7 +297,7 @@ def test_standard_input_goes_alone_and_has_no_name() -> None:
 # Folders
 
 
-def test_a_folder_gives_pictures_and_nothing_hidden() -> None:
+def test_a_folder_gives_images_and_nothing_hidden() -> None:
     make(*(f"in/{index}{suffix}" for index, suffix in enumerate(FORMAT_OF_SUFFIX, 10)))
     make("in/1.JPG", "in/.b.png", "in/.a.png.12-ab.partial", "in/t.txt", "in/noext", "in/.hidden/c.png", "in/x.json")
     found = [Path(source).suffix.lower() for source in pairs(plan("in", output="out", recursive=True))]
@@ -323,7 +323,7 @@ def test_order_is_as_named_and_natural_in_folders() -> None:
     ]
 
 
-def test_a_folder_without_pictures_is_a_problem_that_knows_of_sub_folders() -> None:
+def test_a_folder_without_images_is_a_problem_that_knows_of_sub_folders() -> None:
     make("a.png", "empty/notes.md", "outer/inner/deep/b.png")
     planned = plan("a.png", "empty", "outer")
     assert planned.jobs == (Job(Path("a.png"), Path("a_x4.png")),)
@@ -340,7 +340,7 @@ def test_the_output_folder_inside_the_input_is_not_an_input(output: str) -> None
     assert list(pairs(plan("in/**", output=output))) == sources
 
 
-def test_only_an_output_folder_is_no_folder_of_pictures() -> None:
+def test_only_an_output_folder_is_no_folder_of_images() -> None:
     make("in/out/a.png")
     planned = plan("in", output="in/out")
     assert messages(planned) == ["in: no images in this folder"]
@@ -632,7 +632,7 @@ def test_duplicates_are_done_once_under_their_first_name(tmp_path: Path) -> None
 
 
 @needs_links
-def test_linked_folders_are_the_same_folder_and_linked_pictures_are_names() -> None:
+def test_linked_folders_are_the_same_folder_and_linked_images_are_names() -> None:
     make("in/a.png")
     Path("link").symlink_to("in", target_is_directory=True)
     Path("in/b.png").symlink_to("a.png")
@@ -721,7 +721,7 @@ def test_results_of_an_earlier_run_are_not_enlarged_again(inputs: list[str], opt
     assert sorted(planned.earlier_results) == [Path("a_x4.jpg"), Path("b_x4.png")]
 
 
-def test_before_after_pictures_of_an_earlier_run_are_not_enlarged() -> None:
+def test_before_after_images_of_an_earlier_run_are_not_enlarged() -> None:
     make("a.jpg", "a_x4.jpg", "b_compare.png")
     compared = comparison_path(Path("a_x4.jpg"))
     compared.touch()
@@ -805,20 +805,20 @@ def test_any_tree_is_planned_without_a_loss(
 ) -> None:
     os.chdir(tmp_path_factory.mktemp("tree"))
     make(*("/".join(["in", *parts, stem + extension]) for parts, stem, extension in data))
-    pictures = {Path(*["in", *parts, stem + ext]) for parts, stem, ext in data if ext != ".txt"}
+    images = {Path(*["in", *parts, stem + ext]) for parts, stem, ext in data if ext != ".txt"}
     options: dict[str, Any] = {"recursive": True, "suffix": suffix, "output_format": output_format}
     extensions = {".png": ".png", ".JPG": ".JPG", ".gif": ".png"}
     if output_format != "same":
         extensions = dict.fromkeys(extensions, f".{output_format}")
-    written = [path.with_suffix(extensions[path.suffix]) for path in pictures]
+    written = [path.with_suffix(extensions[path.suffix]) for path in images]
     planned = plan("in", output=output, **options)
     if len(set(written)) < len(written):
         assert len(planned.problems) == sum(written.count(path) > 1 for path in set(written))
         assert len(planned.jobs) == sum(written.count(path) == 1 for path in set(written))
         return
-    assert {job.source for job in planned.jobs} == pictures
+    assert {job.source for job in planned.jobs} == images
     assert len({job.destination for job in planned.jobs}) == len(planned.jobs)
-    assert bool(planned.problems) == (not pictures)
+    assert bool(planned.problems) == (not images)
     for job in planned.jobs:
         assert job.source is not None
         assert job.destination is not None

@@ -1,4 +1,4 @@
-"""Pictures on storages of the network: fsspec's memory, a server that speaks S3, and a listing of a million."""
+"""Images on storages of the network: fsspec's memory, a server that speaks S3, and a listing of a million."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_folder_on_a_storage_gives_what_a_folder_here_gives(omgsr: Command, me
         draw(tmp_path / "in" / "deep" / f"{number}.png", 5 + number, 7)
     draw(tmp_path / "in" / "b.jpg", 5, 7)
     (tmp_path / "in" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
-    (tmp_path / "in" / "notes.doc").write_bytes(b"no picture")
+    (tmp_path / "in" / "notes.doc").write_bytes(b"no image")
     memory.put(str(tmp_path / "in"), "/d/in", recursive=True)
     assert omgsr(tmp_path / "in", "-r", "-o", tmp_path / "out", "--compare").code == 1
     report = tmp_path / "run.jsonl"

@@ -1,4 +1,4 @@
-"""Reading pictures: every mode, orientation and depth, what is kept, and what is refused."""
+"""Reading images: every mode, orientation and depth, what is kept, and what is refused."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def encoded(image: Image.Image, pillow_format: str = "PNG", **options: object) -
     return buffer.getvalue()
 
 
-def samples_of(picture: SourceImage, bit_depth: int = 8) -> NDArray[np.generic]:
-    planes = picture.rgb if picture.alpha is None else torch.cat([picture.rgb, picture.alpha])
+def samples_of(photo: SourceImage, bit_depth: int = 8) -> NDArray[np.generic]:
+    planes = photo.rgb if photo.alpha is None else torch.cat([photo.rgb, photo.alpha])
     return to_samples(planes, bit_depth)
 
 
@@ -71,16 +71,16 @@ MODES = {
 def test_png_modes(name: str) -> None:
     build, wanted, options = MODES[name]
     data = encoded(build(), **options)
-    picture, header = read_image(data), probe_image(data)
+    photo, header = read_image(data), probe_image(data)
     with Image.open(io.BytesIO(data)) as image:
         expected = np.asarray(image.convert("RGBA" if wanted.endswith("A") else "RGB"))
-    np.testing.assert_array_equal(samples_of(picture), expected)
-    assert picture.is_grey == wanted.startswith("L")
-    assert picture.is_neutral == picture.is_grey
-    assert (picture.alpha is not None) == wanted.endswith("A") == header.has_alpha
-    assert picture.size_px == header.size_px == (HEIGHT, WIDTH)
-    assert (picture.bit_depth, header.bit_depth) == (8, 8)
-    assert picture.notes == ()
+    np.testing.assert_array_equal(samples_of(photo), expected)
+    assert photo.is_grey == wanted.startswith("L")
+    assert photo.is_neutral == photo.is_grey
+    assert (photo.alpha is not None) == wanted.endswith("A") == header.has_alpha
+    assert photo.size_px == header.size_px == (HEIGHT, WIDTH)
+    assert (photo.bit_depth, header.bit_depth) == (8, 8)
+    assert photo.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def test_png_modes(name: str) -> None:
 )
 def test_other_formats_are_read_as_pillow_reads_them(pillow_format: str, name: str) -> None:
     data = encoded(Image.fromarray(noise(3, size=(40, 33))), pillow_format)
-    picture = read_image(data)
+    photo = read_image(data)
     with Image.open(io.BytesIO(data)) as image:
-        np.testing.assert_array_equal(samples_of(picture), np.asarray(image.convert("RGB")))
-    assert picture.format == name == probe_image(data).format
+        np.testing.assert_array_equal(samples_of(photo), np.asarray(image.convert("RGB")))
+    assert photo.format == name == probe_image(data).format
 
 
 @pytest.mark.parametrize("mode", ["La", "RGBa", "PA", "RGBX", "YCbCr", "HSV"])
@@ -110,17 +110,17 @@ def test_unusual_modes_decode_like_pillow(mode: str, monkeypatch: pytest.MonkeyP
         return image
 
     monkeypatch.setattr(Image, "open", opened)
-    picture = read_image(encoded(source.convert("RGB"), "BMP"))
+    photo = read_image(encoded(source.convert("RGB"), "BMP"))
     wanted = converted.convert("LA" if mode == "La" else "RGBA" if mode in ("RGBa", "PA") else "RGB")
     expected = np.asarray(wanted.convert("RGBA") if mode == "La" else wanted)
-    np.testing.assert_array_equal(samples_of(picture), expected)
-    assert picture.is_grey == (mode == "La")
+    np.testing.assert_array_equal(samples_of(photo), expected)
+    assert photo.is_grey == (mode == "La")
 
 
-def test_a_neutral_rgb_picture_is_neutral_but_not_grey() -> None:
-    picture = read_image(encoded(Image.fromarray(np.repeat(noise(1)[..., None], 3, axis=2))))
-    assert picture.is_neutral
-    assert not picture.is_grey
+def test_a_neutral_rgb_image_is_neutral_but_not_grey() -> None:
+    photo = read_image(encoded(Image.fromarray(np.repeat(noise(1)[..., None], 3, axis=2))))
+    assert photo.is_neutral
+    assert not photo.is_grey
 
 
 # --- 16 bits ------------------------------------------------------------------------------------------------------
@@ -170,11 +170,11 @@ def test_deep_png_to_the_last_bit(channels: int) -> None:
     for size, interlaced in product([(1, 1), (5, 3), (13, 9)], [False, True]):
         samples = RNG.integers(0, 65536, (*size, channels)).astype(np.uint16)
         data = deep_png(samples, interlaced)
-        picture = read_image(data)
-        np.testing.assert_array_equal(samples_of(picture, 16), as_rgb(samples), f"{size}, {interlaced}")
-        assert picture.bit_depth == 16 == probe_image(data).bit_depth
-        assert picture.is_grey == (channels < 3)
-        assert picture.notes == ()
+        photo = read_image(data)
+        np.testing.assert_array_equal(samples_of(photo, 16), as_rgb(samples), f"{size}, {interlaced}")
+        assert photo.bit_depth == 16 == probe_image(data).bit_depth
+        assert photo.is_grey == (channels < 3)
+        assert photo.notes == ()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -183,12 +183,12 @@ def test_deep_png_with_a_transparent_color(channels: int) -> None:
     key = samples[2, 3]
     # Only the lower byte differs: 8-bit readers take this pixel for transparent too.
     samples[4, 5] = key ^ 1
-    picture = read_image(deep_png(samples, extra=png_chunk(b"tRNS", key.astype(">u2").tobytes())))
+    photo = read_image(deep_png(samples, extra=png_chunk(b"tRNS", key.astype(">u2").tobytes())))
     expected = np.full((HEIGHT, WIDTH), 1.0, np.float32)
     expected[2, 3] = 0.0
-    assert picture.alpha is not None
-    np.testing.assert_array_equal(picture.alpha[0].numpy(), expected)
-    np.testing.assert_array_equal(to_samples(picture.rgb, 16), as_rgb(samples))
+    assert photo.alpha is not None
+    np.testing.assert_array_equal(photo.alpha[0].numpy(), expected)
+    np.testing.assert_array_equal(to_samples(photo.rgb, 16), as_rgb(samples))
 
 
 def deep_tiff(samples: NDArray[np.generic], order: str, planar: bool = False, extra: int | None = 2) -> bytes:
@@ -224,10 +224,10 @@ def deep_tiff(samples: NDArray[np.generic], order: str, planar: bool = False, ex
 def test_deep_tiff_to_the_last_bit(channels: int, order: str, planar: bool) -> None:
     samples = RNG.integers(0, 65536, (HEIGHT, WIDTH, channels)).astype(np.uint16)
     data = deep_tiff(samples, order, planar and channels > 1)
-    picture = read_image(data)
-    np.testing.assert_array_equal(samples_of(picture, 16), as_rgb(samples))
-    assert picture.bit_depth == 16 == probe_image(data).bit_depth
-    assert picture.notes == ()
+    photo = read_image(data)
+    np.testing.assert_array_equal(samples_of(photo, 16), as_rgb(samples))
+    assert photo.bit_depth == 16 == probe_image(data).bit_depth
+    assert photo.notes == ()
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -237,8 +237,8 @@ def test_deep_tiff_with_premultiplied_alpha(order: str) -> None:
     straight[0, 0] = 0
     premultiplied = straight.copy()
     premultiplied[..., :3] = np.rint(straight[..., :3].astype(np.float64) * straight[..., 3:] / 65535)
-    picture = read_image(deep_tiff(premultiplied, order, extra=1))
-    found = samples_of(picture, 16).astype(int)
+    photo = read_image(deep_tiff(premultiplied, order, extra=1))
+    found = samples_of(photo, 16).astype(int)
     assert np.abs(found - straight).max() <= 2
     assert (found[0, 0] == 0).all()
 
@@ -246,10 +246,10 @@ def test_deep_tiff_with_premultiplied_alpha(order: str) -> None:
 def test_deep_grey_pillow_modes() -> None:
     values = noise(1, np.uint16)
     for data in (encoded(Image.fromarray(values)), encoded(Image.fromarray(values), "TIFF")):
-        picture = read_image(data)
-        assert picture.bit_depth == 16
-        assert picture.is_grey
-        np.testing.assert_array_equal(to_samples(picture.rgb[:1], 16)[..., 0], values)
+        photo = read_image(data)
+        assert photo.bit_depth == 16
+        assert photo.is_grey
+        np.testing.assert_array_equal(to_samples(photo.rgb[:1], 16)[..., 0], values)
 
 
 def test_white_is_zero_tiff_of_16_bits_is_turned() -> None:
@@ -276,12 +276,12 @@ def test_orientation_is_applied_and_then_1(pillow_format: str) -> None:
         with Image.open(io.BytesIO(data)) as image:
             image.load()  # a TIFF is turned while it is loaded
             expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        picture = read_image(data)
-        np.testing.assert_array_equal(samples_of(picture), expected, f"orientation {orientation}")
-        assert probe_image(data).size_px == picture.size_px == expected.shape[:2]
-        assert picture.metadata.exif is not None
+        photo = read_image(data)
+        np.testing.assert_array_equal(samples_of(photo), expected, f"orientation {orientation}")
+        assert probe_image(data).size_px == photo.size_px == expected.shape[:2]
+        assert photo.metadata.exif is not None
         kept = Image.Exif()
-        kept.load(picture.metadata.exif)
+        kept.load(photo.metadata.exif)
         assert kept.get(0x0112, 1) == 1
         assert kept[0x010F] == "Maker"
 
@@ -294,15 +294,15 @@ def test_orientation_from_a_chunk_behind_the_pixels() -> None:
 
 def test_orientation_from_xmp_and_imagemagicks_text() -> None:
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="8"/></x:xmpmeta>'
-    picture = read_image(encoded(Image.fromarray(noise(3)), "JPEG", xmp=xmp))
-    assert picture.size_px == (WIDTH, HEIGHT)
-    assert b'tiff:Orientation="1"' in (picture.metadata.xmp or b"")
+    photo = read_image(encoded(Image.fromarray(noise(3)), "JPEG", xmp=xmp))
+    assert photo.size_px == (WIDTH, HEIGHT)
+    assert b'tiff:Orientation="1"' in (photo.metadata.xmp or b"")
     text = PngImagePlugin.PngInfo()
     text.add_text("Raw profile type exif", "\nexif\n     99\n" + exif_with(6).tobytes().hex())
-    picture = read_image(encoded(Image.fromarray(noise(3)), pnginfo=text))
-    assert picture.size_px == (WIDTH, HEIGHT)
-    assert picture.metadata.exif is not None
-    assert picture.metadata.text == ()
+    photo = read_image(encoded(Image.fromarray(noise(3)), pnginfo=text))
+    assert photo.size_px == (WIDTH, HEIGHT)
+    assert photo.metadata.exif is not None
+    assert photo.metadata.text == ()
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -322,9 +322,9 @@ def test_exif_is_changed_in_place_and_loses_its_thumbnail(order: str, gap: bytes
     last = struct.pack(order + "H", 2) + entry(0x0201, 4, thumbnail) + entry(0x0202, 4, 9) + bytes(4)
     header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", first)
     exif = header + outer + inner + last + b"THUMBNAIL" + gap
-    picture = read_image(encoded(Image.fromarray(noise(3)), "JPEG", exif=b"Exif\0\0" + exif))
-    kept = picture.metadata.exif
-    assert picture.size_px == (WIDTH, HEIGHT)
+    photo = read_image(encoded(Image.fromarray(noise(3)), "JPEG", exif=b"Exif\0\0" + exif))
+    kept = photo.metadata.exif
+    assert photo.size_px == (WIDTH, HEIGHT)
     assert kept is not None
     expected_outer = outer.replace(entry(0x0112, 3, 6), entry(0x0112, 3, 1)).replace(link, bytes(4))
     expected_inner = struct.pack(order + "H", 3) + entry(0xA002, 4, HEIGHT) + entry(0xA003, 3, WIDTH) + maker + bytes(4)
@@ -336,22 +336,22 @@ def test_exif_is_changed_in_place_and_loses_its_thumbnail(order: str, gap: bytes
     "exif", [b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"]
 )
 def test_broken_exif_is_left_out_with_a_note(exif: bytes) -> None:
-    picture = read_image(encoded(Image.fromarray(noise(3)), "WEBP", exif=exif))
-    assert picture.metadata.exif is None
-    assert len(picture.notes) == 1
-    assert "EXIF" in picture.notes[0]
+    photo = read_image(encoded(Image.fromarray(noise(3)), "WEBP", exif=exif))
+    assert photo.metadata.exif is None
+    assert len(photo.notes) == 1
+    assert "EXIF" in photo.notes[0]
 
 
 def test_text_and_resolution_are_kept() -> None:
     text = PngImagePlugin.PngInfo()
     text.add_text("Author", "Someone")
     text.add_itxt("Title", "Zażółć")
-    picture = read_image(encoded(Image.fromarray(noise(3)), pnginfo=text, dpi=(300, 150)))
-    assert picture.metadata.text == (("Author", "Someone"), ("Title", "Zażółć"))
-    assert picture.metadata.dpi == pytest.approx((300, 150), abs=0.02)
-    picture = read_image(encoded(Image.fromarray(noise(3)), "JPEG", comment=b"a day out"))
-    assert picture.metadata.text == (("Comment", "a day out"),)
-    assert picture.metadata.dpi is None
+    photo = read_image(encoded(Image.fromarray(noise(3)), pnginfo=text, dpi=(300, 150)))
+    assert photo.metadata.text == (("Author", "Someone"), ("Title", "Zażółć"))
+    assert photo.metadata.dpi == pytest.approx((300, 150), abs=0.02)
+    photo = read_image(encoded(Image.fromarray(noise(3)), "JPEG", comment=b"a day out"))
+    assert photo.metadata.text == (("Comment", "a day out"),)
+    assert photo.metadata.dpi is None
 
 
 def test_a_tiff_without_resolution_has_none() -> None:
@@ -362,10 +362,10 @@ def test_a_tiff_without_resolution_has_none() -> None:
 def test_only_the_first_frame_is_used_and_said_so(pillow_format: str) -> None:
     frames = [Image.fromarray(np.full((9, 8, 3), value, np.uint8)) for value in (40, 120, 200)]
     data = encoded(frames[0], pillow_format, save_all=True, append_images=frames[1:])
-    picture = read_image(data)
-    assert picture.frames == probe_image(data).frames == 3
-    assert picture.notes == ("3 frames: only the first is used",)
-    assert abs(float(picture.rgb.mean()) * 255 - 40) < 3
+    photo = read_image(data)
+    assert photo.frames == probe_image(data).frames == 3
+    assert photo.notes == ("3 frames: only the first is used",)
+    assert abs(float(photo.rgb.mean()) * 255 - 40) < 3
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
@@ -378,7 +378,7 @@ def message_of(source: Path | bytes, name: str | None = "holiday.png") -> str:
     return caught.value.message
 
 
-def test_what_is_no_picture(tmp_path: Path) -> None:
+def test_what_is_no_image(tmp_path: Path) -> None:
     assert message_of(b"", "a.png") == "a.png: the file is empty (0 bytes)"
     assert "not an image" in message_of(b"hello, this is text and nothing else")
     assert "it is a folder" in message_of(tmp_path)
@@ -406,7 +406,7 @@ def test_a_truncated_file_is_never_filled_up(pillow_format: str, capfd: pytest.C
     assert capfd.readouterr().err == ""
 
 
-def test_a_truncated_deep_picture() -> None:
+def test_a_truncated_deep_image() -> None:
     data = deep_png(RNG.integers(0, 65536, (30, 30, 3)).astype(np.uint16))
     assert message_of(data[: len(data) // 2]) == "holiday.png: the file is truncated"
     data = deep_tiff(RNG.integers(0, 65536, (30, 30, 3)).astype(np.uint16), "<")
@@ -422,7 +422,7 @@ def test_a_decompression_bomb_is_refused_by_its_header() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_large_pictures_below_our_limit_pass_without_a_warning() -> None:
+def test_large_images_below_our_limit_pass_without_a_warning() -> None:
     # 100 megapixels of one bit: Pillow warns of a bomb from 89 on.
     data = encoded(Image.new("1", (10_000, 10_000)))
     limit = Image.MAX_IMAGE_PIXELS
@@ -455,14 +455,14 @@ def test_damaged_files_are_read_or_refused_in_one_line(pillow_format: str, chang
 # --- real files ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not (SHARED / "lq").is_dir(), reason="the shared pictures are not here")
-def test_every_shared_picture_is_read() -> None:
+@pytest.mark.skipif(not (SHARED / "lq").is_dir(), reason="the shared images are not here")
+def test_every_shared_image_is_read() -> None:
     files = sorted((SHARED / "lq").iterdir())
     assert len(files) >= 17
     for path in files:
-        picture, header = read_image(path), probe_image(path)
-        assert picture.size_px == header.size_px
-        assert picture.notes == ()
+        photo, header = read_image(path), probe_image(path)
+        assert photo.size_px == header.size_px
+        assert photo.notes == ()
     grey = read_image(SHARED / "lq" / "00017_gray.png")
     assert grey.is_grey
     tree = read_image(SHARED / "lq" / "tree_alpha_16bit.png")

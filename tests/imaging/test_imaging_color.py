@@ -112,17 +112,17 @@ def test_gama_of_a_palette_and_of_transparency() -> None:
     shown = np.asarray(palette.convert("RGB"))
     np.testing.assert_allclose(pixels(png(palette, gama(1.0))), by_power(shown, 1.0), atol=1e-3)
     rgba = np.dstack([RGB, GREY])
-    picture = read_image(png(rgba, gama(1.0)))
-    assert picture.alpha is not None
-    np.testing.assert_array_equal(to_samples(picture.alpha, 8)[..., 0], GREY)
-    np.testing.assert_allclose(picture.rgb.permute(1, 2, 0), by_power(RGB, 1.0), atol=1e-3)
+    photo = read_image(png(rgba, gama(1.0)))
+    assert photo.alpha is not None
+    np.testing.assert_array_equal(to_samples(photo.alpha, 8)[..., 0], GREY)
+    np.testing.assert_allclose(photo.rgb.permute(1, 2, 0), by_power(RGB, 1.0), atol=1e-3)
 
 
 def test_a_palette_of_greys_keeps_its_rgb_profile() -> None:
     palette = Image.fromarray(GREY).convert("P")
-    picture = read_image(png(palette, ICCP_ADOBE))
-    assert picture.metadata.icc == ADOBE
-    assert picture.notes == ()
+    photo = read_image(png(palette, ICCP_ADOBE))
+    assert photo.metadata.icc == ADOBE
+    assert photo.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -170,16 +170,16 @@ def test_bt2020_is_wider_than_srgb() -> None:
 
 def test_video_levels_of_a_cicp() -> None:
     video = np.array([[[16, 126, 235]]], np.uint8).repeat(8, 0).repeat(8, 1)
-    picture = read_image(png(video, cicp(1, 13, full=0)))
-    np.testing.assert_array_equal(to_samples(picture.rgb, 8)[0, 0], [0, 128, 255])
+    photo = read_image(png(video, cicp(1, 13, full=0)))
+    np.testing.assert_array_equal(to_samples(photo.rgb, 8)[0, 0], [0, 128, 255])
 
 
 def test_a_description_that_means_nothing_is_noted() -> None:
     for chunks in ((cicp(77, 13),), (cicp(1, 9),), (chrm(*[0.3] * 8), gama(1.0))):
-        picture = read_image(png(RGB, *chunks))
-        assert len(picture.notes) == 1
-        assert picture.metadata.icc is None
-        np.testing.assert_array_equal(to_samples(picture.rgb, 8), RGB)
+        photo = read_image(png(RGB, *chunks))
+        assert len(photo.notes) == 1
+        assert photo.metadata.icc is None
+        np.testing.assert_array_equal(to_samples(photo.rgb, 8), RGB)
 
 
 # --- AVIF, HEIC, JPEG 2000 ----------------------------------------------------------------------------------------
@@ -285,8 +285,8 @@ def test_dcf_adobe_rgb(color_space: int | None, index: str | None, adobe: bool) 
     data = jpeg(color_space, index)
     plain = to_samples(read_image(jpeg(1, None)).rgb, 8)
     np.testing.assert_allclose(pixels(data), pixels(with_profile(plain, ADOBE) if adobe else png(plain)), atol=2e-3)
-    picture = read_image(rewritten(data, format="png"))
-    assert (picture.metadata.icc is not None) == adobe
+    photo = read_image(rewritten(data, format="png"))
+    assert (photo.metadata.icc is not None) == adobe
     assert read_image(jpeg(color_space, index, P3)).metadata.icc == P3
 
 
@@ -320,21 +320,21 @@ def test_a_grey_profile_of_a_table_keeps_16_bits() -> None:
     ramp = np.linspace(6000, 65535, 1024).round().astype(np.uint16).reshape(32, 32)
     buffer = io.BytesIO()
     Image.fromarray(ramp).save(buffer, "PNG", icc_profile=icc)
-    picture = read_image(buffer.getvalue())
-    assert picture.notes == ()
-    assert len(np.unique(to_samples(picture.rgb, 16)[..., 0])) == 1024
-    np.testing.assert_allclose(picture.rgb[0], by_power(ramp, 1.7), atol=0.01)
+    photo = read_image(buffer.getvalue())
+    assert photo.notes == ()
+    assert len(np.unique(to_samples(photo.rgb, 16)[..., 0])) == 1024
+    np.testing.assert_allclose(photo.rgb[0], by_power(ramp, 1.7), atol=0.01)
     with Image.open(io.BytesIO(rewritten(buffer.getvalue()))) as image:
         assert np.abs(np.asarray(image).astype(int) - ramp).max() <= 2
 
 
 def test_a_made_profile_is_read_alike_by_littlecms() -> None:
     for data in (png(RGB, cicp(12, 13)), png(RGB, CHRM_ADOBE, gama(0.5)), png(GREY, gama(0.6))):
-        picture = read_image(data)
-        icc = picture.metadata.icc
+        photo = read_image(data)
+        icc = photo.metadata.icc
         assert icc is not None
         assert ImageCms.ImageCmsProfile(io.BytesIO(icc)).profile.version >= 4
-        samples = GREY if picture.is_grey else RGB
-        shown = by_littlecms(samples, icc, "L" if picture.is_grey else "RGB").astype(int)
-        assert np.abs(to_samples(picture.rgb, 8) - shown).max() <= 2
+        samples = GREY if photo.is_grey else RGB
+        shown = by_littlecms(samples, icc, "L" if photo.is_grey else "RGB").astype(int)
+        assert np.abs(to_samples(photo.rgb, 8) - shown).max() <= 2
     assert load_profile(GREY_22) is not None

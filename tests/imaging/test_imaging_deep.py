@@ -54,22 +54,22 @@ CASES += [(kind, bits) for kind in ("jxl", "jxl in boxes") for bits in (10, 12, 
 def test_all_levels_come_through(kind: str, bits: int, channels: int) -> None:
     levels = ramp(bits, channels)
     data = written(kind, levels, bits)
-    header, picture = probe_image(data), read_image(data)
-    assert header.bit_depth == picture.bit_depth == 16
-    assert not [note for note in picture.notes if "bits" in note]
-    assert picture.size_px == header.size_px == levels.shape[:2]
+    header, image = probe_image(data), read_image(data)
+    assert header.bit_depth == image.bit_depth == 16
+    assert not [note for note in image.notes if "bits" in note]
+    assert image.size_px == header.size_px == levels.shape[:2]
     # Linear light, which imagecodecs writes into JPEG XL, is converted to sRGB; its levels stay apart.
     if "jxl" not in kind:
         expected = spread(levels, bits)
-        found = to_samples(picture.rgb, 16)
+        found = to_samples(image.rgb, 16)
         expected = expected if channels == 3 else np.repeat(expected[..., None], 3, axis=2)
         # AVIF's colour is lossy even at its best quality.
         assert np.abs(found.astype(int) - expected).max() <= (600 if kind == "avif" else 16)
-    assert len(np.unique(to_samples(picture.rgb, 16)[..., 0])) > 0.9 * len(np.unique(levels))
+    assert len(np.unique(to_samples(image.rgb, 16)[..., 0])) > 0.9 * len(np.unique(levels))
     held = io.BytesIO()
-    assert any("8 bits" in note for note in write_image(picture, held)) == (kind == "avif")
+    assert any("8 bits" in note for note in write_image(image, held)) == (kind == "avif")
     held = io.BytesIO()
-    write_image(picture, held, format="png")
+    write_image(image, held, format="png")
     assert read_image(held.getvalue()).bit_depth == 16
 
 
@@ -80,9 +80,9 @@ def test_without_the_library_a_note_says_what_is_lost(kind: str, monkeypatch: py
     for module in ("omgsr_cli.imaging.read", "omgsr_cli.imaging.decoders"):
         monkeypatch.setattr(f"{module}.has_reader", lambda kind: kind != "codecs")
     assert probe_image(data).bit_depth == 8
-    picture = read_image(data)
-    assert picture.bit_depth == 8
-    [note] = [note for note in picture.notes if "bits" in note]
+    image = read_image(data)
+    assert image.bit_depth == 8
+    [note] = [note for note in image.notes if "bits" in note]
     assert "10 bits" in note
     assert "omgsr-cli[codecs]" in note
 
@@ -93,9 +93,9 @@ def test_8_bits_stay_8_without_a_note(kind: str) -> None:
         pytest.importorskip("pillow_jxl")
     held = io.BytesIO()
     Image.fromarray(ramp(8).astype(np.uint8)).save(held, kind)
-    picture = read_image(held.getvalue())
-    assert picture.bit_depth == probe_image(held.getvalue()).bit_depth == 8
-    assert picture.notes == ()
+    image = read_image(held.getvalue())
+    assert image.bit_depth == probe_image(held.getvalue()).bit_depth == 8
+    assert image.notes == ()
 
 
 @needs_jxl
@@ -111,9 +111,9 @@ def test_missing_pixels_are_an_error(kind: str) -> None:
 def test_ppm_of_two_bytes(largest: int) -> None:
     levels = ramp(largest.bit_length())
     data = b"P6\n%d %d\n%d\n" % (levels.shape[1], levels.shape[0], largest) + levels.astype(">u2").tobytes()
-    picture = read_image(data)
-    assert picture.bit_depth == probe_image(data).bit_depth == 16
-    np.testing.assert_array_equal(to_samples(picture.rgb, 16), spread(levels, largest.bit_length()))
+    image = read_image(data)
+    assert image.bit_depth == probe_image(data).bit_depth == 16
+    np.testing.assert_array_equal(to_samples(image.rgb, 16), spread(levels, largest.bit_length()))
     with pytest.raises(FileError, match="truncated"):
         read_image(data[:-1])
 

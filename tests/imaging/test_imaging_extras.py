@@ -42,8 +42,8 @@ def test_a_heic_of_8_bits_with_all_that_it_carries(tmp_path: Path) -> None:
 
     pixels = smooth(255, np.uint8)
     icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    picture = pillow_heif.from_pillow(Image.fromarray(pixels))
-    picture.save(tmp_path / "a.heic", icc_profile=icc, exif=exif_bytes(), **LOSSLESS)
+    image = pillow_heif.from_pillow(Image.fromarray(pixels))
+    image.save(tmp_path / "a.heic", icc_profile=icc, exif=exif_bytes(), **LOSSLESS)
     header = probe_image(tmp_path / "a.heic")
     read = read_image(tmp_path / "a.heic")
     assert (header.format, header.bit_depth, header.size_px) == ("heic", 8, read.size_px)

@@ -53,11 +53,11 @@ def segment(marker: int, content: bytes) -> bytes:
 
 def upscaled(data: bytes, format_name: str = "same") -> tuple[bytes, tuple[str, ...]]:
     """What the command does to a file, without a model: four times the size, and all notes."""
-    picture = read_image(data)
-    rgb = picture.rgb.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    photo = read_image(data)
+    rgb = photo.rgb.repeat_interleave(4, 1).repeat_interleave(4, 2)
     buffer = io.BytesIO()
-    notes = write_image(picture.restored(rgb), buffer, format=format_name)
-    return buffer.getvalue(), picture.notes + notes
+    notes = write_image(photo.restored(rgb), buffer, format=format_name)
+    return buffer.getvalue(), photo.notes + notes
 
 
 def kept(data: bytes, format_name: str = "same") -> ImageMetadata:
@@ -345,9 +345,9 @@ def test_numbers_that_are_none_are_removed() -> None:
 
 def test_extended_xmp_is_joined_and_split_again() -> None:
     long = packet("<my:long>" + "word " * 30_000 + "</my:long><dc:title>a title</dc:title>")
-    picture = SourceImage(torch.rand(3, 16, 16), format="jpg", metadata=ImageMetadata(xmp=long))
+    photo = SourceImage(torch.rand(3, 16, 16), format="jpg", metadata=ImageMetadata(xmp=long))
     buffer = io.BytesIO()
-    assert write_image(picture, buffer) == ()
+    assert write_image(photo, buffer) == ()
     data = buffer.getvalue()
     with Image.open(io.BytesIO(data)) as image:
         main = image.info["xmp"]
@@ -369,9 +369,9 @@ def test_extended_xmp_is_joined_and_split_again() -> None:
 
 def test_what_no_jpeg_can_hold() -> None:
     metadata = ImageMetadata(xmp=b"<a>" + b"x" * 70_000 + b"</a>")
-    picture = SourceImage(torch.rand(3, 8, 8), metadata=metadata)
-    assert len(write_image(picture, io.BytesIO(), format="jpg")) == 1
-    assert write_image(picture, io.BytesIO(), format="png") == ()
+    photo = SourceImage(torch.rand(3, 8, 8), metadata=metadata)
+    assert len(write_image(photo, io.BytesIO(), format="jpg")) == 1
+    assert write_image(photo, io.BytesIO(), format="png") == ()
 
 
 # --- IPTC, comments, texts ----------------------------------------------------------------------------------------
@@ -423,10 +423,10 @@ def test_iptc_is_kept_or_noted(source: str, format_name: str) -> None:
 
 def test_a_long_iptc_block() -> None:
     long = iim(*[(25, bytes([65 + i % 26]) * 2000) for i in range(80)])
-    picture = SourceImage(torch.rand(3, 8, 8), metadata=ImageMetadata(iptc=long))
+    photo = SourceImage(torch.rand(3, 8, 8), metadata=ImageMetadata(iptc=long))
     for format_name in ("jpg", "png", "tiff"):
         buffer = io.BytesIO()
-        assert write_image(picture, buffer, format=format_name) == ()
+        assert write_image(photo, buffer, format=format_name) == ()
         assert read_image(buffer.getvalue()).metadata.iptc == long
 
 
@@ -453,11 +453,11 @@ def test_raw_profiles_of_a_png() -> None:
         chunk(b"zTXt", raw_profile_chunk(kind, content))
         for kind, content in (("APP1", b"Exif\0\0" + exif), ("xmp", xmp), ("icc", ADOBE))
     ]
-    picture = read_image(png(RGB, *chunks))
-    assert tags_of(picture.metadata.exif).get_ifd(0x8769)[0xA434] == "a lens"
-    assert picture.metadata.xmp == xmp
-    assert picture.metadata.icc == ADOBE
-    assert picture.metadata.text == ()
+    photo = read_image(png(RGB, *chunks))
+    assert tags_of(photo.metadata.exif).get_ifd(0x8769)[0xA434] == "a lens"
+    assert photo.metadata.xmp == xmp
+    assert photo.metadata.icc == ADOBE
+    assert photo.metadata.text == ()
     unknown = chunk(b"zTXt", b"Raw profile type odd\0\0" + zlib.compress(b"\nodd\n 1\n00\n"))
     corrupt = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n 1\nno hex\n"))
     assert len(read_image(png(RGB, unknown, corrupt)).notes) == 2
@@ -556,10 +556,10 @@ def test_the_resolution_is_the_same_everywhere(
     exif = Image.Exif()
     exif[0x010F], exif[0x011A], exif[0x011B], exif[0x0128] = "Maker", 300.0, 200.0, 2
     xmp = packet("", 'tiff:XResolution="300/1" tiff:YResolution="200/1" tiff:ResolutionUnit="2"')
-    picture = read_image(jpeg(exif=exif, xmp=xmp, dpi=(300, 200)))
-    rgb = picture.rgb.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    photo = read_image(jpeg(exif=exif, xmp=xmp, dpi=(300, 200)))
+    rgb = photo.rgb.repeat_interleave(4, 1).repeat_interleave(4, 2)
     buffer = io.BytesIO()
-    assert write_image(picture.restored(rgb), buffer, format=format_name, dpi=dpi) == ()  # type: ignore[arg-type]
+    assert write_image(photo.restored(rgb), buffer, format=format_name, dpi=dpi) == ()  # type: ignore[arg-type]
     found = resolutions(buffer.getvalue())
     assert len(found) >= 2
     for resolution in found:
@@ -569,14 +569,14 @@ def test_the_resolution_is_the_same_everywhere(
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_a_resolution_where_there_was_none(format_name: str) -> None:
-    picture = SourceImage(torch.rand(3, 8, 8))
+    photo = SourceImage(torch.rand(3, 8, 8))
     for metadata in ("keep", "none"):
         buffer = io.BytesIO()
-        write_image(picture, buffer, format=format_name, metadata=metadata, dpi=300)  # type: ignore[arg-type]
+        write_image(photo, buffer, format=format_name, metadata=metadata, dpi=300)  # type: ignore[arg-type]
         assert read_image(buffer.getvalue()).metadata.dpi == pytest.approx((300, 300), abs=0.02)
-    assert len(write_image(picture, io.BytesIO(), format=format_name, dpi="scale")) == 1
+    assert len(write_image(photo, io.BytesIO(), format=format_name, dpi="scale")) == 1
     buffer = io.BytesIO()
-    write_image(picture, buffer, format=format_name)
+    write_image(photo, buffer, format=format_name)
     assert read_image(buffer.getvalue()).metadata.dpi is None
 
 
@@ -588,7 +588,7 @@ def test_a_turned_image_turns_its_resolution() -> None:
 
 @pytest.mark.parametrize("mark", [b"MotionPhoto_Data", b"\0\0\0\x18ftypmp42"])
 def test_a_video_behind_a_jpeg_is_noted_without_xmp_too(mark: bytes) -> None:
-    picture = read_image(jpeg() + bytes(40) + mark + bytes(400))
-    assert len(picture.notes) == 1
-    assert "motion photo" in picture.notes[0]
+    photo = read_image(jpeg() + bytes(40) + mark + bytes(400))
+    assert len(photo.notes) == 1
+    assert "motion photo" in photo.notes[0]
     assert not any("motion" in note for note in read_image(jpeg()).notes)

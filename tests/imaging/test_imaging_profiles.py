@@ -96,9 +96,9 @@ def with_profile(samples: NDArray[np.generic], icc: bytes, pillow_format: str = 
     return buffer.getvalue()
 
 
-def written(picture: SourceImage, **options: object) -> bytes:
+def written(photo: SourceImage, **options: object) -> bytes:
     buffer = io.BytesIO()
-    write_image(picture, buffer, **options)  # type: ignore[arg-type]
+    write_image(photo, buffer, **options)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
@@ -158,9 +158,9 @@ def test_broken_curves_are_refused(tag: bytes) -> None:
 @pytest.mark.parametrize("name", WIDE)
 def test_wide_gamuts_come_to_srgb_as_littlecms_brings_them(name: str) -> None:
     samples = RNG.integers(0, 256, (64, 64, 3)).astype(np.uint8)
-    picture = read_image(with_profile(samples, WIDE[name]))
+    photo = read_image(with_profile(samples, WIDE[name]))
     expected = by_littlecms(samples, WIDE[name]).astype(int)
-    found = to_samples(picture.rgb, 8).astype(int)
+    found = to_samples(photo.rgb, 8).astype(int)
     # LittleCMS works in steps of its own on 8 bits: single values differ by 1, in steep shadows by 2.
     assert (np.abs(found - expected) <= 1).mean() > 0.995
     assert np.abs(found - expected).max() <= 3
@@ -172,15 +172,15 @@ def test_the_look_is_kept_to_the_last_bit(name: str, bits: int) -> None:
     """Colours outside sRGB's gamut too."""
     samples = RNG.integers(0, 2**bits, (50, 60, 3)).astype(np.uint8 if bits == 8 else np.uint16)
     metadata = ImageMetadata(icc=WIDE[name])
-    # A 16-bit file with a profile, through a picture that is written without any conversion.
+    # A 16-bit file with a profile, through an image that is written without any conversion.
     plain = SourceImage(torch.from_numpy(samples.astype(np.float32) / (2**bits - 1)).permute(2, 0, 1), bit_depth=bits)
     data = b"".join((written(plain)[:33], _iccp(WIDE[name]), written(plain)[33:]))
-    picture = read_image(data)
-    assert picture.metadata == metadata
-    assert picture.gamut is not None
-    assert float(picture.rgb.min()) >= 0
-    assert float(picture.rgb.max()) <= 1
-    again = written(picture)
+    photo = read_image(data)
+    assert photo.metadata == metadata
+    assert photo.gamut is not None
+    assert float(photo.rgb.min()) >= 0
+    assert float(photo.rgb.max()) <= 1
+    again = written(photo)
     found = np.abs(_pixels(again).astype(int) - samples)
     if bits == 8:
         assert found.max() == 0
@@ -201,17 +201,17 @@ def _pixels(data: bytes) -> NDArray[np.generic]:
     """A PNG's samples as they lie in the file: read with its profile taken out."""
     start = data.index(b"iCCP") - 4
     length = struct.unpack(">I", data[start : start + 4])[0]
-    picture = read_image(data[:start] + data[start + 12 + length :])
-    return to_samples(picture.rgb, picture.bit_depth)
+    photo = read_image(data[:start] + data[start + 12 + length :])
+    return to_samples(photo.rgb, photo.bit_depth)
 
 
 @pytest.mark.parametrize("format_name", ["png", "jpg", "webp", "tiff", "avif"])
-def test_an_enlarged_picture_keeps_its_profile_and_its_look(format_name: str) -> None:
+def test_an_enlarged_image_keeps_its_profile_and_its_look(format_name: str) -> None:
     # A saturated P3 red and green, outside sRGB, beside a grey.
     patches = np.array([[[250, 20, 10], [20, 250, 30], [120, 120, 120]]], np.uint8)
     samples = patches.repeat(16, axis=0).repeat(16, axis=1)
-    picture = read_image(with_profile(samples, P3))
-    larger = picture.restored(picture.rgb.repeat_interleave(4, 1).repeat_interleave(4, 2))
+    photo = read_image(with_profile(samples, P3))
+    larger = photo.restored(photo.rgb.repeat_interleave(4, 1).repeat_interleave(4, 2))
     data = written(larger, format=format_name)
     with Image.open(io.BytesIO(data)) as image:
         assert image.info["icc_profile"] == P3
@@ -220,21 +220,21 @@ def test_an_enlarged_picture_keeps_its_profile_and_its_look(format_name: str) ->
 
 
 def test_metadata_none_keeps_the_profile() -> None:
-    picture = read_image(with_profile(RNG.integers(0, 256, (9, 9, 3)).astype(np.uint8), ADOBE))
-    with Image.open(io.BytesIO(written(picture, metadata="none"))) as image:
+    photo = read_image(with_profile(RNG.integers(0, 256, (9, 9, 3)).astype(np.uint8), ADOBE))
+    with Image.open(io.BytesIO(written(photo, metadata="none"))) as image:
         assert image.info["icc_profile"] == ADOBE
 
 
 def test_neutral_pixels_stay_neutral() -> None:
     greys = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
     for icc in WIDE.values():
-        picture = read_image(with_profile(greys, icc))
-        assert picture.is_neutral
-        assert picture.gamut is None
-        spread = picture.rgb.max(dim=0).values - picture.rgb.min(dim=0).values
+        photo = read_image(with_profile(greys, icc))
+        assert photo.is_neutral
+        assert photo.gamut is None
+        spread = photo.rgb.max(dim=0).values - photo.rgb.min(dim=0).values
         assert float(spread.max()) < 1e-4
-        assert float(picture.rgb[:, -1, -1].min()) > 0.9999
-        assert (_pixels(written(picture)) == greys).all()
+        assert float(photo.rgb[:, -1, -1].min()) > 0.9999
+        assert (_pixels(written(photo)) == greys).all()
 
 
 @pytest.mark.parametrize(
@@ -243,9 +243,9 @@ def test_neutral_pixels_stay_neutral() -> None:
 def test_an_srgb_profile_changes_nothing_and_is_kept(icc: bytes) -> None:
     samples = RNG.integers(0, 256, (20, 20, 3)).astype(np.uint8)
     assert load_profile(icc) is None
-    picture = read_image(with_profile(samples, icc))
-    np.testing.assert_array_equal(to_samples(picture.rgb, 8), samples)
-    assert picture.metadata.icc == icc
+    photo = read_image(with_profile(samples, icc))
+    np.testing.assert_array_equal(to_samples(photo.rgb, 8), samples)
+    assert photo.metadata.icc == icc
 
 
 def lab_of(light: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -283,11 +283,11 @@ def test_a_profile_of_tables_is_read_as_littlecms_reads_it() -> None:
     icc = table_profile(b"RGB ", 3, lambda rgb: rgb**1.8)
     assert isinstance(load_profile(icc), TableProfile)
     samples = RNG.integers(30, 226, (20, 20, 3)).astype(np.uint8)
-    picture = read_image(with_profile(samples, icc))
+    photo = read_image(with_profile(samples, icc))
     exact = light_to_srgb(torch.from_numpy((samples / 255) ** 1.8)).permute(2, 0, 1).float()
-    assert float((picture.rgb - exact).abs().mean()) < 0.01
-    np.testing.assert_allclose(to_samples(picture.rgb, 8).astype(int), by_littlecms(samples, icc).astype(int), atol=1)
-    assert picture.metadata.icc == icc
+    assert float((photo.rgb - exact).abs().mean()) < 0.01
+    np.testing.assert_allclose(to_samples(photo.rgb, 8).astype(int), by_littlecms(samples, icc).astype(int), atol=1)
+    assert photo.metadata.icc == icc
 
 
 def element_tag(kind: bytes, nodes: NDArray[np.float64], grid: int) -> bytes:
@@ -329,27 +329,27 @@ def test_tables_keep_all_levels_of_16_bits_and_come_back(kind: str) -> None:
     samples = np.stack([ramp, ramp[::-1], np.full_like(ramp, 30000)], axis=-1)
     plain = written(SourceImage(torch.from_numpy(samples / np.float32(65535)).permute(2, 0, 1), bit_depth=16))
     data = plain[:33] + _iccp(icc) + plain[33:]
-    picture = read_image(data)
-    assert picture.notes == ()
-    assert picture.metadata.icc == icc
-    assert len(np.unique(to_samples(picture.rgb, 16)[..., 0])) > 900
+    photo = read_image(data)
+    assert photo.notes == ()
+    assert photo.metadata.icc == icc
+    assert len(np.unique(to_samples(photo.rgb, 16)[..., 0])) > 900
     shown = by_littlecms((samples // 257).astype(np.uint8), icc).astype(int)
-    assert np.abs(to_samples(picture.rgb, 8).astype(int) - shown).max() <= 2
-    again = read_image(written(picture))
+    assert np.abs(to_samples(photo.rgb, 8).astype(int) - shown).max() <= 2
+    again = read_image(written(photo))
     assert again.metadata.icc == icc
     # Grids of 13 nodes are no exact inverses of each other.
-    assert float((again.rgb - picture.rgb).abs().mean()) < 0.5 / 255
-    assert float((again.rgb - picture.rgb).abs().quantile(0.9)) < 1 / 255
+    assert float((again.rgb - photo.rgb).abs().mean()) < 0.5 / 255
+    assert float((again.rgb - photo.rgb).abs().quantile(0.9)) < 1 / 255
 
 
 def test_a_profile_without_the_way_back_gives_srgb_with_a_note() -> None:
     whole = tables_of("mft2", 1.8)
     icc = whole.replace(b"B2A0", b"xxxx")
     samples = RNG.integers(40, 200, (9, 9, 3)).astype(np.uint8)
-    picture = read_image(with_profile(samples, icc))
-    assert len(picture.notes) == 1
-    assert picture.metadata.icc is None
-    torch.testing.assert_close(picture.rgb, read_image(with_profile(samples, whole)).rgb)
+    photo = read_image(with_profile(samples, icc))
+    assert len(photo.notes) == 1
+    assert photo.metadata.icc is None
+    torch.testing.assert_close(photo.rgb, read_image(with_profile(samples, whole)).rgb)
 
 
 def test_conversion_in_bands_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,40 +368,40 @@ def test_conversion_in_bands_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_grey_profiles(icc: bytes) -> None:
     samples = np.arange(256, dtype=np.uint8).reshape(16, 16)
     data = with_profile(samples, icc)
-    picture = read_image(data)
+    photo = read_image(data)
     gamma = 563 / 256 if icc is GREY_22 else 1.75
     exact = light_to_srgb(torch.from_numpy(samples / 255.0) ** gamma).float()
-    torch.testing.assert_close(picture.rgb[1], exact, atol=2e-3, rtol=0)
-    again = written(picture)
+    torch.testing.assert_close(photo.rgb[1], exact, atol=2e-3, rtol=0)
+    again = written(photo)
     with Image.open(io.BytesIO(again)) as image:
         assert image.mode == "L"
         assert image.info["icc_profile"] == icc
         np.testing.assert_array_equal(np.asarray(image), samples)
-    # WebP has no grey: the picture is written as what it looks like.
-    with Image.open(io.BytesIO(written(picture, format="webp"))) as image:
+    # WebP has no grey: the image is written as what it looks like.
+    with Image.open(io.BytesIO(written(photo, format="webp"))) as image:
         assert "icc_profile" not in image.info
-        assert np.abs(np.asarray(image)[..., 1] - to_samples(picture.rgb, 8)[..., 1].astype(int)).max() <= 4
+        assert np.abs(np.asarray(image)[..., 1] - to_samples(photo.rgb, 8)[..., 1].astype(int)).max() <= 4
 
 
 def test_a_grey_profile_in_a_format_without_grey() -> None:
     greys = np.arange(256, dtype=np.uint8).reshape(16, 16)
     buffer = io.BytesIO()
     Image.fromarray(greys).save(buffer, "WEBP", lossless=True, icc_profile=GREY_15)
-    picture = read_image(buffer.getvalue())
-    assert picture.is_grey
-    assert picture.notes == ()
-    torch.testing.assert_close(picture.rgb, read_image(with_profile(greys, GREY_15)).rgb)
+    photo = read_image(buffer.getvalue())
+    assert photo.is_grey
+    assert photo.notes == ()
+    torch.testing.assert_close(photo.rgb, read_image(with_profile(greys, GREY_15)).rgb)
 
 
 def test_cmyk_without_a_profile_is_pillows_and_becomes_rgb() -> None:
     image = Image.fromarray(RNG.integers(0, 256, (16, 16, 4)).astype(np.uint8), "CMYK")
     buffer = io.BytesIO()
     image.save(buffer, "TIFF")
-    picture = read_image(buffer.getvalue())
-    np.testing.assert_array_equal(to_samples(picture.rgb, 8), np.asarray(image.convert("RGB")))
-    assert picture.notes == ("CMYK was converted to sRGB",)
-    assert picture.alpha is None
-    with Image.open(io.BytesIO(written(picture))) as again:
+    photo = read_image(buffer.getvalue())
+    np.testing.assert_array_equal(to_samples(photo.rgb, 8), np.asarray(image.convert("RGB")))
+    assert photo.notes == ("CMYK was converted to sRGB",)
+    assert photo.alpha is None
+    with Image.open(io.BytesIO(written(photo))) as again:
         assert again.mode == "RGB"
 
 
@@ -412,14 +412,14 @@ def test_cmyk_goes_through_its_profile_which_is_then_left_out() -> None:
     Image.fromarray(samples, "CMYK").save(buffer, "JPEG", quality=100, subsampling=0, icc_profile=icc)
     with Image.open(buffer) as image:
         decoded = np.asarray(image)
-    picture = read_image(buffer.getvalue())
-    assert picture.metadata.icc is None
-    assert picture.notes == ("CMYK was converted to sRGB",)
+    photo = read_image(buffer.getvalue())
+    assert photo.metadata.icc is None
+    assert photo.notes == ("CMYK was converted to sRGB",)
     expected = by_littlecms(decoded, icc, "CMYK").astype(int)
     # Black point compensation moves the darkest colours only.
-    assert np.abs(to_samples(picture.rgb, 8) - expected).mean() < 4
+    assert np.abs(to_samples(photo.rgb, 8) - expected).mean() < 4
     without = np.asarray(Image.fromarray(decoded, "CMYK").convert("RGB")).astype(int)
-    assert np.abs(to_samples(picture.rgb, 8) - without).mean() > 8
+    assert np.abs(to_samples(photo.rgb, 8) - without).mean() > 8
 
 
 def test_lab_is_converted() -> None:
@@ -428,9 +428,9 @@ def test_lab_is_converted() -> None:
     image = Image.fromarray(lab, "LAB")
     buffer = io.BytesIO()
     image.save(buffer, "TIFF")
-    picture = read_image(buffer.getvalue())
-    assert np.abs(to_samples(picture.rgb, 8)[0, :, 1].astype(int) - [255, 0, 128]).max() <= 2
-    assert picture.notes == ("LAB was converted to sRGB",)
+    photo = read_image(buffer.getvalue())
+    assert np.abs(to_samples(photo.rgb, 8)[0, :, 1].astype(int) - [255, 0, 128]).max() <= 2
+    assert photo.notes == ("LAB was converted to sRGB",)
 
 
 @pytest.mark.parametrize(
@@ -448,11 +448,11 @@ def test_lab_is_converted() -> None:
 )
 def test_a_broken_or_foreign_profile_is_ignored_with_a_note(icc: bytes) -> None:
     samples = RNG.integers(0, 256, (9, 9, 3)).astype(np.uint8)
-    picture = read_image(with_profile(samples, icc, "WEBP" if len(icc) < 132 else "PNG"))
-    assert picture.metadata.icc is None
-    assert len(picture.notes) == 1
-    assert picture.notes[0].startswith("the ICC profile was ignored: ")
-    assert "\n" not in picture.notes[0]
+    photo = read_image(with_profile(samples, icc, "WEBP" if len(icc) < 132 else "PNG"))
+    assert photo.metadata.icc is None
+    assert len(photo.notes) == 1
+    assert photo.notes[0].startswith("the ICC profile was ignored: ")
+    assert "\n" not in photo.notes[0]
 
 
 def test_a_broken_cmyk_profile_is_ignored_with_a_note() -> None:
@@ -460,14 +460,14 @@ def test_a_broken_cmyk_profile_is_ignored_with_a_note() -> None:
     for icc in (b"broken", ADOBE, profile(b"CMYK", {})):
         buffer = io.BytesIO()
         image.save(buffer, "TIFF", icc_profile=icc)
-        picture = read_image(buffer.getvalue())
-        assert len(picture.notes) == 2
-        np.testing.assert_array_equal(to_samples(picture.rgb, 8), np.asarray(image.convert("RGB")))
+        photo = read_image(buffer.getvalue())
+        assert len(photo.notes) == 2
+        np.testing.assert_array_equal(to_samples(photo.rgb, 8), np.asarray(image.convert("RGB")))
 
 
-def test_an_rgb_profile_on_a_grey_picture_is_ignored_with_a_note() -> None:
-    picture = read_image(with_profile(RNG.integers(0, 256, (9, 9)).astype(np.uint8), ADOBE, "TIFF"))
-    assert picture.is_grey
-    assert picture.metadata.icc is None
-    assert "RGB" in picture.notes[0]
-    assert replace(picture, notes=()).notes == ()
+def test_an_rgb_profile_on_a_grey_image_is_ignored_with_a_note() -> None:
+    photo = read_image(with_profile(RNG.integers(0, 256, (9, 9)).astype(np.uint8), ADOBE, "TIFF"))
+    assert photo.is_grey
+    assert photo.metadata.icc is None
+    assert "RGB" in photo.notes[0]
+    assert replace(photo, notes=()).notes == ()

@@ -42,12 +42,12 @@ def with_wrong_sum(chunk: bytes) -> bytes:
 
 def check(data: bytes, *words: str) -> None:
     """The pixels are those of the whole image, and each word is in a note."""
-    header, picture = probe_image(data), read_image(data)
-    np.testing.assert_array_equal(picture.rgb.numpy(), read_image(encoded(drawn(), "PNG")).rgb.numpy())
-    assert header.size_px == picture.size_px
+    header, image = probe_image(data), read_image(data)
+    np.testing.assert_array_equal(image.rgb.numpy(), read_image(encoded(drawn(), "PNG")).rgb.numpy())
+    assert header.size_px == image.size_px
     for word in words:
-        assert any(word in note for note in picture.notes), (word, picture.notes)
-    assert len(picture.notes) == len(words)
+        assert any(word in note for note in image.notes), (word, image.notes)
+    assert len(image.notes) == len(words)
 
 
 # --- PNG ----------------------------------------------------------------------------------------------------------
@@ -105,11 +105,11 @@ def test_long_texts_are_kept(make: str) -> None:
     info = PngImagePlugin.PngInfo()
     (info.add_itxt if make == "iTXt" else info.add_text)("workflow", text, zip=make == "zTXt")
     data = encoded(drawn(), "PNG", pnginfo=info)
-    picture = read_image(data)
-    assert picture.notes == ()
-    assert dict(picture.metadata.text) == {"workflow": text}
+    image = read_image(data)
+    assert image.notes == ()
+    assert dict(image.metadata.text) == {"workflow": text}
     held = io.BytesIO()
-    write_image(picture, held)
+    write_image(image, held)
     assert dict(read_image(held.getvalue()).metadata.text) == {"workflow": text}
 
 
@@ -117,9 +117,9 @@ def test_a_long_profile_is_kept() -> None:
     # Bytes that no tag points to, and that do not deflate to nothing.
     icc = SRGB + np.random.default_rng(0).integers(0, 256, 1_600_000).astype(np.uint8).tobytes()
     icc = struct.pack(">I", len(icc)) + icc[4:]
-    picture = read_image(encoded(drawn(), "PNG", icc_profile=icc))
-    assert picture.notes == ()
-    assert picture.metadata.icc == icc
+    image = read_image(encoded(drawn(), "PNG", icc_profile=icc))
+    assert image.notes == ()
+    assert image.metadata.icc == icc
 
 
 def test_texts_beyond_all_bounds_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,9 +166,9 @@ def test_a_jpeg_that_lacks_only_its_end_marker(name: str, mode: str) -> None:
     data = jpeg(JPEGS[name], mode)
     whole = read_image(data)
     for short in (data[:-2], data[:-1]):
-        picture = read_image(short)
-        np.testing.assert_array_equal(picture.rgb.numpy(), whole.rgb.numpy())
-        assert [note for note in picture.notes if note not in whole.notes] == [opening._NO_END]
+        image = read_image(short)
+        np.testing.assert_array_equal(image.rgb.numpy(), whole.rgb.numpy())
+        assert [note for note in image.notes if note not in whole.notes] == [opening._NO_END]
         assert probe_image(short).size_px == whole.size_px
 
 
@@ -209,10 +209,10 @@ def test_a_whole_jpeg_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("format_name", ["JPEG", "WEBP", "PNG", "AVIF"])
 def test_a_damaged_exif_block_is_left_out_with_a_note(format_name: str) -> None:
-    picture = read_image(encoded(drawn(), format_name, exif=b"Exif\0\0II*\0\xff\xff\xff\x7f"))
-    assert picture.size_px == (37, 45)
-    assert picture.metadata.exif is None
-    assert any("EXIF" in note for note in picture.notes)
+    image = read_image(encoded(drawn(), format_name, exif=b"Exif\0\0II*\0\xff\xff\xff\x7f"))
+    assert image.size_px == (37, 45)
+    assert image.metadata.exif is None
+    assert any("EXIF" in note for note in image.notes)
 
 
 @pytest.mark.parametrize("format_name", ["JPEG", "WEBP", "PNG", "TIFF"])
@@ -220,9 +220,9 @@ def test_a_damaged_exif_block_is_left_out_with_a_note(format_name: str) -> None:
     "icc", [SRGB[:100], b"no profile at all" * 20, SRGB[:36] + b"xxxx" + SRGB[40:]], ids=["short", "text", "mark"]
 )
 def test_a_damaged_profile_is_left_out_with_a_note(format_name: str, icc: bytes) -> None:
-    picture = read_image(encoded(drawn(), format_name, icc_profile=icc))
-    assert picture.size_px == (37, 45)
-    assert any("ICC" in note for note in picture.notes)
+    image = read_image(encoded(drawn(), format_name, icc_profile=icc))
+    assert image.size_px == (37, 45)
+    assert any("ICC" in note for note in image.notes)
 
 
 def test_a_profile_of_which_a_segment_is_missing_is_left_out_with_a_note() -> None:
@@ -230,9 +230,9 @@ def test_a_profile_of_which_a_segment_is_missing_is_left_out_with_a_note() -> No
     data = encoded(drawn(), "JPEG", icc_profile=icc)
     second = data.index(b"ICC_PROFILE\0\x02") - 4
     length = struct.unpack(">H", data[second + 2 : second + 4])[0]
-    picture = read_image(data[:second] + data[second + 2 + length :])
-    assert any("ICC" in note for note in picture.notes)
-    assert picture.metadata.icc is None
+    image = read_image(data[:second] + data[second + 2 + length :])
+    assert any("ICC" in note for note in image.notes)
+    assert image.metadata.icc is None
 
 
 @pytest.mark.parametrize(

@@ -37,25 +37,25 @@ def tiff(samples: NDArray[Any], **options: Any) -> bytes:
     return held.getvalue()
 
 
-def planes_of(picture: SourceImage) -> NDArray[Any]:
+def planes_of(image: SourceImage) -> NDArray[Any]:
     """(H, W, C): grey as one channel, then alpha, in the file's depth."""
-    color = picture.rgb[:1] if picture.is_grey else picture.rgb
-    planes = color if picture.alpha is None else torch.cat([color, picture.alpha])
-    return to_samples(planes, picture.bit_depth)
+    color = image.rgb[:1] if image.is_grey else image.rgb
+    planes = color if image.alpha is None else torch.cat([color, image.alpha])
+    return to_samples(planes, image.bit_depth)
 
 
 def check(data: bytes, expected: NDArray[Any], notes: tuple[str, ...] = ()) -> None:
     """Header and pixels say the same, and the pixels are these to the last bit."""
-    header, picture = probe_image(data), read_image(data)
-    found = planes_of(picture)
+    header, image = probe_image(data), read_image(data)
+    found = planes_of(image)
     wanted = expected[..., None] if expected.ndim == 2 else expected
-    assert header.size_px == picture.size_px == wanted.shape[:2]
-    assert header.bit_depth == picture.bit_depth == wanted.dtype.itemsize * 8
-    assert header.has_alpha == (picture.alpha is not None)
+    assert header.size_px == image.size_px == wanted.shape[:2]
+    assert header.bit_depth == image.bit_depth == wanted.dtype.itemsize * 8
+    assert header.has_alpha == (image.alpha is not None)
     assert found.shape == wanted.shape
     np.testing.assert_array_equal(found, wanted)
-    assert len(picture.notes) == len(notes)
-    for note, word in zip(picture.notes, notes, strict=True):
+    assert len(image.notes) == len(notes)
+    for note, word in zip(image.notes, notes, strict=True):
         assert word in note
 
 
@@ -159,9 +159,9 @@ def test_grey_with_alpha(dtype: type, kind: str) -> None:
     stored = samples.copy()
     if kind == "assocalpha":
         stored[..., 0] = np.rint(samples[..., 0].astype(np.float64) * samples[..., 1] / largest)
-    picture = read_image(tiff(stored, extrasamples=[kind], photometric="minisblack", planarconfig="contig"))
-    assert (picture.is_grey, picture.bit_depth) == (True, largest.bit_length())
-    assert np.abs(planes_of(picture).astype(int) - samples).max() <= (0 if kind == "unassalpha" else 2)
+    image = read_image(tiff(stored, extrasamples=[kind], photometric="minisblack", planarconfig="contig"))
+    assert (image.is_grey, image.bit_depth) == (True, largest.bit_length())
+    assert np.abs(planes_of(image).astype(int) - samples).max() <= (0 if kind == "unassalpha" else 2)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -191,16 +191,16 @@ def test_white_is_zero_in_floats() -> None:
 def test_cmyk_with_and_without_alpha(dtype: type, extra: list[Any]) -> None:
     inks = noise(4 + len(extra), np.uint8)
     stored = inks if dtype is np.uint8 else inks.astype(np.uint16) * 257
-    picture = read_image(tiff(stored, photometric="separated", extrasamples=extra))
+    image = read_image(tiff(stored, photometric="separated", extrasamples=extra))
     expected = np.asarray(Image.fromarray(np.ascontiguousarray(inks[..., :4]), "CMYK").convert("RGB"))
-    found = planes_of(picture)
+    found = planes_of(image)
     np.testing.assert_array_equal(found[..., :3], expected)
-    assert (picture.alpha is not None) == (extra == ["unassalpha"])
-    if picture.alpha is not None:
+    assert (image.alpha is not None) == (extra == ["unassalpha"])
+    if image.alpha is not None:
         np.testing.assert_array_equal(found[..., 3], inks[..., 4])
-    assert any("CMYK" in note for note in picture.notes)
-    assert any("16 bits" in note for note in picture.notes) == (dtype is np.uint16)
-    assert any("extra" in note for note in picture.notes) == (extra == [0])
+    assert any("CMYK" in note for note in image.notes)
+    assert any("16 bits" in note for note in image.notes) == (dtype is np.uint16)
+    assert any("extra" in note for note in image.notes) == (extra == [0])
 
 
 def lab_of(levels: NDArray[Any], photometric: int, bits: int) -> NDArray[Any]:
@@ -221,12 +221,12 @@ def test_lab_of_16_bits_keeps_them(photometric: str, dtype: type) -> None:
     # Near grey, where sRGB shows the colours.
     middle = 0 if photometric == "cielab" else 1 << (bits - 1)
     samples[..., 1:] = middle + samples[..., 1:] % (8 << (bits - 8))
-    picture = read_image(tiff(samples, photometric=photometric))
+    image = read_image(tiff(samples, photometric=photometric))
     lab = lab_of(samples, 8 if photometric == "cielab" else 9, bits)
     expected = lab_to_srgb(torch.from_numpy(lab.astype(np.float32)).permute(2, 0, 1)).clamp(0, 1)
-    assert picture.bit_depth == 16
-    assert float((picture.rgb - expected).abs().max()) < 1e-4
-    assert any("Lab" in note for note in picture.notes)
+    assert image.bit_depth == 16
+    assert float((image.rgb - expected).abs().max()) < 1e-4
+    assert any("Lab" in note for note in image.notes)
 
 
 def test_lab_is_what_it_is_in_srgb() -> None:
@@ -386,11 +386,11 @@ def test_profile_resolution_and_tags_come_from_the_page_that_is_read(options: di
     icc = bytes(128)
     samples = RNG.random((*SIZE, 3)).astype(np.float32)
     told = {"resolution": (300, 300), "resolutionunit": 2, "iccprofile": icc, "software": "Scanner 3"}
-    picture = read_image(tiff(samples, **told, **options))
-    assert picture.metadata.dpi == (300, 300)
-    assert b"Scanner 3" in (picture.metadata.exif or b"")
+    image = read_image(tiff(samples, **told, **options))
+    assert image.metadata.dpi == (300, 300)
+    assert b"Scanner 3" in (image.metadata.exif or b"")
     # It was found, and is no profile.
-    assert any("ICC" in note for note in picture.notes)
+    assert any("ICC" in note for note in image.notes)
 
 
 @pytest.mark.parametrize(

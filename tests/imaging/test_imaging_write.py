@@ -1,4 +1,4 @@
-"""Writing pictures: what survives a round trip, what a format cannot hold, whole files or none."""
+"""Writing images: what survives a round trip, what a format cannot hold, whole files or none."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ METADATA = ImageMetadata(
 )
 
 
-def picture_of(
+def image_of(
     channels: int, bits: int = 8, size: tuple[int, int] = (13, 17), metadata: ImageMetadata = METADATA
 ) -> SourceImage:
     dtype = np.uint8 if bits == 8 else np.uint16
@@ -73,9 +73,9 @@ def picture_of(
     )
 
 
-def written(picture: SourceImage, **options: object) -> bytes:
+def written(photo: SourceImage, **options: object) -> bytes:
     stream = io.BytesIO()
-    write_image(picture, stream, **options)  # type: ignore[arg-type]
+    write_image(photo, stream, **options)  # type: ignore[arg-type]
     return stream.getvalue()
 
 
@@ -86,32 +86,32 @@ def written(picture: SourceImage, **options: object) -> bytes:
 @pytest.mark.parametrize("bits", [8, 16])
 def test_lossless_formats_keep_every_bit(bits: int, format_name: str) -> None:
     for size, channels in product([(1, 1), (1, 30), (13, 17)], [1, 2, 3, 4]):
-        picture = picture_of(channels, bits, size)
-        again = read_image(written(picture, format=format_name))
-        assert torch.equal(again.rgb, picture.rgb), (size, channels)
+        photo = image_of(channels, bits, size)
+        again = read_image(written(photo, format=format_name))
+        assert torch.equal(again.rgb, photo.rgb), (size, channels)
         assert again.bit_depth == bits
         # Grey with alpha and 16 bits has no reader as TIFF: it is written as RGBA.
         assert again.is_grey == (channels < 3 and not (format_name == "tiff" and channels == 2))
-        assert (again.alpha is None) == (picture.alpha is None)
-        if again.alpha is not None and picture.alpha is not None:
-            assert torch.equal(again.alpha, picture.alpha), (size, channels)
+        assert (again.alpha is None) == (photo.alpha is None)
+        if again.alpha is not None and photo.alpha is not None:
+            assert torch.equal(again.alpha, photo.alpha), (size, channels)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pillow_reads_our_8_bit_files_alike(channels: int) -> None:
-    picture = picture_of(channels)
-    expected = to_samples(picture.rgb[:channels], 8).squeeze()
+    photo = image_of(channels)
+    expected = to_samples(photo.rgb[:channels], 8).squeeze()
     for format_name in ("png", "tiff"):
-        with Image.open(io.BytesIO(written(picture, format=format_name))) as image:
+        with Image.open(io.BytesIO(written(photo, format=format_name))) as image:
             np.testing.assert_array_equal(np.asarray(image), expected)
 
 
 def test_a_deep_png_of_many_bands() -> None:
     # Wider than what is filtered at once, so that filters reach over a band's border.
     smooth = np.add.outer(np.arange(40) * 900, np.arange(30_000))[..., None] % 65536
-    picture = SourceImage(from_samples(smooth.astype(np.uint16)).expand(3, -1, -1).contiguous(), bit_depth=16)
-    data = written(picture)
-    assert torch.equal(read_image(data).rgb, picture.rgb)
+    photo = SourceImage(from_samples(smooth.astype(np.uint16)).expand(3, -1, -1).contiguous(), bit_depth=16)
+    data = written(photo)
+    assert torch.equal(read_image(data).rgb, photo.rgb)
     assert len(data) < 40 * 30_000 * 6 / 10
 
 
@@ -122,25 +122,25 @@ def test_lossy_formats_come_close(channels: int, format_name: str) -> None:
     ramp = torch.linspace(0, 1, 64).expand(64, 64)
     rgb = torch.stack([ramp, ramp.T, 1 - ramp]) if channels > 1 else ramp.expand(3, -1, -1)
     alpha = (0.5 + ramp.T[None] / 2).contiguous() if channels == 4 else None
-    picture = SourceImage(rgb, alpha, bit_depth=16, is_grey=channels == 1, is_neutral=channels == 1)
-    again = read_image(written(picture, format=format_name))
+    photo = SourceImage(rgb, alpha, bit_depth=16, is_grey=channels == 1, is_neutral=channels == 1)
+    again = read_image(written(photo, format=format_name))
     assert float((again.rgb - rgb).abs().mean()) < 0.02
     assert (again.alpha is None) == (alpha is None)
     assert again.bit_depth == 8
 
 
 def test_quality_changes_the_size() -> None:
-    picture = picture_of(3, size=(64, 64))
+    photo = image_of(3, size=(64, 64))
     for format_name in ("jpg", "webp", "avif"):
-        low, default = written(picture, format=format_name, quality=20), written(picture, format=format_name)
+        low, default = written(photo, format=format_name, quality=20), written(photo, format=format_name)
         assert len(low) < len(default) / 2
     for quality in (0, 101):
         with pytest.raises(UsageError, match=f"{quality}"):
-            written(picture, format="jpg", quality=quality)
+            written(photo, format="jpg", quality=quality)
 
 
 def test_jpeg_keeps_the_colors_full_resolution() -> None:
-    with Image.open(io.BytesIO(written(picture_of(3), format="jpg"))) as image:
+    with Image.open(io.BytesIO(written(image_of(3), format="jpg"))) as image:
         assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3  # type: ignore[attr-defined]
 
 
@@ -152,9 +152,9 @@ def test_rounding_is_half_to_even_and_clips() -> None:
     np.testing.assert_array_equal(to_samples(from_samples(every), 16), every)
 
 
-def test_a_neutral_pictures_result_loses_a_tint() -> None:
+def test_a_neutral_images_result_loses_a_tint() -> None:
     tinted = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(1))
-    grey = replace(picture_of(1), metadata=ImageMetadata()).restored(tinted)
+    grey = replace(image_of(1), metadata=ImageMetadata()).restored(tinted)
     expected = np.asarray(Image.fromarray(to_samples(tinted, 8)).convert("L")).astype(int)
     again = read_image(written(grey))
     assert again.is_grey
@@ -174,8 +174,8 @@ def test_luma_keeps_neutral_values_exactly() -> None:
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_metadata_is_kept(format_name: str) -> None:
-    picture = picture_of(3)
-    restored = picture.restored(torch.rand(3, 26, 34))
+    photo = image_of(3)
+    restored = photo.restored(torch.rand(3, 26, 34))
     again = read_image(written(restored, format=format_name))
     exif = Image.Exif()
     exif.load(again.metadata.exif or b"")
@@ -194,7 +194,7 @@ def test_metadata_is_kept(format_name: str) -> None:
 
 @pytest.mark.parametrize("format_name", ["webp", "avif"])
 def test_resolution_goes_into_exif_where_there_is_no_other_place(format_name: str) -> None:
-    data = written(picture_of(3, metadata=ImageMetadata(dpi=(300.0, 150.0))), format=format_name)
+    data = written(image_of(3, metadata=ImageMetadata(dpi=(300.0, 150.0))), format=format_name)
     exif = Image.Exif()
     exif.load(read_image(data).metadata.exif or b"")
     assert (exif[0x011A], exif[0x011B], exif[0x0128]) == (300, 150, 2)
@@ -202,7 +202,7 @@ def test_resolution_goes_into_exif_where_there_is_no_other_place(format_name: st
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_metadata_none_leaves_the_profile_alone(format_name: str) -> None:
-    data = written(picture_of(3), format=format_name, metadata="none", record=RECORD)
+    data = written(image_of(3), format=format_name, metadata="none", record=RECORD)
     assert read_image(data).metadata == ImageMetadata()
     assert read_record(data) is None
     assert b"Maker" not in data
@@ -210,22 +210,22 @@ def test_metadata_none_leaves_the_profile_alone(format_name: str) -> None:
 
 def test_what_is_too_long_for_a_jpeg_is_left_out_with_a_note() -> None:
     metadata = replace(METADATA, exif=build_exif(70_000), xmp=b"<x>" + b"x" * 70_000 + b"</x>")
-    notes = write_image(picture_of(3, metadata=metadata), io.BytesIO(), format="jpg")
+    notes = write_image(image_of(3, metadata=metadata), io.BytesIO(), format="jpg")
     assert len(notes) == 2
     assert all("too long" in note for note in notes)
-    assert write_image(picture_of(3, metadata=metadata), io.BytesIO(), format="png") == ()
+    assert write_image(image_of(3, metadata=metadata), io.BytesIO(), format="png") == ()
 
 
 @pytest.mark.filterwarnings("error")
 @settings(max_examples=30, deadline=None)
 @given(changes=st.lists(st.tuples(st.integers(8, 200), st.integers(0, 255)), min_size=1, max_size=4))
-def test_damaged_exif_never_costs_the_picture(changes: list[tuple[int, int]]) -> None:
+def test_damaged_exif_never_costs_the_image(changes: list[tuple[int, int]]) -> None:
     damaged = bytearray(build_exif())
     for place, value in changes:
         damaged[place % len(damaged)] = value
-    picture = picture_of(3, metadata=ImageMetadata(exif=bytes(damaged)))
+    photo = image_of(3, metadata=ImageMetadata(exif=bytes(damaged)))
     for format_name in FORMATS:
-        assert read_image(written(picture, format=format_name)).size_px == (13, 17)
+        assert read_image(written(photo, format=format_name)).size_px == (13, 17)
 
 
 # --- the record ---------------------------------------------------------------------------------------------------
@@ -237,8 +237,8 @@ def test_damaged_exif_never_costs_the_picture(changes: list[tuple[int, int]]) ->
 def test_the_record_comes_back_and_changes_nothing(channels: int, format_name: str, tmp_path: Path) -> None:
     path = tmp_path / "image"
     for metadata, record in ((METADATA, RECORD), (ImageMetadata(), "{}"), (ImageMetadata(), "x" * 60_000)):
-        picture = picture_of(channels, metadata=metadata)
-        plain, marked = written(picture, format=format_name), written(picture, format=format_name, record=record)
+        photo = image_of(channels, metadata=metadata)
+        plain, marked = written(photo, format=format_name), written(photo, format=format_name, record=record)
         path.write_bytes(marked)
         assert read_record(plain) is None
         assert read_record(marked) == read_record(path) == record == probe_image(path).record
@@ -264,10 +264,10 @@ def test_a_lossless_webp_and_one_with_an_odd_length_take_a_record() -> None:
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_nobody_trips_over_the_record(format_name: str) -> None:
     """No comment, no text, no tag that a reader does not know: what Pillow tells of both files is the same."""
-    picture = picture_of(3, metadata=METADATA)
+    photo = image_of(3, metadata=METADATA)
     told = []
     for record in (None, RECORD):
-        data = written(picture, format=format_name, record=record)
+        data = written(photo, format=format_name, record=record)
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             tags = dict(getattr(image, "tag_v2", {}))
@@ -289,7 +289,7 @@ def test_a_foreign_comment_is_no_record_and_ours_no_comment() -> None:
     text.add_itxt("omgsr-like", "not ours")
     image.save(buffer, "PNG", pnginfo=text)
     assert read_record(buffer.getvalue()) is None
-    data = written(picture_of(3, metadata=ImageMetadata(text=(("Comment", "mine"),))), format="jpg", record=RECORD)
+    data = written(image_of(3, metadata=ImageMetadata(text=(("Comment", "mine"),))), format="jpg", record=RECORD)
     assert read_image(data).metadata.text == (("Comment", "mine"),)
 
 
@@ -320,34 +320,34 @@ def test_what_is_too_large_is_refused_before_any_work(format_name: str, size: tu
 @pytest.mark.parametrize("format_name", ["webp", "jpg"])
 def test_the_largest_side_can_be_written(format_name: str) -> None:
     side = 16383 if format_name == "webp" else 65500
-    picture = SourceImage(torch.zeros(3, 1, side))
-    assert probe_image(written(picture, format=format_name)).size_px == (1, side)
+    photo = SourceImage(torch.zeros(3, 1, side))
+    assert probe_image(written(photo, format=format_name)).size_px == (1, side)
 
 
 def test_a_jpeg_takes_no_transparency_but_an_opaque_alpha() -> None:
-    picture = picture_of(4)
+    photo = image_of(4)
     with pytest.raises(FileError, match="no transparency") as caught:
-        written(picture, format="jpg")
+        written(photo, format="jpg")
     assert "png" in (caught.value.hint or "")
-    opaque = picture.restored(picture.rgb, torch.ones_like(picture.alpha))  # type: ignore[arg-type]
+    opaque = photo.restored(photo.rgb, torch.ones_like(photo.alpha))  # type: ignore[arg-type]
     assert read_image(written(opaque, format="jpg")).alpha is None
 
 
 def test_a_format_that_this_pillow_cannot_write(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("PIL.features.check", lambda name: False)
     with pytest.raises(FileError, match="cannot write avif"):
-        written(picture_of(3), format="avif")
+        written(image_of(3), format="avif")
 
 
 def test_pixels_of_a_wrong_shape_are_refused() -> None:
-    picture = picture_of(3)
+    photo = image_of(3)
     for rgb, alpha in (
         (torch.rand(4, 4), None),
         (torch.rand(1, 4, 4), None),
         (torch.rand(3, 4, 4), torch.rand(1, 4, 5)),
     ):
         with pytest.raises(ShapeError):
-            picture.restored(rgb, alpha)
+            photo.restored(rgb, alpha)
 
 
 # --- whole or absent ----------------------------------------------------------------------------------------------
@@ -357,7 +357,7 @@ def test_a_file_appears_whole_with_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "new" / "deeper" / "a.png"
     before = os.umask(0o027)
     try:
-        write_image(picture_of(3), path)
+        write_image(image_of(3), path)
     finally:
         os.umask(before)
     assert read_image(path).size_px == (13, 17)
@@ -369,10 +369,10 @@ def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"precious")
     with pytest.raises(FileError, match="exists already") as caught:
-        write_image(picture_of(3), path)
+        write_image(image_of(3), path)
     assert "--overwrite" in (caught.value.hint or "")
     assert path.read_bytes() == b"precious"
-    write_image(picture_of(3), path, overwrite=True)
+    write_image(image_of(3), path, overwrite=True)
     assert read_image(path).size_px == (13, 17)
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -462,7 +462,7 @@ def test_system_errors_are_said_in_words(
 
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(FileError, match=words) as caught:
-        write_image(picture_of(3), tmp_path / "a.png")
+        write_image(image_of(3), tmp_path / "a.png")
     assert str(tmp_path / "a.png") in caught.value.message
     # Not every command that writes has -o.
     assert caught.value.hint
@@ -473,15 +473,15 @@ def test_system_errors_are_said_in_words(
 def test_places_where_no_file_can_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(FileError, match="a file, not a folder"):
-        write_image(picture_of(3), tmp_path / "file" / "a.png")
+        write_image(image_of(3), tmp_path / "file" / "a.png")
     with pytest.raises(FileError, match="a file, not a folder"):
-        write_image(picture_of(3), tmp_path / "file" / "deeper" / "a.png")
+        write_image(image_of(3), tmp_path / "file" / "deeper" / "a.png")
     with pytest.raises(FileError, match="it is a folder"):
-        write_image(picture_of(3), tmp_path, overwrite=True)
+        write_image(image_of(3), tmp_path, overwrite=True)
     with pytest.raises(FileError, match="too long"):
-        write_image(picture_of(3), tmp_path / ("a" * 300 + ".png"))
+        write_image(image_of(3), tmp_path / ("a" * 300 + ".png"))
     long_name = tmp_path / ("a" * 250 + ".png")
-    write_image(picture_of(3), long_name)
+    write_image(image_of(3), long_name)
     assert long_name.exists()
 
 
@@ -495,6 +495,6 @@ def test_a_stream_that_breaks() -> None:
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     with pytest.raises(FileError, match="disk is full"):
-        write_image(picture_of(3), Full())
+        write_image(image_of(3), Full())
     with pytest.raises(BrokenPipeError):
-        write_image(picture_of(3), Closed())
+        write_image(image_of(3), Closed())

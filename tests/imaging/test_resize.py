@@ -26,7 +26,7 @@ IMAGE = torch.rand(3, 13, 21, generator=torch.Generator().manual_seed(3))
 
 @pytest.mark.parametrize("method", FILTERS)
 @pytest.mark.parametrize("size", [(40, 9), (5, 64), (13, 22), (1, 1)])
-def test_eight_bits_are_what_pillow_gives_for_a_picture(method: str, size: tuple[int, int]) -> None:
+def test_eight_bits_are_what_pillow_gives_for_a_image(method: str, size: tuple[int, int]) -> None:
     levels = (IMAGE * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     expected = np.asarray(Image.fromarray(levels).resize((size[1], size[0]), FILTERS[method]))
     found = resize(IMAGE, size, method=method)

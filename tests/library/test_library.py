@@ -38,7 +38,7 @@ def samples(channels: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]
     return np.stack(planes, -1)
 
 
-def test_three_lines_give_a_picture(model: Restorer) -> None:
+def test_three_lines_give_a_image(model: Restorer) -> None:
     result = upscale_image(model, Image.fromarray(samples(3)), scale=2)
     assert (result.mode, result.size) == ("RGB", (2 * WIDTH, 2 * HEIGHT))
     assert upscale_image(model, Image.fromarray(samples(3))).size == (4 * WIDTH, 4 * HEIGHT)
@@ -204,7 +204,7 @@ def save_folder(folder: Path, count: int = 3) -> Path:
 
 def test_a_folder_is_restored_and_resumed(model: Restorer, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     photos = save_folder(tmp_path / "photos")
-    (photos / "broken.png").write_bytes(b"no picture")
+    (photos / "broken.png").write_bytes(b"no image")
     told: list[Any] = []
     results = upscale_folder(model, photos, tmp_path / "out", scale=2, on_result=told.append)
     assert [result.status for result in results] == ["done", "done", "done", "failed"]

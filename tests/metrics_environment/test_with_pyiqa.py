@@ -56,7 +56,7 @@ def pyiqa_score(name: str, *paths: Path, **options: Any) -> float:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     generator = np.random.default_rng(0)
     for number in range(2):
         smooth = Image.fromarray(generator.integers(0, 256, (30, 34, 3), dtype=np.uint8)).resize((230, 210))
@@ -85,7 +85,7 @@ def test_psnr_and_ssim_are_pyiqas(color_space: ColorSpace, crop: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["realsr", "drealsr"])
-def test_the_command_agrees_with_pyiqa_on_another_methods_pictures(bench: Command, shared: Path, name: str) -> None:
+def test_the_command_agrees_with_pyiqa_on_another_methods_images(bench: Command, shared: Path, name: str) -> None:
     folder = shared / "benchmarks" / name
     said = bench("--sr", folder / "osediff", "--hr", folder / "hr", "--metrics", "psnr,ssim", "--json")
     for metric in ("psnr", "ssim"):
@@ -97,21 +97,21 @@ def test_the_command_agrees_with_pyiqa_on_another_methods_pictures(bench: Comman
             assert score == pytest.approx(wanted, abs=1e-4)
 
 
-def test_piqe_needs_no_weights(bench: Command, pictures: Path) -> None:
-    found = scores(bench("--sr", pictures, "--metrics", "piqe", "--json"), "piqe")
-    assert found == {stem: pytest.approx(pyiqa_score("piqe", pictures / f"{stem}.png"), abs=1e-5) for stem in "01"}
+def test_piqe_needs_no_weights(bench: Command, images: Path) -> None:
+    found = scores(bench("--sr", images, "--metrics", "piqe", "--json"), "piqe")
+    assert found == {stem: pytest.approx(pyiqa_score("piqe", images / f"{stem}.png"), abs=1e-5) for stem in "01"}
     assert found["0"] != found["1"]
 
 
-def test_niqe_with_given_parameters(bench: Command, pictures: Path, hub: Path) -> None:
+def test_niqe_with_given_parameters(bench: Command, images: Path, hub: Path) -> None:
     from scipy.io import savemat
 
     generator = np.random.default_rng(1)
     basis = generator.normal(size=(36, 36))
     parameters = {"mu_prisparam": generator.normal(size=(1, 36)), "cov_prisparam": basis @ basis.T + np.eye(36)}
     savemat(hub / "pyiqa" / "niqe_modelparameters.mat", parameters)
-    found = scores(bench("--sr", pictures, "--metrics", "niqe", "--json"), "niqe")
-    assert found == {stem: pytest.approx(pyiqa_score("niqe", pictures / f"{stem}.png"), abs=1e-5) for stem in "01"}
+    found = scores(bench("--sr", images, "--metrics", "niqe", "--json"), "niqe")
+    assert found == {stem: pytest.approx(pyiqa_score("niqe", images / f"{stem}.png"), abs=1e-5) for stem in "01"}
 
 
 def test_niqe_is_the_calibrated_one(bench: Command, shared: Path, hub: Path) -> None:
@@ -125,20 +125,20 @@ def test_niqe_is_the_calibrated_one(bench: Command, shared: Path, hub: Path) -> 
     assert found == {stem: pytest.approx(value, abs=5e-3) for stem, value in wanted.items()}
 
 
-def test_musiq_with_random_weights(bench: Command, pictures: Path, hub: Path) -> None:
+def test_musiq_with_random_weights(bench: Command, images: Path, hub: Path) -> None:
     from pyiqa.archs.musiq_arch import MUSIQ
 
     torch.manual_seed(4)
     torch.save(MUSIQ(pretrained=False, num_class=1).state_dict(), hub / "pyiqa" / "musiq_koniq_ckpt-e95806b9.pth")
-    said = bench("--sr", pictures, "--metrics", "musiq,piqe", "--json")
+    said = bench("--sr", images, "--metrics", "musiq,piqe", "--json")
     found = scores(said, "musiq")
     assert "Loading pretrained model MUSIQ" in said.err
     for stem, score in found.items():
-        assert score == pytest.approx(pyiqa_score("musiq", pictures / f"{stem}.png"), abs=1e-4)
+        assert score == pytest.approx(pyiqa_score("musiq", images / f"{stem}.png"), abs=1e-4)
 
 
-def test_weights_that_are_not_here_are_told_at_once(bench: Command, pictures: Path) -> None:
-    said = bench("--sr", pictures, "--metrics", "musiq,clipiqa,maniqa-pipal,topiq_nr,liqe,brisque,piqe", "--json")
+def test_weights_that_are_not_here_are_told_at_once(bench: Command, images: Path) -> None:
+    said = bench("--sr", images, "--metrics", "musiq,clipiqa,maniqa-pipal,topiq_nr,liqe,brisque,piqe", "--json")
     assert said.code == 1
     assert [line.split(":")[1].strip() for line in said.errors] == [
         *("musiq", "clipiqa", "maniqa-pipal", "topiq_nr", "liqe", "brisque")
@@ -147,21 +147,21 @@ def test_weights_that_are_not_here_are_told_at_once(bench: Command, pictures: Pa
     assert said.records[0]["summaries"][-1]["mean"] > 0
 
 
-def test_clip_without_pkg_resources(bench: Command, pictures: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clip_without_pkg_resources(bench: Command, images: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (hub / "clip").mkdir()
     torch.save({}, hub / "clip" / "RN50.pt")
     for name in [name for name in sys.modules if name.partition(".")[0] == "clip" or "clipiqa" in name]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "pyiqa.archs.clip_imports", raising=False)
     monkeypatch.setitem(sys.modules, "pkg_resources", None)
-    said = bench("--sr", pictures, "--metrics", "clipiqa,piqe", "--json")
+    said = bench("--sr", images, "--metrics", "clipiqa,piqe", "--json")
     assert said.code == 1
     assert "setuptools<82" in said.errors[0]
 
 
-def test_a_torchvision_that_does_not_fit_is_told_with_both_versions(pictures: Path, tmp_path: Path) -> None:
+def test_a_torchvision_that_does_not_fit_is_told_with_both_versions(images: Path, tmp_path: Path) -> None:
     # Another process: here its two names were given to it.
-    command = [sys.executable, "-m", "omgsr_cli", "bench", "--sr", str(pictures), "--hr", str(pictures)]
+    command = [sys.executable, "-m", "omgsr_cli", "bench", "--sr", str(images), "--hr", str(images)]
     command += ["--metrics", "piqe,psnr", "--json", "--cache", str(tmp_path / "cache")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:

@@ -13,7 +13,7 @@ from PIL import Image
 from protocols import departures
 from random_sd import write_sd_model
 from safetensors.torch import load_file
-from training_run import run_here, settings, write_pictures
+from training_run import run_here, settings, write_images
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models import families
@@ -59,8 +59,8 @@ def test_what_cannot_be_called_so_is_found() -> None:
     class Wrong(Blur):
         decode = None  # type: ignore[assignment] # wrong
 
-        def encode(self, picture: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-            return picture
+        def encode(self, image: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+            return image
 
         def restore(self, lq_latent: torch.Tensor, strength: float) -> torch.Tensor:  # type: ignore[override] # wrong
             return lq_latent * strength
@@ -109,7 +109,7 @@ def test_it_is_trained_and_what_was_saved_upscales(
         tmp_path,
         tmp_path / "run",
         model={"start_from": str(model)},
-        data={"train": [str(write_pictures(tmp_path / "hq"))], "resolution": 32, "batch_size": 2, "workers": 0},
+        data={"train": [str(write_images(tmp_path / "hq"))], "resolution": 32, "batch_size": 2, "workers": 0},
         loss={"lrr": 0.0, "l1": 1.0, "dv3cd": 0.0, "gan": 0.0, "backbone_path": None},
         train={"steps": 2, "ema": 0.0},
         save={"every": 2},
@@ -136,7 +136,7 @@ def saved_model(name: str, tmp_path: Path) -> tuple[Trainable, Path]:
 
 @pytest.mark.parametrize("name", ["tiny", "sd", "blur"])
 def test_what_is_trained_is_what_is_loaded(name: str, tmp_path: Path) -> None:
-    """Two steps through encode, restore and decode, saved and read by what users call, give the same pictures."""
+    """Two steps through encode, restore and decode, saved and read by what users call, give the same images."""
     trainable, folder = saved_model(name, tmp_path)
     before = load_restorer(folder, device="cpu", precision="fp32")
     generator = Generator(trainable)

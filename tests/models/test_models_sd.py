@@ -1,4 +1,4 @@
-"""The SD family against the published formulas' pictures and against diffusers' own scheduler."""
+"""The SD family against the published formulas' images and against diffusers' own scheduler."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from omgsr_cli.planning import plan_restoration
 from omgsr_cli.upscaling import upscale_image
 
 GOLDEN = SHARED / "golden" / "sd"
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden pictures of the SD family are not here")
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden images of the SD family are not here")
 
 
 def load_sd_restorer(folder: Path, **options: object) -> SdRestorer:
@@ -47,8 +47,8 @@ def restorer(model_folder: Path) -> SdRestorer:
     return load_sd_restorer(model_folder)
 
 
-def to_unit_tensor(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.asarray(picture, np.float32) / 255).permute(2, 0, 1)[None]
+def to_unit_tensor(photo: Image.Image) -> Tensor:
+    return torch.from_numpy(np.asarray(photo, np.float32) / 255).permute(2, 0, 1)[None]
 
 
 def floor_to_bytes(image: Tensor) -> np.ndarray:
@@ -61,7 +61,7 @@ CASES = json.loads((GOLDEN / "cases.json").read_text()) if GOLDEN.is_dir() else 
 
 @needs_golden
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
-def test_golden_pictures_are_reproduced(case: dict[str, object]) -> None:
+def test_golden_images_are_reproduced(case: dict[str, object]) -> None:
     model = load_restorer(
         base=GOLDEN / "base",
         adapter=GOLDEN / "adapter",
@@ -72,8 +72,8 @@ def test_golden_pictures_are_reproduced(case: dict[str, object]) -> None:
         process_size=case["process_size"],
     )
     for number in range(3):
-        picture = Image.open(GOLDEN / "in" / f"{number}.png").convert("RGB")
-        enlarged = to_unit_tensor(picture.resize((256, 256), Image.Resampling.BICUBIC))
+        photo = Image.open(GOLDEN / "in" / f"{number}.png").convert("RGB")
+        enlarged = to_unit_tensor(photo.resize((256, 256), Image.Resampling.BICUBIC))
         with torch.inference_mode():
             image = model.decode(model.restore(model.encode(enlarged * 2 - 1)))
         restored = floor_to_bytes(image * 0.5 + 0.5).astype(np.float32) / 255
@@ -236,7 +236,7 @@ def test_info_follows_the_mid_timestep(restorer: SdRestorer) -> None:
 
 
 @needs_golden
-def test_little_memory_gives_the_same_picture() -> None:
+def test_little_memory_gives_the_same_image() -> None:
     """The codec in strips, layers in a file, against the codec in one piece."""
     model = load_sd_restorer(GOLDEN / "base")
     image = torch.rand(3, 66, 82, generator=torch.Generator().manual_seed(0))

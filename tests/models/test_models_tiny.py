@@ -1,4 +1,4 @@
-"""The embedded model: its latent space, its tiles, and what its pictures must not show."""
+"""The embedded model: its latent space, its tiles, and what its images must not show."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_wavelet_is_lossless(size: tuple[int, int]) -> None:
     torch.testing.assert_close(synthesise(bands), image, rtol=0, atol=1e-12)
 
 
-def test_wavelet_is_nearly_orthonormal_and_puts_a_flat_picture_into_one_band() -> None:
+def test_wavelet_is_nearly_orthonormal_and_puts_a_flat_image_into_one_band() -> None:
     noise = torch.randn(1, 1, 256, 256, dtype=torch.float64)
     assert float(analyse(noise).square().mean()) == pytest.approx(float(noise.square().mean()), rel=0.1)
     bands = analyse(torch.full((1, 1, 32, 32), 0.5, dtype=torch.float64))
@@ -66,7 +66,7 @@ def test_timestep_embedding_is_the_formula() -> None:
     assert torch.equal(embedding[0], torch.cat([torch.zeros(32), torch.ones(32)]))
 
 
-def test_an_untrained_network_gives_the_picture_back() -> None:
+def test_an_untrained_network_gives_the_image_back() -> None:
     """No correction and no noise predicted: the step must be the identity, whatever the timestep."""
     from omgsr_cli.models.record import ModelRecord
     from omgsr_cli.models.tiny import TinyRestorer, build_info
@@ -107,7 +107,7 @@ def test_weights_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
 
 
 def test_another_mid_timestep_changes_the_signal_too() -> None:
-    """The identity holds at every timestep: a flat picture stays flat only if encoder and step agree on alpha_bar."""
+    """The identity holds at every timestep: a flat image stays flat only if encoder and step agree on alpha_bar."""
     other = load_restorer("omgsr-tiny", device="cpu", mid_timestep=200)
     assert other.info.mid_timestep == 200
     assert "200" in other.notes[0]
@@ -115,7 +115,7 @@ def test_another_mid_timestep_changes_the_signal_too() -> None:
     assert (restored - 0.75).abs().max() < 0.05
 
 
-def test_tiles_equal_the_whole_picture(tiny: Restorer, photo: torch.Tensor) -> None:
+def test_tiles_equal_the_whole_image(tiny: Restorer, photo: torch.Tensor) -> None:
     image = photo[:, :112, :128]
     size = Size(448, 512)
     whole = upscale_image(tiny, image, size, RestoreOptions(tile="off"))
@@ -125,7 +125,7 @@ def test_tiles_equal_the_whole_picture(tiny: Restorer, photo: torch.Tensor) -> N
     assert difference.max() <= 3
 
 
-def test_a_flat_picture_stays_flat(tiny: Restorer) -> None:
+def test_a_flat_image_stays_flat(tiny: Restorer) -> None:
     for level in (0.0, 0.25, 0.5, 1.0):
         flat = torch.full((3, 32, 32), level)
         restored = upscale_image(tiny, flat, Size(128, 128))

@@ -54,7 +54,7 @@ def test_it_decodes_as_diffusers_does(published: Path, decoder: TinyDecoder) -> 
 
 @pytest.mark.parametrize("size", [(1, 1), (23, 40), (50, 18)])
 @torch.inference_mode()
-def test_tiles_are_the_whole_picture(decoder: TinyDecoder, size: tuple[int, int]) -> None:
+def test_tiles_are_the_whole_image(decoder: TinyDecoder, size: tuple[int, int]) -> None:
     latent = torch.randn(1, 4, *size)
     bands = list(decoder.decode_within(latent, Workspace(1, CPU)))
     assert len(bands) == -(-size[0] // 16)
@@ -104,7 +104,7 @@ def test_a_result_of_it_is_another_result(published: Path, tmp_path: Path) -> No
     def record(vae: str | None) -> str:
         info = describe_model(find_model(ModelOptions(model=str(folder), vae=vae)))
         settings = Settings(ModelOptions(model=str(folder), vae=vae), RestoreOptions(), WriteOptions())
-        return FinishedResults(settings, info, Remembered(tmp_path / "cache")).record(b"a picture")
+        return FinishedResults(settings, info, Remembered(tmp_path / "cache")).record(b"an image")
 
     first = record(str(published))
     assert first != record(None)

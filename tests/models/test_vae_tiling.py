@@ -17,14 +17,14 @@ from omgsr_cli.errors import ModelError, OmgsrError
 from omgsr_cli.models.base import Workspace
 from omgsr_cli.models.vae_tiling import check_tiling, decode_in_strips, encode_in_strips
 from omgsr_cli.models.vae_tiling.attention import Attended
-from omgsr_cli.models.vae_tiling.fields import PictureRows, strips
+from omgsr_cli.models.vae_tiling.fields import InputRows, strips
 from omgsr_cli.models.vae_tiling.storage import MomentSums, StoredRows
 
 GOLDEN_VAE = GOLDEN / "sd" / "base" / "vae"
 CPU = torch.device("cpu")
 # Sizes of latents from one element to ugly ones; memory from one row at a time, with every layer in a file, to enough.
 DECODED = [((1, 1), 1), ((1, 5), 100_000), ((2, 3), 1), ((5, 7), 200_000), ((3, 5), 1 << 30)]
-# Sizes of pictures, also such as are no multiple of 8.
+# Sizes of images, also such as are no multiple of 8.
 ENCODED = [((8, 8), 1), ((17, 11), 1), ((8, 40), 100_000), ((41, 24), 200_000)]
 
 
@@ -50,7 +50,7 @@ def build_vae(*, channels: int = 4, quant: bool = True, attention: bool = True, 
 
 
 class Image:
-    """A picture as it is read."""
+    """An image as it is read."""
 
     def __init__(self, planes: Tensor) -> None:
         self.planes, self.size_px = planes, (planes.shape[2], planes.shape[3])
@@ -81,7 +81,7 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize(("size", "memory"), DECODED)
 @torch.inference_mode()
-def test_strips_decode_to_the_whole_picture(vae: AutoencoderKL, size: tuple[int, int], memory: int) -> None:
+def test_strips_decode_to_the_whole_image(vae: AutoencoderKL, size: tuple[int, int], memory: int) -> None:
     latent = torch.randn(1, vae.config["latent_channels"], *size)
     rows = list(decode_in_strips(vae, latent, Workspace(memory, CPU)))
     assert memory not in (1, 1 << 30) or len(rows) == (8 * size[0] if memory == 1 else 1)
@@ -90,7 +90,7 @@ def test_strips_decode_to_the_whole_picture(vae: AutoencoderKL, size: tuple[int,
 
 @pytest.mark.parametrize(("size", "memory"), ENCODED)
 @torch.inference_mode()
-def test_strips_encode_the_whole_picture(vae: AutoencoderKL, size: tuple[int, int], memory: int) -> None:
+def test_strips_encode_the_whole_image(vae: AutoencoderKL, size: tuple[int, int], memory: int) -> None:
     image = torch.rand(1, 3, *size) * 2 - 1
     expected = vae.encode(image).latent_dist.parameters
     assert_same(encode_in_strips(vae, Image(image), Workspace(memory, CPU)), expected)
@@ -198,7 +198,7 @@ def test_memory_that_is_short_for_one_row_is_told() -> None:
     def read(top: int, bottom: int) -> Tensor:
         raise torch.OutOfMemoryError("short")
 
-    field = PictureRows(read, (3, 8, 8), CPU, vae.dtype)
+    field = InputRows(read, (3, 8, 8), CPU, vae.dtype)
     with pytest.raises(torch.OutOfMemoryError):
         list(strips(field, workspace))
 

@@ -103,12 +103,12 @@ def test_the_interval_narrows_with_more_samples() -> None:
     assert widths[1] < widths[0] / 2
 
 
-def test_crops_of_one_picture_do_not_count_as_many_pictures() -> None:
+def test_crops_of_one_image_do_not_count_as_many_images() -> None:
     power, snr = random_numbers(8)
     schedule = DdpmSchedule()
     alone = match_snr(power, snr, schedule, seed=1)
-    crops = match_snr(power.repeat(50), snr.repeat(50), schedule, pictures=[*range(8)] * 50, seed=1)
-    assert (crops.samples, crops.pictures) == (400, 8)
+    crops = match_snr(power.repeat(50), snr.repeat(50), schedule, images=[*range(8)] * 50, seed=1)
+    assert (crops.samples, crops.images) == (400, 8)
     assert crops.interval == alone.interval
     unaware = match_snr(power.repeat(50), snr.repeat(50), schedule, seed=1).interval
     assert alone.interval is not None
@@ -116,16 +116,16 @@ def test_crops_of_one_picture_do_not_count_as_many_pictures() -> None:
     assert unaware[1] - unaware[0] < (alone.interval[1] - alone.interval[0]) / 2
 
 
-def test_a_handful_of_pictures_has_no_interval() -> None:
+def test_a_handful_of_images_has_no_interval() -> None:
     power, snr = random_numbers(64)
     for count in (1, 7):
-        found = match_snr(power, snr, DdpmSchedule(), pictures=[i % count for i in range(64)])
-        assert (found.pictures, found.interval) == (count, None)
-    assert match_snr(power, snr, DdpmSchedule(), pictures=[i % 8 for i in range(64)]).interval is not None
+        found = match_snr(power, snr, DdpmSchedule(), images=[i % count for i in range(64)])
+        assert (found.images, found.interval) == (count, None)
+    assert match_snr(power, snr, DdpmSchedule(), images=[i % 8 for i in range(64)]).interval is not None
 
 
 def test_in_this_process_torch_keeps_its_threads(tmp_path: Path) -> None:
-    source = source_of(write_pictures(tmp_path, [(40, 60)]), count=1)
+    source = source_of(write_images(tmp_path, [(40, 60)]), count=1)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -256,7 +256,7 @@ def test_what_is_no_encoder_is_said(tmp_path: Path) -> None:
 # Samples.
 
 
-def write_pictures(folder: Path, sizes: list[tuple[int, int]]) -> tuple[Path, ...]:
+def write_images(folder: Path, sizes: list[tuple[int, int]]) -> tuple[Path, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     paths = []
@@ -267,9 +267,9 @@ def write_pictures(folder: Path, sizes: list[tuple[int, int]]) -> tuple[Path, ..
     return tuple(paths)
 
 
-def source_of(pictures: tuple[Path, ...], **changes: Any) -> PairSource:
+def source_of(images: tuple[Path, ...], **changes: Any) -> PairSource:
     values: dict[str, Any] = {
-        "pictures": pictures,
+        "images": images,
         "partners": None,
         "config": load_degradation("light"),
         "resolution_px": 32,
@@ -277,7 +277,7 @@ def source_of(pictures: tuple[Path, ...], **changes: Any) -> PairSource:
         "on_small": "skip",
         "multiple_of_px": 8,
         "seed": 0,
-        "count": len(pictures),
+        "count": len(images),
     }
     return PairSource(**(values | changes))
 
@@ -286,29 +286,29 @@ def encoder_of(encode: Callable[[torch.Tensor], torch.Tensor]) -> ImageEncoder:
     return ImageEncoder("a test's", encode, DdpmSchedule(), 8, torch.device("cpu"))
 
 
-# Pictures are their own latents.
+# Images are their own latents.
 IDENTITY = encoder_of(lambda image: image)
 
 
 def test_samples_depend_on_the_seed_alone(tmp_path: Path) -> None:
-    pictures = write_pictures(tmp_path, [(40, 60), (33, 47), (50, 36)])
-    source = source_of(pictures, count=6)
+    images = write_images(tmp_path, [(40, 60), (33, 47), (50, 36)])
+    source = source_of(images, count=6)
     one = list(measure(source, IDENTITY, batch=1))
     assert one == list(measure(source, IDENTITY, batch=4))
     assert one[2:4] == list(measure(source, IDENTITY, (2, 3)))
-    assert {item.path for item in one[:3] if isinstance(item, Measured)} == set(pictures)
-    # A second epoch has the same pictures, other crops and another degradation.
+    assert {item.path for item in one[:3] if isinstance(item, Measured)} == set(images)
+    # A second epoch has the same images, other crops and another degradation.
     assert one[0].path == one[3].path
     assert one[0] != one[3]
-    assert one != list(measure(source_of(pictures, count=6, seed=1), IDENTITY))
+    assert one != list(measure(source_of(images, count=6, seed=1), IDENTITY))
 
 
 def test_a_sample_is_what_the_pipeline_makes(tmp_path: Path) -> None:
-    (picture,) = write_pictures(tmp_path, [(64, 64)])
-    sample = source_of((picture,))[0]
+    (photo,) = write_images(tmp_path, [(64, 64)])
+    sample = source_of((photo,))[0]
     assert isinstance(sample, ImagePair)
     top, left = sample.window
-    with Image.open(picture) as image:
+    with Image.open(photo) as image:
         crop = np.asarray(image)[top : top + 32, left : left + 32]
     assert torch.equal(sample.clean, torch.from_numpy(crop.copy()).permute(2, 0, 1).float() / 255 * 2 - 1)
     assert sample.degraded.shape == sample.clean.shape
@@ -316,14 +316,14 @@ def test_a_sample_is_what_the_pipeline_makes(tmp_path: Path) -> None:
     assert set(sample.drawn) == {"first noise", "first resize", "last JPEG", "final sinc"}
 
 
-def test_small_broken_and_identical_pictures_are_named(tmp_path: Path) -> None:
-    pictures = write_pictures(tmp_path / "hq", [(40, 40), (20, 40), (40, 40)])
-    pictures[2].write_bytes(b"no picture")
-    results = list(measure(source_of(pictures), IDENTITY))
+def test_small_broken_and_identical_images_are_named(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "hq", [(40, 40), (20, 40), (40, 40)])
+    images[2].write_bytes(b"no image")
+    results = list(measure(source_of(images), IDENTITY))
     problems = [item.error.message for item in results if isinstance(item, Problem)]
     assert len(problems) == 2
     assert any("1.png has 40x20 pixels, smaller than a crop of 32" in text for text in problems)
-    pairs = source_of(pictures[:1], partners=pictures[:1], resolution_px=None)
+    pairs = source_of(images[:1], partners=images[:1], resolution_px=None)
     (problem,) = measure(pairs, IDENTITY)
     assert isinstance(problem, Problem)
     assert "infinite" in problem.error.message
@@ -342,10 +342,10 @@ def survey_of(source: PairSource, kept: Any, **options: Any) -> Survey:
 
 @pytest.mark.parametrize("known", [(), (0, 1), (1, 2, 5), (0, 2, 3, 4, 5), range(6)])
 def test_only_what_is_not_kept_is_measured_and_the_order_stays(tmp_path: Path, known: Sequence[int]) -> None:
-    pictures = write_pictures(tmp_path, [(40, 60), (33, 47), (50, 36)])
-    broken = write_pictures(tmp_path / "broken", [(40, 40)])
-    broken[0].write_bytes(b"no picture")
-    source = source_of((pictures[0], *broken, *pictures[1:]), count=6)
+    images = write_images(tmp_path, [(40, 60), (33, 47), (50, 36)])
+    broken = write_images(tmp_path / "broken", [(40, 40)])
+    broken[0].write_bytes(b"no image")
+    source = source_of((images[0], *broken, *images[1:]), count=6)
     everything = Kept()
     whole = survey_of(source, everything)
     results = list(whole.run())
@@ -370,7 +370,7 @@ def test_only_what_is_not_kept_is_measured_and_the_order_stays(tmp_path: Path, k
 
 def test_what_is_kept_is_asked_for_as_it_is_needed(tmp_path: Path) -> None:
     """An answer that is stable early does not wait for a million files to be looked at."""
-    source = source_of(write_pictures(tmp_path, [(40, 60)]), count=1000)
+    source = source_of(write_images(tmp_path, [(40, 60)]), count=1000)
     asked: list[int] = []
     result = next(survey_of(source, None).run())
 
@@ -385,7 +385,7 @@ def test_what_is_kept_is_asked_for_as_it_is_needed(tmp_path: Path) -> None:
 
 
 def test_a_process_that_is_lost_costs_its_samples_which_are_not_kept(tmp_path: Path) -> None:
-    source = source_of(write_pictures(tmp_path, [(40, 60), (33, 47)]))
+    source = source_of(write_images(tmp_path, [(40, 60), (33, 47)]))
     lost = MeasureWork(source, NamedEncoder()).lost((1, 0), DeviceError("its process was killed", "less"))
     assert [item for item, _ in lost] == [1, 0]
     for item, problem in lost:
@@ -403,19 +403,19 @@ def test_a_process_that_is_lost_costs_its_samples_which_are_not_kept(tmp_path: P
 
 
 def test_a_latent_that_is_not_finite_ends_it(tmp_path: Path) -> None:
-    source = source_of(write_pictures(tmp_path, [(40, 40)]))
+    source = source_of(write_images(tmp_path, [(40, 40)]))
     with pytest.raises(ModelError, match=r"0\.png is not finite"):
         list(measure(source, encoder_of(lambda image: image * float("nan"))))
 
 
 def test_partners_are_enlarged_by_a_whole_factor(tmp_path: Path) -> None:
-    hq = write_pictures(tmp_path / "hq", [(40, 64)])
-    lq = write_pictures(tmp_path / "lq", [(10, 16)])
+    hq = write_images(tmp_path / "hq", [(40, 64)])
+    lq = write_images(tmp_path / "lq", [(10, 16)])
     sample = source_of(hq, partners=lq, resolution_px=None)[0]
     assert isinstance(sample, ImagePair)
     assert sample.degraded.shape == sample.clean.shape == (3, 40, 64)
     assert sample.drawn == {}
-    ill_sized = write_pictures(tmp_path / "ill", [(11, 16)])
+    ill_sized = write_images(tmp_path / "ill", [(11, 16)])
     problem = source_of(hq, partners=ill_sized, resolution_px=None)[0]
     assert isinstance(problem, FileError)
     assert "16x11 pixels, its partner 64x40" in problem.message
@@ -450,7 +450,7 @@ def test_windows_reach_every_place_and_no_further() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (7, 13), (16, 15), (16, 16), (40, 9)])
-def test_small_pictures_become_large_enough(size: tuple[int, int]) -> None:
+def test_small_images_become_large_enough(size: tuple[int, int]) -> None:
     image = torch.rand(3, *size)
     resized, padded = (fit_small(image, 16, how) for how in ("resize", "pad"))
     assert resized is not None

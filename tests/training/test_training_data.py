@@ -1,4 +1,4 @@
-"""Training samples: decided by seed and number alone, aligned pairs, any offset, every picture in its turn."""
+"""Training samples: decided by seed and number alone, aligned pairs, any offset, every image in its turn."""
 
 from __future__ import annotations
 
@@ -159,9 +159,9 @@ def test_processes_share_one_stream() -> None:
     assert next(iter(Numbers(2, 10 + 4 * 4, 1, 2))) == list(islice(Numbers(2, 10, 1, 2), 5))[-1]
 
 
-def test_every_picture_comes_in_every_epoch_and_no_batch_is_short() -> None:
-    pictures = [TrainingImage(Path(), None, side, side) for side in (32, 40, 128, 320)]
-    epoch = plan_epoch(pictures, 32)
+def test_every_image_comes_in_every_epoch_and_no_batch_is_short() -> None:
+    images = [TrainingImage(Path(), None, side, side) for side in (32, 40, 128, 320)]
+    epoch = plan_epoch(images, 32)
     assert Counter(epoch) == {0: 1, 1: 1, 2: 4, 3: 10}
     order = Order(epoch, seed=3)
     epochs = [[order.index(number) for number in range(16 * e, 16 * (e + 1))] for e in range(3)]
@@ -254,9 +254,9 @@ def test_real_pairs_stay_aligned(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"without a partner in their counterparts: .*a\.png"):
         find_training_images([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
     (tmp_path / "lq" / "a.jpg.png").rename(tmp_path / "lq" / "a.bmp")
-    pictures = find_training_images([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
-    assert pictures[0].lq_scale == 3
-    crops = TrainingCrops(pictures, replace(OPTIONS, resolution=32, turn=True), 0)
+    images = find_training_images([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
+    assert images[0].lq_scale == 3
+    crops = TrainingCrops(images, replace(OPTIONS, resolution=32, turn=True), 0)
     for number in range(12):
         _, lq, hq = crops[number]
         assert hq.shape == (3, 32, 32)
@@ -271,12 +271,12 @@ def test_real_pairs_stay_aligned(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("on_small", ["skip", "resize", "pad"])
-def test_small_pictures(tmp_path: Path, on_small: str) -> None:
+def test_small_images(tmp_path: Path, on_small: str) -> None:
     write(tmp_path / "hq" / "a.png", noise(7, 60))
     write(tmp_path / "hq" / "b.png", noise(32, 32))
-    pictures = find_training_images([str(tmp_path / "hq")], None, 32, on_small)  # type: ignore[arg-type]  # parametrised
-    assert len(pictures) == (1 if on_small == "skip" else 2)
-    crops = TrainingCrops(pictures, replace(OPTIONS, on_small=on_small), 0)  # type: ignore[arg-type]  # likewise
+    images = find_training_images([str(tmp_path / "hq")], None, 32, on_small)  # type: ignore[arg-type]  # parametrised
+    assert len(images) == (1 if on_small == "skip" else 2)
+    crops = TrainingCrops(images, replace(OPTIONS, on_small=on_small), 0)  # type: ignore[arg-type]  # likewise
     assert all(crops[number][2].shape == (3, 32, 32) for number in range(4))
     if on_small == "skip":
         (tmp_path / "hq" / "b.png").unlink()
@@ -358,8 +358,8 @@ def test_surfaces_have_no_detail_and_are_their_own_target(folder: Path, tmp_path
 
 @pytest.mark.parametrize("pairs", [False, True])
 def test_gray_crops_are_gray_on_both_sides(folder: Path, pairs: bool) -> None:
-    picture = TrainingImage(folder / "hq" / "0.png", folder / "hq" / "0.png" if pairs else None, 50, 70, 1)
-    coloured, gray = (TrainingCrops([picture], replace(OPTIONS, gray=share), 0) for share in (0.0, 1.0))
+    photo = TrainingImage(folder / "hq" / "0.png", folder / "hq" / "0.png" if pairs else None, 50, 70, 1)
+    coloured, gray = (TrainingCrops([photo], replace(OPTIONS, gray=share), 0) for share in (0.0, 1.0))
     for image, original in zip(gray.draw_pair(0), coloured.draw_pair(0), strict=True):
         assert torch.equal(image[0], image[1])
         assert torch.equal(image[0], image[2])
@@ -369,7 +369,7 @@ def test_gray_crops_are_gray_on_both_sides(folder: Path, pairs: bool) -> None:
     torch.testing.assert_close(gray.draw_pair(0)[1][0], luma, atol=0.5 / 255 + 1e-6, rtol=0)
 
 
-def test_without_a_degradation_both_pictures_are_the_sharp_one(folder: Path) -> None:
+def test_without_a_degradation_both_images_are_the_sharp_one(folder: Path) -> None:
     _, lq, hq = build(folder, degradations=())[3]
     assert torch.equal(lq, hq)
 
@@ -407,7 +407,7 @@ def test_with_a_teacher_samples_are_windows_of_its_crops(folder: Path, tmp_path:
     seen = set()
     for number in range(8):
         _, _, hq, target = crops[number]
-        # The kept picture of the inverting teacher, in the same window and turned alike.
+        # The kept image of the inverting teacher, in the same window and turned alike.
         assert torch.allclose(target, -hq, atol=1e-6)
         seen.add(hq.numpy().tobytes())
     assert len(seen) > 4, "windows and turns differ"

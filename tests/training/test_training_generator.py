@@ -34,7 +34,7 @@ def generators(*numbers: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(number) for number in numbers]
 
 
-def pictures(count: int = 2, side: int = 32, seed: int = 0) -> Tensor:
+def images(count: int = 2, side: int = 32, seed: int = 0) -> Tensor:
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
@@ -69,7 +69,7 @@ def test_the_generator_is_the_users_path(family: str, tiny_folder: Path, sd_fold
     trainable = load_tiny(tiny_folder) if family == "tiny" else load_sd(sd_folder)
     assert isinstance(trainable, Trainable)
     shake(trainable, 0.01)
-    generator, lq, hq = Generator(trainable), pictures(), pictures(seed=1)
+    generator, lq, hq = Generator(trainable), images(), images(seed=1)
     output = generator(lq, hq, 5, (40, 41))
     restorer = trainable.restorer
     torch.testing.assert_close(output.restored, restorer.decode(restorer.restore(output.lq_latent)))
@@ -84,7 +84,7 @@ def test_the_generator_is_the_users_path(family: str, tiny_folder: Path, sd_fold
 
 def test_lrr_s_target_is_the_pretrained_noisy_latent(tiny_folder: Path) -> None:
     trainable = load_tiny(tiny_folder)
-    lq, hq = pictures(64, 16), pictures(64, 16, seed=1)
+    lq, hq = images(64, 16), images(64, 16, seed=1)
     output = Generator(trainable)(lq, hq, 0, range(64))
     alpha_bar = trainable.restorer.schedule.level(trainable.restorer.info.mid_timestep)
     noise = (output.noisy_latent - alpha_bar**0.5 * output.target_latent) / (1 - alpha_bar) ** 0.5
@@ -97,7 +97,7 @@ def test_lrr_s_target_is_the_pretrained_noisy_latent(tiny_folder: Path) -> None:
 @pytest.mark.parametrize("family", ["tiny", "sd"])
 def test_draws_follow_the_sample_wherever_it_is(family: str, tiny_folder: Path, sd_folder: Path) -> None:
     generator = Generator(load_tiny(tiny_folder) if family == "tiny" else load_sd(sd_folder))
-    lq, hq = pictures(3), pictures(3, seed=1)
+    lq, hq = images(3), images(3, seed=1)
     torch.manual_seed(1)
     together = generator(lq, hq, 5, (7, 8, 9))
     torch.manual_seed(2)
@@ -113,7 +113,7 @@ def test_draws_follow_the_sample_wherever_it_is(family: str, tiny_folder: Path, 
 
 
 def test_bf16_does_not_reach_the_wavelets() -> None:
-    latents, image = WaveletLatents(), pictures()
+    latents, image = WaveletLatents(), images()
     with torch.autocast("cpu", torch.bfloat16):
         back = latents.decode(latents.encode(image))
     torch.testing.assert_close(back, image, rtol=0, atol=1e-5)
@@ -121,14 +121,14 @@ def test_bf16_does_not_reach_the_wavelets() -> None:
 
 def test_all_weights_of_tiny_learn_and_its_latent_space_stays(tiny_folder: Path) -> None:
     trainable = load_tiny(tiny_folder)
-    kept = trainable.encode_clean(pictures(), [])
-    output = Generator(trainable)(pictures(), pictures(seed=1), 0, (0, 1))
+    kept = trainable.encode_clean(images(), [])
+    output = Generator(trainable)(images(), images(seed=1), 0, (0, 1))
     (output.restored.square().mean() + output.lq_latent.square().mean()).backward()
     weights = trainable.trained()
     assert all(weight.grad is not None for weight in weights.values())
     assert {name.partition(".")[0] for name in weights} == {"encoder", "unet"}
     shake(trainable)
-    assert torch.equal(kept, trainable.encode_clean(pictures(), []))
+    assert torch.equal(kept, trainable.encode_clean(images(), []))
 
 
 def test_a_saved_tiny_model_is_the_trained_one(tiny_folder: Path, tmp_path: Path) -> None:
@@ -136,9 +136,9 @@ def test_a_saved_tiny_model_is_the_trained_one(tiny_folder: Path, tmp_path: Path
     shake(trainable, 0.02)
     trainable.save(tmp_path / "out")
     with torch.no_grad():
-        expected = Generator(trainable).restore(pictures())
+        expected = Generator(trainable).restore(images())
         loaded = load_restorer(tmp_path / "out", precision="fp32")
-        torch.testing.assert_close(loaded.decode(loaded.restore(loaded.encode(pictures()))), expected, rtol=0, atol=0)
+        torch.testing.assert_close(loaded.decode(loaded.restore(loaded.encode(images()))), expected, rtol=0, atol=0)
     assert load_record(tmp_path / "out") == load_record(tiny_folder)
 
 
@@ -151,7 +151,7 @@ def test_new_weights_of_tiny_come_from_the_seed(tiny_folder: Path) -> None:
         assert not torch.equal(first.trained()[name], other.trained()[name])
         assert not torch.equal(first.trained()[name], began.trained()[name])
     # The step of new weights adds nothing, in the latent space of the folder.
-    image = pictures()
+    image = images()
     torch.testing.assert_close(Generator(first).restore(image), image, rtol=0, atol=1e-4)
 
 
@@ -165,13 +165,13 @@ def test_another_shape_cannot_be_started_from(tiny_folder: Path, tmp_path: Path)
 
 def test_the_lora_starts_as_the_base_and_both_parts_learn(sd_folder: Path) -> None:
     trainable = load_sd(sd_folder)
-    image = pictures()
+    image = images()
     base = load_restorer(sd_folder, precision="fp32")
     with torch.no_grad():
         expected = base.decode(base.restore(base.encode(image)))
     torch.testing.assert_close(Generator(trainable).restore(image), expected, rtol=1e-4, atol=1e-5)
     shake(trainable)
-    output = Generator(trainable)(image, pictures(seed=1), 0, (0, 1))
+    output = Generator(trainable)(image, images(seed=1), 0, (0, 1))
     (output.restored.square().mean() + output.lq_latent.square().mean()).backward()
     weights = trainable.trained()
     assert {name.partition(".")[0] for name in weights} == {"vae_encoder_lora_adapter", "unet_lora_adapter"}
@@ -182,7 +182,7 @@ def test_the_lora_starts_as_the_base_and_both_parts_learn(sd_folder: Path) -> No
 
 
 def test_the_target_comes_from_the_encoder_without_its_adapter(sd_folder: Path) -> None:
-    trainable, image = load_sd(sd_folder), pictures()
+    trainable, image = load_sd(sd_folder), images()
     before = trainable.encode_clean(image, generators(1, 2))
     torch.testing.assert_close(trainable.encode(image, generators(1, 2)), before)
     shake(trainable)
@@ -192,7 +192,7 @@ def test_the_target_comes_from_the_encoder_without_its_adapter(sd_folder: Path) 
 
 
 def test_a_merged_adapter_is_the_live_one(sd_folder: Path, tmp_path: Path) -> None:
-    trainable, image = load_sd(sd_folder), pictures(side=36)
+    trainable, image = load_sd(sd_folder), images(side=36)
     shake(trainable)
     live = Generator(trainable).restore(image)
     trainable.save(tmp_path / "adapter")
@@ -227,7 +227,7 @@ def test_gradient_checkpointing_changes_no_gradient(sd_folder: Path) -> None:
         shake(trainable)
         if checkpointing:
             trainable.checkpoint_gradients()
-        Generator(trainable)(pictures(), pictures(seed=1), 0, (0, 1)).restored.square().mean().backward()
+        Generator(trainable)(images(), images(seed=1), 0, (0, 1)).restored.square().mean().backward()
         found.append({name: weight.grad for name, weight in trainable.trained().items()})
     for name, gradient in found[0].items():
         assert gradient is not None
@@ -264,8 +264,8 @@ def test_averages_step_in_and_out_to_the_bit() -> None:
     assert torch.equal(weight, own)
 
 
-def test_unstepped_is_the_encoders_own_picture(tiny_folder: Path) -> None:
-    trainable, lq = load_tiny(tiny_folder), pictures()
+def test_unstepped_is_the_encoders_own_image(tiny_folder: Path) -> None:
+    trainable, lq = load_tiny(tiny_folder), images()
     shake(trainable, 0.01)
     assert Generator(trainable)(lq, lq, 5, (0, 1)).unstepped is None
     found = Generator(trainable, shows_encoder=True)(lq, lq, 5, (0, 1)).unstepped
@@ -280,7 +280,7 @@ def test_unstepped_is_the_encoders_own_picture(tiny_folder: Path) -> None:
 def test_pre_training_foresees_the_noise(family: str, tiny_folder: Path, sd_folder: Path) -> None:
     trainable = load_tiny(tiny_folder) if family == "tiny" else load_sd(sd_folder)
     shake(trainable, 0.01)
-    hq, numbers = pictures(), (40, 41)
+    hq, numbers = images(), (40, 41)
     error = Denoising(trainable)(hq, hq, 5, numbers).error
     assert error.shape == (2,)
     schedule = trainable.restorer.schedule
@@ -340,12 +340,12 @@ def test_what_computes_in_which_format(precision: str, vae: torch.dtype, unet: t
     assert frozen == {torch.bfloat16 if precision == "bf16" else torch.float32}
     assert {weight.dtype for weight in trainable.trained().values()} == {torch.float32}
     generator, networks = Generator(trainable, precision), trainable.networks
-    for work in (lambda: generator(pictures(), pictures(), 0, (0, 1)), lambda: generator.restore(pictures())):
+    for work in (lambda: generator(images(), images(), 0, (0, 1)), lambda: generator.restore(images())):
         assert formats_of(networks["vae"], work) == {vae}  # type: ignore[index]  # a dictionary of modules
         assert formats_of(networks["unet"], work) == {unet}  # type: ignore[index]  # likewise
     # An adapter's own product is added to a frozen layer's.
     denoise = Denoising(trainable, precision)
-    assert formats_of(networks["unet"], lambda: denoise(pictures(), pictures(), 0, (0, 1))) == {unet}  # type: ignore[index]  # likewise
+    assert formats_of(networks["unet"], lambda: denoise(images(), images(), 0, (0, 1))) == {unet}  # type: ignore[index]  # likewise
 
 
 def test_mixed_gradients_are_nearer_to_exact_ones(sd_folder: Path) -> None:
@@ -353,8 +353,8 @@ def test_mixed_gradients_are_nearer_to_exact_ones(sd_folder: Path) -> None:
     for precision in ("fp32", "mixed", "bf16"):
         trainable = load_sd(sd_folder, precision="bf16" if precision == "bf16" else "fp32")
         shake(trainable, 0.05)
-        output = Generator(trainable, precision)(pictures(4), pictures(4, seed=1), 0, range(4))
-        (output.restored - pictures(4, seed=1)).square().mean().backward()
+        output = Generator(trainable, precision)(images(4), images(4, seed=1), 0, range(4))
+        (output.restored - images(4, seed=1)).square().mean().backward()
         gradients[precision] = torch.cat([weight.grad.flatten() for weight in trainable.trained().values()])
     exact = gradients["fp32"]
     errors = {name: float((each - exact).norm() / exact.norm()) for name, each in gradients.items()}
@@ -372,13 +372,13 @@ def test_restored_images_are_clamped_as_each_family_publishes(
     if clamp is not None:
         tables["loss"] = {"clamp": clamp}
     generator = build_generator(TrainConfig.model_validate(tables), trainable)
-    restored = generator(pictures() * 20, pictures(), 0, (0, 1)).restored
+    restored = generator(images() * 20, images(), 0, (0, 1)).restored
     clamps = family == "sd" if clamp is None else clamp
     assert bool(restored.abs().max() > 1) != clamps
 
 
 def test_the_discriminator_of_mixed_computes_in_bf16_and_keeps_its_weights() -> None:
-    config, image = GanConfig(width=8), pictures(2, 32)
+    config, image = GanConfig(width=8), images(2, 32)
     plain, mixed = (build_discriminator(None, 32, config, autocast=autocast) for autocast in (False, True))
     assert formats_of(plain, lambda: plain.judge(image)) == {torch.float32}
     assert formats_of(mixed, lambda: mixed.judge(image)) == {torch.bfloat16}

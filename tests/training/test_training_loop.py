@@ -65,7 +65,7 @@ def test_a_run_learns_and_says_so(world: Path, tmp_path: Path) -> None:
     result, events = run_here(tables)
     assert (result.step, result.steps, result.signal) == (20, 20, 0)
     assert isinstance(events[0], Started)
-    assert (events[0].pictures, events[0].processes, events[0].resumed_from) == (3, 1, None)
+    assert (events[0].images, events[0].processes, events[0].resumed_from) == (3, 1, None)
     done = [event for event in events if isinstance(event, StepDone)]
     assert [event.step for event in done] == list(range(1, 21))
     for name in ("l1", "total"):
@@ -92,7 +92,7 @@ def test_a_run_learns_and_says_so(world: Path, tmp_path: Path) -> None:
     for name in ("psnr_y", "ssim_y", "dv3cd"):
         assert float(last_row[name]) == pytest.approx(measured[1].scores[name], rel=1e-4)
     with Image.open(measured[1].grid) as grid:
-        # Two pictures under each other, trimmed to multiples of 8: LQ | output | HQ.
+        # Two images under each other, trimmed to multiples of 8: LQ | output | HQ.
         assert grid.size == (3 * 88, 64 + 72)
 
 
@@ -112,8 +112,8 @@ def test_a_checkpoint_is_a_model_that_users_run(world: Path, tmp_path: Path) -> 
     assert not torch.equal(state[f"model.safetensors: {name}"], state[f"weights.safetensors: {name}"])
 
 
-def test_validation_scores_are_those_of_the_pictures(world: Path, tmp_path: Path) -> None:
-    # Pairs whose low-quality picture is another one, and new weights, which leave a picture as it is.
+def test_validation_scores_are_those_of_the_images(world: Path, tmp_path: Path) -> None:
+    # Pairs whose low-quality image is another one, and new weights, which leave an image as it is.
     low_quality = tmp_path / "low_quality"
     low_quality.mkdir()
     for name in ("0.png", "1.png"):
@@ -163,7 +163,7 @@ def test_the_discriminator_does_not_see_the_generators_gradients(world: Path, tm
         tmp_path / "run",
         gan={"parity": parity, "augment": []},
         optim={"clip": 1e9},
-        # One number, so that every forward pass of the discriminator sees the same picture.
+        # One number, so that every forward pass of the discriminator sees the same image.
         data={"batch_size": 1},
     )
     _, found, run = step_once(tables)
@@ -415,7 +415,7 @@ def test_a_teacher_is_learned_from_and_paid_once(world: Path, tmp_path: Path, mo
     expected = sum(weight * done[0].losses[name] for name, weight in weights.items())
     assert done[0].losses["total"] == pytest.approx(expected, rel=1e-5)
     assert len(list((tmp_path / "kept").iterdir())) == 5
-    monkeypatch.setattr("omgsr_cli.training.loop.load_teacher", lambda *_: pytest.fail("its pictures were all there"))
+    monkeypatch.setattr("omgsr_cli.training.loop.load_teacher", lambda *_: pytest.fail("its images were all there"))
     run_here(tables | {"save": {"out": str(tmp_path / "again")}})
 
 
@@ -455,7 +455,7 @@ def test_a_signal_stops_the_run_while_the_teacher_works(world: Path, tmp_path: P
 
     result = train(TrainConfig.model_validate(tables), report=stop)
     assert (result.step, result.signal, result.checkpoint) == (0, signal.SIGTERM, None)
-    assert len(list((tmp_path / "kept").iterdir())) == 1, "the picture that was being made is kept"
+    assert len(list((tmp_path / "kept").iterdir())) == 1, "the image that was being made is kept"
     tables["train"]["steps"] = 1
     assert run_here(tables)[0].step == 1
 
@@ -503,7 +503,7 @@ def test_an_automatic_mid_timestep_is_measured_once_and_kept(
     tables["train"]["steps"] = 1
     result, _ = run_here(tables)
     found = json.loads((tmp_path / "run" / "mid_timestep.json").read_text())
-    assert found["pictures"] == 3
+    assert found["images"] == 3
     assert len(found["curve"]) == 1000
     assert result.checkpoint is not None
     assert json.loads((result.checkpoint / "omgsr.json").read_text())["mid_timestep"] == found["mid_timestep"]

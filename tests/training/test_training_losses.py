@@ -139,7 +139,7 @@ def test_dists_is_the_papers_formula(learned: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dists_of_a_picture_with_itself_is_zero_under_autocast(dtype: torch.dtype) -> None:
+def test_dists_of_a_image_with_itself_is_zero_under_autocast(dtype: torch.dtype) -> None:
     distance, image = Dists(SmallNet(dtype)), draw_images()
     with torch.autocast("cpu", torch.bfloat16):
         same, other = distance(image, image.clone()), distance(image, draw_images(seed=1))
@@ -149,7 +149,7 @@ def test_dists_of_a_picture_with_itself_is_zero_under_autocast(dtype: torch.dtyp
     assert other.min() > 0.1
 
 
-def test_dists_of_flat_pictures_has_finite_gradients() -> None:
+def test_dists_of_flat_images_has_finite_gradients() -> None:
     flat = torch.full((1, 3, 16, 16), -1.0, requires_grad=True)
     for other in (torch.full((1, 3, 16, 16), -1.0), draw_images(1, 16, 16)):
         (gradient,) = torch.autograd.grad(Dists(SmallNet())(flat, other).sum(), flat)
@@ -292,7 +292,7 @@ def test_every_loss_is_named_weighted_and_its_own(lpips_folder: Path, tmp_path: 
     assert losses.total(found | {"gan": gan}).item() == pytest.approx(total, rel=1e-6)
     assert set(losses.measures()) == {"dv3cd", "lpips"}
     assert losses.measures()["dv3cd"](restored, hq).shape == (2,)
-    # Without a draw, LPIPS is measured where the picture is.
+    # Without a draw, LPIPS is measured where the image is.
     torch.testing.assert_close(losses(output, hq)["lpips"], losses.lpips(restored, hq).mean())
 
 

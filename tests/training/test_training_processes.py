@@ -64,7 +64,7 @@ def sd_settings(world: Path, run: Path, base: Path, *, shard: bool) -> Table:
         run,
         model={"base": str(base)},
         lora={"vae_rank": 2, "backbone_rank": 2},
-        # Three pictures for two processes: one of them restores another time, as it must.
+        # Three images for two processes: one of them restores another time, as it must.
         data={"validation": str(world / "hq"), "batch_size": 1},
         loss={"dv3cd": 0.0, "gan": 0.1},
         train={"steps": 2, "gradient_checkpointing": True, "shard_backbone": shard},

@@ -71,9 +71,9 @@ def test_what_is_pushed_is_a_model_and_nothing_of_the_machine(
     for name, content in files.items():
         (fetched / name).write_bytes(content)
     assert find_damage(fetched, load_manifest(fetched)) == ()
-    upscale, picture = Command(capfdbinary, "upscale"), draw(tmp_path / "small.png")
+    upscale, image = Command(capfdbinary, "upscale"), draw(tmp_path / "small.png")
     for name, model in (("a", fetched), ("b", config.parent / "run" / "step-00000001")):
-        assert upscale(picture, "-o", tmp_path / f"{name}.png", "--model", model, "--device", "cpu").code == 0
+        assert upscale(image, "-o", tmp_path / f"{name}.png", "--model", model, "--device", "cpu").code == 0
     assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
 
     assert train(config, "--push-to-hub", NAME, "--json").records == [

@@ -181,8 +181,8 @@ def break_body(path: Path) -> None:
 def image_of(tables: Any, number: int) -> Path:
     """The image that a sample of the run comes from."""
     data = tables["data"]
-    pictures = find_training_images(data["train"], None, data["resolution"], "skip")
-    return pictures[Order(plan_epoch(pictures, data["resolution"]), 0).index(number)].hq
+    images = find_training_images(data["train"], None, data["resolution"], "skip")
+    return images[Order(plan_epoch(images, data["resolution"]), 0).index(number)].hq
 
 
 def test_a_broken_image_is_skipped_counted_and_the_run_stays_the_same_run(world: Path, tmp_path: Path) -> None:
@@ -217,8 +217,8 @@ def test_the_processes_of_a_run_replace_a_broken_image_alike(world: Path, tmp_pa
     for number in (2, 3, 9):
         break_body(image_of(tables, number))
     config = TrainConfig.model_validate(tables)
-    pictures = find_training_images(config.data.train, None, 64, "skip")
-    alone, first, second = (TrainingCrops(pictures, build_crop_options(config), 0) for _ in range(3))
+    images = find_training_images(config.data.train, None, 64, "skip")
+    alone, first, second = (TrainingCrops(images, build_crop_options(config), 0) for _ in range(3))
     expected = {number: alone[number] for number in range(12)}
     assert len(alone.broken) == 3
     # Each process meets them in another order, or some of them never.

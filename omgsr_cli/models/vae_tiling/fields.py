@@ -44,7 +44,7 @@ class Field(Protocol):
         ...
 
 
-class PictureRows:
+class InputRows:
     """What a network is given, in its own format.
 
     Args:

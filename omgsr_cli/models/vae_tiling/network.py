@@ -11,7 +11,7 @@ from torch import Tensor
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.base import ImageRows, Workspace
 from omgsr_cli.models.vae_tiling.attention import Attended
-from omgsr_cli.models.vae_tiling.fields import Added, Convolved, Field, Normalised, PictureRows, store, strips
+from omgsr_cli.models.vae_tiling.fields import Added, Convolved, Field, InputRows, Normalised, store, strips
 from omgsr_cli.models.vae_tiling.storage import StoredRows
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def encode_in_strips(vae: AutoencoderKL, image: ImageRows, workspace: Workspace)
         ModelError: it has a part that is not walked here, such as an adapter's layer.
     """
     check_tiling(vae)
-    field = _encoder(vae.encoder, PictureRows(image.read, (3, *image.size_px), workspace.device, vae.dtype), workspace)
+    field = _encoder(vae.encoder, InputRows(image.read, (3, *image.size_px), workspace.device, vae.dtype), workspace)
     if vae.quant_conv is not None:
         field = Convolved(field, vae.quant_conv)
     return torch.cat(list(strips(field, workspace)), dim=2)
@@ -77,7 +77,7 @@ def decode_in_strips(vae: AutoencoderKL, latent: Tensor, workspace: Workspace) -
     """
     check_tiling(vae)
     read = lambda top, bottom: latent[:, :, top:bottom]  # noqa: E731 - shorter than its name
-    field: Field = PictureRows(read, latent.shape[1:], workspace.device, vae.dtype)
+    field: Field = InputRows(read, latent.shape[1:], workspace.device, vae.dtype)
     if vae.post_quant_conv is not None:
         field = Convolved(field, vae.post_quant_conv)
     yield from strips(_decoder(vae.decoder, field, workspace), workspace)
