@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 NEEDED = ["omgsr_cli/py.typed", "omgsr_cli/cli/app.py", "omgsr_cli/weights/omgsr-tiny/"]
-MAX_MIB = 31  # the embedded model has 30
+MAX_BYTES = 8_000_000  # the bundled model has 3.6 MiB
 
 
 def main(wheel: Path) -> str | None:
@@ -22,9 +22,9 @@ def main(wheel: Path) -> str | None:
         missing.append("*.safetensors")
     if missing:
         return f"{wheel.name} lacks {missing}"
-    if wheel.stat().st_size > MAX_MIB << 20:
-        return f"{wheel.name} has {wheel.stat().st_size / 2**20:.1f} MiB, more than {MAX_MIB}"
-    print(f"{wheel.name}: {len(names)} files, {wheel.stat().st_size / 2**20:.1f} MiB")
+    if wheel.stat().st_size > MAX_BYTES:
+        return f"{wheel.name} has {wheel.stat().st_size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}"
+    print(f"{wheel.name}: {len(names)} files, {wheel.stat().st_size / 1e6:.1f} MB")
     return None
 
 

@@ -1,0 +1,43 @@
+"""Fill in who owns the repository, in every file that names its address: `python .ci/set_owner.py NAME`.
+
+Without a name, list the files that still contain the placeholder, and exit 1 if there are any.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# An account or organisation on GitHub, in an address of the repository or of its pages.
+PLACEHOLDER = re.compile(r"\bOWNER(?=/omgsr-cli\b|\.github\.io)")
+ACCOUNT = re.compile(r"[A-Za-z0-9](?:-?[A-Za-z0-9]){0,38}")
+
+
+def find_placeholders(root: Path) -> list[Path]:
+    """Files of a checkout that contain the placeholder."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, check=True, capture_output=True, text=True)
+    paths = [root / name for name in listed.stdout.split("\0") if name]
+    return [path for path in paths if path.is_file() and PLACEHOLDER.search(path.read_text("utf-8", "ignore"))]
+
+
+def main(arguments: list[str]) -> str | int:
+    """Return what is wrong, or 0."""
+    found = find_placeholders(ROOT)
+    if not arguments:
+        print("\n".join(str(path.relative_to(ROOT)) for path in found))
+        return 1 if found else 0
+    (owner,) = arguments
+    if not ACCOUNT.fullmatch(owner):
+        return f"{owner} is not the name of an account"
+    for path in found:
+        path.write_bytes(PLACEHOLDER.sub(owner, path.read_bytes().decode()).encode())
+    print(f"{len(found)} files name {owner} now")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
