@@ -47,7 +47,7 @@ def build_adamw(
     kind: type[torch.optim.Optimizer] = torch.optim.AdamW
     if eight_bit:
         try:
-            from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]  # an extra of its own
+            from bitsandbytes.optim import AdamW8bit
         except ImportError as error:
             raise UsageError("eight_bit needs bitsandbytes", "pip install bitsandbytes, or leave it out") from error
         kind = AdamW8bit
