@@ -269,4 +269,4 @@ def build_options(kind: type[T], **values: object) -> T:
                 f"there is no option {mistake.place[0]!r}", f"options: {', '.join(kind.model_fields)}"
             ) from error
         option = f"--{mistake.place[0].replace('_', '-')} {mistake.value} " if mistake.place else ""
-        raise UsageError(f"{option}{mistake.reason}", "--help tells what each option takes") from error
+        raise UsageError(f"{option}{mistake.reason}", "see --help for the values that each option accepts") from error

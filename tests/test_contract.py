@@ -136,7 +136,8 @@ def test_only_the_registry_asks_for_the_family() -> None:
     wrong = [
         where(path, node.lineno)
         for path in MODULES
-        if path.relative_to(PACKAGE).as_posix() != REGISTRY
+        # base.py defines the field and shows it in a model's repr.
+        if path.relative_to(PACKAGE).as_posix() not in (REGISTRY, "models/base.py")
         for node in ast.walk(parse(path))
         if isinstance(node, ast.Attribute) and node.attr == "family"
     ]

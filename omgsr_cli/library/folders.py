@@ -1,4 +1,4 @@
-"""Folders and files from Python: what `omgsr upscale` does, returned instead of told."""
+"""Restore files and folders from Python, as `omgsr upscale` does."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from omgsr_cli.errors import UsageError
 from omgsr_cli.files.jobs import Job, JobOptions, clear_leftovers, plan_jobs
 from omgsr_cli.files.naming import scale_label
 from omgsr_cli.files.remembered import Remembered
+from omgsr_cli.library.arguments import names_arguments, with_arguments
 from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.models.devices import named_devices
 from omgsr_cli.models.family import ModelSource
@@ -32,6 +33,7 @@ from omgsr_cli.options import (
 )
 
 
+@names_arguments
 def upscale_folder(
     model: Restorer | str | Path,
     inputs: str | Path | Sequence[str | Path],
@@ -54,30 +56,30 @@ def upscale_folder(
     device: str | None = None,
     on_result: Callable[[FileResult], None] | None = None,
 ) -> list[FileResult]:
-    """Restore and enlarge the images of a folder, or of several files and folders, with all that they carry.
+    """Restore and upscale the images of a folder, or of several files and folders.
 
-    One image that fails does not end the others. What an earlier call with the same model and settings finished is
-    skipped.
+    Metadata, profile, transparency and 16 bits are kept. An image that fails does not stop the others, and results that
+    an earlier call with the same model and settings finished are skipped.
 
     Args:
-        model: from `load`; or what `load` would be given, as `workers` needs it.
+        model: from `load`; or a name or folder, as several `workers` need it.
         inputs: folders, files, globs or .txt lists.
         output: a folder, or a file for a single image; None writes beside the input, as NAME_x4.EXT or FOLDER_x4/.
-        scale: as for `upscale_image`; likewise `size`, `process_scale`, `strength`, `color_fix`, `tile` and `seed`.
-        recursive: whether sub-folders are searched too.
+        scale: as for `upscale_image`, like `size`, `process_scale`, `strength`, `color_fix`, `tile` and `seed`.
+        recursive: search subfolders.
         suffix: added to names.
         format: "same" as the input's, or "png", "jpg", "webp", "tiff", "avif".
-        quality: 1 to 100, for formats that lose something.
+        quality: 1 to 100, for lossy formats; None uses the format's default.
         metadata: "keep" or "none".
-        overwrite: whether other files that are there are replaced.
-        workers: how many processes, each of which loads the model; None takes one for each device. A script that asks
-            for several keeps what it does under `if __name__ == "__main__":`.
-        device: of a model that is named: as for `load`, or several as "cuda:0,cuda:1", or "all".
-        on_result: told of each image as it ends.
+        overwrite: replace existing files that are not finished results of this call.
+        workers: number of processes, each of which loads the model; None uses one per device. A script that uses
+            several must run under `if __name__ == "__main__":`.
+        device: for a model given by name; as for `load`, or several: "cuda:0,cuda:1" or "all".
+        on_result: called with each result.
     Returns:
-        One result for each image, and one for each input that is none; `error` says why one failed.
+        One result for each image, and one for each input that has no image; `error` is the reason of a failure.
     Raises:
-        UsageError: a value is out of range, or values do not go together.
+        UsageError: a value is out of range, or arguments exclude each other.
     """
     options = build_options(EngineOptions, workers=workers, device=device)
     if isinstance(model, str | Path):
@@ -87,7 +89,7 @@ def upscale_folder(
     info = describe_model(source) if isinstance(source, ModelSource) else source.info
     if not isinstance(source, ModelSource) and options != EngineOptions():
         raise UsageError(
-            "a loaded model stays in its process and on its device", "give its name, which is loaded there"
+            "a loaded model stays in its process and on its device", "pass its name to use --workers or --device"
         )
     sizes = build_options(SizeOptions, scale=scale, size=size)
     settings = Settings(
@@ -112,7 +114,11 @@ def upscale_folder(
     )
     clear_leftovers(plan.jobs)
     results = [FileResult(None, None, "failed", error=problem) for problem in plan.problems]
+    for problem in plan.problems:
+        with_arguments(problem)
     for result in _do_jobs(source, info, settings, plan.jobs, options, remembered):
+        if result.error is not None:
+            with_arguments(result.error)
         results.append(result)
         if on_result:
             on_result(result)
@@ -138,5 +144,5 @@ def _do_jobs(
 
 
 def _model_options(info: RestorerInfo) -> ModelOptions:
-    """What the record of a result names of its model."""
+    """The model's part of the settings that identify a result."""
     return ModelOptions(model=info.name, mid_timestep=info.mid_timestep, prompt=info.prompt)

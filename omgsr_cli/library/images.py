@@ -1,10 +1,11 @@
-"""An image from Python, of whatever kind: enlarged, it is of the same kind."""
+"""Restore one image from Python: a PIL image, an array or a tensor; the result has the same type."""
 
 from __future__ import annotations
 
 import io
 import warnings
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -16,20 +17,23 @@ from torch import Tensor
 from omgsr_cli.errors import NotFiniteError, ShapeError, UsageError
 from omgsr_cli.geometry import Size, plan_output_size
 from omgsr_cli.imaging import SourceImage, encode_image, from_samples, luma, read_image, to_samples
+from omgsr_cli.imaging.opening import decoding
+from omgsr_cli.library.arguments import names_arguments
 from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.options import ColorFix, RestoreOptions, SizeOptions, build_options
 from omgsr_cli.restoration import OnNote, OnProgress
 from omgsr_cli.upscaling import load_wider, restore_image
 
 AnyImage = TypeVar("AnyImage", Image.Image, Tensor, NDArray[Any])
-"""What comes out is of the kind that went in."""
+"""The result has the type of the input."""
 
-# Pillow's modes that PNG holds as they are; others are stored as TIFF on their way in.
+# Modes that PNG stores without conversion; images in other modes are passed to the reader as TIFF.
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _NAME = "the image"
 _RANGE_TOLERANCE = 0.02
 
 
+@names_arguments
 def upscale_image(
     model: Restorer,
     image: AnyImage,
@@ -44,33 +48,36 @@ def upscale_image(
     bit_depth: Literal[8, 16] | None = None,
     on_progress: OnProgress | None = None,
 ) -> AnyImage:
-    """Restore and enlarge one image; nothing is printed, and the same call gives the same pixels.
+    """Restore and upscale one image.
+
+    Nothing is printed. The same call always gives the same pixels.
 
     Args:
         model: from `load`.
-        image: a PIL image of any mode (its profile, EXIF and transparency are kept; it comes out upright); an array
-            (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB(A) in sRGB, of uint8, uint16 or float in [0, 1]; or a
+        image: a PIL image of any mode (its profile, EXIF and transparency are kept, and the result is upright); an
+            array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB(A) in sRGB, of uint8, uint16 or float in [0, 1]; or a
             tensor (C, H, W) or (B, C, H, W) with 1, 3 or 4 channels, of uint8 or float in [0, 1], on any device.
-        scale: factor on both sides, 0.5 to 16; None takes the model's own.
-        size: (height, width) of the result in place of `scale`.
-        process_scale: the image is restored at no less than this multiple of its size, 1 to 16, and then reduced;
-            "auto" takes the magnification that the model was trained at, and 1 restores at the size of the result.
+        scale: factor for both sides, 0.5 to 16; None uses the model's own.
+        size: (height, width) of the result, instead of `scale`.
+        process_scale: restore at this multiple of the image's size at least, 1 to 16, and then reduce; "auto" uses the
+            magnification that the model was trained at, and 1 restores at the size of the result.
         strength: 0 to 1: result = upscaled + strength * (restored - upscaled); 0 does not run the model.
-        color_fix: "adain", "wavelet" or "none"; None takes what suits the model.
-        tile: side of a tile in pixels of the working size, "off", or "auto" by free memory.
-        seed: samples the latent posterior with it; None takes its mean.
-        bit_depth: 8 rounds to whole levels of 1/255 between the stages, as the published scripts do, 16 does not; the
-            results differ by some levels. None takes 8 for what has 8 bits, and 16 for floats and all others.
-        on_progress: told (done, total) tiles. An exception that it raises ends the work and comes out of this call,
-            which is how to cancel it.
+        color_fix: "adain", "wavelet" or "none"; None uses the model's default.
+        tile: side of a tile in pixels of the working size, "off", or "auto" to choose by free memory.
+        seed: sample the latent posterior with this seed; None uses the posterior's mean.
+        bit_depth: 8 rounds to multiples of 1/255 between the stages, as the published scripts do; 16 does not. The
+            results differ by a few levels. None uses 8 for 8-bit images, and 16 for floats and all others.
+        on_progress: called with (done, total) tiles. To cancel, raise an exception in it: it ends the work and is
+            passed on to the caller.
     Returns:
-        The same kind, dtype, layout and device, enlarged; floats lie in [0, 1].
+        The upscaled image with the type, dtype, layout and device of the input; floats are in [0, 1].
     Raises:
-        ShapeError: the image's shape, dtype or range is not one of these.
+        ShapeError: the image's type, shape, dtype or range is not supported.
+        FileError: the file of a PIL image is truncated or corrupt.
         UsageError: a value is out of range.
-        DeviceError: memory is short.
-        NotFiniteError: the model gives NaN or infinity. Where its number format was chosen by `load`, float32 is tried
-            first, with a warning.
+        DeviceError: the device ran out of memory.
+        NotFiniteError: the model gives NaN or infinity. If `load` chose the precision, float32 is tried first, with a
+            warning.
     """
     options = build_options(
         RestoreOptions,
@@ -82,9 +89,9 @@ def upscale_image(
         seed=seed,
     )
     if bit_depth not in (None, 8, 16):
-        raise UsageError(f"bit depth {bit_depth!r} is not 8 or 16", "leave it out for the image's own")
+        raise UsageError(f"bit_depth={bit_depth!r} is not 8 or 16", "leave it out to use the image's own")
     if not isinstance(getattr(model, "info", None), RestorerInfo):
-        raise UsageError(f"{model!r} is not a loaded model", "load one first: model = load(NAME_OR_FOLDER)")
+        raise UsageError(f"{model!r} is not a loaded model", "load one: model = load(NAME_OR_FOLDER)")
     notes: list[str] = []
     result = _upscale(_Task(model, options, bit_depth, on_progress, notes.append), image)
     for note in dict.fromkeys(notes):
@@ -99,12 +106,17 @@ def _upscale(task: _Task, image: AnyImage) -> AnyImage:
         return _upscale_tensor(task, image)
     if isinstance(image, np.ndarray):
         return _upscale_array(task, image)
-    raise ShapeError(f"an image is a PIL image, an array or a tensor, not a {type(image).__name__}")
+    hint = None
+    if isinstance(image, str | Path):
+        hint = "for files call upscale_folder(model, path, output); or open the file with PIL.Image.open"
+    elif isinstance(image, list | tuple):
+        hint = "call upscale_image for each image, or upscale_folder for files; a tensor (B, C, H, W) is a batch"
+    raise ShapeError(f"an image is a PIL image, an array or a tensor, not a {type(image).__name__}", hint)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What is to be done to an image of any kind."""
+    """The model and settings of one call."""
 
     model: Restorer
     options: RestoreOptions
@@ -129,7 +141,9 @@ class _Task:
 
 
 def _upscale_pil(task: _Task, image: Image.Image) -> Image.Image:
-    """Through the reader and writer of files, so that a profile, a palette or 16 bits mean what they mean there."""
+    """Use the reader and writer of files, so that profiles, palettes and 16 bits are interpreted in the same way."""
+    with decoding(_NAME):
+        image.load()
     format_name = "PNG" if image.mode in _PNG_MODES else "TIFF"
     if image.mode == "La":
         image = image.convert("LA")
@@ -137,7 +151,7 @@ def _upscale_pil(task: _Task, image: Image.Image) -> Image.Image:
         image = image.convert("RGBA" if image.has_transparency_data or image.mode in ("PA", "RGBa") else "RGB")
         format_name = "PNG"
     held = io.BytesIO()
-    # Options of the file it came from do not apply to this one; what belongs to the image does.
+    # Keep what describes the image; the other entries describe how its file was compressed.
     kept = {name: image.info[name] for name in ("icc_profile", "exif", "dpi", "transparency") if name in image.info}
     fast = {"compress_level": 0} if format_name == "PNG" else {}
     image.save(held, format_name, **kept, **fast)
@@ -151,12 +165,14 @@ def _upscale_pil(task: _Task, image: Image.Image) -> Image.Image:
 def _upscale_tensor(task: _Task, image: Tensor) -> Tensor:
     if image.ndim == 4:
         if not len(image):
-            raise ShapeError(f"a batch has at least one image, not {tuple(image.shape)}")
+            raise ShapeError(f"a batch must have at least one image; the shape is {tuple(image.shape)}")
         return torch.stack([_upscale_tensor(task, one) for one in image])
     if image.ndim != 3 or image.shape[0] not in (1, 3, 4) or not image.numel():
-        raise ShapeError(f"a tensor is (C, H, W) or (B, C, H, W) with 1, 3 or 4 channels, not {tuple(image.shape)}")
+        raise ShapeError(
+            f"a tensor must be (C, H, W) or (B, C, H, W) with 1, 3 or 4 channels, not {tuple(image.shape)}"
+        )
     if not image.is_floating_point() and image.dtype != torch.uint8:
-        raise ShapeError(f"a tensor is of uint8 or float in [0, 1], not {image.dtype}")
+        raise ShapeError(f"a tensor must be uint8, or float in [0, 1], not {image.dtype}")
     whole = image.dtype == torch.uint8
     planes = image.detach().to("cpu", torch.float32)
     restored = _restore_planes(task, planes / 255 if whole else planes, 8 if whole else 16)
@@ -168,9 +184,9 @@ def _upscale_tensor(task: _Task, image: Tensor) -> Tensor:
 def _upscale_array(task: _Task, image: NDArray[Any]) -> NDArray[Any]:
     channels = 1 if image.ndim == 2 else image.shape[-1]
     if image.ndim not in (2, 3) or channels not in (1, 3, 4) or not image.size:
-        raise ShapeError(f"an array is (H, W) or (H, W, C) with 1, 3 or 4 channels, not {image.shape}")
+        raise ShapeError(f"an array must be (H, W) or (H, W, C) with 1, 3 or 4 channels, not {image.shape}")
     if image.dtype not in (np.uint8, np.uint16) and not np.issubdtype(image.dtype, np.floating):
-        raise ShapeError(f"an array is of uint8, uint16 or float in [0, 1], not {image.dtype}")
+        raise ShapeError(f"an array must be uint8, uint16, or float in [0, 1], not {image.dtype}")
     if np.issubdtype(image.dtype, np.floating):
         planes = torch.from_numpy(image.reshape(*image.shape[:2], channels).astype(np.float32)).permute(2, 0, 1)
         restored = _restore_planes(task, planes, 16)
@@ -183,19 +199,26 @@ def _upscale_array(task: _Task, image: NDArray[Any]) -> NDArray[Any]:
 
 def _range_hint(low: float, high: float) -> str:
     if low >= -1 - _RANGE_TOLERANCE and high <= 1 + _RANGE_TOLERANCE:
-        return "from [-1, 1]: (image + 1) / 2"
-    return "from [0, 255]: image / 255" if low >= 0 and high <= 255 else "clip it to [0, 1] first"
+        return "convert from [-1, 1] with (image + 1) / 2"
+    return "convert from [0, 255] with image / 255" if low >= 0 and high <= 255 else "clip to [0, 1] first"
 
 
 def _restore_planes(task: _Task, planes: Tensor, bit_depth: int) -> Tensor:
-    """(C, H, W) float32 with 1, 3 or 4 channels, in [0, 1], to the restored planes of as many channels."""
+    """Restore planes.
+
+    Args:
+        planes: (C, H, W) float32 with 1, 3 or 4 channels, in [0, 1].
+        bit_depth: 8 or 16, as for `upscale_image`.
+    Returns:
+        (C, H', W') float32 in [0, 1].
+    """
     if not bool(planes.isfinite().all()):
         raise ShapeError("the image has values that are not finite")
     low, high = (float(value) for value in planes.aminmax())
-    # A little beyond is the rounding of whoever computed it; more is another range, which clipping would spoil.
+    # Small excesses are rounding errors of the caller; larger ones mean another range, where clipping would do harm.
     if low < -_RANGE_TOLERANCE or high > 1 + _RANGE_TOLERANCE:
         hint = _range_hint(low, high)
-        raise ShapeError(f"floats are in [0, 1], and the image's are in [{low:.4g}, {high:.4g}]", hint)
+        raise ShapeError(f"floats must be in [0, 1], but the image's are in [{low:.4g}, {high:.4g}]", hint)
     planes = planes.clamp(0, 1)
     grey = len(planes) == 1
     image = SourceImage(

@@ -125,6 +125,19 @@ class Restorer(Protocol):
         ...
 
 
+class Described:
+    """Gives a loaded model a `repr` with its name, family, device and precision."""
+
+    info: RestorerInfo
+    device: torch.device
+    precision: str
+
+    def __repr__(self) -> str:
+        kind, info = type(self).__name__, self.info
+        device, precision = str(self.device), self.precision
+        return f"{kind}(name={info.name!r}, family={info.family!r}, {device=}, {precision=})"
+
+
 class ImageRows(Protocol):
     """An image of which any rows can be read.
 

@@ -27,7 +27,7 @@ from omgsr_cli.models.autoencoders import (
     latent_px_of,
     load_tiny_decoder,
 )
-from omgsr_cli.models.base import ImageRows, Restorer, RestorerInfo, StageInfo, Workspace
+from omgsr_cli.models.base import Described, ImageRows, Restorer, RestorerInfo, StageInfo, Workspace
 from omgsr_cli.models.devices import PRECISIONS, multiplies_in_bf16
 from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
@@ -65,7 +65,7 @@ _TOKENS = 77
 """Of a prompt's embedding."""
 
 
-class SdRestorer:
+class SdRestorer(Described):
     """A `Restorer` of the SD family. Latents are float32; the networks compute in their own number formats.
 
     Args:

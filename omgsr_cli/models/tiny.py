@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError, UsageError, reason_of
 from omgsr_cli.geometry import round_up
-from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, StageInfo
+from omgsr_cli.models.base import Described, ImageEncoder, Restorer, RestorerInfo, StageInfo
 from omgsr_cli.models.devices import PRECISIONS
 from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.record import ModelRecord, load_record, read_json, write_record
@@ -44,7 +44,7 @@ _HARDLY_MOVES = (
 )
 
 
-class TinyRestorer:
+class TinyRestorer(Described):
     """omgsr-tiny as a `Restorer`. It has no posterior, so a generator changes nothing: every seed gives the same."""
 
     def __init__(
