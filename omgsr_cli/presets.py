@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from omgsr_cli.errors import UnknownModelError
 
@@ -107,6 +108,35 @@ def default_degradation(model: str) -> str:
 
 DECODERS = {"tiny": "madebyollin/taesd"}
 """Small decoders of Stable Diffusion's latents that `--vae` knows by name, and the hub repository of each."""
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A frozen network that training measures images with.
+
+    Attributes:
+        kind: "dinov3" or "vgg16".
+        repository: on the hub.
+        files: patterns of the files that are fetched.
+    """
+
+    kind: Literal["dinov3", "vgg16"]
+    repository: str
+    files: tuple[str, ...]
+
+
+def _dinov3(size: str) -> FeatureNetwork:
+    return FeatureNetwork(
+        "dinov3", f"facebook/dinov3-convnext-{size}-pretrain-lvd1689m", ("config.json", "*.safetensors*")
+    )
+
+
+FEATURE_NETWORKS: dict[str, FeatureNetwork] = {
+    **{f"dinov3-convnext-{size}": _dinov3(size) for size in ("tiny", "small", "base", "large")},
+    "vgg16": FeatureNetwork("vgg16", "timm/vgg16.tv_in1k", ("model.safetensors",)),
+}
+"""By the names that `loss.backbone` and `omgsr models pull` take; OMGSR was trained with dinov3-convnext-large."""
+
 
 UNBUILT = {
     "omgsr-f-1024": (

@@ -104,6 +104,10 @@ class _Handler(BaseHTTPRequestHandler):
         if match:
             self._answer_listing(match[1])
             return
+        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/[^/]+", path.partition("?")[0])
+        if match:
+            self._answer_tree(match[1])
+            return
         match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         if match:
             self._answer_file(match[1], match[3])
@@ -206,6 +210,15 @@ class _Handler(BaseHTTPRequestHandler):
         body = {"id": name, "modelId": name, "sha": COMMIT, "private": False, "siblings": siblings}
         self._send(200, json.dumps(body | {"cardData": {"license": "openrail++"}}).encode())
 
+    def _answer_tree(self, name: str) -> None:
+        repository = self._repository(name)
+        if repository is not None:
+            files = [
+                {"type": "file", "path": path, "size": len(content), "oid": git_hash(content)}
+                for path, content in repository.files.items()
+            ]
+            self._send(200, json.dumps(files).encode())
+
     def _answer_file(self, name: str, path: str) -> None:
         repository = self._repository(name)
         if repository is None:
@@ -217,7 +230,8 @@ class _Handler(BaseHTTPRequestHandler):
             repository.busy -= 1
             self._refuse(503, "")
             return
-        content, status, headers = repository.files[path], 200, {"X-Repo-Commit": COMMIT, "ETag": '"x"'}
+        content, status = repository.files[path], 200
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{git_hash(content)}"'}
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
         if asked and not repository.ignores_range:
             start = int(asked[1])

@@ -13,7 +13,7 @@ from omgsr_cli.cli.help import Command, Group
 from omgsr_cli.cli.output import Output
 from omgsr_cli.errors import ModelError, UnknownModelError, UsageError, reason_of
 from omgsr_cli.files.addresses import shown
-from omgsr_cli.presets import DEFAULT_PRESET, PRESETS, find_preset
+from omgsr_cli.presets import DEFAULT_PRESET, FEATURE_NETWORKS, PRESETS, find_preset
 
 if TYPE_CHECKING:
     from omgsr_cli.diagnosis.models import ModelHealth
@@ -45,12 +45,18 @@ def pull(
 ) -> None:
     """Download a model, verify it, and make it available as --model NAME.
 
-    Re-run the command to resume an interrupted download.
+    Feature networks for training have names too: vgg16, and dinov3-convnext-tiny, -small, -base and -large. Re-run the
+    command to resume an interrupted download.
     """
-    from omgsr_cli.installation.pulling import pull_model
+    from omgsr_cli.installation.pulling import pull_features, pull_model
 
-    preset = find_preset(name)
     output = Output(quiet=quiet)
+    if name in FEATURE_NETWORKS:
+        if base or from_ or full:
+            raise UsageError(f"{name} is a feature network: --base, --from and --full do not apply", "leave them out")
+        output.result(pull_features(FEATURE_NETWORKS[name], _PullDialogue(output, yes)), {})
+        return
+    preset = find_preset(name)
     output.result(pull_model(preset, _PullDialogue(output, yes), base=base, adapter=from_, full=full), {})
 
 

@@ -150,12 +150,15 @@ def train(
         return _print_problems(output, draft)
     if export is not None or push_to_hub is not None:
         return _export_or_push(output, draft.check(), resume, export, push_to_hub)
-    from omgsr_cli.training.check import check_files
+    from omgsr_cli.training.check import check_files, list_unfetched
 
     with output.loading("PyTorch"):
         _choose_device(device)
         check_files(draft, resume)
     if draft.problems:
+        if check and draft.config is not None:
+            for line in list_unfetched(draft.config):
+                output.note(line)
         return _print_problems(output, draft)
     from omgsr_cli.training.data import UnreadableImagesError
 

@@ -17,11 +17,12 @@ from omgsr_cli.installation.adapters import get_adapter, hash_adapter
 from omgsr_cli.models.families import REPOSITORY_FILES
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.options import ModelOptions
-from omgsr_cli.presets import Preset
+from omgsr_cli.presets import FeatureNetwork, Preset
 from omgsr_cli.store.hub import (
     Listing,
     RemoteFile,
     choose_files,
+    download_files,
     fetch_file,
     find_disagreement,
     is_repository_name,
@@ -102,6 +103,23 @@ def pull_model(
     except OSError as error:
         raise ModelError(f"{store} cannot be used: {reason_of(error)}", hint=_elsewhere(store)) from error
     return target
+
+
+def pull_features(network: FeatureNetwork, talk: PullTalk) -> Path:
+    """Fetch a feature network of training into the hub's cache, where training finds it by its name.
+
+    Args:
+        network: one of FEATURE_NETWORKS.
+        talk: shows messages.
+    Returns:
+        Its folder in the cache.
+    Raises:
+        ModelError: it cannot be fetched; for a gated repository the hint names the page and the login.
+    """
+    listing = list_repository(network.repository)
+    if listing.licence is not None:
+        talk.note(f"{network.repository} is under the licence {listing.licence}; read it on its page")
+    return download_files(network.repository, None, list(network.files))
 
 
 def _pull(

@@ -29,7 +29,7 @@ from omgsr_cli.training.model import (
     find_run_model,
     load_run_model,
 )
-from omgsr_cli.training.perceptual import FeatureNet, load_features
+from omgsr_cli.training.perceptual import FeatureNet, find_features, load_features
 from omgsr_cli.training.step import Adversary, Learner, WeightAverage, build_adamw
 from omgsr_cli.training.teacher import TeacherImages, identify_teacher
 
@@ -46,7 +46,7 @@ class Run:
         images: how many of them there are.
         held_out: images to measure with; empty without validation.
         crop_options: how samples are made.
-        features: what the feature network is called; empty without one.
+        features: names of the feature networks; empty without one.
         losses: names of what a step gives, besides their total.
         measures: of restored images, besides PSNR and SSIM.
     """
@@ -115,13 +115,11 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
     trainable = load_run_model(config, torch.device("cpu") if shards else device, resumed=resumed)
     if shards:
         share_backbone(trainable, device, accelerator.num_processes)
-    features = load_features(config.loss)
-    if features is not None:
-        features.to(device)
-    losses = (DenoisingLoss() if config.loss.denoise else build_losses(config.loss, features)).to(device)
+    networks = load_networks(config, device)
+    losses = (DenoisingLoss() if config.loss.denoise else _build_losses(config, networks)).to(device)
     if config.train.compile:
         losses.compile_statistics()
-    learner = _build_learner(config, trainable, losses, _build_adversary(config, features, device))
+    learner = _build_learner(config, trainable, losses, _build_adversary(config, networks.get("gan"), device))
     crops = TrainingCrops(images, options, config.train.seed)
     names = [*losses.names, *(("gan", "discriminator") if learner.adversary else ())]
     return Run(
@@ -132,10 +130,29 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
         len(images),
         held_out,
         options,
-        "" if features is None else features.title,
+        ", ".join(dict.fromkeys(network.title for network in networks.values())),
         names,
         losses.measures(),
     )
+
+
+def load_networks(config: TrainConfig, device: torch.device) -> dict[str, FeatureNet]:
+    """Read the feature networks of a run, by the section that measures on it; one that both share is read once.
+
+    Raises:
+        ModelError: as for `load_features`.
+    """
+    sources = {section: find_features(*named) for section, named in config.backbones.items()}
+    dtype = torch.bfloat16 if config.loss.backbone_precision == "bf16" else torch.float32
+    loaded = {source: load_features(source, dtype).to(device) for source in dict.fromkeys(sources.values())}
+    return {section: loaded[source] for section, source in sources.items()}
+
+
+def _build_losses(config: TrainConfig, networks: Mapping[str, FeatureNet]) -> Losses:
+    # DISTS' own weights are for VGG16.
+    source = find_features(*config.backbones["loss"]) if "loss" in networks else None
+    learned = Path(source.place) if source is not None and source.kind == "vgg16" else None
+    return build_losses(config.loss, networks.get("loss"), learned)
 
 
 def _build_learner(
@@ -158,10 +175,9 @@ def _build_learner(
     )
 
 
-def _build_adversary(config: TrainConfig, features: FeatureNet | None, device: torch.device) -> Adversary | None:
+def _build_adversary(config: TrainConfig, judged: FeatureNet | None, device: torch.device) -> Adversary | None:
     if not config.loss.gan:
         return None
-    judged = features if config.loss.discriminator == "heads" else None
     mixed = config.train.precision == "mixed"
     discriminator = build_discriminator(judged, config.data.resolution, config.gan, config.train.seed, autocast=mixed)
     return Adversary(discriminator.to(device), config.gan, config.optim.weight_decay)

@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from omgsr_cli.degradation import load_degradation
-from omgsr_cli.errors import OmgsrError
+from omgsr_cli.errors import ModelError, OmgsrError
 from omgsr_cli.files.inputs import find_inputs
 from omgsr_cli.models.devices import is_out_of_memory
 from omgsr_cli.models.families import family_of, recognise_adapter
@@ -23,8 +24,8 @@ from omgsr_cli.models.lora import LoraOptions
 from omgsr_cli.models.record import load_record
 from omgsr_cli.models.sources import find_model, start_folder
 from omgsr_cli.options import ModelOptions
-from omgsr_cli.presets import PRESETS
-from omgsr_cli.store.hub import is_repository_name
+from omgsr_cli.presets import FEATURE_NETWORKS, PRESETS
+from omgsr_cli.store.hub import is_cached, is_repository_name
 from omgsr_cli.training.assembly import Run, load_run
 from omgsr_cli.training.checkpoints import check_adapter_ranks, list_checkpoints, optimizer_tensors
 from omgsr_cli.training.config import TrainConfig
@@ -33,7 +34,7 @@ from omgsr_cli.training.data import Numbers, load_batches
 from omgsr_cli.training.distributed import build_accelerator, device_of
 from omgsr_cli.training.loop import StopRequest, make_teacher_images, peak_memory_mib
 from omgsr_cli.training.model import build_lora_options, load_run_model
-from omgsr_cli.training.perceptual import find_features, load_features, load_lpips
+from omgsr_cli.training.perceptual import FeatureSource, find_features, load_features, load_lpips
 from omgsr_cli.training.step import Stepper
 from omgsr_cli.training.teacher import load_teacher
 
@@ -82,7 +83,9 @@ def _check_degradations(draft: Draft[TrainConfig], config: TrainConfig) -> None:
 
 def _check_features(draft: Draft[TrainConfig], config: TrainConfig) -> None:
     loss = config.loss
-    _note(draft, "loss.backbone_path" if loss.backbone_path else "loss.backbone", lambda: find_features(loss))
+    for section, (name, path) in config.backbones.items():
+        key = f"{section}.backbone_path" if path else f"{section}.backbone"
+        _note(draft, key, lambda name=name, path=path: find_features(name, path))  # type: ignore[misc]  # bound now
     if loss.lpips_path and not Path(loss.lpips_path).exists():
         draft.add("loss.lpips_path", f"{loss.lpips_path} does not exist")
 
@@ -233,7 +236,7 @@ def find_missing(config: TrainConfig) -> list[OmgsrError]:
     teacher, lpips = config.loss.teacher, config.loss.lpips_path
     parts: list[Callable[[], object]] = [
         lambda: load_run_model(config, torch.device("cpu"), resumed=False),
-        lambda: load_features(config.loss),
+        *(lambda source=source: load_features(source) for source in _feature_sources(config)),
     ]
     if lpips is not None:
         parts.append(lambda: load_lpips(Path(lpips)))
@@ -245,6 +248,29 @@ def find_missing(config: TrainConfig) -> list[OmgsrError]:
             load()
         except OmgsrError as error:
             found.append(error)
+    return found
+
+
+def _feature_sources(config: TrainConfig) -> list[FeatureSource]:
+    found = []
+    for named in config.backbones.values():
+        with suppress(ModelError):  # reported with the configuration's errors
+            found.append(find_features(*named))
+    return list(dict.fromkeys(found))
+
+
+def list_unfetched(config: TrainConfig) -> list[str]:
+    """Name what a run would fetch from the hub, with how to fetch it first; nothing is asked of the network."""
+    model, found = config.model, []
+    preset = PRESETS.get(model.preset or "")
+    bases = (model.base,) if model.base else preset.base_sources if preset else ()
+    if bases and not any(Path(base).is_dir() or is_cached(base) for base in bases):
+        found.append(f"model.base: {bases[0]} is not on this machine; the run fetches it")
+    for source in _feature_sources(config):
+        if is_repository_name(source.place) and not Path(source.place).exists() and not is_cached(source.place):
+            name = next((name for name, each in FEATURE_NETWORKS.items() if each.repository == source.place), None)
+            how = f"omgsr models pull {name}" if name else "the run fetches it"
+            found.append(f"loss.backbone: {source.place} is not on this machine; {how}")
     return found
 
 

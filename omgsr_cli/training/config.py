@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from omgsr_cli.errors import FileError, UsageError, reason_of
 from omgsr_cli.files.addresses import shown
 from omgsr_cli.models.families import family_of
-from omgsr_cli.presets import PRESETS
+from omgsr_cli.presets import FEATURE_NETWORKS, PRESETS
 from omgsr_cli.training.config_errors import Conflict, Draft, Section, draft_config, not_among, refuse
 from omgsr_cli.training.heads import UNET_MULTIPLE_PX, plan_heads
 
@@ -298,8 +298,8 @@ class LogConfig(Section):
     )
 
 
-BACKBONES = ("dinov3", "vgg16")
-"""Feature networks that have a name; any other is taken for a folder."""
+BACKBONES = ("dinov3", *FEATURE_NETWORKS)
+"""Names of feature networks; "dinov3" is the large one. Any other text is a folder."""
 
 
 class TeacherConfig(Section):
@@ -353,13 +353,13 @@ class LossConfig(Section):
     )
     backbone: Text = Field(
         default="dinov3",
-        description='the feature network of dv3cd and gan: "dinov3", "vgg16", or a folder with one of them',
+        description='the feature network of dv3cd and gan: "dinov3" (that is dinov3-convnext-large), another name that '
+        "`omgsr models pull` takes, or a folder",
         examples=[*BACKBONES],
     )
     backbone_path: Text | None = Field(
         default=None,
-        description="folder, hub repository or published file of the named network; vgg16 needs one "
-        "[DINOv3's repository]",
+        description="folder, hub repository or published file of the named network [fetched by its name]",
     )
     backbone_precision: Literal["bf16", "fp32"] = Field(
         default="fp32", description="of VGG16's convolutions; the statistics and DINOv3 are always fp32"
@@ -369,12 +369,6 @@ class LossConfig(Section):
     )
 
     teacher: TeacherConfig | None = Field(default=None, description="another network to learn from [none]")
-
-    @property
-    def needs_backbone(self) -> bool:
-        """Whether anything measures on the feature network."""
-        has_heads = self.gan and self.discriminator == "heads"
-        return bool(self.dv3cd or has_heads or (self.teacher and self.teacher.dists))
 
     @property
     def needs_lpips(self) -> bool:
@@ -391,9 +385,6 @@ class LossConfig(Section):
             yield Conflict("every loss has the weight 0: set one above 0", "loss.l1")
         if self.needs_lpips and self.lpips_path is None:
             yield Conflict("this loss needs lpips_path, the file with its weights", "loss.lpips", "loss.lpips_path")
-        if self.backbone == "vgg16" and self.backbone_path is None and self.needs_backbone:
-            reason = "vgg16 needs backbone_path, torchvision's vgg16-*.pth"
-            yield Conflict(reason, "loss.backbone", "loss.backbone_path")
         if self.backbone not in BACKBONES and self.backbone_path is not None:
             reason = 'loss.backbone is a folder already: remove this key, or set loss.backbone to "dinov3" or "vgg16"'
             yield Conflict(reason, "loss.backbone_path", "loss.backbone")
@@ -402,6 +393,14 @@ class LossConfig(Section):
 class GanConfig(Section):
     """The discriminator, which a run has if loss.gan is above 0."""
 
+    backbone: Text | None = Field(
+        default=None,
+        description="the feature network that it judges on, as for loss.backbone [loss.backbone]",
+        examples=[*BACKBONES],
+    )
+    backbone_path: Text | None = Field(
+        default=None, description="place of that network, as for loss.backbone_path [fetched by its name]"
+    )
     start_step: Whole = Field(default=0, description="first step that it takes part in")
     alone_steps: Whole = Field(
         default=0, description="steps from start_step on in which it learns alone, while the model stays as it is"
@@ -424,6 +423,8 @@ class GanConfig(Section):
 
     def conflicts(self) -> Iterator[Conflict]:
         """Yield what does not go together."""
+        if self.backbone_path is not None and self.backbone not in BACKBONES:
+            yield Conflict("it needs gan.backbone, the name of its network", "gan.backbone_path", "gan.backbone")
         if self.real_label <= self.fake_label:
             yield Conflict(
                 f"{self.real_label:g} should be greater than gan.fake_label, {self.fake_label:g}",
@@ -452,6 +453,18 @@ class TrainConfig(Section):
     train: StepsConfig = Field(default=StepsConfig(), description="how long and how it is computed")
     save: SaveConfig = Field(default=SaveConfig(), description="checkpoints")
     log: LogConfig = Field(default=LogConfig(), description="what is written down")
+
+    @property
+    def backbones(self) -> dict[str, tuple[str, str | None]]:
+        """Name and place of the feature network of each section that measures on one: "loss" and "gan"."""
+        loss, gan, found = self.loss, self.gan, dict[str, tuple[str, str | None]]()
+        has_heads = bool(loss.gan and loss.discriminator == "heads")
+        # Validation measures with a network that is read anyway.
+        if loss.dv3cd or (loss.teacher and loss.teacher.dists) or (has_heads and gan.backbone is None):
+            found["loss"] = (loss.backbone, loss.backbone_path)
+        if has_heads:
+            found["gan"] = found["loss"] if gan.backbone is None else (gan.backbone, gan.backbone_path)
+        return found
 
     def conflicts(self) -> Iterator[Conflict]:
         """Yield what does not go together."""
@@ -491,6 +504,9 @@ class TrainConfig(Section):
 
     def _conflicts_of_the_discriminator(self) -> Iterator[Conflict]:
         gan, side, steps = self.gan, self.data.resolution, self.train.steps
+        if gan.backbone is not None and "gan" not in self.backbones:
+            reason = "no discriminator judges on it: set loss.gan above 0 and loss.discriminator to heads"
+            yield Conflict(reason, "gan.backbone", "loss.gan", "loss.discriminator")
         if self.loss.gan == 0:
             return
         if gan.start_step >= steps:

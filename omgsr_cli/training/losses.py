@@ -16,8 +16,6 @@ from omgsr_cli.training.perceptual import (
     Dists,
     FeatureNet,
     Lpips,
-    find_features,
-    load_dinov3,
     load_dists,
     load_lpips,
     shift,
@@ -136,34 +134,6 @@ class Losses(nn.Module):
             self.dists.compile_statistics()
 
 
-class Dv3cdLoss(nn.Module):
-    """OMGSR's structure-texture distance on DINOv3's ConvNeXt, arXiv:2508.08227: the loss alone.
-
-    Args:
-        features: the feature network, frozen.
-    """
-
-    def __init__(self, features: FeatureNet) -> None:
-        super().__init__()
-        self.dists = Dists(features)
-
-    @classmethod
-    def from_folder(cls, folder: str | Path) -> Dv3cdLoss:
-        """Read the feature network: as for `load_dinov3`."""
-        return cls(load_dinov3(folder))
-
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Measure the distance of two batches.
-
-        Args:
-            first: (B, 3, H, W) float, sRGB in [-1, 1].
-            second: same shape.
-        Returns:
-            A scalar, float32: the mean over the batch; 0 for equal images.
-        """
-        return mean_of(self.dists, first, second)
-
-
 def mean_of(measure: Measure, first: Tensor, second: Tensor) -> Tensor:
     """Give the mean of a distance over the batch, a scalar."""
     return measure(first, second).mean()
@@ -206,19 +176,17 @@ def loss_weights(config: LossConfig) -> dict[str, float]:
     return weights
 
 
-def build_losses(config: LossConfig, features: FeatureNet | None) -> Losses:
+def build_losses(config: LossConfig, features: FeatureNet | None, learned: Path | None = None) -> Losses:
     """Build the losses, reading what LPIPS and DISTS have learned.
 
     Args:
         config: the section [loss].
         features: for Dv3CD.
+        learned: where DISTS' own weights may be, for VGG16; None weighs all channels alike.
     Raises:
         ModelError: a file is missing or does not fit.
         UsageError: a loss has a weight, but nothing to measure it with.
     """
-    # DISTS' own weights are for VGG16; on DINOv3 all channels weigh alike.
-    source = find_features(config)
-    learned = Path(source.place) if source is not None and source.kind == "vgg16" else None
     dists = None if features is None else load_dists(features, learned)
     lpips = None if config.lpips_path is None else load_lpips(Path(config.lpips_path))
     teacher = config.teacher

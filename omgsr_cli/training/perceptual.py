@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
@@ -24,15 +25,12 @@ from torch import Tensor, nn
 from omgsr_cli.errors import ModelError, ShapeError, reason_of
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.record import read_json
+from omgsr_cli.presets import FEATURE_NETWORKS, FeatureNetwork
 from omgsr_cli.store.hub import download_files, is_repository_name
+from omgsr_cli.training.config import BACKBONES
 
 if TYPE_CHECKING:
     from transformers import DINOv3ConvNextModel
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeVar
-
-from omgsr_cli.training.config import BACKBONES, LossConfig
 
 # ImageNet's mean and deviation, of images in [-1, 1]: 2 * mean - 1 and 2 * deviation.
 _SHIFT = tuple(2 * mean - 1 for mean in (0.485, 0.456, 0.406))
@@ -211,9 +209,6 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     module.load_state_dict({name: tensors[name].float() for name in wanted}, assign=True)
 
 
-DINOV3_REPOSITORY = "facebook/dinov3-convnext-large-pretrain-lvd1689m"
-"""What OMGSR was trained with. Its page asks for consent to Meta's licence."""
-
 MODEL_TYPE = "dinov3_convnext"
 """What `config.json` calls it."""
 
@@ -257,7 +252,7 @@ class DinoV3(FeatureNet):
         return maps
 
 
-def load_dinov3(source: str | Path = DINOV3_REPOSITORY, dtype: torch.dtype = torch.float32) -> DinoV3:
+def load_dinov3(source: str | Path, dtype: torch.dtype = torch.float32) -> DinoV3:
     """Read a DINOv3 ConvNeXt of any size.
 
     Args:
@@ -272,11 +267,11 @@ def load_dinov3(source: str | Path = DINOV3_REPOSITORY, dtype: torch.dtype = tor
     elif path.is_dir():
         model = _load_folder(path)
     elif is_repository_name(str(source)):
-        model = _load_folder(download_files(str(source), None, ["config.json", "*.safetensors*"]))
+        model = _load_folder(fetch_network(FEATURE_NETWORKS["dinov3-convnext-large"], str(source)))
     else:
         raise ModelError(
             f"{str(source)!r} is neither a folder, a weight file nor a hub repository",
-            hint=f"give a folder, a published .pth file, or a hub repository such as {DINOV3_REPOSITORY}",
+            hint="give a folder, a published .pth file, or a hub repository OWNER/NAME",
         )
     return _first_stages(model).freeze(dtype)
 
@@ -483,57 +478,55 @@ class FeatureSource:
     """Which feature network is meant, and where its weights are.
 
     Attributes:
-        kind: one of BACKBONES.
+        kind: "dinov3" or "vgg16".
         place: a folder, a file, or a hub repository.
     """
 
-    kind: str
+    kind: Literal["dinov3", "vgg16"]
     place: str
 
 
-def find_features(config: LossConfig) -> FeatureSource | None:
-    """Find the feature network of the losses and the discriminator, without reading a weight.
+def find_features(backbone: str, path: str | None = None) -> FeatureSource:
+    """Find a feature network, without reading a weight or fetching it.
 
     Args:
-        config: the section [loss]: `backbone` names the network, and `backbone_path` its place; or `backbone` is the
-            folder of one, which is recognised by its files.
-    Returns:
-        None where nothing needs one: no loss and no discriminator.
+        backbone: one of BACKBONES, or a folder, which is recognised by its files.
+        path: the place of a named network; None is its repository.
     Raises:
-        ModelError: it is not there, or the folder is of neither network.
+        ModelError: it does not exist, or the folder has neither network.
     """
-    name, place = config.backbone, config.backbone_path
-    if not config.needs_backbone:
-        return None
-    if name not in BACKBONES:
-        return FeatureSource(_recognise(Path(name)), name)
-    if place is None:
-        assert name == "dinov3", "the configuration was checked: VGG16 has a path"
-        return FeatureSource(name, DINOV3_REPOSITORY)
-    if not Path(place).exists() and not (name == "dinov3" and is_repository_name(place)):
-        raise ModelError(f"{place} does not exist", "without dv3cd and gan (both 0) none is needed")
-    return FeatureSource(name, place)
+    if backbone not in BACKBONES:
+        return FeatureSource(_recognise(Path(backbone)), backbone)
+    network = FEATURE_NETWORKS["dinov3-convnext-large" if backbone == "dinov3" else backbone]
+    place = path or network.repository
+    if path is not None and not Path(path).exists() and not (network.kind == "dinov3" and is_repository_name(path)):
+        raise ModelError(f"{path} does not exist", "without dv3cd and gan (both 0) none is needed")
+    return FeatureSource(network.kind, place)
 
 
-def load_features(config: LossConfig) -> FeatureNet | None:
-    """Read the feature network of the losses and the discriminator.
+def load_features(source: FeatureSource, dtype: torch.dtype = torch.float32) -> FeatureNet:
+    """Read a feature network.
 
     Args:
-        config: as for `find_features`; its precision is VGG16's, while DINOv3 is float32 always, as Dv3CD is defined.
-    Returns:
-        None where nothing needs one.
+        source: as from `find_features`.
+        dtype: of VGG16; DINOv3 is float32 always, as Dv3CD is defined.
     Raises:
-        ModelError: it is not there, cannot be fetched or is another network.
+        ModelError: it does not exist, cannot be fetched or is another network.
     """
-    source = find_features(config)
-    if source is None:
-        return None
     if source.kind == "dinov3":
         return load_dinov3(source.place)
-    return load_vgg16(Path(source.place), torch.bfloat16 if config.backbone_precision == "bf16" else torch.float32)
+    vgg16 = FEATURE_NETWORKS["vgg16"]
+    if source.place == vgg16.repository:
+        return load_vgg16(fetch_network(vgg16) / vgg16.files[0], dtype)
+    return load_vgg16(Path(source.place), dtype)
 
 
-def _recognise(folder: Path) -> str:
+def fetch_network(network: FeatureNetwork, repository: str | None = None) -> Path:
+    """Fetch the files of a feature network, from its own repository or a copy, or find them in the hub's cache."""
+    return download_files(repository or network.repository, None, list(network.files))
+
+
+def _recognise(folder: Path) -> Literal["dinov3", "vgg16"]:
     """Tell which network a folder has."""
     if folder.is_file():
         raise ModelError(

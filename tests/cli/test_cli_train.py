@@ -81,6 +81,20 @@ def test_the_printed_configuration_of_the_bundled_model_needs_photographs_alone(
     assert checked.records[0]["images"] == 1
 
 
+def test_check_lists_every_missing_piece_at_once(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    missing = train("omgsr-s-512", "--check")
+    assert missing.code == 2
+    draw(tmp_path / "photos" / "0.png", 530, 530)
+    unread = train("omgsr-s-512", "--check", "--set", "train.gradient_checkpointing=false")
+    assert unread.code == 1
+    for said, pieces in ((missing, ("photos", "stable-diffusion", "pull dinov3")), (unread, ("stable-diff", "dinov3"))):
+        assert [piece for piece in pieces if piece not in said.err] == []
+
+
 def test_the_schema_describes_every_key(train: Command) -> None:
     schema = json.loads(train("--schema").out)
     assert schema["properties"].keys() == TrainConfig.model_fields.keys()

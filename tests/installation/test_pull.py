@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.loading import load_restorer
-from omgsr_cli.presets import PRESETS
+from omgsr_cli.presets import FEATURE_NETWORKS, PRESETS
 from omgsr_cli.store import hub as hub_module
 from omgsr_cli.store.hub import fetch_file, list_repository
 
@@ -167,6 +167,29 @@ def test_sources_that_refuse_are_told(
     assert message in said.errors[0]
     assert hint in said.err
     assert not (home / "models" / NAME).exists()
+
+
+def test_a_feature_network_is_fetched_and_training_finds_it_offline(
+    hub: Hub, capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training_run import write_features
+
+    from omgsr_cli.training.perceptual import find_features, load_features
+
+    name, command = "dinov3-convnext-large", Command(capfdbinary, "models")
+    repository = Repository(read_folder(write_features(tmp_path / "features")), refusal=(403, "GatedRepo"))
+    hub.repositories[FEATURE_NETWORKS[name].repository] = repository
+    refused = command("pull", name)
+    assert (refused.code, len(refused.errors)) == (1, 1)
+    assert f"huggingface.co/{FEATURE_NETWORKS[name].repository}" in refused.err
+    assert "hf auth login" in refused.err
+    repository.refusal = None
+    said = command("pull", name)
+    assert said.code == 0, said.err
+    assert (Path(said.lines[0]) / "config.json").is_file()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_features(find_features("dinov3")).channels == (8, 12, 16)
+    assert command("pull", name, "--full").code == 2
 
 
 def fetch(repository: str, name: str, folder: Path) -> tuple[Path, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import tomllib
 from pathlib import Path
@@ -102,3 +103,25 @@ def test_every_recipe_is_a_configuration() -> None:
         config = TrainConfig.model_validate(tomllib.loads(recipe.read_text("utf-8")))
         for name in config.degradation.presets:
             load_degradation(root / name if name.endswith(".toml") else name)
+
+
+def test_the_ablations_differ_in_one_line_each_and_all_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = ROOT / "recipes" / "ablations"
+    texts = {path.stem: path.read_text("utf-8").splitlines()[1:] for path in folder.glob("*.toml")}
+    published = texts.pop("omgsr")
+    assert len(texts) >= 8
+    for name, lines in texts.items():
+        assert sum(one != other for one, other in zip(lines, published, strict=True)) == 1, name
+    arguments = ["--toy", "--out", str(tmp_path), "--set", "train.threads=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["run.py", *arguments])
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(folder / "run.py"), run_name="__main__")
+    assert ended.value.code == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    scores = {row[0].removeprefix("| "): float(row[2]) for row in rows}
+    assert scores.keys() == {"omgsr", *texts}
+    # Another place in the schedule is another image, whatever little was learned.
+    assert len({scores[name] for name in ("omgsr", "injection-start", "injection-end")}) == 3
+    assert all((tmp_path / name / "step-00000001" / "manifest.json").is_file() for name in scores)

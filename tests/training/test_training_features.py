@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError, ShapeError
-from omgsr_cli.training.config import LossConfig
+from omgsr_cli.training.config import LossConfig, TrainConfig
 from omgsr_cli.training.perceptual import (
     DinoV3,
     Vgg16,
@@ -209,11 +209,12 @@ def test_the_hub_is_asked_for_safetensors_alone(dinov3: Any, images: Tensor, mon
         return str(dinov3.folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    config = LossConfig(backbone="dinov3")
-    net = load_features(config)
-    assert net is not None
-    assert net.channels == (8, 16, 24)
-    assert asked == [("facebook/dinov3-convnext-large-pretrain-lvd1689m", ["config.json", "*.safetensors*"])]
+    assert load_features(find_features("dinov3")).channels == (8, 16, 24)
+    load_features(find_features("dinov3-convnext-small"))
+    assert asked == [
+        (f"facebook/dinov3-convnext-{size}-pretrain-lvd1689m", ["config.json", "*.safetensors*"])
+        for size in ("large", "small")
+    ]
 
 
 def test_a_gated_repository_says_where_to_agree(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,8 +314,7 @@ def test_torchvisions_networks(name: str, file: str, ends: tuple[int, ...], tmp_
         for found, wanted in zip(net(images), expected, strict=True):
             torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
     if name == "vgg16":
-        pooled = load_features(LossConfig(backbone="vgg16", backbone_path=str(tmp_path), backbone_precision="bf16"))
-        assert pooled is not None
+        pooled = load_features(find_features("vgg16", str(tmp_path)), torch.bfloat16)
         maps = pooled(images, pooled=True)
         assert {found.dtype for found in maps} == {torch.bfloat16}
         assert [tuple(found.shape[2:]) for found in maps] == [(37, 50), (19, 25), (10, 13), (5, 7), (3, 4)]
@@ -337,10 +337,9 @@ def test_a_folder_tells_which_network_it_has(dinov3: Any, images: Tensor, tmp_pa
         tmp_path / "two" / "vgg16-397923af.pth",
     )
     for folder, kind in (("one", DinoV3), ("two", Vgg16)):
-        net = load_features(LossConfig(backbone=str(tmp_path / folder)))
+        net = load_features(find_features(str(tmp_path / folder)))
         assert type(net) is kind
-    net = load_features(LossConfig(backbone=str(tmp_path / "one")))
-    assert net is not None
+    net = load_features(find_features(str(tmp_path / "one")))
     for found, wanted in zip(net(images), load_dinov3(tmp_path / "one")(images), strict=True):
         assert torch.equal(found, wanted)
 
@@ -354,13 +353,27 @@ def test_a_folder_without_a_network_is_told(tmp_path: Path) -> None:
         ("vgg16.pth", "is a file, backbone takes a folder", "backbone_path"),
     ):
         with pytest.raises(ModelError, match=re.escape(message)) as told:
-            find_features(LossConfig(backbone=str(tmp_path / name)))
+            find_features(str(tmp_path / name))
         assert hint in str(told.value.hint)
     with pytest.raises(ModelError, match="does not exist"):
-        find_features(LossConfig(backbone="vgg16", backbone_path=str(tmp_path / "nowhere")))
+        find_features("vgg16", str(tmp_path / "nowhere"))
     with pytest.raises(ValidationError, match="backbone is a folder already"):
         LossConfig(backbone=str(tmp_path), backbone_path=str(tmp_path))
 
 
-def test_without_a_use_no_network_is_read() -> None:
-    assert load_features(LossConfig(dv3cd=0.0, gan=0.0)) is None
+@pytest.mark.parametrize(
+    ("loss", "gan", "networks"),
+    [
+        ({}, {}, {"loss": "dinov3", "gan": "dinov3"}),
+        ({"dv3cd": 0.0, "gan": 0.0}, {}, {}),
+        ({"discriminator": "unet"}, {}, {"loss": "dinov3"}),
+        ({"backbone": "vgg16"}, {"backbone": "dinov3"}, {"loss": "vgg16", "gan": "dinov3"}),
+        ({"dv3cd": 0.0, "backbone": "vgg16"}, {"backbone": "dinov3"}, {"gan": "dinov3"}),
+    ],
+)
+def test_loss_and_discriminator_have_the_networks_that_they_name(
+    loss: dict[str, Any], gan: dict[str, Any], networks: dict[str, str]
+) -> None:
+    tables = {"model": {"preset": "omgsr-s-512"}, "data": {"train": ["."]}, "loss": loss, "gan": gan}
+    found = TrainConfig.model_validate(tables).backbones
+    assert {section: name for section, (name, _) in found.items()} == networks
