@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import documented
 import pytest
+import torch
 import typer
 import yaml
 from places import ROOT
@@ -90,3 +92,29 @@ def test_how_to_cite_is_said() -> None:
     assert "2508.08227" in page
     assert "@misc{" in page
     assert "2508.08227" in citation["references"][0]["url"]
+
+
+def test_the_reference_is_that_of_the_commands() -> None:
+    assert (ROOT / "docs" / "cli.md").read_text("utf-8") == documented.reference(), "run python tests/documented.py"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the screens show a machine without a GPU")
+def test_the_screens_are_those_of_the_commands(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "screens.md").read_text("utf-8")
+    shown = dict(re.findall(r"## ([^\n]+)\n\n```text\n(.*?)\n```", page, re.S))
+    assert set(shown) == set(documented.SCREENS)
+    for title, screen in documented.screens(tmp_path, 80):
+        assert max(map(len, screen.splitlines())) <= 80
+        # A machine has its own devices, versions and extras.
+        masked = headings if title == "The machine" else without_figures
+        assert masked(screen) == masked(shown[title]), "run python tests/documented.py"
+
+
+def without_figures(screen: str) -> str:
+    """The words of a screen; numbers, plots and line breaks depend on the machine."""
+    screen = re.sub(r"[\u2500-\u259f]+", " ", screen)
+    return " ".join(re.sub(r"[0-9][0-9.,]*", "#", screen).replace("# *", "#").split())  # "*": a clear difference
+
+
+def headings(screen: str) -> list[str]:
+    return [line.split()[0] for line in screen.splitlines()[5:] if not line.startswith(" ")]

@@ -61,9 +61,19 @@ def test_the_script_is_there() -> None:
     assert re.search(rf"^def {function}\(", source, re.M)
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)", README))))
-def test_what_the_readme_points_to_is_there(target: str) -> None:
-    assert (ROOT / target).is_file()
+def test_every_link_of_the_readme_is_absolute_and_leads_to_a_file() -> None:
+    """A package index shows the README without the files beside it."""
+    targets = re.findall(r"\]\(([^)]+)\)|^\[[^\]]+\]: (\S+)|(?:src|href)=\"([^\"]+)\"", README, re.M)
+    links = {next(filter(None, found)) for found in targets}
+    assert not [link for link in links if not link.startswith("https://")]
+    names = set(re.findall(r"\]\[([^\]]+)\]", README))
+    assert names <= set(re.findall(r"^\[([^\]]+)\]: ", README, re.M))
+    repository = PROJECT["project"]["urls"]["Repository"]
+    raw = repository.replace("github.com", "raw.githubusercontent.com")
+    own = [link for link in links if link.startswith((repository, raw))]
+    assert len(own) >= 10
+    for link in own:
+        assert (ROOT / link.removeprefix(f"{repository}/blob/main/").removeprefix(f"{raw}/main/")).is_file(), link
 
 
 @pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda requirement: requirement.name)

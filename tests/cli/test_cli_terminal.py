@@ -2,64 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
-import os
-import pty
-import struct
-import subprocess
-import sys
-import termios
 import time
 from pathlib import Path
 
 import numpy as np
 import pyte
 import pytest
+from documented import on_terminal
 from PIL import Image
 from rich.console import Console
 
 from omgsr_cli.cli.progress import show_steps
 from omgsr_cli.cli.train import _step_line
 from omgsr_cli.training.events import StepDone
-
-ROWS = 30
-
-
-def run_on_terminal(columns: int, *arguments: str | Path, seen: list[str] | None = None) -> tuple[list[str], int]:
-    """Run a command on a terminal; `seen` gets every line that it ever showed.
-
-    Returns:
-        The lines that are left on the screen, and the largest number of lines with bars that it ever showed.
-    """
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
-    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR", "CI")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "omgsr_cli", *map(str, arguments)],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=environment | {"TERM": "xterm-256color"},
-    )
-    os.close(theirs)
-    screen = pyte.Screen(columns, ROWS)
-    stream = pyte.ByteStream(screen)
-    most_bars = 0
-    while True:
-        try:
-            data = os.read(ours, 1 << 16)
-        except OSError:  # the other side has closed
-            break
-        if not data:
-            break
-        stream.feed(data)
-        if seen is not None:
-            seen += screen.display
-        most_bars = max(most_bars, sum("━" in line for line in screen.display))
-    os.close(ours)
-    assert process.wait() == 0, "\n".join(screen.display)
-    return [line.rstrip() for line in screen.display if line.strip()], most_bars
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -69,8 +25,10 @@ def test_a_folder_leaves_complete_lines_and_no_bars(tmp_path: Path, columns: int
     names = ["a.png", "b.png", "a photograph with a long name from the summer of 1987, second film, number 12.png"]
     for name in names:
         Image.fromarray(np.random.default_rng(1).integers(0, 255, (12, 16, 3), np.uint8)).save(photos / name)
-    lines, most_bars = run_on_terminal(columns, "upscale", photos, "-o", tmp_path / "out")
-    assert 1 <= most_bars <= 2
+    screens: list[list[str]] = []
+    code, lines = on_terminal(columns, "upscale", photos, "-o", tmp_path / "out", seen=screens)
+    assert code == 0
+    assert 1 <= max(sum("━" in line for line in screen) for screen in screens) <= 2
     assert not [line for line in lines if "━" in line]
     # A long path continues at the start of the next line; each result starts its own line.
     text = "".join(line.ljust(columns) for line in lines)
@@ -82,18 +40,17 @@ def test_a_folder_leaves_complete_lines_and_no_bars(tmp_path: Path, columns: int
 
 def test_loading_is_shown_on_a_terminal_and_leaves_nothing(tmp_path: Path) -> None:
     Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
-    seen: list[str] = []
-    lines, _ = run_on_terminal(80, "upscale", tmp_path / "a.png", "-o", tmp_path / "b.png", seen=seen)
-    assert any("Loading" in line for line in seen)
-    assert not [line for line in lines if "Loading" in line]
-    quiet: list[str] = []
-    run_on_terminal(80, "upscale", tmp_path / "a.png", "-o", tmp_path / "b.png", "--quiet", seen=quiet)
-    assert not any("Loading" in line for line in quiet)
+    for quiet in ((), ("--quiet",)):
+        seen: list[list[str]] = []
+        _, lines = on_terminal(80, "upscale", tmp_path / "a.png", "-o", tmp_path / "b.png", *quiet, seen=seen)
+        assert any("Loading" in line for screen in seen for line in screen) != bool(quiet)
+        assert not [line for line in lines if "Loading" in line]
+        (tmp_path / "b.png").unlink()
 
 
 def test_notes_and_plans_wrap_at_words(tmp_path: Path) -> None:
     Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
-    lines, _ = run_on_terminal(50, "upscale", tmp_path / "a.png", "-o", tmp_path / "b.png", "--dry-run")
+    _, lines = on_terminal(50, "upscale", tmp_path / "a.png", "-o", tmp_path / "b.png", "--dry-run")
     text = " ".join(line.strip() for line in lines)
     # Each of these has a space, and is far from a path.
     assert "megapixels" in text
