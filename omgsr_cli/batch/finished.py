@@ -94,7 +94,7 @@ class FinishedResults:
         """
         if not isinstance(job.source, Address) or (content := self._remembered.find_content(job.source)) is None:
             return None
-        if job.searched and self._remembered.is_result_content(content):
+        if job.searched and self._remembered.find("own", content):
             return own_result(job)
         record, outputs = self._record_of(content), outputs_of(job, self._settings)
         if outputs and all(_is_file(path) and self._is_finished(path, record) for path in outputs):
@@ -105,7 +105,7 @@ class FinishedResults:
         """Whether what was fetched is a result of an earlier run, which is remembered."""
         if read_record(copy) is None:
             return False
-        self._remembered.keep_result_content(self._remembered.content(copy))
+        self._remembered.keep("own", self._remembered.content(copy), True)
         return True
 
     def keep_fetched(self, source: Address, copy: LocalCopy) -> None:
@@ -141,7 +141,7 @@ class FinishedResults:
         return json.dumps({"source": content, **self._common}, sort_keys=True)
 
     def _is_finished(self, path: Location, record: str) -> bool:
-        return _record_in(path) == record or self._remembered.is_result(path, record)
+        return _record_in(path) == record or self._remembered.result(path) == record
 
     @cached_property
     def _common(self) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Restored images, scores and times of earlier runs, keyed by everything that each depends on."""
+"""What benchmarks keep between runs: restored images as files, scores and times by all that they depend on."""
 
 from __future__ import annotations
 
@@ -8,64 +8,34 @@ from pathlib import Path
 
 from omgsr_cli import __version__
 from omgsr_cli.errors import OmgsrError, reason_of
-from omgsr_cli.files.remembered import Facts, Remembered, cache_folder
+from omgsr_cli.files.remembered import Remembered, cache_folder
 
 _FORMAT = 2
 """Increase it when the meaning of an entry changes; older entries are then ignored."""
 
 
-def default_cache_folder() -> Path:
-    """The folder of results if none is given."""
-    return cache_folder() / "bench"
-
-
-class Cache:
-    """Restored images as files, and plain values in one small database; several processes may share a folder.
-
-    A corrupt or unwritable database is replaced, see `omgsr_cli.files.remembered.Facts`.
+class Cache(Remembered):
+    """Hashes and values as in `Remembered`, and restored images; several processes may share a folder.
 
     Args:
-        folder: created if it is missing.
+        folder: created if it is missing; None means a folder in the user's cache.
     Raises:
         OmgsrError: the folder cannot be created or used.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._files = Remembered()
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or cache_folder() / "bench"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OmgsrError(
-                f"{folder}: cannot keep results there: {reason_of(error)}", "use another --cache"
+                f"{self.folder}: cannot keep results there: {reason_of(error)}", "use another --cache"
             ) from error
-        self._values = Facts(folder, "results.sqlite")
+        super().__init__(self.folder)
 
     def image_path(self, key: str) -> Path:
         """The file of a restored image; it exists if the image was restored before."""
         return self.folder / "images" / key[:2] / f"{key}.png"
-
-    def find(self, key: str) -> object:
-        """The value of a key, or None."""
-        text = self._values.find("bench", key.encode())
-        return None if text is None else json.loads(text)
-
-    def keep(self, key: str, value: object) -> None:
-        """Store a JSON value under a key."""
-        self._values.keep("bench", key.encode(), json.dumps(value))
-
-    def content(self, path: Path) -> str:
-        """The SHA-256 of a file's content.
-
-        Raises:
-            FileError: it cannot be read.
-        """
-        return self._files.content(path)
-
-    def close(self) -> None:
-        """Close the database."""
-        self._values.close()
-        self._files.close()
 
 
 def key_of(**depends_on: object) -> str:
@@ -74,10 +44,10 @@ def key_of(**depends_on: object) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:40]
 
 
-def files_identity(place: Path) -> str:
-    """A hash of the whole content of a model's folder or file, and of the version of this program."""
+def files_identity(*places: Path) -> str:
+    """A hash of the whole content of models' folders and files, and of the version of this program."""
     remembered = Remembered()
     try:
-        return key_of(content=remembered.contents([place]), version=__version__)
+        return key_of(content=remembered.contents(places), version=__version__)
     finally:
         remembered.close()

@@ -9,15 +9,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from omgsr_cli import __version__
-from omgsr_cli.benchmark.results import Speed
-from omgsr_cli.benchmark.statistics import quantiles
+from omgsr_cli.benchmark.results import Speed, quantiles
 from omgsr_cli.packages import version_of
 
 _LIBRARIES = (
@@ -80,17 +79,6 @@ class Timing:
             device_mib=device_mib,
         )
 
-    def record(self) -> dict[str, object]:
-        """Plain values, for `kept_timing`."""
-        return asdict(self)
-
-
-def kept_timing(record: object) -> Timing | None:
-    """The timing of an earlier run from its record; None without a record."""
-    if not isinstance(record, dict):
-        return None
-    return Timing(**{**record, "seconds": tuple(record["seconds"]), "is_kept": True})
-
 
 def speed_of(model: str, timings: Sequence[Timing]) -> Speed | None:
     """A model's speed from the timings of its images; None if no image was timed."""
@@ -126,23 +114,21 @@ def time_call(
         precision: of the model, for the record.
         load_s: of the model, for the record.
     """
-    _reset_peaks(device)
+    accelerator = torch.get_device_module(device) if device.type in ("cuda", "xpu") else None
+    if accelerator is not None:
+        accelerator.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        # Linux: this resets the peak to the current resident memory.
+        (_PROCESS / "clear_refs").write_text("5", "ascii")
     _synchronize(device)
     started = time.perf_counter()
     result = work()
     _synchronize(device)
     took = time.perf_counter() - started
-    peak_mib = _peak_device_mib(device)
-    timing = Timing((took,), output_px / 1e6, load_s, peak_process_mib(), peak_mib, device_name(device), precision)
-    return result, timing
-
-
-def device_name(device: torch.device) -> str:
-    """A readable name: "cpu", or with the hardware's name "cuda (NVIDIA H100)"."""
-    if device.type in ("cuda", "xpu"):
-        module = torch.cuda if device.type == "cuda" else torch.xpu
-        return f"{device} ({module.get_device_name(device)})"
-    return str(device)
+    device_mib = accelerator.max_memory_allocated(device) / _MIB if accelerator else None
+    # Such as "cuda (NVIDIA H100)".
+    name = f"{device} ({accelerator.get_device_name(device)})" if accelerator else str(device)
+    return result, Timing((took,), output_px / 1e6, load_s, peak_process_mib(), device_mib, name, precision)
 
 
 def peak_process_mib() -> float:
@@ -163,20 +149,6 @@ def peak_process_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _MIB
 
 
-def _reset_peaks(device: torch.device) -> None:
-    if device.type in ("cuda", "xpu"):
-        (torch.cuda if device.type == "cuda" else torch.xpu).reset_peak_memory_stats(device)
-    with contextlib.suppress(OSError):
-        # Linux: this resets the peak to the current resident memory.
-        (_PROCESS / "clear_refs").write_text("5", "ascii")
-
-
-def _peak_device_mib(device: torch.device) -> float | None:
-    if device.type in ("cuda", "xpu"):
-        return float((torch.cuda if device.type == "cuda" else torch.xpu).max_memory_allocated(device)) / _MIB
-    return None
-
-
 def _synchronize(device: torch.device) -> None:
     if device.type != "cpu":
-        getattr(torch, device.type).synchronize(*(() if device.type == "mps" else (device,)))
+        torch.get_device_module(device).synchronize(*(() if device.type == "mps" else (device,)))

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 from omgsr_cli.benchmark.results import MetricInfo, MetricKind
 from omgsr_cli.errors import UsageError
 from omgsr_cli.packages import install_command
-
-#: The folder of a weight file: below torch's hub folder, or in the Hugging Face cache by its repository.
-Place = Literal["pyiqa", "clip", "checkpoints", "hub"]
 
 CORE = ("psnr", "ssim")
 PAPER = ("psnr", "ssim", "lpips", "dists", "clipiqa", "niqe", "musiq", "maniqa-pipal", "fid")
@@ -31,9 +27,14 @@ _UP, _DOWN = False, True
 
 @dataclass(frozen=True)
 class Weights:
-    """A weight file of a metric: its folder, and its name or its repository on the Hugging Face hub."""
+    """A weight file of a metric.
 
-    place: Place
+    Attributes:
+        place: its folder below torch's hub folder; "hub" for the Hugging Face cache.
+        name: of the file, or its repository on the Hugging Face hub.
+    """
+
+    place: Literal["pyiqa", "clip", "checkpoints", "hub"]
     name: str
 
 
@@ -52,10 +53,8 @@ class KnownMetric:
     summary: str
 
 
-def _metric(
-    name: str, kind: MetricKind, lower_is_better: bool, score_range: str, summary: str, *weights: Weights
-) -> KnownMetric:
-    return KnownMetric(MetricInfo(name, kind, lower_is_better, score_range), weights, summary)
+def _metric(name: str, kind: MetricKind, lower: bool, score_range: str, summary: str, *weights: Weights) -> KnownMetric:
+    return KnownMetric(MetricInfo(name, kind, lower, score_range), weights, summary)
 
 
 def _pyiqa(name: str) -> Weights:
@@ -100,28 +99,16 @@ METRICS: dict[str, KnownMetric] = {
 
 
 @cache
-def known_metrics() -> MappingProxyType[str, KnownMetric]:
+def known_metrics() -> Mapping[str, KnownMetric]:
     """Every available metric by name: the list above, then all others of the installed pyiqa."""
     found = dict(METRICS)
     for name, config in _pyiqa_configs().items():
-        if name in found:
-            continue
-        is_full = config.get("metric_mode") == "FR"
-        kind: MetricKind = "full-reference" if is_full else "no-reference"
-        if "fid" in name:
-            kind = "set"
-        elif name == "inception_score":
-            kind = "no-reference set"
-        options = config.get("metric_opts", {})
-        summary = f"pyiqa's {options.get('type', name)}"
+        kind = _FULL if config.get("metric_mode") == "FR" else _NONE
+        kind = "set" if "fid" in name else "no-reference set" if name == "inception_score" else kind
         info = MetricInfo(name, kind, bool(config.get("lower_better")), str(config.get("score_range") or "~, ~"))
-        found[name] = KnownMetric(info, None, summary)
-    return MappingProxyType(found)
-
-
-def has_pyiqa() -> bool:
-    """Whether pyiqa is installed; loading a metric shows whether it works."""
-    return importlib.util.find_spec("pyiqa") is not None
+        summary = f"pyiqa's {config.get('metric_opts', {}).get('type', name)}"
+        found.setdefault(name, KnownMetric(info, None, summary))
+    return found
 
 
 def _pyiqa_configs() -> dict[str, dict[str, Any]]:
@@ -162,7 +149,7 @@ def choose_metrics(names: Iterable[str]) -> tuple[KnownMetric, ...]:
 def _unknown(name: str, known: Iterable[str]) -> UsageError:
     near = difflib.get_close_matches(name.casefold(), [*known, *_GROUPS], 1)
     hint = f"did you mean {near[0]}?" if near else "omgsr bench --list-metrics shows all"
-    if not has_pyiqa():
+    if importlib.util.find_spec("pyiqa") is None:
         hint += f" (pyiqa, which is not installed, adds more: {install_command('metrics')})"
     return UsageError(f"no metric is called {name!r}", hint)
 

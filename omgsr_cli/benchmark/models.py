@@ -17,12 +17,11 @@ from omgsr_cli.benchmark.results import ModelInfo
 from omgsr_cli.errors import DeviceError, NotFiniteError, UsageError
 from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import FILTERS, resize
-from omgsr_cli.models.base import Restorer
 from omgsr_cli.models.devices import PRECISIONS, choose_device, choose_precision
 from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.loading import describe_model, load_found, read_foreign_network, suitable_precision
 from omgsr_cli.models.sources import find_model
-from omgsr_cli.options import ModelOptions, RestoreOptions
+from omgsr_cli.options import BenchOptions, ModelOptions, RestoreOptions
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS
 from omgsr_cli.upscaling import upscale_image
 
@@ -54,30 +53,12 @@ class Model:
     load: Callable[[str | None], LoadedModel] | None = None
 
 
-@dataclass(frozen=True)
-class ModelChoice:
-    """How all models of a benchmark are loaded.
-
-    Attributes:
-        device: as for `choose_device`.
-        precision: as for `choose_precision`.
-        seed: samples a model's latent, as in `RestoreOptions`; None takes its mean.
-    """
-
-    device: str | None = None
-    precision: str = "auto"
-    seed: int | None = None
-
-
 def given_models(folders: Sequence[Path]) -> list[Model]:
     """A model for each folder of images that were restored before."""
-    names = unique_names([folder.name for folder in folders])
-    return [Model(ModelInfo(name, "given", detail=str(folder))) for name, folder in zip(names, folders, strict=True)]
+    return _named([Model(ModelInfo(folder.name, "given", detail=str(folder))) for folder in folders])
 
 
-def restoring_models(
-    names: Sequence[str], *, base: str | None, adapter: Path | None, choice: ModelChoice
-) -> list[Model]:
+def restoring_models(options: BenchOptions) -> list[Model]:
     """Find each `--model`; base and adapter belong to the one that is not complete by itself.
 
     By default these are the default model, and bicubic for comparison.
@@ -86,26 +67,26 @@ def restoring_models(
         UsageError: a name is empty, or several models could take the base or adapter.
         ModelError, DeviceError: a model or device is missing.
     """
-    open_names = [name for name in names if _takes_adapter(name)]
-    wanted: list[str | None] = list(names)
-    if base is not None or adapter is not None:
+    names: list[str | None] = list(options.model)
+    if options.base is not None or options.adapter is not None:
+        open_names = [name for name in options.model if _takes_adapter(name)]
         if len(open_names) > 1:
             reason = f"--base and --adapter apply to one model, but {' and '.join(open_names)} could use them"
             raise UsageError(reason, "merge one of them first, or compare in two runs")
         if not open_names:
-            wanted.append(None)
-    made = [_model(name, base, adapter, choice) for name in wanted or [DEFAULT_PRESET, "bicubic"]]
-    names_shown = unique_names([model.info.name for model in made])
-    return [replace(model, info=replace(model.info, name=name)) for model, name in zip(made, names_shown, strict=True)]
+            names.append(None)
+    return _named([_find(name, options) for name in names or [DEFAULT_PRESET, "bicubic"]])
+
+
+def _named(models: Sequence[Model]) -> list[Model]:
+    names = unique_names([model.info.name for model in models])
+    return [replace(model, info=replace(model.info, name=name)) for model, name in zip(models, names, strict=True)]
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
     """Unique names: the second "x" becomes "x 2"."""
-    found: list[str] = []
-    for name in names:
-        count = 1 + sum(other == name for other in names[: len(found)])
-        found.append(name if count == 1 else f"{name} {count}")
-    return found
+    counts = [1 + names[:index].count(name) for index, name in enumerate(names)]
+    return [name if count == 1 else f"{name} {count}" for name, count in zip(names, counts, strict=True)]
 
 
 def _takes_adapter(name: str) -> bool:
@@ -118,16 +99,16 @@ def _is_network(name: str) -> bool:
     return path.suffix.lower() in NETWORK_SUFFIXES and path.is_file()
 
 
-def _model(name: str | None, base: str | None, adapter: Path | None, choice: ModelChoice) -> Model:
+def _find(name: str | None, options: BenchOptions) -> Model:
     if name == "":
         raise UsageError("--model is empty", "check that variables in the command are set")
     if name in FILTERS:
         return resampling_model(name)
     if name is not None and _is_network(name):
-        return network_model(Path(name), choice)
+        return network_model(Path(name), options)
     takes = name is None or _takes_adapter(name)
-    options = ModelOptions(model=name, base=base if takes else None, adapter=adapter if takes else None)
-    return _omgsr_model(options, choice)
+    base, adapter = (options.base, options.adapter) if takes else (None, None)
+    return _omgsr_model(ModelOptions(model=name, base=base, adapter=adapter), options)
 
 
 def resampling_model(name: str) -> Model:
@@ -137,19 +118,19 @@ def resampling_model(name: str) -> Model:
 
 
 class _Resampling:
+    device, precision = torch.device("cpu"), "8-bit"
+
     def __init__(self, method: str, device: str | None = None) -> None:
-        self.device = torch.device("cpu")
-        self.precision = "8-bit"
         self._method = method
 
     def __call__(self, image: Tensor, output: Size) -> Tensor:
         return resize(image, output, method=self._method)
 
 
-def network_model(path: Path, choice: ModelChoice) -> Model:
+def network_model(path: Path, options: BenchOptions) -> Model:
     """A single weight file whose architecture spandrel recognises."""
-    device = choose_device(choice.device)
-    wanted = "fp32" if choice.precision == "auto" and device.type == "cpu" else choice.precision
+    device = choose_device(options.device)
+    wanted = "fp32" if options.precision == "auto" and device.type == "cpu" else options.precision
     precision = choose_precision(wanted, device)
     # Its scale and number of parameters are known only after loading.
     identity = key_of(weights=files_identity(path), device=device.type, precision=precision)
@@ -162,48 +143,45 @@ class _Network:
         supported = {"fp16": network.supports_half, "bf16": network.supports_bfloat16, "fp32": True}[precision]
         if not supported:
             raise DeviceError(f"{path.name} does not support {precision}", "use --precision fp32")
-        self.device = choose_device(device)
-        self.precision = precision
+        self.device, self.precision = choose_device(device), precision
         self._network = network.to(self.device, PRECISIONS[precision]).eval()
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, output: Size) -> Tensor:
         batch = image[None].to(self.device, PRECISIONS[self.precision])
-        enlarged: Tensor = self._network(batch)[0].float().cpu()
-        if not bool(enlarged.isfinite().all()):
+        upscaled: Tensor = self._network(batch)[0].float().cpu()
+        if not bool(upscaled.isfinite().all()):
             hint = None if self.precision == "fp32" else "use --precision fp32"
             raise NotFiniteError(f"the network returns values that are not finite in {self.precision}", hint)
-        enlarged.clamp_(0, 1)
-        if tuple(enlarged.shape[-2:]) == tuple(output):
-            return enlarged
+        upscaled.clamp_(0, 1)
+        if tuple(upscaled.shape[-2:]) == tuple(output):
+            return upscaled
         # For another scale than its own, resize the result as Real-ESRGAN's script does.
-        return resize(enlarged, output, method="lanczos")
+        return resize(upscaled, output, method="lanczos")
 
 
-def _omgsr_model(options: ModelOptions, choice: ModelChoice) -> Model:
-    device = choose_device(choice.device)
-    source = find_model(options)
-    number_format = suitable_precision(source, choice.precision, device)
+def _omgsr_model(wanted: ModelOptions, options: BenchOptions) -> Model:
+    device, source = choose_device(options.device), find_model(wanted)
     info = describe_model(source)
     identity = key_of(
         weights=files_identity(source.folder),
         adapter=files_identity(source.adapter) if source.adapter else None,
         device=device.type,
-        precision=(choice.precision, number_format),
+        precision=(options.precision, suitable_precision(source, options.precision, device)),
         info=[info.mid_timestep, info.native_tile_px, info.prompt, info.scale],
-        seed=choice.seed,
+        seed=options.seed,
     )
     name = Path(info.name).name if Path(info.name).is_dir() else info.name
     detail = "; ".join((str(source.folder), *source.notes))
     described = ModelInfo(name, "omgsr", info.scale, info.parameters, identity, detail)
-    return Model(described, partial(_Omgsr, source, choice.precision, choice.seed))
+    return Model(described, partial(_Omgsr, source, options.precision, options.seed))
 
 
 class _Omgsr:
     """A model of this program, run in the same way as by `omgsr upscale`."""
 
     def __init__(self, source: ModelSource, precision: str, seed: int | None, device: str | None = None) -> None:
-        self._restorer: Restorer = load_found(source, device=device, precision=precision)
+        self._restorer = load_found(source, device=device, precision=precision)
         self._options = RestoreOptions(seed=seed)
         self.device: torch.device = self._restorer.device
         self.precision = self._restorer.precision

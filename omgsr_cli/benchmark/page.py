@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from urllib.parse import quote
@@ -91,13 +92,13 @@ def _views(report: Report, number: int) -> Iterator[tuple[str, Path]]:
         yield REFERENCE, image.reference
 
 
+@dataclass(frozen=True)
 class _ImageFiles:
     """Puts image files beside or into the page."""
 
-    def __init__(self, page: Path, folder: Path | None, overwrite: bool) -> None:
-        self._page = page
-        self._folder = folder
-        self._overwrite = overwrite
+    page: Path
+    folder: Path | None
+    overwrite: bool
 
     def place(self, source: Path, name: str, shown_px: tuple[int, int] | None) -> str:
         """Copy an image into the folder, or encode it, and return its URL.
@@ -107,28 +108,25 @@ class _ImageFiles:
             name: of its copy.
             shown_px: height and width of the part to show, from the top left; None shows the whole image.
         """
-        suffix, content, image = self._content(source, shown_px)
-        if self._folder is None:
-            smaller = _encoded(image or read_image(source), source, "webp") if suffix == ".png" else content
-            return data_address(*min(("image/webp", smaller), (_SHOWN[suffix], content), key=lambda each: len(each[1])))
-        copy = self._folder / f"{name}{suffix}"
-        write_atomically(copy, [content], overwrite=self._overwrite)
-        # Always relative: an absolute URL would contain folders of this machine.
-        return quote(Path(os.path.relpath(copy.resolve(), self._page.resolve().parent)).as_posix())
-
-    def _content(self, source: Path, shown_px: tuple[int, int] | None) -> tuple[str, bytes, SourceImage | None]:
-        """The suffix and bytes of the file, and the pixels if they were read."""
-        suffix = source.suffix.lower()
+        suffix, image = source.suffix.lower(), None
         is_whole = shown_px is None or probe_image(source).size_px == tuple(shown_px)
         if suffix in _SHOWN and is_whole:
             try:
-                return suffix, source.read_bytes(), None
+                content = source.read_bytes()
             except OSError as error:
                 raise FileError(f"{source} cannot be read: {reason_of(error)}") from error
-        image = read_image(source)
-        if shown_px is not None and not is_whole:
-            image = SourceImage(image.rgb[:, : shown_px[0], : shown_px[1]])
-        return ".png", _encoded(image, source, "png"), image
+        else:
+            image, suffix = read_image(source), ".png"
+            if shown_px is not None and not is_whole:
+                image = SourceImage(image.rgb[:, : shown_px[0], : shown_px[1]])
+            content = _encoded(image, source, "png")
+        if self.folder is None:
+            smaller = _encoded(image or read_image(source), source, "webp") if suffix == ".png" else content
+            return data_address(*min(("image/webp", smaller), (_SHOWN[suffix], content), key=lambda each: len(each[1])))
+        copy = self.folder / f"{name}{suffix}"
+        write_atomically(copy, [content], overwrite=self.overwrite)
+        # Always relative: an absolute URL would contain folders of this machine.
+        return quote(Path(os.path.relpath(copy.resolve(), self.page.resolve().parent)).as_posix())
 
 
 def _encoded(image: SourceImage, source: Path, format: OutputFormat) -> bytes:

@@ -49,9 +49,15 @@ class PyiqaMetric:
         self.name = known.info.name
         self.kind = known.info.kind
         if find_spec("pyiqa") is None:
-            raise _not_installed(known)
-        pyiqa = _import_pyiqa()
-        check_weights(known)
+            missing = missing_weights(known)
+            weights = f", then put {_places(missing)} unless they can be downloaded" if missing else ""
+            hint = f"{install_command('metrics')} (its licence is non-commercial){weights}"
+            raise MetricError("pyiqa is not installed", hint)
+        try:
+            pyiqa: Any = importlib.import_module("pyiqa")
+        except _BUILD_ERRORS as error:
+            raise _explain(error, None) from error
+        _check_weights(known)
         self._seed = _SEED if seed is None else seed
         try:
             self._metric: Any = pyiqa.create_metric(self.name, device=device)
@@ -114,19 +120,18 @@ def weights_path(weights: Weights) -> Path:
     return Path(constants.HF_HUB_CACHE) / f"models--{weights.name.replace('/', '--')}" / "model.safetensors"
 
 
-def check_weights(known: KnownMetric) -> None:
-    """Check a metric's weight files before pyiqa does, which waits long without a network.
-
-    Raises:
-        MetricError: a file is corrupt, or missing and cannot be downloaded.
-    """
+def _check_weights(known: KnownMetric) -> None:
+    """Check a metric's weight files before pyiqa does, which waits long without a network."""
     missing = missing_weights(known)
     if missing and not _hub_answers(constants.ENDPOINT):
         raise _unavailable_weights(missing)
-    for weights in known.weights or ():
-        path = weights_path(weights)
-        if path.is_file() and path.suffix in (".pth", ".pt") and not _is_complete(path):
-            raise MetricError(f"its weights {path} are corrupt", "remove the file; it is then downloaded again")
+    for path in map(weights_path, known.weights or ()):
+        if path.is_file() and path.suffix in (".pth", ".pt"):
+            with path.open("rb") as file:
+                is_old = file.read(2) == b"\x80\x02"
+            # An archive of torch, or its older format; an HTML error page is neither.
+            if not is_old and not zipfile.is_zipfile(path):
+                raise MetricError(f"its weights {path} are corrupt", "remove the file; it is then downloaded again")
 
 
 def missing_requirements(chosen: Sequence[KnownMetric]) -> str:
@@ -149,14 +154,6 @@ def weights_identity(known: KnownMetric) -> list[list[object]]:
         state = path.stat() if path.is_file() else None
         found.append([weights.name, state and state.st_size, state and state.st_mtime_ns])
     return found
-
-
-def _not_installed(known: KnownMetric) -> MetricError:
-    missing = missing_weights(known)
-    weights = f", then put {_places(missing)} unless they can be downloaded" if missing else ""
-    return MetricError(
-        "pyiqa is not installed", f"{install_command('metrics')} (its licence is non-commercial){weights}"
-    )
 
 
 def _places(missing: Sequence[Path]) -> str:
@@ -183,19 +180,6 @@ def _hub_answers(endpoint: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def _is_complete(path: Path) -> bool:
-    """Whether a file is a complete archive of torch, or in its older format; an HTML error page is neither."""
-    with path.open("rb") as file:
-        return file.read(2) == b"\x80\x02" or zipfile.is_zipfile(path)
-
-
-def _import_pyiqa() -> Any:
-    try:
-        return importlib.import_module("pyiqa")
-    except _BUILD_ERRORS as error:
-        raise _explain(error, None) from error
 
 
 def _explain(error: BaseException, known: KnownMetric | None) -> MetricError:

@@ -1,11 +1,18 @@
-"""The results of a benchmark: the records behind tables, JSON, CSV and the page."""
+"""The results of a benchmark: the records behind tables, JSON, CSV and the page, and the statistics in them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 MetricKind = Literal["full-reference", "no-reference", "set", "no-reference set"]
 ModelKind = Literal["omgsr", "resampling", "network", "given"]
@@ -100,15 +107,13 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class Summary:
-    """A metric's mean over the images of one model.
+    """A metric's mean over the images of one model, with its 95 % interval.
 
     Attributes:
-        model: its name.
-        metric: its name.
+        model, metric: their names.
         count: number of images with a score; for a metric of kind "set", of the images it was computed from.
         mean: None without a score.
-        low: lower end of the 95 % interval of the mean; None with fewer than two images, and for sets.
-        high: upper end.
+        low, high: ends of the interval; None with fewer than two images, and for sets.
     """
 
     model: str
@@ -121,16 +126,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How much higher the first model scores, over the images that both have a score for, with its 95 % interval.
+    """How much higher the first model scores than the second, over the images that both have a score for.
 
     Attributes:
-        first: name of a model.
-        second: name of the model it is compared with.
-        metric: its name.
+        first, second, metric: names of two models and the metric.
         count: number of images that both have a score for.
         first_minus_second: mean of the differences: "ours v. bicubic +0.52" means that ours scores higher.
-        low: lower end of the 95 % interval; None with fewer than two images.
-        high: upper end.
+        low, high: ends of its 95 % interval; None with fewer than two images.
     """
 
     first: str
@@ -235,15 +237,8 @@ class Report:
     settings: Mapping[str, str]
 
     def summary(self, model: str, metric: str) -> Summary:
-        """The summary of one model and metric.
-
-        Raises:
-            KeyError: the report has no such summary.
-        """
-        for summary in self.summaries:
-            if (summary.model, summary.metric) == (model, metric):
-                return summary
-        raise KeyError((model, metric))
+        """The summary of one model and metric; KeyError without one."""
+        return {(each.model, each.metric): each for each in self.summaries}[model, metric]
 
     def speed(self, model: str) -> Speed | None:
         """The speed of one model; None if it was not timed."""
@@ -264,18 +259,77 @@ class Report:
         return frozenset(name for name, mean in means.items() if mean == wanted)
 
 
-def report_record(report: Report) -> dict[str, object]:
+def report_record(report: Report) -> dict[str, Any]:
     """The JSON object of a report: every field by its name, paths as text, missing values as null."""
-    record = _plain(report)
-    assert isinstance(record, dict)
+    record: dict[str, Any] = json.loads(json.dumps(asdict(report), default=str))
     return record
 
 
-def _plain(value: object) -> object:
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+def summarise(images: Sequence[ImageResult], models: Sequence[str], metrics: Sequence[MetricInfo]) -> list[Summary]:
+    """Mean and interval for each model and each metric that scores single images."""
+    found = []
+    for model in models:
+        for metric in (metric for metric in metrics if not metric.scores_sets):
+            values = list(_scores(images, model, metric.name).values())
+            found.append(
+                Summary(model, metric.name, len(values), *(mean_interval(values) if values else (None, None, None)))
+            )
+    return found
+
+
+def compare(
+    images: Sequence[ImageResult], models: Sequence[str], metrics: Sequence[MetricInfo]
+) -> list[PairedDifference]:
+    """Mean difference and interval for each pair of models, over the images that both have a score for."""
+    found = []
+    for first, second in combinations(models, 2):
+        for metric in metrics:
+            left, right = (_scores(images, model, metric.name) for model in (first, second))
+            values = [left[name] - right[name] for name in left if name in right]
+            if values:
+                found.append(PairedDifference(first, second, metric.name, len(values), *mean_interval(values)))
+    return found
+
+
+def _scores(images: Sequence[ImageResult], model: str, metric: str) -> dict[str, float]:
+    found = {image.name: image.scores.get(model, {}).get(metric) for image in images}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Mean of values and the ends of its 95 % interval by Student's t; no interval for a single value."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, None, None
+    half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+@lru_cache
+def t_quantile(freedom: int) -> float:
+    """The t for which -t..t contains 95 % of Student's distribution; `freedom` is at least 1."""
+    low, high = 0.0, 16.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_share(middle, freedom) < 0.95 else (low, middle)
+    return high
+
+
+def _t_share(t: float, freedom: int) -> float:
+    """Share of Student's distribution within -t..t, by its finite series for whole degrees of freedom.
+
+    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+    """
+    angle, odd = math.atan2(t, math.sqrt(freedom)), freedom % 2
+    # Even powers of the cosine for even degrees of freedom, odd powers for odd ones.
+    term = math.cos(angle) if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for power in range(2 + odd, freedom - 1, 2):
+        term *= math.cos(angle) ** 2 * (power - 1) / power
+        total += term
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+
+def quantiles(values: Sequence[float]) -> Quantiles:
+    """Median, 10th and 90th percentile, interpolated between the values."""
+    return Quantiles(*(float(value) for value in np.quantile(values, (0.5, 0.1, 0.9))))

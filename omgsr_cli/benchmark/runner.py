@@ -12,65 +12,22 @@ from pathlib import Path
 
 from omgsr_cli.benchmark.cache import Cache, key_of
 from omgsr_cli.benchmark.cases import Case
-from omgsr_cli.benchmark.machine import (
-    Timing,
-    collect_versions,
-    kept_timing,
-    machine_name,
-    speed_of,
-    time_call,
-)
-from omgsr_cli.benchmark.metrics import KnownMetric
+from omgsr_cli.benchmark.machine import Timing, collect_versions, machine_name, speed_of, time_call
 from omgsr_cli.benchmark.models import LoadedModel, Model
-from omgsr_cli.benchmark.results import Failure, ImageResult, MetricInfo, Report, Summary
-from omgsr_cli.benchmark.scoring import MetricChoice, ReadyMetric, Scorebook, make_metrics, scoring_failures
-from omgsr_cli.benchmark.statistics import compare, summarise
+from omgsr_cli.benchmark.plan import Plan, plan_bench
+from omgsr_cli.benchmark.results import Failure, ImageResult, Report, Summary, compare, summarise
+from omgsr_cli.benchmark.scoring import ReadyMetric, Scorebook, make_metrics, scoring_failures
 from omgsr_cli.engines.work import Engine, OneByOne, Place, Say, Worker, say_nothing
-from omgsr_cli.errors import DeviceError, OmgsrError
+from omgsr_cli.errors import DeviceError, OmgsrError, UsageError
 from omgsr_cli.imaging import SourceImage, read_image, write_image
 from omgsr_cli.models.devices import is_out_of_memory, release_memory
+from omgsr_cli.options import BenchOptions, build_options
 
 OnStart = Callable[[str], None]
 OnFinish = Callable[[], None]
 
 # `is_out_of_memory` recognises which of these mean that memory ran out.
 _MEMORY_ERRORS = (RuntimeError, MemoryError)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that a benchmark does, found and checked before it begins.
-
-    Attributes:
-        cases: the images.
-        models: the models and folders of restored images to compare.
-        asked: the requested metrics.
-        ready: those of them that were loaded in this process.
-        metric_choice: how another process loads them.
-        failures: unavailable metrics and unusable files.
-        cache: folder of kept results.
-        repeat: how often each image is restored and timed; None restores only images without a kept result, once.
-        title: of the report.
-        settings: readable text for the report.
-        notes: what the user should know before long work begins, one line each.
-    """
-
-    cases: Sequence[Case]
-    models: Sequence[Model]
-    asked: Sequence[KnownMetric]
-    ready: Sequence[ReadyMetric]
-    cache: Path
-    metric_choice: MetricChoice = field(default_factory=MetricChoice)
-    failures: Sequence[Failure] = ()
-    repeat: int | None = None
-    title: str = ""
-    settings: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def restoring(self) -> list[Model]:
-        """The models that restore inputs."""
-        return [model for model in self.models if model.load]
 
 
 @dataclass(frozen=True)
@@ -88,6 +45,29 @@ class CaseResult:
     timings: dict[str, Timing]
     failures: tuple[Failure, ...]
     unscored: tuple[tuple[str, str, str], ...]
+
+
+def run_bench(
+    options: BenchOptions | None = None,
+    *,
+    on_start: OnStart | None = None,
+    on_finish: OnFinish | None = None,
+    **values: object,
+) -> Report:
+    """Restore with every model, score the results, and return a report.
+
+    Args:
+        options: what to compare; None takes the default model and bicubic on the bundled images.
+        on_start: called with a short text when an operation begins.
+        on_finish: called after each image.
+        values: fields of `BenchOptions`, instead of `options`.
+    Raises:
+        OmgsrError: options conflict, or something is missing; failures of single metrics and images are in the report.
+    """
+    if options is not None and values:
+        raise UsageError(f"{', '.join(values)} and options exclude each other", "pass one or the other")
+    options = options or build_options(BenchOptions, **values)
+    return run_plan(plan_bench(options), on_start=on_start, on_finish=on_finish)
 
 
 def run_plan(
@@ -108,9 +88,8 @@ def run_plan(
         raise OmgsrError("none of the metrics is available", "psnr and ssim need only references: --hr FOLDER")
     announce = on_start or (lambda name: None)
     numbers = range(len(plan.cases))
-    cache = Cache(plan.cache)
-    try:
-        runner = CaseRunner(plan, plan.ready, cache, announce, plan.metric_choice.device, is_timed=engine is None)
+    with closing(Cache(plan.options.cache)) as cache:
+        runner = CaseRunner(plan, plan.ready, cache, announce, plan.options.device, is_timed=engine is None)
         found: Generator[tuple[int, CaseResult | OmgsrError], None, None]
         if engine is None:
             found = ((number, runner(number)) for number in numbers)
@@ -127,8 +106,6 @@ def run_plan(
                 if on_finish:
                     on_finish()
         return _report(plan, [results[number] for number in numbers], Scorebook(plan.ready, cache))
-    finally:
-        cache.close()
 
 
 @dataclass(frozen=True)
@@ -146,8 +123,9 @@ class BenchWork:
     def open(self, place: Place, say: Say) -> Worker[int, tuple[int, CaseResult | OmgsrError]]:
         """Return what restores and scores images in a process."""
         chosen = [known for known in self.plan.asked if known.info.name in self.metrics and not known.info.scores_sets]
-        ready, _ = make_metrics(chosen, replace(self.plan.metric_choice, device=place.device))
-        runner = CaseRunner(self.plan, ready, Cache(self.plan.cache), lambda name: None, place.device)
+        options = self.plan.options.model_copy(update={"device": place.device})
+        ready, _ = make_metrics(chosen, options)
+        runner = CaseRunner(self.plan, ready, Cache(options.cache), lambda name: None, place.device)
         return OneByOne(lambda number: (number, runner(number)))
 
     def lost(self, number: int, error: OmgsrError) -> tuple[int, CaseResult | OmgsrError]:
@@ -190,12 +168,12 @@ class CaseRunner:
         restored, timings = self._restore_all(case, lost, errors, failures)
         restored |= case.given
         book = Scorebook(self.ready, self.cache)
-        unavailable = {known.info.name: None for known in self.plan.asked if not known.info.scores_sets}
         scores: dict[str, dict[str, float | None]] = {}
         for name in [model.info.name for model in self.plan.models]:
             self.announce(f"scores of {name}: {case.name}")
-            found = book.score(restored[name], case.reference, case.compared_px) if name in restored else {}
-            scores[name] = {**unavailable, **found}
+            scores[name] = {known.info.name: None for known in self.plan.asked if not known.info.scores_sets}
+            if name in restored:
+                scores[name] |= book.score(restored[name], case.reference, case.compared_px)
         seconds = {name: timing.median_s for name, timing in timings.items()}
         image = ImageResult(
             *(case.name, case.input, case.reference, restored, scores, errors, seconds), case.compared_px
@@ -206,31 +184,37 @@ class CaseRunner:
         self, case: Case, lost: OmgsrError | None, errors: dict[str, str], failures: list[Failure]
     ) -> tuple[dict[str, Path], dict[str, Timing]]:
         """Restore an input with every model, unless a result is kept: files and timings by model name."""
+        models = {model.info.name: model for model in self.plan.restoring}
+        if case.input is None:
+            errors |= dict.fromkeys(models, case.errors[""]) if "" in case.errors else {}
+            return {}, {}
+        assert case.output_px is not None, "every input has an output size"
+        try:
+            made_from = {"input": self.cache.content(case.input), "output": list(case.output_px)}
+        except OmgsrError as error:
+            failures.append(Failure(f"input of {case.name}", error.message, error.hint))
+            errors |= dict.fromkeys(models, error.message)
+            return {}, {}
+        keys = {name: key_of(kind="image", model=model.info.identity, **made_from) for name, model in models.items()}
+        paths = {name: self.cache.image_path(key) for name, key in keys.items()}
+        repeat = self.plan.options.repeat
+        waiting = [name for name in models if repeat is not None or not paths[name].is_file()]
 
         def fail(name: str, error: OmgsrError) -> None:
             errors[name] = error.message
             failures.append(Failure(f"{name} on {case.name}", error.message, error.hint))
 
-        models = {model.info.name: model for model in self.plan.restoring}
-        try:
-            keys = self._image_keys(case)
-        except OmgsrError as error:
-            failures.append(Failure(f"input of {case.name}", error.message, error.hint))
-            errors |= dict.fromkeys(models, error.message)
-            return {}, {}
-        if not keys:
-            errors |= dict.fromkeys(models, case.errors[""]) if "" in case.errors else {}
-            return {}, {}
-        paths = {name: self.cache.image_path(key) for name, key in keys.items()}
-        waiting = [name for name in models if self.plan.repeat is not None or not paths[name].is_file()]
         if lost is not None:
             for name in [name for name in waiting if not paths[name].is_file()]:
                 fail(name, DeviceError(lost.message, "it may have run out of memory: try fewer --workers"))
             waiting = []
         for name in waiting:
-            self._load(models[name], case, errors, failures)
+            if name not in self._loaded and name not in self._too_large:
+                self._load(models[name], case, failures)
+            if name in self._too_large:
+                errors[name] = self._too_large[name]
         timings: dict[str, Timing] = {}
-        for _ in range(self.plan.repeat or 1):
+        for _ in range(repeat or 1):
             for name in [name for name in waiting if name not in errors]:
                 self.announce(f"{name}: {case.name}")
                 try:
@@ -242,52 +226,31 @@ class CaseRunner:
         made = {name: key for name, key in keys.items() if name not in errors}
         return {name: paths[name] for name in made}, self._with_kept_timings(timings, made)
 
-    def _image_keys(self, case: Case) -> dict[str, str]:
-        """The cache keys of the restored images by model name; empty without an input."""
-        if case.input is None:
-            return {}
-        assert case.output_px is not None, "every input has an output size"
-        content, output = self.cache.content(case.input), list(case.output_px)
-        return {
-            model.info.name: key_of(kind="image", input=content, model=model.info.identity, output=output)
-            for model in self.plan.restoring
-        }
-
-    def _load(self, model: Model, first: Case, errors: dict[str, str], failures: list[Failure]) -> None:
-        """Load and warm up a model that is not loaded yet."""
-        name = model.info.name
-        if name in self._loaded:
+    def _load(self, model: Model, first: Case, failures: list[Failure]) -> None:
+        """Load and warm up a model, or note that it does not fit in memory."""
+        name, started = model.info.name, time.perf_counter()
+        assert model.load is not None and first.input is not None and first.output_px is not None
+        self.announce(f"loading {name}")
+        try:
+            loaded = model.load(self.device)
+        except _MEMORY_ERRORS as error:
+            failure = _out_of_memory_error(error, "loading it")
+            failures.append(Failure(name, failure.message, failure.hint))
+            self._too_large[name] = failure.message
             return
-        if name not in self._too_large:
-            self.announce(f"loading {name}")
-            started = time.perf_counter()
-            try:
-                assert model.load is not None, "only restoring models are loaded"
-                loaded = model.load(self.device)
-            except _MEMORY_ERRORS as error:
-                failure = _out_of_memory_error(error, "loading it")
-                failures.append(Failure(name, failure.message, failure.hint))
-                self._too_large[name] = failure.message
-            else:
-                self._loaded[name] = (loaded, time.perf_counter() - started)
-                # The first image of a model is slower: memory is allocated, and kernels are chosen.
-                assert first.input is not None and first.output_px is not None, "only such images are restored"
-                with contextlib.suppress(OmgsrError, *_MEMORY_ERRORS):
-                    # A failure here is reported when the image is restored.
-                    loaded(read_image(first.input).rgb, first.output_px)
-                return
-        errors[name] = self._too_large[name]
+        self._loaded[name] = loaded, time.perf_counter() - started
+        # The first image of a model is slower: memory is allocated, and kernels are chosen. A failure here is reported
+        # when the image is restored.
+        with contextlib.suppress(OmgsrError, *_MEMORY_ERRORS):
+            loaded(read_image(first.input).rgb, first.output_px)
 
     def _restore(self, name: str, case: Case, path: Path) -> Timing:
+        loaded, load_s = self._loaded[name]
         assert case.input is not None and case.output_px is not None, "only such images are restored"
-        (loaded, load_s), output = self._loaded[name], case.output_px
-        image = read_image(case.input).rgb
+        image, output = read_image(case.input).rgb, case.output_px
         try:
             restored, timing = time_call(
-                lambda: loaded(image, output),
-                *(output.area, loaded.device),
-                precision=loaded.precision,
-                load_s=load_s,
+                lambda: loaded(image, output), output.area, loaded.device, precision=loaded.precision, load_s=load_s
             )
             write_image(SourceImage(restored), path, format="png", metadata="none", overwrite=True)
         except _MEMORY_ERRORS as error:
@@ -299,13 +262,12 @@ class CaseRunner:
         """Store the timings of this run, and add those of earlier runs for kept images."""
         found: dict[str, Timing] = {}
         for name, key in keys.items():
-            place = key_of(kind="time", image=key, machine=machine_name())
-            if name not in timings:
-                kept = kept_timing(self.cache.find(place))
-                found |= {name: kept} if kept else {}
-            elif self.is_timed:
-                self.cache.keep(place, timings[name].record())
+            place = key_of(image=key, machine=machine_name())
+            if name in timings and self.is_timed:
                 found[name] = timings[name]
+                self.cache.keep("time", place, vars(timings[name]))
+            elif name not in timings and (kept := self.cache.find("time", place)):
+                found[name] = Timing(**{**kept, "is_kept": True})
         return found
 
 
@@ -320,11 +282,19 @@ def _out_of_memory_error(error: Exception, what: str) -> OmgsrError:
 def _report(plan: Plan, results: Sequence[CaseResult], book: Scorebook) -> Report:
     images = [result.image for result in results]
     names = [model.info.name for model in plan.models]
-    ready = {metric.info.name: metric.info for metric in plan.ready}
-    metrics = [ready.get(known.info.name, known.info) for known in plan.asked]
-    summaries = summarise(images, names, metrics) + _score_sets(plan, metrics, images, book)
+    ready = {metric.info.name: metric for metric in plan.ready}
+    metrics = [ready[known.info.name].info if known.info.name in ready else known.info for known in plan.asked]
+    summaries = summarise(images, names, metrics)
+    for metric in (metric for metric in metrics if metric.scores_sets):
+        for name in names:
+            complete = [
+                (image.restored[name], image.reference if metric.needs_references else None, case.compared_px)
+                for image, case in zip(images, plan.cases, strict=True)
+                if name in image.restored and (image.reference or not metric.needs_references)
+            ]
+            value = book.score_set(ready[metric.name], complete, name) if metric.name in ready else None
+            summaries.append(Summary(name, metric.name, 0 if value is None else len(complete), value))
     timings = {name: [result.timings[name] for result in results if name in result.timings] for name in names}
-    speeds = [speed for name in names if (speed := speed_of(name, timings[name]))]
     # A model that does not fit in memory fails in every process, but counts once.
     failures = dict.fromkeys([*plan.failures, *(failure for result in results for failure in result.failures)])
     unscored = [each for result in results for each in result.unscored] + book.failed
@@ -336,27 +306,8 @@ def _report(plan: Plan, results: Sequence[CaseResult], book: Scorebook) -> Repor
         images=tuple(images),
         summaries=tuple(summaries),
         differences=tuple(compare(images, names, metrics)),
-        speeds=tuple(speeds),
+        speeds=tuple(speed for name in names if (speed := speed_of(name, timings[name]))),
         failures=(*failures, *scoring_failures(unscored)),
         versions=collect_versions(),
         settings=plan.settings,
     )
-
-
-def _score_sets(
-    plan: Plan, metrics: Sequence[MetricInfo], images: Sequence[ImageResult], book: Scorebook
-) -> list[Summary]:
-    """One summary for each model and each metric that scores sets."""
-    sizes = {case.name: case.compared_px for case in plan.cases}
-    ready = {metric.info.name: metric for metric in plan.ready}
-    found = []
-    for metric in (metric for metric in metrics if metric.scores_sets):
-        for name in [model.info.name for model in plan.models]:
-            complete = [
-                (image.restored[name], image.reference if metric.needs_references else None, sizes[image.name])
-                for image in images
-                if name in image.restored and (image.reference or not metric.needs_references)
-            ]
-            value = book.score_set(ready[metric.name], complete, name) if metric.name in ready else None
-            found.append(Summary(name, metric.name, 0 if value is None else len(complete), value))
-    return found

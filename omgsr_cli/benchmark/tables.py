@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -33,66 +33,54 @@ class Table:
 
 def tables_of(report: Report) -> list[Table]:
     """The tables of a report: scores, paired differences, speed; empty tables are left out."""
-    tables = [score_table(report), difference_table(report), speed_table(report)]
+    tables = [_score_table(report), _difference_table(report), _speed_table(report)]
     return [table for table in tables if table.rows]
 
 
-def score_table(report: Report) -> Table:
-    """Means with half of their 95 % interval, one row per model; `n` counts the images of the columns before it."""
-    if not report.metrics:
-        return Table(report.title, ("model",), ())
+def _score_table(report: Report) -> Table:
+    """Means with half of their 95 % interval, one row per model."""
+    names = [model.name for model in report.models]
     best = {metric.name: report.best(metric.name) for metric in report.metrics}
 
-    def cells(model: str, metrics: list[MetricInfo]) -> Iterator[Cell]:
-        found = [report.summary(model, metric.name) for metric in metrics]
-        yield from (Cell(mean_text(each), model in best[each.metric]) for each in found)
-        yield Cell(str(found[0].count))
+    def cell(name: str, metric: str) -> tuple[Cell, int]:
+        found = report.summary(name, metric)
+        return Cell(mean_text(found), name in best[metric]), found.count
 
-    names = [model.name for model in report.models]
-    groups = _with_equal_counts(
-        report.metrics, lambda metric: tuple(report.summary(name, metric.name).count for name in names)
-    )
-    rows = tuple((Cell(name), *(cell for group in groups for cell in cells(name, group))) for name in names)
-    return Table(report.title, ("model", *_headings(groups)), rows)
+    headings, rows = _counted(report.metrics, names, cell)
+    return Table(report.title, ("model", *headings), rows)
 
 
-def difference_table(report: Report) -> Table:
-    """Mean differences for each pair of models over the same images; `n` as in the table of scores."""
-    pairs = list(dict.fromkeys((each.first, each.second) for each in report.differences))
-    found = {(each.first, each.second, each.metric): each for each in report.differences}
+def _difference_table(report: Report) -> Table:
+    """Mean differences for each pair of models over the same images."""
+    found = {(f"{each.first} v. {each.second}", each.metric): each for each in report.differences}
 
-    def count(pair: tuple[str, str], metric: MetricInfo) -> int:
-        difference = found.get((*pair, metric.name))
-        return difference.count if difference else 0
-
-    def cells(pair: tuple[str, str], metrics: list[MetricInfo]) -> Iterator[Cell]:
-        for metric in metrics:
-            difference = found.get((*pair, metric.name))
-            yield Cell(difference_text(difference, report.summary(pair[0], metric.name).mean or 0.0))
-        yield Cell(str(count(pair, metrics[0])))
+    def cell(pair: str, metric: str) -> tuple[Cell, int]:
+        difference = found.get((pair, metric))
+        if difference is None:
+            return Cell("-"), 0
+        return Cell(
+            _difference_text(difference, report.summary(difference.first, metric).mean or 0.0)
+        ), difference.count
 
     metrics = [metric for metric in report.metrics if not metric.scores_sets]
-    groups = _with_equal_counts(metrics, lambda metric: tuple(count(pair, metric) for pair in pairs))
-    rows = tuple(
-        (Cell(f"{pair[0]} v. {pair[1]}"), *(cell for group in groups for cell in cells(pair, group))) for pair in pairs
-    )
+    headings, rows = _counted(metrics, list(dict.fromkeys(pair for pair, _ in found)), cell)
     title = "paired differences, first minus second: mean ± half of its 95 % interval; * if it excludes 0"
-    return Table(title, ("models", *_headings(groups)), rows)
+    return Table(title, ("models", *headings), rows)
 
 
-def speed_table(report: Report) -> Table:
+def _speed_table(report: Report) -> Table:
     """Seconds and memory, one row per restoring model; empty if no model was timed."""
     headings = (
         *("model", "s per image", "s per megapixel", "n", "load s", "process MiB", "device MiB", "device", "precision"),
     )
     rows = []
     for model in report.models if report.speeds else ():
-        speed = report.speed(model.name)
-        if speed is not None:
+        texts = ["-", "-", "0", *["-"] * 5]
+        if (speed := report.speed(model.name)) is not None:
             kept = f", {speed.kept_runs} from earlier runs" if speed.kept_runs else ""
             texts = [
-                quantiles_text(speed.per_image_s),
-                quantiles_text(speed.per_megapixel_s),
+                _quantiles_text(speed.per_image_s),
+                _quantiles_text(speed.per_megapixel_s),
                 f"{speed.runs}{kept}",
                 f"{speed.load_s:.2f}",
                 f"{speed.peak_process_mib:.0f}",
@@ -100,59 +88,55 @@ def speed_table(report: Report) -> Table:
                 speed.device,
                 speed.precision,
             ]
-        elif model.kind == "given":
-            continue
-        else:
-            texts = ["-", "-", "0", *["-"] * 5]
-        rows.append((Cell(model.name), *map(Cell, texts)))
+        if speed is not None or model.kind != "given":
+            rows.append((Cell(model.name), *map(Cell, texts)))
     return Table("speed, median (10th to 90th percentile)", headings, tuple(rows))
 
 
-def _with_equal_counts(
-    metrics: Iterable[MetricInfo], counts: Callable[[MetricInfo], tuple[int, ...]]
-) -> list[list[MetricInfo]]:
-    """Neighbouring metrics with the same number of images share one column `n`."""
-    return [list(group) for _, group in groupby(metrics, counts)]
-
-
-def _headings(groups: list[list[MetricInfo]]) -> list[str]:
-    return [text for group in groups for text in (*(f"{metric.name} {metric.arrow}" for metric in group), "n")]
+def _counted(
+    metrics: Sequence[MetricInfo], names: Sequence[str], cell: Callable[[str, str], tuple[Cell, int]]
+) -> tuple[list[str], tuple[tuple[Cell, ...], ...]]:
+    """Headings and rows; neighbouring metrics with the same numbers of images share one column `n`."""
+    if not metrics:
+        return [], ()
+    headings: list[str] = []
+    columns: list[list[Cell]] = [[Cell(name) for name in names]]
+    cells = {metric: [cell(name, metric.name) for name in names] for metric in metrics}
+    for counts, group in groupby(cells, lambda metric: [count for _, count in cells[metric]]):
+        for metric in group:
+            headings.append(f"{metric.name} {metric.arrow}")
+            columns.append([each for each, _ in cells[metric]])
+        headings.append("n")
+        columns.append([Cell(str(count)) for count in counts])
+    return headings, tuple(zip(*columns, strict=True))
 
 
 def mean_text(summary: Summary) -> str:
     """Such as "26.58 ± 1.21"; "-" without a score."""
     if summary.mean is None:
         return "-"
-    return number_text(summary.mean, summary.mean) + _half_text(summary.mean, summary.high, summary.mean)
+    return _number_text(summary.mean, summary.mean) + _half_text(summary.mean, summary.high, summary.mean)
 
 
-def difference_text(difference: PairedDifference | None, like: float) -> str:
-    """Such as "+0.41 ± 0.12 *"; "-" if no image has both scores.
-
-    Args:
-        difference: of two models.
-        like: one of their scores, which sets the number of digits.
-    """
-    if difference is None:
-        return "-"
+def _difference_text(difference: PairedDifference, like: float) -> str:
+    """Such as "+0.41 ± 0.12 *"; `like` is one of the scores, which sets the number of digits."""
     mean = difference.first_minus_second
-    sign = "+" if mean > 0 else ""
     mark = " *" if difference.is_clear else ""
-    return sign + number_text(mean, like) + _half_text(mean, difference.high, like) + mark
+    return ("+" if mean > 0 else "") + _number_text(mean, like) + _half_text(mean, difference.high, like) + mark
 
 
-def quantiles_text(values: Quantiles) -> str:
+def _quantiles_text(values: Quantiles) -> str:
     """Such as "1.23 (1.20 to 1.31)"."""
     return f"{values.median:.3g} ({values.p10:.3g} to {values.p90:.3g})"
 
 
-def number_text(value: float, like: float) -> str:
+def _number_text(value: float, like: float) -> str:
     """A score with two decimals if `like` is at least 10, otherwise with four."""
     return f"{value:.2f}" if abs(like) >= 10 else f"{value:.4f}"
 
 
 def _half_text(mean: float, high: float | None, like: float) -> str:
-    return "" if high is None else f" ± {number_text(high - mean, like)}"
+    return "" if high is None else f" ± {_number_text(high - mean, like)}"
 
 
 def without_local_paths(report: Report) -> Report:
@@ -163,12 +147,17 @@ def without_local_paths(report: Report) -> Report:
     files = [path for image in report.images for path in (image.input, image.reference, *image.restored.values())]
     folders = {place for path in files if path for place in (path.parent, path.absolute().parent)}
     folders |= {Path.cwd(), Path.home()}
-    named = sorted((str(folder) for folder in folders if len(folder.parts) > 1), key=len, reverse=True)
+    known = sorted((str(folder) for folder in folders if len(folder.parts) > 1), key=len, reverse=True)
 
     def clean(text: str) -> str:
-        for folder in named:
+        for folder in known:
             text = text.replace(folder + "/", "").replace(folder + "\\", "")
         return _FOLDERS.sub("", text)
+
+    def named(part: str) -> str:
+        """A part of a model's detail with the name of a place, whose path may contain spaces."""
+        is_place = bool(part) and (Path(part).is_absolute() or Path(part).exists())
+        return Path(part).name if is_place else clean(part)
 
     def cleaned(texts: Mapping[str, str]) -> dict[str, str]:
         return {name: clean(text) for name, text in texts.items()}
@@ -176,7 +165,7 @@ def without_local_paths(report: Report) -> Report:
     return replace(
         report,
         title=clean(report.title),
-        models=tuple(replace(model, detail=_without_folders(model.detail, clean)) for model in report.models),
+        models=tuple(replace(model, detail="; ".join(map(named, model.detail.split("; ")))) for model in report.models),
         images=tuple(replace(image, error=cleaned(image.error)) for image in report.images),
         failures=tuple(
             replace(each, name=clean(each.name), message=clean(each.message), hint=each.hint and clean(each.hint))
@@ -184,16 +173,6 @@ def without_local_paths(report: Report) -> Report:
         ),
         settings=cleaned(report.settings),
     )
-
-
-def _without_folders(detail: str, clean: Callable[[str], str]) -> str:
-    """A model's detail with names instead of paths, which may contain spaces."""
-
-    def named(part: str) -> str:
-        is_place = bool(part) and (Path(part).is_absolute() or Path(part).exists())
-        return Path(part).name if is_place else clean(part)
-
-    return "; ".join(map(named, detail.split("; ")))
 
 
 # The folders of an absolute path, up to the name of the file or the last folder; not of a URL with "://".
@@ -227,23 +206,16 @@ def _markdown_cell(cell: Cell) -> str:
 def latex(report: Report) -> str:
     """The tables in LaTeX for the package booktabs, with the best in bold; settings and versions are comments."""
     report = without_local_paths(report)
-    parts = ["% \\usepackage{booktabs}"]
+    lines = ["% \\usepackage{booktabs}"]
     for table in tables_of(report):
-        rows = [[_latex_cell(cell) for cell in row] for row in table.rows]
-        parts += [
+        rows = [" & ".join(map(_latex_cell, row)) + " \\\\" for row in (tuple(map(Cell, table.headings)), *table.rows)]
+        lines += [
             f"% {_one_line(table.title)}",
             f"\\begin{{tabular}}{{l{'r' * (len(table.headings) - 1)}}}",
-            "\\toprule",
-            " & ".join(map(_latex_text, table.headings)) + " \\\\",
-            "\\midrule",
-            *(" & ".join(cells) + " \\\\" for cells in rows),
-            "\\bottomrule",
-            "\\end{tabular}",
-            "",
+            *("\\toprule", rows[0], "\\midrule", *rows[1:], "\\bottomrule", "\\end{tabular}", ""),
         ]
-    parts += [f"% {_one_line(f'{name}: {value}')}" for name, value in report.settings.items()]
-    parts.append(f"% versions: {_one_line(_versions_text(report))}")
-    return "\n".join(parts)
+    lines += [f"% {_one_line(f'{name}: {value}')}" for name, value in report.settings.items()]
+    return "\n".join([*lines, f"% versions: {_one_line(_versions_text(report))}"])
 
 
 _LATEX = {
@@ -253,13 +225,10 @@ _LATEX = {
 }
 
 
-def _latex_text(text: str) -> str:
-    text = re.sub(r"(?<![\w.])-(?=\d)", "\0", _one_line(text))
-    return "".join(_LATEX.get(mark, mark) for mark in text).replace("\0", "$-$")
-
-
 def _latex_cell(cell: Cell) -> str:
-    return f"\\textbf{{{_latex_text(cell.text)}}}" if cell.is_best else _latex_text(cell.text)
+    text = re.sub(r"(?<![\w.])-(?=\d)", "\0", _one_line(cell.text))
+    text = "".join(_LATEX.get(mark, mark) for mark in text).replace("\0", "$-$")
+    return f"\\textbf{{{text}}}" if cell.is_best else text
 
 
 def _one_line(text: str) -> str:
@@ -290,29 +259,28 @@ def csv_text(report: Report) -> str:
         for model in report.models:
             scores = image.scores.get(model.name, {})
             write("image", model.name, 1, scores, image=image.name, seconds=image.seconds.get(model.name))
+
+    def write_means(
+        row: str,
+        name: str,
+        found: Sequence[tuple[str, int, float | None, float | None, float | None]],
+        **more: float | None,
+    ) -> None:
+        """Means with their intervals, those of as many images in one row."""
+        for n in sorted({each[1] for each in found}, reverse=True) or [0]:
+            of_n = [each for each in found if each[1] == n]
+            write(row, name, n, {metric: mean for metric, _, mean, _, _ in of_n}, **more)
+            if any(low is not None for _, _, _, low, _ in of_n):
+                write(f"{row} low", name, n, {metric: low for metric, _, _, low, _ in of_n})
+                write(f"{row} high", name, n, {metric: high for metric, _, _, _, high in of_n})
+
     for model in report.models:
         speed = report.speed(model.name)
-        seconds = speed.per_image_s.median if speed else None
-        summaries = [each for each in report.summaries if each.model == model.name and each.count]
-        for n in sorted({each.count for each in summaries}, reverse=True) or [0]:
-            of_n = [each for each in summaries if each.count == n]
-            write("mean", model.name, n, {each.metric: each.mean for each in of_n}, seconds=seconds)
-            if any(each.low is not None for each in of_n):
-                write("mean low", model.name, n, {each.metric: each.low for each in of_n})
-                write("mean high", model.name, n, {each.metric: each.high for each in of_n})
-    for (first, second, n), group in _by_pair_and_count(report.differences).items():
-        pair = f"{first} v. {second}"
-        write("difference", pair, n, {each.metric: each.first_minus_second for each in group})
-        if any(each.low is not None for each in group):
-            write("difference low", pair, n, {each.metric: each.low for each in group})
-            write("difference high", pair, n, {each.metric: each.high for each in group})
+        means = [s for s in report.summaries if s.model == model.name and s.count]
+        values = [(s.metric, s.count, s.mean, s.low, s.high) for s in means]
+        write_means("mean", model.name, values, seconds=speed.per_image_s.median if speed else None)
+    for first, second in dict.fromkeys((each.first, each.second) for each in report.differences):
+        pairs = [d for d in report.differences if (d.first, d.second) == (first, second)]
+        values = [(d.metric, d.count, d.first_minus_second, d.low, d.high) for d in pairs]
+        write_means("difference", f"{first} v. {second}", values)
     return text.getvalue()
-
-
-def _by_pair_and_count(
-    differences: Iterable[PairedDifference],
-) -> dict[tuple[str, str, int], list[PairedDifference]]:
-    found: dict[tuple[str, str, int], list[PairedDifference]] = {}
-    for each in differences:
-        found.setdefault((each.first, each.second, each.count), []).append(each)
-    return found

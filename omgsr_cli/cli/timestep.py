@@ -326,7 +326,7 @@ class _Files:
                 self.remembered.keep_result(path, _UNFINISHED)
 
     def _may_replace(self, path: Path) -> bool:
-        return self.overwrite or (path.exists() and self.remembered.is_result(path, _UNFINISHED))
+        return self.overwrite or (path.exists() and self.remembered.result(path) == _UNFINISHED)
 
 
 def _check_matplotlib() -> None:

@@ -141,7 +141,7 @@ class Pace:
     def keep(self, seconds: float) -> None:
         """Remember the speed of the counted images, which took so many seconds of wall time."""
         if self._work_mp >= _LEAST_WORK_MP and seconds > 0:
-            self._remembered.keep_speed(self._key, seconds / self._work_mp)
+            self._remembered.keep("speed", self._key, seconds / self._work_mp)
 
     def forecast(self) -> str:
         """Expected time and memory of the planned images, such as "about 2 min 10 s on cpu, at most 640 MiB of memory".
@@ -151,7 +151,7 @@ class Pace:
         weights = self._info.parameters * _BYTES[self._precision]
         needed = (self._memory_bytes + weights) >> 20
         memory = f"at most {needed} MiB of memory for weights and work, in addition to the program"
-        speed = self._remembered.find_speed(self._key)
+        speed = self._remembered.find("speed", self._key)
         is_larger = self._work_mp > max(1, 2 * self._output_mp)
         work = f"restored at {self._work_mp:.1f}, " if is_larger else ""
         if speed is None:

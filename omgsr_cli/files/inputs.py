@@ -447,15 +447,14 @@ class SkippedResults:
     """
 
     def __init__(self, remembered: Remembered | None) -> None:
-        self._remembered = remembered
+        self._remembered = remembered if remembered is not None and remembered.has("result") else None
         self._count, self._first = 0, ""
 
     def holds(self, path: Path) -> bool:
         """Whether a regular file is one; its header alone is read."""
-        is_result = read_record(path) is not None
-        if not is_result and self._remembered is not None:
-            is_result = self._remembered.is_any_result(path)
-        return is_result
+        if read_record(path) is not None:
+            return True
+        return self._remembered is not None and self._remembered.result(path) is not None
 
     def add(self, path: Location) -> None:
         """Count one that is skipped."""

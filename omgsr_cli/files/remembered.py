@@ -1,23 +1,25 @@
-"""What a run stores for the next: hashes of files, results without a record, samples, how fast things were."""
+"""What a run stores for the next: hashes of files, results without a record, samples, scores, how fast things were."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sqlite3
 import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import cached_property
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from omgsr_cli.errors import FileError, reason_of
 from omgsr_cli.files.addresses import Address, Location
 from omgsr_cli.files.storage import look_at
 
 CACHE_VARIABLE = "OMGSR_CACHE"
+_FILE_NAME = "remembered.sqlite"
 
 # A file that changed this short a time ago may change again without its time showing it.
 _SETTLED_NS = 2_000_000_000
@@ -37,43 +39,46 @@ def cache_folder() -> Path:
     return Path(base) / "omgsr"
 
 
-class Facts:
-    """Texts by kind and key, in a small database that several processes share.
+class Remembered:
+    """JSON values by kind and key, in a small database that several processes share.
 
-    A database that is damaged is moved aside and a new one begun; where one may not be written, it is read, and a new
-    one is kept in a folder beside it or among the system's temporary files. `take_notes` reports
-    it. Where none can be kept, facts last as long as the process.
+    A fact about a file holds while its size, its times and its place on the disk are the same. A database that is
+    damaged is moved aside and a new one begun; one that may not be written is read, and a new one is kept in a folder
+    beside it or among the system's temporary files. `take_notes` reports it. Where none can be kept, values last
+    as long as the process.
 
     Args:
-        folder: of the database, made if it is missing; None keeps none.
-        name: of its file.
+        folder: of the database, made if it is missing; None takes `cache_folder()`.
     """
 
-    def __init__(self, folder: Path | None, name: str) -> None:
-        self._places = [] if folder is None else [place / name for place in _folders(folder)]
+    def __init__(self, folder: Path | None = None) -> None:
+        try:
+            self._places = [place / _FILE_NAME for place in _folders(folder or cache_folder())]
+        except RuntimeError:
+            self._places = []
         # Those that may not be written come behind the one that is written.
         self._databases: list[sqlite3.Connection] = []
         self._has_warned = False
         self._open()
 
-    def find(self, kind: str, key: bytes) -> str | None:
-        """The text that was kept; None if none was."""
-        select = "SELECT value FROM remembered WHERE kind = ? AND key = ?"
-        rows = self._rows(select, (kind, key))
-        return str(rows[0][0]) if rows else None
+    def find(self, kind: str, key: str) -> Any:
+        """The value that was kept; None if none was."""
+        rows = self._rows("SELECT content FROM remembered WHERE kind = ? AND key = ?", (kind, _encoded(key)))
+        return json.loads(rows[0][0]) if rows else None
 
     def has(self, kind: str) -> bool:
         """Whether anything of a kind was kept."""
         return bool(self._rows("SELECT 1 FROM remembered WHERE kind = ? LIMIT 1", (kind,)))
 
-    def keep(self, kind: str, key: bytes, value: str) -> None:
-        """Keep a text in the place of what was kept; where the disk is full or fails, it is lost."""
+    def keep(self, kind: str, key: str, value: object) -> None:
+        """Keep a JSON value in the place of what was kept; where the disk is full or fails, it is lost."""
+        row = kind, _encoded(key), json.dumps(value)
         for _ in range(2):
             try:
-                self._databases[0].execute("INSERT OR REPLACE INTO remembered VALUES (?, ?, ?)", (kind, key, value))
+                self._databases[0].execute("INSERT OR REPLACE INTO remembered VALUES (?, ?, ?)", row)
                 return
             except sqlite3.Error as error:
-                if _primary(error) in _DAMAGED or _primary(error) == sqlite3.SQLITE_READONLY:
+                if _primary(error) in (*_DAMAGED, sqlite3.SQLITE_READONLY):
                     self._open()
                     continue
                 # A full disk costs the next run some time, never this one its result.
@@ -82,12 +87,72 @@ class Facts:
                 self._has_warned = True
                 return
 
+    def content(self, path: Path) -> str:
+        """The SHA-256 of a whole file, 64 hexadecimal digits; read only if it has changed since it was last asked.
+
+        Raises:
+            FileError: it cannot be read.
+        """
+        try:
+            stamp = _stamp(path)
+            if (found := self._find_about("content", path, stamp)) is not None:
+                return found
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            if _is_settled(path) and _stamp(path) == stamp:
+                self.keep("content", _key(path), [stamp, content])
+        except OSError as error:
+            raise FileError(f"{path}: cannot be read: {reason_of(error)}") from error
+        return content
+
+    def find_content(self, address: Address) -> str | None:
+        """The SHA-256 of a file on a storage of the network, if it was fetched before and is still the same.
+
+        Raises:
+            FileError: the storage does not answer.
+        """
+        return self._find_about("content", address, _stamp(address))
+
+    def keep_content(self, address: Address, stamp: str, content: str) -> None:
+        """Note the SHA-256 of a file on a storage of the network, which had this stamp before it was fetched."""
+        self.keep("content", _key(address), [stamp, content])
+
+    def contents(self, folders: Iterable[Path]) -> str:
+        """One hash for all files of models: their names below their folder and what is in them.
+
+        Raises:
+            FileError: one cannot be read.
+        """
+        digest = hashlib.sha256()
+        for folder in folders:
+            files = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.suffix in _MODEL_FILES)
+            for path in files:
+                digest.update(os.fsencode(path.relative_to(folder)) + b"\0" + self.content(path).encode())
+            digest.update(b"\0\0")
+        return digest.hexdigest()
+
+    def result(self, path: Location) -> str | None:
+        """The record that an earlier run wrote a file with that holds none itself; None for any other file."""
+        try:
+            return self._find_about("result", path, _stamp(path))
+        except (OSError, FileError):
+            return None
+
+    def keep_result(self, path: Location, record: str) -> None:
+        """Note with which record a file was written just now."""
+        self.keep("result", _key(path), [_stamp(path), record])
+
     def close(self) -> None:
         """Close the database."""
         for database in self._databases:
             database.close()
 
-    def _rows(self, select: str, values: tuple[object, ...]) -> list[tuple[object, ...]]:
+    def _find_about(self, kind: str, path: Location, stamp: str) -> str | None:
+        """What was kept of a file, if it has the same stamp."""
+        found = self.find(kind, _key(path))
+        return found[1] if found and stamp and found[0] == stamp else None
+
+    def _rows(self, select: str, values: tuple[object, ...]) -> list[Any]:
         for _ in range(2):
             try:
                 for database in self._databases:
@@ -123,7 +188,7 @@ class Facts:
         self._databases.insert(0, database)
 
 
-_TABLE = "CREATE TABLE IF NOT EXISTS remembered (kind TEXT, key BLOB, value TEXT, PRIMARY KEY (kind, key))"
+_TABLE = "CREATE TABLE IF NOT EXISTS remembered (kind TEXT, key BLOB, content TEXT, PRIMARY KEY (kind, key))"
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 _notes: dict[str, bool] = {}
 
@@ -191,7 +256,7 @@ def _check(database: sqlite3.Connection, place: Path) -> None:
     # Nobody else writes meanwhile.
     database.execute("BEGIN IMMEDIATE")
     database.execute(_TABLE)
-    database.execute("SELECT kind, key, value FROM remembered LIMIT 1").fetchall()
+    database.execute("SELECT kind, key, content FROM remembered LIMIT 1").fetchall()
     database.execute("COMMIT")
     database.execute("BEGIN IMMEDIATE")
     database.execute("INSERT OR REPLACE INTO remembered VALUES ('probe', '', '')")
@@ -227,149 +292,22 @@ def _primary(error: sqlite3.Error) -> int:
     return (getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_ERROR) & 0xFF
 
 
-class Remembered:
-    """A small database in the cache folder. Where none can be kept, a run simply remembers nothing.
-
-    A fact about a file holds while its size, its times and its place on the disk are the same.
-
-    Args:
-        folder: of the database, made if it is missing; None takes `cache_folder()`.
-    """
-
-    def __init__(self, folder: Path | None = None) -> None:
-        try:
-            self._facts = Facts(folder or cache_folder(), "remembered.sqlite")
-        except RuntimeError:
-            self._facts = Facts(None, "remembered.sqlite")
-        self._find, self._keep = self._facts.find, self._facts.keep
-
-    def content(self, path: Path) -> str:
-        """The SHA-256 of a whole file, 64 hexadecimal digits; read only if it has changed since it was last asked.
-
-        Raises:
-            FileError: it cannot be read.
-        """
-        try:
-            stamp = _stamp(path)
-            found = self._find("content", _key(path))
-            if found is not None and found.startswith(stamp):
-                return found.removeprefix(stamp)
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            if _is_settled(path) and _stamp(path) == stamp:
-                self._keep("content", _key(path), stamp + content)
-        except OSError as error:
-            raise FileError(f"{path}: cannot be read: {reason_of(error)}") from error
-        return content
-
-    def find_content(self, address: Address) -> str | None:
-        """The SHA-256 of a file on a storage of the network, if it was fetched before and is still the same.
-
-        Raises:
-            FileError: the storage does not answer.
-        """
-        entry = look_at(address)
-        found = None if entry is None else self._find("content", address.url.encode())
-        return (
-            found.removeprefix(f"{entry.stamp}:") if entry and found and found.startswith(f"{entry.stamp}:") else None
-        )
-
-    def keep_content(self, address: Address, stamp: str, content: str) -> None:
-        """Note the SHA-256 of a file on a storage of the network, which had this stamp before it was fetched."""
-        self._keep("content", address.url.encode(), f"{stamp}:{content}")
-
-    def contents(self, folders: Iterable[Path]) -> str:
-        """One hash for all files of models: their names below their folder and what is in them.
-
-        Raises:
-            FileError: one cannot be read.
-        """
-        digest = hashlib.sha256()
-        for folder in folders:
-            files = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.suffix in _MODEL_FILES)
-            for path in files:
-                digest.update(os.fsencode(path.relative_to(folder)) + b"\0" + self.content(path).encode())
-            digest.update(b"\0\0")
-        return digest.hexdigest()
-
-    def is_result(self, path: Location, record: str) -> bool:
-        """Whether a file that holds no record is what an earlier run with this record wrote."""
-        try:
-            return self._find("result", _key(path)) == _stamp(path) + record
-        except (OSError, FileError):
-            return False
-
-    def is_any_result(self, path: Path) -> bool:
-        """Whether a file that holds no record is what an earlier run wrote."""
-        if not self._has_results:
-            return False
-        found = self._find("result", _key(path))
-        try:
-            return found is not None and found.startswith(_stamp(path))
-        except OSError:
-            return False
-
-    @cached_property
-    def _has_results(self) -> bool:
-        """Whether any result without a record is known: else many files need not be asked for."""
-        return self._facts.has("result")
-
-    def is_result_content(self, content: str) -> bool:
-        """Whether a file with this SHA-256 was found to be a result of an earlier run."""
-        return self._find("own", content.encode()) is not None
-
-    def keep_result_content(self, content: str) -> None:
-        """Note that a file with this SHA-256 is a result of an earlier run."""
-        self._keep("own", content.encode(), "")
-
-    def keep_result(self, path: Location, record: str) -> None:
-        """Note with which record a file was written just now."""
-        self._keep("result", _key(path), _stamp(path) + record)
-
-    def find_speed(self, model: str) -> float | None:
-        """Seconds for a megapixel of work, as the last run with this model and device took; None if none has."""
-        found = self._find("speed", model.encode())
-        return None if found is None else float(found)
-
-    def keep_speed(self, model: str, seconds: float) -> None:
-        """Note the seconds that a megapixel of work took with a model and device."""
-        self._keep("speed", model.encode(), repr(seconds))
-
-    def find_gain(self, machine: str) -> float | None:
-        """How much faster than another a number format is on a machine; None if that was never measured."""
-        found = self._find("gain", machine.encode())
-        return None if found is None else float(found)
-
-    def keep_gain(self, machine: str, gain: float) -> None:
-        """Note how much faster than another a number format is on a machine."""
-        self._keep("gain", machine.encode(), repr(gain))
-
-    def find_sample(self, key: str) -> str | None:
-        """What one sample of a data set gave, by all that it depends on."""
-        return self._find("sample", key.encode())
-
-    def keep_sample(self, key: str, value: str) -> None:
-        """Keep what one sample of a data set gave."""
-        self._keep("sample", key.encode(), value)
-
-    def close(self) -> None:
-        """Close the database."""
-        self._facts.close()
+def _encoded(key: str) -> bytes:
+    return key.encode("utf-8", "surrogateescape")
 
 
-def _key(path: Location) -> bytes:
-    if isinstance(path, Address):
-        return path.url.encode()
-    return os.fsencode(os.path.realpath(path))
+def _key(path: Location) -> str:
+    return path.url if isinstance(path, Address) else os.path.realpath(path)
 
 
 def _stamp(path: Location) -> str:
+    """Changes when a file does; empty for an address where there is none."""
     if isinstance(path, Address):
         entry = look_at(path)
-        return f"{entry.stamp}:" if entry else ""
+        return entry.stamp if entry else ""
     state = path.stat()
     # The change time moves even where a program puts the modification time back.
-    return f"{state.st_size}-{state.st_mtime_ns}-{state.st_ctime_ns}-{state.st_ino}:"
+    return f"{state.st_size}-{state.st_mtime_ns}-{state.st_ctime_ns}-{state.st_ino}"
 
 
 def _is_settled(path: Path) -> bool:

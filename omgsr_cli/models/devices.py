@@ -192,10 +192,10 @@ def remembered_gain(remembered: Remembered, measure: Callable[[], float]) -> flo
     """What is remembered for this machine, or else is measured now, and remembered."""
     capabilities = sorted((name, str(value)) for name, value in torch.cpu.get_capabilities().items())
     key = f"bf16 {torch.__version__} {torch.get_num_threads()} {capabilities}"
-    found = remembered.find_gain(key)
+    found: float | None = remembered.find("gain", key)
     if found is None:
         found = measure()
-        remembered.keep_gain(key, found)
+        remembered.keep("gain", key, found)
     return found
 
 

@@ -30,10 +30,10 @@ class KeptSamples:
 
     def find(self, item: int) -> Measured | Problem | None:
         """The result of sample `item` in an earlier run, or None."""
-        found = None if self._common is None else self._remembered.find_sample(self._key(item))
+        found = None if self._common is None else self._remembered.find("sample", self._key(item))
         if found is None:
             return None
-        kept = json.loads(found)
+        kept = found
         if "problem" in kept:
             return Problem(FileError(*kept["problem"]))
         path = self._source.files_of(item)[0]
@@ -50,7 +50,7 @@ class KeptSamples:
         else:
             record = asdict(result)
             del record["path"]
-        self._remembered.keep_sample(self._key(item), json.dumps(record))
+        self._remembered.keep("sample", self._key(item), record)
 
     def _content(self, path: Path) -> str:
         """The file's hash; "" for an unreadable file, which may be repaired later."""

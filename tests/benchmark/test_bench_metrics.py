@@ -13,9 +13,10 @@ from omgsr_cli.benchmark import perceptual
 from omgsr_cli.benchmark.cache import Cache
 from omgsr_cli.benchmark.metrics import METRICS, PAPER, choose_metrics, known_metrics
 from omgsr_cli.benchmark.perceptual import MetricError, PyiqaMetric
-from omgsr_cli.benchmark.scoring import MetricChoice, Scorebook, make_metrics, scoring_failures
+from omgsr_cli.benchmark.scoring import Scorebook, make_metrics, scoring_failures
 from omgsr_cli.errors import FileError, UsageError
 from omgsr_cli.imaging import SourceImage, write_image
+from omgsr_cli.options import BenchOptions
 
 CPU = torch.device("cpu")
 WritePyiqa = Callable[[str], None]
@@ -220,7 +221,7 @@ def test_a_file_of_weights_that_is_a_page_is_told(write_pyiqa: WritePyiqa, hub: 
 
 def test_a_metric_that_fails_leaves_the_others(write_pyiqa: WritePyiqa) -> None:
     write_pyiqa(WORKING)
-    ready, failures = make_metrics(choose_metrics(["psnr", "musiq", "piqe"]), MetricChoice("cpu"))
+    ready, failures = make_metrics(choose_metrics(["psnr", "musiq", "piqe"]), BenchOptions(device="cpu"))
     assert [metric.info.name for metric in ready] == ["psnr", "piqe"]
     assert [each.name for each in failures] == ["musiq"]
 
@@ -260,7 +261,7 @@ def test_scores_are_kept_by_content_and_settings(images: list[Path], tmp_path: P
     cache = Cache(tmp_path / "cache")
     asked = choose_metrics(["psnr"])
     for space, expected in (("ycbcr", 15.3), ("rgb", 13.98), ("ycbcr", 15.3)):
-        ready, _ = make_metrics(asked, MetricChoice("cpu", space))
+        ready, _ = make_metrics(asked, BenchOptions(device="cpu", color_space=space))
         assert Scorebook(ready, cache).score(images[1], images[0])["psnr"] == pytest.approx(expected, abs=0.02)
     ready[0].scorer.score = None  # type: ignore[assignment, method-assign] # kept scores are not computed again
     book = Scorebook(ready, cache)
@@ -277,7 +278,7 @@ def test_a_metric_that_fails_on_images_is_told_in_one_line(tmp_path: Path) -> No
     for number, path in enumerate(small):
         write_image(SourceImage(torch.full((3, 4, 4), number / 5)), path)
     cache = Cache(tmp_path / "cache")
-    ready, _ = make_metrics(choose_metrics(["psnr", "ssim"]), MetricChoice("cpu"))
+    ready, _ = make_metrics(choose_metrics(["psnr", "ssim"]), BenchOptions(device="cpu"))
     book = Scorebook(ready, cache)
     for path in small:
         scores = book.score(path, small[0])
@@ -292,7 +293,7 @@ def test_a_metric_that_fails_on_images_is_told_in_one_line(tmp_path: Path) -> No
 def test_a_mismatched_torchvision_is_one_failure_for_all_metrics(write_pyiqa: WritePyiqa) -> None:
     write_pyiqa("raise RuntimeError('operator torchvision::nms does not exist')")
     chosen = [METRICS[name] for name in ("psnr", "musiq", "lpips", "niqe")]
-    ready, failures = make_metrics(chosen, MetricChoice(device="cpu"))
+    ready, failures = make_metrics(chosen, BenchOptions(device="cpu"))
     assert [metric.info.name for metric in ready] == ["psnr"]
     (failed,) = failures
     assert all(name in failed.name for name in ("musiq", "lpips", "niqe"))

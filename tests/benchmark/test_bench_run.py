@@ -21,13 +21,15 @@ from omgsr_cli.benchmark.cache import files_identity
 from omgsr_cli.benchmark.cases import Case, bundled_cases, bundled_folder, find_cases, fit_to_reference
 from omgsr_cli.benchmark.machine import speed_of, time_call
 from omgsr_cli.benchmark.metrics import METRICS, choose_metrics
-from omgsr_cli.benchmark.models import Model, ModelChoice, network_model, resampling_model, unique_names
+from omgsr_cli.benchmark.models import Model, network_model, resampling_model, unique_names
 from omgsr_cli.benchmark.results import ModelInfo, Report
-from omgsr_cli.benchmark.runner import Plan, run_plan
-from omgsr_cli.benchmark.scoring import MetricChoice, ReadyMetric, make_metrics
+from omgsr_cli.benchmark.plan import Plan
+from omgsr_cli.benchmark.runner import run_plan
+from omgsr_cli.benchmark.scoring import ReadyMetric, make_metrics
 from omgsr_cli.errors import FileError, ModelError, OmgsrError, UsageError
 from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import resize
+from omgsr_cli.options import BenchOptions
 
 CPU = torch.device("cpu")
 
@@ -217,9 +219,8 @@ def run(
         cases=cases,
         models=models,
         asked=asked,
-        ready=make_metrics(asked, MetricChoice("cpu"))[0] if ready is None else ready,
-        cache=folder,
-        repeat=repeat,
+        ready=make_metrics(asked, BenchOptions(device="cpu"))[0] if ready is None else ready,
+        options=BenchOptions(device="cpu", cache=folder, repeat=repeat),
     )
     steps: list[int] = []
     report = run_plan(plan, on_finish=lambda: steps.append(1))
@@ -289,8 +290,7 @@ def test_models_are_loaded_on_the_device_that_was_asked_for(data: Path, tmp_path
         models=[Model(ModelInfo("a", "network", 4, None, "a"), load)],
         asked=(),
         ready=(),
-        cache=tmp_path / "cache",
-        metric_choice=MetricChoice("cpu"),
+        options=BenchOptions(device="cpu", cache=tmp_path / "cache"),
     )
     run_plan(plan)
     assert asked == ["cpu"]
@@ -441,10 +441,10 @@ def spandrel(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_a_networks_file_is_a_model(tmp_path: Path) -> None:
     path = tmp_path / "x4.safetensors"
     path.write_bytes(b"network")
-    made = network_model(path, ModelChoice("cpu"))
-    again = network_model(path, ModelChoice("cpu", "fp32"))
+    made = network_model(path, BenchOptions(device="cpu"))
+    again = network_model(path, BenchOptions(device="cpu", precision="fp32"))
     assert made.info.identity == again.info.identity
-    other = network_model(path, ModelChoice("cpu", "bf16"))
+    other = network_model(path, BenchOptions(device="cpu", precision="bf16"))
     assert made.info.identity != other.info.identity
     enlarger = loaded(made)
     image = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
@@ -458,7 +458,7 @@ def test_a_file_that_spandrel_does_not_know_is_told(tmp_path: Path) -> None:
     path = tmp_path / "x4.pth"
     path.write_bytes(b"something else")
     with pytest.raises(ModelError, match="does not know this file"):
-        loaded(network_model(path, ModelChoice("cpu", "fp32")))
+        loaded(network_model(path, BenchOptions(device="cpu", precision="fp32")))
 
 
 def test_spandrel_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,7 +466,7 @@ def test_spandrel_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     path = tmp_path / "x4.pth"
     path.write_bytes(b"network")
     with pytest.raises(ModelError, match="spandrel is not installed") as caught:
-        loaded(network_model(path, ModelChoice("cpu", "fp32")))
+        loaded(network_model(path, BenchOptions(device="cpu", precision="fp32")))
     assert "omgsr-cli[compare]" in str(caught.value.hint)
 
 

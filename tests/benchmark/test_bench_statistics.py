@@ -21,9 +21,13 @@ from omgsr_cli.benchmark.results import (
     Report,
     Speed,
     Summary,
+    compare,
+    mean_interval,
+    quantiles,
     report_record,
+    summarise,
+    t_quantile,
 )
-from omgsr_cli.benchmark.statistics import compare, mean_interval, quantiles, summarise, t_quantile
 from omgsr_cli.benchmark.tables import csv_text, latex, markdown, mean_text, tables_of, without_local_paths
 
 PSNR = MetricInfo("psnr", "full-reference", False, "0, 80", "dB", "omgsr")

@@ -118,13 +118,13 @@ def test_a_damaged_database_of_scores_is_named_once_and_a_new_one_begun(
     bench: Command, data: Path, tmp_path: Path, how: str
 ) -> None:
     asked = ("--data", data, "--model", "bicubic", "--metrics", "psnr", "--cache", tmp_path / "kept", "--json")
-    place = tmp_path / "kept" / "results.sqlite"
+    place = tmp_path / "kept" / "remembered.sqlite"
     first = bench(*asked)
     spoil(place, how)
     again, last = bench(*asked), bench(*asked)
     assert (first.code, again.code, last.code) == (0, 0, 0)
     assert (again.err.count(f"{place} is damaged"), last.err.count("damaged")) == (1, 0)
-    assert [path.name for path in place.parent.iterdir() if "damaged" in path.name] == ["results.sqlite.damaged-1"]
+    assert [path.name for path in place.parent.iterdir() if "damaged" in path.name] == ["remembered.sqlite.damaged-1"]
     means = {said.records[0]["summaries"][0]["mean"] for said in (first, again, last)}
     assert len(means) == 1
     with sqlite3.connect(place) as database:
@@ -145,7 +145,7 @@ def test_a_database_of_scores_that_cannot_be_written_is_named_once(
     monkeypatch.setattr(sqlite3, "connect", read_only)
     again = bench(*asked)
     assert (first.code, again.code) == (0, 0)
-    assert again.err.count(f"{tmp_path / 'kept' / 'results.sqlite'} cannot be used") == 1
+    assert again.err.count(f"{tmp_path / 'kept' / 'remembered.sqlite'} cannot be used") == 1
     assert again.records[0]["summaries"] == first.records[0]["summaries"]
     # What may only be read is still used.
     assert again.records[0]["speeds"][0]["kept_runs"] == 2

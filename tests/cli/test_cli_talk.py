@@ -151,11 +151,11 @@ def test_what_a_run_took_is_remembered(tmp_path: Path) -> None:
     pace.add(FileResult(None, None, "done", size, size))
     pace.add(FileResult(None, None, "skipped", size, size))
     pace.keep(12.0)
-    assert remembered.find_speed(f"{INFO.name} cpu fp32") == pytest.approx(12 / work_mp)
+    assert remembered.find("speed", f"{INFO.name} cpu fp32") == pytest.approx(12 / work_mp)
     small = upscale_summary.Pace(INFO, options, torch.device("cpu"), "bf16", remembered)
     small.add(FileResult(None, None, "done", Size(8, 8), Size(8, 8)))
     small.keep(12.0)
-    assert remembered.find_speed(f"{INFO.name} cpu bf16") is None
+    assert remembered.find("speed", f"{INFO.name} cpu bf16") is None
 
 
 def test_seconds_are_the_clocks_where_images_overlap(monkeypatch: pytest.MonkeyPatch) -> None:

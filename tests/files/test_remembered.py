@@ -57,14 +57,13 @@ def test_results_and_speeds(tmp_path: Path) -> None:
     path = tmp_path / "r.png"
     path.write_bytes(b"pixels")
     Remembered(tmp_path / "kept").keep_result(path, "record")
-    assert Remembered(tmp_path / "kept").is_result(path, "record")
-    assert not Remembered(tmp_path / "kept").is_result(path, "another")
+    assert Remembered(tmp_path / "kept").result(path) == "record"
     path.write_bytes(b"others")
-    assert not Remembered(tmp_path / "kept").is_result(path, "record")
-    assert not Remembered(tmp_path / "kept").is_result(tmp_path / "gone.png", "record")
-    assert Remembered(tmp_path / "kept").find_speed("model") is None
-    Remembered(tmp_path / "kept").keep_speed("model", 2.5)
-    assert Remembered(tmp_path / "kept").find_speed("model") == 2.5
+    assert Remembered(tmp_path / "kept").result(path) is None
+    assert Remembered(tmp_path / "kept").result(tmp_path / "gone.png") is None
+    assert Remembered(tmp_path / "kept").find("speed", "model") is None
+    Remembered(tmp_path / "kept").keep("speed", "model", 2.5)
+    assert Remembered(tmp_path / "kept").find("speed", "model") == 2.5
 
 
 def test_without_a_place_nothing_is_remembered_and_nothing_fails(tmp_path: Path) -> None:
@@ -93,33 +92,33 @@ def test_a_damaged_database_is_named_once_and_a_new_one_begun(tmp_path: Path, ho
     place = tmp_path / "kept" / "remembered.sqlite"
     before = Remembered(tmp_path / "kept")
     for number in range(200):
-        before.keep_sample(f"sample {number}", "x" * 100)
+        before.keep("sample", f"sample {number}", "x" * 100)
     before.close()
     spoil(place, how)
     forget_notes()
     after = Remembered(tmp_path / "kept")
-    assert after.find_sample("sample 7") is None
-    after.keep_sample("new", "y")
+    assert after.find("sample", "sample 7") is None
+    after.keep("sample", "new", "y")
     after.close()
     (note,) = take_notes()
     assert str(place) in note
     assert len([path for path in place.parent.iterdir() if "damaged" in path.name]) == 1
-    assert Remembered(tmp_path / "kept").find_sample("new") == "y"
+    assert Remembered(tmp_path / "kept").find("sample", "new") == "y"
     assert take_notes() == ()
 
 
 def test_a_cache_that_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("a file")
     forget_notes()
-    Remembered(tmp_path / "kept").keep_sample("a", "1")
+    Remembered(tmp_path / "kept").keep("sample", "a", "1")
     (note,) = take_notes()
     assert str(tmp_path / "kept") in note
-    assert Remembered(tmp_path / "kept").find_sample("a") == "1"
+    assert Remembered(tmp_path / "kept").find("sample", "a") == "1"
     assert (tmp_path / "kept").read_text() == "a file"
 
 
 def test_a_database_that_may_not_be_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Remembered(tmp_path / "kept").keep_sample("old", "1")
+    Remembered(tmp_path / "kept").keep("sample", "old", "1")
     connect = sqlite3.connect
 
     def read_only(place: Path | str, **options: Any) -> sqlite3.Connection:
@@ -129,9 +128,9 @@ def test_a_database_that_may_not_be_written_is_read(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(sqlite3, "connect", read_only)
     forget_notes()
-    Remembered(tmp_path / "kept").keep_sample("new", "2")
+    Remembered(tmp_path / "kept").keep("sample", "new", "2")
     again = Remembered(tmp_path / "kept")
-    assert (again.find_sample("old"), again.find_sample("new")) == ("1", "2")
+    assert (again.find("sample", "old"), again.find("sample", "new")) == ("1", "2")
     assert len(take_notes()) == 1
 
 
