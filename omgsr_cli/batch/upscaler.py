@@ -168,17 +168,17 @@ class Upscaler:
                         continue
                     if room.is_exceeded:
                         yield from self._results_of(written)
-                    ahead, bands = self._restore_into(writer, opened, room)
-                    with closing(bands):
+                    with closing(self._restore_into(writer, opened, room, written)) as bands:
                         for _ in bands:
-                            if written and written[0].result.done():
-                                yield from self._results_of(written)
-                    yield from self._results_of(written)
-                    written.append(ahead)
+                            if len(written) > 1 and written[0].result.done():
+                                yield from self._results_of(written, but=1)
+                    yield from self._results_of(written, but=1)
                 yield from self._results_of(written)
             except KeyboardInterrupt:
-                # The one before is complete by now, or nearly: its result is yielded before the program ends.
-                yield from self._results_of(written)
+                # Images whose bands were all given become complete: their results are yielded before the program ends.
+                for _, future in written:
+                    if not isinstance(future.exception(), GeneratorExit | KeyboardInterrupt):
+                        yield future.result()
                 raise
             finally:
                 # Nobody waits for an image that is no longer restored.
@@ -205,7 +205,9 @@ class Upscaler:
             opened.room_bytes = sum(entered)
         return opened
 
-    def _restore_into(self, writer: Executor, opened: _OpenedJob, room: _Room) -> tuple[_Written, Generator[None]]:
+    def _restore_into(
+        self, writer: Executor, opened: _OpenedJob, room: _Room, written: deque[_Written]
+    ) -> Generator[None]:
         """Restore an image band by band, as the generator is drawn; another thread writes the bands."""
         handover: Handover[Tensor] = Handover()
         restored, upscaled, notes = self._restore(opened)
@@ -222,19 +224,22 @@ class Upscaler:
             with suppress(OmgsrError, MemoryError):
                 yield from handover.give_all(restored.rgb)
 
-        return _Written(opened, writer.submit(write)), give()
+        written.append(_Written(opened, writer.submit(write)))
+        return give()
 
-    def _results_of(self, written: deque[_Written]) -> Iterator[FileResult]:
-        """The result of the image that is being written, if one is, when it is complete."""
-        while written:
-            opened, future = written.popleft()
+    def _results_of(self, written: deque[_Written], but: int = 0) -> Iterator[FileResult]:
+        """The results of the images that are being written when they are complete, but not of so many of the latest."""
+        while len(written) > but:
+            opened, future = written[0]
             result = future.result()
             if result.error is not None:
                 # The error was raised in this thread too.
                 forget_frames(result.error)
             result = self._retried_if_not_finite(opened, result)
             # If another process was faster, its file is either this very result, or in the way like any other.
-            yield self(opened.job) if isinstance(result.error, ExistsError) else result
+            result = self(opened.job) if isinstance(result.error, ExistsError) else result
+            written.popleft()
+            yield result
 
     def _retried_if_not_finite(self, opened: _OpenedJob, result: FileResult) -> FileResult:
         """The result, or that of float32 if the model's number format was too narrow for the image."""

@@ -419,12 +419,22 @@ class _Run:
                 on_start=lambda job: progress.start(name_of(job.source, "stdin")),
                 say=self.printer.note,
             )
+
+            def show(result: FileResult) -> None:
+                self._show(result)
+                pace.add(result)
+                progress.finish()
+
             # However it ends, no process is left running.
             with closing(results):
-                for result in results:
-                    self._show(result)
-                    pace.add(result)
-                    progress.finish()
+                try:
+                    for result in results:
+                        show(result)
+                except KeyboardInterrupt as interruption:
+                    # Images that are nearly written become complete: they are reported before the program ends.
+                    show(results.throw(interruption))
+                    for result in results:
+                        show(result)
         if is_alone:
             pace.keep(self.counts.seconds)
         return self._finish()

@@ -22,8 +22,8 @@ from omgsr_cli.benchmark.cases import Case, bundled_cases, bundled_folder, find_
 from omgsr_cli.benchmark.machine import speed_of, time_call
 from omgsr_cli.benchmark.metrics import METRICS, choose_metrics
 from omgsr_cli.benchmark.models import Model, network_model, resampling_model, unique_names
-from omgsr_cli.benchmark.results import ModelInfo, Report
 from omgsr_cli.benchmark.plan import Plan
+from omgsr_cli.benchmark.results import ModelInfo, Report
 from omgsr_cli.benchmark.runner import run_plan
 from omgsr_cli.benchmark.scoring import ReadyMetric, make_metrics
 from omgsr_cli.errors import FileError, ModelError, OmgsrError, UsageError

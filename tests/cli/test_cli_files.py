@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from PIL import Image, ImageCms
 from torch import Tensor
 
 from omgsr_cli.batch import upscaler
+from omgsr_cli.cli import upscale
 from omgsr_cli.imaging import read_record
 from omgsr_cli.models.tiny import TinyRestorer
 
@@ -422,28 +425,20 @@ def test_a_full_disk_spoils_only_what_does_not_fit(
     assert files_below(tmp_path / "out") == ["b.jpg"]
 
 
-@pytest.mark.parametrize("place", ["restoring", "writing"])
 def test_an_interruption_loses_only_the_image_in_work(
-    omgsr: Command, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    omgsr: Command, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw(tree / "c.png", 8, 6)
-    calls = 0
+    calls, restore = [], TinyRestorer.restore
 
-    def interrupt_second(call: object) -> object:
-        def interrupted(*arguments: object) -> object:
-            nonlocal calls
-            calls += 1
-            if calls == 2:
-                raise KeyboardInterrupt
-            return call(*arguments)  # type: ignore[operator]
-
-        return interrupted
+    def interrupt_second(self: TinyRestorer, lq_latent: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return restore(self, lq_latent)
 
     with monkeypatch.context() as patch:
-        if place == "restoring":
-            patch.setattr(TinyRestorer, "restore", interrupt_second(TinyRestorer.restore))
-        else:
-            patch.setattr(os, "fsync", interrupt_second(os.fsync))
+        patch.setattr(TinyRestorer, "restore", interrupt_second)
         said = omgsr(tree, "-o", tmp_path / "out")
     assert said.code == 130
     assert said.lines == [str(tmp_path / "out" / "a.png")]
@@ -452,6 +447,35 @@ def test_an_interruption_loses_only_the_image_in_work(
     assert files_below(tmp_path / "out") == ["a.png"]
     assert len(omgsr(tree, "-o", tmp_path / "out").lines) == 2
     assert files_below(tmp_path / "out") == ["a.png", "b.jpg", "c.png"]
+
+
+@pytest.mark.parametrize("place", ["a file's end", "the printing of a result"])
+def test_whatever_is_written_after_an_interruption_is_reported(
+    omgsr: Command, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Ctrl-C reaches the first thread while another is writing, wherever the first one is."""
+    draw(tree / "c.png", 8, 6)
+    target, name = (os, "fsync") if place == "a file's end" else (upscale._Run, "_show")
+    calls, call = [], getattr(target, name)
+
+    def interrupt_at_the_second(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+            # The next image has time to be restored.
+            time.sleep(0.3)
+        return call(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, interrupt_at_the_second)
+        said = omgsr(tree, "-o", tmp_path / "out")
+    written = files_below(tmp_path / "out")
+    assert said.code == 130
+    assert "Traceback" not in said.err
+    assert [Path(line).name for line in said.lines if "b.jpg" not in line] == [one for one in written if one != "b.jpg"]
+    if place == "a file's end":
+        assert [Path(line).name for line in said.lines] == written
+    assert len(omgsr(tree, "-o", tmp_path / "out").lines) == 3 - len(written)
 
 
 def test_short_memory_is_told_with_the_files_name(omgsr: Command, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
