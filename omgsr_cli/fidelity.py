@@ -8,6 +8,7 @@ from torch import Tensor
 
 from omgsr_cli.errors import ShapeError
 from omgsr_cli.options import ColorSpace
+from omgsr_cli.transfer import has_float64
 
 SSIM_WINDOW_PX = 11
 _SSIM_SIGMA_PX = 1.5
@@ -90,8 +91,7 @@ def _planes(image: Tensor, color_space: ColorSpace, crop_border_px: int) -> Tens
     """(B, 3, H, W) in [0, 1] to (B, 1 or 3, h, w) in levels of 8 bits, in the best precision that the device has."""
     height, width = image.shape[-2:]
     image = image[..., crop_border_px : height - crop_border_px, crop_border_px : width - crop_border_px]
-    # MPS and some XPUs have no float64.
-    image = image.to(torch.float64 if image.device.type in ("cpu", "cuda") else torch.float32)
+    image = image.to(torch.float64 if has_float64(image.device) else torch.float32)
     if color_space == "rgb":
         return image * 255
     weights, black = _LUMA[color_space]

@@ -19,6 +19,7 @@ from omgsr_cli.models.devices import is_out_of_memory, release_memory, shares_ho
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.planning import MIN_TILE_PX, StagePlan, TilePlan, usable_memory
 from omgsr_cli.tiling import AnyTile, ReadRows, TileFunction, run_blended, run_exact
+from omgsr_cli.transfer import download, upload
 
 OnProgress = Callable[[int, int], None]
 OnNote = Callable[[str], None]
@@ -139,8 +140,11 @@ class Restoration:
         return result
 
     def _check_finite(self) -> None:
-        for stage, total in self._sums.items():
-            if not math.isfinite(float(total)):
+        if not self._sums:
+            return
+        totals = download(torch.stack(list(self._sums.values())))[0]
+        for stage, total in zip(self._sums, totals.tolist(), strict=True):
+            if not math.isfinite(total):
                 info, precision = self._restorer.info, self._restorer.precision
                 verify = f"check its weights: omgsr models verify {info.name}"
                 raise NotFiniteError(
@@ -254,7 +258,7 @@ def _planes_of(image: Rows) -> ReadRows:
 
 def _to_model(image: Tensor, device: torch.device) -> Tensor:
     """[0, 1] to [-1, 1] on the model's device."""
-    return image.mul(2).sub_(1).to(device)
+    return upload(image.mul(2).sub_(1), device)
 
 
 class _ModelRows:

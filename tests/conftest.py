@@ -14,6 +14,7 @@ from places import SHARED
 
 if TYPE_CHECKING:
     from command_line import Command
+    from simulated_device import Card
 
 # Before any library reads them; programs that tests start inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -66,6 +67,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from command_line import write_tiny_model
 
     return write_tiny_model(tmp_path_factory.mktemp("models") / "random")
+
+
+@pytest.fixture(scope="session")
+def sd_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model of the Stable Diffusion family without a text encoder, which no test changes."""
+    from random_sd import write_sd_model
+
+    return write_sd_model(tmp_path_factory.mktemp("models") / "sd")
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Card:
+    """The device of tests that take one: OMGSR_TEST_DEVICE, or else a simulated one."""
+    from simulated_device import Card
+
+    return Card(os.environ.get("OMGSR_TEST_DEVICE"), monkeypatch)
 
 
 @pytest.fixture(scope="session")

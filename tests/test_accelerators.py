@@ -15,7 +15,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from command_line import Command, draw
-from random_sd import write_sd_model
 from torch import Tensor, nn
 
 import omgsr_cli
@@ -202,18 +201,13 @@ def test_cpu_0_is_the_cpu(model: Path, capfdbinary: pytest.CaptureFixture[bytes]
         devices.choose_device("cpu:1")
 
 
-@pytest.fixture(scope="module")
-def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sd_model(tmp_path_factory.mktemp("models") / "sd")
-
-
 @pytest.mark.parametrize(
     ("area_px", "kind", "whole"), [(1 << 20, "mps", True), (1 << 21, "mps", False), (1 << 21, "cuda", True)]
 )
 def test_a_large_image_goes_in_strips_on_mps(
-    sd_folder: Path, monkeypatch: pytest.MonkeyPatch, area_px: int, kind: str, whole: bool
+    sd_model: Path, monkeypatch: pytest.MonkeyPatch, area_px: int, kind: str, whole: bool
 ) -> None:
-    restorer = load_restorer(sd_folder, device="cpu", precision="fp32")
+    restorer = load_restorer(sd_model, device="cpu", precision="fp32")
     assert isinstance(restorer, SdRestorer)
     codec = KlCodec(restorer.vae)
     monkeypatch.setattr(codec, "vae", SimpleNamespace(device=torch.device(kind)))
@@ -223,9 +217,9 @@ def test_a_large_image_goes_in_strips_on_mps(
 
 @pytest.mark.parametrize(("said", "upcast"), [(None, False), (False, False), (True, True)])
 def test_a_vae_is_upcast_where_its_file_says_so(
-    sd_folder: Path, tmp_path: Path, said: bool | None, upcast: bool
+    sd_model: Path, tmp_path: Path, said: bool | None, upcast: bool
 ) -> None:
-    folder = Path(shutil.copytree(sd_folder, tmp_path / "sd"))
+    folder = Path(shutil.copytree(sd_model, tmp_path / "sd"))
     path = folder / "vae" / "config.json"
     config = json.loads(path.read_text())
     config.pop("force_upcast", None)
@@ -298,9 +292,9 @@ def test_memory_that_is_the_processors_own_is_counted_once(monkeypatch: pytest.M
     assert not devices.shares_host_memory(torch.device("cuda"))
 
 
-def test_a_seed_draws_on_the_cpu(sd_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seed_draws_on_the_cpu(sd_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[torch.device] = []
-    restorer = load_restorer(sd_folder, device="cpu", precision="fp32")
+    restorer = load_restorer(sd_model, device="cpu", precision="fp32")
     encode = restorer.encode
 
     def watched(image: Tensor, generator: Any = None) -> Tensor:

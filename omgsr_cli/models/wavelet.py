@@ -9,6 +9,8 @@ Source: Daubechies and Sweldens, "Factoring wavelet transforms into lifting step
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -86,6 +88,14 @@ def synthesise(bands: Tensor) -> Tensor:
     return bands
 
 
+@cache
+def _opponent(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Give the matrix (3, 3) on a device, copied there once."""
+    # Training needs it too, which takes no tensor that was made in inference mode.
+    with torch.inference_mode(False):
+        return torch.tensor(_OPPONENT, dtype=dtype, device=device)
+
+
 class WaveletLatents(nn.Module):
     """Image to latent and back: opponent colours, wavelet packets, and one scale for each channel.
 
@@ -104,7 +114,7 @@ class WaveletLatents(nn.Module):
         """Map sRGB in [-1, 1], (B, 3, H, W), sides multiples of 4, to (B, 48, H/4, W/4) of unit variance or less."""
         # Training runs the networks under autocast; in bf16 the colours would lose more than an image's 8 bits.
         with torch.autocast(image.device.type, enabled=False):
-            colours = torch.einsum("oc,bchw->bohw", image.new_tensor(_OPPONENT), image)
+            colours = torch.einsum("oc,bchw->bohw", _opponent(image.dtype, image.device), image)
         bands = analyse(colours)
         return (bands - self._column(self.channel_mean)) / self._column(self.channel_std)
 
@@ -113,7 +123,7 @@ class WaveletLatents(nn.Module):
         bands = latent * self._column(self.channel_std) + self._column(self.channel_mean)
         # The matrix is orthonormal: its transpose is its inverse.
         with torch.autocast(latent.device.type, enabled=False):
-            return torch.einsum("oc,bohw->bchw", bands.new_tensor(_OPPONENT), synthesise(bands))
+            return torch.einsum("oc,bohw->bchw", _opponent(bands.dtype, bands.device), synthesise(bands))
 
     @staticmethod
     def _column(values: Tensor) -> Tensor:

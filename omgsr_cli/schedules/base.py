@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from omgsr_cli.errors import ModelError, ShapeError, UsageError
+from omgsr_cli.transfer import upload
 
 
 @runtime_checkable
@@ -110,17 +111,19 @@ class IndexedSchedule(ABC):
     def coefficient(self, table: Tensor, t: int | Tensor, like: Tensor) -> Tensor:
         """Look a float64 (T,) table up at t, shaped to multiply `like` (B, ...)."""
         if isinstance(t, int):
-            return torch.tensor(self.at(table, t), dtype=like.dtype, device=like.device)
+            # A number of the CPU goes with tensors of any device, and copying it there would be a wait.
+            return torch.tensor(self.at(table, t), dtype=like.dtype)
         if t.shape != like.shape[:1] or t.is_floating_point():
             raise ShapeError(
                 f"timesteps are {t.dtype} {tuple(t.shape)}, not one integer for each of {len(like)} samples"
             )
-        low, high = t.aminmax()
-        self.check_timestep(int(low))
-        self.check_timestep(int(high))
+        # Looked up on the CPU: timesteps that are there cost no wait.
+        timesteps = t.cpu()
+        for end in timesteps.aminmax():
+            self.check_timestep(int(end))
         # Cast before the move: not every device has float64.
-        values = table.to(like.dtype).to(like.device)[t.to(like.device)]
-        return values.reshape(-1, *[1] * (like.ndim - 1))
+        values = table[timesteps].to(like.dtype)
+        return upload(values, like.device).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def check_number(key: str, value: object, *, whole: bool = False) -> None:

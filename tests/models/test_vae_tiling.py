@@ -134,7 +134,7 @@ def test_large_means_do_not_spoil_the_statistics() -> None:
     layer = (
         torch.randn(1, 8, 40, 30, dtype=torch.float64) * torch.rand(8, 1, 1) + torch.arange(8.0)[:, None, None] * 1e3
     )
-    sums = MomentSums(8)
+    sums = MomentSums()
     for rows in layer.float().split(7, dim=2):
         sums.add(rows)
     mean, variance = sums.moments(8)
@@ -147,7 +147,7 @@ def test_large_means_do_not_spoil_the_statistics() -> None:
 def test_the_statistics_of_long_strips_are_exact() -> None:
     """Half a million squares of one sign, added one after the other in float32, would be 1e-4 off."""
     layer = torch.randn(1, 4, 700, 701) + 1
-    sums = MomentSums(4)
+    sums = MomentSums()
     sums.add(layer)
     mean, variance = sums.moments(4)
     exact = layer.double()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from omgsr_cli.models.base import Workspace
 from omgsr_cli.models.devices import is_out_of_memory, release_memory
 from omgsr_cli.models.vae_tiling.storage import StoredRows
+from omgsr_cli.transfer import upload
 
 
 class Field(Protocol):
@@ -90,7 +91,7 @@ class Normalised:
         self.norm, self.activation = norm, activation
         self.channels, self.height, self.width = source.channels, source.height, source.width
         mean, variance = source.sums.moments(norm.num_groups)
-        self._mean, self._variance = mean.to(norm.weight.device), variance.to(norm.weight.device)
+        self._mean, self._variance = upload(torch.stack((mean, variance)), norm.weight.device)
 
     @property
     def read_bytes(self) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from omgsr_cli.imaging.rows import no_room
 from omgsr_cli.models.base import Workspace
+from omgsr_cli.transfer import download, has_float64, upload
 
 # Positions whose sum is left to float32. Matrix products, which are quickest, add one after the other: over a whole
 # strip of half a million the sum of squares was 1e-4 off, over so many it is 2e-8.
@@ -17,19 +18,15 @@ _TOGETHER = 256
 
 
 class MomentSums:
-    """Adds up strips to the moments of every channel, in float64.
+    """Adds up strips to the moments of every channel, in float64 where the device has it.
 
-    Each strip is summed around a value of its own, a few hundred positions at a time in float32, and merged by the
-    formula of Chan, Golub and LeVeque (1979): nothing cancels where the mean is large, or is lost where the sum is.
-
-    Args:
-        channels: of the layer.
+    Each strip is summed around a value of its own, a few hundred positions at a time in float32. The strips are merged
+    on the CPU by the formula of Chan, Golub and LeVeque (1979): nothing cancels where the mean is large, or is lost
+    where the sum is. Sums stay on the device until they are asked for, so that no strip waits.
     """
 
-    def __init__(self, channels: int) -> None:
-        self._count = 0
-        self._mean = torch.zeros(channels, dtype=torch.float64)
-        self._squares = torch.zeros(channels, dtype=torch.float64)
+    def __init__(self) -> None:
+        self._parts: list[tuple[int, Tensor]] = []
 
     def add(self, rows: Tensor) -> None:
         """Add (1, C, rows, W) of any device."""
@@ -38,28 +35,30 @@ class MomentSums:
         centred = values - pivot
         offset = _sum(centred) / len(values)
         squares = _sum(centred.square_()) - offset.square() * len(values)
-        mean = pivot.cpu().double() + offset
-        count = self._count + len(values)
-        delta = mean - self._mean
-        self._squares += squares + delta.square() * (self._count * len(values) / count)
-        self._mean += delta * (len(values) / count)
-        self._count = count
+        self._parts.append((len(values), torch.stack((pivot.to(offset.dtype) + offset, squares))))
 
     def moments(self, groups: int) -> tuple[Tensor, Tensor]:
         """Mean and biased variance of equal groups of channels, each repeated for its channels: (C,) float32."""
-        means = self._mean.view(groups, -1)
+        parts = download(torch.stack([part for _, part in self._parts]))[0].double()
+        merged, total, counted = torch.zeros_like(parts[0, 0]), torch.zeros_like(parts[0, 0]), 0
+        for (length, _), (mean, squares) in zip(self._parts, parts, strict=True):
+            count = counted + length
+            delta = mean - merged
+            total += squares + delta.square() * (counted * length / count)
+            merged += delta * (length / count)
+            counted = count
+        means = merged.view(groups, -1)
         mean = means.mean(dim=1, keepdim=True)
-        within = self._squares.view(groups, -1) / self._count
-        variance = (within + (means - mean).square()).mean(dim=1, keepdim=True)
+        variance = (total.view(groups, -1) / counted + (means - mean).square()).mean(dim=1, keepdim=True)
         return mean.expand_as(means).reshape(-1).float(), variance.expand_as(means).reshape(-1).float()
 
 
 def _sum(values: Tensor) -> Tensor:
-    """(N, C) float32 of any device to the sums over N, (C,) float64 on the CPU."""
+    """(N, C) float32 to the sums over N, (C,) on the same device, float64 where it has that."""
     whole = len(values) // _TOGETHER * _TOGETHER
     blocks, rest = values[:whole].view(-1, _TOGETHER, values.shape[1]), values[whole:]
-    sums = torch.cat((values.new_ones(1, _TOGETHER) @ blocks, rest.sum(dim=0)[None, None]))
-    return sums[:, 0].cpu().double().sum(dim=0)
+    sums = torch.cat((values.new_ones(1, _TOGETHER) @ blocks, rest.sum(dim=0)[None, None]))[:, 0]
+    return (sums.double() if has_float64(sums.device) else sums).sum(dim=0)
 
 
 class _Chunk(NamedTuple):
@@ -86,7 +85,7 @@ class StoredRows:
     def __init__(self, workspace: Workspace, channels: int, height: int, width: int, dtype: torch.dtype) -> None:
         self.channels, self.height, self.width = channels, height, width
         self.dtype = dtype
-        self.sums = MomentSums(channels)
+        self.sums = MomentSums()
         self._workspace = workspace
         self._chunks: list[_Chunk] = []
         self._file: IO[bytes] | None = None
@@ -121,7 +120,7 @@ class StoredRows:
                 parts.append(self._read_file(first, last))
             else:
                 parts.append(chunk.rows[:, :, first - chunk.top : last - chunk.top])
-        parts = [part.to(self._workspace.device) for part in parts]
+        parts = [upload(part, self._workspace.device) for part in parts]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def forget(self, row: int) -> None:
@@ -140,7 +139,7 @@ class StoredRows:
                 # Without a name: it is gone when it is closed, also after a crash.
                 self._file = tempfile.TemporaryFile(dir=self._workspace.folder)  # noqa: SIM115 - closed by forget
             self._file.seek(top * self.read_bytes)
-            self._file.write(_as_bytes(rows.cpu()))
+            self._file.write(_as_bytes(download(rows)[0]))
         except OSError as error:
             raise no_room(self._workspace.folder, error) from error
 

@@ -1,0 +1,120 @@
+"""Both families and a training step of each on another device: the same values as on the CPU, and few waits.
+
+The device is a simulated one; OMGSR_TEST_DEVICE=cuda takes a real one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from simulated_device import Card, Use
+from torch import Tensor
+
+from omgsr_cli.geometry import Size
+from omgsr_cli.models.base import Restorer, Workspace
+from omgsr_cli.models.loading import load_restorer
+from omgsr_cli.models.sd import SdRestorer
+from omgsr_cli.models.vae_tiling import decode_in_strips, encode_in_strips
+from omgsr_cli.options import RestoreOptions
+from omgsr_cli.transfer import upload
+from omgsr_cli.upscaling import upscale_image
+
+MIB = 1 << 20
+
+CASES = {
+    "whole": (Size(96, 72), {}, 512),
+    "batch 4": (Size(160, 128), {"batch": 4, "tile": 64, "overlap": 32}, 512),
+    "strips": (Size(96, 72), {"seed": 3}, 1),
+    "wavelet": (Size(75, 50), {"color_fix": "wavelet"}, 512),
+    "wavelet, 8 bits": (Size(75, 50), {"color_fix": "wavelet"}, 512),
+    "adain, 8 bits": (Size(75, 50), {"color_fix": "adain", "strength": 0.7}, 512),
+    "no fix": (Size(75, 50), {"color_fix": "none"}, 512),
+}
+
+
+@pytest.fixture(scope="module")
+def restorers(model: Path, sd_model: Path) -> dict[str, Restorer]:
+    folders = {"tiny": model, "sd": sd_model}
+    return {name: load_restorer(folder, device="cpu", precision="fp32") for name, folder in folders.items()}
+
+
+@pytest.mark.parametrize("family", ["tiny", "sd"])
+def test_results_are_those_of_the_cpu(
+    card: Card, restorers: dict[str, Restorer], model: Path, sd_model: Path, family: str
+) -> None:
+    image = torch.rand(3, 24, 18, generator=torch.Generator().manual_seed(0))
+    expected = {name: run(restorers[family], image, name) for name in CASES}
+    with card.used() as use:
+        there = load_restorer({"tiny": model, "sd": sd_model}[family], device=use.name, precision="fp32")
+        for name in CASES:
+            found = run(there, image, name)
+            assert found.device.type == "cpu"
+            assert (found - expected[name]).abs().max() < card.tolerance, name
+
+
+def run(restorer: Restorer, image: Tensor, case: str) -> Tensor:
+    size, options, memory_mib = CASES[case]
+    depth = 8 if "8 bits" in case else 16
+    chosen = RestoreOptions(**options)
+    return upscale_image(restorer, image, size, chosen, free_bytes=memory_mib * MIB, bit_depth=depth)
+
+
+@pytest.mark.parametrize(("family", "most"), [("tiny", 2), ("sd", 2)])
+def test_a_tile_waits_for_little(card: Card, model: Path, sd_model: Path, family: str, most: int) -> None:
+    with card.used() as use:
+        there = load_restorer({"tiny": model, "sd": sd_model}[family], device=use.name, precision="fp32")
+        counts = [count(there, use, side, 512, tile=64, overlap=16) for side in (64, 160)]
+    (few, low), (many, high) = counts
+    assert many > few
+    assert high - low <= most * (many - few), use.where()
+
+
+@torch.no_grad()
+def test_strips_do_not_wait(card: Card, sd_model: Path) -> None:
+    with card.used() as use:
+        there = load_restorer(sd_model, device=use.name, precision="fp32")
+        assert isinstance(there, SdRestorer)
+        image = WholeImage(upload(torch.rand(1, 3, 64, 48), there.device))
+        counts = []
+        for strip_bytes in (1 << 20, 1 << 14):
+            workspace, before = Workspace(64 * MIB, there.device), use.waits()
+            workspace.strip_bytes = strip_bytes
+            latent = encode_in_strips(there.vae, image, workspace).chunk(2, dim=1)[0]
+            strips = len(list(decode_in_strips(there.vae, latent, workspace)))
+            counts.append((strips, use.waits() - before))
+    assert counts[0][0] == 1 < counts[1][0]
+    # One for each norm of the network, whatever the number of strips.
+    assert counts[0][1] == counts[1][1] <= 40, use.where()
+
+
+@dataclass
+class WholeImage:
+    """Rows of an image on a device."""
+
+    planes: Tensor
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        return self.planes.shape[2], self.planes.shape[3]
+
+    def read(self, top: int, bottom: int) -> Tensor:
+        return self.planes[:, :, top:bottom]
+
+
+def count(restorer: Restorer, use: Use, side: int, memory_mib: int, **options: Any) -> tuple[int, int]:
+    """Tiles of a square image, and how often the host waited."""
+    tiles, before = [0], use.waits()
+    image = torch.rand(3, side // 4, side // 4)
+    upscale_image(
+        restorer,
+        image,
+        Size(side, side),
+        RestoreOptions(**options),
+        free_bytes=memory_mib * MIB,
+        on_progress=lambda done, total: tiles.append(total),
+    )
+    return tiles[-1], use.waits() - before
