@@ -39,7 +39,7 @@ from omgsr_cli.upscaling import upscale_image
 GIB = 1 << 30
 
 
-def test_nothing_asks_for_float64_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float64_is_not_used_where_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[torch.dtype] = []
     convert = Tensor.to
 
@@ -69,7 +69,7 @@ def test_losses_are_shared_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(made) == {torch.float32}
 
 
-def test_an_xpu_that_does_not_say_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_xpu_without_free_memory_information(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(device: object) -> tuple[int, int]:
         raise RuntimeError("The device doesn't support querying the available free memory")
 
@@ -82,7 +82,7 @@ def test_an_xpu_that_does_not_say_what_is_free(monkeypatch: pytest.MonkeyPatch) 
     assert devices.free_memory_bytes(torch.device("xpu")) == 7 * GIB
 
 
-def test_what_the_allocator_of_mps_keeps_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_cached_by_the_mps_allocator_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 10 * GIB)
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 6 * GIB)
     monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: GIB)
@@ -102,14 +102,12 @@ def test_what_the_allocator_of_mps_keeps_is_free(monkeypatch: pytest.MonkeyPatch
         "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory: you tried to allocate 4 bytes",
     ],
 )
-def test_short_memory_is_known_by_every_library_s_words(reason: str) -> None:
+def test_out_of_memory_is_recognised_for_every_library(reason: str) -> None:
     assert devices.is_out_of_memory(RuntimeError(reason))
     assert not devices.is_out_of_memory(ValueError(reason))
 
 
-def test_short_memory_outside_of_the_tiles_is_an_error_in_one_line(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_outside_tiles_is_one_line(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     restorer = load_restorer(model, device="cpu")
 
     def refuse(*arguments: Any, **options: Any) -> Tensor:
@@ -120,7 +118,7 @@ def test_short_memory_outside_of_the_tiles_is_an_error_in_one_line(
         upscale_image(restorer, torch.rand(3, 40, 40), Size(160, 160), RestoreOptions(tile=64))
 
 
-def test_a_model_that_does_not_fit_is_an_error_in_one_line(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_fit_is_one_line(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any, **options: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -166,7 +164,7 @@ class FakeEightBit(torch.optim.Optimizer):
             state["state1"] = torch.full(weight.shape, state["step"], dtype=torch.uint8)
 
 
-def test_an_optimiser_in_8_bits_is_written_and_read(tmp_path: Path) -> None:
+def test_an_8_bit_optimiser_is_saved_and_loaded(tmp_path: Path) -> None:
     weights = [nn.Parameter(torch.rand(3, 5)), nn.Parameter(torch.rand(7))]
     first, second = FakeEightBit(weights), FakeEightBit([nn.Parameter(weight.detach().clone()) for weight in weights])
     for _ in range(3):
@@ -183,7 +181,7 @@ def test_an_optimiser_in_8_bits_is_written_and_read(tmp_path: Path) -> None:
     second.step()
 
 
-def test_a_card_is_waited_for_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_synchronised_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[object] = []
     for name in ("reset_peak_memory_stats", "max_memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda device: 0)
@@ -204,7 +202,7 @@ def test_cpu_0_is_the_cpu(model: Path, capfdbinary: pytest.CaptureFixture[bytes]
 @pytest.mark.parametrize(
     ("area_px", "kind", "whole"), [(1 << 20, "mps", True), (1 << 21, "mps", False), (1 << 21, "cuda", True)]
 )
-def test_a_large_image_goes_in_strips_on_mps(
+def test_mps_uses_strips_for_large_images(
     sd_model: Path, monkeypatch: pytest.MonkeyPatch, area_px: int, kind: str, whole: bool
 ) -> None:
     restorer = load_restorer(sd_model, device="cpu", precision="fp32")
@@ -216,7 +214,7 @@ def test_a_large_image_goes_in_strips_on_mps(
 
 
 @pytest.mark.parametrize(("said", "upcast"), [(None, False), (False, False), (True, True)])
-def test_a_vae_is_upcast_where_its_file_says_so(
+def test_a_vae_is_upcast_if_its_configuration_asks(
     sd_model: Path, tmp_path: Path, said: bool | None, upcast: bool
 ) -> None:
     folder = Path(shutil.copytree(sd_model, tmp_path / "sd"))
@@ -245,7 +243,7 @@ def test_auto_on_rocm_follows_the_architecture(
     assert devices.choose_precision("auto", torch.device("cuda")) == precision
 
 
-def test_a_card_without_kernels_is_passed_over_with_a_note(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_kernels_is_skipped_with_a_note(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     devices.why_unusable.cache_clear()
     monkeypatch.setattr(
         devices, "_IS_PRESENT", {"cuda": lambda: True, "mps": lambda: False, "xpu": lambda: False, "cpu": lambda: True}
@@ -267,7 +265,7 @@ def test_a_card_without_kernels_is_passed_over_with_a_note(model: Path, monkeypa
         devices.why_unusable.cache_clear()
 
 
-def test_processes_on_one_card_count_each_others_weights(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_on_one_gpu_count_each_others_weights(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from omgsr_cli.batch import upscaler
     from omgsr_cli.batch.finished import Settings
     from omgsr_cli.models.loading import describe_model
@@ -282,7 +280,7 @@ def test_processes_on_one_card_count_each_others_weights(model: Path, monkeypatc
     assert opened._settings.restore.memory == ((1 << 28) - info.parameters * 4) >> 20
 
 
-def test_memory_that_is_the_processors_own_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_memory_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     properties = SimpleNamespace(is_integrated=1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.xpu, "get_device_properties", lambda device: SimpleNamespace())

@@ -88,14 +88,14 @@ def test_flat_channels_stay_finite() -> None:
 
 @pytest.mark.parametrize("method", ["adain", "wavelet"])
 @pytest.mark.parametrize("size", [(1, 9), (3, 70), (33, 49), (700, 24)])
-def test_the_bands_do_not_show_in_a_bit(method: ColorFix, size: tuple[int, int]) -> None:
+def test_bands_change_no_bit(method: ColorFix, size: tuple[int, int]) -> None:
     restored, reference = (image[0] for image in images(size))
     whole = match(restored, reference, method)
     for rows in (1, 7, 64, 333):
         assert torch.equal(match(restored, reference, method, rows), whole)
 
 
-def test_the_wavelet_fix_gives_rows_as_soon_as_it_can() -> None:
+def test_the_wavelet_fix_emits_rows_early() -> None:
     """It may not wait for the whole image: that would have to lie in memory."""
     restored, reference = (image[0] for image in images((900, 8)))
     given: list[int] = []
@@ -110,14 +110,14 @@ def test_the_wavelet_fix_gives_rows_as_soon_as_it_can() -> None:
     assert sum(given) <= 300
 
 
-def test_eight_bits_are_cut_off_before_a_fix() -> None:
+def test_eight_bit_values_are_clipped_before_a_fix() -> None:
     restored, reference = (image[0] for image in images((20, 30)))
     fixed = torch.cat(list(match_color(iter([restored]), WholeRows(reference), "wavelet", 8)), dim=1)
     expected = match((restored * 255).floor() / 255, reference, "wavelet")
     torch.testing.assert_close(fixed, expected)
 
 
-def test_inputs_are_left_alone() -> None:
+def test_inputs_are_not_changed() -> None:
     restored, reference = (image[0] for image in images((40, 41)))
     before = restored.clone(), reference.clone()
     for method in ("adain", "wavelet"):
@@ -155,7 +155,7 @@ def test_statistics_are_summed_in_double() -> None:
     assert abs(float((found.std.square() - 1e-5).sqrt()) / float(image.double().std()) - 1) < 1e-6
 
 
-def test_methods_by_name() -> None:
+def test_methods_are_found_by_name() -> None:
     restored, reference = (image[0] for image in images((9, 9)))
     assert torch.equal(match(restored, reference, "none"), restored)
     expected = wavelet_color_fix(restored[None], reference[None])[0].clamp(0, 1)
@@ -183,7 +183,7 @@ def as_tensor(path: Path) -> torch.Tensor:
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason="the shared golden images are not here")
 @pytest.mark.parametrize("method", ["adain", "wavelet"])
 @pytest.mark.parametrize("image", ["0", "1", "2"])
-def test_golden_images_follow_from_the_unfixed_ones(method: ColorFix, image: str) -> None:
+def test_golden_images_follow_from_unfixed_ones(method: ColorFix, image: str) -> None:
     """The published script fixes 8-bit images and cuts off, not rounds, what it computes to 8 bits again."""
     restored = as_tensor(GOLDEN / "expected" / "none" / f"{image}.png")
     with Image.open(GOLDEN / "in" / f"{image}.png") as source:

@@ -165,7 +165,7 @@ def test_only_its_own_files_know_a_family(family: str) -> None:
         assert not named + imported, f"{family!r} is known in {named + imported}"
 
 
-def test_somebody_reads_every_field_of_a_preset() -> None:
+def test_every_field_of_a_preset_is_used() -> None:
     from dataclasses import fields
 
     from omgsr_cli.presets import Preset
@@ -199,7 +199,7 @@ def test_no_module_is_called_utils() -> None:
     assert not [path for path in MODULES if re.fullmatch(r"utils?|helpers?|misc|common", path.stem)]
 
 
-def test_no_exception_is_caught_that_nobody_expected() -> None:
+def test_no_broad_exceptions_are_caught() -> None:
     wrong = []
     for path in MODULES:
         for node in ast.walk(parse(path)):
@@ -254,7 +254,7 @@ def test_every_ignore_says_why() -> None:
     assert not wrong, f"an ignore needs its code and a reason, as `# noqa: N812 - torch's own convention`: {wrong}"
 
 
-def test_nothing_names_a_folder_of_one_machine() -> None:
+def test_no_text_names_a_folder_of_one_machine() -> None:
     """Nor, in the package, a server other than the ones whose pages it cites."""
     folder = re.compile(r"(?<![\w./:~-])/(?:home|root|opt|mnt|srv|Users|work(?:space)?)/\w")
     server = re.compile(

@@ -74,7 +74,7 @@ def test_every_page_is_reached_from_the_first_and_in_the_table_of_contents() -> 
         assert page.name == "index.md" or f"]({page.name})" in first
 
 
-def test_the_mid_timestep_of_omgsr_tiny_is_the_one_of_its_record() -> None:
+def test_the_documented_mid_timestep_of_omgsr_tiny_is_that_of_its_record() -> None:
     from omgsr_cli.presets import PRESETS
 
     found = re.search(
@@ -84,7 +84,7 @@ def test_the_mid_timestep_of_omgsr_tiny_is_the_one_of_its_record() -> None:
     assert int(found[1]) == PRESETS["omgsr-tiny"].mid_timestep
 
 
-def test_how_to_cite_is_said() -> None:
+def test_the_citation_file_is_valid() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     assert citation["cff-version"] == "1.2.0"
     assert {"message", "title", "authors", "references"} <= set(citation)

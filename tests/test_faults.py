@@ -32,7 +32,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_piece(omgsr: Command, tmp_path: Path, small_disk: Path) -> None:
+def test_a_full_disk_is_one_line_and_leaves_no_partial_file(omgsr: Command, tmp_path: Path, small_disk: Path) -> None:
     draw(tmp_path / "in" / "large.png", 300, 200)
     draw(tmp_path / "in" / "small.png", 8, 6)
     said = omgsr(tmp_path / "in", "-o", small_disk / "out")
@@ -43,7 +43,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_piece(omgsr: Command, tmp_path: P
     assert files_below(small_disk) == ["out/small.png"]
 
 
-def test_a_disk_that_fills_while_models_are_merged(
+def test_a_disk_that_fills_during_a_merge(
     base: Path, adapter: Path, small_disk: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     said = Command(capfdbinary, "models")("merge", base, adapter, small_disk / "merged")
@@ -55,7 +55,7 @@ def test_a_disk_that_fills_while_models_are_merged(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_in_the_middle_of_a_image(model: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_during_an_image(model: Path, tmp_path: Path, number: signal.Signals) -> None:
     draw(tmp_path / "in" / "a.png", 8, 6)
     # In such small tiles it takes a minute.
     draw(tmp_path / "in" / "b.png", 500, 500)
@@ -73,7 +73,7 @@ def test_a_signal_in_the_middle_of_a_image(model: Path, tmp_path: Path, number: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_processes_work(omgsr: Command, model: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_to_several_processes(omgsr: Command, model: Path, tmp_path: Path, number: signal.Signals) -> None:
     """They end, nothing half done is left, and the next run does the rest."""
     names = [f"{index:02}.png" for index in range(16)]
     source = draw(tmp_path / "in" / names[0], 100, 100)
@@ -128,7 +128,7 @@ def test_two_processes_in_one_folder(model: Path, tmp_path: Path) -> None:
     assert files_below(tmp_path / "out") == [f"{number}.png" for number in range(8)]
 
 
-def test_a_signal_in_the_middle_of_a_survey(
+def test_a_signal_during_a_survey(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "cache"))
@@ -163,7 +163,7 @@ def kept_samples(cache: Path) -> int:
     return int(count)
 
 
-def test_a_reader_that_goes_is_no_bug(model: Path, tmp_path: Path) -> None:
+def test_a_closed_pipe_is_not_a_bug(model: Path, tmp_path: Path) -> None:
     for number in range(20):
         draw(tmp_path / "in" / f"{number}.png", 8, 6)
     process = start("upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", model, "-q")
@@ -177,7 +177,7 @@ def test_a_reader_that_goes_is_no_bug(model: Path, tmp_path: Path) -> None:
     assert not [name for name in files_below(tmp_path / "out") if not name.endswith(".png")]
 
 
-def test_poor_surroundings(model: Path, tmp_path: Path) -> None:
+def test_restricted_environments(model: Path, tmp_path: Path) -> None:
     """No HOME, the C locale, a terminal that can do nothing, forty columns."""
     path = draw(tmp_path / "ä€.png", 8, 6)
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_DATA_HOME", "LANG")}

@@ -52,7 +52,7 @@ def reference_ssim(first: NDArray[np.float64], second: NDArray[np.float64]) -> f
 
 @pytest.mark.parametrize("color_space", ["ycbcr", "yiq", "rgb"])
 @pytest.mark.parametrize(("height", "width", "crop"), [(11, 11, 0), (49, 50, 0), (37, 23, 4)])
-def test_they_are_what_the_definitions_say(color_space: ColorSpace, height: int, width: int, crop: int) -> None:
+def test_psnr_and_ssim_follow_their_definitions(color_space: ColorSpace, height: int, width: int, crop: int) -> None:
     first, second = pair(height, width)
     x, y = planes(first, color_space, crop), planes(second, color_space, crop)
     mse = np.square((x - y) / 255).mean()
@@ -70,7 +70,7 @@ def test_equal_images_have_the_best_score() -> None:
     assert ssim(first, first).item() == pytest.approx(1)
 
 
-def test_opposite_structure_is_not_below_zero() -> None:
+def test_ssim_of_opposite_structure_is_not_negative() -> None:
     first, _ = pair(20, 30)
     assert 0 <= ssim(first, 1 - first, color_space="rgb").item() < 0.05
 
@@ -106,7 +106,7 @@ def test_shapes_that_do_not_fit_are_refused(measure: object) -> None:
         measure(first, second, crop_border_px=-1)
 
 
-def test_a_image_smaller_than_the_window_has_no_ssim() -> None:
+def test_an_image_smaller_than_the_window_has_no_ssim() -> None:
     first, second = pair(10, 40)
     assert psnr(first, second).item() > 0
     with pytest.raises(ShapeError, match="11x11"):
@@ -114,7 +114,7 @@ def test_a_image_smaller_than_the_window_has_no_ssim() -> None:
 
 
 @pytest.mark.parametrize("name", ["realsr", "drealsr"])
-def test_it_gives_another_methods_published_scores(shared: Path, name: str) -> None:
+def test_scores_equal_those_published_for_another_method(shared: Path, name: str) -> None:
     folder = shared / "benchmarks" / name
     with (folder / "osediff_scores.csv").open(encoding="utf-8") as file:
         published = {row["image"]: row for row in csv.DictReader(file) if row["image"].endswith(".png")}
@@ -126,7 +126,7 @@ def test_it_gives_another_methods_published_scores(shared: Path, name: str) -> N
         assert ssim(restored, reference).item() == pytest.approx(float(published[path.name]["SSIM"]), abs=1e-5)
 
 
-def test_it_gives_a_metric_librarys_calibrated_scores(shared: Path) -> None:
+def test_scores_equal_the_calibrated_values_of_a_metric_library(shared: Path) -> None:
     folder = shared / "golden" / "iqa"
     with (folder / "calibration_summary.csv").open(encoding="utf-8") as file:
         rows = {row.pop("Method"): row for row in csv.DictReader(file)}

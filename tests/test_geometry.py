@@ -83,7 +83,7 @@ def test_canvas_is_never_below_native_and_always_a_multiple() -> None:
 
 
 @pytest.mark.parametrize("size", [Size(4, 80_000), Size(80_000, 4), Size(1, 300), Size(1, 20), Size(63, 253)])
-def test_a_thin_image_is_padded_and_not_enlarged_beyond_measure(size: Size) -> None:
+def test_a_thin_image_is_padded_instead_of_enlarged_enormously(size: Size) -> None:
     canvas = plan_canvas(size, size, 64, 16)
     assert max(canvas.working) == max(256, *size)
     assert canvas.padded.area <= 64 * round_up(max(canvas.working), 16)
@@ -113,7 +113,7 @@ def test_named_side_is_exact_for_every_size() -> None:
         assert min(long) >= 1
 
 
-def test_one_pixel_stays_a_image() -> None:
+def test_one_pixel_remains() -> None:
     assert plan_output_size(Size(1, 1), SizeOptions(scale=0.5), 4) == (1, 1)
     assert str(Size(2, 3)) == "3x2"
     assert Tile(1, 2, 3, 4).times(8) == (8, 16, 24, 32)

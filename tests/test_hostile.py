@@ -21,7 +21,7 @@ from omgsr_cli.imaging import read_image
 # Images
 
 
-def test_damaged_images_give_a_image_or_one_line() -> None:
+def test_damaged_images_give_an_image_or_one_line() -> None:
     """A few of what `tests/fuzz_images.py` runs for a minute in CI, and for longer by its `--seconds`."""
     tried = list(islice(fuzz_images.damaged_files(seed=3), 360))
     faults = [f"{name}: {fault}" for name, data in tried if (fault := fuzz_images.find_fault(name, data))]
@@ -79,7 +79,7 @@ def test_channels_of_different_depths_and_a_missing_palette() -> None:
     assert fuzz_images.find_fault("x.png", content[:palette] + content[palette + length :]) is None
 
 
-def test_a_large_flat_image_is_no_bomb() -> None:
+def test_a_large_flat_image_is_not_a_bomb() -> None:
     held = io.BytesIO()
     Image.new("1", (6000, 4000)).save(held, "PNG")
     assert len(held.getvalue()) < 12_000
@@ -127,7 +127,9 @@ def test_names_of_255_bytes(omgsr: Command, tmp_path: Path, stem: str) -> None:
 # Configurations and models
 
 
-def test_toml_nested_a_thousand_deep(omgsr: Command, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_deeply_nested_toml_is_one_line(
+    omgsr: Command, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
     draw(tmp_path / "in" / "a.png")
     deep = tmp_path / "deep.toml"
     deep.write_text("x = " + "[" * 100_000)
@@ -141,7 +143,7 @@ def test_toml_nested_a_thousand_deep(omgsr: Command, tmp_path: Path, capfdbinary
 
 
 @pytest.mark.parametrize("name", ["omgsr.json", "config.json"])
-def test_json_nested_a_hundred_thousand_deep(omgsr: Command, model: Path, tmp_path: Path, name: str) -> None:
+def test_deeply_nested_json_is_one_line(omgsr: Command, model: Path, tmp_path: Path, name: str) -> None:
     own = shutil.copytree(model, tmp_path / "model")
     (own / name).write_text("[" * 100_000)
     draw(tmp_path / "a.png")
@@ -150,7 +152,7 @@ def test_json_nested_a_hundred_thousand_deep(omgsr: Command, model: Path, tmp_pa
     assert name in said.errors[0]
 
 
-def test_a_header_that_lies_ends_in_one_line(omgsr: Command, model: Path, tmp_path: Path) -> None:
+def test_a_false_header_is_one_line(omgsr: Command, model: Path, tmp_path: Path) -> None:
     own = shutil.copytree(model, tmp_path / "model")
     weights = own / "model.safetensors"
     content = weights.read_bytes()
@@ -180,7 +182,7 @@ def test_a_pickle_is_never_opened(omgsr: Command, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_home_that_cannot_be_written(
+def test_an_unwritable_home_is_no_obstacle(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     (tmp_path / "file").write_text("no folder")

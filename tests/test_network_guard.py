@@ -56,7 +56,7 @@ def test_unix_sockets_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
             assert connection.recv(5) == b"hello"
 
 
-def test_programs_that_tests_start_are_guarded() -> None:
+def test_started_programs_are_guarded() -> None:
     code = f"import socket\ntry:\n    socket.create_connection(({OUTSIDE!r}, 80))\nexcept Exception:\n    pass"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == 1

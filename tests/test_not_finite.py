@@ -82,9 +82,7 @@ def test_every_stage_of_the_sd_family(
         upscale_image(restorer, torch.rand(3, 24, 40), Size(96, 160), RestoreOptions(tile=tile), free_bytes=free)
 
 
-def test_an_image_fails_alone_and_is_not_taken_for_finished(
-    omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_with_nan_fails_alone(omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, width in (("a", 20), ("b", 9), ("c", 16)):
         draw(tmp_path / "in" / f"{name}.png", width)
     decode = TinyRestorer.decode
@@ -119,7 +117,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return tried
 
 
-def test_a_number_format_that_nobody_chose_gives_way(omgsr: Command, tmp_path: Path, narrow: list[str]) -> None:
+def test_an_automatic_precision_falls_back_to_fp32(omgsr: Command, tmp_path: Path, narrow: list[str]) -> None:
     for number in range(5):
         draw(tmp_path / "in" / f"{number}.png", 12 + number)
     said = omgsr(tmp_path / "in", "-o", tmp_path / "out", "--json")
@@ -132,7 +130,7 @@ def test_a_number_format_that_nobody_chose_gives_way(omgsr: Command, tmp_path: P
         assert np.array_equal(pixels(tmp_path / "out" / name), pixels(tmp_path / "wide" / name))
 
 
-def test_a_number_format_that_the_user_chose_stays(omgsr: Command, tmp_path: Path, narrow: list[str]) -> None:
+def test_a_chosen_precision_is_kept(omgsr: Command, tmp_path: Path, narrow: list[str]) -> None:
     said = omgsr(draw(tmp_path / "a.png"), "-o", tmp_path / "b.png", "--precision", "bf16")
     assert said.code == 1
     assert "bf16" in said.errors[0]
@@ -152,9 +150,7 @@ def test_the_library_warns_and_retries(model: Path, narrow: list[str]) -> None:
         omgsr_cli.upscale_image(omgsr_cli.load(model, device="cpu", precision="bf16"), image)
 
 
-def test_a_bench_says_which_number_format_it_measured(
-    bench: Command, model: Path, tmp_path: Path, narrow: list[str]
-) -> None:
+def test_bench_reports_the_measured_precision(bench: Command, model: Path, tmp_path: Path, narrow: list[str]) -> None:
     draw(tmp_path / "set" / "test_LR" / "a.png", 8, 6)
     draw(tmp_path / "set" / "test_HR" / "a.png", 32, 24)
     said = bench("--data", tmp_path / "set", "--model", model, "--metrics", "psnr", "--json")
@@ -164,7 +160,7 @@ def test_a_bench_says_which_number_format_it_measured(
     assert record["failures"] == []
 
 
-def test_no_integer_stands_for_nan() -> None:
+def test_nan_never_becomes_an_integer() -> None:
     image = torch.rand(3, 4, 5)
     image[1, 2, 3] = NAN
     for depth in (8, 16):
@@ -183,7 +179,7 @@ def break_weights(file: Path, value: float) -> None:
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("name", ["float64", "float32", "float16", "bfloat16", "float8_e5m2", "float8_e4m3fn"])
-def test_files_are_checked_in_every_number_format(tmp_path: Path, name: str, value: float) -> None:
+def test_weights_of_every_precision_are_checked(tmp_path: Path, name: str, value: float) -> None:
     dtype = getattr(torch, name)
     largest = torch.finfo(dtype).max
     fine = torch.tensor([0.0, largest, -largest, 1e-3] * 5, dtype=torch.float64).to(dtype)
@@ -199,7 +195,7 @@ def test_files_are_checked_in_every_number_format(tmp_path: Path, name: str, val
 
 
 @pytest.mark.parametrize("value", [NAN, -INF])
-def test_weights_that_are_not_finite_are_refused_wherever_they_are_read(
+def test_weights_that_are_not_finite_are_refused_everywhere(
     tmp_path: Path, value: float, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     folder = write_tiny_model(tmp_path / "model")

@@ -42,7 +42,7 @@ def test_the_version_is_written_once() -> None:
     assert written == [ROOT / "omgsr_cli" / "__init__.py"]
 
 
-def test_the_installed_metadata_is_this_checkouts() -> None:
+def test_the_installed_metadata_is_of_this_checkout() -> None:
     try:
         installed = metadata.metadata("omgsr-cli")
     except metadata.PackageNotFoundError:
@@ -54,7 +54,7 @@ def test_the_installed_metadata_is_this_checkouts() -> None:
     assert (script.name, script.value, script.group) == ("omgsr", "omgsr_cli.cli.app:main", "console_scripts")
 
 
-def test_the_script_is_there() -> None:
+def test_the_script_is_installed() -> None:
     (target,) = PROJECT["project"]["scripts"].values()
     module, _, function = target.partition(":")
     source = ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text("utf-8")
@@ -84,7 +84,7 @@ def test_every_requirement_has_a_bound_and_a_tested_version(requirement: Require
 
 
 @pytest.mark.parametrize("name", sorted({canonicalize_name(requirement.name) for requirement in DEPENDENCIES}))
-def test_what_the_dependencies_need_is_pinned_too(name: str) -> None:
+def test_transitive_dependencies_are_pinned(name: str) -> None:
     """Installing with the constraints gives one set of versions, not today's newest of what is further down."""
     pinned = constraints()
     needs = [Requirement(text) for text in metadata.requires(name) or []]
@@ -94,7 +94,7 @@ def test_what_the_dependencies_need_is_pinned_too(name: str) -> None:
     assert not loose
 
 
-def test_torchvision_is_nowhere() -> None:
+def test_no_dependency_needs_torchvision() -> None:
     names = {canonicalize_name(requirement.name) for requirement in REQUIREMENTS} | set(constraints())
     assert "torchvision" not in names
 
@@ -104,7 +104,7 @@ def test_the_wheel_carries_the_package_only() -> None:
     assert (ROOT / "omgsr_cli" / "py.typed").is_file()
 
 
-def test_the_licence_is_the_one_that_is_named() -> None:
+def test_the_licence_matches_the_metadata() -> None:
     text = (ROOT / "LICENSE").read_text("utf-8")
     assert PROJECT["project"]["license"] == "Apache-2.0"
     assert "Apache License\n" in text

@@ -83,7 +83,7 @@ class Mean:
 
 
 @pytest.mark.parametrize(("codec", "step"), EVERY_PAIR)
-def test_every_pair_of_tilings_restores_a_image(codec: Tiling, step: Tiling) -> None:
+def test_every_pair_of_tilings_restores_an_image(codec: Tiling, step: Tiling) -> None:
     model = Mean(info_of(codec, step))
     image = torch.rand(3, 57, 83, generator=torch.Generator().manual_seed(0))
     output = Size(114, 166)
@@ -105,14 +105,14 @@ def test_tiles_are_no_larger_than_asked_for() -> None:
     assert model.largest == {"encode": 64 + 32, "restore": 64}
 
 
-def test_a_stage_that_tiles_itself_is_given_the_whole() -> None:
+def test_a_stage_that_tiles_itself_gets_the_whole_image() -> None:
     model = Mean(info_of("internal", "blended"))
     upscale_image(model, torch.rand(3, 90, 90), Size(184, 184), RestoreOptions(tile=64, overlap=16, memory=20))
     assert model.largest == {"encode": 184, "restore": 64}
     assert model.allowed == 20 << 20
 
 
-def test_a_codec_that_tiles_itself_takes_what_it_needs_up_to_what_it_may() -> None:
+def test_a_codec_that_tiles_itself_uses_at_most_the_memory_limit() -> None:
     info = info_of("internal", "blended")
     held = 2000**2 * 24
     plan = plan_of(info, Size(2000, 2000), RestoreOptions(), 1 << 30)
@@ -124,7 +124,7 @@ def test_a_codec_that_tiles_itself_takes_what_it_needs_up_to_what_it_may() -> No
     assert large.memory_bytes == (356 << 20) + 20_000**2 * 2
 
 
-def test_automatic_tiles_are_what_fits_for_the_codec_and_native_for_the_step() -> None:
+def test_automatic_tiles_fit_the_memory_for_the_codec_and_are_native_for_the_step() -> None:
     free = 100 * 700**2
     plan = plan_of(info_of("exact", "blended"), Size(2000, 2000), RestoreOptions(), free)
     assert plan.codec.margin_px == 8
@@ -154,7 +154,7 @@ def test_tiles_of_any_image_fit_into_the_memory_or_are_the_smallest(width: int, 
     assert plan.memory_bytes <= 1000 << 20
 
 
-def test_the_step_may_be_what_needs_the_memory() -> None:
+def test_the_step_can_need_the_most_memory() -> None:
     info = replace(info_of("internal", "blended", native_px=512), step=StageInfo("blended", 0, 1000))
     plan = plan_of(info, Size(1024, 1024), RestoreOptions(batch=3, tile=512), 1 << 30)
     assert plan.memory_bytes == 3 * 512**2 * 1000 + 512 * 1024 * 24

@@ -56,7 +56,7 @@ def test_a_gradient_is_as_steep_across_borders_as_elsewhere(turned: bool) -> Non
     assert at_borders == pytest.approx(elsewhere, rel=0.02)
 
 
-def test_tiles_laid_side_by_side_have_the_seam_that_is_measured() -> None:
+def test_the_measure_sees_seams_between_unblended_tiles() -> None:
     image = torch.linspace(0.1, 0.9, SIZE.width).expand(1, 1, *SIZE)
     result = torch.empty_like(image)
     for tile in plan_tiles(SIZE, TILE, 0):

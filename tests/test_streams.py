@@ -35,7 +35,7 @@ def report(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("command", "redirected"), [("status {}", ">&-"), ("status {} --json", ">/dev/full"), ("--help", ">/dev/full")]
 )
-def test_stdout_that_cannot_be_written_is_one_error(report: Path, command: str, redirected: str) -> None:
+def test_unwritable_stdout_is_one_error(report: Path, command: str, redirected: str) -> None:
     done = shell(f"OMGSR {command.format(report)} {redirected}")
     assert done.returncode == 1
     assert done.stderr.count(b"error: ") == 1
@@ -44,7 +44,7 @@ def test_stdout_that_cannot_be_written_is_one_error(report: Path, command: str, 
     assert b"Exception" not in done.stderr
 
 
-def test_other_streams_that_cannot_be_used_do_not_matter(report: Path) -> None:
+def test_other_unusable_streams_do_not_matter(report: Path) -> None:
     done = shell(f"OMGSR status {report} <&- 2>&-")
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"1 of 2" in done.stdout
@@ -125,7 +125,7 @@ def test_a_full_disk_below_a_report_does_not_end_the_batch(omgsr: Command, tmp_p
     assert len(said.errors) == 1
 
 
-def test_half_a_line_that_had_room_does_not_spoil_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partial_line_does_not_corrupt_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
     write = os.write
     with RunReport(tmp_path / "r.jsonl", notes.append) as report:
@@ -160,9 +160,7 @@ def test_half_a_line_that_had_room_does_not_spoil_the_next(tmp_path: Path, monke
         None,
     ],
 )
-def test_status_reads_past_lines_that_are_damaged(
-    report: Path, damage: object, capfdbinary: pytest.CaptureFixture[bytes]
-) -> None:
+def test_status_skips_damaged_lines(report: Path, damage: object, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     with report.open("ab") as file:
         file.write(json.dumps(damage).encode() + b"\n")
     status = Command(capfdbinary, "status")
@@ -175,7 +173,7 @@ def test_status_reads_past_lines_that_are_damaged(
     ("times", "shown"),
     [([0, 100 / 19000], "190"), ([0, 40], "minute"), ([0, 1e7], "hour"), ([0, 0.001], "1,000"), ([50, -50], None)],
 )
-def test_speeds_as_people_write_them(
+def test_speeds_are_formatted(
     tmp_path: Path, times: list[float], shown: str | None, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     lines: list[dict[str, object]] = [{"run": {"files": 5, "part": None}, "time": times[0]}]

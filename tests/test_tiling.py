@@ -88,7 +88,7 @@ def test_exact_tiles_across_a_change_of_scale() -> None:
     torch.testing.assert_close(down, source)
 
 
-def test_a_margin_that_is_too_small_shows() -> None:
+def test_too_small_a_margin_is_visible() -> None:
     """The test above can fail: with half the margin the result differs."""
     kernel = torch.ones(1, 1, 17, 17)
     source = torch.rand(1, 1, 64, 64)

@@ -22,7 +22,7 @@ ROOMY = 10**12
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (3, 70), (65, 64), (9, 33)])
 @pytest.mark.parametrize("border", [0, 32])
-def test_any_proportion_comes_back(size: tuple[int, int], border: int) -> None:
+def test_any_proportion_keeps_its_size(size: tuple[int, int], border: int) -> None:
     restorer = Identity()
     restorer.info = replace(restorer.info, border_px=border)
     image = torch.rand(3, *size)
@@ -33,7 +33,7 @@ def test_any_proportion_comes_back(size: tuple[int, int], border: int) -> None:
         torch.testing.assert_close(restored, image, atol=1e-5, rtol=0)
 
 
-def test_padding_is_a_reflection_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_is_a_repeated_reflection(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
     restorer = Identity()
     monkeypatch.setattr(restorer, "restore", lambda latent: seen.append(latent) or latent)
@@ -52,7 +52,7 @@ def test_padding_is_a_reflection_that_goes_on(monkeypatch: pytest.MonkeyPatch) -
         "DefaultCPUAllocator: can't allocate memory: you tried to allocate 12 bytes. Error code 12",
     ],
 )
-def test_short_memory_gives_smaller_tiles_and_the_same_image(reason: str, exact: bool) -> None:
+def test_running_out_of_memory_gives_smaller_tiles_and_the_same_image(reason: str, exact: bool) -> None:
     image = torch.rand(3, 600, 1100)
     told: list[tuple[int, int]] = []
     restored = upscale_image(
@@ -67,7 +67,7 @@ def test_short_memory_gives_smaller_tiles_and_the_same_image(reason: str, exact:
     assert told[-1][0] == told[-1][1] > 1
 
 
-def test_exact_tiles_that_are_finished_are_kept_and_it_is_said_once() -> None:
+def test_finished_exact_tiles_are_kept_with_one_note() -> None:
     model = Identity(600, "out of memory", exact=True)
     worked = 0
     encode = model.encode
@@ -88,7 +88,7 @@ def test_exact_tiles_that_are_finished_are_kept_and_it_is_said_once() -> None:
     assert worked < 1.2 * 1000 * 1600
 
 
-def test_a_batch_for_which_memory_is_short_goes_one_by_one() -> None:
+def test_a_batch_that_does_not_fit_runs_one_by_one() -> None:
     model = Identity()
     sizes: list[int] = []
 
@@ -110,18 +110,18 @@ def test_a_batch_for_which_memory_is_short_goes_one_by_one() -> None:
     assert told[-1][0] == told[-1][1]
 
 
-def test_a_tile_that_was_asked_for_is_never_changed() -> None:
+def test_a_requested_tile_size_is_never_changed() -> None:
     image = torch.rand(3, 600, 700)
     with pytest.raises(DeviceError, match="memory is short for tiles of 512 pixels"):
         upscale_image(Identity(500, "out of memory"), image, Size(600, 700), RestoreOptions(tile=512), free_bytes=ROOMY)
 
 
-def test_another_error_passes_through() -> None:
+def test_other_errors_are_raised() -> None:
     with pytest.raises(RuntimeError, match="a bug"):
         upscale_image(Identity(0, "a bug"), torch.rand(3, 64, 64), Size(64, 64), free_bytes=ROOMY)
 
 
-def test_exact_tiles_are_even_and_no_larger_than_worth_their_memory() -> None:
+def test_exact_tiles_are_even_and_limited() -> None:
     info = replace(exact_info(48), border_px=32)
     for side in (1024, 2048, 4096, 16_384):
         plan = plan_restoration(info, Size(side, side), Size(side, side), RestoreOptions(), ROOMY)
@@ -135,7 +135,7 @@ def test_exact_tiles_are_even_and_no_larger_than_worth_their_memory() -> None:
 @pytest.mark.parametrize(
     ("strength", "scale", "color_fix"), [(0.4, 1, "none"), (1, 1.5, "none"), (0.4, 1.5, "wavelet")]
 )
-def test_a_result_that_is_reduced_comes_in_bands(strength: float, scale: float, color_fix: ColorFix) -> None:
+def test_a_reduced_result_is_computed_in_bands(strength: float, scale: float, color_fix: ColorFix) -> None:
     """Of a tall image, the first rows of the result are there before most of it is restored, and never all of it."""
     model = Identity(exact=True)
     model.info = replace(model.info, scale=4.0)

@@ -42,7 +42,7 @@ def mistake(**values: object) -> Mistake:
         ({"count": 1, "inner": {"shore": 2}}, "inner.shore: there is no such key (got 2)"),
     ],
 )
-def test_the_first_mistake_is_told_with_its_place(values: dict[str, object], line: str) -> None:
+def test_the_first_mistake_is_reported_with_its_place(values: dict[str, object], line: str) -> None:
     assert mistake(**values).line() == line
 
 
@@ -53,7 +53,7 @@ def test_a_long_value_is_cut_and_our_own_reason_stands_alone() -> None:
     assert found.kind == "value_error"
 
 
-def test_a_file_that_is_no_json_is_not_shown() -> None:
+def test_a_file_that_is_not_json_is_not_shown() -> None:
     with pytest.raises(ValidationError) as caught:
         Outer.model_validate_json(b"{")
     assert first_mistake(caught.value).line().startswith("file: Invalid JSON")

@@ -24,7 +24,7 @@ from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions
 
 
-def test_everything_that_is_given_is_taken_in_order() -> None:
+def test_items_are_received_in_order() -> None:
     handover: Handover[int] = Handover()
     with ThreadPoolExecutor(1) as taker:
         taken = taker.submit(lambda: list(handover.take_all()))
@@ -32,7 +32,7 @@ def test_everything_that_is_given_is_taken_in_order() -> None:
         assert taken.result() == list(range(50))
 
 
-def test_what_the_giver_meets_is_raised_on_both_sides() -> None:
+def test_errors_of_the_producer_are_raised_on_both_sides() -> None:
     def items() -> Iterator[int]:
         yield 1
         raise FileError("a bad end")
@@ -46,7 +46,7 @@ def test_what_the_giver_meets_is_raised_on_both_sides() -> None:
             taken.result()
 
 
-def test_the_giver_stops_where_nobody_takes() -> None:
+def test_the_producer_stops_without_a_consumer() -> None:
     handover: Handover[int] = Handover()
     handover.leave()
     made: list[int] = []
@@ -54,7 +54,7 @@ def test_the_giver_stops_where_nobody_takes() -> None:
     assert made == [0]
 
 
-def test_the_next_is_begun_while_one_is_in_hand() -> None:
+def test_the_next_item_is_produced_ahead() -> None:
     second = threading.Event()
 
     def begin(number: int) -> int:
@@ -95,7 +95,7 @@ def results_of(one: Upscaler, jobs: list[Job], on_start: Callable[[Job], None] =
     return [result.status for result in one.stream(jobs, on_start)]
 
 
-def test_a_stream_writes_what_one_by_one_writes(tmp_path: Path) -> None:
+def test_a_stream_writes_the_same_files_as_single_calls(tmp_path: Path) -> None:
     jobs = draw(tmp_path, 4)
     started: list[Job] = []
     assert results_of(upscaler(tmp_path, compare=True), jobs, started.append) == ["done"] * 4
@@ -110,7 +110,7 @@ def test_a_stream_writes_what_one_by_one_writes(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
 
 
-def test_failures_and_finished_ones_keep_their_places(tmp_path: Path) -> None:
+def test_failed_and_finished_images_keep_their_order(tmp_path: Path) -> None:
     jobs = draw(tmp_path, 5)
     (tmp_path / "1.png").write_bytes(b"no image")
     one = upscaler(tmp_path)
@@ -165,9 +165,7 @@ def test_the_next_image_is_read_ahead_only_if_memory_allows_both(
         assert events == ["read", "written"] * 3
 
 
-def test_an_image_that_is_refused_beside_another_gets_a_second_chance(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_refused_beside_another_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs, asked = draw(tmp_path, 3), []
 
     def free_bytes(device: object) -> int:
@@ -181,7 +179,7 @@ def test_an_image_that_is_refused_beside_another_gets_a_second_chance(
     assert results_of(upscaler(tmp_path), draw(tmp_path / "more", 1)) == ["failed"]
 
 
-def test_a_disk_that_fills_ends_a_image_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_fails_an_image_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = draw(tmp_path, 3)
     real = upscaling.write_image
 
@@ -194,7 +192,7 @@ def test_a_disk_that_fills_ends_a_image_and_not_the_run(tmp_path: Path, monkeypa
     assert results_of(upscaler(tmp_path), jobs) == ["done", "failed", "done"]
 
 
-def test_an_interruption_leaves_nothing_half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_leaves_no_partial_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = draw(tmp_path, 2)
     one = upscaler(tmp_path)
     model = one._load()
@@ -208,7 +206,7 @@ def test_an_interruption_leaves_nothing_half_done(tmp_path: Path, monkeypatch: p
     assert not list((tmp_path / "out").glob("*"))
 
 
-def test_a_stream_that_is_left_early_ends(tmp_path: Path) -> None:
+def test_a_stream_left_early_ends(tmp_path: Path) -> None:
     jobs = draw(tmp_path, 3)
     stream = upscaler(tmp_path).stream(jobs, lambda job: None)
     assert next(stream).status == "done"

@@ -83,11 +83,11 @@ def failure(name: str) -> tuple[str, str]:
     return caught.value.message, caught.value.hint or ""
 
 
-def test_paper_stands_for_the_metrics_of_papers() -> None:
+def test_paper_means_the_metrics_of_papers() -> None:
     assert tuple(known.info.name for known in choose_metrics(["paper", "psnr"])) == PAPER
 
 
-def test_an_unknown_metric_is_answered_with_the_nearest() -> None:
+def test_an_unknown_metric_suggests_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
         choose_metrics(["muisq"])
     assert "musiq" in str(caught.value.hint)
@@ -146,7 +146,7 @@ def test_a_metric_that_only_pyiqa_knows_is_computed() -> None:
     assert first != other
 
 
-def test_weights_that_only_pyiqa_knows_and_cannot_fetch(write_pyiqa: WritePyiqa, tmp_path: Path) -> None:
+def test_weights_that_pyiqa_cannot_fetch_are_reported(write_pyiqa: WritePyiqa, tmp_path: Path) -> None:
     write_pyiqa("import urllib.error\ndef create_metric(name, device): raise urllib.error.URLError('no route')")
     (tmp_path / "site" / "pyiqa" / "default_model_configs.py").write_text(TABLE)
     known_metrics.cache_clear()
@@ -166,7 +166,7 @@ def test_without_pyiqa_its_names_cannot_be_known(monkeypatch: pytest.MonkeyPatch
     assert "omgsr-cli[metrics]" in str(caught.value.hint)
 
 
-def test_pyiqa_is_missing(monkeypatch: pytest.MonkeyPatch, hub: Path) -> None:
+def test_without_pyiqa_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, hub: Path) -> None:
     monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
     message, hint = failure("musiq")
     assert message == "pyiqa is not installed"
@@ -203,7 +203,7 @@ def test_a_mismatched_torchvision_is_named_with_both_versions_and_its_command(
     assert "torchvision==0.28.0" in hint
 
 
-def test_weights_that_cannot_be_had_are_told_with_their_place(write_pyiqa: WritePyiqa, hub: Path) -> None:
+def test_unavailable_weights_are_reported_with_their_place(write_pyiqa: WritePyiqa, hub: Path) -> None:
     # The network is cut in tests: were pyiqa asked, it would wait and fail in its own words.
     write_pyiqa("def create_metric(name, device): raise AssertionError('must not be asked')")
     message, hint = failure("lpips")
@@ -213,7 +213,7 @@ def test_weights_that_cannot_be_had_are_told_with_their_place(write_pyiqa: Write
     assert "HF_ENDPOINT" in hint
 
 
-def test_a_file_of_weights_that_is_a_page_is_told(write_pyiqa: WritePyiqa, hub: Path) -> None:
+def test_a_web_page_instead_of_weights_is_reported(write_pyiqa: WritePyiqa, hub: Path) -> None:
     write_pyiqa(WORKING)
     put_weights(hub, "musiq", b"<html>404</html>")
     assert "corrupt" in failure("musiq")[0]
@@ -235,7 +235,7 @@ def test_a_score_does_not_depend_on_those_before_it(write_pyiqa: WritePyiqa) -> 
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_score_that_is_no_number_is_a_failure(write_pyiqa: WritePyiqa, hub: Path) -> None:
+def test_a_score_of_nan_is_a_failure(write_pyiqa: WritePyiqa, hub: Path) -> None:
     write_pyiqa(WORKING)
     for name, reason in (("niqe", "nan"), ("brisque", "needs 96 px")):
         put_weights(hub, name)
@@ -273,7 +273,7 @@ def test_scores_are_kept_by_content_and_settings(images: list[Path], tmp_path: P
     cache.close()
 
 
-def test_a_metric_that_fails_on_images_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_metric_that_fails_on_images_is_one_line(tmp_path: Path) -> None:
     small = [tmp_path / f"{number}.png" for number in range(2)]
     for number, path in enumerate(small):
         write_image(SourceImage(torch.full((3, 4, 4), number / 5)), path)

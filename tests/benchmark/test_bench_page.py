@@ -86,7 +86,7 @@ def data_of(page: Path) -> dict[str, Any]:
     return data
 
 
-def test_the_page_holds_everything_in_itself(tmp_path: Path) -> None:
+def test_the_page_is_self_contained(tmp_path: Path) -> None:
     report = build_report(tmp_path, ["a", "b"])
     page = tmp_path / "out" / "report.html"
     write_page(report, page)
@@ -126,7 +126,7 @@ def test_a_page_is_small_and_its_images_are_good(tmp_path: Path) -> None:
     assert np.sqrt((away**2).mean()) < 5
 
 
-def test_the_tables_and_plots_say_the_figures(tmp_path: Path) -> None:
+def test_tables_and_plots_show_the_figures(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     write_page(build_report(tmp_path, ["a", "b", "c"]), page)
     parsed = Elements(page.read_text("utf-8"))
@@ -161,7 +161,7 @@ def test_a_plot_has_room_for_its_intervals(tmp_path: Path) -> None:
     assert all(psnr[0][0] < dot < psnr[1][1] for dot in dots[:4])
 
 
-def test_names_are_harmless(tmp_path: Path) -> None:
+def test_names_are_escaped(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     report = build_report(tmp_path, [NASTY], ("<img src=x onerror=alert(1)>".replace("/", ""), "b"))
     write_page(report, page)
@@ -202,7 +202,7 @@ def test_only_the_part_that_is_compared_is_shown(tmp_path: Path) -> None:
         assert shown.size == (6, 6)
 
 
-def test_what_browsers_do_not_show_is_written_again(tmp_path: Path) -> None:
+def test_formats_unknown_to_browsers_are_converted(tmp_path: Path) -> None:
     report = build_report(tmp_path, ["a"])
     tiff = tmp_path / "deep.tiff"
     pixels = np.random.default_rng(0).integers(0, 65536, (9, 7)).astype(np.uint16)
@@ -219,7 +219,7 @@ def test_what_browsers_do_not_show_is_written_again(tmp_path: Path) -> None:
         write_page(Report(**{**vars(report), "images": (image,)}), page, overwrite=True)
 
 
-def test_infinity_and_nothing_are_said(tmp_path: Path) -> None:
+def test_infinite_and_missing_scores_are_shown(tmp_path: Path) -> None:
     report = build_report(tmp_path, ["a", "b"])
     first = report.images[0]
     scores = {"ours": {"psnr": float("inf"), "lpips": None}, "bicubic": {"psnr": 30.0, "lpips": 0.1}}
@@ -256,7 +256,7 @@ def browsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {**answers, "folder": folder}
 
 
-def test_the_browser_has_no_complaint(browsed: dict[str, Any]) -> None:
+def test_the_browser_reports_no_error(browsed: dict[str, Any]) -> None:
     assert browsed["console"] == []
     assert browsed["loaded"] is True
 
@@ -274,7 +274,7 @@ def test_the_slider_shows_the_left_image_on_the_left(browsed: dict[str, Any]) ->
     assert np.abs(half[right] - whole[right]).mean() > 10
 
 
-def test_keys_do_what_the_page_says(browsed: dict[str, Any]) -> None:
+def test_keys_work_as_documented(browsed: dict[str, Any]) -> None:
     assert browsed["after n"] == "1"
     assert browsed["after 3"] == "bicubic"
     assert browsed["after shift 4"] == "reference"

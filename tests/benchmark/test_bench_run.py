@@ -42,7 +42,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def test_the_fields_folders_are_found(data: Path) -> None:
+def test_common_folder_layouts_are_found(data: Path) -> None:
     cases = find_cases(data, None, {}, 4).cases
     assert [case.name for case in cases] == ["b9", "b10"]
     assert cases[0].input == data / "test_LR" / "b9.png"
@@ -66,7 +66,7 @@ def test_images_without_a_partner_are_listed(data: Path) -> None:
         find_cases(data, None, {}, 4)
 
 
-def test_what_does_not_fit_fails_alone(data: Path) -> None:
+def test_a_pair_of_other_sizes_fails_alone(data: Path) -> None:
     draw(data / "test_HR" / "b9.jpg", 32, 32)
     (data / "theirs").mkdir()
     draw(data / "theirs" / "b9.png", 32, 32)
@@ -266,7 +266,7 @@ def test_nothing_is_restored_twice(data: Path, tmp_path: Path) -> None:
     assert (half.speeds[0].runs, half.speeds[0].kept_runs) == (2, 1)
 
 
-def test_a_image_that_a_model_fails_on_is_told_and_the_others_done(data: Path, tmp_path: Path) -> None:
+def test_an_image_that_a_model_fails_on_is_reported_and_the_others_finish(data: Path, tmp_path: Path) -> None:
     log: list[str] = []
     models = [build_model("a", log), build_model("b", log, fails_on_width=8)]
     report = run(find_cases(data, None, {}, 4).cases, models, tmp_path / "cache", repeat=2)
@@ -315,7 +315,7 @@ def test_an_input_that_vanishes_meanwhile_fails_alone(data: Path, tmp_path: Path
         MemoryError(),
     ],
 )
-def test_a_model_that_memory_is_too_short_for_leaves_the_others(data: Path, tmp_path: Path, short: Exception) -> None:
+def test_a_model_that_does_not_fit_does_not_stop_the_others(data: Path, tmp_path: Path, short: Exception) -> None:
     def load(device: str | None) -> LoadedModel:
         raise short
 
@@ -331,7 +331,7 @@ def test_a_model_that_memory_is_too_short_for_leaves_the_others(data: Path, tmp_
     assert [report.summary(name, "psnr").count for name in ("a", "b", "large")] == [2, 1, 0]
 
 
-def test_what_is_no_lack_of_memory_goes_on_as_the_bug_it_is(data: Path, tmp_path: Path) -> None:
+def test_other_runtime_errors_are_raised(data: Path, tmp_path: Path) -> None:
     models = [build_model("b", [], fails_on_width=7, failure=RuntimeError("a bug"))]
     with pytest.raises(RuntimeError, match="a bug"):
         run(find_cases(data, None, {}, 4).cases, models, tmp_path / "cache")
@@ -387,7 +387,7 @@ def test_sets_are_cropped_like_single_images(tmp_path: Path) -> None:
     assert report.summary("a", "fid").mean == 2.0
 
 
-def test_resampling_is_pillows() -> None:
+def test_resampling_equals_pillow() -> None:
     image = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
     enlarger = loaded(resampling_model("lanczos"))
     found = enlarger(image, Size(11, 15))
@@ -438,7 +438,7 @@ def spandrel(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.usefixtures("spandrel")
-def test_a_networks_file_is_a_model(tmp_path: Path) -> None:
+def test_a_file_of_weights_is_a_model(tmp_path: Path) -> None:
     path = tmp_path / "x4.safetensors"
     path.write_bytes(b"network")
     made = network_model(path, BenchOptions(device="cpu"))
@@ -454,14 +454,14 @@ def test_a_networks_file_is_a_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("spandrel")
-def test_a_file_that_spandrel_does_not_know_is_told(tmp_path: Path) -> None:
+def test_a_file_unknown_to_spandrel_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x4.pth"
     path.write_bytes(b"something else")
     with pytest.raises(ModelError, match="does not know this file"):
         loaded(network_model(path, BenchOptions(device="cpu", precision="fp32")))
 
 
-def test_spandrel_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_spandrel_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spandrel", None)
     path = tmp_path / "x4.pth"
     path.write_bytes(b"network")

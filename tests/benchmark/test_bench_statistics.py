@@ -66,12 +66,12 @@ def report() -> Report:
     )
 
 
-def test_t_is_students() -> None:
+def test_the_t_quantile_is_that_of_student() -> None:
     for freedom in (1, 2, 3, 4, 5, 16, 29, 100, 999):
         assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=1e-9)
 
 
-def test_the_interval_is_the_textbooks() -> None:
+def test_the_interval_follows_the_textbook() -> None:
     low, high = stats.t.interval(0.95, len(VALUES) - 1, np.mean(VALUES), stats.sem(VALUES))
     assert mean_interval(VALUES) == pytest.approx((np.mean(VALUES), low, high))
 
@@ -81,7 +81,7 @@ def test_one_value_has_no_interval() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_quantiles_are_numpys(count: int) -> None:
+def test_quantiles_equal_numpy(count: int) -> None:
     found = quantiles(VALUES[:count])
     assert [found.median, found.p10, found.p90] == pytest.approx(np.quantile(VALUES[:count], [0.5, 0.1, 0.9]))
 
@@ -92,7 +92,7 @@ def test_differences_are_taken_in_pairs() -> None:
     assert (lpips.count, lpips.first_minus_second, lpips.low, lpips.is_clear) == (1, pytest.approx(0.1), None, False)
 
 
-def test_what_is_missing_is_not_counted(report: Report) -> None:
+def test_missing_values_are_not_counted(report: Report) -> None:
     assert report.summary("a", "lpips").count == 2
     assert report.summary("b", "psnr").mean == 27.0
     assert report.scores("b", "lpips") == (0.4, 0.3)
@@ -157,7 +157,7 @@ def test_latex_is_a_table_for_booktabs(report: Report) -> None:
     assert any(line.startswith("a\\_1 \\& 2\\% v. b & $-$2.00") for line in lines)
 
 
-def test_what_people_publish_names_no_folder_of_this_machine(report: Report, tmp_path: Path) -> None:
+def test_published_results_name_no_folder_of_this_machine(report: Report, tmp_path: Path) -> None:
     secret = tmp_path / "client Smith"
     private = replace(
         report,
@@ -220,7 +220,7 @@ def test_csv_has_a_line_for_each_image_and_model_then_means_and_differences(repo
     assert float(differences[1]["psnr"]) < -2 < float(differences[2]["psnr"])
 
 
-def test_the_record_is_json(report: Report) -> None:
+def test_the_record_is_valid_json(report: Report) -> None:
     record = json.loads(json.dumps(report_record(report), allow_nan=False))
     assert record["images"][1]["scores"]["a"] == {"psnr": 30.0, "lpips": None}
     assert record["metrics"][1]["lower_is_better"] is True

@@ -114,7 +114,7 @@ def test_a_seed_is_part_of_what_is_kept(bench: Command, data: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("how", ["garbage", "truncated", "folder"])
-def test_a_damaged_database_of_scores_is_named_once_and_a_new_one_begun(
+def test_a_damaged_database_of_scores_is_reported_once_and_replaced(
     bench: Command, data: Path, tmp_path: Path, how: str
 ) -> None:
     asked = ("--data", data, "--model", "bicubic", "--metrics", "psnr", "--cache", tmp_path / "kept", "--json")
@@ -131,7 +131,7 @@ def test_a_damaged_database_of_scores_is_named_once_and_a_new_one_begun(
         assert database.execute("SELECT COUNT(*) FROM remembered").fetchone() != (0,)
 
 
-def test_a_database_of_scores_that_cannot_be_written_is_named_once(
+def test_an_unwritable_database_of_scores_is_reported_once(
     bench: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = ("--data", data, "--model", "bicubic", "--metrics", "psnr", "--cache", tmp_path / "kept", "--json")
@@ -151,7 +151,7 @@ def test_a_database_of_scores_that_cannot_be_written_is_named_once(
     assert again.records[0]["speeds"][0]["kept_runs"] == 2
 
 
-def test_what_psnr_looks_at_can_be_chosen(bench: Command, data: Path) -> None:
+def test_the_channels_of_psnr_can_be_chosen(bench: Command, data: Path) -> None:
     asked = ("--data", data, "--model", "bicubic", "--metrics", "psnr", "--json")
     found = set()
     for options in ((), ("--color-space", "rgb"), ("--crop-border", "4")):
@@ -160,7 +160,7 @@ def test_what_psnr_looks_at_can_be_chosen(bench: Command, data: Path) -> None:
     assert len(found) == 3
 
 
-def test_with_nothing_asked_for_it_scores_its_own_images_and_says_what_more_takes(
+def test_without_arguments_the_bundled_images_are_scored(
     bench: Command, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Smaller ones than those that come along.
@@ -183,7 +183,7 @@ def test_with_nothing_asked_for_it_scores_its_own_images_and_says_what_more_take
     assert "1 of 2 images, about" in said.err
 
 
-def test_weights_are_not_fetched_for_what_nobody_asked_for(
+def test_weights_of_unrequested_metrics_are_not_fetched(
     bench: Command, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(perceptual, "find_spec", lambda name: object())
@@ -194,7 +194,7 @@ def test_weights_are_not_fetched_for_what_nobody_asked_for(
     assert "--metrics musiq,clipiqa" in said.err
 
 
-def test_what_was_asked_for_by_name_and_is_not_there_is_an_error(
+def test_a_missing_metric_named_by_the_user_is_an_error(
     bench: Command, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
@@ -221,7 +221,7 @@ def test_a_metric_that_fails_leaves_the_others(bench: Command, data: Path, monke
     assert scores["niqe"] is None
 
 
-def test_without_references_only_what_needs_none_is_tried(
+def test_without_references_only_reference_free_metrics_run(
     bench: Command, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
@@ -242,7 +242,7 @@ def test_without_references_only_what_needs_none_is_tried(
     assert "psnr, fid" in named.errors[0]
 
 
-def test_what_has_no_score_is_told(bench: Command, data: Path) -> None:
+def test_missing_scores_are_reported(bench: Command, data: Path) -> None:
     options = ("--data", data, "--model", "bicubic", "--metrics", "psnr")
     said = bench(*options, "--crop-border", "1000")
     assert said.code == 1
@@ -250,7 +250,7 @@ def test_what_has_no_score_is_told(bench: Command, data: Path) -> None:
     assert f"no score for {data / 'test_HR'}" in said.errors[0]
 
 
-def test_a_cache_that_cannot_be_is_told_without_the_systems_numbers(bench: Command, data: Path, tmp_path: Path) -> None:
+def test_an_impossible_cache_is_one_plain_line(bench: Command, data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     cache = tmp_path / "file" / "cache"
     said = bench("--data", data, "--model", "bicubic", "--metrics", "psnr", "--cache", cache)
@@ -302,7 +302,7 @@ def test_images_without_partners_are_listed(bench: Command, data: Path) -> None:
     assert "alone.png" in said.errors[0]
 
 
-def test_a_model_that_is_not_there_is_an_error(bench: Command, data: Path) -> None:
+def test_a_missing_model_is_an_error(bench: Command, data: Path) -> None:
     said = bench("--data", data, "--model", "no-such-model", "--metrics", "psnr")
     assert said.code == 2
     assert "no-such-model" in said.errors[0]
@@ -320,13 +320,13 @@ def test_a_page_is_written(bench: Command, data: Path, tmp_path: Path) -> None:
     assert bench(*asked, "--overwrite").code == 0
 
 
-def test_with_no_model_named_it_is_the_default_one_beside_bicubic(bench: Command, data: Path) -> None:
+def test_the_default_models_are_the_bundled_one_and_bicubic(bench: Command, data: Path) -> None:
     models = bench("--data", data, "--metrics", "psnr", "--json").records[0]["models"]
     found = [(model["name"], model["kind"], model["scale"]) for model in models]
     assert found == [("omgsr-tiny", "omgsr", 4.0), ("bicubic", "resampling", None)]
 
 
-def test_folders_of_folders_and_marks_of_test_sets(bench: Command, tmp_path: Path) -> None:
+def test_folders_of_folders_and_marks_in_names_are_paired(bench: Command, tmp_path: Path) -> None:
     for camera, width in (("Canon", 20), ("Nikon", 16)):
         draw(tmp_path / "set" / "LR" / camera / "001_LR4.png", width, 12)
         draw(tmp_path / "set" / "HR" / camera / "001_HR.png", width * 4, 48)
@@ -396,7 +396,7 @@ def test_processes_return_their_results(data: Path, tmp_path: Path) -> None:
     assert report.scores("bicubic", "psnr") == alone.scores("bicubic", "psnr")
 
 
-def test_a_image_that_ends_its_processes_is_told_and_not_tried_again(data: Path, tmp_path: Path) -> None:
+def test_an_image_that_kills_its_process_is_reported_and_not_retried(data: Path, tmp_path: Path) -> None:
     from omgsr_cli.benchmark.plan import plan_bench
     from omgsr_cli.benchmark.runner import run_plan
     from omgsr_cli.errors import DeviceError

@@ -33,13 +33,13 @@ def tree(tmp_path: Path) -> Path:
 # Names
 
 
-def test_a_result_lies_beside_its_input(omgsr: Command, tree: Path) -> None:
+def test_a_result_is_written_beside_its_input(omgsr: Command, tree: Path) -> None:
     said = omgsr(tree / "a.png", tree / "b.jpg")
     assert said.lines == [str(tree / "a_x4.png"), str(tree / "b_x4.jpg")]
     assert size_of(tree / "b_x4.jpg") == (32, 24)
 
 
-def test_results_of_a_folder_lie_in_a_folder_beside_it(omgsr: Command, tree: Path, tmp_path: Path) -> None:
+def test_a_folder_of_results_is_written_beside_its_folder(omgsr: Command, tree: Path, tmp_path: Path) -> None:
     assert omgsr(tree).code == 0
     assert files_below(tmp_path / "in_x4") == ["a.png", "b.jpg"]
     assert omgsr(tree, "--recursive", "--scale", "2").code == 0
@@ -98,13 +98,13 @@ def test_many_inputs_into_one_file_are_refused(omgsr: Command, tree: Path, tmp_p
     [("png", "PNG", "png"), ("jpg", "JPEG", "jpg"), ("webp", "WEBP", "webp"), ("tiff", "TIFF", "tif"),
      ("avif", "AVIF", "avif"), ("same", "PNG", "png")],
 )  # fmt: skip
-def test_formats(omgsr: Command, tree: Path, name: str, kind: str, suffix: str) -> None:
+def test_output_formats(omgsr: Command, tree: Path, name: str, kind: str, suffix: str) -> None:
     assert omgsr(tree / "a.png", "--format", name).lines == [str(tree / f"a_x4.{suffix}")]
     with Image.open(tree / f"a_x4.{suffix}") as image:
         assert (image.format, image.size) == (kind, (32, 24))
 
 
-def test_a_name_decides_the_format_and_must_agree_with_the_option(omgsr: Command, tree: Path, tmp_path: Path) -> None:
+def test_the_name_sets_the_format_and_must_agree_with_the_option(omgsr: Command, tree: Path, tmp_path: Path) -> None:
     assert omgsr(tree / "a.png", "-o", tmp_path / "r.webp").code == 0
     with Image.open(tmp_path / "r.webp") as image:
         assert image.format == "WEBP"
@@ -122,7 +122,7 @@ def test_the_quality_changes_the_size_of_the_file(omgsr: Command, tmp_path: Path
     assert sizes[0] < sizes[1] / 1.3
 
 
-def test_metadata_is_kept_unless_unwanted(omgsr: Command, tmp_path: Path) -> None:
+def test_metadata_is_kept_or_removed(omgsr: Command, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0110], exif[0x0112] = "a camera", 6
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -179,7 +179,7 @@ def test_transparency_is_kept_without_a_dark_fringe(omgsr: Command, tmp_path: Pa
     assert np.abs(black - white)[visible].max() <= 2
 
 
-def test_only_the_first_frame_is_used_and_that_is_told(omgsr: Command, tmp_path: Path) -> None:
+def test_an_animation_gives_its_first_frame_with_a_note(omgsr: Command, tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 6), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "a.tiff", save_all=True, append_images=frames[1:])
     said = omgsr(tmp_path / "a.tiff")
@@ -193,7 +193,7 @@ def test_only_the_first_frame_is_used_and_that_is_told(omgsr: Command, tmp_path:
 
 
 @pytest.mark.parametrize(("options", "code"), [((), 0), (("--scale", "2"), 1)])
-def test_a_result_that_appears_meanwhile_is_this_one_or_in_the_way(
+def test_a_result_that_appears_meanwhile_is_recognised_or_refused(
     omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], code: int
 ) -> None:
     """Of two processes the other is faster: with the same settings all is well, with others its file stays."""
@@ -213,7 +213,7 @@ def test_a_result_that_appears_meanwhile_is_this_one_or_in_the_way(
     assert files_below(tmp_path) == ["a.png", "r.png"]
 
 
-def test_what_is_finished_is_skipped_and_no_model_is_loaded(
+def test_finished_images_are_skipped_and_no_model_is_loaded(
     omgsr: Command, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert omgsr(tree, "-r").code == 0
@@ -249,7 +249,7 @@ def test_other_settings_replace_nothing_unless_asked(
     assert result.read_bytes() != before
 
 
-def test_another_input_is_not_taken_for_finished(omgsr: Command, tree: Path) -> None:
+def test_a_result_of_another_input_is_not_finished(omgsr: Command, tree: Path) -> None:
     assert omgsr(tree / "a.png").code == 0
     draw(tree / "a.png", 9, 6)
     assert omgsr(tree / "a.png").code == 1
@@ -264,7 +264,7 @@ def keeping_its_time(path: Path, change: Callable[[Path], None]) -> None:
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
-def test_an_input_retouched_in_its_middle_is_not_taken_for_finished(omgsr: Command, tmp_path: Path) -> None:
+def test_an_input_edited_in_its_middle_is_processed_again(omgsr: Command, tmp_path: Path) -> None:
     source = tmp_path / "scan.tif"
     Image.fromarray(np.zeros((250, 250, 3), np.uint8)).save(source)
     arguments = (source, "--scale", "0.5", "-o", tmp_path / "r.png")
@@ -297,7 +297,7 @@ def test_edited_weights_are_another_model(omgsr: Command, tree: Path, tmp_path: 
     assert omgsr(tree / "a.png", "--model", moved, "-o", tmp_path / "r.png").code == 1
 
 
-def test_without_metadata_a_batch_goes_on_all_the_same(omgsr: Command, tree: Path, tmp_path: Path) -> None:
+def test_a_batch_without_metadata_resumes(omgsr: Command, tree: Path, tmp_path: Path) -> None:
     arguments = (tree / "a.png", "--metadata", "none", "-o", tmp_path / "r.png")
     assert omgsr(*arguments).code == 0
     assert read_record(tmp_path / "r.png") is None
@@ -306,12 +306,12 @@ def test_without_metadata_a_batch_goes_on_all_the_same(omgsr: Command, tree: Pat
     assert omgsr(*arguments).code == 1
 
 
-def test_tiles_and_devices_do_not_make_a_result_another(omgsr: Command, tree: Path) -> None:
+def test_tiles_and_devices_keep_a_result_finished(omgsr: Command, tree: Path) -> None:
     assert omgsr(tree / "a.png").code == 0
     assert omgsr(tree / "a.png", "--tile", "64", "--batch", "2", "--device", "cpu").out == b""
 
 
-def test_results_of_an_earlier_run_are_no_inputs(omgsr: Command, tree: Path) -> None:
+def test_earlier_results_are_not_inputs(omgsr: Command, tree: Path) -> None:
     for _ in range(2):
         assert omgsr(f"{tree}/*.*").code == 0
         assert files_below(tree) == ["a.png", "a_x4.png", "b.jpg", "b_x4.jpg", "deep/c.webp"]
@@ -359,7 +359,7 @@ def test_a_missing_comparison_is_written_on_the_next_run(omgsr: Command, tmp_pat
 # What cannot be done
 
 
-def test_bad_inputs_are_told_and_the_others_are_done(omgsr: Command, tmp_path: Path) -> None:
+def test_bad_inputs_are_reported_and_the_others_finish(omgsr: Command, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     draw(folder / "good.png", 8, 6)
     draw(folder / "zz.png", 8, 6)
@@ -382,7 +382,7 @@ def test_bad_inputs_are_told_and_the_others_are_done(omgsr: Command, tmp_path: P
     assert all(name in failed for name in bad)
 
 
-def test_a_bomb_is_refused(omgsr: Command, tmp_path: Path) -> None:
+def test_a_decompression_bomb_is_refused(omgsr: Command, tmp_path: Path) -> None:
     head = draw(tmp_path / "a.png").read_bytes()
     (tmp_path / "bomb.png").write_bytes(head[:16] + (200_000).to_bytes(4, "big") * 2 + head[24:])
     said = omgsr(tmp_path / "bomb.png")
@@ -390,7 +390,7 @@ def test_a_bomb_is_refused(omgsr: Command, tmp_path: Path) -> None:
     assert "bomb.png" in said.errors[0]
 
 
-def test_a_size_that_no_memory_holds_is_told(omgsr: Command, tree: Path) -> None:
+def test_a_size_beyond_any_memory_is_reported(omgsr: Command, tree: Path) -> None:
     said = omgsr(tree / "a.png", "--size", "9999999x9999999")
     assert said.code == 1
     assert "100000 gigapixels" in said.errors[0]
@@ -408,7 +408,7 @@ def test_an_output_that_cannot_be_written(omgsr: Command, tree: Path, tmp_path: 
     assert files_below(tmp_path / "folder.png") == ["a_1.png"]
 
 
-def test_a_full_disk_spoils_only_what_does_not_fit(
+def test_a_full_disk_fails_only_images_that_do_not_fit(
     omgsr: Command, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = iter([OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), None])
@@ -478,7 +478,7 @@ def test_whatever_is_written_after_an_interruption_is_reported(
     assert len(omgsr(tree, "-o", tmp_path / "out").lines) == 3 - len(written)
 
 
-def test_short_memory_is_told_with_the_files_name(omgsr: Command, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_names_the_file(omgsr: Command, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: TinyRestorer, lq_latent: Tensor) -> Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
@@ -489,7 +489,7 @@ def test_short_memory_is_told_with_the_files_name(omgsr: Command, tree: Path, mo
     assert "--tile" in said.err
 
 
-def test_every_real_image_is_done_once(omgsr: Command, shared: Path, tmp_path: Path) -> None:
+def test_every_real_image_is_upscaled_once(omgsr: Command, shared: Path, tmp_path: Path) -> None:
     arguments = (shared / "lq", "-o", tmp_path / "out", "--recursive", "--scale", "0.5", "--process-scale", "1")
     said = omgsr(*arguments)
     names = sorted(path.name for path in (shared / "lq").iterdir())

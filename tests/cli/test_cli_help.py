@@ -27,7 +27,7 @@ COMMANDS = dict(_commands(typer.main.get_command(app)))
 
 @pytest.mark.parametrize("columns", [80, 40])
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
-def test_help_is_whole_and_fits(
+def test_help_is_complete_and_fits(
     path: tuple[str, ...], columns: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -74,7 +74,7 @@ def test_common_options_are_a_dozen_and_exist() -> None:
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
-def test_examples_are_commands_that_are_understood(path: tuple[str, ...]) -> None:
+def test_examples_in_help_are_valid_commands(path: tuple[str, ...]) -> None:
     for example in getattr(COMMANDS[path], "examples", ()):
         words = example.split()
         assert words[: 1 + len(path)] == ["omgsr", *path]
@@ -94,12 +94,12 @@ def _squeezed(text: str) -> str:
     return "".join(text.replace("│", "").split())
 
 
-def test_every_option_says_what_it_is() -> None:
+def test_every_option_has_a_description() -> None:
     silent = [(*path, param.name) for path, command in COMMANDS.items() for param in command.params if not param.help]
     assert not silent
 
 
-def test_help_loads_little_but_typer_and_rich() -> None:
+def test_help_loads_only_light_modules() -> None:
     """Held by names of modules: times depend on the machine."""
     code = (
         "import json, sys, typer, rich.console, rich.markup, rich.progress\n"
@@ -115,6 +115,6 @@ def test_help_loads_little_but_typer_and_rich() -> None:
 
 
 @pytest.mark.parametrize("option", ["-V", "--version"])
-def test_the_version(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_printed(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([option]) == 0
     assert capsys.readouterr().out == f"omgsr {__version__}\n"

@@ -45,7 +45,7 @@ def models(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
     return Command(capfdbinary, "models")
 
 
-def test_list_tells_what_is_here_and_how_to_get_the_rest(models: Command, home: Path) -> None:
+def test_list_shows_installed_models_and_how_to_get_the_others(models: Command, home: Path) -> None:
     said = models("list")
     assert said.code == 0
     assert [line.split()[0] for line in said.lines[1:]] == list(PRESETS)
@@ -73,7 +73,7 @@ def test_a_fetched_model_is_listed_found_and_used_by_its_name(
         assert size_of(tmp_path / "a_x4.png") == (80, 56)
 
 
-def test_a_model_that_is_not_here_names_the_command_that_fetches_it(
+def test_a_missing_model_shows_the_command_that_fetches_it(
     models: Command, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     draw(tmp_path / "a.png")
@@ -91,7 +91,7 @@ def test_a_model_that_is_not_here_names_the_command_that_fetches_it(
     assert "'../somewhere'" in unknown.errors[0]
 
 
-def test_info_tells_a_model_that_is_not_here_by_its_preset(models: Command) -> None:
+def test_info_describes_a_missing_model_by_its_preset(models: Command) -> None:
     (record,) = models("info", NAME, "--json").records
     assert (record["mid_timestep"], record["vae_rank"], record["backbone_rank"]) == (273, 16, 32)
     assert record["licence"] == "openrail++"
@@ -135,7 +135,7 @@ def test_verify_reads_every_byte(models: Command, installed: Path) -> None:
     assert len(record["damage"]) == 2
 
 
-def test_merge_gives_what_base_and_adapter_give(kept: Path, base: Path, adapter: Path, models: Command) -> None:
+def test_a_merged_model_equals_base_and_adapter(kept: Path, base: Path, adapter: Path, models: Command) -> None:
     both = load_restorer(base=base, adapter=adapter, device="cpu", precision="fp32")
     merged = load_restorer(kept, device="cpu", precision="fp32")
     torch.testing.assert_close(restore_random(merged), restore_random(both), rtol=1e-4, atol=1e-5)  # type: ignore[arg-type]  # both are of the SD family
@@ -146,7 +146,7 @@ def test_merge_gives_what_base_and_adapter_give(kept: Path, base: Path, adapter:
     assert [path.name for path in kept.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def test_merge_has_its_options(base: Path, adapter: Path, models: Command, tmp_path: Path) -> None:
+def test_merge_takes_its_options(base: Path, adapter: Path, models: Command, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ("--half", "--text-encoder", "--mid-timestep", "200", "--prompt", "a cat")
     said = models("merge", base, adapter, out, *options)
@@ -161,7 +161,7 @@ def test_merge_has_its_options(base: Path, adapter: Path, models: Command, tmp_p
     torch.testing.assert_close(restore_random(merged), restore_random(both), rtol=2e-2, atol=2e-2)  # type: ignore[arg-type]  # both are of the SD family
 
 
-def test_merge_leaves_nothing_where_it_fails(base: Path, models: Command, tmp_path: Path) -> None:
+def test_a_failed_merge_leaves_nothing(base: Path, models: Command, tmp_path: Path) -> None:
     untrained = write_adapter(base, tmp_path / "untrained", trained=False)
     (tmp_path / "out").mkdir()
     said = models("merge", base, untrained, tmp_path / "out" / "model")
@@ -170,7 +170,7 @@ def test_merge_leaves_nothing_where_it_fails(base: Path, models: Command, tmp_pa
     assert files_below(tmp_path / "out") == []
 
 
-def test_remove_asks_and_removes_only_what_was_fetched(models: Command, installed: Path, tmp_path: Path) -> None:
+def test_remove_asks_and_removes_only_fetched_files(models: Command, installed: Path, tmp_path: Path) -> None:
     asked = models("remove", NAME)
     assert asked.code == 2
     assert "cannot prompt" in asked.err
@@ -182,9 +182,7 @@ def test_remove_asks_and_removes_only_what_was_fetched(models: Command, installe
     assert tmp_path.is_dir()
 
 
-def test_a_removal_that_is_refused_is_one_line(
-    models: Command, installed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_removal_is_one_line(models: Command, installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any) -> None:
         raise PermissionError(13, "Permission denied")
 

@@ -69,7 +69,7 @@ _EFFECTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def test_every_option_has_its_line() -> None:
+def test_every_option_has_a_test_case() -> None:
     command = typer.main.get_command(app).commands["upscale"]  # type: ignore[attr-defined]
     names = {
         next(name for name in param.opts if name.startswith("--"))
@@ -80,7 +80,7 @@ def test_every_option_has_its_line() -> None:
 
 
 @pytest.mark.parametrize("option", _EFFECTS)
-def test_an_option_makes_a_difference(
+def test_each_option_makes_a_difference(
     option: str,
     model: Path,
     tmp_path: Path,

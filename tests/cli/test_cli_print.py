@@ -23,7 +23,7 @@ from omgsr_cli.options import SizeOptions
         ((7, 9), (200, 257)),
     ],
 )
-def test_the_largest_size_that_fits_on_a_sheet(source: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_the_largest_size_that_fits_a_sheet(source: tuple[int, int], expected: tuple[int, int]) -> None:
     assert plan_output_size(Size(*source), SizeOptions(print=(300, 200)), 4) == expected
 
 
@@ -67,7 +67,7 @@ def test_size_and_resolution_of_a_print(
         ("--dpi", "100000"),
     ],
 )
-def test_what_no_print_can_be(arguments: tuple[str, ...], omgsr: Command, tmp_path: Path) -> None:
+def test_impossible_prints_are_refused(arguments: tuple[str, ...], omgsr: Command, tmp_path: Path) -> None:
     said = omgsr(str(draw(tmp_path / "a.png")), *arguments)
     assert said.code == 2
     assert arguments[1] in said.err or arguments[0] in said.err
@@ -75,7 +75,7 @@ def test_what_no_print_can_be(arguments: tuple[str, ...], omgsr: Command, tmp_pa
     assert "Traceback" not in said.err
 
 
-def test_times_are_kept_where_that_is_asked_for(omgsr: Command, tmp_path: Path) -> None:
+def test_file_times_are_kept_on_request(omgsr: Command, tmp_path: Path) -> None:
     source = draw(tmp_path / "a.png")
     os.utime(source, (1_000_000_000, 1_100_000_000))
     results = [tmp_path / "b.png", tmp_path / "b_compare.png"]

@@ -42,7 +42,7 @@ def a_worker_is_killed_when(folder: Path, count: int) -> Iterator[list[int]]:
     thread.join()
 
 
-def test_many_images_with_ten_broken_ones_and_a_process_that_is_killed(
+def test_a_killed_process_and_corrupt_images_do_not_stop_a_batch(
     omgsr: Command, status: Command, tmp_path: Path
 ) -> None:
     """Nothing is lost, nothing is done twice, and what failed is named."""
@@ -77,7 +77,7 @@ def test_many_images_with_ten_broken_ones_and_a_process_that_is_killed(
     assert "9 failed" in said.lines[0]
 
 
-def test_what_is_tried_again_is_counted_with_the_run_before(omgsr: Command, status: Command, tmp_path: Path) -> None:
+def test_retried_images_are_counted_with_the_previous_run(omgsr: Command, status: Command, tmp_path: Path) -> None:
     for number in range(3):
         draw(tmp_path / "in" / f"{number}.png", 5, 7)
     whole = (tmp_path / "in" / "0.png").read_bytes()
@@ -101,14 +101,14 @@ def test_what_is_tried_again_is_counted_with_the_run_before(omgsr: Command, stat
     assert status(report).lines[0].startswith("4 of 5 finished, 1 failed")
 
 
-def test_nothing_that_failed_is_told(omgsr: Command, tmp_path: Path) -> None:
+def test_retrying_without_failures_is_reported(omgsr: Command, tmp_path: Path) -> None:
     arguments = [draw(tmp_path / "a.png"), "-o", tmp_path / "out.png", "--report", tmp_path / "run.jsonl"]
     assert omgsr(*arguments).code == 0
     said = omgsr(*arguments, "--retry-failed")
     assert (said.code, said.err) == (0, "nothing to do\n")
 
 
-def test_parts_give_what_one_run_gives(omgsr: Command, tmp_path: Path) -> None:
+def test_parts_together_equal_one_run(omgsr: Command, tmp_path: Path) -> None:
     for number in range(8):
         draw(tmp_path / "in" / str(number % 2) / f"{number}.png", 5 + number, 7)
     assert omgsr(tmp_path / "in", "-r", "-o", tmp_path / "whole").code == 0
@@ -121,7 +121,7 @@ def test_parts_give_what_one_run_gives(omgsr: Command, tmp_path: Path) -> None:
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_from_python_processes_give_what_the_command_gives(omgsr: Command, model: Path, tmp_path: Path) -> None:
+def test_processes_from_python_equal_the_command(omgsr: Command, model: Path, tmp_path: Path) -> None:
     for number in range(3):
         draw(tmp_path / "in" / f"{number}.png", 5 + number, 7)
     assert omgsr(tmp_path / "in", "-o", tmp_path / "command", "--device", "cpu").code == 0
@@ -133,7 +133,7 @@ def test_from_python_processes_give_what_the_command_gives(omgsr: Command, model
     assert [result.status for result in again] == ["skipped"] * 3
 
 
-def test_a_scheduler_says_which_part(omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_part_comes_from_a_scheduler(omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw(tmp_path / "in" / "a.png")
     monkeypatch.setenv("WORLD_SIZE", "2")
     planned = []
@@ -143,7 +143,7 @@ def test_a_scheduler_says_which_part(omgsr: Command, tmp_path: Path, monkeypatch
     assert len(planned) == 1
 
 
-def test_a_single_image_is_done_by_this_process(omgsr: Command, tmp_path: Path) -> None:
+def test_a_single_image_starts_no_process(omgsr: Command, tmp_path: Path) -> None:
     """Standard input and output are nobody else's."""
     source = draw(tmp_path / "a.png")
     one = omgsr(source, "-o", "-", "--device", "cpu", "-q")
@@ -172,7 +172,7 @@ def test_a_wrong_option_is_a_usage_error_that_names_it(
     assert wrong in said.errors[0]
 
 
-def test_a_device_that_is_not_there_is_told_beside_one_that_is(omgsr: Command, tmp_path: Path) -> None:
+def test_a_missing_device_in_a_list_is_one_line(omgsr: Command, tmp_path: Path) -> None:
     said = omgsr(draw(tmp_path / "a.png"), "--device", "cpu,cpu:9")
     assert said.code == 1
     assert said.errors == ["error: device 'cpu:9' is not present"]

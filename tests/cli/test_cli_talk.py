@@ -39,7 +39,7 @@ def two(tmp_path: Path) -> Path:
 # Results and talk
 
 
-def test_results_are_paths_and_the_summary_is_talk(omgsr: Command, two: Path, tmp_path: Path) -> None:
+def test_paths_go_to_stdout_and_the_summary_to_stderr(omgsr: Command, two: Path, tmp_path: Path) -> None:
     said = omgsr(two)
     assert said.lines == [str(tmp_path / "in_x4" / name) for name in ("a.png", "b.png")]
     assert re.fullmatch(r"2 finished: 0\.0 megapixels in [0-9.]+ s\n", said.err)
@@ -50,7 +50,7 @@ def test_one_image_needs_no_summary(omgsr: Command, two: Path) -> None:
     assert re.fullmatch(r".*a\.png: 8x6 to 32x24 in [0-9.]+ s\n", omgsr(two / "a.png").err)
 
 
-def test_quiet_says_errors_only(omgsr: Command, two: Path) -> None:
+def test_quiet_shows_errors_only(omgsr: Command, two: Path) -> None:
     said = omgsr(two, "--quiet")
     assert (len(said.lines), said.err) == (2, "")
     said = omgsr(two, two / "missing.png", "-q")
@@ -60,7 +60,7 @@ def test_quiet_says_errors_only(omgsr: Command, two: Path) -> None:
     assert len(said.err.splitlines()) == 1
 
 
-def test_verbose_says_more_of_each_file(omgsr: Command, two: Path) -> None:
+def test_verbose_shows_details_of_each_file(omgsr: Command, two: Path) -> None:
     said = omgsr(two, "--verbose")
     assert "random on " in said.err
     assert said.err.count("8x6 to 32x24 in ") == 2
@@ -86,7 +86,7 @@ def test_json_gives_a_record_for_every_input(omgsr: Command, two: Path, tmp_path
     assert len(said.errors) == 2
 
 
-def test_names_are_shown_as_they_are(omgsr: Command, two: Path) -> None:
+def test_names_are_not_interpreted_as_markup(omgsr: Command, two: Path) -> None:
     odd = two / "a [b]:cat:[red].png"
     odd.write_text("no image")
     assert str(odd) in omgsr(odd).errors[0]
@@ -97,7 +97,7 @@ def test_names_are_shown_as_they_are(omgsr: Command, two: Path) -> None:
 # Dry run
 
 
-def test_a_dry_run_tells_and_does_nothing(omgsr: Command, two: Path, tmp_path: Path) -> None:
+def test_a_dry_run_writes_nothing(omgsr: Command, two: Path, tmp_path: Path) -> None:
     (two / "c.png").write_text("no image")
     said = omgsr(two, "--dry-run")
     assert said.code == 1
@@ -110,7 +110,7 @@ def test_a_dry_run_tells_and_does_nothing(omgsr: Command, two: Path, tmp_path: P
     assert files_below(tmp_path) == ["in/a.png", "in/b.png", "in/c.png"]
 
 
-def test_a_dry_run_tells_sizes_tiles_and_memory_as_json(omgsr: Command, two: Path) -> None:
+def test_a_dry_run_gives_sizes_tiles_and_memory_as_json(omgsr: Command, two: Path) -> None:
     [record] = omgsr(two / "a.png", "--dry-run", "--json", "--scale", "1").records
     assert record["status"] == "planned"
     assert (record["input_size"], record["output_size"]) == ([8, 6], [8, 6])
@@ -119,13 +119,13 @@ def test_a_dry_run_tells_sizes_tiles_and_memory_as_json(omgsr: Command, two: Pat
     assert {"tile_px", "overlap_px", "memory_mib"} < record.keys()
 
 
-def test_a_dry_run_knows_what_is_finished(omgsr: Command, two: Path) -> None:
+def test_a_dry_run_recognises_finished_images(omgsr: Command, two: Path) -> None:
     omgsr(two / "a.png", "-o", two / "r.png")
     [record] = omgsr(two / "a.png", "-o", two / "r.png", "--dry-run", "--json").records
     assert record["status"] == "skipped"
 
 
-def test_a_dry_run_ends_with_what_it_would_take(
+def test_a_dry_run_ends_with_an_estimate(
     omgsr: Command, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "cache"))
@@ -140,7 +140,7 @@ def test_a_dry_run_ends_with_what_it_would_take(
     assert omgsr(two, "--dry-run", "-q").err == ""
 
 
-def test_what_a_run_took_is_remembered(tmp_path: Path) -> None:
+def test_the_duration_of_a_run_is_remembered(tmp_path: Path) -> None:
     remembered = Remembered(tmp_path)
     options = RestoreOptions()
     pace = upscale_summary.Pace(replace(INFO, scale=4.0), options, torch.device("cpu"), "fp32", remembered)
@@ -158,7 +158,7 @@ def test_what_a_run_took_is_remembered(tmp_path: Path) -> None:
     assert remembered.find("speed", f"{INFO.name} cpu bf16") is None
 
 
-def test_seconds_are_the_clocks_where_images_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_of_overlapping_images_add_up_to_wall_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([100.0, 105.0, 120.0])
     monkeypatch.setattr("omgsr_cli.cli.upscale_summary.time.monotonic", lambda: next(now))
     counts, size = Counts(), Size(1000, 1000)
@@ -173,7 +173,7 @@ def test_seconds_are_the_clocks_where_images_overlap(monkeypatch: pytest.MonkeyP
 # Streams
 
 
-def test_a_result_on_standard_output_is_alone_there(omgsr: Command, two: Path) -> None:
+def test_stdout_contains_only_the_result(omgsr: Command, two: Path) -> None:
     for options in ((), ("--json",), ("--verbose",)):
         said = omgsr(two / "a.png", "-o", "-", *options)
         assert said.code == 0
@@ -183,7 +183,7 @@ def test_a_result_on_standard_output_is_alone_there(omgsr: Command, two: Path) -
         assert ("--json has no effect" in said.err) == ("--json" in options)
 
 
-def test_nothing_but_a_image_comes_on_standard_output(omgsr: Command, two: Path) -> None:
+def test_stdout_takes_images_only(omgsr: Command, two: Path) -> None:
     (two / "c.png").write_text("no image")
     for name in ("c.png", "missing.png"):
         said = omgsr(two / name, "-o", "-", "--json")
@@ -210,14 +210,14 @@ def test_standard_input(omgsr: Command, two: Path, tmp_path: Path, monkeypatch: 
     assert omgsr("-", two / "a.png").code == 2
 
 
-def test_options_without_effect_are_told(omgsr: Command, two: Path, tmp_path: Path) -> None:
+def test_options_without_effect_are_reported(omgsr: Command, two: Path, tmp_path: Path) -> None:
     said = omgsr(two / "a.png", "-o", tmp_path / "r.png", "--seed", "7")
     assert said.code == 0
     assert "note: --seed 7 has no effect: " in said.err
     assert omgsr(two, "--memory", "8M").errors == ["error: --memory 8M is less than 16M"]
 
 
-def test_a_full_device_as_standard_output(two: Path, model: Path) -> None:
+def test_a_full_stdout_is_one_line(two: Path, model: Path) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("this system has no /dev/full")
     with open("/dev/full", "wb") as full:
@@ -248,7 +248,7 @@ def test_a_full_device_as_standard_output(two: Path, model: Path) -> None:
         (["help", "enlarge"], 2),
     ],
 )
-def test_exit_codes_without_work(capfd: pytest.CaptureFixture[str], arguments: list[str], code: int) -> None:
+def test_usage_exit_codes(capfd: pytest.CaptureFixture[str], arguments: list[str], code: int) -> None:
     assert run(arguments) == code
     out, err = capfd.readouterr()
     assert ("error: " in err) == (arguments[-1:] in (["upscale"], ["enlarge"]))
@@ -257,7 +257,7 @@ def test_exit_codes_without_work(capfd: pytest.CaptureFixture[str], arguments: l
         assert out == f"omgsr {__version__}\n"
 
 
-def test_debugging_shows_where_an_error_comes_from(omgsr: Command, two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debugging_shows_a_traceback(omgsr: Command, two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMGSR_DEBUG", "1")
     with pytest.raises(Exception, match="--scale 99"):
         omgsr(two, "--scale", "99")
@@ -272,7 +272,7 @@ def test_the_program_pipes_and_ends_with_its_code(two: Path, model: Path) -> Non
     assert subprocess.run([*PROGRAM, "upscale", "x", "--scale", "0"], capture_output=True).returncode == 2
 
 
-def test_help_waits_for_no_heavy_library() -> None:
+def test_help_imports_no_heavy_library() -> None:
     code = (
         "import sys; from omgsr_cli.cli.app import run; run(['upscale', '--help']);"
         "heavy = {'torch', 'diffusers', 'transformers', 'peft', 'numpy', 'PIL', 'pandas'} & set(sys.modules);"

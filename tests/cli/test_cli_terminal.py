@@ -19,7 +19,7 @@ from omgsr_cli.training.events import StepDone
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_a_folder_leaves_complete_lines_and_no_bars(tmp_path: Path, columns: int) -> None:
+def test_a_folder_leaves_complete_lines_and_no_progress_bars(tmp_path: Path, columns: int) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     names = ["a.png", "b.png", "a photograph with a long name from the summer of 1987, second film, number 12.png"]

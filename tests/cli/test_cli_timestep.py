@@ -81,7 +81,7 @@ def test_the_golden_command(timestep: Command) -> None:
     assert record["settings"]["lq"] == [str(PAIRS[3])]
 
 
-def test_the_degradation_that_is_not_named_is_that_of_the_models_training() -> None:
+def test_the_default_degradation_is_that_of_the_training() -> None:
     names = {name: default_degradation(name) for name in ("omgsr-s-512", "omgsr-tiny", "somebody/else")}
     assert names == {"omgsr-s-512": "omgsr", "omgsr-tiny": "reference", "somebody/else": "omgsr"}
     assert set(names.values()) <= set(DEGRADATIONS)
@@ -112,7 +112,7 @@ def test_crops_of_a_folder_tree(timestep: Command, crops: tuple[str | Path, ...]
     assert other["curve"] != first["curve"]
 
 
-def test_files_that_are_asked_for(timestep: Command, crops: tuple[str | Path, ...], tmp_path: Path) -> None:
+def test_requested_files_are_written(timestep: Command, crops: tuple[str | Path, ...], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     out = tmp_path / "out"
     for plot in ("curve.png", "curve.svg"):
@@ -149,7 +149,7 @@ def test_until_stable_stops_early(timestep: Command, crops: tuple[str | Path, ..
     assert "not narrower than 1" in said.err
 
 
-def test_an_interruption_tells_what_is_known(
+def test_an_interruption_reports_the_estimate_so_far(
     timestep: Command, crops: tuple[str | Path, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     package = import_module("omgsr_cli.timesteps.measure")
@@ -222,7 +222,7 @@ def test_processes_find_what_one_finds(
         (("--shard", "1/2", "--write", "train.toml"), "--shard 1/2 and --write train.toml exclude each other"),
     ],
 )
-def test_a_part_that_makes_no_sense_is_wrong_usage(
+def test_an_invalid_part_is_wrong_usage(
     timestep: Command, crops: tuple[str | Path, ...], arguments: tuple[str, ...], reason: str
 ) -> None:
     said = timestep(*crops, *arguments)
@@ -250,14 +250,14 @@ def test_samples_are_measured_anew_where_anything_has_changed(
     assert kept not in timestep(*crops).err
 
 
-def test_what_a_value_cannot_tell_is_said(timestep: Command, crops: tuple[str | Path, ...]) -> None:
+def test_the_limits_of_an_estimate_are_reported(timestep: Command, crops: tuple[str | Path, ...]) -> None:
     (note,) = [line for line in timestep(*crops).err.splitlines() if "hardly moves" in line]
     assert note.startswith("note: a wavelet transform")
     assert "give --base or --vae" in note
     assert "hardly moves" not in timestep(*PAIRS).err
 
 
-def test_bad_images_are_named_and_the_rest_counts(
+def test_corrupt_images_are_named_and_the_others_count(
     timestep: Command, crops: tuple[str | Path, ...], tmp_path: Path
 ) -> None:
     draw(tmp_path / "photos" / "small.png", width=20, height=50)
@@ -311,7 +311,7 @@ def wrong_calls() -> list[tuple[tuple[str, ...], str]]:
 
 
 @pytest.mark.parametrize(("call", "message"), wrong_calls(), ids=lambda value: str(value)[:60])
-def test_what_is_wrong_is_one_line(
+def test_user_errors_are_one_line(
     timestep: Command,
     crops: tuple[str | Path, ...],
     tmp_path: Path,
@@ -336,7 +336,9 @@ def test_plot_without_matplotlib(timestep: Command, monkeypatch: pytest.MonkeyPa
     assert "pip install 'omgsr-cli[plot]'" in said.err
 
 
-def test_the_value_goes_into_a_configuration(timestep: Command, crops: tuple[str | Path, ...], tmp_path: Path) -> None:
+def test_the_value_is_written_to_a_configuration(
+    timestep: Command, crops: tuple[str | Path, ...], tmp_path: Path
+) -> None:
     config = tmp_path / "config.toml"
     config.write_text('# mine\n[model]\nbase = "x"  # keep\nmid_timestep = 5 # old\n\n[train]\nsteps = 3\n')
     said = timestep(*crops, "--json", "--write", config)
@@ -372,7 +374,7 @@ def test_only_the_value_changes(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["model = 3\n", "model = {base = 'x'}\n", "[[model]]\n", "[x\n"])
-def test_what_cannot_be_edited_is_left_as_it_is(tmp_path: Path, text: str) -> None:
+def test_an_uneditable_configuration_is_not_changed(tmp_path: Path, text: str) -> None:
     config = tmp_path / "config.toml"
     config.write_text(text)
     with pytest.raises(UsageError, match=r"config\.toml"):

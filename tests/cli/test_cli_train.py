@@ -55,7 +55,7 @@ out = "{folder / "run"}"
 
 
 @pytest.mark.parametrize("name", PRESET_CONFIGS)
-def test_a_printed_configuration_is_complete_and_right(train: Command, name: str) -> None:
+def test_a_printed_configuration_is_complete_and_valid(train: Command, name: str) -> None:
     said = train("--print-config", name)
     assert said.code == 0
     table = tomllib.loads(said.out.decode())
@@ -156,7 +156,7 @@ def test_set_changes_a_key_and_its_errors_are_reported(train: Command, tmp_path:
     assert said.errors == ['error: optim.lr: should be a number, not "fast"']
 
 
-def test_a_runs_folder_tells_which_model_is_in_it(upscale: Command, tmp_path: Path, world: Path) -> None:
+def test_the_model_in_the_folder_of_a_run_is_recognised(upscale: Command, tmp_path: Path, world: Path) -> None:
     run = tmp_path / "run"
     for step in ("step-00000002", "step-00000010"):
         (run / step).mkdir(parents=True)
@@ -194,7 +194,7 @@ def test_each_of_these_is_one_error(train: Command, tmp_path: Path, world: Path,
     assert reason in said.errors[0]
 
 
-def test_a_teacher_that_nothing_here_reads_is_told(
+def test_an_unreadable_teacher_is_refused(
     train: Command, tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = tmp_path / "teacher.safetensors"
@@ -205,9 +205,7 @@ def test_a_teacher_that_nothing_here_reads_is_told(
     assert "spandrel, which reads it, is not installed" in said.errors[0]
 
 
-def test_names_that_there_are_not_are_told_with_those_that_there_are(
-    train: Command, tmp_path: Path, world: Path
-) -> None:
+def test_unknown_names_are_reported_with_the_known_ones(train: Command, tmp_path: Path, world: Path) -> None:
     config = write_config(tmp_path, world)
     said = train(config, "--set", "model.preset=omgsr-tinny", "--set", "loss.backbone=dinov2", "--set", "loss.dv3cd=1")
     assert said.code == 2
@@ -233,9 +231,7 @@ def test_check_takes_steps_and_writes_nothing(train: Command, tmp_path: Path, wo
     assert files_below(tmp_path) == ["config.toml"]
 
 
-def test_a_run_its_checkpoint_and_what_comes_of_it(
-    train: Command, upscale: Command, tmp_path: Path, world: Path
-) -> None:
+def test_a_run_its_checkpoint_and_their_use(train: Command, upscale: Command, tmp_path: Path, world: Path) -> None:
     config = write_config(tmp_path, world)
     said = train(config, "--device", "cpu")
     assert said.code == 0, said.err
@@ -255,7 +251,7 @@ def test_a_run_its_checkpoint_and_what_comes_of_it(
     assert train(config, "--export", "merged", tmp_path / "merged").code == 2, "nothing is overwritten"
 
 
-def test_the_timestep_that_was_measured_is_the_one_that_is_trained(
+def test_the_measured_timestep_is_trained(
     train: Command, capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path, world: Path
 ) -> None:
     config = write_config(tmp_path, world)
@@ -347,7 +343,7 @@ def test_all_unreadable_headers_are_named_before_the_first_step(train: Command, 
     assert not list((tmp_path / "run").glob("step-*"))
 
 
-def test_going_on_with_other_settings_lists_them(train: Command, world: Path, tmp_path: Path) -> None:
+def test_resuming_with_other_settings_lists_them(train: Command, world: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, world)
     assert train(config).code == 0
     said = train(config, "--set", "train.steps=1")

@@ -117,7 +117,7 @@ def test_a_small_image_is_restored_at_the_process_size(omgsr: Command, tmp_path:
     assert (pixels(tmp_path / "16.png") != pixels(tmp_path / "64.png")).any()
 
 
-def test_a_thin_image_is_done_and_one_out_of_proportion_refused_with_its_cost(omgsr: Command, tmp_path: Path) -> None:
+def test_a_thin_image_is_upscaled_and_an_extreme_one_refused(omgsr: Command, tmp_path: Path) -> None:
     draw(tmp_path / "thin.png", 600, 1)
     assert omgsr(tmp_path / "thin.png", "--scale", "1", "--process-size", "64").code == 0
     assert size_of(tmp_path / "thin_x1.png") == (600, 1)
@@ -237,9 +237,7 @@ def test_strength_zero_does_not_run_the_network(
 
 
 @pytest.mark.parametrize("option", [("--strength", "0.5"), ("--process-scale", "2")])
-def test_working_size_and_strength_are_part_of_what_a_result_was_made_with(
-    omgsr: Command, tmp_path: Path, option: tuple[str, str]
-) -> None:
+def test_working_size_and_strength_identify_a_result(omgsr: Command, tmp_path: Path, option: tuple[str, str]) -> None:
     call = (draw(tmp_path / "a.png"), "--scale", "1", "-o", tmp_path / "r.png", "--json")
     assert omgsr(*call, *option).records[0]["status"] == "done"
     assert omgsr(*call, *option).records[0]["status"] == "skipped"
@@ -278,7 +276,7 @@ def test_the_model_is_taken_from_the_option_or_the_environment(
 @pytest.mark.parametrize(
     "options", [("--base", "nowhere"), ("--adapter", "nowhere"), ("--base", "nowhere", "--adapter", "nowhere")]
 )
-def test_a_base_or_adapter_that_is_not_there(
+def test_a_missing_base_or_adapter_is_one_line(
     omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     monkeypatch.delenv("OMGSR_MODEL")
@@ -289,14 +287,14 @@ def test_a_base_or_adapter_that_is_not_there(
 
 
 @pytest.mark.parametrize("options", [("--device", "quantum"), ("--device", "cpu:x"), ("--precision", "fp16")])
-def test_a_device_or_precision_that_is_not_there(omgsr: Command, tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_a_missing_device_or_precision_is_one_line(omgsr: Command, tmp_path: Path, options: tuple[str, ...]) -> None:
     said = omgsr(draw(tmp_path / "a.png"), *options, *(() if "--device" in options else ("--device", "cpu")))
     assert said.code == (1 if options[0] == "--precision" else 2)
     assert options[1] in said.errors[0]
     assert "hint: " in said.err
 
 
-def test_the_mid_timestep_changes_the_result_and_is_told(omgsr: Command, tmp_path: Path) -> None:
+def test_the_mid_timestep_changes_the_result_and_is_recorded(omgsr: Command, tmp_path: Path) -> None:
     source = draw(tmp_path / "a.png")
     said = omgsr(source, "--mid-timestep", "100", "-o", tmp_path / "100.png")
     assert f"mid-timestep 100 is not {MID_TIMESTEP}" in said.err
@@ -342,7 +340,7 @@ def test_the_same_input_gives_the_same_file(omgsr: Command, tmp_path: Path) -> N
     assert (tmp_path / "one" / "a.png").read_bytes() == (tmp_path / "two" / "a.png").read_bytes()
 
 
-def test_color_fixes(omgsr: Command, tmp_path: Path) -> None:
+def test_every_colour_fix_changes_the_result(omgsr: Command, tmp_path: Path) -> None:
     source = draw(tmp_path / "a.png", 40, 30)
     results = {}
     for fix in ("none", "adain", "wavelet"):
@@ -357,7 +355,7 @@ def test_color_fixes(omgsr: Command, tmp_path: Path) -> None:
     assert (results["adain"] != results["none"]).any()
 
 
-def test_memory_is_an_amount(omgsr: Command, tmp_path: Path) -> None:
+def test_memory_limits_are_parsed(omgsr: Command, tmp_path: Path) -> None:
     source = draw(tmp_path / "a.png", 40, 30)
     assert omgsr(source, "--memory", "800M").code == 0
     said = omgsr(source, "--memory", "5x", "--overwrite")
@@ -455,7 +453,7 @@ def test_sd_in_tiles_and_with_a_seed(
     assert np.abs(pixels(tmp_path / "a.png") - pixels(tmp_path / "b.png")).max() <= 1
 
 
-def test_blended_tiles_are_part_of_what_a_result_was_made_with(
+def test_blended_tiles_identify_a_result(
     omgsr: Command, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMGSR_MODEL")
@@ -467,7 +465,7 @@ def test_blended_tiles_are_part_of_what_a_result_was_made_with(
         assert omgsr(*arguments, *options).code == 1
 
 
-def test_an_adapter_that_does_not_fit_is_told(
+def test_a_mismatched_adapter_is_reported(
     omgsr: Command, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMGSR_MODEL")

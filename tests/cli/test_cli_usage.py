@@ -15,7 +15,7 @@ from omgsr_cli.cli.app import run
 
 @pytest.mark.parametrize("option", ["--device", "--model", "--base", "--adapter"])
 @pytest.mark.parametrize("command", ["upscale", "bench", "timestep"])
-def test_a_name_that_nothing_has(
+def test_an_unknown_name_suggests_the_nearest(
     command: str, option: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if (command, option) == ("timestep", "--adapter"):
@@ -48,7 +48,7 @@ def test_a_name_that_nothing_has(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_be_meant(
+def test_contradictory_arguments_are_usage_errors(
     arguments: list[str],
     named: str,
     tmp_path: Path,
@@ -62,7 +62,7 @@ def test_what_cannot_be_meant(
 
 
 @pytest.mark.parametrize("typed", [["a.png"], ["in"], ["missing.JPG", "--scale", "2"], ["a name.tif"], ["s3://b/c/"]])
-def test_an_input_without_a_command_gets_the_command(
+def test_an_input_without_a_command_suggests_the_command(
     typed: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "in").mkdir()
@@ -72,7 +72,7 @@ def test_an_input_without_a_command_gets_the_command(
     assert hint == f"hint: omgsr upscale {shlex.join(typed)}"
 
 
-def test_a_configuration_without_a_command_gets_train(
+def test_a_configuration_without_a_command_suggests_train(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -74,7 +74,7 @@ def test_a_sample_does_not_depend_on_its_neighbours(preset: str) -> None:
     assert torch.equal(shuffled, together[order])
 
 
-def test_memory_layout_does_not_count() -> None:
+def test_memory_layout_does_not_matter() -> None:
     images = crops(3, 40, 56)
     strided = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     first, second = (degrade(x, 4, REFERENCE, seed=0, epoch=0, indices=[4, 5, 6]) for x in (images, strided))
@@ -100,7 +100,7 @@ def test_no_global_state_is_read_or_changed_and_the_input_stays() -> None:
     assert torch.get_num_threads() == threads
 
 
-def test_the_number_of_threads_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_threads_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     image, before, used = crops(1, 208, 208), torch.get_num_threads(), []
 
     def noted(*arguments: Any) -> torch.Tensor:
@@ -121,7 +121,7 @@ def test_the_number_of_threads_does_not_count(monkeypatch: pytest.MonkeyPatch) -
     assert set(used) == {1}, "blurs are FFTs, which round by their threads"
 
 
-def test_threads_that_degrade_at_once_keep_their_numbers_of_threads() -> None:
+def test_concurrent_degradations_keep_their_number_of_threads() -> None:
     before, image = torch.get_num_threads(), crops(1, 96, 96)
     torch.set_num_threads(3)
     try:
@@ -137,7 +137,7 @@ def test_threads_that_degrade_at_once_keep_their_numbers_of_threads() -> None:
         assert torch.equal(one, made[position % 2])
 
 
-def test_an_error_in_the_one_thread_reaches_the_caller() -> None:
+def test_an_error_in_a_thread_reaches_the_caller() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -148,7 +148,7 @@ def test_an_error_in_the_one_thread_reaches_the_caller() -> None:
         torch.set_num_threads(before)
 
 
-def test_description_is_what_is_drawn() -> None:
+def test_the_description_lists_what_is_drawn() -> None:
     told = describe_degradation(REFERENCE, seed=5, epoch=6, index=7)
     plan = draw_plan(REFERENCE, sample_rng(5, 6, 7))
     assert told["first"]["quality"] == plan.first.quality
@@ -465,7 +465,7 @@ def test_draws_fill_their_ranges_evenly(preset: str) -> None:
             assert distance < 2.0 / math.sqrt(len(values)) + 0.025
 
 
-def test_statistics_are_those_of_the_straightforward_way(bench: ModuleType) -> None:
+def test_statistics_equal_those_of_a_direct_implementation(bench: ModuleType) -> None:
     measured = []
     for index, image in enumerate(bench.synthetic_crops(128, 200)):
         ours, plain = bench.pair(image, REFERENCE, index)
@@ -499,7 +499,7 @@ def test_reference_has_the_published_numbers() -> None:
         assert (stage.betag_range, stage.betap_range, stage.jpeg_range) == ((0.5, 4.0), (1.0, 2.0), (30, 95))
 
 
-def test_light_is_lighter(bench: ModuleType) -> None:
+def test_the_light_preset_degrades_less(bench: ModuleType) -> None:
     images = torch.stack(list(bench.synthetic_crops(128, 24)))
     psnr_db = {}
     for name, config in PRESETS.items():
@@ -520,7 +520,7 @@ def test_presets_load_by_name() -> None:
         assert load_degradation(name) is config
 
 
-def test_toml_changes_what_it_names(tmp_path: Path) -> None:
+def test_toml_changes_the_named_fields_only(tmp_path: Path) -> None:
     path = write(tmp_path, 'extends = "light"\nfinal_sinc_prob = 0.25\n[second]\njpeg_range = [50, 60]\n')
     config = load_degradation(path)
     assert config.first == PRESETS["light"].first
@@ -553,7 +553,7 @@ def test_toml_changes_what_it_names(tmp_path: Path) -> None:
         ("final_sinc_prob = \n", "TOML"),
     ],
 )
-def test_a_wrong_file_is_one_line_that_names_what(tmp_path: Path, text: str, named: str) -> None:
+def test_an_invalid_file_is_one_line(tmp_path: Path, text: str, named: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(UsageError) as caught:
         load_degradation(path)

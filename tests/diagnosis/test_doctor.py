@@ -119,7 +119,7 @@ def test_the_lines_on_precision_agree(
         ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "SIGILL"),
     ],
 )
-def test_a_torch_that_does_not_work_is_reported_with_everything_else(tmp_path: Path, code: str, reason: str) -> None:
+def test_a_broken_torch_is_reported_with_everything_else(tmp_path: Path, code: str, reason: str) -> None:
     write_package(tmp_path / "packages", "torch", code)
     finished = run_beside(tmp_path / "packages")
     assert finished.returncode == 1

@@ -63,7 +63,7 @@ def test_a_process_that_dies_is_replaced_and_its_task_tried_once_more(tmp_path: 
     assert tried == {number: 2 if number in (3, 7, 12) else 1 for number in range(20)}
 
 
-def test_what_cannot_be_opened_ends_the_run(tmp_path: Path) -> None:
+def test_a_worker_that_cannot_open_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="there is no model") as caught:
         run(Processes(TWO), Doubling(tmp_path, broken=True), range(3))
     assert caught.value.hint == "make one"
@@ -125,7 +125,7 @@ ARRAY = {"SLURM_ARRAY_TASK_MIN": "10", "SLURM_ARRAY_TASK_MAX": "40", "SLURM_ARRA
         ("auto", {**ARRAY, "SLURM_ARRAY_TASK_ID": "40", "RANK": "1", "WORLD_SIZE": "2"}, Shard(8, 8)),
     ],
 )
-def test_a_part_is_named_or_given_by_a_scheduler(text: str, environment: dict[str, str], shard: Shard) -> None:
+def test_a_part_comes_from_the_option_or_a_scheduler(text: str, environment: dict[str, str], shard: Shard) -> None:
     assert parse_shard(text, environment) == shard
 
 
@@ -142,7 +142,7 @@ def test_a_part_is_named_or_given_by_a_scheduler(text: str, environment: dict[st
         ("auto", {**ARRAY, "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MAX": "41"}, "SLURM_ARRAY_TASK_ID"),
     ],
 )
-def test_what_is_no_part_is_a_usage_error(text: str, environment: dict[str, str], wrong: str) -> None:
+def test_an_invalid_part_is_a_usage_error(text: str, environment: dict[str, str], wrong: str) -> None:
     if "TASK_ID" in wrong:
         environment = {**environment, "SLURM_ARRAY_TASK_ID": ""}
     with pytest.raises(UsageError, match=wrong):
@@ -152,7 +152,7 @@ def test_what_is_no_part_is_a_usage_error(text: str, environment: dict[str, str]
 # Reports
 
 
-def test_a_report_tells_of_all_runs_and_survives_half_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_covers_all_runs_and_survives_a_partial_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(1000, 2000))
     monkeypatch.setattr("omgsr_cli.batch.reports.time.time", lambda: next(now))
     path = tmp_path / "new" / "run.jsonl"
@@ -219,7 +219,7 @@ def test_a_report_of_unknown_length_has_no_end(tmp_path: Path) -> None:
     assert (state.files, state.left, state.seconds_left) == (None, None, None)
 
 
-def test_what_is_no_report_is_a_usage_error(tmp_path: Path) -> None:
+def test_another_file_is_not_accepted_as_a_report(tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_text(json.dumps({"a": 1}) + "\n")
     for path, wrong in [(tmp_path / "other.jsonl", "is not a report"), (tmp_path / "none", "No such file")]:
         with pytest.raises(UsageError, match=wrong):

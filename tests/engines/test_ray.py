@@ -60,7 +60,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("here")
-def test_actors_give_what_this_process_gives_and_one_that_dies_costs_its_task_alone(
+def test_actors_equal_this_process_and_a_dead_one_fails_its_task_only(
     tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with at_most(_PATIENCE_S):
@@ -153,7 +153,7 @@ def an_actor_that_cannot_start_is_not_waited_for_for_ever(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_actors_work_leaves_nothing_half_done(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_during_work_of_actors_leaves_no_partial_files(tmp_path: Path, number: signal.Signals) -> None:
     model = write_tiny_model(tmp_path / "model")
     draw(tmp_path / "in" / "a.png", 700, 700)
     draw(tmp_path / "in" / "b.png", 700, 700)

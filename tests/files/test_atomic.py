@@ -47,7 +47,7 @@ def hold(path: Path, kind: str) -> tuple[subprocess.Popen[str], Path]:
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_leftovers_of_a_killed_process_are_removed_and_work_of_a_live_one_is_not(tmp_path: Path, kind: str) -> None:
+def test_files_of_killed_processes_are_removed_and_those_of_live_ones_kept(tmp_path: Path, kind: str) -> None:
     (killed, left), (living, kept) = hold(tmp_path / "a.png", kind), hold(tmp_path / "b.png", kind)
     try:
         assert left.exists()
@@ -68,7 +68,7 @@ def test_leftovers_of_a_killed_process_are_removed_and_work_of_a_live_one_is_not
     assert files_below(tmp_path) == ["c.png"]
 
 
-def test_what_another_host_or_an_earlier_owner_of_the_number_left(
+def test_files_of_other_hosts_and_reused_process_ids_are_judged_by_age(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = partial_name("a.png")

@@ -68,7 +68,7 @@ def messages(planned: JobPlan) -> list[str]:
     ("label", "expected"),
     [("4", "a_x4.png"), ("2.5", "a_x2.5.png"), ("1920x1080", "a_1920x1080.png"), ("long2000", "a_long2000.png")],
 )
-def test_a_result_lies_beside_its_input_under_its_scale(label: str, expected: str) -> None:
+def test_a_result_is_placed_beside_its_input_with_its_scale(label: str, expected: str) -> None:
     make("in/a.png")
     assert pairs(plan("in/a.png", scale_label=label)) == {"in/a.png": f"in/{expected}"}
 
@@ -123,7 +123,7 @@ def test_suffix_is_no_path(suffix: str) -> None:
         plan("a.png", suffix=suffix)
 
 
-def test_a_folders_results_lie_in_a_folder_beside_it() -> None:
+def test_results_of_a_folder_are_in_a_folder_beside_it() -> None:
     make("in/a.png", "in/b.gif", "in/sub/c.jpg")
     assert pairs(plan("in")) == {"in/a.png": "in_x4/a.png", "in/b.gif": "in_x4/b.png"}
     assert pairs(plan("in/", recursive=True, suffix="_big")) == {
@@ -141,7 +141,7 @@ def test_folders_without_a_name_of_their_own(tmp_path: Path, monkeypatch: pytest
     assert pairs(plan("sub/..")) == {"sub/../a.png": f"{beside}/a.png"}
 
 
-def test_nothing_lies_beside_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_root_folder_needs_an_output(monkeypatch: pytest.MonkeyPatch) -> None:
     found = FoundInput(Path("/a.png"), Path("a.png"), Path("/"))
     monkeypatch.setattr(jobs, "search_inputs", lambda *_, **__: iter((found,)))
     with pytest.raises(UsageError, match="no place beside") as caught:
@@ -153,7 +153,7 @@ def test_nothing_lies_beside_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 # Sub-folders that nobody asked for
 
 
-def test_sub_folders_with_images_that_are_left_out_are_told_once() -> None:
+def test_ignored_subfolders_with_images_are_noted_once() -> None:
     make(
         "in/a.png",
         "in/2/b.png",
@@ -175,13 +175,13 @@ def test_sub_folders_with_images_that_are_left_out_are_told_once() -> None:
     assert note.startswith("2 subfolders are skipped, the first is ")
 
 
-def test_a_folder_without_images_says_whether_its_sub_folders_hold_some() -> None:
+def test_a_folder_without_images_reports_images_in_subfolders() -> None:
     make("in/sub/deep/a.png", "none/sub/a.txt")
     (some,), (none,) = plan("in").problems, plan("none").problems
     assert (some.hint, none.hint) == ("its subfolders contain some: use --recursive", None)
 
 
-def test_what_is_left_out_is_looked_at_only_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_of_ignored_subfolders_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     make("in/a.png", *(f"in/{number}/{name}" for number in range(9) for name in ("a.png", "b.png", "c.png")))
     monkeypatch.setattr(folders, "_MOST_LOOKS", 11)
     (note,) = plan("in").notes
@@ -227,7 +227,7 @@ def test_output_file(output: str) -> None:
     assert pairs(plan("a.bmp", output=output)) == {"a.bmp": output}
 
 
-def test_output_file_takes_what_a_glob_or_list_gives_if_it_is_one() -> None:
+def test_an_output_file_accepts_a_glob_or_list_of_one_image() -> None:
     make("in/a.bmp")
     Path("l.txt").write_text("in/a.bmp\n")
     assert pairs(plan("in/*.bmp", output="r.png")) == {"in/a.bmp": "r.png"}
@@ -250,7 +250,7 @@ def test_output_file_takes_what_a_glob_or_list_gives_if_it_is_one() -> None:
         ("b.png/", "same", "not a folder"),
     ],
 )
-def test_outputs_that_are_refused(output: str, output_format: str, match: str) -> None:
+def test_invalid_outputs_are_refused(output: str, output_format: str, match: str) -> None:
     make("a.png", "b.png", "file")
     with pytest.raises(UsageError, match=match):
         plan("a.png", output=output, output_format=output_format)
@@ -340,7 +340,7 @@ def test_the_output_folder_inside_the_input_is_not_an_input(output: str) -> None
     assert list(pairs(plan("in/**", output=output))) == sources
 
 
-def test_only_an_output_folder_is_no_folder_of_images() -> None:
+def test_an_output_folder_alone_is_not_an_input() -> None:
     make("in/out/a.png")
     planned = plan("in", output="in/out")
     assert messages(planned) == ["in: no images in this folder"]
@@ -451,7 +451,7 @@ def test_pipes_and_devices_are_problems() -> None:
         ("nowhere://x/*.png", "there is no kind of storage called nowhere", "s3://, gs://, hf:// are such"),
     ],
 )
-def test_addresses_that_nothing_reaches_are_refused(url: str, wrong: str, hint: str) -> None:
+def test_unknown_protocols_are_refused(url: str, wrong: str, hint: str) -> None:
     make("a.png")
     with pytest.raises(UsageError, match=wrong) as caught:
         plan("a.png", url)
@@ -459,14 +459,14 @@ def test_addresses_that_nothing_reaches_are_refused(url: str, wrong: str, hint: 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names have no colon there")
-def test_a_path_that_looks_like_an_address_is_a_path_if_it_is_there() -> None:
+def test_an_existing_path_that_looks_like_a_url_is_a_path() -> None:
     make("http:/x/a.png")
     Path("l.txt").write_text("http://x/a.png")
     assert pairs(plan("http://x/a.png", "l.txt", output="out")) == {"http:/x/a.png": "out/a.png"}
 
 
 @pytest.mark.parametrize(("inputs", "match"), [([], "no input"), ([""], "input is empty"), (["a.png", ""], "empty")])
-def test_nothing_is_no_input(inputs: list[str], match: str) -> None:
+def test_an_empty_input_is_refused(inputs: list[str], match: str) -> None:
     make("a.png")
     with pytest.raises(UsageError, match=match):
         plan(*inputs)
@@ -514,7 +514,7 @@ def test_folders_that_a_glob_matches_are_input_folders() -> None:
     assert pairs(plan("**/*", output="out"))["album2/sub/c.png"] == "out/album2/sub/c.png"
 
 
-def test_a_file_of_that_name_is_no_glob() -> None:
+def test_an_existing_file_is_not_a_glob() -> None:
     make("a[1].png", "a1.png")
     assert pairs(plan("a[1].png")) == {"a[1].png": "a[1]_x4.png"}
     assert pairs(plan("a[[]*.png")) == {"a[1].png": "a[1]_x4.png"}
@@ -528,7 +528,7 @@ def test_a_file_of_that_name_is_no_glob() -> None:
         max_size=5,
     ).filter(lambda parts: glob.has_magic("".join(parts)))
 )
-def test_globs_match_what_the_standard_library_matches(tmp_path: Path, parts: list[str]) -> None:
+def test_globs_match_as_the_standard_library_does(tmp_path: Path, parts: list[str]) -> None:
     make("a/b.png", "a/sub/b.png", "ab/a.png", "ab/.b.png", "b.png", "sub/a/b/x.png", "sub/.hid/y.png", "c/a")
     pattern = os.path.join(*parts)
     expected = {
@@ -605,14 +605,14 @@ def test_names_need_not_be_unicode() -> None:
     ("content", "match"),
     [(b"", "names no images"), (b"# x\n\n", "names no images"), (b"PK\0\0", "plain text"), (b"\xff\xfea", "plain")],
 )
-def test_useless_lists_are_problems(content: bytes, match: str) -> None:
+def test_empty_or_unreadable_lists_are_problems(content: bytes, match: str) -> None:
     Path("l.txt").write_bytes(content)
     (message,) = messages(plan("l.txt"))
     assert message.startswith("l.txt: ")
     assert match in message
 
 
-def test_a_folder_may_be_called_as_a_list() -> None:
+def test_a_folder_may_be_named_like_a_list() -> None:
     make("in.txt/a.png")
     assert pairs(plan("in.txt", output="out")) == {"in.txt/a.png": "out/a.png"}
 
@@ -620,7 +620,7 @@ def test_a_folder_may_be_called_as_a_list() -> None:
 # Duplicates, conflicts, originals
 
 
-def test_duplicates_are_done_once_under_their_first_name(tmp_path: Path) -> None:
+def test_duplicates_are_processed_once_under_their_first_name(tmp_path: Path) -> None:
     make("in/a.png", "in/sub/b.png")
     Path("l.txt").write_text("in/a.png\n")
     inputs = ["in/a.png", "./in/a.png", "in/sub/../a.png", str(tmp_path / "in/a.png"), "in", "in/*.png", "l.txt"]
@@ -649,7 +649,9 @@ def test_linked_folders_are_the_same_folder_and_linked_images_are_names() -> Non
         (["x/a.png", "y/a.png"], {"output": "y/../out/"}),
     ],
 )
-def test_two_inputs_for_one_output_are_named_and_the_rest_is_done(inputs: list[str], options: dict[str, Any]) -> None:
+def test_two_inputs_for_one_output_are_reported_and_the_others_continue(
+    inputs: list[str], options: dict[str, Any]
+) -> None:
     make("x/a.png", "y/a.png")
     make(*(name for name in inputs if "." in name))
     make("x/clear.png")
@@ -730,7 +732,7 @@ def test_before_after_images_of_an_earlier_run_are_not_enlarged() -> None:
     assert set(planned.earlier_results) == {Path("a_x4.jpg"), compared}
 
 
-def test_an_earlier_result_alone_is_an_input_as_any_other() -> None:
+def test_an_earlier_result_named_alone_is_an_input() -> None:
     make("a_x4.jpg")
     assert pairs(plan("a_x4.jpg")) == {"a_x4.jpg": "a_x4_x4.jpg"}
 
@@ -741,7 +743,7 @@ def test_names_that_differ_in_case_are_two_files() -> None:
     assert len(plan("in", output="out").jobs) == 2
 
 
-def test_names_that_differ_in_case_or_unicode_form_are_one_where_the_system_says_so(
+def test_names_that_the_file_system_treats_as_equal_are_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     composed, decomposed = (unicodedata.normalize(form, "x/Ä.png") for form in ("NFC", "NFD"))
@@ -775,7 +777,7 @@ def test_natural_key_counts(numbers: list[int], name: str) -> None:
         assert sorted(paths, key=natural_key) == expected
 
 
-def test_natural_key_of_endless_numbers() -> None:
+def test_natural_key_of_very_long_numbers() -> None:
     assert natural_key(Path("9" * 5000)) < natural_key(Path("1" + "0" * 5000))
 
 
@@ -796,7 +798,7 @@ def test_natural_key_of_endless_numbers() -> None:
     output=st.sampled_from([None, "out", "in/out"]),
     output_format=st.sampled_from(["same", "png", "webp"]),
 )
-def test_any_tree_is_planned_without_a_loss(
+def test_any_tree_is_planned_completely(
     tmp_path_factory: pytest.TempPathFactory,
     data: list[tuple[list[str], str, str]],
     suffix: str | None,

@@ -33,9 +33,7 @@ def test_folders_and_globs_skip_results_of_every_format(omgsr: Command, tmp_path
     assert (said.code, files_below(tmp_path / "listed")) == (0, ["holiday.png"])
 
 
-def test_a_result_that_is_named_beside_its_folder_is_processed_and_not_counted_as_skipped(
-    omgsr: Command, tmp_path: Path
-) -> None:
+def test_a_result_named_as_input_is_processed(omgsr: Command, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     draw(photos / "a.png", 8, 6)
     for scale in ("2", "3"):

@@ -29,7 +29,7 @@ def test_a_file_is_read_again_only_after_it_changed(tmp_path: Path, monkeypatch:
     assert Remembered(tmp_path / "kept").content(path) == hashlib.sha256(b"two").hexdigest()
 
 
-def test_a_file_of_this_moment_is_read_again(tmp_path: Path) -> None:
+def test_a_file_changed_just_now_is_read_again(tmp_path: Path) -> None:
     """Its time may be too coarse to show a second change."""
     remembered, path = Remembered(tmp_path / "kept"), tmp_path / "a"
     path.write_bytes(b"one")
@@ -53,7 +53,7 @@ def test_a_models_hash_follows_names_and_contents(tmp_path: Path) -> None:
     assert remembered.contents([tmp_path / "m0"]) in seen
 
 
-def test_results_and_speeds(tmp_path: Path) -> None:
+def test_results_and_speeds_are_remembered(tmp_path: Path) -> None:
     path = tmp_path / "r.png"
     path.write_bytes(b"pixels")
     Remembered(tmp_path / "kept").keep_result(path, "record")
@@ -66,7 +66,7 @@ def test_results_and_speeds(tmp_path: Path) -> None:
     assert Remembered(tmp_path / "kept").find("speed", "model") == 2.5
 
 
-def test_without_a_place_nothing_is_remembered_and_nothing_fails(tmp_path: Path) -> None:
+def test_without_a_cache_folder_nothing_fails(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"not a folder")
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "remembered.sqlite").write_bytes(b"not a database" * 100)
@@ -79,7 +79,7 @@ def test_without_a_place_nothing_is_remembered_and_nothing_fails(tmp_path: Path)
         Remembered(tmp_path / "kept").content(tmp_path / "gone")
 
 
-def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_environment_sets_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OMGSR_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     monkeypatch.delenv("OMGSR_CACHE")
@@ -88,7 +88,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("how", ["garbage", "truncated", "short", "middle", "folder", "another table"])
-def test_a_damaged_database_is_named_once_and_a_new_one_begun(tmp_path: Path, how: str) -> None:
+def test_a_damaged_database_is_reported_once_and_replaced(tmp_path: Path, how: str) -> None:
     place = tmp_path / "kept" / "remembered.sqlite"
     before = Remembered(tmp_path / "kept")
     for number in range(200):
@@ -107,7 +107,7 @@ def test_a_damaged_database_is_named_once_and_a_new_one_begun(tmp_path: Path, ho
     assert take_notes() == ()
 
 
-def test_a_cache_that_is_no_folder(tmp_path: Path) -> None:
+def test_a_cache_path_that_is_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("a file")
     forget_notes()
     Remembered(tmp_path / "kept").keep("sample", "a", "1")
@@ -117,7 +117,7 @@ def test_a_cache_that_is_no_folder(tmp_path: Path) -> None:
     assert (tmp_path / "kept").read_text() == "a file"
 
 
-def test_a_database_that_may_not_be_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_database_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Remembered(tmp_path / "kept").keep("sample", "old", "1")
     connect = sqlite3.connect
 
@@ -135,7 +135,7 @@ def test_a_database_that_may_not_be_written_is_read(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("how", ["garbage", "truncated", "folder"])
-def test_finished_results_are_known_again_after_the_cache_was_damaged(
+def test_finished_results_are_recognised_after_the_cache_was_damaged(
     omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "cache"))

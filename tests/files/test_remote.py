@@ -62,7 +62,7 @@ def stored(system: Any, folder: str) -> dict[str, bytes]:
         ("https://h.org/a.png?key=1/2", "a.png", "https://h.org", "https://h.org/x/y.png"),
     ],
 )
-def test_an_address_is_asked_like_a_path(url: str, name: str, parent: str, below: str) -> None:
+def test_an_address_works_like_a_path(url: str, name: str, parent: str, below: str) -> None:
     address = parse_address(url + "/")
     assert (address.name, address.parent) == (name, Address(parent))
     assert address.parent / Path("x/y.png") == Address(below)
@@ -71,7 +71,7 @@ def test_an_address_is_asked_like_a_path(url: str, name: str, parent: str, below
     assert (Address("s3://b/c.tar.gz").stem, Address("s3://b/c.tar.gz").suffix) == ("c.tar", ".gz")
 
 
-def test_secrets_are_not_told() -> None:
+def test_secrets_are_not_shown() -> None:
     assert str(Address("sftp://me:pass@host/a.png")) == "sftp://…@host/a.png"
     assert repr(Address("https://h.org/a.png?X-Signature=abc")) == "Address('https://h.org/a.png?…')"
     assert str(Address("s3://b/what?.png")) == "s3://b/what?.png"
@@ -79,7 +79,7 @@ def test_secrets_are_not_told() -> None:
     assert text == "403, message='Forbidden', url='https://…@h.org/a?…'"
 
 
-def test_what_a_storage_says_is_one_line_redact(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_a_storage_are_one_redacted_line(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(system: Any, path: str, **_: Any) -> None:
         raise OSError("no answer from https://h.org/a?token=abc\nmore of it")
 
@@ -88,7 +88,7 @@ def test_what_a_storage_says_is_one_line_redact(memory: Any, monkeypatch: pytest
         look_at(Address("memory://d/a.png"))
 
 
-def test_a_storage_that_is_connected_to_at_once_and_does_not_answer(omgsr: Command) -> None:
+def test_a_storage_that_does_not_answer_times_out(omgsr: Command) -> None:
     """Nobody listens at port 1 of this machine."""
     said = omgsr("ftp://127.0.0.1:1/a.png", "-o", "out/")
     assert (said.code, len(said.errors)) == (1, 1)
@@ -108,7 +108,7 @@ class Nothing(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_web_server_without_the_file_is_not_one_that_cannot_be_reached() -> None:
+def test_a_missing_file_differs_from_an_unreachable_server() -> None:
     pytest.importorskip("aiohttp", reason="aiohttp is not installed: the extra `remote`")
     with QuietServer(("127.0.0.1", 0), Nothing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -118,7 +118,7 @@ def test_a_web_server_without_the_file_is_not_one_that_cannot_be_reached() -> No
         look_at(Address("http://127.0.0.1:1/a.png"))
 
 
-def test_a_folder_on_a_storage_gives_what_a_folder_here_gives(omgsr: Command, memory: Any, tmp_path: Path) -> None:
+def test_a_remote_folder_gives_the_results_of_a_local_one(omgsr: Command, memory: Any, tmp_path: Path) -> None:
     for number in range(3):
         draw(tmp_path / "in" / "deep" / f"{number}.png", 5 + number, 7)
     draw(tmp_path / "in" / "b.jpg", 5, 7)
@@ -158,14 +158,14 @@ def test_a_folder_on_a_storage_gives_what_a_folder_here_gives(omgsr: Command, me
     assert (said.code, said.lines) == (0, ["memory://d/out/broken.png"])
 
 
-def test_a_result_without_a_record_is_known_again(omgsr: Command, memory: Any, tmp_path: Path) -> None:
+def test_a_result_without_a_record_is_recognised(omgsr: Command, memory: Any, tmp_path: Path) -> None:
     memory.put_file(str(draw(tmp_path / "a.png", 5, 7)), "/d/a.png")
     arguments = ("memory://d/a.png", "-o", "memory://d/out.png", "--metadata", "none")
     assert omgsr(*arguments).code == 0
     assert "already finished, as memory://d/out.png" in omgsr(*arguments).err
 
 
-def test_here_and_there_go_together(omgsr: Command, memory: Any, tmp_path: Path) -> None:
+def test_local_and_remote_paths_can_be_mixed(omgsr: Command, memory: Any, tmp_path: Path) -> None:
     draw(tmp_path / "a.png", 5, 7)
     assert omgsr(tmp_path / "a.png", "-o", "memory://d/out").code == 0
     assert omgsr(tmp_path / "a.png", "-o", tmp_path / "here").code == 0
@@ -175,7 +175,7 @@ def test_here_and_there_go_together(omgsr: Command, memory: Any, tmp_path: Path)
     assert said.lines[0].startswith("memory://d/out/a.png 20x28 -> memory://d/out/a_x4.png 80x112")
 
 
-def test_lists_patterns_and_what_is_not_there(memory: Any, tmp_path: Path) -> None:
+def test_remote_lists_patterns_and_missing_files(memory: Any, tmp_path: Path) -> None:
     for name in ("x/a.png", "x/b.jpg", "y/a.png", "y/.hidden.png", "y/c.doc"):
         memory.pipe_file(f"/d/{name}", b"")
     memory.pipe_file("/d/list.txt", b"x/a.png\n# no\nmemory://d/y/a.png\ny/c.doc\n")
@@ -210,7 +210,7 @@ def test_lists_patterns_and_what_is_not_there(memory: Any, tmp_path: Path) -> No
         plan_jobs(["memory://d/x/a.png"], "memory://d/x", OPTIONS)
 
 
-def test_what_appears_meanwhile_is_not_overwritten(memory: Any) -> None:
+def test_a_remote_file_that_appears_meanwhile_is_not_overwritten(memory: Any) -> None:
     place = Address("memory://d/a.png")
 
     def put_ours() -> None:
@@ -238,7 +238,7 @@ def test_what_appears_meanwhile_is_not_overwritten(memory: Any) -> None:
     assert not copy.path.exists()
 
 
-def test_a_storage_whose_puts_are_not_whole_gets_another_name_first(tmp_path: Path) -> None:
+def test_a_storage_without_atomic_puts_gets_a_temporary_name_first(tmp_path: Path) -> None:
     """As over SSH: what a reader finds under the result's name is the whole of it."""
     from fsspec.implementations.local import LocalFileSystem
 

@@ -68,7 +68,7 @@ MODES = {
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_png_modes(name: str) -> None:
+def test_every_png_mode_is_read(name: str) -> None:
     build, wanted, options = MODES[name]
     data = encoded(build(), **options)
     photo, header = read_image(data), probe_image(data)
@@ -269,7 +269,7 @@ def exif_with(orientation: int) -> Image.Exif:
 
 
 @pytest.mark.parametrize("pillow_format", ["PNG", "WEBP", "TIFF", "JPEG", "AVIF"])
-def test_orientation_is_applied_and_then_1(pillow_format: str) -> None:
+def test_orientation_is_applied_and_reset(pillow_format: str) -> None:
     options = {"lossless": True} if pillow_format == "WEBP" else {}
     for orientation in range(1, 9):
         data = encoded(Image.fromarray(noise(3)), pillow_format, exif=exif_with(orientation), **options)
@@ -359,7 +359,7 @@ def test_a_tiff_without_resolution_has_none() -> None:
 
 
 @pytest.mark.parametrize("pillow_format", ["GIF", "TIFF", "WEBP", "PNG", "AVIF"])
-def test_only_the_first_frame_is_used_and_said_so(pillow_format: str) -> None:
+def test_only_the_first_frame_is_used_with_a_note(pillow_format: str) -> None:
     frames = [Image.fromarray(np.full((9, 8, 3), value, np.uint8)) for value in (40, 120, 200)]
     data = encoded(frames[0], pillow_format, save_all=True, append_images=frames[1:])
     photo = read_image(data)
@@ -378,7 +378,7 @@ def message_of(source: Path | bytes, name: str | None = "holiday.png") -> str:
     return caught.value.message
 
 
-def test_what_is_no_image(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_refused(tmp_path: Path) -> None:
     assert message_of(b"", "a.png") == "a.png: the file is empty (0 bytes)"
     assert "not an image" in message_of(b"hello, this is text and nothing else")
     assert "it is a folder" in message_of(tmp_path)

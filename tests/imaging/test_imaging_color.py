@@ -98,7 +98,7 @@ def viewed(data: bytes) -> NDArray[np.generic]:
 
 @pytest.mark.parametrize("gamma", [1.0, 1.8, 2.6])
 @pytest.mark.parametrize("samples", [RGB, GREY, GREY.astype(np.uint16) * 257])
-def test_gama_of_a_png(samples: NDArray[np.generic], gamma: float) -> None:
+def test_gamma_of_a_png(samples: NDArray[np.generic], gamma: float) -> None:
     data = png(samples, gama(1 / gamma))
     expected = by_power(samples, gamma)
     np.testing.assert_allclose(pixels(data)[..., 0], expected if expected.ndim == 2 else expected[..., 0], atol=1e-3)
@@ -107,7 +107,7 @@ def test_gama_of_a_png(samples: NDArray[np.generic], gamma: float) -> None:
     assert read_image(again).metadata.icc is not None
 
 
-def test_gama_of_a_palette_and_of_transparency() -> None:
+def test_gamma_of_a_palette_and_of_transparency() -> None:
     palette = Image.fromarray(RGB).quantize(16)
     shown = np.asarray(palette.convert("RGB"))
     np.testing.assert_allclose(pixels(png(palette, gama(1.0))), by_power(shown, 1.0), atol=1e-3)
@@ -141,7 +141,7 @@ def test_a_palette_of_greys_keeps_its_rgb_profile() -> None:
         ((chunk(b"iCCP", b"x\0\0" + zlib.compress(b"broken")), cicp(12, 13)), P3),
     ],
 )
-def test_which_description_of_a_png_counts(chunks: tuple[bytes, ...], reference: bytes | None) -> None:
+def test_the_precedence_of_png_colour_chunks(chunks: tuple[bytes, ...], reference: bytes | None) -> None:
     expected = png(RGB) if reference is None else with_profile(RGB, reference)
     data = png(RGB, *chunks)
     np.testing.assert_allclose(pixels(data), pixels(expected), atol=2e-3)
@@ -174,7 +174,7 @@ def test_video_levels_of_a_cicp() -> None:
     np.testing.assert_array_equal(to_samples(photo.rgb, 8)[0, 0], [0, 128, 255])
 
 
-def test_a_description_that_means_nothing_is_noted() -> None:
+def test_an_invalid_colour_description_is_noted() -> None:
     for chunks in ((cicp(77, 13),), (cicp(1, 9),), (chrm(*[0.3] * 8), gama(1.0))):
         photo = read_image(png(RGB, *chunks))
         assert len(photo.notes) == 1
@@ -197,7 +197,7 @@ def with_nclx(pillow_format: str, primaries: int, transfer: int, **options: obje
 
 
 @pytest.mark.parametrize("pillow_format", ["AVIF", "HEIF"])
-def test_nclx(pillow_format: str) -> None:
+def test_an_nclx_box_is_applied(pillow_format: str) -> None:
     plain = with_nclx(pillow_format, 1, 13)
     assert read_image(plain).metadata.icc is None
     data = with_nclx(pillow_format, 12, 13)
@@ -281,7 +281,7 @@ def jpeg(color_space: int | None, index: str | None, icc: bytes | None = None) -
         (None, None, False),
     ],
 )
-def test_dcf_adobe_rgb(color_space: int | None, index: str | None, adobe: bool) -> None:
+def test_adobe_rgb_by_dcf_is_recognised(color_space: int | None, index: str | None, adobe: bool) -> None:
     data = jpeg(color_space, index)
     plain = to_samples(read_image(jpeg(1, None)).rgb, 8)
     np.testing.assert_allclose(pixels(data), pixels(with_profile(plain, ADOBE) if adobe else png(plain)), atol=2e-3)
@@ -311,7 +311,7 @@ def test_a_grey_profile_over_lab(deep: bool) -> None:
         np.testing.assert_array_equal(np.asarray(image), samples)
 
 
-def test_a_grey_profile_of_a_table_keeps_16_bits() -> None:
+def test_a_grey_table_profile_keeps_16_bits() -> None:
     nodes = encoded_lab(lab_of(np.linspace(0, 1, 33)[:, None].repeat(3, 1) ** 1.7))
     line = struct.pack(">HH", 0, 65535)
     table = b"mft2" + bytes(4) + bytes([1, 3, 33, 0]) + s15(1, 0, 0, 0, 1, 0, 0, 0, 1) + struct.pack(">HH", 2, 2)
@@ -328,7 +328,7 @@ def test_a_grey_profile_of_a_table_keeps_16_bits() -> None:
         assert np.abs(np.asarray(image).astype(int) - ramp).max() <= 2
 
 
-def test_a_made_profile_is_read_alike_by_littlecms() -> None:
+def test_littlecms_reads_generated_profiles_equally() -> None:
     for data in (png(RGB, cicp(12, 13)), png(RGB, CHRM_ADOBE, gama(0.5)), png(GREY, gama(0.6))):
         photo = read_image(data)
         icc = photo.metadata.icc

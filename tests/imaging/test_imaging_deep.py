@@ -51,7 +51,7 @@ CASES += [(kind, bits) for kind in ("jxl", "jxl in boxes") for bits in (10, 12, 
 @needs_jxl
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("kind", "bits"), CASES)
-def test_all_levels_come_through(kind: str, bits: int, channels: int) -> None:
+def test_all_levels_survive(kind: str, bits: int, channels: int) -> None:
     levels = ramp(bits, channels)
     data = written(kind, levels, bits)
     header, image = probe_image(data), read_image(data)
@@ -75,7 +75,7 @@ def test_all_levels_come_through(kind: str, bits: int, channels: int) -> None:
 
 @needs_jxl
 @pytest.mark.parametrize("kind", ["avif", "jp2", "jxl"])
-def test_without_the_library_a_note_says_what_is_lost(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_a_note_reports_the_loss(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = written(kind, ramp(10), 10)
     for module in ("omgsr_cli.imaging.read", "omgsr_cli.imaging.decoders"):
         monkeypatch.setattr(f"{module}.has_reader", lambda kind: kind != "codecs")
@@ -88,7 +88,7 @@ def test_without_the_library_a_note_says_what_is_lost(kind: str, monkeypatch: py
 
 
 @pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "PPM", "JXL"])
-def test_8_bits_stay_8_without_a_note(kind: str) -> None:
+def test_eight_bits_stay_eight_without_a_note(kind: str) -> None:
     if kind == "JXL":
         pytest.importorskip("pillow_jxl")
     held = io.BytesIO()

@@ -37,7 +37,7 @@ def exif_bytes() -> bytes:
 
 
 @needs_heif
-def test_a_heic_of_8_bits_with_all_that_it_carries(tmp_path: Path) -> None:
+def test_an_8_bit_heic_keeps_its_metadata(tmp_path: Path) -> None:
     import pillow_heif
 
     pixels = smooth(255, np.uint8)
@@ -58,7 +58,7 @@ def test_a_heic_of_8_bits_with_all_that_it_carries(tmp_path: Path) -> None:
 
 
 @needs_heif
-def test_a_heic_of_10_bits_keeps_them(tmp_path: Path) -> None:
+def test_a_10_bit_heic_keeps_its_depth(tmp_path: Path) -> None:
     import pillow_heif
 
     levels = smooth(1023, np.uint16)
@@ -74,7 +74,7 @@ def test_a_heic_of_10_bits_keeps_them(tmp_path: Path) -> None:
 
 
 @needs_jxl
-def test_a_jpeg_xl(tmp_path: Path) -> None:
+def test_a_jpeg_xl_is_read_and_written(tmp_path: Path) -> None:
     import pillow_jxl  # noqa: F401 - registers itself
 
     pixels = smooth(255, np.uint8)
@@ -167,7 +167,7 @@ HEIC_START = b"\0\0\0\x18ftypheic" + bytes(40)
     ("name", "content", "extra"),
     [("a.heic", HEIC_START, "heif"), ("a.jxl", b"\xff\x0a" + bytes(40), "jxl"), ("a.nef", b"II*\0" + bytes(40), "raw")],
 )
-def test_without_the_extra_it_is_named(
+def test_a_missing_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, extra: str
 ) -> None:
     for module in ("omgsr_cli.imaging.decoders", "omgsr_cli.imaging.opening"):
@@ -179,7 +179,7 @@ def test_without_the_extra_it_is_named(
     assert caught.value.hint == f"pip install 'omgsr-cli[{extra}]'"
 
 
-def test_folders_say_what_they_leave_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_report_unreadable_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folders, "has_reader", lambda kind: kind not in folders.EXTRA_OF_FORMAT)
     options = JobOptions(recursive=True, suffix=None, scale_label="4", output_format="same")
     for name in ("in/a.HEIC", "in/b.heic", "in/deep/c.nef", "in/d.psd", "in/e.txt"):

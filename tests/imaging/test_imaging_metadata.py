@@ -74,7 +74,7 @@ def tags_of(data: bytes | None) -> Image.Exif:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_places_turn_as_pixels_do(orientation: int) -> None:
+def test_positions_are_rotated_like_pixels(orientation: int) -> None:
     stored = np.zeros((6, 10, 1), np.uint8)
     stored[1, 7] = 1
     upright = TURNS[orientation](stored)
@@ -110,7 +110,7 @@ def exif_about_pixels(subject: tuple[int, ...], orientation: int = 6) -> bytes:
     ("subject", "expected"),
     [((10, 20), (112, 40)), ((10, 20, 6), (112, 40, 24)), ((32, 24, 10, 8), (96, 128, 32, 40))],
 )
-def test_exif_about_pixels_is_turned_and_scaled(subject: tuple[int, ...], expected: tuple[int, ...]) -> None:
+def test_exif_positions_are_rotated_and_scaled(subject: tuple[int, ...], expected: tuple[int, ...]) -> None:
     inner = tags_of(placed_exif(exif_about_pixels(subject), TURNED)).get_ifd(0x8769)
     assert tuple(inner[0x9214]) == expected
     assert tuple(inner[0xA214]) == (96, 128)
@@ -135,12 +135,12 @@ def test_exif_sides_beyond_16_bits() -> None:
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
-def test_subjects_go_through_a_file(format_name: str) -> None:
+def test_subject_areas_survive_a_file(format_name: str) -> None:
     metadata = kept(jpeg(exif=b"Exif\0\0" + exif_about_pixels((32, 24, 10, 8))), format_name)
     assert tuple(tags_of(metadata.exif).get_ifd(0x8769)[0x9214]) == (96, 128, 32, 40)
 
 
-def test_the_orientation_of_a_tiff_turns_what_it_describes() -> None:
+def test_the_orientation_of_a_tiff_is_applied_to_its_metadata() -> None:
     buffer = io.BytesIO()
     Image.fromarray(RGB).save(buffer, "TIFF", tiffinfo={274: 6, 700: region("0.25", "0.25", "0.2", "0.1")})
     data, _ = upscaled(buffer.getvalue())
@@ -157,7 +157,7 @@ def exif_with_maker_note(note: bytes) -> bytes:
     return b"II*\0\x08\0\0\0" + outer + inner + note
 
 
-def test_a_maker_note_with_offsets_stays_where_it_was_or_is_dropped_with_a_note() -> None:
+def test_a_maker_note_keeps_its_offset_or_is_dropped_with_a_note() -> None:
     fixed = exif_with_maker_note(struct.pack("<HHHII", 1, 6, 2, 10, 70) + bytes(4) + b"IMG:own\0\0\0")
     for format_name in FORMATS:
         data, notes = upscaled(jpeg(exif=b"Exif\0\0" + fixed), format_name)
@@ -309,7 +309,7 @@ def test_pixel_sizes_in_xmp() -> None:
         ("<hdrgm:GainMapMax><rdf:Seq><rdf:li>2</rdf:li></rdf:Seq></hdrgm:GainMapMax>", ""),
     ],
 )
-def test_xmp_about_what_is_not_kept_is_removed_with_a_note(properties: str, attributes: str) -> None:
+def test_xmp_about_dropped_data_is_removed_with_a_note(properties: str, attributes: str) -> None:
     data, notes = upscaled(jpeg(xmp=packet(properties + "<dc:title>kept</dc:title>", attributes)))
     xmp = read_image(data).metadata.xmp or b""
     assert len(notes) == 1
@@ -318,12 +318,12 @@ def test_xmp_about_what_is_not_kept_is_removed_with_a_note(properties: str, attr
         assert gone not in xmp
 
 
-def test_xmp_that_counts_nothing_is_not_written_anew() -> None:
+def test_xmp_without_pixel_counts_is_not_rewritten() -> None:
     xmp = packet("<dc:title>a  title</dc:title>", "my:odd='one &amp; two'") + b"   "
     assert placed_xmp(xmp, TURNED)[0] is xmp
 
 
-def test_xmp_that_cannot_be_followed_is_dropped_with_a_note() -> None:
+def test_unreadable_xmp_is_dropped_with_a_note() -> None:
     bomb = b'<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><x>&b;</x>'
     deep = b"<a>" * 50_000 + b"</a>" * 50_000
     for xmp in (bomb, b"<x", b"\xff\xfe\0", deep):
@@ -334,7 +334,7 @@ def test_xmp_that_cannot_be_followed_is_dropped_with_a_note() -> None:
     assert read_image(data).metadata.xmp is None
 
 
-def test_numbers_that_are_none_are_removed() -> None:
+def test_invalid_numbers_are_removed() -> None:
     xmp, _ = placed_xmp(
         packet('<my:a MPReg:Rectangle="left"/>', 'GPano:CroppedAreaTopPixels="?" my:b="kept"'), ENLARGED
     )
@@ -367,7 +367,7 @@ def test_extended_xmp_is_joined_and_split_again() -> None:
     assert b"a title" in (damaged.metadata.xmp or b"")
 
 
-def test_what_no_jpeg_can_hold() -> None:
+def test_metadata_that_no_jpeg_can_hold() -> None:
     metadata = ImageMetadata(xmp=b"<a>" + b"x" * 70_000 + b"</a>")
     photo = SourceImage(torch.rand(3, 8, 8), metadata=metadata)
     assert len(write_image(photo, io.BytesIO(), format="jpg")) == 1
@@ -430,7 +430,7 @@ def test_a_long_iptc_block() -> None:
         assert read_image(buffer.getvalue()).metadata.iptc == long
 
 
-def test_all_comments_of_a_jpeg() -> None:
+def test_all_comments_of_a_jpeg_are_kept() -> None:
     data = jpeg(segment(0xFE, b"first"), segment(0xFE, "zwölf".encode()))
     expected = (("Comment", "first"), ("Comment", "zwölf"))
     assert kept(data, "jpg").text == expected
@@ -463,7 +463,7 @@ def test_raw_profiles_of_a_png() -> None:
     assert len(read_image(png(RGB, unknown, corrupt)).notes) == 2
 
 
-def test_photoshops_paths_are_noted() -> None:
+def test_dropped_photoshop_paths_are_noted() -> None:
     block = b"8BIM" + struct.pack(">HHI", 2000, 0, 2) + b"xx"
     assert len(upscaled(jpeg(segment(0xED, b"Photoshop 3.0\0" + block)))[1]) == 1
 
@@ -509,7 +509,7 @@ def camera_jpeg() -> bytes:
 
 @pytest.mark.skipif(shutil.which("exiftool") is None, reason="needs exiftool (Debian: libimage-exiftool-perl)")
 @pytest.mark.parametrize("format_name", FORMATS)
-def test_a_photographers_round_trip_by_exiftool(format_name: str, tmp_path: Path) -> None:
+def test_exiftool_reads_a_round_trip(format_name: str, tmp_path: Path) -> None:
     source, result = tmp_path / "a.jpg", tmp_path / f"b.{format_name}"
     source.write_bytes(camera_jpeg())
     result.write_bytes(upscaled(source.read_bytes(), format_name)[0])
@@ -550,7 +550,7 @@ def resolutions(data: bytes) -> list[tuple[float, float]]:
 @pytest.mark.parametrize(
     ("dpi", "expected"), [("keep", (300, 200)), ("scale", (1200, 800)), (240, (240, 240)), (333.5, (333.5, 333.5))]
 )
-def test_the_resolution_is_the_same_everywhere(
+def test_the_resolution_is_equal_in_all_fields(
     dpi: str | float, expected: tuple[float, float], format_name: str
 ) -> None:
     exif = Image.Exif()
@@ -568,7 +568,7 @@ def test_the_resolution_is_the_same_everywhere(
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
-def test_a_resolution_where_there_was_none(format_name: str) -> None:
+def test_no_resolution_is_invented(format_name: str) -> None:
     photo = SourceImage(torch.rand(3, 8, 8))
     for metadata in ("keep", "none"):
         buffer = io.BytesIO()

@@ -114,7 +114,7 @@ def by_littlecms(samples: NDArray[np.generic], icc: bytes, mode: str = "RGB") ->
 # --- curves -------------------------------------------------------------------------------------------------------
 
 
-def test_srgbs_own_curve() -> None:
+def test_the_curve_of_srgb() -> None:
     known = torch.tensor([0.0, 0.04045, 0.5, 1.0])
     torch.testing.assert_close(srgb_to_light(known), torch.tensor([0.0, 0.0031308, 0.2140411, 1.0]), atol=1e-6, rtol=0)
     wide = torch.linspace(-1.5, 2.5, 4001)
@@ -156,7 +156,7 @@ def test_broken_curves_are_refused(tag: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", WIDE)
-def test_wide_gamuts_come_to_srgb_as_littlecms_brings_them(name: str) -> None:
+def test_wide_gamuts_are_converted_like_littlecms(name: str) -> None:
     samples = RNG.integers(0, 256, (64, 64, 3)).astype(np.uint8)
     photo = read_image(with_profile(samples, WIDE[name]))
     expected = by_littlecms(samples, WIDE[name]).astype(int)
@@ -168,7 +168,7 @@ def test_wide_gamuts_come_to_srgb_as_littlecms_brings_them(name: str) -> None:
 
 @pytest.mark.parametrize("name", WIDE)
 @pytest.mark.parametrize("bits", [8, 16])
-def test_the_look_is_kept_to_the_last_bit(name: str, bits: int) -> None:
+def test_the_appearance_is_kept_to_the_last_bit(name: str, bits: int) -> None:
     """Colours outside sRGB's gamut too."""
     samples = RNG.integers(0, 2**bits, (50, 60, 3)).astype(np.uint8 if bits == 8 else np.uint16)
     metadata = ImageMetadata(icc=WIDE[name])
@@ -206,7 +206,7 @@ def _pixels(data: bytes) -> NDArray[np.generic]:
 
 
 @pytest.mark.parametrize("format_name", ["png", "jpg", "webp", "tiff", "avif"])
-def test_an_enlarged_image_keeps_its_profile_and_its_look(format_name: str) -> None:
+def test_an_upscaled_image_keeps_its_profile_and_appearance(format_name: str) -> None:
     # A saturated P3 red and green, outside sRGB, beside a grey.
     patches = np.array([[[250, 20, 10], [20, 250, 30], [120, 120, 120]]], np.uint8)
     samples = patches.repeat(16, axis=0).repeat(16, axis=1)
@@ -279,7 +279,7 @@ def table_profile(space: bytes, inputs: int, light: Callable[[NDArray[np.float64
     return profile(space, tables, pcs=b"Lab ", kind=b"prtr")
 
 
-def test_a_profile_of_tables_is_read_as_littlecms_reads_it() -> None:
+def test_a_table_profile_is_read_like_littlecms() -> None:
     icc = table_profile(b"RGB ", 3, lambda rgb: rgb**1.8)
     assert isinstance(load_profile(icc), TableProfile)
     samples = RNG.integers(30, 226, (20, 20, 3)).astype(np.uint8)
@@ -323,7 +323,7 @@ def tables_of(kind: str, gamma: float) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["mft2", "mAB"])
-def test_tables_keep_all_levels_of_16_bits_and_come_back(kind: str) -> None:
+def test_table_profiles_keep_all_16_bit_levels(kind: str) -> None:
     icc = tables_of(kind, 1.8)
     ramp = np.linspace(12000, 60000, 1024).round().astype(np.uint16).reshape(32, 32)
     samples = np.stack([ramp, ramp[::-1], np.full_like(ramp, 30000)], axis=-1)
@@ -342,7 +342,7 @@ def test_tables_keep_all_levels_of_16_bits_and_come_back(kind: str) -> None:
     assert float((again.rgb - photo.rgb).abs().quantile(0.9)) < 1 / 255
 
 
-def test_a_profile_without_the_way_back_gives_srgb_with_a_note() -> None:
+def test_a_one_way_profile_gives_srgb_with_a_note() -> None:
     whole = tables_of("mft2", 1.8)
     icc = whole.replace(b"B2A0", b"xxxx")
     samples = RNG.integers(40, 200, (9, 9, 3)).astype(np.uint8)
@@ -393,7 +393,7 @@ def test_a_grey_profile_in_a_format_without_grey() -> None:
     torch.testing.assert_close(photo.rgb, read_image(with_profile(greys, GREY_15)).rgb)
 
 
-def test_cmyk_without_a_profile_is_pillows_and_becomes_rgb() -> None:
+def test_cmyk_without_a_profile_is_converted_like_pillow() -> None:
     image = Image.fromarray(RNG.integers(0, 256, (16, 16, 4)).astype(np.uint8), "CMYK")
     buffer = io.BytesIO()
     image.save(buffer, "TIFF")

@@ -66,7 +66,7 @@ ANCILLARY = {
 
 
 @pytest.mark.parametrize("kind", ANCILLARY)
-def test_a_wrong_checksum_costs_only_its_chunk(kind: str) -> None:
+def test_a_wrong_checksum_drops_only_its_chunk(kind: str) -> None:
     chunk = png_chunk(kind.encode(), ANCILLARY[kind])
     word = "ICC profile" if kind == "iCCP" else kind
     check(png_with(with_wrong_sum(chunk)), word)
@@ -87,7 +87,7 @@ def test_a_wrong_checksum_costs_only_its_chunk(kind: str) -> None:
     ],
     ids=["pHYs", "tIME", "zTXt", "iTXt", "no profile", "part of a profile"],
 )
-def test_content_that_means_nothing_costs_only_its_chunk(kind: str, content: bytes, word: str) -> None:
+def test_invalid_content_drops_only_its_chunk(kind: str, content: bytes, word: str) -> None:
     check(png_with(png_chunk(kind.encode(), content)), word)
 
 
@@ -122,7 +122,7 @@ def test_a_long_profile_is_kept() -> None:
     assert image.metadata.icc == icc
 
 
-def test_texts_beyond_all_bounds_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_enormous_texts_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "MAX_PNG_TEXT", 1000)
     monkeypatch.setattr(opening, "MAX_PNG_TEXTS", 1500)
     long, short = b"Comment\0" + b"x" * 1200, b"Comment\0" + b"x" * 700
@@ -131,7 +131,7 @@ def test_texts_beyond_all_bounds_are_left_out(monkeypatch: pytest.MonkeyPatch) -
     check(png_with(*[png_chunk(b"tEXt", short)] * 3), "tEXt")
 
 
-def test_a_png_without_its_end() -> None:
+def test_a_png_without_its_end_is_read() -> None:
     data = png_with()
     check(data[:-12], "end marker")
     check(data[:-5], "end marker")
@@ -162,7 +162,7 @@ def jpeg(options: dict[str, Any], mode: str = "RGB", size: tuple[int, int] = (45
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("name", JPEGS)
-def test_a_jpeg_that_lacks_only_its_end_marker(name: str, mode: str) -> None:
+def test_a_jpeg_without_its_end_marker_is_read(name: str, mode: str) -> None:
     data = jpeg(JPEGS[name], mode)
     whole = read_image(data)
     for short in (data[:-2], data[:-1]):
@@ -239,7 +239,7 @@ def test_a_profile_of_which_a_segment_is_missing_is_left_out_with_a_note() -> No
     ("format_name", "options"),
     [("JPEG2000", {}), ("WEBP", {"lossless": True}), ("AVIF", {}), ("TIFF", {}), ("BMP", {}), ("GIF", {}), ("PPM", {})],
 )
-def test_missing_pixels_are_an_error_that_is_about_the_file(format_name: str, options: dict[str, Any]) -> None:
+def test_missing_pixels_are_reported_for_the_file(format_name: str, options: dict[str, Any]) -> None:
     data = encoded(drawn(), format_name, **options)
     for cut in (20, len(data) // 3):
         with pytest.raises(FileError, match=r"x\.img: .*(truncated|damaged)") as caught:
@@ -248,7 +248,7 @@ def test_missing_pixels_are_an_error_that_is_about_the_file(format_name: str, op
 
 
 @pytest.mark.parametrize("module", ["pillow_jxl", "pillow_heif"])
-def test_errors_of_plugins_are_about_the_file(module: str) -> None:
+def test_errors_of_plugins_are_reported_for_the_file(module: str) -> None:
     plugin = pytest.importorskip(module)
     if module == "pillow_heif":
         plugin.register_heif_opener()
@@ -270,7 +270,7 @@ def test_a_palette_png_without_its_palette_is_refused(extra: bytes) -> None:
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg"])
-def test_damaged_tiffs_are_refused_without_a_word_from_the_decoder(
+def test_damaged_tiffs_are_refused_without_decoder_messages(
     compression: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = encoded(drawn(200, 150), "TIFF", compression=compression)

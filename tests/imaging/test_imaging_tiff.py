@@ -102,7 +102,7 @@ def test_every_layout_to_the_last_sample(layout: str, kind: str) -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"compression": "zlib"}, {"tile": (16, 16)}], ids=["plain", "deflate", "tiles"]
 )
-def test_planes_apart(dtype: type, channels: int, options: dict[str, Any]) -> None:
+def test_planar_layouts_are_read(dtype: type, channels: int, options: dict[str, Any]) -> None:
     samples = noise(channels, np.uint16 if dtype is np.float32 else dtype)
     stored = (samples / 65535).astype(np.float32) if dtype is np.float32 else samples
     extra = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
@@ -132,7 +132,7 @@ def test_wide_integers_are_scaled_by_their_range() -> None:
             check(tiff(samples), scaled(samples, float(np.iinfo(dtype).max)))
 
 
-def test_signed_integers_say_how_they_are_taken() -> None:
+def test_signed_integers_are_noted() -> None:
     samples = noise(3, np.int16) & 0x7FFF
     check(tiff(samples), scaled(samples, 32767), ("0 to 32767",))
     # 16 bits, as numpy and Pillow hold them.
@@ -165,7 +165,7 @@ def test_grey_with_alpha(dtype: type, kind: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_channels_beyond_the_colours_are_left_out_with_a_note(dtype: type) -> None:
+def test_extra_channels_are_dropped_with_a_note(dtype: type) -> None:
     samples = noise(6, dtype)
     check(tiff(samples, extrasamples=[0, 0, 0]), samples[..., :3], ("3 extra",))
     check(tiff(samples, extrasamples=[0, 2, 0]), samples[..., [0, 1, 2, 4]], ("2 extra",))
@@ -229,7 +229,7 @@ def test_lab_of_16_bits_keeps_them(photometric: str, dtype: type) -> None:
     assert any("Lab" in note for note in image.notes)
 
 
-def test_lab_is_what_it_is_in_srgb() -> None:
+def test_lab_is_converted_to_srgb() -> None:
     """White, black and middle grey, and the sRGB red by its published Lab under D50."""
     lab = torch.tensor([[100.0, 0, 0], [0, 0, 0], [53.389, 0, 0], [54.29, 80.81, 69.89]]).T[:, :, None]
     expected = torch.tensor([[1.0, 1, 1], [0, 0, 0], [0.5, 0.5, 0.5], [1, 0, 0]]).T[:, :, None]
@@ -238,7 +238,7 @@ def test_lab_is_what_it_is_in_srgb() -> None:
 
 @needs_codecs
 @pytest.mark.parametrize("compression", ["ccitt_t6", "ccitt_t4"])
-def test_fax_codes(compression: str, tmp_path: Path) -> None:
+def test_fax_codes_are_read(compression: str, tmp_path: Path) -> None:
     image = Image.fromarray((noise(1, np.uint8) > 100).astype(np.uint8) * 255).convert("1")
     name = {"ccitt_t6": "group4", "ccitt_t4": "group3"}[compression]
     image.save(tmp_path / "a.tif", compression=name)
@@ -246,7 +246,7 @@ def test_fax_codes(compression: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_jpeg_inside(mode: str) -> None:
+def test_jpeg_inside_a_tiff_is_read(mode: str) -> None:
     held, smooth = io.BytesIO(), np.mgrid[0:64, 0:64].sum(0).astype(np.uint8)
     Image.fromarray(smooth).convert(mode).save(held, "TIFF", compression="jpeg", quality=95)
     with Image.open(io.BytesIO(held.getvalue())) as image:
@@ -297,7 +297,7 @@ def tiff_of_palette(image: Image.Image, bits: int) -> bytes:
 # --- ranges of floats ---------------------------------------------------------------------------------------------
 
 
-def test_values_outside_0_to_1_are_counted_and_nothing_else_is_said() -> None:
+def test_values_outside_0_to_1_are_counted_in_one_note() -> None:
     samples = RNG.random((*SIZE, 3)).astype(np.float32)
     samples[0, :3] = 1.0
     check(tiff(samples), scaled(samples, 1))
@@ -330,7 +330,7 @@ def test_floats_of_another_range_are_refused(largest: int, kind: str) -> None:
     assert caught.value.hint
 
 
-def test_floats_without_a_number_are_refused() -> None:
+def test_floats_with_nan_are_refused() -> None:
     with pytest.raises(FileError, match="finite"):
         read_image(tiff(np.full(SIZE, np.nan, np.float32)))
 
@@ -401,7 +401,7 @@ def test_profile_resolution_and_tags_come_from_the_page_that_is_read(options: di
         (np.zeros((8, 8), np.complex64), "minisblack", "complex float grey"),
     ],
 )
-def test_what_is_not_supported_is_named(samples: NDArray[Any], photometric: str, what: str) -> None:
+def test_unsupported_layouts_are_named(samples: NDArray[Any], photometric: str, what: str) -> None:
     extra = [(33421, 3, 2, (2, 2), True), (33422, 1, 4, bytes((0, 1, 1, 2)), True)] if photometric == "cfa" else []
     with pytest.raises(FileError, match=what) as caught:
         read_image(tiff(samples, photometric=photometric, extratags=extra), "x.tif")
@@ -409,7 +409,7 @@ def test_what_is_not_supported_is_named(samples: NDArray[Any], photometric: str,
     assert "damaged" not in caught.value.message
 
 
-def test_inks_that_are_not_cmyk_are_not_taken_for_them() -> None:
+def test_other_inks_are_not_read_as_cmyk() -> None:
     data = tiff(noise(4, np.uint16), photometric="separated", extratags=[(332, 3, 1, 2, True)])
     with pytest.raises(FileError, match="inks"):
         read_image(data)
@@ -446,7 +446,7 @@ def test_without_the_extra_its_codecs_are_named(monkeypatch: pytest.MonkeyPatch)
     assert caught.value.hint == "pip install 'omgsr-cli[codecs]'"
 
 
-def test_tifffile_says_nothing_itself(capfd: pytest.CaptureFixture[str]) -> None:
+def test_tifffile_logs_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     data = bytearray(tiff(noise(3)))
     data[10:14] = b"\xff\xff\xff\xff"
     with pytest.raises(FileError):

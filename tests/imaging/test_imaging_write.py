@@ -98,7 +98,7 @@ def test_lossless_formats_keep_every_bit(bits: int, format_name: str) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pillow_reads_our_8_bit_files_alike(channels: int) -> None:
+def test_pillow_reads_our_8_bit_files_equally(channels: int) -> None:
     photo = image_of(channels)
     expected = to_samples(photo.rgb[:channels], 8).squeeze()
     for format_name in ("png", "tiff"):
@@ -106,7 +106,7 @@ def test_pillow_reads_our_8_bit_files_alike(channels: int) -> None:
             np.testing.assert_array_equal(np.asarray(image), expected)
 
 
-def test_a_deep_png_of_many_bands() -> None:
+def test_a_16_bit_png_of_many_bands() -> None:
     # Wider than what is filtered at once, so that filters reach over a band's border.
     smooth = np.add.outer(np.arange(40) * 900, np.arange(30_000))[..., None] % 65536
     photo = SourceImage(from_samples(smooth.astype(np.uint16)).expand(3, -1, -1).contiguous(), bit_depth=16)
@@ -208,7 +208,7 @@ def test_metadata_none_leaves_the_profile_alone(format_name: str) -> None:
     assert b"Maker" not in data
 
 
-def test_what_is_too_long_for_a_jpeg_is_left_out_with_a_note() -> None:
+def test_metadata_too_long_for_a_jpeg_is_dropped_with_a_note() -> None:
     metadata = replace(METADATA, exif=build_exif(70_000), xmp=b"<x>" + b"x" * 70_000 + b"</x>")
     notes = write_image(image_of(3, metadata=metadata), io.BytesIO(), format="jpg")
     assert len(notes) == 2
@@ -219,7 +219,7 @@ def test_what_is_too_long_for_a_jpeg_is_left_out_with_a_note() -> None:
 @pytest.mark.filterwarnings("error")
 @settings(max_examples=30, deadline=None)
 @given(changes=st.lists(st.tuples(st.integers(8, 200), st.integers(0, 255)), min_size=1, max_size=4))
-def test_damaged_exif_never_costs_the_image(changes: list[tuple[int, int]]) -> None:
+def test_damaged_exif_never_loses_the_image(changes: list[tuple[int, int]]) -> None:
     damaged = bytearray(build_exif())
     for place, value in changes:
         damaged[place % len(damaged)] = value
@@ -234,7 +234,7 @@ def test_damaged_exif_never_costs_the_image(changes: list[tuple[int, int]]) -> N
 @pytest.mark.parametrize(
     ("channels", "format_name"), [(c, f) for f in FORMATS for c in (1, 3, 4) if (c, f) != (4, "jpg")]
 )
-def test_the_record_comes_back_and_changes_nothing(channels: int, format_name: str, tmp_path: Path) -> None:
+def test_the_record_is_read_back_and_changes_no_pixel(channels: int, format_name: str, tmp_path: Path) -> None:
     path = tmp_path / "image"
     for metadata, record in ((METADATA, RECORD), (ImageMetadata(), "{}"), (ImageMetadata(), "x" * 60_000)):
         photo = image_of(channels, metadata=metadata)
@@ -262,7 +262,7 @@ def test_a_lossless_webp_and_one_with_an_odd_length_take_a_record() -> None:
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
-def test_nobody_trips_over_the_record(format_name: str) -> None:
+def test_other_programs_ignore_the_record(format_name: str) -> None:
     """No comment, no text, no tag that a reader does not know: what Pillow tells of both files is the same."""
     photo = image_of(3, metadata=METADATA)
     told = []
@@ -275,7 +275,7 @@ def test_nobody_trips_over_the_record(format_name: str) -> None:
     assert told[0] == told[1]
 
 
-def test_no_record_where_there_is_none(tmp_path: Path) -> None:
+def test_files_without_a_record_have_none(tmp_path: Path) -> None:
     assert read_record(tmp_path / "missing.png") is None
     assert read_record(tmp_path) is None
     for data in (b"", b"text", b"\xff\xd8", b"RIFF\0\0\0\0WEBP", b"II*\0\xff\xff\xff\xff", b"\0\0\0\0ftyp" + bytes(9)):
@@ -312,7 +312,7 @@ def test_names_of_formats(tmp_path: Path) -> None:
     ("format_name", "size"),
     [("webp", (16384, 8)), ("webp", (8, 16384)), ("jpg", (65501, 8)), ("avif", (40000, 8)), ("avif", (20000, 20000))],
 )
-def test_what_is_too_large_is_refused_before_any_work(format_name: str, size: tuple[int, int]) -> None:
+def test_sizes_beyond_the_format_are_refused_first(format_name: str, size: tuple[int, int]) -> None:
     with pytest.raises(FileError, match=f"{size[1]}x{size[0]} is too large for {format_name}"):
         check_output("a", format_name, size, False)
 
@@ -413,7 +413,7 @@ def test_file_systems_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
 
 
-def test_only_one_of_many_writers_wins(tmp_path: Path) -> None:
+def test_one_of_many_writers_wins(tmp_path: Path) -> None:
     path, outcomes = tmp_path / "a", []
 
     def write(number: int) -> None:
@@ -454,9 +454,7 @@ def test_a_failure_leaves_nothing_behind(failure: BaseException, overwrite: bool
     ("number", "words"),
     [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "not allowed to write"), (errno.EROFS, "read-only")],
 )
-def test_system_errors_are_said_in_words(
-    number: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_system_errors_are_words(number: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: int) -> None:
         raise OSError(number, "no")
 
@@ -470,7 +468,7 @@ def test_system_errors_are_said_in_words(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_places_where_no_file_can_be(tmp_path: Path) -> None:
+def test_impossible_places_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(FileError, match="a file, not a folder"):
         write_image(image_of(3), tmp_path / "file" / "a.png")

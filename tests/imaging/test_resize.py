@@ -26,7 +26,7 @@ IMAGE = torch.rand(3, 13, 21, generator=torch.Generator().manual_seed(3))
 
 @pytest.mark.parametrize("method", FILTERS)
 @pytest.mark.parametrize("size", [(40, 9), (5, 64), (13, 22), (1, 1)])
-def test_eight_bits_are_what_pillow_gives_for_a_image(method: str, size: tuple[int, int]) -> None:
+def test_eight_bit_results_equal_pillow(method: str, size: tuple[int, int]) -> None:
     levels = (IMAGE * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     expected = np.asarray(Image.fromarray(levels).resize((size[1], size[0]), FILTERS[method]))
     found = resize(IMAGE, size, method=method)
@@ -52,7 +52,7 @@ def test_a_single_pixel_is_repeated() -> None:
     assert torch.equal(extend(IMAGE[:, :1, :1], (5, 6), 2), IMAGE[:, :1, :1].expand(3, 5, 6))
 
 
-def test_rows_are_those_of_the_whole_to_the_bit() -> None:
+def test_rows_equal_the_whole_exactly() -> None:
     """Sizes at random: larger, smaller, and larger in one direction only."""
     rng = np.random.default_rng(0)
     for _ in range(60):
@@ -66,7 +66,7 @@ def test_rows_are_those_of_the_whole_to_the_bit() -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 96), (61, 97), (1, 1), (1, 50), (50, 1), (200, 9), (7, 200), (129, 33)])
-def test_bands_are_resized_to_what_the_whole_is_to_the_bit(size: tuple[int, int]) -> None:
+def test_bands_equal_the_whole_exactly(size: tuple[int, int]) -> None:
     """Tall, wide and square images: which axis is resized first depends on the proportions."""
     rng = np.random.default_rng(size[0])
     image = torch.rand(3, *size, generator=torch.Generator().manual_seed(size[1]))

@@ -74,9 +74,7 @@ def pull(capfdbinary: pytest.CaptureFixture[bytes], adapter: Path) -> Any:
     return lambda *options: command("pull", NAME, *(options if "--from" in options else ("--from", adapter, *options)))
 
 
-def test_a_pulled_model_is_what_base_and_adapter_are(
-    hub: Hub, pull: Any, home: Path, base: Path, adapter: Path
-) -> None:
+def test_a_pulled_model_equals_base_and_adapter(hub: Hub, pull: Any, home: Path, base: Path, adapter: Path) -> None:
     said = pull()
     assert said.code == 0, said.err
     folder = home / "models" / NAME
@@ -104,7 +102,7 @@ def test_a_pulled_model_is_what_base_and_adapter_are(
     assert "already installed" in again.err
 
 
-def test_fp16_files_are_taken_where_they_are(hub: Hub, pull: Any, home: Path) -> None:
+def test_fp16_files_are_preferred(hub: Hub, pull: Any, home: Path) -> None:
     for repository in hub.repositories.values():
         for part, stem in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
             content = repository.files[f"{part}/{stem}.safetensors"]
@@ -121,7 +119,7 @@ def test_fp16_files_are_taken_where_they_are(hub: Hub, pull: Any, home: Path) ->
     assert {value.dtype for value in load_file(home / "models" / NAME / UNET).values()} == {torch.float32}
 
 
-def test_the_second_source_is_asked_about_where_the_first_is_gone(hub: Hub, pull: Any, home: Path) -> None:
+def test_the_second_source_is_used_if_the_first_is_gone(hub: Hub, pull: Any, home: Path) -> None:
     hub.repositories[FIRST].refusal = (404, "RepoNotFound")
     asked = pull()
     assert asked.code == 2
@@ -156,7 +154,7 @@ def test_two_sources_must_agree(hub: Hub, pull: Any, home: Path) -> None:
         ((500, ""), "500 Internal Server Error", "give its folder with --base"),
     ],
 )
-def test_sources_that_refuse_are_told(
+def test_refusing_sources_are_reported(
     hub: Hub, pull: Any, home: Path, refusal: tuple[int, str], message: str, hint: str
 ) -> None:
     for repository in hub.repositories.values():
@@ -200,7 +198,7 @@ def fetch(repository: str, name: str, folder: Path) -> tuple[Path, int]:
     return fetch_file(listing, file, folder, came.append), sum(came)
 
 
-def test_a_cut_download_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
+def test_an_interrupted_download_resumes(hub: Hub, tmp_path: Path) -> None:
     repository = hub.repositories[FIRST]
     content = repository.files[UNET]
     repository.cut[UNET] = [1000, 0, 5000, 1]
@@ -212,7 +210,7 @@ def test_a_cut_download_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
     assert asked == [None, None, None, "bytes=1000-", "bytes=1000-", "bytes=6000-", "bytes=6001-"]
 
 
-def test_what_an_earlier_process_fetched_is_used(hub: Hub, tmp_path: Path) -> None:
+def test_files_of_an_earlier_process_are_used(hub: Hub, tmp_path: Path) -> None:
     content = hub.repositories[FIRST].files[UNET]
     (tmp_path / "unet").mkdir()
     (tmp_path / f"{UNET}.part").write_bytes(content[:7000])
@@ -223,7 +221,7 @@ def test_what_an_earlier_process_fetched_is_used(hub: Hub, tmp_path: Path) -> No
     assert len(hub.fetched()) == 1
 
 
-def test_a_server_that_knows_no_ranges_gives_the_file_anew(hub: Hub, tmp_path: Path) -> None:
+def test_a_server_without_ranges_sends_the_file_again(hub: Hub, tmp_path: Path) -> None:
     hub.repositories[FIRST].ignores_range = True
     (tmp_path / "unet").mkdir()
     (tmp_path / f"{UNET}.part").write_bytes(b"x" * 7000)
@@ -233,7 +231,7 @@ def test_a_server_that_knows_no_ranges_gives_the_file_anew(hub: Hub, tmp_path: P
 
 
 @pytest.mark.parametrize("left", [0, 10**7])
-def test_a_part_that_is_longer_than_the_file_is_no_help(hub: Hub, tmp_path: Path, left: int) -> None:
+def test_a_partial_file_longer_than_the_file_is_dropped(hub: Hub, tmp_path: Path, left: int) -> None:
     content = hub.repositories[FIRST].files[UNET]
     (tmp_path / "unet").mkdir()
     (tmp_path / f"{UNET}.part").write_bytes(b"x" * (len(content) + left))
@@ -244,7 +242,7 @@ def test_a_part_that_is_longer_than_the_file_is_no_help(hub: Hub, tmp_path: Path
 
 @pytest.mark.parametrize("name", [UNET, "unet/config.json"])
 @pytest.mark.parametrize("change", [lambda content: content[:-1] + b"?", lambda content: content + b"?" * 9999999])
-def test_what_is_not_as_promised_is_refused_and_not_kept(hub: Hub, tmp_path: Path, name: str, change: Any) -> None:
+def test_a_file_with_another_hash_is_refused_and_removed(hub: Hub, tmp_path: Path, name: str, change: Any) -> None:
     repository = hub.repositories[FIRST]
     repository.promised[name] = repository.files[name]
     repository.files[name] = change(repository.files[name])
@@ -253,7 +251,7 @@ def test_what_is_not_as_promised_is_refused_and_not_kept(hub: Hub, tmp_path: Pat
     assert files_below(tmp_path) == []
 
 
-def test_a_line_that_stays_dead_is_given_up(hub: Hub, tmp_path: Path) -> None:
+def test_a_dead_connection_is_given_up(hub: Hub, tmp_path: Path) -> None:
     hub.repositories[FIRST].cut[UNET] = [0] * 99
     with pytest.raises(ModelError, match="cannot be reached"):
         fetch(FIRST, UNET, tmp_path)
@@ -268,7 +266,7 @@ def test_names_that_climb_out_are_refused(hub: Hub, pull: Any, home: Path) -> No
     assert hub.fetched() == []
 
 
-def test_pickles_alone_are_refused(hub: Hub, pull: Any) -> None:
+def test_a_repository_of_pickles_is_refused(hub: Hub, pull: Any) -> None:
     for repository in hub.repositories.values():
         repository.files["unet/diffusion_pytorch_model.bin"] = repository.files.pop(UNET)
     said = pull()
@@ -276,7 +274,7 @@ def test_pickles_alone_are_refused(hub: Hub, pull: Any) -> None:
     assert "has no safetensors of its unet" in said.err
 
 
-def test_a_damaged_model_is_made_anew(hub: Hub, pull: Any, home: Path) -> None:
+def test_a_damaged_model_is_rebuilt(hub: Hub, pull: Any, home: Path) -> None:
     assert pull().code == 0
     path = home / "models" / NAME / UNET
     content = path.read_bytes()
@@ -287,7 +285,9 @@ def test_a_damaged_model_is_made_anew(hub: Hub, pull: Any, home: Path) -> None:
     assert path.read_bytes() == content
 
 
-def test_too_small_a_disk_is_told_before_the_first_byte(hub: Hub, pull: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_small_a_disk_is_reported_before_the_first_byte(
+    hub: Hub, pull: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5 << 20))  # type: ignore[attr-defined]  # the real function's own type
     said = pull()
     assert said.code == 1
@@ -296,7 +296,7 @@ def test_too_small_a_disk_is_told_before_the_first_byte(hub: Hub, pull: Any, mon
     assert hub.fetched() == []
 
 
-def test_without_a_network_a_folder_does(pull: Any, base: Path, home: Path) -> None:
+def test_a_local_folder_needs_no_network(pull: Any, base: Path, home: Path) -> None:
     said = pull("--base", base)
     assert said.code == 0, said.err
     record = json.loads((home / "models" / NAME / "sources.json").read_text())
@@ -304,7 +304,7 @@ def test_without_a_network_a_folder_does(pull: Any, base: Path, home: Path) -> N
     assert [path.name for path in (home / "models").iterdir() if path.name.startswith(".fetch")] == []
 
 
-def test_offline_is_said(pull: Any) -> None:
+def test_offline_mode_is_reported(pull: Any) -> None:
     said = pull()
     assert said.code == 1
     assert "HF_HUB_OFFLINE" in said.err
@@ -321,7 +321,7 @@ def zipped(folder: Path, path: Path, prefix: str = "") -> Path:
     return path
 
 
-def test_an_archive_of_the_adapter_does(hub: Hub, pull: Any, adapter: Path, home: Path, tmp_path: Path) -> None:
+def test_an_archive_of_the_adapter_is_accepted(hub: Hub, pull: Any, adapter: Path, home: Path, tmp_path: Path) -> None:
     said = pull("--from", zipped(adapter, tmp_path / "a.zip", "OMGSR-S-512-20250801/weights/"))
     assert said.code == 0, said.err
     shutil.rmtree(home)
@@ -356,7 +356,7 @@ def test_the_adapter_comes_from_google_drive(
     monkeypatch.delitem(sys.modules, "gdown")
 
 
-def test_without_gdown_it_says_what_to_do(
+def test_without_gdown_the_steps_are_shown(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     monkeypatch.setitem(sys.modules, "gdown", None)
@@ -452,7 +452,7 @@ def test_an_archive_that_is_a_bomb_is_refused(
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04" + bytes(40)])
-def test_what_is_no_archive_is_refused(pull: Any, tmp_path: Path, content: bytes) -> None:
+def test_another_file_is_not_accepted_as_an_archive(pull: Any, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.zip").write_bytes(content)
     said = pull("--from", tmp_path / "a.zip")
     assert said.code == 1
@@ -475,7 +475,7 @@ def start(adapter: Path, *options: str, **environment: str) -> subprocess.Popen[
     )
 
 
-def test_two_processes_at_once_do_the_work_once_and_by_a_proxy(hub: Hub, adapter: Path, home: Path) -> None:
+def test_two_processes_download_once_through_a_proxy(hub: Hub, adapter: Path, home: Path) -> None:
     """The hub's address resolves nowhere: only the proxy can answer for it. The token goes only there."""
     hub.repositories[FIRST].pause_s = 0.02
     with serve_hub(hub.repositories) as proxy:
@@ -495,7 +495,7 @@ def test_two_processes_at_once_do_the_work_once_and_by_a_proxy(hub: Hub, adapter
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_process_that_is_ended_leaves_what_the_next_one_needs(
+def test_a_killed_download_is_resumed_by_the_next_process(
     hub: Hub, pull: Any, adapter: Path, home: Path, number: signal.Signals
 ) -> None:
     hub.repositories[FIRST].pause_s = 0.2
@@ -526,7 +526,7 @@ def test_a_token_is_in_no_message(hub: Hub, adapter: Path, home: Path) -> None:
     assert "secret" not in out + err
 
 
-def test_a_full_disk_is_one_line_and_what_came_is_used(
+def test_a_full_disk_is_one_line_and_the_partial_download_is_used(
     hub: Hub, adapter: Path, home: Path, pull: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a file system of its own where this user may mount one."""

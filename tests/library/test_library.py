@@ -40,7 +40,7 @@ def samples(channels: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]
     return np.stack(planes, -1)
 
 
-def test_three_lines_give_a_image(model: Restorer) -> None:
+def test_three_lines_restore_an_image(model: Restorer) -> None:
     result = upscale_image(model, Image.fromarray(samples(3)), scale=2)
     assert (result.mode, result.size) == ("RGB", (2 * WIDTH, 2 * HEIGHT))
     assert upscale_image(model, Image.fromarray(samples(3))).size == (4 * WIDTH, 4 * HEIGHT)
@@ -88,7 +88,7 @@ def test_pil_array_and_tensor_agree(model: Restorer) -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "HSV", "La", "RGBa"])
-def test_every_mode_comes_out_as_what_it_shows(model: Restorer, mode: str) -> None:
+def test_every_mode_keeps_its_appearance(model: Restorer, mode: str) -> None:
     source = Image.fromarray(samples(3)).convert("L" if mode == "I;16" else mode.replace("LA", "L"))
     source = source.convert({"La": "LA", "RGBa": "RGBA"}.get(mode, mode)).convert(mode)
     result = upscale_image(model, source, scale=2)
@@ -101,7 +101,7 @@ def test_every_mode_comes_out_as_what_it_shows(model: Restorer, mode: str) -> No
         assert np.abs(np.asarray(result.convert("RGB"), float) - np.asarray(shown, float)).mean() < 6
 
 
-def test_what_belongs_to_a_pil_image_stays(model: Restorer) -> None:
+def test_metadata_of_a_pil_image_is_kept(model: Restorer) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
     exif[0x010E], exif[0x0112] = "the cat", 6
@@ -151,7 +151,7 @@ def test_a_batch_is_its_images(model: Restorer) -> None:
     ],
     ids=str,
 )
-def test_what_is_no_image_is_said(model: Restorer, image: Any) -> None:
+def test_unsupported_inputs_are_refused(model: Restorer, image: Any) -> None:
     with pytest.raises(ShapeError):
         upscale_image(model, image)
 
@@ -373,7 +373,7 @@ def test_floats_of_another_range_are_refused(
     assert re.search(hint, caught.value.hint or "")
 
 
-def test_floats_a_rounding_beyond_are_taken(model: Restorer) -> None:
+def test_floats_a_rounding_error_out_of_range_are_accepted(model: Restorer) -> None:
     image = torch.full((3, 8, 8), 1.004)
     assert upscale_image(model, image, scale=1).max() <= 1
 
@@ -389,7 +389,7 @@ def test_the_bit_depth_makes_integers_and_floats_one_path(model: Restorer) -> No
         upscale_image(model, array, bit_depth=10)
 
 
-def test_progress_is_told_and_an_exception_cancels(model: Restorer) -> None:
+def test_progress_is_reported_and_an_exception_cancels(model: Restorer) -> None:
     told: list[tuple[int, int]] = []
     image = np.zeros((40, 40, 3), np.uint8)
     upscale_image(model, image, scale=2, tile=64, on_progress=lambda done, total: told.append((done, total)))

@@ -69,7 +69,7 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("color_space", ["ycbcr", "yiq", "rgb"])
 @pytest.mark.parametrize("crop", [0, 4])
-def test_psnr_and_ssim_are_pyiqas(color_space: ColorSpace, crop: int) -> None:
+def test_psnr_and_ssim_equal_pyiqa(color_space: ColorSpace, crop: int) -> None:
     import pyiqa
 
     generator = torch.Generator().manual_seed(crop)
@@ -137,7 +137,7 @@ def test_musiq_with_random_weights(bench: Command, images: Path, hub: Path) -> N
         assert score == pytest.approx(pyiqa_score("musiq", images / f"{stem}.png"), abs=1e-4)
 
 
-def test_weights_that_are_not_here_are_told_at_once(bench: Command, images: Path) -> None:
+def test_missing_weights_are_reported_at_once(bench: Command, images: Path) -> None:
     said = bench("--sr", images, "--metrics", "musiq,clipiqa,maniqa-pipal,topiq_nr,liqe,brisque,piqe", "--json")
     assert said.code == 1
     assert [line.split(":")[1].strip() for line in said.errors] == [
@@ -147,7 +147,9 @@ def test_weights_that_are_not_here_are_told_at_once(bench: Command, images: Path
     assert said.records[0]["summaries"][-1]["mean"] > 0
 
 
-def test_clip_without_pkg_resources(bench: Command, images: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clip_works_without_pkg_resources(
+    bench: Command, images: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (hub / "clip").mkdir()
     torch.save({}, hub / "clip" / "RN50.pt")
     for name in [name for name in sys.modules if name.partition(".")[0] == "clip" or "clipiqa" in name]:
@@ -159,7 +161,7 @@ def test_clip_without_pkg_resources(bench: Command, images: Path, hub: Path, mon
     assert "setuptools<82" in said.errors[0]
 
 
-def test_a_torchvision_that_does_not_fit_is_told_with_both_versions(images: Path, tmp_path: Path) -> None:
+def test_a_mismatched_torchvision_is_reported_with_both_versions(images: Path, tmp_path: Path) -> None:
     # Another process: here its two names were given to it.
     command = [sys.executable, "-m", "omgsr_cli", "bench", "--sr", str(images), "--hr", str(images)]
     command += ["--metrics", "piqe,psnr", "--json", "--cache", str(tmp_path / "cache")]

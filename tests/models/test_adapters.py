@@ -116,7 +116,7 @@ def test_the_sum_of_half_weights_is_rounded_once(net: Net, tmp_path: Path) -> No
         assert torch.equal(value, exact.state_dict()[key].bfloat16())
 
 
-def test_an_untrained_adapter_changes_nothing_and_says_so(net: Net, tmp_path: Path) -> None:
+def test_an_untrained_adapter_is_reported(net: Net, tmp_path: Path) -> None:
     folder = write_adapter(net, tmp_path / "adapter")
     edit_weights(folder, lambda w: w.update({k: torch.zeros_like(v) for k, v in w.items() if "lora_B" in k}))
     assert merge_lora(net, folder) == 0
@@ -294,7 +294,7 @@ def test_a_pickled_adapter_is_refused_with_a_hint(net: Net, tmp_path: Path) -> N
         (lambda weights: weights.update({key: value.int() for key, value in weights.items()}), "int32"),
     ],
 )
-def test_training_does_not_go_on_from_broken_weights(
+def test_training_does_not_start_from_corrupt_weights(
     net: Net, tmp_path: Path, change: Callable[[dict[str, Tensor]], None], message: str
 ) -> None:
     folder = write_adapter(net, tmp_path / "adapter")

@@ -55,7 +55,7 @@ def edit(path: Path, **options: Any) -> None:
         ("latent_channels", 16),
     ],
 )
-def test_a_vae_that_cannot_be_meant_is_refused(folder: Path, key: str, value: object) -> None:
+def test_an_unusable_vae_is_refused(folder: Path, key: str, value: object) -> None:
     edit(folder / "vae" / "config.json", **{key: value})
     with pytest.raises(ModelError, match=r"vae|VAE"):
         describe_model(find_model(ModelOptions(model=str(folder))))
@@ -76,7 +76,7 @@ def test_a_vae_that_cannot_be_meant_is_refused(folder: Path, key: str, value: ob
         *(("sample_size", value) for value in ([64, 32], [64], 0, -64, 64.5, "64", True, {})),
     ],
 )
-def test_a_unet_that_wants_or_gives_more_is_refused(folder: Path, key: str, value: object) -> None:
+def test_a_unet_with_other_inputs_or_outputs_is_refused(folder: Path, key: str, value: object) -> None:
     edit(folder / "unet" / "config.json", **{key: value})
     with pytest.raises(ModelError, match=key if key != "out_channels" else "gives 8"):
         describe_model(find_model(ModelOptions(model=str(folder))))
@@ -110,14 +110,14 @@ def test_the_size_of_a_unet_is_a_side_or_a_square(folder: Path, size: object) ->
         {"rescale_betas_zero_snr": "yes"},
     ],
 )
-def test_a_scheduler_that_is_not_known_is_refused(folder: Path, options: dict[str, Any]) -> None:
+def test_an_unknown_scheduler_is_refused(folder: Path, options: dict[str, Any]) -> None:
     edit(folder / "scheduler" / "scheduler_config.json", **options)
     with pytest.raises(ModelError, match="schedule"):
         load_restorer(folder, device="cpu", precision="fp32")
 
 
 @pytest.mark.parametrize("name", sorted(_SAMPLERS))
-def test_betas_that_are_not_named_are_those_of_the_scheduler(name: str) -> None:
+def test_missing_betas_take_the_defaults_of_the_scheduler(name: str) -> None:
     parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
     if "beta_start" not in parameters:
         pytest.skip("needs a library that is not installed")
@@ -126,7 +126,7 @@ def test_betas_that_are_not_named_are_those_of_the_scheduler(name: str) -> None:
         assert getattr(ours, key) == parameters[key].default
 
 
-def test_an_encoder_scales_by_diffusers_default_where_its_file_names_no_factor(folder: Path) -> None:
+def test_a_missing_scaling_factor_takes_the_default_of_diffusers(folder: Path) -> None:
     path = folder / "vae" / "config.json"
     config = json.loads(path.read_text())
     del config["scaling_factor"]
@@ -171,7 +171,7 @@ def test_every_variant_of_weights_is_found(folder: Path, variant: str, sharded: 
     torch.testing.assert_close(load_restorer(folder, device="cpu", precision="fp32").encode(image), plain)
 
 
-def test_variants_that_do_not_say_which_is_meant_are_named(folder: Path) -> None:
+def test_ambiguous_variants_are_named(folder: Path) -> None:
     stem = folder / "unet" / "diffusion_pytorch_model"
     shutil.move(f"{stem}.safetensors", f"{stem}.ema.safetensors")
     shutil.copy(f"{stem}.ema.safetensors", f"{stem}.non_ema.safetensors")
@@ -183,7 +183,7 @@ def test_variants_that_do_not_say_which_is_meant_are_named(folder: Path) -> None
 
 @pytest.mark.parametrize("variant", ["bf16", "fp32"])
 @pytest.mark.parametrize("sharded", [False, True])
-def test_a_repository_with_another_variant_alone_gives_that(variant: str, sharded: bool) -> None:
+def test_a_repository_with_one_variant_gives_that(variant: str, sharded: bool) -> None:
     stem = "unet/diffusion_pytorch_model"
     weights = (
         [

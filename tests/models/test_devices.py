@@ -28,14 +28,14 @@ def set_present(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
     [((), "cpu"), (("xpu",), "xpu"), (("xpu", "mps"), "mps"), (("cuda", "mps", "xpu"), "cuda")],
 )
 @pytest.mark.parametrize("name", [None, "auto"])
-def test_the_preferred_device_is_taken(
+def test_the_preferred_device_is_used(
     monkeypatch: pytest.MonkeyPatch, present: tuple[str, ...], chosen: str, name: str | None
 ) -> None:
     set_present(monkeypatch, *present)
     assert devices.choose_device(name) == torch.device(chosen)
 
 
-def test_a_device_that_was_named_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_named_device_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     set_present(monkeypatch, "cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert devices.choose_device("cpu") == torch.device("cpu")
@@ -43,7 +43,7 @@ def test_a_device_that_was_named_is_taken(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("name", ["mps", "cuda:2", "gpu", "cuda:x", "meta"])
-def test_a_device_that_is_not_there_names_those_that_are(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_missing_device_lists_the_existing_ones(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     set_present(monkeypatch, "cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(DeviceError, match=name) as caught:
@@ -85,7 +85,7 @@ def test_auto_on_a_cpu_follows_its_instructions(
     assert devices.choose_precision("auto", torch.device("cpu")) == "fp32"
 
 
-def test_what_was_measured_of_a_machine_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measurements_of_a_machine_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter((0.6, 0.7, 0.8))
     assert remembered_gain(Remembered(tmp_path), lambda: next(answers)) == 0.6
     assert remembered_gain(Remembered(tmp_path), lambda: next(answers)) == 0.6
@@ -144,7 +144,7 @@ def test_fp16_on_a_cpu_is_refused_with_a_hint() -> None:
     assert caught.value.hint == "use --precision auto or fp32"
 
 
-def test_an_unknown_precision_lists_those_that_are() -> None:
+def test_an_unknown_precision_lists_the_known_ones() -> None:
     with pytest.raises(DeviceError, match="'int8' is not a precision") as caught:
         devices.choose_precision("int8", torch.device("cpu"))
     assert caught.value.hint == "one of auto, fp32, bf16, fp16"
@@ -184,5 +184,5 @@ def test_without_meminfo_half_of_the_memory_counts_as_free(monkeypatch: pytest.M
         (ValueError("out of memory"), False),
     ],
 )
-def test_out_of_memory_is_known_on_every_device(error: Exception, expected: bool) -> None:
+def test_out_of_memory_is_recognised_on_every_device(error: Exception, expected: bool) -> None:
     assert devices.is_out_of_memory(error) is expected

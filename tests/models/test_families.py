@@ -51,11 +51,11 @@ def model(tmp_path: Path) -> Path:
         *((kind, Family) for kind in (TinyFamily, SdFamily)),
     ],
 )
-def test_it_can_be_called_as_the_protocol_says(kind: type, protocol: type) -> None:
+def test_a_new_family_fits_the_protocol(kind: type, protocol: type) -> None:
     assert departures(kind, protocol) == []
 
 
-def test_what_cannot_be_called_so_is_found() -> None:
+def test_departures_from_the_protocol_are_found() -> None:
     class Wrong(Blur):
         decode = None  # type: ignore[assignment] # wrong
 
@@ -69,14 +69,14 @@ def test_what_cannot_be_called_so_is_found() -> None:
     assert found == ["Wrong.encode", "Wrong.restore", "Wrong.decode is missing"]
 
 
-def test_it_restores(model: Path) -> None:
+def test_a_new_family_restores(model: Path) -> None:
     restorer = load_restorer(model, device="cpu")
     image = torch.rand(1, 3, 5, 7)
     assert torch.equal(restorer.decode(restorer.encode(image)), image)
     assert restorer.info.scale == 2
 
 
-def test_it_upscales(tmp_path: Path, model: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_a_new_family_upscales(tmp_path: Path, model: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     upscale = Command(capfdbinary, "upscale")
     source = draw(tmp_path / "a.png", width=61, height=50)
     said = upscale(source, "--model", model, "-o", tmp_path / "out.png", "--tile", "64", "--device", "cpu")
@@ -91,7 +91,9 @@ def test_it_upscales(tmp_path: Path, model: Path, capfdbinary: pytest.CaptureFix
     assert (plan["overlap_px"], plan["tiles"]) == (1, 1)
 
 
-def test_it_has_a_mid_timestep(tmp_path: Path, model: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_a_new_family_has_a_mid_timestep(
+    tmp_path: Path, model: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
     timestep = Command(capfdbinary, "timestep")
     for number in range(3):
         draw(tmp_path / "hq" / f"{number}.png", width=50 + number, height=40)
@@ -102,7 +104,7 @@ def test_it_has_a_mid_timestep(tmp_path: Path, model: Path, capfdbinary: pytest.
     assert 0 <= record["mid_timestep"] <= 999
 
 
-def test_it_is_trained_and_what_was_saved_upscales(
+def test_a_new_family_trains_and_its_checkpoint_upscales(
     tmp_path: Path, model: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     tables = settings(
@@ -135,7 +137,7 @@ def saved_model(name: str, tmp_path: Path) -> tuple[Trainable, Path]:
 
 
 @pytest.mark.parametrize("name", ["tiny", "sd", "blur"])
-def test_what_is_trained_is_what_is_loaded(name: str, tmp_path: Path) -> None:
+def test_trained_weights_equal_loaded_ones(name: str, tmp_path: Path) -> None:
     """Two steps through encode, restore and decode, saved and read by what users call, give the same images."""
     trainable, folder = saved_model(name, tmp_path)
     before = load_restorer(folder, device="cpu", precision="fp32")
@@ -158,7 +160,7 @@ def test_what_is_trained_is_what_is_loaded(name: str, tmp_path: Path) -> None:
     assert after.info.mid_timestep == trainable.restorer.info.mid_timestep
 
 
-def test_a_record_of_a_family_that_is_not_here(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_of_an_unknown_family_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(families.FAMILIES, "blur")
     with pytest.raises(ModelError, match="model family 'blur' is not known") as caught:
         load_restorer(model, device="cpu")
@@ -166,14 +168,14 @@ def test_a_record_of_a_family_that_is_not_here(model: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", ["tiny", "sd"])
-def test_every_family_says_what_it_is_made_of(name: str) -> None:
+def test_every_family_lists_its_files(name: str) -> None:
     family = families.FAMILIES[name]
     assert family.name == name
     assert all(isinstance(pattern, str) for pattern in (*family.small_files, *family.adapter_parts))
     assert not family.recognises(Path("nowhere"))
 
 
-def test_the_adapter_that_is_nearest_explains_what_it_lacks(tmp_path: Path) -> None:
+def test_the_nearest_adapter_format_explains_the_mismatch(tmp_path: Path) -> None:
     (tmp_path / "unet_lora_adapter").mkdir()
     assert families.recognise_adapter(tmp_path) is None
     assert families.nearest_adapter(tmp_path).name == "sd"

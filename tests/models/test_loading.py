@@ -102,7 +102,7 @@ def test_prompts_change_the_result_and_long_ones_are_cut(base: Path) -> None:
     assert not torch.allclose(empty, cat)
 
 
-def test_a_kept_embedding_is_taken_for_its_prompt_alone(own_base: Path) -> None:
+def test_a_stored_embedding_is_used_for_its_prompt_only(own_base: Path) -> None:
     kept = torch.randn(1, 7, WIDTH)
     save_prompt_embeds(kept, "x", own_base)
     assert torch.equal(load(own_base, prompt="x").prompt_embeds, kept)
@@ -162,12 +162,12 @@ def test_wrong_arguments_are_usage_errors(base: Path, options: dict[str, Any], m
         load(base, **options)
 
 
-def test_info_is_told_without_reading_weights(base: Path, adapter: Path) -> None:
+def test_info_reads_no_weights(base: Path, adapter: Path) -> None:
     described = describe_model(find(base=base, adapter=adapter))
     assert described == load(base=base, adapter=adapter).info
 
 
-def test_fp16_files_are_taken_where_there_are_no_others(own_base: Path) -> None:
+def test_fp16_files_are_used_if_no_others_exist(own_base: Path) -> None:
     for part in ("unet", "vae"):
         path = own_base / part / "diffusion_pytorch_model.safetensors"
         path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors"))
@@ -239,7 +239,7 @@ def test_a_damaged_folder_is_an_error_that_names_the_part(
         load(own_base)
 
 
-def test_pickles_alone_are_refused_with_a_hint(tmp_path: Path) -> None:
+def test_a_folder_of_pickles_is_refused_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "v2-1.ckpt").write_bytes(b"\x80\x04")
     for source in (tmp_path, tmp_path / "v2-1.ckpt"):
         with pytest.raises(ModelError, match=r"v2-1\.ckpt is a pickle") as caught:
@@ -254,7 +254,7 @@ def test_an_adapter_that_was_never_trained_is_refused(base: Path, tmp_path: Path
         load(base=base, adapter=untrained)
 
 
-def test_an_adapter_in_the_place_of_a_model_is_recognised(adapter: Path) -> None:
+def test_an_adapter_in_place_of_a_model_is_recognised(adapter: Path) -> None:
     with pytest.raises(ModelError, match="is an adapter, not a model") as caught:
         find(adapter)
     assert caught.value.hint == f"give --base FOLDER --adapter {adapter}"
@@ -281,7 +281,7 @@ def test_a_wrong_record_names_its_key(tmp_path: Path, text: str, message: str) -
         find(tmp_path)
 
 
-def test_an_unknown_family_lists_those_that_exist(tmp_path: Path) -> None:
+def test_an_unknown_family_lists_the_known_ones(tmp_path: Path) -> None:
     write_record(ModelRecord(family="flux", mid_timestep=244, native_tile_px=1024), tmp_path)
     with pytest.raises(ModelError, match="family 'flux' is not known") as caught:
         find(tmp_path)
@@ -295,7 +295,7 @@ def test_an_unknown_model_lists_the_presets() -> None:
     assert all(name in caught.value.hint for name in PRESETS)
 
 
-def test_a_preset_that_is_not_here_says_how_to_get_it() -> None:
+def test_a_missing_preset_shows_how_to_get_it() -> None:
     with pytest.raises(ModelError, match="omgsr-s-512 is not on this machine") as caught:
         find("omgsr-s-512")
     assert caught.value.hint == "omgsr models pull omgsr-s-512"
@@ -331,7 +331,7 @@ def test_presets_are_found_without_torch() -> None:
     ("name", "expected"),
     [("owner/name", True), ("a/b-c.d_e", True), ("name", False), ("./a", False), ("a/b/c", False), ("../a", False)],
 )
-def test_repository_names(name: str, expected: bool) -> None:
+def test_repository_names_are_validated(name: str, expected: bool) -> None:
     assert hub.is_repository_name(name) is expected
 
 
@@ -351,9 +351,7 @@ class FakeHub:
         return str(self.snapshot)
 
 
-def test_only_the_files_that_are_used_are_fetched(
-    own_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_needed_files_are_fetched(own_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = own_base / "unet" / "diffusion_pytorch_model.safetensors"
     for name in ("diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.bin"):
         shutil.copy(weights, weights.with_name(name))

@@ -86,7 +86,7 @@ def test_golden_images_are_reproduced(case: dict[str, object]) -> None:
         assert (distance <= 1).mean() >= 0.999
 
 
-def test_says_of_itself_what_it_is(restorer: SdRestorer) -> None:
+def test_info_describes_the_model(restorer: SdRestorer) -> None:
     assert (restorer.info.latent_px, restorer.info.multiple_of_px) == (4, 4)
     assert restorer.info.native_tile_px == 8 * 4
     assert restorer.info.codec == StageInfo("internal", 0, 20 * 8)
@@ -97,7 +97,7 @@ def test_says_of_itself_what_it_is(restorer: SdRestorer) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (4, 28), (20, 36), (68, 12)])
-def test_ugly_sizes_keep_their_size(restorer: SdRestorer, height: int, width: int) -> None:
+def test_odd_sizes_keep_their_size(restorer: SdRestorer, height: int, width: int) -> None:
     image = torch.rand(2, 3, height, width) * 2 - 1
     with torch.inference_mode():
         latent = restorer.encode(image)
@@ -133,7 +133,7 @@ def test_the_mean_is_repeatable_and_a_seed_samples(restorer: SdRestorer) -> None
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("mid_timestep", [1, 273, 998])
-def test_the_step_is_the_schedulers(tmp_path: Path, prediction_type: str, mid_timestep: int) -> None:
+def test_the_step_is_that_of_the_schedule(tmp_path: Path, prediction_type: str, mid_timestep: int) -> None:
     folder = write_sd_model(tmp_path, prediction_type=prediction_type)
     model = load_sd_restorer(folder, mid_timestep=mid_timestep)
     latent = torch.randn(1, 4, 8, 8)
@@ -146,7 +146,7 @@ def test_the_step_is_the_schedulers(tmp_path: Path, prediction_type: str, mid_ti
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_shift_factor_is_taken_out_and_put_back(tmp_path: Path) -> None:
+def test_a_shift_factor_is_removed_and_added_back(tmp_path: Path) -> None:
     shifted = load_sd_restorer(write_sd_model(tmp_path / "a", shift_factor=0.25))
     plain = load_sd_restorer(write_sd_model(tmp_path / "b"))
     image = torch.rand(1, 3, 16, 16) * 2 - 1
@@ -211,7 +211,7 @@ def test_compiling_covers_every_network_that_runs(model_folder: Path, monkeypatc
     assert ran == ["Encoder", "UNet2DConditionModel", "Decoder"]
 
 
-def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_mismatched_parts_are_refused(tmp_path: Path) -> None:
     folder = write_sd_model(tmp_path)
     path = folder / "vae" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"latent_channels": 16}))
@@ -251,7 +251,7 @@ def test_little_memory_gives_the_same_image() -> None:
 
 
 @needs_golden
-def test_a_codec_that_does_not_fit_after_all_goes_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_codec_that_runs_out_of_memory_uses_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_sd_restorer(GOLDEN / "base")
     image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
     expected = upscale_image(model, image, Size(64, 64))

@@ -50,7 +50,7 @@ def test_wavelet_is_nearly_orthonormal_and_puts_a_flat_image_into_one_band() -> 
     assert bands[:, 1:].abs().max() < 1e-7
 
 
-def test_latents_come_back(tiny: Restorer) -> None:
+def test_latents_are_recovered(tiny: Restorer) -> None:
     latents = WaveletLatents()
     latents.channel_std.uniform_(0.1, 3)
     latents.channel_mean.uniform_(-1, 1)
@@ -66,7 +66,7 @@ def test_timestep_embedding_is_the_formula() -> None:
     assert torch.equal(embedding[0], torch.cat([torch.zeros(32), torch.ones(32)]))
 
 
-def test_an_untrained_network_gives_the_image_back() -> None:
+def test_an_untrained_network_returns_the_image() -> None:
     """No correction and no noise predicted: the step must be the identity, whatever the timestep."""
     from omgsr_cli.models.record import ModelRecord
     from omgsr_cli.models.tiny import TinyRestorer, build_info
@@ -80,7 +80,7 @@ def test_an_untrained_network_gives_the_image_back() -> None:
     torch.testing.assert_close(restored, image, rtol=0, atol=1e-5)
 
 
-def test_embedded_model_is_small_and_says_what_it_is(tiny: Restorer) -> None:
+def test_the_bundled_model_is_small_and_described(tiny: Restorer) -> None:
     preset = PRESETS["omgsr-tiny"]
     assert preset.folder is not None
     size = sum(file.stat().st_size for file in preset.folder.rglob("*") if file.is_file())
@@ -162,7 +162,7 @@ def spectrum_peaks(image: torch.Tensor, window: int = 64) -> dict[int, float]:
     return peaks
 
 
-def test_spectrum_sees_a_grid() -> None:
+def test_the_spectrum_measure_detects_a_grid() -> None:
     """The measure below can fail: half a grey level of a 4 px grid on soft noise is found."""
     noise = torch.from_numpy(np.random.default_rng(0).normal(0.5, 0.01, (512, 512))).float()
     assert max(spectrum_peaks(noise).values()) < 0.05
@@ -177,7 +177,7 @@ def test_no_grid_on_flat_areas(tiny: Restorer, photo: torch.Tensor) -> None:
     assert max(peaks.values()) < 0.05, peaks
 
 
-def test_direction_sees_a_hatching() -> None:
+def test_the_direction_measure_detects_a_hatching() -> None:
     """The measure below can fail: a hatching of one grey level on formless noise stands far out."""
     luma = draw_noisy_grey(0.5, 3, 256, seed=0).mean(0) * 255
     assert strongest_direction_db(luma) < 3

@@ -45,7 +45,7 @@ def decoder(published: Path) -> TinyDecoder:
 
 
 @torch.inference_mode()
-def test_it_decodes_as_diffusers_does(published: Path, decoder: TinyDecoder) -> None:
+def test_taesd_decodes_like_diffusers(published: Path, decoder: TinyDecoder) -> None:
     latent = torch.randn(2, 4, 5, 7)
     expected = AutoencoderTiny.from_pretrained(published).decode(latent).sample
     assert torch.equal(decoder.decode(latent), expected)
@@ -54,7 +54,7 @@ def test_it_decodes_as_diffusers_does(published: Path, decoder: TinyDecoder) -> 
 
 @pytest.mark.parametrize("size", [(1, 1), (23, 40), (50, 18)])
 @torch.inference_mode()
-def test_tiles_are_the_whole_image(decoder: TinyDecoder, size: tuple[int, int]) -> None:
+def test_tiles_equal_the_whole(decoder: TinyDecoder, size: tuple[int, int]) -> None:
     latent = torch.randn(1, 4, *size)
     bands = list(decoder.decode_within(latent, Workspace(1, CPU)))
     assert len(bands) == -(-size[0] // 16)
@@ -63,7 +63,7 @@ def test_tiles_are_the_whole_image(decoder: TinyDecoder, size: tuple[int, int]) 
 
 
 @torch.inference_mode()
-def test_the_reach_is_no_larger_than_it_has_to_be(decoder: TinyDecoder) -> None:
+def test_the_halo_is_no_larger_than_needed(decoder: TinyDecoder) -> None:
     """What changes one element changes pixels as far as the reach says, and not half as far alone."""
     latent = torch.randn(1, 4, 41, 1)
     changed = latent.clone()
@@ -85,7 +85,7 @@ def test_the_published_file_is_read(published: Path, decoder: TinyDecoder, tmp_p
     assert torch.equal(read.decode(latent), large.decode(latent).sample)
 
 
-def test_a_model_decodes_with_it_and_says_so(published: Path, tmp_path: Path) -> None:
+def test_a_model_decodes_with_it_and_reports_it(published: Path, tmp_path: Path) -> None:
     folder = write_sd_model(tmp_path)
     plain = load_restorer(folder, device="cpu", precision="fp32")
     model = load_restorer(folder, device="cpu", precision="fp32", vae=str(published))
@@ -98,7 +98,7 @@ def test_a_model_decodes_with_it_and_says_so(published: Path, tmp_path: Path) ->
         assert torch.equal(model.encode(torch.zeros(1, 3, 16, 16)), plain.encode(torch.zeros(1, 3, 16, 16)))
 
 
-def test_a_result_of_it_is_another_result(published: Path, tmp_path: Path) -> None:
+def test_its_results_are_separate_results(published: Path, tmp_path: Path) -> None:
     folder = write_sd_model(tmp_path)
 
     def record(vae: str | None) -> str:
@@ -116,7 +116,7 @@ def test_a_result_of_it_is_another_result(published: Path, tmp_path: Path) -> No
     assert record(str(other)) != first
 
 
-def test_what_is_no_tiny_autoencoder_is_refused(published: Path, tmp_path: Path) -> None:
+def test_another_file_is_not_accepted_as_a_tiny_autoencoder(published: Path, tmp_path: Path) -> None:
     folder = write_sd_model(tmp_path)
     with pytest.raises(UnknownModelError, match="no autoencoder 'teeny'"):
         find_tiny_vae("teeny")

@@ -120,7 +120,7 @@ def test_attention_is_the_same_however_little_it_sees_at_once(heads: int, memory
 
 
 @torch.inference_mode()
-def test_tiles_by_themselves_would_differ() -> None:
+def test_plain_tiles_would_differ() -> None:
     """What the strips are for: a half of the latent decoded alone has other statistics than in the whole."""
     vae, latent = build_vae(), torch.randn(1, 4, 16, 8)
     alone, whole = vae.decode(latent[:, :, :8]).sample, vae.decode(latent).sample[:, :, :64]
@@ -129,7 +129,7 @@ def test_tiles_by_themselves_would_differ() -> None:
 
 
 @torch.inference_mode()
-def test_large_means_do_not_spoil_the_statistics() -> None:
+def test_large_means_keep_the_statistics_exact() -> None:
     """Sums of squares would cancel: channels lie at a thousand times their spread."""
     layer = (
         torch.randn(1, 8, 40, 30, dtype=torch.float64) * torch.rand(8, 1, 1) + torch.arange(8.0)[:, None, None] * 1e3
@@ -156,7 +156,7 @@ def test_the_statistics_of_long_strips_are_exact() -> None:
 
 
 @torch.inference_mode()
-def test_bf16_in_strips_is_as_near_as_bf16_whole() -> None:
+def test_bf16_strips_are_as_accurate_as_bf16_whole() -> None:
     vae, latent = build_vae(), torch.randn(1, 4, 5, 4)
     exact = vae.decode(latent).sample
     vae.to(torch.bfloat16)
@@ -167,7 +167,7 @@ def test_bf16_in_strips_is_as_near_as_bf16_whole() -> None:
 
 
 @torch.inference_mode()
-def test_when_memory_is_short_strips_shrink_and_what_is_finished_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strips_shrink_if_memory_runs_out_and_finished_ones_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     vae, latent = build_vae(), torch.randn(1, 4, 5, 4)
     expected = vae.decode(latent).sample
     said: list[str] = []
@@ -191,7 +191,7 @@ def test_when_memory_is_short_strips_shrink_and_what_is_finished_stays(monkeypat
     assert finished == worked, "nothing is computed twice"
 
 
-def test_memory_that_is_short_for_one_row_is_told() -> None:
+def test_too_little_memory_for_one_row_is_reported() -> None:
     vae = build_vae()
     workspace = Workspace(1, CPU)
 
@@ -204,14 +204,14 @@ def test_memory_that_is_short_for_one_row_is_told() -> None:
 
 
 @torch.inference_mode()
-def test_everything_reserved_is_given_back() -> None:
+def test_all_reserved_memory_is_released() -> None:
     vae, workspace = build_vae(), Workspace(40_000_000, CPU)
     list(decode_in_strips(vae, torch.randn(1, 4, 9, 7), workspace))
     assert workspace.reserve(30_000_000) == CPU
 
 
 @torch.inference_mode()
-def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object, **named: object) -> object:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -220,7 +220,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         list(decode_in_strips(build_vae(), torch.randn(1, 4, 2, 2), Workspace(1, CPU, folder=tmp_path)))
 
 
-def test_a_part_that_is_not_known_is_refused() -> None:
+def test_an_unknown_part_is_refused() -> None:
     vae = build_vae()
     check_tiling(vae)
     vae.decoder.mid_block = AutoencoderTiny()

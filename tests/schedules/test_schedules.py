@@ -35,7 +35,7 @@ def diffusers_scheduler(**config: object) -> DDPMScheduler:
 @pytest.mark.parametrize("betas", BETA_SCHEDULES)
 @pytest.mark.parametrize("rescale", [False, True])
 @pytest.mark.parametrize("count", [1000, 37])
-def test_alpha_bar_is_diffusers(betas: str, rescale: bool, count: int) -> None:
+def test_alpha_bar_equals_diffusers(betas: str, rescale: bool, count: int) -> None:
     reference = diffusers_scheduler(
         beta_schedule=betas,
         beta_start=0.00085,
@@ -52,7 +52,7 @@ def test_alpha_bar_is_diffusers(betas: str, rescale: bool, count: int) -> None:
 @pytest.mark.parametrize("betas", BETA_SCHEDULES)
 @pytest.mark.parametrize("prediction", PREDICTION_TYPES)
 @pytest.mark.parametrize("rescale", [False, True])
-def test_step_is_diffusers_predicted_clean_sample(betas: str, prediction: str, rescale: bool) -> None:
+def test_step_equals_the_clean_sample_of_diffusers(betas: str, prediction: str, rescale: bool) -> None:
     reference = diffusers_scheduler(
         beta_schedule=betas,
         beta_start=0.00085,
@@ -68,7 +68,7 @@ def test_step_is_diffusers_predicted_clean_sample(betas: str, prediction: str, r
 
 
 @pytest.mark.parametrize("betas", BETA_SCHEDULES)
-def test_add_noise_is_diffusers(betas: str) -> None:
+def test_add_noise_equals_diffusers(betas: str) -> None:
     reference = diffusers_scheduler(beta_schedule=betas, beta_start=0.0001, beta_end=0.02)
     schedule = DdpmSchedule.from_config(dict(reference.config))
     clean, noise, steps = latents(3, len(STEPS)), latents(4, len(STEPS)), torch.tensor(STEPS)
@@ -108,7 +108,7 @@ def test_flow_velocity_gives_the_clean_latent_back() -> None:
     torch.testing.assert_close(schedule.clean_latent(noisy, noise - clean, steps), clean, rtol=1e-9, atol=1e-9)
 
 
-def test_flow_sigmas_are_the_published_formula_counted_from_the_end() -> None:
+def test_flow_sigmas_follow_the_published_formula() -> None:
     schedule = FlowSchedule()
     shift = math.exp(1.15)
     sigmas = [shift / (shift + 1 / s - 1) if s > 0 else 0.0 for s in torch.linspace(1, 0, 1000).double().tolist()]
@@ -119,7 +119,7 @@ def test_flow_sigmas_are_the_published_formula_counted_from_the_end() -> None:
 
 
 @pytest.mark.parametrize("tokens", [256, 1024, 4096])
-def test_flow_shift_is_diffusers(tokens: int) -> None:
+def test_flow_shift_equals_diffusers(tokens: int) -> None:
     reference = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     schedule = FlowSchedule.from_config({**reference.config, "tokens": tokens})
     expected_mu = {256: 0.5, 1024: 0.63, 4096: 1.15}[tokens]
@@ -268,7 +268,7 @@ def test_schedules_are_frozen() -> None:
         DdpmSchedule().beta_end = 0.5  # type: ignore[misc]
 
 
-def test_linear_time_shifting_is_that_of_diffusers() -> None:
+def test_linear_time_shifting_equals_diffusers() -> None:
     config = {"use_dynamic_shifting": True, "time_shift_type": "linear", "base_shift": 0.5, "max_shift": 3.0}
     theirs = FlowMatchEulerDiscreteScheduler(**config)
     ours = FlowSchedule.from_config(theirs.config)

@@ -29,7 +29,7 @@ def damage(folder: Path, *, contents: bool = True) -> tuple[str, ...]:
     return find_damage(folder, load_manifest(folder), contents=contents)
 
 
-def test_it_names_every_file_but_itself_with_size_and_hash(folder: Path) -> None:
+def test_a_manifest_lists_every_other_file_with_size_and_hash(folder: Path) -> None:
     written = json.loads((folder / MANIFEST_NAME).read_text("utf-8"))
     expected = {
         name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -41,7 +41,7 @@ def test_it_names_every_file_but_itself_with_size_and_hash(folder: Path) -> None
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="this system has no sha256sum to compare with")
-def test_it_agrees_with_sha256sum(folder: Path) -> None:
+def test_hashes_equal_those_of_sha256sum(folder: Path) -> None:
     lines = "".join(f"{entry.sha256}  {name}\n" for name, entry in load_manifest(folder).files.items())
     done = subprocess.run(["sha256sum", "--check", "--quiet"], input=lines, cwd=folder, text=True, check=False)
     assert done.returncode == 0
@@ -56,7 +56,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(folder: Path, position: int) -> N
     assert damage(folder, contents=False) == ()
 
 
-def test_what_is_missing_cut_or_no_file_is_named(folder: Path) -> None:
+def test_missing_truncated_and_special_files_are_named(folder: Path) -> None:
     (folder / "a.bin").write_bytes(CONTENTS["a.bin"][:-1])
     (folder / "deep/er/b.json").unlink()
     (folder / "empty").unlink()
@@ -68,7 +68,7 @@ def test_what_is_missing_cut_or_no_file_is_named(folder: Path) -> None:
     )
 
 
-def test_other_files_are_nobodys_business(folder: Path) -> None:
+def test_other_files_are_ignored(folder: Path) -> None:
     (folder / ".DS_Store").write_bytes(b"finder")
     assert damage(folder) == ()
 
@@ -91,13 +91,13 @@ def test_a_manifest_that_points_outside_is_refused(folder: Path, name: str) -> N
         ('{"files": {"a": {"bytes": -1, "sha256": "' + "0" * 64 + '"}}}', "is not a manifest"),
     ],
 )
-def test_a_broken_manifest_is_an_error_of_one_line(folder: Path, text: str, message: str) -> None:
+def test_a_corrupt_manifest_is_one_line(folder: Path, text: str, message: str) -> None:
     (folder / MANIFEST_NAME).write_text(text)
     with pytest.raises(ModelError, match=message) as caught:
         load_manifest(folder)
     assert "\n" not in caught.value.message
 
 
-def test_a_folder_without_a_manifest_says_so(tmp_path: Path) -> None:
+def test_a_folder_without_a_manifest_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no manifest\.json"):
         load_manifest(tmp_path)

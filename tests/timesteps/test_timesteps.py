@@ -53,7 +53,7 @@ def random_numbers(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tenso
     return power, power * (torch.randn(count, generator=generator, dtype=torch.float64) * 0.5 + 1).exp()
 
 
-def test_the_golden_figures() -> None:
+def test_the_golden_timesteps() -> None:
     found = match_snr(POWER, SNR, DdpmSchedule())
     assert (found.mid_timestep, found.samples) == (24, 6)
     torch.testing.assert_close(found.curve, torch.tensor(EXPECTED["curve_ddpm"]).double(), rtol=1e-4, atol=0)
@@ -81,7 +81,7 @@ def test_the_curve_is_the_formula(schedule: Any, count: int) -> None:
     assert all(not 0 <= t < 1000 or float(found.curve[t]) > found.loss * 1.01 for t in (first - 1, last + 1))
 
 
-def test_the_interval_is_that_of_resampled_sets() -> None:
+def test_the_interval_follows_resampled_sets() -> None:
     power, snr = random_numbers(40)
     found = match_snr(power, snr, DdpmSchedule(), seed=5)
     rng = np.random.default_rng(1)
@@ -141,7 +141,7 @@ def test_identical_sets_have_no_spread() -> None:
 
 
 @pytest.mark.parametrize("schedule", [DdpmSchedule(), FlowSchedule()], ids=["ddpm", "flow"])
-def test_own_timesteps_are_those_of_each_alone(schedule: Any) -> None:
+def test_individual_timesteps_are_those_of_each_image(schedule: Any) -> None:
     power, snr = random_numbers(30)
     snr[0], snr[1] = 1e9, 1e-9
     alone = [match_snr(power[i : i + 1], snr[i : i + 1], schedule, draws=0).mid_timestep for i in range(30)]
@@ -156,7 +156,7 @@ def test_the_spread_is_by_group() -> None:
     assert spread["b"] == (match_snr(power[::2], snr[::2], DdpmSchedule(), draws=0).mid_timestep, 5)
 
 
-def test_what_cannot_be_matched_is_said() -> None:
+def test_unmatchable_curves_are_reported() -> None:
     with pytest.raises(UsageError, match="no image"):
         match_snr(torch.zeros(0), torch.zeros(0), DdpmSchedule())
     with pytest.raises(UsageError, match="not finite"):
@@ -202,7 +202,7 @@ def tiny_encoder_state(channels: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("channels", "level"), [(4, "alpha_bar"), (16, "sigma")])
-def test_a_single_file_is_the_same_network_as_diffusers(tmp_path: Path, channels: int, level: str) -> None:
+def test_a_single_file_gives_the_same_network_as_diffusers(tmp_path: Path, channels: int, level: str) -> None:
     from diffusers import AutoencoderTiny
 
     state = tiny_encoder_state(channels)
@@ -221,7 +221,7 @@ def test_a_single_file_is_the_same_network_as_diffusers(tmp_path: Path, channels
     assert by_file.multiple_of_px == by_folder.multiple_of_px == 8
 
 
-def test_another_autoencoder_takes_the_models_schedule(tmp_path: Path) -> None:
+def test_another_autoencoder_takes_the_schedule_of_the_model(tmp_path: Path) -> None:
     file = tmp_path / "encoder.safetensors"
     save_file({name.removeprefix("layers."): value for name, value in tiny_encoder_state(4).items()}, file)
     encoder = load_encoder(base=str(GOLDEN_SD / "base"), vae=str(file), device="cpu")
@@ -234,7 +234,7 @@ def test_the_default_is_the_embedded_model() -> None:
     assert encoder.encode(torch.zeros(1, 3, 32, 48)).shape == (1, 48, 8, 12)
 
 
-def test_what_is_no_encoder_is_said(tmp_path: Path) -> None:
+def test_an_unusable_encoder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"no weights")
     save_file({"0.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
     (tmp_path / "odd").mkdir()
@@ -341,7 +341,7 @@ def survey_of(source: PairSource, kept: Any, **options: Any) -> Survey:
 
 
 @pytest.mark.parametrize("known", [(), (0, 1), (1, 2, 5), (0, 2, 3, 4, 5), range(6)])
-def test_only_what_is_not_kept_is_measured_and_the_order_stays(tmp_path: Path, known: Sequence[int]) -> None:
+def test_only_uncached_samples_are_measured_in_order(tmp_path: Path, known: Sequence[int]) -> None:
     images = write_images(tmp_path, [(40, 60), (33, 47), (50, 36)])
     broken = write_images(tmp_path / "broken", [(40, 40)])
     broken[0].write_bytes(b"no image")
@@ -368,7 +368,7 @@ def test_only_what_is_not_kept_is_measured_and_the_order_stays(tmp_path: Path, k
     assert again.answer().mid_timestep == whole.answer().mid_timestep
 
 
-def test_what_is_kept_is_asked_for_as_it_is_needed(tmp_path: Path) -> None:
+def test_the_cache_is_read_lazily(tmp_path: Path) -> None:
     """An answer that is stable early does not wait for a million files to be looked at."""
     source = source_of(write_images(tmp_path, [(40, 60)]), count=1000)
     asked: list[int] = []
@@ -384,7 +384,7 @@ def test_what_is_kept_is_asked_for_as_it_is_needed(tmp_path: Path) -> None:
     assert asked == [0, 1, 2]
 
 
-def test_a_process_that_is_lost_costs_its_samples_which_are_not_kept(tmp_path: Path) -> None:
+def test_samples_of_a_dead_process_are_lost_and_not_cached(tmp_path: Path) -> None:
     source = source_of(write_images(tmp_path, [(40, 60), (33, 47)]))
     lost = MeasureWork(source, NamedEncoder()).lost((1, 0), DeviceError("its process was killed", "less"))
     assert [item for item, _ in lost] == [1, 0]
@@ -424,7 +424,7 @@ def test_partners_are_enlarged_by_a_whole_factor(tmp_path: Path) -> None:
     assert cut.degraded.shape == cut.clean.shape == (3, 32, 32)
 
 
-def test_how_many_samples() -> None:
+def test_the_number_of_samples() -> None:
     def plan(**changes: Any) -> int:
         return plan_samples(
             10, **({"paired": False, "whole": False, "max_samples": None, "until_stable": False} | changes)
@@ -500,7 +500,9 @@ def named(*paths: str, folder: str) -> list[FoundInput]:
         (("img_x4.png", "img_x2.png"), ("img_x2.png", "img_x4.png"), ("img_x4", "img_x2")),
     ],
 )
-def test_pairs_go_by_name(first: tuple[str, ...], second: tuple[str, ...], names: tuple[str, ...] | None) -> None:
+def test_pairs_are_matched_by_name(
+    first: tuple[str, ...], second: tuple[str, ...], names: tuple[str, ...] | None
+) -> None:
     pairs = pair_by_name(named(*first, folder="hq"), named(*second, folder="lq"))
     assert [pair.first for pair in pairs] == [Path("hq", name) for name in first]
     assert sorted(pair.second for pair in pairs) == sorted(Path("lq", name) for name in second)
@@ -513,7 +515,7 @@ def test_pairs_go_by_name(first: tuple[str, ...], second: tuple[str, ...], names
     assert names is None or tuple(pair.name for pair in pairs) == names
 
 
-def test_what_cannot_be_paired_is_named() -> None:
+def test_unpaired_images_are_named() -> None:
     first, second = named("2.png", "1.png", folder="a"), named("1.jpg", "2.webp", folder="b")
     with pytest.raises(UsageError, match=r"1 of 2 images without a partner in --lq: a/2\.png"):
         pair_by_name(first, second[:1], names=("--data", "--lq"))

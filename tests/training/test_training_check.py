@@ -70,7 +70,7 @@ def test_too_little_memory_is_one_line(world: Path, tmp_path: Path, monkeypatch:
     assert "batch_size" in str(error.value.hint)
 
 
-def test_all_parts_that_cannot_be_read_are_named(world: Path, tmp_path: Path) -> None:
+def test_all_unreadable_parts_are_named(world: Path, tmp_path: Path) -> None:
     (tmp_path / "features").mkdir()
     (tmp_path / "lpips").mkdir()
     loss = {"backbone_path": str(tmp_path / "features"), "lpips_path": str(tmp_path / "lpips"), "lpips": 1.0}

@@ -159,7 +159,7 @@ def test_rotation_comes_after_the_new_one_is_whole(tmp_path: Path, monkeypatch: 
     assert seen == [["step-00000002", "step-00000001"], ["step-00000002"]]
 
 
-def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     fsync, rename = os.fsync, os.rename
 
@@ -186,7 +186,7 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkey
 
 @needs_fork
 @pytest.mark.usefixtures("unsynchronised")
-def test_killed_at_every_call_it_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+def test_a_kill_at_every_call_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     number, outcomes = 0, set()
     while True:
         number += 1
@@ -214,7 +214,7 @@ def test_killed_at_every_call_it_leaves_a_whole_checkpoint(tmp_path: Path) -> No
 
 
 @needs_fork
-def test_killed_at_any_moment_it_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     draw, step, newest, rounds = random.Random(5), 0, 0, 0
     while rounds < 12 or newest <= 3:
         rounds += 1
@@ -240,7 +240,7 @@ def test_killed_at_any_moment_it_leaves_a_whole_checkpoint(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("unsynchronised")
-def test_an_error_of_the_system_at_any_call_is_one_line_and_harms_nothing(tmp_path: Path) -> None:
+def test_a_system_error_at_any_call_is_one_line_and_harms_nothing(tmp_path: Path) -> None:
     def fail() -> None:
         raise OSError(28, "No space left on device")
 
@@ -265,7 +265,7 @@ def test_an_error_of_the_system_at_any_call_is_one_line_and_harms_nothing(tmp_pa
 
 
 @needs_fork
-def test_a_file_that_finds_no_room_is_one_line_and_leaves_no_half(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_leaves_no_partial_checkpoint(tmp_path: Path) -> None:
     """The limit is the system's own, and stops the writing of safetensors in the middle of a file."""
     save(tmp_path, 1)
 
@@ -291,13 +291,13 @@ def test_a_failure_of_its_own_parts_is_not_hidden(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_a_file_in_the_place_of_the_folder_is_one_line(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(FileError, match="cannot be written"):
         save(tmp_path / "run", 1)
 
 
-def test_auto_takes_the_newest_whole_one_and_names_the_others(tmp_path: Path) -> None:
+def test_auto_takes_the_newest_whole_checkpoint_and_names_the_others(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         save(tmp_path, step, keep=9)
     flip(tmp_path / "step-00000004" / "optimizer.safetensors")
@@ -312,7 +312,7 @@ def test_auto_takes_the_newest_whole_one_and_names_the_others(tmp_path: Path) ->
     ]
 
 
-def test_auto_does_not_begin_anew_where_every_checkpoint_is_broken(tmp_path: Path) -> None:
+def test_auto_does_not_start_again_if_every_checkpoint_is_broken(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path / "absent", "auto") is None
     assert find_checkpoint(tmp_path, "auto") is None
     save(tmp_path, 1)
@@ -321,7 +321,7 @@ def test_auto_does_not_begin_anew_where_every_checkpoint_is_broken(tmp_path: Pat
         find_checkpoint(tmp_path, "auto")
 
 
-def test_none_is_refused_among_checkpoints(tmp_path: Path) -> None:
+def test_none_is_refused_if_checkpoints_exist(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path, "none") is None
     (tmp_path / "validation").mkdir()
     (tmp_path / "step-1.png").write_text("")
@@ -332,7 +332,7 @@ def test_none_is_refused_among_checkpoints(tmp_path: Path) -> None:
     assert "--resume auto" in (caught.value.hint or "")
 
 
-def test_a_path_must_be_whole_and_the_newest_of_its_run(tmp_path: Path) -> None:
+def test_a_path_must_be_the_newest_whole_checkpoint_of_its_run(tmp_path: Path) -> None:
     run, other = tmp_path / "run", tmp_path / "other"
     for step in (1, 2, 3):
         save(run, step, keep=9)
@@ -350,7 +350,7 @@ def test_a_path_must_be_whole_and_the_newest_of_its_run(tmp_path: Path) -> None:
         find_checkpoint(run, str(run / "step-00000003"))
 
 
-def test_a_broken_one_is_written_anew_and_a_whole_one_is_left(tmp_path: Path) -> None:
+def test_a_broken_checkpoint_is_replaced_and_a_whole_one_kept(tmp_path: Path) -> None:
     save(tmp_path, 1)
     flip(tmp_path / "step-00000001" / "state.json")
     save(tmp_path, 1)
@@ -361,7 +361,7 @@ def test_a_broken_one_is_written_anew_and_a_whole_one_is_left(tmp_path: Path) ->
     assert names(tmp_path) == ["step-00000001"]
 
 
-def test_broken_ones_do_not_count_among_those_that_are_kept(tmp_path: Path) -> None:
+def test_broken_checkpoints_do_not_count_as_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step, keep=9)
     (tmp_path / "step-00000003" / "optimizer.safetensors").unlink()
@@ -379,7 +379,7 @@ def test_broken_ones_do_not_count_among_those_that_are_kept(tmp_path: Path) -> N
         (LoraOptions(4, 8, backbone_alpha=12.0), None, None),
     ],
 )
-def test_other_ranks_than_the_resumed_are_refused(
+def test_ranks_that_differ_from_the_checkpoint_are_refused(
     tmp_path: Path, options: LoraOptions, message: str | None, hint: str | None
 ) -> None:
     for part, rank, alpha in (("vae_encoder_lora_adapter", 4, 4), ("unet_lora_adapter", 8, 12)):
@@ -445,7 +445,7 @@ def test_a_second_run_in_a_folder_is_refused_and_names_the_first(tmp_path: Path)
 
 
 @needs_fork
-def test_a_killed_runs_folder_is_free_though_its_workers_live_on(tmp_path: Path) -> None:
+def test_the_folder_of_a_killed_run_is_free_although_its_workers_live(tmp_path: Path) -> None:
     pid = hold(tmp_path, workers=1)
     os.kill(pid, signal.SIGKILL)
     end_of(pid)
@@ -466,7 +466,7 @@ def test_two_runs_of_one_process_cannot_share_a_folder(tmp_path: Path) -> None:
 
 
 @needs_fork
-def test_without_locks_of_the_file_system_the_owner_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_file_locks_the_owner_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "no locks available")
 
@@ -488,7 +488,7 @@ def test_without_locks_of_the_file_system_the_owner_counts(tmp_path: Path, monke
         lock.take()
 
 
-def test_a_lock_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_an_unwritable_lock_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with RunLock(tmp_path / "run") as lock, pytest.raises(FileError, match="run"):
         lock.take()

@@ -113,7 +113,7 @@ def test_a_sample_does_not_depend_on_the_number_of_threads(folder: Path, monkeyp
     assert set(used) == {1}
 
 
-def test_targets_are_blurred_where_the_degradation_says_so(folder: Path) -> None:
+def test_targets_are_blurred_if_the_degradation_asks_for_it(folder: Path) -> None:
     soft = LIGHT.model_copy(update={"target_blur_sigma": (0.6, 1.2)})
     plain = build(folder, degradations=((LIGHT, 1.0),))
     softened = build(folder, degradations=((soft, 1.0),))
@@ -135,7 +135,7 @@ def test_targets_are_blurred_where_the_degradation_says_so(folder: Path) -> None
     assert 4 < sum(changed) < 20
 
 
-def test_workers_give_the_same_and_leave_the_global_state_alone(folder: Path) -> None:
+def test_workers_give_the_same_samples_and_keep_global_state(folder: Path) -> None:
     crops = build(folder)
     before = torch.get_rng_state()
     for workers in (0, 2):
@@ -149,7 +149,7 @@ def test_workers_give_the_same_and_leave_the_global_state_alone(folder: Path) ->
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_processes_share_one_stream() -> None:
+def test_processes_share_one_stream_of_samples() -> None:
     alone = [number for batch in islice(Numbers(2, 10, 0, 1), 6) for number in batch]
     both = [list(islice(Numbers(2, 10, rank, 2), 3)) for rank in (0, 1)]
     together = [number for step in zip(*both, strict=True) for batch in step for number in batch]
@@ -187,7 +187,7 @@ def test_crops_begin_at_any_offset(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("turn", [False, True])
-def test_both_crops_are_turned_alike(folder: Path, turn: bool) -> None:
+def test_both_crops_are_augmented_equally(folder: Path, turn: bool) -> None:
     for path in (folder / "hq").iterdir():
         path.unlink()
     # Smooth, so that the degraded crop is close to the sharp one where they are aligned, and far where they are not.
@@ -341,7 +341,7 @@ def test_a_sample_may_be_saved_as_jpeg_and_its_target_never_is(folder: Path) -> 
         assert (jpeg_lq - lq).abs().mean() > 2 * (light_lq - lq).abs().mean() > 0
 
 
-def test_surfaces_have_no_detail_and_are_their_own_target(folder: Path, tmp_path: Path) -> None:
+def test_flat_surfaces_are_their_own_target(folder: Path, tmp_path: Path) -> None:
     teaching = Teaching(TeacherImages(tmp_path / "kept", "one"), crops=2, sigma_px=3.0, low_frequencies="hq")
     _, lq, hq, target = build(folder, smooth=1.0, teaching=teaching)[5]
     assert torch.equal(hq, target), "no teacher was asked"
@@ -374,7 +374,7 @@ def test_without_a_degradation_both_images_are_the_sharp_one(folder: Path) -> No
     assert torch.equal(lq, hq)
 
 
-def test_several_enlargements_have_their_shares() -> None:
+def test_several_enlargements_are_drawn_by_their_shares() -> None:
     several = DataConfig.model_validate({"train": ["x"], "scale": {"2": 0.25, "4": 0.75}})
     assert several.scales == ((4.0, 0.75), (2.0, 0.25))
     assert DataConfig(train=("x",)).scales == ((4.0, 1.0),)
@@ -413,7 +413,7 @@ def test_with_a_teacher_samples_are_windows_of_its_crops(folder: Path, tmp_path:
     assert len(seen) > 4, "windows and turns differ"
 
 
-def test_a_crops_key_is_what_defines_it_and_not_its_pixels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_key_of_a_crop_is_its_definition(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def keys(seed: int = 0, teacher: str = "one", **changes: object) -> list[Path]:
         teaching = Teaching(TeacherImages(folder / "kept", teacher), crops=4, sigma_px=3.0, low_frequencies="hq")
         crops = build(folder, seed, teaching=teaching, **changes)
@@ -450,7 +450,7 @@ def test_a_crops_key_is_what_defines_it_and_not_its_pixels(folder: Path, monkeyp
     assert set(after) & set(base), "crops of the other images stay"
 
 
-def test_a_teachers_broken_image_is_removed_so_that_the_next_run_makes_it(folder: Path, tmp_path: Path) -> None:
+def test_a_corrupt_teacher_image_is_made_again_by_the_next_run(folder: Path, tmp_path: Path) -> None:
     teaching = Teaching(TeacherImages(tmp_path / "kept", "one"), crops=1, sigma_px=3.0, low_frequencies="hq")
     crops = build(folder, teaching=teaching)
     path = teaching.images.path(crops.crop_key(0))
@@ -470,7 +470,7 @@ def test_a_target_has_the_photographs_low_frequencies() -> None:
     assert torch.equal(teacher_target(taught, hq, 3.0, "none"), taught)
 
 
-def test_low_quality_crops_are_enlarged_by_the_published_filters_where_asked(folder: Path) -> None:
+def test_low_quality_crops_can_be_enlarged_by_the_published_filters(folder: Path) -> None:
     plain, random = build(folder), build(folder, upscale="random")
     differ = 0
     for number in range(12):
@@ -498,7 +498,7 @@ def replace_noise() -> DegradationConfig:
     return LIGHT.model_copy(update={"first": first, "second": second})
 
 
-def test_images_come_alike_where_asked(folder: Path) -> None:
+def test_images_can_be_drawn_equally_often(folder: Path) -> None:
     write(folder / "hq" / "large.png", noise(320, 320))
     shares = {}
     for sampling in ("area", "equal"):

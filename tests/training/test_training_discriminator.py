@@ -83,7 +83,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("resolution", PUBLISHED)
-def test_the_published_heads(resolution: int) -> None:
+def test_the_heads_have_the_published_sizes(resolution: int) -> None:
     for head, channels, (ratios, strides) in zip(
         plan_heads(resolution, (192, 384, 768)), (192, 384, 768), PUBLISHED[resolution], strict=True
     ):
@@ -147,7 +147,7 @@ def test_the_blur_is_a_convolution(size: tuple[int, int]) -> None:
     assert not BlurPool(3).state_dict()
 
 
-def test_the_u_net_is_real_esrgans() -> None:
+def test_the_u_net_equals_that_of_real_esrgan() -> None:
     """Layers, shapes and skips as written down by hand; spectral norms on all but the first and the last."""
     judge = build_discriminator(None, 64, GanConfig(width=4, augment=()), seed=3).eval()
     (net,) = judge.heads
@@ -180,7 +180,7 @@ def test_the_u_net_is_real_esrgans() -> None:
 
 
 @pytest.mark.parametrize("px", [0, 16])
-def test_a_window_is_all_that_is_judged(px: int) -> None:
+def test_only_the_window_is_judged(px: int) -> None:
     """Gradients reach one square of the images, the same of both and another at another number."""
     adversary = Adversary(build_discriminator(None, 64, GanConfig(px=px, width=4, augment=())), GanConfig(px=px), 0.0)
     seen = set()
@@ -249,7 +249,7 @@ def test_weights_have_a_largest_singular_value_of_one() -> None:
         assert torch.linalg.svdvals(weights[-1].detach().flatten(1))[0].item() == pytest.approx(1, abs=0.02)
 
 
-def test_it_is_made_and_augments_by_its_seeds_alone() -> None:
+def test_initialisation_and_augmentation_depend_on_the_seeds_only() -> None:
     torch.manual_seed(1)
     one = build(seed=4)
     state = torch.get_rng_state()
@@ -266,7 +266,7 @@ def test_it_is_made_and_augments_by_its_seeds_alone() -> None:
     assert not torch.equal(one(images(), draws(seed=7))[0], one(images(), draws(seed=8))[0])
 
 
-def test_heads_go_on_where_they_were_saved() -> None:
+def test_heads_resume_from_their_state() -> None:
     one, other = build(seed=1).train(), build(seed=2).train()
     one(images(), draws())
     other.heads.load_state_dict(one.heads.state_dict())
@@ -340,7 +340,7 @@ def test_cutout_is_a_rectangle_of_half_the_sides(height: int, width: int) -> Non
     assert seen == set(masks)
 
 
-def test_each_image_is_changed_by_itself_and_gradients_pass() -> None:
+def test_each_image_is_augmented_alone_and_gradients_pass() -> None:
     one = images(1, 24, 32)
     batch = one.repeat(4, 1, 1, 1).requires_grad_()
     found = augment(batch, CHANGES, draws(4))
@@ -352,7 +352,7 @@ def test_each_image_is_changed_by_itself_and_gradients_pass() -> None:
     assert torch.equal(augment(one, (), draws(1)), one)
 
 
-def test_an_image_is_changed_alike_in_any_batch() -> None:
+def test_augmentation_does_not_depend_on_the_batch() -> None:
     batch = images(5, 24, 32)
     together = augment(batch, CHANGES, draws(5))
     alone = [augment(batch[n : n + 1], CHANGES, [own]) for n, own in enumerate(draws(5))]

@@ -63,7 +63,7 @@ class Shell:
         return said
 
 
-def test_every_command_runs_as_it_stands(
+def test_every_documented_command_runs(
     capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     hub: object,  # noqa: F811 - the fixture
 ) -> None:  # fmt: skip
@@ -84,7 +84,7 @@ def test_every_command_runs_as_it_stands(
     assert Path("model/omgsr.json").is_file()
 
 
-def test_every_table_of_the_documentation_is_a_configuration() -> None:
+def test_every_documented_table_is_a_configuration() -> None:
     from omgsr_cli.training.config import TrainConfig
 
     for block in re.findall(r"```toml\n(.*?)```", DOCS.read_text("utf-8"), re.S):

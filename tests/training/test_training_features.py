@@ -99,7 +99,7 @@ def stages_of(model: Any, images: Tensor) -> list[Tensor]:
         return list(model(normalised, output_hidden_states=True).hidden_states[-4:-1])
 
 
-def test_dinov3_gives_the_stages_of_transformers(dinov3: Any, images: Tensor) -> None:
+def test_dinov3_stages_equal_transformers(dinov3: Any, images: Tensor) -> None:
     net = load_dinov3(dinov3.folder)
     assert net.channels == (8, 16, 24)
     maps, expected = net(images), stages_of(dinov3.model, images)
@@ -108,7 +108,7 @@ def test_dinov3_gives_the_stages_of_transformers(dinov3: Any, images: Tensor) ->
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_the_published_file_is_the_same_network(dinov3: Any, images: Tensor) -> None:
+def test_the_published_file_gives_the_same_network(dinov3: Any, images: Tensor) -> None:
     folder, published = load_dinov3(dinov3.folder), load_dinov3(dinov3.published)
     for pooled in (False, True):
         for one, other in zip(folder(images, pooled), published(images, pooled), strict=True):
@@ -164,12 +164,12 @@ def test_autocast_changes_nothing(dinov3: Any, images: Tensor) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 15, 40), (3, 32, 32), (1, 4, 32, 32)])
-def test_a_wrong_shape_is_told(dinov3: Any, shape: tuple[int, ...]) -> None:
+def test_a_wrong_shape_is_reported(dinov3: Any, shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match="from 16 px"):
         load_dinov3(dinov3.folder)(torch.zeros(shape))
 
 
-def test_what_is_not_a_dinov3_is_told(dinov3: Any, tmp_path: Path) -> None:
+def test_another_architecture_is_refused(dinov3: Any, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(ModelError, match="is a vit, not a dinov3_convnext"):
         load_dinov3(tmp_path)
@@ -188,7 +188,7 @@ def test_what_is_not_a_dinov3_is_told(dinov3: Any, tmp_path: Path) -> None:
         load_dinov3(tmp_path / "cut.pth")
 
 
-def test_a_folder_without_all_weights_is_told(dinov3: Any, tmp_path: Path) -> None:
+def test_missing_weights_are_named(dinov3: Any, tmp_path: Path) -> None:
     tensors = dinov3.model.state_dict()
     dinov3.model.config.save_pretrained(tmp_path)
     save_file(
@@ -201,7 +201,7 @@ def test_a_folder_without_all_weights_is_told(dinov3: Any, tmp_path: Path) -> No
         load_dinov3(tmp_path)
 
 
-def test_the_hub_is_asked_for_safetensors_alone(dinov3: Any, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_asked_for_safetensors_only(dinov3: Any, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def snapshot(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
@@ -217,7 +217,7 @@ def test_the_hub_is_asked_for_safetensors_alone(dinov3: Any, images: Tensor, mon
     ]
 
 
-def test_a_gated_repository_says_where_to_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gated_repository_shows_where_to_accept_the_licence(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.errors import GatedRepoError
 
     def refuse(*_: object, **__: object) -> str:
@@ -254,7 +254,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-def test_a_cut_file_is_told(tmp_path: Path, legacy: bool) -> None:
+def test_a_truncated_file_is_reported(tmp_path: Path, legacy: bool) -> None:
     path = tmp_path / "some.pth"
     torch.save({"weight": torch.rand(3000)}, path, _use_new_zipfile_serialization=not legacy)
     whole = path.read_bytes()
@@ -296,7 +296,9 @@ def torchvision_like(name: str) -> nn.Sequential:
         ("alexnet", "alexnet.safetensors", (1, 4, 7, 9, 11)),
     ],
 )
-def test_torchvisions_networks(name: str, file: str, ends: tuple[int, ...], tmp_path: Path) -> None:
+def test_networks_of_torchvision_give_their_outputs(
+    name: str, file: str, ends: tuple[int, ...], tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     reference = torchvision_like(name)
     tensors = {f"features.{layer}": value for layer, value in reference.state_dict().items()}
@@ -320,7 +322,7 @@ def test_torchvisions_networks(name: str, file: str, ends: tuple[int, ...], tmp_
         assert [tuple(found.shape[2:]) for found in maps] == [(37, 50), (19, 25), (10, 13), (5, 7), (3, 4)]
 
 
-def test_a_wrong_shape_in_a_file_is_told(tmp_path: Path) -> None:
+def test_a_wrong_shape_in_a_file_is_reported(tmp_path: Path) -> None:
     save_file({"features.0.weight": torch.zeros(64, 3, 5, 5)}, tmp_path / "vgg16.safetensors")
     with pytest.raises(ModelError, match=r"has the shape \(64, 3, 5, 5\), not \(64, 3, 3, 3\)"):
         load_vgg16(tmp_path)
@@ -329,7 +331,7 @@ def test_a_wrong_shape_in_a_file_is_told(tmp_path: Path) -> None:
     assert "alexnet*.safetensors" in str(told.value.hint)
 
 
-def test_a_folder_tells_which_network_it_has(dinov3: Any, images: Tensor, tmp_path: Path) -> None:
+def test_the_network_of_a_folder_is_recognised(dinov3: Any, images: Tensor, tmp_path: Path) -> None:
     dinov3.model.save_pretrained(tmp_path / "one")
     (tmp_path / "two").mkdir()
     torch.save(
@@ -344,7 +346,7 @@ def test_a_folder_tells_which_network_it_has(dinov3: Any, images: Tensor, tmp_pa
         assert torch.equal(found, wanted)
 
 
-def test_a_folder_without_a_network_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_network_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "vgg16.pth").write_bytes(b"")
     for name, message, hint in (

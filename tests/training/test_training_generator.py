@@ -65,7 +65,7 @@ def shake(trainable: Trainable, std: float = 0.1) -> None:
 
 
 @pytest.mark.parametrize("family", ["tiny", "sd"])
-def test_the_generator_is_the_users_path(family: str, tiny_folder: Path, sd_folder: Path) -> None:
+def test_training_restores_as_upscale_does(family: str, tiny_folder: Path, sd_folder: Path) -> None:
     trainable = load_tiny(tiny_folder) if family == "tiny" else load_sd(sd_folder)
     assert isinstance(trainable, Trainable)
     shake(trainable, 0.01)
@@ -82,7 +82,7 @@ def test_the_generator_is_the_users_path(family: str, tiny_folder: Path, sd_fold
     assert not output.target_latent.requires_grad
 
 
-def test_lrr_s_target_is_the_pretrained_noisy_latent(tiny_folder: Path) -> None:
+def test_the_target_of_lrr_is_the_pretrained_noisy_latent(tiny_folder: Path) -> None:
     trainable = load_tiny(tiny_folder)
     lq, hq = images(64, 16), images(64, 16, seed=1)
     output = Generator(trainable)(lq, hq, 0, range(64))
@@ -95,7 +95,7 @@ def test_lrr_s_target_is_the_pretrained_noisy_latent(tiny_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["tiny", "sd"])
-def test_draws_follow_the_sample_wherever_it_is(family: str, tiny_folder: Path, sd_folder: Path) -> None:
+def test_draws_depend_on_the_sample_number_only(family: str, tiny_folder: Path, sd_folder: Path) -> None:
     generator = Generator(load_tiny(tiny_folder) if family == "tiny" else load_sd(sd_folder))
     lq, hq = images(3), images(3, seed=1)
     torch.manual_seed(1)
@@ -155,7 +155,7 @@ def test_new_weights_of_tiny_come_from_the_seed(tiny_folder: Path) -> None:
     torch.testing.assert_close(Generator(first).restore(image), image, rtol=0, atol=1e-4)
 
 
-def test_another_shape_cannot_be_started_from(tiny_folder: Path, tmp_path: Path) -> None:
+def test_weights_of_another_shape_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
     trainable = load_trainable(find_trainable("omgsr-tiny"), CPU)
     with pytest.raises(ModelError, match="another shape"):
         trainable.load(tiny_folder)
@@ -234,7 +234,7 @@ def test_gradient_checkpointing_changes_no_gradient(sd_folder: Path) -> None:
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-7)
 
 
-def test_what_does_not_go_together_is_refused_before_weights_are_read(tiny_folder: Path, sd_folder: Path) -> None:
+def test_conflicting_settings_are_refused_before_weights_are_read(tiny_folder: Path, sd_folder: Path) -> None:
     with pytest.raises(UsageError, match="trained whole"):
         find_trainable(base=str(tiny_folder), lora=LORA)
     with pytest.raises(UsageError, match="no preset is called 'omgsr-xl'"):
@@ -247,7 +247,7 @@ def test_what_does_not_go_together_is_refused_before_weights_are_read(tiny_folde
         load_sd(sd_folder, LoraOptions(3, 5, vae_targets=("conv1", "conv9")))
 
 
-def test_averages_step_in_and_out_to_the_bit() -> None:
+def test_swapping_averages_in_and_out_is_exact() -> None:
     weight = nn.Parameter(torch.zeros(2, 3, 3, 3).to(memory_format=torch.channels_last))
     average = WeightAverage({"w": weight}, decay=0.9)
     expected, updates = torch.zeros(()), 60
@@ -277,7 +277,7 @@ def test_unstepped_is_the_encoders_own_image(tiny_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["tiny", "sd"])
-def test_pre_training_foresees_the_noise(family: str, tiny_folder: Path, sd_folder: Path) -> None:
+def test_pre_training_predicts_the_noise(family: str, tiny_folder: Path, sd_folder: Path) -> None:
     trainable = load_tiny(tiny_folder) if family == "tiny" else load_sd(sd_folder)
     shake(trainable, 0.01)
     hq, numbers = images(), (40, 41)
@@ -333,7 +333,9 @@ def formats_of(network: nn.Module, work: Callable[[], object]) -> set[torch.dtyp
         ("bf16", torch.bfloat16, torch.bfloat16),
     ],
 )
-def test_what_computes_in_which_format(precision: str, vae: torch.dtype, unet: torch.dtype, sd_folder: Path) -> None:
+def test_every_network_computes_in_its_precision(
+    precision: str, vae: torch.dtype, unet: torch.dtype, sd_folder: Path
+) -> None:
     train = StepsConfig(precision=precision)  # type: ignore[arg-type]  # parametrised
     trainable = load_sd(sd_folder, precision=train.frozen_precision)
     frozen = {weight.dtype for weight in trainable.networks.parameters() if not weight.requires_grad}

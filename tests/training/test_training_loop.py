@@ -50,7 +50,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 WEIGHTS = {"lrr": 0.5, "l1": 5.0, "dv3cd": 0.05, "gan": 0.01}
 
 
-def test_a_run_learns_and_says_so(world: Path, tmp_path: Path) -> None:
+def test_a_run_learns_and_logs_it(world: Path, tmp_path: Path) -> None:
     tables = settings(
         world,
         tmp_path / "run",
@@ -96,7 +96,7 @@ def test_a_run_learns_and_says_so(world: Path, tmp_path: Path) -> None:
         assert grid.size == (3 * 88, 64 + 72)
 
 
-def test_a_checkpoint_is_a_model_that_users_run(world: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_a_usable_model(world: Path, tmp_path: Path) -> None:
     result, _ = run_here(settings(world, tmp_path / "run", train={"steps": 3}))
     assert result.checkpoint is not None
     trained = load_restorer(result.checkpoint, precision="fp32")
@@ -201,7 +201,7 @@ def test_the_gan_waits_for_its_step(world: Path, tmp_path: Path) -> None:
     assert [row["gan"] == "" for row in table] == [True] * 3 + [False] * 2
 
 
-def test_the_discriminator_first_learns_alone(world: Path, tmp_path: Path) -> None:
+def test_the_discriminator_can_learn_alone_first(world: Path, tmp_path: Path) -> None:
     tables = settings(
         world,
         tmp_path / "run",
@@ -255,7 +255,7 @@ def test_windows_and_a_u_net_need_no_feature_network(world: Path, tmp_path: Path
         ("log", {"noise_pattern": True}, "set data.validation"),
     ],
 )
-def test_what_would_have_no_effect_is_refused(world: Path, section: str, values: dict[str, Any], reason: str) -> None:
+def test_settings_without_effect_are_refused(world: Path, section: str, values: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         TrainConfig.model_validate(settings(world, world, **{section: values}))
 
@@ -349,7 +349,7 @@ def test_too_many_such_steps_end_the_run_and_keep_the_last_checkpoint(
     assert all(bool(value.isfinite().all()) for value in state.values() if value.is_floating_point())
 
 
-def test_a_folder_with_checkpoints_is_not_begun_anew(world: Path, tmp_path: Path) -> None:
+def test_a_folder_with_checkpoints_needs_resume(world: Path, tmp_path: Path) -> None:
     tables = settings(world, tmp_path / "run", train={"steps": 1})
     run_here(tables)
     with pytest.raises(UsageError, match="holds checkpoints"):
@@ -372,7 +372,7 @@ def test_the_learning_rate_is_a_function_of_the_step(schedule: Any) -> None:
     assert OptimConfig(schedule=schedule, warmup_steps=10).warmup_steps == 10
 
 
-def test_a_table_goes_on_where_the_run_does(tmp_path: Path) -> None:
+def test_a_table_of_a_resumed_run_continues(tmp_path: Path) -> None:
     log = CsvLog(tmp_path / "log.csv", ["l1", "gan"], 0)
     for step in (1, 2, 3):
         log.write(step, {"l1": step / 3, "unknown": 1.0})
@@ -396,7 +396,7 @@ def test_means_are_over_the_steps_that_have_the_loss() -> None:
     assert means.take() == {}
 
 
-def test_a_teacher_is_learned_from_and_paid_once(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_teacher_targets_are_computed_once(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = {
         "model": str(world / "model"),
         "weight": 2.0,
@@ -419,7 +419,7 @@ def test_a_teacher_is_learned_from_and_paid_once(world: Path, tmp_path: Path, mo
     run_here(tables | {"save": {"out": str(tmp_path / "again")}})
 
 
-def test_the_shipped_recipe_with_a_teacher_runs_with_workers_that_round_differently(
+def test_the_bundled_recipe_with_a_teacher_runs_with_workers(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, parent = ROOT, os.getpid()
@@ -471,7 +471,7 @@ def load_folder(folder: Path) -> Trainable:
     return load_trainable(source, torch.device("cpu"), start_from=str(folder))
 
 
-def test_pre_training_has_one_loss_and_its_weights_are_gone_on_from(world: Path, tmp_path: Path) -> None:
+def test_training_can_start_from_pretrained_weights(world: Path, tmp_path: Path) -> None:
     weights = {"lrr": 0.0, "l1": 0.0, "dv3cd": 0.0, "gan": 0.0, "denoise": 1.0}
     tables = settings(world, tmp_path / "pre", loss=weights, train={"steps": 30}, optim={"lr": 2e-2})
     result, events = run_here(tables)

@@ -137,7 +137,7 @@ def test_dists_is_the_papers_formula(learned: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dists_of_a_image_with_itself_is_zero_under_autocast(dtype: torch.dtype) -> None:
+def test_dists_of_an_image_with_itself_is_zero_under_autocast(dtype: torch.dtype) -> None:
     distance, image = Dists(SmallNet(dtype)), draw_images()
     with torch.autocast("cpu", torch.bfloat16):
         same, other = distance(image, image.clone()), distance(image, draw_images(seed=1))
@@ -172,7 +172,7 @@ def test_compiled_statistics_are_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(compiled) == 1
 
 
-def test_learned_weights_lie_beside_the_network(tmp_path: Path) -> None:
+def test_learned_weights_are_found_beside_the_network(tmp_path: Path) -> None:
     net = SmallNet()
     assert torch.equal(load_dists(net, tmp_path).texture, load_dists(net, None).structure)
     alpha, beta = torch.rand(1, 13, 1, 1), torch.rand(1, 13, 1, 1)
@@ -230,7 +230,7 @@ def test_lpips_is_the_papers_formula(lpips_folder: Path) -> None:
     assert torch.equal(one_file(first, second), distance(first, second))
 
 
-def test_lpips_tells_what_is_missing(lpips_folder: Path, tmp_path: Path) -> None:
+def test_lpips_names_missing_weights(lpips_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no weights of alexnet"):
         load_lpips(tmp_path)
     with pytest.raises(ModelError, match=r"no weights of LPIPS: lin0\.model\.1\.weight"):
@@ -337,7 +337,7 @@ def test_without_a_feature_network_the_other_losses_remain() -> None:
         Losses({"dv3cd": 1.0})
 
 
-def test_lrr_of_a_perfect_encoder_is_the_noise_that_it_cannot_foresee() -> None:
+def test_lrr_of_a_perfect_encoder_is_the_unpredictable_noise() -> None:
     torch.manual_seed(0)
     alpha_bar = 0.6
     clean = torch.randn(1, 4, 200, 200)

@@ -40,7 +40,7 @@ def write_run(folder: Path, rows: int = 200, grids: int = 9, width: int = 1300) 
     return folder
 
 
-def test_the_page_has_the_curves_and_the_grids_in_itself(train: Command, tmp_path: Path) -> None:
+def test_the_page_embeds_curves_and_grids(train: Command, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     said = train("--report", run)
     assert (said.code, said.lines) == (0, [str(run / "report.html")])
@@ -70,7 +70,7 @@ def test_the_page_has_the_curves_and_the_grids_in_itself(train: Command, tmp_pat
     assert train("--report", run).code == 0
 
 
-def test_what_is_not_ours_is_kept(train: Command, tmp_path: Path) -> None:
+def test_foreign_files_are_kept(train: Command, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", grids=1, width=30)
     (run / "report.html").write_text("<p>my notes</p>")
     said = train("--report", run)

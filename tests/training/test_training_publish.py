@@ -45,7 +45,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         yield running
 
 
-def test_what_is_pushed_is_a_model_and_nothing_of_the_machine(
+def test_a_pushed_model_contains_nothing_of_the_machine(
     train: Command, hub: Hub, config: Path, world: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     said = train(config, "--push-to-hub", NAME)
@@ -109,16 +109,14 @@ def test_a_refusal_is_one_line(
         assert secret not in said.err + said.out.decode()
 
 
-def test_a_repository_that_is_there_is_written_by_a_token_that_may_make_none(
-    train: Command, hub: Hub, config: Path
-) -> None:
+def test_an_existing_repository_needs_no_token_that_may_create_one(train: Command, hub: Hub, config: Path) -> None:
     hub.repositories[NAME] = Repository({})
     hub.refusals["create"] = 403
     assert train(config, "--push-to-hub", NAME).code == 0
     assert len(hub.commits) == 1
 
 
-def test_without_a_network_it_is_told_so(
+def test_pushing_without_a_network_is_one_line(
     train: Command, hub: Hub, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as closed:
@@ -134,7 +132,7 @@ def test_without_a_network_it_is_told_so(
     assert hub.requests == []
 
 
-def test_a_name_that_is_none_and_a_broken_checkpoint_are_told_first(
+def test_invalid_names_and_broken_checkpoints_are_reported_first(
     train: Command, hub: Hub, config: Path, tmp_path: Path
 ) -> None:
     said = train(config, "--push-to-hub", "restorer")

@@ -74,7 +74,7 @@ def test_sigterm_lets_the_step_finish_and_saves(world: Path, tmp_path: Path, who
     assert differing(tensors(result.checkpoint), whole) == []
 
 
-def test_ctrl_c_does_likewise_with_workers(world: Path, tmp_path: Path) -> None:
+def test_ctrl_c_lets_the_step_finish_and_saves_with_workers(world: Path, tmp_path: Path) -> None:
     tables = settings(
         world,
         tmp_path / "run",
@@ -149,7 +149,7 @@ def test_a_resumed_run_lists_what_changed(world: Path, tmp_path: Path) -> None:
     assert any(isinstance(event, Noticed) and "cannot be compared" in event.text for event in events)
 
 
-def test_fewer_steps_than_are_done_are_refused(world: Path, tmp_path: Path) -> None:
+def test_fewer_steps_than_finished_are_refused(world: Path, tmp_path: Path) -> None:
     tables = settings(world, tmp_path / "run", train={"steps": 3})
     first, _ = run_here(tables)
     again, _ = run_here(tables, resume="auto")
@@ -185,7 +185,7 @@ def image_of(tables: Any, number: int) -> Path:
     return images[Order(plan_epoch(images, data["resolution"]), 0).index(number)].hq
 
 
-def test_a_broken_image_is_skipped_counted_and_the_run_stays_the_same_run(world: Path, tmp_path: Path) -> None:
+def test_a_corrupt_image_is_skipped_and_the_run_stays_reproducible(world: Path, tmp_path: Path) -> None:
     data = {"train": [str(many(tmp_path / "hq", 120))]}
     tables = settings(world, tmp_path / "whole", data=data, train={"steps": 4}, save={"every": 2}, loss={"gan": 0.0})
     broken = image_of(tables, 5)
@@ -212,7 +212,7 @@ def test_a_broken_image_is_skipped_counted_and_the_run_stays_the_same_run(world:
     assert not any(isinstance(event, Noticed) for event in events), "it was told before"
 
 
-def test_the_processes_of_a_run_replace_a_broken_image_alike(world: Path, tmp_path: Path) -> None:
+def test_all_processes_replace_a_corrupt_image_equally(world: Path, tmp_path: Path) -> None:
     tables = settings(world, tmp_path / "run", data={"train": [str(many(tmp_path / "hq", 30))]})
     for number in (2, 3, 9):
         break_body(image_of(tables, number))
@@ -229,7 +229,7 @@ def test_the_processes_of_a_run_replace_a_broken_image_alike(world: Path, tmp_pa
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_many_broken_images_end_the_run_with_one_line(world: Path, tmp_path: Path, workers: int) -> None:
+def test_many_corrupt_images_end_the_run_with_one_line(world: Path, tmp_path: Path, workers: int) -> None:
     data = {"train": [str(many(tmp_path / "hq", 20))], "workers": workers}
     tables = settings(world, tmp_path / "run", data=data, loss={"gan": 0.0})
     broken = image_of(tables, 3)
@@ -241,14 +241,14 @@ def test_many_broken_images_end_the_run_with_one_line(world: Path, tmp_path: Pat
     assert "\n" not in told.value.message
 
 
-def test_without_any_image_that_can_be_read_it_ends(world: Path, tmp_path: Path) -> None:
+def test_without_any_readable_image_the_run_ends(world: Path, tmp_path: Path) -> None:
     for path in many(tmp_path / "hq", 3).iterdir():
         break_body(path)
     with pytest.raises(OmgsrError, match="none of 3"):
         run_here(settings(world, tmp_path / "run", data={"train": [str(tmp_path / "hq")], "workers": 1}))
 
 
-def test_a_broken_held_out_image_is_left_out_of_the_means(world: Path, tmp_path: Path) -> None:
+def test_a_corrupt_held_out_image_is_left_out_of_the_means(world: Path, tmp_path: Path) -> None:
     many(tmp_path / "hq", 120)
     held_out = many(tmp_path / "held_out", 2)
     data = {"train": [str(tmp_path / "hq")], "validation": str(held_out)}
@@ -264,7 +264,7 @@ def test_a_broken_held_out_image_is_left_out_of_the_means(world: Path, tmp_path:
     assert scores.keys() == alone.keys()
 
 
-def test_a_teachers_crop_of_a_broken_image_comes_from_its_replacement(world: Path, tmp_path: Path) -> None:
+def test_the_teacher_gets_the_replacement_of_a_corrupt_image(world: Path, tmp_path: Path) -> None:
     teacher = {"model": str(world / "model"), "crops": 6, "cache": str(tmp_path / "kept")}
     data = {"train": [str(many(tmp_path / "hq", 120))], "workers": 1}
     tables = settings(world, tmp_path / "run", data=data, train={"steps": 3}, loss={"gan": 0.0, "teacher": teacher})

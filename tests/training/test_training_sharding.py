@@ -25,7 +25,7 @@ from omgsr_cli.training.distributed import share_backbone, shared_names
         ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
     ],
 )
-def test_other_ways_to_share_are_refused_with_the_reason(
+def test_other_ways_to_shard_are_refused_with_the_reason(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, name: str
 ) -> None:
     monkeypatch.setenv(variable, "true")
@@ -35,7 +35,7 @@ def test_other_ways_to_share_are_refused_with_the_reason(
     assert not (tmp_path / "run").exists()
 
 
-def test_alone_and_without_frozen_weights_it_is_refused(world: Path, tmp_path: Path, train: Command) -> None:
+def test_sharding_needs_several_processes_and_frozen_weights(world: Path, tmp_path: Path, train: Command) -> None:
     trainable = load_trainable(find_trainable(start_from=str(world / "model")), torch.device("cpu"))
     with pytest.raises(UsageError, match="this is the only one"):
         share_backbone(trainable, torch.device("cpu"), 1)

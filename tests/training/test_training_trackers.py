@@ -52,9 +52,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_every_tracker_is_told_what_the_tables_say(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_tracker_gets_the_logged_values(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("wandb", "trackio"):
         write_package(tmp_path / "packages", name)
     monkeypatch.syspath_prepend(tmp_path / "packages")
@@ -101,7 +99,7 @@ def assert_tensorboard_has(folder: Path, rows: list[dict[str, str]]) -> None:
 @pytest.mark.parametrize(
     ("name", "package"), [("tensorboard", "'omgsr-cli[train]'"), ("wandb", "wandb"), ("trackio", "trackio")]
 )
-def test_a_tracker_that_is_not_installed_is_told_before_anything_is_read(
+def test_a_missing_tracker_is_reported_before_anything_is_read(
     capfdbinary: pytest.CaptureFixture[bytes], world: Path, tmp_path: Path, name: str, package: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
