@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omgsr_cli.engines.work import OneByOne, Place, Say, Worker
 from omgsr_cli.errors import ModelError, OmgsrError
@@ -17,12 +20,12 @@ class Doubling:
     """Doubles numbers; some end their process, always or the first time.
 
     Attributes:
-        folder: where it is noted who did what.
+        folder: where every attempt leaves a file.
         fatal: numbers that kill the process.
-        fatal_once: likewise, but only when they are met first.
+        fatal_once: numbers that kill the process at the first attempt only.
         slow: numbers that take a quarter of an hour.
-        broken: there is no model.
-        dies: the process ends as it starts.
+        broken: opening raises an error, as if there were no model.
+        dies: the process is killed as it starts.
     """
 
     folder: Path
@@ -53,3 +56,18 @@ class Doubling:
 
     def lost(self, task: int, error: OmgsrError) -> tuple[int, str]:
         return task, error.message
+
+
+class Pickled:
+    """Stands for several processes: everything is handed over as they would get it, and the last result comes first."""
+
+    def __init__(self, places: Sequence[Place] = (Place("cpu"),)) -> None:
+        self.place = places[0]
+
+    def run(self, work: Any, tasks: Iterable[Any], *, on_start: Callable[[Any], None], say: Say) -> Iterator[Any]:
+        do = pickle.loads(pickle.dumps(work)).open(self.place, say)
+        results = []
+        for task in tasks:
+            on_start(task)
+            results.append(pickle.dumps(do(pickle.loads(pickle.dumps(task)))))
+        yield from map(pickle.loads, reversed(results))

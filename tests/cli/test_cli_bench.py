@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from command_line import Command, draw, spoil, write_tiny_model
+from spread_work import Pickled
 
 from omgsr_cli.benchmark import cases, perceptual
 from omgsr_cli.benchmark.metrics import METRICS
@@ -339,7 +340,10 @@ def test_folders_of_folders_and_marks_in_names_are_paired(bench: Command, tmp_pa
     assert [image["name"] for image in said.records[0]["images"]] == ["Canon/001_LR4", "Nikon/001_LR4"]
 
 
-def test_processes_and_parts_score_as_one_process_does(bench: Command, data: Path, tmp_path: Path) -> None:
+def test_processes_and_parts_score_as_one_process_does(
+    bench: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omgsr_cli.engines.local.Processes", Pickled)
     model = write_tiny_model(tmp_path / "mine")
     options = ("--data", data, "--model", model, "--model", "bicubic", "--metrics", "psnr,ssim", "--device", "cpu")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Command, draw, files_below
+from spread_work import Pickled
 
 from omgsr_cli import upscale_folder
 
@@ -121,10 +122,13 @@ def test_parts_together_equal_one_run(omgsr: Command, tmp_path: Path) -> None:
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_processes_from_python_equal_the_command(omgsr: Command, model: Path, tmp_path: Path) -> None:
+def test_processes_from_python_equal_the_command(
+    omgsr: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(3):
         draw(tmp_path / "in" / f"{number}.png", 5 + number, 7)
     assert omgsr(tmp_path / "in", "-o", tmp_path / "command", "--device", "cpu").code == 0
+    monkeypatch.setattr("omgsr_cli.engines.local.Processes", Pickled)
     results = upscale_folder(model, tmp_path / "in", tmp_path / "python", workers=2, device="cpu")
     assert [result.status for result in results] == ["done"] * 3
     for name in files_below(tmp_path / "command"):

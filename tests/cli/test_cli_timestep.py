@@ -15,6 +15,7 @@ from command_line import Command, draw, files_below, write_tiny_model
 from diffusers import DDPMScheduler
 from PIL import Image
 from places import GOLDEN
+from spread_work import Pickled
 
 from omgsr_cli.cli import progress
 from omgsr_cli.degradation import PRESETS as DEGRADATIONS
@@ -200,6 +201,7 @@ def test_parts_are_measured_one_by_one_and_the_whole_is_put_together(
 def test_processes_find_what_one_finds(
     timestep: Command, crops: tuple[str | Path, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr("omgsr_cli.engines.local.Processes", Pickled)
     monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "one"))
     (tmp_path / "photos" / "broken.png").write_bytes(b"no image at all")
     one = timestep(*crops, "--json", "--batch", "2", "--csv", tmp_path / "one.csv")

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import fsspec
 import pytest
-from command_line import Command, draw, files_below, write_tiny_model
+from command_line import Command, draw, files_below
 from hub_server import QuietServer
 
 from omgsr_cli.errors import ExistsError, FileError, UsageError
@@ -26,17 +26,6 @@ from omgsr_cli.files.jobs import Job, JobOptions, find_jobs, plan_jobs
 from omgsr_cli.files.storage import list_files, local_copy, look_at, put_when_whole
 
 OPTIONS = JobOptions(recursive=True, suffix=None, scale_label="4", output_format="same")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "random")
-
-
-@pytest.fixture
-def omgsr(model: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Command:
-    monkeypatch.setenv("OMGSR_MODEL", str(model))
-    return Command(capfdbinary)
 
 
 @pytest.fixture

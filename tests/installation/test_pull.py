@@ -517,13 +517,14 @@ def test_a_killed_download_is_resumed_by_the_next_process(
     assert [range_ for _, _, range_, _ in hub.requests if range_], "nothing was taken up"
 
 
-def test_a_token_is_in_no_message(hub: Hub, adapter: Path, home: Path) -> None:
+def test_a_token_is_in_no_message(hub: Hub, pull: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     for repository in hub.repositories.values():
         repository.refusal = (500, "")
-    done = start(adapter, HF_TOKEN=TOKEN, OMGSR_DEBUG="0")
-    out, err = done.communicate(timeout=600)
-    assert done.returncode == 1
-    assert "secret" not in out + err
+    said = pull()
+    assert said.code == 1
+    assert f"Bearer {TOKEN}" in {request[3] for request in hub.requests}
+    assert TOKEN not in said.err + said.out.decode()
 
 
 def test_a_full_disk_is_one_line_and_the_partial_download_is_used(
