@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -52,43 +51,37 @@ class BenchCommand(Command):
 def bench(
     data: Annotated[
         Path | None,
-        typer.Option(
+        shared.option(
+            IMAGES,
+            "Low-quality images, or a folder with test_LR/ and test_HR/.",
             metavar="FOLDER",
-            help="Low-quality images, or a folder with test_LR/ and test_HR/.",
-            show_default="bundled images",
-            rich_help_panel=IMAGES,
+            shown="bundled images",
         ),
     ] = None,
     hr: Annotated[
-        Path | None,
-        typer.Option(
-            "--hr", metavar="FOLDER", help="High-quality references with the same names.", rich_help_panel=IMAGES
-        ),
+        Path | None, shared.option(IMAGES, "High-quality references with the same names.", "--hr", metavar="FOLDER")
     ] = None,
     sr: Annotated[
-        list[Path] | None,
-        typer.Option("--sr", metavar="FOLDER", help="Restored images to score; repeatable.", rich_help_panel=IMAGES),
+        list[Path] | None, shared.option(IMAGES, "Restored images to score; repeatable.", "--sr", metavar="FOLDER")
     ] = None,
-    recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Search subfolders.", rich_help_panel=IMAGES)
-    ] = False,
+    recursive: Annotated[bool, shared.option(IMAGES, "Search subfolders.", "--recursive", "-r")] = False,
     scale: Annotated[
         float | None,
-        typer.Option(
+        shared.option(
+            IMAGES,
+            "Scale of images without a reference.",
             metavar="F",
+            shown="the model's, 4",
             parser=shared.parse_factor,
-            help="Scale of images without a reference.",
-            show_default="the model's, 4",
-            rich_help_panel=IMAGES,
         ),
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(
+        shared.option(
+            MODEL,
+            "Preset, model folder, bicubic, lanczos or a network file; repeatable.",
             metavar="NAME|PATH",
-            help="Preset, model folder, bicubic, lanczos or a network file; repeatable.",
-            show_default=f"{DEFAULT_PRESET} and bicubic",
-            rich_help_panel=MODEL,
+            shown=f"{DEFAULT_PRESET} and bicubic",
         ),
     ] = None,
     base: shared.Base = None,
@@ -96,67 +89,47 @@ def bench(
     device: shared.Devices = None,
     precision: shared.Precision = "auto",
     repeat: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Restore each image N times to measure the speed.", rich_help_panel=MODEL
-        ),
+        int | None, shared.option(MODEL, "Restore each image N times to measure the speed.", metavar="N", min=1)
     ] = None,
     metrics: Annotated[
         str | None,
-        typer.Option(
+        shared.option(
+            SCORES,
+            "Metrics of pyiqa, or paper for those of the paper.",
             metavar="A,B",
-            help="Metrics of pyiqa, or paper for those of the paper.",
-            show_default="psnr,ssim; musiq,clipiqa if installed",
-            rich_help_panel=SCORES,
+            shown="psnr,ssim; musiq,clipiqa if installed",
         ),
     ] = None,
-    list_metrics: Annotated[
-        bool, typer.Option("--list-metrics", help="List all metrics and exit.", rich_help_panel=SCORES)
-    ] = False,
+    list_metrics: Annotated[bool, shared.option(SCORES, "List all metrics and exit.", "--list-metrics")] = False,
     color_space: Annotated[
-        str,
-        typer.Option(metavar="ycbcr|yiq|rgb", help="Colour space of psnr and ssim.", rich_help_panel=SCORES),
+        str, shared.option(SCORES, "Colour space of psnr and ssim.", metavar="ycbcr|yiq|rgb")
     ] = "ycbcr",
     crop_border: Annotated[
-        int,
-        typer.Option(min=0, metavar="PX", help="Border that psnr and ssim ignore, in pixels.", rich_help_panel=SCORES),
+        int, shared.option(SCORES, "Border that psnr and ssim ignore, in pixels.", metavar="PX", min=0)
     ] = 0,
     seed: Annotated[
         int | None,
-        typer.Option(
-            min=0,
+        shared.option(
+            SCORES,
+            "Sample the latents, and draw the metrics' random crops, with this seed.",
             metavar="N",
-            help="Sample the latents, and draw the metrics' random crops, with this seed.",
-            show_default="no sampling",
-            rich_help_panel=SCORES,
+            shown="no sampling",
+            min=0,
         ),
     ] = None,
     csv: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write scores, means and differences as CSV.", rich_help_panel=REPORTS),
+        Path | None, shared.option(REPORTS, "Write scores, means and differences as CSV.", metavar="FILE")
     ] = None,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write an HTML report.", rich_help_panel=REPORTS)
-    ] = None,
+    html: Annotated[Path | None, shared.option(REPORTS, "Write an HTML report.", metavar="FILE")] = None,
     html_dir: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Put the images of the report into this folder.", rich_help_panel=REPORTS),
+        Path | None, shared.option(REPORTS, "Put the images of the report into this folder.", metavar="FOLDER")
     ] = None,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print the tables in Markdown.", rich_help_panel=REPORTS)
-    ] = False,
-    latex: Annotated[bool, typer.Option("--latex", help="Print the tables in LaTeX.", rich_help_panel=REPORTS)] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace existing reports.", rich_help_panel=REPORTS)
-    ] = False,
+    markdown: Annotated[bool, shared.option(REPORTS, "Print the tables in Markdown.", "--markdown")] = False,
+    latex: Annotated[bool, shared.option(REPORTS, "Print the tables in LaTeX.", "--latex")] = False,
+    overwrite: Annotated[bool, shared.option(REPORTS, "Replace existing reports.", "--overwrite")] = False,
     cache: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Keep restored images and scores here.",
-            show_default="the user's cache",
-            rich_help_panel=REPORTS,
-        ),
+        shared.option(REPORTS, "Keep restored images and scores here.", metavar="FOLDER", shown="the user's cache"),
     ] = None,
     workers: shared.Workers = None,
     shard: shared.Shard = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,59 +17,49 @@ if TYPE_CHECKING:
 MODEL, DATA, FILES, MANY, OUTPUT = "Model", "Data", "Files", "Many images", "Output and logging"
 """The headings under which the help of a command lists its options."""
 
-Base = Annotated[
-    str | None,
-    typer.Option(metavar="FOLDER|REPO", help="Base model of --adapter.", rich_help_panel=MODEL),
-]
-Adapter = Annotated[
-    Path | None,
-    typer.Option(metavar="FOLDER", help="Adapter in the published layout.", rich_help_panel=MODEL),
-]
+
+def option(panel: str, text: str, *names: str, shown: str | None = None, **more: Any) -> Any:
+    """An option of typer with its help text under a heading.
+
+    Args:
+        panel: the heading.
+        text: of the help.
+        names: on the command line, if they are not those of the parameter.
+        shown: the default as the help shows it.
+        more: as for `typer.Option`.
+    """
+    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=True if shown is None else shown, **more)
+
+
+Base = Annotated[str | None, option(MODEL, "Base model of --adapter.", metavar="FOLDER|REPO")]
+Adapter = Annotated[Path | None, option(MODEL, "Adapter in the published layout.", metavar="FOLDER")]
 Device = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Device: cuda, cuda:1, mps, xpu or cpu.",
-        show_default="the first available",
-        rich_help_panel=MODEL,
-    ),
+    str | None, option(MODEL, "Device: cuda, cuda:1, mps, xpu or cpu.", metavar="NAME", shown="the first available")
 ]
 Devices = Annotated[
     str | None,
-    typer.Option(
+    option(
+        MODEL,
+        "Device: cuda, mps, xpu or cpu; several, such as cuda:0,cuda:1; or all.",
         "--device",
         metavar="NAME,...",
-        help="Device: cuda, mps, xpu or cpu; several, such as cuda:0,cuda:1; or all.",
-        show_default="the first available",
-        rich_help_panel=MODEL,
+        shown="the first available",
     ),
 ]
-Precision = Annotated[
-    str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Precision of the weights.", rich_help_panel=MODEL)
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Number of processes.", show_default="one per device", rich_help_panel=MANY),
-]
+Precision = Annotated[str, option(MODEL, "Precision of the weights.", metavar="auto|fp32|bf16|fp16")]
+Workers = Annotated[int | None, option(MANY, "Number of processes.", metavar="N", shown="one per device")]
 Shard = Annotated[
     str | None,
-    typer.Option(
+    option(
+        MANY,
+        "Process only part I of N, such as 1/8; auto reads RANK and WORLD_SIZE, or a SLURM array.",
         metavar="I/N|auto",
-        help="Process only part I of N, such as 1/8; auto reads RANK and WORLD_SIZE, or a SLURM array.",
-        rich_help_panel=MANY,
     ),
 ]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object per line on stdout.", rich_help_panel=OUTPUT)
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=OUTPUT)]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print details of every file.", rich_help_panel=OUTPUT)]
-HelpAll = Annotated[
-    bool,
-    typer.Option(
-        "--help-all", callback=show_all, is_eager=True, help="Show all options and exit.", rich_help_panel=OUTPUT
-    ),
-]
+AsJson = Annotated[bool, option(OUTPUT, "Print one JSON object per line on stdout.", "--json")]
+Quiet = Annotated[bool, option(OUTPUT, "Print errors only.", "--quiet", "-q")]
+Verbose = Annotated[bool, option(OUTPUT, "Print details of every file.", "--verbose", "-v")]
+HelpAll = Annotated[bool, option(OUTPUT, "Show all options and exit.", "--help-all", callback=show_all, is_eager=True)]
 
 
 def parse_factor(text: str | float) -> float:

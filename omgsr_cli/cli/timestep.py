@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import typer
-
 from omgsr_cli.cli import options as shared
 from omgsr_cli.cli.help import Command
 from omgsr_cli.cli.options import DATA, FILES, MANY, MODEL
@@ -44,112 +42,72 @@ class TimestepCommand(Command):
 
 def timestep(
     data: Annotated[
-        list[str],
-        typer.Option(
-            metavar="HQ",
-            help="High-quality images: folder, file or .txt list; repeatable.",
-            rich_help_panel=DATA,
-        ),
+        list[str], shared.option(DATA, "High-quality images: folder, file or .txt list; repeatable.", metavar="HQ")
     ],
     lq: Annotated[
         list[str] | None,
-        typer.Option(
+        shared.option(
+            DATA,
+            "Real low-quality images with the same names; repeatable.",
             metavar="LQ",
-            help="Real low-quality images with the same names; repeatable.",
-            show_default="degraded crops of --data",
-            rich_help_panel=DATA,
+            shown="degraded crops of --data",
         ),
     ] = None,
     degradation: Annotated[
         str | None,
-        typer.Option(
+        shared.option(
+            DATA,
+            "Degradation: omgsr, reference, light or a TOML file.",
             metavar="NAME|FILE",
-            help="Degradation: omgsr, reference, light or a TOML file.",
-            show_default="omgsr; reference for omgsr-tiny",
-            rich_help_panel=DATA,
+            shown="omgsr; reference for omgsr-tiny",
         ),
     ] = None,
     resolution: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Side of the crops in pixels.",
-            show_default="512; whole images with --lq",
-            rich_help_panel=DATA,
-        ),
+        shared.option(DATA, "Side of the crops in pixels.", metavar="N", shown="512; whole images with --lq"),
     ] = None,
     scale: Annotated[
-        float,
-        typer.Option(
-            metavar="F",
-            parser=shared.parse_factor,
-            help="Reduce crops by this factor.",
-            rich_help_panel=DATA,
-        ),
+        float, shared.option(DATA, "Reduce crops by this factor.", metavar="F", parser=shared.parse_factor)
     ] = 4.0,
     on_small: Annotated[
-        str,
-        typer.Option(metavar="skip|resize|pad", help="Treatment of images smaller than a crop.", rich_help_panel=DATA),
+        str, shared.option(DATA, "Treatment of images smaller than a crop.", metavar="skip|resize|pad")
     ] = "skip",
     max_samples: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Measure at most N samples.",
-            show_default="one per image",
-            rich_help_panel=DATA,
-        ),
+        int | None, shared.option(DATA, "Measure at most N samples.", metavar="N", shown="one per image")
     ] = None,
     until_stable: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Stop as soon as the interval is narrower than N.",
-            show_default="measure all samples",
-            rich_help_panel=DATA,
+        shared.option(
+            DATA, "Stop as soon as the interval is narrower than N.", metavar="N", shown="measure all samples"
         ),
     ] = None,
-    seed: Annotated[
-        int, typer.Option(metavar="N", help="Seed of crops, degradation and interval.", rich_help_panel=DATA)
-    ] = 0,
+    seed: Annotated[int, shared.option(DATA, "Seed of crops, degradation and interval.", metavar="N")] = 0,
     model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|FOLDER", help="Preset or model folder.", show_default=DEFAULT_PRESET, rich_help_panel=MODEL
-        ),
+        str | None, shared.option(MODEL, "Preset or model folder.", metavar="NAME|FOLDER", shown=DEFAULT_PRESET)
     ] = None,
     base: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER|REPO", help="Pre-trained model, for its VAE and schedule.", rich_help_panel=MODEL),
+        str | None, shared.option(MODEL, "Pre-trained model, for its VAE and schedule.", metavar="FOLDER|REPO")
     ] = None,
     vae: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER|FILE", help="Another AutoencoderKL or AutoencoderTiny.", rich_help_panel=MODEL),
+        str | None, shared.option(MODEL, "Another AutoencoderKL or AutoencoderTiny.", metavar="FOLDER|FILE")
     ] = None,
     device: shared.Devices = None,
-    batch: Annotated[int, typer.Option(metavar="N", help="Images per batch.", rich_help_panel=MODEL)] = 4,
+    batch: Annotated[int, shared.option(MODEL, "Images per batch.", metavar="N")] = 4,
     workers: shared.Workers = None,
     shard: Annotated[
         str | None,
-        typer.Option(
+        shared.option(
+            MANY,
+            "Measure only part I of N, such as 1/8; the command without --shard then uses all parts.",
             metavar="I/N|auto",
-            help="Measure only part I of N, such as 1/8; the command without --shard then uses all parts.",
-            rich_help_panel=MANY,
         ),
     ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.png|svg", help="Draw the curve.", rich_help_panel=FILES)
-    ] = None,
-    csv: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write one row per sample.", rich_help_panel=FILES)
-    ] = None,
+    plot: Annotated[Path | None, shared.option(FILES, "Draw the curve.", metavar="FILE.png|svg")] = None,
+    csv: Annotated[Path | None, shared.option(FILES, "Write one row per sample.", metavar="FILE")] = None,
     write: Annotated[
-        Path | None,
-        typer.Option(metavar="CONFIG.toml", help="Write the value to a training configuration.", rich_help_panel=FILES),
+        Path | None, shared.option(FILES, "Write the value to a training configuration.", metavar="CONFIG.toml")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace existing --plot and --csv files.", rich_help_panel=FILES)
-    ] = False,
+    overwrite: Annotated[bool, shared.option(FILES, "Replace existing --plot and --csv files.", "--overwrite")] = False,
     as_json: shared.AsJson = False,
     quiet: shared.Quiet = False,
     help_all: shared.HelpAll = False,

@@ -66,217 +66,158 @@ def upscale(
     ],
     output: Annotated[
         str | None,
-        typer.Option(
+        shared.option(
+            FILES,
+            "File, folder or URL for the results; - for stdout.",
             "-o",
             "--output",
             metavar="OUT",
-            help="File, folder or URL for the results; - for stdout.",
-            show_default="beside the input",
-            rich_help_panel=FILES,
+            shown="beside the input",
         ),
     ] = None,
-    recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Search subfolders.", rich_help_panel=FILES)
-    ] = False,
+    recursive: Annotated[bool, shared.option(FILES, "Search subfolders.", "--recursive", "-r")] = False,
     suffix: Annotated[
         str | None,
-        typer.Option(
+        shared.option(
+            FILES,
+            "Append TEXT to the names of results.",
             metavar="TEXT",
-            help="Append TEXT to the names of results.",
-            show_default="_x4 beside the input, nothing in a folder",
-            rich_help_panel=FILES,
+            shown="_x4 beside the input, nothing in a folder",
         ),
     ] = None,
     format_: Annotated[
         str,
-        typer.Option(
+        shared.option(
+            FILES,
+            "Format of the results: same, png, jpg, webp, tiff or avif.",
             "--format",
             metavar="FORMAT",
             autocompletion=lambda: ["same", "png", "jpg", "webp", "tiff", "avif"],
-            help="Format of the results: same, png, jpg, webp, tiff or avif.",
-            rich_help_panel=FILES,
         ),
     ] = "same",
     quality: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Quality of jpg, webp and avif, 1 to 100.",
-            show_default="95, avif 90",
-            rich_help_panel=FILES,
-        ),
+        int | None, shared.option(FILES, "Quality of jpg, webp and avif, 1 to 100.", metavar="N", shown="95, avif 90")
     ] = None,
-    metadata: Annotated[
-        str, typer.Option(metavar="keep|none", help="Keep EXIF, XMP, DPI and texts.", rich_help_panel=FILES)
-    ] = "keep",
+    metadata: Annotated[str, shared.option(FILES, "Keep EXIF, XMP, DPI and texts.", metavar="keep|none")] = "keep",
     dpi: Annotated[
         str,
-        typer.Option(
+        shared.option(
+            FILES,
+            "Dots per inch of results: the input's, the input's times the scale (same print size), or N.",
             metavar="keep|scale|N",
-            help="Dots per inch of results: the input's, the input's times the scale (same print size), or N.",
-            rich_help_panel=FILES,
         ),
     ] = "keep",
     keep_times: Annotated[
-        bool, typer.Option("--keep-times", help="Give results the file times of their inputs.", rich_help_panel=FILES)
+        bool, shared.option(FILES, "Give results the file times of their inputs.", "--keep-times")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace existing files.", rich_help_panel=FILES)
-    ] = False,
+    overwrite: Annotated[bool, shared.option(FILES, "Replace existing files.", "--overwrite")] = False,
     compare: Annotated[
-        bool,
-        typer.Option("--compare", help="Write a before/after image beside each result.", rich_help_panel=FILES),
+        bool, shared.option(FILES, "Write a before/after image beside each result.", "--compare")
     ] = False,
     scale: Annotated[
         float | None,
-        typer.Option(
-            metavar="F",
-            parser=shared.parse_factor,
-            help="Factor for both sides, 0.5 to 16.",
-            show_default="the model's, 4",
-            rich_help_panel=SIZE,
+        shared.option(
+            SIZE, "Factor for both sides, 0.5 to 16.", metavar="F", shown="the model's, 4", parser=shared.parse_factor
         ),
     ] = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="Exact size in pixels.", rich_help_panel=SIZE)] = None,
-    long_side: Annotated[
-        int | None, typer.Option(metavar="N", help="Longer side in pixels.", rich_help_panel=SIZE)
-    ] = None,
-    short_side: Annotated[
-        int | None, typer.Option(metavar="N", help="Shorter side in pixels.", rich_help_panel=SIZE)
-    ] = None,
+    size: Annotated[str | None, shared.option(SIZE, "Exact size in pixels.", metavar="WxH")] = None,
+    long_side: Annotated[int | None, shared.option(SIZE, "Longer side in pixels.", metavar="N")] = None,
+    short_side: Annotated[int | None, shared.option(SIZE, "Shorter side in pixels.", metavar="N")] = None,
     print_: Annotated[
         str | None,
-        typer.Option(
+        shared.option(
+            SIZE,
+            "Largest size that fits a print in cm, mm or in, at --dpi or 300 dots per inch.",
             "--print",
             metavar="WxHcm",
-            help="Largest size that fits a print in cm, mm or in, at --dpi or 300 dots per inch.",
-            rich_help_panel=SIZE,
         ),
     ] = None,
     process_scale: Annotated[
         str,
-        typer.Option(
+        shared.option(
+            SIZE,
+            "Restore at F times the input size or more, then reduce; auto: the model's scale; 1: fast but weak.",
             metavar="F|auto",
-            help="Restore at F times the input size or more, then reduce; auto: the model's scale; 1: fast but weak.",
-            rich_help_panel=SIZE,
         ),
     ] = "auto",
     process_size: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Restore with a shorter side of N pixels or more.",
-            show_default="the model's",
-            rich_help_panel=SIZE,
-        ),
+        shared.option(SIZE, "Restore with a shorter side of N pixels or more.", metavar="N", shown="the model's"),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
+        shared.option(
+            MODEL,
+            "Preset, model folder or hub repository.",
             metavar="NAME|FOLDER",
+            shown=DEFAULT_PRESET,
             envvar="OMGSR_MODEL",
-            help="Preset, model folder or hub repository.",
-            show_default=DEFAULT_PRESET,
-            rich_help_panel=MODEL,
         ),
     ] = None,
     base: shared.Base = None,
     adapter: shared.Adapter = None,
     mid_timestep: Annotated[
-        int | None,
-        typer.Option(metavar="T", help="Mid-timestep, 0 to 999.", show_default="the model's", rich_help_panel=MODEL),
+        int | None, shared.option(MODEL, "Mid-timestep, 0 to 999.", metavar="T", shown="the model's")
     ] = None,
     prompt: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT", help="Condition the model on a text.", show_default="the model's", rich_help_panel=MODEL
-        ),
+        str | None, shared.option(MODEL, "Condition the model on a text.", metavar="TEXT", shown="the model's")
     ] = None,
     vae: Annotated[
         str | None,
-        typer.Option(
-            metavar="tiny|PATH|REPO",
-            help="Decode with TAESD or another AutoencoderTiny: faster, but coarser.",
-            rich_help_panel=MODEL,
+        shared.option(
+            MODEL, "Decode with TAESD or another AutoencoderTiny: faster, but coarser.", metavar="tiny|PATH|REPO"
         ),
     ] = None,
     seed: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Sample the latents instead of using their mean.", rich_help_panel=MODEL),
+        int | None, shared.option(MODEL, "Sample the latents instead of using their mean.", metavar="N")
     ] = None,
     device: shared.Devices = None,
     precision: shared.Precision = "auto",
     compile_: Annotated[
-        bool,
-        typer.Option("--compile", help="Compile the network first; pays off for many images.", rich_help_panel=MODEL),
+        bool, shared.option(MODEL, "Compile the network first; pays off for many images.", "--compile")
     ] = False,
     strength: Annotated[
         float,
-        typer.Option(
-            metavar="F",
-            help="Blend with plain upscaling: 0 is plain upscaling, 1 the restored image.",
-            rich_help_panel=RESTORATION,
+        shared.option(
+            RESTORATION, "Blend with plain upscaling: 0 is plain upscaling, 1 the restored image.", metavar="F"
         ),
     ] = 1.0,
     color_fix: Annotated[
         str | None,
-        typer.Option(
-            metavar="adain|wavelet|none",
-            help="Method that matches the input's colours.",
-            show_default="the model's",
-            rich_help_panel=RESTORATION,
+        shared.option(
+            RESTORATION, "Method that matches the input's colours.", metavar="adain|wavelet|none", shown="the model's"
         ),
     ] = None,
-    tile: Annotated[
-        str, typer.Option(metavar="auto|off|N", help="Tile side in pixels.", rich_help_panel=RESTORATION)
-    ] = "auto",
+    tile: Annotated[str, shared.option(RESTORATION, "Tile side in pixels.", metavar="auto|off|N")] = "auto",
     overlap: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Tile overlap in pixels.", show_default="half a tile", rich_help_panel=RESTORATION
-        ),
+        int | None, shared.option(RESTORATION, "Tile overlap in pixels.", metavar="N", shown="half a tile")
     ] = None,
-    batch: Annotated[int, typer.Option(metavar="N", help="Tiles per batch.", rich_help_panel=RESTORATION)] = 1,
+    batch: Annotated[int, shared.option(RESTORATION, "Tiles per batch.", metavar="N")] = 1,
     memory: Annotated[
         str | None,
-        typer.Option(
+        shared.option(
+            RESTORATION,
+            "Working memory beside the weights, such as 800M or 4G.",
             metavar="N[M|G]",
-            help="Working memory beside the weights, such as 800M or 4G.",
-            show_default="half of the free memory",
-            rich_help_panel=RESTORATION,
+            shown="half of the free memory",
         ),
     ] = None,
     workers: shared.Workers = None,
     engine: Annotated[
-        str,
-        typer.Option(metavar="local|ray", help="Run processes on this machine or actors on Ray.", rich_help_panel=MANY),
+        str, shared.option(MANY, "Run processes on this machine or actors on Ray.", metavar="local|ray")
     ] = "local",
     address: Annotated[
         str | None,
-        typer.Option(
-            metavar="auto|URL",
-            help="Ray cluster to connect to.",
-            show_default="a new one on this machine",
-            rich_help_panel=MANY,
-        ),
+        shared.option(MANY, "Ray cluster to connect to.", metavar="auto|URL", shown="a new one on this machine"),
     ] = None,
     shard: shared.Shard = None,
     report: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Append a JSON line for each image; omgsr status reads it.", rich_help_panel=MANY
-        ),
+        Path | None, shared.option(MANY, "Append a JSON line for each image; omgsr status reads it.", metavar="FILE")
     ] = None,
     retry_failed: Annotated[
-        bool,
-        typer.Option(
-            "--retry-failed", help="Process only the files marked as failed in --report.", rich_help_panel=MANY
-        ),
+        bool, shared.option(MANY, "Process only the files marked as failed in --report.", "--retry-failed")
     ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Show what would be done without doing it.", rich_help_panel=OUTPUT),
-    ] = False,
+    dry_run: Annotated[bool, shared.option(OUTPUT, "Show what would be done without doing it.", "--dry-run")] = False,
     as_json: shared.AsJson = False,
     quiet: shared.Quiet = False,
     verbose: shared.Verbose = False,
