@@ -7,7 +7,6 @@ was killed on this host from the work of one that is alive, here or on another h
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import hashlib
 import os
@@ -39,6 +38,9 @@ _PARTIAL = re.compile(
 
 #: What a file system without hard links answers to os.link.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL}
+
+# The time at which a process began is not known more exactly: clocks are corrected.
+_CLOCK_S = 10
 
 # What this process works on now, and the folders that it has cleared.
 _live: set[Path] = set()
@@ -126,8 +128,9 @@ def is_abandoned(name: str) -> bool:
     match = _PARTIAL.fullmatch(name)
     if match is None or match["host"] != _host():
         return False
-    pid, started = int(match["pid"]), int(match["started"])
-    return not _is_alive(pid) or (started != 0 and _started(pid) != started)
+    started = _started(int(match["pid"]))
+    # Another process may have the number by now.
+    return started is None or abs(started - int(match["started"])) > _CLOCK_S
 
 
 def remove_abandoned(folder: Path) -> int:
@@ -209,36 +212,16 @@ def _host() -> str:
     return hashlib.blake2b(os.fsencode(socket.gethostname()), digest_size=4).hexdigest()
 
 
-def _is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not waited for does not."""
-    if os.name == "nt":
-        # os.kill would end it.
-        kernel = vars(ctypes)["windll"].kernel32
-        if handle := kernel.OpenProcess(0x1000, False, pid):
-            kernel.CloseHandle(handle)
-        return bool(handle)
+def _started(pid: int) -> int | None:
+    """When a process began, in seconds since 1970; None if it has ended."""
+    import psutil  # type: ignore[import-untyped]  # it has no types
+
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return _state_of(pid)[:1] not in (["Z"], ["X"])
-
-
-def _started(pid: int) -> int:
-    """When a process began, in ticks since the machine did; 0 where the system does not say."""
-    state = _state_of(pid)
-    return int(state[19]) if len(state) > 19 else 0
-
-
-def _state_of(pid: int) -> list[str]:
-    """The fields that Linux gives for a process, from its state on: see proc_pid_stat(5)."""
-    try:
-        # Its name comes before, in brackets, and may hold anything.
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
-    except OSError:
-        return []
+        process = psutil.Process(pid)
+        # A zombie has ended and was not waited for.
+        return None if process.status() == psutil.STATUS_ZOMBIE else int(process.create_time())
+    except psutil.NoSuchProcess:
+        return None
 
 
 def _publish(partial: Path, path: Path, overwrite: bool) -> None:

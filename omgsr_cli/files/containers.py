@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NamedTuple
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
@@ -27,28 +27,26 @@ class Part(NamedTuple):
 
 def png_chunks(file: BinaryIO) -> Iterator[Part]:
     """The chunks of a PNG; the file is at the content of each, of which nothing is read."""
-    position = 8
-    while True:
-        file.seek(position)
-        head = file.read(8)
-        if len(head) < 8:
-            return
-        length, kind = struct.unpack(">I4s", head)
-        yield Part(kind, position + 8, length)
-        position += 12 + length
+    # A checksum follows the content.
+    return _chunks(file, 8, lambda head: struct.unpack(">I4s", head), lambda length: length + 4)
 
 
 def webp_chunks(file: BinaryIO) -> Iterator[Part]:
     """The chunks of a WebP, as for `png_chunks`."""
-    position = 12
+    return _chunks(file, 12, lambda head: struct.unpack("<4sI", head)[::-1], lambda length: length + length % 2)
+
+
+def _chunks(
+    file: BinaryIO, position: int, read_head: Callable[[bytes], Any], stored_length: Callable[[int], int]
+) -> Iterator[Part]:
     while True:
         file.seek(position)
         head = file.read(8)
         if len(head) < 8:
             return
-        kind, length = struct.unpack("<4sI", head)
+        length, kind = read_head(head)
         yield Part(kind, position + 8, length)
-        position += 8 + length + length % 2
+        position += 8 + stored_length(length)
 
 
 def jpeg_segments(file: BinaryIO) -> Iterator[Part]:
