@@ -9,6 +9,7 @@ from omgsr_cli.datasets.crops import OnSmall
 from omgsr_cli.datasets.pair_source import PairSource
 from omgsr_cli.degradation import DegradationConfig, load_degradation
 from omgsr_cli.engines.local import Here, choose_local, plan_places
+from omgsr_cli.engines.work import Engine, Place
 from omgsr_cli.errors import UsageError
 from omgsr_cli.files.pairs import FoundImages, find_images
 from omgsr_cli.files.remembered import Remembered
@@ -18,10 +19,9 @@ from omgsr_cli.models.devices import named_devices
 from omgsr_cli.models.loading import NamedEncoder
 from omgsr_cli.options import EngineOptions, TimestepOptions, build_options
 from omgsr_cli.presets import DEFAULT_PRESET, default_degradation
-from omgsr_cli.timesteps.kept import KeptSamples
 from omgsr_cli.timesteps.matching import MidTimestep
-from omgsr_cli.timesteps.measure import Measured, Problem, plan_samples
-from omgsr_cli.timesteps.survey import Spread, Survey
+from omgsr_cli.timesteps.measure import Measured, MeasureWork, Problem, plan_samples
+from omgsr_cli.timesteps.survey import KeptSamples, Survey
 
 Images = str | Path | Sequence[str | Path]
 
@@ -85,30 +85,69 @@ def find_mid_timestep(
     )
     engine_options = build_options(EngineOptions, workers=workers, device=device)
     named = encoder if isinstance(encoder, ImageEncoder) else NamedEncoder(encoder)
-    if isinstance(source, PairSource):
-        opened, spread = open_encoder(named, engine_options)
-        survey = Survey(source, opened, options, spread=spread)
-    else:
-        found = find_images(_listed(source), _listed(lq))
-        if found.problems:
-            raise found.problems[0]
-        name = encoder.name if isinstance(encoder, ImageEncoder) else encoder or DEFAULT_PRESET
-        config = load_degradation(degradation or default_degradation(name))
-        survey = open_survey(found, named, config, options, engine_options)
+    images: PairSource | FoundImages = (
+        source if isinstance(source, PairSource) else find_images(*map(_listed, (source, lq)))
+    )
+    if isinstance(images, FoundImages) and images.problems:
+        raise images.problems[0]
+    name = encoder.name if isinstance(encoder, ImageEncoder) else encoder or DEFAULT_PRESET
+    config = load_degradation(degradation or default_degradation(name))
+    survey = open_survey(images, named, config, options, engine_options)
     for result in survey.run():
         if on_result:
             on_result(result)
     return survey.answer()
 
 
-def open_pairs(
+def open_survey(
+    images: FoundImages | PairSource,
+    encoder: NamedEncoder | ImageEncoder,
+    degradation: DegradationConfig,
+    options: TimestepOptions,
+    engine_options: EngineOptions,
+    *,
+    remembered: Remembered | None = None,
+    shard: Shard | None = None,
+) -> Survey:
+    """Load the encoder and plan the samples of images; `Survey.run` measures them.
+
+    Args:
+        images: from `find_images`, or samples that are planned already.
+        encoder: by name, or loaded, which works in this process alone.
+        degradation: of crops; not used for real pairs.
+        options: of samples.
+        engine_options: how many processes, and on which devices; the first of these is this process's.
+        remembered: keeps samples between runs; None keeps none.
+        shard: the part of the samples to measure; None measures all.
+    Raises:
+        UsageError: the resolution does not suit the encoder, the part has no samples, or processes cannot share the
+            loaded encoder.
+        ModelError, DeviceError: as for `load`.
+    """
+    engine: Engine = Here(Place())
+    if isinstance(encoder, NamedEncoder):
+        devices = named_devices(engine_options.device)
+        engine = choose_local(plan_places(devices, engine_options.workers))
+        loaded: ImageEncoder = encoder.load(devices[0])
+    elif engine_options.workers in (None, 1):
+        loaded = encoder
+    else:
+        message = f"{engine_options.workers} workers cannot share one loaded encoder"
+        raise UsageError(message, "give the encoder by its name")
+    source = images if isinstance(images, PairSource) else _pair_source(images, loaded, degradation, options)
+    items = None if shard is None else shard.indices(len(source))
+    if items is not None and not items:
+        raise UsageError(f"--shard {shard}: none of {len(source)} samples is in this part", "use fewer parts")
+    kept = None if remembered is None else KeptSamples(source, loaded, remembered)
+    # This process measures with the encoder that it has.
+    elsewhere = loaded if isinstance(engine, Here) else encoder
+    return Survey(source, loaded, options, kept, items, engine, MeasureWork(source, elsewhere))
+
+
+def _pair_source(
     found: FoundImages, encoder: ImageEncoder, degradation: DegradationConfig, options: TimestepOptions
 ) -> PairSource:
-    """The samples of the images that were found, in sizes that the encoder supports.
-
-    Raises:
-        UsageError: the encoder does not support the resolution.
-    """
+    """The samples of the images that were found, in sizes that the encoder supports."""
     crop_px = options.resolution or (None if found.partners else DEFAULT_CROP_PX)
     multiple = encoder.multiple_of_px
     if crop_px is not None and crop_px % multiple:
@@ -134,60 +173,6 @@ def open_pairs(
         seed=options.seed,
         count=count,
     )
-
-
-def open_survey(
-    found: FoundImages,
-    encoder: NamedEncoder | ImageEncoder,
-    degradation: DegradationConfig,
-    options: TimestepOptions,
-    engine_options: EngineOptions,
-    *,
-    remembered: Remembered | None = None,
-    shard: Shard | None = None,
-) -> Survey:
-    """Load the encoder and plan the samples of the images that were found; `Survey.run` measures them.
-
-    Args:
-        found: from `find_images`.
-        encoder: by name, or loaded.
-        degradation: of crops; not used for real pairs.
-        options: of samples.
-        engine_options: how many processes, and on which devices.
-        remembered: keeps samples between runs; None keeps none.
-        shard: the part of the samples to measure; None measures all.
-    Raises:
-        UsageError: the resolution does not suit the encoder, or the part has no samples.
-        ModelError, DeviceError: as for `load`.
-    """
-    opened, spread = open_encoder(encoder, engine_options)
-    source = open_pairs(found, opened, degradation, options)
-    items = None if shard is None else shard.indices(len(source))
-    if items is not None and not items:
-        raise UsageError(f"--shard {shard}: none of {len(source)} samples is in this part", "use fewer parts")
-    kept = None if remembered is None else KeptSamples(source, opened, remembered)
-    return Survey(source, opened, options, kept, items, spread)
-
-
-def open_encoder(encoder: NamedEncoder | ImageEncoder, options: EngineOptions) -> tuple[ImageEncoder, Spread | None]:
-    """Load an encoder, and choose the processes that measure with their own; None where this process measures.
-
-    Args:
-        encoder: by name, or loaded, which works in this process alone.
-        options: how many processes, and on which devices; the first of these is this process's.
-    Raises:
-        UsageError: a loaded encoder is to be shared.
-        ModelError, DeviceError: as for `load_encoder` and `named_devices`.
-    """
-    if isinstance(encoder, ImageEncoder):
-        if options.workers not in (None, 1):
-            raise UsageError(
-                f"{options.workers} workers cannot share one loaded encoder", "give the encoder by its name"
-            )
-        return encoder, None
-    devices = named_devices(options.device)
-    engine = choose_local(plan_places(devices, options.workers))
-    return encoder.load(devices[0]), None if isinstance(engine, Here) else Spread(engine, encoder)
 
 
 def _listed(images: Images | None) -> list[str]:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from omgsr_cli import __version__
 from omgsr_cli.datasets.pair_source import PairSource
 from omgsr_cli.engines.local import Here
 from omgsr_cli.engines.work import Engine, Place, say_nothing
-from omgsr_cli.errors import UsageError
+from omgsr_cli.errors import FileError, UsageError
+from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.models.base import ImageEncoder
-from omgsr_cli.models.loading import NamedEncoder
 from omgsr_cli.options import TimestepOptions
-from omgsr_cli.timesteps.kept import KeptSamples
 from omgsr_cli.timesteps.matching import MidTimestep, match_snr
-from omgsr_cli.timesteps.measure import Measured, MeasureWork, Problem
+from omgsr_cli.timesteps.measure import Measured, MeasureWork, Problem, Results
 
 # With few images, a narrow interval may be luck.
 _STABLE_FROM, _STABLE_EVERY = 32, 16
@@ -28,17 +31,59 @@ _Found = dict[int, Measured | Problem | None]
 """Results of some samples by their numbers; None is not measured yet."""
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Other processes that measure.
+class KeptSamples:
+    """Finds and keeps measurements, keyed by the content of images and encoder and by the settings.
 
-    Attributes:
-        engine: runs them.
-        encoder: what each of them loads.
+    Args:
+        source: the samples.
+        encoder: of the pre-trained model; without files of its own, nothing is kept.
+        remembered: the database.
     """
 
-    engine: Engine
-    encoder: NamedEncoder
+    def __init__(self, source: PairSource, encoder: ImageEncoder, remembered: Remembered) -> None:
+        self._source, self._remembered = source, remembered
+        self._common = None if not encoder.files else self._settings(encoder)
+
+    def find(self, item: int) -> Measured | Problem | None:
+        """The result of sample `item` in an earlier run, or None."""
+        kept = None if self._common is None else self._remembered.find("sample", self._key(item))
+        if kept is None:
+            return None
+        if "problem" in kept:
+            return Problem(FileError(*kept["problem"]))
+        path = self._source.files_of(item)[0]
+        return Measured(path, tuple(kept["window"]), kept["drawn"], kept["power"], kept["snr"])
+
+    def keep(self, item: int, result: Measured | Problem) -> None:
+        """Keep the result of sample `item`, if it is reproducible."""
+        if self._common is None:
+            return
+        if isinstance(result, Measured):
+            record: dict[str, object] = {name: value for name, value in vars(result).items() if name != "path"}
+        elif isinstance(result.error, FileError):
+            record = {"problem": [result.error.message, result.error.hint]}
+        else:
+            return
+        self._remembered.keep("sample", self._key(item), record)
+
+    def _content(self, path: Path) -> str:
+        """The file's hash; "" for an unreadable file, which may be repaired later."""
+        try:
+            return self._remembered.content(path)
+        except FileError:
+            return ""
+
+    def _key(self, item: int) -> str:
+        files = [self._content(path) for path in self._source.files_of(item)]
+        text = json.dumps([self._common, self._source.place_of(item), files])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _settings(self, encoder: ImageEncoder) -> list[object]:
+        source, files = self._source, [Path(file) for file in encoder.files]
+        config = None if source.partners is not None else source.config.model_dump(mode="json")
+        sizes = [source.resolution_px, source.scale, source.on_small, source.multiple_of_px]
+        weights = self._remembered.contents(files)
+        return [__version__, weights, encoder.device.type, config, *sizes, source.seed]
 
 
 @dataclass
@@ -51,7 +96,8 @@ class Survey:
         options: number of samples, batch and stopping rule.
         kept: samples of earlier runs; None keeps nothing.
         items: numbers of the samples in this part; None means all.
-        spread: other processes; None measures in this process.
+        engine: runs the processes that measure.
+        work: what they do.
         measured: the results, in order.
         problems: the skipped samples.
         found_kept: number of reused samples of earlier runs.
@@ -62,7 +108,8 @@ class Survey:
     options: TimestepOptions
     kept: KeptSamples | None = None
     items: Sequence[int] | None = None
-    spread: Spread | None = None
+    engine: Engine = field(default_factory=lambda: Here(Place()))
+    work: MeasureWork | None = None
     measured: list[Measured] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     found_kept: int = 0
@@ -143,11 +190,10 @@ class Survey:
             if missing:
                 yield missing
 
-    def _measure(self, tasks: Iterator[tuple[int, ...]]) -> Iterator[tuple[tuple[int, Measured | Problem], ...]]:
-        engine: Engine = Here(Place()) if self.spread is None else self.spread.engine
-        work = MeasureWork(self.source, self.encoder if self.spread is None else self.spread.encoder)
+    def _measure(self, tasks: Iterator[tuple[int, ...]]) -> Iterator[Results]:
+        work = self.work or MeasureWork(self.source, self.encoder)
         # Notes of an encoder are shown once, when this process loads it.
-        with closing(engine.run(work, tasks, on_start=lambda task: None, say=say_nothing)) as results:
+        with closing(self.engine.run(work, tasks, on_start=lambda task: None, say=say_nothing)) as results:
             yield from results
 
     def _find(self, item: int) -> Measured | Problem | None:

@@ -37,9 +37,8 @@ from omgsr_cli.timesteps import (
     plan_samples,
     spread_by,
 )
-from omgsr_cli.timesteps.kept import KeptSamples
 from omgsr_cli.timesteps.measure import MeasureWork
-from omgsr_cli.timesteps.survey import Survey
+from omgsr_cli.timesteps.survey import KeptSamples, Survey
 
 GOLDEN_SD = GOLDEN / "sd"
 EXPECTED = json.loads((GOLDEN_SD / "pairs" / "expected.json").read_text())
