@@ -254,9 +254,11 @@ def _run(output: Output, config: TrainConfig, resume: str) -> int:
     output.message(f"{result.step} of {result.steps} steps are finished{skipped}")
     if result.checkpoint is not None:
         folder = str(result.checkpoint)
-        output.result(
-            folder, {"event": "finished", "step": result.step, "folder": folder, "broken_images": result.broken}
-        )
+        best = None if result.best is None else str(result.best)
+        if best is not None:
+            output.message(f"the best by {config.save.best} is {best}")
+        record = {"event": "finished", "step": result.step, "folder": folder, "broken_images": result.broken}
+        output.result(folder, record | ({} if best is None else {"best": best}))
     return _SIGNALLED + result.signal if result.signal else 0
 
 
@@ -341,10 +343,10 @@ def _check(output: Output, config: TrainConfig, resume: str) -> int:
     Raises:
         OmgsrError: the data or the model's files cannot be used.
     """
-    from omgsr_cli.training.assembly import find_held_out
     from omgsr_cli.training.check import find_missing, try_steps
     from omgsr_cli.training.checkpoints import list_checkpoints
     from omgsr_cli.training.data import UnreadableImagesError, find_training_images
+    from omgsr_cli.training.validation import find_held_out
 
     data, train, folder = config.data, config.train, Path(config.save.out)
     problems: list[FileError] = []

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from omgsr_cli.benchmark.cases import Case
 from omgsr_cli.degradation import load_degradation
 from omgsr_cli.errors import FileError, ModelError, reason_of
 from omgsr_cli.models.base import Trainable
@@ -22,7 +23,7 @@ from omgsr_cli.training.config import TeacherConfig, TrainConfig
 from omgsr_cli.training.data import CropOptions, Teaching, TrainingCrops, TrainingImage, find_training_images
 from omgsr_cli.training.discriminator import build_discriminator
 from omgsr_cli.training.distributed import device_of, share_backbone
-from omgsr_cli.training.losses import Losses, Measure, build_losses
+from omgsr_cli.training.losses import Losses, build_losses
 from omgsr_cli.training.model import (
     DenoisingLoss,
     build_generator,
@@ -32,6 +33,7 @@ from omgsr_cli.training.model import (
 from omgsr_cli.training.perceptual import FeatureNet, find_features, load_features
 from omgsr_cli.training.step import Adversary, Learner, WeightAverage, build_adamw
 from omgsr_cli.training.teacher import TeacherImages, identify_teacher
+from omgsr_cli.training.validation import ImageMeasure, build_measures, find_held_out, has_references
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Run:
         crop_options: how samples are made.
         features: names of the feature networks; empty without one.
         losses: names of what a step gives, besides their total.
-        measures: of restored images, besides PSNR and SSIM.
+        measures: of restored images; none without validation.
     """
 
     config: TrainConfig
@@ -56,11 +58,11 @@ class Run:
     learner: Learner
     crops: TrainingCrops
     images: int
-    held_out: Sequence[TrainingImage]
+    held_out: Sequence[TrainingImage | Case]
     crop_options: CropOptions
     features: str
     losses: Sequence[str]
-    measures: Mapping[str, Measure]
+    measures: Mapping[str, ImageMeasure]
 
 
 def build_crop_options(config: TrainConfig) -> CropOptions:
@@ -119,6 +121,9 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
     losses = (DenoisingLoss() if config.loss.denoise else _build_losses(config, networks)).to(device)
     if config.train.compile:
         losses.compile_statistics()
+    measures = {}
+    if held_out:
+        measures = build_measures(config, losses.measures(), device, has_references=has_references(held_out))
     learner = _build_learner(config, trainable, losses, _build_adversary(config, networks.get("gan"), device))
     crops = TrainingCrops(images, options, config.train.seed)
     names = [*losses.names, *(("gan", "discriminator") if learner.adversary else ())]
@@ -132,7 +137,7 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
         options,
         ", ".join(dict.fromkeys(network.title for network in networks.values())),
         names,
-        losses.measures(),
+        measures,
     )
 
 
@@ -181,18 +186,6 @@ def _build_adversary(config: TrainConfig, judged: FeatureNet | None, device: tor
     mixed = config.train.precision == "mixed"
     discriminator = build_discriminator(judged, config.data.resolution, config.gan, config.train.seed, autocast=mixed)
     return Adversary(discriminator.to(device), config.gan, config.optim.weight_decay)
-
-
-def find_held_out(config: TrainConfig) -> tuple[TrainingImage, ...]:
-    """List the images to measure with; none without validation.
-
-    Raises:
-        OmgsrError: as for `find_training_images`.
-    """
-    data = config.data
-    if not data.validation or not config.log.validate_every:
-        return ()
-    return find_training_images([data.validation], [data.validation_lq] if data.validation_lq else None, 1, "pad")
 
 
 TIMESTEP_NAME = "mid_timestep.json"

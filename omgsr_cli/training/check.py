@@ -24,6 +24,7 @@ from omgsr_cli.models.lora import LoraOptions
 from omgsr_cli.models.record import load_record
 from omgsr_cli.models.sources import find_model, start_folder
 from omgsr_cli.options import ModelOptions
+from omgsr_cli.packages import install_command
 from omgsr_cli.presets import FEATURE_NETWORKS, PRESETS
 from omgsr_cli.store.hub import is_cached, is_repository_name
 from omgsr_cli.training.assembly import Run, load_run
@@ -37,6 +38,7 @@ from omgsr_cli.training.model import build_lora_options, load_run_model
 from omgsr_cli.training.perceptual import FeatureSource, find_features, load_features, load_lpips
 from omgsr_cli.training.step import Stepper
 from omgsr_cli.training.teacher import load_teacher
+from omgsr_cli.training.validation import build_measures, choose_log_metrics
 
 
 def check_files(draft: Draft[TrainConfig], resume: str = "auto") -> None:
@@ -131,10 +133,18 @@ def _check_start(start: Path, preset: str | None) -> None:
 def _check_packages(draft: Draft[TrainConfig], config: TrainConfig) -> None:
     if config.optim.eight_bit and find_spec("bitsandbytes") is None:
         draft.add("optim.eight_bit", "bitsandbytes is not installed: pip install bitsandbytes, or set it to false")
+    _note(draft, "log.metrics", lambda: check_metrics(config))
     for tracker in config.log.trackers:
         if find_spec(tracker) is None:
             package = "'omgsr-cli[train]'" if tracker == "tensorboard" else tracker
             draft.add("log.trackers", f"{tracker} is not installed: pip install {package}, or leave it out")
+
+
+def check_metrics(config: TrainConfig) -> None:
+    """Check that the metrics of the log are known, and that pyiqa is installed if one needs it."""
+    needs_pyiqa = [known.info.name for known in choose_log_metrics(config) if known.info.source == "pyiqa"]
+    if needs_pyiqa and find_spec("pyiqa") is None:
+        raise OmgsrError(f"{needs_pyiqa[0]} needs pyiqa, which is not installed", install_command("metrics"))
 
 
 def _note(draft: Draft[TrainConfig], key: str, check: Callable[[], object]) -> None:
@@ -238,6 +248,8 @@ def find_missing(config: TrainConfig) -> list[OmgsrError]:
         lambda: load_run_model(config, torch.device("cpu"), resumed=False),
         *(lambda source=source: load_features(source) for source in _feature_sources(config)),
     ]
+    if config.log.metrics:
+        parts.append(lambda: build_measures(config, {}, torch.device("cpu"), has_references=True))
     if lpips is not None:
         parts.append(lambda: load_lpips(Path(lpips)))
     if teacher is not None:

@@ -155,7 +155,7 @@ def _taken(root: Path, path: Path, owner: Mapping[str, object]) -> UsageError:
     return UsageError(f"{root} is in use by another run: {who}", f"wait for it, or set another [save] out{away}")
 
 
-def write_checkpoint(root: Path, step: int, write_parts: Callable[[Path], None], *, keep: int) -> Path:
+def write_checkpoint(root: Path, step: int, write_parts: Callable[[Path], None], *, keep: int, spare: int = 0) -> Path:
     """Write a checkpoint, and remove the oldest ones after it is whole on the disk.
 
     Killed at any moment, this leaves every earlier checkpoint as it was, or the new one whole.
@@ -165,6 +165,7 @@ def write_checkpoint(root: Path, step: int, write_parts: Callable[[Path], None],
         step: steps done.
         write_parts: writes everything but the manifest into the folder that it is given.
         keep: how many whole checkpoints are left, at least 1; the new one is always among them.
+        spare: step of one that is left besides these.
     Returns:
         The checkpoint's folder. A complete one of this step stays as it is: it has the same state.
     Raises:
@@ -193,7 +194,7 @@ def write_checkpoint(root: Path, step: int, write_parts: Callable[[Path], None],
             raise
     except (OSError, SafetensorError) as error:
         raise _unwritten(target, error) from error
-    _rotate(root, step, keep)
+    _rotate(root, step, keep, spare)
     return target
 
 
@@ -323,8 +324,8 @@ def _find_fault(folder: Path, *, contents: bool = True) -> str:
     return f"{damage[0]}{f' (and {len(damage) - 1} more)' if len(damage) > 1 else ''}" if damage else ""
 
 
-def _rotate(root: Path, step: int, keep: int) -> None:
-    """Remove all but the newest `keep` whole checkpoints up to this step."""
+def _rotate(root: Path, step: int, keep: int, spare: int) -> None:
+    """Remove all but the newest `keep` whole checkpoints up to this step, and the one of the step `spare`."""
     kept = 0
     try:
         present = list_checkpoints(root)
@@ -332,7 +333,7 @@ def _rotate(root: Path, step: int, keep: int) -> None:
         # The new checkpoint is whole, which is what counts: the next one removes what is left over.
         return
     for checkpoint in present:
-        if (step_of(checkpoint) or 0) > step:
+        if (step_of(checkpoint) or 0) > step or step_of(checkpoint) == spare:
             continue
         # Their sizes are enough here: a hash would read gigabytes at every step that saves.
         if kept < keep and not _find_fault(checkpoint, contents=False):
@@ -409,6 +410,8 @@ class Progress:
         scores: of the newest validation; empty before the first.
         scored_at: its step.
         broken: images that could not be read so far, with the reason.
+        best: the best value of the metric `save.best`; None before the first validation.
+        best_step: its step.
     """
 
     step: int = 0
@@ -418,6 +421,8 @@ class Progress:
     scores: dict[str, float] = field(default_factory=dict)
     scored_at: int = 0
     broken: dict[str, str] = field(default_factory=dict)
+    best: float | None = None
+    best_step: int = 0
 
 
 def write_state(folder: Path, trainable: Trainable, learner: Learner, progress: Progress) -> None:

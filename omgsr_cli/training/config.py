@@ -113,7 +113,9 @@ class DataConfig(Section):
         default=None, description="real low-quality partners by file name, instead of the degradation"
     )
     validation: Text | None = Field(
-        default=None, description="folder of sharp images that are held out [no validation]"
+        default=None,
+        description="folder of sharp images that are held out, or of a test set as `omgsr bench --data` takes, with "
+        "test_LR/ or lr/ and perhaps test_HR/ or hr/ [no validation]",
     )
     validation_lq: Text | None = Field(default=None, description="their low-quality partners [made by the degradation]")
     resolution: Annotated[int, Field(strict=True, ge=16, le=4096)] = Field(
@@ -281,6 +283,11 @@ class SaveConfig(Section):
     out: Text = Field(default="runs/omgsr", description="where checkpoints, logs and validation images go")
     every: Count = Field(default=500, description="steps between checkpoints; the last step is always saved")
     keep: Count = Field(default=3, description="how many checkpoints are kept, the newest")
+    best: Text | None = Field(
+        default=None,
+        description="keep the best checkpoint by this metric of the validations besides these: psnr, ssim or one of "
+        "log.metrics; a validation that improves it saves [none]",
+    )
 
 
 class LogConfig(Section):
@@ -288,6 +295,10 @@ class LogConfig(Section):
 
     every: Count = Field(default=10, description="steps between lines of the log")
     validate_every: Whole = Field(default=500, description="steps between validations; 0 for none")
+    metrics: Annotated[tuple[Text, ...], BeforeValidator(_listed)] = Field(
+        default=(),
+        description="metrics of `omgsr bench` that validations measure besides PSNR and SSIM, such as lpips and musiq",
+    )
     noise_pattern: Switch = Field(
         default=False,
         description="measure at each validation how far one direction stands out where only noise was restored, dB: "
@@ -476,6 +487,16 @@ class TrainConfig(Section):
         if self.log.noise_pattern and not (self.data.validation and self.log.validate_every):
             reason = "it is measured at validations: set data.validation and log.validate_every"
             yield Conflict(reason, "log.noise_pattern", "data.validation", "log.validate_every")
+        if self.save.best is not None:
+            named = {"psnr", "ssim", *map(str.casefold, self.log.metrics)}
+            if self.save.best.casefold() not in named:
+                reason = (
+                    f"{self.save.best} is not measured: add it to log.metrics, or use one of {', '.join(sorted(named))}"
+                )
+                yield Conflict(reason, "save.best", "log.metrics")
+            if not (self.data.validation and self.log.validate_every):
+                reason = "it is measured at validations: set data.validation and log.validate_every"
+                yield Conflict(reason, "save.best", "data.validation", "log.validate_every")
         if self.optim.warmup_steps >= self.train.steps:
             reason = f"{self.optim.warmup_steps} should be less than train.steps, {self.train.steps}"
             yield Conflict(reason, "optim.warmup_steps", "train.steps")

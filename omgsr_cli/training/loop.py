@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ from omgsr_cli.training.checkpoints import (
     Progress,
     RunLock,
     check_adapter_ranks,
+    checkpoint_name,
     find_checkpoint,
     finished_steps,
     load_state,
@@ -39,7 +41,7 @@ from omgsr_cli.training.model import build_lora_options
 from omgsr_cli.training.publish import RunFacts, write_description
 from omgsr_cli.training.step import Stepper, StepResult
 from omgsr_cli.training.teacher import Restore, load_teacher
-from omgsr_cli.training.validation import PATTERN, measure_noise_pattern, validate, write_grid
+from omgsr_cli.training.validation import PATTERN, best_column, measure_noise_pattern, validate, write_grid
 
 _WATCHED = (signal.SIGINT, signal.SIGTERM)
 
@@ -133,6 +135,7 @@ class TrainResult:
         checkpoint: the newest one; `omgsr upscale --model` takes it.
         signal: number of the signal that ended the run early, or 0; the exit code is 128 more.
         broken: how many images could not be read and were skipped.
+        best: the best checkpoint by save.best, or None.
     """
 
     step: int
@@ -140,6 +143,7 @@ class TrainResult:
     checkpoint: Path | None
     signal: int
     broken: int = 0
+    best: Path | None = None
 
 
 def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda _: None) -> TrainResult:
@@ -244,7 +248,7 @@ class Trainer:
         self._progress = Progress() if found is None else load_state(found, run.learner)
         self._checkpoint = found
         self._stepper = Stepper(accelerator, run.learner, run.config)
-        measures = ["psnr_y", "ssim_y", *run.measures, *([PATTERN] if run.config.log.noise_pattern else [])]
+        measures = [*run.measures, *([PATTERN] if run.config.log.noise_pattern else [])]
         self._log = RunLog(accelerator, run.config, run.losses, measures, self._progress.step)
         # An image may have been repaired since.
         self._progress.broken = {
@@ -278,8 +282,10 @@ class Trainer:
     def stopped(self, signal: int) -> TrainResult:
         """Close the log and give the result."""
         self._log.close()
+        progress = self._progress
+        best = self._folder / checkpoint_name(progress.best_step) if progress.best_step else None
         return TrainResult(
-            self._progress.step, self._config.train.steps, self._checkpoint, signal, len(self._progress.broken)
+            progress.step, self._config.train.steps, self._checkpoint, signal, len(progress.broken), best
         )
 
     def note_broken(self, broken: Mapping[Path, str]) -> None:
@@ -351,7 +357,7 @@ class Trainer:
         saves = ends or step % config.save.every == 0
         measures = bool(self._run.held_out) and (step % config.log.validate_every == 0 or step == config.train.steps)
         if measures:
-            self._validate()
+            saves |= self._validate()
         if saves:
             self._save()
         return measures or saves
@@ -360,8 +366,8 @@ class Trainer:
         progress = self._progress
         written: list[Path | None] = [None]
         if self._accelerator.is_main_process:
-            keep = self._config.save.keep
-            written[0] = write_checkpoint(self._folder, progress.step, self._write_parts, keep=keep)
+            keep, best = self._config.save.keep, progress.best_step
+            written[0] = write_checkpoint(self._folder, progress.step, self._write_parts, keep=keep, spare=best)
         # The others wait here until it is whole.
         self._checkpoint = broadcast_object_list(written)[0]
         if self._checkpoint is not None:
@@ -382,7 +388,8 @@ class Trainer:
         )
         write_description(folder, self._config, facts)
 
-    def _validate(self) -> None:
+    def _validate(self) -> bool:
+        """Measure the held-out images; whether the weights are the best so far."""
         run, accelerator, average = self._run, self._accelerator, self._run.learner.average
         restore, device = run.learner.generator.restore, device_of(accelerator)
         pattern = {}
@@ -403,7 +410,9 @@ class Trainer:
                 # In every process, since they may share the network's weights.
                 pattern[PATTERN] = measure_noise_pattern(restore, device)
         self.note_broken(found.broken)
-        scores = share_sums(accelerator, found.sums, found.images, ("psnr_y", "ssim_y", *run.measures)) | pattern
+        for name, reason in found.failed.items():
+            self._report(Noticed(f"{name} has no mean at this validation: {reason}"))
+        scores = share_sums(accelerator, found.sums, found.images, tuple(run.measures)) | pattern
         self._progress.scores, self._progress.scored_at = scores, self._progress.step
         grid = self._folder / "validation" / f"step-{self._progress.step:08d}.png"
         if accelerator.is_main_process:
@@ -411,6 +420,19 @@ class Trainer:
                 write_grid(found.rows, grid)
             self._log.validation(self._progress.step, scores)
             self._report(Validated(self._progress.step, scores, grid))
+        return self._is_best(scores)
+
+    def _is_best(self, scores: Mapping[str, float]) -> bool:
+        """Whether the weights are the best so far by the metric that the configuration names; the progress notes it."""
+        progress, measures = self._progress, self._run.measures
+        column = best_column(self._config.save.best or "", measures)
+        if column is None:
+            return False
+        score, sign = scores[column], -1 if measures[column].lower_is_better else 1
+        if math.isnan(score) or (progress.best is not None and sign * score <= sign * progress.best):
+            return False
+        progress.best, progress.best_step = score, progress.step
+        return True
 
     def _started(self) -> Started:
         return Started(

@@ -208,7 +208,7 @@ def _figures(facts: RunFacts) -> str:
     if not facts.scores:
         return "## Figures\n\nNone were measured: the run had no held-out images."
     rows = [(_METRICS.get(name, name), f"{value:.4f}") for name, value in facts.scores.items()]
-    note = f"Means over {facts.held_out} held-out images after step {facts.scored_at}, degraded as in training."
+    note = f"Means over {facts.held_out} held-out images after step {facts.scored_at}."
     return _table("Figures", ("metric", "mean"), rows) + f"\n\n{note}"
 
 

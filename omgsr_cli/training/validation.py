@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,12 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from omgsr_cli.benchmark.cases import Case, find_cases
+from omgsr_cli.benchmark.metrics import KnownMetric, choose_metrics
+from omgsr_cli.benchmark.perceptual import PyiqaMetric
 from omgsr_cli.datasets.crops import trim
 from omgsr_cli.degradation import degrade
-from omgsr_cli.errors import NotFiniteError
+from omgsr_cli.errors import FileError, NotFiniteError, OmgsrError, UsageError
 from omgsr_cli.fidelity import psnr, ssim
 from omgsr_cli.imaging import SourceImage, from_samples, resize, write_image
-from omgsr_cli.training.data import BrokenImageError, CropOptions, Pixels, TrainingImage, read_pixels
+from omgsr_cli.training.config import TrainConfig
+from omgsr_cli.training.data import (
+    BrokenImageError,
+    CropOptions,
+    Pixels,
+    TrainingImage,
+    find_training_images,
+    read_pixels,
+)
 from omgsr_cli.training.draws import Purpose, choose, draw_rng
 from omgsr_cli.training.losses import Measure
 
@@ -42,27 +53,96 @@ class Validation:
     """What one process found.
 
     Attributes:
-        sums: metric to the sum over its images.
+        sums: metric to the sum over its images; NaN where it failed on one.
         images: how many it had.
-        rows: of the grid, each (3, H, 3 W) in [0, 1]: LQ | output | HQ.
+        rows: of the grid, each (3, H, 3 W) in [0, 1]: LQ | output | HQ; (3, H, 2 W) without references.
         broken: images that could not be read and are not in the sums, with the reason.
+        failed: metrics that failed on an image, with the first reason.
     """
 
     sums: dict[str, float] = field(default_factory=dict)
     images: int = 0
     rows: list[Tensor] = field(default_factory=list)
     broken: dict[Path, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
-def measure_fidelity(restored: Tensor, reference: Tensor) -> dict[str, Tensor]:
-    """PSNR and SSIM of Y, as published: of 8-bit images.
+@dataclass(frozen=True)
+class ImageMeasure:
+    """A figure of one restored image.
+
+    Attributes:
+        compute: from the restored image and its reference, (1, 3, H, W) in [-1, 1], not clamped.
+        lower_is_better: whether smaller figures are better.
+        needs_reference: whether it compares; else it takes None as well.
+    """
+
+    compute: Callable[..., Tensor | float]
+    lower_is_better: bool = False
+    needs_reference: bool = True
+
+
+COLUMNS = {"psnr": "psnr_y", "ssim": "ssim_y"}
+"""Names in the table of validations, where they are others than those of `omgsr bench`."""
+
+
+def build_measures(
+    config: TrainConfig, distances: Mapping[str, Measure], device: torch.device, *, has_references: bool
+) -> dict[str, ImageMeasure]:
+    """Give what validations measure: PSNR and SSIM of Y, the distances of the losses, and the metrics of the log.
+
+    PSNR, SSIM and the log's metrics are computed as `omgsr bench` does, of 8-bit images.
 
     Args:
-        restored: (B, 3, H, W) float32 in [-1, 1], not clamped.
-        reference: same shape.
+        config: of the run.
+        distances: that the losses have loaded.
+        device: of the log's metrics.
+        has_references: whether the held-out images have sharp ones.
+    Raises:
+        UsageError: a metric is unknown, scores sets of images, or needs references that do not exist.
+        MetricError: this machine cannot compute a metric.
     """
-    first, second = (to_unit(image).mul(255).round_().div_(255) for image in (restored, reference))
-    return {"psnr_y": psnr(first, second), "ssim_y": ssim(first, second)}
+    found = {COLUMNS[name]: ImageMeasure(_of_8_bits(measure)) for name, measure in (("psnr", psnr), ("ssim", ssim))}
+    found |= {name: ImageMeasure(distance, lower_is_better=True) for name, distance in distances.items()}
+    for known in choose_log_metrics(config):
+        info = known.info
+        if info.needs_references and not has_references:
+            raise UsageError(
+                f"log.metrics: {info.name} compares with references", "data.validation has none: remove it"
+            )
+        if info.name not in COLUMNS:
+            score = _of_8_bits(PyiqaMetric(known, device).score)
+            found[info.name] = ImageMeasure(score, info.lower_is_better, info.needs_references)
+    found = {name: measure for name, measure in found.items() if has_references or not measure.needs_reference}
+    if config.save.best is not None and best_column(config.save.best, found) is None:
+        raise UsageError(f"save.best: {config.save.best} compares with references", "add them to data.validation")
+    return found
+
+
+def best_column(name: str, measures: Collection[str]) -> str | None:
+    """The column of the metric that `save.best` names, or None."""
+    wanted = COLUMNS.get(name.casefold(), name.casefold())
+    return next((column for column in measures if column.casefold() == wanted), None)
+
+
+def choose_log_metrics(config: TrainConfig) -> tuple[KnownMetric, ...]:
+    """Look up the metrics of the log by their names.
+
+    Raises:
+        UsageError: a name is unknown, or of a metric that scores sets of images.
+    """
+    chosen = choose_metrics(config.log.metrics) if config.log.metrics else ()
+    of_sets = [known.info.name for known in chosen if known.info.scores_sets]
+    if of_sets:
+        raise UsageError(f"{of_sets[0]} scores sets of images, not single ones", "use `omgsr bench` for it")
+    return chosen
+
+
+def _of_8_bits(measure: Callable[..., Tensor | float]) -> Callable[..., Tensor | float]:
+    """Have a measure of images in [0, 1] see what 8-bit files would show."""
+    return lambda *images: measure(
+        *(image if image is None else to_unit(image).mul(255).round_().div_(255) for image in images)
+    )
 
 
 def to_unit(image: Tensor) -> Tensor:
@@ -70,12 +150,39 @@ def to_unit(image: Tensor) -> Tensor:
     return image.float().mul(0.5).add_(0.5).clamp_(0, 1)
 
 
+_LOW_NAMES = ("test_lr", "lr", "lq")
+"""Of the half of a test set by which it is recognised, in lower case."""
+
+
+def find_held_out(config: TrainConfig) -> tuple[TrainingImage | Case, ...]:
+    """List the images to measure with; none without validation.
+
+    Raises:
+        OmgsrError: as for `find_training_images` and `find_cases`.
+    """
+    data = config.data
+    if not data.validation or not config.log.validate_every:
+        return ()
+    folder, lq = Path(data.validation), data.validation_lq
+    if lq is None and folder.is_dir() and any(each.name.casefold() in _LOW_NAMES for each in folder.iterdir()):
+        found = find_cases(folder, None, {}, model_scale=data.scales[0][0])
+        if found.failures:
+            raise OmgsrError(found.failures[0].line(), found.failures[0].hint)
+        return tuple(case for case in found.cases if case.input is not None)
+    return find_training_images([data.validation], [lq] if lq else None, 1, "pad")
+
+
+def has_references(held_out: Sequence[TrainingImage | Case]) -> bool:
+    """Whether held-out images have sharp ones to compare with: all have, or none."""
+    return all(not isinstance(image, Case) or image.reference is not None for image in held_out)
+
+
 @torch.no_grad()
 def validate(
     restore: Callable[[Tensor], Tensor],
-    images: Sequence[TrainingImage],
+    images: Sequence[TrainingImage | Case],
     options: CropOptions,
-    measures: Mapping[str, Measure],
+    measures: Mapping[str, ImageMeasure],
     *,
     multiple_px: int,
     device: torch.device,
@@ -92,7 +199,7 @@ def validate(
         restore: (1, 3, H, W) in [-1, 1] to the same.
         images: held out.
         options: of the training's samples: resolution, scales, degradations and cache.
-        measures: besides PSNR and SSIM.
+        measures: of every image.
         multiple_px: sizes given to `restore` are multiples of it.
         device: where to restore.
         seed: of the run.
@@ -107,7 +214,7 @@ def validate(
         pair = None
         if index < len(images):
             try:
-                pair = load_pair(images[index], options, multiple_px, seed, index)
+                pair = _load(images[index], options, multiple_px, seed, index)
             except BrokenImageError as error:
                 result.broken[error.path] = error.message
         if pair is None:
@@ -115,20 +222,44 @@ def validate(
                 side = -(-options.resolution // multiple_px) * multiple_px
                 restore(torch.zeros(1, 3, side, side, device=device))
             continue
-        lq, hq = (image[None].mul(2).sub_(1).to(device) for image in pair)
-        restored = restore(lq)
+        lq, *references = (image[None].mul(2).sub_(1).to(device) for image in pair)
+        restored, hq = restore(lq), references[0] if references else None
         if not bool(restored.isfinite().all()):
             raise NotFiniteError(
-                f"validation: the model gives values that are not finite for {images[index].hq}",
+                f"validation: the model gives values that are not finite for {_name(images[index])}",
                 "resume from an earlier checkpoint with a lower learning rate, or set precision to fp32",
             )
-        scores = measure_fidelity(restored, hq) | {name: measure(restored, hq) for name, measure in measures.items()}
-        for name, score in scores.items():
-            result.sums[name] = result.sums.get(name, 0.0) + float(score)
+        for name, measure in measures.items():
+            try:
+                score = float(measure.compute(restored, hq))
+            except FileError as error:  # of pyiqa, on this image; a long run continues
+                score, _ = math.nan, result.failed.setdefault(name, f"{_name(images[index])}: {error.message}")
+            result.sums[name] = result.sums.get(name, 0.0) + score
         result.images += 1
         if len(result.rows) < SHOWN:
-            result.rows.append(torch.cat([to_unit(image)[0].cpu() for image in (lq, restored, hq)], 2))
+            result.rows.append(torch.cat([to_unit(image)[0].cpu() for image in (lq, restored, *references)], 2))
     return result
+
+
+def _name(image: TrainingImage | Case) -> str:
+    return image.name if isinstance(image, Case) else str(image.hq)
+
+
+def _load(
+    image: TrainingImage | Case, options: CropOptions, multiple_px: int, seed: int, index: int
+) -> tuple[Tensor, ...]:
+    """Read a held-out image: upscaled, and sharp if there is a reference, (3, H, W) in [0, 1]."""
+    if not isinstance(image, Case):
+        return load_pair(image, options, multiple_px, seed, index)
+    assert image.input is not None and image.output_px is not None, "test sets have inputs"
+    images = [resize(from_samples(read_pixels(image.input, options.cache)), image.output_px)]
+    if image.reference is not None:
+        images.append(from_samples(read_pixels(image.reference, options.cache)))
+    height, width = image.compared_px or image.output_px
+    largest_px = max(options.resolution, LARGEST_PX)
+    top, left = (max(0, side - largest_px) // 2 for side in (height, width))
+    rows, columns = (slice(start, min(start + largest_px, side)) for start, side in ((top, height), (left, width)))
+    return tuple(trim(each[:, rows, columns], multiple_px) for each in images)
 
 
 def load_pair(

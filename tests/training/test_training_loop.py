@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 import tomllib
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from command_line import draw
 from PIL import Image
 from places import ROOT
 from pydantic import ValidationError
@@ -23,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from training_run import differing, run_here, settings, tensors
 
+from omgsr_cli.benchmark.runner import run_bench
 from omgsr_cli.degradation import degrade
 from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.fidelity import psnr
@@ -31,7 +34,9 @@ from omgsr_cli.models.loading import load_restorer, load_trainable
 from omgsr_cli.models.sources import find_trainable
 from omgsr_cli.training import validation
 from omgsr_cli.training.assembly import build_crop_options, load_run
-from omgsr_cli.training.config import OptimConfig, TrainConfig
+from omgsr_cli.training.check import check_files
+from omgsr_cli.training.checkpoints import list_checkpoints
+from omgsr_cli.training.config import OptimConfig, TrainConfig, draft_run
 from omgsr_cli.training.data import Numbers, TrainingCrops, find_training_images, load_batches, read_pixels
 from omgsr_cli.training.events import Event, Noticed, Saved, Started, StepDone, Validated
 from omgsr_cli.training.logs import CsvLog, Means
@@ -135,6 +140,58 @@ def test_validation_scores_are_those_of_the_images(world: Path, tmp_path: Path) 
         sides = [side // 8 * 8 for side in sharp.shape[:2]]
         pairs.append([t[: sides[0], : sides[1]].permute(2, 0, 1)[None].float() / 255 for t in (low, sharp)])
     assert scores["psnr_y"] == pytest.approx(sum(float(psnr(*pair)) for pair in pairs) / 2, abs=0.01)
+
+
+def test_validation_has_the_metrics_and_test_sets_of_bench_and_the_best_is_kept(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A reference is larger than four times its input, as published sets have it.
+    for name, size in (("test_LR/0_LR4.png", (24, 16)), ("test_LR/1_LR4.png", (20, 24))):
+        draw(tmp_path / "set" / name, *size)
+    for name, size in (("test_HR/0_HR.png", (98, 64)), ("test_HR/1_HR.png", (80, 99))):
+        draw(tmp_path / "set" / name, *size)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "pyiqa.py").write_text(
+        "values = [5, 5, 2, 4, 4, 4, 6, 6]\ndef create_metric(name, device): return lambda image: values.pop(0)"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.delitem(sys.modules, "pyiqa", raising=False)
+    tables = settings(
+        world,
+        tmp_path / "run",
+        model={"base": str(world / "model"), "start_from": None},
+        data={"validation": str(tmp_path / "set")},
+        optim={"lr": 1e-9},
+        train={"steps": 4},
+        save={"every": 4, "keep": 1, "best": "PIQE"},
+        log={"validate_every": 1, "metrics": ["psnr", "piqe"]},
+    )
+    result, events = run_here(tables)
+    monkeypatch.delitem(sys.modules, "pyiqa")
+    scores = [event.scores for event in events if isinstance(event, Validated)]
+    assert [each["piqe"] for each in scores] == [5, 3, 4, 6]
+    kept = [path.name for path in list_checkpoints(tmp_path / "run")]
+    assert (result.best, kept) == (tmp_path / "run" / kept[1], ["step-00000004", "step-00000002"])
+    # New weights leave an image as it is.
+    report = run_bench(data=tmp_path / "set", model="bicubic", metrics="psnr", device="cpu", cache=tmp_path / "cache")
+    assert scores[0]["psnr_y"] == pytest.approx(report.summaries[0].mean, abs=0.05)
+    tables["train"]["steps"], tables["save"]["best"], tables["log"] = 5, None, {"validate_every": 0}
+    assert run_here(tables, "auto")[0].best == result.best
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000005", "step-00000002"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "best", "named"), [(["musik"], None, "musiq"), (["fid"], None, "fid"), (["lpips"], "musiq", "musiq")]
+)
+def test_metrics_that_cannot_be_measured_are_errors_of_the_configuration(
+    world: Path, tmp_path: Path, metrics: list[str], best: str | None, named: str
+) -> None:
+    tables = settings(world, tmp_path, data={"validation": str(world / "held_out")}, log={"metrics": metrics})
+    tables["save"]["best"] = best
+    draft = draft_run(tables)
+    check_files(draft)
+    assert len(draft.lines()) == 1
+    assert named in draft.lines()[0]
 
 
 def step_once(tables: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
