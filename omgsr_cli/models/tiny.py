@@ -82,18 +82,19 @@ class TinyRestorer(Described):
         The learned encoder refines the image. Its wavelet latent is given the power of a noisy latent,
         sqrt(alpha_bar), so that a prediction of no noise leaves the refined image as it is.
         """
+        image = channels_last(image)
         correction = self.network.encoder(image.to(self._dtype)).float()
-        lq_latent: Tensor = self.network.latents.encode(image + correction) * self._signal
-        return lq_latent
+        lq_latent: Tensor = self.network.latents.encode(image + correction)
+        return lq_latent.mul_(self._signal)
 
     def restore(self, lq_latent: Tensor) -> Tensor:
         """Take the one step: (B, 48, h, w) float32 to the clean latent of the same shape and dtype."""
         step = self.info.mid_timestep
-        timesteps = torch.full((len(lq_latent),), step, device=lq_latent.device)
+        timesteps = torch.full((1,), step, device=lq_latent.device)
         return self.schedule.clean_latent(lq_latent, self.predict(lq_latent, timesteps), step)
 
     def predict(self, noisy_latent: Tensor, timesteps: Tensor) -> Tensor:
-        """Give the denoiser's prediction, of the noise: (B, 48, h, w) float32, for (B,) timesteps."""
+        """Give the denoiser's prediction, of the noise: (B, 48, h, w) float32, for (B,) timesteps, or (1,) for all."""
         noise: Tensor = self.network.unet(noisy_latent.to(self._dtype), timesteps)
         return noise.float()
 

@@ -75,12 +75,28 @@ class PixelEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], sides multiples of 4, to the correction, of the same shape."""
-        pixels = channels_last(F.pixel_unshuffle(image, LATENT_PX))
-        x = self.acts[0](self.conv_in(pixels))
+        batch, _, height, width = image.shape
+        squares = (batch, height // LATENT_PX, LATENT_PX, width // LATENT_PX, LATENT_PX * 3)
+        # Channels last from end to end: a square's rows are then copied as they are, and never pixel by pixel.
+        pixels = image.permute(0, 2, 3, 1).reshape(squares).transpose(2, 3).flatten(3).permute(0, 3, 1, 2)
+        x = self.acts[0](F.conv2d(pixels, _by_pixel(self.conv_in.weight, 1), self.conv_in.bias, padding=1))
         for conv, act in zip(self.convs, self.acts[1:], strict=True):
             x = act(conv(x))
-        correction = without_running_mean(self.conv_out(torch.cat((x, pixels), 1)), _MEAN_REACH_PX // LATENT_PX)
-        return F.pixel_shuffle(correction, LATENT_PX)
+        weight = _by_pixel(self.conv_out.weight, 0)
+        of_x, of_pixels = weight[:, : x.shape[1]], _by_pixel(weight[:, x.shape[1] :], 1)
+        assert self.conv_out.bias is not None
+        correction = F.conv2d(x, channels_last(of_x), _by_pixel(self.conv_out.bias, 0), padding=1)
+        # Two convolutions, whose results are added: joining their inputs takes as long as adding, and far more memory.
+        correction += F.conv2d(pixels, of_pixels, padding=1)
+        correction = without_running_mean(correction, _MEAN_REACH_PX // LATENT_PX)
+        rows = correction.permute(0, 2, 3, 1).unflatten(3, (LATENT_PX, LATENT_PX * 3)).transpose(2, 3)
+        return rows.reshape(batch, height, width, 3).permute(0, 3, 1, 2)
+
+
+def _by_pixel(weight: Tensor, dim: int) -> Tensor:
+    """A weight whose channels along `dim` are those of `F.pixel_unshuffle`, colour by colour, for pixel by pixel."""
+    weight = weight.unflatten(dim, (3, LATENT_PX**2)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+    return channels_last(weight) if weight.ndim == 4 else weight
 
 
 def without_running_mean(x: Tensor, reach: int) -> Tensor:
@@ -115,12 +131,19 @@ class BottleneckBlock(nn.Module):
         self.film = nn.Linear(time_width, 2 * bottleneck)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """(B, width, h, w) and (B, time_width) to (B, width, h, w)."""
-        scale, shift = self.film(time)[:, :, None, None].chunk(2, 1)
-        h = self.conv(F.silu(self.narrow(x)))
-        h = torch.addcmul(h + shift, h, scale)
+        """(B, width, h, w) and (B or 1, time_width) to (B, width, h, w)."""
+        scale, shift = self.film(time).chunk(2, 1)
+        h = F.silu(self.narrow(x))
+        if len(time) == 1:
+            # One timestep for all, so it can go into the weights: two passes less.
+            gain = 1 + scale[0]
+            weight = channels_last(self.conv.weight * gain[:, None, None, None])
+            h = F.conv2d(h, weight, torch.addcmul(shift[0], self.conv.bias, gain), padding=1)
+        else:
+            h = self.conv(h)
+            h = torch.addcmul(h + shift[:, :, None, None], h, scale[:, :, None, None])
         residual: Tensor = self.widen(F.silu(h))
-        return x + residual
+        return residual.add_(x)
 
 
 def timestep_embedding(timestep: Tensor, width: int) -> Tensor:
@@ -140,7 +163,7 @@ def timestep_embedding(timestep: Tensor, width: int) -> Tensor:
 
 
 class LatentDenoiser(nn.Module):
-    """Predicts the noise in a latent: (B, 48, h, w) and (B,) timesteps to (B, 48, h, w), h and w even.
+    """Predicts the noise in a latent: (B, 48, h, w) and timesteps, (B,) or (1,) for all, to (B, 48, h, w); h, w even.
 
     Like noise, the prediction has no running mean.
     """
@@ -160,11 +183,15 @@ class LatentDenoiser(nn.Module):
     def forward(self, latent: Tensor, timestep: Tensor) -> Tensor:
         """Predict the noise: see the class."""
         time = self.time(timestep_embedding(timestep, 64).to(self.conv_in.weight.dtype))
-        x = self.conv_in(channels_last(F.pixel_unshuffle(latent, _SQUARE)))
+        # A convolution of whole squares, and its transpose, in place of a shuffle and a convolution of single elements.
+        kernel = self.conv_in.weight.view(-1, LATENT_CHANNELS, _SQUARE, _SQUARE)
+        x = F.conv2d(channels_last(latent), channels_last(kernel), self.conv_in.bias, stride=_SQUARE)
         for block in self.blocks:
             x = block(x, time)
-        noise = without_running_mean(self.conv_out(x), _MEAN_REACH_PX // (LATENT_PX * _SQUARE))
-        return F.pixel_shuffle(noise, _SQUARE)
+        # Of what has no running mean, a linear layer makes what has none; its bias would be the mean, and has no effect.
+        x = without_running_mean(x, _MEAN_REACH_PX // (LATENT_PX * _SQUARE))
+        kernel = self.conv_out.weight[:, :, 0, 0].T.unflatten(1, (LATENT_CHANNELS, _SQUARE, _SQUARE))
+        return F.conv_transpose2d(x, channels_last(kernel), stride=_SQUARE)
 
 
 class TinyNetwork(nn.Module):

@@ -4,6 +4,9 @@ Two levels of the CDF 9/7 wavelet (the one of JPEG 2000) split an image into 16 
 quarter of its size. Its synthesis functions overlap smoothly, unlike those of a 4x4 space-to-depth, so an
 error in a coefficient cannot draw the edge of a block; lifting makes it exactly invertible at any border.
 
+Lifting defines the transform. It takes 32 passes over an image, so both levels of an axis are applied as one matrix,
+of which only a band is not zero: blocks of 4 elements depend on 3 blocks on each side.
+
 Source: Daubechies and Sweldens, "Factoring wavelet transforms into lifting steps", 1998, table for CDF 9/7.
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 from functools import cache
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 
 _PREDICT_1, _UPDATE_1, _PREDICT_2, _UPDATE_2 = -1.586134342, -0.05298011854, 0.8829110762, 0.4435068522
@@ -24,82 +28,104 @@ LATENT_CHANNELS = 3 * 4**LEVELS
 # Rows are luma (BT.601 weights normalised to unit length would not be orthogonal to chroma; equal weights are).
 _OPPONENT = ((3**-0.5, 3**-0.5, 3**-0.5), (2**-0.5, 0.0, -(2**-0.5)), (6**-0.5, -2 * 6**-0.5, 6**-0.5))
 
+#: A block depends on this many blocks on each side, in both directions of the transform.
+_REACH = 3
+_SPAN = 2 * _REACH + 1
 
-def _lift(target: Tensor, source: Tensor, weight: float, dim: int, side: int) -> Tensor:
-    """One lifting step: target + weight * (source + its neighbour along `dim`).
 
-    The neighbour is the next element where `side` is 1, the one before where it is -1; at the border an element is its
+def _lift(target: Tensor, source: Tensor, weight: float, side: int) -> Tensor:
+    """One lifting step: target + weight * (source + its neighbour), along the rows.
+
+    The neighbour is the next row where `side` is 1, the one before where it is -1; at the border a row is its
     own (symmetric extension).
     """
-    lifted = torch.add(target, source, alpha=weight)
-    size = source.shape[dim]
-    here, there, border = (0, 1, size - 1) if side > 0 else (1, 0, 0)
-    # In place: a shifted copy of the neighbours would cost as much as the step itself.
-    lifted.narrow(dim, here, size - 1).add_(source.narrow(dim, there, size - 1), alpha=weight)
-    lifted.narrow(dim, border, 1).add_(source.narrow(dim, border, 1), alpha=weight)
-    return lifted
+    neighbour = torch.cat((source[1:], source[-1:]) if side > 0 else (source[:1], source[:-1]))
+    return target + weight * (source + neighbour)
 
 
-def _split(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """One lifting analysis along `dim`: (..., N, ...) to low-pass and high-pass of N/2 each."""
-    even, odd = x.reshape(*x.shape[:dim], -1, 2, *x.shape[dim + 1 :]).unbind(dim + 1)
-    odd = _lift(odd, even, _PREDICT_1, dim, 1)
-    even = _lift(even, odd, _UPDATE_1, dim, -1)
-    odd = _lift(odd, even, _PREDICT_2, dim, 1)
-    even = _lift(even, odd, _UPDATE_2, dim, -1)
+def _split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """One level of analysis along the rows: (N, K) to low-pass and high-pass of N/2 each."""
+    even, odd = x[::2], x[1::2]
+    odd = _lift(odd, even, _PREDICT_1, 1)
+    even = _lift(even, odd, _UPDATE_1, -1)
+    odd = _lift(odd, even, _PREDICT_2, 1)
+    even = _lift(even, odd, _UPDATE_2, -1)
     return even * _GAIN, odd / _GAIN
 
 
-def _join(low: Tensor, high: Tensor, dim: int) -> Tensor:
-    """The exact inverse of `_split`."""
-    even, odd = low / _GAIN, high * _GAIN
-    even = _lift(even, odd, -_UPDATE_2, dim, -1)
-    odd = _lift(odd, even, -_PREDICT_2, dim, 1)
-    even = _lift(even, odd, -_UPDATE_1, dim, -1)
-    odd = _lift(odd, even, -_PREDICT_1, dim, 1)
-    return torch.stack((even, odd), dim + 1).flatten(dim, dim + 1)
-
-
-def analyse(image: Tensor) -> Tensor:
-    """Split an image into sub-bands.
+@cache
+def transform_matrix(blocks: int, *, inverse: bool = False) -> Tensor:
+    """Both levels along an axis of 4 * blocks elements, as a matrix.
 
     Args:
-        image: (B, C, H, W) float; H and W multiples of 4, any unit.
+        blocks: at least 1.
+        inverse: gives the matrix of the synthesis.
     Returns:
-        (B, 16*C, H/4, W/4), same dtype: band-major, so channels 0..C-1 are the low-pass of the C colours.
+        (4 * blocks, 4 * blocks) float64. Bands are innermost: of every block low-low, high-low (high of the first
+        level, low of the second), low-high and high-high.
     """
-    for _ in range(LEVELS):
-        low, high = _split(image, 2)
-        image = torch.cat((*_split(low, 3), *_split(high, 3)), 1)
-    return image
-
-
-def synthesise(bands: Tensor) -> Tensor:
-    """The exact inverse of `analyse`.
-
-    Args:
-        bands: (B, 16*C, h, w) float.
-    Returns:
-        (B, C, 4*h, 4*w), same dtype.
-    """
-    for _ in range(LEVELS):
-        low_low, low_high, high_low, high_high = bands.chunk(4, 1)
-        bands = _join(_join(low_low, low_high, 3), _join(high_low, high_high, 3), 2)
-    return bands
+    low, high = _split(torch.eye(LATENT_PX * blocks, dtype=torch.float64))
+    (low_low, low_high), (high_low, high_high) = _split(low), _split(high)
+    matrix = torch.stack((low_low, high_low, low_high, high_high), 1).flatten(0, 1)
+    return torch.linalg.inv(matrix).contiguous() if inverse else matrix
 
 
 @cache
-def _opponent(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Give the matrix (3, 3) on a device, copied there once."""
-    # Training needs it too, which takes no tensor that was made in inference mode.
-    with torch.inference_mode(False):
-        return torch.tensor(_OPPONENT, dtype=dtype, device=device)
+def _banded(*, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of a long matrix that differ: of the first three blocks, one inside, and the last three, float64."""
+    # Long enough that the middle depends on no border.
+    matrix, span, edge = transform_matrix(16, inverse=inverse), LATENT_PX * _SPAN, LATENT_PX * _REACH
+    middle = slice(8 * LATENT_PX, 9 * LATENT_PX)
+    first = (8 - _REACH) * LATENT_PX
+    return matrix[:edge, :span], matrix[middle, first : first + span], matrix[-edge:, -span:]
+
+
+def _along_rows(x: Tensor, *, inverse: bool) -> Tensor:
+    """Transform (B, 4 * n, K) along the second axis."""
+    blocks = x.shape[1] // LATENT_PX
+    if blocks <= 2 * _REACH:
+        return transform_matrix(blocks, inverse=inverse).to(x) @ x
+    first, inside, last = (part.to(x) for part in _banded(inverse=inverse))
+    span, edge = LATENT_PX * _SPAN, LATENT_PX * _REACH
+    result = torch.empty_like(x)
+    result[:, :edge] = first @ x[:, :span]
+    result[:, -edge:] = last @ x[:, -span:]
+    # Overlapping windows of rows are a view, which a batch of products reads as it is.
+    for one, windows in zip(result, x.unfold(1, span, LATENT_PX).transpose(2, 3), strict=True):
+        one[edge:-edge] = torch.bmm(inside.expand(len(windows), -1, -1), windows).flatten(0, 1)
+    return result
+
+
+def _along_columns(x: Tensor, *, inverse: bool) -> Tensor:
+    """Transform (B, H, n, 12) along n blocks of 4 elements of 3 colours, to or from opponent colours."""
+    blocks, width = x.shape[2:]
+    colours = torch.tensor(_OPPONENT, dtype=torch.float64)
+    # The matrix of the colours is orthonormal: its transpose is its inverse.
+    colours = colours.T.contiguous() if inverse else colours
+
+    def mixing(matrix: Tensor) -> Tensor:
+        return torch.kron(matrix, colours).to(x)
+
+    if blocks <= 2 * _REACH:
+        return F.linear(x.flatten(2), mixing(transform_matrix(blocks, inverse=inverse))).view_as(x)
+    first, inside, last = (mixing(part) for part in _banded(inverse=inverse))
+    kernel = inside.view(width, 1, _SPAN, width).permute(0, 3, 1, 2)
+    # With a stride of the channels that is 1, the kernel is channels last as the image is.
+    result = F.conv2d(x.permute(0, 3, 1, 2), kernel, padding=(0, _REACH)).permute(0, 2, 3, 1)
+    for columns, near, matrix in (
+        (slice(None, _REACH), slice(None, _SPAN), first),
+        (slice(-_REACH, None), slice(-_SPAN, None), last),
+    ):
+        result[:, :, columns] = F.linear(x[:, :, near].flatten(2), matrix).unflatten(2, (_REACH, width))
+    return result
 
 
 class WaveletLatents(nn.Module):
     """Image to latent and back: opponent colours, wavelet packets, and one scale for each channel.
 
-    The scales are measured on the training photographs and kept with the weights.
+    Channels are band-major, row bands before column bands and the second level before the first, so that channels 0
+    to 2 are the low-pass of the three colours. The scales are measured on the training photographs and kept with the
+    weights.
     """
 
     channel_mean: Tensor
@@ -112,19 +138,25 @@ class WaveletLatents(nn.Module):
 
     def encode(self, image: Tensor) -> Tensor:
         """Map sRGB in [-1, 1], (B, 3, H, W), sides multiples of 4, to (B, 48, H/4, W/4) of unit variance or less."""
+        batch, _, height, width = image.shape
+        high, wide = height // LATENT_PX, width // LATENT_PX
         # Training runs the networks under autocast; in bf16 the colours would lose more than an image's 8 bits.
         with torch.autocast(image.device.type, enabled=False):
-            colours = torch.einsum("oc,bchw->bohw", _opponent(image.dtype, image.device), image)
-        bands = analyse(colours)
-        return (bands - self._column(self.channel_mean)) / self._column(self.channel_std)
+            rows = _along_rows(image.permute(0, 2, 3, 1).reshape(batch, height, -1), inverse=False)
+            bands = _along_columns(rows.view(batch, height, wide, -1), inverse=False)
+        # Bands of rows (second level, first), block, bands of columns (second, first), colours.
+        bands = bands.view(batch, high, 2, 2, wide, 2, 2, 3).permute(0, 1, 4, 2, 5, 3, 6, 7)
+        bands = bands.reshape(batch, high, wide, LATENT_CHANNELS)
+        scale = self.channel_std.reciprocal()
+        return torch.addcmul(-self.channel_mean * scale, bands, scale).permute(0, 3, 1, 2)
 
     def decode(self, latent: Tensor) -> Tensor:
         """The exact inverse of `encode`."""
-        bands = latent * self._column(self.channel_std) + self._column(self.channel_mean)
-        # The matrix is orthonormal: its transpose is its inverse.
+        batch, _, high, wide = latent.shape
+        height, width = high * LATENT_PX, wide * LATENT_PX
+        bands = torch.addcmul(self.channel_mean, latent.permute(0, 2, 3, 1), self.channel_std)
+        bands = bands.view(batch, high, wide, 2, 2, 2, 2, 3).permute(0, 1, 3, 5, 2, 4, 6, 7)
         with torch.autocast(latent.device.type, enabled=False):
-            return torch.einsum("oc,bohw->bchw", _opponent(bands.dtype, bands.device), synthesise(bands))
-
-    @staticmethod
-    def _column(values: Tensor) -> Tensor:
-        return values.view(1, -1, 1, 1)
+            rows = _along_columns(bands.reshape(batch, height, wide, -1), inverse=True)
+            image = _along_rows(rows.view(batch, height, -1), inverse=True)
+        return image.view(batch, height, width, 3).permute(0, 3, 1, 2)
