@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -25,7 +24,8 @@ OnProgress = Callable[[int, int], None]
 OnNote = Callable[[str], None]
 
 _SHORT = "memory was short: went on with smaller tiles"
-_RELEASE_EVERY_S = 0.2
+# Memory that may be held beside the plan's: the image itself, and what the C library has not given back.
+_HELD_BESIDE_BYTES = 256 << 20
 
 
 class Restoration:
@@ -55,7 +55,6 @@ class Restoration:
         self._restorer, self._plan, self._options = restorer, plan, options
         self._on_progress, self._on_note = on_progress, on_note
         self._done, self._total = 0, plan.tiles
-        self._released = time.monotonic()
         host_bytes = 0 if shares_host_memory(restorer.device) else usable_memory(torch.device("cpu"))
         self._workspace = Workspace(memory_bytes, restorer.device, host_bytes=host_bytes, on_short=self._tell_short)
         seed = options.seed
@@ -128,14 +127,12 @@ class Restoration:
 
     def _all_stages(self, image: Tensor) -> Tensor:
         latent = self._watch("encoder", self._encode(image))
-        release_memory()
         return self._restorer.decode(self._watch("step", self._restorer.restore(latent)))
 
     def _watch(self, stage: str, result: Tensor) -> Tensor:
-        """Note the least and the greatest value that a stage gives, on its device, and return what it gives."""
+        """Add up the values that a stage gives, on its device, and return what it gives."""
         # One pass, no mask and no wait. NaN and infinity make this sum not finite, and every sum that it enters.
-        low, high = result.aminmax()
-        total = low.float() + high.float()
+        total = result.sum(dtype=torch.float32)
         self._sums[stage] = self._sums[stage] + total if stage in self._sums else total
         return result
 
@@ -240,10 +237,7 @@ class Restoration:
 
     def _on_tiles(self, count: int) -> None:
         self._done += count
-        # Where much is held, looking for what is free takes milliseconds: as long as a small tile.
-        if time.monotonic() - self._released > _RELEASE_EVERY_S:
-            release_memory()
-            self._released = time.monotonic()
+        release_memory(self._plan.memory_bytes + _HELD_BESIDE_BYTES)
         if self._on_progress:
             self._on_progress(self._done, self._total)
 

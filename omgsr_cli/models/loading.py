@@ -18,7 +18,13 @@ from omgsr_cli.errors import DeviceError, ModelError, UsageError, reason_of, wri
 from omgsr_cli.files.atomic import partial_folder
 from omgsr_cli.models.autoencoders import load_diffusers_encoder, load_schedule, load_vae_encoder
 from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, Trainable
-from omgsr_cli.models.devices import choose_device, choose_precision, is_out_of_memory, skipped_devices
+from omgsr_cli.models.devices import (
+    choose_device,
+    choose_precision,
+    is_out_of_memory,
+    keep_freed_memory,
+    skipped_devices,
+)
 from omgsr_cli.models.families import family_of
 from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.libraries import explain_broken_torchvision
@@ -96,6 +102,8 @@ def load_found(source: ModelSource, *, device: str | None = None, precision: str
             f"{source.name} does not fit in the memory of {chosen_device} in {chosen_precision}",
             "close other programs, or give a narrower --precision or another --device",
         ) from error
+    if chosen_device.type == "cpu":
+        keep_freed_memory()
     restorer.info = _with_files(restorer.info, source)
     restorer.notes = (*restorer.notes, *skipped_devices(device))
     if precision == "auto" and chosen_precision != "fp32":

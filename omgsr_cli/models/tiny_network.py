@@ -188,10 +188,12 @@ class LatentDenoiser(nn.Module):
         x = F.conv2d(channels_last(latent), channels_last(kernel), self.conv_in.bias, stride=_SQUARE)
         for block in self.blocks:
             x = block(x, time)
-        # Of what has no running mean, a linear layer makes what has none; its bias would be the mean, and has no effect.
+        # Of what has no running mean a linear layer makes what has none: its bias, a mean, has no effect.
         x = without_running_mean(x, _MEAN_REACH_PX // (LATENT_PX * _SQUARE))
         kernel = self.conv_out.weight[:, :, 0, 0].T.unflatten(1, (LATENT_CHANNELS, _SQUARE, _SQUARE))
-        return F.conv_transpose2d(x, channels_last(kernel), stride=_SQUARE)
+        assert self.conv_out.bias is not None
+        nothing = 0 * self.conv_out.bias.unflatten(0, (LATENT_CHANNELS, -1)).sum(1)
+        return F.conv_transpose2d(x, channels_last(kernel), nothing, stride=_SQUARE)
 
 
 class TinyNetwork(nn.Module):

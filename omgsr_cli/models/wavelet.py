@@ -13,6 +13,7 @@ Source: Daubechies and Sweldens, "Factoring wavelet transforms into lifting step
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
@@ -53,7 +54,6 @@ def _split(x: Tensor) -> tuple[Tensor, Tensor]:
     return even * _GAIN, odd / _GAIN
 
 
-@cache
 def transform_matrix(blocks: int, *, inverse: bool = False) -> Tensor:
     """Both levels along an axis of 4 * blocks elements, as a matrix.
 
@@ -70,53 +70,75 @@ def transform_matrix(blocks: int, *, inverse: bool = False) -> Tensor:
     return torch.linalg.inv(matrix).contiguous() if inverse else matrix
 
 
+class _Matrices(NamedTuple):
+    """What a long axis is transformed by: the rows of its matrix that differ.
+
+    Attributes:
+        first, last: of the three blocks at either end, (12 c, 28 c), where c is 1, or 3 with colours innermost.
+        inside: of a block between them, (4 c, 28 c).
+    """
+
+    first: Tensor
+    inside: Tensor
+    last: Tensor
+
+
 @cache
-def _banded(*, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows of a long matrix that differ: of the first three blocks, one inside, and the last three, float64."""
+def _matrices(inverse: bool, colours: bool, dtype: torch.dtype, device: torch.device) -> _Matrices:
+    """Give them on a device, copied there once."""
     # Long enough that the middle depends on no border.
     matrix, span, edge = transform_matrix(16, inverse=inverse), LATENT_PX * _SPAN, LATENT_PX * _REACH
-    middle = slice(8 * LATENT_PX, 9 * LATENT_PX)
-    first = (8 - _REACH) * LATENT_PX
-    return matrix[:edge, :span], matrix[middle, first : first + span], matrix[-edge:, -span:]
+    start = (8 - _REACH) * LATENT_PX
+    inside = matrix[8 * LATENT_PX : 9 * LATENT_PX, start : start + span]
+    parts = matrix[:edge, :span], inside, matrix[-edge:, -span:]
+    # Training needs them too, which takes no tensor that was made in inference mode.
+    with torch.inference_mode(False):
+        return _Matrices(*(_with_colours(part, inverse, colours).to(device, dtype) for part in parts))
+
+
+@cache
+def _whole_matrix(blocks: int, inverse: bool, colours: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Give the matrix of a short axis on a device, copied there once."""
+    with torch.inference_mode(False):
+        return _with_colours(transform_matrix(blocks, inverse=inverse), inverse, colours).to(device, dtype)
+
+
+def _with_colours(matrix: Tensor, inverse: bool, colours: bool) -> Tensor:
+    """The matrix for elements of 3 colours, which it transforms to or from opponent colours; a copy of it otherwise."""
+    if not colours:
+        return matrix.clone()
+    opponent = torch.tensor(_OPPONENT, dtype=torch.float64)
+    # The matrix of the colours is orthonormal: its transpose is its inverse.
+    return torch.kron(matrix.contiguous(), opponent.T.contiguous() if inverse else opponent)
 
 
 def _along_rows(x: Tensor, *, inverse: bool) -> Tensor:
     """Transform (B, 4 * n, K) along the second axis."""
     blocks = x.shape[1] // LATENT_PX
     if blocks <= 2 * _REACH:
-        return transform_matrix(blocks, inverse=inverse).to(x) @ x
-    first, inside, last = (part.to(x) for part in _banded(inverse=inverse))
+        return _whole_matrix(blocks, inverse, False, x.dtype, x.device) @ x
+    first, inside, last = _matrices(inverse, False, x.dtype, x.device)
     span, edge = LATENT_PX * _SPAN, LATENT_PX * _REACH
     result = torch.empty_like(x)
     result[:, :edge] = first @ x[:, :span]
     result[:, -edge:] = last @ x[:, -span:]
     # Overlapping windows of rows are a view, which a batch of products reads as it is.
-    for one, windows in zip(result, x.unfold(1, span, LATENT_PX).transpose(2, 3), strict=True):
-        one[edge:-edge] = torch.bmm(inside.expand(len(windows), -1, -1), windows).flatten(0, 1)
+    for index, windows in enumerate(x.unfold(1, span, LATENT_PX).transpose(2, 3)):
+        result[index, edge:-edge] = torch.bmm(inside.expand(len(windows), -1, -1), windows).flatten(0, 1)
     return result
 
 
 def _along_columns(x: Tensor, *, inverse: bool) -> Tensor:
     """Transform (B, H, n, 12) along n blocks of 4 elements of 3 colours, to or from opponent colours."""
     blocks, width = x.shape[2:]
-    colours = torch.tensor(_OPPONENT, dtype=torch.float64)
-    # The matrix of the colours is orthonormal: its transpose is its inverse.
-    colours = colours.T.contiguous() if inverse else colours
-
-    def mixing(matrix: Tensor) -> Tensor:
-        return torch.kron(matrix, colours).to(x)
-
     if blocks <= 2 * _REACH:
-        return F.linear(x.flatten(2), mixing(transform_matrix(blocks, inverse=inverse))).view_as(x)
-    first, inside, last = (mixing(part) for part in _banded(inverse=inverse))
-    kernel = inside.view(width, 1, _SPAN, width).permute(0, 3, 1, 2)
+        return F.linear(x.flatten(2), _whole_matrix(blocks, inverse, True, x.dtype, x.device)).view_as(x)
+    first, inside, last = _matrices(inverse, True, x.dtype, x.device)
     # With a stride of the channels that is 1, the kernel is channels last as the image is.
+    kernel = inside.view(width, 1, _SPAN, width).permute(0, 3, 1, 2)
     result = F.conv2d(x.permute(0, 3, 1, 2), kernel, padding=(0, _REACH)).permute(0, 2, 3, 1)
-    for columns, near, matrix in (
-        (slice(None, _REACH), slice(None, _SPAN), first),
-        (slice(-_REACH, None), slice(-_SPAN, None), last),
-    ):
-        result[:, :, columns] = F.linear(x[:, :, near].flatten(2), matrix).unflatten(2, (_REACH, width))
+    result[:, :, :_REACH] = F.linear(x[:, :, :_SPAN].flatten(2), first).unflatten(2, (_REACH, width))
+    result[:, :, -_REACH:] = F.linear(x[:, :, -_SPAN:].flatten(2), last).unflatten(2, (_REACH, width))
     return result
 
 

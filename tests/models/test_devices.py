@@ -156,7 +156,7 @@ def test_free_memory_of_the_cpu_is_no_more_than_is_installed() -> None:
 
 
 def test_a_control_group_limits_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_read_meminfo_bytes", lambda: 100)
+    monkeypatch.setattr(devices, "_read_kib", lambda path, name: 100)
     monkeypatch.setattr(devices, "_read_integer", lambda path: 90 if path.endswith("max") else 40)
     assert devices.free_memory_bytes(torch.device("cpu")) == 50
     monkeypatch.setattr(devices, "_read_integer", lambda path: None)
@@ -164,7 +164,7 @@ def test_a_control_group_limits_free_memory(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_without_meminfo_half_of_the_memory_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_read_meminfo_bytes", lambda: None)
+    monkeypatch.setattr(devices, "_read_kib", lambda path, name: None)
     monkeypatch.setattr(devices, "_read_integer", lambda path: None)
     monkeypatch.setattr(devices, "_installed_memory_bytes", lambda: 64)
     assert devices.free_memory_bytes(torch.device("cpu")) == 32
