@@ -89,13 +89,14 @@ class PixelEncoder(nn.Module):
         # Two convolutions, whose results are added: joining their inputs takes as long as adding, and far more memory.
         correction += F.conv2d(pixels, of_pixels, padding=1)
         correction = without_running_mean(correction, _MEAN_REACH_PX // LATENT_PX)
-        rows = correction.permute(0, 2, 3, 1).unflatten(3, (LATENT_PX, LATENT_PX * 3)).transpose(2, 3)
+        rows = correction.permute(0, 2, 3, 1).reshape(batch, squares[1], squares[3], LATENT_PX, -1).transpose(2, 3)
         return rows.reshape(batch, height, width, 3).permute(0, 3, 1, 2)
 
 
 def _by_pixel(weight: Tensor, dim: int) -> Tensor:
     """A weight whose channels along `dim` are those of `F.pixel_unshuffle`, colour by colour, for pixel by pixel."""
-    weight = weight.unflatten(dim, (3, LATENT_PX**2)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+    before, after = weight.shape[:dim], weight.shape[dim + 1 :]
+    weight = weight.reshape(*before, 3, LATENT_PX**2, *after).transpose(dim, dim + 1).flatten(dim, dim + 1)
     return channels_last(weight) if weight.ndim == 4 else weight
 
 
@@ -137,6 +138,7 @@ class BottleneckBlock(nn.Module):
         if len(time) == 1:
             # One timestep for all, so it can go into the weights: two passes less.
             gain = 1 + scale[0]
+            assert self.conv.bias is not None
             weight = channels_last(self.conv.weight * gain[:, None, None, None])
             h = F.conv2d(h, weight, torch.addcmul(shift[0], self.conv.bias, gain), padding=1)
         else:
@@ -190,9 +192,9 @@ class LatentDenoiser(nn.Module):
             x = block(x, time)
         # Of what has no running mean a linear layer makes what has none: its bias, a mean, has no effect.
         x = without_running_mean(x, _MEAN_REACH_PX // (LATENT_PX * _SQUARE))
-        kernel = self.conv_out.weight[:, :, 0, 0].T.unflatten(1, (LATENT_CHANNELS, _SQUARE, _SQUARE))
+        kernel = self.conv_out.weight[:, :, 0, 0].T.reshape(-1, LATENT_CHANNELS, _SQUARE, _SQUARE)
         assert self.conv_out.bias is not None
-        nothing = 0 * self.conv_out.bias.unflatten(0, (LATENT_CHANNELS, -1)).sum(1)
+        nothing = 0 * self.conv_out.bias.view(LATENT_CHANNELS, -1).sum(1)
         return F.conv_transpose2d(x, channels_last(kernel), nothing, stride=_SQUARE)
 
 

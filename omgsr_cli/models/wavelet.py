@@ -137,8 +137,8 @@ def _along_columns(x: Tensor, *, inverse: bool) -> Tensor:
     # With a stride of the channels that is 1, the kernel is channels last as the image is.
     kernel = inside.view(width, 1, _SPAN, width).permute(0, 3, 1, 2)
     result = F.conv2d(x.permute(0, 3, 1, 2), kernel, padding=(0, _REACH)).permute(0, 2, 3, 1)
-    result[:, :, :_REACH] = F.linear(x[:, :, :_SPAN].flatten(2), first).unflatten(2, (_REACH, width))
-    result[:, :, -_REACH:] = F.linear(x[:, :, -_SPAN:].flatten(2), last).unflatten(2, (_REACH, width))
+    result[:, :, :_REACH] = F.linear(x[:, :, :_SPAN].flatten(2), first).view(*x.shape[:2], _REACH, width)
+    result[:, :, -_REACH:] = F.linear(x[:, :, -_SPAN:].flatten(2), last).view(*x.shape[:2], _REACH, width)
     return result
 
 
