@@ -24,9 +24,10 @@ from omgsr_cli.errors import OmgsrError
 
 DISTRIBUTION = "omgsr-cli"
 
-_DEVELOPER_EXTRAS = ("dev", "docs")
+# Not for users, or an earlier name.
+_UNLISTED_EXTRAS = ("compare", "dev", "docs")
 # These pull torchvision in, which must be built for the installed torch: the package index may have another build.
-_TORCHVISION_EXTRAS = ("compare", "metrics")
+_TORCHVISION_EXTRAS = ("compare", "networks", "metrics")
 _TORCH_BUILD = re.compile(r"cpu|xpu|cu\d+|rocm[\d.]+")
 _WHEELS = "https://download.pytorch.org/whl/"
 # torchvision 0.15 belongs to torch 2.0, 0.16 to 2.1, and so on.
@@ -221,7 +222,7 @@ def _extra_requirements() -> dict[str, list[Requirement]] | None:
             extra: [_without_marker(need) for need in needs if need.marker and need.marker.evaluate({"extra": extra})]
             for extra in found.metadata.get_all("Provides-Extra") or []
         }
-    return {name: found for name, found in sorted(listed.items()) if name not in _DEVELOPER_EXTRAS}
+    return {name: found for name, found in sorted(listed.items()) if name not in _UNLISTED_EXTRAS}
 
 
 def _without_marker(need: Requirement) -> Requirement:

@@ -18,8 +18,11 @@ MIN_TILE_PX = 256
 _MAX_EXACT_TILE_PX = 1152
 # Of the memory that is free, this share may be used for one tile: other programs and the image itself need some too.
 _MEMORY_SHARE = 0.5
-# Three float32 channels each, enlarged and restored: of one row of tiles.
-_HELD_BYTES_PER_PX = 2 * 3 * 4
+# Three float32 channels: of one row of tiles, as it is given and as it is restored.
+_IMAGE_BYTES_PER_PX = 3 * 4
+_HELD_BYTES_PER_PX = 2 * _IMAGE_BYTES_PER_PX
+# What neighbours share where the tiles of a network are blended, as a part of their side.
+_NETWORK_OVERLAP = 1 / 8
 # Of a row of exact tiles that is chosen by itself: the tiles of a wide image are lower than wide.
 _MOST_HELD_BYTES = 400 << 20
 # Of an image that goes through in strips: its latents, for each of its pixels, and what is put aside in memory.
@@ -114,6 +117,9 @@ def plan_model_canvas(info: RestorerInfo, source: Size, output: Size, options: R
     """
     if options.strength == 0:
         return Canvas(output, output, output)
+    if info.input == "lq":
+        padded = Size(*(round_up(side, info.multiple_of_px) for side in source))
+        return Canvas(output, source, padded)
     wanted = wanted_size(info, source, output, options)
     return plan_canvas(output, wanted, info.native_tile_px, info.multiple_of_px, info.border_px)
 
@@ -137,37 +143,48 @@ def plan_restoration(
     free_bytes = allowed_memory(options, free_bytes)
     if info.codec.tiling == info.step.tiling == "exact":
         return _plan_in_one_go(info, canvas, options, free_bytes)
+    if info.input == "lq":
+        return _plan_blended_network(info, canvas, options, free_bytes)
     return _plan_stages(info, canvas, options, free_bytes)
 
 
 def _plan_in_one_go(info: RestorerInfo, canvas: Canvas, options: RestoreOptions, free_bytes: int) -> TilePlan:
     halo, multiple = info.codec.halo_px + info.step.halo_px, info.multiple_of_px
     bytes_per_px = options.batch * max(info.codec.bytes_per_px, info.step.bytes_per_px)
-    stage = _plan_exact(canvas, halo, bytes_per_px, multiple, options, free_bytes)
-    memory = _memory(canvas, stage, bytes_per_px)
+    held = _held_bytes_per_px(info)
+    stage = _plan_exact(canvas, halo, bytes_per_px, held, multiple, options, free_bytes)
+    memory = _memory(canvas, stage, bytes_per_px, held)
     return TilePlan(canvas, stage, stage, True, stage.count(canvas.padded, multiple), memory)
 
 
 def _plan_exact(
-    canvas: Canvas, halo_px: int, bytes_per_px: int, multiple: int, options: RestoreOptions, free_bytes: int
+    canvas: Canvas,
+    halo_px: int,
+    bytes_per_px: int,
+    held_bytes_per_px: int,
+    multiple: int,
+    options: RestoreOptions,
+    free_bytes: int,
 ) -> StagePlan:
     margin = halo_px if options.overlap is None else options.overlap
     whole = round_up(max(canvas.padded), multiple)
     fixed = _fixed_px(options, whole)
     if fixed is not None:
         return StagePlan("exact", min(fixed, whole), margin)
-    height, width = _cheapest_core(canvas.padded, margin, multiple, bytes_per_px, free_bytes)
+    height, width = _cheapest_core(canvas.padded, margin, multiple, bytes_per_px, held_bytes_per_px, free_bytes)
     return StagePlan("exact", width, margin, height)
 
 
-def _cheapest_core(size: Size, margin: int, multiple: int, bytes_per_px: int, free_bytes: int) -> Size:
+def _cheapest_core(
+    size: Size, margin: int, multiple: int, bytes_per_px: int, held_bytes_per_px: int, free_bytes: int
+) -> Size:
     """Of the even divisions whose tile and row of tiles fit in memory, the one with the least work on margins."""
     height, width = size
     best: tuple[int, Size] | None = None
     for rows in range(-(-height // _MAX_EXACT_TILE_PX), max(height // MIN_TILE_PX, 1) + 1):
         core_height = round_up(-(-height // rows), multiple)
         outer = min(core_height + 2 * margin, height)
-        held = outer * width * _HELD_BYTES_PER_PX
+        held = outer * width * held_bytes_per_px
         fitting = (free_bytes - held) // (bytes_per_px * outer)
         largest = width if fitting >= width else (fitting - 2 * margin) // multiple * multiple
         largest = min(largest, _MAX_EXACT_TILE_PX)
@@ -187,7 +204,15 @@ def _plan_stages(info: RestorerInfo, canvas: Canvas, options: RestoreOptions, fr
     fixed, of_codec = _fixed_px(options, max(canvas.padded)), info.codec
     codec = StagePlan("internal", max(canvas.padded), 0)
     if of_codec.tiling == "exact":
-        codec = _plan_exact(canvas, of_codec.halo_px, of_codec.bytes_per_px, info.multiple_of_px, options, free_bytes)
+        codec = _plan_exact(
+            canvas,
+            of_codec.halo_px,
+            of_codec.bytes_per_px,
+            _HELD_BYTES_PER_PX,
+            info.multiple_of_px,
+            options,
+            free_bytes,
+        )
     step = _plan_step(info, fixed or info.native_tile_px, canvas, options)
     tiles = 2 * codec.count(canvas.padded, info.multiple_of_px) + step.count(canvas.padded, info.multiple_of_px)
     codec_memory = _memory(canvas, codec, info.codec.bytes_per_px)
@@ -198,6 +223,28 @@ def _plan_stages(info: RestorerInfo, canvas: Canvas, options: RestoreOptions, fr
     return TilePlan(
         canvas, codec, step, False, tiles, max(in_strips if is_bounded else codec_memory, step_memory), is_bounded
     )
+
+
+def _plan_blended_network(info: RestorerInfo, canvas: Canvas, options: RestoreOptions, free_bytes: int) -> TilePlan:
+    """Tiles of a network that takes the low-quality image; the whole restored image is held."""
+    multiple, bytes_per_px = info.multiple_of_px, info.step.bytes_per_px * options.batch
+    whole, held = round_up(max(canvas.padded), multiple), canvas.padded.area * _held_bytes_per_px(info)
+    side = _fixed_px(options, whole)
+    if side is None:
+        fitting = int((max(free_bytes - held, 0) / bytes_per_px) ** 0.5) // multiple * multiple
+        side = whole if fitting >= whole else max(fitting, multiple)
+        side = min(side, round_up(info.native_tile_px, multiple)) if side < whole else side
+    side = min(round_up(side, multiple), whole)
+    margin = int(side * _NETWORK_OVERLAP) if options.overlap is None else options.overlap
+    step = StagePlan("blended", side, margin // multiple * multiple)
+    tile = Size(*(min(side, length) for length in canvas.padded))
+    memory = held + tile.area * bytes_per_px
+    codec = StagePlan("exact", whole, 0)
+    return TilePlan(canvas, codec, step, False, step.count(canvas.padded, multiple), memory)
+
+
+def _held_bytes_per_px(info: RestorerInfo) -> int:
+    return _IMAGE_BYTES_PER_PX * (1 + info.factor**2)
 
 
 def _plan_step(info: RestorerInfo, side_px: int, canvas: Canvas, options: RestoreOptions) -> StagePlan:
@@ -216,8 +263,8 @@ def _fixed_px(options: RestoreOptions, whole_px: int) -> int | None:
     return whole_px if options.tile == "off" else None
 
 
-def _memory(canvas: Canvas, stage: StagePlan, bytes_per_px: int) -> int:
+def _memory(canvas: Canvas, stage: StagePlan, bytes_per_px: int, held_bytes_per_px: int = _HELD_BYTES_PER_PX) -> int:
     """Of one tile, and of the rows of the image that one row of tiles takes and returns."""
     margins = 2 * stage.margin_px if stage.tiling == "exact" else 0
     outer = Size(*(min(core + margins, side) for core, side in zip(stage.core_px, canvas.padded, strict=True)))
-    return outer.area * bytes_per_px + outer.height * canvas.padded.width * _HELD_BYTES_PER_PX
+    return outer.area * bytes_per_px + outer.height * canvas.padded.width * held_bytes_per_px

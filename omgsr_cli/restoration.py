@@ -67,7 +67,8 @@ class Restoration:
         """Restore (3, H, W) in [0, 1] at the working size.
 
         Yields:
-            (3, n, W) float32 on the CPU, clamped to [0, 1], from the first rows to the last.
+            (3, n, W) float32 on the CPU, clamped to [0, 1], from the first rows to the last; a model that takes the
+            low-quality image gives `info.factor` times its height and width.
         Raises:
             DeviceError: memory is short even for the smallest tiles, or for the tile that was asked for.
             NotFiniteError: a stage gave NaN or infinity.
@@ -81,13 +82,17 @@ class Restoration:
         image = ExtendedRows(enlarged, canvas.padded, canvas.border)
         if plan.in_one_go:
             bands = self._exact(self._all_stages, _planes_of(image), canvas.padded, plan.step, 1, self._options.batch)
+        elif self._restorer.info.input == "lq":
+            latent = self._encode(_planes_of(image)(0, canvas.padded.height))
+            bands = iter([self._restorer.decode(self._watch("step", self._restore(latent)))])
         else:
             latent = self._watch("encoder", self._encode_whole(image))
             self._check_finite()
             latent = self._watch("step", self._restore(latent))
             self._check_finite()
             bands = self._decode_bands(latent)
-        (height, width), border = canvas.working, canvas.border
+        factor = self._restorer.info.factor
+        height, width, border = (side * factor for side in (*canvas.working, canvas.border))
         row = -border
         for band in bands:
             self._watch("decoder", band)

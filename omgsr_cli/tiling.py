@@ -71,7 +71,7 @@ def run_blended(
     """Run a function on overlapping tiles and average the results, weighted by a window, in float32.
 
     Args:
-        function: maps (N, C, h, w) to (N, C', h, w).
+        function: maps (N, C, h, w) to (N, C', h*r, w*r) with one integer r.
         source: (1, C, H, W).
         tiles: cover the source; all of one size.
         ramp: elements of the source over which a tile fades in, at most what neighbours share; None takes a Gaussian
@@ -80,14 +80,14 @@ def run_blended(
         on_tiles: told after every batch how many tiles it held.
         on_error: decides what is tried when the function raises; tiles may only be regrouped.
     Returns:
-        (1, C', H, W), dtype and device of the function's result.
+        (1, C', H*r, W*r), dtype and device of the function's result.
     """
     if len(tiles) == 1:
         result = function(source)
         if on_tiles:
             on_tiles(1)
         return result
-    total, weights = None, None
+    total, weights, ratio = None, None, 1
     groups = [tiles[start : start + batch] for start in range(0, len(tiles), batch)]
 
     def run(group: Sequence[Tile]) -> Tensor:
@@ -95,12 +95,14 @@ def run_blended(
 
     for group, results in _run_groups(run, groups, on_error):
         if total is None or weights is None:
-            total = results.new_zeros((1, results.shape[1], *source.shape[-2:]), dtype=torch.float32)
-            weights = total.new_zeros(source.shape[-2:])
             high, wide = results.shape[-2:]
-            window = gaussian_window(high, wide) if ramp is None else ramp_window(high, wide, ramp)
+            ratio = wide // group[0].width
+            size = [side * ratio for side in source.shape[-2:]]
+            total = results.new_zeros((1, results.shape[1], *size), dtype=torch.float32)
+            weights = total.new_zeros(size)
+            window = gaussian_window(high, wide) if ramp is None else ramp_window(high, wide, ramp * ratio)
             window = window.to(total.device)
-        for result, tile in zip(results, group, strict=True):
+        for result, tile in zip(results, (each.times(ratio) for each in group), strict=True):
             total[0, :, tile.rows, tile.columns] += result.float() * window
             weights[tile.rows, tile.columns] += window
         if on_tiles:

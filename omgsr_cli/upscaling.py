@@ -160,10 +160,11 @@ def _bands(
     free = allowed_memory(options, usable_memory(restorer.device) if free_bytes is None else free_bytes)
     plan = plan_restoration(info, Size(*source.rgb.shape[1:]), output, options, free)
     working = plan.canvas.working
-    enlarged = source.for_model(working)
+    enlarged, size = source.for_model(working), working.times(info.factor)
     restored = Restoration(restorer, plan, options, free, on_progress, on_note).run(enlarged)
-    fixed = match_color(restored, enlarged, options.color_fix or info.color_fix, source.bit_depth)
-    reduced = resize_bands(fixed, working, output, source.bit_depth)
+    reference = source.for_model(size) if info.input == "lq" else enlarged
+    fixed = match_color(restored, reference, options.color_fix or info.color_fix, source.bit_depth)
+    reduced = resize_bands(fixed, size, output, source.bit_depth)
     yield from reduced if options.strength == 1 else _blended(reduced, source.resized(output), options.strength)
 
 

@@ -156,5 +156,5 @@ def test_extras_of_an_installed_package_are_read_from_its_metadata(
 def test_extras_of_a_checkout_are_those_of_its_source() -> None:
     found = packages.missing_by_extra()
     assert found is not None
-    assert {"compare", "metrics", "plot", "codecs"} <= set(found)
+    assert {"networks", "metrics", "plot", "codecs"} <= set(found)
     assert not {"dev", "docs"} & set(found)

@@ -242,7 +242,7 @@ def plan_files(
             yield failed(job, error, started)
             continue
         status: Status = "skipped" if checked.is_finished(job, settings) else "planned"
-        sizes = checked.input_px, checked.output_px, plan.canvas.working
+        sizes = checked.input_px, checked.output_px, plan.canvas.working.times(info.factor)
         yield FileResult(job.source, job.destination, status, *sizes, plan=plan)
 
 
@@ -327,7 +327,7 @@ def _check_cost(
         what = f"reading {size}" if needed == header.reading_bytes else str(output)
         reason = f"{what} takes {needed >> 20} MiB of memory, and {free >> 20} are free"
         raise NoRoomError(f"{name_of(job)}: {reason}", "ask for a smaller size, or cut the image into parts first")
-    return canvas.working
+    return canvas.working.times(info.factor)
 
 
 def outputs_of(job: Job, settings: Settings) -> tuple[Location, ...]:

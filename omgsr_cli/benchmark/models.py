@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import PIL
 import torch
@@ -14,18 +14,17 @@ from torch import Tensor
 
 from omgsr_cli.benchmark.cache import files_identity, key_of
 from omgsr_cli.benchmark.results import ModelInfo
-from omgsr_cli.errors import DeviceError, NotFiniteError, UsageError
+from omgsr_cli.errors import UsageError
 from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import FILTERS, resize
-from omgsr_cli.models.devices import PRECISIONS, choose_device, choose_precision
+from omgsr_cli.models.devices import choose_device
+from omgsr_cli.models.families import is_model_file
 from omgsr_cli.models.family import ModelSource
-from omgsr_cli.models.loading import describe_model, load_found, read_foreign_network, suitable_precision
+from omgsr_cli.models.loading import describe_model, load_found, suitable_precision
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.options import BenchOptions, ModelOptions, RestoreOptions
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS
 from omgsr_cli.upscaling import upscale_image
-
-NETWORK_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 
 
 class LoadedModel(Protocol):
@@ -91,12 +90,7 @@ def unique_names(names: Sequence[str]) -> list[str]:
 
 def _takes_adapter(name: str) -> bool:
     preset = PRESETS.get(name)
-    return not (name in FILTERS or _is_network(name) or (preset is not None and preset.embedded))
-
-
-def _is_network(name: str) -> bool:
-    path = Path(name)
-    return path.suffix.lower() in NETWORK_SUFFIXES and path.is_file()
+    return not (name in FILTERS or is_model_file(Path(name)) or (preset is not None and preset.embedded))
 
 
 def _find(name: str | None, options: BenchOptions) -> Model:
@@ -104,8 +98,6 @@ def _find(name: str | None, options: BenchOptions) -> Model:
         raise UsageError("--model is empty", "check that variables in the command are set")
     if name in FILTERS:
         return resampling_model(name)
-    if name is not None and _is_network(name):
-        return network_model(Path(name), options)
     takes = name is None or _takes_adapter(name)
     base, adapter = (options.base, options.adapter) if takes else (None, None)
     return _omgsr_model(ModelOptions(model=name, base=base, adapter=adapter), options)
@@ -127,39 +119,6 @@ class _Resampling:
         return resize(image, output, method=self._method)
 
 
-def network_model(path: Path, options: BenchOptions) -> Model:
-    """A single weight file whose architecture spandrel recognises."""
-    device = choose_device(options.device)
-    wanted = "fp32" if options.precision == "auto" and device.type == "cpu" else options.precision
-    precision = choose_precision(wanted, device)
-    # Its scale and number of parameters are known only after loading.
-    identity = key_of(weights=files_identity(path), device=device.type, precision=precision)
-    return Model(ModelInfo(path.stem, "network", None, None, identity, str(path)), partial(_Network, path, precision))
-
-
-class _Network:
-    def __init__(self, path: Path, precision: str, device: str | None = None) -> None:
-        network: Any = read_foreign_network(path)
-        supported = {"fp16": network.supports_half, "bf16": network.supports_bfloat16, "fp32": True}[precision]
-        if not supported:
-            raise DeviceError(f"{path.name} does not support {precision}", "use --precision fp32")
-        self.device, self.precision = choose_device(device), precision
-        self._network = network.to(self.device, PRECISIONS[precision]).eval()
-
-    @torch.inference_mode()
-    def __call__(self, image: Tensor, output: Size) -> Tensor:
-        batch = image[None].to(self.device, PRECISIONS[self.precision])
-        upscaled: Tensor = self._network(batch)[0].float().cpu()
-        if not bool(upscaled.isfinite().all()):
-            hint = None if self.precision == "fp32" else "use --precision fp32"
-            raise NotFiniteError(f"the network returns values that are not finite in {self.precision}", hint)
-        upscaled.clamp_(0, 1)
-        if tuple(upscaled.shape[-2:]) == tuple(output):
-            return upscaled
-        # For another scale than its own, resize the result as Real-ESRGAN's script does.
-        return resize(upscaled, output, method="lanczos")
-
-
 def _omgsr_model(wanted: ModelOptions, options: BenchOptions) -> Model:
     device, source = choose_device(options.device), find_model(wanted)
     info = describe_model(source)
@@ -171,7 +130,8 @@ def _omgsr_model(wanted: ModelOptions, options: BenchOptions) -> Model:
         info=[info.mid_timestep, info.native_tile_px, info.prompt, info.scale],
         seed=options.seed,
     )
-    name = Path(info.name).name if Path(info.name).is_dir() else info.name
+    path = Path(info.name)
+    name = path.stem if path.is_file() else path.name if path.is_dir() else info.name
     detail = "; ".join((str(source.folder), *source.notes))
     described = ModelInfo(name, "omgsr", info.scale, info.parameters, identity, detail)
     return Model(described, partial(_Omgsr, source, options.precision, options.seed))

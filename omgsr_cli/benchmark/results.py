@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 MetricKind = Literal["full-reference", "no-reference", "set", "no-reference set"]
-ModelKind = Literal["omgsr", "resampling", "network", "given"]
+ModelKind = Literal["omgsr", "resampling", "given"]
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,7 @@ class ModelInfo:
 
     Attributes:
         name: unique in a report; tables and the page use it.
-        kind: "omgsr" (a model of this program), "resampling" (bicubic, lanczos), "network" (a single file that
-            spandrel reads) or "given" (restored before).
+        kind: "omgsr" (a model that this program runs), "resampling" (bicubic, lanczos) or "given" (restored before).
         scale: output side over input side; None for images restored before.
         parameters: number of weights; None if it has none, or if the number is unknown.
         identity: hash of what the results depend on besides the input: weights, options; "" for given images.

@@ -42,7 +42,7 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     torchvision = versions.pop("torchvision")
     parts = [f"{name} {version or 'MISSING'}" for name, version in versions.items()]
     yield from (", ".join(parts[start : start + 4]) for start in range(0, len(parts), 4))
-    yield "torchvision " + (torchvision or "not installed; only the extras compare and metrics need it")
+    yield "torchvision " + (torchvision or "not installed; only the extras networks and metrics need it")
     yield "devices"
     for device in found.devices:
         title = f" ({device['title']})" if device["title"] else ""

@@ -216,8 +216,11 @@ def _about_lines(about: dict[str, Any]) -> Iterator[str]:
     if about["folder"] is None:
         yield f"not installed: omgsr models pull {about['name']}"
     yield f"licence {about['licence'] or 'unknown'}"
+    step = "no diffusion step"
+    if about["mid_timestep"] is not None:
+        step = f"mid-timestep {about['mid_timestep']}, {about['native_tile_px']} px"
     yield (
-        f"mid-timestep {about['mid_timestep']}, {about['native_tile_px']} px, upscales {about['scale']:g} times"
+        f"{step}, upscales {about['scale']:g} times"
         + (f", adapter ranks {about['vae_rank']} and {about['backbone_rank']}" if about["vae_rank"] else "")
     )
     if about["folder"] is None:
@@ -234,5 +237,5 @@ def _about_lines(about: dict[str, Any]) -> Iterator[str]:
     yield f"{about['parameters'] / 1e6:.1f} million parameters, {about['disk_mib']} MiB on disk"
     yield (
         f"on {about['device']} in {about['precision']}: {about['weights_mib']} MiB for the weights, "
-        f"{about['tile_mib']} MiB for {about['native_tile_px']}x{about['native_tile_px']} px"
+        f"{about['tile_mib']} MiB for {about['tile_px']}x{about['tile_px']} px"
     )

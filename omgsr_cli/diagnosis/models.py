@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omgsr_cli.errors import ModelError, UnknownModelError
+from omgsr_cli.models.families import is_model_file
 from omgsr_cli.models.weight_files import check_file_finite
 from omgsr_cli.options import ModelOptions
 from omgsr_cli.presets import PRESETS, Preset
@@ -17,6 +18,8 @@ from omgsr_cli.store.installed import installed_folder, installed_names, load_pr
 from omgsr_cli.store.manifest import MANIFEST_NAME, find_damage, load_manifest
 
 _PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+# Side of the image whose memory is shown for a network, which has no native size.
+_NETWORK_TILE_PX = 256
 
 
 @dataclass(frozen=True)
@@ -108,15 +111,17 @@ def about_model(name: str, folder: Path) -> dict[str, Any]:
     info = describe_model(source)
     device = choose_device()
     precision = suitable_precision(source, "auto", device)
-    preset, origins = PRESETS.get(name), load_provenance(folder)
+    preset, origins = PRESETS.get(name), load_provenance(folder) if folder.is_dir() else None
+    has_step = info.input == "upscaled"
+    side_px = info.native_tile_px if has_step else _NETWORK_TILE_PX
     licences = (source.record.licence, preset.licence if preset else None)
     return {
         "name": name,
         "folder": str(folder),
         "summary": preset.summary if preset else None,
         "licence": next(filter(None, licences), None),
-        "mid_timestep": info.mid_timestep,
-        "native_tile_px": info.native_tile_px,
+        "mid_timestep": info.mid_timestep if has_step else None,
+        "native_tile_px": info.native_tile_px if has_step else None,
         "scale": info.scale,
         "vae_rank": preset.vae_rank if preset else None,
         "backbone_rank": preset.backbone_rank if preset else None,
@@ -124,17 +129,18 @@ def about_model(name: str, folder: Path) -> dict[str, Any]:
         "sources": [] if origins is None else [origin.model_dump(exclude={"files"}) for origin in origins.origins],
         "parameters": info.parameters,
         "parts": _describe_parts(folder),
-        "disk_mib": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) >> 20,
+        "disk_mib": sum(path.stat().st_size for path in (folder, *folder.rglob("*")) if path.is_file()) >> 20,
         "has_manifest": (folder / MANIFEST_NAME).is_file(),
         "device": str(device),
         "precision": precision,
         "weights_mib": info.parameters * _PRECISION_BYTES[precision] >> 20,
-        "tile_mib": _tile_bytes(info) >> 20,
+        "tile_px": side_px,
+        "tile_mib": _tile_bytes(info, side_px) >> 20,
     }
 
 
 def _given_folder(name: str) -> Path:
-    if not Path(name).is_dir():
+    if not Path(name).is_dir() and not is_model_file(Path(name)):
         raise UnknownModelError(f"no model is called {name!r}", hint="see: omgsr models list")
     return Path(name)
 
@@ -146,8 +152,10 @@ def _find_damage(folder: Path, contents: bool) -> Iterator[str]:
             yield from find_damage(folder, load_manifest(folder), contents=contents)
         except ModelError as error:
             yield error.message
-    files = sorted(folder.rglob("*.safetensors"))
+    files = _weight_files(folder)
     if not files:
+        if folder.is_file():
+            return
         yield f"{folder} has no weights"
     for path in files:
         try:
@@ -162,11 +170,12 @@ def _find_damage(folder: Path, contents: bool) -> Iterator[str]:
 def _describe_parts(folder: Path) -> list[dict[str, Any]]:
     """Parameters and number format of each folder of weights."""
     parts: dict[str, Counter[str]] = {}
-    for path in sorted(folder.rglob("*.safetensors")):
-        counts = parts.setdefault(path.parent.relative_to(folder).as_posix(), Counter())
+    for path in _weight_files(folder):
+        part = "." if path == folder else path.parent.relative_to(folder).as_posix()
+        counts = parts.setdefault(part, Counter())
         for entry in read_header(path).values():
             counts[entry.dtype] += entry.elements
-    if not parts:
+    if not parts and folder.is_dir():
         raise ModelError(f"{folder} has no weights")
     return [
         {
@@ -178,11 +187,17 @@ def _describe_parts(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _tile_bytes(info: Any) -> int:
-    """Working memory for an image of the model's native size."""
+def _weight_files(model: Path) -> list[Path]:
+    """The safetensors files of a folder, or the one file of a network; none for a pickle, which is not opened."""
+    files = sorted(model.rglob("*.safetensors")) if model.is_dir() else [model]
+    return [path for path in files if path.suffix == ".safetensors"]
+
+
+def _tile_bytes(info: Any, side_px: int) -> int:
+    """Working memory for an image of that size."""
     from omgsr_cli.geometry import Size
     from omgsr_cli.options import RestoreOptions
     from omgsr_cli.planning import plan_restoration
 
-    size = Size(info.native_tile_px, info.native_tile_px)
+    size = Size(side_px, side_px)
     return plan_restoration(info, size, size, RestoreOptions(process_scale=1), 1 << 50).memory_bytes

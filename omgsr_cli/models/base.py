@@ -55,6 +55,8 @@ class RestorerInfo:
         prompt: the text that the model is conditioned on, or None where it takes none.
         parameters: number of weights.
         files: the folders that it is read from; none for a model that was made otherwise.
+        input: what `encode` takes: the image "upscaled" to the size that it is restored at, or "lq", the image at its
+            own size, which `restore` enlarges by `scale`. Tiles are then counted in pixels of the low-quality image.
     """
 
     name: str
@@ -71,6 +73,12 @@ class RestorerInfo:
     prompt: str | None
     parameters: int
     files: tuple[Path, ...] = ()
+    input: Literal["upscaled", "lq"] = "upscaled"
+
+    @property
+    def factor(self) -> int:
+        """By how much the restored image is larger than the one that `encode` takes."""
+        return round(self.scale) if self.input == "lq" else 1
 
 
 @runtime_checkable

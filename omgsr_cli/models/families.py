@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.family import Family
+from omgsr_cli.models.network_family import NetworkFamily
 from omgsr_cli.models.record import RECORD_NAME, ModelRecord
 from omgsr_cli.models.sd_family import SdFamily
 from omgsr_cli.models.tiny_family import TinyFamily
@@ -16,7 +17,7 @@ from omgsr_cli.store.hub import ModelFiles
 if TYPE_CHECKING:
     from omgsr_cli.models.base import RestorerInfo
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (TinyFamily(), SdFamily())}
+FAMILIES: dict[str, Family] = {family.name: family for family in (TinyFamily(), SdFamily(), NetworkFamily())}
 
 #: Until the small files of a repository are here, its family is unknown: the files of any family are asked for.
 REPOSITORY_FILES = ModelFiles(
@@ -44,6 +45,11 @@ def family_of(model: ModelRecord | Preset | RestorerInfo, where: str) -> Family:
 def recognise_model(folder: Path) -> Family | None:
     """The family of a model folder that has no record, or None."""
     return next((family for family in FAMILIES.values() if family.recognises(folder)), None)
+
+
+def is_model_file(path: Path) -> bool:
+    """Whether a path is a single file that is a whole model."""
+    return path.is_file() and recognise_model(path) is not None
 
 
 def recognise_adapter(folder: Path) -> Family | None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,13 +25,11 @@ from omgsr_cli.models.devices import (
 )
 from omgsr_cli.models.families import family_of
 from omgsr_cli.models.family import ModelSource
-from omgsr_cli.models.libraries import explain_broken_torchvision
 from omgsr_cli.models.lora import LoraOptions
 from omgsr_cli.models.record import RECORD_NAME, load_record
 from omgsr_cli.models.sources import find_base_folder, find_model, start_folder
 from omgsr_cli.models.weight_files import apply_umask, check_file_finite
 from omgsr_cli.options import ModelOptions, build_options
-from omgsr_cli.packages import install_command
 from omgsr_cli.presets import DEFAULT_PRESET
 from omgsr_cli.schedules import DdpmSchedule, FlowSchedule
 
@@ -215,40 +211,6 @@ def load_encoder(
     if record is None:
         return load_diffusers_encoder(name, folder, place)
     return family_of(record, str(folder)).load_encoder(ModelSource(name, folder, None, record, ()), place)
-
-
-def read_foreign_network(path: Path) -> Any:
-    """Read a network that makes a larger colour image of one.
-
-    Args:
-        path: of its weights; spandrel reads pickles without running what they contain.
-    Returns:
-        spandrel's ImageModelDescriptor, on the CPU: (B, 3, H, W) in [0, 1] to `scale` times that size.
-    Raises:
-        ModelError: spandrel is missing or does not know the file, or it is another kind of network.
-    """
-    try:
-        spandrel = importlib.import_module("spandrel")
-    except (ImportError, RuntimeError) as error:
-        missing = getattr(error, "name", None)
-        if missing in ("spandrel", "torchvision"):
-            message = f"{path.name}: {missing} is not installed, which reads such files"
-            raise ModelError(message, install_command("compare")) from error
-        explanation = explain_broken_torchvision(error)
-        if explanation is None:
-            message = f"{path.name}: spandrel cannot be imported: {error}"
-            raise ModelError(message, install_command("compare")) from error
-        raise ModelError(explanation.message, explanation.hint) from error
-    try:
-        found = spandrel.ModelLoader("cpu").load_from_file(path)
-    except (spandrel.UnsupportedModelError, RuntimeError, ValueError, KeyError, EOFError, OSError) as error:
-        reason = reason_of(error)
-        raise ModelError(
-            f"{path}: spandrel does not know this file: {reason}", "give a super-resolution model"
-        ) from error
-    if not isinstance(found, spandrel.ImageModelDescriptor) or found.input_channels != 3 or found.output_channels != 3:
-        raise ModelError(f"{path}: this {found.architecture.name} does not make a colour image of one", None)
-    return found
 
 
 def save_merged(

@@ -12,6 +12,7 @@ from omgsr_cli.models.families import (
     FAMILIES,
     REPOSITORY_FILES,
     family_of,
+    is_model_file,
     nearest_adapter,
     recognise_adapter,
     recognise_model,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 NOTE = "an AutoencoderTiny decodes: about a tenth of the work, but fine texture comes out coarser"
 
+_PICKLE = "the model is a pickle, of which only weights are read; the safetensors format is safer"
+
 _KNOWN_DECODERS = " or ".join(DECODERS)
 
 
@@ -39,6 +42,8 @@ def find_model(options: ModelOptions) -> ModelSource:
         ModelError: something is missing, is a pickle, or is of a kind that is not known.
         UsageError: the options exclude each other.
     """
+    if options.model is not None and is_model_file(Path(options.model)):
+        return _find_network(options)
     model, base, adapter = _unfold_checkpoint(options)
     preset = None if model is None else PRESETS.get(model)
     adapter_family = None if adapter is None else nearest_adapter(adapter)
@@ -72,6 +77,26 @@ def find_model(options: ModelOptions) -> ModelSource:
     return ModelSource(name, folder, adapter, record, notes + more, decoder)
 
 
+def _find_network(options: ModelOptions) -> ModelSource:
+    """A weight file of another project; what only diffusion models have is refused."""
+    path = Path(str(options.model))
+    for name, value in (
+        ("--base", options.base),
+        ("--adapter", options.adapter),
+        ("--mid-timestep", options.mid_timestep),
+        ("--prompt", options.prompt),
+        ("--process-size", options.process_size),
+        ("--vae", options.vae),
+    ):
+        if value is not None:
+            reason = f"{path.name} is a restoration network without a diffusion step and takes no {name}"
+            raise UsageError(reason, f"leave {name} out")
+    notes = (_PICKLE,) if path.suffix.lower() != ".safetensors" else ()
+    family = recognise_model(path)
+    assert family is not None
+    return ModelSource(str(path), path, None, family.assume_record(path, None), notes)
+
+
 def find_base_folder(name: str, parts: Sequence[str] | None = None) -> Path:
     """The folder of a model: a local one, the bundled one or the base of a preset, or the hub's copy.
 
@@ -87,6 +112,9 @@ def find_base_folder(name: str, parts: Sequence[str] | None = None) -> Path:
     path = Path(name)
     if path.is_dir():
         return path
+    if is_model_file(path):
+        hint = f"give a diffusion model, such as {DEFAULT_PRESET}; upscale and bench take the file with --model"
+        raise ModelError(f"{path} is a single weight file: a restoration network has no diffusion step", hint)
     if path.is_file():
         refuse_pickles(path)
         inside = (path.parent / "omgsr.json").is_file()

@@ -19,7 +19,7 @@ from omgsr_cli.degradation import load_degradation
 from omgsr_cli.errors import ModelError, OmgsrError
 from omgsr_cli.files.inputs import find_inputs
 from omgsr_cli.models.devices import is_out_of_memory
-from omgsr_cli.models.families import family_of, recognise_adapter
+from omgsr_cli.models.families import family_of, is_model_file, recognise_adapter
 from omgsr_cli.models.lora import LoraOptions
 from omgsr_cli.models.record import load_record
 from omgsr_cli.models.sources import find_model, start_folder
@@ -98,7 +98,7 @@ def _check_teacher(draft: Draft[TrainConfig], config: TrainConfig) -> None:
     name, key = config.loss.teacher.model, "loss.teacher.model"
     if Path(name).is_file():
         if find_spec("spandrel") is None:
-            draft.add(key, "spandrel, which reads it, is not installed: pip install 'omgsr-cli[compare]'")
+            draft.add(key, "spandrel, which reads it, is not installed: pip install 'omgsr-cli[networks]'")
     elif Path(name).is_dir() or not is_repository_name(name):
         _note(draft, key, lambda: find_model(ModelOptions(model=name)))
 
@@ -106,7 +106,11 @@ def _check_teacher(draft: Draft[TrainConfig], config: TrainConfig) -> None:
 def _check_model(draft: Draft[TrainConfig], config: TrainConfig, resume: str) -> None:
     base, lora = config.model.base, build_lora_options(config) or LoraOptions()
     if base and not Path(base).is_dir() and not is_repository_name(base):
-        draft.add("model.base", f"{base} is neither a folder nor a hub repository OWNER/NAME")
+        is_network = is_model_file(Path(base))
+        reason = "has no diffusion step: it is a plain restoration network"
+        draft.add(
+            "model.base", f"{base} {reason if is_network else 'is neither a folder nor a hub repository OWNER/NAME'}"
+        )
     start = start_folder(config.model.start_from)
     if start is not None and not start.is_dir():
         draft.add("model.start_from", f"{start} is not a folder")
@@ -276,7 +280,7 @@ def list_unfetched(config: TrainConfig) -> list[str]:
     model, found = config.model, []
     preset = PRESETS.get(model.preset or "")
     bases = (model.base,) if model.base else preset.base_sources if preset else ()
-    if bases and not any(Path(base).is_dir() or is_cached(base) for base in bases):
+    if bases and not any(Path(base).exists() or is_cached(base) for base in bases):
         found.append(f"model.base: {bases[0]} is not on this machine; the run fetches it")
     for source in _feature_sources(config):
         if is_repository_name(source.place) and not Path(source.place).exists() and not is_cached(source.place):

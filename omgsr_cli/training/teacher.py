@@ -22,7 +22,7 @@ from omgsr_cli.files.atomic import partial_file
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.geometry import round_up
 from omgsr_cli.imaging import from_samples, resize, to_samples
-from omgsr_cli.models.loading import load_found, read_foreign_network
+from omgsr_cli.models.loading import load_found
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.options import ModelOptions
 
@@ -42,31 +42,20 @@ def load_teacher(model: str, device: torch.device, precision: Literal["fp32", "b
     Raises:
         ModelError: it cannot be read.
     """
-    path = Path(model)
-    if path.is_file():
-        network = read_foreign_network(path)
-        network.to(device).eval()
-        network.model.to(memory_format=torch.channels_last)
-
-        def restore(lq: Tensor) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                made: Tensor = network(lq[None].to(device))[0]
-            _check_finite(made, model)
-            return made.float().clamp(0, 1).cpu()
-
-        return torch.inference_mode()(lambda lq, height, width: resize(restore(lq), (height, width)))
     restorer = load_found(find_model(ModelOptions(model=model)), device=str(device), precision=precision)
-    multiple = restorer.info.multiple_of_px
+    multiple, takes_lq = restorer.info.multiple_of_px, restorer.info.input == "lq"
 
-    def restore_upscaled(lq: Tensor, height: int, width: int) -> Tensor:
-        upscaled = resize(lq, (height, width))[None] * 2 - 1
-        below, beside = round_up(height, multiple) - height, round_up(width, multiple) - width
-        padded = F.pad(upscaled, (0, beside, 0, below), "replicate").to(device)
+    def restore(lq: Tensor, height: int, width: int) -> Tensor:
+        given = lq if takes_lq else resize(lq, (height, width))
+        high, wide = given.shape[1:]
+        padding = (0, round_up(wide, multiple) - wide, 0, round_up(high, multiple) - high)
+        padded = F.pad(given[None] * 2 - 1, padding, "replicate").to(device)
         made = restorer.decode(restorer.restore(restorer.encode(padded)))
         _check_finite(made, model)
-        return made[0, :, :height, :width].float().mul(0.5).add(0.5).clamp(0, 1).cpu()
+        inside = made[0, :, : high * restorer.info.factor, : wide * restorer.info.factor]
+        return resize(inside.float().mul(0.5).add(0.5).clamp(0, 1).cpu(), (height, width))
 
-    return torch.inference_mode()(restore_upscaled)
+    return torch.inference_mode()(restore)
 
 
 def _check_finite(made: Tensor, model: str) -> None:
@@ -81,13 +70,11 @@ def identify_teacher(model: str, precision: Literal["fp32", "bf16"] = "fp32") ->
         ModelError: it does not exist.
         FileError: its files cannot be read.
     """
-    path = Path(model)
-    source = None if path.is_file() else find_model(ModelOptions(model=model))
-    places = [path] if source is None else [p for p in (source.folder, source.adapter, source.vae) if p is not None]
-    record = "" if source is None else source.record.model_dump_json()
+    source = find_model(ModelOptions(model=model))
+    places = [place for place in (source.folder, source.adapter, source.vae) if place is not None]
     remembered = Remembered()
     try:
-        text = f"{precision}\n{record}\n{remembered.contents(places)}"
+        text = f"{precision}\n{source.record.model_dump_json()}\n{remembered.contents(places)}"
     finally:
         remembered.close()
     return hashlib.sha256(text.encode()).hexdigest()[:16]

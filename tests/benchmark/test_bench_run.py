@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,14 +19,13 @@ from omgsr_cli.benchmark.cache import files_identity
 from omgsr_cli.benchmark.cases import Case, bundled_cases, bundled_folder, find_cases, fit_to_reference
 from omgsr_cli.benchmark.machine import speed_of, time_call
 from omgsr_cli.benchmark.metrics import METRICS, choose_metrics
-from omgsr_cli.benchmark.models import Model, network_model, resampling_model, unique_names
+from omgsr_cli.benchmark.models import Model, resampling_model, unique_names
 from omgsr_cli.benchmark.plan import Plan
 from omgsr_cli.benchmark.results import ModelInfo, Report
 from omgsr_cli.benchmark.runner import run_plan
 from omgsr_cli.benchmark.scoring import ReadyMetric, make_metrics
-from omgsr_cli.errors import FileError, ModelError, OmgsrError, UsageError
+from omgsr_cli.errors import FileError, OmgsrError, UsageError
 from omgsr_cli.geometry import Size
-from omgsr_cli.imaging import resize
 from omgsr_cli.options import BenchOptions
 
 CPU = torch.device("cpu")
@@ -203,7 +200,7 @@ def build_model(name: str, log: list[str], **options: object) -> Model:
         log.append(f"load {name}")
         return LoadedModel(name, log, **options)  # type: ignore[arg-type] # fields of it
 
-    return Model(ModelInfo(name, "network", 4, None, f"identity of {name} {options}"), load)
+    return Model(ModelInfo(name, "omgsr", 4, None, f"identity of {name} {options}"), load)
 
 
 def run(
@@ -287,7 +284,7 @@ def test_models_are_loaded_on_the_device_that_was_asked_for(data: Path, tmp_path
 
     plan = Plan(
         cases=find_cases(data, None, {}, 4).cases,
-        models=[Model(ModelInfo("a", "network", 4, None, "a"), load)],
+        models=[Model(ModelInfo("a", "omgsr", 4, None, "a"), load)],
         asked=(),
         ready=(),
         options=BenchOptions(device="cpu", cache=tmp_path / "cache"),
@@ -320,7 +317,7 @@ def test_a_model_that_does_not_fit_does_not_stop_the_others(data: Path, tmp_path
         raise short
 
     log: list[str] = []
-    large = Model(ModelInfo("large", "network", 4, None, "large"), load)
+    large = Model(ModelInfo("large", "omgsr", 4, None, "large"), load)
     models = [build_model("a", log), build_model("b", log, fails_on_width=8, failure=short), large]
     report = run(find_cases(data, None, {}, 4).cases, models, tmp_path / "cache")
     assert [each.name for each in report.failures] == ["large", "b on b9"]
@@ -394,80 +391,6 @@ def test_resampling_equals_pillow() -> None:
     levels = (image * 255).round().byte().permute(1, 2, 0).numpy()
     wanted = torch.tensor(list(Image.fromarray(levels).resize((15, 11), Image.Resampling.LANCZOS).tobytes()))
     assert torch.equal((found * 255).round().permute(1, 2, 0).flatten().long(), wanted)
-
-
-class FakeNetwork:
-    """What spandrel gives for a file: three colours, four times as large."""
-
-    scale = 4
-    input_channels = output_channels = 3
-    supports_half = supports_bfloat16 = False
-    architecture = SimpleNamespace(name="Fake")
-
-    def to(self, *_: object) -> FakeNetwork:
-        return self
-
-    def eval(self) -> FakeNetwork:
-        return self
-
-    def __call__(self, batch: Tensor) -> Tensor:
-        return batch.repeat_interleave(4, 2).repeat_interleave(4, 3) * 1.5
-
-
-@pytest.fixture
-def spandrel(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    module = ModuleType("spandrel")
-
-    class Loader:
-        def __init__(self, device: str) -> None:
-            pass
-
-        def load_from_file(self, path: Path) -> FakeNetwork:
-            if path.read_bytes() != b"network":
-                raise module.UnsupportedModelError  # type: ignore[attr-defined] # set below
-            return FakeNetwork()
-
-    attributes = {
-        "ModelLoader": Loader,
-        "ImageModelDescriptor": FakeNetwork,
-        "UnsupportedModelError": type("UnsupportedModelError", (Exception,), {}),
-    }
-    vars(module).update(attributes)
-    monkeypatch.setitem(sys.modules, "spandrel", module)
-    return module
-
-
-@pytest.mark.usefixtures("spandrel")
-def test_a_file_of_weights_is_a_model(tmp_path: Path) -> None:
-    path = tmp_path / "x4.safetensors"
-    path.write_bytes(b"network")
-    made = network_model(path, BenchOptions(device="cpu"))
-    again = network_model(path, BenchOptions(device="cpu", precision="fp32"))
-    assert made.info.identity == again.info.identity
-    other = network_model(path, BenchOptions(device="cpu", precision="bf16"))
-    assert made.info.identity != other.info.identity
-    enlarger = loaded(made)
-    image = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
-    whole = enlarger(image, Size(20, 28))
-    assert torch.equal(whole[:, ::4, ::4], (image * 1.5).clamp(max=1))
-    assert torch.equal(enlarger(image, Size(10, 14)), resize(whole, Size(10, 14), method="lanczos"))
-
-
-@pytest.mark.usefixtures("spandrel")
-def test_a_file_unknown_to_spandrel_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x4.pth"
-    path.write_bytes(b"something else")
-    with pytest.raises(ModelError, match="does not know this file"):
-        loaded(network_model(path, BenchOptions(device="cpu", precision="fp32")))
-
-
-def test_without_spandrel_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "spandrel", None)
-    path = tmp_path / "x4.pth"
-    path.write_bytes(b"network")
-    with pytest.raises(ModelError, match="spandrel is not installed") as caught:
-        loaded(network_model(path, BenchOptions(device="cpu", precision="fp32")))
-    assert "omgsr-cli[compare]" in str(caught.value.hint)
 
 
 def test_names_tell_models_apart() -> None:

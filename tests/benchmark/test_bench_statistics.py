@@ -131,7 +131,7 @@ def test_metrics_of_the_same_images_share_one_count(report: Report) -> None:
 
 def test_models_without_a_time_stay_in_the_table_of_speed(report: Report) -> None:
     speed = Speed("b", "cpu", "fp32", 5, 0.5, Quantiles(1, 1, 1), Quantiles(2, 2, 2), 300.0, kept_runs=3)
-    models = (*report.models, ModelInfo("c", "network"))
+    models = (*report.models, ModelInfo("c", "omgsr"))
     timed = replace(report, models=models, speeds=(speed,), metrics=())
     (table,) = tables_of(timed)[-1:]
     n = table.headings.index("n")
@@ -162,7 +162,7 @@ def test_published_results_name_no_folder_of_this_machine(report: Report, tmp_pa
     private = replace(
         report,
         images=(replace(IMAGES[0], input=secret / "one.png", error={"a": f"{secret}/one.png: cannot be read"}),),
-        models=(ModelInfo("a", "network", detail=f"{secret}/deep/net.pth; https://huggingface.co/a/b"),),
+        models=(ModelInfo("a", "omgsr", detail=f"{secret}/deep/net.pth; https://huggingface.co/a/b"),),
         failures=(Failure("a on one", f"no score for {secret}/one.png", "put x.pth into /srv/cache/hub/pyiqa"),),
         settings={"data": str(secret)},
         summaries=tuple(each for each in report.summaries if each.model == "a"),

@@ -76,7 +76,7 @@ def test_the_screen_and_the_json_agree(doctor: Command, home: Path, monkeypatch:
     assert [device["name"] for device in record["devices"]][-1] == "cpu"
     assert record["store"]["folder"] == str(home / "models")
     assert record["problems"] == []
-    assert {"compare", "metrics", "plot"} <= set(record["extras"])
+    assert {"networks", "metrics", "plot"} <= set(record["extras"])
     assert "dev" not in record["extras"]
     assert record["extras"]["plot"] == []
     # Every extra with missing packages has a command that names it, and the screen shows the same command.

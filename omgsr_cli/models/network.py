@@ -1,0 +1,291 @@
+"""Restoration networks of other projects, read by spandrel: the low-quality image in, one larger or cleaner image out.
+
+They are not upscaled first and take no diffusion step. Nobody declares how far a pixel of such a network sees, so the
+margin that makes its tiles exact is measured once for each file and kept.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from torch import Tensor
+
+from omgsr_cli.errors import ModelError, reason_of
+from omgsr_cli.files.remembered import Remembered
+from omgsr_cli.models.base import Restorer, RestorerInfo, StageInfo
+from omgsr_cli.models.devices import PRECISIONS
+from omgsr_cli.models.family import ModelSource
+from omgsr_cli.models.libraries import explain_broken_torchvision
+from omgsr_cli.packages import install_command
+from omgsr_cli.schedules import DdpmSchedule, Schedule
+
+#: Margins of exact tiles that are tried, in px of the low-quality image. Beyond the last, tiles are blended.
+MARGINS_PX = (16, 32, 64)
+
+# The largest difference that a margin may leave: half a level of 8 bits.
+_TOLERANCE = 0.5 / 255
+# The square that is compared, and how far beyond the largest margin the image of the measurement reaches.
+_CORE_PX, _BEYOND_PX = 24, 16
+# Side of a tile of a network whose tiles are blended, in px of the low-quality image.
+_BLENDED_TILE_PX = 256
+# Results of a layer that are alive at the same time, as a multiple of the largest: two and what a block adds up.
+_LIVE_LAYERS = 3
+
+
+class NetworkRestorer:
+    """A network as a `Restorer`: encoder and decoder only change the range. Every seed gives the same."""
+
+    def __init__(
+        self, network: Any, info: RestorerInfo, device: torch.device, precision: str, notes: tuple[str, ...] = ()
+    ) -> None:
+        self._network = network
+        self.info = info
+        self.schedule: Schedule = DdpmSchedule()
+        self.device = device
+        self.precision = precision
+        self.notes = notes
+        self.in_fp32: Callable[[], Restorer] | None = None
+
+    def compile(self) -> None:
+        """Compile the network in place."""
+        self._network.model.compile()
+
+    def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Map (B, 3, h, w) in [-1, 1], the low-quality image at its own size, to [0, 1]."""
+        return image.mul(0.5).add_(0.5)
+
+    def restore(self, lq_latent: Tensor) -> Tensor:
+        """Run the network: (B, 3, h, w) in [0, 1] to (B, 3, scale*h, scale*w) float32; not clamped."""
+        return run_network(self._network, lq_latent.to(PRECISIONS[self.precision]))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Map [0, 1] to [-1, 1]."""
+        return latent.float().mul(2).sub_(1)
+
+
+def run_network(network: Any, image: Tensor) -> Tensor:
+    """Run a network on colour; one for grey images gets the three channels as three images.
+
+    Args:
+        network: spandrel's descriptor, which pads to the sizes that the network takes and crops again.
+        image: (B, 3, h, w) in [0, 1].
+    Returns:
+        (B, 3, scale*h, scale*w) float32.
+    """
+    if network.input_channels == 3:
+        return network(image).float()  # type: ignore[no-any-return]  # spandrel is not typed here
+    batch, channels, height, width = image.shape
+    restored = network(image.reshape(batch * channels, 1, height, width))
+    return restored.float().reshape(batch, channels, *restored.shape[-2:])  # type: ignore[no-any-return]  # likewise
+
+
+def load_network(source: ModelSource, device: torch.device, precision: str) -> NetworkRestorer:
+    """Read a network.
+
+    Args:
+        source: its folder is the weight file.
+        device: where to run.
+        precision: "fp32", "bf16" or "fp16"; float32, with a note, where the network does not allow it.
+    Raises:
+        ModelError: as for `read_network`.
+    """
+    network = read_network(source.folder)
+    allowed = {"fp32": True, "bf16": network.supports_bfloat16, "fp16": network.supports_half}[precision]
+    notes = source.notes
+    if not allowed:
+        notes = (*notes, f"{network.architecture.name} does not support {precision}: it runs in fp32")
+        precision = "fp32"
+    info = describe_network(source)
+    network.to(device, PRECISIONS[precision]).eval()
+    network.model.requires_grad_(False).to(memory_format=torch.channels_last)
+    return NetworkRestorer(network, info, device, precision, notes)
+
+
+def describe_network(source: ModelSource) -> RestorerInfo:
+    """What the weights say of a network, and what was measured on it.
+
+    Raises:
+        ModelError: as for `read_network`.
+    """
+    traits = _traits_of(source.folder)
+    step = StageInfo("exact", traits.margin_px, traits.bytes_per_px)
+    if traits.margin_px == 0:
+        step = StageInfo("blended", 0, traits.bytes_per_px)
+    return RestorerInfo(
+        name=source.name,
+        family="network",
+        scale=float(traits.scale),
+        mid_timestep=0,
+        multiple_of_px=traits.multiple_px,
+        native_tile_px=_BLENDED_TILE_PX if step.tiling == "blended" else 1,
+        latent_px=1,
+        codec=StageInfo("exact", 0, 0),
+        step=step,
+        border_px=0,
+        color_fix="none",
+        prompt=None,
+        parameters=traits.parameters,
+        input="lq",
+    )
+
+
+@dataclass(frozen=True)
+class _Traits:
+    """What `describe_network` needs of a file; measured once and kept.
+
+    Attributes:
+        scale: of the result, an integer.
+        multiple_px: sides of tiles are multiples of it.
+        margin_px: of exact tiles; 0 where none of `MARGINS_PX` is enough.
+        bytes_per_px: working memory in float32 for one pixel of the low-quality image.
+        parameters: number of weights.
+    """
+
+    scale: int
+    multiple_px: int
+    margin_px: int
+    bytes_per_px: int
+    parameters: int
+
+
+def _traits_of(path: Path) -> _Traits:
+    remembered = Remembered()
+    try:
+        content = remembered.content(path)
+        found = remembered.find(_KIND, content)
+        if found is None:
+            found = vars(_measure(path))
+            remembered.keep(_KIND, content, found)
+    finally:
+        remembered.close()
+    return _Traits(**found)
+
+
+#: A measurement that is done in another way gets another kind.
+_KIND = f"network 1, margins {MARGINS_PX}"
+
+
+def _measure(path: Path) -> _Traits:
+    network = read_network(path).eval()
+    # A network that tiles itself, or that its authors say should not be tiled, is treated as one that sees everything.
+    may_tile = network.tiling.name == "SUPPORTED"
+    parameters = sum(weight.numel() for weight in network.model.parameters())
+    multiple = int(network.size_requirements.multiple_of)
+    margin = measure_margin(network, multiple) if may_tile else 0
+    return _Traits(int(network.scale), multiple, margin, _measure_bytes_per_px(network, multiple), parameters)
+
+
+@torch.inference_mode()
+def measure_margin(network: Any, multiple_px: int) -> int:
+    """Find the smallest margin with which a tile gives what the whole image gives.
+
+    The centre of an image with edges and noise is restored as a part of the whole and as tiles with each margin; a
+    network whose layers see everything (global pooling, attention over the image) agrees with none of them.
+
+    Args:
+        network: spandrel's descriptor, in float32.
+        multiple_px: margins are multiples of it.
+    Returns:
+        The margin in px of the low-quality image, or 0 where none of `MARGINS_PX` leaves at most half a level.
+    """
+    side = -(-(_CORE_PX + 2 * (MARGINS_PX[-1] + _BEYOND_PX)) // (2 * multiple_px)) * 2 * multiple_px
+    core = -(-_CORE_PX // (2 * multiple_px)) * 2 * multiple_px
+    scale, start = int(network.scale), (side - core) // 2 // multiple_px * multiple_px
+    device = next(network.model.parameters()).device
+    image = _test_image(side).to(device)
+    whole = run_network(network, image)[
+        ..., start * scale : (start + core) * scale, start * scale : (start + core) * scale
+    ]
+    for margin in sorted({-(-each // multiple_px) * multiple_px for each in MARGINS_PX}):
+        if margin > start:
+            break
+        part = slice(start - margin, start + core + margin)
+        tile = run_network(network, image[..., part, part])
+        inside = slice(margin * scale, (margin + core) * scale)
+        if float((tile[..., inside, inside] - whole).abs().max()) <= _TOLERANCE:
+            return margin
+    return 0
+
+
+def _test_image(side_px: int) -> Tensor:
+    """(1, 3, side, side) in [0, 1]: smooth colour with hard edges and noise, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    smooth = F.interpolate(torch.rand(1, 3, 6, 6, generator=generator), (side_px, side_px), mode="bicubic")
+    blocks = F.interpolate(torch.rand(1, 3, 24, 24, generator=generator), (side_px, side_px), mode="nearest")
+    noise = torch.randn(1, 3, side_px, side_px, generator=generator)
+    return (0.5 * smooth + 0.5 * blocks + 0.06 * noise).clamp(0, 1)
+
+
+@torch.inference_mode()
+def _measure_bytes_per_px(network: Any, multiple_px: int) -> int:
+    """Working memory in float32 for one pixel of the low-quality image, from the sizes of what the layers give."""
+    side = -(-64 // multiple_px) * multiple_px
+    device = next(network.model.parameters()).device
+    sizes: list[int] = []
+    hooks = [
+        module.register_forward_hook(lambda _, given, made: sizes.extend(_bytes_of((given, made))))
+        for module in network.model.modules()
+    ]
+    try:
+        made = run_network(network, torch.rand(1, 3, side, side, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return -(-(_LIVE_LAYERS * max(sizes, default=0) + 2 * made.numel() * 4) // side**2)
+
+
+def _bytes_of(values: object) -> Iterator[int]:
+    if isinstance(values, Tensor):
+        yield values.numel() * values.element_size()
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _bytes_of(value)
+
+
+def read_network(path: Path) -> Any:
+    """Read a network that makes a colour or grey image of one.
+
+    Args:
+        path: of its weights; spandrel reads pickles without running what they contain.
+    Returns:
+        spandrel's ImageModelDescriptor, on the CPU: (B, 3, H, W) or (B, 1, H, W) in [0, 1] to `scale` times that size.
+    Raises:
+        ModelError: spandrel is missing or does not know the file, or it is another kind of network.
+    """
+    spandrel = _import_spandrel(path)
+    known_errors = (spandrel.UnsupportedModelError, RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError)
+    try:
+        found = spandrel.ModelLoader("cpu").load_from_file(path)
+    except known_errors as error:
+        hint = "give a super-resolution or restoration model of an architecture that spandrel reads"
+        raise ModelError(f"{path}: spandrel does not know this file: {reason_of(error)}", hint) from error
+    except UnpicklingError as error:
+        hint = "do not trust the file; look for a safetensors version of the model"
+        raise ModelError(f"{path}: this pickle wants to run code: {reason_of(error)}", hint) from error
+    if not isinstance(found, spandrel.ImageModelDescriptor) or found.purpose == "FaceSR":
+        raise ModelError(f"{path}: {found.architecture.name} restores only a part of an image", None)
+    channels = (found.input_channels, found.output_channels)
+    if channels not in ((3, 3), (1, 1)):
+        raise ModelError(f"{path}: {found.architecture.name} maps {channels[0]} channels to {channels[1]}", None)
+    return found
+
+
+def _import_spandrel(path: Path) -> Any:
+    try:
+        return importlib.import_module("spandrel")
+    except (ImportError, RuntimeError) as error:
+        missing = getattr(error, "name", None)
+        explanation = None if missing in ("spandrel", "torchvision") else explain_broken_torchvision(error)
+        if explanation is not None:
+            raise ModelError(explanation.message, explanation.hint) from error
+        reason = f"{missing} is not installed, which reads such files"
+        if missing not in ("spandrel", "torchvision"):
+            reason = f"spandrel cannot be imported: {error}"
+        raise ModelError(f"{path.name}: {reason}", install_command("networks")) from error
