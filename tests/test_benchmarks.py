@@ -22,18 +22,21 @@ def sd_size() -> ModuleType:
         return importlib.import_module("sd_size")
 
 
+@pytest.fixture(scope="module")
+def toy(sd_size: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("toy") / "toy"
+    sd_size.make(folder, "toy", "fp16")
+    return folder
+
+
 def test_the_networks_have_the_published_number_of_weights(sd_size: ModuleType) -> None:
     unet, vae = (sum(p.numel() for p in network.parameters()) for network in sd_size.build_networks("sd21"))
     # As counted in the published files of Stable Diffusion 2.1-base.
     assert (unet, vae) == (865_910_724, 83_653_863)
 
 
-@pytest.mark.parametrize("weights", ["fp32", "fp16"])
-def test_a_toy_is_made_and_measured(
-    sd_size: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], weights: str
-) -> None:
-    sd_size.make(tmp_path / "toy", "toy", weights)
-    sd_size.run(tmp_path / "toy", "fp32", 16)
+def test_a_toy_is_measured(sd_size: ModuleType, toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sd_size.run(toy, "fp32", 16)
     lines = capsys.readouterr().out.splitlines()
     table = {cells[1].strip(): cells[2:-1] for line in lines if (cells := line.split("|"))[1:]}
     assert list(table)[2:] == ["load", "first image", "second image", "- encode", "- step", "- decode"]
@@ -42,9 +45,8 @@ def test_a_toy_is_made_and_measured(
     assert 0.1 < float(table["load"][3]) <= float(table["- decode"][3]) < 64
 
 
-def test_operations_are_counted_as_they_are_computed(sd_size: ModuleType, tmp_path: Path) -> None:
-    sd_size.make(tmp_path / "toy", "toy", "fp32")
-    restorer = load_restorer(tmp_path / "toy", device="cpu", precision="fp32")
+def test_operations_are_counted_as_they_are_computed(sd_size: ModuleType, toy: Path) -> None:
+    restorer = load_restorer(toy, device="cpu", precision="fp32")
     on_meta = sd_size.count_flops(sd_size.without_numbers(restorer, "toy"), 64)
     assert on_meta == sd_size.count_flops(restorer, 64)
     # The decoder's last convolution alone: 3x3 from 32 to 3 channels at 64x64, a multiply-add being two.

@@ -19,7 +19,7 @@ from omgsr_cli.training.config import GanConfig
 # Spectral norm moves a little in every forward pass: with a GAN, half as many passes of twice the samples are another
 # run.
 NO_GAN: dict[str, Any] = {"loss": {"gan": 0.0}}
-SHORT: dict[str, Any] = {"train": {"steps": 3}}
+SHORT: dict[str, Any] = {"train": {"steps": 4}, "save": {"every": 1, "keep": 9}}
 FILES = ("weights.safetensors", "average.safetensors", "optimizer.safetensors")
 
 
@@ -39,13 +39,15 @@ class Runs:
 
 def train_in_two_processes(world: Path, folder: Path) -> Runs:
     """One launch for all of them: starting processes takes longer than the runs."""
-    everything = {"log": {"validate_every": 8}, "data": {"validation": str(world / "held_out")}}
+    everything = {"log": {"validate_every": 4}, "data": {"validation": str(world / "held_out")}}
     passes = {"data": {"batch_size": 1}, "optim": {"accumulate": 2}}
     plan = {
-        "whole": (settings(world, folder / "whole", **everything), "none"),
-        "resumed": (settings(world, folder / "resumed", **everything), str(folder / "whole" / "step-00000004")),
-        "twice": (settings(world, folder / "twice", **SHORT, save={"every": 1}), "none"),
-        "passes": (settings(world, folder / "passes", **NO_GAN, **SHORT, **passes), "none"),
+        "whole": (settings(world, folder / "whole", **SHORT, **everything), "none"),
+        "resumed": (
+            settings(world, folder / "resumed", **SHORT, **everything),
+            str(folder / "whole" / "step-00000002"),
+        ),
+        "passes": (settings(world, folder / "passes", **NO_GAN, **passes, train={"steps": 2}), "none"),
     }
     base, halfway = write_sd_model(folder / "base"), str(folder / "sharded" / "step-00000001")
     for name, shard, resume in (
@@ -83,21 +85,21 @@ def check_both_processes_hold_the_same_weights(runs: Runs) -> None:
 
 def check_one_process_logs_for_both(runs: Runs) -> None:
     assert runs.events["whole"][0]["processes"] == 2
-    assert [event["step"] for event in runs.told("whole", "StepDone")] == list(range(1, 9))
+    assert [event["step"] for event in runs.told("whole", "StepDone")] == [1, 2, 3, 4]
     with open(runs.folder / "whole" / "log.csv", newline="") as file:
-        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, 9))
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [1, 2, 3, 4]
 
 
-def check_eight_steps_are_four_and_four(runs: Runs) -> None:
-    assert runs.events["resumed"][0]["step"] == 4
-    assert differing(runs.tensors("resumed", 8), runs.tensors("whole", 8)) == []
+def check_four_steps_are_two_and_two(runs: Runs) -> None:
+    assert runs.events["resumed"][0]["step"] == 2
+    assert differing(runs.tensors("resumed", 4), runs.tensors("whole", 4)) == []
 
 
-def check_two_processes_give_what_one_gives_with_twice_the_batch(runs: Runs, world: Path, tmp_path: Path) -> None:
+def check_two_processes_equal_one_with_twice_the_batch(runs: Runs, world: Path, tmp_path: Path) -> None:
     """With the discriminator and its default augmentation."""
     assert GanConfig().augment == ("color", "translation", "cutout")
-    _, here = run_here(settings(world, tmp_path / "one", **SHORT, data={"batch_size": 4}, save={"every": 1}))
-    first = runs.told("twice", "StepDone")[0]
+    _, here = run_here(settings(world, tmp_path / "one", **SHORT, data={"batch_size": 4}))
+    first = runs.told("whole", "StepDone")[0]
     for name, value in here[1].losses.items():  # type: ignore[union-attr]  # the event after the first is a step's
         # Every process's share is in the log: rank 0's alone would be off by percents.
         assert first["losses"][name] == pytest.approx(value, rel=1e-3)
@@ -111,22 +113,25 @@ def check_two_processes_give_what_one_gives_with_twice_the_batch(runs: Runs, wor
                     if key.startswith(name) and "exp_avg" in key and "exp_avg_sq" not in key
                 ]
             )
-            for state in (runs.tensors("twice", 1), tensors(tmp_path / "one" / "step-00000001"))
+            for state in (runs.tensors("whole", 1), tensors(tmp_path / "one" / "step-00000001"))
         )
         assert float((two - one).norm() / one.norm()) < 1e-3, name
     # Adam moves a weight by up to 1e-3 a step: an encoder that is not synchronised is off by as much.
-    assert largest_difference(runs.tensors("twice", 3), tensors(tmp_path / "one" / "step-00000003"), FILES) < 6e-4
+    assert largest_difference(runs.tensors("whole", 3), tensors(tmp_path / "one" / "step-00000003"), FILES) < 6e-4
 
 
-def check_so_they_do_over_several_passes_a_step(runs: Runs, world: Path, tmp_path: Path) -> None:
-    run_here(settings(world, tmp_path / "one", **NO_GAN, **SHORT, data={"batch_size": 1}, optim={"accumulate": 4}))
-    assert largest_difference(runs.tensors("passes", 3), tensors(tmp_path / "one" / "step-00000003"), FILES) < 6e-4
+def check_several_passes_equal_one_large_batch(runs: Runs, world: Path, tmp_path: Path) -> None:
+    one = settings(
+        world, tmp_path / "one", **NO_GAN, data={"batch_size": 1}, optim={"accumulate": 4}, train={"steps": 2}
+    )
+    run_here(one)
+    assert largest_difference(runs.tensors("passes", 2), tensors(tmp_path / "one" / "step-00000002"), FILES) < 6e-4
 
 
-def check_they_share_a_validation(runs: Runs, world: Path, tmp_path: Path) -> None:
+def check_processes_share_a_validation(runs: Runs, world: Path, tmp_path: Path) -> None:
     (shared,) = runs.told("whole", "Validated")
     still = settings(world, tmp_path / "still", data={"validation": str(world / "held_out")})
-    still["model"] = {"start_from": str(runs.folder / "whole" / "step-00000008")}
+    still["model"] = {"start_from": str(runs.folder / "whole" / "step-00000004")}
     still["optim"]["lr"], still["log"] = 1e-12, {"validate_every": 1}
     still["train"] |= {"steps": 1, "ema": 0.0}
     scores = next(event.scores for event in run_here(still)[1] if type(event).__name__ == "Validated")  # type: ignore[union-attr]  # as filtered
@@ -134,8 +139,8 @@ def check_they_share_a_validation(runs: Runs, world: Path, tmp_path: Path) -> No
         assert shared["scores"][name] == pytest.approx(value, rel=1e-3)
 
 
-def check_a_backbone_that_they_share_out_is_trained_as_one_that_each_has_whole(runs: Runs) -> None:
-    """FSDP2; and a run may go on with it or without."""
+def check_a_sharded_backbone_trains_like_a_whole_one(runs: Runs) -> None:
+    """FSDP2; and a run may resume with it or without."""
     sharded = runs.tensors("sharded", 2)
     assert differing(sharded, runs.tensors("sharded", 1)), "it learns"
     others = [runs.tensors(name, 2) for name in ("unsharded", "sharded, then not")]
@@ -145,7 +150,7 @@ def check_a_backbone_that_they_share_out_is_trained_as_one_that_each_has_whole(r
     assert differing(runs.tensors("sharded, resumed", 2), sharded) == []
     scores = [runs.told(name, "Validated")[0]["scores"] for name in ("unsharded", "sharded")]
     assert scores[1] == pytest.approx(scores[0], rel=1e-4)
-    # Of the frozen weights each process has about a half, and of what learns all.
+    # Each process holds about half of the frozen weights, and all that learn.
     counts = json.loads((runs.folder / "sharded" / "weights-1").read_text())
     assert counts["frozen, here"] < 0.6 * counts["frozen"]
     assert counts["learned, here"] == counts["learned"]
@@ -156,8 +161,8 @@ def test_two_processes_are_one_training(world: Path, tmp_path: Path) -> None:
     runs = train_in_two_processes(world, tmp_path)
     check_both_processes_hold_the_same_weights(runs)
     check_one_process_logs_for_both(runs)
-    check_eight_steps_are_four_and_four(runs)
-    check_two_processes_give_what_one_gives_with_twice_the_batch(runs, world, tmp_path / "two_proc")
-    check_so_they_do_over_several_passes_a_step(runs, world, tmp_path / "so_they_")
-    check_they_share_a_validation(runs, world, tmp_path / "they_sha")
-    check_a_backbone_that_they_share_out_is_trained_as_one_that_each_has_whole(runs)
+    check_four_steps_are_two_and_two(runs)
+    check_two_processes_equal_one_with_twice_the_batch(runs, world, tmp_path / "batch")
+    check_several_passes_equal_one_large_batch(runs, world, tmp_path / "passes_of_one")
+    check_processes_share_a_validation(runs, world, tmp_path / "validation")
+    check_a_sharded_backbone_trains_like_a_whole_one(runs)
