@@ -215,7 +215,8 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
         _now = Simulation(torch.device(NAME, 0))
         torch._C._set_only_lift_cpu_tensors(True)
         try:
-            with _Mode():
+            # The backward pass has threads for the devices that it found when it first ran.
+            with torch.autograd.set_multithreading_enabled(False), _Mode():
                 yield _now
         finally:
             torch._C._set_only_lift_cpu_tensors(False)

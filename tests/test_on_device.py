@@ -5,6 +5,8 @@ The device is a simulated one; OMGSR_TEST_DEVICE=cuda takes a real one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 from simulated_device import Card, Use
-from torch import Tensor
+from torch import Tensor, nn
+from training_run import settings
 
 from omgsr_cli.geometry import Size
 from omgsr_cli.models.base import Restorer, Workspace
@@ -20,6 +23,10 @@ from omgsr_cli.models.loading import load_restorer
 from omgsr_cli.models.sd import SdRestorer
 from omgsr_cli.models.vae_tiling import decode_in_strips, encode_in_strips
 from omgsr_cli.options import RestoreOptions
+from omgsr_cli.training.assembly import load_run
+from omgsr_cli.training.config import TrainConfig
+from omgsr_cli.training.data import Numbers, load_batches
+from omgsr_cli.training.step import Stepper, StepResult
 from omgsr_cli.transfer import upload
 from omgsr_cli.upscaling import upscale_image
 
@@ -103,6 +110,58 @@ class WholeImage:
 
     def read(self, top: int, bottom: int) -> Tensor:
         return self.planes[:, :, top:bottom]
+
+
+@pytest.mark.parametrize("family", ["tiny", "sd", "pre-training"])
+def test_a_training_step_is_that_of_the_cpu(card: Card, world: Path, base: Path, tmp_path: Path, family: str) -> None:
+    tables = settings(world, tmp_path / "run", data={"batch_size": 1})
+    if family == "sd":
+        tables["model"] = {"preset": "omgsr-s-512", "base": str(base), "mid_timestep": 273}
+        tables["lora"] = {"vae_rank": 2, "backbone_rank": 2}
+    if family == "pre-training":
+        tables["loss"] = {"lrr": 0.0, "l1": 0.0, "dv3cd": 0.0, "gan": 0.0, "denoise": 1.0}
+        del tables["gan"]
+    config = TrainConfig.model_validate(tables)
+    expected = [step.losses for step in take_steps(config, Process(torch.device("cpu")))]
+    with card.used() as use:
+        steps = take_steps(config, Process(torch.device(use.name)))
+        waits = [use.waits()]
+        found = []
+        for step in steps:
+            found.append(step.losses)
+            waits.append(use.waits())
+    for losses, wanted in zip(found, expected, strict=True):
+        assert losses == pytest.approx(wanted, rel=card.tolerance * 100, abs=card.tolerance)
+    # One for the losses, and in diffusers one for each sample of a posterior.
+    assert waits[2] - waits[1] <= 4, use.where()
+
+
+@dataclass
+class Process:
+    """As much of accelerate as one process asks of it, on any device."""
+
+    device: torch.device
+    num_processes: int = 1
+    process_index: int = 0
+    is_main_process: bool = True
+
+    def prepare_model(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+def take_steps(config: TrainConfig, process: Any) -> Iterator[StepResult]:
+    """Two steps of a run."""
+    run = load_run(config, process, resumed=False)
+    stepper = Stepper(process, run.learner, config)
+    batches = load_batches(run.crops, Numbers(config.data.batch_size, 0, 0, 1), 0, process.device)
+    for number in range(2):
+        yield stepper.take(number, batches, 0)
 
 
 def count(restorer: Restorer, use: Use, side: int, memory_mib: int, **options: Any) -> tuple[int, int]:

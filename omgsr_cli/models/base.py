@@ -268,7 +268,7 @@ class Trainable(Protocol):
 
         Args:
             noisy_latent: (B, C, h, w) float32.
-            timesteps: (B,) int64, each in 0..999: how noisy each of them is.
+            timesteps: (B,) int64 on the CPU, each in 0..999: how noisy each of them is.
         Returns:
             clean_latent, same shape and dtype, with gradients to the weights of that network.
         """

@@ -36,6 +36,7 @@ from omgsr_cli.models.record import ModelRecord, read_json, write_record
 from omgsr_cli.models.weight_files import check_finite, load_part, weight_files, weight_variant
 from omgsr_cli.schedules import DdpmSchedule, Schedule
 from omgsr_cli.store.headers import read_header
+from omgsr_cli.transfer import upload
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -423,7 +424,7 @@ class SdTrainable:
 
     def denoise(self, noisy_latent: Tensor, timesteps: Tensor) -> Tensor:
         """Ask the UNet with its adapter."""
-        prediction = self._sd.predict(noisy_latent, timesteps)
+        prediction = self._sd.predict(noisy_latent, upload(timesteps, noisy_latent.device))
         return self._sd.schedule.clean_latent(noisy_latent, prediction, timesteps)
 
     def checkpoint_gradients(self) -> None:

@@ -26,6 +26,7 @@ from omgsr_cli.models.tiny_network import TinyConfig, TinyNetwork, channels_last
 from omgsr_cli.models.wavelet import LATENT_PX
 from omgsr_cli.models.weight_files import check_finite
 from omgsr_cli.schedules import DdpmSchedule, Schedule
+from omgsr_cli.transfer import upload
 from omgsr_cli.validation import first_mistake
 
 # Measured: some six float32 activations of the first level, and the transform's copies of the image.
@@ -230,7 +231,7 @@ class TinyTrainable:
 
     def denoise(self, noisy_latent: Tensor, timesteps: Tensor) -> Tensor:
         """Ask the denoiser."""
-        prediction = self._restorer.predict(noisy_latent, timesteps)
+        prediction = self._restorer.predict(noisy_latent, upload(timesteps, noisy_latent.device))
         return self._restorer.schedule.clean_latent(noisy_latent, prediction, timesteps)
 
     def checkpoint_gradients(self) -> None:

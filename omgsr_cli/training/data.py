@@ -30,6 +30,7 @@ from omgsr_cli.imaging import probe_image, read_image, resize, to_samples
 from omgsr_cli.training.config import LqNoise
 from omgsr_cli.training.draws import Purpose, choose, draw_rng
 from omgsr_cli.training.teacher import LowFrequencies, TeacherImages, blur_gaussian, teacher_target
+from omgsr_cli.transfer import upload
 
 
 class UnreadableImagesError(FileError):
@@ -390,10 +391,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Move the pixels to a device."""
-        lq, hq, target = (
-            None if image is None else image.to(device, non_blocking=device.type == "cuda")
-            for image in (self.lq, self.hq, self.target)
-        )
+        lq, hq, target = (None if image is None else upload(image, device) for image in (self.lq, self.hq, self.target))
         assert lq is not None
         assert hq is not None
         return replace(self, lq=lq, hq=hq, target=target)

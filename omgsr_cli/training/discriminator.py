@@ -13,6 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from omgsr_cli.training.config import GanConfig
 from omgsr_cli.training.heads import STRIDES, Block, plan_heads
 from omgsr_cli.training.perceptual import FeatureNet
+from omgsr_cli.transfer import upload
 
 _LARGEST_SHIFT = 1 / 8
 """Of the side."""
@@ -42,7 +43,7 @@ def augment(images: Tensor, changes: Sequence[str], draws: Draws) -> Tensor:
 
 def change_color(images: Tensor, draws: Draws) -> Tensor:
     """Add a brightness in [-0.5, 0.5], multiply the saturation by [0, 2] and the contrast by [0.5, 1.5]."""
-    brightness, saturation, contrast = (_uniform(images, draws) for _ in range(3))
+    brightness, saturation, contrast = _uniform(3, images, draws).unbind()
     images = images + (brightness - 0.5)
     grey = images.mean(dim=1, keepdim=True)
     images = (images - grey) * (saturation * 2) + grey
@@ -71,7 +72,7 @@ def cut_out(images: Tensor, draws: Draws) -> Tensor:
     for mask, row, column in zip(kept, rows, columns, strict=True):
         top, left = row - sizes[0] // 2, column - sizes[1] // 2
         mask[:, max(0, top) : top + sizes[0], max(0, left) : left + sizes[1]] = 0
-    return images * kept.to(images.device)
+    return images * upload(kept, images.device)
 
 
 _FUNCTIONS: dict[str, Callable[[Tensor, Draws], Tensor]] = {
@@ -84,9 +85,10 @@ CHANGES = tuple(_FUNCTIONS)
 """Names of the changes, in the published order."""
 
 
-def _uniform(images: Tensor, draws: Draws) -> Tensor:
-    """A number in [0, 1) for each image: (B, 1, 1, 1), dtype and device of the images."""
-    return torch.stack([torch.rand(1, 1, 1, generator=draw) for draw in draws]).to(images)
+def _uniform(count: int, images: Tensor, draws: Draws) -> Tensor:
+    """Numbers in [0, 1) for each image: (count, B, 1, 1, 1), dtype and device of the images."""
+    drawn = [torch.stack([torch.rand(1, 1, 1, generator=draw) for draw in draws]) for _ in range(count)]
+    return upload(torch.stack(drawn).to(images.dtype), images.device)
 
 
 def _integers(end: int, draws: Draws) -> list[int]:

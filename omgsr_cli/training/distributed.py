@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.models.base import Trainable
 from omgsr_cli.models.devices import present_devices
+from omgsr_cli.transfer import download, upload
 
 _PATIENCE = timedelta(hours=12)
 """How long processes wait for one another: one of them may be asking a teacher, or writing to a slow disk. NCCL's own
@@ -138,11 +139,12 @@ def share(
         The means over all processes, not finite where any is not, and the largest signal.
     """
     # float32 has every signal's number, and every device has float32; float64 is missing on MPS and some XPUs.
-    numbers = [
-        torch.as_tensor(value, dtype=torch.float32, device=accelerator.device).detach()
-        for value in (*values.values(), float(signal))
-    ]
-    every = accelerator.gather(torch.stack(numbers)[None]).cpu().double()
+    scalars = [torch.as_tensor(value, dtype=torch.float32).detach() for value in (*values.values(), float(signal))]
+    # What the CPU knows goes to the device in one copy.
+    known = upload(torch.stack([value for value in scalars if value.device.type == "cpu"]), accelerator.device).unbind()
+    rest = iter(known)
+    numbers = [next(rest) if value.device.type == "cpu" else value for value in scalars]
+    every = download(accelerator.gather(torch.stack(numbers)[None]))[0].double()
     means = every[:, :-1].mean(0).tolist()
     return dict(zip(values, means, strict=True)), int(every[:, -1].max())
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from omgsr_cli.transfer import upload
+
 Choice = TypeVar("Choice")
 
 
@@ -69,7 +71,7 @@ def draw_noise(like: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
         (B, ...) float, dtype and device of like.
     """
     noise = [torch.randn(like.shape[1:], generator=draw) for draw in draws]
-    return torch.stack(noise).to(like.device, like.dtype)
+    return upload(torch.stack(noise).to(like.dtype), like.device)
 
 
 def choose(weighted: Sequence[tuple[Choice, float]], rng: np.random.Generator) -> Choice:

@@ -20,6 +20,7 @@ from omgsr_cli.models.lora import LoraOptions
 from omgsr_cli.models.sources import find_trainable
 from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.draws import Purpose, draw_generator, draw_noise
+from omgsr_cli.transfer import upload
 
 
 @dataclass(frozen=True)
@@ -165,12 +166,11 @@ class Denoising(nn.Module):
         timesteps = torch.tensor([draw_timestep(number, draw) for number, draw in zip(numbers, draws, strict=True)])
         with codec_format(self._precision, hq.device):
             clean = self._trainable.encode_clean(hq, draws).float()
-        timesteps = timesteps.to(clean.device)
         noisy = schedule.add_noise(clean, draw_noise(clean, draws), timesteps)
         with step_format(self._precision, hq.device):
             foreseen = self._trainable.denoise(noisy, timesteps)
-        snr = schedule.snr().to(clean.device, torch.float32)[timesteps].clamp(max=_LARGEST_SNR)
-        return Denoised((foreseen.float() - clean).square().mean((1, 2, 3)) * snr)
+        snr = schedule.snr()[timesteps].float().clamp(max=_LARGEST_SNR)
+        return Denoised((foreseen.float() - clean).square().mean((1, 2, 3)) * upload(snr, clean.device))
 
     def restore(self, lq: Tensor) -> Tensor:
         """Restore (B, 3, H, W) in [-1, 1] as users do, which pre-training has not taught yet."""
