@@ -15,11 +15,12 @@ from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from omgsr_cli import __version__
 from omgsr_cli.errors import OmgsrError
 
 DISTRIBUTION = "omgsr-cli"
@@ -242,19 +243,49 @@ def _checkout() -> Path | None:
     return root if f'name = "{DISTRIBUTION}"' in text else None
 
 
-def _direct_url() -> str | None:
-    """Where pip or uv took the package from, if not from an index (PEP 610)."""
+def version_text() -> str:
+    """The version of omgsr, with the commit of a checkout or repository: "0.2.0 (commit 0c1ef1e5f)"."""
+    checkout = _checkout()
+    commit = _direct_record().get("vcs_info", {}).get("commit_id") if checkout is None else _read_commit(checkout)
+    return f"{__version__} (commit {commit[:9]})" if commit else __version__
+
+
+def _read_commit(checkout: Path) -> str | None:
+    """The commit of a checkout, from git's files: running git there could run what its configuration names."""
     try:
-        text = metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
-    except metadata.PackageNotFoundError:
+        git = checkout / ".git"
+        if git.is_file():  # a worktree
+            git = checkout / git.read_text("utf-8").removeprefix("gitdir:").strip()
+        head = (git / "HEAD").read_text("utf-8").strip()
+        name = head.removeprefix("ref: ")
+        if name == head:
+            return head
+        common = git / "commondir"
+        shared = git / common.read_text("utf-8").strip() if common.is_file() else git
+        if (shared / name).is_file():
+            return (shared / name).read_text("utf-8").strip()
+        packed = (shared / "packed-refs").read_text("utf-8").splitlines()
+    except OSError:
         return None
-    if not text:
-        return None
-    record = json.loads(text)
+    return next((line.split()[0] for line in packed if line.endswith(f" {name}")), None)
+
+
+def _direct_url() -> str | None:
+    """Where pip or uv took the package from, if not from an index."""
+    record = _direct_record()
     revision = record.get("vcs_info", {})
     if revision:
         return f"{revision['vcs']}+{record['url']}@{revision['commit_id']}"
-    return str(record["url"])
+    return str(record["url"]) if record else None
+
+
+def _direct_record() -> dict[str, Any]:
+    """Where pip or uv took the package from (PEP 610); empty for an index."""
+    try:
+        text = metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        return {}
+    return dict(json.loads(text)) if text else {}
 
 
 def _uv_backend(build: str | None) -> list[str]:

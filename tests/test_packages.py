@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from omgsr_cli import packages
+from omgsr_cli import __version__, packages
 from omgsr_cli.packages import Installation
 
 
@@ -151,6 +151,34 @@ def test_extras_of_an_installed_package_are_read_from_its_metadata(
         "one": [],
         "two": ["old>=2", "absent[x]>=1"],
     }
+
+
+COMMIT = "0c1ef1e5f0000000000000000000000000000000"
+
+
+@pytest.mark.parametrize("kind", ["branch", "packed", "detached", "worktree", "none"])
+def test_the_version_shows_the_commit_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    checkout = tmp_path / "checkout"
+    git = tmp_path / "other" / ".git" if kind == "worktree" else checkout / ".git"
+    files = {
+        "branch": {"HEAD": "ref: refs/heads/main\n", "refs/heads/main": COMMIT + "\n"},
+        "packed": {"HEAD": "ref: refs/heads/main\n", "packed-refs": f"# pack-refs\n{COMMIT} refs/heads/main\n"},
+        "detached": {"HEAD": COMMIT + "\n"},
+        "worktree": {
+            "worktrees/here/HEAD": "ref: refs/heads/main\n",
+            "worktrees/here/commondir": "../..\n",
+            "refs/heads/main": COMMIT + "\n",
+        },
+        "none": {},
+    }
+    for name, text in files[kind].items():
+        (git / name).parent.mkdir(parents=True, exist_ok=True)
+        (git / name).write_text(text)
+    checkout.mkdir(exist_ok=True)
+    if kind == "worktree":
+        (checkout / ".git").write_text(f"gitdir: {git / 'worktrees' / 'here'}\n")
+    monkeypatch.setattr(packages, "_checkout", lambda: checkout)
+    assert packages.version_text() == __version__ + (" (commit 0c1ef1e5f)" if kind != "none" else "")
 
 
 def test_extras_of_a_checkout_are_those_of_its_source() -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from importlib import metadata
+from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -109,3 +114,47 @@ def test_the_licence_matches_the_metadata() -> None:
     assert PROJECT["project"]["license"] == "Apache-2.0"
     assert "Apache License\n" in text
     assert "Version 2.0, January 2004" in text
+
+
+def test_each_public_name_is_marked_stable_or_provisional() -> None:
+    page = (ROOT / "docs" / "library.md").read_text("utf-8").partition("## Stable and provisional")[2]
+    rows = re.findall(r"^\| (.+?) \| (stable|provisional)\b.*\|$", page, re.M)
+    marked = {name for names, _ in rows for name in re.findall(r"`omgsr_cli\.(\w+)`", names)}
+    assert set(omgsr_cli.__all__) <= marked
+    assert len(rows) == page.count("\n| ") - 1
+
+
+def test_the_conda_recipe_has_the_version_and_the_dependencies() -> None:
+    recipe = yaml.safe_load((ROOT / "conda" / "recipe.yaml").read_text("utf-8"))
+    assert recipe["context"]["version"] == omgsr_cli.__version__
+    names = {"pytorch": "torch", "huggingface_hub": "huggingface-hub"}
+    found = {re.sub(r"^\S+", lambda name: names.get(name[0], name[0]), need) for need in recipe["requirements"]["run"]}
+    assert found - {"python >=${{ python_min }}"} == {f"{need.name} {need.specifier}" for need in DEPENDENCIES}
+
+
+def test_a_release_needs_an_owner_and_a_tag_that_is_the_version_and_in_the_changelog(tmp_path: Path) -> None:
+    (tmp_path / "omgsr_cli").mkdir()
+    (tmp_path / "omgsr_cli" / "__init__.py").write_text('__version__ = "0.2.0"\n')
+    sections = ("[Unreleased]", "", "[0.2.0] - 2026-12-01", "Sharper.", "[0.1.0] - 2026-11-01", "New.")
+    (tmp_path / "CHANGELOG.md").write_text(
+        "".join(f"{'## ' if part[:1] == '[' else ''}{part}\n\n" for part in sections)
+    )
+    (tmp_path / "page.md").write_text("https://github.com/OWNER/omgsr-cli and https://OWNER.github.io/, not OWNER\n")
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    for command in (["init", "-q"], ["add", "page.md"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+
+    def run(*words: str) -> int:
+        return subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, check=False).returncode
+
+    check = ".ci/check_release.py"
+    assert run(check) == 0
+    assert run(check, "v0.2.0") == 1
+    assert run(".ci/set_owner.py", "no/name") == 1
+    assert run(".ci/set_owner.py", "alice") == 0
+    assert (
+        tmp_path / "page.md"
+    ).read_text() == "https://github.com/alice/omgsr-cli and https://alice.github.io/, not OWNER\n"
+    assert run(check, "v0.2.0", "--notes", "notes.md") == 0
+    assert (tmp_path / "notes.md").read_text() == "Sharper.\n"
+    assert run(check, "v0.1.0") == run(check, "0.2.0") == 1

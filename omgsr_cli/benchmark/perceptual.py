@@ -19,7 +19,7 @@ from torch import Tensor
 
 from omgsr_cli.benchmark.metrics import KnownMetric, Weights
 from omgsr_cli.errors import FileError, OmgsrError
-from omgsr_cli.files.atomic import scratch_folder
+from omgsr_cli.files.atomic import link_or_copy, scratch_folder
 from omgsr_cli.models.libraries import explain_broken_torchvision
 from omgsr_cli.packages import find_installation, install_command, version_of
 
@@ -89,7 +89,7 @@ class PyiqaMetric:
             for folder, paths in zip(folders, (restored, references), strict=True):
                 folder.mkdir()
                 for number, path in enumerate(paths):
-                    (folder / f"{number:06d}{path.suffix.lower()}").symlink_to(path.resolve())
+                    link_or_copy(path.resolve(), folder / f"{number:06d}{path.suffix.lower()}")
             asked = folders if references else folders[:1]
             return self._number(*map(str, asked), num_workers=0, verbose=False)
 

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 
-from omgsr_cli import __version__
 from omgsr_cli.cli.bench import BenchCommand, bench
 from omgsr_cli.cli.doctor import doctor
 from omgsr_cli.cli.help import Command, Group
@@ -74,7 +73,9 @@ def show_help(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        Output().result(f"omgsr {__version__}", {"version": __version__})
+        from omgsr_cli.packages import version_text
+
+        Output().result(f"omgsr {version_text()}", {})
         raise typer.Exit
 
 

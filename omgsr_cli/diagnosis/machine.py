@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omgsr_cli import __version__
 from omgsr_cli.diagnosis.models import ModelHealth, check_models
 from omgsr_cli.errors import ModelError, OmgsrError
 from omgsr_cli.geometry import Size
@@ -30,6 +29,7 @@ from omgsr_cli.packages import (
     torchvision_error,
     torchvision_mismatch,
     version_of,
+    version_text,
 )
 from omgsr_cli.store.installed import models_folder
 
@@ -120,7 +120,7 @@ def probe(models: list[str]) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-    own = {"omgsr": __version__, "python": platform.python_version(), "system": platform.platform(terse=True)}
+    own = {"omgsr": version_text(), "python": platform.python_version(), "system": platform.platform(terse=True)}
     return own | {name: version_of(name) for name in (*LIBRARIES, "torchvision")}
 
 

@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -34,6 +35,11 @@ PARTIAL_SUFFIX = ".partial"
 
 _PARTIAL = re.compile(
     r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-(?P<started>[0-9]+)-[0-9a-f]{8}\.partial", re.DOTALL
+)
+
+# Reserved characters, a dot or space at the end, and devices, which are found under any suffix.
+_WINDOWS_REFUSES = re.compile(
+    r'[<>:"/\\|?*\x00-\x1f]|[. ]$|^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\.|$)', re.IGNORECASE
 )
 
 #: What a file system without hard links answers to os.link.
@@ -90,10 +96,14 @@ def partial_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be made.
     """
+    check_name(path)
     _clear_once(path.parent)
     partial = path.with_name(partial_name(path.name))
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    with _owned(partial, descriptor):
+    if fcntl is None:
+        # There is no lock to hold, and Windows does not rename a file that is open.
+        os.close(descriptor)
+    with _owned(partial, None if fcntl is None else descriptor):
         yield partial
 
 
@@ -105,6 +115,7 @@ def partial_folder(path: Path) -> Iterator[Path]:
         OSError: it cannot be made.
     """
     # Rarely made, and large: what was left is removed each time.
+    check_name(path)
     remove_abandoned(path.parent)
     partial = path.with_name(partial_name(path.name))
     partial.mkdir()
@@ -112,9 +123,35 @@ def partial_folder(path: Path) -> Iterator[Path]:
         yield partial
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make a symbolic link, or a complete copy where the system refuses links: on Windows they need a privilege.
+
+    Raises:
+        OSError: neither can be made.
+    """
+    try:
+        target.symlink_to(source)
+    except OSError:
+        with partial_file(target) as partial:
+            shutil.copyfile(source, partial)
+            os.replace(partial, target)
+
+
 def scratch_folder() -> AbstractContextManager[Path]:
     """Make a folder among the system's temporary files, which is removed at the end, or by a later run."""
     return partial_folder(Path(tempfile.gettempdir(), "omgsr"))
+
+
+def check_name(path: Path) -> None:
+    """Refuse a name that Windows takes for a device, a stream of another file, or without its last characters.
+
+    Such names come from buckets, archives and folders of other systems; a result would be lost in them.
+
+    Raises:
+        OSError: this is Windows, and the name is one of these.
+    """
+    if sys.platform == "win32" and _WINDOWS_REFUSES.search(path.name):
+        raise OSError(errno.EINVAL, "Windows allows no such name")
 
 
 def partial_name(name: str) -> str:
@@ -212,14 +249,22 @@ def _host() -> str:
     return hashlib.blake2b(os.fsencode(socket.gethostname()), digest_size=4).hexdigest()
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs; one that has ended and was not waited for does not."""
+    return _started(pid) is not None
+
+
 def _started(pid: int) -> int | None:
     """When a process began, in seconds since 1970; None if it has ended."""
-    import psutil  # type: ignore[import-untyped]  # it has no types
+    import psutil
 
     try:
         process = psutil.Process(pid)
-        # A zombie has ended and was not waited for.
-        return None if process.status() == psutil.STATUS_ZOMBIE else int(process.create_time())
+        # A zombie has ended and was not waited for. Windows does not show the state of every process.
+        with suppress(psutil.AccessDenied):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return None
+        return int(process.create_time())
     except psutil.NoSuchProcess:
         return None
 

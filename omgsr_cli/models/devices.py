@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import os
 import re
 import sys
 import time
 from collections.abc import Callable
 from functools import cache
 
+import psutil
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
@@ -298,10 +298,8 @@ def _resident_bytes() -> int:
 
 
 def _free_system_memory_bytes() -> int:
-    """MemAvailable where the system reports it, else half of what is installed; at most the control group's rest."""
-    available = _read_kib("/proc/meminfo", "MemAvailable:")
-    if available is None:
-        available = _installed_memory_bytes() // 2
+    """What the system can give without swapping; at most the control group's rest."""
+    available: int = psutil.virtual_memory().available
     limit, used = _read_integer("/sys/fs/cgroup/memory.max"), _read_integer("/sys/fs/cgroup/memory.current")
     if limit is None or used is None:
         return available
@@ -318,13 +316,6 @@ def _read_kib(path: str, name: str) -> int | None:
     except OSError:
         return None
     return None
-
-
-def _installed_memory_bytes() -> int:
-    """Installed memory in bytes; 8 GiB where the system does not report it."""
-    if not hasattr(os, "sysconf"):
-        return 8 * 2**30
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _read_integer(path: str) -> int | None:

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.files.addresses import redact
+from omgsr_cli.files.atomic import link_or_copy
 
 _PAGES = "https://huggingface.co"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -194,7 +195,7 @@ def fetch_file(listing: Listing, file: RemoteFile, folder: Path, on_bytes: Calla
         if not target.is_file():
             cached = _cached_file(listing, file)
             if cached is not None:
-                target.symlink_to(cached)
+                link_or_copy(cached, target)
             else:
                 partial = target.with_name(target.name + ".part")
                 _fetch_all(listing, file, partial, on_bytes)

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omgsr_cli.errors import FileError, ModelError, UsageError, reason_of, write_reason
+from omgsr_cli.files.atomic import is_alive
 from omgsr_cli.models.adapter_files import load_lora_config
 from omgsr_cli.models.base import Trainable
 from omgsr_cli.models.families import recognise_adapter
@@ -115,7 +116,7 @@ class RunLock:
         pid, host = owner.get("pid"), owner.get("host")
         if not isinstance(pid, int):
             return True
-        return host == socket.gethostname() and (pid == os.getpid() or not _is_alive(pid))
+        return host == socket.gethostname() and (pid == os.getpid() or not is_alive(pid))
 
     def _read_owner(self) -> dict[str, object]:
         assert self._descriptor is not None
@@ -135,17 +136,6 @@ class RunLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        # Another user's.
-        return True
-    return True
 
 
 def _taken(root: Path, path: Path, owner: Mapping[str, object]) -> UsageError:

@@ -7,14 +7,17 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command_line import Command, draw, files_below
 from places import ROOT
 
+from omgsr_cli.errors import FileError
 from omgsr_cli.files import atomic
 from omgsr_cli.files.atomic import (
     give_up_partials,
+    link_or_copy,
     partial_file,
     partial_folder,
     partial_name,
@@ -113,6 +116,58 @@ def test_private_names_fit_and_go_with_their_block(tmp_path: Path) -> None:
         (scratch / "copy").write_bytes(b"x")
     assert not scratch.exists()
     assert files_below(tmp_path) == [long]
+
+
+def test_a_file_is_closed_before_it_gets_its_name_where_nothing_holds_a_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows has no fcntl, and renames no file that is open."""
+    before, replace, open_files = os.listdir("/dev/fd"), os.replace, []
+
+    def rename(source: Path, target: Path) -> None:
+        open_files.extend(set(os.listdir("/dev/fd")) - set(before))
+        replace(source, target)
+
+    monkeypatch.setattr(atomic, "fcntl", None)
+    monkeypatch.setattr(atomic.os, "replace", rename)
+    for content in (b"old", b"new"):
+        write_atomically(tmp_path / "a.png", [content], overwrite=True)
+    assert not open_files
+    assert (tmp_path / "a.png").read_bytes() == b"new"
+    assert files_below(tmp_path) == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_allowed"),
+    [
+        *((name, False) for name in ("nul", "CON.png", "aux.tar.png", "com1", "10:30.png", "what?.png", "a.", "a ")),
+        *((name, True) for name in ("console.png", "com10.png", "a.b.png", "ä (1).png", ".a.png")),
+    ],
+)
+def test_names_that_windows_takes_for_something_else_are_refused_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, is_allowed: bool
+) -> None:
+    monkeypatch.setattr(atomic, "sys", SimpleNamespace(platform="win32"))
+    if is_allowed:
+        write_atomically(tmp_path / name, [b"x"])
+    else:
+        with pytest.raises(FileError, match="Windows"):
+            write_atomically(tmp_path / name, [b"x"])
+    assert files_below(tmp_path) == [name] * is_allowed
+
+
+def test_a_file_is_copied_where_links_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_bytes(b"weights")
+    link_or_copy(tmp_path / "a", tmp_path / "linked")
+
+    def refuse(path: Path, target: Path) -> None:
+        raise OSError(22, "A required privilege is not held by the client")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    link_or_copy(tmp_path / "a", tmp_path / "copied")
+    assert (tmp_path / "linked").is_symlink()
+    assert not (tmp_path / "copied").is_symlink()
+    assert (tmp_path / "copied").read_bytes() == b"weights"
 
 
 def test_the_next_run_removes_files_of_a_killed_run(omgsr: Command, tmp_path: Path) -> None:

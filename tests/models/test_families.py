@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -10,17 +13,19 @@ import torch
 from blur_family import Blur, BlurFamily, BlurTrainable, write_blur
 from command_line import Command, draw, pixels, size_of, write_tiny_model
 from PIL import Image
+from places import ROOT
 from protocols import departures
 from random_sd import write_sd_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from training_run import run_here, settings, write_images
 
 from omgsr_cli.errors import ModelError
-from omgsr_cli.models import families
+from omgsr_cli.models import families, tiny_family
 from omgsr_cli.models.base import Restorer, TilesItself, Trainable
 from omgsr_cli.models.family import Family
 from omgsr_cli.models.loading import load_restorer, load_trainable
 from omgsr_cli.models.lora import LoraOptions
+from omgsr_cli.models.record import ModelRecord, write_record
 from omgsr_cli.models.sd import SdRestorer, SdTrainable
 from omgsr_cli.models.sd_family import SdFamily
 from omgsr_cli.models.sources import find_trainable
@@ -164,7 +169,7 @@ def test_a_record_of_an_unknown_family_is_refused(model: Path, monkeypatch: pyte
     monkeypatch.delitem(families.FAMILIES, "blur")
     with pytest.raises(ModelError, match="model family 'blur' is not known") as caught:
         load_restorer(model, device="cpu")
-    assert caught.value.hint == "families: tiny, sd"
+    assert caught.value.hint == f"families: {', '.join(families.FAMILIES)}"
 
 
 @pytest.mark.parametrize("name", ["tiny", "sd"])
@@ -183,3 +188,27 @@ def test_the_nearest_adapter_format_explains_the_mismatch(tmp_path: Path) -> Non
     found = families.recognise_adapter(tmp_path)
     assert found is not None
     assert found.name == "sd"
+
+
+def test_the_family_of_the_contributing_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.S)
+    entry = Path(tiny_family.__file__).read_text("utf-8").replace("Tiny", "Soft").replace("tiny", "soft")
+    for name, source in (("soft", code), ("soft_family", entry)):
+        module = ModuleType(f"omgsr_cli.models.{name}")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        exec(compile(source, f"{name}.py", "exec"), vars(module))
+    kind, family = sys.modules["omgsr_cli.models.soft"].SoftRestorer, module.SoftFamily
+    assert departures(kind, Restorer) + departures(family, Family) == []
+    monkeypatch.setitem(families.FAMILIES, "soft", family())
+    folder = tmp_path / "soft"
+    folder.mkdir()
+    save_file({"share": torch.tensor(0.5)}, folder / "model.safetensors")
+    write_record(ModelRecord(family="soft", mid_timestep=20, native_tile_px=64), folder)
+    upscale, source = Command(capfdbinary, "upscale"), draw(tmp_path / "a.png", width=33, height=25)
+    for name, options in (("whole.png", []), ("tiled.png", ["--tile", "64"])):
+        said = upscale(source, "--model", folder, "-o", tmp_path / name, "--device", "cpu", *options)
+        assert said.code == 0, said.err
+    assert size_of(tmp_path / "tiled.png") == (132, 100)
+    assert np.array_equal(pixels(tmp_path / "tiled.png"), pixels(tmp_path / "whole.png"))
