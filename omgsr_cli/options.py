@@ -12,6 +12,8 @@ from omgsr_cli.validation import first_mistake
 
 ColorFix = Literal["adain", "wavelet", "none"]
 ColorSpace = Literal["ycbcr", "yiq", "rgb"]
+Quantize = Literal["none", "int8", "nf4", "fp8"]
+Offload = Literal["auto", "none", "model", "group"]
 OutputFormat = Literal["same", "png", "jpg", "webp", "tiff", "avif"]
 #: Other names of formats.
 FORMAT_ALIASES = {"jpeg": "jpg", "tif": "tiff"}
@@ -36,6 +38,8 @@ class ModelOptions(_Options):
         compile: whether to compile the network, which pays off from some dozens of images on.
         process_size: native size in pixels; smaller images are enlarged to it first and reduced at the end.
         vae: what decodes in the place of the model's own: "tiny" for TAESD, or another AutoencoderTiny.
+        quantize: how the weights of a large model are made smaller.
+        offload: where they are kept while they are not used.
     """
 
     model: str | None = None
@@ -48,6 +52,8 @@ class ModelOptions(_Options):
     compile: bool = False
     process_size: int | None = Field(default=None, ge=16, le=4096, multiple_of=8)
     vae: str | None = None
+    quantize: Quantize = "none"
+    offload: Offload = "auto"
 
 
 class SizeOptions(_Options):

@@ -93,6 +93,20 @@ PRESETS: dict[str, Preset] = {
             personal_sources=("Manojb/stable-diffusion-2-1-base",),
             adapter_drive="1JtahuEoofStGGdi-pRpQ9rLHzXQ63a_Q",
         ),
+        Preset(
+            name="omgsr-f-1024",
+            family="flux",
+            summary="OMGSR-F on FLUX.1-dev, 12 billion parameters, not for commercial use",
+            scale=4.0,
+            mid_timestep=244,
+            native_tile_px=1024,
+            multiple_of_px=16,
+            licence="flux-1-dev-non-commercial-license",
+            base_sources=("black-forest-labs/FLUX.1-dev",),
+            vae_rank=64,
+            backbone_rank=64,
+            adapter_drive="11pPiyQ7YUpDmc5uyZ0x7uBB07bGBAbov",
+        ),
     )
 }
 
@@ -138,24 +152,12 @@ FEATURE_NETWORKS: dict[str, FeatureNetwork] = {
 """By the names that `loss.backbone` and `omgsr models pull` take; OMGSR was trained with dinov3-convnext-large."""
 
 
-UNBUILT = {
-    "omgsr-f-1024": (
-        "omgsr-f-1024, OMGSR-F on FLUX.1-dev, cannot be run by this version",
-        "take omgsr-s-512; FLUX's encoder is read by `omgsr timestep --base black-forest-labs/FLUX.1-dev`, once you "
-        "have agreed on https://huggingface.co/black-forest-labs/FLUX.1-dev and typed `hf auth login`",
-    )
-}
-"""Published models that are not supported yet, with the error and the hint that name the alternative."""
-
-
 def find_preset(name: str) -> Preset:
     """Look a preset up by its name.
 
     Raises:
         UnknownModelError: there is none of that name; the hint lists those that are.
     """
-    if name in UNBUILT:
-        raise UnknownModelError(*UNBUILT[name])
     if name not in PRESETS:
         raise UnknownModelError(f"no model is called {name!r}", hint=f"known names: {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -71,8 +71,9 @@ class BlurTrainable:
 
 
 class BlurFamily:
-    name, adapter_parts, assumed_preset, takes_prompt, has_posterior = "blur", (), None, False, False
-    has_checkpointing = False
+    name, adapter_parts, adapter_ranks, assumed_preset = "blur", (), (), None
+    takes_prompt, has_posterior = False, False
+    has_checkpointing = has_placement = False
     clamps_restored = False
     takes_vae = False
     small_files: tuple[str, ...] = ("blur.safetensors",)

@@ -226,7 +226,7 @@ def test_a_vae_is_upcast_if_its_configuration_asks(
     assert isinstance(restorer, SdRestorer)
     assert restorer.vae.config["force_upcast"] is upcast
     # What is merged says the same, and not the default of the library that writes it.
-    save_merged(restorer, tmp_path / "merged")
+    save_merged(restorer.source, tmp_path / "merged")
     assert json.loads((tmp_path / "merged" / "vae" / "config.json").read_text())["force_upcast"] is upcast
     assert vae_precision("fp16", upcast, torch.device("mps")) == ("fp32" if upcast else "fp16")
 

@@ -125,6 +125,7 @@ def test_only_the_command_line_speaks() -> None:
 REGISTRY = "models/families.py"
 FAMILY_FILES = {
     "sd": ["models/sd_family.py", "models/sd.py", "presets.py"],
+    "flux": ["models/flux_family.py", "models/flux.py", "presets.py"],
     "tiny": ["models/tiny_family.py", "models/tiny.py", "presets.py"],
     "network": ["models/network_family.py", "models/network.py"],
 }

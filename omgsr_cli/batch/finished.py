@@ -40,7 +40,7 @@ from omgsr_cli.planning import plan_model_canvas, plan_restoration, process_scal
 
 # Of the model's options these choose it or are in its info, and of the rest these do not change the result.
 _NAMES_OF_MODEL = {"model", "base", "adapter", "mid_timestep", "prompt", "process_size", "vae"}
-_WITHOUT_EFFECT = {"device", "compile"}
+_WITHOUT_EFFECT = {"device", "compile", "offload"}
 
 # Of a result in a format that wants all samples at once: those and its copies.
 _WRITTEN_BYTES_PER_PX = 8
@@ -147,6 +147,8 @@ class FinishedResults:
     def _common(self) -> dict[str, object]:
         settings, info = self._settings, self._info
         model = settings.model.model_dump(mode="json", exclude=_NAMES_OF_MODEL | _WITHOUT_EFFECT, exclude_none=True)
+        if settings.model.quantize == "none":
+            del model["quantize"]
         model |= {"mid_timestep": info.mid_timestep, "native_tile_px": info.native_tile_px, "prompt": info.prompt}
         left_out = {"batch", "memory"} | (set() if _tiles_matter(info, settings.restore) else {"tile", "overlap"})
         restore = settings.restore.model_dump(mode="json", exclude=left_out, exclude_none=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omgsr_cli.errors import UsageError
 from omgsr_cli.models.family import ModelSource
-from omgsr_cli.models.loading import load_found, save_merged
+from omgsr_cli.models.loading import save_merged
 from omgsr_cli.store.installed import Provenance, write_provenance
 from omgsr_cli.store.manifest import write_manifest
 
@@ -37,11 +37,10 @@ def write_merged(
     """
     if os.path.lexists(folder):
         raise UsageError(f"{folder} already exists", "give another name, or remove it first")
-    restorer = load_found(source, device="cpu", precision="fp32")
 
     def finish(model: Path) -> None:
         if provenance is not None:
             write_provenance(provenance, model)
         write_manifest(model)
 
-    save_merged(restorer, folder, half=half, text_encoder=text_encoder, finish=finish)
+    save_merged(source, folder, half=half, text_encoder=text_encoder, finish=finish)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.family import Family
+from omgsr_cli.models.flux_family import FluxFamily
 from omgsr_cli.models.network_family import NetworkFamily
 from omgsr_cli.models.record import RECORD_NAME, ModelRecord
 from omgsr_cli.models.sd_family import SdFamily
@@ -17,7 +18,9 @@ from omgsr_cli.store.hub import ModelFiles
 if TYPE_CHECKING:
     from omgsr_cli.models.base import RestorerInfo
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (TinyFamily(), SdFamily(), NetworkFamily())}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (TinyFamily(), SdFamily(), NetworkFamily(), FluxFamily())
+}
 
 #: Until the small files of a repository are here, its family is unknown: the files of any family are asked for.
 REPOSITORY_FILES = ModelFiles(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from omgsr_cli.models.record import ModelRecord
+from omgsr_cli.options import Offload, Quantize
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,8 @@ class ModelSource:
         record: of the folder, of the adapter, or assembled from defaults; with the values that the user asked for.
         notes: for people, one line each.
         vae: of an AutoencoderTiny that decodes in the place of the model's own, or None.
+        quantize: how its weights are made smaller, for a family that can.
+        offload: where they are kept while they are not used, likewise.
     """
 
     name: str
@@ -36,6 +39,8 @@ class ModelSource:
     record: ModelRecord
     notes: tuple[str, ...]
     vae: Path | None = None
+    quantize: Quantize = "none"
+    offload: Offload = "auto"
 
     @property
     def location(self) -> str:
@@ -50,24 +55,28 @@ class Family(Protocol):
         name: as in `omgsr.json`.
         adapter_parts: folders of a published adapter, in the order in which they are merged; none where the family
             is trained whole.
+        adapter_ranks: of these parts, as published.
         assumed_preset: whose values a folder or an adapter without a record gets; None where every model has one.
         takes_prompt: whether it is conditioned on a text.
         takes_vae: whether an AutoencoderTiny can decode in the place of its own decoder.
         has_posterior: whether an image has many latents, of which a seed draws one.
         clamps_restored: whether the published training keeps restored images in [-1, 1] before it measures them.
         has_checkpointing: whether training can compute activations a second time instead of keeping them.
+        has_placement: whether its weights can be quantised, and kept in the host's memory while they are not used.
         small_files: all files of a hub repository but weights that a model of this family is made of, as patterns.
         weight_stems: name of the weight file of each part of a repository, without its ending.
     """
 
     name: str
     adapter_parts: tuple[str, ...]
+    adapter_ranks: tuple[int, ...]
     assumed_preset: str | None
     takes_prompt: bool
     takes_vae: bool
     has_posterior: bool
     clamps_restored: bool
     has_checkpointing: bool
+    has_placement: bool
     small_files: tuple[str, ...]
     weight_stems: Mapping[str, str]
 
@@ -120,16 +129,17 @@ class Family(Protocol):
         """
         ...
 
-    def save_merged(self, restorer: Restorer, folder: Path, *, half: bool, text_encoder: bool) -> None:
-        """Write a loaded model into an empty folder, as `find_model` finds it without an adapter.
+    def save_merged(self, source: ModelSource, folder: Path, *, half: bool, text_encoder: bool) -> None:
+        """Write a model with its adapter merged into an empty folder, as `find_model` finds it without an adapter.
 
         Args:
-            restorer: from `load`.
+            source: from `find_model`.
             folder: exists and is empty.
-            half: whether float16 is written, and not the number format that it was loaded in.
+            half: whether weights are written in 16 bits that have 32; without it, sums are as exact as the base.
             text_encoder: whether the text encoder is copied too.
         Raises:
-            ModelError: the text encoder is missing, or the family has nothing to merge.
+            ModelError: the files do not make a model, the adapter does not fit it, the text encoder is missing, or the
+                family has nothing to merge.
         """
         ...
 

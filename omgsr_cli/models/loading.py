@@ -48,6 +48,8 @@ def load_restorer(
     prompt: str | None = None,
     process_size: int | None = None,
     vae: str | None = None,
+    quantize: str = "none",
+    offload: str = "auto",
 ) -> Restorer:
     """Load a model, ready to run.
 
@@ -63,6 +65,8 @@ def load_restorer(
         process_size: side in px of the tiles of the step, instead of the model's native size; a multiple of 8.
         vae: "tiny" for TAESD, or the folder, file or hub repository of another AutoencoderTiny, which decodes in the
             place of the model's own: about a tenth of the work, but coarser.
+        quantize: "int8", "fp8" or "nf4" make the weights of a large model smaller.
+        offload: "model" or "group" keep them in the host's memory while they are not used; "auto" decides.
     Returns:
         The model; its `notes` are for people.
     Raises:
@@ -81,6 +85,8 @@ def load_restorer(
         prompt=prompt,
         process_size=process_size,
         vae=vae,
+        quantize=quantize,
+        offload=offload,
     )
     return load_found(find_model(options), device=device, precision=precision)
 
@@ -214,34 +220,34 @@ def load_encoder(
 
 
 def save_merged(
-    restorer: Restorer,
+    source: ModelSource,
     folder: Path,
     *,
     half: bool = False,
     text_encoder: bool = False,
     finish: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a loaded model whose family has adapters as a folder that `load_restorer` reads without an adapter.
+    """Write a model whose family has adapters as a folder that `load_restorer` reads without an adapter.
 
     The folder appears whole or not at all: it is written beside and renamed.
 
     Args:
-        restorer: with its adapter merged; no use for anything else afterwards where `half` is asked for.
+        source: from `find_model`.
         folder: must not exist yet.
-        half: write float16, not the number format that it was loaded in.
+        half: write 16 bits where the base has 32.
         text_encoder: copy the text encoder and tokenizer too, so that the folder takes any prompt.
         finish: given the folder that is whole but for its name, to add what else belongs into it.
     Raises:
-        ModelError: the folder exists or cannot be written, the model is of another family, the text encoder was
-            asked for and is not there, or a weight is not finite, as where fp16 is too narrow for it.
+        ModelError: the folder exists or cannot be written, the files do not make a model, the text encoder was
+            asked for and is missing, or a weight is not finite, as where fp16 is too narrow for it.
     """
-    family = family_of(restorer.info, restorer.info.name)
+    family = family_of(source.record, source.name)
     if folder.exists():
         raise ModelError(f"{folder} already exists", hint="give another name, or remove it first")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with partial_folder(folder) as beside:
-            family.save_merged(restorer, beside, half=half, text_encoder=text_encoder)
+            family.save_merged(source, beside, half=half, text_encoder=text_encoder)
             apply_umask(beside)
             for path in beside.rglob("*.safetensors"):
                 check_file_finite(path)
@@ -264,7 +270,7 @@ def save_standalone(source: ModelSource, folder: Path) -> None:
     """
     family = family_of(source.record, source.name)
     if family.adapter_parts:
-        save_merged(load_found(source, device="cpu", precision="fp32"), folder)
+        save_merged(source, folder)
         return
     try:
         folder.mkdir(parents=True)

@@ -7,8 +7,9 @@ option that would change the sum is refused rather than ignored. A test compares
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +20,11 @@ from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.adapter_files import WEIGHTS_NAME, LoraConfig, check_adapter_folder, load_lora_config
-from omgsr_cli.models.libraries import explained_imports
+from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.weight_files import check_finite, is_finite
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-SD_TARGETS = (
-    *("conv1", "conv2", "conv_in", "conv_shortcut", "conv", "conv_out"),
-    *("to_k", "to_q", "to_v", "to_out.0"),
-)
-"""Layers of the SD family that have an adapter, in both networks, as published."""
 
 _PREFIX = "base_model.model."
 _NAMED = 3
@@ -38,7 +33,7 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """How large the adapters are and where they sit; the defaults are OMGSR-S's.
+    """How large the adapters are and where they sit; None takes the family's own, as published.
 
     Attributes:
         vae_rank: of the adapters in the VAE's encoder.
@@ -49,42 +44,112 @@ class LoraOptions:
         backbone_targets: likewise.
     """
 
-    vae_rank: int = 16
-    backbone_rank: int = 32
+    vae_rank: int | None = None
+    backbone_rank: int | None = None
     vae_alpha: float | None = None
     backbone_alpha: float | None = None
-    vae_targets: tuple[str, ...] = SD_TARGETS
-    backbone_targets: tuple[str, ...] = SD_TARGETS
+    vae_targets: tuple[str, ...] | None = None
+    backbone_targets: tuple[str, ...] | None = None
+
+
+def inject_adapters(
+    networks: Sequence[nn.Module], parts: Sequence[str], options: LoraOptions | None, published: LoraOptions
+) -> dict[str, PeftModel]:
+    """Put adapters into the VAE's encoder and into the network that takes the step, in place.
+
+    Args:
+        networks: these two.
+        parts: what their adapters are called on the disk.
+        options: what was asked for.
+        published: what the family takes where that is None.
+    Returns:
+        peft's view of both, by the names of their parts.
+    Raises:
+        ModelError: a target fits no layer.
+    """
+    chosen = replace(published, **{name: value for name, value in vars(options or published).items() if value})
+    ranks, alphas = (chosen.vae_rank, chosen.backbone_rank), (chosen.vae_alpha, chosen.backbone_alpha)
+    targets = (chosen.vae_targets, chosen.backbone_targets)
+    with quiet_libraries():
+        return {
+            part: inject_lora(network, rank or 0, alpha, names or ())
+            for part, network, rank, alpha, names in zip(parts, networks, ranks, alphas, targets, strict=True)
+        }
 
 
 @torch.no_grad()
 def merge_lora(network: nn.Module, folder: Path) -> int:
     """Add one part of an adapter to the weights of a network, in place.
 
-    W + alpha / r * B A; sums are taken in float32, and the result has the weight's own type.
-    Source: LoRA, arXiv:2106.09685, Eq. 3; for a convolution A has its kernel and B is 1x1.
-
     Args:
-        network: the VAE's encoder or the UNet, with names as the adapter was trained on.
+        network: the VAE's encoder or the backbone, with names as the adapter was trained on.
         folder: with `adapter_config.json` and `adapter_model.safetensors`.
     Returns:
         How many weights changed; 0 for an adapter that was never trained.
     Raises:
-        ModelError: a key has no place in the network, a module that the configuration names has no key, a shape
-            does not fit, or a value is not finite.
+        ModelError: as for `open_adapter` and `AdapterPart.add`.
+    """
+    with open_adapter(network, folder) as part:
+        for name, module in part.modules.items():
+            merged = part.add(f"{name}.weight", module.weight)
+            if merged is not module.weight:
+                # A new tensor: the old one may be the file itself, mapped into memory.
+                module.weight = nn.Parameter(merged, requires_grad=module.weight.requires_grad)
+    return part.changed
+
+
+class AdapterPart:
+    """One part of an adapter, which is added to weights one at a time, whether a network holds them or a file.
+
+    Attributes:
+        modules: the layers that it has factors for, by name.
+        changed: how many weights it has changed so far.
+    """
+
+    def __init__(
+        self, file: Any, factors: dict[str, tuple[str, str]], modules: dict[str, nn.Linear | nn.Conv2d], where: Path
+    ) -> None:
+        self.modules, self.changed = modules, 0
+        self._file, self._factors, self._where, self._config = file, factors, where, load_lora_config(where)
+
+    @torch.no_grad()
+    def add(self, key: str, weight: Tensor) -> Tensor:
+        """Give W + alpha / r * B A, or the weight itself where the adapter has nothing to add.
+
+        The sum is taken in float32 on the weight's device and rounded once to its type.
+        Source: LoRA, arXiv:2106.09685, Eq. 3; for a convolution A has its kernel and B is 1x1.
+
+        Args:
+            key: name of the weight in the network, such as "conv_in.weight".
+            weight: (out, in) of a linear layer or (out, in, h, w) of a convolution.
+        Raises:
+            ModelError: a shape or type does not fit, or a value is not finite.
+        """
+        name, _, kind = key.rpartition(".")
+        if kind != "weight" or name not in self.modules:
+            return weight
+        a, b = (self._file.get_tensor(factor) for factor in self._factors[name])
+        scale, rank = self._config.scale(name), self._config.rank(name)
+        merged = _sum(self.modules[name], weight, a, b, scale, rank, f"{self._where.name}: {name}")
+        self.changed += merged is not weight
+        return merged
+
+
+@contextmanager
+def open_adapter(network: nn.Module, folder: Path) -> Iterator[AdapterPart]:
+    """Open one part of an adapter and check that it fits a network, which may be on the meta device.
+
+    Raises:
+        ModelError: a key has no place in the network, a module that the configuration names has no key, or the file
+            cannot be read, then or later.
     """
     config = load_lora_config(folder)
     try:
         with safe_open(folder / WEIGHTS_NAME, framework="pt") as file:
             factors = _pair_factors(list(file.keys()), folder)
-            modules = _find_modules(network, factors, config, folder)
-            changed = 0
-            for name, module in modules.items():
-                a, b = (file.get_tensor(key) for key in factors[name])
-                changed += _add_delta(module, a, b, config.scale(name), config.rank(name), f"{folder.name}: {name}")
+            yield AdapterPart(file, factors, _find_modules(network, factors, config, folder), folder)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{folder / WEIGHTS_NAME} cannot be read: {error}") from error
-    return changed
 
 
 def _pair_factors(keys: list[str], folder: Path) -> dict[str, tuple[str, str]]:
@@ -124,9 +189,10 @@ def _find_modules(
     return {name: layers[name] for name in wanted}
 
 
-def _add_delta(module: nn.Linear | nn.Conv2d, a: Tensor, b: Tensor, scale: float, rank: int, where: str) -> int:
-    """Add scale * B A to the module's weight; 1 if it changed, 0 if the delta is zero or rounds to it."""
-    weight = module.weight
+def _sum(
+    module: nn.Linear | nn.Conv2d, weight: Tensor, a: Tensor, b: Tensor, scale: float, rank: int, where: str
+) -> Tensor:
+    """The weight plus scale * B A; the weight itself where that is zero or rounds to it."""
     tail = (1,) * (weight.ndim - 2)
     expected_a, expected_b = (rank, *weight.shape[1:]), (weight.shape[0], rank, *tail)
     if a.shape != expected_a or b.shape != expected_b:
@@ -138,18 +204,14 @@ def _add_delta(module: nn.Linear | nn.Conv2d, a: Tensor, b: Tensor, scale: float
         raise ModelError(f"{where}: weights of {a.dtype} and {b.dtype} are not supported", "save them as float32")
     if isinstance(module, nn.Conv2d) and module.groups != 1:
         raise ModelError(f"{where}: adapters of grouped convolutions are not supported")
-    delta = (b.flatten(1).float() @ a.flatten(1).float()).mul_(scale).view(weight.shape)
-    delta = delta.to(weight.device)
+    down, up = (factor.to(weight.device).flatten(1).float() for factor in (a, b))
+    delta = (up @ down).mul_(scale).view(weight.shape)
     if not is_finite(delta):
         raise ModelError(f"{where}: the adapter has values that are not finite")
     if not bool(delta.any()):
-        return 0
+        return weight
     merged = (weight.float() + delta).to(weight.dtype)
-    if torch.equal(merged, weight):
-        return 0
-    # A new tensor: the old one may be the file itself, mapped into memory.
-    module.weight = nn.Parameter(merged, requires_grad=weight.requires_grad)
-    return 1
+    return weight if torch.equal(merged, weight) else merged
 
 
 def _misfit(folder: Path, names: list[str], what: str, total: int) -> ModelError:

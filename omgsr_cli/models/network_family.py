@@ -31,12 +31,14 @@ class NetworkFamily:
 
     name = "network"
     adapter_parts: tuple[str, ...] = ()
+    adapter_ranks: tuple[int, ...] = ()
     assumed_preset: str | None = None
     takes_prompt = False
     takes_vae = False
     has_posterior = False
     clamps_restored = False
     has_checkpointing = False
+    has_placement = False
     small_files: tuple[str, ...] = ()
     weight_stems: Mapping[str, str] = MappingProxyType({})
 
@@ -76,9 +78,9 @@ class NetworkFamily:
         """Refuse."""
         raise self._no_step(source)
 
-    def save_merged(self, restorer: Restorer, folder: Path, *, half: bool, text_encoder: bool) -> None:
+    def save_merged(self, source: ModelSource, folder: Path, *, half: bool, text_encoder: bool) -> None:
         """Refuse."""
-        raise ModelError(f"{restorer.info.name} has no adapter to merge", "give a base model and an adapter")
+        raise ModelError(f"{source.name} has no adapter to merge", "give a base model and an adapter")
 
     def load_trainable(
         self,

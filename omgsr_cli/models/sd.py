@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError, reason_of
-from omgsr_cli.models.adapter_files import SD_PARTS
+from omgsr_cli.models.adapter_files import SD_PARTS, SD_RANKS
 from omgsr_cli.models.autoencoders import (
     KlCodec,
     TinyDecoder,
@@ -31,7 +31,7 @@ from omgsr_cli.models.base import Described, ImageRows, Restorer, RestorerInfo, 
 from omgsr_cli.models.devices import PRECISIONS, multiplies_in_bf16
 from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
-from omgsr_cli.models.lora import LoraOptions, inject_lora, load_lora, merge_lora
+from omgsr_cli.models.lora import LoraOptions, inject_adapters, load_lora, merge_lora
 from omgsr_cli.models.record import ModelRecord, read_json, write_record
 from omgsr_cli.models.weight_files import check_finite, load_part, weight_files, weight_variant
 from omgsr_cli.schedules import DdpmSchedule, Schedule
@@ -58,6 +58,13 @@ _CONDITIONS = (
 _OTHER_UNETS = (
     "give a model of Stable Diffusion 1.x or 2.x: SDXL, distilled and image-conditioned ones are not supported"
 )
+
+_TARGETS = (
+    *("conv1", "conv2", "conv_in", "conv_shortcut", "conv", "conv_out"),
+    *("to_k", "to_q", "to_v", "to_out.0"),
+)
+SD_LORA = LoraOptions(*SD_RANKS, vae_targets=_TARGETS, backbone_targets=_TARGETS)
+"""Adapters of the family as published, in both networks."""
 
 PROMPT_EMBEDS = "prompt_embeds.safetensors"
 
@@ -269,9 +276,10 @@ def _merge_adapter(unet: UNet2DConditionModel, vae: AutoencoderKL, adapter: Path
         raise ModelError(f"the adapter {adapter} changes no weight", hint="it was never trained; give another one")
 
 
-def save_sd(restorer: SdRestorer, folder: Path, *, half: bool, text_encoder: bool) -> None:
+def save_sd(source: ModelSource, folder: Path, *, half: bool, text_encoder: bool) -> None:
     """Write a diffusers folder with a record and the prompt's embedding; arguments as for `Family.save_merged`."""
-    source, info = restorer.source, restorer.info
+    restorer = load_sd(source, torch.device("cpu"), "fp32")
+    info = restorer.info
     if text_encoder:
         weight_variant(source.folder, "text_encoder", "model")
     if half:
@@ -385,21 +393,11 @@ def _encode(folder: Path, prompt: str) -> Tensor:
 class SdTrainable:
     """A `Trainable` of the SD family. The prompt's embedding was computed once, when the restorer was read."""
 
-    def __init__(self, restorer: SdRestorer, options: LoraOptions, record: ModelRecord) -> None:
+    def __init__(self, restorer: SdRestorer, options: LoraOptions | None, record: ModelRecord) -> None:
         self.restorer: Restorer = restorer
         self._sd = restorer
-        encoder, unet = restorer.vae.encoder, restorer.unet
-        with quiet_libraries():
-            self._adapters = dict(
-                zip(
-                    SD_PARTS,
-                    (
-                        inject_lora(encoder, options.vae_rank, options.vae_alpha, options.vae_targets),
-                        inject_lora(unet, options.backbone_rank, options.backbone_alpha, options.backbone_targets),
-                    ),
-                    strict=True,
-                )
-            )
+        unet = restorer.unet
+        self._adapters = inject_adapters((restorer.vae.encoder, unet), SD_PARTS, options, SD_LORA)
         self.networks: nn.Module = nn.ModuleDict({"vae": restorer.vae, "unet": unet})
         self._record = record
 
@@ -453,7 +451,7 @@ class SdTrainable:
 
 
 def load_sd_trainable(
-    source: ModelSource, device: torch.device, precision: str, options: LoraOptions, start_from: Path | None
+    source: ModelSource, device: torch.device, precision: str, options: LoraOptions | None, start_from: Path | None
 ) -> SdTrainable:
     """Read the base model and put adapters into it, new ones or those to start from.
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from omgsr_cli.errors import ModelError
-from omgsr_cli.models.adapter_files import SD_PARTS
+from omgsr_cli.models.adapter_files import SD_PARTS, SD_RANKS
 from omgsr_cli.models.record import ModelRecord, read_json
 from omgsr_cli.models.weight_files import NETWORK_STEM, refuse_pickles, weight_files
 from omgsr_cli.presets import PRESETS
@@ -30,12 +30,14 @@ class SdFamily:
 
     name = "sd"
     adapter_parts: tuple[str, ...] = SD_PARTS
+    adapter_ranks: tuple[int, ...] = SD_RANKS
     assumed_preset: str | None = "omgsr-s-512"
     takes_prompt = True
     takes_vae = True
     has_posterior = True
     clamps_restored = True
     has_checkpointing = True
+    has_placement = False
     small_files: tuple[str, ...] = (
         "prompt_embeds.safetensors",
         "model_index.json",
@@ -102,12 +104,11 @@ class SdFamily:
 
         return load_diffusers_encoder(source.name, source.folder, device)
 
-    def save_merged(self, restorer: Restorer, folder: Path, *, half: bool, text_encoder: bool) -> None:
+    def save_merged(self, source: ModelSource, folder: Path, *, half: bool, text_encoder: bool) -> None:
         """Write a diffusers folder with a record and the prompt's embedding."""
-        from omgsr_cli.models.sd import SdRestorer, save_sd
+        from omgsr_cli.models.sd import save_sd
 
-        assert isinstance(restorer, SdRestorer)
-        save_sd(restorer, folder, half=half, text_encoder=text_encoder)
+        save_sd(source, folder, half=half, text_encoder=text_encoder)
 
     def load_trainable(
         self,
@@ -120,12 +121,11 @@ class SdFamily:
         native_px: int | None,
     ) -> Trainable:
         """Read the base, and put adapters into its encoder and its UNet."""
-        from omgsr_cli.models.lora import LoraOptions
         from omgsr_cli.models.sd import load_sd_trainable
 
         changes = {} if native_px is None else {"native_tile_px": native_px}
         source = replace(source, record=source.record.model_copy(update=changes))
-        return load_sd_trainable(source, device, precision, lora or LoraOptions(), start_from)
+        return load_sd_trainable(source, device, precision, lora, start_from)
 
 
 def _native_px(folder: Path, otherwise_px: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,8 @@ from omgsr_cli.models.family import Family, ModelSource
 from omgsr_cli.models.record import ModelRecord, load_record, read_json
 from omgsr_cli.models.weight_files import NETWORK_STEM, refuse_pickles
 from omgsr_cli.options import ModelOptions
-from omgsr_cli.presets import DECODERS, DEFAULT_PRESET, PRESETS, UNBUILT, Preset, find_preset
+from omgsr_cli.packages import install_command
+from omgsr_cli.presets import DECODERS, DEFAULT_PRESET, PRESETS, Preset, find_preset
 from omgsr_cli.store.hub import download_files, download_model, is_repository_name
 from omgsr_cli.store.installed import installed_folder
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 NOTE = "an AutoencoderTiny decodes: about a tenth of the work, but fine texture comes out coarser"
 
 _PICKLE = "the model is a pickle, of which only weights are read; the safetensors format is safer"
-
+_QUANTISERS = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
 _KNOWN_DECODERS = " or ".join(DECODERS)
 
 
@@ -72,9 +74,14 @@ def find_model(options: ModelOptions) -> ModelSource:
         if not family.takes_vae:
             raise UsageError("this model has no VAE that another could replace", hint="leave --vae out")
         decoder, more = find_tiny_vae(options.vae), (*more, NOTE)
+    if not family.has_placement and (options.quantize != "none" or options.offload != "auto"):
+        raise UsageError(f"{name} is small: its weights are neither quantised nor offloaded", "leave the option out")
+    package = _QUANTISERS.get(options.quantize)
+    if package is not None and find_spec(package) is None:
+        raise UsageError(f"--quantize {options.quantize}: {package} is not installed", install_command("quantize"))
     # A checkpoint is known by its own name and not by that of its base.
     name = options.model if model is None and options.model else name
-    return ModelSource(name, folder, adapter, record, notes + more, decoder)
+    return ModelSource(name, folder, adapter, record, notes + more, decoder, options.quantize, options.offload)
 
 
 def _find_network(options: ModelOptions) -> ModelSource:
@@ -87,6 +94,8 @@ def _find_network(options: ModelOptions) -> ModelSource:
         ("--prompt", options.prompt),
         ("--process-size", options.process_size),
         ("--vae", options.vae),
+        ("--quantize", None if options.quantize == "none" else options.quantize),
+        ("--offload", None if options.offload == "auto" else options.offload),
     ):
         if value is not None:
             reason = f"{path.name} is a restoration network without a diffusion step and takes no {name}"
@@ -125,8 +134,6 @@ def find_base_folder(name: str, parts: Sequence[str] | None = None) -> Path:
         return fetched
     if is_repository_name(name):
         return download_model(name, REPOSITORY_FILES, None, parts)
-    if name in UNBUILT:
-        raise UnknownModelError(*UNBUILT[name])
     known = ", ".join(PRESETS)
     raise UnknownModelError(f"there is no model {name!r}", hint=f"give a folder, a hub repository or one of: {known}")
 
@@ -306,7 +313,8 @@ def _override(record: ModelRecord, family: Family, options: ModelOptions) -> tup
 def _unrecognised(folder: Path) -> ModelError:
     known = ", ".join(FAMILIES)
     if (folder / "transformer").is_dir():
-        return ModelError(f"{folder} is a diffusion transformer", hint=f"families that can be loaded: {known}")
+        kind = read_json(folder / "transformer" / "config.json").get("_class_name", "unknown transformer")
+        return ModelError(f"{folder} is a {kind}", hint=f"families that can be loaded: {known}")
     refuse_pickles(folder)
     inside = sorted(record.parent for record in folder.glob("*/omgsr.json"))
     hint = f"{inside[-1]} is one" if inside else "give a folder that has one of them, or a name: omgsr models list"

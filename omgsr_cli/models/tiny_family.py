@@ -24,12 +24,14 @@ class TinyFamily:
 
     name = "tiny"
     adapter_parts: tuple[str, ...] = ()
+    adapter_ranks: tuple[int, ...] = ()
     assumed_preset: str | None = None
     takes_prompt = False
     takes_vae = False
     has_posterior = False
     clamps_restored = False
     has_checkpointing = False
+    has_placement = False
     small_files: tuple[str, ...] = ()
     weight_stems: Mapping[str, str] = MappingProxyType({})
 
@@ -72,7 +74,7 @@ class TinyFamily:
 
         return load_tiny_encoder(source, device)
 
-    def save_merged(self, restorer: Restorer, folder: Path, *, half: bool, text_encoder: bool) -> None:
+    def save_merged(self, source: ModelSource, folder: Path, *, half: bool, text_encoder: bool) -> None:
         """Refuse: there is no adapter."""
         raise ModelError(f"a model of the family {self.name!r} has nothing to merge")
 

@@ -26,7 +26,7 @@ PREFERRED_VARIANTS = ("", "fp32", "fp16", "bf16")
 """Variants of weights, the most exact first: fp16 has three bits more than bf16."""
 
 _EMBEDDING = "prompt_embeds.safetensors"
-_TEXT_ENCODER = "text_encoder"
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 _ATTEMPTS = 5
 """A download is given up after this many attempts in a row that bring nothing."""
@@ -131,7 +131,7 @@ def choose_files(listing: Listing, files: ModelFiles, *, full: bool = False) -> 
     by_path = {file.path: file for file in listing.files}
     chosen = [path for path in by_path if any(fnmatchcase(path, pattern) for pattern in files.small)]
     for part, stem in files.weight_stems.items():
-        if f"{part}/config.json" not in by_path or (part == _TEXT_ENCODER and _EMBEDDING in by_path):
+        if f"{part}/config.json" not in by_path or (part in _TEXT_ENCODERS and _EMBEDDING in by_path):
             continue
         marks = ["", ".fp16"] if full else [".fp16", ""]
         others = find_variants((PurePosixPath(path).name for path in by_path if path.startswith(f"{part}/")), stem)
@@ -415,7 +415,7 @@ def _unfetched(repository: str, error: Exception) -> ModelError:
 
 def _needs_weights(folder: Path, part: str) -> bool:
     """The text encoder is not needed if the repository contains the prompt's embedding."""
-    if part == _TEXT_ENCODER and (folder / _EMBEDDING).is_file():
+    if part in _TEXT_ENCODERS and (folder / _EMBEDDING).is_file():
         return False
     return (folder / part / "config.json").is_file()
 

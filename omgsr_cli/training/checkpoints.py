@@ -259,10 +259,11 @@ def check_adapter_ranks(checkpoint: Path, lora: LoraOptions) -> None:
         UsageError: they differ; the hint names the key to set.
         ModelError: a configuration of an adapter cannot be read.
     """
-    wanted = ((lora.vae_rank, lora.vae_alpha), (lora.backbone_rank, lora.backbone_alpha))
     family = recognise_adapter(checkpoint)
     if family is None:
         return
+    own = family.adapter_ranks
+    wanted = (lora.vae_rank or own[0], lora.vae_alpha), (lora.backbone_rank or own[1], lora.backbone_alpha)
     for part, of, (rank, alpha) in zip(family.adapter_parts, ("vae", "backbone"), wanted, strict=True):
         found = load_lora_config(checkpoint / part)
         strength = rank if alpha is None else alpha

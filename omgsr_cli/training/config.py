@@ -95,8 +95,12 @@ class ModelConfig(Section):
 class LoraConfig(Section):
     """The adapters. omgsr-tiny is trained whole and has none: leave this table out."""
 
-    vae_rank: Count = Field(default=16, description="rank of the adapters in the VAE's encoder")
-    backbone_rank: Count = Field(default=32, description="rank of the adapters in the network that takes the step")
+    vae_rank: Count | None = Field(
+        default=None, description="rank of the adapters in the VAE's encoder [as published: 16, of OMGSR-F 64]"
+    )
+    backbone_rank: Count | None = Field(
+        default=None, description="rank of those in the network that takes the step [as published: 32, of OMGSR-F 64]"
+    )
     vae_alpha: Positive | None = Field(default=None, description="B A counts alpha / rank times [the rank]")
     backbone_alpha: Positive | None = Field(default=None, description="likewise for the backbone [the rank]")
     vae_targets: Texts | None = Field(

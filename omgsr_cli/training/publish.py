@@ -17,6 +17,7 @@ from omgsr_cli.errors import ModelError, OmgsrError, UsageError, reason_of, writ
 from omgsr_cli.files.addresses import redact
 from omgsr_cli.files.atomic import partial_folder
 from omgsr_cli.models.adapter_files import CONFIG_NAME as ADAPTER_CONFIG_NAME
+from omgsr_cli.models.families import family_of
 from omgsr_cli.models.loading import save_standalone
 from omgsr_cli.models.record import RECORD_NAME, ModelRecord, load_record, read_json
 from omgsr_cli.models.sources import find_model
@@ -101,7 +102,7 @@ def build_card(record: ModelRecord, config: TrainConfig | None = None, facts: Ru
     title = Path(config.save.out).name if config is not None else "A restoration model"
     parts = [_front_matter(record), f"# {title}\n\n{_introduction(record)}"]
     if config is not None and facts is not None:
-        parts += [_training(config, facts), _figures(facts)]
+        parts += [_training(record, config, facts), _figures(facts)]
     parts += [_limits(), _licence(record)]
     if config is not None:
         parts.append(f"## Configuration\n\n```toml\n{format_config(hide_paths(config))}```")
@@ -174,7 +175,7 @@ def _introduction(record: ModelRecord) -> str:
     )
 
 
-def _training(config: TrainConfig, facts: RunFacts) -> str:
+def _training(record: ModelRecord, config: TrainConfig, facts: RunFacts) -> str:
     data, optim = config.data, config.optim
     presets = config.degradation.presets.items()
     made = ", ".join(f"{hide_path(name)} ({share:g})" for name, share in presets)
@@ -189,10 +190,11 @@ def _training(config: TrainConfig, facts: RunFacts) -> str:
     ]
     if config.train.ema:
         rows.append(("weights", f"exponential average, decay {config.train.ema:g}"))
-    if config.lora is not None:
-        rows.append(
-            ("LoRA", f"rank {config.lora.vae_rank} in the encoder, {config.lora.backbone_rank} in the backbone")
-        )
+    published = family_of(record, CONFIG_NAME).adapter_ranks
+    if published:
+        asked = (config.lora.vae_rank, config.lora.backbone_rank) if config.lora else (None, None)
+        ranks = [rank or own for rank, own in zip(asked, published, strict=True)]
+        rows.append(("LoRA", f"rank {ranks[0]} in the encoder, {ranks[1]} in the backbone"))
     return _table("Training", ("", ""), rows)
 
 

@@ -44,8 +44,6 @@ def test_an_unknown_name_suggests_the_nearest(
         (["models", "remove", "quantum"], "quantum"),
         (["models", "merge", "omgsr-tiny", "quantum", "out"], "quantum"),
         (["train"], "configuration"),
-        (["models", "pull", "omgsr-f-1024"], "cannot be run by this version"),
-        (["upscale", "in/a.png", "--model", "omgsr-f-1024"], "OMGSR-F on FLUX.1-dev"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -15,6 +15,7 @@ from command_line import Command, draw, pixels, size_of, write_tiny_model
 from PIL import Image
 from places import ROOT
 from protocols import departures
+from random_flux import write_flux_model
 from random_sd import write_sd_model
 from safetensors.torch import load_file, save_file
 from training_run import run_here, settings, write_images
@@ -23,6 +24,9 @@ from omgsr_cli.errors import ModelError
 from omgsr_cli.models import families, tiny_family
 from omgsr_cli.models.base import Restorer, TilesItself, Trainable
 from omgsr_cli.models.family import Family
+from omgsr_cli.models.flow import FlowModel, FlowRestorer, FlowTrainable
+from omgsr_cli.models.flux import FluxModel
+from omgsr_cli.models.flux_family import FluxFamily
 from omgsr_cli.models.loading import load_restorer, load_trainable
 from omgsr_cli.models.lora import LoraOptions
 from omgsr_cli.models.record import ModelRecord, write_record
@@ -50,10 +54,11 @@ def model(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("kind", "protocol"),
     [
-        *((kind, Restorer) for kind in (TinyRestorer, SdRestorer, Blur)),
-        (SdRestorer, TilesItself),
-        *((kind, Trainable) for kind in (TinyTrainable, SdTrainable, BlurTrainable)),
-        *((kind, Family) for kind in (TinyFamily, SdFamily)),
+        *((kind, Restorer) for kind in (TinyRestorer, SdRestorer, FlowRestorer, Blur)),
+        *((kind, TilesItself) for kind in (SdRestorer, FlowRestorer)),
+        (FluxModel, FlowModel),
+        *((kind, Trainable) for kind in (TinyTrainable, SdTrainable, FlowTrainable, BlurTrainable)),
+        *((kind, Family) for kind in (TinyFamily, SdFamily, FluxFamily)),
     ],
 )
 def test_a_new_family_fits_the_protocol(kind: type, protocol: type) -> None:
@@ -132,8 +137,8 @@ def test_a_new_family_trains_and_its_checkpoint_upscales(
 
 def saved_model(name: str, tmp_path: Path) -> tuple[Trainable, Path]:
     """A model of a family to train on from the weights in a folder."""
-    if name == "sd":
-        folder = write_sd_model(tmp_path / "base")
+    if name in ("sd", "flux"):
+        folder = (write_sd_model if name == "sd" else write_flux_model)(tmp_path / "base")
         lora = LoraOptions(vae_rank=2, backbone_rank=2)
         return load_trainable(find_trainable(base=str(folder), lora=lora), CPU, lora=lora), folder
     folder = tmp_path / "base"
@@ -141,7 +146,7 @@ def saved_model(name: str, tmp_path: Path) -> tuple[Trainable, Path]:
     return load_trainable(find_trainable(start_from=str(folder)), CPU, start_from=str(folder)), folder
 
 
-@pytest.mark.parametrize("name", ["tiny", "sd", "blur"])
+@pytest.mark.parametrize("name", ["tiny", "sd", "flux", "blur"])
 def test_trained_weights_equal_loaded_ones(name: str, tmp_path: Path) -> None:
     """Two steps through encode, restore and decode, saved and read by what users call, give the same images."""
     trainable, folder = saved_model(name, tmp_path)
@@ -172,7 +177,7 @@ def test_a_record_of_an_unknown_family_is_refused(model: Path, monkeypatch: pyte
     assert caught.value.hint == f"families: {', '.join(families.FAMILIES)}"
 
 
-@pytest.mark.parametrize("name", ["tiny", "sd"])
+@pytest.mark.parametrize("name", ["tiny", "sd", "flux"])
 def test_every_family_lists_its_files(name: str) -> None:
     family = families.FAMILIES[name]
     assert family.name == name

@@ -52,7 +52,7 @@ def find(model: str | Path | None = None, base: Path | None = None, **options: A
 
 def test_a_merged_folder_gives_what_base_and_adapter_give(base: Path, adapter: Path, tmp_path: Path) -> None:
     both = load(base=base, adapter=adapter, mid_timestep=200, process_size=48)
-    save_merged(both, tmp_path / "merged")
+    save_merged(both.source, tmp_path / "merged")
     merged = load(tmp_path / "merged")
     # Not bit by bit: mapped and allocated weights differ in alignment, and so in the order of some sums.
     torch.testing.assert_close(restore_random(merged), restore_random(both), rtol=1e-4, atol=1e-5)
@@ -71,7 +71,7 @@ def test_a_merged_folder_gives_what_base_and_adapter_give(base: Path, adapter: P
 def test_a_merged_folder_needs_no_text_encoder_and_no_peft(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_merged(load(base=base, adapter=adapter), tmp_path / "merged")
+    save_merged(find(base=base, adapter=adapter), tmp_path / "merged")
     with pytest.raises(ModelError, match="has no text encoder for the prompt 'a cat'"):
         load(tmp_path / "merged", prompt="a cat")
     # Without reading a weight too, for a dry run.
@@ -84,7 +84,7 @@ def test_a_merged_folder_needs_no_text_encoder_and_no_peft(
 
 
 def test_a_merged_folder_with_text_encoder_takes_any_prompt(base: Path, adapter: Path, tmp_path: Path) -> None:
-    save_merged(load(base=base, adapter=adapter, prompt="b"), tmp_path / "merged", text_encoder=True)
+    save_merged(find(base=base, adapter=adapter, prompt="b"), tmp_path / "merged", text_encoder=True)
     assert load(tmp_path / "merged").info.prompt == "b"
     other = load(tmp_path / "merged", prompt="a cat")
     expected = load(base=base, adapter=adapter, prompt="a cat")
@@ -110,18 +110,18 @@ def test_a_stored_embedding_is_used_for_its_prompt_only(own_base: Path) -> None:
 def test_save_merged_leaves_nothing_behind_when_it_fails(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    restorer = load(base)
+    source = find(base)
 
     def fail(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("omgsr_cli.models.sd.save_prompt_embeds", fail)
     with pytest.raises(ModelError, match="merged cannot be written: the disk is full"):
-        save_merged(restorer, tmp_path / "merged")
+        save_merged(source, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "merged").mkdir()
     with pytest.raises(ModelError, match="already exists"):
-        save_merged(restorer, tmp_path / "merged")
+        save_merged(source, tmp_path / "merged")
 
 
 def test_a_bare_diffusers_folder_says_what_it_assumes(base: Path) -> None:
@@ -256,7 +256,7 @@ def test_an_adapter_in_place_of_a_model_is_recognised(adapter: Path) -> None:
 
 
 def test_a_merged_folder_takes_no_adapter(base: Path, adapter: Path, tmp_path: Path) -> None:
-    save_merged(load(base), tmp_path / "merged")
+    save_merged(find(base), tmp_path / "merged")
     with pytest.raises(ModelError, match="already merged"):
         find(tmp_path / "merged", adapter=adapter)
 
@@ -277,10 +277,10 @@ def test_a_wrong_record_names_its_key(tmp_path: Path, text: str, message: str) -
 
 
 def test_an_unknown_family_lists_the_known_ones(tmp_path: Path) -> None:
-    write_record(ModelRecord(family="flux", mid_timestep=244, native_tile_px=1024), tmp_path)
-    with pytest.raises(ModelError, match="family 'flux' is not known") as caught:
+    write_record(ModelRecord(family="other", mid_timestep=244, native_tile_px=1024), tmp_path)
+    with pytest.raises(ModelError, match="family 'other' is not known") as caught:
         find(tmp_path)
-    assert caught.value.hint == "families: tiny, sd"
+    assert caught.value.hint == "families: tiny, sd, network, flux"
 
 
 def test_an_unknown_model_lists_the_presets() -> None:

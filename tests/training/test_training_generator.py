@@ -18,6 +18,7 @@ from omgsr_cli.models.base import Trainable
 from omgsr_cli.models.loading import load_restorer, load_trainable
 from omgsr_cli.models.lora import LoraOptions
 from omgsr_cli.models.record import load_record
+from omgsr_cli.models.sd import SD_LORA
 from omgsr_cli.models.sources import find_trainable
 from omgsr_cli.models.wavelet import WaveletLatents
 from omgsr_cli.training.config import GanConfig, StepsConfig, TrainConfig, read_preset_config
@@ -214,9 +215,11 @@ def test_a_merged_adapter_is_the_live_one(sd_folder: Path, tmp_path: Path) -> No
 
 
 def test_published_ranks_are_the_default() -> None:
-    options = LoraOptions()
+    options = SD_LORA
     assert (options.vae_rank, options.backbone_rank, options.vae_alpha) == (16, 32, None)
     expected = "conv1 conv2 conv_in conv_shortcut conv conv_out to_k to_q to_v to_out.0"
+    assert options.vae_targets is not None
+    assert options.backbone_targets is not None
     assert set(options.vae_targets) == set(options.backbone_targets) == set(expected.split())
 
 
