@@ -24,9 +24,9 @@ CORE, EXTRAS = "## Installed with `pip install omgsr-cli`", "## Installed with e
 
 HEAD = """# Licences of other projects
 
-omgsr is published under the [Apache License 2.0](https://github.com/OWNER/omgsr-cli/blob/main/LICENSE). The bundled
-model omgsr-tiny was initialised with layers of realesr-general-x4v3 (BSD-3-Clause); its notice is beside the weights,
-and the model card lists the photographs that it was trained with.
+omgsr is published under the [Apache License 2.0](https://github.com/OWNER/omgsr-cli/blob/main/LICENSE).
+The bundled model omgsr-tiny was initialised with layers of realesr-general-x4v3 (BSD-3-Clause); its notice is beside
+the weights, and the model card lists the photographs that it was trained with.
 
 Installing omgsr installs the packages below, each under its own licence. The tables come from the packages' metadata;
 `python .ci/licences.py` writes this page. Three things need attention if you redistribute omgsr together with these

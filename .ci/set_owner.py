@@ -12,8 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# An account or organisation on GitHub, in an address of the repository or of its pages.
-PLACEHOLDER = re.compile(r"\bOWNER(?=/omgsr-cli\b|\.github\.io)")
+# An account or organisation on GitHub: in an address of the repository or of its pages, or as an item of a list.
+PLACEHOLDER = re.compile(r"\bOWNER(?=/omgsr-cli\b|\.github\.io)|(?<=  - )OWNER$", re.MULTILINE)
 ACCOUNT = re.compile(r"[A-Za-z0-9](?:-?[A-Za-z0-9]){0,38}")
 
 

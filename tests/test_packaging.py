@@ -126,7 +126,8 @@ def test_each_public_name_is_marked_stable_or_provisional() -> None:
 
 def test_the_conda_recipe_has_the_version_and_the_dependencies() -> None:
     recipe = yaml.safe_load((ROOT / "conda" / "recipe.yaml").read_text("utf-8"))
-    assert recipe["context"]["version"] == omgsr_cli.__version__
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert recipe["context"]["version"] == citation["version"] == omgsr_cli.__version__
     names = {"pytorch": "torch", "huggingface_hub": "huggingface-hub"}
     found = {re.sub(r"^\S+", lambda name: names.get(name[0], name[0]), need) for need in recipe["requirements"]["run"]}
     assert found - {"python >=${{ python_min }}"} == {f"{need.name} {need.specifier}" for need in DEPENDENCIES}
@@ -139,7 +140,9 @@ def test_a_release_needs_an_owner_and_a_tag_that_is_the_version_and_in_the_chang
     (tmp_path / "CHANGELOG.md").write_text(
         "".join(f"{'## ' if part[:1] == '[' else ''}{part}\n\n" for part in sections)
     )
-    (tmp_path / "page.md").write_text("https://github.com/OWNER/omgsr-cli and https://OWNER.github.io/, not OWNER\n")
+    # Not written out, as the placeholder is filled in here too.
+    text = "https://github.com/{0}/omgsr-cli, https://{0}.github.io/, not OWNER\n    - {0}\n"
+    (tmp_path / "page.md").write_text(text.format("OWNER"))
     shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
     for command in (["init", "-q"], ["add", "page.md"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
@@ -152,9 +155,23 @@ def test_a_release_needs_an_owner_and_a_tag_that_is_the_version_and_in_the_chang
     assert run(check, "v0.2.0") == 1
     assert run(".ci/set_owner.py", "no/name") == 1
     assert run(".ci/set_owner.py", "alice") == 0
-    assert (
-        tmp_path / "page.md"
-    ).read_text() == "https://github.com/alice/omgsr-cli and https://alice.github.io/, not OWNER\n"
+    assert (tmp_path / "page.md").read_text() == text.format("alice")
     assert run(check, "v0.2.0", "--notes", "notes.md") == 0
     assert (tmp_path / "notes.md").read_text() == "Sharper.\n"
     assert run(check, "v0.1.0") == run(check, "0.2.0") == 1
+
+
+def test_workflows_have_no_rights_but_those_of_their_jobs_and_only_one_publishes() -> None:
+    paths = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    workflows = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in paths}
+    for workflow in workflows.values():
+        assert workflow["permissions"] == {}
+        uses = [step["uses"] for job in workflow["jobs"].values() for step in job["steps"] if "uses" in step]
+        assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action) for action in uses)
+    publish = workflows["release"]["jobs"]["publish"]
+    assert publish["permissions"] == {"id-token": "write"}
+    assert publish["environment"]["name"] == "pypi"
+    steps = [step for job in workflows["release"]["jobs"].values() for step in job["steps"]]
+    assert not [step for step in steps if "cache" in step.get("with", {})]
+    writers = [name for name, job in workflows["release"]["jobs"].items() if "write" in job["permissions"].values()]
+    assert writers == ["publish", "announce"]
