@@ -1,6 +1,6 @@
-"""Colour fixes: give the restored image the colours of the image it came from.
+"""Colour fixes: give a restored image the colours of its input.
 
-Both are those of StableSR (arXiv:2305.07015), which OSEDiff and OMGSR use after it.
+Both methods come from StableSR (arXiv:2305.07015); OSEDiff and OMGSR use them too.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from omgsr_cli.imaging import Rows
 from omgsr_cli.imaging.rows import BandSpool
 from omgsr_cli.options import ColorFix
 
-#: Added to the variance before its root, as published; keeps flat images from dividing by zero.
+#: Added to the variance before the square root, as published; avoids a division by zero in flat images.
 VARIANCE_EPSILON = 1e-5
 
-#: Levels of the published a-trous decomposition; a point reaches 2**levels - 1 pixels.
+#: Levels of the published a-trous decomposition; its reach is 2**levels - 1 pixels.
 WAVELET_LEVELS = 5
 
-# Rows that the wavelet fix gives at a time, at least.
+# The wavelet fix returns at least this many rows at a time.
 _WAVELET_ROWS = 256
 
 
@@ -32,7 +32,7 @@ class ChannelStatistics:
 
     Attributes:
         mean: (C,) float64.
-        std: (C,) float64: root of the unbiased variance plus `VARIANCE_EPSILON`; one pixel has variance 0.
+        std: (C,) float64: square root of the unbiased variance plus `VARIANCE_EPSILON`; one pixel has variance 0.
     """
 
     mean: Tensor
@@ -40,9 +40,9 @@ class ChannelStatistics:
 
 
 class RowStatistics:
-    """Adds up an image's rows to the statistics of the whole.
+    """Accumulates the statistics of an image from bands of rows.
 
-    Each row is summed up by itself, in float64, so that the result is the same in whatever bands the rows come.
+    Each row is summed separately, in float64, so the result does not depend on the bands.
     """
 
     def __init__(self) -> None:
@@ -54,12 +54,12 @@ class RowStatistics:
         """Add the next rows, (C, n, W) float on the CPU, any range.
 
         Raises:
-            ShapeError: not three dimensions, no pixels, or rows of another width.
+            ShapeError: the band does not have three dimensions, has no pixels, or has another width.
         """
         if band.ndim != 3 or band.numel() == 0 or self._width not in (0, band.shape[2]):
             raise ShapeError(f"channel statistics need rows of one width, (C, n, W), not {tuple(band.shape)}")
         self._width = band.shape[2]
-        # Some rows at a time, so that the float64 copy is small.
+        # A few rows at a time keep the float64 copy small.
         for rows in torch.split(band, 64, dim=1):
             values = rows.double().contiguous()
             mean = values.mean(dim=-1)
@@ -67,7 +67,7 @@ class RowStatistics:
             self._squares.append((values - mean[..., None]).square_().sum(dim=-1))
 
     def whole(self) -> ChannelStatistics:
-        """The statistics of all rows (Chan, Golub and LeVeque, 1979, for parts of one size)."""
+        """The statistics of all rows, combined from parts of equal size (Chan, Golub and LeVeque, 1979)."""
         means, squares = torch.cat(self._means, dim=1), torch.cat(self._squares, dim=1)
         mean = means.mean(dim=1)
         total = squares.sum(dim=1) + (means - mean[:, None]).square().sum(dim=1) * self._width
@@ -76,17 +76,17 @@ class RowStatistics:
 
 
 def adain_from_statistics(band: Tensor, own: ChannelStatistics, wanted: ChannelStatistics) -> Tensor:
-    """Move every channel of a part of an image from its own mean and spread to the wanted ones.
+    """Give every channel of a band the wanted mean and standard deviation.
 
     (band - own.mean) / own.std * wanted.std + wanted.mean
     Source: AdaIN, arXiv:1703.06868, Eq. 8, on pixels as in StableSR, arXiv:2305.07015.
 
     Args:
         band: (C, n, W) float, sRGB in [0, 1].
-        own: of the whole restored image.
-        wanted: of the whole reference.
+        own: statistics of the whole restored image.
+        wanted: statistics of the whole reference.
     Returns:
-        New tensor, shape and dtype of band; not clamped.
+        A new tensor with the shape and dtype of band; not clamped.
     """
     gain = wanted.std / own.std
     offset = wanted.mean - own.mean * gain
@@ -95,17 +95,17 @@ def adain_from_statistics(band: Tensor, own: ChannelStatistics, wanted: ChannelS
 
 
 def wavelet_color_fix(restored: Tensor, reference: Tensor, levels: int = WAVELET_LEVELS) -> Tensor:
-    """Keep the restored image's high frequencies and take the reference's low ones.
+    """Combine the high frequencies of the restored image with the low frequencies of the reference.
 
-    An undecimated a-trous decomposition with the 3x3 kernel [[1,2,1],[2,4,2],[1,2,1]]/16, dilated by 2**i at level
-    i, edges repeated. The high frequencies of all levels sum to restored - low(restored), and low() is linear, so
-    high(restored) + low(reference) = restored + low(reference - restored): one pass instead of two.
+    The decomposition is undecimated (a-trous), with the 3x3 kernel [[1,2,1],[2,4,2],[1,2,1]]/16 dilated by 2**i at
+    level i and repeated edges. The high frequencies of all levels sum to restored - low(restored), and low() is linear,
+    so high(restored) + low(reference) = restored + low(reference - restored): one pass instead of two.
     Source: StableSR, arXiv:2305.07015.
 
     Args:
         restored: (B, 3, H, W) float, sRGB in [0, 1].
         reference: same shape.
-        levels: of the decomposition; a pixel reaches 2**levels - 1 pixels far.
+        levels: levels of the decomposition, whose reach is 2**levels - 1 pixels.
     Returns:
         (B, 3, H, W), dtype and device of restored; not clamped.
     Raises:
@@ -122,23 +122,23 @@ def wavelet_color_fix(restored: Tensor, reference: Tensor, levels: int = WAVELET
 
 
 def match_color(restored: Iterator[Tensor], reference: Rows, method: ColorFix, bit_depth: int) -> Iterator[Tensor]:
-    """Give an image, as it comes, the colours of the one that it came from.
+    """Give the bands of a restored image the colours of the reference.
 
-    The result does not depend on the bands. AdaIN has to know the whole before it gives the first row, and puts the
-    image aside meanwhile; the wavelet fix is late by what it reaches.
+    The result does not depend on the bands. AdaIN needs the statistics of the whole image before it returns the first
+    row, so it stores the image meanwhile; the wavelet fix delays rows by its reach.
 
     Args:
-        restored: bands of (3, n, W) float32 on the CPU, sRGB in [0, 1], from the first rows to the last.
-        reference: of the same height and width.
+        restored: bands of (3, n, W) float32 on the CPU, sRGB in [0, 1], from top to bottom.
+        reference: an image of the same height and width.
         method: "adain", "wavelet" or "none".
-        bit_depth: of the image. At 8 the fix works between 8-bit images, of which the restored one was truncated,
-            as published; it sets the mean anew, so that the half level lost here does not darken the result.
+        bit_depth: bit depth of the image. At 8 the fix works on 8-bit images, and the restored one is truncated, as
+            published; the fix sets the mean, so the half level that truncation loses does not darken the result.
     Returns:
         Bands of the same rows, clamped to [0, 1].
     Raises:
-        UsageError: there is no such method.
+        UsageError: the method does not exist.
         ShapeError: the widths differ.
-        OmgsrError: there is no room to put the image aside.
+        OmgsrError: there is no space to store the image.
     """
     if method == "none":
         return restored
@@ -170,7 +170,7 @@ def _wavelet(restored: Iterator[Tensor], reference: Rows) -> Iterator[Tensor]:
         held = band if held is None else torch.cat([held, band], dim=1)
         known = top + held.shape[1]
         ready = known if known == height else known - reach
-        # Rows around are read and blurred once more for each band: many at a time cost little.
+        # Each band reads and blurs the rows around it again, so larger bands cost less.
         if known < height and ready - done < _WAVELET_ROWS:
             continue
         fixed = wavelet_color_fix(held[None], reference.read(top, known)[None])[0]
@@ -189,7 +189,7 @@ def _low_frequencies(plane: Tensor, levels: int) -> Tensor:
 
 
 def _blur_axis(source: Tensor, target: Tensor, radius: int, axis: int) -> None:
-    """Write 1/4, 1/2, 1/4 of the points `radius` before, at and after each point, edges repeated, to `target`."""
+    """Write 1/4, 1/2, 1/4 of the points `radius` before, at and after each point to `target`; edges are repeated."""
     length = source.shape[axis]
     torch.mul(source, 0.5, out=target)
     inside = max(length - radius, 0)

@@ -1,4 +1,4 @@
-"""The errors that a user can cause: one line that says what, and one that says what to do next."""
+"""Errors that a user can cause: one line with the reason, and one with the next step."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 
 
 class OmgsrError(Exception):
-    """A failure that its message explains completely.
+    """Base class of the errors that a user can cause; its message explains the failure completely.
 
     Args:
-        message: what is wrong, with the offending value; one line, no full stop.
-        hint: what to type or change next; one line, or None where the message says it.
+        message: what is wrong, with the offending value; one line without a full stop.
+        hint: what to type or change next; one line, or None if there is no next step.
     """
 
     def __init__(self, message: str, hint: str | None = None) -> None:
@@ -21,42 +21,42 @@ class OmgsrError(Exception):
 
 
 class UsageError(OmgsrError):
-    """Options or arguments that do not go together; found before any work, exit code 2."""
+    """Options or arguments are wrong or conflict; found before any work, exit code 2."""
 
 
 class FileError(OmgsrError):
-    """One file that cannot be read, restored or written; the batch goes on without it."""
+    """One file cannot be read, restored or written; the batch continues."""
 
 
 class ExistsError(FileError):
-    """A name that is taken, perhaps since a moment ago; nothing was written."""
+    """The file already exists, possibly since a moment ago; nothing was written."""
 
 
 class ModelError(OmgsrError):
-    """A model, adapter or its folder that cannot be loaded or does not fit."""
+    """A model or adapter cannot be loaded or does not match."""
 
 
 class UnknownModelError(ModelError, UsageError):
-    """A name that no model, base or adapter has: told like a wrong option, exit code 2."""
+    """No model, base model or adapter has this name; exit code 2, like a wrong option."""
 
 
 class DeviceError(OmgsrError):
-    """A device or precision that this machine does not have."""
+    """This machine does not have the device or precision, or the device ran out of memory."""
 
 
 class ShapeError(OmgsrError, ValueError):
-    """A tensor whose shape is not what the function documents."""
+    """A tensor does not have the documented shape, type or range."""
 
 
 class NotFiniteError(OmgsrError):
-    """A network gave NaN or infinity; nothing of that image is kept."""
+    """A network returned NaN or infinity; the image fails and nothing is written for it."""
 
 
 class UnknownDeviceError(DeviceError, UsageError):
-    """A name that no device has anywhere: told like a wrong option, exit code 2."""
+    """No machine has a device of this name; exit code 2, like a wrong option."""
 
 
-_NO_FILE, _NOT_READABLE = "there is no such file", "not allowed to read it"
+_NO_FILE, _NOT_READABLE = "no such file", "no permission to read it"
 _READ_REASONS = {
     errno.ENOENT: _NO_FILE,
     errno.ENOTDIR: _NO_FILE,
@@ -64,18 +64,18 @@ _READ_REASONS = {
     errno.EPERM: _NOT_READABLE,
     errno.EISDIR: "it is a folder, not a file",
     errno.EBADF: "it is closed",
-    errno.ELOOP: "its links lead in a circle",
-    errno.ENAMETOOLONG: "the name is too long for a file",
+    errno.ELOOP: "its symbolic links form a loop",
+    errno.ENAMETOOLONG: "the name is too long",
 }
 
-_ELSEWHERE, _FREE_SPACE = "write to a folder where you may", "free some space, or write to another disk"
+_ELSEWHERE, _FREE_SPACE = "choose a folder that you can write to", "free some space, or write to another disk"
 _WRITE_REASONS: dict[int, tuple[str, str | None]] = {
     errno.ENOSPC: ("the disk is full", _FREE_SPACE),
     errno.EDQUOT: ("your disk quota is used up", _FREE_SPACE),
-    errno.EACCES: ("not allowed to write there", _ELSEWHERE),
-    errno.EPERM: ("not allowed to write there", _ELSEWHERE),
+    errno.EACCES: ("no permission to write there", _ELSEWHERE),
+    errno.EPERM: ("no permission to write there", _ELSEWHERE),
     errno.EROFS: ("the disk is read-only", _ELSEWHERE),
-    errno.EFBIG: ("the file system takes no file that large", "write to another disk"),
+    errno.EFBIG: ("the file is too large for the file system", "write to another disk"),
     errno.ENAMETOOLONG: ("the name is too long", "give a shorter name"),
     errno.ENOTDIR: ("a part of its path is a file, not a folder", "write to another folder"),
     errno.EEXIST: ("a part of its path is a file, not a folder", "write to another folder"),
@@ -83,15 +83,15 @@ _WRITE_REASONS: dict[int, tuple[str, str | None]] = {
     errno.EBADF: ("it is closed", None),
 }
 
-# Libraries in Rust, such as safetensors, give the system's number in their text alone.
+# Rust libraries such as safetensors put the system's error number into their message only.
 _OS_NUMBER = re.compile(r"\(os error ([0-9]+)\)")
 
 
 def reason_of(error: BaseException) -> str:
-    """Why something of the system's or of a library's went wrong, in one line.
+    """The reason of an error from the system or a library, in one line.
 
-    What the system says, without its number and path; or a library's first line; or the kind of error where it says
-    nothing.
+    This is the system's text without number and path, the first line of a library's message, or the type of an error
+    without a message.
     """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -100,7 +100,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def read_reason(error: Exception) -> str:
-    """Why a file cannot be read; a ValueError is one that no path can have."""
+    """Why a file cannot be read; a ValueError means that the path itself is impossible."""
     if isinstance(error, ValueError):
         return _NO_FILE
     return _READ_REASONS.get(_number_of(error), reason_of(error))
@@ -112,7 +112,7 @@ def write_reason(error: Exception) -> str:
 
 
 def write_error(name: object, error: Exception) -> FileError:
-    """Say in one line why a file cannot be written, and what helps."""
+    """The error for a file that cannot be written, with the reason and a hint."""
     reason, hint = _WRITE_REASONS.get(_number_of(error), (reason_of(error), None))
     return FileError(f"{name}: cannot be written: {reason}", hint)
 
@@ -120,5 +120,5 @@ def write_error(name: object, error: Exception) -> FileError:
 def _number_of(error: Exception) -> int:
     if isinstance(error, OSError):
         return error.errno or 0
-    told = _OS_NUMBER.search(str(error))
-    return int(told[1]) if told else 0
+    found = _OS_NUMBER.search(str(error))
+    return int(found[1]) if found else 0

@@ -1,4 +1,4 @@
-"""How close a restored image is to its reference, in numbers that need no weights: PSNR and SSIM."""
+"""PSNR and SSIM: metrics of the similarity to a reference that need no weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from omgsr_cli.transfer import has_float64
 SSIM_WINDOW_PX = 11
 _SSIM_SIGMA_PX = 1.5
 _SSIM_C1, _SSIM_C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-# Keeps PSNR of two equal images finite, at 80 dB, as pyiqa has it.
+# Keeps the PSNR of equal images finite, at 80 dB, as in pyiqa.
 _MSE_FLOOR = 1e-8
 # Weights of R, G, B and the black level, in levels of 8 bits. Y of YCbCr is in studio swing, 16 to 235.
 _LUMA = {
@@ -26,18 +26,18 @@ def psnr(restored: Tensor, reference: Tensor, *, color_space: ColorSpace = "ycbc
     """Peak signal-to-noise ratio in dB.
 
     10 log10(1 / (mse + 1e-8)), over Y in [0, 1] or over R, G and B.
-    Source: the definition; Y, its range and the floor as pyiqa's `psnr` has them with `test_y_channel=True`, which is
-    what papers of real-world super-resolution report with `color_space="ycbcr"`.
+    Source: the definition; Y, its range and the constant 1e-8 as in pyiqa's `psnr` with `test_y_channel=True`.
+    Papers on real-world super-resolution report this value with `color_space="ycbcr"`.
 
     Args:
         restored: (B, 3, H, W) float, sRGB in [0, 1].
         reference: same shape.
         color_space: "ycbcr" or "yiq" for that space's Y alone, "rgb" for all three channels.
-        crop_border_px: pixels that are left out on every side.
+        crop_border_px: pixels that are ignored on every side.
     Returns:
-        (B,) float64 on the device of `restored` (float32 where it has no float64); 80 for equal images.
+        (B,) float64 on the device of `restored` (float32 if it has no float64); 80 for equal images.
     Raises:
-        ShapeError: the shapes differ, are not (B, 3, H, W), or nothing is left of the images.
+        ShapeError: the shapes differ, are not (B, 3, H, W), or no pixels are left.
     """
     _check(restored, reference, crop_border_px, 1)
     first, second = (_planes(image, color_space, crop_border_px) / 255 for image in (restored, reference))
@@ -48,24 +48,24 @@ def psnr(restored: Tensor, reference: Tensor, *, color_space: ColorSpace = "ycbc
 def ssim(restored: Tensor, reference: Tensor, *, color_space: ColorSpace = "ycbcr", crop_border_px: int = 0) -> Tensor:
     """Structural similarity.
 
-    Over 11x11 Gaussian windows (sigma 1.5) wholly inside the image, on whole levels of 8 bits, with
-    C1 = (0.01*255)^2 and C2 = (0.03*255)^2, the contrast-structure term not below 0.
+    Computed on 8-bit integer levels over all 11x11 Gaussian windows (sigma 1.5) that lie inside the image, with
+    C1 = (0.01*255)^2 and C2 = (0.03*255)^2; the contrast-structure term is clamped to 0 or more.
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004,
-    without the reduction of large images; rounding as the authors' program and pyiqa's `ssim` have it.
+    without the reduction of large images; rounded as in the authors' program and pyiqa's `ssim`.
 
     Args:
         restored: (B, 3, H, W) float, sRGB in [0, 1].
         reference: same shape.
         color_space: "ycbcr" or "yiq" for that space's Y alone, "rgb" for the mean over all three channels.
-        crop_border_px: pixels that are left out on every side.
+        crop_border_px: pixels that are ignored on every side.
     Returns:
-        (B,) float64 on the device of `restored` (float32 where it has no float64), in [-1, 1]; 1 for equal images.
+        (B,) float64 on the device of `restored` (float32 if it has no float64), in [-1, 1]; 1 for equal images.
     Raises:
-        ShapeError: the shapes differ, are not (B, 3, H, W), or less than a window is left of the images.
+        ShapeError: the shapes differ, are not (B, 3, H, W), or what is left is smaller than a window.
     """
     _check(restored, reference, crop_border_px, SSIM_WINDOW_PX)
     first, second = (_planes(image, color_space, crop_border_px).round() for image in (restored, reference))
-    # Five averages in one convolution: of both images, their squares and their product.
+    # One convolution averages five planes: both images, their squares and their product.
     stack = torch.stack([first, second, first * first, second * second, first * second], 1)
     mean_1, mean_2, square_1, square_2, product = _window_means(stack).unbind(1)
     variances = square_1 - mean_1**2 + square_2 - mean_2**2
@@ -78,30 +78,30 @@ def _check(restored: Tensor, reference: Tensor, crop_border_px: int, least_px: i
     if restored.shape != reference.shape:
         raise ShapeError(f"restored {tuple(restored.shape)} and reference {tuple(reference.shape)} differ in shape")
     if restored.ndim != 4 or restored.shape[1] != 3 or not restored.is_floating_point():
-        raise ShapeError(f"images are float (B, 3, H, W), not {restored.dtype} {tuple(restored.shape)}")
+        raise ShapeError(f"images must be float (B, 3, H, W), not {restored.dtype} {tuple(restored.shape)}")
     if crop_border_px < 0 or min(restored.shape[-2:]) - 2 * crop_border_px < least_px:
         height, width = restored.shape[-2:]
         raise ShapeError(
             f"a border of {crop_border_px} px leaves too little of {width}x{height} px: at least "
-            f"{least_px}x{least_px} px are compared"
+            f"{least_px}x{least_px} px are needed"
         )
 
 
 def _planes(image: Tensor, color_space: ColorSpace, crop_border_px: int) -> Tensor:
-    """(B, 3, H, W) in [0, 1] to (B, 1 or 3, h, w) in levels of 8 bits, in the best precision that the device has."""
+    """Convert (B, 3, H, W) in [0, 1] to (B, 1 or 3, h, w) in 8-bit levels, in the best precision of the device."""
     height, width = image.shape[-2:]
     image = image[..., crop_border_px : height - crop_border_px, crop_border_px : width - crop_border_px]
     image = image.to(torch.float64 if has_float64(image.device) else torch.float32)
     if color_space == "rgb":
         return image * 255
     weights, black = _LUMA[color_space]
-    # In this order and not as a matrix product, so that equal images are equal in every library's rounding.
+    # Summed in this order instead of a matrix product, so that the rounding equals that of other libraries.
     red, green, blue = image.unbind(1)
     return (red * weights[0] + green * weights[1] + blue * weights[2] + black)[:, None]
 
 
 def _window_means(planes: Tensor) -> Tensor:
-    """Gaussian means of (..., H, W) over the windows inside: (..., H-10, W-10)."""
+    """Gaussian means of (..., H, W) over all windows inside the image: (..., H-10, W-10)."""
     offsets = torch.arange(SSIM_WINDOW_PX, dtype=torch.float64) - SSIM_WINDOW_PX // 2
     window = torch.exp(-offsets.square() / (2 * _SSIM_SIGMA_PX**2))
     window = (window / window.sum()).to(planes.dtype).to(planes.device)

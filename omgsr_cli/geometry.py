@@ -54,11 +54,11 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class HaloTile:
-    """A tile that is computed with a margin of which only the core is kept.
+    """A tile that is computed with a margin; only its core is kept.
 
     Attributes:
-        outer: what is given to the function.
-        core: what is kept; the cores of a plan cover the image exactly once.
+        outer: the part of the image that is passed to the function.
+        core: the part of the result that is kept; the cores of a plan cover the image exactly once.
     """
 
     outer: Tile
@@ -71,14 +71,14 @@ class HaloTile:
 
 @dataclass(frozen=True)
 class Canvas:
-    """The sizes an image goes through.
+    """The sizes of an image during restoration.
 
     Attributes:
-        output: what was asked for.
-        working: what the model restores: the output, or larger where that is below the magnification or the size that
-            the model was trained at.
-        padded: the working size with a border on every side, up to the native size and the model's multiple.
-        border: pixels of that border; what else is padded lies to the right and below.
+        output: size of the result.
+        working: size that the model restores: the output size, or a larger one if the output is below the magnification
+            or the size that the model was trained at.
+        padded: the working size with a border on every side, rounded up to the native size and the model's multiple.
+        border: pixels of that border; all other padding is at the right and the bottom.
     """
 
     output: Size
@@ -87,7 +87,7 @@ class Canvas:
     border: int = 0
 
 
-#: Up to this many times its short side, a small image is enlarged to the native size; a thinner one is padded.
+#: Small images are enlarged to the native size up to this aspect ratio; thinner ones are padded.
 _THIN = 4
 
 
@@ -97,7 +97,7 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def plan_output_size(source: Size, options: SizeOptions, model_scale: float) -> Size:
-    """The exact size of the result: what the options say, or the model's own scale."""
+    """The exact size of the result, from the options or the model's own scale."""
     if options.size is not None:
         return Size(*options.size)
     if options.long_side is not None:
@@ -106,7 +106,7 @@ def plan_output_size(source: Size, options: SizeOptions, model_scale: float) -> 
         return _with_side(source, options.short_side, min(source))
     if options.print is not None:
         long, short = options.print
-        # The side that meets the sheet's edge first is exact.
+        # The side that reaches the edge of the sheet first is exact.
         if long * min(source) <= short * max(source):
             return _with_side(source, long, max(source))
         return _with_side(source, short, min(source))
@@ -114,7 +114,7 @@ def plan_output_size(source: Size, options: SizeOptions, model_scale: float) -> 
 
 
 def _with_side(source: Size, wanted: int, side: int) -> Size:
-    # The named side is exact also where the factor is not: round(side * (wanted / side)) may miss it by one.
+    # Set the given side exactly: round(side * (wanted / side)) can be off by one.
     height, width = (wanted if value == side else max(1, round(value * wanted / side)) for value in source)
     return Size(height, width)
 
@@ -122,19 +122,19 @@ def _with_side(source: Size, wanted: int, side: int) -> Size:
 def plan_canvas(output: Size, least: Size, native_px: int, multiple_px: int, border_px: int = 0) -> Canvas:
     """The sizes for one image.
 
-    A model restores well only at about the magnification that it was trained at, so the working size is no smaller
-    than that multiple of the input, and the result is reduced. Nor has it seen images below its native size: such a
-    one is restored at that size and reduced too, as the published scripts do; a larger one is cut into tiles. A thin
-    one would become enormous that way: it is enlarged no further than to four times the native size on its longer
-    side, and padded on the other.
+    A model restores well only at about the magnification that it was trained at, so the working size is at least that
+    multiple of the input, and the result is reduced. Images below the native size, which the model has not seen in
+    training, are enlarged to it and reduced afterwards, as in the published scripts; larger ones are cut into tiles.
+    A thin image would become enormous that way, so its longer side is enlarged to at most four times the native size,
+    and the other side is padded.
 
     Args:
         output: exact size of the result.
-        least: the input times the magnification; `output` for no lower bound. Each side counts by itself, so that an
-            input that the result stretches is restored with its own proportions.
+        least: size of the input times the magnification; `output` for no lower bound. The sides are independent, so an
+            input whose proportions change is restored with its own proportions.
         native_px: side of the square images that the model was trained at.
         multiple_px: the padded sides are multiples of it.
-        border_px: added on every side.
+        border_px: border on every side.
     """
     working, longest = Size(*map(max, output, least)), _THIN * native_px
     if min(working) < native_px and max(working) <= _THIN * min(working):
@@ -146,20 +146,20 @@ def plan_canvas(output: Size, least: Size, native_px: int, multiple_px: int, bor
 
 
 def plan_starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
-    """First positions of tiles that cover a length, with at least the overlap between neighbours.
+    """First positions of tiles that cover a length and overlap by at least `overlap`.
 
-    The tiles are spread evenly instead of pushing the last one back, so that no two of them overlap far more than the
-    others, which would cost time and soften one strip of the image.
+    The tiles are spaced evenly. Moving only the last one back would make two of them overlap much more than the others,
+    which would cost time and soften one strip of the image.
 
     Args:
         length: elements to cover.
-        tile: elements of a tile; one tile is enough where it is not below the length.
-        overlap: elements that neighbours share at least, in 0..tile-1.
+        tile: elements of a tile; one tile is enough if it is as long as the whole.
+        overlap: minimum number of elements that neighbours share, in 0..tile-1.
     """
     if tile >= length:
         return (0,)
     if not 0 <= overlap < tile:
-        raise UsageError(f"an overlap of {overlap} does not fit tiles of {tile}", "give an --overlap below --tile")
+        raise UsageError(f"an overlap of {overlap} is too large for tiles of {tile}", "use an --overlap below --tile")
     count = 1 + -(-(length - tile) // (tile - overlap))
     return tuple((length - tile) * i // (count - 1) for i in range(count))
 
@@ -168,9 +168,9 @@ def plan_tiles(size: Size, tile: int, overlap: int) -> tuple[Tile, ...]:
     """Cover an image with equal tiles, row by row.
 
     Args:
-        size: of the image, in any element (pixels, latents).
-        tile: side of a tile; an image that is smaller in one direction gets tiles that are smaller there.
-        overlap: elements that neighbours share at least.
+        size: size of the image, in pixels or latent elements.
+        tile: side of a tile; along a smaller side of the image, tiles are smaller too.
+        overlap: minimum number of elements that neighbours share.
     """
     height, width = min(tile, size.height), min(tile, size.width)
     return tuple(
@@ -181,13 +181,13 @@ def plan_tiles(size: Size, tile: int, overlap: int) -> tuple[Tile, ...]:
 
 
 def plan_halo_tiles(size: Size, core: tuple[int, int], halo: int, multiple: int) -> tuple[HaloTile, ...]:
-    """Cut an image into cores, each with a margin that ends at the image's border.
+    """Cut an image into cores, each with a margin that ends at the border of the image.
 
     Args:
-        size: of the image; both sides multiples of `multiple`.
+        size: size of the image; both sides are multiples of `multiple`.
         core: height and width of a core, rounded up to the multiple.
         halo: margin on each side, rounded up to the multiple.
-        multiple: every edge lies on it, so that the network's grid is the same in a tile as in the whole.
+        multiple: all edges are multiples of it, so the network's grid is the same in a tile as in the whole image.
     """
     (height, width), halo = (round_up(side, multiple) for side in core), round_up(halo, multiple)
     return tuple(
@@ -201,16 +201,16 @@ def plan_halo_tiles(size: Size, core: tuple[int, int], halo: int, multiple: int)
 
 
 def halve_halo_tile(tile: HaloTile, halo: int, multiple: int) -> tuple[HaloTile, ...]:
-    """Two tiles in place of one, cut across its longer side; none where it is one multiple long.
+    """Cut a tile in two across its longer side; returns no tiles if that side is only one multiple long.
 
     Args:
-        tile: of `plan_halo_tiles`.
+        tile: from `plan_halo_tiles`.
         halo: margin of a cut, rounded up to the multiple.
-        multiple: the cut lies on it.
+        multiple: the cut is at a multiple of it.
     """
     core, outer, halo = tile.core, tile.outer, round_up(halo, multiple)
     if core.width > core.height:
-        # Turned, cut, and turned back.
+        # Turn the tile, cut it, and turn the parts back.
         turned = halve_halo_tile(HaloTile(_turned(outer), _turned(core)), halo, multiple)
         return tuple(HaloTile(_turned(half.outer), _turned(half.core)) for half in turned)
     first = round_up(core.height // 2, multiple)

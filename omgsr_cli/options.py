@@ -1,4 +1,4 @@
-"""What a command was asked to do, checked and frozen before anything is loaded."""
+"""The options of the commands as frozen records, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ColorSpace = Literal["ycbcr", "yiq", "rgb"]
 Quantize = Literal["none", "int8", "nf4", "fp8"]
 Offload = Literal["auto", "none", "model", "group"]
 OutputFormat = Literal["same", "png", "jpg", "webp", "tiff", "avif"]
-#: Other names of formats.
+#: Alternative names of formats.
 FORMAT_ALIASES = {"jpeg": "jpg", "tif": "tiff"}
 MIN_SCALE, MAX_SCALE = 0.5, 16.0
 
@@ -25,17 +25,17 @@ class _Options(BaseModel):
 
 
 class ModelOptions(_Options):
-    """Which model, where and how exactly it runs.
+    """The model, and how it runs.
 
     Attributes:
-        model: preset name, merged folder, diffusers folder or hub repository; None takes the default preset.
-        base: folder or repository of the pre-trained model that `adapter` belongs to.
-        adapter: folder with the published PEFT layout.
-        mid_timestep: overrides the one that the model was trained at.
-        prompt: overrides the model's own, which is empty as published.
-        device: cuda, mps, xpu, cpu, or None for the first of them that is there.
-        precision: of weights and arithmetic.
-        compile: whether to compile the network, which pays off from some dozens of images on.
+        model: preset name, merged folder, Diffusers folder or hub repository; None uses the default preset.
+        base: folder or repository of the base model of `adapter`.
+        adapter: folder in the published PEFT layout.
+        mid_timestep: replaces the mid-timestep that the model was trained at.
+        prompt: replaces the model's own prompt, which is empty as published.
+        device: cuda, mps, xpu or cpu; None uses the first available one.
+        precision: number format of weights and arithmetic.
+        compile: compile the network, which pays off after a few dozen images.
         process_size: native size in pixels; smaller images are enlarged to it first and reduced at the end.
         vae: what decodes in the place of the model's own: "tiny" for TAESD, or another AutoencoderTiny.
         quantize: how the weights of a large model are made smaller.
@@ -57,15 +57,15 @@ class ModelOptions(_Options):
 
 
 class SizeOptions(_Options):
-    """How large the result is to be: at most one of the five; none means the model's own scale.
+    """The size of the result: at most one of these five; without any, the model's own scale.
 
     Attributes:
-        scale: factor on both sides.
-        size: (height, width) in pixels, whatever the input's proportions.
-        long_side: pixels of the longer side, proportions kept.
-        short_side: pixels of the shorter side, proportions kept.
-        print: pixels of a sheet's longer and shorter side; the result is the largest that fits on the sheet, which may
-            be turned.
+        scale: factor for both sides.
+        size: (height, width) in pixels, also if this changes the proportions.
+        long_side: pixels of the longer side; proportions are kept.
+        short_side: pixels of the shorter side; proportions are kept.
+        print: pixels of a sheet's longer and shorter side; the result is the largest that fits on the sheet, which is
+            turned if needed.
     """
 
     scale: float | None = Field(default=None, ge=MIN_SCALE, le=MAX_SCALE)
@@ -85,19 +85,19 @@ class SizeOptions(_Options):
 
 
 class RestoreOptions(_Options):
-    """What is done to the pixels.
+    """How the pixels are restored.
 
     Attributes:
-        process_scale: the image is restored at no less than this multiple of its input size and then reduced; "auto"
-            takes the magnification that the model was trained at, 1 restores at the size of the result.
-        strength: 1 is the restored image, 0 plain upscaling, and in between both are blended.
-        color_fix: how the colours of the input are brought back; None takes what suits the model.
-        tile: side of a tile in pixels of the working size, "off" for the whole image at once, or "auto" by free
-            memory.
-        overlap: pixels that neighbouring tiles share; None takes half a tile, as published.
-        batch: tiles that go through the network together.
-        memory: MiB that the model may work in beyond its weights; None takes half of what is free.
-        seed: samples the latent posterior with it; None takes its mean, so that a result can be repeated.
+        process_scale: restore at this multiple of the input size at least, then reduce; "auto" uses the magnification
+            that the model was trained at, and 1 restores at the size of the result.
+        strength: 1 is the restored image, 0 is plain upscaling, and values in between blend both.
+        color_fix: method that matches the colours of the input; None uses the model's default.
+        tile: side of a tile in pixels of the working size, "off" for the whole image at once, or "auto" to choose by
+            free memory.
+        overlap: pixels that neighbouring tiles share; None uses half a tile, as published.
+        batch: number of tiles per call of the network.
+        memory: MiB of working memory beside the weights; None uses half of the free memory.
+        seed: sample the latent posterior with this seed; None uses its mean, so results are reproducible.
     """
 
     size: SizeOptions = SizeOptions()
@@ -113,7 +113,7 @@ class RestoreOptions(_Options):
     @model_validator(mode="after")
     def _has_a_process_scale(self) -> Self:
         if self.process_scale != "auto" and not 1 <= self.process_scale <= MAX_SCALE:
-            raise ValueError(f"--process-scale {self.process_scale:g} is not auto or from 1 to {MAX_SCALE:g}")
+            raise ValueError(f"--process-scale {self.process_scale:g} must be auto, or 1 to {MAX_SCALE:g}")
         return self
 
     @model_validator(mode="after")
@@ -136,14 +136,14 @@ class WriteOptions(_Options):
     """How results are written.
 
     Attributes:
-        format: of the file; "same" as the input's where that can be written, else PNG.
-        quality: 1 to 100 for JPEG, WebP and AVIF; None takes the format's good default.
-        metadata: whether EXIF, XMP and text are kept; an ICC profile always is, being part of the pixels' meaning.
-        dpi: dots per inch of the result: "keep" those of the input, so that the print grows with the pixels; "scale"
-            them, so that the print keeps its size; or a number.
-        keep_times: whether a result gets its input's times of access and change.
-        overwrite: whether an existing file that is not this job's finished result may be replaced.
-        compare: whether a before/after image is written beside the result.
+        format: file format; "same" is the input's format, or PNG if that cannot be written.
+        quality: 1 to 100 for JPEG, WebP and AVIF; None uses the format's default.
+        metadata: keep EXIF, XMP and texts, or none; an ICC profile is always kept, because it defines the colours.
+        dpi: dots per inch of the result: "keep" those of the input, so the print grows with the pixels; "scale" them,
+            so the print keeps its size; or a number.
+        keep_times: give the result the access and modification times of its input.
+        overwrite: replace existing files that are not this job's finished result.
+        compare: write a before/after image beside the result.
     """
 
     format: OutputFormat = "same"
@@ -158,7 +158,7 @@ class WriteOptions(_Options):
     @classmethod
     def _dpi_can_be_written(cls, value: Literal["keep", "scale"] | float) -> Literal["keep", "scale"] | float:
         if not isinstance(value, str) and not 1 <= value <= 65535:
-            raise ValueError("is not from 1 to 65535")
+            raise ValueError("must be 1 to 65535")
         return value
 
     @field_validator("format", mode="before")
@@ -168,13 +168,13 @@ class WriteOptions(_Options):
 
 
 class EngineOptions(_Options):
-    """Who does the work.
+    """The processes that do the work.
 
     Attributes:
-        workers: how many processes; None takes one for each device.
-        device: of one process, or several as "cuda:0,cuda:1", or "all"; None takes the first that is there.
-        engine: processes of this machine, or a Ray cluster's.
-        address: of the Ray cluster; None starts Ray on this machine.
+        workers: number of processes; None uses one per device.
+        device: one device, several such as "cuda:0,cuda:1", or "all"; None uses the first available one.
+        engine: "local" for processes on this machine, "ray" for a Ray cluster.
+        address: address of the Ray cluster; None starts Ray on this machine.
     """
 
     workers: int | None = Field(default=None, ge=1, le=1024)
@@ -185,21 +185,21 @@ class EngineOptions(_Options):
     @model_validator(mode="after")
     def _only_ray_has_an_address(self) -> Self:
         if self.address is not None and self.engine != "ray":
-            raise ValueError(f"--address {self.address} is of a Ray cluster: give --engine ray too")
+            raise ValueError(f"--address {self.address} needs --engine ray")
         return self
 
 
 class TimestepOptions(_Options):
-    """How the mid-timestep of a data set is found.
+    """How the mid-timestep of a dataset is measured.
 
     Attributes:
-        resolution: side of the crops; None takes 512, and with real pairs the whole images.
-        scale: the side of a crop over that of the degraded one.
-        on_small: what becomes of an image that is smaller than a crop.
-        max_samples: upper bound; None takes one sample of each image.
-        until_stable: goes on until the interval is narrower than this many timesteps.
-        batch: images that are encoded together.
-        seed: of crops, degradation and resampling.
+        resolution: side of the crops in pixels; None uses 512, or whole images for real pairs.
+        scale: the side of a crop over the side of its degraded version.
+        on_small: what to do with images that are smaller than a crop.
+        max_samples: maximum number of samples; None uses one per image.
+        until_stable: add samples until the interval is narrower than this many timesteps.
+        batch: number of images that are encoded together.
+        seed: seed of crops, degradation and resampling.
     """
 
     resolution: int | None = Field(default=None, ge=16, le=8192)
@@ -212,26 +212,27 @@ class TimestepOptions(_Options):
 
 
 class BenchOptions(_Options):
-    """What stands side by side in a benchmark, and what it is scored by.
+    """The models, images and metrics of a benchmark.
 
     Attributes:
-        data: folder of low-quality images, or one with `test_LR/` and `test_HR/`; None takes the package's own.
+        data: folder of low-quality images, or one with `test_LR/` and `test_HR/`; None uses the bundled images.
         hr: folder of their references.
-        sr: folders of images that were restored before.
-        recursive: whether the folders' folders are searched too.
-        scale: factor of images without a reference, and the first to try with one; None takes the first model's own.
-        model: presets, folders, repositories, "bicubic", "lanczos" or files of networks; none takes the default
-            and bicubic.
-        base: base model that `adapter` belongs to.
-        adapter: folder with the published PEFT layout.
+        sr: folders of images that are already restored.
+        recursive: search subfolders.
+        scale: scale of images without a reference, and the first to try with one; None uses the first model's own.
+        model: presets, folders, repositories, "bicubic", "lanczos" or network files; empty for the default model and
+            bicubic.
+        base: base model of `adapter`.
+        adapter: folder in the published PEFT layout.
         device: as in `ModelOptions`.
-        precision: likewise.
-        repeat: how often each image is restored for its time; None restores only what is not kept, once.
-        metrics: names, or "paper"; None takes those that suit the images and are on this machine.
-        color_space: what psnr and ssim look at.
-        crop_border: pixels that they leave out on each side.
-        cache: folder of what is kept between runs; None takes the user's.
-        seed: of what is random: a model's latent, which is its mean without one, and the crops of some metrics.
+        precision: as in `ModelOptions`.
+        repeat: number of restorations per image, to measure the speed; None restores each image that is not cached
+            once.
+        metrics: names, or "paper"; None uses those that suit the images and are available on this machine.
+        color_space: colour space in which psnr and ssim compare.
+        crop_border: pixels that psnr and ssim ignore on each side.
+        cache: folder of results that are kept between runs; None uses the user's cache folder.
+        seed: seed of a model's latent, which is the posterior's mean without a seed, and of random crops in metrics.
     """
 
     data: Path | None = None
@@ -261,7 +262,7 @@ T = TypeVar("T", bound=_Options)
 
 
 def build_options(kind: type[T], **values: object) -> T:
-    """Make an option record, turning pydantic's report into one line that names the option and its value.
+    """Build a record of options; pydantic's report becomes one line with the option and its value.
 
     Raises:
         UsageError: a value is out of range, or values exclude each other.

@@ -1,4 +1,4 @@
-"""How an image is cut up for a model: sizes, tiles and memory, decided before anything is computed."""
+"""Plan sizes, tiles and memory of an image before anything is computed."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from omgsr_cli.models.devices import free_memory_bytes
 from omgsr_cli.options import RestoreOptions
 
 MIN_TILE_PX = 256
-"""A tile below this would be mostly overlap or margin."""
+"""Smaller tiles would be mostly overlap or margin."""
 
-# Exact tiles: their margin costs some time, and larger ones cost more memory than that is worth.
+# Of exact tiles: larger ones save little time on margins for the memory they cost.
 _MAX_EXACT_TILE_PX = 1152
-# Of the memory that is free, this share may be used for one tile: other programs and the image itself need some too.
+# Share of the free memory that one tile may use: other programs and the image itself need memory too.
 _MEMORY_SHARE = 0.5
 # Three float32 channels: of one row of tiles, as it is given and as it is restored.
 _IMAGE_BYTES_PER_PX = 3 * 4
 _HELD_BYTES_PER_PX = 2 * _IMAGE_BYTES_PER_PX
 # What neighbours share where the tiles of a network are blended, as a part of their side.
 _NETWORK_OVERLAP = 1 / 8
-# Of a row of exact tiles that is chosen by itself: the tiles of a wide image are lower than wide.
+# Limit for a row of exact tiles, if chosen automatically: tiles of wide images are lower than wide.
 _MOST_HELD_BYTES = 400 << 20
-# Of an image that goes through in strips: its latents, for each of its pixels, and what is put aside in memory.
+# For an image in strips: bytes of its latents per pixel, and what is stored in memory meanwhile.
 _LATENT_BYTES_PER_PX, _ASIDE_BYTES = 2, 256 << 20
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """How one stage goes over an image, in pixels of the working size.
+    """The tiles of one stage, in pixels of the working size.
 
     Attributes:
-        tiling: "exact" tiles have a margin that is discarded, "blended" ones fade into each other, and a codec
-            that tiles itself ("internal") gets the whole.
-        side_px: side of a tile, without its margin; a whole image has its longer side here.
-        margin_px: what blended neighbours share, or the margin on each side of an exact tile.
-        height_px: of an exact tile that is lower than wide; else None.
+        tiling: "exact" tiles have a margin that is discarded, "blended" tiles fade into each other, and "internal" is a
+            codec that gets the whole image and tiles it itself.
+        side_px: side of a tile without its margin; for a whole image, its longer side.
+        margin_px: overlap of blended neighbours, or the margin on each side of an exact tile.
+        height_px: height of an exact tile that is lower than wide; otherwise None.
     """
 
     tiling: Tiling
@@ -52,7 +52,7 @@ class StagePlan:
         return Size(self.height_px or self.side_px, self.side_px)
 
     def count(self, size: Size, multiple: int) -> int:
-        """How many tiles cover an image of that size, whose sides are multiples of `multiple`."""
+        """The number of tiles for an image of this size, whose sides are multiples of `multiple`."""
         if self.tiling == "internal":
             return 1
         if self.tiling == "exact":
@@ -62,17 +62,17 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class TilePlan:
-    """How an image is cut up.
+    """The sizes and tiles of an image.
 
     Attributes:
-        canvas: the sizes the image goes through.
+        canvas: the sizes of the image during restoration.
         codec: tiles of encoder and decoder.
         step: tiles of the diffusion step.
-        in_one_go: each tile is encoded, restored and decoded before the next one begins; both stages then have the
-            same tiles. Else all is encoded, then all restored, then all decoded.
-        tiles: how many calls of the networks report progress; 0 where the network is not used.
-        memory_bytes: expected working memory at the peak, weights left out.
-        in_strips: a codec that tiles itself has to, because the whole image does not fit.
+        in_one_go: encode, restore and decode each tile before the next one; both stages then have the same tiles.
+            Otherwise the whole image is encoded, then restored, then decoded.
+        tiles: number of network calls that report progress; 0 if the network is not used.
+        memory_bytes: expected peak of the working memory, without weights.
+        in_strips: the whole image does not fit in memory, so an "internal" codec works in strips.
     """
 
     canvas: Canvas
@@ -85,35 +85,35 @@ class TilePlan:
 
 
 def usable_memory(device: torch.device) -> int:
-    """Bytes that a tile may use on a device."""
+    """The bytes that a tile may use on a device."""
     return int(free_memory_bytes(device) * _MEMORY_SHARE)
 
 
 def allowed_memory(options: RestoreOptions, free_bytes: int) -> int:
-    """Bytes that a model may work in: what the options say, or else what is free."""
+    """The bytes of working memory that a model may use: those of the options, or the free ones."""
     return free_bytes if options.memory is None else options.memory << 20
 
 
 def process_scale(info: RestorerInfo, options: RestoreOptions) -> float:
-    """The multiple of the input size that an image is restored at, at least; 1 means no lower bound."""
+    """The minimum multiple of the input size that an image is restored at; 1 means no lower bound."""
     return info.scale if options.process_scale == "auto" else options.process_scale
 
 
 def wanted_size(info: RestorerInfo, source: Size, output: Size, options: RestoreOptions) -> Size:
-    """The size that an image is restored at, before the model's native size makes it larger."""
+    """The size that an image is restored at, before it is enlarged to the model's native size."""
     if options.process_scale == 1 or options.strength == 0:
         return output
     return Size(*map(max, output, source.times(process_scale(info, options))))
 
 
 def plan_model_canvas(info: RestorerInfo, source: Size, output: Size, options: RestoreOptions) -> Canvas:
-    """The sizes that one image goes through with a model.
+    """The sizes of one image during restoration by a model.
 
     Args:
-        info: of the model.
+        info: description of the model.
         source: size of the input.
         output: exact size of the result.
-        options: `process_scale` and `strength` count here.
+        options: `process_scale` and `strength` are used here.
     """
     if options.strength == 0:
         return Canvas(output, output, output)
@@ -127,14 +127,14 @@ def plan_model_canvas(info: RestorerInfo, source: Size, output: Size, options: R
 def plan_restoration(
     info: RestorerInfo, source: Size, output: Size, options: RestoreOptions, free_bytes: int
 ) -> TilePlan:
-    """Decide sizes and tiles before anything is computed.
+    """Choose sizes and tiles.
 
     Args:
-        info: of the model.
+        info: description of the model.
         source: size of the input.
         output: exact size of the result.
-        options: `process_scale`, `strength`, `tile`, `overlap`, `batch` and `memory` count here.
-        free_bytes: memory that may be used on the model's device, where the options do not say.
+        options: `process_scale`, `strength`, `tile`, `overlap`, `batch` and `memory` are used here.
+        free_bytes: memory that may be used on the model's device if the options set no limit.
     """
     canvas = plan_model_canvas(info, source, output, options)
     if options.strength == 0:
@@ -178,7 +178,7 @@ def _plan_exact(
 def _cheapest_core(
     size: Size, margin: int, multiple: int, bytes_per_px: int, held_bytes_per_px: int, free_bytes: int
 ) -> Size:
-    """Of the even divisions whose tile and row of tiles fit in memory, the one with the least work on margins."""
+    """The even division with the least work on margins, among those whose tiles and rows of tiles fit in memory."""
     height, width = size
     best: tuple[int, Size] | None = None
     for rows in range(-(-height // _MAX_EXACT_TILE_PX), max(height // MIN_TILE_PX, 1) + 1):
@@ -200,7 +200,7 @@ def _cheapest_core(
 
 
 def _plan_stages(info: RestorerInfo, canvas: Canvas, options: RestoreOptions, free_bytes: int) -> TilePlan:
-    # A tile that the user fixed is never changed; "off" is the whole image; else the step's size is the model's own.
+    # A tile size that the user gave is never changed; "off" is the whole image; "auto" uses the step's native size.
     fixed, of_codec = _fixed_px(options, max(canvas.padded)), info.codec
     codec = StagePlan("internal", max(canvas.padded), 0)
     if of_codec.tiling == "exact":
@@ -248,7 +248,7 @@ def _held_bytes_per_px(info: RestorerInfo) -> int:
 
 
 def _plan_step(info: RestorerInfo, side_px: int, canvas: Canvas, options: RestoreOptions) -> StagePlan:
-    """Tiles with the margin that was asked for, or else a halo, or an overlap of half a tile."""
+    """Tiles of the step: their margin is the given overlap, or the halo, or half a tile."""
     multiple = info.multiple_of_px
     side_px = round_up(min(side_px, max(canvas.padded)), multiple)
     margin = info.step.halo_px if info.step.tiling == "exact" else side_px // 2
@@ -257,14 +257,14 @@ def _plan_step(info: RestorerInfo, side_px: int, canvas: Canvas, options: Restor
 
 
 def _fixed_px(options: RestoreOptions, whole_px: int) -> int | None:
-    """The side of a tile that the user decided, or None."""
+    """The side of a tile if the user gave one, or None."""
     if isinstance(options.tile, int):
         return options.tile
     return whole_px if options.tile == "off" else None
 
 
 def _memory(canvas: Canvas, stage: StagePlan, bytes_per_px: int, held_bytes_per_px: int = _HELD_BYTES_PER_PX) -> int:
-    """Of one tile, and of the rows of the image that one row of tiles takes and returns."""
+    """Bytes for one tile, and for the input and output rows of one row of tiles."""
     margins = 2 * stage.margin_px if stage.tiling == "exact" else 0
     outer = Size(*(min(core + margins, side) for core, side in zip(stage.core_px, canvas.padded, strict=True)))
     return outer.area * bytes_per_px + outer.height * canvas.padded.width * held_bytes_per_px

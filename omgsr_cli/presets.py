@@ -1,4 +1,4 @@
-"""The models that are known by name. Plain records: reading them imports no torch."""
+"""The models that have a name. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from omgsr_cli.errors import UnknownModelError
 DEFAULT_PRESET = "omgsr-tiny"
 
 DEFAULT_DEGRADATION = "omgsr"
-"""Of models that no preset describes: that of OMGSR's publication."""
+"""For models that no preset describes: the value of the OMGSR paper."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A model that `--model NAME` takes.
+    """A model that `--model NAME` accepts.
 
     Attributes:
-        name: what a person types.
-        family: the kind of network, as in `omgsr.json`.
+        name: name on the command line.
+        family: kind of network, as in `omgsr.json`.
         summary: one line for a list of models.
-        scale: the enlargement it was trained for.
+        scale: magnification that it was trained for.
         mid_timestep: index into its schedule, 0..999.
-        native_tile_px: side of the square image that it was trained at.
-        multiple_of_px: image sizes that it takes are multiples of this.
+        native_tile_px: side of the square images that it was trained at.
+        multiple_of_px: image heights and widths must be multiples of this.
         licence: SPDX-like name of the licence of the weights.
-        embedded: the weights lie in this package, under `weights/NAME`.
+        embedded: the weights are bundled with this package, in `weights/NAME`.
         base_sources: hub repositories of the same base model, the preferred one first.
-        revision: of these repositories; None takes the newest.
-        vae_rank: of the adapter of the VAE's encoder; None where there is no adapter.
-        backbone_rank: of the adapter of the network that takes the step.
-        personal_sources: those of the sources that a private person keeps; they are asked about.
-        degradation: its training's, by name, which `omgsr timestep` takes if none is named.
-        adapter_drive: Google Drive's name of the folder with the published adapter; None where it needs none.
+        revision: revision of these repositories; None uses the newest.
+        vae_rank: rank of the adapter of the VAE's encoder; None without an adapter.
+        backbone_rank: rank of the adapter of the network that takes the step.
+        personal_sources: the sources that belong to a private person; the user is asked before they are used.
+        degradation: name of the degradation in its training, the default of `omgsr timestep`.
+        adapter_drive: Google Drive's id of the folder with the published adapter; None without an adapter.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Preset:
 
     @property
     def folder(self) -> Path | None:
-        """Where the embedded weights lie, or None for a model that is not embedded."""
+        """The folder of bundled weights, or None if the model is not bundled."""
         if not self.embedded:
             return None
         return Path(str(resources.files("omgsr_cli") / "weights" / self.name))
@@ -69,7 +69,7 @@ PRESETS: dict[str, Preset] = {
         Preset(
             name="omgsr-tiny",
             family="tiny",
-            summary="small embedded model, needs no download",
+            summary="bundled model, no download needed",
             scale=4.0,
             mid_timestep=100,
             native_tile_px=64,
@@ -112,26 +112,26 @@ PRESETS: dict[str, Preset] = {
 
 
 def default_degradation(model: str) -> str:
-    """Name the degradation that a model's mid-timestep is measured with unless another one is named.
+    """The name of the degradation that a model's mid-timestep is measured with by default.
 
     Args:
-        model: a preset's name, or anything else that a model is called.
+        model: name of a preset or of any other model.
     """
     return PRESETS[model].degradation if model in PRESETS else DEFAULT_DEGRADATION
 
 
 DECODERS = {"tiny": "madebyollin/taesd"}
-"""Small decoders of Stable Diffusion's latents that `--vae` knows by name, and the hub repository of each."""
+"""Small decoders of Stable Diffusion latents that `--vae` accepts by name, with their hub repositories."""
 
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A frozen network that training measures images with.
+    """A frozen feature network for training losses.
 
     Attributes:
         kind: "dinov3" or "vgg16".
-        repository: on the hub.
-        files: patterns of the files that are fetched.
+        repository: its hub repository.
+        files: patterns of the files to fetch.
     """
 
     kind: Literal["dinov3", "vgg16"]
@@ -149,14 +149,14 @@ FEATURE_NETWORKS: dict[str, FeatureNetwork] = {
     **{f"dinov3-convnext-{size}": _dinov3(size) for size in ("tiny", "small", "base", "large")},
     "vgg16": FeatureNetwork("vgg16", "timm/vgg16.tv_in1k", ("model.safetensors",)),
 }
-"""By the names that `loss.backbone` and `omgsr models pull` take; OMGSR was trained with dinov3-convnext-large."""
+"""By the names that `loss.backbone` and `omgsr models pull` accept; OMGSR was trained with dinov3-convnext-large."""
 
 
 def find_preset(name: str) -> Preset:
-    """Look a preset up by its name.
+    """Find a preset by its name.
 
     Raises:
-        UnknownModelError: there is none of that name; the hint lists those that are.
+        UnknownModelError: no preset has this name; the hint lists all names.
     """
     if name not in PRESETS:
         raise UnknownModelError(f"no model is called {name!r}", hint=f"known names: {', '.join(PRESETS)}")

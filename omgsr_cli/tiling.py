@@ -1,4 +1,4 @@
-"""Run a function over the tiles of an image and put the results together."""
+"""Run a function on the tiles of an image and join the results."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ ReadRows = Callable[[int, int], Tensor]
 OnTiles = Callable[[int], None]
 AnyTile = TypeVar("AnyTile")
 OnError = Callable[[Exception, Sequence[AnyTile]], Sequence[Sequence[AnyTile]]]
-"""Given what the function raised and the tiles that it was given: those to try in their place, or raises."""
+"""Called with an exception of the function and its tiles; returns tiles to try instead, or raises."""
 
 
 def gaussian_window(height: int, width: int) -> Tensor:
-    """Weights that fall from the centre of a tile, so that tiles fade into each other.
+    """Weights that decrease from the centre of a tile, so that tiles fade into each other.
 
     w(y, x) = exp(-((y - cy)/H)^2 / (2 v)) * exp(-((x - cx)/W)^2 / (2 v)), v = 0.01.
-    Source: Mixture of Diffusers, arXiv:2302.02412. No floor is put under it: at a border where one tile stands alone
-    its weight divides out again, and a floor would make tiles begin with a step there.
+    Source: Mixture of Diffusers, arXiv:2302.02412. The weights have no lower bound: where only one tile covers a
+    border, its weight divides out again, and a bound would cause a step where tiles begin.
 
     Returns:
         (height, width) float32 in (1e-11, 1].
@@ -39,14 +39,14 @@ def gaussian_window(height: int, width: int) -> Tensor:
 
 
 def ramp_window(height: int, width: int, overlap: int) -> Tensor:
-    """Weights that rise over the overlap and are level inside of it, whatever the size of the tile.
+    """Weights that rise over the overlap and are constant inside, for any size of the tile.
 
-    Two tiles that share just the overlap have weights whose sum is constant there, so that a step from one element to
-    the next is at most 1/(overlap + 1) of what the tiles differ by.
+    If two tiles share exactly the overlap, their weights have a constant sum there. The step from one element to the
+    next is then at most 1/(overlap + 1) of the difference between the tiles.
 
     Args:
-        height, width: of the tile.
-        overlap: elements that neighbours share at least.
+        height, width: size of the tile.
+        overlap: minimum number of elements that neighbours share.
     Returns:
         (height, width) float32 in (0, 1].
     """
@@ -68,17 +68,17 @@ def run_blended(
     on_tiles: OnTiles | None = None,
     on_error: OnError[Tile] | None = None,
 ) -> Tensor:
-    """Run a function on overlapping tiles and average the results, weighted by a window, in float32.
+    """Run a function on overlapping tiles and average the results in float32, weighted by a window.
 
     Args:
         function: maps (N, C, h, w) to (N, C', h*r, w*r) with one integer r.
         source: (1, C, H, W).
-        tiles: cover the source; all of one size.
-        ramp: elements of the source over which a tile fades in, at most what neighbours share; None takes a Gaussian
-            window, which is for tiles that share about a half.
-        batch: tiles that go through the function together.
-        on_tiles: told after every batch how many tiles it held.
-        on_error: decides what is tried when the function raises; tiles may only be regrouped.
+        tiles: tiles of equal size that cover the source.
+        ramp: elements of the source over which a tile fades in, at most the overlap; None uses a Gaussian window, which
+            suits tiles that overlap by about a half.
+        batch: number of tiles per call of the function.
+        on_tiles: called after every batch with its number of tiles.
+        on_error: called when the function raises, and returns tiles to try instead; it may only regroup them.
     Returns:
         (1, C', H*r, W*r), dtype and device of the function's result.
     """
@@ -120,18 +120,18 @@ def run_exact(
     on_tiles: OnTiles | None = None,
     on_error: OnError[HaloTile] | None = None,
 ) -> Iterator[Tensor]:
-    """Run a function of limited reach on tiles with a margin and keep their cores: as if on the whole image.
+    """Run a function of limited reach on tiles with a margin and keep their cores, with the result of the whole image.
 
     Args:
-        function: maps (N, C, h, w) to (N, C', h*r, w*r) with one ratio r for all tiles, an integer or 1 / integer, and
-            with a reach that the tiles' margin covers.
-        read: given top and bottom, the source's rows between them, (1, C, bottom - top, W).
-        tiles: as of `plan_halo_tiles`, row by row; where r is 1/n, every edge is a multiple of n.
-        batch: tiles of one size and row that go through the function together.
-        on_tiles: told after every batch how many tiles it held.
-        on_error: decides what is tried when the function raises; smaller tiles may stand for one.
+        function: maps (N, C, h, w) to (N, C', h*r, w*r) with the same ratio r for all tiles, an integer or 1 / integer.
+            Its reach must not exceed the tiles' margin.
+        read: returns the rows of the source from top to bottom, (1, C, bottom - top, W).
+        tiles: from `plan_halo_tiles`, row by row; if r is 1/n, every edge must be a multiple of n.
+        batch: number of tiles of the same size and row per call of the function.
+        on_tiles: called after every batch with its number of tiles.
+        on_error: called when the function raises, and returns tiles to try instead, which may be smaller.
     Yields:
-        (1, C', n, W*r), from the first rows to the last, one band for each row of tiles; dtype and device of the
+        (1, C', n, W*r), one band for each row of tiles, from top to bottom, with the dtype and device of the
         function's result.
     """
     for _, row in groupby(tiles, key=lambda tile: tile.core.top):
@@ -178,7 +178,7 @@ def _run_groups(
     groups: Sequence[Sequence[AnyTile]],
     on_error: OnError[AnyTile] | None,
 ) -> Iterator[tuple[Sequence[AnyTile], Tensor]]:
-    """Each group with its results, or those that stand for it; what is finished is not run again."""
+    """Yield each group, or the groups that replace it, with its results; finished tiles are not run again."""
     waiting = deque(groups)
     while waiting:
         group = waiting.popleft()

@@ -1,4 +1,4 @@
-"""pydantic's reports as one line for people."""
+"""Turn pydantic's reports into one readable line."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 _LONGEST = 60
-_IN_OUR_WORDS = {"extra_forbidden": "there is no such key", "missing": "this key is missing"}
+_IN_OUR_WORDS = {"extra_forbidden": "unknown key", "missing": "this key is missing"}
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """The first thing that is wrong with a record.
+    """The first error in a record.
 
     Attributes:
-        place: the keys that lead to the value; none where it is the whole.
+        place: the keys that lead to the value; empty for the record itself.
         reason: what is wrong, without the value.
-        value: what was given; None where nothing was.
-        kind: pydantic's name for it, such as "extra_forbidden".
-        others: how many more things are wrong.
+        value: the given value; None if there was none.
+        kind: pydantic's name for the error, such as "extra_forbidden".
+        others: number of further errors.
     """
 
     place: tuple[str, ...]
@@ -29,7 +29,7 @@ class Mistake:
     others: int
 
     def line(self) -> str:
-        """Such as `first.blur_prob: should be less than or equal to 1 (got 2) (and 1 more)`."""
+        """One line, such as `first.blur_prob: should be less than or equal to 1 (got 2) (and 1 more)`."""
         where = ".".join(self.place) or "file"
         got = "" if self.value is None or not self.place else f" (got {_short(self.value)})"
         more = f" (and {self.others} more)" if self.others else ""
@@ -37,7 +37,7 @@ class Mistake:
 
 
 def first_mistake(error: ValidationError) -> Mistake:
-    """Take the first thing out of a report."""
+    """The first error of a report."""
     first, *others = error.errors(include_url=False)
     value = None if first["type"] == "missing" else first["input"]
     reason = _IN_OUR_WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ").removeprefix("Input ")

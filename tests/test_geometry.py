@@ -42,7 +42,7 @@ def test_starts_are_as_few_as_can_be_and_evenly_spread() -> None:
 
 @pytest.mark.parametrize("overlap", [-1, 64, 100])
 def test_overlap_must_be_below_the_tile(overlap: int) -> None:
-    with pytest.raises(UsageError, match="does not fit tiles of 64"):
+    with pytest.raises(UsageError, match="is too large for tiles of 64"):
         plan_starts(100, 64, overlap)
 
 

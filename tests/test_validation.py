@@ -39,7 +39,7 @@ def mistake(**values: object) -> Mistake:
         ({}, "count: this key is missing"),
         ({"count": "x"}, "count: should be a valid integer, unable to parse string as an integer (got 'x')"),
         ({"inner": {"share": 2}}, "inner.share: should be less than or equal to 1 (got 2) (and 1 more)"),
-        ({"count": 1, "inner": {"shore": 2}}, "inner.shore: there is no such key (got 2)"),
+        ({"count": 1, "inner": {"shore": 2}}, "inner.shore: unknown key (got 2)"),
     ],
 )
 def test_the_first_mistake_is_reported_with_its_place(values: dict[str, object], line: str) -> None:

@@ -1,4 +1,4 @@
-"""What the degradation may do: frozen records, the presets, and their TOML form. No tensors here."""
+"""Configuration of the degradation: frozen records, presets, and TOML files. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 def _check_ordered(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] > value[1]:
-        raise ValueError(f"the low end {value[0]:g} is above the high end {value[1]:g}")
+        raise ValueError(f"the lower end {value[0]:g} is above the upper end {value[1]:g}")
     return value
 
 
 def _check_sum(value: tuple[float, ...]) -> tuple[float, ...]:
     if abs(sum(value) - 1.0) > _PROBABILITY_TOLERANCE:
-        raise ValueError(f"the probabilities sum to {sum(value):g}, not to 1")
+        raise ValueError(f"the probabilities sum to {sum(value):g}, but must sum to 1")
     return value
 
 
@@ -50,20 +50,20 @@ KernelProbabilities = Annotated[
 
 
 class StageConfig(BaseModel):
-    """One blur, resize, noise and JPEG round.
+    """One round of blur, resize, noise and JPEG.
 
-    Source of names and of the values in `reference`: Real-ESRGAN, arXiv:2107.10833, and its training options.
+    Source of the names and of the values in `reference`: Real-ESRGAN, arXiv:2107.10833, and its training options.
 
     Attributes:
-        blur_prob: probability that the stage blurs at all.
+        blur_prob: probability of any blur in this stage.
         kernel_sizes: odd kernel sides to draw from, pixels.
-        kernel_prob: of iso, aniso, generalised iso, generalised aniso, plateau iso, plateau aniso.
-        sinc_prob: probability of a sinc filter in place of those six.
-        blur_sigma: standard deviation of each axis, pixels.
-        betag_range: exponent of the generalised Gaussian; half of the draws lie below 1, half above.
-        betap_range: exponent of the plateau kernel; drawn likewise.
-        resize_prob: of enlarging, reducing, keeping the size.
-        resize_range: smallest and largest factor; enlarging draws from 1 up, reducing from 1 down.
+        kernel_prob: probabilities of iso, aniso, generalised iso, generalised aniso, plateau iso and plateau aniso.
+        sinc_prob: probability of a sinc filter instead of these six.
+        blur_sigma: range of the standard deviation of each axis, pixels.
+        betag_range: range of the exponent of the generalised Gaussian; half of the draws are below 1, half above.
+        betap_range: range of the exponent of the plateau kernel, drawn in the same way.
+        resize_prob: probabilities of enlarging, reducing and keeping the size.
+        resize_range: smallest and largest factor; enlarging draws above 1, reducing below 1.
         gaussian_noise_prob: probability of Gaussian noise; Poisson noise otherwise.
         noise_range: standard deviation of the Gaussian noise, 8-bit grey levels.
         poisson_scale_range: factor on the Poisson noise.
@@ -103,18 +103,18 @@ class StageConfig(BaseModel):
 
 
 class DegradationConfig(BaseModel):
-    """A printer's screen, two stages, and a final sinc filter before or after the last JPEG.
+    """A halftone screen, two stages, and a final sinc filter before or after the last JPEG.
 
     Attributes:
         first: the stage at full size.
         second: the stage that ends at the low-quality size; its JPEG is the last one.
         final_sinc_prob: probability of the sinc filter at the end.
         final_kernel_sizes: odd sides of that filter, pixels.
-        halftone_prob: probability that the image was printed: a screen of dots lies over it before the first stage.
+        halftone_prob: probability that the image was printed, with a screen of dots before the first stage.
         halftone_pitch: distance of the dots, pixels of the sharp image.
-        halftone_strength: of middle tones' swing between dot and paper, no unit; black and white have no dots.
-        target_blur_sigma: deviation of a Gaussian over the sharp image once the low-quality one is made, pixels, for
-            training: images at a camera's own pixels are softer than reduced ones, and so should restored ones be.
+        halftone_strength: contrast between dot and paper in middle tones, no unit; black and white have no dots.
+        target_blur_sigma: standard deviation, in pixels, of a Gaussian blur of the training target, applied after the
+            low-quality image is made: unreduced camera images are softer than reduced ones, and so should results be.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -150,7 +150,7 @@ _REFERENCE = DegradationConfig(
     ),
 )
 
-# The published numbers of OMGSR (arXiv:2508.08227); what they leave out is Real-ESRGAN's.
+# The published numbers of OMGSR (arXiv:2508.08227); all others are those of Real-ESRGAN.
 _OMGSR = DegradationConfig(
     first=_REFERENCE.first.model_copy(
         update={
@@ -171,7 +171,7 @@ _OMGSR = DegradationConfig(
     ),
 )
 
-# What a phone's or a compact camera's zoom and one or two saves do: soft, a little noisy, lightly compressed.
+# Zoomed images of a phone or a compact camera, saved once or twice: soft, a little noisy, lightly compressed.
 _LIGHT = DegradationConfig(
     first=StageConfig(
         blur_prob=1.0,
@@ -200,13 +200,14 @@ PRESETS: dict[str, DegradationConfig] = {"omgsr": _OMGSR, "reference": _REFERENC
 
 
 def load_degradation(name_or_path: str | Path) -> DegradationConfig:
-    """Give a preset by name, or read a configuration from a TOML file.
+    """Return a preset by name, or read a configuration from a TOML file.
 
-    The file has the fields of `DegradationConfig`, the stages as tables `[first]` and `[second]`. Fields that it leaves
-    out come from the preset that its key `extends` names, `reference` without one.
+    The file has the fields of `DegradationConfig`, with the stages as tables `[first]` and `[second]`. Missing fields
+    come from the preset in the key `extends`, or from `reference`.
 
     Raises:
-        UsageError: neither a preset nor a file, not TOML, an unknown field, or a value out of range.
+        UsageError: the name is neither a preset nor a file, the file is not TOML, a field is unknown, or a value is out
+            of range.
         FileError: the file cannot be read.
     """
     if str(name_or_path) in PRESETS:
@@ -214,7 +215,8 @@ def load_degradation(name_or_path: str | Path) -> DegradationConfig:
     path = Path(name_or_path)
     if not path.is_file():
         raise UsageError(
-            f"no degradation '{name_or_path}'", f"use {', '.join(sorted(PRESETS))}, or the path of a TOML file"
+            f"no degradation is called '{name_or_path}'",
+            f"use {', '.join(sorted(PRESETS))}, or the path of a TOML file",
         )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -223,7 +225,7 @@ def load_degradation(name_or_path: str | Path) -> DegradationConfig:
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not a TOML file: {error}") from error
     except RecursionError as error:
-        raise UsageError(f"{path} is nested too deep") from error
+        raise UsageError(f"{path} is nested too deeply") from error
     except OSError as error:
         raise FileError(f"cannot read {path}: {reason_of(error)}") from error
     return _parse(table, path)
@@ -232,7 +234,7 @@ def load_degradation(name_or_path: str | Path) -> DegradationConfig:
 def _parse(table: dict[str, Any], path: Path) -> DegradationConfig:
     extends = table.pop("extends", "reference")
     if not isinstance(extends, str) or extends not in PRESETS:
-        raise UsageError(f"{path}: extends = {extends!r} is no preset", f"use {' or '.join(sorted(PRESETS))}")
+        raise UsageError(f"{path}: extends = {extends!r} is not a preset", f"use {' or '.join(sorted(PRESETS))}")
     merged = PRESETS[extends].model_dump()
     for key, value in table.items():
         nested = isinstance(value, dict) and isinstance(merged.get(key), dict)

@@ -31,16 +31,16 @@ _LARGE_KERNEL_PX = 13
 
 @dataclass(frozen=True)
 class KernelPlan:
-    """A drawn kernel, in numbers.
+    """The drawn parameters of a kernel.
 
     Attributes:
-        shape: profile over the distance.
+        shape: kind of profile.
         size_px: side, odd.
         sigma_x: standard deviation along the first axis, pixels; unused by sinc.
-        sigma_y: along the second axis; equal to sigma_x for an isotropic kernel.
-        rotation: of the axes, radians.
+        sigma_y: standard deviation along the second axis; equal to sigma_x for an isotropic kernel.
+        rotation: angle of the axes, radians.
         beta: exponent of the generalised and plateau profiles; 1 for the Gaussian.
-        cutoff: angular frequency at which sinc cuts, radians per pixel, in (0, pi]; 0 for the others.
+        cutoff: cut-off angular frequency of sinc, radians per pixel, in (0, pi]; 0 for the others.
     """
 
     shape: Shape
@@ -56,7 +56,7 @@ def draw_kernel(config: StageConfig, rng: np.random.Generator) -> KernelPlan:
     """Draw the kernel of a stage."""
     size_px = int(rng.choice(config.kernel_sizes))
     if rng.random() < config.sinc_prob:
-        # A small kernel cannot hold a low cut-off: its ringing would be cut at the border.
+        # A small kernel cannot have a low cut-off: the ringing would be cut off at its border.
         low = math.pi / 3 if size_px < _LARGE_KERNEL_PX else math.pi / 5
         return KernelPlan("sinc", size_px, cutoff=rng.uniform(low, math.pi))
     shape, isotropic = _PROFILES[int(rng.choice(len(_PROFILES), p=_normalized(config.kernel_prob)))]
@@ -71,7 +71,7 @@ def draw_kernel(config: StageConfig, rng: np.random.Generator) -> KernelPlan:
 
 
 def draw_final_sinc(sizes_px: Sequence[int], rng: np.random.Generator) -> KernelPlan:
-    """Draw the sinc filter that ends the degradation."""
+    """Draw the final sinc filter."""
     return KernelPlan("sinc", int(rng.choice(sizes_px)), cutoff=rng.uniform(math.pi / 3, math.pi))
 
 
@@ -83,7 +83,7 @@ def build_kernel(plan: KernelPlan) -> Tensor:
     Source: Real-ESRGAN, arXiv:2107.10833, section 3.1 for the blur and 3.3 for ringing.
 
     Args:
-        plan: the numbers from `draw_kernel`.
+        plan: from `draw_kernel`.
     Returns:
         (size_px, size_px) float32 on the CPU, sum 1; sinc has negative values.
     """
@@ -100,10 +100,10 @@ def build_kernel(plan: KernelPlan) -> Tensor:
 
 
 def blur(image: Tensor, kernel: Tensor) -> Tensor:
-    """Correlate every channel with one kernel, the borders reflected.
+    """Correlate every channel with one kernel; borders are reflected.
 
-    By FFT at every size: measured on one core, it is as fast as a depthwise convolution at 7 px and 5 to 9 times
-    faster at 21 px.
+    An FFT is used at every size: measured on one core, it is as fast as a depthwise convolution at 7 px and 5 to 9
+    times as fast at 21 px.
 
     Args:
         image: (C, H, W) float32; H and W may be smaller than the kernel.
@@ -123,7 +123,7 @@ def blur(image: Tensor, kernel: Tensor) -> Tensor:
 
 
 def fast_length(length: int) -> int:
-    """Give the smallest even number >= length whose prime factors are 2, 3 and 5: FFTs of it are fast."""
+    """The smallest even number >= length whose prime factors are 2, 3 and 5, for fast FFTs."""
     candidate = length + length % 2
     while not _is_smooth(candidate):
         candidate += 2

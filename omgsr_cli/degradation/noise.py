@@ -1,4 +1,4 @@
-"""Gaussian and Poisson noise as cameras have it, fast on one core."""
+"""Gaussian and Poisson camera noise, fast on one core."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 _LEVELS = 256
-# 4096 quantiles a level: the distribution is within 1/8192 of Poisson's, and a table (4 MiB) stays in the cache.
+# With 4096 quantiles per level, the distribution is within 1/8192 of Poisson's and a table (4 MiB) stays in the cache.
 _QUANTILE_BITS = 12
 _LUMA = (0.2989, 0.587, 0.114)
 
@@ -19,12 +19,12 @@ def gaussian_noise(image: Tensor, sigma: float, gray: bool, rng: np.random.Gener
     """Draw Gaussian noise for an image.
 
     Args:
-        image: (3, H, W) float32; only its size and device count.
+        image: (3, H, W) float32; only its size and device are used.
         sigma: standard deviation, 8-bit grey levels.
-        gray: one noise for the three channels.
-        rng: gives the seed of the normal generator, which runs on the CPU for every device.
+        gray: use the same noise for the three channels.
+        rng: draws the seed of the normal generator, which runs on the CPU for every device.
     Returns:
-        (3, H, W), or (1, H, W) where gray, float32, standard deviation sigma/255.
+        (3, H, W), or (1, H, W) if gray, float32, standard deviation sigma/255.
     """
     generator = torch.Generator().manual_seed(int(rng.integers(2**32)))
     shape = (1 if gray else image.shape[0], *image.shape[1:])
@@ -33,18 +33,18 @@ def gaussian_noise(image: Tensor, sigma: float, gray: bool, rng: np.random.Gener
 
 
 def poisson_noise(image: Tensor, scale: float, gray: bool, rng: np.random.Generator) -> Tensor:
-    """Draw signal-dependent shot noise, scale * (Poisson(v x) / v - x), of an image rounded to 8 bits.
+    """Draw signal-dependent shot noise, scale * (Poisson(v x) / v - x), for an image rounded to 8 bits.
 
-    v is the number of distinct values in the image, up to the next power of two: few values, few photons.
+    v is the number of distinct values in the image, rounded up to a power of two: few values mean few photons.
     Source: Real-ESRGAN, arXiv:2107.10833, and its published code. Sampled from a table of quantiles.
 
     Args:
         image: (3, H, W) float32 in [0, 1].
         scale: factor on the noise, no unit.
-        gray: one noise, of the luma, for the three channels.
-        rng: source of the randomness.
+        gray: use the noise of the luma for the three channels.
+        rng: source of randomness.
     Returns:
-        (3, H, W), or (1, H, W) where gray, float32 on the image's device.
+        (3, H, W), or (1, H, W) if gray, float32 on the image's device.
     """
     if gray:
         weights = torch.tensor(_LUMA, device=image.device)
@@ -60,7 +60,7 @@ def poisson_noise(image: Tensor, scale: float, gray: bool, rng: np.random.Genera
 
 @lru_cache(maxsize=9)
 def _noise_table(values: int) -> Tensor:
-    """Tabulate the quantiles of Poisson(v x) / v - x for the 256 grey levels x; flat, one level after another."""
+    """The quantiles of Poisson(v x) / v - x for the 256 grey levels x, as a flat table, one level after another."""
     count = 1 << _QUANTILE_BITS
     rates = np.arange(_LEVELS) / (_LEVELS - 1) * values
     photons = np.arange(int(values + 8 * math.sqrt(values)) + 8)
@@ -69,7 +69,7 @@ def _noise_table(values: int) -> Tensor:
         log_mass = photons * np.log(rates[:, None]) - rates[:, None] - log_factorial
     log_mass[0] = np.where(photons == 0, 0.0, -np.inf)
     cumulative = np.cumsum(np.exp(log_mass), axis=1)
-    # The quantiles (j + 1/2) / count that fall to each number of photons.
+    # The number of quantiles (j + 1/2) / count for each number of photons.
     upto = np.clip(np.floor(cumulative * count + 0.5), 0, count).astype(np.int64)
     upto[:, -1] = count
     table = np.empty((_LEVELS, count), dtype=np.float32)

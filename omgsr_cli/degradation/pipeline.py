@@ -1,4 +1,4 @@
-"""Draw a degradation from its configuration and run it on images."""
+"""Draw a degradation from its configuration and apply it to images."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ _pool_lock = threading.Lock()
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One drawn stage.
+    """The drawn parameters of one stage.
 
     Attributes:
-        kernel: the blur, None for none.
-        factor: of the resize, relative to the image that the stage begins with (second: to the low-quality size).
-        mode: of the resize.
-        gaussian: Gaussian noise, or Poisson.
+        kernel: the blur kernel, or None.
+        factor: resize factor, relative to the input of the stage (for the second stage, to the low-quality size).
+        mode: resize filter.
+        gaussian: use Gaussian noise, not Poisson noise.
         strength: standard deviation in 8-bit grey levels, or the factor on the Poisson noise.
         gray: the noise is the same in every channel.
-        quality: libjpeg's, 1 to 100.
+        quality: libjpeg's quality, 1 to 100.
     """
 
     kernel: KernelPlan | None
@@ -56,12 +56,12 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class HalftonePlan:
-    """A drawn screen of dots.
+    """The drawn parameters of a halftone screen.
 
     Attributes:
         pitch_px: distance of the dots.
-        angle: of their rows, radians.
-        strength: of the swing between dot and paper.
+        angle: angle of their rows, radians.
+        strength: contrast between dot and paper.
     """
 
     pitch_px: float
@@ -71,15 +71,15 @@ class HalftonePlan:
 
 @dataclass(frozen=True)
 class DegradationPlan:
-    """Everything that was drawn for one sample, except for the noise itself.
+    """All random choices for one sample, except for the noise itself.
 
     Attributes:
         first: the stage at full size.
         second: the stage at low-quality size.
-        final_kernel: the last sinc filter, None for none.
-        final_mode: of the resize to the low-quality size.
-        jpeg_last: the last JPEG comes after that resize and filter, or before them.
-        halftone: the screen that the image was printed with, None for none.
+        final_kernel: the final sinc filter, or None.
+        final_mode: filter of the resize to the low-quality size.
+        jpeg_last: whether the last JPEG comes after this resize and filter, or before.
+        halftone: the halftone screen, or None.
     """
 
     first: StagePlan
@@ -93,11 +93,11 @@ class DegradationPlan:
 def in_one_thread(
     function: Callable[_Arguments, _Result], *arguments: _Arguments.args, **options: _Arguments.kwargs
 ) -> _Result:
-    """Call a function so that none of its tensor operations is split among threads.
+    """Call a function with all of its tensor operations in a single thread.
 
     FFTs, sums and the ends of vectorised loops round differently when they are split differently, so a crop computed
-    with two threads may differ from the same crop with one. The caller's own number of threads stays as it is: torch
-    counts threads for each calling thread, and the function runs in a thread that counts one.
+    with two threads may differ from the same crop computed with one. The number of threads of the caller does not
+    change: torch stores it per calling thread, and the function runs in another thread, with the number one.
 
     Raises:
         Whatever the function raises.
@@ -112,46 +112,46 @@ def in_one_thread(
 @cache
 def _single_thread() -> ThreadPoolExecutor:
     threads, pool = torch.get_num_threads(), ThreadPoolExecutor(1, "omgsr-one-thread")
-    # A thread takes over the process's number at its first question, so it asks before it sets its own.
+    # A thread inherits the number of the process when it first reads it, so read it before setting it.
     pool.submit(torch.get_num_threads).result()
     pool.submit(torch.set_num_threads, 1).result()
-    # torch also notes the latest number for threads that do not exist yet; those get the caller's.
+    # torch also stores the latest number for threads that do not exist yet; give those the number of the caller.
     torch.set_num_threads(threads)
     return pool
 
 
 if hasattr(os, "register_at_fork"):
-    # A forked process has the pool but not its thread.
+    # A forked process inherits the pool, but not its thread.
     os.register_at_fork(after_in_child=_single_thread.cache_clear)
 
 
 def degrade(
     hq: Tensor, scale: float, config: DegradationConfig, *, seed: int, epoch: int, indices: Sequence[int]
 ) -> Tensor:
-    """Make low-quality images of sharp ones by two rounds of blur, resize, noise and JPEG.
+    """Degrade sharp images by two rounds of blur, resize, noise and JPEG.
 
-    What happens to a sample depends on (seed, epoch, its index) and its own pixels alone: not on its neighbours, the
-    batch size, the worker, the number of threads, or any global random state. On the CPU it is the same to the bit.
+    The result for a sample depends only on (seed, epoch, its index) and its own pixels: not on its neighbours, the
+    batch size, the worker, the number of threads, or any global random state. On the CPU it is bit-identical.
     Source: Real-ESRGAN, arXiv:2107.10833; blur by FFT, Poisson noise from a table, JPEG by libjpeg.
 
     Args:
         hq: (B, 3, H, W) float32, sRGB in [0, 1], any device. JPEG runs on the CPU.
-        scale: H over the result's height, > 0; a fraction is fine.
-        config: what may be drawn.
-        seed: of the run, >= 0.
+        scale: H over the result's height, > 0; need not be an integer.
+        config: ranges and probabilities.
+        seed: seed of the run, >= 0.
         epoch: >= 0.
-        indices: of the samples in the data set, one each, >= 0.
+        indices: index of each sample in the dataset, >= 0.
     Returns:
         (B, 3, round(H/scale), round(W/scale)) float32 on hq's device, in [0, 1], multiples of 1/255; at least 1x1.
     Raises:
         ShapeError: hq is not (B, 3, H, W), is empty, or has another number of samples than indices.
     """
     if hq.ndim != 4 or hq.shape[1] != 3 or 0 in hq.shape:
-        raise ShapeError(f"hq has shape {tuple(hq.shape)}, not (B, 3, H, W)")
+        raise ShapeError(f"hq must have the shape (B, 3, H, W), not {tuple(hq.shape)}")
     if len(indices) != hq.shape[0]:
         raise ShapeError(f"{hq.shape[0]} images, but {len(indices)} indices")
     if not scale > 0:
-        raise ShapeError(f"scale is {scale}, not above 0")
+        raise ShapeError(f"scale must be above 0, not {scale}")
     size = (max(1, round(hq.shape[2] / scale)), max(1, round(hq.shape[3] / scale)))
     samples = []
     for image, index in zip(hq, indices, strict=True):
@@ -161,7 +161,7 @@ def degrade(
 
 
 def describe_degradation(config: DegradationConfig, *, seed: int, epoch: int, index: int) -> dict[str, Any]:
-    """Tell what `degrade` draws for a sample, as nested plain values; the spread of a result is explained by it."""
+    """The random choices of `degrade` for a sample, as nested plain values; they explain the spread of results."""
     return asdict(draw_plan(config, sample_rng(seed, epoch, index)))
 
 
@@ -173,13 +173,13 @@ def draw_plan(config: DegradationConfig, rng: np.random.Generator) -> Degradatio
         final_kernel=draw_final_sinc(config.final_kernel_sizes, rng) if rng.random() < config.final_sinc_prob else None,
         final_mode=draw_mode(rng),
         jpeg_last=bool(rng.random() < 0.5),
-        # Drawn last, and only where it may be: what else a seed gives stays.
+        # Drawn last, and only if its probability is above 0, so the other choices of a seed do not change.
         halftone=_draw_halftone(config, rng) if config.halftone_prob else None,
     )
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """Give the random numbers of one sample in one epoch, independent of every other."""
+    """The generator for one sample in one epoch, independent of all others."""
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence((seed, epoch, int(index)))))
 
 
@@ -211,12 +211,12 @@ def _draw_factor(config: StageConfig, rng: np.random.Generator) -> float:
 
 
 def draw_mode(rng: np.random.Generator) -> str:
-    """Draw one of the filters that resizes choose from."""
+    """Draw one of the resize filters."""
     return _RESIZE_MODES[int(rng.integers(len(_RESIZE_MODES)))]
 
 
 def _apply(image: Tensor, size: tuple[int, int], plan: DegradationPlan, rng: np.random.Generator) -> Tensor:
-    """Run a plan on one (3, H, W) image in [0, 1]; gives (3, *size) in [0, 1]."""
+    """Apply a plan to one (3, H, W) image in [0, 1]; returns (3, *size) in [0, 1]."""
     if plan.halftone is not None:
         image = print_halftone(image, plan.halftone)
     image = _blur(image, plan.first.kernel)
@@ -234,13 +234,13 @@ def _apply(image: Tensor, size: tuple[int, int], plan: DegradationPlan, rng: np.
 
 
 def print_halftone(image: Tensor, plan: HalftonePlan) -> Tensor:
-    """Lay a printer's screen over an image: dots in a square grid, which middle tones show most.
+    """Apply a halftone screen to an image: dots in a square grid, most visible in middle tones.
 
     Args:
         image: (3, H, W) float32 in [0, 1].
         plan: distance, angle and strength of the dots.
     Returns:
-        Same shape, in [0, 1]; its mean over many dots stays.
+        Same shape, in [0, 1]; the mean over many dots does not change.
     """
     rows = torch.arange(image.shape[1], device=image.device, dtype=torch.float32)[:, None]
     columns = torch.arange(image.shape[2], device=image.device, dtype=torch.float32)
@@ -259,7 +259,7 @@ def _blur(image: Tensor, plan: KernelPlan | None) -> Tensor:
 
 
 def interpolate(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """Resize (C, H, W) without antialiasing, as the published pipeline does: aliasing is a part of the degradation."""
+    """Resize (C, H, W) without antialiasing, as the published pipeline does: aliasing is part of the degradation."""
     if tuple(image.shape[-2:]) == size:
         return image
     if mode == "area":
@@ -274,7 +274,7 @@ def _add_noise(image: Tensor, plan: StagePlan, rng: np.random.Generator) -> Tens
 
 
 def jpeg(image: Tensor, quality: int) -> Tensor:
-    """Save and open an image as JPEG, chroma at half size as libjpeg does by itself.
+    """Compress and decompress an image as JPEG, with chroma at half size, which is libjpeg's default.
 
     Args:
         image: (3, H, W) float32, clamped to [0, 1].
@@ -287,5 +287,5 @@ def jpeg(image: Tensor, quality: int) -> Tensor:
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     with Image.open(buffer) as decoded:
         restored = torch.from_numpy(np.array(decoded))
-    # Planar again, as bytes: strided channels make the FFTs after it twice as slow.
+    # Make the bytes planar: strided channels make later FFTs twice as slow.
     return restored.permute(2, 0, 1).contiguous().to(image.device).float().div_(255.0)

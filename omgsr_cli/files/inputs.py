@@ -398,7 +398,7 @@ class RemoteSearch:
             if glob.has_magic(address.place):
                 yield from self._matches(address)
             elif (entry := look_at(address)) is None:
-                yield problem(name, "there is no such file")
+                yield problem(name, "no such file")
             elif entry.is_folder:
                 yield from self._folder(address, name)
             else:

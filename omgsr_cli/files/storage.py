@@ -140,7 +140,7 @@ def local_copy(source: Location) -> Iterator[LocalCopy]:
         yield LocalCopy(source)
         return
     if (entry := look_at(source)) is None:
-        raise FileError(f"{source}: there is no such file")
+        raise FileError(f"{source}: no such file")
     with scratch_folder() as folder:
         copy = Path(folder, f"copy{source.suffix}")
         with storage_errors(source, "read"):
@@ -362,7 +362,7 @@ def _errors() -> tuple[type[BaseException], ...]:
 def _reason(error: BaseException) -> str:
     """Why, in a few words."""
     if isinstance(error, FileNotFoundError):
-        return "there is no such file"
+        return "no such file"
     if isinstance(error, PermissionError):
         return "not allowed"
     return redact(reason_of(error))

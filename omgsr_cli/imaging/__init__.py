@@ -1,4 +1,4 @@
-"""Files <-> tensors, for images as people have them."""
+"""Read image files into tensors and write tensors to image files, in the formats that people use."""
 
 from omgsr_cli.files.atomic import PARTIAL_SUFFIX, write_atomically
 from omgsr_cli.files.records import read_record, record_of_file

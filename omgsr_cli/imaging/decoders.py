@@ -1,10 +1,10 @@
-"""Decode what Pillow does not: more than 8 bits per channel, HEIC of 10 bits, and cameras' raw files.
+"""Decode what Pillow cannot: more than 8 bits per channel, 10-bit HEIC, and camera raw files.
 
-AVIF, JPEG XL and JPEG 2000 are decoded by imagecodecs, where that is installed.
+AVIF, JPEG XL and JPEG 2000 with more than 8 bits are decoded by imagecodecs, if it is installed.
 
-PNG and TIFF: Pillow's decoders unpack 16-bit samples by taking one byte of the two, the upper. Given the other byte
-order, they take the lower. So the file is decoded twice, once for each byte: every filter, interlace and compression
-that Pillow knows works, at its speed.
+PNG and TIFF: when Pillow's decoders unpack 16-bit samples, they keep the upper byte only. With the opposite byte order
+they keep the lower one. So the file is decoded twice, once for each byte. This works at Pillow's speed with every
+filter, interlacing and compression that Pillow supports.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PREMULTIPLIED = 1
 
 
 def is_deep(image: ImageFile.ImageFile) -> bool:
-    """Whether a file opened as 8-bit colour holds 16 bits per channel."""
+    """Whether a file that was opened as 8-bit colour has 16 bits per channel."""
     if not image.tile or image.mode not in ("RGB", "RGBA", "CMYK"):
         return False
     if isinstance(image, PngImagePlugin.PngImageFile):
@@ -43,7 +43,7 @@ def is_deep(image: ImageFile.ImageFile) -> bool:
 
 
 def can_read_deep(image: ImageFile.ImageFile) -> bool:
-    """Whether `read_deep` can; not CMYK, nor TIFFs that are both compressed and split into planes."""
+    """Whether `read_deep` supports the file: not CMYK, nor TIFFs that are both compressed and split into planes."""
     planar = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PLANAR_TAG, 1) == 2
     return image.mode != "CMYK" and not (planar and image.tile[0].codec_name == "libtiff")
 
@@ -52,21 +52,21 @@ def read_deep(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> NDArray[
     """Decode a file that `is_deep`.
 
     Args:
-        image: opened, not yet loaded; loaded afterwards.
-        file: that it was opened from.
-        name: what to call it in messages.
+        image: opened but not loaded; it is loaded afterwards.
+        file: the file that the image was opened from.
+        name: name of the file in messages.
     Returns:
-        (H, W, C) uint16: C is 2 for grey with alpha, 3 for RGB, 4 for RGBA. Premultiplied colour is divided.
+        (H, W, C) uint16: C is 2 for grey with alpha, 3 for RGB, 4 for RGBA. Premultiplied colours are divided by alpha.
     Raises:
         FileError: it is truncated or corrupt.
     """
     rawmode = _rawmode(image.tile[0])
     if rawmode == "LA;16B":
-        # Four bytes a pixel: taken as they are, they are both bytes of both channels.
+        # The four bytes per pixel are both bytes of both channels.
         image.tile = [image.tile[0]._replace(args="RGBA")]
         load_pixels(image, name)
         return np.ascontiguousarray(np.asarray(image)).view(">u2").astype(np.uint16)
-    # Where a TIFF's planes are separate, Pillow names each by its letter and forgets the 16 bits.
+    # For separate planes of a TIFF, Pillow names each plane by its letter and omits the 16 bits.
     order, premultiplied = "B", False
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         order = "L" if image.tag_v2.prefix == b"II" else "B"
@@ -76,7 +76,7 @@ def read_deep(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> NDArray[
         lower = Image.open(file, formats=[image.format or ""])
     with lower:
         lower.tile = [_tile_of_byte(tile, order, lower=True) for tile in lower.tile]
-        # A copy: closing the image frees its pixels.
+        # Copy, because closing the image frees its pixels.
         load_pixels(lower, name)
         low = np.array(lower, dtype=np.uint16)
     image.tile = [_tile_of_byte(tile, order, lower=False) for tile in image.tile]
@@ -94,26 +94,26 @@ def _rawmode(tile: Any) -> str:
 
 
 def _tile_of_byte(tile: Any, file_order: str, lower: bool) -> Any:
-    """The tile with the raw mode that takes the upper or the lower byte of every sample."""
+    """The tile with a raw mode that reads the upper or the lower byte of every sample."""
     layout, _, told = _rawmode(tile).partition(";16")
     order = _NATIVE if told == "N" else told or file_order
-    # RGBa would be divided by alpha in 8 bits: it is taken as RGBA and divided afterwards.
+    # Pillow would divide RGBa by alpha in 8 bits, so read it as RGBA and divide afterwards.
     wanted = f"{layout.upper()};16{_OTHER_ORDER[order] if lower else order}"
     return tile._replace(args=wanted if isinstance(tile.args, str) else (wanted, *tile.args[1:]))
 
 
-#: Which function of imagecodecs decodes a format.
+#: The function of imagecodecs that decodes a format.
 _DECODERS = {"AVIF": "avif_decode", "JXL": "jpegxl_decode", "JPEG2000": "jpeg2k_decode"}
 
-#: So far into a file its header is looked for; a profile may come first.
+#: The header is searched in this many bytes; a profile may come first.
 _HEADER_BYTES = 8 << 20
 
-#: Two decoders may differ by this much on average, of 255: they take different ways to colour.
+#: Allowed mean difference between two decoders, of 255: their colour conversions differ.
 _MOST_APART, _COMPARED_PX = 1.5, 1_000_000
 
 
 def coded_depth(image: ImageFile.ImageFile, file: BinaryIO) -> int:
-    """Bits per channel that the header of an AVIF, JPEG XL, JPEG 2000 or PPM file gives; 8 for all others.
+    """Bits per channel in the header of an AVIF, JPEG XL, JPEG 2000 or PPM file; 8 for all others.
 
     JPEG XL in floats counts as 32.
     """
@@ -133,7 +133,7 @@ def coded_depth(image: ImageFile.ImageFile, file: BinaryIO) -> int:
 
 
 def keeps_depth(image: ImageFile.ImageFile, depth: int) -> bool:
-    """Whether `read_coded` can read more than 8 bits of a file whose header gives so many."""
+    """Whether `read_coded` can read more than 8 bits from a file with this depth in its header."""
     if image.format == "PPM":
         return depth > 8 and image.mode == "RGB" and image.tile[0].codec_name == "ppm"
     return depth > 8 and image.format in _DECODERS and has_reader("codecs")
@@ -143,13 +143,13 @@ def read_coded(image: ImageFile.ImageFile, file: BinaryIO, depth: int, name: str
     """Decode a file at its own depth.
 
     Args:
-        image: opened; loaded afterwards, to compare.
-        file: that it was opened from.
+        image: opened; it is loaded afterwards, for a comparison.
+        file: the file that the image was opened from.
         depth: from `coded_depth`.
-        name: what to call it in messages.
+        name: name of the file in messages.
     Returns:
-        (H, W, C) uint16 over the whole range, or float32 where the file has floats; None where the two decoders
-        disagree about what the samples are.
+        (H, W, C) uint16 over the whole range, or float32 if the file has floats; None if the result differs too much
+        from Pillow's.
     Raises:
         FileError: it is truncated or damaged.
     """
@@ -168,7 +168,7 @@ def read_coded(image: ImageFile.ImageFile, file: BinaryIO, depth: int, name: str
         return None
     if samples.dtype.kind == "u":
         samples = spread(samples, (1 << depth) - 1)
-    # A part of the pixels tells as much, and takes no memory.
+    # Compare a part of the pixels only, which saves memory.
     step = max(int((shallow.shape[0] * shallow.shape[1] / _COMPARED_PX) ** 0.5), 1)
     ours, theirs = samples[::step, ::step].astype(np.float32), shallow[::step, ::step].astype(np.float32)
     ours /= 1 if samples.dtype.kind == "f" else 65535
@@ -177,7 +177,7 @@ def read_coded(image: ImageFile.ImageFile, file: BinaryIO, depth: int, name: str
 
 
 def _read_ppm(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> NDArray[np.uint16]:
-    """Binary RGB of two bytes a sample, big-endian (netpbm's `ppm`)."""
+    """Read binary RGB with two big-endian bytes per sample (netpbm's `ppm`)."""
     count = image.width * image.height * 3
     file.seek(image.tile[0].offset)
     with decoding(name):
@@ -189,7 +189,7 @@ def _read_ppm(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> NDArray[
 
 
 def _depth_of_avif(header: bytes) -> int:
-    """From the first `av1C` box (AV1 in ISOBMFF, 2.3): two bits of its third byte."""
+    """The depth in the first `av1C` box (AV1 in ISOBMFF, 2.3): two bits of its third byte."""
     place = header.find(b"av1C")
     if place < 0:
         return 8
@@ -198,7 +198,7 @@ def _depth_of_avif(header: bytes) -> int:
 
 
 def _depth_of_jp2(header: bytes) -> int:
-    """From the codestream's SIZ segment (ITU T.800, A.5.1): the deepest component."""
+    """The depth of the deepest component in the codestream's SIZ segment (ITU T.800, A.5.1)."""
     place = header.find(b"\xff\x4f\xff\x51")
     if place < 0:
         return 8
@@ -207,7 +207,7 @@ def _depth_of_jp2(header: bytes) -> int:
 
 
 class _Bits:
-    """Reads a JPEG XL header: the lowest bit of each byte first."""
+    """Reads the bits of a JPEG XL header, the lowest bit of each byte first."""
 
     def __init__(self, content: bytes) -> None:
         self._number, self._position, self._end = int.from_bytes(content, "little"), 0, 8 * len(content)
@@ -220,16 +220,16 @@ class _Bits:
         return value
 
     def choose(self, *choices: tuple[int, int]) -> int:
-        """One of four ranges by two bits: where it begins, and how many bits are added."""
+        """Read a number: two bits choose a pair of an offset and the number of bits to add to it."""
         base, count = choices[self.take(2)]
         return base + self.take(count)
 
 
 def _depth_of_jxl(header: bytes) -> int:
-    """From the codestream's ImageMetadata (ISO/IEC 18181-1, annex D)."""
+    """The depth in the codestream's ImageMetadata (ISO/IEC 18181-1, annex D)."""
     place = 0
     if not header.startswith(b"\xff\x0a"):
-        # In boxes, whole or in parts.
+        # The codestream is in boxes, in one piece or in parts.
         whole, part = header.find(b"jxlc"), header.find(b"jxlp")
         place = whole + 4 if whole >= 0 else part + 8
         if max(whole, part) < 0:
@@ -276,7 +276,7 @@ def _skip_preview(bits: _Bits) -> None:
 
 # --- HEIC and raw files -------------------------------------------------------------------------------------------
 
-# sRGB's own curve, as LibRaw takes it: the inverse of its power, and the slope near black.
+# sRGB's curve in LibRaw's form: the inverse of its power, and the slope near black.
 _SRGB_GAMMA = (2.4, 12.92)
 _TURNED = (5, 6)
 
@@ -287,10 +287,10 @@ def heif_depth(image: Image.Image) -> int:
 
 
 def read_deep_heif(file: BinaryIO) -> NDArray[np.uint16]:
-    """Decode a HEIC image of 10 or 12 bits, upright.
+    """Decode a HEIC image with 10 or 12 bits, upright.
 
     Args:
-        file: the whole of it, seekable.
+        file: the whole file, seekable.
     Returns:
         (H, W, C) uint16 over the whole range.
     Raises:
@@ -300,21 +300,21 @@ def read_deep_heif(file: BinaryIO) -> NDArray[np.uint16]:
     image = importlib.import_module("pillow_heif").open_heif(file, convert_hdr_to_8bit=False)
     samples: NDArray[np.uint16] = np.asarray(image)
     depth = int(image.info["bit_depth"])
-    # The library shifts levels to the upper bits, which leaves white a little grey.
+    # The library shifts levels to the upper bits, which leaves white slightly below the maximum.
     levels = spread(samples >> (16 - depth), (1 << depth) - 1)
     return levels[:, :, None] if levels.ndim == 2 else levels
 
 
 def is_raw(source: Path | bytes) -> bool:
-    """Whether a file is a camera's raw one, by its name: most begin as TIFF, and would be read as their thumbnail."""
+    """Whether a file is a camera raw file, by its name: most begin as TIFF and would be read as their thumbnail."""
     return isinstance(source, Path) and source.suffix.lower() in RAW_SUFFIXES
 
 
 def raw_size(file: BinaryIO, name: str) -> tuple[int, int]:
-    """Height and width of a raw file once it is developed, upright.
+    """Height and width of a raw file after development, upright.
 
     Raises:
-        FileError: it is corrupt, of no known camera, or rawpy is not installed.
+        FileError: it is corrupt, its camera is unknown, or rawpy is not installed.
     """
     rawpy = _rawpy(name)
     try:
@@ -327,7 +327,7 @@ def raw_size(file: BinaryIO, name: str) -> tuple[int, int]:
 
 
 def develop_raw(file: BinaryIO, name: str) -> NDArray[np.uint16]:
-    """Develop a raw file as the camera would: its white balance, sRGB, upright.
+    """Develop a raw file with the camera's white balance, in sRGB, upright.
 
     Returns:
         (H, W, 3) uint16.

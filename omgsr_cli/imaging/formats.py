@@ -1,4 +1,4 @@
-"""The image formats: names, suffixes, and what each can hold."""
+"""Image formats: names, suffixes and limits."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
 from omgsr_cli.options import FORMAT_ALIASES
 from omgsr_cli.options import OutputFormat as OutputFormat
 
-#: Formats that are read, by Pillow's name. Those left out are either no photographs or have no signature to
-#: know them by (TGA), or start other programs to be drawn (EPS).
+#: Supported input formats, by Pillow's name. The others are not used for photographs, have no signature (TGA), or start
+#: other programs to be decoded (EPS).
 FORMAT_OF_PILLOW = {
     "PNG": "png",
     "JPEG": "jpg",
@@ -33,16 +33,16 @@ FORMAT_OF_PILLOW = {
 
 @dataclass(frozen=True)
 class FormatLimits:
-    """What a format that is written can hold.
+    """The limits of an output format.
 
     Attributes:
-        suffix: of a file's name.
+        suffix: suffix of file names.
         max_side_px: largest height and width.
         max_pixels: largest height times width, or None.
-        alpha: whether it has transparency.
-        bit_depths: bits per channel that it is written with.
-        quality: the default of `--quality`, or None where it is lossless.
-        by_rows: whether it is written as its rows come, and else needs all of them at once.
+        alpha: whether it supports transparency.
+        bit_depths: bits per channel that can be written.
+        quality: the default of `--quality`, or None for lossless formats.
+        by_rows: whether rows can be written as they arrive; otherwise all are needed at once.
     """
 
     suffix: str
@@ -56,20 +56,20 @@ class FormatLimits:
 
 FORMAT_LIMITS = {
     "png": FormatLimits(".png", 2**31 - 1, None, True, (8, 16), None, by_rows=True),
-    # 65500 is libjpeg's own limit; the format's is 65535.
+    # 65500 is the limit of libjpeg; that of the format is 65535.
     "jpg": FormatLimits(".jpg", 65500, None, False, (8,), 95),
     "webp": FormatLimits(".webp", 16383, None, True, (8,), 95),
     "tiff": FormatLimits(".tif", 2**31 - 1, None, True, (8, 16), None, by_rows=True),
-    # libavif, which most programs read AVIF with, refuses more by default.
+    # libavif, which most programs use to read AVIF, refuses more by default.
     "avif": FormatLimits(".avif", 32768, 16384 * 16384, True, (8,), 90),
 }
 
 
 def output_format(requested: str, source_format: str) -> str:
-    """The format to write: the requested one, or for "same" the source's where it can be written, else PNG.
+    """The output format: the requested one, or for "same" the source's, or PNG if that cannot be written.
 
     Raises:
-        UsageError: there is no such format.
+        UsageError: the format does not exist.
     """
     requested = FORMAT_ALIASES.get(requested, requested)
     if requested not in get_args(OutputFormat):
@@ -80,34 +80,34 @@ def output_format(requested: str, source_format: str) -> str:
 
 
 def format_of_path(path: Path) -> str | None:
-    """The format that a file's suffix names, or None."""
+    """The format of a file's suffix, or None."""
     return FORMAT_OF_SUFFIX.get(path.suffix.lower())
 
 
 def output_suffix(format_name: str, source: Path | None = None) -> str:
-    """The suffix of a result: the source's own where it names the same format (".jpeg"), else the usual one."""
+    """The suffix of a result: the source's own if it has the same format (".jpeg"), otherwise the usual one."""
     if source is not None and format_of_path(source) == format_name:
         return source.suffix
     return FORMAT_LIMITS[format_name].suffix
 
 
 def check_output(name: str, format_name: str, size_px: tuple[int, int], has_alpha: bool) -> None:
-    """Refuse what a format cannot hold; cheap, so that it can be asked before a model runs.
+    """Check the limits of a format, before a model runs.
 
     Args:
-        name: of the file, for the message.
+        name: name of the file, for the message.
         format_name: a key of `FORMAT_LIMITS`.
         size_px: height and width of the result.
         has_alpha: whether some pixel is transparent.
     Raises:
-        FileError: the size or the transparency does not fit, or this Pillow cannot write the format.
+        FileError: the format does not support the size or transparency, or this Pillow cannot write it.
     """
     limits = FORMAT_LIMITS[format_name]
     height, width = size_px
     too_wide = max(height, width) > limits.max_side_px
     if too_wide or (limits.max_pixels is not None and height * width > limits.max_pixels):
         raise FileError(
-            f"{name}: {width}x{height} is too large for {format_name} (at most {limits.max_side_px} px a side)",
+            f"{name}: {width}x{height} is too large for {format_name} (at most {limits.max_side_px} px per side)",
             "use --format png or tiff, or a smaller --scale",
         )
     if has_alpha and not limits.alpha:

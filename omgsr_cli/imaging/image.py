@@ -1,4 +1,4 @@
-"""An image once it has been read: pixels for the model, and everything that must survive it."""
+"""An image in memory: pixels for the model, and everything that a result must keep."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from omgsr_cli.imaging.rows import Rows, WholeRows, bands_of
 
 @dataclass(frozen=True)
 class ImageMetadata:
-    """What a file says beside its pixels.
+    """The metadata of a file.
 
     Attributes:
-        exif: a TIFF structure without the "Exif" prefix, orientation 1, without a thumbnail.
-        icc: the profile that the file's pixels are in, its own or one of the same meaning as its other description;
-            None means sRGB (or grey on sRGB's curve).
+        exif: a TIFF structure without the "Exif" prefix, with orientation 1 and without a thumbnail.
+        icc: the profile of the file's pixels: its own, or one that means the same as its other colour description; None
+            means sRGB (or grey with sRGB's curve).
         xmp: the XMP packet with its extension, orientation 1.
         dpi: horizontal and vertical dots per inch.
-        text: keyword and text of PNG text chunks; a JPEG or GIF comment is "Comment".
+        text: keywords and texts of PNG text chunks; a JPEG or GIF comment has the keyword "Comment".
         iptc: data sets of IPTC's IIM 4.2, without the preview image.
-        size_px: height and width of the image that all this describes; None for that of the pixels.
+        size_px: height and width of the image that the metadata describes; None if it is that of the pixels.
     """
 
     exif: bytes | None = None
@@ -41,18 +41,18 @@ class ImageMetadata:
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """The properties of a file that are known without decoding its pixels.
+    """The properties of a file that can be read without decoding its pixels.
 
     Attributes:
         size_px: height and width after the EXIF orientation.
         format: "png", "jpg", "webp", "tiff", "avif", "bmp", "gif", "jp2", "ppm", "heic", "jxl" or "raw".
-        frames: images in the file; only the first is read.
-        mode: Pillow's name of the pixel layout, for people.
+        frames: number of images in the file; only the first is read.
+        mode: Pillow's name of the pixel layout, for messages.
         bit_depth: 8 or 16 per channel, as it will be read and can be written.
-        has_alpha: whether there is transparency; it may turn out to be opaque everywhere.
-        record: the settings that this program wrote it with, if it did.
-        reading_bytes: memory that reading it takes at its peak, about.
-        held_bytes: memory that its pixels take from then on, about.
+        has_alpha: whether there is an alpha channel, which may be opaque everywhere.
+        record: the settings that this program wrote the file with, if it did.
+        reading_bytes: estimated peak memory of reading it.
+        held_bytes: estimated memory of its pixels afterwards.
     """
 
     size_px: tuple[int, int]
@@ -68,20 +68,20 @@ class ImageHeader:
 
 @dataclass(frozen=True)
 class SourceImage:
-    """An image's pixels in sRGB and what is needed to write it as it came.
+    """An image's pixels in sRGB, and what is needed to write the result like its input.
 
     Attributes:
         rgb: (3, H, W) float32, sRGB in [0, 1], upright, not premultiplied.
         alpha: (1, H, W) float32 in [0, 1], or None.
         format: as in `ImageHeader`.
         bit_depth: 8 or 16 per channel.
-        is_grey: stored with one colour channel; written so again.
-        is_neutral: no pixel has a hue (always so if is_grey); results are reduced to their luma.
-        metadata: what the file says beside its pixels.
-        frames: images in the file; this is the first.
-        gamut: (3, H, W) float32, what had to be clipped from rgb to fit a wider gamut into sRGB; added again when
-            the image is written into its own profile. None where nothing was clipped.
-        notes: for the user, one short sentence each.
+        is_grey: the file has one colour channel, and so will the result.
+        is_neutral: no pixel has a hue (always true if is_grey); results are reduced to their luma.
+        metadata: the metadata of the file.
+        frames: number of images in the file; this is the first.
+        gamut: (3, H, W) float32, the part of a wider gamut that was clipped from rgb to fit into sRGB; it is added
+            again when the image is written with its own profile. None if nothing was clipped.
+        notes: notes for the user, one short sentence each.
     """
 
     rgb: Tensor
@@ -104,32 +104,32 @@ class SourceImage:
         """The same image with new pixels, of any size.
 
         Args:
-            rgb: (3, H, W) float, sRGB in [0, 1]; what is outside is clipped when it is written.
+            rgb: (3, H, W) float, sRGB in [0, 1]; values outside are clipped when the image is written.
             alpha: (1, H, W) float in [0, 1], or None for an opaque image.
         Raises:
-            ShapeError: the shapes are not these, or differ in height or width.
+            ShapeError: a shape is wrong, or the shapes differ in height or width.
         """
         if rgb.ndim != 3 or rgb.shape[0] != 3 or rgb.numel() == 0:
-            raise ShapeError(f"an image is (3, H, W) with pixels, not {tuple(rgb.shape)}")
+            raise ShapeError(f"an image must be (3, H, W) and not empty, not {tuple(rgb.shape)}")
         if alpha is not None and tuple(alpha.shape) != (1, *rgb.shape[1:]):
-            raise ShapeError(f"alpha is {tuple(alpha.shape)} beside an image of {tuple(rgb.shape)}")
+            raise ShapeError(f"alpha {tuple(alpha.shape)} does not match the image {tuple(rgb.shape)}")
         return replace(self, rgb=rgb, alpha=alpha)
 
     def bands(self) -> ImageBands:
-        """The same image, to be written from its first rows to its last."""
+        """The same image as bands, from top to bottom."""
         alpha = None if self.alpha is None else WholeRows(self.alpha)
         return ImageBands(self, self.size_px, bands_of(WholeRows(self.rgb)), alpha)
 
 
 @dataclass(frozen=True)
 class ImageBands:
-    """An image whose pixels come from the first rows to the last, once.
+    """An image as bands of rows, from top to bottom, which can be read once.
 
     Attributes:
-        source: what it is made from: its format, depth, metadata and gamut are the result's too.
+        source: the input, whose format, depth, metadata and gamut the result has too.
         size_px: height and width.
-        rgb: (3, n, W) float, sRGB in [0, 1]; what is outside is clipped when it is written.
-        alpha: (1, n, W) of the same height and width, in [0, 1], or None for an opaque image.
+        rgb: bands (3, n, W) float, sRGB in [0, 1]; values outside are clipped when the image is written.
+        alpha: bands (1, n, W) of the same height and width, in [0, 1], or None for an opaque image.
     """
 
     source: SourceImage
@@ -138,7 +138,7 @@ class ImageBands:
     alpha: Rows | None = None
 
     def whole(self) -> SourceImage:
-        """All of it in memory."""
+        """The whole image in memory."""
         alpha = None if self.alpha is None else self.alpha.read(0, self.size_px[0])
         return self.source.restored(torch.cat(list(self.rgb), dim=1), alpha)
 
@@ -148,11 +148,11 @@ _LINE_PX = 4
 
 
 def side_by_side(before: Rows, source: SourceImage, after: ImageBands) -> ImageBands:
-    """The upscaled input on the left, the result on the right, with a white line between.
+    """The upscaled input on the left and the result on the right, with a white line between them.
 
     Args:
         before: (3, H, W) rows of the upscaled input, in [0, 1].
-        source: the input, for what is kept of it beside its pixels.
+        source: the input, whose profile and resolution are kept.
         after: the result, (3, H, W) in bands.
     Returns:
         (3, H, 2 W + 4) in bands.
@@ -168,7 +168,7 @@ def side_by_side(before: Rows, source: SourceImage, after: ImageBands) -> ImageB
             yield torch.cat([before.read(row, bottom) * alpha, line, band * alpha], 2)
             row = bottom
 
-    # Regions, sizes and places describe the input alone.
+    # Other metadata, such as regions and sizes, describes the input alone.
     metadata = ImageMetadata(icc=source.metadata.icc, dpi=source.metadata.dpi)
     plain = SourceImage(source.rgb, is_grey=source.is_grey, is_neutral=source.is_neutral, metadata=metadata)
     return ImageBands(plain, (height, 2 * width + _LINE_PX), bands())
@@ -176,12 +176,12 @@ def side_by_side(before: Rows, source: SourceImage, after: ImageBands) -> ImageB
 
 # --- integers of files <-> floats ----------------------------------------------------------------------------------
 
-#: Weights of BT.601, on gamma-encoded values: what JPEG and Pillow call grey.
+#: Weights of BT.601 for gamma-encoded values, the grey of JPEG and Pillow.
 _LUMA_RED, _LUMA_BLUE = 0.299, 0.114
-#: Samples that are converted at a time.
+#: Number of samples that are converted at a time.
 _SAMPLES_AT_ONCE = 1 << 20
 
-#: What each EXIF orientation asks to be done to an (H, W, C) array.
+#: The operation on an (H, W, C) array for each EXIF orientation.
 TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     1: lambda samples: samples,
     2: lambda samples: samples[:, ::-1],
@@ -195,7 +195,7 @@ TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 
 
 class SampleLayout(NamedTuple):
-    """Of an image's samples, (H, W, C) uint8 or uint16; C is 1 grey, 2 grey with alpha, 3 RGB, 4 RGBA."""
+    """The layout of samples, (H, W, C) uint8 or uint16; C is 1 grey, 2 grey with alpha, 3 RGB, 4 RGBA."""
 
     height: int
     width: int
@@ -204,7 +204,7 @@ class SampleLayout(NamedTuple):
 
 
 def from_samples(samples: NDArray[Any]) -> Tensor:
-    """Turn a file's integers into floats.
+    """Convert a file's integers to floats.
 
     Args:
         samples: (H, W, C) or (H, W), uint8 or uint16.
@@ -215,47 +215,47 @@ def from_samples(samples: NDArray[Any]) -> Tensor:
     height, width, channels = planes.shape
     result = torch.empty(channels, height, width)
     rows = max(_SAMPLES_AT_ONCE // max(width, 1), 1)
-    # A few rows of one channel at a time, so that beside samples and result nothing is held.
+    # Converting a few rows of one channel at a time needs no memory beside samples and result.
     for channel in range(channels):
         for top in range(0, height, rows):
-            # int32 for 16 bits: torch cannot take every operation on uint16.
+            # Use int32 for 16 bits, because torch does not support all operations on uint16.
             part = planes[top : top + rows, :, channel].astype(np.int32)
             result[channel, top : top + rows] = torch.from_numpy(part)
     return result.div_(np.iinfo(planes.dtype).max)
 
 
 def to_samples(image: Tensor, bit_depth: int) -> NDArray[Any]:
-    """Turn floats into a file's integers, rounding half to even.
+    """Convert floats to a file's integers, rounding half to even.
 
     Args:
-        image: (C, H, W) float in [0, 1]; what is outside is clipped.
+        image: (C, H, W) float in [0, 1]; values outside are clipped.
         bit_depth: 8 or 16.
     Returns:
         (H, W, C) uint8 or uint16, contiguous.
     Raises:
-        NotFiniteError: a value is NaN, which no integer stands for.
+        NotFiniteError: a value is NaN.
     """
     largest, dtype = (255, np.uint8) if bit_depth == 8 else (65535, np.uint16)
     planes = []
-    # Channel by channel, so that a large image is not held twice in float.
+    # Channel by channel, so a large image is not in memory twice as floats.
     for channel in image.detach():
         values = channel.to("cpu", torch.float32, copy=True).clamp_(0, 1).mul_(largest).round_()
-        # Clipped values cannot overflow their sum, and one NaN makes it NaN.
+        # The sum of clipped values cannot overflow, and a single NaN makes it NaN.
         if bool(values.sum().isnan()):
-            raise NotFiniteError("the image has samples that are not numbers (NaN)")
+            raise NotFiniteError("the image has NaN values")
         planes.append(values.to(torch.int32 if bit_depth == 16 else torch.uint8).numpy().astype(dtype, copy=False))
     return np.stack(planes, axis=-1)
 
 
 def luma(rgb: Tensor) -> Tensor:
-    """Reduce (3, H, W) to (1, H, W): BT.601 on gamma-encoded values; equal channels keep their value."""
+    """Convert (3, H, W) to (1, H, W) with BT.601 on gamma-encoded values; equal channels keep their value."""
     red, green, blue = rgb[0:1], rgb[1:2], rgb[2:3]
-    # Written as differences so that a neutral pixel keeps exactly its value.
+    # Computed from differences, so a neutral pixel keeps its exact value.
     return green + (red - green) * _LUMA_RED + (blue - green) * _LUMA_BLUE
 
 
 def spread(samples: NDArray[Any], largest: int) -> NDArray[np.uint16]:
-    """Bring integers from 0 to `largest` to all of uint16, a row at a time."""
+    """Scale integers from 0..largest to the whole range of uint16, a row at a time."""
     result = np.empty(samples.shape, np.uint16)
     for row, levels in zip(result, samples, strict=True):
         row[:] = np.minimum((levels.astype(np.uint32) * 65535 + largest // 2) // largest, 65535)

@@ -1,4 +1,4 @@
-"""Open image files with Pillow: repair damage beside the pixels, and refuse in one line what cannot be read."""
+"""Open image files with Pillow: repair damage outside the pixels, and refuse unreadable files in one line."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from omgsr_cli.files.folders import EXTRA_OF_FORMAT, format_of_start, has_reader
 from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
 from omgsr_cli.imaging.tiff import TiffImage, is_tiff, libtiff_errors, open_tiff
 
-#: Larger images are refused by what their header says, before any memory is taken.
+#: Images with more pixels in their header are refused before any memory is used.
 MAX_PIXELS = 1_000_000_000
 
-#: A byte of deflate holds at most 1032 bytes, of JPEG some 500 pixels; fax codes of blank lines hold more, and are
-#: of one bit. WebP and AVIF have no such bound, and are smaller than 300 megapixels.
+#: A byte of deflate decodes to at most 1032 bytes, and one of JPEG to about 500 pixels; fax codes of blank lines decode
+# to #: more, but have one bit per pixel. WebP and AVIF have no such bound, but are smaller than 300 megapixels.
 _PIXELS_PER_BYTE = 8_300
 _DENSE_FORMATS = frozenset({"WEBP", "AVIF", "GIF"})
 _ALWAYS_PIXELS = 16_000_000
 
-#: A text or profile of a PNG may be this long once it is inflated, and all texts together.
+#: Largest inflated size of a text or profile of a PNG, and of all texts together.
 MAX_PNG_TEXT, MAX_PNG_TEXTS = 64 << 20, 256 << 20
 
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -44,18 +44,18 @@ _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _PROGRESSIVE, _HUFFMAN_FRAMES = 0xC2, (0xC0, 0xC1, 0xC2)
 _OTHER_FRAMES, _RESTART_INTERVAL = (0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)), 0xDD
 
-#: What could follow a scan that ends too early: codes that become pixels wherever some are missing.
+#: Bytes to append to a scan that may end too early: they decode to pixels wherever some are missing.
 _CONTINUATIONS = (bytes(600), b"\xff\0" * 300, b"\xa9\x3c\x75" * 200)
 
-#: Chunks beside the pixels whose length is fixed (PNG third edition, 11.3).
+#: Chunks other than pixels with a fixed length (PNG third edition, 11.3).
 _LENGTHS = {b"pHYs": 9, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"tIME": 7, b"cICP": 4}
 
-_NO_END = "the file lacks its end marker, but no pixels"
+_NO_END = "the end marker is missing, but all pixels are present"
 
-#: Ancillary by their name, but without them the pixels are others.
+#: Ancillary chunks by name, which nevertheless change the pixels.
 _FOR_PIXELS = frozenset({b"tRNS", b"acTL", b"fcTL", b"fdAT"})
 
-#: What Pillow raises on files that are corrupt in one way or another.
+#: Exceptions that Pillow raises for corrupt files.
 DECODE_ERRORS = (
     OSError,
     ValueError,
@@ -74,22 +74,23 @@ DECODE_ERRORS = (
     ZeroDivisionError,
 )
 
-#: What decoders say where a file ends too early.
+#: Words in decoders' messages about truncated files.
 _SHORT_WORDS = ("truncated", "unrecognized data stream", "ended prematurely", "unexpected end", "end of file")
 
-#: Errors whose text is about the file, unless it names what read it.
+#: Exceptions whose text describes the file, unless it names a library.
 _PLAIN_ERRORS = (OSError, SyntaxError, ValueError, NotImplementedError)
 _LIBRARY_WORDS = re.compile(r"lib\w|decoder|plugin|object|build|unpack|argument|0x[0-9a-f]|error", re.I)
 
 
-#: Tags of where the strips or tiles of a TIFF begin, and how long they are.
+#: Tags with the offsets and lengths of a TIFF's strips or tiles.
 _TIFF_PLACES = ((273, 279), (324, 325))
 
 
 class _PillowLimits:
-    """Pillow's own limits, off while any thread is in here.
+    """Switches Pillow's own limits off while any thread is inside.
 
-    Of sizes it warns on stderr far below ours, and a long text or profile of a PNG would cost the whole image.
+    Pillow warns on stderr about sizes far below our limit, and refuses an image because of one long PNG text or
+    profile.
     """
 
     def __init__(self) -> None:
@@ -120,19 +121,19 @@ pillow_limits = _PillowLimits()
 
 
 def source_name(source: Path | bytes, name: str | None) -> str:
-    """What an image is called in messages."""
+    """The name of an image in messages."""
     return name or (str(source) if isinstance(source, Path) else "<bytes>")
 
 
 @contextlib.contextmanager
 def decoding(name: str) -> Iterator[None]:
-    """Turn what Pillow raises on a corrupt file into a `FileError`; only Pillow's work belongs in the block.
+    """Turn Pillow's exceptions for corrupt files into a `FileError`; use it around calls of Pillow only.
 
     Args:
-        name: what to call the file in messages.
+        name: name of the file in messages.
     """
     try:
-        # What Pillow warns of is either an error a moment later or of no consequence for the pixels.
+        # Pillow's warnings either precede an error or do not concern the pixels.
         with warnings.catch_warnings(action="ignore"), pillow_limits:
             yield
     except DECODE_ERRORS as error:
@@ -146,13 +147,13 @@ def opened(
     """Open an image without decoding it.
 
     Args:
-        source: a file, or a whole file's bytes.
-        name: what to call it in messages.
+        source: a path, or the bytes of a file.
+        name: name of the file in messages.
         for_pixels: whether the pixels will be decoded.
     Yields:
-        The image, the seekable file that it reads from, and notes on what was left out because it is damaged.
+        The image, the seekable file that it reads from, and notes about damaged parts that were dropped.
     Raises:
-        FileError: it is missing, empty, no image, too large, truncated or otherwise corrupt.
+        FileError: the file is missing, empty, not an image, too large, truncated or otherwise corrupt.
     """
     with opened_file(source, name) as whole:
         with decoding(name):
@@ -188,10 +189,10 @@ def load_pixels(image: ImageFile.ImageFile, name: str) -> None:
 
 
 def frame_count(image: ImageFile.ImageFile, name: str) -> int:
-    """How many images a file holds.
+    """The number of images in a file.
 
     Raises:
-        FileError: a frame's head is corrupt.
+        FileError: the header of a frame is corrupt.
     """
     if isinstance(image, TiffImage):
         return image.full_pages
@@ -200,13 +201,13 @@ def frame_count(image: ImageFile.ImageFile, name: str) -> int:
 
 
 def check_size(name: str, size: tuple[int, int]) -> None:
-    """Refuse an image whose header gives too many pixels.
+    """Refuse an image with too many pixels in its header.
 
     Args:
-        name: what to call it.
+        name: name of the file in messages.
         size: width and height.
     Raises:
-        FileError: there are more than `MAX_PIXELS`, or none.
+        FileError: the image has more than `MAX_PIXELS` pixels, or none.
     """
     width, height = size
     if width * height > MAX_PIXELS:
@@ -219,7 +220,7 @@ def check_size(name: str, size: tuple[int, int]) -> None:
 
 
 def _check_density(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> None:
-    """Refuse gigapixels from a kilobyte before memory is taken for them: no codec packs pixels that densely."""
+    """Refuse headers with gigapixels in a file of a kilobyte, before memory is allocated: no codec is that dense."""
     pixels = image.width * image.height
     if pixels <= _ALWAYS_PIXELS or image.format in _DENSE_FORMATS:
         return
@@ -233,10 +234,10 @@ def _check_density(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> Non
 
 
 def _check_length(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> None:
-    """Refuse a TIFF whose pixels are beyond the file's end: libtiff would also say so on stderr."""
+    """Refuse a TIFF whose pixels are beyond the end of the file; libtiff would print a message on stderr too."""
     if not isinstance(image, TiffImage):
         return
-    # Strips that cover less than the header gives would leave the rest black, gigapixels of it from one kilobyte.
+    # If strips cover less than the size in the header, the rest would be black: gigapixels from one kilobyte.
     corners = [tile.extents[2:] for tile in image.tile if tile.extents is not None]
     if corners and max(right for right, _ in corners) * max(low for _, low in corners) < image.width * image.height:
         raise FileError(f"{name}: the file is truncated", "copy or download it again")
@@ -249,7 +250,7 @@ def _check_length(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> None
 
 
 def _decode_error(name: str, error: BaseException) -> FileError:
-    """Say in one line what Pillow met in a file."""
+    """The error for an exception of Pillow, in one line."""
     if isinstance(error, MemoryError):
         return FileError(f"{name}: not enough memory to read it")
     reason = " ".join(str(error).split()) or type(error).__name__
@@ -259,13 +260,13 @@ def _decode_error(name: str, error: BaseException) -> FileError:
         return FileError(f"{name}: its pixels are damaged", "copy or download it again")
     if isinstance(error, _PLAIN_ERRORS) and not _LIBRARY_WORDS.search(reason):
         return FileError(f"{name}: cannot be read: {reason[:200]}")
-    # What a library says of itself helps nobody with a file; OMGSR_DEBUG=1 shows it.
+    # A library's internal message does not help the user; OMGSR_DEBUG=1 shows it.
     return FileError(f"{name}: the file is damaged or truncated", "copy or download it again")
 
 
 @cache
 def add_readers() -> None:
-    """Tell Pillow of HEIC and JPEG XL, where what reads them is installed."""
+    """Register the readers of HEIC and JPEG XL with Pillow, if they are installed."""
     if has_reader("heic"):
         importlib.import_module("pillow_heif").register_heif_opener(thumbnails=False)
     if has_reader("jxl"):
@@ -273,14 +274,14 @@ def add_readers() -> None:
 
 
 def missing_reader(kind: str, name: str) -> FileError:
-    """Say what to install for a file that cannot be read without it."""
+    """The error for a file that needs a reader which is not installed."""
     what = {"heic": "HEIC images", "jxl": "JPEG XL images", "raw": "a camera's raw files"}[kind]
     module = EXTRA_OF_FORMAT[kind][1].replace("_", "-")
     return FileError(f"{name}: {what} need {module}, which is not installed", install_hint([kind]))
 
 
 def _openers() -> tuple[str, ...]:
-    """Pillow's names of the formats that it may open a file as."""
+    """Pillow's names of the formats that it may use to open a file."""
     add_readers()
     # Pillow opens an MPO as a JPEG, and then calls it MPO.
     lazy = {"HEIF": has_reader("heic"), "JXL": has_reader("jxl"), "MPO": False}
@@ -288,10 +289,10 @@ def _openers() -> tuple[str, ...]:
 
 
 def opened_file(source: Path | bytes, name: str) -> BinaryIO:
-    """Open a file, or bytes as one, and refuse one that is empty.
+    """Open a path, or bytes as a file.
 
     Raises:
-        FileError: it is missing, cannot be read or has no bytes.
+        FileError: the file is missing, unreadable or empty.
     """
     if isinstance(source, bytes):
         file: BinaryIO = io.BytesIO(source)
@@ -328,15 +329,15 @@ def _unidentified(file: BinaryIO, name: str) -> FileError:
 
 
 def repaired(file: BinaryIO, for_pixels: bool) -> tuple[BinaryIO, tuple[str, ...]]:
-    """Leave out what is damaged beside the pixels of a PNG, and give a JPEG the end marker that it lacks.
+    """Drop damaged parts of a PNG other than its pixels, and add a missing end marker to a JPEG.
 
-    A JPEG gets one only where no pixel depends on what is missing.
+    A JPEG gets the marker only if no pixel depends on missing data.
 
     Args:
-        file: the whole of it, seekable.
+        file: the whole file, seekable.
         for_pixels: whether the pixels will be decoded; a JPEG is not examined otherwise.
     Returns:
-        The file itself, or a copy in memory without what is damaged; and notes on what that is.
+        The file itself, or a copy in memory without the damaged parts; and notes about them.
     Raises:
         OSError: the checksum of a PNG's pixels is wrong.
     """
@@ -361,8 +362,8 @@ def _repaired_png(file: BinaryIO, for_pixels: bool) -> tuple[BinaryIO, tuple[str
     for kind, start, length in png_chunks(file):
         behind = start + length + 4
         is_beside = bool(kind[0] & 0x20) and kind not in _FOR_PIXELS
-        # Pillow does not compare the sums of pixels: a bit that flipped would become other pixels.
-        # What reaches beyond the file's end is left to the decoder.
+        # Pillow does not compare the checksums of pixels, so a flipped bit would change them without an error.
+        # A chunk that reaches beyond the end of the file is left to the decoder.
         if behind <= end and (is_beside or (for_pixels and kind == b"IDAT")):
             content, checksum = file.read(length), int.from_bytes(file.read(4), "big")
             is_right = checksum == zlib.crc32(content, zlib.crc32(kind))
@@ -379,9 +380,9 @@ def _repaired_png(file: BinaryIO, for_pixels: bool) -> tuple[BinaryIO, tuple[str
         if kind == b"IEND":
             break
     notes = tuple(
-        f"{count} {what}s were left out: damaged or too long"
+        f"{count} {what}s were dropped: damaged or too long"
         if count > 1
-        else f"the {what} was left out: it is damaged or too long"
+        else f"the {what} was dropped: it is damaged or too long"
         for what, count in dropped.items()
     )
     if kind != b"IEND":
@@ -397,7 +398,7 @@ def _repaired_png(file: BinaryIO, for_pixels: bool) -> tuple[BinaryIO, tuple[str
 
 
 def _inflated_bytes(kind: bytes, content: bytes) -> int | None:
-    """The length of a text or profile once it is inflated; None where it is damaged, or longer than `MAX_PNG_TEXT`."""
+    """The inflated length of a text or profile; None if it is damaged or longer than `MAX_PNG_TEXT`."""
     packed: bytes | None = None
     if kind in (b"zTXt", b"iCCP"):
         _, mark, rest = content.partition(b"\0")
@@ -419,14 +420,14 @@ def _inflated_bytes(kind: bytes, content: bytes) -> int | None:
 def _lacks_only_its_end(data: bytes) -> bool:
     """Whether a JPEG without an end marker has all of its pixels.
 
-    Its scans must give every bit of every coefficient. Those of the last scan are all there if the pixels do not
-    depend on what follows in the file.
+    Its scans must contain every bit of every coefficient. The last scan is complete if the pixels do not depend on the
+    bytes that follow it.
     """
     try:
         if not _lacks_its_end(data):
             return False
         has_restarts = any(kind[0] == _RESTART_INTERVAL for kind, _, _ in jpeg_segments(io.BytesIO(data)))
-        # A decoder may wait for the next of eight restart markers instead.
+        # A decoder may wait for the next of eight restart markers, so try those too.
         restarts = [b"\xff" + bytes([0xD0 + number]) + _CONTINUATIONS[-1] for number in range(8)]
         pixels = set()
         for continuation in [*_CONTINUATIONS, *(restarts if has_restarts else [])]:
@@ -440,8 +441,8 @@ def _lacks_only_its_end(data: bytes) -> bool:
 
 
 def _lacks_its_end(data: bytes) -> bool:
-    """Whether no end marker follows a JPEG's scans, and their headers promise every bit of every coefficient."""
-    # Of each component's coefficients, how many of the lowest bits are still to come.
+    """Whether a JPEG has no end marker, although the headers of its scans cover every bit of every coefficient."""
+    # For each component's coefficients, how many of the lowest bits are still missing.
     missing: dict[int, list[int]] = {}
     is_progressive = has_scan = False
     for kind, start, length in jpeg_segments(io.BytesIO(data)):
@@ -452,7 +453,7 @@ def _lacks_its_end(data: bytes) -> bool:
         elif kind[0] in _OTHER_FRAMES:
             return False
         elif kind[0] == START_OF_SCAN:
-            # Of most files this is all that is examined.
+            # For most files the examination ends here.
             if not has_scan and data.find(_JPEG_END, start) >= 0:
                 return False
             has_scan, count = True, segment[0]

@@ -1,4 +1,4 @@
-"""Read image files: upright, in sRGB, with everything that has to be written again."""
+"""Read image files: upright, in sRGB, with the metadata that results keep."""
 
 from __future__ import annotations
 
@@ -66,38 +66,38 @@ from omgsr_cli.imaging.profiles import (
 )
 from omgsr_cli.imaging.tiff import TiffImage, check_deflated, needs_codecs, ranged_floats, read_tiff, shallow
 
-#: Pillow's modes with 16 bits or more in one channel.
+#: Pillow's modes with one channel of 16 bits or more.
 _WIDE_GREY_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I", "F"})
 
 _GREY_MODES, _PALETTE = frozenset({"1", "L", "LA", "La"}), 3
 
-#: Bytes of a pixel in Pillow's memory; 4 in all other modes.
+#: Bytes per pixel in Pillow's memory; 4 in all other modes.
 _STORED_BYTES = {"1": 1, "L": 1, "P": 1} | dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), 2)
 
-#: Formats whose decoders hold all of the image beside Pillow.
+#: Formats whose decoders keep the whole image in memory in addition to Pillow's.
 _HELD_WHOLE = frozenset({"WEBP", "AVIF", "HEIF", "JXL", "JPEG2000", "GIF"})
 
-#: libjxl computes in floats, with all of its channels at once.
+#: libjxl computes in floats, on all channels at once.
 _JXL_BYTES = 24
 
-#: LibRaw's mosaic, its four planes, and the result as integers and floats.
+#: Bytes per pixel of LibRaw's mosaic, its four planes, and the result as integers and floats.
 _RAW_BYTES = 36
 
-#: What precedes the video behind a JPEG: Samsung's mark, or the brand of the video itself.
+#: The start of a video that follows a JPEG: Samsung's mark, or the brand of the video itself.
 _VIDEO_BEHIND = re.compile(rb"MotionPhoto_Data|ftyp(?:isom|mp4[12]|qt  )")
 _VIDEO_NOTE = "the video of a motion photo is not kept"
 
-#: Rows of this many pixels are clipped at a time.
+#: Number of pixels that are clipped at a time.
 _PIXELS_AT_ONCE = 1 << 20
 
-#: Less of a wider gamut than this is not worth keeping beside the image. Near black it matters more than it
-#: seems: a step of sRGB is many steps of a pure gamma curve there, which is also why float16 would not do.
+#: Smaller parts outside sRGB are not kept. The limit is low because of dark colours: one step of sRGB is many steps of
+# a #: pure gamma curve there, for which float16 would be too coarse, too.
 _GAMUT_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A file's samples, (H, W, C) integers, C being 1 or 3 and one more with alpha; and notes for the user."""
+    """A file's samples, (H, W, C) integers, where C is 1 or 3, plus 1 with alpha; and notes for the user."""
 
     samples: NDArray[Any]
     icc_applied: bool = False
@@ -105,27 +105,27 @@ class _Decoded:
 
 
 def read_image(source: Path | bytes, name: str | None = None) -> SourceImage:
-    """Read an image, or the first frame of several.
+    """Read an image; of several frames, the first.
 
-    Colours are brought from the image's profile to sRGB in float32; the profile stays in the metadata, and
-    `write_image` goes back to it. CMYK and Lab become sRGB for good, in 8 bits.
+    Colours are converted from the image's profile to sRGB in float32. The profile is kept in the metadata, and
+    `write_image` converts back to it. CMYK and Lab become sRGB permanently, in 8 bits.
 
     Args:
-        source: a file, or a whole file's bytes; a camera's raw file is known by its name, and developed.
-        name: what to call it in messages; the path by default.
+        source: a path, or the bytes of a file; camera raw files are recognised by their name and developed.
+        name: name of the file in messages; the path by default.
     Raises:
-        FileError: it is missing, a folder, empty, not an image, truncated, corrupt or too large.
+        FileError: the file is missing, a folder, empty, not an image, truncated, corrupt or too large.
     """
     name = source_name(source, name)
     if is_raw(source):
         return _read_raw(source, name)
-    # The decoded image is gone when it returns: its samples become floats without it.
+    # The decoded image is freed when this returns, before its samples become floats.
     image, samples = _read_samples(source, name)
     return _with_pixels(image, samples)
 
 
 def _read_samples(source: Path | bytes, name: str) -> tuple[SourceImage, NDArray[Any]]:
-    """What `read_image` returns, still without pixels, and the samples of these, (H, W, C)."""
+    """The result of `read_image` without its pixels, and the samples (H, W, C)."""
     with opened(source, name, for_pixels=True) as (image, file, repairs), decoding(name):
         format_name = FORMAT_OF_PILLOW[image.format or ""]
         frames = frame_count(image, name)
@@ -139,8 +139,8 @@ def _read_samples(source: Path | bytes, name: str) -> tuple[SourceImage, NDArray
         if format_name == "jpg" and not any(note.startswith(_VIDEO_NOTE) for note in notes) and _has_video(file):
             notes += (_VIDEO_NOTE,)
         if image.info.get("icc_profile", b"") is None:
-            # Pillow's way to say so.
-            repairs += ("the ICC profile was left out: parts of it are missing",)
+            # This is how Pillow reports it.
+            repairs += ("the ICC profile was dropped: parts of it are missing",)
         samples = _as_profiled(samples, metadata.icc, has_palette=image.mode in ("P", "PA"))
         color = ColorDescription()
         if not decoded.icc_applied:
@@ -157,13 +157,13 @@ def _read_samples(source: Path | bytes, name: str) -> tuple[SourceImage, NDArray
 
 
 def probe_image(source: Path | bytes, name: str | None = None) -> ImageHeader:
-    """Read what an image's header says, without decoding its pixels.
+    """Read the header of an image without decoding its pixels.
 
     Args:
-        source: a file, or a whole file's bytes.
-        name: what to call it in messages; the path by default.
+        source: a path, or the bytes of a file.
+        name: name of the file in messages; the path by default.
     Raises:
-        FileError: as `read_image`, except what only the pixels show.
+        FileError: as for `read_image`, except for errors that only the pixels reveal.
     """
     name = source_name(source, name)
     if is_raw(source):
@@ -199,9 +199,9 @@ def probe_image(source: Path | bytes, name: str | None = None) -> ImageHeader:
 
 
 def _memory(image: ImageFile.ImageFile, file: BinaryIO, is_deep_result: bool, has_alpha: bool) -> tuple[int, int]:
-    """Bytes that reading an opened image takes at its peak, and that its pixels take from then on.
+    """The bytes that reading an opened image needs at its peak, and those that its pixels need afterwards.
 
-    Counted from what `_decode` and `_with_pixels` hold together, and measured: what is measured is less.
+    This counts everything that `_decode` and `_with_pixels` hold at the same time; the measured memory is lower.
     """
     is_grey = image.mode in _GREY_MODES or image.mode in _WIDE_GREY_MODES
     stored = _STORED_BYTES.get(image.mode, 4)
@@ -210,7 +210,7 @@ def _memory(image: ImageFile.ImageFile, file: BinaryIO, is_deep_result: bool, ha
     channels = (1 if is_grey else 3) + has_alpha
     samples = channels * (2 if is_deep_result else 1)
     if isinstance(image, TiffImage) and not image.is_pillows:
-        # As stored, masks and copies of what is finite, and at their own range.
+        # The stored samples, masks and copies of the finite ones, and the samples in their final range.
         decoding_bytes = 3 * -(-image.facts.bits // 8) * image.facts.channels + 2 * samples
     elif image.format in _HELD_WHOLE:
         decoding_bytes = 2 * stored + (12 if is_deep_result else 6) * channels
@@ -223,11 +223,11 @@ def _memory(image: ImageFile.ImageFile, file: BinaryIO, is_deep_result: bool, ha
         decoding_bytes = stored + 4 + 2 * samples
     wide = 12 if image.info.get("icc_profile") and not is_grey else 0
     held = 4 * channels + wide
-    # Transparent images are upscaled from three more copies, and what fills them.
+    # Upscaling a transparent image needs three more copies, and the colours that fill it.
     filled = 64 if has_alpha else 0
     pixels, size = image.width * image.height, file.seek(0, io.SEEK_END)
     file.seek(0)
-    # Some decoders want the file's bytes at once.
+    # Some decoders need all bytes of the file at once.
     return pixels * max(decoding_bytes, samples + held, held + filled) + 2 * size, pixels * (held + filled // 2)
 
 
@@ -242,7 +242,7 @@ def _read_raw(source: Path | bytes, name: str) -> SourceImage:
 
 
 def _exif_of_raw(file: BinaryIO, size_px: tuple[int, int]) -> tuple[bytes | None, tuple[str, ...]]:
-    """EXIF of a raw file that begins as a TIFF, and notes; others keep it in ways of their own."""
+    """The EXIF data of a raw file that begins as a TIFF, and notes; other raw formats store it differently."""
     try:
         with warnings.catch_warnings(action="ignore"):
             exif, notes = exif_of_tiff_structure(file)
@@ -252,13 +252,13 @@ def _exif_of_raw(file: BinaryIO, size_px: tuple[int, int]) -> tuple[bytes | None
 
 
 def _has_video(file: BinaryIO) -> bool:
-    """Whether a video follows a JPEG, which phones do not always describe in XMP."""
+    """Whether a video follows the JPEG data; phones do not always describe it in XMP."""
     file.seek(0)
     return _VIDEO_BEHIND.search(file.read()) is not None
 
 
 def _late_orientation(image: Image.Image, file: BinaryIO) -> int | None:
-    """The orientation from a PNG's EXIF chunk that follows the pixels, which Pillow has not met yet."""
+    """The orientation in a PNG's EXIF chunk behind the pixels, which Pillow has not read yet."""
     if not isinstance(image, PngImagePlugin.PngImageFile) or "exif" in image.info:
         return None
     position = file.tell()
@@ -292,7 +292,7 @@ def _decode(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> _Decoded:
 
 
 def _decode_coded(image: ImageFile.ImageFile, file: BinaryIO, depth: int, name: str) -> _Decoded:
-    """An image in a format whose depth only its own header says."""
+    """Decode an image of a format whose depth only its own header contains."""
     samples = read_coded(image, file, depth, name) if keeps_depth(image, depth) else None
     if samples is None:
         decoded = _decode_shallow(image, name)
@@ -307,7 +307,7 @@ def _decode_coded(image: ImageFile.ImageFile, file: BinaryIO, depth: int, name: 
 
 
 def _decode_tiff(image: TiffImage, file: BinaryIO, name: str) -> _Decoded:
-    notes = ("a transparency mask was left out",) if image.has_mask else ()
+    notes = ("a transparency mask was dropped",) if image.has_mask else ()
     if image.is_pillows or image.page is None:
         if image.page is not None:
             with decoding(name):
@@ -347,7 +347,7 @@ def _decode_shallow(image: ImageFile.ImageFile, name: str) -> _Decoded:
 
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Converted where it has another mode: Pillow would copy it otherwise."""
+    """The image in a mode; without a copy if it already has this mode."""
     return image if image.mode == mode else image.convert(mode)
 
 
@@ -357,14 +357,14 @@ def _planes(image: Image.Image) -> NDArray[Any]:
 
 
 def _without_hue(samples: NDArray[Any]) -> NDArray[Any]:
-    """A palette of greys is a grey image."""
+    """Reduce a palette image whose colours are all grey to one channel."""
     if bool((samples[..., 0] == samples[..., 1]).all() and (samples[..., 1] == samples[..., 2]).all()):
         return samples[..., 2:]
     return samples
 
 
 def _with_key_alpha(samples: NDArray[Any], key: Any) -> NDArray[Any]:
-    """Add the alpha that a PNG's transparent colour stands for; samples are as they are in the file."""
+    """Add the alpha channel of a PNG's transparent colour; samples are as stored in the file."""
     if key is None or isinstance(key, bytes):
         return samples
     opaque = (samples != np.asarray(key)).any(axis=2, keepdims=True)
@@ -395,7 +395,7 @@ def _through_profile(image: Image.Image) -> _Decoded:
 
 
 def _as_profiled(samples: NDArray[Any], icc: bytes | None, *, has_palette: bool) -> NDArray[Any]:
-    """Give samples the channels of their profile where a format has only RGB: a palette, or a grey image in WebP."""
+    """Convert RGB samples of a palette or a grey WebP image to the channels of their profile."""
     try:
         space = None if icc is None else profile_space(icc)
     except ProfileError:
@@ -406,7 +406,7 @@ def _as_profiled(samples: NDArray[Any], icc: bytes | None, *, has_palette: bool)
 
 
 def _full_range(samples: NDArray[Any]) -> NDArray[Any]:
-    """Spread video levels, 16/255 to 235/255, over the whole range; alpha keeps its own."""
+    """Scale video levels, 16/255 to 235/255, to the full range; alpha does not change."""
     unit = np.iinfo(samples.dtype).max // 255
     colors = 1 if samples.shape[2] < 3 else 3
     spread = np.rint((samples[..., :colors].astype(np.float32) - 16 * unit) * np.float32(255 / 219))
@@ -430,7 +430,7 @@ def _with_pixels(image: SourceImage, samples: NDArray[Any]) -> SourceImage:
         notes += ("the ICC profile converts one way only: the result is sRGB",)
     return replace(
         image,
-        # Grey is held once.
+        # Grey is stored once.
         rgb=color.expand(3, -1, -1),
         alpha=None if alpha is None else alpha.contiguous(),
         bit_depth=8 if samples.dtype == np.uint8 else 16,
@@ -443,7 +443,7 @@ def _with_pixels(image: SourceImage, samples: NDArray[Any]) -> SourceImage:
 
 
 def _take_outside(color: Tensor) -> Tensor | None:
-    """Clip colours to [0, 1] in place; what was cut off, if that is more than rounding. Greys leave by that only."""
+    """Clip colours to [0, 1] in place, and return the clipped part; None for greys and for rounding errors."""
     largest = max(float((rows - rows.clamp(0, 1)).abs().max()) for rows in _row_bands(color))
     outside = None
     if color.shape[0] == 3 and largest > _GAMUT_TOLERANCE:
@@ -455,5 +455,5 @@ def _take_outside(color: Tensor) -> Tensor | None:
 
 
 def _row_bands(planes: Tensor) -> tuple[Tensor, ...]:
-    """(C, n, W) views of (C, H, W), of a few rows each."""
+    """Views (C, n, W) of (C, H, W) with a few rows each."""
     return torch.split(planes, max(_PIXELS_AT_ONCE // planes.shape[2], 1), dim=1)

@@ -1,4 +1,4 @@
-"""Images that are read and written by rows, so that a large one is never in memory whole."""
+"""Images that are read and written row by row, so large ones are never in memory as a whole."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch import Tensor
 
 from omgsr_cli.errors import OmgsrError, reason_of
 
-#: Pixels of one band, about: small beside an image, large beside what passing it on costs.
+#: Approximate number of pixels of a band: small compared with an image, but large enough to keep the overhead low.
 _BAND_PX = 1 << 20
 
-#: Bytes of a `BandSpool` that stay in memory; more go into a file.
+#: Bytes of a `BandSpool` that stay in memory; the rest goes into a file.
 _SPOOLED_IN_MEMORY = 256 << 20
 
 
 class Rows(Protocol):
-    """An image of which any rows can be read, computed at that moment or before."""
+    """An image whose rows can be read in any order; they may be computed on demand."""
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -33,7 +33,7 @@ class Rows(Protocol):
     def read(self, top: int, bottom: int) -> Tensor:
         """Rows top to bottom, (C, bottom - top, W) float32 on the CPU; 0 <= top < bottom <= height.
 
-        They may be a view of their source: nobody writes to them.
+        They may be a view of their source, so callers must not modify them.
         """
         ...
 
@@ -55,12 +55,12 @@ class WholeRows:
 
 
 class ExtendedRows:
-    """What `extend` returns, read by rows.
+    """The result of `extend`, computed row by row.
 
     Args:
-        source: at least one pixel.
-        size_px: height and width of the result, not below the source's plus `before_px`.
-        before_px: how much is added above and to the left; the rest is below and to the right.
+        source: an image with at least one pixel.
+        size_px: height and width of the result, at least those of the source plus `before_px`.
+        before_px: number of pixels added above and to the left; the rest is added below and to the right.
     """
 
     def __init__(self, source: Rows, size_px: tuple[int, int], before_px: int = 0) -> None:
@@ -74,7 +74,7 @@ class ExtendedRows:
         spans = _spans(top, bottom, self.size_px[1])
         if len(spans) == 1:
             return self._read(top, bottom)
-        # Some rows at a time, so that what they are computed from is small.
+        # A few rows at a time keep the intermediate results small.
         result = None
         for first, last in spans:
             part = self._read(first, last)
@@ -97,14 +97,14 @@ class ExtendedRows:
 
 
 def extend(image: Tensor, size_px: tuple[int, int], before_px: int = 0) -> Tensor:
-    """Extend an image by reflection that does not repeat the border, as often as it takes.
+    """Extend an image by reflection without repeating the border, several times if needed.
 
     Args:
         image: (C, H, W), H and W at least 1.
-        size_px: height and width of the result; a side that is not longer than the image's is cut there.
-        before_px: how much is added above and to the left; the rest is below and to the right.
+        size_px: height and width of the result; the image is cropped along a side that is shorter.
+        before_px: number of pixels added above and to the left; the rest is added below and to the right.
     Returns:
-        (C, height, width), same dtype and device; the image itself where nothing is added.
+        (C, height, width), same dtype and device; the image itself if nothing is added.
     """
     height, width = image.shape[-2:]
     below, right = size_px[0] - height - before_px, size_px[1] - width - before_px
@@ -112,7 +112,7 @@ def extend(image: Tensor, size_px: tuple[int, int], before_px: int = 0) -> Tenso
         return image
     if 0 <= below < height and 0 <= right < width and before_px < min(height, width):
         return F.pad(image[None], (before_px, right, before_px, below), mode="reflect")[0]
-    # torch reflects only once; an image smaller than its border needs more.
+    # torch reflects only once, which is not enough if the border is larger than the image.
     rows, columns = (
         reflected(length, before_px, total).to(image.device)
         for length, total in ((height, size_px[0]), (width, size_px[1]))
@@ -121,7 +121,7 @@ def extend(image: Tensor, size_px: tuple[int, int], before_px: int = 0) -> Tenso
 
 
 def reflected(length: int, before: int, total: int) -> Tensor:
-    """Indices of an axis of `length` from -before on, `total` of them, reflected at its ends."""
+    """The indices -before, -before + 1, ... (`total` of them) of an axis of `length`, reflected at its ends."""
     position = torch.arange(-before, total - before)
     period = max(2 * (length - 1), 1)
     folded = position.remainder(period)
@@ -129,7 +129,7 @@ def reflected(length: int, before: int, total: int) -> Tensor:
 
 
 def bands_of(rows: Rows) -> Iterator[Tensor]:
-    """An image from its first rows to its last, (C, n, W)."""
+    """Read an image from top to bottom in bands (C, n, W)."""
     height, width = rows.size_px
     for top, bottom in _spans(0, height, width):
         yield rows.read(top, bottom)
@@ -139,7 +139,7 @@ def split_bands(bands: Iterator[Tensor]) -> Iterator[Tensor]:
     """The same rows in bands that are no larger than those of `bands_of`."""
     for band in bands:
         yield from torch.split(band, max(_BAND_PX // band.shape[2], 1), dim=1)
-        # Before the next one is computed.
+        # Free the band before the next one is computed.
         del band
 
 
@@ -149,16 +149,16 @@ def _spans(top: int, bottom: int, width: int) -> list[tuple[int, int]]:
 
 
 class BandSpool:
-    """Keeps bands and returns them again, as often as asked: in memory, or in a file that has no name.
+    """Stores bands, in memory or in an unnamed temporary file, and returns them any number of times.
 
     Args:
-        bit_depth: at 8 values in [0, 1] are rounded to whole levels of 1/255, at 16 kept as float32.
+        bit_depth: 8 rounds values in [0, 1] to multiples of 1/255; 16 keeps them as float32.
     """
 
     def __init__(self, bit_depth: int) -> None:
         self._dtype: type[Any] = np.uint8 if bit_depth == 8 else np.float32
         self._shapes: list[tuple[int, ...]] = []
-        # Without a name: it disappears with this object, also after a crash.
+        # An unnamed file disappears with this object, also after a crash.
         self._file = tempfile.SpooledTemporaryFile(_SPOOLED_IN_MEMORY)  # noqa: SIM115 - closed with the object
 
     def append(self, band: Tensor) -> None:
@@ -187,16 +187,16 @@ class BandSpool:
 
 
 def keeping(bands: Iterator[Tensor], kept: BandSpool) -> Iterator[Tensor]:
-    """The same bands, which are stored in `kept` too."""
+    """Yield the same bands and store them in `kept`."""
     for band in bands:
         kept.append(band)
         yield band
 
 
 def no_room(folder: Path | None, error: OSError) -> OmgsrError:
-    """Say that what does not fit in memory does not fit on the disk either."""
+    """The error for an image that fits neither in memory nor on the disk."""
     place = folder or tempfile.gettempdir()
     return OmgsrError(
-        f"the image does not fit in memory, and {place} has no room: {reason_of(error)}",
+        f"the image does not fit in memory, and {place} has no space: {reason_of(error)}",
         "allow more with --memory, or set TMPDIR to a folder on a larger disk",
     )

@@ -1,6 +1,7 @@
-"""TIFF files: which page of one from a scanner or editor is the image, its samples at their own depth, and writing.
+"""TIFF files: find the page with the image, read its samples at their own depth, and write TIFFs.
 
-Pillow decodes what it knows with 8 bits; tifffile decodes everything else. What neither can is refused by its name.
+Pillow decodes the 8-bit kinds that it supports, and tifffile all others. Kinds that neither supports are refused by
+name.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ from omgsr_cli.imaging.metadata import PREFIX, tags_of
 from omgsr_cli.imaging.profiles import lab_to_srgb
 from omgsr_cli.imaging.rows import no_room
 
-# They report what they meet in a file there, and Python would print it.
+# Both libraries log their findings about a file, which Python would print.
 for _logger in ("tifffile", "PIL.TiffImagePlugin"):
     logging.getLogger(_logger).addHandler(logging.NullHandler())
     logging.getLogger(_logger).propagate = False
 
 
 class _LibtiffErrors(threading.local):
-    """Errors that libtiff reported in this thread; else it would print them, and Pillow may read on."""
+    """Collects the errors of libtiff in this thread; otherwise libtiff prints them, and Pillow may continue."""
 
     count = 0
 
@@ -49,9 +50,9 @@ class _LibtiffErrors(threading.local):
 
 
 libtiff_errors = _LibtiffErrors()
-# It lives as long as the library that calls it.
+# Keep a reference for as long as the library may call it.
 _LIBTIFF_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(libtiff_errors.note)
-# Where Pillow does not load libtiff from a file of its own, it keeps its habits.
+# If libtiff is not a separate library file of Pillow, its error handler stays as it is.
 with contextlib.suppress(OSError, AttributeError):
     _libtiff = ctypes.CDLL(_imaging.__file__)
     _libtiff.TIFFSetErrorHandler(_LIBTIFF_HANDLER)
@@ -64,12 +65,12 @@ _ASSOCIATED, _STRAIGHT = 1, 2
 _UINT, _INT, _FLOAT = 1, 2, 3
 _CMYK_INKS = 1
 
-#: What Pillow's libtiff decodes in any case; it may lack the others.
+#: Compressions that Pillow's libtiff always supports; others may be missing.
 _PILLOW_COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32946})
 
 _DEFLATED = (8, 32946)
 
-#: What tifffile decodes without imagecodecs: none, deflate and PackBits, with the predictors of integers.
+#: Compressions that tifffile decodes without imagecodecs: none, deflate and PackBits, with integer predictors.
 _PLAIN_COMPRESSIONS, _PLAIN_PREDICTORS, _PLAIN_BITS = (
     frozenset({1, 8, 32773, 32946}),
     frozenset({1, 2}),
@@ -82,16 +83,16 @@ _SPACES = {
 }
 _KINDS = {_UINT: "", _INT: "signed ", _FLOAT: "float ", 5: "complex integer ", 6: "complex float "}
 
-#: Of float samples: more above 1 than this share, or values so far above it, are another range, not highlights.
+#: Limits for float samples: a larger share above 1, or larger values, mean another range instead of highlights.
 _MOST_ABOVE, _FAR_ABOVE, _SOME = 0.25, 16.0, 0.01
 _HALF_STEP = 0.5 / 65535
 
-#: Samples that are brought to another range at a time.
+#: Number of samples that are converted at a time.
 _SAMPLES_AT_ONCE = 1 << 19
 
 
 class _Facts(NamedTuple):
-    """How the samples of a page are stored."""
+    """The storage of a page's samples."""
 
     bits: int
     sample_format: int
@@ -101,38 +102,38 @@ class _Facts(NamedTuple):
 
     @property
     def colors(self) -> int:
-        """Channels that are colours."""
+        """The number of colour channels."""
         return {2: 3, 5: 4, 6: 3, 8: 3, 9: 3}.get(self.photometric, 1)
 
     @property
     def alpha_at(self) -> int | None:
-        """The channel of transparency."""
+        """The index of the alpha channel."""
         found = (self.colors + i for i, kind in enumerate(self.extra) if kind in (_ASSOCIATED, _STRAIGHT))
         return next((channel for channel in found if channel < self.channels), None)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person should know of further channels."""
+        """Notes about channels that are not used."""
         count = self.channels - self.colors - (self.alpha_at is not None)
-        return (f"{count} extra channel{'s'[: count - 1]} left out",) if count > 0 else ()
+        return (f"{count} extra channel{'s'[: count - 1]} dropped",) if count > 0 else ()
 
     @property
     def name(self) -> str:
-        """What a person calls them: "32-bit float Lab"."""
+        """A readable name, such as "32-bit float Lab"."""
         space = _SPACES.get(self.photometric, f"colour space {self.photometric}")
         return f"{self.bits}-bit {_KINDS.get(self.sample_format, '')}{space}"
 
 
 @dataclass(frozen=True)
 class TiffSamples:
-    """Samples as the file has them, except that every range is that of uint8 or uint16, and black is 0.
+    """Samples of a file, scaled to the range of uint8 or uint16, where 0 is black.
 
     Attributes:
-        space: of the colours.
+        space: colour space.
         colors: (H, W, 1 grey, 3 RGB or 4 CMYK) uint8 or uint16, upright, not premultiplied.
         alpha: (H, W, 1) of the same type, or None.
         is_srgb: the colours have been converted to sRGB.
-        notes: for the user.
+        notes: notes for the user.
     """
 
     space: Literal["GRAY", "RGB", "CMYK"]
@@ -143,11 +144,11 @@ class TiffSamples:
 
 
 class TiffImage(TiffImagePlugin.TiffImageFile):
-    """A TIFF opened at its first full-resolution page, also where Pillow cannot decode it.
+    """A TIFF that is opened at its first full-resolution page, also if Pillow cannot decode it.
 
     Attributes:
-        page: tifffile's view of it; None where tifffile cannot follow the file, but Pillow can.
-        full_pages: how many images of full resolution the file holds.
+        page: the page in tifffile; None if tifffile cannot read the structure of the file, but Pillow can.
+        full_pages: number of full-resolution images in the file.
         has_mask: whether a page is a transparency mask, which is not used.
     """
 
@@ -179,7 +180,7 @@ class TiffImage(TiffImagePlugin.TiffImageFile):
         self._tile_size, self._size = (width, height), (height, width) if turned else (width, height)
 
     def take_size(self, page: tifffile.TiffPage) -> None:
-        """Take size and profile from a page that Pillow cannot go to."""
+        """Set size and profile from a page that Pillow cannot open."""
         self._set_size(page.imagewidth, page.imagelength)
         self.tile = []
         if icc := page.tags.valueof(_ICC_TAG):
@@ -187,7 +188,7 @@ class TiffImage(TiffImagePlugin.TiffImageFile):
 
     @property
     def is_pillows(self) -> bool:
-        """Whether Pillow decodes the page to the last bit."""
+        """Whether Pillow decodes the page without loss."""
         if not self._is_known or (self.page is not None and self.page.is_subifd):
             return False
         compression = self.tag_v2.get(ExifTags.Base.Compression, 1)
@@ -196,7 +197,7 @@ class TiffImage(TiffImagePlugin.TiffImageFile):
 
     @property
     def facts(self) -> _Facts:
-        """What the page's tags say; without tifffile's view, as few as Pillow needs."""
+        """The storage of the page's samples from its tags, or a minimum for Pillow if tifffile cannot read the page."""
         if self.page is None:
             bits = self.tag_v2.get(ExifTags.Base.BitsPerSample, (1,))
             return _Facts(max(bits), _UINT, self.tag_v2.get(ExifTags.Base.PhotometricInterpretation, 1), len(bits), ())
@@ -204,23 +205,23 @@ class TiffImage(TiffImagePlugin.TiffImageFile):
 
     @property
     def is_deep(self) -> bool:
-        """Whether it is read with 16 bits: everything beyond 8 but CMYK, which is converted in 8."""
+        """Whether it is read with 16 bits: all kinds above 8 bits except CMYK, which is converted with 8 bits."""
         return self.facts.bits > 8 and self.facts.photometric not in (5, 6)
 
 
 def is_tiff(start: bytes) -> bool:
-    """Whether a file that starts so is a TIFF or BigTIFF."""
+    """Whether these first bytes are those of a TIFF or BigTIFF."""
     return start[:4] in _STARTS
 
 
 def open_tiff(file: BinaryIO) -> TiffImage:
     """Open a TIFF at its first full-resolution page.
 
-    Thumbnails (bit 1 of NewSubfileType) and masks (bit 4) are passed over; where all pages are thumbnails, the first
-    image among their sub-images counts.
+    Thumbnails (bit 1 of NewSubfileType) and masks (bit 4) are skipped. If all pages are thumbnails, the first image
+    among their sub-images is used.
 
     Raises:
-        SyntaxError, ValueError, OSError, struct.error ...: it is corrupt.
+        SyntaxError, ValueError, OSError, struct.error ...: the file is corrupt.
     """
     file.seek(0)
     is_foreign = file.read(4) == _BIG_ENDIAN_BIG
@@ -248,10 +249,10 @@ def open_tiff(file: BinaryIO) -> TiffImage:
 
 
 def read_tiff(image: TiffImage, name: str) -> TiffSamples:
-    """Decode the page of an image that Pillow cannot decode to the last bit.
+    """Decode a page that Pillow cannot decode without loss.
 
     Raises:
-        FileError: it is of a kind that is not supported, needs the extra, has no range that is known, or is damaged.
+        FileError: the kind is not supported or needs imagecodecs, the range is unknown, or the page is damaged.
     """
     page, facts, own_notes = image.page, image.facts, tuple[str, ...]()
     if page is None:
@@ -272,7 +273,7 @@ def read_tiff(image: TiffImage, name: str) -> TiffSamples:
     alpha = None
     if alpha_at is not None:
         alpha, _ = _ranged(stored[:, :, alpha_at : alpha_at + 1], facts, name)
-        # Lab of 8 bits has become 16.
+        # 8-bit Lab has become 16-bit sRGB.
         alpha = alpha if alpha.dtype == own.dtype else alpha.astype(np.uint16) * 257
         if facts.extra[alpha_at - colors] == _ASSOCIATED:
             own = unpremultiplied(own, alpha)
@@ -287,10 +288,10 @@ def read_tiff(image: TiffImage, name: str) -> TiffSamples:
 
 
 def check_deflated(page: tifffile.TiffPage) -> None:
-    """Compare the checksums of a page's strips or tiles, which Pillow does not.
+    """Compare the checksums of a page's strips or tiles, because Pillow does not.
 
     Raises:
-        OSError: one is wrong, or its data is damaged.
+        OSError: a checksum is wrong, or the data is damaged.
     """
     if page.compression not in _DEFLATED:
         return
@@ -303,7 +304,7 @@ def check_deflated(page: tifffile.TiffPage) -> None:
 
 
 def needs_codecs(page: tifffile.TiffPage) -> bool:
-    """Whether tifffile decodes a page only with imagecodecs."""
+    """Whether tifffile needs imagecodecs to decode a page."""
     return (
         page.compression not in _PLAIN_COMPRESSIONS
         or page.predictor not in _PLAIN_PREDICTORS
@@ -312,7 +313,7 @@ def needs_codecs(page: tifffile.TiffPage) -> bool:
 
 
 def _distinct(pages: Iterable[Any]) -> list[tifffile.TiffPage]:
-    """The pages up to one that is listed twice: in a damaged file they may lead in a circle."""
+    """The pages up to the first that is listed twice: in a damaged file they may form a loop."""
     found: dict[int, tifffile.TiffPage] = {}
     for page in pages:
         if page.offset in found:
@@ -323,14 +324,14 @@ def _distinct(pages: Iterable[Any]) -> list[tifffile.TiffPage]:
 
 
 def _is_full(page: tifffile.TiffPage) -> bool:
-    # The older tag has numbers instead of bits: 2 is a reduced image.
+    # The older tag has numbers instead of bits: 2 means a reduced image.
     return not (page.is_reduced or page.is_mask or page.tags.valueof(255) == 2)
 
 
 def _facts(page: tifffile.TiffPage) -> _Facts:
     extra = tuple(int(kind) for kind in page.extrasamples)
     if not extra and page.photometric == 2 and page.samplesperpixel == 4:
-        # Some programs forget to say so.
+        # Some programs do not set the tag.
         extra = (_STRAIGHT,)
     sample_format = _one(page.sampleformat)
     sample_format = _UINT if sample_format == 4 else sample_format
@@ -338,7 +339,7 @@ def _facts(page: tifffile.TiffPage) -> _Facts:
 
 
 def _one(value: int | tuple[int, ...]) -> int:
-    """A value of a tag of which a damaged file may have several; of several depths, the largest counts."""
+    """The value of a tag that should have one value; of several depths, the largest is used."""
     return max(value, default=0) if isinstance(value, tuple) else int(value)
 
 
@@ -348,7 +349,7 @@ def _orientation(image: TiffImage) -> int:
 
 
 def _tags_as_file(page: tifffile.TiffPage) -> BinaryIO:
-    """The tags of a page in a small TIFF of their own: Pillow reads no big-endian BigTIFF."""
+    """The tags of a page as a small TIFF, because Pillow cannot read big-endian BigTIFF."""
     directory = ImageFileDirectory_v2(prefix=b"II")
     for tag in page.tags:
         if tag.code in (273, 279, 324, 325, 330):
@@ -363,7 +364,7 @@ def _tags_as_file(page: tifffile.TiffPage) -> BinaryIO:
 
 
 def _check_supported(page: tifffile.TiffPage, facts: _Facts, name: str) -> None:
-    """Refuse by its name what would not come out right."""
+    """Refuse kinds that would be decoded incorrectly, by name."""
     known = facts.photometric in (0, 1, 2, 3, 5, 8, 9)
     numbers = facts.sample_format in ((_UINT,) if facts.photometric in (3, 8, 9) else (_UINT, _INT, _FLOAT))
     if facts.photometric in (8, 9):
@@ -380,7 +381,7 @@ def _check_supported(page: tifffile.TiffPage, facts: _Facts, name: str) -> None:
 
 
 def _stored_samples(page: tifffile.TiffPage, name: str) -> NDArray[Any]:
-    """(H, W, C) as they are stored."""
+    """The samples (H, W, C) as stored."""
     offsets, counts = page.dataoffsets, page.databytecounts
     end = page.parent.filehandle.size
     whole = all(offset and count and offset + count <= end for offset, count in zip(offsets, counts, strict=False))
@@ -396,7 +397,7 @@ def _stored_samples(page: tifffile.TiffPage, name: str) -> NDArray[Any]:
 
 
 def _segments(page: tifffile.TiffPage) -> int:
-    """How many strips or tiles the page needs."""
+    """The number of strips or tiles that the page must have."""
     apart, _, height, width, _ = page.shaped
     if page.is_tiled:
         return int(apart * -(-height // page.tilelength) * -(-width // page.tilewidth))
@@ -404,18 +405,18 @@ def _segments(page: tifffile.TiffPage) -> int:
 
 
 def _ranged(samples: NDArray[Any], facts: _Facts, name: str) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """Bring numbers of any kind to all of uint8 or uint16, and say what did not fit."""
+    """Scale samples of any type to the whole range of uint8 or uint16, with notes about values that did not fit."""
     if facts.sample_format == _FLOAT:
         return ranged_floats(samples, facts.name, name)
     largest, notes = (1 << facts.bits) - 1, tuple[str, ...]()
     if facts.sample_format == _INT:
         least, most = int(samples.min()), int(samples.max())
         if least < 0:
-            reason = f"{facts.name} from {least} to {most} has no black and white that is known"
+            reason = f"{facts.name} from {least} to {most}: its black and white levels are unknown"
             raise FileError(f"{name}: {reason}", "convert it to unsigned 16-bit first")
-        # Pillow and numpy keep 16 bits in int32.
+        # Pillow and numpy store 16 bits as int32.
         largest = 65535 if facts.bits > 16 and most <= 65535 else largest >> 1
-        notes = (f"{facts.name}: 0 to {largest} was taken as black to white",)
+        notes = (f"{facts.name}: 0 to {largest} was assumed to be black to white",)
     if largest <= 255:
         scaled = samples if largest == 255 else (samples.astype(np.uint16) * 255 + largest // 2) // largest
         return scaled.astype(np.uint8), notes
@@ -425,16 +426,16 @@ def _ranged(samples: NDArray[Any], facts: _Facts, name: str) -> tuple[NDArray[An
 
 
 def ranged_floats(samples: NDArray[Any], kind: str, name: str) -> tuple[NDArray[np.uint16], tuple[str, ...]]:
-    """Bring floats from 0 to 1 to all of uint16.
+    """Scale floats in [0, 1] to the whole range of uint16.
 
     Args:
-        samples: of any shape and float type.
-        kind: what a person calls them.
-        name: of the file, for a message.
+        samples: any shape and float type.
+        kind: readable name of the kind of samples.
+        name: name of the file, for messages.
     Returns:
-        The samples, and notes that count those that were clipped, or are no numbers.
+        The samples, and notes that count clipped values and NaN.
     Raises:
-        FileError: they are clearly of another range, or none is a number.
+        FileError: the values clearly have another range, or none of them is finite.
     """
     finite = samples[np.isfinite(samples)]
     if finite.size == 0:
@@ -449,7 +450,9 @@ def ranged_floats(samples: NDArray[Any], kind: str, name: str) -> tuple[NDArray[
     ):
         span = "0 to 255" if most <= 256 else "0 to 65535" if most <= 65536 else f"up to {most:g}"
         reason = f"its {kind} samples look like {span}, where 0 to 1 is black to white (largest: {most:g})"
-        raise FileError(f"{name}: {reason}", "divide them by their white first, or save it with 16 bits")
+        raise FileError(
+            f"{name}: {reason}", "divide the samples by their white level first, or save the image with 16 bits"
+        )
     no_numbers = int(np.isnan(samples).sum())
     bright = above.size + int(np.isposinf(samples).sum())
     dark = int((finite < -_HALF_STEP).sum()) + int(np.isneginf(samples).sum())
@@ -459,7 +462,7 @@ def ranged_floats(samples: NDArray[Any], kind: str, name: str) -> tuple[NDArray[
         parts += [f"{dark} below 0"] if dark else []
         notes.append(f"of {samples.size} float samples {' and '.join(parts)} were clipped")
     if no_numbers:
-        notes.append(f"{no_numbers} samples that are not numbers (NaN) became 0")
+        notes.append(f"{no_numbers} NaN samples became 0")
 
     def whole(part: NDArray[Any]) -> NDArray[Any]:
         finite = np.nan_to_num(part.astype(np.float64), nan=0.0, posinf=1.0, neginf=0.0)
@@ -469,7 +472,7 @@ def ranged_floats(samples: NDArray[Any], kind: str, name: str) -> tuple[NDArray[
 
 
 def shallow(samples: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """16 bits rounded to 8, a row at a time."""
+    """Round 16 bits to 8, a row at a time."""
     result = np.empty(samples.shape, np.uint8)
     for row, levels in zip(result, samples, strict=True):
         row[:] = (levels.astype(np.uint32) + 128) // 257
@@ -477,7 +480,7 @@ def shallow(samples: NDArray[np.uint16]) -> NDArray[np.uint8]:
 
 
 def _by_parts(samples: NDArray[Any], convert: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[np.uint16]:
-    """Convert to uint16 a few rows at a time, so that float64 of a whole image is never held."""
+    """Convert to uint16 a few rows at a time, so the whole image is never in memory as float64."""
     result = np.empty(samples.shape, np.uint16)
     rows = max(_SAMPLES_AT_ONCE // max(samples[0].size, 1), 1)
     for top in range(0, len(samples), rows):
@@ -486,10 +489,10 @@ def _by_parts(samples: NDArray[Any], convert: Callable[[NDArray[Any]], NDArray[A
 
 
 def _lab_samples(samples: NDArray[Any], facts: _Facts) -> NDArray[np.uint16]:
-    """8 or 16-bit Lab (TIFF 6.0, section 23) or ICC Lab (TIFF/EP and Adobe's notes) to sRGB, 16 bits."""
+    """Convert 8 or 16-bit Lab (TIFF 6.0, section 23) or ICC Lab (TIFF/EP and Adobe's notes) to 16-bit sRGB."""
     half = 1 << (facts.bits - 1)
     step = 1 << (facts.bits - 8)
-    # ICC Lab counts a and b from an offset, and 16-bit lightness 100 is 0xFF00.
+    # In ICC Lab, a and b have an offset, and 16-bit lightness 100 is 0xFF00.
     white = (1 << facts.bits) - (1 if facts.photometric == 8 or facts.bits == 8 else 1 << 8)
 
     def convert(part: NDArray[Any]) -> NDArray[Any]:
@@ -518,31 +521,31 @@ _GREY, _RGB = 1, 2
 _MAX_BYTES = 2**32 - 1
 _HEADER_BYTES = 8
 
-#: Strips of about this many bytes can be read one at a time.
+#: Approximate size of a strip in bytes, so that readers can read single strips.
 _STRIP_BYTES = 1 << 20
 
-#: Bytes of strips that are put aside in memory; more go into a file.
+#: Bytes of strips that are stored in memory; the rest goes into a file.
 _IN_MEMORY = 64 << 20
 
 
 def encode_tiff(
     layout: SampleLayout, bands: Iterator[NDArray[Any]], metadata: ImageMetadata, name: str
 ) -> Iterator[bytes]:
-    """Encode an image as strips of deflated horizontal differences, which are put aside until all are there.
+    """Encode an image as strips of deflated horizontal differences, which are stored until all are complete.
 
     Args:
-        layout: of the samples.
-        bands: of them, from the first rows to the last.
-        metadata: all but text is written.
-        name: of the file, for a message.
+        layout: layout of the samples.
+        bands: bands of samples, from top to bottom.
+        metadata: everything but texts is written.
+        name: name of the file, for messages.
     Yields:
-        The file's bytes.
+        The bytes of the file.
     Raises:
-        FileError: it would be larger than 4 GiB.
-        OmgsrError: there is no room to put the strips aside.
+        FileError: the file would be larger than 4 GiB.
+        OmgsrError: there is no space to store the strips.
     """
     if layout.channels == 2:
-        # Few programs read grey with alpha, Pillow not with 16 bits.
+        # Few programs can read grey with alpha; Pillow cannot with 16 bits.
         layout, bands = layout._replace(channels=4), (band[:, :, [0, 0, 0, 1]] for band in bands)
     rows = max(_STRIP_BYTES // (layout.width * layout.channels * layout.bit_depth // 8), 1)
     lengths: list[int] = []
@@ -550,7 +553,7 @@ def encode_tiff(
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as strips:
         for strip in map(_strip, _regrouped(bands, rows)):
             size += len(strip)
-            # The directory's own size is not known before it is packed; no metadata comes near this.
+            # The size of the directory is unknown before it is packed; no metadata is nearly as large as this.
             if size > _MAX_BYTES - (1 << 28):
                 raise FileError(f"{name}: it would be larger than the 4 GiB of a TIFF file", "use --format png")
             lengths.append(len(strip))
@@ -558,7 +561,7 @@ def encode_tiff(
                 strips.write(strip)
             except OSError as error:
                 raise no_room(None, error) from error
-        with warnings.catch_warnings(action="ignore"):  # Pillow's, of single EXIF values that it leaves out
+        with warnings.catch_warnings(action="ignore"):  # Pillow warns about single EXIF values that it drops
             directory = _directory(layout, rows, lengths, metadata).tobytes(_HEADER_BYTES)
         yield b"II*\0" + struct.pack("<I", _HEADER_BYTES) + directory
         strips.seek(0)
@@ -567,20 +570,20 @@ def encode_tiff(
 
 
 def can_pack_exif(data: bytes) -> bool:
-    """Whether Pillow can take an EXIF structure apart and pack it again, as TIFF and AVIF need it."""
+    """Whether Pillow can unpack an EXIF structure and pack it again, which TIFF and AVIF need."""
     directory = ImageFileDirectory_v2(prefix=b"II")
     try:
-        with warnings.catch_warnings(action="ignore"):  # Pillow's, of single values that it leaves out
+        with warnings.catch_warnings(action="ignore"):  # Pillow warns about single values that it drops
             _add_exif(directory, data)
             directory.tobytes(_HEADER_BYTES)
     except (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, AttributeError, struct.error):
-        # Cameras and editors leave values of wrong types behind; what Pillow raises then depends on the value.
+        # Cameras and editors write values of wrong types, for which Pillow raises various exceptions.
         return False
     return True
 
 
 def _regrouped(bands: Iterator[NDArray[Any]], rows: int) -> Iterator[NDArray[Any]]:
-    """The same rows, so many at a time; the last ones may be fewer."""
+    """Yield the same rows in groups of a fixed number; the last group may be smaller."""
     held: list[NDArray[Any]] = []
     count = 0
     for band in bands:
@@ -622,7 +625,7 @@ def _directory(
             ExifTags.Base.PhotometricInterpretation: _GREY if channels == 1 else _RGB,
             ExifTags.Base.SamplesPerPixel: channels,
             ExifTags.Base.RowsPerStrip: rows,
-            # Counted from the directory's end: Pillow adds that when it packs the directory.
+            # Offsets count from the end of the directory: Pillow adds it when it packs the directory.
             ExifTags.Base.StripOffsets: tuple(int(end) for end in ends[:-1]),
             ExifTags.Base.StripByteCounts: tuple(lengths),
             ExifTags.Base.PlanarConfiguration: 1,

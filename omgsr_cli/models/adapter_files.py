@@ -1,4 +1,4 @@
-"""An adapter's folder and configuration, checked without torch and without reading anything large."""
+"""Check an adapter's folder and configuration, without torch and without reading large files."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Number = TypeVar("Number", int, float)
 Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Pattern = Annotated[str, AfterValidator(lambda pattern: _compilable(pattern))]
 
-#: The files of one part of an adapter, as peft calls them.
+#: Peft's names for the files of one part of an adapter.
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
-#: Parts of an adapter of the SD family as published: for the VAE's encoder and for the UNet.
+#: Parts of a published adapter of the SD family: for the VAE's encoder and for the UNet.
 SD_PARTS = ("vae_encoder_lora_adapter", "unet_lora_adapter")
 #: And their ranks.
 SD_RANKS = (16, 32)
@@ -30,30 +30,30 @@ SD_RANKS = (16, 32)
 FLUX_PARTS = ("vae_encoder_adapter", "flux_adapter")
 FLUX_RANKS = (64, 64)
 
-_CONVERT = "where you trust it: torch.load(..., weights_only=True), then safetensors save_file"
+_CONVERT = "convert it if you trust its source: torch.load(..., weights_only=True), then safetensors' save_file"
 
 _KEEPS_THE_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
-"""Values of `init_lora_weights` with which the weights of the base stay what they were. The others (PiSSA, OLoRA,
-CorDA, LoftQ, LoRA-GA) subtract the fresh B A from them, or quantise them: the adapter then needs that changed base.
+"""Values of `init_lora_weights` that leave the base weights unchanged. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA)
+subtract the new B A from the base weights, or quantise them: the adapter then needs that changed base.
 Source: `LoraLayer.update_layer` of peft 0.18 to 0.21."""
 
 _ABOUT_TRAINING = (
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
     *("eva_config", "lora_dropout", "megatron_core", "qalora_group_size"),
 )
-"""Options that do not change the merged weights, whatever their value."""
+"""Options that do not change the merged weights, for any value."""
 
 
 class LoraConfig(BaseModel):
-    """What of `adapter_config.json` decides the merged weights.
+    """The part of `adapter_config.json` that determines the merged weights.
 
     Attributes:
-        init_lora_weights: whether the base weights are still what they were before the training.
-        target_modules: names of modules or their ends, or a regular expression of whole names; None is any module.
-        exclude_modules: likewise, of modules that have no adapter after all.
+        init_lora_weights: kind of initialisation, which shows whether the training changed the base weights.
+        target_modules: names or name endings of modules, or a regular expression for whole names; None is any module.
+        exclude_modules: modules without an adapter, in the same form.
     """
 
-    # Strict: JSON's true is a number to Python, and peft takes no "16" for a rank.
+    # Strict, because JSON's true is a number in Python, and peft does not accept "16" as a rank.
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     peft_type: str
@@ -68,16 +68,16 @@ class LoraConfig(BaseModel):
     init_lora_weights: bool | str = True
 
     def rank(self, module: str) -> int:
-        """Rank of the adapter of a module, by the first pattern that fits its name."""
+        """The rank of a module's adapter, from the first pattern that matches its name."""
         return _by_pattern(self.rank_pattern or {}, module, self.r)
 
     def scale(self, module: str) -> float:
-        """Factor of B A for a module: alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA."""
+        """The factor of B A for a module: alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA."""
         alpha, rank = _by_pattern(self.alpha_pattern or {}, module, self.lora_alpha), self.rank(module)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def targets(self, module: str) -> bool:
-        """Whether this module may have an adapter by the configuration."""
+        """Whether the configuration allows an adapter for this module."""
         is_target = self.target_modules is None or _is_named(module, self.target_modules)
         return is_target and not _is_named(module, self.exclude_modules or [])
 
@@ -102,7 +102,7 @@ def check_adapter_folder(folder: Path, parts: Iterable[str]) -> None:
         ModelError: a folder or file is missing, its weights are a pickle, or its configuration is not a plain LoRA.
     """
     if not folder.is_dir():
-        raise UnknownModelError(f"the adapter folder {folder} does not exist", f"it holds: {', '.join(parts)}")
+        raise UnknownModelError(f"the adapter folder {folder} does not exist", f"an adapter has: {', '.join(parts)}")
     for part in parts:
         if not (folder / part).is_dir():
             raise ModelError(
@@ -118,7 +118,7 @@ def load_lora_config(folder: Path) -> LoraConfig:
     """Read `adapter_config.json` of one part of an adapter.
 
     Raises:
-        ModelError: it is missing, unreadable, or asks for more than adding scale * B A.
+        ModelError: the file is missing or unreadable, or its options mean more than adding scale * B A.
     """
     path = folder / CONFIG_NAME
     options = read_json(path)
@@ -133,7 +133,7 @@ def load_lora_config(folder: Path) -> LoraConfig:
         raise ModelError(
             f"{path}: init_lora_weights {init!r} may have changed the weights of the base",
             hint="convert it with peft's save_pretrained(..., path_initial_model_for_weight_conversion=...), or merge "
-            "it with peft and give the result as the model",
+            "it with peft and use the result as the model",
         )
     others = config.model_extra or {}
     refused = [name for name, value in others.items() if name not in _ABOUT_TRAINING and not _is_off(value)]
@@ -143,13 +143,13 @@ def load_lora_config(folder: Path) -> LoraConfig:
         name = refused[0]
         raise ModelError(
             f"{path}: option {name!r} is not supported ({options[name]!r})",
-            hint="only plain LoRA can be merged: merge this adapter with peft, and give the result as the model",
+            hint="only plain LoRA can be merged: merge this adapter with peft, and use the result as the model",
         )
     return config
 
 
 def _is_off(value: object) -> bool:
-    """Whether an option is absent in effect: null, false or empty; 0 may be the number of a layer."""
+    """Whether an option has no effect: null, false or empty; 0 may be the number of a layer."""
     return value is None or value is False or (isinstance(value, str | list | dict) and not value)
 
 

@@ -1,4 +1,4 @@
-"""Pre-trained autoencoders: AutoencoderKL whole or in strips, AutoencoderTiny's decoder, and the encoder of either."""
+"""Pre-trained autoencoders: AutoencoderKL as a whole or in strips, AutoencoderTiny's decoder, and both encoders."""
 
 from __future__ import annotations
 
@@ -29,28 +29,29 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.vae import DecoderTiny
 
 _BYTES_PER_CHANNEL = 20
-"""Five float32 tensors of the decoder's widest level at full size; with SD's 256 channels 4.1 to 4.7 kB a pixel were
-measured, less in bf16."""
+"""Number of float32 tensors of the decoder's widest level at full size; with SD's 256 channels, 4.1 to 4.7 kB per pixel
+were measured, and less in bf16."""
 
 _MOST_WHOLE_PX_ON_MPS = 1200 * 1200
-"""Above it the VAE runs in strips on MPS: there the attention holds all products in one buffer, (area / 64)^2 of them,
+"""Above this area, the VAE runs in strips on MPS: the attention stores all (area / 64)^2 products in one buffer there,
 and a buffer of more than 2^32 bytes aborts the process."""
 
-# TAESD as published: residual blocks for each level of both halves, all 64 wide, and an eighth of the image's size.
+# The published TAESD: residual blocks for each level of both halves, all with 64 channels, and latents of an eighth of
+# the image's size.
 _TINY_ENCODER_BLOCKS, _TINY_DECODER_BLOCKS, _TINY_WIDTH, _TINY_PX = (1, 3, 3, 3), (3, 3, 3, 1), 64, 8
-# Float32 tensors of one level of its decoder that are alive at the peak, and room to work in.
+# Number of float32 tensors of one level of its decoder at the peak, including work space.
 _TINY_TENSORS = 6
 _MIN_TILE = 16
 
 
 def check_vae_config(config: Mapping[str, Any], where: object) -> None:
-    """Check that a VAE's configuration scales latents by numbers, in the way that is known here, and has RGB images.
+    """Check that a VAE's configuration has RGB images and supported scaling factors.
 
     Args:
-        config: of an AutoencoderKL or AutoencoderTiny, as diffusers writes it.
-        where: what to call it in the error.
+        config: diffusers' configuration of an AutoencoderKL or AutoencoderTiny.
+        where: name of the configuration in messages.
     Raises:
-        ModelError: names the first wrong value.
+        ModelError: a value is wrong; the message names the first.
     """
     levels = config.get("block_out_channels", config.get("encoder_block_out_channels", ()))
     if not (isinstance(levels, list | tuple) and levels and all(type(each) is int and each > 0 for each in levels)):
@@ -58,18 +59,18 @@ def check_vae_config(config: Mapping[str, Any], where: object) -> None:
     factor, shift = config.get("scaling_factor", 1.0), config.get("shift_factor")
     if not _is_number(factor) or factor <= 0:
         raise ModelError(
-            f"{where}: scaling_factor is {factor!r}, not a number above 0", "Stable Diffusion's is 0.18215"
+            f"{where}: scaling_factor is {factor!r}, not a number above 0", "Stable Diffusion uses 0.18215"
         )
     if shift is not None and not _is_number(shift):
         raise ModelError(f"{where}: shift_factor is {shift!r}, not a number")
     for key in ("latents_mean", "latents_std"):
         if config.get(key) is not None:
             raise ModelError(
-                f"{where}: {key} is not supported", "give a VAE with scaling_factor and shift_factor alone"
+                f"{where}: {key} is not supported", "use a VAE that has scaling_factor and shift_factor only"
             )
     for key in ("in_channels", "out_channels"):
         if config.get(key, 3) != 3:
-            raise ModelError(f"{where}: {key} is {config[key]!r}, and images have 3")
+            raise ModelError(f"{where}: {key} is {config[key]!r}, but images have 3 channels")
 
 
 def _is_number(value: object) -> bool:
@@ -77,25 +78,25 @@ def _is_number(value: object) -> bool:
 
 
 def latent_px_of(vae_config: Mapping[str, Any]) -> int:
-    """Image pixels per latent element: the VAE halves the size after each of its levels but the last."""
+    """Image pixels per latent element: the VAE halves the size after each level except the last."""
     return int(2 ** (len(vae_config["block_out_channels"]) - 1))
 
 
 def bytes_per_px_of(vae_config: Mapping[str, Any]) -> int:
-    """Working memory for one pixel of an image that goes through in one piece."""
+    """Working memory per pixel for an image that is processed as a whole."""
     return _BYTES_PER_CHANNEL * int(max(vae_config["block_out_channels"][:2]))
 
 
 class KlCodec:
-    """Images to scaled latents and back.
+    """Encodes images to scaled latents and decodes them.
 
     latent = (posterior - shift_factor) * scaling_factor
-    Source: LDM, arXiv:2112.10752, appendix G; the shift came with FLUX.
+    Source: LDM, arXiv:2112.10752, appendix G; FLUX added the shift.
 
     Args:
-        vae: on its device, in the number format that it computes in.
+        vae: the VAE, on its device and in its number format.
     Raises:
-        ModelError: it has a part that cannot be run in strips.
+        ModelError: a part of the VAE cannot run in strips.
     """
 
     def __init__(self, vae: AutoencoderKL) -> None:
@@ -111,19 +112,19 @@ class KlCodec:
 
         Args:
             image: (B, 3, H, W) float, sRGB in [-1, 1].
-            generator: samples the posterior, on its own device or the CPU; a list has one for each image; None takes
-                the mean.
+            generator: samples the posterior, on its own device or the CPU; a list has one for each image; None uses the
+                mean.
         Returns:
             (B, C, H/8, W/8) float32 on the VAE's device.
         Raises:
-            ShapeError: not (B, 3, H, W) or not multiples.
+            ShapeError: the image is not (B, 3, H, W), or H and W are not multiples of `latent_px`.
         """
         if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % self.latent_px or image.shape[3] % self.latent_px:
-            raise ShapeError(f"image {tuple(image.shape)} is not (B, 3, H, W) with multiples of {self.latent_px}")
+            raise ShapeError(f"image {tuple(image.shape)} must be (B, 3, H, W) with multiples of {self.latent_px}")
         return self._latent(self.vae.encode(image.to(self.vae.device, self.vae.dtype)).latent_dist, generator)
 
     def encode_within(self, image: ImageRows, workspace: Workspace, generator: torch.Generator | None = None) -> Tensor:
-        """As `encode` of one image, in strips where the whole does not fit."""
+        """Like `encode` for one image, in strips if the whole image does not fit."""
         (height, width), latent = image.size_px, None
         with self._perhaps_whole(height * width, workspace) as fits:
             if fits:
@@ -138,18 +139,18 @@ class KlCodec:
         """Map latents to images, with gradients.
 
         Args:
-            latent: (B, C, h, w) float, scaled as `encode` gives it.
+            latent: (B, C, h, w) float, scaled as by `encode`.
         Returns:
-            (B, 3, 8h, 8w) float32 on the VAE's device, nominally in [-1, 1], not clamped.
+            (B, 3, 8h, 8w) float32 on the VAE's device, nominally in [-1, 1]; not clamped.
         """
         image: Tensor = self.vae.decode(self._unscaled(latent).to(self.vae.dtype)).sample
         return image.float()
 
     def decode_within(self, latent: Tensor, workspace: Workspace) -> Iterator[Tensor]:
-        """As `decode` of one latent, in strips where the whole does not fit.
+        """Like `decode` for one latent, in strips if the whole image does not fit.
 
         Yields:
-            (1, 3, n, 8w) float on the VAE's device, from the first rows to the last.
+            (1, 3, n, 8w) float on the VAE's device, from top to bottom.
         """
         image = None
         with self._perhaps_whole(latent.shape[2] * latent.shape[3] * self.latent_px**2, workspace) as fits:
@@ -169,7 +170,7 @@ class KlCodec:
 
     @contextmanager
     def _perhaps_whole(self, area_px: int, workspace: Workspace) -> Iterator[bool]:
-        """Whether an image is expected to fit in one piece; where it does not after all, the strips become smaller."""
+        """Whether the whole image is expected to fit; if it does not, the strips become smaller."""
         try:
             fits = area_px * self._bytes_per_px <= workspace.memory_bytes
             yield fits and not (self.vae.device.type == "mps" and area_px > _MOST_WHOLE_PX_ON_MPS)
@@ -180,13 +181,13 @@ class KlCodec:
 
 
 class TinyDecoder:
-    """The decoder of an AutoencoderTiny (TAESD): about a tenth of a VAE's work, and coarser.
+    """The decoder of an AutoencoderTiny (TAESD), which needs about a tenth of a VAE's work and is coarser.
 
-    It has no norm and no attention, so tiles with a margin give the same pixels.
-    Source: TAESD, github.com/madebyollin/taesd; the networks are diffusers' own.
+    It has neither normalisation nor attention, so tiles with a margin give the same pixels.
+    Source: TAESD, github.com/madebyollin/taesd; the networks are those of diffusers.
 
     Args:
-        network: of diffusers, on its device, in the number format that it computes in.
+        network: diffusers' decoder, on its device and in its number format.
     """
 
     def __init__(self, network: DecoderTiny) -> None:
@@ -201,10 +202,10 @@ class TinyDecoder:
         return image.float()
 
     def decode_within(self, latent: Tensor, workspace: Workspace) -> Iterator[Tensor]:
-        """As `decode` of one latent, in tiles that the workspace has room for: the same pixels.
+        """Like `decode` for one latent, with the same pixels, in tiles that fit in the workspace.
 
         Yields:
-            (1, 3, n, 8w) float32, from the first rows to the last.
+            (1, 3, n, 8w) float32, from top to bottom.
         """
         fitting = math.isqrt(max(workspace.memory_bytes, 0) // self._bytes_per_element) - 2 * self.reach
         size = Size(*latent.shape[-2:])
@@ -217,14 +218,14 @@ class TinyDecoder:
 
 
 def load_tiny_decoder(path: Path, channels: int, device: torch.device, dtype: torch.dtype) -> TinyDecoder:
-    """Read the decoder of what `find_tiny_vae` found.
+    """Load the decoder of an AutoencoderTiny.
 
     Args:
-        path: folder or file.
-        channels: of the latents that it is to decode.
-        device, dtype: where and in which number format it computes.
+        path: folder or file from `find_tiny_vae`.
+        channels: channels of the latents to decode.
+        device, dtype: device and number format of the decoder.
     Raises:
-        ModelError: its weights cannot be read or do not fit, or its latents have other channels.
+        ModelError: the weights cannot be read or do not match, or the latents have another number of channels.
     """
     file = path if path.is_file() else path / f"{NETWORK_STEM}.safetensors"
     config = {} if path.is_file() else read_json(path / "config.json")
@@ -232,10 +233,15 @@ def load_tiny_decoder(path: Path, channels: int, device: torch.device, dtype: to
         from diffusers.models.autoencoders.vae import DecoderTiny
     check_vae_config({"block_out_channels": [_TINY_WIDTH]} | config, path)
     if config.get("scaling_factor", 1.0) != 1.0 or config.get("shift_factor"):
-        raise ModelError(f"{path} scales its latents in a way of its own", "give a TAESD, whose scaling_factor is 1")
+        raise ModelError(
+            f"{path}: the scaling of its latents is not supported", "use a TAESD, whose scaling_factor is 1"
+        )
     own = int(config.get("latent_channels", channels))
     if own != channels:
-        raise ModelError(f"{path} decodes latents of {own} channels, the model has {channels}", "give its own kind's")
+        raise ModelError(
+            f"{path} decodes latents with {own} channels, but those of the model have {channels}",
+            "use an autoencoder for this kind of model",
+        )
     try:
         blocks = tuple(config.get("num_decoder_blocks", _TINY_DECODER_BLOCKS))
         with torch.device("meta"):
@@ -258,7 +264,7 @@ def load_tiny_decoder(path: Path, channels: int, device: torch.device, dtype: to
 
 
 def _decoder_weights(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Weights by diffusers' names; the published file counts a clamp before the first layer, which has none."""
+    """Weights by diffusers' names; the numbers in the published file include a clamp, which has no weights."""
     if any(name.startswith("decoder.") for name in weights):
         named = {name.removeprefix("decoder."): value for name, value in weights.items() if name.startswith("decoder.")}
     else:
@@ -268,26 +274,26 @@ def _decoder_weights(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str
 
 
 def _reach(network: Any) -> tuple[int, int, int]:
-    """How far a latent element is seen, in latent elements; how many pixels it becomes; the widest layer."""
+    """The reach in latent elements, the number of pixels per latent element, and the channels of the widest layer."""
     reach, scale, width = 0.0, 1, 1
     for module in network.layers.modules():
         if isinstance(module, nn.Conv2d):
             reach += (module.kernel_size[0] // 2) / scale
             width = max(width, module.out_channels)
         elif isinstance(module, nn.Upsample):
-            scale *= int(module.scale_factor)  # type: ignore[arg-type]  # one number for both sides here
-    # A convolution after an enlargement may see one element of the smaller grid more than its share of it.
+            scale *= int(module.scale_factor)  # type: ignore[arg-type]  # the same number for both sides
+    # A convolution after an upscaling can reach one more element of the coarser grid than its radius suggests.
     return math.ceil(reach) + 1, scale, width
 
 
 def load_diffusers_encoder(name: str, folder: Path, device: torch.device) -> ImageEncoder:
-    """Read `vae/` and the schedule of a folder of diffusers' layout, whatever network takes the step."""
+    """Load `vae/` and the schedule of a Diffusers folder, for any network that takes the step."""
     encode, _, multiple = load_vae_encoder(folder / "vae", device)
     return ImageEncoder(name, encode, load_schedule(folder), multiple, device, files=(folder / "vae",))
 
 
 def load_schedule(folder: Path) -> Schedule:
-    """Read the schedule of a model folder, from `omgsr.json` or its scheduler's configuration."""
+    """Load the schedule of a model folder, from `omgsr.json` or its scheduler's configuration."""
     record = load_record(folder)
     if record is not None and record.schedule is not None:
         return build_schedule(record.schedule)
@@ -295,22 +301,22 @@ def load_schedule(folder: Path) -> Schedule:
 
 
 def load_vae_encoder(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], int, int]:
-    """Read an autoencoder's encoder.
+    """Load the encoder of an autoencoder.
 
     Args:
         path: folder of diffusers' AutoencoderKL or AutoencoderTiny, or TAESD's encoder as a safetensors file.
-        device: where it will run.
+        device: device of the encoder.
     Returns:
-        The function of (B, 3, H, W) in [-1, 1] to the scaled latent, the latent's channels, and the number that H and
-        W must be multiples of.
+        A function from (B, 3, H, W) in [-1, 1] to the scaled latent, the number of latent channels, and the number that
+        H and W must be multiples of.
     Raises:
-        ModelError: it is of another kind, or its files cannot be read.
+        ModelError: the autoencoder is of another kind, or its files cannot be read.
     """
     if path.is_file() and path.suffix == ".safetensors":
         return _load_tiny_encoder(path, device)
     if not (path / "config.json").is_file():
         raise UnknownModelError(
-            f"{path} is no autoencoder", "give a folder with config.json, or TAESD's encoder .safetensors"
+            f"{path} is not an autoencoder", "use a folder with config.json, or TAESD's encoder .safetensors"
         )
     config = read_json(path / "config.json")
     kind = config.get("_class_name")
@@ -318,14 +324,14 @@ def load_vae_encoder(path: Path, device: torch.device) -> tuple[Callable[[Tensor
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
         from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
     if kind not in ("AutoencoderKL", "AutoencoderTiny"):
-        raise ModelError(f"{path} is a {kind}", "encoders that can be read: AutoencoderKL, AutoencoderTiny")
+        raise ModelError(f"{path} is a {kind}", "supported encoders: AutoencoderKL, AutoencoderTiny")
     check_vae_config(config, path)
     network: Any = load_part(
         AutoencoderKL if kind == "AutoencoderKL" else AutoencoderTiny, path.parent, path.name, PRECISIONS["fp32"]
     )
-    network.decoder = None  # half of the weights, and not needed
+    network.decoder = None  # not needed; it has half of the weights
     network.to(device)
-    # With diffusers' defaults for what the file leaves out.
+    # The network's own configuration has diffusers' defaults for missing keys.
     scale, shift = float(network.config["scaling_factor"]), float(network.config["shift_factor"] or 0.0)
 
     def encode(image: Tensor) -> Tensor:
@@ -338,9 +344,9 @@ def load_vae_encoder(path: Path, device: torch.device) -> tuple[Callable[[Tensor
 
 
 def _load_tiny_encoder(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], int, int]:
-    """TAESD's encoder as published: a numbered sequence, which diffusers keeps under `layers`.
+    """Load TAESD's published encoder: a numbered sequence, which diffusers stores under `layers`.
 
-    Its latents are those of the large autoencoder, scaling included.
+    Its latents are those of the large autoencoder, including the scaling.
     Source: TAESD, github.com/madebyollin/taesd; diffusers' AutoencoderTiny.
     """
     with quiet_libraries():

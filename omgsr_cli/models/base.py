@@ -1,4 +1,4 @@
-"""What every model family is to the rest of the program: a `Restorer`, a `Trainable` and an `ImageEncoder`."""
+"""The interfaces of all model families: `Restorer`, `Trainable` and `ImageEncoder`."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from omgsr_cli.schedules import Schedule
 Tiling = Literal["exact", "blended", "internal"]
 
 _STRIP_SHARE = 0.25
-"""Of the memory that is given, this share may go to the strip in work; the rest holds layers."""
+"""Share of the working memory for the current strip; the rest stores layers."""
 
 
 @dataclass(frozen=True)
 class StageInfo:
-    """How one stage of a model can be run on tiles, and what that costs.
+    """How one stage of a model runs on tiles, and how much memory it needs.
 
     Attributes:
-        tiling: "exact" where a tile with a margin gives what the whole image gives. Where every pixel depends on all
-            others (attention, group norm), a step is "blended": its tiles overlap and fade into each other; and a
-            codec is "internal": it tiles itself, is given the whole, and the model is a `TilesItself`.
-        halo_px: the margin of exact tiles, in image pixels; else 0. A codec's counts for encoder and decoder together.
-        bytes_per_px: working memory at its peak for one image pixel of a tile, weights left out.
+        tiling: "exact" if a tile with a margin gives the same result as the whole image. If every pixel depends on all
+            others (attention, group norm), a step is "blended": its tiles overlap and fade into each other. A codec of
+            that kind is "internal": it gets the whole image and tiles it itself, and the model is a `TilesItself`.
+        halo_px: margin of exact tiles in image pixels, otherwise 0; for a codec, of encoder and decoder together.
+        bytes_per_px: peak working memory per image pixel of a tile, without weights.
     """
 
     tiling: Tiling
@@ -38,21 +38,21 @@ class StageInfo:
 
 @dataclass(frozen=True)
 class RestorerInfo:
-    """What is known of a model without running it.
+    """The properties of a model.
 
     Attributes:
         name: preset name or folder, as the user gave it.
-        family: its name, for people; code asks `families.family_of`.
-        scale: the enlargement it was trained for; the default of `--scale`.
-        mid_timestep: index into the schedule at which the one step is taken.
-        multiple_of_px: image heights and widths given to `encode` are multiples of this.
-        native_tile_px: side of the square image that the step was trained at; tiles of the step have it.
+        family: name of the family, for messages only; code uses `families.family_of`.
+        scale: magnification that it was trained for, the default of `--scale`.
+        mid_timestep: index into the schedule for the single step.
+        multiple_of_px: image heights and widths for `encode` must be multiples of this.
+        native_tile_px: side of the square images that the step was trained at, and of its tiles.
         latent_px: image pixels per latent element, on each side (8 for AutoencoderKL, 4 for tiny).
-        codec: how encoder and decoder are tiled.
-        step: how the diffusion step is tiled. Where both are exact, a tile with the margin of both goes through all.
-        border_px: pixels by which an image is extended on every side by reflection and cropped again.
-        color_fix: the colour fix that suits the model: "adain", "wavelet" or "none".
-        prompt: the text that the model is conditioned on, or None where it takes none.
+        codec: tiling of encoder and decoder.
+        step: tiling of the diffusion step. If both are exact, all stages run on one tile with the margins of both.
+        border_px: pixels by which an image is extended on every side by reflection, and cropped afterwards.
+        color_fix: the model's default colour fix: "adain", "wavelet" or "none".
+        prompt: text that the model is conditioned on, or None if it does not use one.
         parameters: number of weights.
         files: the folders that it is read from; none for a model that was made otherwise.
         input: what `encode` takes: the image "upscaled" to the size that it is restored at, or "lq", the image at its
@@ -85,8 +85,8 @@ class RestorerInfo:
 class Restorer(Protocol):
     """One-step restoration: clean = decode(restore(encode(lq))).
 
-    Every tensor is on `device`. Methods run under `torch.inference_mode` by the caller's choice: none of them
-    disables gradients, so that training uses the same code.
+    Every tensor is on `device`. The methods do not disable gradients, so training can use them too; other callers use
+    `torch.inference_mode`.
     """
 
     info: RestorerInfo
@@ -95,10 +95,10 @@ class Restorer(Protocol):
     precision: str
     notes: tuple[str, ...]
     in_fp32: Callable[[], Restorer] | None
-    """Loads the same model in float32, once; None where it is float32, or where the user chose its number format."""
+    """Loads the same model in float32, once; None if it is float32 already, or if the user chose the precision."""
 
     def compile(self) -> None:
-        """Compile the networks in place: slow at the first image of a size, faster from then on."""
+        """Compile the networks in place; the first image of each size is slow, later ones are faster."""
         ...
 
     def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -106,14 +106,14 @@ class Restorer(Protocol):
 
         Args:
             image: (B, 3, H, W) float32, sRGB in [-1, 1]; H and W multiples of `info.multiple_of_px`.
-            generator: samples the posterior where the family has one; None takes its mean.
+            generator: samples the posterior, if the family has one; None uses its mean.
         Returns:
             lq_latent, (B, C, H/latent_px, W/latent_px), scaled as the schedule expects.
         """
         ...
 
     def restore(self, lq_latent: Tensor) -> Tensor:
-        """Take the one step at the mid-timestep.
+        """Take the single step at the mid-timestep.
 
         Args:
             lq_latent: (B, C, h, w) from `encode`.
@@ -126,7 +126,7 @@ class Restorer(Protocol):
         """Map a latent back to an image.
 
         Args:
-            latent: (B, C, h, w), scaled as `encode` gives it.
+            latent: (B, C, h, w), scaled as by `encode`.
         Returns:
             (B, 3, h*latent_px, w*latent_px) float32, nominally in [-1, 1]; not clamped.
         """
@@ -147,7 +147,7 @@ class Described:
 
 
 class ImageRows(Protocol):
-    """An image of which any rows can be read.
+    """An image whose rows can be read in any order.
 
     Attributes:
         size_px: height and width.
@@ -161,14 +161,15 @@ class ImageRows(Protocol):
 
 
 class Workspace:
-    """How much memory may be used, and what of it is.
+    """The memory that may be used, and what is used of it.
 
     Args:
-        memory_bytes: on the device, for the strip in work and for whole layers together; input and result left out.
-        device: where strips are computed.
-        host_bytes: of the host's memory for whole layers that do not fit on another device; on a CPU without meaning.
-        folder: for what fits in neither, in files that vanish with the workspace; None takes the system's own.
-        on_short: called once, when less memory was free than expected and strips became smaller.
+        memory_bytes: bytes on the device for the current strip and for whole layers, without input and result.
+        device: device that computes the strips.
+        host_bytes: bytes of host memory for whole layers that do not fit on another device; unused for a CPU.
+        folder: folder for layers that fit in neither, in files that are deleted with the workspace; None uses the
+            system's temporary folder.
+        on_short: called once if less memory was free than expected and the strips became smaller.
     """
 
     def __init__(
@@ -190,7 +191,7 @@ class Workspace:
         self._on_short = on_short
 
     def shrink(self) -> None:
-        """Halve the strips and put nothing more on the device, which ran out of memory."""
+        """Halve the strips and store nothing more on the device, which ran out of memory."""
         self.strip_bytes //= 2
         self._free[self.device] = min(0, self._free[self.device])
         if self._on_short:
@@ -198,7 +199,7 @@ class Workspace:
             self._on_short = None
 
     def reserve(self, size: int) -> torch.device | None:
-        """Take bytes where there are some left, the device first; None means a file."""
+        """Reserve bytes on the device, or else on the host; None means that a file must be used."""
         for place, free in self._free.items():
             if size <= free:
                 self._free[place] -= size
@@ -206,41 +207,42 @@ class Workspace:
         return None
 
     def give_back(self, size: int, place: torch.device) -> None:
-        """Return what was reserved."""
+        """Release reserved bytes."""
         self._free[place] += size
 
 
 @runtime_checkable
 class TilesItself(Protocol):
-    """What a `Restorer` adds whose codec is tiled by itself ("internal")."""
+    """The additional methods of a `Restorer` whose codec tiles images itself ("internal")."""
 
     def encode_within(self, image: ImageRows, workspace: Workspace, generator: torch.Generator | None = None) -> Tensor:
-        """As `Restorer.encode` of one image, in no more memory than the workspace has."""
+        """Like `Restorer.encode` for one image, within the memory of the workspace."""
         ...
 
     def decode_within(self, latent: Tensor, workspace: Workspace) -> Iterator[Tensor]:
-        """As `Restorer.decode` of one latent, in no more memory than the workspace has.
+        """Like `Restorer.decode` for one latent, within the memory of the workspace.
 
         Yields:
-            (1, 3, n, W) of any device, from the first rows to the last.
+            (1, 3, n, W) on any device, from top to bottom.
         """
         ...
 
 
 @runtime_checkable
 class Trainable(Protocol):
-    """A restorer whose weights, or the adapters beside them, learn.
+    """A restorer whose weights or adapters are trained.
 
     Attributes:
-        restorer: what a user runs; its `restore` and `decode` carry gradients, and `encode` below is its own.
-        networks: every network of it, trained or frozen, in one module.
+        restorer: the model that users run; its `restore` and `decode` support gradients, but training uses `encode`
+            below.
+        networks: all networks, trained or frozen, in one module.
     """
 
     restorer: Restorer
     networks: nn.Module
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Give the weights that learn, float32, by names that stay the same from run to run."""
+        """The trained weights, float32, by names that do not change between runs."""
         ...
 
     def encode(self, image: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
@@ -248,14 +250,14 @@ class Trainable(Protocol):
 
         Args:
             image: (B, 3, H, W) float32, sRGB in [-1, 1].
-            draws: one for each sample; samples the posterior where the family has one.
+            draws: one generator per sample, for the posterior, if the family has one.
         Returns:
-            (B, C, h, w) float32, with gradients to the weights of the encoder.
+            (B, C, h, w) float32, with gradients for the weights of the encoder.
         """
         ...
 
     def encode_clean(self, image: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
-        """Map a clean image to its latent by the encoder of the pre-trained model, which does not learn.
+        """Map a clean image to its latent with the frozen encoder of the pre-trained model.
 
         Args: as for `encode`.
         Returns:
@@ -264,57 +266,57 @@ class Trainable(Protocol):
         ...
 
     def denoise(self, noisy_latent: Tensor, timesteps: Tensor) -> Tensor:
-        """Recover clean latents from noisy ones by the network that takes the step; pre-training asks it.
+        """Recover clean latents from noisy ones with the network that takes the step, for pre-training.
 
         Args:
             noisy_latent: (B, C, h, w) float32.
             timesteps: (B,) int64 on the CPU, each in 0..999: how noisy each of them is.
         Returns:
-            clean_latent, same shape and dtype, with gradients to the weights of that network.
+            clean_latent, same shape and dtype, with gradients for the weights of this network.
         """
         ...
 
     def checkpoint_gradients(self) -> None:
-        """Compute activations a second time in the backward pass rather than keep them, where the family can."""
+        """Recompute activations in the backward pass instead of storing them, if the family supports it."""
         ...
 
     def share_backbone(self, share: Callable[[nn.Module], None], device: torch.device) -> None:
-        """Have the frozen weights of the network that takes the step shared out among processes; move all else.
+        """Shard the frozen weights of the network that takes the step among processes, and move everything else.
 
         Args:
-            share: changes a network in place, so that each process keeps a share of its frozen weights on its device.
-            device: where the rest goes.
+            share: changes a network in place so that each process keeps a share of its frozen weights on its device.
+            device: device for everything else.
         Raises:
             ModelError: the family has no frozen weights.
         """
         ...
 
     def save(self, folder: Path) -> None:
-        """Write the present weights into a folder, as `omgsr upscale` reads them, with `omgsr.json`."""
+        """Write the current weights into a folder that `omgsr upscale` can read, with `omgsr.json`."""
         ...
 
     def load(self, folder: Path) -> None:
-        """Read weights that `save` or the published code wrote, in place.
+        """Load weights in place that `save` or the published code wrote.
 
         Raises:
-            ModelError: they do not fit.
+            ModelError: they do not match the networks.
         """
         ...
 
 
 @dataclass(frozen=True)
 class ImageEncoder:
-    """Images to latents, as the pre-trained model's own (frozen) encoder makes them.
+    """The frozen encoder of a pre-trained model, and its schedule.
 
     Attributes:
-        name: as the user gave it.
-        encode: (B, 3, H, W) float32 on `device`, sRGB in [-1, 1], to (B, C, h, w), scaled as the schedule expects;
-            the posterior's mean where there is one.
-        schedule: of the pre-trained model.
-        multiple_of_px: heights and widths are multiples of it.
-        device: where it runs.
-        files: the files and folders that it is read from; none for one that was made otherwise.
-        notes: about values that are measured with it, for people.
+        name: name as the user gave it.
+        encode: maps (B, 3, H, W) float32 on `device`, sRGB in [-1, 1], to (B, C, h, w), scaled as the schedule expects;
+            the posterior's mean, if there is one.
+        schedule: schedule of the pre-trained model.
+        multiple_of_px: heights and widths must be multiples of it.
+        device: device of the encoder.
+        files: its files and folders; empty for an encoder that was not loaded from files.
+        notes: notes for the user about values that are measured with it.
     """
 
     name: str

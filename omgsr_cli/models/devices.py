@@ -1,4 +1,4 @@
-"""Which device computes, in which number format, and how much memory it has."""
+"""Choose device and precision, and measure free memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from omgsr_cli.files.remembered import Remembered
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _CPU_BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
-"""Names in `torch.cpu.get_capabilities()` of instructions that multiply in bf16: x86 and ARM."""
+"""Names in `torch.cpu.get_capabilities()` of instructions that multiply in bf16, on x86 and ARM."""
 
 _HIP_BF16 = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
 """AMD's architectures that multiply matrices in bf16: CDNA, and RDNA from the third generation."""
@@ -32,12 +32,12 @@ _OUT_OF_MEMORY = re.compile(
 )
 
 _LEAST_GAIN = 1.1
-"""What bf16 must gain on a CPU to be worth its coarser numbers."""
+"""bf16 must be this many times as fast as fp32 on a CPU, because it is less accurate."""
 
 _ROUNDS, _ROUND_S = 4, 0.1
-"""Each format has its turn so often, for so long: together a little less than a second."""
+"""Number and length of the turns of each format; together they take a little less than a second."""
 
-# A level of a UNet: enough to keep all cores busy, small enough to be done many times.
+# The size of a UNet level: large enough to keep all cores busy, small enough to run many times.
 _CHANNELS, _HEADS, _SIDE = 320, 5, 32
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -55,17 +55,17 @@ _IS_PRESENT: dict[str, Callable[[], bool]] = {
 
 
 def present_devices() -> list[str]:
-    """The kinds of device that this machine has, in the order in which they are preferred."""
+    """The kinds of device that this machine has, the preferred one first."""
     return [kind for kind, is_present in _IS_PRESENT.items() if is_present()]
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """Take the device that was asked for, or the first of cuda, mps, xpu and cpu that exists and computes.
+    """The requested device, or the first of cuda, mps, xpu and cpu that exists and works.
 
     Args:
         name: "cuda", "cuda:1", "mps", "xpu", "cpu"; None or "auto" chooses.
     Raises:
-        DeviceError: no such device here; the hint lists those that are.
+        DeviceError: this machine does not have the device; the hint lists those it has.
     """
     present = present_devices()
     if name is None or name == "auto":
@@ -79,15 +79,15 @@ def choose_device(name: str | None = None) -> torch.device:
         raise DeviceError(f"device {name!r} is not present", hint=hint)
     if ":" in name and device.index >= _device_count(device.type):
         raise DeviceError(f"device {name!r} is not present", hint=f"{hint}; {_device_count(device.type)} of that kind")
-    # Some libraries do not know "cpu:0".
+    # Some libraries do not accept "cpu:0".
     return torch.device("cpu") if device.type == "cpu" else device
 
 
 @cache
 def why_unusable(kind: str) -> str | None:
-    """Why a kind of device that exists cannot compute, as an old card without kernels in this build of torch.
+    """Why an existing kind of device cannot compute, such as an old card without kernels in this build of torch.
 
-    One tiny operation is tried, once.
+    This tries one tiny operation, once.
     """
     if kind == "cpu":
         return None
@@ -99,7 +99,7 @@ def why_unusable(kind: str) -> str | None:
 
 
 def skipped_devices(name: str | None) -> tuple[str, ...]:
-    """Why devices that are preferred to the chosen one were passed over, one line each; none where one was named."""
+    """Why preferred devices were skipped, one line each; empty if the user named a device."""
     if name is not None and name != "auto":
         return ()
     chosen = choose_device(name).type
@@ -108,7 +108,7 @@ def skipped_devices(name: str | None) -> tuple[str, ...]:
 
 
 def shares_host_memory(device: torch.device) -> bool:
-    """Whether a device's memory is the processor's own, so that it must not be counted twice: MPS, integrated GPUs."""
+    """Whether a device shares the host's memory, which must not be counted twice: MPS and integrated GPUs."""
     if device.type in ("cuda", "xpu"):
         module = torch.cuda if device.type == "cuda" else torch.xpu
         return bool(getattr(module.get_device_properties(device), "is_integrated", False))
@@ -116,10 +116,10 @@ def shares_host_memory(device: torch.device) -> bool:
 
 
 def named_devices(text: str | None) -> tuple[str | None, ...]:
-    """The devices that `--device` names: one, several as "cuda:0,cuda:1", or "all" of the preferred kind.
+    """The devices in the value of `--device`: one, several such as "cuda:0,cuda:1", or "all" of the preferred kind.
 
     Raises:
-        DeviceError: one of them is not here.
+        DeviceError: this machine does not have one of them.
     """
     if text == "all":
         kind = present_devices()[0]
@@ -134,19 +134,19 @@ def named_devices(text: str | None) -> tuple[str | None, ...]:
 
 
 def _device_count(kind: str) -> int:
-    """How many devices of a present kind there are."""
+    """The number of devices of an existing kind."""
     return {"cuda": torch.cuda.device_count, "xpu": torch.xpu.device_count}.get(kind, lambda: 1)()
 
 
 def multiplies_in_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies matrices in bf16, rather than converting to fp32 and back.
+    """Whether the hardware multiplies matrices in bf16 instead of converting to fp32 and back.
 
-    CUDA from compute capability 8.0; ROCm from CDNA and RDNA 3; XPU; CPUs with AVX512_BF16, AMX-BF16 or ARM's BF16
-    instructions. The hardware's list of instructions decides, nothing is measured. False on MPS, where it depends on
-    the generation.
+    True for CUDA from compute capability 8.0, ROCm from CDNA and RDNA 3, XPU, and CPUs with AVX512_BF16, AMX-BF16 or
+    ARM's BF16 instructions. This is read from the hardware's capabilities, not measured. False for MPS, where it
+    depends on the generation.
     """
     if device.type == "cuda":
-        # ROCm builds answer to "cuda" too; their capability numbers mean something else.
+        # ROCm builds use the name "cuda" too, but their capability numbers have another meaning.
         if torch.version.hip is not None:
             return torch.cuda.get_device_properties(device).gcnArchName.startswith(_HIP_BF16)
         return torch.cuda.get_device_capability(device)[0] >= 8
@@ -157,18 +157,18 @@ def multiplies_in_bf16(device: torch.device) -> bool:
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """Turn "auto" into a number format that is fast on the device, and refuse one that cannot work.
+    """The number format for a device; "auto" chooses a fast one.
 
-    auto is bf16 where the hardware multiplies in it. Of CPUs that do, some were twice as fast in it and some
-    slower: they get it where a measured second of work was faster in it. GPUs without bf16 and MPS get fp16.
+    "auto" is bf16 if the hardware multiplies in it. Some of these CPUs were twice as fast in bf16 and some slower, so
+    CPUs use it only if a measurement of about a second was faster. GPUs without bf16 and MPS use fp16.
 
     Args:
         precision: "auto", "fp32", "bf16" or "fp16".
-        device: where the model will run.
+        device: device of the model.
     Returns:
         "fp32", "bf16" or "fp16".
     Raises:
-        DeviceError: no such precision, or fp16 on a CPU.
+        DeviceError: the precision does not exist, or it is fp16 and the device is a CPU.
     """
     if precision == "auto":
         if multiplies_in_bf16(device) and (device.type != "cpu" or bf16_gain_on_cpu() >= _LEAST_GAIN):
@@ -183,16 +183,16 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 @cache
 def bf16_gain_on_cpu() -> float:
-    """How many times as fast as in fp32 convolutions, attention and products are in bf16; below 1 they are slower.
+    """Speed of convolutions, attention and matrix products in bf16 divided by that in fp32; below 1, bf16 is slower.
 
-    Some processors have the instructions, and yet take longer in the whole: inputs have to be laid out anew, and clocks
-    fall. So it is measured, unless an earlier run remembers it for this processor, torch and number of threads.
+    Some processors have bf16 instructions and are slower with them nevertheless, because inputs must be rearranged and
+    clocks drop. So this is measured, once for each processor, version of torch and number of threads.
     """
     return remembered_gain(Remembered(), _measure)
 
 
 def remembered_gain(remembered: Remembered, measure: Callable[[], float]) -> float:
-    """What is remembered for this machine, or else is measured now, and remembered."""
+    """The remembered value for this machine; if there is none, measure and remember it."""
     capabilities = sorted((name, str(value)) for name, value in torch.cpu.get_capabilities().items())
     key = f"bf16 {torch.__version__} {torch.get_num_threads()} {capabilities}"
     found: float | None = remembered.find("gain", key)
@@ -209,7 +209,7 @@ def _measure() -> float:
     for do in work.values():
         do()
     for _ in range(_ROUNDS):
-        # In turns, so that what else the machine does disturbs both alike; the best time of each is disturbed least.
+        # The formats take turns, so other work on the machine slows both; the best time of each is the least disturbed.
         for dtype, do in work.items():
             end = time.perf_counter() + _ROUND_S
             while (start := time.perf_counter()) < end:
@@ -219,7 +219,7 @@ def _measure() -> float:
 
 
 def _work(dtype: torch.dtype) -> Callable[[], object]:
-    """A convolution, a linear layer and attention, as a UNet has them."""
+    """A convolution, a linear layer and attention of the sizes in a UNet."""
     image = torch.rand(1, _CHANNELS, _SIDE, _SIDE).to(dtype)
     kernel = torch.rand(_CHANNELS, _CHANNELS, 3, 3).to(dtype)
     matrix = torch.rand(4 * _CHANNELS, _CHANNELS).to(dtype)
@@ -234,13 +234,13 @@ def _work(dtype: torch.dtype) -> Callable[[], object]:
 
 
 def free_memory_bytes(device: torch.device) -> int:
-    """Memory that a new tensor on the device could take now, in bytes.
+    """Bytes that new tensors on the device can use.
 
-    On a CPU the memory that the system can give without swapping, or less where a control group limits it.
+    For a CPU, this is the memory that the system can provide without swapping, or the limit of a control group.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # What the allocator holds but does not use is free for us too.
+        # Memory that the allocator has reserved but not used is available too.
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     if device.type == "xpu":
         reserved = torch.xpu.memory_reserved(device)
@@ -251,17 +251,17 @@ def free_memory_bytes(device: torch.device) -> int:
             free = torch.xpu.get_device_properties(device).total_memory - reserved
         return max(int(free + reserved - torch.xpu.memory_allocated(device)), 0)
     if device.type == "mps":
-        # What the driver holds beyond the tensors is the allocator's cache, which the next tensors take.
+        # The driver's memory beyond the tensors is the allocator's cache, which new tensors use.
         return max(int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()), 0)
     return _free_system_memory_bytes()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that a device, whichever it is, ran out of memory.
+    """Whether an error means that any device ran out of memory.
 
-    CUDA and XPU have a class of their own for it; MPS ("MPS backend out of memory ...", "Invalid buffer size"), the
-    CPU's allocator ("DefaultCPUAllocator: can't allocate memory ...") and the libraries of a card
-    ("CUBLAS_STATUS_ALLOC_FAILED", "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY") raise a plain RuntimeError.
+    CUDA and XPU raise a special class. MPS ("MPS backend out of memory ...", "Invalid buffer size"), the CPU's
+    allocator ("DefaultCPUAllocator: can't allocate memory ...") and libraries of GPUs ("CUBLAS_STATUS_ALLOC_FAILED",
+    "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY") raise a plain RuntimeError.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -319,7 +319,7 @@ def _read_kib(path: str, name: str) -> int | None:
 
 
 def _read_integer(path: str) -> int | None:
-    """The integer in a small file, or None where the file is missing or contains "max"."""
+    """The integer in a small file, or None if the file is missing or contains "max"."""
     try:
         with open(path, encoding="ascii") as file:
             text = file.read().strip()

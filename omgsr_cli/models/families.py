@@ -1,4 +1,4 @@
-"""The families of models: the one place where the name of a family becomes code."""
+"""The registry of model families: the only module that maps names of families to code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FAMILIES: dict[str, Family] = {
     family.name: family for family in (TinyFamily(), SdFamily(), NetworkFamily(), FluxFamily())
 }
 
-#: Until the small files of a repository are here, its family is unknown: the files of any family are asked for.
+#: The family of a repository is unknown until its small files are fetched, so the files of all families are requested.
 REPOSITORY_FILES = ModelFiles(
     small=(RECORD_NAME, *dict.fromkeys(pattern for family in FAMILIES.values() for pattern in family.small_files)),
     weight_stems={part: stem for family in FAMILIES.values() for part, stem in family.weight_stems.items()},
@@ -30,18 +30,16 @@ REPOSITORY_FILES = ModelFiles(
 
 
 def family_of(model: ModelRecord | Preset | RestorerInfo, where: str) -> Family:
-    """The family that a record, a preset or a model's description names.
+    """The family in a record, a preset or a model's description.
 
     Args:
-        model: what names it.
-        where: what to call it in the error.
+        model: record, preset or description with the name of the family.
+        where: name of the model in messages.
     Raises:
-        ModelError: there is no such family here.
+        ModelError: the family does not exist.
     """
     if model.family not in FAMILIES:
-        raise ModelError(
-            f"{where}: model family {model.family!r} is not known", hint=f"families: {', '.join(FAMILIES)}"
-        )
+        raise ModelError(f"{where}: unknown model family {model.family!r}", hint=f"families: {', '.join(FAMILIES)}")
     return FAMILIES[model.family]
 
 
@@ -56,12 +54,12 @@ def is_model_file(path: Path) -> bool:
 
 
 def recognise_adapter(folder: Path) -> Family | None:
-    """The family that a folder is a complete adapter of, or None."""
+    """The family of a folder with a complete adapter, or None."""
     return next((family for family in _adapted() if _parts_in(family, folder) == len(family.adapter_parts)), None)
 
 
 def nearest_adapter(folder: Path) -> Family:
-    """The family of which a folder has the most parts of an adapter: whose errors will help most."""
+    """The family with the most adapter parts in a folder, whose error messages will be the most helpful."""
     return max(_adapted(), key=lambda family: _parts_in(family, folder))
 
 

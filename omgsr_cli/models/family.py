@@ -1,4 +1,4 @@
-"""What a family of models is, and what is known of one of its models before its weights are read."""
+"""The interface of a model family, and the description of a model before its weights are read."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class ModelSource:
 
     @property
     def location(self) -> str:
-        """Where a record that is read from elsewhere finds the model: its full path, or its hub repository."""
+        """The location of the model for records in other folders: its full path, or its hub repository."""
         return str(Path(self.name).resolve()) if Path(self.name).is_dir() else self.name
 
 
 class Family(Protocol):
-    """One kind of network, as the program uses it. Its methods import what is heavy themselves.
+    """One kind of network. Its methods import heavy libraries when they are called.
 
     Attributes:
         name: as in `omgsr.json`.
@@ -85,7 +85,7 @@ class Family(Protocol):
         ...
 
     def find_files(self, folder: Path) -> tuple[Path, ...]:
-        """The weight files of a model folder; reads no weight.
+        """The weight files of a model folder; no weights are read.
 
         Raises:
             ModelError: a part is missing, is a pickle, or is of another kind.
@@ -93,39 +93,39 @@ class Family(Protocol):
         ...
 
     def assume_record(self, folder: Path, preset: Preset | None) -> ModelRecord:
-        """The record of a model folder that has none: with the preset's values, or those of its configuration."""
+        """A record for a folder without one, with the values of the preset or of the folder's configuration."""
         ...
 
     def choose_precision(self, precision: str, device: torch.device) -> str:
-        """The number format that a model will have on a device; arguments and errors as in `devices`."""
+        """The number format of a model on a device; arguments and errors as in `devices`."""
         ...
 
     def describe(self, source: ModelSource) -> RestorerInfo:
-        """What is known of a model without reading its weights.
+        """The properties of a model, without reading its weights.
 
         Raises:
-            ModelError: its configuration does not make a model.
-            UsageError: what the user asked for does not suit it.
+            ModelError: its configuration is wrong.
+            UsageError: the model does not support an option of the user.
         """
         ...
 
     def load(self, source: ModelSource, device: torch.device, precision: str) -> Restorer:
-        """Read a model, add its adapter if it has one, and put it on the device.
+        """Load a model onto a device and merge its adapter, if it has one.
 
         Args:
             source: from `find_model`.
-            device: where it will run.
+            device: device of the model.
             precision: from `choose_precision`.
         Raises:
-            ModelError: the files do not make a model, or the adapter does not fit it.
+            ModelError: the files are not a valid model, or the adapter does not match.
         """
         ...
 
     def load_encoder(self, source: ModelSource, device: torch.device) -> ImageEncoder:
-        """Read the pre-trained encoder and the schedule, and nothing else, in float32.
+        """Load only the pre-trained encoder and the schedule, in float32.
 
         Raises:
-            ModelError: something is missing or of a kind that is not known.
+            ModelError: a part is missing or of an unknown kind.
         """
         ...
 
@@ -153,16 +153,16 @@ class Family(Protocol):
         start_from: Path | None,
         native_px: int | None,
     ) -> Trainable:
-        """Read a model to train.
+        """Load a model for training.
 
         Args:
             source: from `find_trainable`.
-            device: where to train.
-            precision: "fp32" or "bf16": of frozen weights. What learns is float32.
-            lora: the adapters; None takes the defaults, or is all that a family without adapters takes.
-            start_from: folder of the weights to begin from; None begins with new ones, from torch's random state.
-            native_px: side of the square images that it will be trained at, where the size of its tiles is that.
+            device: device for training.
+            precision: "fp32" or "bf16", for frozen weights; trained weights are float32.
+            lora: the adapters; None uses the defaults, and is required for a family without adapters.
+            start_from: folder of the initial weights; None draws new ones from torch's random state.
+            native_px: side of the square training images, for families whose tiles have this size.
         Raises:
-            ModelError: the files do not make a model, or the weights to begin from do not fit.
+            ModelError: the files are not a valid model, or the initial weights do not match.
         """
         ...

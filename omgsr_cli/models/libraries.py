@@ -1,4 +1,4 @@
-"""Importing the large libraries, with their talk silenced and their known failure explained."""
+"""Import large libraries without their console output, and explain the errors of a wrong torchvision."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from omgsr_cli.packages import torchvision_error
 
 @contextmanager
 def explained_imports() -> Iterator[None]:
-    """Turn the failure that a broken torchvision causes inside other libraries into one that says so.
+    """Replace errors that a wrong torchvision causes in other libraries by one that explains them.
 
-    diffusers, transformers and peft import torchvision where it is installed. One that was built for another torch
-    raises from the middle of their imports.
+    diffusers, transformers and peft import torchvision if it is installed. A torchvision that was built for another
+    torch makes these imports fail.
 
     Raises:
-        OmgsrError: torchvision is behind the ImportError or RuntimeError; other errors pass unchanged.
+        OmgsrError: torchvision caused an ImportError or RuntimeError; other errors are not changed.
     """
     try:
         yield
@@ -30,18 +30,18 @@ def explained_imports() -> Iterator[None]:
 
 
 def explain_broken_torchvision(error: BaseException) -> OmgsrError | None:
-    """Name the two versions that do not work together, if the error comes from torchvision.
+    """The error for two versions that do not work together, if torchvision caused an exception.
 
     Args:
-        error: from importing a library that uses torchvision.
+        error: raised by the import of a library that uses torchvision.
     Returns:
-        The error to show, with the command that fixes it; None if torchvision did not cause it.
+        The error to show, with the command that fixes it; None if torchvision is not the cause.
     """
     return torchvision_error() if any(_is_from_torchvision(link) for link in _chain(error)) else None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, what caused it, and what was being handled when it was raised; each once."""
+    """The exception, its causes and its contexts, each once."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -54,7 +54,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_from_torchvision(error: BaseException) -> bool:
-    """Whether the message names torchvision or one of its files raised it."""
+    """Whether the message names torchvision, or one of its files raised the exception."""
     if "torchvision" in str(error):
         return True
     trace = error.__traceback__
@@ -70,7 +70,7 @@ def quiet_libraries() -> Iterator[None]:
     """Keep diffusers and transformers from printing progress bars and advice while a model loads, then restore them.
 
     Raises:
-        OmgsrError: as `explained_imports`, for imports inside of it too.
+        OmgsrError: as for `explained_imports`, for imports in the block.
     """
     with explained_imports():
         from diffusers.utils import logging as diffusers_logging

@@ -1,4 +1,4 @@
-"""Loading models to run, to train or to encode with, and writing them as folders that need nothing else."""
+"""Load models for inference, training or encoding, and write them as self-contained folders."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from omgsr_cli.options import ModelOptions, build_options
 from omgsr_cli.presets import DEFAULT_PRESET
 from omgsr_cli.schedules import DdpmSchedule, FlowSchedule
 
-# Latent channels tell the family where an autoencoder comes without a scheduler.
+# The number of latent channels shows the kind of schedule of an autoencoder without a scheduler.
 _FLOW_CHANNELS = 16
 
 
@@ -51,11 +51,11 @@ def load_restorer(
     quantize: str = "none",
     offload: str = "auto",
 ) -> Restorer:
-    """Load a model, ready to run.
+    """Load a model.
 
     Args:
-        model: a preset's name, a folder (merged by omgsr, or of diffusers' layout) or a hub repository OWNER/NAME;
-            None takes the default preset, or the base and adapter. With `base`, only a preset's name.
+        model: a preset's name, a folder (merged by omgsr, or in the Diffusers layout) or a hub repository OWNER/NAME;
+            None uses the default preset, or base and adapter. With `base`, only a preset's name is allowed.
         base: folder or hub repository of the base model.
         adapter: folder with `vae_encoder_lora_adapter/` and `unet_lora_adapter/`.
         device: as for `choose_device`.
@@ -68,11 +68,13 @@ def load_restorer(
         quantize: "int8", "fp8" or "nf4" make the weights of a large model smaller.
         offload: "model" or "group" keep them in the host's memory while they are not used; "auto" decides.
     Returns:
-        The model; its `notes` are for people.
+        The model. It describes itself in `info`, and has notes for the user in `notes`.
     Raises:
-        ModelError, DeviceError, UsageError, OmgsrError: the cheap checks come before anything large is read.
+        ModelError: a file is missing, unreadable or of an unknown kind.
+        DeviceError: the device does not exist or ran out of memory.
+        UsageError: a value is out of range, or arguments exclude each other.
     """
-    # An absent device is reported before a model is looked for, which may have to be fetched.
+    # Check the device first, because finding a model may fetch it.
     place = choose_device(device)
     if precision != "auto":
         choose_precision(precision, place)
@@ -92,7 +94,7 @@ def load_restorer(
 
 
 def load_found(source: ModelSource, *, device: str | None = None, precision: str = "auto") -> Restorer:
-    """Load a model that `find_model` found; arguments and errors as for `load_restorer`."""
+    """Load a model from `find_model`; arguments and errors as for `load_restorer`."""
     chosen_device = choose_device(device)
     chosen_precision = suitable_precision(source, precision, chosen_device)
     try:
@@ -102,7 +104,7 @@ def load_found(source: ModelSource, *, device: str | None = None, precision: str
             raise
         raise DeviceError(
             f"{source.name} does not fit in the memory of {chosen_device} in {chosen_precision}",
-            "close other programs, or give a narrower --precision or another --device",
+            "close other programs, or use a smaller --precision or another --device",
         ) from error
     if chosen_device.type == "cpu":
         keep_freed_memory()
@@ -114,17 +116,17 @@ def load_found(source: ModelSource, *, device: str | None = None, precision: str
 
 
 def suitable_precision(source: ModelSource, precision: str, device: torch.device) -> str:
-    """The number format that a model will have on a device; arguments and errors as for `choose_precision`."""
+    """The number format of a model on a device; arguments and errors as for `choose_precision`."""
     return family_of(source.record, source.name).choose_precision(precision, device)
 
 
 def describe_model(source: ModelSource) -> RestorerInfo:
-    """What is known of a model without reading its weights, for `--dry-run`.
+    """The properties of a model, without reading its weights, for `--dry-run`.
 
     Args:
         source: from `find_model`.
     Raises:
-        ModelError: its configuration does not make a model.
+        ModelError: its configuration is wrong.
     """
     return _with_files(family_of(source.record, source.name).describe(source), source)
 
@@ -145,23 +147,23 @@ def load_trainable(
     native_px: int | None = None,
     scale: float | None = None,
 ) -> Trainable:
-    """Read the model to train.
+    """Load a model for training.
 
     Args:
         source: from `find_trainable`.
-        device: where to train.
-        start_from: weights to begin from; None begins with new ones, drawn from the seed.
-        lora: the adapters; None takes the defaults of the family.
-        precision: "fp32" or "bf16": of frozen weights. What learns is float32.
-        seed: of new weights.
-        native_px: side of the square image that it will be trained at.
-        scale: the enlargement that it will be trained for; both go into `omgsr.json`.
+        device: device for training.
+        start_from: folder or preset of the initial weights; None draws new ones from the seed.
+        lora: the adapters; None uses the defaults of the family.
+        precision: "fp32" or "bf16", for frozen weights; trained weights are float32.
+        seed: seed of new weights.
+        native_px: side of the square training images, for `omgsr.json`.
+        scale: magnification of the training, for `omgsr.json`.
     Raises:
-        ModelError: the files do not make a model, or the weights to begin from do not fit.
+        ModelError: the files are not a valid model, or the initial weights do not match.
     """
     changes = {} if scale is None else {"scale": scale}
     source = replace(source, record=source.record.model_copy(update=changes))
-    # New weights come from the seed alone, whatever was drawn before, and change nothing that is drawn after.
+    # New weights depend on the seed only, and drawing them does not change later random numbers.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return family_of(source.record, source.name).load_trainable(
@@ -171,33 +173,33 @@ def load_trainable(
 
 @dataclass(frozen=True)
 class NamedEncoder:
-    """An encoder by its name, which can be sent to another process; arguments and errors as for `load_encoder`."""
+    """The name of an encoder, which can be sent to another process; arguments and errors as for `load_encoder`."""
 
     model: str | None = None
     base: str | None = None
     vae: str | None = None
 
     def load(self, device: str | None) -> ImageEncoder:
-        """Read it."""
+        """Load the encoder."""
         return load_encoder(self.model, base=self.base, vae=self.vae, device=device)
 
 
 def load_encoder(
     model: str | None = None, *, base: str | None = None, vae: str | None = None, device: str | None = None
 ) -> ImageEncoder:
-    """Load the encoder and the schedule of a model, and nothing else of it.
+    """Load only the encoder and the schedule of a model.
 
     Args:
-        model: preset's name, model folder or hub repository; None takes the default preset.
+        model: name of a preset, model folder or hub repository; None uses the default preset.
         base: folder or hub repository of a pre-trained model, instead of `model`.
-        vae: another autoencoder for it: a folder of diffusers' AutoencoderKL or AutoencoderTiny, or the encoder of
-            TAESD as a single safetensors file. Without a base, the schedule is that of FLUX.1
-            where the latents have 16 channels, and Stable Diffusion's otherwise.
+        vae: another autoencoder: a folder of diffusers' AutoencoderKL or AutoencoderTiny, or TAESD's encoder as a
+            single safetensors file. Without a model, the schedule is that of FLUX.1 if the latents have 16 channels,
+            and otherwise that of Stable Diffusion.
         device: as for `choose_device`.
     Raises:
-        ModelError: something is missing or of a kind that is not known.
-        UsageError: the arguments do not go together.
-        DeviceError: the device is not there.
+        ModelError: a part is missing or of an unknown kind.
+        UsageError: the arguments exclude each other.
+        DeviceError: the device does not exist.
     """
     if model is not None and base is not None:
         raise UsageError("--model and --base were both given", "leave one of them out")
@@ -229,7 +231,7 @@ def save_merged(
 ) -> None:
     """Write a model whose family has adapters as a folder that `load_restorer` reads without an adapter.
 
-    The folder appears whole or not at all: it is written beside and renamed.
+    The folder is written under a temporary name and renamed, so it is complete or absent.
 
     Args:
         source: from `find_model`.
@@ -243,7 +245,7 @@ def save_merged(
     """
     family = family_of(source.record, source.name)
     if folder.exists():
-        raise ModelError(f"{folder} already exists", hint="give another name, or remove it first")
+        raise ModelError(f"{folder} already exists", hint="choose another name, or remove it first")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with partial_folder(folder) as beside:
@@ -255,12 +257,12 @@ def save_merged(
                 finish(beside)
             os.rename(beside, folder)
     except (OSError, SafetensorError) as error:
-        hint = "make room, or write to another disk"
+        hint = "free some space, or write to another disk"
         raise ModelError(f"{folder} cannot be written: {write_reason(error)}", hint) from error
 
 
 def save_standalone(source: ModelSource, folder: Path) -> None:
-    """Write a model as a folder that `load_restorer` reads without anything else; an adapter is added in float32.
+    """Write a model as a self-contained folder for `load_restorer`; an adapter is merged in float32.
 
     Args:
         source: from `find_model`.

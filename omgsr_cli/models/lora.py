@@ -1,7 +1,7 @@
-"""LoRA adapters: adding one to the weights of a model, and putting new ones into a network to train.
+"""LoRA adapters: merge one into the weights of a model, and add new ones to a network for training.
 
-The sum W + scale * B A is formed here and not by peft: nothing from an adapter's configuration is ever executed, and an
-option that would change the sum is refused rather than ignored. A test compares the result with peft's.
+The sum W + scale * B A is computed here instead of by peft: nothing in an adapter's configuration is ever executed, and
+options that would change the sum are refused instead of ignored. A test compares the result with that of peft.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _PREFIX = "base_model.model."
 _NAMED = 3
-"""How many wrong keys an error names."""
+"""Maximum number of wrong keys in an error message."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class LoraOptions:
     """How large the adapters are and where they sit; None takes the family's own, as published.
 
     Attributes:
-        vae_rank: of the adapters in the VAE's encoder.
-        backbone_rank: of those in the network that takes the step.
-        vae_alpha: B A counts alpha / rank times; None takes the rank.
-        backbone_alpha: likewise.
-        vae_targets: ends of the names of the layers that get one.
-        backbone_targets: likewise.
+        vae_rank: rank of the adapters in the VAE's encoder.
+        backbone_rank: rank of the adapters in the network that takes the step.
+        vae_alpha: alpha of the VAE's adapters, whose B A has the factor alpha / rank; None uses the rank.
+        backbone_alpha: alpha of the backbone's adapters; None uses the rank.
+        vae_targets: name endings of the VAE's layers with an adapter.
+        backbone_targets: name endings of the backbone's layers with an adapter.
     """
 
     vae_rank: int | None = None
@@ -79,13 +79,13 @@ def inject_adapters(
 
 @torch.no_grad()
 def merge_lora(network: nn.Module, folder: Path) -> int:
-    """Add one part of an adapter to the weights of a network, in place.
+    """Merge one part of an adapter into the weights of a network, in place.
 
     Args:
         network: the VAE's encoder or the backbone, with names as the adapter was trained on.
         folder: with `adapter_config.json` and `adapter_model.safetensors`.
     Returns:
-        How many weights changed; 0 for an adapter that was never trained.
+        The number of weights that changed; 0 for an adapter that was never trained.
     Raises:
         ModelError: as for `open_adapter` and `AdapterPart.add`.
     """
@@ -93,7 +93,7 @@ def merge_lora(network: nn.Module, folder: Path) -> int:
         for name, module in part.modules.items():
             merged = part.add(f"{name}.weight", module.weight)
             if merged is not module.weight:
-                # A new tensor: the old one may be the file itself, mapped into memory.
+                # Make a new tensor, because the old one may be a memory-mapped file.
                 module.weight = nn.Parameter(merged, requires_grad=module.weight.requires_grad)
     return part.changed
 
@@ -172,7 +172,7 @@ def _pair_factors(keys: list[str], folder: Path) -> dict[str, tuple[str, str]]:
 def _find_modules(
     network: nn.Module, names: Iterable[str], config: LoraConfig, folder: Path
 ) -> dict[str, nn.Linear | nn.Conv2d]:
-    """The layer of each name; every name must have one and be a target, and every target a name."""
+    """The layer of each name; every name must have a layer and be a target, and every target must have a name."""
     layers: dict[str, nn.Linear | nn.Conv2d] = {
         name: module for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
     }
@@ -197,7 +197,7 @@ def _sum(
     expected_a, expected_b = (rank, *weight.shape[1:]), (weight.shape[0], rank, *tail)
     if a.shape != expected_a or b.shape != expected_b:
         raise ModelError(
-            f"{where}: shapes {tuple(a.shape)}, {tuple(b.shape)} do not fit, expected {expected_a}, {expected_b}",
+            f"{where}: shapes {tuple(a.shape)}, {tuple(b.shape)} do not match {expected_a}, {expected_b}",
             hint="the adapter was trained on another base model",
         )
     if not (a.is_floating_point() and b.is_floating_point()):
@@ -223,30 +223,32 @@ def _misfit(folder: Path, names: list[str], what: str, total: int) -> ModelError
 
 
 def inject_lora(network: nn.Module, rank: int, alpha: float | None, targets: Iterable[str]) -> PeftModel:
-    """Put an adapter beside every targeted layer, in place; only the adapters' weights learn, in float32.
+    """Add an adapter to every target layer, in place; only the adapters' weights are trained, in float32.
 
-    A is drawn from the global random state, B is zero, so that the network's output does not change yet.
+    A is drawn from the global random state, and B is zero, so the network's output does not change.
 
     Args:
         network: the VAE's encoder or the UNet.
-        rank: of every adapter.
-        alpha: None takes the rank.
-        targets: ends of the layers' names.
+        rank: rank of every adapter.
+        alpha: alpha of every adapter; None uses the rank.
+        targets: name endings of the layers.
     Returns:
-        peft's view of the same network, which saves the adapter and switches it off.
+        peft's wrapper of the same network, which can save the adapter and switch it off.
     Raises:
-        ModelError: a target fits no layer.
+        ModelError: a target matches no layer.
     """
     wanted = tuple(targets)
     absent = [target for target in wanted if not _find_layers(network, target)]
     if absent:
         name = type(network).__name__
-        raise ModelError(f"{absent[0]!r} is no convolution or linear layer of the {name}", "correct [lora]'s targets")
+        raise ModelError(
+            f"{absent[0]!r} is not a convolution or linear layer of the {name}", "correct the targets in [lora]"
+        )
     with explained_imports():
         from peft import LoraConfig, get_peft_model
     config = LoraConfig(
         r=rank,
-        # peft takes a fraction too, and the adapters' reader as well.
+        # Both peft and our reader accept fractions, too.
         lora_alpha=rank if alpha is None else alpha,  # type: ignore[arg-type]  # declared as a whole number
         target_modules=sorted(set(wanted)),
         init_lora_weights="gaussian",
@@ -256,13 +258,13 @@ def inject_lora(network: nn.Module, rank: int, alpha: float | None, targets: Ite
 
 
 def load_lora(model: PeftModel, folder: Path) -> None:
-    """Read one part of an adapter into the adapters of a network, in place.
+    """Load one part of an adapter into the adapters of a network, in place.
 
     Args:
         model: from `inject_lora`.
-        folder: with `adapter_config.json` and `adapter_model.safetensors`.
+        folder: folder with `adapter_config.json` and `adapter_model.safetensors`.
     Raises:
-        ModelError: rank, alpha or layers differ from those that were injected, or the file cannot be read.
+        ModelError: rank, alpha or layers differ from those of the network, or the file cannot be read.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -271,7 +273,9 @@ def load_lora(model: PeftModel, folder: Path) -> None:
     found = load_lora_config(folder)
     for what, here, there in (("rank", own.r, found.r), ("alpha", own.lora_alpha, found.lora_alpha)):
         if here != there:
-            raise ModelError(f"{folder}: {what} {there:g} is not the configuration's {here:g}", _same(what, there))
+            raise ModelError(
+                f"{folder}: {what} {there:g} differs from {here:g} in the configuration", _same(what, there)
+            )
     if found.use_rslora or found.rank_pattern or found.alpha_pattern:
         raise ModelError(f"{folder}: its adapters differ in rank or scale", "it can be merged, but not trained on")
     try:
@@ -287,7 +291,7 @@ def load_lora(model: PeftModel, folder: Path) -> None:
     strange += [key for key in weights.keys() & expected.keys() if weights[key].shape != expected[key].shape]
     if strange:
         raise ModelError(
-            f"{folder}: {len(strange)} weights do not fit the adapters to train: {strange[0]}",
+            f"{folder}: {len(strange)} weights do not match the adapters to train: {strange[0]}",
             hint="the adapter has other targets, or belongs to another base model",
         )
     with torch.no_grad():

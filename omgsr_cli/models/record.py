@@ -15,20 +15,19 @@ RECORD_NAME = "omgsr.json"
 
 
 class ModelRecord(BaseModel):
-    """The contents of `omgsr.json`; a key that is not listed here is an error.
+    """The contents of `omgsr.json`; other keys are an error.
 
     Attributes:
         format: version of this record.
-        family: which code reads the weights: a name in `families.FAMILIES`.
-        mid_timestep: index into the schedule at which the one step is taken.
-        native_tile_px: side of the square image that the step was trained at.
-        scale: the enlargement it was trained for.
-        prompt: the text whose embedding is in `prompt_embeds.safetensors`; None for a family without prompts.
-        schedule: a scheduler's configuration, as in diffusers' `scheduler_config.json`; None where such a file
-            is in `scheduler/`.
-        licence: of the weights, or None if it is not known.
-        made_from: names of the base model and of the adapter, for people.
-        base: of an adapter: folder or hub repository of the model that it is added to.
+        family: a name in `families.FAMILIES`.
+        mid_timestep: index into the schedule for the single step.
+        native_tile_px: side of the square images that the step was trained at.
+        scale: magnification that it was trained for.
+        prompt: text whose embedding is in `prompt_embeds.safetensors`; None for a family without prompts.
+        schedule: configuration as in diffusers' `scheduler_config.json`; None if `scheduler/` contains such a file.
+        licence: licence of the weights, or None if it is unknown.
+        made_from: names of the base model and of the adapter, for information.
+        base: for an adapter: folder or hub repository of its base model.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,9 +48,9 @@ def load_record(folder: Path) -> ModelRecord | None:
     """Read `omgsr.json` of a model folder.
 
     Returns:
-        The record, or None where the folder has none.
+        The record, or None if the folder has none.
     Raises:
-        ModelError: the file is not a record; the message names the file and the first wrong key.
+        ModelError: the file is not a valid record; the message has its name and the first wrong key.
     """
     path = folder / RECORD_NAME
     if not path.is_file():
@@ -63,7 +62,7 @@ def load_record(folder: Path) -> ModelRecord | None:
 
 
 def write_record(record: ModelRecord, folder: Path) -> None:
-    """Write the record into the folder as `omgsr.json`."""
+    """Write `omgsr.json` into a folder."""
     text = json.dumps(record.model_dump(mode="json"), indent=2, ensure_ascii=False)
     (folder / RECORD_NAME).write_text(text + "\n", encoding="utf-8")
 
@@ -81,7 +80,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ModelError(f"{path} is not JSON: {error}") from error
     except RecursionError as error:
-        raise ModelError(f"{path} is nested too deep") from error
+        raise ModelError(f"{path} is nested too deeply") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} is not a JSON object")
     return content

@@ -1,4 +1,4 @@
-"""Finding out which files a model is made of, and all that can be checked before its weights are read."""
+"""Find the files of a model, and check everything that can be checked before its weights are read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from omgsr_cli.store.installed import installed_folder
 if TYPE_CHECKING:
     from omgsr_cli.models.lora import LoraOptions
 
-NOTE = "an AutoencoderTiny decodes: about a tenth of the work, but fine texture comes out coarser"
+NOTE = "an AutoencoderTiny decodes the image: it takes about a tenth of the work, but fine texture is coarser"
 
 _PICKLE = "the model is a pickle, of which only weights are read; the safetensors format is safer"
 _QUANTISERS = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
@@ -38,10 +38,10 @@ _KNOWN_DECODERS = " or ".join(DECODERS)
 
 
 def find_model(options: ModelOptions) -> ModelSource:
-    """Find a model's files, fetching them from the hub where a hub repository is named, and check their kind.
+    """Find a model's files and check their kind; those of a hub repository are fetched.
 
     Raises:
-        ModelError: something is missing, is a pickle, or is of a kind that is not known.
+        ModelError: a file is missing, is a pickle, or is of an unknown kind.
         UsageError: the options exclude each other.
     """
     if options.model is not None and is_model_file(Path(options.model)):
@@ -52,7 +52,7 @@ def find_model(options: ModelOptions) -> ModelSource:
     if model is None and base is None:
         preset = find_preset((adapter_family and adapter_family.assumed_preset) or DEFAULT_PRESET)
     if base is not None and model is not None and preset is None:
-        raise UsageError(f"a base model and the model {model!r} were both given", hint="leave one of them out")
+        raise UsageError(f"a base model and the model {model!r} were both given", hint="remove one of them")
     if adapter is not None and adapter_family is not None:
         check_adapter_folder(adapter, adapter_family.adapter_parts)
     if base is not None:
@@ -66,20 +66,22 @@ def find_model(options: ModelOptions) -> ModelSource:
         record = record.model_copy(update={"base": name})
     family = family_of(record, str(folder))
     if adapter_family is not None and adapter_family is not family:
-        raise ModelError(f"the adapter {adapter} is of the family {adapter_family.name!r}, {folder} of {family.name!r}")
+        raise ModelError(
+            f"the adapter {adapter} belongs to the family {adapter_family.name!r}, but {folder} to {family.name!r}"
+        )
     family.find_files(folder)
     record, more = _override(record, family, options)
     decoder = None
     if options.vae is not None:
         if not family.takes_vae:
-            raise UsageError("this model has no VAE that another could replace", hint="leave --vae out")
+            raise UsageError("this model has no VAE that can be replaced", hint="remove --vae")
         decoder, more = find_tiny_vae(options.vae), (*more, NOTE)
     if not family.has_placement and (options.quantize != "none" or options.offload != "auto"):
         raise UsageError(f"{name} is small: its weights are neither quantised nor offloaded", "leave the option out")
     package = _QUANTISERS.get(options.quantize)
     if package is not None and find_spec(package) is None:
         raise UsageError(f"--quantize {options.quantize}: {package} is not installed", install_command("quantize"))
-    # A checkpoint is known by its own name and not by that of its base.
+    # The name of a checkpoint is its own, not that of its base.
     name = options.model if model is None and options.model else name
     return ModelSource(name, folder, adapter, record, notes + more, decoder, options.quantize, options.offload)
 
@@ -107,13 +109,13 @@ def _find_network(options: ModelOptions) -> ModelSource:
 
 
 def find_base_folder(name: str, parts: Sequence[str] | None = None) -> Path:
-    """The folder of a model: a local one, the bundled one or the base of a preset, or the hub's copy.
+    """The folder of a model: a local folder, the bundled model or base of a preset, or the local copy of a repository.
 
     Args:
         name: folder, preset or hub repository.
-        parts: whose weights are fetched, if anything has to be; None means all.
+        parts: parts whose weights are fetched if needed; None means all.
     Raises:
-        ModelError: nothing has that name, or it cannot be fetched.
+        ModelError: no model has this name, or it cannot be fetched.
     """
     preset = PRESETS.get(name)
     if preset is not None:
@@ -127,15 +129,15 @@ def find_base_folder(name: str, parts: Sequence[str] | None = None) -> Path:
     if path.is_file():
         refuse_pickles(path)
         inside = (path.parent / "omgsr.json").is_file()
-        hint = f"its folder is a model: {path.parent}" if inside else "convert it to a diffusers folder"
-        raise ModelError(f"{path} is a file, a model is a folder", hint)
+        hint = f"use its folder: {path.parent}" if inside else "convert it to a Diffusers folder"
+        raise ModelError(f"{path} is a file, but a model is a folder", hint)
     fetched = installed_folder(name)
     if fetched is not None:
         return fetched
     if is_repository_name(name):
         return download_model(name, REPOSITORY_FILES, None, parts)
     known = ", ".join(PRESETS)
-    raise UnknownModelError(f"there is no model {name!r}", hint=f"give a folder, a hub repository or one of: {known}")
+    raise UnknownModelError(f"no model is called {name!r}", hint=f"use a folder, a hub repository or one of: {known}")
 
 
 def find_trainable(
@@ -147,37 +149,37 @@ def find_trainable(
     prompt: str | None = None,
     lora: LoraOptions | None = None,
 ) -> ModelSource:
-    """Find the files of the model to train, and check what can be checked without reading a weight.
+    """Find the files of the model to train, and check everything that can be checked without reading weights.
 
     Args:
         preset: name of a preset; not needed with `base`, or with a whole model in `start_from`.
         base: folder or hub repository of the pre-trained model, instead of the preset's.
-        start_from: folder of weights to begin from, or the name of a preset that is embedded.
-        mid_timestep: instead of the model's own.
-        prompt: instead of the model's own.
-        lora: the adapters, for a family that has them.
+        start_from: folder of the initial weights, or the name of a bundled preset.
+        mid_timestep: replaces the model's own.
+        prompt: replaces the model's own.
+        lora: the adapters, for a family with adapters.
     Raises:
-        ModelError: something is missing or of a kind that is not known.
-        UsageError: the arguments do not go together.
+        ModelError: a file is missing or of an unknown kind.
+        UsageError: the arguments exclude each other.
     """
     if preset is not None and preset not in PRESETS:
         raise UsageError(f"no preset is called {preset!r}", f"known names: {', '.join(PRESETS)}")
     if preset is None and base is None and start_from is None:
-        raise UsageError("there is no model to train", "give a preset, a base or start_from in [model]")
+        raise UsageError("no model to train was given", "set preset, base or start_from in [model]")
     start = start_folder(start_from)
     if start is not None and not start.is_dir():
-        raise ModelError(f"start_from: there is no folder {start_from}")
-    # A preset's own adapter, where it is installed, is not what training begins with: its base is named.
+        raise ModelError(f"start_from: the folder {start_from} does not exist")
+    # Training starts from the base of a preset, not from its adapter, even if that is installed.
     named = base or preset or start_from
     options = ModelOptions(model=preset if base else None, base=named, mid_timestep=mid_timestep, prompt=prompt)
     source = find_model(options)
     if lora is not None and not family_of(source.record, source.name).adapter_parts:
-        raise UsageError(f"{source.name} is trained whole and takes no adapters", "leave [lora] out")
+        raise UsageError(f"{source.name} is trained as a whole, without adapters", "remove [lora]")
     return source
 
 
 def start_folder(start_from: str | None) -> Path | None:
-    """The folder of the weights to begin from: that of a preset which is embedded, or the one that was named."""
+    """The folder of the initial weights: that of a bundled preset, or the given one."""
     if start_from is None:
         return None
     embedded = PRESETS[start_from].folder if start_from in PRESETS else None
@@ -188,10 +190,10 @@ def find_tiny_vae(name: str) -> Path:
     """The folder or file of an AutoencoderTiny; a hub repository is fetched.
 
     Args:
-        name: one of `DECODERS`, a folder of diffusers' layout, TAESD's decoder as a safetensors file, or a
-            hub repository.
+        name: one of `DECODERS`, a folder in the Diffusers layout, TAESD's decoder as a safetensors file, or a hub
+            repository.
     Raises:
-        ModelError: there is none, it is of another kind, or it cannot be fetched.
+        ModelError: it does not exist, is of another kind, or cannot be fetched.
     """
     path = Path(name)
     if path.is_file() and path.suffix == ".safetensors":
@@ -199,28 +201,28 @@ def find_tiny_vae(name: str) -> Path:
     if not path.is_dir():
         repository = DECODERS.get(name, name)
         if not is_repository_name(repository):
-            hint = f"give {_KNOWN_DECODERS}, a folder, TAESD's decoder .safetensors or a hub repository"
-            raise UnknownModelError(f"there is no autoencoder {name!r}", hint)
+            hint = f"use {_KNOWN_DECODERS}, a folder, TAESD's decoder .safetensors or a hub repository"
+            raise UnknownModelError(f"no autoencoder is called {name!r}", hint)
         path = download_files(repository, None, ["config.json", f"{NETWORK_STEM}.safetensors"])
     if not (path / "config.json").is_file():
         refuse_pickles(path)
-        raise ModelError(f"{path} has no config.json", "give a folder of diffusers' AutoencoderTiny")
+        raise ModelError(f"{path} has no config.json", "use a folder of diffusers' AutoencoderTiny")
     found = read_json(path / "config.json").get("_class_name")
     if found != "AutoencoderTiny":
-        raise ModelError(f"{path} is a {found}, not an AutoencoderTiny", f"give {_KNOWN_DECODERS}, or leave --vae out")
+        raise ModelError(f"{path} is a {found}, not an AutoencoderTiny", f"use {_KNOWN_DECODERS}, or remove --vae")
     return path
 
 
 def _unfold_checkpoint(options: ModelOptions) -> tuple[str | None, str | None, Path | None]:
-    """Split a folder of adapters that is given as a model, as a checkpoint is, into base and adapter.
+    """Split an adapter folder that is given as a model, such as a checkpoint, into base and adapter.
 
     Returns:
-        model, base and adapter; the base is the one that the adapter's record names if no other was given.
+        model, base and adapter; the base is that of the adapter's record if none was given.
     """
     model, base, adapter = options.model, options.base, options.adapter
     if adapter is None and model is not None and recognise_adapter(Path(model)) is not None:
         base = base or _recorded_base(Path(model))
-        # Without a base it stays a model, which is then refused as an adapter.
+        # Without a base it is treated as a model, which is refused later.
         return (model, None, None) if base is None else (None, base, Path(model))
     if adapter is not None and model is None and base is None:
         base = _recorded_base(adapter)
@@ -228,19 +230,19 @@ def _unfold_checkpoint(options: ModelOptions) -> tuple[str | None, str | None, P
 
 
 def _recorded_base(adapter: Path) -> str | None:
-    """The base that an adapter's record names, or None."""
+    """The base in an adapter's record, or None."""
     record = load_record(adapter)
     if record is None or record.base is None:
         return None
     if record.base not in PRESETS and not Path(record.base).is_dir() and not is_repository_name(record.base):
         raise ModelError(
-            f"the base of {adapter}, {record.base}, is not there", hint="give its new place with --base FOLDER"
+            f"the base of {adapter}, {record.base}, does not exist", hint="give its new location with --base FOLDER"
         )
     return record.base
 
 
 def _fetch_base(preset: Preset, parts: Sequence[str] | None = None) -> Path:
-    """The first of a preset's hub repositories that answers."""
+    """The base from the first of a preset's hub repositories that responds."""
     reasons: list[ModelError] = []
     for repository in preset.base_sources:
         try:
@@ -251,59 +253,63 @@ def _fetch_base(preset: Preset, parts: Sequence[str] | None = None) -> Path:
 
 
 def _preset_folder(preset: Preset, adapter: Path | None) -> Path:
-    """The embedded folder, or the first of the base model's hub repositories that answers."""
+    """The bundled folder, the installed one, or with an adapter the base from the hub."""
     if preset.folder is not None:
         if adapter is not None:
-            raise UsageError(f"{preset.name} takes no adapter", hint="give the adapter's base model with --base")
+            raise UsageError(
+                f"{preset.name} does not support adapters", hint="give the adapter's base model with --base"
+            )
         return preset.folder
     if adapter is None:
         fetched = installed_folder(preset.name)
         if fetched is None:
-            raise ModelError(f"{preset.name} is not on this machine", hint=f"omgsr models pull {preset.name}")
+            raise ModelError(f"{preset.name} is not installed", hint=f"omgsr models pull {preset.name}")
         return fetched
     return _fetch_base(preset)
 
 
 def _merge_records(folder: Path, adapter: Path | None, preset: Preset | None) -> tuple[ModelRecord, tuple[str, ...]]:
-    """The model's own record, its adapter's, or one with the values of the preset or of the default."""
+    """The record of the model or of its adapter, or one with the values of the preset or the defaults."""
     own = None if adapter is None else load_record(adapter)
     if own is not None and own.base is not None:
-        # Trained on that very folder, which may be a merged one.
+        # It was trained on this base, which may be a merged model.
         return own, ()
     record = load_record(folder)
     if record is not None and recognise_adapter(folder) is None:
         if adapter is not None:
-            raise ModelError(f"{folder} is already merged and takes no adapter", hint="leave --adapter out")
+            raise ModelError(f"{folder} is already merged with an adapter", hint="remove --adapter")
         return record, ()
     if own is not None:
         return own, ()
     if recognise_adapter(folder) is not None:
-        raise ModelError(f"{folder} is an adapter, not a model", hint=f"give --base FOLDER --adapter {folder}")
+        raise ModelError(f"{folder} is an adapter, not a model", hint=f"use --base FOLDER --adapter {folder}")
     family = recognise_model(folder)
     if family is None:
         raise _unrecognised(folder)
     if preset is not None and family is not family_of(preset, preset.name):
-        raise ModelError(f"{folder} is of the family {family.name!r}, {preset.name} is not", "give its own base model")
+        raise ModelError(
+            f"{folder} belongs to the family {family.name!r}, but {preset.name} does not", "use its own base model"
+        )
     record = family.assume_record(folder, preset)
     notes: tuple[str, ...] = ()
     if preset is None and adapter is None:
         notes = (
-            f"{folder} has no omgsr.json: mid-timestep {record.mid_timestep} assumed, as {family.assumed_preset}'s; "
-            "a base model without --adapter was not taught to restore",
+            f"{folder} has no omgsr.json: assuming mid-timestep {record.mid_timestep} of {family.assumed_preset}; "
+            "a base model without --adapter was not trained to restore images",
         )
     return record, notes
 
 
 def _override(record: ModelRecord, family: Family, options: ModelOptions) -> tuple[ModelRecord, tuple[str, ...]]:
-    """Replace values of the record by those that the user asked for, with a note where that is unusual."""
+    """Replace values of the record by those that the user requested, with a note if that is unusual."""
     notes: tuple[str, ...] = ()
     changes: dict[str, object] = {}
     if options.mid_timestep is not None and options.mid_timestep != record.mid_timestep:
-        notes = (f"mid-timestep {options.mid_timestep} is not {record.mid_timestep}, which the model was made for",)
+        notes = (f"mid-timestep {options.mid_timestep} is used, but the model was trained at {record.mid_timestep}",)
         changes["mid_timestep"] = options.mid_timestep
     if options.prompt is not None:
         if not family.takes_prompt:
-            raise UsageError("this model takes no prompt", hint="leave --prompt out")
+            raise UsageError("this model does not use a prompt", hint="remove --prompt")
         changes["prompt"] = options.prompt
     if options.process_size is not None:
         changes["native_tile_px"] = options.process_size
@@ -317,5 +323,7 @@ def _unrecognised(folder: Path) -> ModelError:
         return ModelError(f"{folder} is a {kind}", hint=f"families that can be loaded: {known}")
     refuse_pickles(folder)
     inside = sorted(record.parent for record in folder.glob("*/omgsr.json"))
-    hint = f"{inside[-1]} is one" if inside else "give a folder that has one of them, or a name: omgsr models list"
+    hint = (
+        f"{inside[-1]} is one" if inside else "use a folder that has one of these files, or a name: omgsr models list"
+    )
     return ModelError(f"{folder} is not a model folder: no omgsr.json and no unet/config.json", hint)

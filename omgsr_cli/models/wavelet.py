@@ -1,8 +1,8 @@
-"""The latent space of omgsr-tiny: a wavelet packet transform that costs little and loses nothing.
+"""The latent space of omgsr-tiny: a wavelet packet transform, which is cheap and lossless.
 
-Two levels of the CDF 9/7 wavelet (the one of JPEG 2000) split an image into 16 sub-bands per colour at a
-quarter of its size. Its synthesis functions overlap smoothly, unlike those of a 4x4 space-to-depth, so an
-error in a coefficient cannot draw the edge of a block; lifting makes it exactly invertible at any border.
+Two levels of the CDF 9/7 wavelet (that of JPEG 2000) split an image into 16 sub-bands per colour at a quarter of its
+size. Its synthesis functions overlap smoothly, unlike those of a 4x4 space-to-depth, so an error in a coefficient does
+not cause the edge of a block. Lifting makes the transform exactly invertible at any border.
 
 Lifting defines the transform. It takes 32 passes over an image, so both levels of an axis are applied as one matrix,
 of which only a band is not zero: blocks of 4 elements depend on 3 blocks on each side.
@@ -20,7 +20,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 
 _PREDICT_1, _UPDATE_1, _PREDICT_2, _UPDATE_2 = -1.586134342, -0.05298011854, 0.8829110762, 0.4435068522
-# This gain makes low-pass and high-pass filters of nearly unit norm: the transform is almost orthonormal.
+# With this gain, low-pass and high-pass filters have nearly unit norm, and the transform is almost orthonormal.
 _GAIN = 1.149604398
 LEVELS = 2
 LATENT_PX = 2**LEVELS
@@ -162,7 +162,7 @@ class WaveletLatents(nn.Module):
         """Map sRGB in [-1, 1], (B, 3, H, W), sides multiples of 4, to (B, 48, H/4, W/4) of unit variance or less."""
         batch, _, height, width = image.shape
         high, wide = height // LATENT_PX, width // LATENT_PX
-        # Training runs the networks under autocast; in bf16 the colours would lose more than an image's 8 bits.
+        # Training runs under autocast, but in bf16 colours would be coarser than 8 bits.
         with torch.autocast(image.device.type, enabled=False):
             rows = _along_rows(image.permute(0, 2, 3, 1).reshape(batch, height, -1), inverse=False)
             bands = _along_columns(rows.view(batch, height, wide, -1), inverse=False)

@@ -1,4 +1,4 @@
-"""Files of weights: their names, refusing those that could run code, and reading one part of a model."""
+"""Weight files: find them, refuse those that could run code, and read one part of a model."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 NETWORK_STEM = "diffusion_pytorch_model"
-"""Name of a network's weights in diffusers' folders, without the ending."""
+"""Name of a network's weight file in Diffusers folders, without the suffix."""
 
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
-_CONVERT = "save it with diffusers' save_pretrained(folder, safe_serialization=True) on a machine that trusts it"
+_CONVERT = "if you trust its source, save it with diffusers' save_pretrained(folder, safe_serialization=True)"
 
-_NOT_FINITE_HINT = "copy or download it again; if it stays so, it was saved from a training that had diverged"
+_NOT_FINITE_HINT = "copy or download it again; if that does not help, the model was saved after its training diverged"
 
-# Bits of the exponent, all of which are set in NaN and infinity alone; of 8-bit numbers E4M3 has NaN only.
+# Bits of the exponent, which are all set only in NaN and infinity; of the 8-bit formats, E4M3 has NaN only.
 _EXPONENTS = {"F8_E4M3": 0x7F, "F8_E5M2": 0x7C, "F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF << 52}
 _CHUNK_BYTES = 64 << 20
 
@@ -36,11 +36,11 @@ Network = TypeVar("Network", bound="nn.Module")
 
 
 def weight_variant(folder: Path, part: str, stem: str = NETWORK_STEM) -> str | None:
-    """Which of a part's weight files to read: None for the plain one, else "fp16", "bf16" or what else exists.
+    """The variant of a part's weight files to read: None for the plain one, otherwise "fp16", "bf16" or another one.
 
     Raises:
-        ModelError: no safetensors file exists (the hint says how to convert a pickle), or several variants with names
-            that are not among the preferred ones.
+        ModelError: no safetensors file exists (the hint shows how to convert a pickle), or several variants exist and
+            none of them is a preferred one.
     """
     variants = find_variants((path.name for path in (folder / part).glob("*")), stem)
     if variants and (variants[0] in PREFERRED_VARIANTS or len(variants) == 1):
@@ -55,7 +55,7 @@ def weight_variant(folder: Path, part: str, stem: str = NETWORK_STEM) -> str | N
 
 
 def weight_files(folder: Path, part: str) -> tuple[Path, ...]:
-    """The files of a network's weights, one or several shards.
+    """The weight files of a network, one or several shards.
 
     Raises:
         ModelError: as for `weight_variant`.
@@ -67,29 +67,29 @@ def weight_files(folder: Path, part: str) -> tuple[Path, ...]:
 
 
 def refuse_pickles(path: Path, hint: str = _CONVERT) -> None:
-    """Raise a ModelError where a file is a pickle, or a folder holds one; the hint shows how to convert it."""
+    """Raise a ModelError if a file is a pickle, or a folder contains one; the hint shows how to convert it."""
     for file in sorted(path.glob("*")) if path.is_dir() else [path]:
         if file.suffix in PICKLE_SUFFIXES:
             raise ModelError(f"{file} is a pickle, which can run code when it is read", hint)
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor has neither NaN nor infinity: one pass, without a mask; always true of integers."""
+    """Whether a tensor has neither NaN nor infinity, in one pass without a mask; always true for integers."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    # Numbers of 8 bits have no minimum of their own.
+    # torch cannot compute the minimum of 8-bit floats.
     low, high = (tensor.float() if tensor.itemsize == 1 else tensor.detach()).aminmax()
     return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], where: object) -> None:
-    """Refuse weights of which one is NaN or infinity.
+    """Refuse weights with NaN or infinity.
 
     Args:
         tensors: names and values.
-        where: what to call them in the error.
+        where: name of the weights in messages.
     Raises:
-        ModelError: names the first such tensor.
+        ModelError: a tensor is not finite; the message names the first.
     """
     broken = next((name for name, tensor in tensors if not is_finite(tensor)), None)
     if broken is not None:
@@ -97,10 +97,10 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], where: object) -> None:
 
 
 def check_file_finite(path: Path) -> None:
-    """Refuse a file of which a weight is NaN or infinity; torch is not needed.
+    """Refuse a weight file with NaN or infinity, without torch.
 
     Raises:
-        ModelError: names the first such tensor; or as `read_header`.
+        ModelError: a tensor is not finite, and the message names the first; or as for `read_header`.
     """
     entries = read_header(path)
     try:
@@ -115,7 +115,7 @@ def check_file_finite(path: Path) -> None:
 
 
 def _is_entry_finite(file: BinaryIO, entry: TensorEntry) -> bool:
-    """Read one tensor to its end, or to the chunk in which the first value is not finite."""
+    """Whether one tensor of a file is finite; reading stops at the first chunk that is not."""
     import numpy as np
 
     size = ELEMENT_BYTES[entry.dtype]
@@ -127,7 +127,7 @@ def _is_entry_finite(file: BinaryIO, entry: TensorEntry) -> bool:
     while left:
         values = np.frombuffer(file.read(min(left, _CHUNK_BYTES)), mask.dtype)
         if not len(values):
-            raise OSError("it became shorter while it was read")
+            raise OSError("the file became shorter while it was read")
         if bool(((values & mask) == mask).any()):
             return False
         left -= values.nbytes
@@ -135,7 +135,7 @@ def _is_entry_finite(file: BinaryIO, entry: TensorEntry) -> bool:
 
 
 def apply_umask(folder: Path) -> None:
-    """Give the weights below a folder the permissions of any new file: safetensors writes them for the owner alone.
+    """Give the weights in a folder the default permissions; safetensors creates files for the owner only.
 
     Raises:
         OSError: a permission cannot be set.
@@ -143,7 +143,7 @@ def apply_umask(folder: Path) -> None:
     files = list(folder.rglob("*.safetensors"))
     if not files:
         return
-    # The umask can be read only by changing it, for all threads; a new file shows it.
+    # Reading the umask would change it for all threads, so create a file to find it.
     probe = folder / f".{secrets.token_hex(8)}"
     probe.touch(exist_ok=False)
     mode = stat.S_IMODE(probe.stat().st_mode)
@@ -153,10 +153,10 @@ def apply_umask(folder: Path) -> None:
 
 
 def load_part(kind: type[Network], folder: Path, part: str, dtype: torch.dtype) -> Network:
-    """Read one part of a diffusers folder, weights mapped from the file rather than copied where the type allows it.
+    """Load one part of a Diffusers folder; weights are memory-mapped instead of copied if the type allows it.
 
     Raises:
-        ModelError: a weight is missing, superfluous, not finite or of another shape, or a file cannot be read.
+        ModelError: a weight is missing, unexpected, not finite or of another shape, or a file cannot be read.
     """
     from safetensors import SafetensorError
 
@@ -170,7 +170,7 @@ def load_part(kind: type[Network], folder: Path, part: str, dtype: torch.dtype) 
             low_cpu_mem_usage=True,
             output_loading_info=True,
         )
-    # What diffusers raises for a file that is missing, truncated, or not of the configuration's shape.
+    # Exceptions of diffusers for files that are missing, truncated, or do not match the configuration.
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder / part} cannot be loaded: {str(error).strip().partition(chr(10))[0]}") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -1,7 +1,7 @@
-"""Noise schedules: what share of a latent is noise at a timestep, and the one step back to the clean latent.
+"""Noise schedules: the share of noise at each timestep, and the single step back to the clean latent.
 
-A timestep is an index 0..T-1; the noise grows with it in every schedule. Latents are scaled as the model's VAE
-configuration says. Tables are made in float64 on the CPU once; tensors keep their own dtype and device.
+A timestep is an index 0..T-1, and the noise increases with it in every schedule. Latents are scaled as in the
+configuration of the model's VAE. Tables are computed once, in float64 on the CPU; tensors keep their dtype and device.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["BETA_SCHEDULES", "PREDICTION_TYPES", "DdpmSchedule", "FlowSchedule",
 def build_schedule(config: Mapping[str, Any]) -> DdpmSchedule | FlowSchedule:
     """Build the schedule of a diffusers scheduler configuration, by its `_class_name`.
 
-    A Stable Diffusion folder may name any sampler of its family (PNDM, DDIM, Euler): all share the betas.
+    A Stable Diffusion folder may name any sampler (PNDM, DDIM, Euler): all of them have the same betas.
 
     Raises:
         ModelError: the configuration is not supported.

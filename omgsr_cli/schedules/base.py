@@ -1,4 +1,4 @@
-"""What every noise schedule can be asked, and the look-ups that they share."""
+"""The interface of noise schedules, and the look-ups that they share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omgsr_cli.transfer import upload
 
 @runtime_checkable
 class Schedule(Protocol):
-    """What all families of noise schedules can be asked."""
+    """The interface of noise schedules."""
 
     @property
     def num_timesteps(self) -> int:
@@ -24,23 +24,23 @@ class Schedule(Protocol):
 
     @property
     def level_name(self) -> str:
-        """What `level` gives, by its name in the field: "alpha_bar" or "sigma"."""
+        """The usual name of the value of `level`: "alpha_bar" or "sigma"."""
         ...
 
     def level(self, t: int) -> float:
-        """Give the schedule's own measure of noise at a timestep, no unit."""
+        """The schedule's own measure of noise at a timestep, no unit."""
         ...
 
     def snr(self) -> Tensor:
-        """Tabulate the signal-to-noise ratio of a signal of unit power: (T,) float64, falling; may begin with inf."""
+        """The signal-to-noise ratio of a signal of unit power: (T,) float64, decreasing; may begin with inf."""
         ...
 
     def snr_at(self, t: int) -> float:
-        """Give `snr` at one timestep."""
+        """The value of `snr` at one timestep."""
         ...
 
     def add_noise(self, clean: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
-        """Make the noisy latent (B, ...) of a clean one and unit-variance noise, at one timestep or at (B,) of them."""
+        """Add unit-variance noise to a clean latent (B, ...), at one timestep or at (B,) timesteps."""
         ...
 
     def clean_latent(self, noisy: Tensor, prediction: Tensor, t: int | Tensor) -> Tensor:
@@ -48,16 +48,16 @@ class Schedule(Protocol):
         ...
 
     def check_timestep(self, t: int) -> None:
-        """Raise UsageError where t is not 0..T-1."""
+        """Raise UsageError unless t is in 0..T-1."""
         ...
 
     def to_config(self) -> dict[str, Any]:
-        """Give the configuration, in diffusers' keys, that `build_schedule` takes."""
+        """The configuration with diffusers' keys, as `build_schedule` reads it."""
         ...
 
 
 class IndexedSchedule(ABC):
-    """Checks and table look-ups that both families share; a subclass gives the tables."""
+    """Checks and table look-ups that all schedules share; subclasses provide the tables."""
 
     @property
     @abstractmethod
@@ -66,17 +66,17 @@ class IndexedSchedule(ABC):
 
     @abstractmethod
     def snr(self) -> Tensor:
-        """Tabulate the signal-to-noise ratio of a signal of unit power: (T,) float64, falling."""
+        """The signal-to-noise ratio of a signal of unit power: (T,) float64, decreasing."""
 
     @property
     @abstractmethod
     def _signal(self) -> Tensor:
-        """How much of the clean latent is in the noisy one: (T,) float64, falling."""
+        """The factor of the clean latent in the noisy one: (T,) float64, decreasing."""
 
     @property
     @abstractmethod
     def _noise(self) -> Tensor:
-        """How much noise of unit variance is in the noisy latent: (T,) float64, rising."""
+        """The factor of the unit-variance noise in the noisy latent: (T,) float64, increasing."""
 
     def add_noise(self, clean: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
         """Mix a clean latent with noise: sqrt(alpha_bar) clean + sqrt(1 - alpha_bar) noise, or (1 - sigma) and sigma.
@@ -95,45 +95,45 @@ class IndexedSchedule(ABC):
         return self.coefficient(self._signal, t, clean) * clean + self.coefficient(self._noise, t, clean) * noise
 
     def snr_at(self, t: int) -> float:
-        """Give the signal-to-noise ratio of a signal of unit power at one timestep."""
+        """The signal-to-noise ratio of a signal of unit power at one timestep."""
         return self.at(self.snr(), t)
 
     def check_timestep(self, t: int) -> None:
-        """Raise UsageError where t is not 0..T-1."""
+        """Raise UsageError unless t is in 0..T-1."""
         if not 0 <= t < self.num_timesteps:
             raise UsageError(f"timestep {t} is out of range", f"this schedule has 0 to {self.num_timesteps - 1}")
 
     def at(self, table: Tensor, t: int) -> float:
-        """Look a (T,) table up at one checked timestep."""
+        """The value of a (T,) table at one timestep, which is checked."""
         self.check_timestep(t)
         return float(table.numpy()[t])
 
     def coefficient(self, table: Tensor, t: int | Tensor, like: Tensor) -> Tensor:
-        """Look a float64 (T,) table up at t, shaped to multiply `like` (B, ...)."""
+        """The values of a float64 (T,) table at t, shaped to multiply `like` (B, ...)."""
         if isinstance(t, int):
-            # A number of the CPU goes with tensors of any device, and copying it there would be a wait.
+            # A CPU scalar works with tensors on any device, and copying it there would block.
             return torch.tensor(self.at(table, t), dtype=like.dtype)
         if t.shape != like.shape[:1] or t.is_floating_point():
             raise ShapeError(
-                f"timesteps are {t.dtype} {tuple(t.shape)}, not one integer for each of {len(like)} samples"
+                f"timesteps must be one integer for each of {len(like)} samples, not {t.dtype} {tuple(t.shape)}"
             )
-        # Looked up on the CPU: timesteps that are there cost no wait.
+        # Look the values up on the CPU: timesteps that are there already cause no wait.
         timesteps = t.cpu()
         for end in timesteps.aminmax():
             self.check_timestep(int(end))
-        # Cast before the move: not every device has float64.
+        # Cast first, because some devices have no float64.
         values = table[timesteps].to(like.dtype)
         return upload(values, like.device).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def check_number(key: str, value: object, *, whole: bool = False) -> None:
-    """Raise ModelError where a scheduler's configuration has something else in the place of a finite number."""
+    """Raise ModelError if a value of a scheduler's configuration is not a finite number."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or (whole and not isinstance(value, int)):
         raise ModelError(f"scheduler: {key} is {value!r}, not a {'whole ' if whole else ''}number")
 
 
 def check_same_shape(first: Tensor, second: Tensor, name: str) -> None:
-    """Raise ShapeError where a latent and what goes with it differ in shape."""
+    """Raise ShapeError if the shapes of a latent and a second tensor differ."""
     if first.shape != second.shape:
         raise ShapeError(f"latent {tuple(first.shape)} and {name} {tuple(second.shape)} differ in shape")

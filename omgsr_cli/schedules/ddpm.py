@@ -33,7 +33,7 @@ _SAMPLERS = {
     }.items()
     for name in names
 }
-"""Schedulers of diffusers whose noise is that of DDPM, and their defaults of the betas."""
+"""Diffusers schedulers with DDPM's noise, and their default betas."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class DdpmSchedule(IndexedSchedule):
     """The variance-preserving schedule: noisy = sqrt(alpha_bar) clean + sqrt(1 - alpha_bar) noise.
 
     Source: DDPM, arXiv:2006.11239; v-prediction, arXiv:2202.00512; zero terminal SNR, arXiv:2305.08891, Algorithm 1.
-    The fields are diffusers' DDPMScheduler's; their defaults here are Stable Diffusion's.
+    The fields are those of diffusers' DDPMScheduler, with the defaults of Stable Diffusion.
 
     Attributes:
         beta_start: first beta, in (0, 1); unused by squaredcos_cap_v2.
         beta_end: last beta, in (0, 1); unused by squaredcos_cap_v2.
         beta_schedule: "linear" in beta, "scaled_linear" in sqrt(beta), or "squaredcos_cap_v2".
         num_train_timesteps: number of timesteps, T.
-        prediction_type: what the network gives: "epsilon", "v_prediction" or "sample".
-        rescale_betas_zero_snr: the last timestep is noise alone.
+        prediction_type: what the network predicts: "epsilon", "v_prediction" or "sample".
+        rescale_betas_zero_snr: the last timestep is pure noise.
     """
 
     beta_start: float = 0.00085
@@ -64,26 +64,28 @@ class DdpmSchedule(IndexedSchedule):
         _check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         check_number("num_train_timesteps", self.num_train_timesteps, whole=True)
         if self.num_train_timesteps < 2:
-            raise ModelError(f"scheduler: num_train_timesteps is {self.num_train_timesteps}, not at least 2")
+            raise ModelError(f"scheduler: num_train_timesteps is {self.num_train_timesteps}, but must be at least 2")
         if not isinstance(self.rescale_betas_zero_snr, bool):
             raise ModelError(f"scheduler: rescale_betas_zero_snr is {self.rescale_betas_zero_snr!r}, not true or false")
         check_number("beta_start", self.beta_start)
         check_number("beta_end", self.beta_end)
         if not 0 < self.beta_start <= self.beta_end < 1:
-            raise ModelError(f"scheduler: betas {self.beta_start:g} to {self.beta_end:g} do not rise within (0, 1)")
+            raise ModelError(f"scheduler: betas {self.beta_start:g} to {self.beta_end:g} must increase within (0, 1)")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read a diffusers scheduler configuration; keys that do not shape the noise are left aside.
+        """Read a diffusers scheduler configuration; keys that do not affect the noise are ignored.
 
         Raises:
-            ModelError: a scheduler, schedule, prediction type or betas that are not supported.
+            ModelError: the scheduler, schedule, prediction type or betas are not supported.
         """
         name = str(config.get("_class_name", "DDPMScheduler"))
         if name not in _SAMPLERS:
-            raise ModelError(f"scheduler: {name} is not supported", "its noise is not known to be that of DDPM")
+            raise ModelError(f"scheduler: {name} is not supported", "use a base model with DDPM's noise")
         if config.get("use_flow_sigmas"):
-            raise ModelError("scheduler: use_flow_sigmas is not supported", "the model was trained by flow matching")
+            raise ModelError(
+                "scheduler: use_flow_sigmas is not supported", "use a base model that was not trained by flow matching"
+            )
         if config.get("trained_betas") is not None:
             raise ModelError("scheduler: trained_betas are not supported", f"use {' or '.join(BETA_SCHEDULES)}")
         return cls(
@@ -91,7 +93,7 @@ class DdpmSchedule(IndexedSchedule):
         )
 
     def to_config(self) -> dict[str, Any]:
-        """Give the configuration in diffusers' keys."""
+        """The configuration with diffusers' keys."""
         return {"_class_name": "DDPMScheduler", **asdict(self)}
 
     @property
@@ -101,26 +103,26 @@ class DdpmSchedule(IndexedSchedule):
 
     @property
     def level_name(self) -> str:
-        """The name of what `level` gives."""
+        """The name of the value of `level`."""
         return "alpha_bar"
 
     def level(self, t: int) -> float:
-        """Give alpha_bar, the share of signal power, in [0, 1)."""
+        """Same as `alpha_bar`."""
         return self.alpha_bar(t)
 
     def alpha_bar(self, t: int) -> float:
-        """Give the share of signal power that is left at a timestep, no unit, in [0, 1)."""
+        """The share of signal power at a timestep, no unit, in [0, 1)."""
         return self.at(self._alpha_bars, t)
 
     def snr(self) -> Tensor:
-        """Tabulate alpha_bar / (1 - alpha_bar): (T,) float64, falling."""
+        """alpha_bar / (1 - alpha_bar): (T,) float64, decreasing."""
         return self._alpha_bars / (1.0 - self._alpha_bars)
 
     def clean_latent(self, noisy: Tensor, prediction: Tensor, t: int | Tensor) -> Tensor:
         """Recover the clean latent in one step, with s = sqrt(alpha_bar) and n = sqrt(1 - alpha_bar).
 
         epsilon: (noisy - n prediction) / s; v_prediction: s noisy - n prediction; sample: the prediction itself.
-        Source: DDPM, arXiv:2006.11239, Eq. 15; taken in one step as in OMGSR, arXiv:2508.08227.
+        Source: DDPM, arXiv:2006.11239, Eq. 15; used for a single step as in OMGSR, arXiv:2508.08227.
 
         Args:
             noisy: (B, ...) float, scaled.
@@ -130,7 +132,7 @@ class DdpmSchedule(IndexedSchedule):
             (B, ...), dtype and device of noisy; not clamped.
         Raises:
             ShapeError: the shapes differ.
-            UsageError: t is out of range, or no signal is left at t to divide by.
+            UsageError: t is out of range, or the latent has no signal at t.
         """
         check_same_shape(noisy, prediction, "prediction")
         signal, noise = self.coefficient(self._signal, t, noisy), self.coefficient(self._noise, t, noisy)

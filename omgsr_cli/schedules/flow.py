@@ -17,19 +17,19 @@ from omgsr_cli.schedules.base import IndexedSchedule, check_number, check_same_s
 
 @dataclass(frozen=True)
 class FlowSchedule(IndexedSchedule):
-    """The straight path of flow matching: noisy = (1 - sigma) clean + sigma noise; the network gives noise - clean.
+    """The straight path of flow matching: noisy = (1 - sigma) clean + sigma noise; the network predicts noise - clean.
 
-    sigma runs linearly from 1 to 0 in T values and is shifted to e^mu / (e^mu + 1/sigma - 1), where mu is linear in the
-    number of image tokens. Timestep t is the t-th from the clean end, sigmas[-(t+1)]: 0 has no noise.
+    sigma has T values from 1 to 0, evenly spaced and then shifted to e^mu / (e^mu + 1/sigma - 1), where mu is linear in
+    the number of image tokens. Timesteps are counted from the clean end, sigmas[-(t+1)]: timestep 0 has no noise.
     Source: FLUX's sampler; arXiv:2403.03206, section 5.3.2. The defaults are FLUX.1-dev's at 1024 px.
 
     Attributes:
         num_train_timesteps: number of timesteps, T.
-        tokens: image tokens that mu is taken for; one for 16x16 pixels.
+        tokens: number of image tokens that determines mu; one token is 16x16 pixels.
         base_image_seq_len: tokens at which mu is base_shift.
         max_image_seq_len: tokens at which mu is max_shift.
-        base_shift: mu at the few tokens.
-        max_shift: mu at the many.
+        base_shift: mu at base_image_seq_len.
+        max_shift: mu at max_image_seq_len.
         time_shift_type: whether times are shifted by exp(mu) ("exponential") or by mu itself ("linear").
     """
 
@@ -47,7 +47,7 @@ class FlowSchedule(IndexedSchedule):
         check_number("base_shift", self.base_shift)
         check_number("max_shift", self.max_shift)
         if self.num_train_timesteps < 2:
-            raise ModelError(f"scheduler: num_train_timesteps is {self.num_train_timesteps}, not at least 2")
+            raise ModelError(f"scheduler: num_train_timesteps is {self.num_train_timesteps}, but must be at least 2")
         if self.base_image_seq_len >= self.max_image_seq_len:
             raise ModelError(f"scheduler: max_image_seq_len is {self.max_image_seq_len}, not above base_image_seq_len")
         if self.time_shift_type not in ("exponential", "linear"):
@@ -57,12 +57,12 @@ class FlowSchedule(IndexedSchedule):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read a diffusers FlowMatchEulerDiscreteScheduler configuration; `tokens` is our own key.
+        """Read a diffusers FlowMatchEulerDiscreteScheduler configuration; the key `tokens` is an addition of omgsr.
 
-        Without `use_dynamic_shifting` its constant `shift` counts, whatever the number of tokens.
+        Without `use_dynamic_shifting` the constant `shift` is used for any number of tokens.
 
         Raises:
-            ModelError: sizes or a shift that make no schedule.
+            ModelError: sizes or the shift are out of range.
         """
         values = {key: config.get(key, default) for key, default in asdict(cls()).items()}
         if not config.get("use_dynamic_shifting", False):
@@ -75,7 +75,7 @@ class FlowSchedule(IndexedSchedule):
         return cls(**values)
 
     def to_config(self) -> dict[str, Any]:
-        """Give the configuration in diffusers' keys."""
+        """The configuration with diffusers' keys."""
         return {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True, **asdict(self)}
 
     @property
@@ -85,7 +85,7 @@ class FlowSchedule(IndexedSchedule):
 
     @property
     def level_name(self) -> str:
-        """The name of what `level` gives."""
+        """The name of the value of `level`."""
         return "sigma"
 
     @property
@@ -95,15 +95,15 @@ class FlowSchedule(IndexedSchedule):
         return self.base_shift + slope * (self.tokens - self.base_image_seq_len)
 
     def level(self, t: int) -> float:
-        """Give sigma, the share of noise, in [0, 1]."""
+        """Same as `sigma`."""
         return self.sigma(t)
 
     def sigma(self, t: int) -> float:
-        """Give the share of noise at a timestep, no unit, in [0, 1]."""
+        """The share of noise at a timestep, no unit, in [0, 1]."""
         return self.at(self._sigmas, t)
 
     def snr(self) -> Tensor:
-        """Tabulate (1 - sigma)^2 / sigma^2: (T,) float64, falling from inf to 0."""
+        """(1 - sigma)^2 / sigma^2: (T,) float64, decreasing from inf to 0."""
         return ((1.0 - self._sigmas) / self._sigmas).square()
 
     def clean_latent(self, noisy: Tensor, prediction: Tensor, t: int | Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class FlowSchedule(IndexedSchedule):
 
     @cached_property
     def _sigmas(self) -> Tensor:
-        # Multiplied out, so that sigma = 0 needs no division by zero.
+        # Both parts of the fraction are multiplied by sigma, which avoids a division by zero.
         linear = torch.linspace(0, 1, self.num_train_timesteps, dtype=torch.float64)
         shift = math.exp(self.mu) if self.time_shift_type == "exponential" else self.mu
         return shift * linear / (1.0 + (shift - 1.0) * linear)

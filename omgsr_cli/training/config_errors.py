@@ -283,7 +283,7 @@ def _unknown_key(kind: type[Section], key: Key) -> str:
     elsewhere = [f"{table}.{name}" for table, section in sections.items() if section and name in section.model_fields]
     hint = f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else _did_you_mean(name, known)
     table = f"[{'.'.join(key[:-1])}] has" if len(key) > 1 else "the tables are"
-    return f"there is no such key{hint or ';'} {table} {', '.join(known)}"
+    return f"unknown key{hint or ';'} {table} {', '.join(known)}"
 
 
 def _owner(kind: type[BaseModel], key: Key) -> type[BaseModel] | None:

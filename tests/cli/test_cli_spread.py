@@ -90,7 +90,7 @@ def test_retried_images_are_counted_with_the_previous_run(omgsr: Command, status
     # What a list names and is not there has failed too.
     told = status(report, "--json").records[0]
     assert (told["files"], told["finished"], told["failed"], told["left"]) == (5, 2, 3, 0)
-    assert told["reasons"] == {"there is no such file": 2, "the file is empty (0 bytes)": 1}
+    assert told["reasons"] == {"no such file": 2, "the file is empty (0 bytes)": 1}
     (tmp_path / "in" / "0.png").write_bytes(whole)
     (tmp_path / "in" / "lost.png").write_bytes(whole)
     said = omgsr(*arguments, "--retry-failed")

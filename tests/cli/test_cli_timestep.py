@@ -300,7 +300,7 @@ def wrong_calls() -> list[tuple[tuple[str, ...], str]]:
         (("--data", "photos", "--plot", "curve.jpg"), "curve.jpg"),
         (("--data", "photos", "--csv", "photos"), "is a folder"),
         (("--data", "photos", "--write", "absent/config.toml"), "absent/config.toml"),
-        (("--data", "photos", "--degradation", "strong"), "no degradation 'strong'"),
+        (("--data", "photos", "--degradation", "strong"), "no degradation is called 'strong'"),
         (("--data", "photos", "--device", "abacus"), "abacus"),
         (("--data", "photos", "--workers", "0"), "--workers 0"),
         (("--data", "photos", "--vae", "absent"), "absent"),

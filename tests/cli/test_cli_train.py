@@ -170,7 +170,7 @@ def test_the_model_in_the_folder_of_a_run_is_recognised(upscale: Command, tmp_pa
     weights = run / "step-00000010" / "model.safetensors"
     weights.write_bytes(b"")
     said = upscale(draw(tmp_path / "a.png"), "--model", weights)
-    assert (said.code, said.errors) == (1, [f"error: {weights} is a file, a model is a folder"])
+    assert (said.code, said.errors) == (1, [f"error: {weights} is a file, but a model is a folder"])
     assert f"{weights.parent}\n" in said.err
 
 
@@ -183,7 +183,7 @@ def test_the_model_in_the_folder_of_a_run_is_recognised(upscale: Command, tmp_pa
         ("data.scale=large", "should be a number or a table"),
         ('data.scale={"4" = 2.0}', "data.scale.4: should be at most 1, not 2.0"),
         ("model.start_from=.", "the folder has no omgsr.json"),
-        ("loss.teacher.model=nobody", "there is no model 'nobody'"),
+        ("loss.teacher.model=nobody", "no model is called 'nobody'"),
         ("loss.teacher.model=.", "is not a model folder"),
     ],
 )

@@ -274,7 +274,7 @@ def test_one_output_for_several_inputs_is_refused(output: str, inputs: list[str]
 def test_output_file_of_a_missing_input_is_that_inputs_problem_only() -> None:
     planned = plan("gone.png", output="r.png")
     assert planned.jobs == ()
-    assert messages(planned) == ["gone.png: there is no such file"]
+    assert messages(planned) == ["gone.png: no such file"]
 
 
 def test_streams() -> None:
@@ -367,7 +367,7 @@ def test_loops_of_links_end_and_real_names_win() -> None:
     destinations = {job.destination.as_posix() for job in planned.jobs if job.destination}
     assert {"out/b/1.png", "out/c/2.png", "out/other/3.png"} <= destinations
     assert len(destinations) == 3
-    assert messages(planned) == ["in/x.png: its links lead in a circle"]
+    assert messages(planned) == ["in/x.png: its symbolic links form a loop"]
     assert len(plan("in/**/*.png", output="out").jobs) == 3
 
 
@@ -388,7 +388,7 @@ def test_unreadable_folders_are_problems() -> None:
     finally:
         Path("in/closed").chmod(0o700)
     assert len(planned.jobs) == 1
-    assert messages(planned) == ["in/closed: not allowed to read it"]
+    assert messages(planned) == ["in/closed: no permission to read it"]
 
 
 def test_a_folder_that_cannot_be_read_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,7 +403,7 @@ def test_a_folder_that_cannot_be_read_does_not_stop_the_others(monkeypatch: pyte
     monkeypatch.setattr(os, "scandir", scandir)
     planned = plan("in", recursive=True)
     assert [job.source for job in planned.jobs] == [Path("in/a.png"), Path("in/z/c.png")]
-    assert messages(planned) == ["in/closed: not allowed to read it"]
+    assert messages(planned) == ["in/closed: no permission to read it"]
 
 
 # Files that cannot be used
@@ -414,11 +414,11 @@ def test_missing_inputs_are_problems_and_the_others_go_on() -> None:
     planned = plan("gone.png", "a.png", "none/*.png", "gone.txt", "a.png/b.png", "x" * 300 + ".png")
     assert [job.source for job in planned.jobs] == [Path("a.png")]
     assert [message.split(": ")[-1] for message in messages(planned)] == [
-        "there is no such file",
-        "there is no such file",
-        "there is no such file",
-        "there is no such file",
-        "the name is too long for a file",
+        "no such file",
+        "no such file",
+        "no such file",
+        "no such file",
+        "the name is too long",
     ]
 
 
@@ -579,7 +579,7 @@ def test_problems_of_a_list_name_the_line() -> None:
     planned = plan("l.txt")
     assert len(planned.jobs) == 1
     assert messages(planned) == [
-        "l.txt, line 3: gone.png: there is no such file",
+        "l.txt, line 3: gone.png: no such file",
         "l.txt, line 4: nowhere://x.org/a.png: there is no kind of storage called nowhere",
         "l.txt, line 5: other.txt: a list in a list is not followed",
     ]

@@ -182,10 +182,10 @@ def test_remote_lists_patterns_and_missing_files(memory: Any, tmp_path: Path) ->
     ]
     pairs, problems = found(str(tmp_path / "here.txt"))
     assert pairs == ["memory://d/x/b.jpg out/b.jpg"]
-    assert "line 2: gone.png: there is no such file" in problems[0]
+    assert "line 2: gone.png: no such file" in problems[0]
     assert found("memory://d/*/a.png")[0] == ["memory://d/x/a.png out/x/a.png", "memory://d/y/a.png out/y/a.png"]
     assert found("memory://d/z*.png")[1] == ["memory://d/z*.png: no image matches"]
-    assert found("memory://d/gone.png")[1] == ["memory://d/gone.png: there is no such file"]
+    assert found("memory://d/gone.png")[1] == ["memory://d/gone.png: no such file"]
     assert found("memory://d", recursive=False)[1] == ["memory://d: no images in this folder"]
     for name in ("e.png", "x/f.png", "y/g.png"):
         memory.pipe_file(f"/left/{name}", b"")

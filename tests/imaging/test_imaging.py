@@ -383,7 +383,7 @@ def test_files_that_are_not_images_are_refused(tmp_path: Path) -> None:
     assert "not an image" in message_of(b"hello, this is text and nothing else")
     assert "it is a folder" in message_of(tmp_path)
     missing = tmp_path / "missing.jpg"
-    assert message_of(missing, None) == f"{missing}: there is no such file"
+    assert message_of(missing, None) == f"{missing}: no such file"
     assert "HEIC" in message_of(b"\0\0\0\x18ftypheic" + bytes(40))
 
 
@@ -395,7 +395,7 @@ def test_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("builtins.open", refuse)
-    assert message_of(path, None) == f"{path}: not allowed to read it"
+    assert message_of(path, None) == f"{path}: no permission to read it"
 
 
 @pytest.mark.parametrize("pillow_format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF"])

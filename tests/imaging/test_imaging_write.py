@@ -452,7 +452,7 @@ def test_a_failure_leaves_nothing_behind(failure: BaseException, overwrite: bool
 
 @pytest.mark.parametrize(
     ("number", "words"),
-    [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "not allowed to write"), (errno.EROFS, "read-only")],
+    [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "no permission to write"), (errno.EROFS, "read-only")],
 )
 def test_system_errors_are_words(number: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: int) -> None:

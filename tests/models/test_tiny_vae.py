@@ -118,13 +118,13 @@ def test_its_results_are_separate_results(published: Path, tmp_path: Path) -> No
 
 def test_another_file_is_not_accepted_as_a_tiny_autoencoder(published: Path, tmp_path: Path) -> None:
     folder = write_sd_model(tmp_path)
-    with pytest.raises(UnknownModelError, match="no autoencoder 'teeny'"):
+    with pytest.raises(UnknownModelError, match="no autoencoder is called 'teeny'"):
         find_tiny_vae("teeny")
     with pytest.raises(ModelError, match="is a AutoencoderKL, not an AutoencoderTiny"):
         find_tiny_vae(str(folder / "vae"))
     with pytest.raises(UsageError, match="has no VAE"):
         find_model(ModelOptions(model="omgsr-tiny", vae=str(published)))
-    with pytest.raises(ModelError, match="latents of 4 channels, the model has 16"):
+    with pytest.raises(ModelError, match="latents with 4 channels"):
         load_tiny_decoder(published, 16, CPU, torch.float32)
     broken = tmp_path / "broken"
     broken.mkdir()

@@ -207,10 +207,10 @@ def test_a_merged_adapter_is_the_live_one(sd_folder: Path, tmp_path: Path) -> No
     again = load_sd(sd_folder, start_from=str(tmp_path / "adapter"))
     for name, weight in trainable.trained().items():
         assert torch.equal(again.trained()[name], weight)
-    with pytest.raises(ModelError, match="rank 3 is not the configuration's 4"):
+    with pytest.raises(ModelError, match="rank 3 differs from 4"):
         load_sd(sd_folder, LoraOptions(4, 5, backbone_alpha=2.5), start_from=str(tmp_path / "adapter"))
     fewer = LoraOptions(3, 5, backbone_alpha=2.5, vae_targets=("conv1", "conv2"))
-    with pytest.raises(ModelError, match="do not fit the adapters to train"):
+    with pytest.raises(ModelError, match="do not match the adapters to train"):
         load_sd(sd_folder, fewer, start_from=str(tmp_path / "adapter"))
 
 
@@ -246,7 +246,7 @@ def test_conflicting_settings_are_refused_before_weights_are_read(tiny_folder: P
         find_trainable()
     with pytest.raises(ModelError, match="there is no folder"):
         find_trainable("omgsr-tiny", start_from="nowhere")
-    with pytest.raises(ModelError, match="'conv9' is no convolution"):
+    with pytest.raises(ModelError, match="'conv9' is not a convolution"):
         load_sd(sd_folder, LoraOptions(3, 5, vae_targets=("conv1", "conv9")))
 
 
