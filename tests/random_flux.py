@@ -8,7 +8,13 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from peft import LoraConfig, get_peft_model
+from random_sd import write_text_encoder
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from torch import nn
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from omgsr_cli.models.flux import TextFeatures, save_features
 
@@ -23,7 +29,7 @@ SCHEDULER = {
     "shift": 3.0,
     "use_dynamic_shifting": True,
 }
-TOKENS, WIDTH, POOLED = 5, 12, 10
+TOKENS, WIDTH, POOLED = 5, 12, 12
 #: FLUX.1-dev's transformer, as its config.json has it.
 DEV_CONFIG = {
     "attention_head_dim": 128,
@@ -103,4 +109,19 @@ def write_flux_adapter(base: Path, folder: Path, *, rank: int = 2, trained: bool
             if "lora_B" in key and trained:
                 nn.init.normal_(parameter, std=0.1)
         wrapped.save_pretrained(folder / name)
+    return folder
+
+
+def write_text_encoders(folder: Path) -> Path:
+    """Write CLIP and T5 beside a model, each with a tokenizer of few words, and take the prompt's features away."""
+    write_text_encoder(folder)
+    words = ["<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"]
+    config = T5Config(vocab_size=len(words), d_model=WIDTH, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    T5EncoderModel(config).to(torch.bfloat16).save_pretrained(folder / "text_encoder_2")
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "tokenizer_2")
+    (folder / "prompt_embeds.safetensors").unlink(missing_ok=True)
     return folder

@@ -173,6 +173,22 @@ def upscale(
     ] = None,
     device: shared.Devices = None,
     precision: shared.Precision = "auto",
+    quantize: Annotated[
+        str,
+        typer.Option(
+            metavar="none|int8|nf4|fp8",
+            help="Store the weights of a large model in fewer bits.",
+            rich_help_panel=MODEL,
+        ),
+    ] = "none",
+    offload: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|model|group",
+            help="Keep the weights of a large model in the host's memory while they are not used.",
+            rich_help_panel=MODEL,
+        ),
+    ] = "auto",
     compile_: Annotated[
         bool, shared.option(MODEL, "Compile the network first; pays off for many images.", "--compile")
     ] = False,
@@ -247,6 +263,8 @@ def upscale(
         compile=compile_,
         process_size=process_size,
         vae=vae,
+        quantize=quantize,
+        offload=offload,
     )
     dots_per_inch = _parse_dpi(dpi) if print_ is None or dpi != "keep" else 300.0
     sizes = build_options(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from peft import PeftModel
-from random_flux import DEV_CONFIG, DEV_VAE, POOLED, TOKENS, WIDTH, write_flux_adapter, write_flux_model
+from random_flux import DEV_CONFIG, DEV_VAE, TOKENS, write_flux_adapter, write_flux_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -411,4 +411,3 @@ def test_a_missing_quantiser_is_one_line(base: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(UsageError, match="bitsandbytes is not installed") as caught:
         find(base, quantize="nf4")
     assert "quantize" in str(caught.value.hint)
-    assert (WIDTH, POOLED) == (12, 10)

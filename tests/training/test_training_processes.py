@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from random_flux import write_flux_model
 from random_sd import write_sd_model
 from torch import Tensor
 from training_run import Table, differing, largest_difference, run_here, run_there, settings, tensors
@@ -56,11 +57,13 @@ def train_in_two_processes(world: Path, folder: Path) -> Runs:
         ("sharded, resumed", True, halfway),
         ("sharded, then not", False, halfway),
     ):
-        plan[name] = (sd_settings(world, folder / name, base, shard=shard), resume)
+        plan[name] = (lora_settings(world, folder / name, base, shard=shard), resume)
+    flow = write_flux_model(folder / "flux")
+    plan["flow"] = (lora_settings(world, folder / "flow", flow, shard=True), "none")
     return Runs(folder, dict(zip(plan, run_there(list(plan.values()), processes=2), strict=True)))
 
 
-def sd_settings(world: Path, run: Path, base: Path, *, shard: bool) -> Table:
+def lora_settings(world: Path, run: Path, base: Path, *, shard: bool) -> Table:
     tables = settings(
         world,
         run,
@@ -156,6 +159,10 @@ def check_a_sharded_backbone_trains_like_a_whole_one(runs: Runs) -> None:
     assert counts["learned, here"] == counts["learned"]
 
 
+def check_a_sharded_transformer_learns(runs: Runs) -> None:
+    assert differing(runs.tensors("flow", 2), runs.tensors("flow", 1))
+
+
 def test_two_processes_are_one_training(world: Path, tmp_path: Path) -> None:
     """One test, so that the processes are started once however the tests are distributed."""
     runs = train_in_two_processes(world, tmp_path)
@@ -164,5 +171,6 @@ def test_two_processes_are_one_training(world: Path, tmp_path: Path) -> None:
     check_four_steps_are_two_and_two(runs)
     check_two_processes_equal_one_with_twice_the_batch(runs, world, tmp_path / "batch")
     check_several_passes_equal_one_large_batch(runs, world, tmp_path / "passes_of_one")
+    check_a_sharded_transformer_learns(runs)
     check_processes_share_a_validation(runs, world, tmp_path / "validation")
     check_a_sharded_backbone_trains_like_a_whole_one(runs)
