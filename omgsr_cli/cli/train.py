@@ -160,7 +160,7 @@ def train(
             for line in list_unfetched(draft.config):
                 output.note(line)
         return _print_problems(output, draft)
-    from omgsr_cli.training.data import UnreadableImagesError
+    from omgsr_cli.training.sources import UnreadableImagesError
 
     try:
         if check:
@@ -345,7 +345,7 @@ def _check(output: Output, config: TrainConfig, resume: str) -> int:
     """
     from omgsr_cli.training.check import find_missing, try_steps
     from omgsr_cli.training.checkpoints import list_checkpoints
-    from omgsr_cli.training.data import UnreadableImagesError, find_training_images
+    from omgsr_cli.training.sources import UnreadableImagesError, find_training_images
     from omgsr_cli.training.validation import find_held_out
 
     data, train, folder = config.data, config.train, Path(config.save.out)
@@ -397,7 +397,7 @@ def _check(output: Output, config: TrainConfig, resume: str) -> int:
 
 def _count(find: Callable[[], Sequence[object]], problems: list[FileError]) -> int:
     """The number of images; unreadable headers are added to the problems."""
-    from omgsr_cli.training.data import UnreadableImagesError
+    from omgsr_cli.training.sources import UnreadableImagesError
 
     try:
         return len(find())

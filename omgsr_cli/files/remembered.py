@@ -8,7 +8,7 @@ import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -94,16 +94,24 @@ class Remembered:
             FileError: it cannot be read.
         """
         try:
-            stamp = _stamp(path)
-            if (found := self._find_about("content", path, stamp)) is not None:
-                return found
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            if _is_settled(path) and _stamp(path) == stamp:
-                self.keep("content", _key(path), [stamp, content])
+            return str(self.about("content", path, lambda: _hash(path)))
         except OSError as error:
             raise FileError(f"{path}: cannot be read: {reason_of(error)}") from error
-        return content
+
+    def about(self, kind: str, path: Path, find_out: Callable[[], Any]) -> Any:
+        """A JSON value about a file: the one that was kept if the file is still the same, or what `find_out` returns.
+
+        Raises:
+            OSError: the file is missing.
+            Whatever `find_out` raises.
+        """
+        stamp = _stamp(path)
+        found = self._find_about(kind, path, stamp)
+        if found is None:
+            found = find_out()
+            if _is_settled(path) and _stamp(path) == stamp:
+                self.keep(kind, _key(path), [stamp, found])
+        return found
 
     def find_content(self, address: Address) -> str | None:
         """The SHA-256 of a file on a storage of the network, if it was fetched before and is still the same.
@@ -111,7 +119,8 @@ class Remembered:
         Raises:
             FileError: the storage does not answer.
         """
-        return self._find_about("content", address, _stamp(address))
+        content: str | None = self._find_about("content", address, _stamp(address))
+        return content
 
     def keep_content(self, address: Address, stamp: str, content: str) -> None:
         """Note the SHA-256 of a file on a storage of the network, which had this stamp before it was fetched."""
@@ -134,9 +143,10 @@ class Remembered:
     def result(self, path: Location) -> str | None:
         """The record that an earlier run wrote a file with that holds none itself; None for any other file."""
         try:
-            return self._find_about("result", path, _stamp(path))
+            record: str | None = self._find_about("result", path, _stamp(path))
         except (OSError, FileError):
             return None
+        return record
 
     def keep_result(self, path: Location, record: str) -> None:
         """Note with which record a file was written just now."""
@@ -147,7 +157,7 @@ class Remembered:
         for database in self._databases:
             database.close()
 
-    def _find_about(self, kind: str, path: Location, stamp: str) -> str | None:
+    def _find_about(self, kind: str, path: Location, stamp: str) -> Any:
         """What was kept of a file, if it has the same stamp."""
         found = self.find(kind, _key(path))
         return found[1] if found and stamp and found[0] == stamp else None
@@ -308,6 +318,11 @@ def _stamp(path: Location) -> str:
     state = path.stat()
     # The change time moves even where a program puts the modification time back.
     return f"{state.st_size}-{state.st_mtime_ns}-{state.st_ctime_ns}-{state.st_ino}"
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_settled(path: Path) -> bool:

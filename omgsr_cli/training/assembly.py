@@ -13,16 +13,16 @@ from accelerate.utils import broadcast_object_list
 
 from omgsr_cli.benchmark.cases import Case
 from omgsr_cli.degradation import load_degradation
-from omgsr_cli.errors import FileError, ModelError, reason_of
+from omgsr_cli.errors import FileError, ModelError, UsageError, reason_of
 from omgsr_cli.models.base import Trainable
 from omgsr_cli.models.families import family_of
 from omgsr_cli.models.record import load_record
 from omgsr_cli.timesteps import MidTimestep
 from omgsr_cli.timesteps.find import find_mid_timestep
 from omgsr_cli.training.config import TeacherConfig, TrainConfig
-from omgsr_cli.training.data import CropOptions, Teaching, TrainingCrops, TrainingImage, find_training_images
+from omgsr_cli.training.data import CropOptions, Teaching, TrainingCrops
 from omgsr_cli.training.discriminator import build_discriminator
-from omgsr_cli.training.distributed import device_of, share_backbone
+from omgsr_cli.training.distributed import agree, device_of, share_backbone
 from omgsr_cli.training.losses import Losses, build_losses
 from omgsr_cli.training.model import (
     DenoisingLoss,
@@ -31,6 +31,7 @@ from omgsr_cli.training.model import (
     load_run_model,
 )
 from omgsr_cli.training.perceptual import FeatureNet, find_features, load_features
+from omgsr_cli.training.sources import TrainingImage, find_training_images, is_files
 from omgsr_cli.training.step import Adversary, Learner, WeightAverage, build_adamw
 from omgsr_cli.training.teacher import TeacherImages, identify_teacher
 from omgsr_cli.training.validation import ImageMeasure, build_measures, find_held_out, has_references
@@ -109,7 +110,7 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
         OmgsrError: the model, the data or the feature network cannot be read.
     """
     options = build_crop_options(config)
-    images = find_training_images(config.data.train, config.data.train_lq, options.resolution, options.on_small)
+    images = _find_images(config, accelerator)
     held_out = find_held_out(config)
     device = device_of(accelerator)
     shards = config.train.shard_backbone
@@ -139,6 +140,20 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
         names,
         measures,
     )
+
+
+def _find_images(config: TrainConfig, accelerator: Accelerator) -> tuple[TrainingImage, ...]:
+    """List the images to train on; the first process reads their headers, and the others find what it remembers."""
+    found: list[TrainingImage] = []
+
+    def find() -> None:
+        data = config.data
+        found.extend(find_training_images(data.train, data.train_lq, data.resolution, data.on_small))
+
+    agree(accelerator, find)
+    if not found:
+        find()
+    return tuple(found)
 
 
 def load_networks(config: TrainConfig, device: torch.device) -> dict[str, FeatureNet]:
@@ -221,11 +236,26 @@ def settle_mid_timestep(config: TrainConfig, accelerator: Accelerator, resumed: 
     return config.model_copy(update={"model": config.model.model_copy(update={"mid_timestep": settled})})
 
 
+def check_measurable(config: TrainConfig) -> None:
+    """Check that "auto" can measure the images to train on.
+
+    Raises:
+        UsageError: some are not files, or not taken as they are.
+    """
+    other = [each for each in config.data.train if not is_files(each) or each.first or each.resize]
+    if config.model.mid_timestep == "auto" and other:
+        raise UsageError(
+            f'"auto" measures whole folders of files, and data.train has {other[0].images}',
+            "set a number: omgsr timestep --data FOLDER measures one",
+        )
+
+
 def _measure(config: TrainConfig, accelerator: Accelerator) -> MidTimestep:
     data, shares = config.data, config.degradation.presets
+    check_measurable(config)
     source = find_run_model(config)
     return find_mid_timestep(
-        data.train,
+        [each.images for each in data.train],
         family_of(source.record, source.name).load_encoder(source, device_of(accelerator)),
         lq=data.train_lq,
         # Of several, the one that most crops get.

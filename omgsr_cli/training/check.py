@@ -17,7 +17,6 @@ from accelerate.utils import broadcast_object_list
 
 from omgsr_cli.degradation import load_degradation
 from omgsr_cli.errors import ModelError, OmgsrError
-from omgsr_cli.files.inputs import find_inputs
 from omgsr_cli.models.devices import is_out_of_memory
 from omgsr_cli.models.families import family_of, is_model_file, recognise_adapter
 from omgsr_cli.models.lora import LoraOptions
@@ -27,15 +26,16 @@ from omgsr_cli.options import ModelOptions
 from omgsr_cli.packages import install_command
 from omgsr_cli.presets import FEATURE_NETWORKS, PRESETS
 from omgsr_cli.store.hub import is_cached, is_repository_name
-from omgsr_cli.training.assembly import Run, load_run
+from omgsr_cli.training.assembly import Run, check_measurable, load_run
 from omgsr_cli.training.checkpoints import check_adapter_ranks, list_checkpoints, optimizer_tensors
-from omgsr_cli.training.config import TrainConfig
+from omgsr_cli.training.config import SourceConfig, TrainConfig
 from omgsr_cli.training.config_errors import Draft
 from omgsr_cli.training.data import Numbers, load_batches
 from omgsr_cli.training.distributed import build_accelerator, device_of
 from omgsr_cli.training.loop import StopRequest, make_teacher_images, peak_memory_mib
 from omgsr_cli.training.model import build_lora_options, load_run_model
 from omgsr_cli.training.perceptual import FeatureSource, find_features, load_features, load_lpips
+from omgsr_cli.training.sources import Stored, check_source
 from omgsr_cli.training.step import Stepper
 from omgsr_cli.training.teacher import load_teacher
 from omgsr_cli.training.validation import build_measures, choose_log_metrics
@@ -52,7 +52,9 @@ def check_files(draft: Draft[TrainConfig], resume: str = "auto") -> None:
     if config is None:
         return
     data = config.data
-    _check_images(draft, "data.train", data.train)
+    for source in data.train:
+        _note(draft, "data.train", lambda source=source: check_source(source))  # type: ignore[misc]  # bound now
+    _note(draft, "model.mid_timestep", lambda: check_measurable(config))
     _check_images(draft, "data.train_lq", data.train_lq or ())
     _check_images(draft, "data.validation", (data.validation,) if data.validation else ())
     _check_images(draft, "data.validation_lq", (data.validation_lq,) if data.validation_lq else ())
@@ -67,15 +69,8 @@ def check_files(draft: Draft[TrainConfig], resume: str = "auto") -> None:
 
 
 def _check_images(draft: Draft[TrainConfig], key: str, names: Sequence[str]) -> None:
-    def search() -> None:
-        found, problems, _ = find_inputs(names, recursive=True)
-        if problems:
-            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            raise OmgsrError(problems[0].message + more, problems[0].hint)
-        if names and not found:
-            raise OmgsrError("no image was found")
-
-    _note(draft, key, search)
+    for name in names:
+        _note(draft, key, lambda name=name: check_source(SourceConfig(images=name)))  # type: ignore[misc]  # bound now
 
 
 def _check_degradations(draft: Draft[TrainConfig], config: TrainConfig) -> None:
@@ -189,7 +184,7 @@ class Trial:
     step_seconds: float
     checkpoint_bytes: int
     is_finite: bool
-    broken: Mapping[Path, str]
+    broken: Mapping[Stored, str]
 
 
 def try_steps(config: TrainConfig, resume: str = "auto") -> Trial:

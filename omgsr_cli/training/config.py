@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from omgsr_cli.errors import FileError, UsageError, reason_of
 from omgsr_cli.files.addresses import shown
@@ -109,10 +109,62 @@ class LoraConfig(Section):
     backbone_targets: Texts | None = Field(default=None, description="likewise for the backbone [as published]")
 
 
+class SourceConfig(Section):
+    """Where sharp images come from, and how often."""
+
+    images: Text = Field(
+        description="folder (searched to the bottom), file, glob or .txt list; uncompressed shards of WebDataset, such "
+        "as shards/{000..099}.tar; or a data set of Hugging Face: hf://datasets/OWNER/NAME, a folder that "
+        "save_to_disk wrote, or a .parquet file"
+    )
+    weight: Annotated[float, Field(strict=True, ge=0.01, le=100)] = Field(
+        default=1.0, description="how often each of its images comes, relative to those of the others"
+    )
+    first: Count | None = Field(default=None, description="take its first images alone, this many [all]")
+    resize: Annotated[int, Field(strict=True, ge=16, le=4096)] | None = Field(
+        default=None,
+        description="reduce larger images to this shorter side first, px: 512 has faces of FFHQ whole in crops of 512 "
+        "[leave them]",
+    )
+    split: Text | None = Field(default=None, description="of a data set of Hugging Face [train]")
+    column: Text | None = Field(
+        default=None, description="of the images in a data set, or their ending in shards [the only one with images]"
+    )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a name alone."""
+        return self == SourceConfig(images=self.images)
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, write: SerializerFunctionWrapHandler) -> object:
+        return (
+            self.images if self.is_plain else {name: value for name, value in write(self).items() if value is not None}
+        )
+
+
+def _as_source(value: object) -> object:
+    return {"images": value} if isinstance(value, str) else value
+
+
+def _listed_sources(value: object) -> object:
+    return (value,) if isinstance(value, str | dict) else value
+
+
+Sources = Annotated[
+    tuple[Annotated[SourceConfig, BeforeValidator(_as_source, json_schema_input_type=Text | SourceConfig)], ...],
+    BeforeValidator(_listed_sources),
+    Field(min_length=1),
+]
+
+
 class DataConfig(Section):
     """The images. Paths are relative to the folder that the command is typed in."""
 
-    train: Texts = Field(description="sharp images: folders (searched to the bottom), files, .txt lists")
+    train: Sources = Field(
+        description="sharp images: folders (searched to the bottom), files, .txt lists, shards or data sets; or tables "
+        'such as { images = "ffhq", weight = 0.5, first = 10000, resize = 512 }'
+    )
     train_lq: Texts | None = Field(
         default=None, description="real low-quality partners by file name, instead of the degradation"
     )
@@ -176,6 +228,8 @@ class DataConfig(Section):
 
     def conflicts(self) -> Iterator[Conflict]:
         """Yield what does not go together."""
+        if self.train_lq is not None and any(source.resize for source in self.train):
+            yield Conflict("real pairs cannot be resized: remove resize from data.train", "data.train", "data.train_lq")
         if self.validation_lq is not None and self.validation is None:
             yield Conflict(
                 "these low-quality images need high-quality ones: set data.validation",

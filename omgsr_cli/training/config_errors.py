@@ -290,7 +290,8 @@ def _owner(kind: type[BaseModel], key: Key) -> type[BaseModel] | None:
     """The record of the table that a key is in."""
     owner: type[BaseModel] | None = kind
     for part in key[:-1]:
-        owner = _section_of(owner, part)
+        # The number of an element of a list leads to no other record.
+        owner = owner if part.isdigit() else _section_of(owner, part)
     return owner
 
 
@@ -298,6 +299,12 @@ def _section_of(kind: type[BaseModel] | None, name: str) -> type[BaseModel] | No
     """The record of a table of the configuration, whether it may be left out or not; None for a value."""
     if kind is None or name not in kind.model_fields:
         return None
-    annotation = kind.model_fields[name].annotation
-    records = (one for one in (annotation, *get_args(annotation)) if isinstance(one, type))
-    return next((one for one in records if issubclass(one, BaseModel)), None)
+    return next(_records_of(kind.model_fields[name].annotation), None)
+
+
+def _records_of(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The records in an annotation: itself, in a union, or as elements of a tuple."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _records_of(part)

@@ -19,109 +19,18 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from omgsr_cli.datasets.crops import OnSmall, draw_window, fit_small, whole_factor
+from omgsr_cli.datasets.crops import OnSmall, draw_window, fit_small
 from omgsr_cli.degradation import DegradationConfig, degrade, in_one_thread
 from omgsr_cli.degradation.pipeline import draw_mode, interpolate, jpeg
 from omgsr_cli.errors import FileError, OmgsrError, reason_of
 from omgsr_cli.files.atomic import partial_file
-from omgsr_cli.files.pairs import find_images
 from omgsr_cli.files.remembered import Remembered
-from omgsr_cli.imaging import probe_image, read_image, resize, to_samples
+from omgsr_cli.imaging import read_image, resize, to_samples
 from omgsr_cli.training.config import LqNoise
 from omgsr_cli.training.draws import Purpose, choose, draw_rng
+from omgsr_cli.training.sources import Stored, TrainingImage, plan_epoch, read_stored, reduced_size
 from omgsr_cli.training.teacher import LowFrequencies, TeacherImages, blur_gaussian, teacher_target
 from omgsr_cli.transfer import upload
-
-
-class UnreadableImagesError(FileError):
-    """Images whose headers cannot be read, all of them.
-
-    Args:
-        problems: one for each file.
-        count: how many files were looked at.
-    Attributes:
-        problems, count: as given.
-    """
-
-    def __init__(self, problems: Sequence[FileError], count: int) -> None:
-        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        super().__init__(
-            f"{len(problems)} of {count} images cannot be read: {problems[0].message}{more}",
-            "repair them, or move them out of the data",
-        )
-        self.problems = tuple(problems)
-        self.count = count
-
-
-@dataclass(frozen=True)
-class TrainingImage:
-    """A sharp image, and its low-quality counterpart where there is a real one.
-
-    Attributes:
-        hq: the sharp image's file.
-        lq: the counterpart's, or None where it is made by degradation.
-        height: of the sharp image, pixels, upright.
-        width: likewise.
-        lq_scale: the sharp image's side over its counterpart's; 1 without one.
-    """
-
-    hq: Path
-    lq: Path | None
-    height: int
-    width: int
-    lq_scale: int = 1
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The sharp image's file, and the counterpart's where there is one."""
-        return (self.hq,) if self.lq is None else (self.hq, self.lq)
-
-
-def find_training_images(
-    hq: Sequence[str], lq: Sequence[str] | None, least_px: int, on_small: OnSmall
-) -> tuple[TrainingImage, ...]:
-    """List the images to train on, from their headers.
-
-    Args:
-        hq: folders (with what lies below them), files, globs or .txt lists.
-        lq: likewise, counterparts with the same names but for their suffixes; or None.
-        least_px: side of a crop.
-        on_small: "skip" leaves images out whose shorter side is smaller.
-    Raises:
-        UnreadableImagesError: files cannot be read, or have a counterpart of another shape; it names all of them.
-        OmgsrError: a counterpart is missing, or no image is left.
-    """
-    named = find_images(hq, lq, names=("the sharp images", "their counterparts"))
-    counterparts = named.partners or (None,) * len(named.images)
-    found: list[TrainingImage] = []
-    problems = list(named.problems)
-    for both in zip(named.images, counterparts, strict=True):
-        try:
-            found.append(_describe(*both))
-        except FileError as error:
-            problems.append(error)
-    if problems:
-        raise UnreadableImagesError(problems, len(found) + len(problems))
-    chosen = [p for p in found if on_small != "skip" or min(p.height, p.width) >= least_px]
-    if not chosen:
-        raise OmgsrError(
-            f"no image in {', '.join(hq)} has {least_px} px on its shorter side ({len(found)} are smaller)",
-            "set on_small to resize or pad, give larger images, or lower the resolution",
-        )
-    return tuple(chosen)
-
-
-def plan_epoch(images: Sequence[TrainingImage], crop_px: int) -> tuple[int, ...]:
-    """How often each image comes in an epoch: its side over the crop's, at least once.
-
-    The root of the area lies between "every image alike" and "every pixel alike": a large image shows more, but
-    not in proportion to its pixels.
-
-    Returns:
-        Indices of images, each as often as it comes, in order.
-    """
-    times = [max(1, round((p.height * p.width) ** 0.5 / crop_px)) for p in images]
-    return tuple(index for index, count in enumerate(times) for _ in range(count))
 
 
 class Order:
@@ -143,20 +52,6 @@ class Order:
         return int(self._permutation[1][position])
 
 
-def _describe(path: Path, lq: Path | None) -> TrainingImage:
-    height, width = probe_image(path).size_px
-    if lq is None:
-        return TrainingImage(path, None, height, width)
-    lq_height, lq_width = probe_image(lq).size_px
-    scale = whole_factor((height, width), (lq_height, lq_width))
-    if scale is None:
-        raise FileError(
-            f"{lq}: {lq_width}x{lq_height} is no whole part of {path.name}'s {width}x{height}",
-            "pairs have sizes of which one is a whole multiple of the other",
-        )
-    return TrainingImage(path, lq, height, width, scale)
-
-
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -164,24 +59,25 @@ class BrokenImageError(FileError):
     """An image whose header can be read and whose pixels cannot.
 
     Args:
-        path: of the image.
+        path: of the image, or its place in a shard or a data set.
         reason: why, one line.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Stored, reason: str) -> None:
         super().__init__(reason)
         self.path = path
 
-    def __reduce__(self) -> tuple[type[BrokenImageError], tuple[Path, str]]:
+    def __reduce__(self) -> tuple[type[BrokenImageError], tuple[Stored, str]]:
         return type(self), (self.path, self.message)
 
 
-def read_pixels(path: Path, cache: Path | None = None) -> Pixels:
+def read_pixels(path: Stored, cache: Path | None = None, resize_px: int | None = None) -> Pixels:
     """Give an image's pixels in sRGB, upright; transparency is left aside.
 
     Args:
-        path: of the image.
+        path: of the image, or its place in a shard or a data set.
         cache: folder of decoded pixels, 3 bytes a pixel; a changed file is decoded again.
+        resize_px: shorter side that a larger image is reduced to; None leaves it as it is.
     Returns:
         (H, W, 3) uint8, read-only where it is mapped from the cache.
     Raises:
@@ -189,15 +85,15 @@ def read_pixels(path: Path, cache: Path | None = None) -> Pixels:
         FileError: the cache cannot be written.
     """
     if cache is None:
-        return _decode(path)
-    cached = cache / f"{_key(path)}.npy"
+        return _decode(path, resize_px)
+    cached = cache / f"{_key(path, resize_px)}.npy"
     if not cached.is_file():
-        _write_pixels(cached, _decode(path))
+        _write_pixels(cached, _decode(path, resize_px))
     mapped: Pixels = np.load(cached, mmap_mode="r")
     return mapped
 
 
-def is_broken(path: Path, cache: Path | None = None) -> bool:
+def is_broken(path: Stored, cache: Path | None = None) -> bool:
     """Whether an image's pixels cannot be read; see `read_pixels`."""
     try:
         read_pixels(path, cache)
@@ -206,21 +102,27 @@ def is_broken(path: Path, cache: Path | None = None) -> bool:
     return False
 
 
-def _decode(path: Path) -> Pixels:
+def _decode(path: Stored, resize_px: int | None) -> Pixels:
     try:
-        pixels: Pixels = to_samples(read_image(path).rgb, 8)
+        rgb = read_image(read_stored(path), str(path)).rgb
+        pixels: Pixels = to_samples(resize(rgb, reduced_size(rgb.shape[1:], resize_px)), 8)
     except FileError as error:
         raise BrokenImageError(path, error.message) from error
     return pixels
 
 
-def _key(path: Path) -> str:
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise BrokenImageError(path, f"{path}: {reason_of(error)}") from error
-    # The change time moves even where a program sets the modification time back.
-    text = f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}\n{state.st_ctime_ns}\n{state.st_ino}"
+def _key(path: Stored, resize_px: int | None) -> str:
+    file = path if isinstance(path, Path) else getattr(path, "shard", None)
+    text = repr(path)
+    if file is not None:
+        try:
+            state = file.stat()
+        except OSError as error:
+            raise BrokenImageError(path, f"{path}: {reason_of(error)}") from error
+        # The change time moves even where a program sets the modification time back.
+        text = f"{file.resolve()}\n{state.st_size}\n{state.st_mtime_ns}\n{state.st_ctime_ns}\n{state.st_ino}"
+        text += "" if file is path else f"\n{path}"
+    text += f"\n{resize_px}" if resize_px else ""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
@@ -387,7 +289,7 @@ class Batch:
     hq: Tensor
     target: Tensor | None
     numbers: tuple[int, ...]
-    broken: Mapping[Path, str] = field(default_factory=dict)
+    broken: Mapping[Stored, str] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         """Move the pixels to a device."""
@@ -408,12 +310,11 @@ class TrainingCrops(Dataset[Sample]):
     """
 
     def __init__(self, images: Sequence[TrainingImage], options: CropOptions, seed: int) -> None:
-        self._images, self.options, self._seed = images, options, seed
-        epoch = plan_epoch(images, options.resolution) if options.sampling == "area" else range(len(images))
-        self._order = Order(epoch, seed)
+        self.images, self.options, self._seed = images, options, seed
+        self._order = Order(plan_epoch(images, options.resolution, by_area=options.sampling == "area"), seed)
         teaching = options.teaching
         self._pool = None if teaching is None else Order(range(teaching.crops), seed, Purpose.POOL)
-        self.broken: dict[Path, str] = {}
+        self.broken: dict[Stored, str] = {}
         """Images that this process could not read, with the reason; their samples come from others."""
 
     def __getitem__(self, number: int) -> Sample:
@@ -474,6 +375,8 @@ class TrainingCrops(Dataset[Sample]):
             "lq": None if image.lq is None else self._content(image.lq),
             "options": self._described_options,
         }
+        if image.resize_px is not None:
+            defined_by["resize_px"] = image.resize_px
         return hashlib.sha256(json.dumps(defined_by, sort_keys=True).encode()).hexdigest()
 
     @cached_property
@@ -481,27 +384,27 @@ class TrainingCrops(Dataset[Sample]):
         own = {name: value for name, value in vars(self.options).items() if name not in _NOT_OF_THE_CROP}
         return own | {"degradations": [(config.model_dump(), share) for config, share in self.options.degradations]}
 
-    def _content(self, path: Path) -> str:
+    def _content(self, path: Stored) -> str:
         if path not in self._contents:
             # The place of a broken image was taken by one that no other crop needs.
             self._contents |= _read_contents([path])
         return self._contents[path]
 
     @cached_property
-    def _contents(self) -> dict[Path, str]:
+    def _contents(self) -> dict[Stored, str]:
         """SHA-256 of every file that a teacher's crops come from; read at once, before workers start."""
         assert self.options.teaching is not None, "only a teacher's crops need names"
-        images = [self._images[self._order.index(number)] for number in range(self.options.teaching.crops)]
-        return _read_contents(sorted({file for image in images for file in image.files}))
+        images = [self.images[self._order.index(number)] for number in range(self.options.teaching.crops)]
+        return _read_contents(sorted({file for image in images for file in image.files}, key=str))
 
     def _image_of(self, number: int) -> TrainingImage:
         """Give the image of a crop: by its turn, or if that is known to be broken one that the crop's number draws."""
-        if len(self.broken) >= len(self._images):
-            raise OmgsrError(f"none of {len(self._images)} images can be read", next(iter(self.broken.values())))
-        image = self._images[self._order.index(number)]
+        if len(self.broken) >= len(self.images):
+            raise OmgsrError(f"none of {len(self.images)} images can be read", next(iter(self.broken.values())))
+        image = self.images[self._order.index(number)]
         rng = draw_rng(self._seed, Purpose.REPLACEMENT, number)
         while not self.broken.keys().isdisjoint(image.files):
-            image = self._images[int(rng.integers(len(self._images)))]
+            image = self.images[int(rng.integers(len(self.images)))]
         return image
 
     def draw_pair(self, number: int) -> tuple[Tensor, Tensor]:
@@ -528,7 +431,7 @@ class TrainingCrops(Dataset[Sample]):
         self, image: TrainingImage, rng: np.random.Generator, number: int, *, gray: bool
     ) -> tuple[Tensor, Tensor]:
         options = self.options
-        hq = _to_tensor(self._draw_crop(read_pixels(image.hq, options.cache), rng))
+        hq = _to_tensor(self._draw_crop(read_pixels(image.hq, options.cache, image.resize_px), rng))
         hq = to_gray(hq) if gray else hq
         if not options.degradations:
             return hq, hq
@@ -605,12 +508,12 @@ def load_batches(crops: TrainingCrops, numbers: Numbers, workers: int, device: t
 
 
 @dataclass(frozen=True)
-class _Reported(Dataset["tuple[Sample, Mapping[Path, str]] | OmgsrError"]):
+class _Reported(Dataset["tuple[Sample, Mapping[Stored, str]] | OmgsrError"]):
     """Samples with the images that were replaced so far; an error is a value, which a worker hands over as it is."""
 
     crops: TrainingCrops
 
-    def __getitem__(self, number: int) -> tuple[Sample, Mapping[Path, str]] | OmgsrError:
+    def __getitem__(self, number: int) -> tuple[Sample, Mapping[Stored, str]] | OmgsrError:
         try:
             return self.crops[number], dict(self.crops.broken)
         except OmgsrError as error:
@@ -658,7 +561,7 @@ def _turn(images: Sequence[Tensor], options: CropOptions, rng: np.random.Generat
     return [image.rot90(quarters, (1, 2)).flip(flipped).contiguous() for image in images]
 
 
-def _collate(samples: Sequence[tuple[Sample, Mapping[Path, str]] | OmgsrError]) -> Batch | OmgsrError:
+def _collate(samples: Sequence[tuple[Sample, Mapping[Stored, str]] | OmgsrError]) -> Batch | OmgsrError:
     done = []
     for sample in samples:
         if isinstance(sample, OmgsrError):
@@ -670,10 +573,13 @@ def _collate(samples: Sequence[tuple[Sample, Mapping[Path, str]] | OmgsrError]) 
     return Batch(lq, hq, target[0] if target else None, numbers, broken)
 
 
-def _read_contents(files: Sequence[Path]) -> dict[Path, str]:
+def _read_contents(files: Sequence[Stored]) -> dict[Stored, str]:
     remembered = Remembered()
     try:
-        return {file: remembered.content(file) for file in files}
+        return {
+            file: remembered.content(file) if isinstance(file, Path) else hashlib.sha256(file.read()).hexdigest()
+            for file in files
+        }
     finally:
         remembered.close()
 

@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from omgsr_cli.errors import OmgsrError, UsageError
 from omgsr_cli.models.base import Trainable
 from omgsr_cli.models.devices import present_devices
+from omgsr_cli.training.sources import Stored
 from omgsr_cli.transfer import download, upload
 
 _PATIENCE = timedelta(hours=12)
@@ -158,10 +159,11 @@ def share_sums(
     return dict(zip(names, (every[:-1] / every[-1]).tolist(), strict=True))
 
 
-def share_broken(accelerator: Accelerator, broken: Mapping[Path, str]) -> dict[Path, str]:
+def share_broken(accelerator: Accelerator, broken: Mapping[Stored, str]) -> dict[Stored, str]:
     """Give the broken images that any process found, the same and in the same order in every process."""
     every = gather_object([dict(broken)]) if accelerator.num_processes > 1 else [broken]
-    return dict(sorted((path, reason) for one in every for path, reason in one.items()))
+    found = {path: reason for one in every for path, reason in one.items()}
+    return dict(sorted(found.items(), key=lambda item: str(item[0])))
 
 
 def agree(accelerator: Accelerator, action: Callable[[], None]) -> None:

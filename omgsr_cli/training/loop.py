@@ -39,6 +39,7 @@ from omgsr_cli.training.events import Event, Noticed, Saved, Started, StepDone, 
 from omgsr_cli.training.logs import RunLog
 from omgsr_cli.training.model import build_lora_options
 from omgsr_cli.training.publish import RunFacts, write_description
+from omgsr_cli.training.sources import Stored
 from omgsr_cli.training.step import Stepper, StepResult
 from omgsr_cli.training.teacher import Restore, load_teacher
 from omgsr_cli.training.validation import PATTERN, best_column, measure_noise_pattern, validate, write_grid
@@ -251,14 +252,16 @@ class Trainer:
         measures = [*run.measures, *([PATTERN] if run.config.log.noise_pattern else [])]
         self._log = RunLog(accelerator, run.config, run.losses, measures, self._progress.step)
         # An image may have been repaired since.
-        self._progress.broken = {
-            name: reason
+        known = {str(stored): stored for image in run.crops.images for stored in image.files}
+        broken = {
+            stored: reason
             for name, reason in self._progress.broken.items()
-            if is_broken(Path(name), run.crop_options.cache)
+            if is_broken(stored := known.get(name, Path(name)), run.crop_options.cache)
         }
-        run.crops.broken |= {Path(name): reason for name, reason in self._progress.broken.items()}
+        self._progress.broken = {str(stored): reason for stored, reason in broken.items()}
+        run.crops.broken |= broken
         self._reported = set(run.crops.broken)
-        self._found_broken: dict[Path, str] = {}
+        self._found_broken: dict[Stored, str] = {}
 
     def go_on(self, stop: StopRequest) -> TrainResult:
         """Take the steps that are left."""
@@ -288,7 +291,7 @@ class Trainer:
             progress.step, self._config.train.steps, self._checkpoint, signal, len(progress.broken), best
         )
 
-    def note_broken(self, broken: Mapping[Path, str]) -> None:
+    def note_broken(self, broken: Mapping[Stored, str]) -> None:
         """Report which images were skipped; every process must call it at the same time.
 
         Args:

@@ -24,12 +24,11 @@ from omgsr_cli.training.data import (
     BrokenImageError,
     CropOptions,
     Pixels,
-    TrainingImage,
-    find_training_images,
     read_pixels,
 )
 from omgsr_cli.training.draws import Purpose, choose, draw_rng
 from omgsr_cli.training.losses import Measure
+from omgsr_cli.training.sources import Stored, TrainingImage, find_training_images
 
 LARGEST_PX = 512
 """Of a larger image its middle is taken; more of it where the training's resolution is larger."""
@@ -63,7 +62,7 @@ class Validation:
     sums: dict[str, float] = field(default_factory=dict)
     images: int = 0
     rows: list[Tensor] = field(default_factory=list)
-    broken: dict[Path, str] = field(default_factory=dict)
+    broken: dict[Stored, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
 

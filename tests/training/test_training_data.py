@@ -26,15 +26,13 @@ from omgsr_cli.training.data import (
     Order,
     Teaching,
     TrainingCrops,
-    TrainingImage,
     _turn,
     add_lq_noise,
     draw_surface,
-    find_training_images,
     load_batches,
-    plan_epoch,
     read_pixels,
 )
+from omgsr_cli.training.sources import TrainingImage, find_training_images, plan_epoch
 from omgsr_cli.training.teacher import TeacherImages, teacher_target
 
 LIGHT = load_degradation("light")

@@ -37,12 +37,13 @@ from omgsr_cli.training.assembly import build_crop_options, load_run
 from omgsr_cli.training.check import check_files
 from omgsr_cli.training.checkpoints import list_checkpoints
 from omgsr_cli.training.config import OptimConfig, TrainConfig, draft_run
-from omgsr_cli.training.data import Numbers, TrainingCrops, find_training_images, load_batches, read_pixels
+from omgsr_cli.training.data import Numbers, TrainingCrops, load_batches, read_pixels
 from omgsr_cli.training.events import Event, Noticed, Saved, Started, StepDone, Validated
 from omgsr_cli.training.logs import CsvLog, Means
 from omgsr_cli.training.loop import train
 from omgsr_cli.training.losses import discriminator_loss, generator_gan_loss
 from omgsr_cli.training.model import Denoising
+from omgsr_cli.training.sources import find_training_images
 from omgsr_cli.training.step import Adversary, Stepper, learning_rate_share
 
 

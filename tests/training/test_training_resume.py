@@ -21,9 +21,10 @@ from omgsr_cli.store.manifest import write_manifest
 from omgsr_cli.training.assembly import build_crop_options
 from omgsr_cli.training.checkpoints import find_checkpoint
 from omgsr_cli.training.config import TrainConfig
-from omgsr_cli.training.data import Order, TrainingCrops, find_training_images, plan_epoch
+from omgsr_cli.training.data import Order, TrainingCrops
 from omgsr_cli.training.events import Event, Noticed, Saved, Started, StepDone, Validated
 from omgsr_cli.training.loop import train
+from omgsr_cli.training.sources import find_training_images, plan_epoch
 
 
 @pytest.fixture(scope="module")
