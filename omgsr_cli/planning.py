@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from omgsr_cli.geometry import Canvas, Size, plan_canvas, plan_halo_tiles, plan_tiles, round_up
-from omgsr_cli.models.base import RestorerInfo, Tiling
-from omgsr_cli.models.devices import free_memory_bytes
 from omgsr_cli.options import RestoreOptions
+
+if TYPE_CHECKING:
+    import torch
+
+    from omgsr_cli.models.base import RestorerInfo, Tiling
 
 MIN_TILE_PX = 256
 """Smaller tiles would be mostly overlap or margin."""
@@ -85,7 +87,10 @@ class TilePlan:
 
 
 def usable_memory(device: torch.device) -> int:
-    """The bytes that a tile may use on a device."""
+    """Bytes that a tile may use on a device."""
+    # The plans themselves need no torch.
+    from omgsr_cli.models.devices import free_memory_bytes
+
     return int(free_memory_bytes(device) * _MEMORY_SHARE)
 
 
@@ -94,16 +99,16 @@ def allowed_memory(options: RestoreOptions, free_bytes: int) -> int:
     return free_bytes if options.memory is None else options.memory << 20
 
 
-def process_scale(info: RestorerInfo, options: RestoreOptions) -> float:
-    """The minimum multiple of the input size that an image is restored at; 1 means no lower bound."""
-    return info.scale if options.process_scale == "auto" else options.process_scale
+def process_scale(model_scale: float, options: RestoreOptions) -> float:
+    """The multiple of the input size that an image is restored at, at least; 1 means no lower bound."""
+    return model_scale if options.process_scale == "auto" else options.process_scale
 
 
 def wanted_size(info: RestorerInfo, source: Size, output: Size, options: RestoreOptions) -> Size:
     """The size that an image is restored at, before it is enlarged to the model's native size."""
     if options.process_scale == 1 or options.strength == 0:
         return output
-    return Size(*map(max, output, source.times(process_scale(info, options))))
+    return Size(*map(max, output, source.times(process_scale(info.scale, options))))
 
 
 def plan_model_canvas(info: RestorerInfo, source: Size, output: Size, options: RestoreOptions) -> Canvas:

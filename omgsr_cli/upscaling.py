@@ -94,7 +94,7 @@ def load_wider(restorer: Restorer, error: NotFiniteError, on_note: OnNote | None
 
 
 def restore_image(
-    restorer: Restorer,
+    restorer: Restorer | None,
     image: SourceImage,
     output: Size,
     options: RestoreOptions,
@@ -105,7 +105,7 @@ def restore_image(
     """Restore an image with its alpha, as the result is read.
 
     Colour is enlarged premultiplied by alpha, so that what is under transparent pixels does not bleed into the
-    edge; alpha itself is enlarged bicubically.
+    edge; alpha itself is enlarged bicubically. At a strength of 0 no restorer is needed.
 
     Returns:
         The restored image, of which nothing is computed yet, and plain upscaling to its size, for a comparison.
@@ -144,7 +144,7 @@ class _Input:
 
 
 def _bands(
-    restorer: Restorer,
+    restorer: Restorer | None,
     source: _Input,
     output: Size,
     options: RestoreOptions,
@@ -156,6 +156,7 @@ def _bands(
     if options.strength == 0:
         yield from bands_of(source.resized(output))
         return
+    assert restorer is not None
     info = restorer.info
     free = allowed_memory(options, usable_memory(restorer.device) if free_bytes is None else free_bytes)
     plan = plan_restoration(info, Size(*source.rgb.shape[1:]), output, options, free)

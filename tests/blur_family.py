@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError
-from omgsr_cli.models.base import ImageEncoder, RestorerInfo, StageInfo
+from omgsr_cli.models.base import ImageEncoder, RestorerInfo, StageInfo, Tiling
 from omgsr_cli.models.devices import choose_precision
 from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.record import ModelRecord, write_record
@@ -76,6 +76,7 @@ class BlurFamily:
     has_checkpointing = has_placement = False
     clamps_restored = False
     takes_vae = False
+    step_tiling: Tiling | None = "exact"
     small_files: tuple[str, ...] = ("blur.safetensors",)
     weight_stems: dict[str, str] = {}  # noqa: RUF012 - a test's own
 

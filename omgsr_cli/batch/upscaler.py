@@ -17,18 +17,13 @@ from typing import BinaryIO, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from omgsr_cli.batch.checks import Checked, NoRoomError, beside_input, check_job, is_own_result, open_content
 from omgsr_cli.batch.finished import (
-    Checked,
     FinishedResults,
-    NoRoomError,
     Settings,
-    beside_input,
-    check_job,
     failed,
     forget_frames,
-    is_own_result,
     name_of,
-    open_content,
     outputs_of,
     own_result,
 )
@@ -259,7 +254,8 @@ class Upscaler:
 
     def _restore(self, opened: _OpenedJob, wide: Restorer | None = None) -> tuple[ImageBands, Rows, list[str]]:
         """The restored image, computed when its bands are drawn, the upscaled input, and notes that are added then."""
-        if self._restorer is None:
+        # Plain upscaling needs no model.
+        if self._restorer is None and self._settings.restore.strength > 0:
             began = time.monotonic()
             self._restorer = self._load()
             opened.waited_s = time.monotonic() - began

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from omgsr_cli.batch.finished import FinishedResults, Settings, outline_model
 from omgsr_cli.batch.reports import RunReport, read_reports
 from omgsr_cli.cli import options as shared
 from omgsr_cli.cli.help import Command
@@ -22,7 +23,7 @@ from omgsr_cli.cli.options import FILES, MANY, MODEL, OUTPUT
 from omgsr_cli.cli.output import Output
 from omgsr_cli.cli.progress import FileProgress, duration
 from omgsr_cli.cli.upscale_summary import Counts, Pace, name_of, result_line
-from omgsr_cli.errors import FileError, UsageError
+from omgsr_cli.errors import FileError, OmgsrError, UsageError
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
 from omgsr_cli.files.inputs import NAME_RESULT, FoundResult, Note, skipped_results
 from omgsr_cli.files.jobs import Job, JobOptions, JobStream, clear_leftovers, find_jobs
@@ -32,7 +33,6 @@ from omgsr_cli.files.shards import parse_shard
 from omgsr_cli.presets import DEFAULT_PRESET
 
 if TYPE_CHECKING:
-    from omgsr_cli.batch.finished import Settings
     from omgsr_cli.batch.results import FileResult
     from omgsr_cli.batch.upscaler import UpscaleWork
     from omgsr_cli.engines.work import Engine
@@ -325,16 +325,19 @@ def upscale(
         if report is not None and not dry_run:
             run.report = stack.enter_context(RunReport(report, printer.note))
             run.report.begin(jobs.total, None if part is None else str(part), retry=retry_failed)
-        if jobs.total == 0:
-            return run.report_problems()
+        settings = Settings(model_options, restore_options, write_options)
+        outline = outline_model(source, restore_options)
         with printer.loading("model"):
-            from omgsr_cli.batch.finished import Settings
+            # All that is known without torch: loading it takes seconds.
+            if outline is not None and not dry_run:
+                run.find_certain(FinishedResults(settings, outline, remembered))
+            if jobs.total == len(run.certain):
+                return run.report_without_work()
             from omgsr_cli.batch.upscaler import UpscaleWork
             from omgsr_cli.models.devices import choose_device
             from omgsr_cli.models.families import family_of
             from omgsr_cli.models.loading import describe_model, suitable_precision
 
-            settings = Settings(model_options, restore_options, write_options)
             info = describe_model(source)
             place = choose_device(model_options.device)
             pace = Pace(info, restore_options, place, suitable_precision(source, precision, place), remembered)
@@ -360,6 +363,8 @@ class _Run:
         self.jobs, self.problems = 0, 0
         self.report: RunReport | None = None
         self.counts = Counts()
+        self.certain: dict[int, FileResult] = {}
+        """Results of jobs that no model is needed for, by the job's identity."""
         self._progress: FileProgress | None = None
 
     def restore(self, work: UpscaleWork, engine: Engine, pace: Pace) -> int:
@@ -400,7 +405,7 @@ class _Run:
 
     def estimate(self, settings: Settings, info: RestorerInfo, pace: Pace, remembered: Remembered) -> int:
         """Show what `restore` would do; returns the exit code."""
-        from omgsr_cli.batch.finished import FinishedResults, plan_files
+        from omgsr_cli.batch.checks import plan_files
         from omgsr_cli.planning import usable_memory
 
         finished = FinishedResults(settings, info, remembered)
@@ -409,8 +414,19 @@ class _Run:
             pace.add(result)
         return self._finish(pace.forecast(), is_dry=True)
 
-    def report_problems(self) -> int:
-        """Report why there is no job; returns the exit code."""
+    def find_certain(self, finished: FinishedResults) -> None:
+        """Find the jobs that are finished, or whose output is in the way, among those known before any work."""
+        for job in self.found.first_jobs:
+            try:
+                known = finished.find_certain(job)
+            except OmgsrError:
+                # Whatever it is, it is reported when the job is done.
+                continue
+            if known is not None:
+                self.certain[id(job)] = known
+
+    def report_without_work(self) -> int:
+        """Report jobs that are all certain, or why there are none; returns the exit code."""
         for _ in self._jobs(is_dry=True):
             pass
         return self._finish()
@@ -422,7 +438,12 @@ class _Run:
         for one in self.found:
             if isinstance(one, Job):
                 self.jobs += 1
-                yield one
+                if (known := self.certain.get(id(one))) is None:
+                    yield one
+                    continue
+                self._show(known)
+                if self._progress:
+                    self._progress.finish()
             elif isinstance(one, Note):
                 self.printer.note(one.text)
             elif isinstance(one, FoundResult):

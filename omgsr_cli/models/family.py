@@ -13,7 +13,7 @@ from omgsr_cli.options import Offload, Quantize
 if TYPE_CHECKING:
     import torch
 
-    from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, Trainable
+    from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, Tiling, Trainable
     from omgsr_cli.models.lora import LoraOptions
     from omgsr_cli.presets import Preset
 
@@ -43,6 +43,11 @@ class ModelSource:
     offload: Offload = "auto"
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The folders and files that the model is read from."""
+        return tuple(part for part in (self.folder, self.adapter, self.vae) if part is not None)
+
+    @property
     def location(self) -> str:
         """The location of the model for records in other folders: its full path, or its hub repository."""
         return str(Path(self.name).resolve()) if Path(self.name).is_dir() else self.name
@@ -58,6 +63,7 @@ class Family(Protocol):
         adapter_ranks: of these parts, as published.
         assumed_preset: whose values a folder or an adapter without a record gets; None where every model has one.
         takes_prompt: whether it is conditioned on a text.
+        step_tiling: how its step is tiled: with "blended" tiles, a result depends on them. None where its files decide.
         takes_vae: whether an AutoencoderTiny can decode in the place of its own decoder.
         has_posterior: whether an image has many latents, of which a seed draws one.
         clamps_restored: whether the published training keeps restored images in [-1, 1] before it measures them.
@@ -72,6 +78,7 @@ class Family(Protocol):
     adapter_ranks: tuple[int, ...]
     assumed_preset: str | None
     takes_prompt: bool
+    step_tiling: Tiling | None
     takes_vae: bool
     has_posterior: bool
     clamps_restored: bool

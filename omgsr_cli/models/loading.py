@@ -132,8 +132,7 @@ def describe_model(source: ModelSource) -> RestorerInfo:
 
 
 def _with_files(info: RestorerInfo, source: ModelSource) -> RestorerInfo:
-    parts = (source.folder, source.adapter, source.vae)
-    return replace(info, files=tuple(part for part in parts if part is not None))
+    return replace(info, files=source.files)
 
 
 def load_trainable(

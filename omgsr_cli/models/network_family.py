@@ -12,7 +12,7 @@ from omgsr_cli.errors import ModelError
 if TYPE_CHECKING:
     import torch
 
-    from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, Trainable
+    from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, Tiling, Trainable
     from omgsr_cli.models.family import ModelSource
     from omgsr_cli.models.lora import LoraOptions
     from omgsr_cli.models.record import ModelRecord
@@ -34,6 +34,7 @@ class NetworkFamily:
     adapter_ranks: tuple[int, ...] = ()
     assumed_preset: str | None = None
     takes_prompt = False
+    step_tiling: Tiling | None = None
     takes_vae = False
     has_posterior = False
     clamps_restored = False

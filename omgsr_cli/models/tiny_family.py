@@ -12,7 +12,7 @@ from omgsr_cli.errors import ModelError
 if TYPE_CHECKING:
     import torch
 
-    from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, Trainable
+    from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, Tiling, Trainable
     from omgsr_cli.models.family import ModelSource
     from omgsr_cli.models.lora import LoraOptions
     from omgsr_cli.models.record import ModelRecord
@@ -27,6 +27,7 @@ class TinyFamily:
     adapter_ranks: tuple[int, ...] = ()
     assumed_preset: str | None = None
     takes_prompt = False
+    step_tiling: Tiling | None = "exact"
     takes_vae = False
     has_posterior = False
     clamps_restored = False

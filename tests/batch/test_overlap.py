@@ -173,9 +173,9 @@ def test_an_image_refused_beside_another_is_retried(tmp_path: Path, monkeypatch:
         asked.append(device)
         return 0 if len(asked) == 2 else 1 << 30
 
-    monkeypatch.setattr("omgsr_cli.batch.finished.free_memory_bytes", free_bytes)
+    monkeypatch.setattr("omgsr_cli.batch.checks.free_memory_bytes", free_bytes)
     assert results_of(upscaler(tmp_path), jobs) == ["done"] * 3
-    monkeypatch.setattr("omgsr_cli.batch.finished.free_memory_bytes", lambda device: 0)
+    monkeypatch.setattr("omgsr_cli.batch.checks.free_memory_bytes", lambda device: 0)
     assert results_of(upscaler(tmp_path), draw(tmp_path / "more", 1)) == ["failed"]
 
 

@@ -573,7 +573,7 @@ def test_an_image_that_exceeds_the_memory_fails_alone_before_it_is_decoded(
     assert figure >= 9000 * 6000 * 5 >> 20
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
     # The machine's own memory counts likewise.
-    monkeypatch.setattr("omgsr_cli.batch.finished.free_memory_bytes", lambda device: 200 << 20)
+    monkeypatch.setattr("omgsr_cli.batch.checks.free_memory_bytes", lambda device: 200 << 20)
     said = omgsr(tmp_path / "in" / "b.png", "-o", tmp_path / "d.png", "--scale", "1")
     assert said.code == 1
     assert "200 are free" in said.errors[0]

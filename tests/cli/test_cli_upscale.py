@@ -187,7 +187,7 @@ def test_a_factor_out_of_range_is_refused(omgsr: Command, tmp_path: Path, option
 def test_too_much_work_is_refused_with_its_size(
     omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("omgsr_cli.batch.finished._MOST_PX", 4000)
+    monkeypatch.setattr("omgsr_cli.batch.checks._MOST_PX", 4000)
     source = draw(tmp_path / "a.png", 20, 14)
     said = omgsr(source, "--scale", "2")
     assert said.code == 1

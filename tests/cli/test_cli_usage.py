@@ -79,9 +79,17 @@ def test_a_configuration_without_a_command_suggests_train(
     assert "hint: omgsr train my.toml" in capfd.readouterr().err
 
 
-def test_a_wrong_name_or_value_is_reported_before_torch_is_imported(tmp_path: Path) -> None:
+def test_what_needs_no_model_is_answered_before_torch_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     draw(tmp_path / "a.png")
+    draw(tmp_path / "other.png")
+    # Plain upscaling loads no weights; its result is finished then.
+    monkeypatch.setattr("omgsr_cli.batch.upscaler.load_found", None)
+    assert run(["upscale", str(tmp_path / "a.png"), "--strength", "0"]) == 0
+    assert (tmp_path / "a_x4.png").is_file()
     calls = [
+        ["upscale", "a.png", "-o", "other.png"],
         ["upscale", "missing.png"],
         ["upscale", "missing.png", "--json", "-r"],
         ["upscale", "a.png", "--model", "quantum"],
@@ -100,6 +108,8 @@ def test_a_wrong_name_or_value_is_reported_before_torch_is_imported(tmp_path: Pa
         "for call in json.loads(sys.argv[1]):\n"
         "    assert run(call) in (1, 2), call\n"
         "    assert 'torch' not in sys.modules, call\n"
+        "assert run(['upscale', 'a.png', '--strength', '0']) == 0\n"
+        "assert 'torch' not in sys.modules\n"
     )
     command = [sys.executable, "-c", code, json.dumps(calls)]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

@@ -1,0 +1,172 @@
+"""What can be known of a job without a model: its sizes, its format, what is finished, and what cannot be processed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from omgsr_cli.batch.finished import FinishedResults, Settings, failed, name_of, outputs_of, own_result
+from omgsr_cli.batch.results import FileResult, Status
+from omgsr_cli.errors import FileError, OmgsrError, read_reason
+from omgsr_cli.files.addresses import Address, Location
+from omgsr_cli.files.jobs import Job
+from omgsr_cli.files.storage import local_copy
+from omgsr_cli.geometry import Size, plan_output_size
+from omgsr_cli.imaging import FORMAT_LIMITS, ImageHeader, check_output, format_of_path, output_format, probe_image
+from omgsr_cli.models.base import RestorerInfo
+from omgsr_cli.models.devices import free_memory_bytes
+from omgsr_cli.options import RestoreOptions
+from omgsr_cli.planning import plan_model_canvas, plan_restoration, wanted_size
+
+# Of a result in a format that wants all samples at once: those and its copies.
+_WRITTEN_BYTES_PER_PX = 8
+
+# A strip that is padded to more than this many times its result's pixels is refused, if the work is also large.
+_MOST_PADDING, _MOST_PADDING_PX = 32, 16_000_000
+# Written row by row a result may be larger than memory, but the plan of its tiles may not, nor what a disk holds.
+_MOST_PX = 100_000_000_000
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is known of a job from its input's header and its outputs, without a model."""
+
+    content: bytes | Path
+    input_px: Size
+    output_px: Size
+    working_px: Size
+    format: str
+    held_bytes: int
+    """Memory that the input's pixels take while it is restored."""
+    reading_bytes: int
+    """Memory that reading the input takes at its peak."""
+    finished: frozenset[Location]
+    """The outputs that exist already, from the same input with the same settings."""
+
+    def is_finished(self, job: Job, settings: Settings) -> bool:
+        """Whether nothing is left to do."""
+        return bool(self.finished) and self.finished.issuperset(outputs_of(job, settings))
+
+
+def plan_files(
+    jobs: Iterable[Job], settings: Settings, info: RestorerInfo, results: FinishedResults, free_bytes: int
+) -> Iterator[FileResult]:
+    """Plan what an `Upscaler` would do, reading headers only.
+
+    Args:
+        jobs: from `plan_jobs`.
+        settings: for all of them.
+        info: of the model, which need not be loaded.
+        results: of earlier runs with the same settings and model.
+        free_bytes: memory that tiles may use.
+    """
+    for job in jobs:
+        started = time.monotonic()
+        try:
+            with ExitStack() as held:
+                content = open_content(job, held, results)
+                if is_own_result(job, content, results):
+                    yield own_result(job)
+                    continue
+                checked = check_job(job, content, settings, info, results)
+            options = beside_input(settings.restore, checked.held_bytes)
+            free = max(free_bytes - checked.held_bytes, 0)
+            plan = plan_restoration(info, checked.input_px, checked.output_px, options, free)
+            plan = replace(plan, memory_bytes=max(plan.memory_bytes + checked.held_bytes, checked.reading_bytes))
+        except OmgsrError as error:
+            yield failed(job, error, started)
+            continue
+        status: Status = "skipped" if checked.is_finished(job, settings) else "planned"
+        sizes = checked.input_px, checked.output_px, plan.canvas.working.times(info.factor)
+        yield FileResult(job.source, job.destination, status, *sizes, plan=plan)
+
+
+def open_content(job: Job, held: ExitStack, results: FinishedResults) -> bytes | Path:
+    """What to read: all of standard input, the file, or a copy of one on the network for as long as it is held."""
+    if job.source is None:
+        try:
+            return sys.stdin.buffer.read()
+        except OSError as error:
+            raise FileError(f"standard input: cannot be read: {read_reason(error)}") from error
+    copy = held.enter_context(local_copy(job.source))
+    if isinstance(job.source, Address):
+        results.keep_fetched(job.source, copy)
+    return copy.path
+
+
+def is_own_result(job: Job, content: bytes | Path, results: FinishedResults) -> bool:
+    """Whether an input from the network, found in a folder or by a glob, is a result of an earlier run.
+
+    Those on this machine's disks are skipped as jobs are planned; of these, only what is fetched anyway shows it.
+    """
+    return job.searched and isinstance(job.source, Address) and isinstance(content, Path) and results.is_own(content)
+
+
+def check_job(
+    job: Job, content: bytes | Path, settings: Settings, info: RestorerInfo, results: FinishedResults
+) -> Checked:
+    """Read the input's header, and find the outputs that exist."""
+    header = probe_image(content, name_of(job))
+    size = Size(*header.size_px)
+    output = plan_output_size(size, settings.restore.size, info.scale)
+    format_name = _format(job, header.format, settings)
+    working = _check_cost(job, header, output, info, settings.restore, format_name)
+    # Whether transparency is really used shows only in the pixels.
+    check_output(str(job.destination or "standard output"), format_name, output, has_alpha=False)
+    finished = results.among(outputs_of(job, settings), content)
+    return Checked(content, size, output, working, format_name, header.held_bytes, header.reading_bytes, finished)
+
+
+def beside_input(options: RestoreOptions, held_bytes: int) -> RestoreOptions:
+    """The options with what is left of `--memory` beside an input's pixels."""
+    if options.memory is None:
+        return options
+    return options.model_copy(update={"memory": max(options.memory - (held_bytes >> 20), 16)})
+
+
+class NoRoomError(FileError):
+    """An image needs more memory than is free at the moment."""
+
+
+def _check_cost(
+    job: Job, header: ImageHeader, output: Size, info: RestorerInfo, options: RestoreOptions, format_name: str
+) -> Size:
+    """The working size; refuses an image that could not be read, restored and written, or is nearly all padding.
+
+    Whether memory is enough for the model is known only when it runs.
+    """
+    size = Size(*header.size_px)
+    canvas, wanted = plan_model_canvas(info, size, output, options), wanted_size(info, size, output, options)
+    for made, hint in ((output, "ask for a smaller size"), (canvas.working, "give --process-scale 1")):
+        if made.area > _MOST_PX:
+            shown = made if made == output else f"{output}, restored at {made},"
+            reason = f"{shown} is {made.area / 1e9:.0f} gigapixels, and {_MOST_PX / 1e9:.0f} is the limit"
+            raise FileError(f"{name_of(job)}: {reason}", hint)
+    padded = canvas.padded
+    if padded.area > _MOST_PADDING_PX and padded.area > _MOST_PADDING * wanted.area:
+        reason = f"{output} would be restored as {padded}: {padded.area / 1e6:.0f} megapixels of work"
+        hint = "cut it into parts that are less thin, or lower --process-size"
+        raise FileError(f"{name_of(job)}: out of proportion: {reason} for {wanted.area / 1e6:.2g}", hint)
+    if options.memory is not None and header.reading_bytes > options.memory << 20:
+        reason = f"reading {size} takes {header.reading_bytes >> 20} MiB, and --memory allows {options.memory}"
+        raise FileError(f"{name_of(job)}: {reason}", "allow more, or cut it into parts first")
+    written = 0 if FORMAT_LIMITS[format_name].by_rows else output.area
+    needed = max(header.reading_bytes, header.held_bytes + written * _WRITTEN_BYTES_PER_PX)
+    free = free_memory_bytes(torch.device("cpu"))
+    if needed > free:
+        what = f"reading {size}" if needed == header.reading_bytes else str(output)
+        reason = f"{what} takes {needed >> 20} MiB of memory, and {free >> 20} are free"
+        raise NoRoomError(f"{name_of(job)}: {reason}", "ask for a smaller size, or cut the image into parts first")
+    return canvas.working.times(info.factor)
+
+
+def _format(job: Job, source_format: str, settings: Settings) -> str:
+    """The file's name decides, then `--format`; both agree wherever both speak."""
+    named = None if job.destination is None else format_of_path(Path(job.destination.name))
+    return named or output_format(settings.write.format, source_format)
