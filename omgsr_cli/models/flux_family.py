@@ -17,7 +17,7 @@ from omgsr_cli.presets import PRESETS
 if TYPE_CHECKING:
     import torch
 
-    from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, Trainable
+    from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, Tiling, Trainable
     from omgsr_cli.models.family import ModelSource
     from omgsr_cli.models.lora import LoraOptions
     from omgsr_cli.presets import Preset
@@ -33,6 +33,7 @@ class FluxFamily:
     adapter_ranks: tuple[int, ...] = FLUX_RANKS
     assumed_preset: str | None = "omgsr-f-1024"
     takes_prompt = True
+    step_tiling: Tiling | None = "blended"
     takes_vae = True
     has_posterior = True
     clamps_restored = False
