@@ -1,8 +1,8 @@
-"""What a file says beside its pixels, read, and brought to the size and the orientation of the result.
+"""Read metadata, and adapt it to the size and orientation of the result.
 
-EXIF is changed in place, byte by byte, so that camera makers' notes with offsets of their own stay right. XMP is
-parsed, and written anew only where something changed. Whatever counts pixels or sides is turned and scaled; what
-describes something that is gone (a thumbnail, a gain map, a video) is removed.
+EXIF is changed in place, byte by byte, so camera maker notes with their own offsets stay valid. XMP is parsed, and
+rewritten only if something changed. Values that depend on pixels or sides are turned and scaled; metadata about parts
+that results do not have (a thumbnail, a gain map, a video) is removed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PREFIX = b"Exif\x00\x00"
 XMP_KEYWORD = "XML:com.adobe.xmp"
 _RAW_KEYWORD = "Raw profile type "
 
-#: A segment of a JPEG holds at most this many bytes beside its length.
+#: Maximum number of bytes in a JPEG segment, without its length field.
 _MAX_SEGMENT = 65533
 _XMP_PREFIX, _MORE_XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
 _PHOTOSHOP_PREFIX = b"Photoshop 3.0\0"
@@ -40,8 +40,8 @@ class Placement:
     """How an image's pixels were turned and resized.
 
     Attributes:
-        orientation: of EXIF, 1 to 8, that was applied to them.
-        before_px: height and width as they were stored.
+        orientation: the EXIF orientation, 1 to 8, that was applied.
+        before_px: height and width as stored in the file.
         after_px: height and width of the result.
     """
 
@@ -56,12 +56,12 @@ class Placement:
 
     @property
     def scales(self) -> tuple[float, float]:
-        """Pixels of the result over those before, across and down the result."""
+        """The pixels of the result divided by those before, horizontally and vertically in the result."""
         height, width = self.before_px[::-1] if self.is_turned else self.before_px
         return self.after_px[1] / width, self.after_px[0] / height
 
     def unit_point(self, x: float, y: float) -> tuple[float, float]:
-        """A place whose coordinates are fractions of the width and the height."""
+        """Convert a point whose coordinates are fractions of width and height."""
         turned: dict[int, tuple[float, float]] = {
             2: (1 - x, y),
             3: (1 - x, 1 - y),
@@ -74,19 +74,19 @@ class Placement:
         return turned.get(self.orientation, (x, y))
 
     def point(self, x: float, y: float) -> tuple[float, float]:
-        """A place in pixels."""
+        """Convert a point in pixels."""
         height, width = self.before_px
         across, down = self.unit_point(x / width, y / height)
         return across * self.after_px[1], down * self.after_px[0]
 
     def extent(self, width: float, height: float) -> tuple[float, float]:
-        """A width and a height in pixels."""
+        """Convert a width and a height in pixels."""
         across, down = self.scales
         width, height = self.unit_extent(width, height)
         return width * across, height * down
 
     def unit_extent(self, width: float, height: float) -> tuple[float, float]:
-        """A width and a height as fractions."""
+        """Convert a width and a height given as fractions."""
         return (height, width) if self.is_turned else (width, height)
 
 
@@ -103,17 +103,17 @@ _FOCAL_PLANE_X, _FOCAL_PLANE_Y = 0xA20E, 0xA20F
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 _IPTC_TAG, _PHOTOSHOP_TAG = 33723, 34377
 
-#: Maker notes whose offsets count from the note itself, or that have none: these can be moved.
+#: Maker notes that can be moved, because they have no offsets or count them from the note itself.
 _MOVABLE_NOTES = (b"Nikon\0\x02", b"OLYMPUS\0", b"OM SYSTEM\0", b"FUJIFILM", b"Apple iOS\0", b"PENTAX \0")
 
 
 class ExifError(ValueError):
-    """The bytes are no EXIF that can be followed."""
+    """The bytes are not readable EXIF data."""
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One value of a directory: the position of its 12 bytes, and how they are packed."""
+    """One entry of a directory: the position of its 12 bytes, and their byte order and type."""
 
     tag: int
     kind: int
@@ -122,7 +122,7 @@ class _Entry:
 
 
 class _Directories:
-    """A TIFF structure's directories, read from and written to one buffer."""
+    """The directories of a TIFF structure, which are read and changed in one buffer."""
 
     def __init__(self, data: bytes) -> None:
         if data[:4] not in (b"II*\x00", b"MM\x00*"):
@@ -132,7 +132,7 @@ class _Directories:
 
     @property
     def first(self) -> int:
-        """Position of the first directory."""
+        """The position of the first directory."""
         return self._unpack("I", 4)
 
     def _unpack(self, kind: str, position: int) -> int:
@@ -148,7 +148,7 @@ class _Directories:
             yield _Entry(tag, kind, self._unpack("I", position + 4), position)
 
     def reachable(self) -> list[tuple[int, _Entry]]:
-        """The entries of the first, the Exif and the interoperability directory, each with its directory."""
+        """The entries of the first, the Exif and the interoperability directories, each with its directory."""
         found, directories = list[tuple[int, _Entry]](), [self.first]
         for directory in directories:
             for entry in self.entries(directory):
@@ -173,7 +173,7 @@ class _Directories:
         struct.pack_into(self.order + kind, self.data, entry.position + 8, value)
 
     def content(self, entry: _Entry, size: int) -> int:
-        """Position of an entry's content of so many bytes."""
+        """The position of an entry's content, which has `size` bytes."""
         position = entry.position + 8 if size <= 4 else self._unpack("I", entry.position + 8)
         if position + size > len(self.data):
             raise ExifError("it ends too early")
@@ -187,14 +187,14 @@ class _Directories:
         return list(struct.unpack_from(f"{self.order}{entry.count}H", self.data, position))
 
     def set_shorts(self, entry: _Entry, values: list[int]) -> bool:
-        """Change as many SHORTs; False where a value does not fit."""
+        """Change the SHORTs of an entry; return False if a value does not fit."""
         if not all(0 <= value <= 65535 for value in values):
             return False
         struct.pack_into(f"{self.order}{len(values)}H", self.data, self.content(entry, 2 * len(values)), *values)
         return True
 
     def set_rational(self, entry: _Entry, change: Callable[[float], float]) -> bool:
-        """Change a positive RATIONAL; False where the new value does not fit."""
+        """Change a positive RATIONAL; return False if the new value does not fit."""
         if entry.kind != _RATIONAL or entry.count != 1:
             return False
         position = self.content(entry, 8)
@@ -206,7 +206,7 @@ class _Directories:
         return True
 
     def remove(self, directory: int, entry: _Entry) -> None:
-        """Take an entry out of its directory; everything but the entries after it stays in place."""
+        """Remove an entry from its directory; everything except the entries after it stays in place."""
         count = self._unpack("H", directory)
         end = directory + 2 + 12 * count + 4
         self.data[entry.position : end - 12] = self.data[entry.position + 12 : end]
@@ -214,7 +214,7 @@ class _Directories:
         struct.pack_into(self.order + "H", self.data, directory, count - 1)
 
     def add(self, added: dict[int, tuple[int, int, bytes]]) -> None:
-        """Add entries of kind, count and content to the first directory, which moves to the end."""
+        """Add entries (type, count and content by tag) to the first directory, which moves to the end."""
         old = {entry.tag: bytes(self.data[entry.position : entry.position + 12]) for entry in self.entries(self.first)}
         link = self._unpack("I", self.next_position(self.first))
         for tag, (kind, count, content) in added.items():
@@ -230,13 +230,13 @@ class _Directories:
         self.data += struct.pack(self.order + "I", link)
 
     def next_position(self, directory: int) -> int:
-        """Position of the offset of the directory after this one."""
+        """The position of the offset to the next directory."""
         return directory + 2 + 12 * self._unpack("H", directory)
 
     def drop_thumbnail(self) -> None:
-        """Unlink the second directory, and blank the image that it points to."""
+        """Unlink the second directory, and blank its image."""
         link = self.next_position(self.first)
-        # Some cameras leave the link out where nothing follows.
+        # Some cameras omit the link if no directory follows.
         second = self._unpack("I", link) if link + 4 <= len(self.data) else 0
         if not second:
             return
@@ -263,15 +263,15 @@ def _rational(value: float) -> tuple[int, int] | None:
 
 
 def without_prefix(data: bytes) -> bytes:
-    """The TIFF structure itself, as PNG, WebP and AVIF keep it."""
+    """The TIFF structure without the prefix, as stored in PNG, WebP and AVIF."""
     return data.removeprefix(PREFIX)
 
 
 def exif_orientation(data: bytes) -> int | None:
-    """The orientation (1 to 8) that an EXIF structure gives, or None.
+    """The orientation (1 to 8) in an EXIF structure, or None.
 
     Raises:
-        ExifError: the bytes cannot be followed.
+        ExifError: the data cannot be read.
     """
     directories = _Directories(without_prefix(data))
     for entry in directories.entries(directories.first):
@@ -282,10 +282,10 @@ def exif_orientation(data: bytes) -> int | None:
 
 
 def has_adobe_rgb(data: bytes | None) -> bool:
-    """Whether an EXIF structure says that the colours are Adobe RGB.
+    """Whether the colours are Adobe RGB according to an EXIF structure.
 
-    DCF 2.0 does so by ColorSpace 65535 (uncalibrated) with the interoperability index "R03"; some cameras and
-    programs by ColorSpace 2.
+    DCF 2.0 uses ColorSpace 65535 (uncalibrated) with the interoperability index "R03"; some cameras and programs use
+    ColorSpace 2.
     """
     if data is None:
         return False
@@ -294,7 +294,7 @@ def has_adobe_rgb(data: bytes | None) -> bool:
         found = {entry.tag: entry for _, entry in directories.reachable()}
         space = found.get(ExifTags.Base.ColorSpace)
         value = None if space is None else directories.number(space)
-        # Tag 1 belongs to the interoperability directory alone.
+        # Tag 1 only exists in the interoperability directory.
         index = found.get(ExifTags.Interop.InteropIndex)
         named = index is not None and bytes(directories.data[index.position + 8 : index.position + 11]) == b"R03"
         return value == 2 or (value in (None, 65535) and named)
@@ -307,11 +307,11 @@ def placed_exif(data: bytes, place: Placement) -> bytes:
 
     Args:
         data: EXIF with or without prefix.
-        place: what became of the image.
+        place: how the image was turned and resized.
     Returns:
-        The TIFF structure; everything but what changed stays where it was.
+        The TIFF structure; unchanged parts stay in place.
     Raises:
-        ExifError: the bytes cannot be followed.
+        ExifError: the data cannot be read.
     """
     directories = _Directories(without_prefix(data))
     stale: list[tuple[int, _Entry]] = []
@@ -325,7 +325,7 @@ def placed_exif(data: bytes, place: Placement) -> bytes:
 
 
 def _is_placed(directories: _Directories, entry: _Entry, place: Placement) -> bool:
-    """Bring one value to the result; False where it has none there."""
+    """Convert one value for the result; return False if it has no meaning there."""
     height, width = place.after_px
     if entry.tag == _ORIENTATION:
         directories.set_number(entry, 1)
@@ -343,7 +343,7 @@ def _is_placed(directories: _Directories, entry: _Entry, place: Placement) -> bo
 
 
 def _placed_subject(values: list[int], place: Placement) -> list[int]:
-    """A point; a point and a diameter; or a point, a width and a height, in pixels (Exif 2.32, SubjectArea)."""
+    """Convert a SubjectArea (Exif 2.32) in pixels: a point, or a point with a diameter or with a width and a height."""
     if len(values) < 2:
         return values
     across, down = place.scales
@@ -356,10 +356,10 @@ def _placed_subject(values: list[int], place: Placement) -> list[int]:
 
 
 def without_orientation(data: bytes) -> bytes:
-    """An EXIF without the tag for which Pillow's AVIF writer would pack it anew.
+    """EXIF data without the orientation, because Pillow's AVIF writer would repack data that has it.
 
     Raises:
-        ExifError: the bytes cannot be followed.
+        ExifError: the data cannot be read.
     """
     directories = _Directories(data)
     for entry in list(directories.entries(directories.first)):
@@ -370,10 +370,10 @@ def without_orientation(data: bytes) -> bytes:
 
 
 def without_fixed_note(data: bytes) -> tuple[bytes, bool]:
-    """An EXIF that can be packed anew: without a maker note whose offsets count from its start, and whether it had one.
+    """EXIF data that can be repacked, without a maker note that cannot be moved, and whether it had such a note.
 
     Raises:
-        ExifError: the bytes cannot be followed.
+        ExifError: the data cannot be read.
     """
     directories = _Directories(data)
     for directory, entry in directories.reachable():
@@ -386,14 +386,14 @@ def without_fixed_note(data: bytes) -> tuple[bytes, bool]:
 
 
 def exif_with_dpi(data: bytes | None, dpi: tuple[float, float], *, add: bool) -> bytes | None:
-    """EXIF with another resolution.
+    """EXIF data with another resolution.
 
     Args:
-        data: what exists, or None.
-        dpi: across and down.
-        add: whether to add it where there is none.
+        data: existing data, or None.
+        dpi: horizontal and vertical resolution.
+        add: add the resolution if the data has none.
     Raises:
-        ExifError: the bytes cannot be followed.
+        ExifError: the data cannot be read.
     """
     if data is None and not add:
         return None
@@ -414,7 +414,7 @@ def exif_with_dpi(data: bytes | None, dpi: tuple[float, float], *, add: bool) ->
 
 
 def _exif_dpi(data: bytes) -> tuple[float, float] | None:
-    """The resolution that an EXIF structure gives."""
+    """The resolution in an EXIF structure."""
     try:
         directories = _Directories(data)
         found = {entry.tag: entry for entry in directories.entries(directories.first)}
@@ -431,7 +431,7 @@ def _exif_dpi(data: bytes) -> tuple[float, float] | None:
 
 
 def tags_of(exif: Image.Exif) -> dict[int, Any]:
-    """All tags of a loaded EXIF, the directories within it as dictionaries instead of as offsets."""
+    """All tags of loaded EXIF data, with inner directories as dictionaries instead of offsets."""
     tags = {int(tag): exif[tag] for tag in exif}
     for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
         if tag in tags:
@@ -446,7 +446,7 @@ def tags_of(exif: Image.Exif) -> dict[int, Any]:
 
 
 class XmpError(ValueError):
-    """The bytes are no XMP that can be followed."""
+    """The bytes are not readable XMP data."""
 
 
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -462,9 +462,9 @@ _IPTC_EXT = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 _APPLE_FACES = "http://ns.apple.com/faceinfo/1.0/"
 _DUBLIN_CORE = "http://purl.org/dc/elements/1.1/"
 
-_ANYTHING_BESIDE = "what the file holds beside its main image"
+_ANYTHING_BESIDE = "additional data beside the main image"
 
-#: What describes another image or a video that is not kept, by the start of its namespace.
+#: Names of images and videos that are not kept, by the start of the namespace that describes them.
 _GONE = {
     "http://ns.adobe.com/hdr-gain-map/": "a gain map",
     "http://ns.apple.com/HDRGainMap/": "a gain map",
@@ -476,7 +476,7 @@ _GONE = {
 }
 _MOTION_START = ("MotionPhoto", "MicroVideo")
 
-#: How the old file's pixels were packed, and digests of values that change.
+#: Properties about the compression of the old file, and digests of values that change.
 _STALE = {
     *((_TIFF, name) for name in ("BitsPerSample", "SamplesPerPixel", "Compression", "PhotometricInterpretation")),
     *((_TIFF, name) for name in ("PlanarConfiguration", "YCbCrSubSampling", "YCbCrPositioning", "NativeDigest")),
@@ -551,7 +551,7 @@ class _Property:
         return [_Property(node, node.parentNode) for node in self.node.getElementsByTagNameNS(_RDF, "li")]
 
     def remove(self) -> None:
-        """Take it out, if that was not done before."""
+        """Remove the property, unless it was removed before."""
         self.is_removed = True
         if self.node.nodeType == self.node.ATTRIBUTE_NODE:
             if self.owner.getAttributeNodeNS(*self.name) is not None:
@@ -564,7 +564,7 @@ def parse_xmp(xmp: bytes) -> minidom.Document:
     """Parse a packet.
 
     Raises:
-        XmpError: it is no XML, or has a document type, with which entities could grow without bound.
+        XmpError: the packet is not XML, or has a document type, whose entities could expand without limit.
     """
     for encoding in ("utf-8-sig", "utf-16", "latin-1"):
         try:
@@ -575,9 +575,9 @@ def parse_xmp(xmp: bytes) -> minidom.Document:
             break
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise XmpError("it has a document type")
-    # The text is no longer in the encoding that its declaration names.
+    # The decoded text no longer has the encoding of its declaration.
     text = re.sub(r"^<\?xml[^>]*\?>", "", text)
-    # Some programs forget to declare a prefix.
+    # Some programs do not declare all prefixes.
     declared = set(re.findall(r"\sxmlns:([\w.-]+)\s*=", text))
     used = set(re.findall(r"[<\s]/?([A-Za-z_][\w.-]*):[A-Za-z_][\w.-]*(?=[\s=/>])", text))
     if missing := used - declared - {"xml", "xmlns"}:
@@ -593,7 +593,7 @@ def _packed(document: minidom.Document) -> bytes:
     try:
         return "\n".join(node.toxml() for node in document.childNodes).encode()
     except RecursionError as error:
-        raise XmpError("its elements are nested too deep") from error
+        raise XmpError("its elements are nested too deeply") from error
 
 
 def _properties(document: minidom.Document) -> Iterator[_Property]:
@@ -606,16 +606,16 @@ def _properties(document: minidom.Document) -> Iterator[_Property]:
 
 
 def placed_xmp(xmp: bytes, place: Placement, mime: str | None = None) -> tuple[bytes, tuple[str, ...]]:
-    """The same XMP for an image that was turned and resized, without what describes things that are gone.
+    """The same XMP for an image that was turned and resized, without descriptions of parts that the result lacks.
 
     Args:
         xmp: a packet.
-        place: what became of the image.
+        place: how the image was turned and resized.
         mime: type of the result's format, for dc:format.
     Returns:
-        The packet, as it was where nothing changed; and notes on what was removed.
+        The packet, unmodified if nothing changed; and notes on what was removed.
     Raises:
-        XmpError: it cannot be parsed.
+        XmpError: the packet cannot be parsed.
     """
     document = parse_xmp(xmp)
     before = _packed(document)
@@ -645,7 +645,7 @@ def placed_xmp(xmp: bytes, place: Placement, mime: str | None = None) -> tuple[b
 
 
 def _gone(item: _Property) -> str | None:
-    """What is no longer there of what a property describes."""
+    """The part of the file that a property describes and that results do not have, or None."""
     namespace, name = item.name
     if namespace == _GCAMERA and name.startswith(_MOTION_START):
         return "the video of a motion photo"
@@ -680,12 +680,12 @@ def _place_property(item: _Property, place: Placement, mime: str | None) -> None
         elif mime is not None and item.name == (_DUBLIN_CORE, "format"):
             item.text = mime
     except (ValueError, ZeroDivisionError, OverflowError):
-        # A number that is none counts nothing that could be kept.
+        # The value is not a number, so it cannot be converted.
         item.remove()
 
 
 def _structures(document: minidom.Document) -> list[dict[tuple[str, str], _Property]]:
-    """The fields of each structure: attributes and elements of one owner."""
+    """The fields of each structure: the attributes and elements of one owner."""
     owners: dict[int, dict[tuple[str, str], _Property]] = {}
     for item in _properties(document):
         owners.setdefault(id(item.owner), {})[item.name] = item
@@ -708,7 +708,7 @@ def _place_structure(fields: dict[tuple[str, str], _Property], place: Placement)
 
 
 def _place_area(parts: list[_Property | None], place: Placement) -> None:
-    """A centre, with a width and a height, or a diameter as a fraction of the shorter side."""
+    """Convert a centre with a width and a height, or with a diameter as a fraction of the shorter side."""
     x, y, width, height, diameter, unit = parts
     if x is None or y is None:
         return
@@ -722,7 +722,7 @@ def _place_area(parts: list[_Property | None], place: Placement) -> None:
 
 
 def _place_boundary(fields: dict[str, _Property], place: Placement) -> None:
-    """A corner with a width and a height, the centre of a circle, or one corner of a polygon."""
+    """Convert a corner with a width and a height, the centre of a circle, or one corner of a polygon."""
     if "rbX" not in fields or "rbY" not in fields:
         return
     x, y = (float(fields[name].text) for name in ("rbX", "rbY"))
@@ -738,13 +738,13 @@ def _place_boundary(fields: dict[str, _Property], place: Placement) -> None:
     fields["rbX"].text, fields["rbY"].text = map(_short, placed)
     if "rbRx" in fields:
         radius = float(fields["rbRx"].text)
-        # A fraction of the width, which may have been the height.
+        # The radius is a fraction of the width, which was the height before a quarter turn.
         turned = place.before_px[1] / place.before_px[0] if place.is_turned else 1
         fields["rbRx"].text = _short(radius * (place.scales[0] if in_pixels else turned))
 
 
 def _is_in_pixels(node: Any) -> bool:
-    """The unit of a boundary, from the structure around its corners."""
+    """Whether a boundary is in pixels, according to the structure around its corners."""
     while node is not None and node.nodeType == node.ELEMENT_NODE:
         for name, child in ((c.localName, c) for c in node.childNodes if c.nodeType == c.ELEMENT_NODE):
             if name == "rbUnit":
@@ -760,10 +760,10 @@ def _short(value: float) -> str:
 
 
 def xmp_with_dpi(xmp: bytes, dpi: tuple[float, float]) -> bytes:
-    """XMP with another resolution where it gives one.
+    """XMP with another resolution, if it has one.
 
     Raises:
-        XmpError: it cannot be parsed.
+        XmpError: the packet cannot be parsed.
     """
     document = parse_xmp(xmp)
     values = {"XResolution": dpi[0], "YResolution": dpi[1]}
@@ -778,7 +778,7 @@ def xmp_with_dpi(xmp: bytes, dpi: tuple[float, float]) -> bytes:
 
 
 def _joined_xmp(main: bytes, parts: list[bytes]) -> tuple[bytes, tuple[str, ...]]:
-    """A JPEG's packet with its extension, which is in other segments (XMP specification, part 3, 1.1.3.1)."""
+    """Join a JPEG's packet and its extension in other segments (XMP specification, part 3, 1.1.3.1)."""
     document = parse_xmp(main)
     marks = [item for item in _properties(document) if item.name == (_XMP_NOTE, "HasExtendedXMP")]
     if not marks:
@@ -805,7 +805,7 @@ def _joined_xmp(main: bytes, parts: list[bytes]) -> tuple[bytes, tuple[str, ...]
 
 
 def _carried(document: minidom.Document, element: Any) -> Any:
-    """A copy of an element for another document, with the namespaces that are declared around it."""
+    """A copy of an element for another document, with all namespaces that apply to it."""
     copy, around = document.importNode(element, True), element.parentNode
     while around is not None and around.nodeType == around.ELEMENT_NODE:
         for name, value in around.attributes.items():
@@ -816,10 +816,10 @@ def _carried(document: minidom.Document, element: Any) -> Any:
 
 
 def _split_xmp(xmp: bytes, limit: int) -> tuple[bytes, bytes]:
-    """A packet of no more than `limit` bytes and its extension, the largest properties having moved to that.
+    """Split a packet into one of at most `limit` bytes and an extension with its largest properties.
 
     Raises:
-        XmpError: it cannot be parsed, or not be split.
+        XmpError: the packet cannot be parsed or split.
     """
     document: Any = parse_xmp(xmp)
     frames = document.getElementsByTagNameNS(_RDF, "RDF")
@@ -839,7 +839,7 @@ def _split_xmp(xmp: bytes, limit: int) -> tuple[bytes, bytes]:
         if size <= room:
             break
         size -= _length(node)
-        # Shallow: only the namespaces are of use here.
+        # A shallow copy, because only the namespaces are needed.
         copy = more.importNode(top, False)
         for attribute in list(copy.attributes.values()):
             if not attribute.name.startswith(("xmlns", "rdf:about")):
@@ -883,12 +883,12 @@ def _namespaces(element: Any) -> dict[str, str]:
 # --- IPTC ---------------------------------------------------------------------------------------------------------
 
 _IPTC_RESOURCE, _IPTC_DIGEST = 0x0404, 0x0425
-#: Photoshop's paths, which are drawn on the image.
+#: Numbers of Photoshop's paths.
 _PATHS = range(0x07D0, 0x0BB7)
 
 
 def _resources(block: bytes) -> Iterator[tuple[int, bytes]]:
-    """Photoshop's image resources: number and content."""
+    """The numbers and contents of Photoshop's image resources."""
     position = 0
     while block[position : position + 4] == b"8BIM" and position + 12 <= len(block):
         number, name_length = struct.unpack_from(">HB", block, position + 4)
@@ -920,7 +920,7 @@ def _without_preview(iim: bytes) -> bytes:
 
 
 def iptc_resources(iim: bytes) -> bytes:
-    """Photoshop's image resources with IPTC, and the digest by which programs know that it was not changed."""
+    """Photoshop's image resources with IPTC data, and its digest, which shows that it was not changed."""
     parts = ((_IPTC_RESOURCE, iim), (_IPTC_DIGEST, _digest(iim)))
     return b"".join(
         b"8BIM" + struct.pack(">HHI", number, 0, len(content)) + content + bytes(len(content) % 2)
@@ -930,7 +930,7 @@ def iptc_resources(iim: bytes) -> bytes:
 
 # --- reading ------------------------------------------------------------------------------------------------------
 
-#: Tags of a TIFF's directory that describe the image; the rest say how its pixels are stored.
+#: Tags of a TIFF's directory that describe the image; the others describe the storage of its pixels.
 _DESCRIPTIVE_TAGS = frozenset(
     {
         ExifTags.Base.DocumentName,
@@ -956,17 +956,17 @@ _DESCRIPTIVE_TAGS = frozenset(
 )
 
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)\s*([1-8])")
-MAKER_NOTE_DROPPED = "the camera maker's note was dropped: it cannot be moved"
+MAKER_NOTE_DROPPED = "the camera maker note was dropped: it cannot be moved"
 
 
 @dataclass
 class _Raw:
-    """What an image carries, as it was found.
+    """The metadata of a file before any conversion.
 
     Attributes:
         exif: the TIFF structure, without prefix.
         iptc: data sets of the IIM.
-        more_xmp: segments of a JPEG's extended XMP, from their GUID on.
+        more_xmp: segments of a JPEG's extended XMP, starting with their GUID.
     """
 
     exif: bytes | None = None
@@ -998,7 +998,7 @@ def _raw_metadata(image: Image.Image) -> _Raw:
 
 
 def _add_raw_profiles(raw: _Raw, image: PngImagePlugin.PngImageFile) -> None:
-    """What ImageMagick keeps in PNG texts: a name, a length, then hexadecimal lines."""
+    """Read ImageMagick's raw profiles in PNG texts: a name, a length, then hexadecimal lines."""
     for keyword, text in image.info.items():
         if not (isinstance(keyword, str) and isinstance(text, str) and keyword.startswith(_RAW_KEYWORD)):
             continue
@@ -1019,12 +1019,12 @@ def _add_raw_profiles(raw: _Raw, image: PngImagePlugin.PngImageFile) -> None:
         elif kind in ("icc", "icm"):
             raw.icc = raw.icc or content
         else:
-            raw.notes += (f"the text {keyword!r} was dropped: what it holds is not known",)
+            raw.notes += (f"the text {keyword!r} was dropped: its content is unknown",)
 
 
 def _iptc_of_tiff(image: TiffImagePlugin.TiffImageFile) -> bytes | None:
-    """IPTC of a TIFF, whatever type its tag has; some programs wrote it as numbers of the other byte order."""
-    # Pillow's own reading takes one number where it expects one.
+    """The IPTC data of a TIFF, for any type of its tag; some programs wrote it as numbers in the other byte order."""
+    # Pillow itself reads a single number if it expects one.
     content = bytes(image.tag_v2._tagdata.get(_IPTC_TAG, b""))
     if not content:
         content = dict(_resources(bytes(image.tag_v2._tagdata.get(_PHOTOSHOP_TAG, b"")))).get(_IPTC_RESOURCE, b"")
@@ -1034,14 +1034,14 @@ def _iptc_of_tiff(image: TiffImagePlugin.TiffImageFile) -> bytes | None:
 
 
 def orientation(image: Image.Image) -> int:
-    """The orientation still to be applied to an image's pixels, 1 to 8; XMP's word counts where EXIF has none."""
+    """The orientation still to be applied to an image's pixels, 1 to 8; from XMP if EXIF has none."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return 1  # Pillow turns a TIFF while it loads it, and gives its size turned.
+        return 1  # Pillow turns a TIFF when it loads it, and reports the size after that.
     return _stored_orientation(image)
 
 
 def stored_orientation(image: Image.Image) -> int:
-    """The orientation of an image's pixels in its file, 1 to 8; of a TIFF before it is loaded."""
+    """The orientation of the pixels in the file, 1 to 8; call this before a TIFF is loaded."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         value = image.tag_v2.get(_ORIENTATION, 1)
         return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -1062,18 +1062,18 @@ def _stored_orientation(image: Image.Image) -> int:
 def read_metadata(
     image: Image.Image, size_px: tuple[int, int], turned: int = 1
 ) -> tuple[ImageMetadata, tuple[str, ...]]:
-    """Take what is kept from a loaded image.
+    """Read the metadata of a loaded image.
 
     Args:
-        image: loaded, so that what follows the pixels is known too.
-        size_px: height and width once it is upright.
+        image: a loaded image, because metadata can follow the pixels.
+        size_px: height and width of the upright image.
         turned: the orientation that was applied to its pixels.
     Returns:
-        The metadata, its ICC profile not yet looked at, and notes on what had to be dropped.
+        The metadata, with an unchecked ICC profile, and notes on what was dropped.
     """
     place = Placement(turned, size_px[::-1] if turned >= 5 else size_px, size_px)
     try:
-        with warnings.catch_warnings(action="ignore"):  # Pillow's, of single values that it leaves out
+        with warnings.catch_warnings(action="ignore"):  # Pillow warns about single values that it drops
             raw = _raw_metadata(image)
         notes = raw.notes
     except (struct.error, ValueError, TypeError, KeyError, SyntaxError, OSError):
@@ -1104,12 +1104,12 @@ def read_metadata(
 
 
 def exif_of_tiff_structure(file: BinaryIO) -> tuple[bytes | None, tuple[str, ...]]:
-    """What the first directory of a file that begins as a TIFF says of its image, whatever its pixels are.
+    """The EXIF data in the first directory of a file that begins as a TIFF, for any kind of pixels.
 
     Returns:
-        EXIF, and notes on what was dropped.
+        EXIF data, and notes on what was dropped.
     Raises:
-        SyntaxError, OSError, struct.error: it does not begin so, or is corrupt.
+        SyntaxError, OSError, struct.error: the file does not begin as a TIFF, or is corrupt.
     """
     file.seek(0)
     exif, directory = Image.Exif(), TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
@@ -1124,7 +1124,7 @@ def _described(exif: Image.Exif) -> tuple[bytes | None, tuple[str, ...]]:
         kept[tag] = source[tag]
     if not len(kept):
         return None, ()
-    # It is packed anew, and a note whose offsets count from the file's start would point elsewhere.
+    # The data is repacked, which would invalidate the offsets of a maker note that cannot be moved.
     packed, dropped = without_fixed_note(without_prefix(kept.tobytes()))
     return packed, ((MAKER_NOTE_DROPPED,) if dropped else ())
 
@@ -1132,7 +1132,7 @@ def _described(exif: Image.Exif) -> tuple[bytes | None, tuple[str, ...]]:
 def _dpi(image: Image.Image, exif: bytes | None) -> tuple[float, float] | None:
     dpi: Any = image.info.get("dpi")
     if image.format in ("JPEG", "MPO"):
-        # Pillow makes 72 up where neither JFIF nor EXIF gives a resolution.
+        # Pillow returns 72 if neither JFIF nor EXIF has a resolution.
         if image.info.get("jfif_unit") not in (1, 2):
             dpi = _exif_dpi(exif) if exif else None
     elif dpi is None and exif and image.format != "TIFF":
@@ -1143,7 +1143,7 @@ def _dpi(image: Image.Image, exif: bytes | None) -> tuple[float, float] | None:
         across, down = (float(value) for value in dpi)
     except (TypeError, ValueError, ZeroDivisionError):
         return None
-    # Pillow gives 1 where a TIFF has no resolution; no scan has that.
+    # Pillow returns 1 if a TIFF has no resolution; no scan has 1 dpi.
     return (across, down) if all(math.isfinite(value) and value > 1 for value in (across, down)) else None
 
 
@@ -1175,13 +1175,13 @@ def fitting_metadata(
     size_px: tuple[int, int],
     dpi: Literal["keep", "scale"] | float = "keep",
 ) -> tuple[ImageMetadata, tuple[str, ...]]:
-    """Change metadata to what is true of the result, and drop what its format has no place for.
+    """Adapt metadata to the result, and drop what its format does not support.
 
     Args:
-        metadata: of the input.
-        format_name: of the result.
-        size_px: its height and width.
-        dpi: its dots per inch: those of the input, these scaled with its pixels, or a number.
+        metadata: metadata of the input.
+        format_name: format of the result.
+        size_px: height and width of the result.
+        dpi: dots per inch of the result: "keep" the input's, "scale" them with the pixels, or a number.
 
     Returns:
         The metadata and notes on what was dropped.
@@ -1199,7 +1199,7 @@ def fitting_metadata(
                 notes += [MAKER_NOTE_DROPPED] if dropped else []
             elif format_name == "avif":
                 exif = without_orientation(exif)
-        # What is kept stays as each block of the file gave it, even where two of them differ.
+        # Kept values stay as in each block of the file, even if two blocks differ.
         has_no_place = format_name in ("webp", "avif")
         if new_dpi and (dpi != "keep" or (has_no_place and not (exif and _exif_dpi(exif)))):
             exif = exif_with_dpi(exif, new_dpi, add=has_no_place)
@@ -1221,19 +1221,19 @@ def fitting_metadata(
     iptc, text = metadata.iptc, metadata.text
     if iptc and format_name in ("webp", "avif"):
         iptc = None
-        notes.append(f"IPTC was dropped: {format_name} has no place for it")
+        notes.append(f"IPTC was dropped: {format_name} does not support it")
     if format_name != "png":
         text = tuple(pair for pair in text if pair[0] == "Comment") if format_name == "jpg" else ()
         if lost := sorted({pair[0] for pair in metadata.text} - {pair[0] for pair in text}):
-            notes.append(f"texts were dropped: {format_name} has no place for {', '.join(lost)[:100]}")
+            notes.append(f"texts were dropped: {format_name} does not support {', '.join(lost)[:100]}")
     if dpi == "scale" and not new_dpi:
-        notes.append("the resolution was not scaled: the image gives none")
+        notes.append("the resolution was not scaled: the image has none")
     fitting = replace(metadata, exif=exif, xmp=xmp, dpi=new_dpi, text=text, iptc=iptc, size_px=size_px)
     return fitting, tuple(notes)
 
 
 def metadata_segments(metadata: ImageMetadata) -> tuple[bytes, tuple[str, ...]]:
-    """EXIF, XMP, IPTC and comments as segments of a JPEG, to be put behind its first; and notes on what did not fit."""
+    """EXIF, XMP, IPTC and comments as JPEG segments, which follow the first one; and notes on what did not fit."""
     segments: list[bytes] = []
     notes: tuple[str, ...] = ()
     if metadata.exif:
@@ -1256,18 +1256,18 @@ def metadata_segments(metadata: ImageMetadata) -> tuple[bytes, tuple[str, ...]]:
     for _, text in metadata.text:
         comment = text.encode()
         if len(comment) > _MAX_SEGMENT:
-            notes += (f"a comment of {len(comment)} bytes was cut to the {_MAX_SEGMENT} that a JPEG holds",)
+            notes += (f"a comment of {len(comment)} bytes was cut to {_MAX_SEGMENT}, the maximum in a JPEG",)
         segments.append(jpeg_segment(0xFE, comment[:_MAX_SEGMENT].decode("utf-8", "ignore").encode()))
     return b"".join(segments), notes
 
 
 def png_text_chunk(keyword: str, text: str) -> bytes:
-    """An uncompressed iTXt chunk."""
+    """The content of an uncompressed iTXt chunk."""
     return png_chunk(b"iTXt", keyword.encode("latin-1", "replace")[:79] + b"\0\0\0\0\0" + text.encode())
 
 
 def raw_profile_chunk(kind: str, content: bytes) -> bytes:
-    """The content of a PNG's zTXt chunk in ImageMagick's way, which exiftool and others read."""
+    """The content of a PNG's zTXt chunk in ImageMagick's format, which exiftool and others can read."""
     digits = content.hex()
     lines = "\n".join(digits[start : start + 72] for start in range(0, len(digits), 72))
     text = f"\n{kind}\n{len(content):8}\n{lines}\n"

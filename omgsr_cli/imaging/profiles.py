@@ -1,13 +1,14 @@
-"""What an image's numbers mean: ICC profiles and every other description of colour, to sRGB for the model and back.
+"""The colours of an image: convert from ICC profiles and other colour descriptions to sRGB for the model, and back.
 
-A description that is no profile (PNG's cICP and gAMA, the nclx of AVIF and HEIC, the EXIF of a DCF camera, the header
-of a BMP) becomes a profile of the same meaning, which every format can carry. Each specification says which one counts:
+A description other than a profile (PNG's cICP and gAMA, the nclx of AVIF and HEIC, the EXIF of a DCF camera, the header
+of a BMP) becomes a profile of the same meaning, which every format supports. The specifications define which one is
+used:
 
 - PNG, third edition, 13.14: cICP, then iCCP, then sRGB, then gAMA with cHRM;
 - HEIF and AVIF (ISO/IEC 23008-12, 6.5.5): the ICC profile, then nclx;
 - JPEG, TIFF and WebP: the ICC profile, then EXIF's ColorSpace and InteropIndex (DCF 2.0, Exif 2.32).
 
-An image without any is sRGB.
+An image without a description is sRGB.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ from torch import Tensor
 from omgsr_cli.errors import FileError
 from omgsr_cli.files.containers import boxes, png_chunks
 
-#: Points of a curve's tables: one per 16-bit value.
+#: Number of points in a curve's tables: one per 16-bit value.
 _POINTS = 65536
 
 
 class ProfileError(ValueError):
-    """The bytes are no ICC profile that can be used."""
+    """The bytes are not a usable ICC profile."""
 
 
 class Curve:
-    """A rising tone curve of a profile, as tables in both directions.
+    """An increasing tone curve of a profile, as tables for both directions.
 
-    Between table points it is linear: against the exact curve both directions are right to 1/65535 of the range.
+    Values between table points are interpolated linearly; both directions are accurate to 1/65535 of the range.
 
     Args:
         light: (65536,) the light in [0, 1] of evenly spaced encoded values in [0, 1].
     Raises:
-        ProfileError: it does not rise from dark to bright.
+        ProfileError: the curve does not increase from dark to bright.
     """
 
     def __init__(self, light: NDArray[np.float64]) -> None:
@@ -52,30 +53,31 @@ class Curve:
             raise ProfileError("a tone curve is not finite")
         rising = np.maximum.accumulate(light.clip(0, 1))
         if rising[-1] - rising[0] < 0.5:
-            raise ProfileError("a tone curve does not rise")
+            raise ProfileError("a tone curve does not increase")
         encoded = np.linspace(0.0, 1.0, _POINTS)
         self._to_light = torch.from_numpy(rising.astype(np.float32))
-        # Spaced by the root of the light: there curves like sRGB's are nearly straight, in the shadows too.
+        # Spaced evenly in the square root of the light, where curves such as sRGB's are nearly straight, also in
+        # shadows.
         self._to_encoded = torch.from_numpy(np.interp(encoded**2, rising, encoded).astype(np.float32))
 
     def to_light(self, encoded: Tensor) -> Tensor:
-        """Decode values in [0, 1], any shape; what is outside is clipped."""
+        """Decode values in [0, 1] of any shape; values outside are clipped."""
         return _looked_up(self._to_light, encoded.clamp(0, 1))
 
     def to_encoded(self, light: Tensor) -> Tensor:
-        """Encode light in [0, 1], any shape; what is outside is clipped."""
+        """Encode light in [0, 1] of any shape; values outside are clipped."""
         return _looked_up(self._to_encoded, light.clamp(0, 1).sqrt_())
 
 
 def srgb_to_light(encoded: Tensor) -> Tensor:
-    """Decode sRGB (IEC 61966-2-1), any range; below 0 it is mirrored."""
+    """Decode sRGB (IEC 61966-2-1) of any range; the curve is mirrored below 0."""
     size = encoded.abs()
     light = torch.where(size <= 0.04045, size / 12.92, ((size + 0.055) / 1.055) ** 2.4)
     return light.copysign(encoded)
 
 
 def light_to_srgb(light: Tensor) -> Tensor:
-    """Encode sRGB (IEC 61966-2-1), any range; below 0 it is mirrored."""
+    """Encode sRGB (IEC 61966-2-1) of any range; the curve is mirrored below 0."""
     size = light.abs()
     encoded = torch.where(size <= 0.0031308, size * 12.92, 1.055 * size ** (1 / 2.4) - 0.055)
     return encoded.copysign(light)
@@ -85,13 +87,13 @@ def parse_curve(tag: bytes) -> Curve:
     """Read a `curv` or `para` tag (ICC.1:2022, 10.6 and 10.18).
 
     Raises:
-        ProfileError: it is neither, or too short.
+        ProfileError: the tag has another type or is too short.
     """
     return Curve(_curve_values(tag))
 
 
 def _curve_values(tag: bytes) -> NDArray[np.float64]:
-    """What a curve gives for evenly spaced values, (65536,)."""
+    """The output of a curve for evenly spaced values, (65536,)."""
     try:
         if tag[:4] == b"curv":
             return _sampled_curve(tag)
@@ -103,7 +105,7 @@ def _curve_values(tag: bytes) -> NDArray[np.float64]:
 
 
 def _looked_up(table: Tensor, positions: Tensor) -> Tensor:
-    """Values between the evenly spaced ones of a table, at positions in [0, 1]."""
+    """Interpolate between the evenly spaced values of a table, at positions in [0, 1]."""
     scaled = positions * (len(table) - 1)
     below = scaled.to(torch.int64).clamp_(max=len(table) - 2)
     low = table[below]
@@ -130,14 +132,14 @@ def _parametric_curve(tag: bytes) -> NDArray[np.float64]:
     if kind == 0:
         a = 1.0
     elif kind in (1, 2):
-        # Below -b/a these are constant: 0, or c in the second, which is also added above.
+        # Below -b/a these curves are constant: 0, or c in the second, which is also added above.
         c, d, e, f = 0.0, -b / a, c, c
     encoded = np.linspace(0.0, 1.0, _POINTS)
     curved = np.power(np.maximum(a * encoded + b, 0.0), gamma) + e
     return np.where(encoded >= d, curved, c * encoded + f).astype(np.float64)
 
 
-#: Linear sRGB to XYZ under D50, as profiles keep it (IEC 61966-2-1, Bradford-adapted).
+#: Linear sRGB to XYZ under D50, as in profiles (IEC 61966-2-1, Bradford-adapted).
 _SRGB_TO_XYZ = np.array(
     [[0.4360747, 0.3850649, 0.1430804], [0.2225045, 0.7168786, 0.0606169], [0.0139322, 0.0971045, 0.7141733]]
 )
@@ -145,28 +147,28 @@ _SRGB_TO_XYZ = np.array(
 _LIGHT_TO_XYZ = torch.from_numpy(_SRGB_TO_XYZ.astype(np.float32))
 _XYZ_TO_LIGHT = torch.from_numpy(np.linalg.inv(_SRGB_TO_XYZ).astype(np.float32))
 
-#: Pixels converted at a time, so that a large image needs little memory beside itself.
+#: Number of pixels that are converted at a time, so large images need little additional memory.
 _PIXELS_AT_ONCE = 1 << 20
 
-#: A profile nearer to sRGB than this is sRGB: makers round its matrix differently, which near black, where the
-#: curve is steep, comes to most of an 8-bit step.
+#: Profiles closer to sRGB than this are sRGB. Vendors round its matrix differently, which changes dark colours, where
+# the #: curve is steep, by almost an 8-bit step.
 _SRGB_TOLERANCE = 1 / 255
 
 
 class ColorProfile(Protocol):
-    """Between a profile's own encoded values and sRGB."""
+    """A conversion between a profile's encoded values and sRGB."""
 
     def to_srgb(self, image: Tensor) -> Tensor:
-        """(C, H, W) in [0, 1] to sRGB of the same shape, outside [0, 1] where sRGB cannot show the colour."""
+        """Convert (C, H, W) in [0, 1] to sRGB of the same shape; colours outside sRGB get values outside [0, 1]."""
         ...
 
     def from_srgb(self, image: Tensor) -> Tensor:
-        """SRGB (C, H, W), any range, to the profile's values in [0, 1]."""
+        """Convert sRGB (C, H, W) of any range to the profile's values in [0, 1]."""
         ...
 
 
 class GreyProfile:
-    """A grey profile: one tone curve. As exact as float32 and `Curve` are; C is 1."""
+    """A grey profile with one tone curve, as exact as float32 and `Curve`; C is 1."""
 
     def __init__(self, curve: Curve) -> None:
         self._curve = curve
@@ -181,14 +183,15 @@ class GreyProfile:
 
 
 class MatrixProfile:
-    """An RGB profile of three tone curves and a matrix (Adobe RGB, Display P3, ProPhoto ...).
+    """An RGB profile with three tone curves and a matrix (Adobe RGB, Display P3, ProPhoto ...).
 
-    Relative colorimetric. As exact as float32 and `Curve` are: to sRGB and back loses less than 1/65535 except in
-    the darkest shadows of steep curves, and nothing outside sRGB's gamut as long as to_srgb is not clipped.
+    The conversion is relative colorimetric and as exact as float32 and `Curve`: to sRGB and back, the error is below
+    1/65535, except in the darkest shadows of steep curves. Colours outside sRGB survive unless the sRGB values are
+    clipped.
 
     Args:
-        curves: red, green, blue.
-        to_xyz: (3, 3) linear light of the profile to XYZ under D50.
+        curves: curves of red, green and blue.
+        to_xyz: (3, 3) matrix from the profile's linear light to XYZ under D50.
     Raises:
         ProfileError: the matrix cannot be inverted.
     """
@@ -199,7 +202,7 @@ class MatrixProfile:
         if abs(np.linalg.det(matrix)) < 1e-6 or (np.abs(white) < 1e-3).any():
             raise ProfileError("its primaries are degenerate")
         if (np.abs(white - 1) < 0.01).all():
-            # Profiles round their matrix to 1/65536: without this, white and greys would get a trace of colour.
+            # Profiles round their matrix to 1/65536; without this correction, white and greys would get a slight tint.
             matrix = matrix / white
         self._curves = curves
         self._to_srgb = torch.from_numpy(matrix.astype(np.float32))
@@ -223,14 +226,14 @@ class MatrixProfile:
 
 
 class TableProfile:
-    """An RGB profile of tables (A2B and B2A), in float: relative colorimetric, sRGB's gamut is no bound.
+    """An RGB profile with tables (A2B and B2A): relative colorimetric, in float, not limited to sRGB's gamut.
 
-    The way back is refined until the way there agrees: the tables of a profile are no exact inverses.
+    The tables of a profile are not exact inverses, so the conversion back is refined until both agree.
 
     Args:
         icc: the profile.
     Attributes:
-        goes_back: whether it has tables for the way back; a scanner's may have none.
+        goes_back: whether it has tables for the conversion back; those of scanners may have none.
     Raises:
         ProfileError: its tables cannot be used.
     """
@@ -267,7 +270,7 @@ class TableProfile:
 
     def _rows_from_srgb(self, rows: Tensor) -> Tensor:
         if self._back is None:
-            raise ProfileError("it has no tables for the way back")
+            raise ProfileError("it has no tables for the conversion back")
         wanted = srgb_to_lab(rows) if self._is_lab else srgb_to_xyz(rows)
         first = self._encoded(wanted)
         own = first
@@ -284,23 +287,25 @@ class TableProfile:
         return self._back((color + shift[:, None, None]) / scale[:, None, None])
 
 
-#: Rounds in which the way back is refined; each leaves some percent of the error before it.
+#: Number of refinements of the conversion back; each reduces the error to a few percent.
 _REFINEMENTS = 2
 
 
 class _Table:
-    """A tag of tables, `mft1`, `mft2`, `mAB ` or `mBA ` (ICC.1:2022, 10.10 to 10.13): (C, H, W) to (D, H, W) in [0, 1].
+    """The tables of a tag `mft1`, `mft2`, `mAB ` or `mBA ` (ICC.1:2022, 10.10 to 10.13).
+
+    They map (C, H, W) in [0, 1] to (D, H, W) in [0, 1].
 
     Attributes:
-        inputs: channels.
-        outputs: channels.
-        lab: what [0, 1] stands for where a side is Lab: L*, a* and b* are values times the first minus the second.
+        inputs: number of input channels.
+        outputs: number of output channels.
+        lab: scale and offset of Lab values: L*, a* and b* are values times the scale minus the offset.
     """
 
     def __init__(self, tag: bytes) -> None:
         kind = tag[:4]
         wide = kind != b"mft2"
-        # The 16-bit encoding of version 2 ends at 0xFF00, also in later versions of the type.
+        # In the 16-bit encoding of version 2, the maximum is 0xFF00, also in later versions of the type.
         scale = (100.0, 255.0, 255.0) if wide else (100 * 65535 / 65280, 65535 / 256, 65535 / 256)
         self.lab = torch.tensor(scale), torch.tensor((0.0, 128.0, 128.0))
         try:
@@ -315,7 +320,7 @@ class _Table:
             raise ProfileError(f"its tables cannot be read: {error}") from error
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Convert; what is outside [0, 1] is clipped before each table."""
+        """Convert values; values outside [0, 1] are clipped before each table."""
         for step in self._steps:
             values = step(values)
         return values
@@ -365,7 +370,7 @@ class _Table:
 
 
 def _curves_at(tag: bytes, position: int, count: int) -> list[NDArray[np.float64]]:
-    """Curves that follow each other, each padded to four bytes."""
+    """Read consecutive curves, each padded to four bytes."""
     found = []
     for _ in range(count):
         values = _curve_values(tag[position:])
@@ -379,7 +384,7 @@ def _curves_at(tag: bytes, position: int, count: int) -> list[NDArray[np.float64
 
 
 def _curves(tables: list[NDArray[np.float64]]) -> Callable[[Tensor], Tensor]:
-    """A curve for each channel, between evenly spaced values."""
+    """Apply one curve to each channel, interpolating between evenly spaced values."""
     if any(len(table) < 2 or not np.isfinite(table).all() for table in tables):
         raise ProfileError("a curve of its tables is too short")
     made = [torch.from_numpy(table.astype(np.float32)) for table in tables]
@@ -394,11 +399,11 @@ def _affine(matrix: NDArray[np.float64], offset: NDArray[np.float64]) -> Callabl
 
 
 def _grid(nodes: NDArray[np.float64], sides: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
-    """Interpolate between the nodes of a grid, in the tetrahedron around each colour: greys stay on the diagonal.
+    """Interpolate in the tetrahedron of grid nodes around each colour, so greys stay on the diagonal.
 
     Args:
-        nodes: (product of the sides, outputs), the last channel changing first.
-        sides: nodes for each of three inputs, two or more.
+        nodes: (product of the sides, outputs); the last channel varies fastest.
+        sides: number of nodes for each of three inputs, two or more.
     """
     if len(sides) != 3 or min(sides) < 2:
         raise ProfileError("its tables are not for three channels")
@@ -411,7 +416,7 @@ def _grid(nodes: NDArray[np.float64], sides: tuple[int, ...]) -> Callable[[Tenso
         below = torch.minimum(scaled.to(torch.int64), last - 1)
         x, y, z = scaled - below
         start = below[0] * strides[0] + below[1] * strides[1] + below[2]
-        # From the corner below along the largest part, then the middle one, to the corner above.
+        # Go from the lower corner along the largest fraction, then the middle one, to the upper corner.
         largest, smallest = torch.maximum(torch.maximum(x, y), z), torch.minimum(torch.minimum(x, y), z)
         middle = x + y + z - largest - smallest
         along = torch.where((x >= y) & (x >= z), strides[0], torch.where(y >= z, strides[1], strides[2]))
@@ -427,27 +432,27 @@ def _grid(nodes: NDArray[np.float64], sides: tuple[int, ...]) -> Callable[[Tenso
 
 
 def xyz_to_srgb(xyz: Tensor) -> Tensor:
-    """Convert (3, H, W) XYZ under D50 to sRGB, outside [0, 1] where sRGB cannot show the colour."""
+    """Convert (3, H, W) XYZ under D50 to sRGB; colours outside sRGB get values outside [0, 1]."""
     return light_to_srgb(torch.einsum("ij,jhw->ihw", _XYZ_TO_LIGHT, xyz))
 
 
 def srgb_to_xyz(image: Tensor) -> Tensor:
-    """Convert (3, H, W) sRGB, any range, to XYZ under D50."""
+    """Convert (3, H, W) sRGB of any range to XYZ under D50."""
     return torch.einsum("ij,jhw->ihw", _LIGHT_TO_XYZ, srgb_to_light(image))
 
 
 def srgb_to_lab(image: Tensor) -> Tensor:
-    """Convert (3, H, W) sRGB, any range, to CIE 1976 L*a*b* under D50; the inverse of `lab_to_srgb`."""
+    """Convert (3, H, W) sRGB of any range to CIE 1976 L*a*b* under D50; the inverse of `lab_to_srgb`."""
     ratio = srgb_to_xyz(image) / _LIGHT_TO_XYZ.sum(dim=1)[:, None, None]
     root = torch.where(ratio > (6 / 29) ** 3, ratio.clamp(min=0) ** (1 / 3), ratio * ((29 / 6) ** 2 / 3) + 4 / 29)
     return torch.stack([116 * root[1] - 16, 500 * (root[0] - root[1]), 200 * (root[1] - root[2])])
 
 
 def profile_space(icc: bytes) -> str:
-    """The colour space that a profile's values are in: "RGB", "GRAY", "CMYK", "Lab" ...
+    """The colour space of a profile's values: "RGB", "GRAY", "CMYK", "Lab" ...
 
     Raises:
-        ProfileError: the bytes are no ICC profile.
+        ProfileError: the bytes are not an ICC profile.
     """
     if len(icc) < 132 or icc[36:40] != b"acsp":
         raise ProfileError("it has no ICC header")
@@ -456,12 +461,12 @@ def profile_space(icc: bytes) -> str:
 
 @functools.lru_cache(maxsize=8)
 def load_profile(icc: bytes) -> ColorProfile | None:
-    """Build the conversion that an RGB or grey profile asks for.
+    """Build the conversion for an RGB or grey profile.
 
     Returns:
-        The conversion, or None where the profile is sRGB to within an 8-bit step.
+        The conversion, or None if the profile equals sRGB within an 8-bit step.
     Raises:
-        ProfileError: it is corrupt, or for another colour space.
+        ProfileError: the profile is corrupt, or for another colour space.
     """
     space, tags = profile_space(icc), _tags(icc)
     profile: ColorProfile
@@ -477,7 +482,7 @@ def load_profile(icc: bytes) -> ColorProfile | None:
 
 
 def by_rows(convert: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """Apply a pixel-wise conversion to (C, H, W) in bands of rows; the result has the same shape."""
+    """Apply a conversion of single pixels to (C, H, W), in bands of rows; the result has the same shape."""
     rows = max(_PIXELS_AT_ONCE // max(image.shape[2], 1), 1)
     result = torch.empty_like(image)
     for top in range(0, image.shape[1], rows):
@@ -486,7 +491,7 @@ def by_rows(convert: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
 
 
 def convert_to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
-    """Turn a CMYK or Lab image into 8-bit sRGB through its profile; without one, as Pillow or LittleCMS does.
+    """Convert a CMYK or Lab image to 8-bit sRGB with its profile; without one, as Pillow or LittleCMS does.
 
     Raises:
         ProfileError: the profile is corrupt or for another colour space.
@@ -497,7 +502,7 @@ def convert_to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
     if icc is not None and profile_space(icc) != wanted:
         raise ProfileError(f"it is for {profile_space(icc)}")
     source = ImageCms.createProfile("LAB") if icc is None else io.BytesIO(icc)
-    # Ink is never quite black: compensation spreads its range over the screen's. Lab has no black of its own.
+    # Ink is never fully black, so black point compensation scales its range to that of a screen. Lab needs none.
     flags = ImageCms.Flags.BLACKPOINTCOMPENSATION if image.mode == "CMYK" else ImageCms.Flags.NONE
     try:
         converted = ImageCms.profileToProfile(
@@ -511,7 +516,7 @@ def convert_to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
     except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
         raise ProfileError(f"it cannot be used: {error}") from error
     if converted is None:
-        raise ProfileError("it gives no image")
+        raise ProfileError("it returns no image")
     return converted
 
 
@@ -521,13 +526,13 @@ def lab_to_srgb(lab: Tensor) -> Tensor:
     Args:
         lab: (3, H, W) float32, CIE 1976 under D50: lightness 0 to 100, a and b.
     Returns:
-        (3, H, W) float32, outside [0, 1] where sRGB cannot show the colour.
+        (3, H, W) float32; colours outside sRGB get values outside [0, 1].
     Source: CIE 15:2004, 8.2.1.
     """
     middle = (lab[0] + 16) / 116
     curved = torch.stack([middle + lab[1] / 500, middle, middle - lab[2] / 200])
     ratios = torch.where(curved > 6 / 29, curved**3, (curved - 4 / 29) * (3 * (6 / 29) ** 2))
-    # White is the sum of the primaries, so that a = b = 0 is neutral.
+    # White is the sum of the primaries, so a = b = 0 is neutral.
     matrix = np.linalg.inv(_SRGB_TO_XYZ) * _SRGB_TO_XYZ.sum(axis=1)
     return light_to_srgb(torch.einsum("ij,jhw->ihw", torch.from_numpy(matrix.astype(np.float32)), ratios))
 
@@ -542,7 +547,7 @@ def _tags(icc: bytes) -> dict[bytes, bytes]:
 
 
 def _grey_curve(icc: bytes, tags: dict[bytes, bytes]) -> Curve:
-    """A grey profile's light for each value (ICC.1:2022, F.2): its curve gives Y, or L* where the space is Lab."""
+    """The tone curve of a grey profile (ICC.1:2022, F.2), which maps to Y, or to L* if the space is Lab."""
     if b"A2B0" in tags or b"kTRC" not in tags:
         return Curve(_grey_by_littlecms(icc))
     values = _curve_values(tags[b"kTRC"])
@@ -550,14 +555,14 @@ def _grey_curve(icc: bytes, tags: dict[bytes, bytes]) -> Curve:
 
 
 def _light_of_lightness(lightness: NDArray[np.float64]) -> NDArray[np.float64]:
-    """CIE L* from 0 to 1 to Y."""
+    """Convert CIE L* in [0, 1] to Y."""
     root = (lightness * 100 + 16) / 116
     light: NDArray[np.float64] = np.where(root > 6 / 29, root**3, (root - 4 / 29) * 3 * (6 / 29) ** 2)
     return light
 
 
 def _grey_by_littlecms(icc: bytes) -> NDArray[np.float64]:
-    """The light of all 16-bit values of a grey profile with tables."""
+    """The light for all 16-bit values of a grey profile with tables, computed by LittleCMS."""
     ramp = Image.fromarray(np.arange(_POINTS, dtype=np.uint16)[None])
     try:
         own, linear = (ImageCms.ImageCmsProfile(io.BytesIO(data)) for data in (icc, build_profile(_power_curve(1.0))))
@@ -579,7 +584,7 @@ def _matrix_profile(tags: dict[bytes, bytes]) -> MatrixProfile:
 
 
 def _is_srgb(profile: ColorProfile, channels: int) -> bool:
-    """Whether a profile leaves a grid of colours where they are."""
+    """Whether a profile leaves a grid of colours unchanged."""
     steps = torch.linspace(0, 1, 18)
     grid = torch.stack(torch.meshgrid([steps] * channels, indexing="ij")).reshape(channels, 1, -1)
     return bool((profile.to_srgb(grid).clamp(0, 1) - grid).abs().max() < _SRGB_TOLERANCE)
@@ -587,7 +592,7 @@ def _is_srgb(profile: ColorProfile, channels: int) -> bool:
 
 # --- profiles of other descriptions ---
 
-#: White points and primaries as x and y: white, red, green, blue.
+#: White point and primaries as x and y: white, red, green, blue.
 _D65 = (0.3127, 0.3290)
 _BT709 = (_D65, (0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
 _ADOBE_RGB = (_D65, (0.64, 0.33), (0.21, 0.71), (0.15, 0.06))
@@ -612,12 +617,12 @@ _CICP_PRIMARIES: dict[int, _Chromaticities] = {
 _D50_XYZ, _D65_XYZ = np.array([0.9642, 1.0, 0.8249]), np.array([0.95047, 1.0, 1.08883])
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 
-#: Closer to sRGB's power of 1/2.2 than this, libpng too takes a gAMA for sRGB.
+#: libpng treats a gAMA this close to sRGB's power of 1/2.2 as sRGB too.
 _GAMMA_TOLERANCE = 0.05
 
 
 def _fixed(*numbers: float) -> bytes:
-    """Numbers of a profile: 15 bits, sign and 16 bits after the point."""
+    """Encode numbers of a profile: a sign, 15 bits, and 16 bits after the binary point."""
     return struct.pack(f">{len(numbers)}i", *(round(number * 65536) for number in numbers))
 
 
@@ -626,15 +631,15 @@ def _power_curve(gamma: float) -> bytes:
 
 
 def _split_curve(gamma: float, offset: float, slope: float, start: float) -> bytes:
-    """A power with a straight start: ((x + offset) / (1 + offset)) ** gamma from `start` on, x / slope below."""
+    """A power curve with a linear start: ((x + offset) / (1 + offset)) ** gamma from `start` on, x / slope below."""
     numbers = (gamma, 1 / (1 + offset), offset / (1 + offset), 1 / slope, start)
     return b"para" + bytes(4) + struct.pack(">HH", 3, 0) + _fixed(*numbers)
 
 
 _SRGB_CURVE = _split_curve(2.4, 0.055, 12.92, 0.04045)
 
-#: TransferCharacteristics of ITU-T H.273, table 3. The camera curves of BT.709, BT.601 and BT.2020 are shown with
-#: sRGB's curve, as browsers show them: what counts is the display, for which these standards name none.
+#: TransferCharacteristics of ITU-T H.273, table 3. BT.709, BT.601 and BT.2020 define camera curves but no display
+# curve, so #: sRGB's curve is used, as in browsers.
 _CICP_CURVES = {
     **dict.fromkeys((1, 6, 11, 12, 13, 14, 15), _SRGB_CURVE),
     4: _power_curve(2.2),
@@ -648,14 +653,14 @@ _HDR_CURVES = {16: "PQ", 18: "HLG"}
 
 
 def _to_xyz(chromaticities: _Chromaticities) -> NDArray[np.float64]:
-    """Linear RGB to XYZ under D50, (3, 3), from chromaticities, with Bradford adaptation.
+    """The (3, 3) matrix from linear RGB to XYZ under D50 for chromaticities, with Bradford adaptation.
 
     Raises:
-        ProfileError: they span no gamut.
+        ProfileError: the primaries are degenerate.
     """
     try:
         white, *primaries = (np.array([x, y, 1 - x - y]) for x, y in chromaticities)
-        # Rounded to four digits, D65 would tint sRGB's own white by a trace.
+        # D65 rounded to four digits would tint sRGB's white slightly.
         white = _D65_XYZ if np.abs(white[:2] - _D65).max() < 0.0005 else white / white[1]
         columns = np.stack(primaries, axis=1)
         matrix = columns * np.linalg.solve(columns, white)
@@ -669,13 +674,13 @@ def _to_xyz(chromaticities: _Chromaticities) -> NDArray[np.float64]:
 
 
 def build_profile(curve: bytes, chromaticities: _Chromaticities | None = None) -> bytes:
-    """Make an ICC profile of version 4: grey of one tone curve, or RGB of a curve and primaries.
+    """Build an ICC profile of version 4: grey with a tone curve, or RGB with a curve and primaries.
 
     Args:
         curve: a `curv` or `para` tag.
         chromaticities: x and y of white, red, green and blue; None for grey.
     Raises:
-        ProfileError: they span no gamut.
+        ProfileError: the primaries are degenerate.
     """
     text = "omgsr".encode("utf-16-be")
     words = b"mluc" + bytes(4) + struct.pack(">II2s2sII", 1, 12, b"en", b"US", len(text), 28) + text
@@ -706,12 +711,12 @@ _RGB = (b"r", b"g", b"b")
 
 @dataclass(frozen=True)
 class ColorDescription:
-    """What an image's numbers mean.
+    """The colour description of an image.
 
     Attributes:
-        icc: the profile, the file's own or one of the same meaning; None for sRGB.
+        icc: the file's own profile, or one of the same meaning; None for sRGB.
         narrow_range: whether black is at 16/255 and white at 235/255, as in video.
-        notes: what had to be ignored.
+        notes: notes about ignored descriptions.
     """
 
     icc: bytes | None = None
@@ -728,17 +733,17 @@ def describe_color(
     is_grey: bool = False,
     is_adobe_rgb: bool = False,
 ) -> ColorDescription:
-    """Find what an image's numbers mean, by the precedence of its format.
+    """Find the colour description of an image, by the order of precedence of its format.
 
     Args:
-        image: opened, grey or RGB; it may be loaded.
-        file: that it was opened from; its position is kept.
-        name: what to call it in messages.
-        icc: the file's own profile, as far as it was found.
-        is_grey: whether there is one colour channel.
-        is_adobe_rgb: whether its EXIF says so.
+        image: an opened image, grey or RGB; it may be loaded.
+        file: the file that it was opened from; its position does not change.
+        name: name of the file in messages.
+        icc: the file's own profile, if one was found.
+        is_grey: whether the image has one colour channel.
+        is_adobe_rgb: whether its EXIF data means Adobe RGB.
     Raises:
-        FileError: it is HDR.
+        FileError: the image is HDR.
     """
     notes = []
     for found in _usable_descriptions(image, file, name, icc, is_adobe_rgb):
@@ -755,10 +760,10 @@ def describe_color(
 
 
 def refuse_hdr(image: Image.Image, file: BinaryIO, name: str) -> None:
-    """Say early that an image is HDR; its numbers are light of the scene, which no model here has seen.
+    """Refuse HDR images before they are decoded, because no model was trained on them.
 
     Raises:
-        FileError: it is.
+        FileError: the image is HDR.
     """
     _usable_descriptions(image, file, name, image.info.get("icc_profile"))
 
@@ -788,11 +793,11 @@ def _check_space(icc: bytes, is_grey: bool) -> None:
 
 @dataclass(frozen=True)
 class _Described:
-    """One description in a file: a profile, or a curve with primaries; neither is sRGB.
+    """One description in a file: a profile, or a curve with primaries; without either, it is sRGB.
 
     Attributes:
-        what: it is, for a note.
-        transfer: of ITU-T H.273.
+        what: name of the description, for notes.
+        transfer: transfer characteristics of ITU-T H.273.
     """
 
     what: str
@@ -803,7 +808,7 @@ class _Described:
     narrow_range: bool = False
 
     def profile(self, is_grey: bool) -> bytes | None:
-        """None for sRGB."""
+        """The profile of this description; None for sRGB."""
         if self.icc is not None or self.curve is None:
             return self.icc
         made = build_profile(self.curve, None if is_grey else self.chromaticities)
@@ -811,7 +816,7 @@ class _Described:
 
 
 def _descriptions(image: Image.Image, file: BinaryIO, icc: bytes | None, is_adobe_rgb: bool) -> Iterator[_Described]:
-    """All descriptions of a file, the one that counts first."""
+    """All descriptions of a file, in their order of precedence."""
     kind = image.format
     chunks = _png_descriptions(image, file) if kind == "PNG" else {}
     if b"cICP" in chunks:
@@ -832,7 +837,7 @@ def _descriptions(image: Image.Image, file: BinaryIO, icc: bytes | None, is_adob
 
 
 def _of_icc(icc: bytes) -> _Described:
-    """A profile; version 4.4 says in a tag of four bytes whether it stands for PQ or HLG."""
+    """The description of a profile; in version 4.4, a tag of four bytes shows whether it is PQ or HLG."""
     try:
         transfer = _tags(icc).get(b"cicp", b"")[9:10]
     except ProfileError:
@@ -841,13 +846,13 @@ def _of_icc(icc: bytes) -> _Described:
 
 
 def _of_cicp(what: str, primaries: int, transfer: int, narrow_range: bool = False) -> _Described | None:
-    """Code points of ITU-T H.273; None where they say nothing."""
+    """The description of code points of ITU-T H.273; None if they are unspecified."""
     if primaries == transfer == _CICP_UNSPECIFIED and not narrow_range:
         return None
     curve = _CICP_CURVES.get(_SRGB_TRANSFER if transfer == _CICP_UNSPECIFIED else transfer)
     chromaticities = _CICP_PRIMARIES.get(1 if primaries == _CICP_UNSPECIFIED else primaries)
     if transfer not in _HDR_CURVES and (curve is None or chromaticities is None):
-        # Bytes that are no profile: the image is read without it, with a note.
+        # These bytes are not a profile, so the image is read without one, with a note.
         return _Described(f"{what} of {primaries}/{transfer}", b"")
     return _Described(
         what, curve=curve, chromaticities=chromaticities or _BT709, transfer=transfer, narrow_range=narrow_range
@@ -872,14 +877,14 @@ def _png_descriptions(image: Image.Image, file: BinaryIO) -> dict[bytes, _Descri
     if gamma:
         pairs: Any = tuple(zip(numbers[::2], numbers[1::2], strict=True)) if numbers else _BT709
         is_srgb_gamut = bool(np.abs(np.array(pairs) - np.array(_BT709)).max() < 0.002)
-        # The pair that sRGB's own specification gives for readers that know no better means sRGB.
+        # The PNG specification recommends this pair for sRGB images, so it means sRGB.
         if not is_srgb_gamut or abs(gamma * 2.2 - 1) >= _GAMMA_TOLERANCE:
             found[b"gAMA"] = _Described("gAMA chunk", curve=_power_curve(1 / gamma), chromaticities=pairs)
     return found
 
 
 def _bmp_descriptions(file: BinaryIO) -> Iterator[_Described]:
-    """What the header of a BMP of version 4 or 5 says: primaries and gammas, or an embedded profile."""
+    """The description in the header of a BMP of version 4 or 5: primaries and gammas, or an embedded profile."""
     file.seek(14)
     header = file.read(124)
     if len(header) < 108 or struct.unpack_from("<I", header)[0] < 108:
@@ -893,14 +898,14 @@ def _bmp_descriptions(file: BinaryIO) -> Iterator[_Described]:
         points = np.frombuffer(header, "<i4", 9, 60).reshape(3, 3) / 2**30
         gamma = struct.unpack_from("<I", header, 96)[0] / 65536
         if gamma and (points.sum(axis=1) > 0).all():
-            # The primaries are XYZ and add up to white.
+            # The primaries are XYZ values, and their sum is white.
             red, green, blue, white = ((p[0] / p.sum(), p[1] / p.sum()) for p in (*points, points.sum(axis=0)))
             yield _Described("BMP colour space", curve=_power_curve(gamma), chromaticities=(white, red, green, blue))
 
 
 # --- boxes of ISO files ---
 
-#: A `meta` or `jp2h` box that is longer than this holds more than descriptions.
+#: Longer `meta` or `jp2h` boxes are not read: they contain more than descriptions.
 _MAX_BOX_BYTES = 1 << 26
 
 
@@ -918,7 +923,7 @@ def _box_descriptions(file: BinaryIO) -> list[_Described]:
 
 
 def _inside(content: bytes) -> list[tuple[bytes, bytes]]:
-    """The boxes within a box: kind and content."""
+    """The kinds and contents of the boxes inside a box."""
     return [(kind, content[start : start + length]) for kind, start, length in boxes(io.BytesIO(content))]
 
 
@@ -927,7 +932,7 @@ def _children(content: bytes, kind: bytes) -> list[bytes]:
 
 
 def _colr_of_main_item(meta: bytes) -> list[bytes]:
-    """The colour properties of the primary item (ISO/IEC 23008-12, 9.3); of any item where it has none of its own."""
+    """The colour properties of the primary item (ISO/IEC 23008-12, 9.3), or of any item if it has none."""
     inside = dict(_inside(meta))
     properties = inside.get(b"iprp", b"")
     listed = [box for store in _children(properties, b"ipco") for box in _inside(store)]
@@ -942,7 +947,7 @@ def _primary_item(pitm: bytes) -> int:
 
 
 def _associated(ipma: bytes, item: int) -> Iterator[int]:
-    """Numbers of an item's properties, from 1."""
+    """The numbers of an item's properties, starting at 1."""
     wide_item, wide_index = ipma[0] > 0, bool(ipma[3] & 1)
     count, position = struct.unpack_from(">I", ipma, 4)[0], 8
     for _ in range(count):
@@ -963,5 +968,5 @@ def _of_colr(box: bytes) -> _Described | None:
     if box[:4] == b"nclx":
         primaries, transfer = struct.unpack_from(">HH", box, 4)
         return _of_cicp("nclx", primaries, transfer)
-    # JPEG 2000 (ITU-T T.800, I.5.3.3): method 2 or 3 is a profile.
+    # In JPEG 2000 (ITU-T T.800, I.5.3.3), methods 2 and 3 are profiles.
     return _of_icc(box[3:]) if box[:1] in (b"\2", b"\3") else None

@@ -278,7 +278,7 @@ def test_a_wrong_record_names_its_key(tmp_path: Path, text: str, message: str) -
 
 def test_an_unknown_family_lists_the_known_ones(tmp_path: Path) -> None:
     write_record(ModelRecord(family="other", mid_timestep=244, native_tile_px=1024), tmp_path)
-    with pytest.raises(ModelError, match="family 'other' is not known") as caught:
+    with pytest.raises(ModelError, match="unknown model family 'other'") as caught:
         find(tmp_path)
     assert caught.value.hint == "families: tiny, sd, network, flux"
 
