@@ -221,6 +221,7 @@ def screens_page() -> str:
             for place, name in ((str(ROOT), "~/omgsr-cli"), (cache, "~/.local/share/omgsr")):
                 screen = screen.replace(place, name)
             screen = re.sub(r"Linux-\S+", "Linux-x86_64", screen)
+            screen = re.sub(r" \(commit [0-9a-f]+\)", "", screen)
             parts += [f"## {title}", f"```text\n{screen}\n```"]
     return "\n\n".join(parts) + "\n"
 

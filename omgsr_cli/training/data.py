@@ -135,6 +135,9 @@ def _write_pixels(cached: Path, pixels: Pixels) -> None:
                 np.save(file, pixels)
             os.replace(partial, cached)
     except OSError as error:
+        # Windows does not replace a file that another worker has mapped; that one has the same pixels.
+        if isinstance(error, PermissionError) and cached.is_file():
+            return
         raise FileError(f"{cached.parent}: pixels cannot be cached there: {reason_of(error)}") from error
 
 

@@ -300,6 +300,22 @@ def test_decoded_pixels_are_kept_and_renewed(folder: Path, tmp_path: Path) -> No
         read_pixels(folder / "absent.png", cache)
 
 
+def test_pixels_that_windows_does_not_replace_are_those_of_the_other_worker(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, replace, written = folder / "hq" / "0.png", os.replace, [True, False]
+
+    def refuse(source: Path, target: Path) -> None:
+        if written.pop(0):
+            replace(source, target)
+        raise PermissionError(13, "Access is denied")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    assert np.array_equal(read_pixels(path, tmp_path / "first"), read_pixels(path))
+    with pytest.raises(FileError):
+        read_pixels(path, tmp_path / "second")
+
+
 def test_noise_is_on_the_lq_and_never_on_the_target(folder: Path) -> None:
     quiet = build(folder)
     noisy = build(folder, noise=LqNoise(probability=1.0, sigma=(20.0, 20.0), kinds={"grey": 1.0}))
