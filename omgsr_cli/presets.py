@@ -152,6 +152,53 @@ FEATURE_NETWORKS: dict[str, FeatureNetwork] = {
 """By the names that `loss.backbone` and `omgsr models pull` accept; OMGSR was trained with dinov3-convnext-large."""
 
 
+@dataclass(frozen=True)
+class NetworkFile:
+    """A restoration network of another project, as that project published it.
+
+    Attributes:
+        name: what `omgsr models pull` and `--model` take.
+        summary: for people.
+        url: of the weight file.
+        bytes: its size.
+        sha256: of its content.
+        licence: of the weights.
+    """
+
+    name: str
+    summary: str
+    url: str
+    bytes: int
+    sha256: str
+    licence: str
+
+
+_REAL_ESRGAN = "https://github.com/xinntao/Real-ESRGAN/releases/download"
+
+NETWORKS: dict[str, NetworkFile] = {
+    network.name: network
+    for network in (
+        NetworkFile(
+            "realesrgan-x4plus",
+            "Real-ESRGAN x4plus, 16.7 million parameters",
+            f"{_REAL_ESRGAN}/v0.1.0/RealESRGAN_x4plus.pth",
+            67_040_989,
+            "4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1",
+            "bsd-3-clause",
+        ),
+        NetworkFile(
+            "realesr-general-x4v3",
+            "Real-ESRGAN's small general model, 1.2 million parameters",
+            f"{_REAL_ESRGAN}/v0.2.5.0/realesr-general-x4v3.pth",
+            4_885_111,
+            "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292",
+            "bsd-3-clause",
+        ),
+    )
+}
+"""Networks that `omgsr models pull` installs; any other is given as a file."""
+
+
 def find_preset(name: str) -> Preset:
     """Find a preset by its name.
 

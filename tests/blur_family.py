@@ -75,7 +75,7 @@ class BlurFamily:
     takes_prompt, has_posterior = False, False
     has_checkpointing = has_placement = False
     clamps_restored = False
-    takes_vae = False
+    takes_vae, has_step = False, True
     step_tiling: Tiling | None = "exact"
     small_files: tuple[str, ...] = ("blur.safetensors",)
     weight_stems: dict[str, str] = {}  # noqa: RUF012 - a test's own

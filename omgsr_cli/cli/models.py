@@ -13,7 +13,7 @@ from omgsr_cli.cli.help import Command, Group
 from omgsr_cli.cli.output import Output
 from omgsr_cli.errors import ModelError, UnknownModelError, UsageError, reason_of
 from omgsr_cli.files.addresses import shown
-from omgsr_cli.presets import DEFAULT_PRESET, FEATURE_NETWORKS, PRESETS, find_preset
+from omgsr_cli.presets import DEFAULT_PRESET, FEATURE_NETWORKS, NETWORKS, PRESETS, find_preset
 
 if TYPE_CHECKING:
     from omgsr_cli.diagnosis.models import ModelHealth
@@ -48,16 +48,19 @@ def pull(
     Feature networks for training have names too: vgg16, and dinov3-convnext-tiny, -small, -base and -large. Re-run the
     command to resume an interrupted download.
     """
-    from omgsr_cli.installation.pulling import pull_features, pull_model
+    from omgsr_cli.installation.pulling import pull_features, pull_model, pull_network
 
     output = Output(quiet=quiet)
-    if name in FEATURE_NETWORKS:
+    talk = _PullDialogue(output, yes)
+    if name in FEATURE_NETWORKS or name in NETWORKS:
         if base or from_ or full:
-            raise UsageError(f"{name} is a feature network: --base, --from and --full do not apply", "leave them out")
-        output.result(pull_features(FEATURE_NETWORKS[name], _PullDialogue(output, yes)), {})
+            raise UsageError(f"{name} is a single file: --base, --from and --full do not apply", "leave them out")
+        is_network = name in NETWORKS
+        place = pull_network(NETWORKS[name], talk) if is_network else pull_features(FEATURE_NETWORKS[name], talk)
+        output.result(place, {})
         return
     preset = find_preset(name)
-    output.result(pull_model(preset, _PullDialogue(output, yes), base=base, adapter=from_, full=full), {})
+    output.result(pull_model(preset, talk, base=base, adapter=from_, full=full), {})
 
 
 class _PullDialogue:
@@ -81,7 +84,8 @@ def list_models(as_json: _Json = False) -> None:
     rows, records = [], []
     for health in check_models():
         preset = PRESETS.get(health.name)
-        summary = preset.summary if preset else "downloaded or copied"
+        known = preset or NETWORKS.get(health.name)
+        summary = known.summary if known else "downloaded or copied"
         is_default = health.name == DEFAULT_PRESET
         rows.append((shown(health.name), shown(_state(health)) + (", the default" if is_default else ""), summary))
         records.append(
@@ -106,10 +110,10 @@ def path(name: _Installed) -> None:
 @models.command(cls=Command)
 def info(name: _Name, as_json: _Json = False) -> None:
     """Show what a model is, where it comes from, and the memory it needs."""
-    from omgsr_cli.diagnosis.models import about_model, about_preset, check_model
+    from omgsr_cli.diagnosis.models import about_known, about_model, check_model
 
     health = check_model(name)
-    about = about_preset(PRESETS[name]) if health.folder is None else about_model(name, health.folder)
+    about = about_known(name) if health.folder is None else about_model(name, health.folder)
     Output(as_json=as_json).result("\n".join(map(shown, _about_lines(about))), about)
 
 

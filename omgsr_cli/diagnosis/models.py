@@ -12,7 +12,7 @@ from omgsr_cli.errors import ModelError, UnknownModelError
 from omgsr_cli.models.families import is_model_file
 from omgsr_cli.models.weight_files import check_file_finite
 from omgsr_cli.options import ModelOptions
-from omgsr_cli.presets import PRESETS, Preset
+from omgsr_cli.presets import NETWORKS, PRESETS
 from omgsr_cli.store.headers import read_header
 from omgsr_cli.store.installed import installed_folder, installed_names, load_provenance
 from omgsr_cli.store.manifest import MANIFEST_NAME, find_damage, load_manifest
@@ -51,7 +51,7 @@ def check_models(*, contents: bool = False) -> tuple[ModelHealth, ...]:
         contents: read every file, compare its hash and check that its weights are finite; otherwise compare sizes and
             headers, which is fast.
     """
-    names = dict.fromkeys((*PRESETS, *installed_names()))
+    names = dict.fromkeys((*PRESETS, *NETWORKS, *installed_names()))
     return tuple(check_model(name, contents=contents) for name in names)
 
 
@@ -63,20 +63,26 @@ def check_model(name: str, *, contents: bool = False) -> ModelHealth:
     Raises:
         ModelError: no such model.
     """
-    preset = PRESETS.get(name)
+    preset, is_known = PRESETS.get(name), name in PRESETS or name in NETWORKS
     if preset is not None and preset.folder is not None:
         folder: Path | None = preset.folder
         hint = "reinstall omgsr-cli"
     else:
-        folder = installed_folder(name) or (None if preset is not None else _given_folder(name))
-        hint = f"omgsr models pull {name}" if preset is not None else f"copy or merge {name} again"
+        folder = installed_folder(name) or (None if is_known else _given_folder(name))
+        hint = f"omgsr models pull {name}" if is_known else f"copy or merge {name} again"
     if folder is None:
         return ModelHealth(name, None, hint=hint)
     return ModelHealth(name, folder, tuple(_find_damage(folder, contents)), hint)
 
 
-def about_preset(preset: Preset) -> dict[str, Any]:
-    """What is known about a model that is not installed; the keys are those of `about_model`."""
+def about_known(name: str) -> dict[str, Any]:
+    """What is known about a preset or network that is not installed; the keys are those of `about_model`."""
+    if name in NETWORKS:
+        network = NETWORKS[name]
+        unknown = dict.fromkeys(("folder", "mid_timestep", "native_tile_px", "vae_rank", "backbone_rank"))
+        about = {"name": name, "summary": network.summary, "licence": network.licence, "sources": [network.url]}
+        return about | unknown | {"scale": 4.0}
+    preset = PRESETS[name]
     drive = () if preset.adapter_drive is None else (f"Google Drive folder {preset.adapter_drive}",)
     return {
         "name": preset.name,
@@ -115,10 +121,11 @@ def about_model(name: str, folder: Path) -> dict[str, Any]:
     has_step = info.input == "upscaled"
     side_px = info.native_tile_px if has_step else _NETWORK_TILE_PX
     licences = (source.record.licence, preset.licence if preset else None)
+    summary = preset.summary if preset else NETWORKS[name].summary if name in NETWORKS else None
     return {
         "name": name,
         "folder": str(folder),
-        "summary": preset.summary if preset else None,
+        "summary": summary,
         "licence": next(filter(None, licences), None),
         "mid_timestep": info.mid_timestep if has_step else None,
         "native_tile_px": info.native_tile_px if has_step else None,
@@ -154,7 +161,7 @@ def _find_damage(folder: Path, contents: bool) -> Iterator[str]:
             yield error.message
     files = _weight_files(folder)
     if not files:
-        if folder.is_file():
+        if folder.is_file() or (folder / MANIFEST_NAME).is_file():
             return
         yield f"{folder} has no weights"
     for path in files:
@@ -175,7 +182,7 @@ def _describe_parts(folder: Path) -> list[dict[str, Any]]:
         counts = parts.setdefault(part, Counter())
         for entry in read_header(path).values():
             counts[entry.dtype] += entry.elements
-    if not parts and folder.is_dir():
+    if not parts and folder.is_dir() and not (folder / MANIFEST_NAME).is_file():
         raise ModelError(f"{folder} has no weights")
     return [
         {

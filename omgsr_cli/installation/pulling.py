@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,23 +14,33 @@ from typing import Protocol
 
 from omgsr_cli import __version__
 from omgsr_cli.errors import ModelError, reason_of
+from omgsr_cli.files.atomic import partial_folder
 from omgsr_cli.installation.adapters import get_adapter, hash_adapter
-from omgsr_cli.models.families import REPOSITORY_FILES
+from omgsr_cli.models.families import REPOSITORY_FILES, recognise_model
+from omgsr_cli.models.record import write_record
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.options import ModelOptions
-from omgsr_cli.presets import FeatureNetwork, Preset
+from omgsr_cli.presets import FeatureNetwork, NetworkFile, Preset
 from omgsr_cli.store.hub import (
     Listing,
     RemoteFile,
     choose_files,
     download_files,
     fetch_file,
+    fetch_url,
     find_disagreement,
     is_repository_name,
     list_repository,
 )
-from omgsr_cli.store.installed import Origin, Provenance, models_folder, remember_licence, was_licence_shown
-from omgsr_cli.store.manifest import FileEntry, find_damage, load_manifest
+from omgsr_cli.store.installed import (
+    Origin,
+    Provenance,
+    models_folder,
+    remember_licence,
+    was_licence_shown,
+    write_provenance,
+)
+from omgsr_cli.store.manifest import FileEntry, find_damage, load_manifest, write_manifest
 
 _SPARE_BYTES = 64 << 20
 
@@ -99,6 +110,49 @@ def pull_model(
             scratch = store / f".fetch-{preset.name}"
             scratch.mkdir(mode=0o700, exist_ok=True)
             _pull(preset, talk, scratch, target, base, adapter, full)
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        raise ModelError(f"{store} cannot be used: {reason_of(error)}", hint=_elsewhere(store)) from error
+    return target
+
+
+def pull_network(network: NetworkFile, talk: PullTalk) -> Path:
+    """Install a restoration network of another project from its own release.
+
+    Args:
+        network: one of NETWORKS.
+        talk: shows messages and progress.
+    Returns:
+        The folder of the model.
+    Raises:
+        ModelError: it cannot be fetched, or its size or hash is wrong. What was fetched is kept for the next call.
+    """
+    store = models_folder()
+    target, scratch = store / network.name, store / f".fetch-{network.name}"
+    file = RemoteFile(f"{network.name}{Path(network.url).suffix}", network.bytes, network.sha256, None)
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        with _only_one(store / f".{network.name}.lock", talk):
+            if _is_whole(target, talk):
+                talk.note(f"{network.name} is already installed")
+                return target
+            talk.note(f"{network.name} is under the licence {network.licence}")
+            with talk.download(file.bytes) as on_bytes:
+                path = fetch_url(network.url, file, scratch, on_bytes)
+            entry = FileEntry(bytes=file.bytes, sha256=network.sha256)
+            origin = Origin(what="weights", place=network.url, licence=network.licence, files={path.name: entry})
+            with partial_folder(target) as beside:
+                family = recognise_model(path)
+                assert family is not None
+                record = family.assume_record(path, None).model_copy(update={"licence": network.licence})
+                os.replace(path, beside / path.name)
+                write_record(record, beside)
+                write_provenance(Provenance(omgsr=__version__, origins=(origin,)), beside)
+                write_manifest(beside)
+                if target.exists():
+                    # It is damaged, and its replacement is complete.
+                    shutil.rmtree(target)
+                os.rename(beside, target)
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         raise ModelError(f"{store} cannot be used: {reason_of(error)}", hint=_elsewhere(store)) from error

@@ -62,6 +62,7 @@ class Family(Protocol):
             is trained whole.
         adapter_ranks: of these parts, as published.
         assumed_preset: whose values a folder or an adapter without a record gets; None where every model has one.
+        has_step: whether it takes a diffusion step; other networks have no timestep, prompt, base or VAE.
         takes_prompt: whether it is conditioned on a text.
         step_tiling: how its step is tiled: with "blended" tiles, a result depends on them. None where its files decide.
         takes_vae: whether an AutoencoderTiny can decode in the place of its own decoder.
@@ -77,6 +78,7 @@ class Family(Protocol):
     adapter_parts: tuple[str, ...]
     adapter_ranks: tuple[int, ...]
     assumed_preset: str | None
+    has_step: bool
     takes_prompt: bool
     step_tiling: Tiling | None
     takes_vae: bool

@@ -23,6 +23,7 @@ from omgsr_cli.models.base import Restorer, RestorerInfo, StageInfo
 from omgsr_cli.models.devices import PRECISIONS
 from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.libraries import explain_broken_torchvision
+from omgsr_cli.models.weight_files import find_weight_file
 from omgsr_cli.packages import install_command
 from omgsr_cli.schedules import DdpmSchedule, Schedule
 
@@ -96,7 +97,7 @@ def load_network(source: ModelSource, device: torch.device, precision: str) -> N
     Raises:
         ModelError: as for `read_network`.
     """
-    network = read_network(source.folder)
+    network = read_network(find_weight_file(source.folder))
     allowed = {"fp32": True, "bf16": network.supports_bfloat16, "fp16": network.supports_half}[precision]
     notes = source.notes
     if not allowed:
@@ -114,7 +115,7 @@ def describe_network(source: ModelSource) -> RestorerInfo:
     Raises:
         ModelError: as for `read_network`.
     """
-    traits = _traits_of(source.folder)
+    traits = _traits_of(find_weight_file(source.folder))
     step = StageInfo("exact", traits.margin_px, traits.bytes_per_px)
     if traits.margin_px == 0:
         step = StageInfo("blended", 0, traits.bytes_per_px)

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from omgsr_cli.errors import ModelError
+from omgsr_cli.models.weight_files import NETWORK_SUFFIXES, find_weight_file
 
 if TYPE_CHECKING:
     import torch
@@ -18,12 +19,10 @@ if TYPE_CHECKING:
     from omgsr_cli.models.record import ModelRecord
     from omgsr_cli.presets import Preset
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
-
 
 def is_network_file(path: Path) -> bool:
     """Whether a path is a file that may hold such a network: one that is not the weight file of a model folder."""
-    return path.suffix.lower() in SUFFIXES and path.is_file() and not (path.parent / "omgsr.json").is_file()
+    return path.suffix.lower() in NETWORK_SUFFIXES and path.is_file() and not (path.parent / "omgsr.json").is_file()
 
 
 class NetworkFamily:
@@ -33,6 +32,7 @@ class NetworkFamily:
     adapter_parts: tuple[str, ...] = ()
     adapter_ranks: tuple[int, ...] = ()
     assumed_preset: str | None = None
+    has_step = False
     takes_prompt = False
     step_tiling: Tiling | None = None
     takes_vae = False
@@ -48,8 +48,8 @@ class NetworkFamily:
         return is_network_file(folder)
 
     def find_files(self, folder: Path) -> tuple[Path, ...]:
-        """The file itself."""
-        return (folder,)
+        """The file itself, or the one in an installed folder."""
+        return (find_weight_file(folder),)
 
     def assume_record(self, folder: Path, preset: Preset | None) -> ModelRecord:
         """Almost nothing: the scale and the sizes come from the weights, which `describe` reads."""

@@ -32,6 +32,7 @@ class SdFamily:
     adapter_parts: tuple[str, ...] = SD_PARTS
     adapter_ranks: tuple[int, ...] = SD_RANKS
     assumed_preset: str | None = "omgsr-s-512"
+    has_step = True
     takes_prompt = True
     step_tiling: Tiling | None = "blended"
     takes_vae = True

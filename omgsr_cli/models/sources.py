@@ -23,7 +23,7 @@ from omgsr_cli.models.record import ModelRecord, load_record, read_json
 from omgsr_cli.models.weight_files import NETWORK_STEM, refuse_pickles
 from omgsr_cli.options import ModelOptions
 from omgsr_cli.packages import install_command
-from omgsr_cli.presets import DECODERS, DEFAULT_PRESET, PRESETS, Preset, find_preset
+from omgsr_cli.presets import DECODERS, DEFAULT_PRESET, NETWORKS, PRESETS, Preset, find_preset
 from omgsr_cli.store.hub import download_files, download_model, is_repository_name
 from omgsr_cli.store.installed import installed_folder
 
@@ -45,7 +45,7 @@ def find_model(options: ModelOptions) -> ModelSource:
         UsageError: the options exclude each other.
     """
     if options.model is not None and is_model_file(Path(options.model)):
-        return _find_network(options)
+        return _find_file(options)
     model, base, adapter = _unfold_checkpoint(options)
     preset = None if model is None else PRESETS.get(model)
     adapter_family = None if adapter is None else nearest_adapter(adapter)
@@ -70,6 +70,7 @@ def find_model(options: ModelOptions) -> ModelSource:
             f"the adapter {adapter} belongs to the family {adapter_family.name!r}, but {folder} to {family.name!r}"
         )
     family.find_files(folder)
+    _check_step_options(family, name, options)
     record, more = _override(record, family, options)
     decoder = None
     if options.vae is not None:
@@ -86,26 +87,32 @@ def find_model(options: ModelOptions) -> ModelSource:
     return ModelSource(name, folder, adapter, record, notes + more, decoder, options.quantize, options.offload)
 
 
-def _find_network(options: ModelOptions) -> ModelSource:
-    """A weight file of another project; what only diffusion models have is refused."""
+def _find_file(options: ModelOptions) -> ModelSource:
+    """A single file that is a whole model."""
     path = Path(str(options.model))
-    for name, value in (
-        ("--base", options.base),
-        ("--adapter", options.adapter),
-        ("--mid-timestep", options.mid_timestep),
-        ("--prompt", options.prompt),
-        ("--process-size", options.process_size),
-        ("--vae", options.vae),
-        ("--quantize", None if options.quantize == "none" else options.quantize),
-        ("--offload", None if options.offload == "auto" else options.offload),
-    ):
-        if value is not None:
-            reason = f"{path.name} is a restoration network without a diffusion step and takes no {name}"
-            raise UsageError(reason, f"leave {name} out")
-    notes = (_PICKLE,) if path.suffix.lower() != ".safetensors" else ()
     family = recognise_model(path)
     assert family is not None
+    _check_step_options(family, path.name, options)
+    notes = (_PICKLE,) if path.suffix.lower() != ".safetensors" else ()
     return ModelSource(str(path), path, None, family.assume_record(path, None), notes)
+
+
+def _check_step_options(family: Family, name: str, options: ModelOptions) -> None:
+    """Refuse what only a model with a diffusion step has."""
+    asked = {
+        "--base": options.base,
+        "--adapter": options.adapter,
+        "--mid-timestep": options.mid_timestep,
+        "--prompt": options.prompt,
+        "--process-size": options.process_size,
+        "--vae": options.vae,
+        "--quantize": None if options.quantize == "none" else options.quantize,
+        "--offload": None if options.offload == "auto" else options.offload,
+    }
+    for option, value in asked.items():
+        if value is not None and not family.has_step:
+            reason = f"{name} is a restoration network without a diffusion step and takes no {option}"
+            raise UsageError(reason, f"leave {option} out")
 
 
 def find_base_folder(name: str, parts: Sequence[str] | None = None) -> Path:
@@ -136,6 +143,8 @@ def find_base_folder(name: str, parts: Sequence[str] | None = None) -> Path:
         return fetched
     if is_repository_name(name):
         return download_model(name, REPOSITORY_FILES, None, parts)
+    if name in NETWORKS:
+        raise ModelError(f"{name} is not on this machine", hint=f"omgsr models pull {name}")
     known = ", ".join(PRESETS)
     raise UnknownModelError(f"no model is called {name!r}", hint=f"use a folder, a hub repository or one of: {known}")
 

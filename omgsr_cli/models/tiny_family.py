@@ -26,6 +26,7 @@ class TinyFamily:
     adapter_parts: tuple[str, ...] = ()
     adapter_ranks: tuple[int, ...] = ()
     assumed_preset: str | None = None
+    has_step = True
     takes_prompt = False
     step_tiling: Tiling | None = "exact"
     takes_vae = False

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+NETWORK_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+"""Of the files of restoration networks, which spandrel reads."""
+
 NETWORK_STEM = "diffusion_pytorch_model"
 """Name of a network's weight file in Diffusers folders, without the suffix."""
 
@@ -181,3 +184,17 @@ def load_part(kind: type[Network], folder: Path, part: str, dtype: torch.dtype) 
     check_finite(network.named_parameters(), folder / part)
     loaded: Network = network.eval().requires_grad_(False)
     return loaded
+
+
+def find_weight_file(model: Path) -> Path:
+    """The weight file of a restoration network: the path itself, or the one such file in an installed model's folder.
+
+    Raises:
+        ModelError: the folder has none.
+    """
+    if model.is_file():
+        return model
+    found = sorted(path for path in model.glob("*") if path.suffix.lower() in NETWORK_SUFFIXES)
+    if not found:
+        raise ModelError(f"{model} has no weight file", f"remove the folder, then: omgsr models pull {model.name}")
+    return found[0]

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.files.addresses import redact
@@ -197,12 +198,62 @@ def fetch_file(listing: Listing, file: RemoteFile, folder: Path, on_bytes: Calla
             if cached is not None:
                 link_or_copy(cached, target)
             else:
-                partial = target.with_name(target.name + ".part")
-                _fetch_all(listing, file, partial, on_bytes)
-                os.replace(partial, target)
+                from huggingface_hub import hf_hub_url
+                from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented, though not in its __all__
+                    build_hf_headers,
+                )
+
+                url = hf_hub_url(listing.repository, file.path, revision=listing.revision)
+                _fetch_whole(_Source(listing.repository, url, build_hf_headers()), file, target, on_bytes)
                 return target
     on_bytes(file.bytes)
     return target
+
+
+def fetch_url(url: str, file: RemoteFile, folder: Path, on_bytes: Callable[[int], None]) -> Path:
+    """Fetch a file from any web server as `fetch_file` fetches one from the hub; no token of the hub is sent.
+
+    Args:
+        url: of the file.
+        file: its name, size and SHA-256.
+        folder: where it is written.
+        on_bytes: as for `fetch_file`.
+    Raises:
+        ModelError: not reachable, refused, or of another size or hash; such a file is deleted.
+    """
+    target = folder / file.path
+    if target.is_file() and is_as_listed(target, file):
+        on_bytes(file.bytes)
+        return target
+    host = urlsplit(url).netloc
+    hint = "check the network, or download the file yourself and give it with --model FILE"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _fetch_whole(_Source(host, url, {}), file, target, on_bytes)
+    except (*http_errors(), OSError) as error:  # type: ignore[misc]  # exception classes all the same
+        raise ModelError(f"{file.path} cannot be fetched from {host}: {redact(reason_of(error))}", hint) from error
+    return target
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where one file is fetched.
+
+    Attributes:
+        name: for errors.
+        url: of the file.
+        headers: of the request.
+    """
+
+    name: str
+    url: str
+    headers: Mapping[str, str]
+
+
+def _fetch_whole(source: _Source, file: RemoteFile, target: Path, on_bytes: Callable[[int], None]) -> None:
+    partial = target.with_name(target.name + ".part")
+    _fetch_all(source, file, partial, on_bytes)
+    os.replace(partial, target)
 
 
 def is_as_listed(path: Path, file: RemoteFile) -> bool:
@@ -232,7 +283,7 @@ def _cached_file(listing: Listing, file: RemoteFile) -> Path | None:
     return path if is_as_listed(path, file) else None
 
 
-def _fetch_all(listing: Listing, file: RemoteFile, partial: Path, on_bytes: Callable[[int], None]) -> None:
+def _fetch_all(source: _Source, file: RemoteFile, partial: Path, on_bytes: Callable[[int], None]) -> None:
     """Fetch a file, resuming after interruptions as long as attempts bring new bytes."""
     came = partial.stat().st_size if partial.is_file() else 0
     on_bytes(came)
@@ -240,7 +291,7 @@ def _fetch_all(listing: Listing, file: RemoteFile, partial: Path, on_bytes: Call
     while True:
         before = came
         try:
-            came = _fetch_rest(listing, file, partial, on_bytes)
+            came = _fetch_rest(source, file, partial, on_bytes)
         except http_errors() as error:
             if not _may_pass(error):
                 raise
@@ -255,24 +306,20 @@ def _fetch_all(listing: Listing, file: RemoteFile, partial: Path, on_bytes: Call
     if not is_as_listed(partial, file):
         partial.unlink()
         raise ModelError(
-            f"{listing.repository}: {file.path} differs from the hub's listing (size or SHA-256) and was deleted",
-            hint="run the same command again; if it fails again, tell the repository's owner",
+            f"{source.name}: {file.path} has another size or SHA-256 than it should have and was deleted",
+            hint="run the same command again; if it fails again, tell the file's owner",
         )
 
 
-def _fetch_rest(listing: Listing, file: RemoteFile, partial: Path, on_bytes: Callable[[int], None]) -> int:
+def _fetch_rest(source: _Source, file: RemoteFile, partial: Path, on_bytes: Callable[[int], None]) -> int:
     """Append the missing bytes of a file and return its size, never much above the listed one."""
-    from huggingface_hub import get_session, hf_hub_url
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented, though not in its __all__
-        build_hf_headers,
-        hf_raise_for_status,
-    )
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # documented, as above
 
-    url = hf_hub_url(listing.repository, file.path, revision=listing.revision)
     have = partial.stat().st_size if partial.is_file() else 0
     # A file that is compressed in transit cannot be resumed in the middle.
-    headers = build_hf_headers() | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with get_session().stream("GET", url, headers=headers, timeout=_TIMEOUT_S) as response:
+    headers = {**source.headers} | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with get_session().stream("GET", source.url, headers=headers, timeout=_TIMEOUT_S) as response:
         if response.status_code == 416:
             return have
         hf_raise_for_status(response)

@@ -61,7 +61,7 @@ class Origin(BaseModel):
     """One source of a model's files.
 
     Attributes:
-        what: "base" or "adapter".
+        what: "base", "adapter" or "weights".
         place: hub repository, Google Drive folder, or the name of a local folder or archive.
         revision: commit of the repository, or None.
         licence: as named on its card, or None.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 import stand_in_spandrel
 import torch
 from command_line import Command, draw
+from hub_server import Hub, Repository, serve_hub
+from huggingface_hub import constants
 from PIL import Image
 from stand_in_spandrel import write_network
 
@@ -19,6 +23,7 @@ from omgsr_cli.geometry import Size
 from omgsr_cli.models.network import MARGINS_PX, measure_margin, read_network
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.options import ModelOptions, RestoreOptions
+from omgsr_cli.presets import NETWORKS, NetworkFile
 from omgsr_cli.training.teacher import load_teacher
 from omgsr_cli.upscaling import upscale_image as upscale_tensor
 
@@ -154,6 +159,52 @@ def test_a_teacher_is_the_same_network(tmp_path: Path) -> None:
     image = torch.rand(3, 12, 10, generator=torch.Generator().manual_seed(2))
     taught = load_teacher(str(path), CPU)(image, 48, 40)
     torch.testing.assert_close(taught, restore_directly(path, image).clamp(0, 1), atol=1e-5, rtol=0)
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Hub, NetworkFile]]:
+    """A network as its project publishes it, on a server of this machine."""
+    content = write_network(tmp_path / "release.safetensors", scale=2).read_bytes()
+    monkeypatch.setenv("OMGSR_HOME", str(tmp_path / "home"))
+    with serve_hub({"o/r": Repository({"net.safetensors": content})}) as hub:
+        url = f"{hub.url}/o/r/resolve/main/net.safetensors"
+        network = NetworkFile("anyone-x2", "for tests", url, len(content), sha256(content).hexdigest(), "bsd-3-clause")
+        monkeypatch.setitem(NETWORKS, "anyone-x2", network)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield hub, network
+
+
+def test_a_published_network_is_pulled_and_used_by_its_name(
+    published: tuple[Hub, NetworkFile], tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    hub, network = published
+    hub.repositories["o/r"].cut["net.safetensors"] = [700]
+    models = Command(capfdbinary, "models")
+    draw(tmp_path / "a.png", 20, 16)
+    upscale = Command(capfdbinary)
+    before = upscale(tmp_path / "a.png", "-o", tmp_path / "b.png", "--model", "anyone-x2")
+    assert before.code == 1
+    assert "omgsr models pull anyone-x2" in before.err
+    assert models("pull", "anyone-x2").code == 0
+    assert models("verify", "anyone-x2").code == 0
+    about = models("info", "anyone-x2", "--json").records[0]
+    assert (about["licence"], about["scale"], about["sources"][0]["place"]) == ("bsd-3-clause", 2, network.url)
+    assert upscale(tmp_path / "a.png", "-o", tmp_path / "b.png", "--model", "anyone-x2").code == 0
+    assert Image.open(tmp_path / "b.png").size == (40, 32)
+    refused = upscale(tmp_path / "a.png", "-o", tmp_path / "c.png", "--model", "anyone-x2", "--mid-timestep", "3")
+    assert refused.code == 2
+
+
+def test_a_changed_release_is_refused(
+    published: tuple[Hub, NetworkFile], capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    hub, _ = published
+    files = hub.repositories["o/r"].files
+    files["net.safetensors"] = files["net.safetensors"][:-1] + b"!"
+    said = Command(capfdbinary, "models")("pull", "anyone-x2")
+    assert said.code == 1
+    assert "SHA-256" in said.errors[0]
+    assert Command(capfdbinary, "models")("path", "anyone-x2").code == 1
 
 
 def test_without_spandrel_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
