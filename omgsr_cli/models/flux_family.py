@@ -32,6 +32,7 @@ class FluxFamily:
     adapter_parts: tuple[str, ...] = FLUX_PARTS
     adapter_ranks: tuple[int, ...] = FLUX_RANKS
     assumed_preset: str | None = "omgsr-f-1024"
+    has_step = True
     takes_prompt = True
     step_tiling: Tiling | None = "blended"
     takes_vae = True

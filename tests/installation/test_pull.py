@@ -246,7 +246,7 @@ def test_a_file_with_another_hash_is_refused_and_removed(hub: Hub, tmp_path: Pat
     repository = hub.repositories[FIRST]
     repository.promised[name] = repository.files[name]
     repository.files[name] = change(repository.files[name])
-    with pytest.raises(ModelError, match=f"{name} differs"):
+    with pytest.raises(ModelError, match=f"{name} has another size or SHA-256"):
         fetch(FIRST, name, tmp_path)
     assert files_below(tmp_path) == []
 
