@@ -57,9 +57,16 @@ def spoil(function: Callable[..., Tensor], value: float) -> Callable[..., Tensor
     return spoilt
 
 
-@pytest.mark.parametrize("value", [NAN, INF, -INF])
-@pytest.mark.parametrize("stage", ["encode", "restore", "decode"])
-@pytest.mark.parametrize("options", [RestoreOptions(), RestoreOptions(tile=64, batch=2)])
+@pytest.mark.parametrize(
+    ("stage", "value", "options"),
+    [
+        ("encode", NAN, RestoreOptions()),
+        ("restore", INF, RestoreOptions()),
+        ("decode", -INF, RestoreOptions()),
+        ("restore", NAN, RestoreOptions(tile=64, batch=2)),
+        ("decode", INF, RestoreOptions(tile=64, batch=2)),
+    ],
+)
 def test_every_stage_of_the_tiny_family(
     model: Path, monkeypatch: pytest.MonkeyPatch, stage: str, value: float, options: RestoreOptions
 ) -> None:
@@ -69,8 +76,16 @@ def test_every_stage_of_the_tiny_family(
         upscale_image(restorer, torch.rand(3, 20, 30), Size(80, 120), options, free_bytes=ROOMY)
 
 
-@pytest.mark.parametrize("part", ["encoder", "unet", "decoder"])
-@pytest.mark.parametrize(("tile", "free", "value"), [("auto", ROOMY, NAN), (64, ROOMY, INF), ("auto", TIGHT, -INF)])
+@pytest.mark.parametrize(
+    ("part", "tile", "free", "value"),
+    [
+        ("encoder", "auto", ROOMY, NAN),
+        ("unet", 64, ROOMY, INF),
+        ("decoder", "auto", TIGHT, -INF),
+        ("encoder", "auto", TIGHT, INF),
+        ("decoder", 64, ROOMY, NAN),
+    ],
+)
 def test_every_stage_of_the_sd_family(
     sd_folder: Path, monkeypatch: pytest.MonkeyPatch, part: str, value: float, tile: int, free: int
 ) -> None:
@@ -177,8 +192,13 @@ def break_weights(file: Path, value: float) -> None:
     save_file(weights, file)
 
 
-@pytest.mark.parametrize("value", [NAN, INF, -INF])
-@pytest.mark.parametrize("name", ["float64", "float32", "float16", "bfloat16", "float8_e5m2", "float8_e4m3fn"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("float64", INF), ("float32", NAN), ("float32", -INF), ("float16", INF), ("bfloat16", NAN),
+        ("float8_e5m2", -INF), ("float8_e4m3fn", NAN),
+    ],
+)  # fmt: skip
 def test_weights_of_every_precision_are_checked(tmp_path: Path, name: str, value: float) -> None:
     dtype = getattr(torch, name)
     largest = torch.finfo(dtype).max
@@ -187,8 +207,7 @@ def test_weights_of_every_precision_are_checked(tmp_path: Path, name: str, value
     save_file({"a": torch.full((3,), -1), "b": fine, "c": fine.reshape(4, 5).clone()}, file)
     check_file_finite(file)
     wrong = fine.clone()
-    # This format has no infinity.
-    wrong[-1] = NAN if name == "float8_e4m3fn" else value
+    wrong[-1] = value
     save_file({"a": torch.full((3,), -1), "b": fine, "c": wrong}, file)
     with pytest.raises(ModelError, match="weight c"):
         check_file_finite(file)
@@ -231,8 +250,7 @@ def test_a_merge_that_overflows_is_not_written(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "full"]
 
 
-@pytest.mark.parametrize("value", [NAN, INF])
-@pytest.mark.parametrize("which", ["clean", "degraded"])
+@pytest.mark.parametrize(("which", "value"), [("clean", NAN), ("degraded", INF)])
 def test_a_latent_that_is_not_finite_is_no_measurement(model: Path, value: float, which: str) -> None:
     encoder = load_encoder(str(model), device="cpu")
     images = {name: torch.rand(3, 32, 32) for name in ("clean", "degraded")}
@@ -268,7 +286,7 @@ def test_checkpoints_have_the_permissions_of_any_new_file(world: Path, tmp_path:
     check_modes(checkpoint, 0o027)
 
 
-@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+@pytest.mark.parametrize("umask", [0o002, 0o077])
 def test_merged_weights_have_the_permissions_of_any_new_file(
     base: Path, adapter: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], umask: int
 ) -> None:

@@ -72,10 +72,6 @@ def test_globs_and_lists_name_inputs(omgsr: Command, tree: Path, tmp_path: Path)
     assert files_below(tmp_path / "glob") == ["a.png", "b.jpg"]
 
 
-def test_the_suffix_beside_an_input(omgsr: Command, tree: Path) -> None:
-    assert omgsr(tree / "a.png", "--suffix", "-restored").lines == [str(tree / "a-restored.png")]
-
-
 def test_an_input_is_never_its_own_output(omgsr: Command, tree: Path) -> None:
     before = (tree / "a.png").read_bytes()
     for options in (("-o", tree / "a.png"), ("--suffix", ""), ("-o", tree, "--overwrite")):
@@ -85,18 +81,13 @@ def test_an_input_is_never_its_own_output(omgsr: Command, tree: Path) -> None:
     assert (tree / "a.png").read_bytes() == before
 
 
-def test_many_inputs_into_one_file_are_refused(omgsr: Command, tree: Path, tmp_path: Path) -> None:
-    said = omgsr(tree / "a.png", tree / "b.jpg", "-o", tmp_path / "one.png")
-    assert (said.code, len(said.errors)) == (2, 1)
-
-
 # Formats
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "suffix"),
-    [("png", "PNG", "png"), ("jpg", "JPEG", "jpg"), ("webp", "WEBP", "webp"), ("tiff", "TIFF", "tif"),
-     ("avif", "AVIF", "avif"), ("same", "PNG", "png")],
+    [("png", "PNG", "png"), ("jpeg", "JPEG", "jpg"), ("JPG", "JPEG", "jpg"), ("webp", "WEBP", "webp"),
+     ("tif", "TIFF", "tif"), ("TIFF", "TIFF", "tif"), ("avif", "AVIF", "avif"), ("same", "PNG", "png")],
 )  # fmt: skip
 def test_output_formats(omgsr: Command, tree: Path, name: str, kind: str, suffix: str) -> None:
     assert omgsr(tree / "a.png", "--format", name).lines == [str(tree / f"a_x4.{suffix}")]
@@ -109,17 +100,6 @@ def test_the_name_sets_the_format_and_must_agree_with_the_option(omgsr: Command,
     with Image.open(tmp_path / "r.webp") as image:
         assert image.format == "WEBP"
     assert omgsr(tree / "a.png", "-o", tmp_path / "r.jpg", "--format", "png").code == 2
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "webp", "avif"])
-def test_the_quality_changes_the_size_of_the_file(omgsr: Command, tmp_path: Path, suffix: str) -> None:
-    source = draw(tmp_path / "a.png", 40, 30)
-    sizes = []
-    for quality in ("10", "95"):
-        path = tmp_path / f"{quality}.{suffix}"
-        assert omgsr(source, "--quality", quality, "-o", path).code == 0
-        sizes.append(path.stat().st_size)
-    assert sizes[0] < sizes[1] / 1.3
 
 
 def test_metadata_is_kept_or_removed(omgsr: Command, tmp_path: Path) -> None:
@@ -143,13 +123,6 @@ def test_metadata_is_kept_or_removed(omgsr: Command, tmp_path: Path) -> None:
 
 
 # Pixels as people have them
-
-
-def test_grey_stays_grey(omgsr: Command, tmp_path: Path) -> None:
-    assert omgsr(draw(tmp_path / "a.png", mode="L"), draw(tmp_path / "b.jpg", mode="L")).code == 0
-    for name in ("a_x4.png", "b_x4.jpg"):
-        with Image.open(tmp_path / name) as image:
-            assert image.mode == "L"
 
 
 def test_16_bits_stay_16_bits(omgsr: Command, tmp_path: Path) -> None:
@@ -382,14 +355,6 @@ def test_bad_inputs_are_reported_and_the_others_finish(omgsr: Command, tmp_path:
     assert all(name in failed for name in bad)
 
 
-def test_a_decompression_bomb_is_refused(omgsr: Command, tmp_path: Path) -> None:
-    head = draw(tmp_path / "a.png").read_bytes()
-    (tmp_path / "bomb.png").write_bytes(head[:16] + (200_000).to_bytes(4, "big") * 2 + head[24:])
-    said = omgsr(tmp_path / "bomb.png")
-    assert said.code == 1
-    assert "bomb.png" in said.errors[0]
-
-
 def test_a_size_beyond_any_memory_is_reported(omgsr: Command, tree: Path) -> None:
     said = omgsr(tree / "a.png", "--size", "9999999x9999999")
     assert said.code == 1
@@ -534,15 +499,6 @@ def test_a_result_is_of_the_kind_that_its_input_is(
             [record] = omgsr(tmp_path / "in", "-o", tmp_path / "out", "--scale", "1", "--json").records
             assert record["status"] == status
             assert record["output"] == str(tmp_path / "out" / result.replace("_x1", ""))
-
-
-def test_other_names_of_formats(omgsr: Command, tmp_path: Path) -> None:
-    draw(tmp_path / "a.png", 20, 14)
-    for given, suffix in (("jpeg", ".jpg"), ("JPG", ".jpg"), ("tif", ".tif"), ("TIFF", ".tif")):
-        said = omgsr(tmp_path / "a.png", "--format", given, "--scale", "1", "--suffix", f"_{given}")
-        assert (said.code, said.lines) == (0, [str(tmp_path / f"a_{given}{suffix}")])
-    assert omgsr(tmp_path / "a.png", "--format", "jpeg", "-o", tmp_path / "b.jpg").code == 0
-    assert omgsr(tmp_path / "a.png", "--format", "bmp").code == 2
 
 
 # Memory of inputs

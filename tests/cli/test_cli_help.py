@@ -25,8 +25,9 @@ def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
 COMMANDS = dict(_commands(typer.main.get_command(app)))
 
 
-@pytest.mark.parametrize("columns", [80, 40])
-@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize(
+    ("path", "columns"), [*((path, 80) for path in COMMANDS), (("upscale",), 40), (("train",), 40)]
+)
 def test_help_is_complete_and_fits(
     path: tuple[str, ...], columns: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

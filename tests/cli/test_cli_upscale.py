@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from command_line import MID_TIMESTEP, Command, draw, files_below, pixels, size_of
 from PIL import Image
 from torch import Tensor
@@ -26,7 +25,7 @@ def golden(shared: Path) -> Path:
 # Size
 
 
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (3, 70), (700, 3), (127, 129), (16, 16), (17, 33)])
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (3, 70), (127, 129)])
 def test_the_result_is_exactly_four_times_the_input(omgsr: Command, tmp_path: Path, width: int, height: int) -> None:
     draw(tmp_path / "a.png", width, height)
     assert omgsr(tmp_path / "a.png").code == 0
@@ -56,55 +55,56 @@ def test_size_options(
     assert size_of(tmp_path / name) == size
 
 
-@pytest.mark.parametrize(
-    ("options", "wrong"),
-    [
-        (("--scale", "0.49"), "--scale 0.49"),
-        (("--scale", "16.1"), "--scale 16.1"),
-        (("--scale", "nan"), "--scale nan"),
-        (("--scale", "big"), "--scale"),
-        (("--scale", "x"), "--scale"),
-        (("--scale", "2xx"), "--scale"),
-        (("--scale", "2", "--size", "5x5"), "--scale and --size"),
-        (("--long-side", "9", "--short-side", "9"), "--long-side and --short-side"),
-        (("--size", "5"), "--size 5"),
-        (("--size", "5x"), "--size 5x"),
-        (("--size", "0x7"), "--size 0x7"),
-        (("--size", "-3x7"), "--size -3x7"),
-        (("--long-side", "0"), "--long-side 0"),
-        (("--short-side", "0"), "--short-side 0"),
-        (("--process-size", "7"), "--process-size 7"),
-        (("--mid-timestep", "1000"), "--mid-timestep 1000"),
-        (("--seed", "-1"), "--seed -1"),
-        (("--tile", "63"), "--tile 63"),
-        (("--tile", "whole"), "--tile whole"),
-        (("--tile", "64", "--overlap", "33"), "--overlap 33"),
-        (("--overlap", "-1"), "--overlap -1"),
-        (("--overlap", "100000"), "--overlap 100000"),
-        (("--quality", "50", "-o", "x.png"), "--quality 50"),
-        (("--quality", "50", "--format", "tiff"), "--quality 50"),
-        (("--batch", "0"), "--batch 0"),
-        (("--color-fix", "hsv"), "--color-fix hsv"),
-        (("--precision", "int8"), "--precision int8"),
-        (("--format", "gif"), "--format gif"),
-        (("--quality", "0"), "--quality 0"),
-        (("--quality", "101"), "--quality 101"),
-        (("--metadata", "some"), "--metadata some"),
-        (("--suffix", "a/b"), "--suffix a/b"),
-        (("--no-such-option",), "--no-such-option"),
-        (("-o", "-", "--compare"), "--compare"),
-        (("--prompt", "a cat"), "no prompt"),
-    ],
-)
-def test_a_wrong_option_is_a_usage_error_that_names_it(
-    omgsr: Command, tmp_path: Path, options: tuple[str, ...], wrong: str
-) -> None:
-    said = omgsr(draw(tmp_path / "a.png"), *options)
-    assert (said.code, said.out) == (2, b"")
-    [error] = said.errors
-    assert wrong in error
-    assert said.err.splitlines()[-1].startswith("hint: ")
-    assert files_below(tmp_path) == ["a.png"]
+WRONG: list[tuple[tuple[str, ...], str]] = [
+    (("--scale", "0.49"), "--scale 0.49"),
+    (("--scale", "16.1"), "--scale 16.1"),
+    (("--scale", "nan"), "--scale nan"),
+    (("--scale", "big"), "--scale"),
+    (("--scale", "2xx"), "--scale"),
+    (("--scale", "2", "--size", "5x5"), "--scale and --size"),
+    (("--long-side", "9", "--short-side", "9"), "--long-side and --short-side"),
+    (("--size", "5"), "--size 5"),
+    (("--size", "0x7"), "--size 0x7"),
+    (("--size", "-3x7"), "--size -3x7"),
+    (("--long-side", "0"), "--long-side 0"),
+    (("--short-side", "0"), "--short-side 0"),
+    (("--process-size", "7"), "--process-size 7"),
+    (("--mid-timestep", "1000"), "--mid-timestep 1000"),
+    (("--seed", "-1"), "--seed -1"),
+    (("--tile", "63"), "--tile 63"),
+    (("--tile", "whole"), "--tile whole"),
+    (("--tile", "64", "--overlap", "33"), "--overlap 33"),
+    (("--overlap", "-1"), "--overlap -1"),
+    (("--overlap", "100000"), "--overlap 100000"),
+    (("--quality", "50", "-o", "x.png"), "--quality 50"),
+    (("--quality", "50", "--format", "tiff"), "--quality 50"),
+    (("--batch", "0"), "--batch 0"),
+    (("--color-fix", "hsv"), "--color-fix hsv"),
+    (("--precision", "int8"), "--precision int8"),
+    (("--format", "gif"), "--format gif"),
+    (("--quality", "0"), "--quality 0"),
+    (("--quality", "101"), "--quality 101"),
+    (("--metadata", "some"), "--metadata some"),
+    (("--suffix", "a/b"), "--suffix a/b"),
+    (("--no-such-option",), "--no-such-option"),
+    (("-o", "-", "--compare"), "--compare"),
+    (("--prompt", "a cat"), "no prompt"),
+    (("--process-scale", "0.5"), "--process-scale 0.5"),
+    (("--process-scale", "nan"), "--process-scale nan"),
+    (("--strength", "1.1"), "--strength 1.1"),
+    (("--strength", "nan"), "--strength nan"),
+]
+
+
+def test_a_wrong_option_is_a_usage_error_that_names_it(omgsr: Command, tmp_path: Path) -> None:
+    source = draw(tmp_path / "a.png")
+    for options, wrong in WRONG:
+        said = omgsr(source, *options)
+        assert (said.code, said.out) == (2, b""), options
+        [error] = said.errors
+        assert wrong in error, options
+        assert said.err.splitlines()[-1].startswith("hint: "), options
+        assert files_below(tmp_path) == ["a.png"], options
 
 
 def test_a_small_image_is_restored_at_the_process_size(omgsr: Command, tmp_path: Path) -> None:
@@ -138,14 +138,11 @@ def test_a_thin_image_is_upscaled_and_an_extreme_one_refused(omgsr: Command, tmp
     ("options", "output", "restored"),
     [
         (("--scale", "1"), [20, 14], [80, 56]),
-        (("--scale", "0.5"), [10, 7], [80, 56]),
         (("--scale", "1.5"), [30, 21], [80, 56]),
-        (("--scale", "4"), [80, 56], [80, 56]),
         (("--scale", "8"), [160, 112], [160, 112]),
         (("--size", "200x14"), [200, 14], [200, 56]),
         (("--scale", "2", "--process-scale", "3"), [40, 28], [60, 42]),
         (("--scale", "2", "--process-scale", "1"), [40, 28], [40, 28]),
-        (("--scale", "2", "--process-scale", "auto"), [40, 28], [80, 56]),
         (("--scale", "2", "--strength", "0"), [40, 28], [40, 28]),
     ],
 )
@@ -175,15 +172,6 @@ def test_a_dry_run_counts_tiles_of_the_working_size(omgsr: Command, tmp_path: Pa
     assert "restored at 24." in said.err
 
 
-@pytest.mark.parametrize("options", [("--process-scale", "0.5"), ("--process-scale", "17"), ("--process-scale", "x"),
-    ("--process-scale", "nan"), ("--strength", "1.1"), ("--strength", "-0.1"), ("--strength", "nan")])  # fmt: skip
-def test_a_factor_out_of_range_is_refused(omgsr: Command, tmp_path: Path, options: tuple[str, str]) -> None:
-    said = omgsr(draw(tmp_path / "a.png"), *options)
-    assert said.code == 2
-    assert options[0] in said.errors[0]
-    assert options[1] in said.errors[0]
-
-
 def test_too_much_work_is_refused_with_its_size(
     omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,8 +184,9 @@ def test_too_much_work_is_refused_with_its_size(
     assert omgsr(source, "--scale", "2", "--process-scale", "1").code == 0
 
 
-@pytest.mark.parametrize("scale", ["0.5", "1", "2.5", "4"])
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "I;16"])
+@pytest.mark.parametrize(
+    ("mode", "scale"), [("RGB", "0.5"), ("RGB", "1"), ("L", "1"), ("RGBA", "2.5"), ("I;16", "1"), ("I;16", "4")]
+)
 def test_strength_blends_the_restored_image_with_plain_upscaling(
     omgsr: Command, tmp_path: Path, scale: str, mode: str
 ) -> None:
@@ -303,21 +292,6 @@ def test_the_mid_timestep_changes_the_result_and_is_recorded(omgsr: Command, tmp
     assert (pixels(tmp_path / "100.png") != pixels(tmp_path / "own.png")).any()
 
 
-def test_the_seed_reaches_the_model(omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seeds: list[int | None] = []
-    encode = TinyRestorer.encode
-
-    def spy(self: TinyRestorer, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        seeds.append(generator and generator.initial_seed())
-        return encode(self, image, generator)
-
-    monkeypatch.setattr(TinyRestorer, "encode", spy)
-    source = draw(tmp_path / "a.png")
-    assert omgsr(source, "-o", tmp_path / "mean.png").code == 0
-    assert omgsr(source, "-o", tmp_path / "sample.png", "--seed", "7").code == 0
-    assert seeds == [None, 7]
-
-
 def test_compile_is_called_once_for_many_images(
     omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,13 +305,6 @@ def test_compile_is_called_once_for_many_images(
 
 
 # Pixels
-
-
-def test_the_same_input_gives_the_same_file(omgsr: Command, tmp_path: Path) -> None:
-    source = draw(tmp_path / "a.png")
-    for folder in ("one", "two"):
-        assert omgsr(source, "-o", tmp_path / folder).code == 0
-    assert (tmp_path / "one" / "a.png").read_bytes() == (tmp_path / "two" / "a.png").read_bytes()
 
 
 def test_every_colour_fix_changes_the_result(omgsr: Command, tmp_path: Path) -> None:

@@ -186,11 +186,9 @@ def test_the_published_numbers_of_omgsr() -> None:
     ("height", "width", "scale"),
     [
         (1, 1, 4),
-        (1, 1, 1),
         (2, 3, 1),
         (3, 700, 4),
         (127, 129, 4),
-        (49, 50, 1),
         (64, 97, 2.5),
         (33, 34, 1.3),
         (20, 21, 0.5),
@@ -260,7 +258,7 @@ def test_every_drawn_kernel_sums_to_one() -> None:
     rng = np.random.default_rng(0)
     shapes = set()
     for stage in (REFERENCE.first, REFERENCE.second, PRESETS["light"].first):
-        for _ in range(150):
+        for _ in range(60):
             plan = draw_kernel(stage, rng)
             kernel = build_kernel(plan)
             shapes.add(plan.shape)
@@ -271,17 +269,17 @@ def test_every_drawn_kernel_sums_to_one() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 5), (3, 40), (10, 11), (11, 21), (64, 49), (127, 130)])
-@pytest.mark.parametrize("kernel_px", [1, 7, 13, 21])
-def test_fft_blur_is_conv2d_on_the_reflected_image(size: tuple[int, int], kernel_px: int) -> None:
+def test_fft_blur_is_conv2d_on_the_reflected_image(size: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(3, *size, generator=generator)
-    # Without symmetry, so that a flipped or shifted kernel is seen.
-    kernel = torch.rand(kernel_px, kernel_px, generator=generator)
-    kernel /= kernel.sum()
-    half = kernel_px // 2
-    padded = torch.from_numpy(np.pad(image.numpy(), ((0, 0), (half, half), (half, half)), mode="reflect"))
-    expected = F.conv2d(padded[:, None], kernel[None, None])[:, 0]
-    torch.testing.assert_close(blur(image, kernel), expected, rtol=0, atol=2e-6)
+    for kernel_px in (1, 7, 13, 21):
+        # Without symmetry, so that a flipped or shifted kernel is seen.
+        kernel = torch.rand(kernel_px, kernel_px, generator=generator)
+        kernel /= kernel.sum()
+        half = kernel_px // 2
+        padded = torch.from_numpy(np.pad(image.numpy(), ((0, 0), (half, half), (half, half)), mode="reflect"))
+        expected = F.conv2d(padded[:, None], kernel[None, None])[:, 0]
+        torch.testing.assert_close(blur(image, kernel), expected, rtol=0, atol=2e-6)
 
 
 def test_fast_length_is_the_next_even_smooth_number() -> None:
@@ -301,7 +299,7 @@ def test_gaussian_noise_has_its_strength(gray: bool) -> None:
     assert abs(float(noise.mean() * 255)) < 0.3
 
 
-@pytest.mark.parametrize("distinct", [1, 2, 3, 16, 100, 256])
+@pytest.mark.parametrize("distinct", [1, 3, 16, 256])
 def test_poisson_noise_has_the_distribution_of_a_sampler(distinct: int) -> None:
     levels = np.linspace(255, 30, distinct).round()
     image = torch.from_numpy(levels / 255).float().repeat_interleave(60_000 // distinct).reshape(1, 1, -1)
@@ -363,7 +361,7 @@ def pillow_jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
     return np.asarray(Image.open(buffer))
 
 
-@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("index", range(2))
 def test_without_the_rest_the_result_is_libjpeg_twice(index: int) -> None:
     image = (crops(1, 45, 38, seed=index) * 255).round() / 255
     told = describe_degradation(quiet(), seed=0, epoch=0, index=index)
@@ -416,7 +414,7 @@ def assert_share(count: int, total: int, probability: float) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_draws_follow_the_probabilities(preset: str) -> None:
-    config, total = PRESETS[preset], 6000
+    config, total = PRESETS[preset], 2500
     plans = [draw_plan(config, sample_rng(0, 0, index)) for index in range(total)]
     assert_share(sum(p.final_kernel is not None for p in plans), total, config.final_sinc_prob)
     assert_share(sum(p.jpeg_last for p in plans), total, 0.5)
@@ -444,7 +442,7 @@ def test_draws_follow_the_probabilities(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_draws_fill_their_ranges_evenly(preset: str) -> None:
-    plans = [draw_plan(PRESETS[preset], sample_rng(1, 0, index)) for index in range(2500)]
+    plans = [draw_plan(PRESETS[preset], sample_rng(1, 0, index)) for index in range(1200)]
     for stage, drawn in (
         (PRESETS[preset].first, [p.first for p in plans]),
         (PRESETS[preset].second, [p.second for p in plans]),

@@ -116,7 +116,7 @@ def test_a_16_bit_png_of_many_bands() -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "format_name"), [(c, f) for f in ("jpg", "webp", "avif") for c in (1, 3, 4) if (c, f) != (4, "jpg")]
+    ("channels", "format_name"), [(1, "jpg"), (3, "jpg"), (3, "webp"), (4, "webp"), (1, "avif"), (4, "avif")]
 )
 def test_lossy_formats_come_close(channels: int, format_name: str) -> None:
     ramp = torch.linspace(0, 1, 64).expand(64, 64)
@@ -232,7 +232,7 @@ def test_damaged_exif_never_loses_the_image(changes: list[tuple[int, int]]) -> N
 
 
 @pytest.mark.parametrize(
-    ("channels", "format_name"), [(c, f) for f in FORMATS for c in (1, 3, 4) if (c, f) != (4, "jpg")]
+    ("channels", "format_name"), [*((3, name) for name in FORMATS), (1, "jpg"), (1, "png"), (4, "webp"), (4, "tiff")]
 )
 def test_the_record_is_read_back_and_changes_no_pixel(channels: int, format_name: str, tmp_path: Path) -> None:
     path = tmp_path / "image"
@@ -434,8 +434,9 @@ def test_one_of_many_writers_wins(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
-@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    ("failure", "overwrite"), [(KeyboardInterrupt(), False), (OSError(errno.ENOSPC, "No space left on device"), True)]
+)
 def test_a_failure_leaves_nothing_behind(failure: BaseException, overwrite: bool, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     if overwrite:

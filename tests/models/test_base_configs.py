@@ -45,8 +45,8 @@ def edit(path: Path, **options: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *(("scaling_factor", value) for value in (0, 0.0, -0.18215, NAN, INF, None, "0.18215", True, [0.18215])),
-        *(("shift_factor", value) for value in (NAN, -INF, "0.1", [0.1])),
+        *(("scaling_factor", value) for value in (0, -0.18215, NAN, None, "0.18215", True)),
+        *(("shift_factor", value) for value in (NAN, "0.1")),
         ("latents_mean", [0.1] * 4),
         ("latents_std", [0.9] * 4),
         ("in_channels", 4),
@@ -73,7 +73,7 @@ def test_an_unusable_vae_is_refused(folder: Path, key: str, value: object) -> No
         ("class_embed_type", "timestep"),
         ("num_class_embeds", 10),
         ("encoder_hid_dim_type", "text_proj"),
-        *(("sample_size", value) for value in ([64, 32], [64], 0, -64, 64.5, "64", True, {})),
+        *(("sample_size", value) for value in ([64, 32], 0, 64.5, "64", True)),
     ],
 )
 def test_a_unet_with_other_inputs_or_outputs_is_refused(folder: Path, key: str, value: object) -> None:
@@ -92,19 +92,15 @@ def test_the_size_of_a_unet_is_a_side_or_a_square(folder: Path, size: object) ->
     "options",
     [
         {"_class_name": "EDMEulerScheduler"},
-        {"_class_name": "UnCLIPScheduler"},
         {"_class_name": "NextYearsScheduler"},
         {"_class_name": "FlowMatchEulerDiscreteScheduler"},
         {"use_flow_sigmas": True},
         {"prediction_type": "flow_prediction"},
         {"prediction_type": None},
         {"num_train_timesteps": 1000.5},
-        {"num_train_timesteps": "1000"},
         {"num_train_timesteps": True},
         {"beta_start": "0.00085"},
-        {"beta_start": None},
         {"beta_end": NAN},
-        {"beta_end": INF},
         {"beta_start": 0},
         {"beta_schedule": "sqrt_linear"},
         {"rescale_betas_zero_snr": "yes"},
@@ -116,14 +112,17 @@ def test_an_unknown_scheduler_is_refused(folder: Path, options: dict[str, Any]) 
         load_restorer(folder, device="cpu", precision="fp32")
 
 
-@pytest.mark.parametrize("name", sorted(_SAMPLERS))
-def test_missing_betas_take_the_defaults_of_the_scheduler(name: str) -> None:
-    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
-    if "beta_start" not in parameters:
-        pytest.skip("needs a library that is not installed")
-    ours = DdpmSchedule.from_config({"_class_name": name})
-    for key in ("beta_start", "beta_end", "beta_schedule", "prediction_type", "num_train_timesteps"):
-        assert getattr(ours, key) == parameters[key].default
+def test_missing_betas_take_the_defaults_of_the_scheduler() -> None:
+    keys = ("beta_start", "beta_end", "beta_schedule", "prediction_type", "num_train_timesteps")
+    compared = 0
+    for name in _SAMPLERS:
+        parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+        # A stand-in for a scheduler whose library is not installed has other parameters.
+        if "beta_start" in parameters:
+            ours = DdpmSchedule.from_config({"_class_name": name})
+            assert [getattr(ours, key) for key in keys] == [parameters[key].default for key in keys], name
+            compared += 1
+    assert compared > 5
 
 
 def test_a_missing_scaling_factor_takes_the_default_of_diffusers(folder: Path) -> None:
@@ -146,8 +145,9 @@ def test_a_tiny_decoder_with_a_scale_of_its_own_is_refused(tmp_path: Path) -> No
             load_tiny_decoder(tmp_path / str(number), 4, torch.device("cpu"), torch.float32)
 
 
-@pytest.mark.parametrize("variant", ["bf16", "fp32", "non_ema", "my-own"])
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(
+    ("variant", "sharded"), [("bf16", False), ("fp32", True), ("non_ema", False), ("my-own", True)]
+)
 def test_every_variant_of_weights_is_found(folder: Path, variant: str, sharded: bool) -> None:
     image = torch.rand(1, 3, 16, 16) * 2 - 1
     plain = load_restorer(folder, device="cpu", precision="fp32").encode(image)
@@ -181,8 +181,7 @@ def test_ambiguous_variants_are_named(folder: Path) -> None:
     assert math.isfinite(load_restorer(folder, device="cpu", precision="fp32").encode(torch.zeros(1, 3, 8, 8)).sum())
 
 
-@pytest.mark.parametrize("variant", ["bf16", "fp32"])
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(("variant", "sharded"), [("bf16", False), ("fp32", True)])
 def test_a_repository_with_one_variant_gives_that(variant: str, sharded: bool) -> None:
     stem = "unet/diffusion_pytorch_model"
     weights = (

@@ -192,7 +192,7 @@ def test_the_direction_measure_detects_a_hatching() -> None:
     assert strongest_direction_db(luma + torch.sin((rows + columns) * 0.8)) > 6
 
 
-@pytest.mark.parametrize(("level", "sigma"), [(0.5, 10), (0.5, 20), (0.35, 15), (0.7, 30)])
+@pytest.mark.parametrize(("level", "sigma"), [(0.5, 10), (0.7, 30)])
 def test_noise_leaves_no_pattern(tiny: Restorer, level: float, sigma: float) -> None:
     restored = upscale_image(tiny, draw_noisy_grey(level, sigma, 160, seed=1), Size(640, 640))
     assert strongest_direction_db(restored.mean(0)[64:576, 64:576] * 255) < 4
@@ -221,7 +221,7 @@ def draw_scene(side: int) -> torch.Tensor:
     return scene
 
 
-@pytest.mark.parametrize(("content", "scale"), [("scene", 1), ("scene", 1.5), ("scene", 2), ("photo", 1), ("photo", 2)])
+@pytest.mark.parametrize(("content", "scale"), [("scene", 1), ("scene", 2), ("photo", 1.5)])
 def test_a_noisy_image_gains_below_the_magnification_of_training(
     tiny: Restorer, photo: torch.Tensor, content: str, scale: float
 ) -> None:
