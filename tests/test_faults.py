@@ -71,6 +71,7 @@ def test_a_signal_during_an_image(model: Path, tmp_path: Path) -> None:
     assert size_of(tmp_path / "in" / "b.png") == (500, 500)
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_several_processes(omgsr: Command, model: Path, tmp_path: Path) -> None:
     """No process remains, no file is partial, and the next run makes the missing results."""
     names = [f"{index:02}.png" for index in range(16)]
@@ -111,6 +112,7 @@ def test_ctrl_c_ends_several_processes(omgsr: Command, model: Path, tmp_path: Pa
     assert files_below(tmp_path / "out") == names
 
 
+@pytest.mark.long
 def test_two_processes_in_one_folder(model: Path, tmp_path: Path) -> None:
     """Each image is made once and told once; whoever comes second finds it finished."""
     for number in range(8):

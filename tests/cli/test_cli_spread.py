@@ -43,6 +43,7 @@ def a_worker_is_killed_when(folder: Path, count: int) -> Iterator[list[int]]:
     thread.join()
 
 
+@pytest.mark.long
 def test_a_killed_process_and_corrupt_images_do_not_stop_a_batch(
     omgsr: Command, status: Command, tmp_path: Path
 ) -> None:

@@ -60,6 +60,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.long
 def test_actors_equal_this_process_and_a_dead_one_fails_its_task_only(
     tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

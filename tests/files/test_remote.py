@@ -371,6 +371,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 SECRET = "do-not-tell-this"
 
 
+@pytest.mark.long
 def test_processes_read_and_write_s3(omgsr: Command, s3: Any, tmp_path: Path) -> None:
     for number in range(7):
         draw(tmp_path / "in" / f"{number % 2}" / f"{number}.png", 5 + number, 7)

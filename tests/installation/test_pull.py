@@ -475,6 +475,7 @@ def start(adapter: Path, *options: str, **environment: str) -> subprocess.Popen[
     )
 
 
+@pytest.mark.long
 def test_two_processes_download_once_through_a_proxy(hub: Hub, adapter: Path, pull: Any, home: Path) -> None:
     """The address of the hub does not resolve: only the proxy can answer. The token is sent there only."""
     hub.repositories[FIRST].pause_s = 0.02

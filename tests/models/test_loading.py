@@ -419,22 +419,18 @@ def write_broken_torchvision(folder: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="a real torchvision is installed")
-def test_a_broken_torchvision_is_explained_in_one_line(base: Path, tmp_path: Path) -> None:
+def test_a_broken_torchvision_is_explained_in_one_line(tmp_path: Path) -> None:
     write_broken_torchvision(tmp_path)
     code = (
-        "from omgsr_cli.models.loading import load_restorer\n"
+        "from omgsr_cli.models.libraries import explained_imports\n"
         "from omgsr_cli.errors import OmgsrError\n"
-        f"try: load_restorer({str(base)!r}, device='cpu', precision='fp32')\n"
+        "try:\n"
+        "    with explained_imports(): from transformers import CLIPTextModel\n"
         "except OmgsrError as error: print(error.message, error.hint, sep='\\n')\n"
     )
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path},
-        check=False,
-    )
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     message, hint = done.stdout.splitlines()
     assert message == f"the installed torchvision 0.20.0 does not work with torch {torch.__version__}"

