@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 from places import SHARED
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from command_line import Command
+    from hub_server import Hub
     from simulated_device import Card
 
 # Before any library reads them; programs that tests start inherit them.
@@ -104,6 +107,24 @@ def adapter(base: Path) -> Path:
     from random_sd import write_adapter
 
     return write_adapter(base, base.parent / "adapter")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub without repositories on this machine, for this process and those that it starts."""
+    from hub_server import serve_hub
+    from huggingface_hub import constants
+
+    with serve_hub({}) as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+        yield running
 
 
 @pytest.fixture

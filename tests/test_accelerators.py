@@ -89,9 +89,8 @@ def test_memory_cached_by_the_mps_allocator_counts_as_free(monkeypatch: pytest.M
     assert devices.free_memory_bytes(torch.device("mps")) == 9 * GIB
 
 
-@pytest.mark.parametrize(
-    "reason",
-    [
+def test_out_of_memory_is_recognised_for_every_library() -> None:
+    for reason in (
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
         "HIPBLAS_STATUS_ALLOC_FAILED",
@@ -100,11 +99,13 @@ def test_memory_cached_by_the_mps_allocator_counts_as_free(monkeypatch: pytest.M
         "level_zero backend failed with error: 38 (UR_RESULT_ERROR_OUT_OF_HOST_MEMORY)",
         "MPS backend out of memory (MPS allocated: 9.00 GB)",
         "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory: you tried to allocate 4 bytes",
-    ],
-)
-def test_out_of_memory_is_recognised_for_every_library(reason: str) -> None:
-    assert devices.is_out_of_memory(RuntimeError(reason))
-    assert not devices.is_out_of_memory(ValueError(reason))
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes",
+    ):
+        assert devices.is_out_of_memory(RuntimeError(reason)), reason
+        assert not devices.is_out_of_memory(ValueError(reason)), reason
+    assert devices.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert devices.is_out_of_memory(MemoryError())
+    assert not devices.is_out_of_memory(RuntimeError("shapes (3,) and (4,) differ"))
 
 
 def test_out_of_memory_outside_tiles_is_one_line(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,20 +187,6 @@ def test_every_field_of_a_preset_is_used() -> None:
     assert {field.name for field in fields(Preset)} <= read
 
 
-def test_brackets_in_help_are_escaped() -> None:
-    """Rich takes them for markup, and shows nothing in their place."""
-    wrong = [
-        where(path, node.value.lineno)
-        for path in MODULES
-        if part_of(path) == "cli"
-        for node in ast.walk(parse(path))
-        if isinstance(node, ast.keyword) and node.arg == "help"
-        for text in ast.walk(node.value)
-        if isinstance(text, ast.Constant) and re.search(r"(?<!\\)\[", str(text.value))
-    ]
-    assert not wrong, wrong
-
-
 def test_no_module_is_called_utils() -> None:
     assert not [path for path in MODULES if re.fullmatch(r"utils?|helpers?|misc|common", path.stem)]
 

@@ -59,13 +59,6 @@ def test_the_installed_metadata_is_of_this_checkout() -> None:
     assert (script.name, script.value, script.group) == ("omgsr", "omgsr_cli.cli.app:main", "console_scripts")
 
 
-def test_the_script_is_installed() -> None:
-    (target,) = PROJECT["project"]["scripts"].values()
-    module, _, function = target.partition(":")
-    source = ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text("utf-8")
-    assert re.search(rf"^def {function}\(", source, re.M)
-
-
 def test_every_link_of_the_readme_is_absolute_and_leads_to_a_file() -> None:
     """A package index shows the README without the files beside it."""
     targets = re.findall(r"\]\(([^)]+)\)|^\[[^\]]+\]: (\S+)|(?:src|href)=\"([^\"]+)\"", README, re.M)
@@ -101,11 +94,6 @@ def test_transitive_dependencies_are_pinned() -> None:
 def test_no_dependency_needs_torchvision() -> None:
     names = {canonicalize_name(requirement.name) for requirement in REQUIREMENTS} | set(constraints())
     assert "torchvision" not in names
-
-
-def test_the_wheel_carries_the_package_only() -> None:
-    assert PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["omgsr_cli"]}
-    assert (ROOT / "omgsr_cli" / "py.typed").is_file()
 
 
 def test_the_licence_matches_the_metadata() -> None:

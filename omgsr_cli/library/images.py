@@ -95,7 +95,8 @@ def upscale_image(
     notes: list[str] = []
     result = _upscale(_Task(model, options, bit_depth, on_progress, notes.append), image)
     for note in dict.fromkeys(notes):
-        warnings.warn(note, stacklevel=2)
+        # The wrapper that names arguments is a frame of its own.
+        warnings.warn(note, stacklevel=3)
     return result
 
 

@@ -45,14 +45,14 @@ def create_metric(name, device):
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def torch_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     perceptual._hub_answers.cache_clear()
     return tmp_path / "torch" / "hub"
 
 
 @pytest.fixture
-def write_pyiqa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Path) -> Iterator[WritePyiqa]:
+def write_pyiqa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_hub: Path) -> Iterator[WritePyiqa]:
     """Put a package called pyiqa in the place of the real one."""
 
     def write(code: str) -> None:
@@ -69,9 +69,9 @@ def write_pyiqa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Path) -> I
     sys.modules.update(before)
 
 
-def put_weights(hub: Path, name: str, content: bytes = b"\x80\x02 pickled") -> None:
+def put_weights(torch_hub: Path, name: str, content: bytes = b"\x80\x02 pickled") -> None:
     for weights in METRICS[name].weights or ():
-        path = hub / weights.place / weights.name
+        path = torch_hub / weights.place / weights.name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
@@ -166,12 +166,12 @@ def test_without_pyiqa_its_names_cannot_be_known(monkeypatch: pytest.MonkeyPatch
     assert "omgsr-cli[metrics]" in str(caught.value.hint)
 
 
-def test_without_pyiqa_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, hub: Path) -> None:
+def test_without_pyiqa_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, torch_hub: Path) -> None:
     monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
     message, hint = failure("musiq")
     assert message == "pyiqa is not installed"
     assert "omgsr-cli[metrics]" in hint
-    assert f"musiq_koniq_ckpt-e95806b9.pth into {hub / 'pyiqa'}" in hint
+    assert f"musiq_koniq_ckpt-e95806b9.pth into {torch_hub / 'pyiqa'}" in hint
     assert "into" not in failure("piqe")[1]
 
 
@@ -203,19 +203,19 @@ def test_a_mismatched_torchvision_is_named_with_both_versions_and_its_command(
     assert "torchvision==0.28.0" in hint
 
 
-def test_unavailable_weights_are_reported_with_their_place(write_pyiqa: WritePyiqa, hub: Path) -> None:
+def test_unavailable_weights_are_reported_with_their_place(write_pyiqa: WritePyiqa, torch_hub: Path) -> None:
     # The network is cut in tests: were pyiqa asked, it would wait and fail in its own words.
     write_pyiqa("def create_metric(name, device): raise AssertionError('must not be asked')")
     message, hint = failure("lpips")
     assert "not on this machine" in message
-    assert f"LPIPS_v0.1_alex-df73285e.pth into {hub / 'pyiqa'}" in hint
-    assert f"alexnet-owt-7be5be79.pth into {hub / 'checkpoints'}" in hint
+    assert f"LPIPS_v0.1_alex-df73285e.pth into {torch_hub / 'pyiqa'}" in hint
+    assert f"alexnet-owt-7be5be79.pth into {torch_hub / 'checkpoints'}" in hint
     assert "HF_ENDPOINT" in hint
 
 
-def test_a_web_page_instead_of_weights_is_reported(write_pyiqa: WritePyiqa, hub: Path) -> None:
+def test_a_web_page_instead_of_weights_is_reported(write_pyiqa: WritePyiqa, torch_hub: Path) -> None:
     write_pyiqa(WORKING)
-    put_weights(hub, "musiq", b"<html>404</html>")
+    put_weights(torch_hub, "musiq", b"<html>404</html>")
     assert "corrupt" in failure("musiq")[0]
 
 
@@ -235,10 +235,10 @@ def test_a_score_does_not_depend_on_those_before_it(write_pyiqa: WritePyiqa) -> 
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_score_of_nan_is_a_failure(write_pyiqa: WritePyiqa, hub: Path) -> None:
+def test_a_score_of_nan_is_a_failure(write_pyiqa: WritePyiqa, torch_hub: Path) -> None:
     write_pyiqa(WORKING)
     for name, reason in (("niqe", "nan"), ("brisque", "needs 96 px")):
-        put_weights(hub, name)
+        put_weights(torch_hub, name)
         with pytest.raises(FileError, match=reason):
             PyiqaMetric(METRICS[name], CPU).score(torch.zeros(1, 3, 8, 8), None)
 
@@ -251,9 +251,9 @@ def images(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def test_a_set_is_scored_as_two_folders(write_pyiqa: WritePyiqa, hub: Path, images: list[Path]) -> None:
+def test_a_set_is_scored_as_two_folders(write_pyiqa: WritePyiqa, torch_hub: Path, images: list[Path]) -> None:
     write_pyiqa(WORKING)
-    put_weights(hub, "fid")
+    put_weights(torch_hub, "fid")
     assert PyiqaMetric(METRICS["fid"], CPU).score_set(images, images) == 6.0
 
 

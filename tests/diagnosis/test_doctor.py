@@ -115,7 +115,6 @@ def test_the_lines_on_precision_agree(
     ("code", "reason"),
     [
         ("raise ImportError('libcudart.so.99: cannot open shared object file')", "libcudart.so.99"),
-        ("raise OSError('libtorch.so: wrong ELF class')", "wrong ELF class"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "SIGILL"),
     ],
 )

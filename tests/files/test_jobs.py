@@ -109,11 +109,6 @@ def test_extension_follows_the_format() -> None:
         assert pairs(plan(name, output_format=output_format)) == {name: expected}
 
 
-def test_suffix_replaces_the_scale_beside_an_input() -> None:
-    make("a.png", "b.jpg")
-    assert pairs(plan("a.png", "b.jpg", suffix="-big")) == {"a.png": "a-big.png", "b.jpg": "b-big.jpg"}
-
-
 def test_a_suffix_is_not_a_path() -> None:
     make("a.png")
     for suffix in ("/x", "a/b", "..\\x", "\0"):
@@ -315,15 +310,6 @@ def test_order_is_as_named_and_natural_in_folders() -> None:
     ]
 
 
-def test_a_folder_without_images_is_a_problem_that_knows_of_sub_folders() -> None:
-    make("a.png", "empty/notes.md", "outer/inner/deep/b.png")
-    planned = plan("a.png", "empty", "outer")
-    assert planned.jobs == (Job(Path("a.png"), Path("a_x4.png")),)
-    assert messages(planned) == ["empty: no images in this folder", "outer: no images in this folder"]
-    assert planned.problems[0].hint is None
-    assert "--recursive" in (planned.problems[1].hint or "")
-
-
 @pytest.mark.parametrize("output", ["in/out", "in/sub/../out/", "in/out/deep"])
 def test_the_output_folder_inside_the_input_is_not_an_input(output: str) -> None:
     make("in/a.png", "in/sub/b.png", "in/out/deep/a.png", "in/out/deep/sub/b.png")
@@ -369,18 +355,6 @@ def test_output_reached_by_a_link_is_not_an_input() -> None:
     Path("in/results").symlink_to("../out", target_is_directory=True)
     assert list(pairs(plan("in", output="out", recursive=True))) == ["in/a.png"]
     assert list(pairs(plan("in/*", output="out"))) == ["in/a.png"]
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions do not bind this user")
-def test_unreadable_folders_are_problems() -> None:
-    make("in/a.png", "in/closed/b.png")
-    Path("in/closed").chmod(0)
-    try:
-        planned = plan("in", recursive=True)
-    finally:
-        Path("in/closed").chmod(0o700)
-    assert len(planned.jobs) == 1
-    assert messages(planned) == ["in/closed: no permission to read it"]
 
 
 def test_a_folder_that_cannot_be_read_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -546,9 +546,15 @@ def resolutions(data: bytes) -> list[tuple[float, float]]:
     return found
 
 
-@pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize(
-    ("dpi", "expected"), [("keep", (300, 200)), ("scale", (1200, 800)), (240, (240, 240)), (333.5, (333.5, 333.5))]
+    ("format_name", "dpi", "expected"),
+    [
+        *((name, "scale", (1200, 800)) for name in FORMATS),
+        ("jpg", "keep", (300, 200)),
+        ("png", 333.5, (333.5, 333.5)),
+        ("tiff", "keep", (300, 200)),
+        ("webp", 240, (240, 240)),
+    ],
 )
 def test_the_resolution_is_equal_in_all_fields(
     dpi: str | float, expected: tuple[float, float], format_name: str

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +36,11 @@ TOKEN = "hf_secretsecret"
 
 
 @pytest.fixture
-def hub(base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """Both of the preset's sources, whole and alike; this process and those it starts ask there."""
+def hub(hub: Hub, base: Path) -> Hub:
+    """Both sources of the preset, complete and equal."""
     files = read_folder(base) | {"v2-1.ckpt": b"\x80\x04 a pickle", "README.md": b"a card"}
-    with serve_hub({FIRST: Repository(dict(files)), SECOND: Repository(dict(files))}) as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        monkeypatch.delenv("HF_HUB_OFFLINE")
-        yield running
+    hub.repositories |= {name: Repository(dict(files)) for name in (FIRST, SECOND)}
+    return hub
 
 
 @pytest.fixture(autouse=True)

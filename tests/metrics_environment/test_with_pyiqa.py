@@ -23,7 +23,7 @@ Bench = Callable[..., Said]
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def torch_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     folder = tmp_path / "torch" / "hub"
@@ -37,7 +37,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def bench(capfdbinary: pytest.CaptureFixture[bytes], hub: Path) -> Command:
+def bench(capfdbinary: pytest.CaptureFixture[bytes], torch_hub: Path) -> Command:
     return Command(capfdbinary, "bench")
 
 
@@ -103,21 +103,21 @@ def test_piqe_needs_no_weights(bench: Command, images: Path) -> None:
     assert found["0"] != found["1"]
 
 
-def test_niqe_with_given_parameters(bench: Command, images: Path, hub: Path) -> None:
+def test_niqe_with_given_parameters(bench: Command, images: Path, torch_hub: Path) -> None:
     from scipy.io import savemat
 
     generator = np.random.default_rng(1)
     basis = generator.normal(size=(36, 36))
     parameters = {"mu_prisparam": generator.normal(size=(1, 36)), "cov_prisparam": basis @ basis.T + np.eye(36)}
-    savemat(hub / "pyiqa" / "niqe_modelparameters.mat", parameters)
+    savemat(torch_hub / "pyiqa" / "niqe_modelparameters.mat", parameters)
     found = scores(bench("--sr", images, "--metrics", "niqe", "--json"), "niqe")
     assert found == {stem: pytest.approx(pyiqa_score("niqe", images / f"{stem}.png"), abs=1e-5) for stem in "01"}
 
 
-def test_niqe_is_the_calibrated_one(bench: Command, shared: Path, hub: Path) -> None:
+def test_niqe_is_the_calibrated_one(bench: Command, shared: Path, torch_hub: Path) -> None:
     golden = shared / "golden" / "iqa"
     parameters = golden / "niqe_modelparameters_from_basicsr.mat"
-    (hub / "pyiqa" / "niqe_modelparameters.mat").write_bytes(parameters.read_bytes())
+    (torch_hub / "pyiqa" / "niqe_modelparameters.mat").write_bytes(parameters.read_bytes())
     lines = (golden / "calibration_summary.csv").read_text("utf-8").splitlines()
     (row,) = (line.split(",") for line in lines if line.startswith("niqe(ours),"))
     wanted = dict(zip(lines[0].replace(".bmp", "").split(",")[1:], map(float, row[1:]), strict=True))
@@ -125,11 +125,11 @@ def test_niqe_is_the_calibrated_one(bench: Command, shared: Path, hub: Path) -> 
     assert found == {stem: pytest.approx(value, abs=5e-3) for stem, value in wanted.items()}
 
 
-def test_musiq_with_random_weights(bench: Command, images: Path, hub: Path) -> None:
+def test_musiq_with_random_weights(bench: Command, images: Path, torch_hub: Path) -> None:
     from pyiqa.archs.musiq_arch import MUSIQ
 
     torch.manual_seed(4)
-    torch.save(MUSIQ(pretrained=False, num_class=1).state_dict(), hub / "pyiqa" / "musiq_koniq_ckpt-e95806b9.pth")
+    torch.save(MUSIQ(pretrained=False, num_class=1).state_dict(), torch_hub / "pyiqa" / "musiq_koniq_ckpt-e95806b9.pth")
     said = bench("--sr", images, "--metrics", "musiq,piqe", "--json")
     found = scores(said, "musiq")
     assert "Loading pretrained model MUSIQ" in said.err
@@ -148,10 +148,10 @@ def test_missing_weights_are_reported_at_once(bench: Command, images: Path) -> N
 
 
 def test_clip_works_without_pkg_resources(
-    bench: Command, images: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Command, images: Path, torch_hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (hub / "clip").mkdir()
-    torch.save({}, hub / "clip" / "RN50.pt")
+    (torch_hub / "clip").mkdir()
+    torch.save({}, torch_hub / "clip" / "RN50.pt")
     for name in [name for name in sys.modules if name.partition(".")[0] == "clip" or "clipiqa" in name]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "pyiqa.archs.clip_imports", raising=False)

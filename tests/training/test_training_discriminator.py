@@ -103,7 +103,7 @@ def test_the_layers_of_a_head() -> None:
     ]
 
 
-@pytest.mark.parametrize("resolution", [64, 100, 127, 128, 255, 256, 384, 512, 1024])
+@pytest.mark.parametrize("resolution", [64, 127, 255, 384, 1024])
 def test_every_level_has_logits(resolution: int) -> None:
     discriminator = build(resolution)
     for head, channels, stride in zip(discriminator.heads, (4, 6, 8), (4, 8, 16), strict=True):

@@ -12,7 +12,6 @@ import pytest
 from command_line import Command, Said, draw
 from places import ROOT
 from random_sd import write_sd_model
-from test_training_publish import hub  # noqa: F401 - a fixture
 from training_run import write_features
 
 DOCS = ROOT / "docs" / "training.md"
@@ -65,10 +64,11 @@ class Shell:
 
 def test_every_documented_command_runs(
     capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    hub: object,  # noqa: F811 - the fixture
+    hub: object,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
     for number in range(3):
         draw(Path("photos") / f"{number}.png", width=110 + number, height=100)
     draw(Path("old.jpg"), width=32, height=24)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import Command, draw, pixels
-from hub_server import Hub, Repository, serve_hub
+from hub_server import Hub, Repository
 from huggingface_hub import constants
 from training_run import run_here, settings
 
@@ -34,15 +33,10 @@ def config(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A hub without a repository; large files go there by LFS."""
-    with serve_hub({}) as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield running
+def hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A hub without a repository, for a user with a token."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return hub
 
 
 def test_a_pushed_model_contains_nothing_of_the_machine(
