@@ -144,15 +144,18 @@ def test_the_next_image_is_read_ahead_only_if_memory_allows_both(
     finished = FinishedResults(settings, model.info, Remembered(tmp_path / "cache"))
     one = Upscaler(settings, model.info, finished, lambda: model)
     events: list[str] = []
+    is_second_read = threading.Event()
     real_read, real_write = upscaling.read_image, upscaling.write_image
 
     def read(*args: object) -> object:
         events.append("read")
+        if events.count("read") == 2:
+            is_second_read.set()
         return real_read(*args)  # type: ignore[arg-type] # as they came
 
     def write(*args: object, **options: object) -> object:
-        # Time for the next to be read, if it may.
-        time.sleep(0.3)
+        # Without enough memory, the next image has time to be read wrongly.
+        assert is_second_read.wait(30 if is_ahead else 0.1) or not is_ahead
         notes = real_write(*args, **options)  # type: ignore[arg-type] # as they came
         events.append("written")
         return notes

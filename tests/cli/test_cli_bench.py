@@ -114,7 +114,7 @@ def test_a_seed_is_part_of_what_is_kept(bench: Command, data: Path, tmp_path: Pa
     assert seeded.records[0]["settings"]["seed"] == "3"
 
 
-@pytest.mark.parametrize("how", ["garbage", "truncated", "folder"])
+@pytest.mark.parametrize("how", ["garbage", "folder"])
 def test_a_damaged_database_of_scores_is_reported_once_and_replaced(
     bench: Command, data: Path, tmp_path: Path, how: str
 ) -> None:

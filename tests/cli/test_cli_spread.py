@@ -157,9 +157,9 @@ def test_a_single_image_starts_no_process(omgsr: Command, tmp_path: Path) -> Non
     assert (one.code, one.out[:4]) == (0, b"\x89PNG")
 
 
-@pytest.mark.parametrize(
-    ("options", "wrong"),
-    [
+def test_a_wrong_option_is_a_usage_error_that_names_it(omgsr: Command, tmp_path: Path) -> None:
+    source = draw(tmp_path / "a.png")
+    for options, wrong in (
         (("--workers", "0"), "--workers 0"),
         (("--shard", "3/2"), "--shard 3/2"),
         (("--retry-failed",), "--retry-failed"),
@@ -167,14 +167,10 @@ def test_a_single_image_starts_no_process(omgsr: Command, tmp_path: Path) -> Non
         (("--address", "auto"), "--address auto"),
         (("--report", "."), "--report ."),
         (("--report", "none.jsonl", "--retry-failed"), "none.jsonl cannot be read"),
-    ],
-)
-def test_a_wrong_option_is_a_usage_error_that_names_it(
-    omgsr: Command, tmp_path: Path, options: tuple[str, ...], wrong: str
-) -> None:
-    said = omgsr(draw(tmp_path / "a.png"), *options)
-    assert (said.code, said.out) == (2, b"")
-    assert wrong in said.errors[0]
+    ):
+        said = omgsr(source, *options)
+        assert (said.code, said.out) == (2, b""), options
+        assert wrong in said.errors[0]
 
 
 def test_a_missing_device_in_a_list_is_one_line(omgsr: Command, tmp_path: Path) -> None:
