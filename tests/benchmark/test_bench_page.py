@@ -232,69 +232,40 @@ def test_infinite_and_missing_scores_are_shown(tmp_path: Path) -> None:
     assert data_of(empty)["images"] == []
 
 
-# In a browser. OMGSR_BROWSER names a Python that has QtWebEngine, where this one has not.
-
 _BROWSER = os.environ.get("OMGSR_BROWSER") or (sys.executable if find_spec("PySide6") else "")
 
 
-@pytest.fixture(scope="module")
-def browsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What headless Chromium makes of a page with 120 images: answers to questions, and screenshots."""
-    if not _BROWSER:
-        pytest.skip("no browser here: pip install PySide6, or let OMGSR_BROWSER name a Python that has it")
-    folder = tmp_path_factory.mktemp("page")
-    page = folder / "report.html"
-    write_page(build_report(folder, [f"image {number}" for number in range(120)]), page, folder / "images")
+@pytest.mark.skipif(
+    not _BROWSER, reason="no browser: pip install PySide6, or set OMGSR_BROWSER to a Python that has it"
+)
+def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
+    """In headless Chromium, with 120 images: answers to questions, and screenshots."""
+    page = tmp_path / "report.html"
+    write_page(build_report(tmp_path, [f"image {number}" for number in range(120)]), page, tmp_path / "images")
     script = TESTS / "browser" / "browse.py"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [_BROWSER, str(script), str(page), str(folder)], capture_output=True, text=True, timeout=120, env=environment
+        [_BROWSER, str(script), str(page), str(tmp_path)], capture_output=True, text=True, timeout=120, env=environment
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     assert lines, done.stderr[-2000:]
-    answers: dict[str, Any] = json.loads(lines[-1])
-    return {**answers, "folder": folder}
-
-
-def test_the_browser_reports_no_error(browsed: dict[str, Any]) -> None:
-    assert browsed["console"] == []
-    assert browsed["loaded"] is True
-
-
-def test_the_slider_shows_the_left_image_on_the_left(browsed: dict[str, Any]) -> None:
-    folder = browsed["folder"]
-    with Image.open(folder / "middle.png") as shot, Image.open(folder / "full.png") as full:
-        half, whole = (np.asarray(image.convert("RGB")).astype(int) for image in (shot, full))
+    found: dict[str, Any] = json.loads(lines[-1])
+    assert (found["console"], found["loaded"]) == ([], True)
+    assert json.loads(found["wider than 500 px"]) == []
+    assert found["thumbnails"] == 120
+    assert 0 < found["thumbnails with an image"] < 60, "not all images are decoded"
+    keys = {"n": "1", "3": "bicubic", "shift 4": "reference", "s": "reference", "+": "1×", "→": "2 %"}
+    assert {key: found[f"after {key}"] for key in keys} == keys
+    assert re.fullmatch(r"fit, [0-9.]+×", found["after 0"])
+    half, whole, dark = (
+        np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")).astype(int)
+        for name in ("middle", "full", "other")
+    )
     assert half.shape == whole.shape
-    x, y, width, height = (int(value) for value in browsed["box"])
+    x, y, width, height = (int(value) for value in found["box"])
     left = (slice(y + 4, y + height - 60), slice(x + 4, x + width // 2 - 20))
     right = (slice(y + 4, y + height - 60), slice(x + width // 2 + 20, x + width - 20))
-    # With the boundary at the right end all is the left view; in the middle only the left half.
+    # With the boundary at the right end, all is the left view; in the middle, only the left half.
     assert np.abs(half[left] - whole[left]).mean() < 1
     assert np.abs(half[right] - whole[right]).mean() > 10
-
-
-def test_keys_work_as_documented(browsed: dict[str, Any]) -> None:
-    assert browsed["after n"] == "1"
-    assert browsed["after 3"] == "bicubic"
-    assert browsed["after shift 4"] == "reference"
-    assert browsed["after s"] == "reference"
-    assert browsed["after +"] == "1×"
-    assert re.fullmatch(r"fit, [0-9.]+×", browsed["after 0"])
-    assert browsed["after →"] == "2 %"
-
-
-def test_nothing_is_cut_off_on_a_narrow_window(browsed: dict[str, Any]) -> None:
-    assert json.loads(browsed["wider than 500 px"]) == []
-
-
-def test_dark_is_dark(browsed: dict[str, Any]) -> None:
-    folder = browsed["folder"]
-    with Image.open(folder / "middle.png") as first, Image.open(folder / "other.png") as second:
-        levels = [float(np.asarray(image.convert("L")).mean()) for image in (first, second)]
-    assert abs(levels[0] - levels[1]) > 60
-
-
-def test_many_images_are_not_all_decoded(browsed: dict[str, Any]) -> None:
-    assert browsed["thumbnails"] == 120
-    assert 0 < browsed["thumbnails with an image"] < 60
+    assert abs(half.mean() - dark.mean()) > 60
