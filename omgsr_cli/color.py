@@ -15,6 +15,7 @@ from omgsr_cli.errors import ShapeError, UsageError
 from omgsr_cli.imaging import Rows
 from omgsr_cli.imaging.rows import BandSpool
 from omgsr_cli.options import ColorFix
+from omgsr_cli.transfer import download, has_float64, upload
 
 #: Added to the variance before the square root, as published; avoids a division by zero in flat images.
 VARIANCE_EPSILON = 1e-5
@@ -42,7 +43,8 @@ class ChannelStatistics:
 class RowStatistics:
     """Accumulates the statistics of an image from bands of rows.
 
-    Each row is summed separately, in float64, so the result does not depend on the bands.
+    Each row is summed separately, in float64 if the device has it, so the result does not depend on the bands. Sums stay
+    on the device until the statistics are asked for.
     """
 
     def __init__(self) -> None:
@@ -51,7 +53,7 @@ class RowStatistics:
         self._width = 0
 
     def add(self, band: Tensor) -> None:
-        """Add the next rows, (C, n, W) float on the CPU, any range.
+        """Add the next rows, (C, n, W) float, any range.
 
         Raises:
             ShapeError: the band does not have three dimensions, has no pixels, or has another width.
@@ -61,14 +63,15 @@ class RowStatistics:
         self._width = band.shape[2]
         # A few rows at a time keep the float64 copy small.
         for rows in torch.split(band, 64, dim=1):
-            values = rows.double().contiguous()
+            values = (rows.double() if has_float64(rows.device) else rows.float()).contiguous()
             mean = values.mean(dim=-1)
             self._means.append(mean)
             self._squares.append((values - mean[..., None]).square_().sum(dim=-1))
 
     def whole(self) -> ChannelStatistics:
-        """The statistics of all rows, combined from parts of equal size (Chan, Golub and LeVeque, 1979)."""
-        means, squares = torch.cat(self._means, dim=1), torch.cat(self._squares, dim=1)
+        """The statistics of all rows on the CPU, combined from parts of equal size (Chan, Golub and LeVeque, 1979)."""
+        both = torch.stack((torch.cat(self._means, dim=1), torch.cat(self._squares, dim=1)))
+        means, squares = download(both)[0].double()
         mean = means.mean(dim=1)
         total = squares.sum(dim=1) + (means - mean[:, None]).square().sum(dim=1) * self._width
         count = means.shape[1] * self._width
@@ -90,7 +93,7 @@ def adain_from_statistics(band: Tensor, own: ChannelStatistics, wanted: ChannelS
     """
     gain = wanted.std / own.std
     offset = wanted.mean - own.mean * gain
-    gain, offset = (value.to(band)[:, None, None] for value in (gain, offset))
+    gain, offset = upload(torch.stack((gain, offset)).to(band.dtype)[..., None, None], band.device)
     return torch.addcmul(offset, band, gain)
 
 
@@ -128,13 +131,13 @@ def match_color(restored: Iterator[Tensor], reference: Rows, method: ColorFix, b
     row, so it stores the image meanwhile; the wavelet fix delays rows by its reach.
 
     Args:
-        restored: bands of (3, n, W) float32 on the CPU, sRGB in [0, 1], from top to bottom.
+        restored: bands of (3, n, W) float32 on one device, sRGB in [0, 1], from top to bottom.
         reference: an image of the same height and width.
         method: "adain", "wavelet" or "none".
         bit_depth: bit depth of the image. At 8 the fix works on 8-bit images, and the restored one is truncated, as
             published; the fix sets the mean, so the half level that truncation loses does not darken the result.
     Returns:
-        Bands of the same rows, clamped to [0, 1].
+        Bands of the same rows on the same device, clamped to [0, 1].
     Raises:
         UsageError: the method does not exist.
         ShapeError: the widths differ.
@@ -152,14 +155,15 @@ def match_color(restored: Iterator[Tensor], reference: Rows, method: ColorFix, b
 
 def _adain(restored: Iterator[Tensor], reference: Rows, bit_depth: int) -> Iterator[Tensor]:
     own, wanted, spool = RowStatistics(), RowStatistics(), BandSpool(bit_depth)
-    row = 0
+    row, device = 0, torch.device("cpu")
     for band in restored:
         own.add(band)
-        wanted.add(reference.read(row, row + band.shape[1]))
+        device = band.device
+        wanted.add(upload(reference.read(row, row + band.shape[1]), device))
         spool.append(band)
         row += band.shape[1]
     before, after = own.whole(), wanted.whole()
-    for band in spool:
+    for band in spool.bands(device):
         yield adain_from_statistics(band, before, after)
 
 
@@ -173,7 +177,7 @@ def _wavelet(restored: Iterator[Tensor], reference: Rows) -> Iterator[Tensor]:
         # Each band reads and blurs the rows around it again, so larger bands cost less.
         if known < height and ready - done < _WAVELET_ROWS:
             continue
-        fixed = wavelet_color_fix(held[None], reference.read(top, known)[None])[0]
+        fixed = wavelet_color_fix(held[None], upload(reference.read(top, known)[None], held.device))[0]
         yield fixed[:, done - top : ready - top]
         keep = max(ready - reach, 0)
         held, top, done = held[:, keep - top :], keep, ready

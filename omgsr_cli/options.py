@@ -95,8 +95,8 @@ class RestoreOptions(_Options):
         tile: side of a tile in pixels of the working size, "off" for the whole image at once, or "auto" to choose by
             free memory.
         overlap: pixels that neighbouring tiles share; None uses half a tile, as published.
-        batch: number of tiles per call of the network.
-        memory: MiB of working memory beside the weights; None uses half of the free memory.
+        batch: number of tiles per call of the network; None uses 1 on a CPU, and up to 8 by free memory on a GPU.
+        memory: MiB of working memory beside the weights; None uses half of the free memory, or 80 % on a graphics card.
         seed: sample the latent posterior with this seed; None uses its mean, so results are reproducible.
     """
 
@@ -106,7 +106,7 @@ class RestoreOptions(_Options):
     color_fix: ColorFix | None = None
     tile: Literal["auto", "off"] | int = "auto"
     overlap: int | None = Field(default=None, ge=0, le=2048)
-    batch: int = Field(default=1, ge=1, le=256)
+    batch: int | None = Field(default=None, ge=1, le=256)
     memory: int | None = None
     seed: int | None = Field(default=None, ge=0)
 

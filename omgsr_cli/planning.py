@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from omgsr_cli.geometry import Canvas, Size, plan_canvas, plan_halo_tiles, plan_tiles, round_up
@@ -11,15 +11,19 @@ from omgsr_cli.options import RestoreOptions
 if TYPE_CHECKING:
     import torch
 
-    from omgsr_cli.models.base import RestorerInfo, Tiling
+    from omgsr_cli.models.base import RestorerInfo, StageInfo, Tiling
 
 MIN_TILE_PX = 256
 """Smaller tiles would be mostly overlap or margin."""
 
-# Of exact tiles: larger ones save little time on margins for the memory they cost.
+# Of exact tiles on CPUs: larger ones save little time on margins for the memory they cost. GPUs need large tiles.
 _MAX_EXACT_TILE_PX = 1152
 # Share of the free memory that one tile may use: other programs and the image itself need memory too.
 _MEMORY_SHARE = 0.5
+# Share of a graphics card's own free memory: little else needs it.
+_CARD_SHARE = 0.8
+# Largest batch that is chosen for a GPU: an estimate, not measured yet.
+_MOST_TOGETHER = 8
 # Three float32 channels: of one row of tiles, as it is given and as it is restored.
 _IMAGE_BYTES_PER_PX = 3 * 4
 _HELD_BYTES_PER_PX = 2 * _IMAGE_BYTES_PER_PX
@@ -75,6 +79,7 @@ class TilePlan:
         tiles: number of network calls that report progress; 0 if the network is not used.
         memory_bytes: expected peak of the working memory, without weights.
         in_strips: the whole image does not fit in memory, so an "internal" codec works in strips.
+        batch: number of tiles per call of the network.
     """
 
     canvas: Canvas
@@ -84,14 +89,36 @@ class TilePlan:
     tiles: int
     memory_bytes: int
     in_strips: bool = False
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where a model runs, as far as it changes the tiles.
+
+    Attributes:
+        device: kind of the device, such as "cuda".
+        precision: number format of the networks: "fp32", "bf16" or "fp16".
+    """
+
+    device: str = "cpu"
+    precision: str = "fp32"
+
+    def needs(self, stage: StageInfo) -> StageInfo:
+        """The stage with its working memory here."""
+        if self.device == "cpu":
+            return stage
+        from omgsr_cli.models.devices import working_bytes
+
+        return replace(stage, bytes_per_px=working_bytes(stage.bytes_per_px, self.device, self.precision))
 
 
 def usable_memory(device: torch.device) -> int:
-    """Bytes that a tile may use on a device."""
+    """The bytes that a tile may use on a device."""
     # The plans themselves need no torch.
-    from omgsr_cli.models.devices import free_memory_bytes
+    from omgsr_cli.models.devices import free_memory_bytes, shares_host_memory
 
-    return int(free_memory_bytes(device) * _MEMORY_SHARE)
+    return int(free_memory_bytes(device) * (_MEMORY_SHARE if shares_host_memory(device) else _CARD_SHARE))
 
 
 def allowed_memory(options: RestoreOptions, free_bytes: int) -> int:
@@ -130,7 +157,12 @@ def plan_model_canvas(info: RestorerInfo, source: Size, output: Size, options: R
 
 
 def plan_restoration(
-    info: RestorerInfo, source: Size, output: Size, options: RestoreOptions, free_bytes: int
+    info: RestorerInfo,
+    source: Size,
+    output: Size,
+    options: RestoreOptions,
+    free_bytes: int,
+    execution: Execution = Execution(),
 ) -> TilePlan:
     """Choose sizes and tiles.
 
@@ -140,26 +172,30 @@ def plan_restoration(
         output: exact size of the result.
         options: `process_scale`, `strength`, `tile`, `overlap`, `batch` and `memory` are used here.
         free_bytes: memory that may be used on the model's device if the options set no limit.
+        execution: where the model runs.
     """
+    info = replace(info, codec=execution.needs(info.codec), step=execution.needs(info.step))
     canvas = plan_model_canvas(info, source, output, options)
     if options.strength == 0:
         nothing = StagePlan("exact", max(output), 0)
         return TilePlan(canvas, nothing, nothing, True, 0, min(output.area * _HELD_BYTES_PER_PX, _ASIDE_BYTES))
     free_bytes = allowed_memory(options, free_bytes)
     if info.codec.tiling == info.step.tiling == "exact":
-        return _plan_in_one_go(info, canvas, options, free_bytes)
+        return _plan_in_one_go(info, canvas, options, free_bytes, execution)
     if info.input == "lq":
         return _plan_blended_network(info, canvas, options, free_bytes)
-    return _plan_stages(info, canvas, options, free_bytes)
+    return _plan_stages(info, canvas, options, free_bytes, execution)
 
 
-def _plan_in_one_go(info: RestorerInfo, canvas: Canvas, options: RestoreOptions, free_bytes: int) -> TilePlan:
-    halo, multiple = info.codec.halo_px + info.step.halo_px, info.multiple_of_px
-    bytes_per_px = options.batch * max(info.codec.bytes_per_px, info.step.bytes_per_px)
+def _plan_in_one_go(
+    info: RestorerInfo, canvas: Canvas, options: RestoreOptions, free_bytes: int, execution: Execution
+) -> TilePlan:
+    halo, multiple, batch = info.codec.halo_px + info.step.halo_px, info.multiple_of_px, options.batch or 1
+    bytes_per_px = batch * max(info.codec.bytes_per_px, info.step.bytes_per_px)
     held = _held_bytes_per_px(info)
-    stage = _plan_exact(canvas, halo, bytes_per_px, held, multiple, options, free_bytes)
+    stage = _plan_exact(canvas, halo, bytes_per_px, held, multiple, options, free_bytes, execution)
     memory = _memory(canvas, stage, bytes_per_px, held)
-    return TilePlan(canvas, stage, stage, True, stage.count(canvas.padded, multiple), memory)
+    return TilePlan(canvas, stage, stage, True, stage.count(canvas.padded, multiple), memory, batch=batch)
 
 
 def _plan_exact(
@@ -170,29 +206,32 @@ def _plan_exact(
     multiple: int,
     options: RestoreOptions,
     free_bytes: int,
+    execution: Execution,
 ) -> StagePlan:
     margin = halo_px if options.overlap is None else options.overlap
     whole = round_up(max(canvas.padded), multiple)
     fixed = _fixed_px(options, whole)
     if fixed is not None:
         return StagePlan("exact", min(fixed, whole), margin)
-    height, width = _cheapest_core(canvas.padded, margin, multiple, bytes_per_px, held_bytes_per_px, free_bytes)
+    most_px = _MAX_EXACT_TILE_PX if execution.device == "cpu" else whole
+    bytes_each = bytes_per_px, held_bytes_per_px
+    height, width = _cheapest_core(canvas.padded, margin, multiple, *bytes_each, free_bytes, most_px)
     return StagePlan("exact", width, margin, height)
 
 
 def _cheapest_core(
-    size: Size, margin: int, multiple: int, bytes_per_px: int, held_bytes_per_px: int, free_bytes: int
+    size: Size, margin: int, multiple: int, bytes_per_px: int, held_bytes_per_px: int, free_bytes: int, most_px: int
 ) -> Size:
     """The even division with the least work on margins, among those whose tiles and rows of tiles fit in memory."""
     height, width = size
     best: tuple[int, Size] | None = None
-    for rows in range(-(-height // _MAX_EXACT_TILE_PX), max(height // MIN_TILE_PX, 1) + 1):
+    for rows in range(-(-height // most_px), max(height // MIN_TILE_PX, 1) + 1):
         core_height = round_up(-(-height // rows), multiple)
         outer = min(core_height + 2 * margin, height)
         held = outer * width * held_bytes_per_px
         fitting = (free_bytes - held) // (bytes_per_px * outer)
         largest = width if fitting >= width else (fitting - 2 * margin) // multiple * multiple
-        largest = min(largest, _MAX_EXACT_TILE_PX)
+        largest = min(largest, most_px)
         if largest < min(MIN_TILE_PX, width) or held > _MOST_HELD_BYTES:
             continue
         columns = -(-width // largest)
@@ -204,7 +243,9 @@ def _cheapest_core(
     return Size(*(round_up(min(MIN_TILE_PX, side), multiple) for side in size))
 
 
-def _plan_stages(info: RestorerInfo, canvas: Canvas, options: RestoreOptions, free_bytes: int) -> TilePlan:
+def _plan_stages(
+    info: RestorerInfo, canvas: Canvas, options: RestoreOptions, free_bytes: int, execution: Execution
+) -> TilePlan:
     # A tile size that the user gave is never changed; "off" is the whole image; "auto" uses the step's native size.
     fixed, of_codec = _fixed_px(options, max(canvas.padded)), info.codec
     codec = StagePlan("internal", max(canvas.padded), 0)
@@ -217,22 +258,31 @@ def _plan_stages(info: RestorerInfo, canvas: Canvas, options: RestoreOptions, fr
             info.multiple_of_px,
             options,
             free_bytes,
+            execution,
         )
     step = _plan_step(info, fixed or info.native_tile_px, canvas, options)
-    tiles = 2 * codec.count(canvas.padded, info.multiple_of_px) + step.count(canvas.padded, info.multiple_of_px)
+    steps = step.count(canvas.padded, info.multiple_of_px)
+    tiles = 2 * codec.count(canvas.padded, info.multiple_of_px) + steps
+    tile_bytes = _memory(canvas, step, info.step.bytes_per_px)
+    batch = options.batch or (1 if execution.device == "cpu" else _fitting_batch(tile_bytes, free_bytes, steps))
     codec_memory = _memory(canvas, codec, info.codec.bytes_per_px)
     aside = min(canvas.padded.area * _HELD_BYTES_PER_PX, _ASIDE_BYTES)
     in_strips = free_bytes + canvas.padded.area * _LATENT_BYTES_PER_PX + aside
     is_bounded = codec.tiling == "internal" and codec_memory > in_strips
-    step_memory = _memory(canvas, step, info.step.bytes_per_px * options.batch)
-    return TilePlan(
-        canvas, codec, step, False, tiles, max(in_strips if is_bounded else codec_memory, step_memory), is_bounded
-    )
+    step_memory = _memory(canvas, step, info.step.bytes_per_px * batch)
+    memory = max(in_strips if is_bounded else codec_memory, step_memory)
+    return TilePlan(canvas, codec, step, False, tiles, memory, is_bounded, batch)
+
+
+def _fitting_batch(tile_bytes: int, free_bytes: int, tiles: int) -> int:
+    """The batch for a GPU: a power of two, so that few sizes occur."""
+    most = max(min(_MOST_TOGETHER, tiles, free_bytes // max(tile_bytes, 1)), 1)
+    return int(2 ** (most.bit_length() - 1))
 
 
 def _plan_blended_network(info: RestorerInfo, canvas: Canvas, options: RestoreOptions, free_bytes: int) -> TilePlan:
     """Tiles of a network that takes the low-quality image; the whole restored image is held."""
-    multiple, bytes_per_px = info.multiple_of_px, info.step.bytes_per_px * options.batch
+    multiple, bytes_per_px = info.multiple_of_px, info.step.bytes_per_px * (options.batch or 1)
     whole, held = round_up(max(canvas.padded), multiple), canvas.padded.area * _held_bytes_per_px(info)
     side = _fixed_px(options, whole)
     if side is None:
@@ -245,7 +295,7 @@ def _plan_blended_network(info: RestorerInfo, canvas: Canvas, options: RestoreOp
     tile = Size(*(min(side, length) for length in canvas.padded))
     memory = held + tile.area * bytes_per_px
     codec = StagePlan("exact", whole, 0)
-    return TilePlan(canvas, codec, step, False, step.count(canvas.padded, multiple), memory)
+    return TilePlan(canvas, codec, step, False, step.count(canvas.padded, multiple), memory, batch=options.batch or 1)
 
 
 def _held_bytes_per_px(info: RestorerInfo) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from omgsr_cli.models.devices import is_out_of_memory, release_memory, shares_ho
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.planning import MIN_TILE_PX, StagePlan, TilePlan, usable_memory
 from omgsr_cli.tiling import AnyTile, ReadRows, TileFunction, run_blended, run_exact
-from omgsr_cli.transfer import download, upload
+from omgsr_cli.transfer import ASYNCHRONOUS, download, pinned, start_ahead, upload
 
 OnProgress = Callable[[int, int], None]
 OnNote = Callable[[str], None]
@@ -37,7 +39,7 @@ class Restoration:
     Args:
         restorer: a loaded model.
         plan: how the image is cut up.
-        options: `batch` and `seed` count here, and a tile that the user fixed is not changed.
+        options: `seed` counts here, and a tile that the user fixed is not changed.
         memory_bytes: what a codec that tiles itself may work in.
         on_progress: told (done, total) tiles; the total grows where tiles become smaller.
         on_note: told once that memory was short.
@@ -67,8 +69,8 @@ class Restoration:
         """Restore (3, H, W) in [0, 1] at the working size.
 
         Yields:
-            (3, n, W) float32 on the CPU, clamped to [0, 1], from the first rows to the last; a model that takes the
-            low-quality image gives `info.factor` times its height and width.
+            (3, n, W) float32 on the model's device, clamped to [0, 1], from the first rows to the last; a model that
+            takes the low-quality image gives `info.factor` times its height and width.
         Raises:
             DeviceError: memory is short even for the smallest tiles, or for the tile that was asked for.
             NotFiniteError: a stage gave NaN or infinity.
@@ -81,7 +83,7 @@ class Restoration:
         canvas, plan = self._plan.canvas, self._plan
         image = ExtendedRows(enlarged, canvas.padded, canvas.border)
         if plan.in_one_go:
-            bands = self._exact(self._all_stages, _planes_of(image), canvas.padded, plan.step, 1, self._options.batch)
+            bands = self._exact(self._all_stages, _planes_of(image), canvas.padded, plan.step, 1, plan.batch)
         elif self._restorer.info.input == "lq":
             latent = self._encode(_planes_of(image)(0, canvas.padded.height))
             bands = iter([self._restorer.decode(self._watch("step", self._restore(latent)))])
@@ -101,7 +103,7 @@ class Restoration:
             self._check_finite()
             if inside.shape[1]:
                 # Some rows at a time: only the band itself is held whole, and no longer once the next is computed.
-                yield from (part.cpu().float().mul(0.5).add_(0.5).clamp_(0, 1) for part in split_bands(iter([inside])))
+                yield from (part.float().mul(0.5).add_(0.5).clamp_(0, 1) for part in split_bands(iter([inside])))
             del band, inside
 
     def _encode_whole(self, image: Rows) -> Tensor:
@@ -160,7 +162,7 @@ class Restoration:
         stage, px, size = self._plan.step, self._restorer.info.latent_px, self._plan.canvas.padded
         multiple, before = self._restorer.info.multiple_of_px, self._done
         if stage.tiling == "exact":
-            bands = self._exact(self._restorer.restore, _rows_of(latent), size, stage, px, self._options.batch)
+            bands = self._exact(self._restorer.restore, _rows_of(latent), size, stage, px, self._plan.batch)
             return torch.cat(list(bands), dim=2)
         while True:
             try:
@@ -202,7 +204,22 @@ class Restoration:
             return [[half] for half in halves]
 
         placed = [tile.times(1, source_px) for tile in tiles]
-        return run_exact(function, read, placed, batch=batch, on_tiles=self._on_tiles, on_error=in_place_of)
+
+        def run(read: ReadRows) -> Iterator[Tensor]:
+            return run_exact(function, read, placed, batch=batch, on_tiles=self._on_tiles, on_error=in_place_of)
+
+        # Rows of an image are computed as they are read; those of a latent are on the device.
+        is_ahead = source_px == 1 and self._restorer.device.type in ASYNCHRONOUS
+        return self._reading_ahead(run, read, placed) if is_ahead else run(read)
+
+    def _reading_ahead(
+        self, run: Callable[[ReadRows], Iterator[Tensor]], read: ReadRows, tiles: Sequence[HaloTile]
+    ) -> Iterator[Tensor]:
+        """Run over tiles while a thread reads the next row of them into memory that the device reads by itself."""
+        rows = [next(row).outer for _, row in groupby(tiles, key=lambda tile: tile.core.top)]
+        with ThreadPoolExecutor(1) as reader:
+            sources = start_ahead(rows, lambda row: pinned(read(row.top, row.top + row.height)), reader)
+            yield from run(lambda top, bottom: upload(next(sources), self._restorer.device))
 
     def _blended(self, latent: Tensor, stage: StagePlan) -> Tensor:
         px = self._restorer.info.latent_px
@@ -214,7 +231,7 @@ class Restoration:
             latent,
             tiles,
             ramp=ramp,
-            batch=self._options.batch,
+            batch=self._plan.batch,
             on_tiles=self._on_tiles,
             on_error=self._one_by_one,
         )
@@ -257,7 +274,7 @@ def _planes_of(image: Rows) -> ReadRows:
 
 def _to_model(image: Tensor, device: torch.device) -> Tensor:
     """[0, 1] to [-1, 1] on the model's device."""
-    return upload(image.mul(2).sub_(1), device)
+    return upload(image, device).mul(2).sub_(1)
 
 
 class _ModelRows:

@@ -1,9 +1,16 @@
-"""Copies between the CPU and a device that do not make the host wait where it need not."""
+"""Copies between the CPU and a device, and work ahead in a thread, so that neither waits where it need not."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+Task = TypeVar("Task")
+Ahead = TypeVar("Ahead")
 
 ASYNCHRONOUS = ("cuda", "xpu")
 """Devices that copy from and to pinned memory while the host works on. Elsewhere such a copy may read values that
@@ -38,3 +45,20 @@ def pinned(tensor: Tensor) -> Tensor:
 def has_float64(device: torch.device) -> bool:
     """Whether a device computes in float64: MPS and some XPUs do not."""
     return device.type in ("cpu", "cuda")
+
+
+def start_ahead(tasks: Iterable[Task], start: Callable[[Task], Ahead], executor: Executor) -> Iterator[Ahead]:
+    """Start each task while the caller uses the one before.
+
+    Args:
+        tasks: one more is drawn than was yielded.
+        start: run by the executor; what it raises is raised in the task's turn.
+        executor: of one thread, so that tasks start in order.
+    """
+    ahead: Future[Ahead] | None = None
+    for task in tasks:
+        before, ahead = ahead, executor.submit(start, task)
+        if before is not None:
+            yield before.result()
+    if ahead is not None:
+        yield ahead.result()

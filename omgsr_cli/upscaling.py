@@ -23,8 +23,9 @@ from omgsr_cli.imaging import (
 )
 from omgsr_cli.models.base import Restorer
 from omgsr_cli.options import RestoreOptions
-from omgsr_cli.planning import allowed_memory, plan_restoration, usable_memory
+from omgsr_cli.planning import Execution, allowed_memory, plan_restoration, usable_memory
 from omgsr_cli.restoration import OnNote, OnProgress, Restoration
+from omgsr_cli.transfer import download
 
 
 def upscale_image(
@@ -101,12 +102,15 @@ def restore_image(
     *,
     on_progress: OnProgress | None = None,
     on_note: OnNote | None = None,
+    whole_levels: bool = False,
 ) -> tuple[ImageBands, Rows]:
     """Restore an image with its alpha, as the result is read.
 
     Colour is enlarged premultiplied by alpha, so that what is under transparent pixels does not bleed into the
     edge; alpha itself is enlarged bicubically. At a strength of 0 no restorer is needed.
 
+    Args:
+        whole_levels: the result is only written, so that a GPU may round it to the levels of an 8-bit image.
     Returns:
         The restored image, of which nothing is computed yet, and plain upscaling to its size, for a comparison.
     Raises:
@@ -115,7 +119,7 @@ def restore_image(
     alpha, depth = image.alpha, image.bit_depth
     is_opaque = alpha is None or bool((alpha == 1).all())
     source = _Input(image.rgb, None if alpha is None or is_opaque else ColorUnderAlpha(image.rgb, alpha), depth)
-    bands = _bands(restorer, source, output, options, None, on_progress, on_note)
+    bands = _bands(restorer, source, output, options, None, on_progress, on_note, whole_levels)
     result = ImageBands(image, output, bands, None if alpha is None else ResizedRows(alpha, output, depth))
     return result, source.resized(output)
 
@@ -151,22 +155,37 @@ def _bands(
     free_bytes: int | None,
     on_progress: OnProgress | None,
     on_note: OnNote | None,
+    whole_levels: bool = False,
 ) -> Iterator[Tensor]:
-    """The restored image from its first rows to its last, (3, n, output.width) float32 in [0, 1]."""
+    """The restored image from its first rows to its last, (3, n, output.width) float32 in [0, 1].
+
+    With `whole_levels` also uint8, which is then what rounding gives.
+    """
     if options.strength == 0:
         yield from bands_of(source.resized(output))
         return
     assert restorer is not None
     info = restorer.info
     free = allowed_memory(options, usable_memory(restorer.device) if free_bytes is None else free_bytes)
-    plan = plan_restoration(info, Size(*source.rgb.shape[1:]), output, options, free)
+    execution = Execution(restorer.device.type, restorer.precision)
+    plan = plan_restoration(info, Size(*source.rgb.shape[1:]), output, options, free, execution)
     working = plan.canvas.working
     enlarged, size = source.for_model(working), working.times(info.factor)
     restored = Restoration(restorer, plan, options, free, on_progress, on_note).run(enlarged)
     reference = source.for_model(size) if info.input == "lq" else enlarged
     fixed = match_color(restored, reference, options.color_fix or info.color_fix, source.bit_depth)
-    reduced = resize_bands(fixed, size, output, source.bit_depth)
+    # The resize of 8 bits rounds to whole levels, which a GPU does before the copy; so does the writer of plain images.
+    rounds = source.bit_depth == 8 and (size != output or (whole_levels and options.strength == 1))
+    reduced = resize_bands(_on_cpu(fixed, rounds), size, output, source.bit_depth)
     yield from reduced if options.strength == 1 else _blended(reduced, source.resized(output), options.strength)
+
+
+def _on_cpu(bands: Iterator[Tensor], rounds: bool) -> Iterator[Tensor]:
+    """Bands in [0, 1] on the CPU; those of a GPU as uint8 where they are to be rounded."""
+    for band in bands:
+        if rounds and band.device.type != "cpu":
+            band = (band * 255).round_().to(torch.uint8)
+        yield download(band)[0]
 
 
 def _blended(restored: Iterator[Tensor], plain: Rows, strength: float) -> Iterator[Tensor]:

@@ -18,6 +18,7 @@ from command_line import Command, draw
 from torch import Tensor, nn
 
 import omgsr_cli
+from omgsr_cli import planning, transfer
 from omgsr_cli.batch.results import FileResult
 from omgsr_cli.batch.upscaler import UpscaleWork
 from omgsr_cli.benchmark.machine import time_call
@@ -28,10 +29,12 @@ from omgsr_cli.geometry import Size
 from omgsr_cli.models import devices
 from omgsr_cli.models.autoencoders import KlCodec
 from omgsr_cli.models.base import Workspace
-from omgsr_cli.models.loading import load_restorer, save_merged
+from omgsr_cli.models.loading import describe_model, load_restorer, save_merged
 from omgsr_cli.models.sd import SdRestorer, vae_precision
+from omgsr_cli.models.sources import find_model
 from omgsr_cli.models.tiny import TinyRestorer
-from omgsr_cli.options import RestoreOptions
+from omgsr_cli.options import ModelOptions, RestoreOptions
+from omgsr_cli.planning import Execution, plan_restoration
 from omgsr_cli.training.checkpoints import _load, _save, load_optimizer, optimizer_tensors
 from omgsr_cli.training.distributed import share
 from omgsr_cli.upscaling import upscale_image
@@ -209,7 +212,7 @@ def test_mps_uses_strips_for_large_images(
     restorer = load_restorer(sd_model, device="cpu", precision="fp32")
     assert isinstance(restorer, SdRestorer)
     codec = KlCodec(restorer.vae)
-    monkeypatch.setattr(codec, "vae", SimpleNamespace(device=torch.device(kind)))
+    monkeypatch.setattr(codec, "vae", SimpleNamespace(device=torch.device(kind), dtype=torch.float32))
     with codec._perhaps_whole(area_px, Workspace(1 << 50, torch.device("cpu"))) as fits:
         assert fits is whole
 
@@ -269,9 +272,7 @@ def test_a_gpu_without_kernels_is_skipped_with_a_note(model: Path, monkeypatch: 
 def test_processes_on_one_gpu_count_each_others_weights(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from omgsr_cli.batch import upscaler
     from omgsr_cli.batch.finished import Settings
-    from omgsr_cli.models.loading import describe_model
-    from omgsr_cli.models.sources import find_model
-    from omgsr_cli.options import ModelOptions, WriteOptions
+    from omgsr_cli.options import WriteOptions
 
     source = find_model(ModelOptions(model=str(model)))
     info = describe_model(source)
@@ -309,3 +310,57 @@ def test_a_seed_draws_on_the_cpu(sd_model: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch, "Generator", lambda *arguments: made.append(arguments) or generator())
     upscale_image(restorer, torch.rand(3, 8, 8), Size(32, 32), RestoreOptions(seed=3))
     assert (made, drawn) == ([()], [torch.device("cpu")])
+
+
+def test_a_card_gets_larger_tiles_and_several_together(model: Path, sd_model: Path) -> None:
+    tiny, sd = (describe_model(find_model(ModelOptions(model=str(folder)))) for folder in (model, sd_model))
+    large, options = Size(4096, 4096), RestoreOptions(process_scale=1)
+    tiles = {
+        kind: plan_restoration(tiny, large, large, options, 64 * GIB, Execution(kind)).codec.side_px
+        for kind in ("cpu", "cuda")
+    }
+    assert tiles["cpu"] <= 1152
+    assert tiles["cuda"] >= 2048
+
+    def batch(execution: Execution, free_bytes: int, **changes: int) -> int:
+        changed = options.model_copy(update=changes)
+        return plan_restoration(sd, Size(256, 256), Size(256, 256), changed, free_bytes, execution).batch
+
+    assert batch(Execution(), 64 * GIB) == 1
+    together = [batch(Execution("cuda"), 1 << bits) for bits in range(12, 37)]
+    assert together == sorted(together)
+    assert set(together) == {1, 2, 4, 8}
+    assert batch(Execution("cuda"), 64 * GIB, batch=3) == 3
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "share"), [("cpu", "bf16", 1.0), ("cuda", "fp32", 1.0), ("cuda", "bf16", 0.6)]
+)
+def test_16_bits_take_less_memory_on_a_card(sd_model: Path, device: str, precision: str, share: float) -> None:
+    info = describe_model(find_model(ModelOptions(model=str(sd_model))))
+    needed = Execution(device, precision).needs(info.codec).bytes_per_px
+    assert needed == pytest.approx(info.codec.bytes_per_px * share, abs=1)
+
+
+def test_a_card_s_own_memory_is_used_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "free_memory_bytes", lambda device: 10 * GIB)
+    monkeypatch.setattr(devices, "shares_host_memory", lambda device: device.type != "cuda")
+    assert planning.usable_memory(torch.device("cpu")) == 5 * GIB
+    assert planning.usable_memory(torch.device("cuda")) == 8 * GIB
+
+
+@pytest.mark.parametrize(("kind", "asynchronous"), [("cuda", True), ("mps", False)])
+def test_only_pinned_memory_is_copied_without_waiting(
+    monkeypatch: pytest.MonkeyPatch, kind: str, asynchronous: bool
+) -> None:
+    asked: list[tuple[bool, bool]] = []
+    pinned = torch.zeros(2)
+    monkeypatch.setattr(transfer, "pinned", lambda tensor: pinned)
+
+    def to(self: Tensor, *arguments: Any, non_blocking: bool = False, **options: Any) -> Tensor:
+        asked.append((self is pinned, non_blocking))
+        return self
+
+    monkeypatch.setattr(Tensor, "to", to)
+    transfer.upload(torch.ones(2), torch.device(kind))
+    assert asked == [(asynchronous, asynchronous)]

@@ -8,16 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from simulated_device import Card, Use
 from torch import Tensor, nn
 from training_run import settings
 
 from omgsr_cli.geometry import Size
+from omgsr_cli.imaging import SourceImage, write_image
 from omgsr_cli.models.base import Restorer, Workspace
 from omgsr_cli.models.loading import load_restorer
 from omgsr_cli.models.sd import SdRestorer
@@ -28,7 +33,7 @@ from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.data import Numbers, load_batches
 from omgsr_cli.training.step import Stepper, StepResult
 from omgsr_cli.transfer import upload
-from omgsr_cli.upscaling import upscale_image
+from omgsr_cli.upscaling import restore_image, upscale_image
 
 MIB = 1 << 20
 
@@ -61,6 +66,24 @@ def test_results_are_those_of_the_cpu(
             found = run(there, image, name)
             assert found.device.type == "cpu"
             assert (found - expected[name]).abs().max() < card.tolerance, name
+
+
+@pytest.mark.parametrize("scale", [4, 2])
+def test_files_are_those_of_the_cpu(card: Card, model: Path, scale: int) -> None:
+    image = torch.rand(3, 20, 24, generator=torch.Generator().manual_seed(1)).mul(255).round().div(255)
+    photo, options = SourceImage(image), RestoreOptions(color_fix="wavelet")
+    assert photo.is_plain
+
+    def samples(device: str) -> NDArray[Any]:
+        there = load_restorer(model, device=device, precision="fp32")
+        bands, _ = restore_image(there, photo, Size(20 * scale, 24 * scale), options, whole_levels=True)
+        stream = BytesIO()
+        write_image(bands, stream, format="png")
+        return np.asarray(Image.open(stream)).astype(int)
+
+    expected = samples("cpu")
+    with card.used() as use:
+        assert np.abs(samples(use.name) - expected).max() <= 1
 
 
 def run(restorer: Restorer, image: Tensor, case: str) -> Tensor:

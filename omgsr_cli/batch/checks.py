@@ -22,7 +22,7 @@ from omgsr_cli.imaging import FORMAT_LIMITS, ImageHeader, check_output, format_o
 from omgsr_cli.models.base import RestorerInfo
 from omgsr_cli.models.devices import free_memory_bytes
 from omgsr_cli.options import RestoreOptions
-from omgsr_cli.planning import plan_model_canvas, plan_restoration, wanted_size
+from omgsr_cli.planning import Execution, plan_model_canvas, plan_restoration, wanted_size
 
 # Of a result in a format that wants all samples at once: those and its copies.
 _WRITTEN_BYTES_PER_PX = 8
@@ -55,7 +55,12 @@ class Checked:
 
 
 def plan_files(
-    jobs: Iterable[Job], settings: Settings, info: RestorerInfo, results: FinishedResults, free_bytes: int
+    jobs: Iterable[Job],
+    settings: Settings,
+    info: RestorerInfo,
+    results: FinishedResults,
+    free_bytes: int,
+    execution: Execution = Execution(),
 ) -> Iterator[FileResult]:
     """Plan what an `Upscaler` would do, reading headers only.
 
@@ -65,6 +70,7 @@ def plan_files(
         info: of the model, which need not be loaded.
         results: of earlier runs with the same settings and model.
         free_bytes: memory that tiles may use.
+        execution: where the model would run.
     """
     for job in jobs:
         started = time.monotonic()
@@ -77,7 +83,7 @@ def plan_files(
                 checked = check_job(job, content, settings, info, results)
             options = beside_input(settings.restore, checked.held_bytes)
             free = max(free_bytes - checked.held_bytes, 0)
-            plan = plan_restoration(info, checked.input_px, checked.output_px, options, free)
+            plan = plan_restoration(info, checked.input_px, checked.output_px, options, free, execution)
             plan = replace(plan, memory_bytes=max(plan.memory_bytes + checked.held_bytes, checked.reading_bytes))
         except OmgsrError as error:
             yield failed(job, error, started)

@@ -42,13 +42,18 @@ from omgsr_cli.models.base import Restorer, RestorerInfo
 from omgsr_cli.models.devices import PRECISIONS, choose_device
 from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.loading import load_found, suitable_precision
-from omgsr_cli.planning import plan_restoration, usable_memory
+from omgsr_cli.planning import Execution, plan_restoration, usable_memory
 from omgsr_cli.restoration import OnProgress
+from omgsr_cli.transfer import start_ahead
 from omgsr_cli.upscaling import load_wider, restore_image
 
 Item = TypeVar("Item")
-Task = TypeVar("Task")
-Ahead = TypeVar("Ahead")
+
+_MOST_WRITERS = 4
+"""Images that are written at a time where a GPU restores them: it does so sooner than a processor encodes them."""
+
+_MOST_BANDS = 16
+"""Bands, of a megapixel each, that may wait for one of several writers."""
 
 _MOST_OVERFLOWS = 3
 """Images that overflow in the number format that was chosen for the user, before the others are not tried in it."""
@@ -72,7 +77,8 @@ class UpscaleWork:
 
     def open(self, place: Place, say: Say) -> Upscaler:
         """What does the jobs in a process; it reports what the user should know of the model when it loads it."""
-        precision = suitable_precision(self.model, self.settings.model.precision, choose_device(place.device))
+        device = choose_device(place.device)
+        precision = suitable_precision(self.model, self.settings.model.precision, device)
         settings = _shared(self.settings, place, self.info.parameters * PRECISIONS[precision].itemsize)
 
         def load() -> Restorer:
@@ -87,13 +93,21 @@ class UpscaleWork:
                 restorer.compile()
             return restorer
 
-        return Upscaler(settings, self.info, FinishedResults(settings, self.info, Remembered()), load, self.on_tiles)
+        results = FinishedResults(settings, self.info, Remembered())
+        return Upscaler(settings, self.info, results, load, self.on_tiles, writers_for(device, settings))
 
     def lost(self, job: Job, error: OmgsrError) -> FileResult:
         """The result of a job whose process ended twice."""
         return FileResult(
             job.source, job.destination, "failed", error=FileError(f"{name_of(job)}: {error}", error.hint)
         )
+
+
+def writers_for(device: torch.device, settings: Settings) -> int:
+    """How many images to write at a time: one where a CPU restores them, or memory is limited."""
+    if device.type == "cpu" or settings.restore.memory is not None:
+        return 1
+    return min(_MOST_WRITERS, os.cpu_count() or 1)
 
 
 class Upscaler:
@@ -107,6 +121,7 @@ class Upscaler:
         results: of earlier runs with the same settings and model.
         load: returns the model; called at most once.
         on_tiles: called with (finished, total) tiles of the current image.
+        writers: images that are written at a time while the next is restored.
     """
 
     def __init__(
@@ -116,9 +131,10 @@ class Upscaler:
         results: FinishedResults,
         load: Callable[[], Restorer],
         on_tiles: OnProgress | None = None,
+        writers: int = 1,
     ) -> None:
         self._settings, self._info, self._results = settings, info, results
-        self._load, self._on_tiles = load, on_tiles
+        self._load, self._on_tiles, self._writers = load, on_tiles, writers
         self._restorer: Restorer | None = None
         self._overflows = 0
 
@@ -149,7 +165,7 @@ class Upscaler:
         """
         written: deque[_Written] = deque()
         room = _Room(self._settings.restore.memory)
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(self._writers) as writer:
             try:
                 for job, opened in start_ahead(jobs, lambda job: (job, self._open_beside(job, room)), reader):
                     on_start(job)
@@ -165,9 +181,9 @@ class Upscaler:
                         yield from self._results_of(written)
                     with closing(self._restore_into(writer, opened, room, written)) as bands:
                         for _ in bands:
-                            if len(written) > 1 and written[0].result.done():
-                                yield from self._results_of(written, but=1)
-                    yield from self._results_of(written, but=1)
+                            while len(written) > 1 and written[0].result.done():
+                                yield from self._results_of(written, but=len(written) - 1)
+                    yield from self._results_of(written, but=self._writers)
                 yield from self._results_of(written)
             except KeyboardInterrupt:
                 # Images whose bands were all given become complete: their results are yielded before the program ends.
@@ -204,7 +220,8 @@ class Upscaler:
         self, writer: Executor, opened: _OpenedJob, room: _Room, written: deque[_Written]
     ) -> Generator[None]:
         """Restore an image band by band, as the generator is drawn; another thread writes the bands."""
-        handover: Handover[Tensor] = Handover()
+        # One of several writers may be far behind.
+        handover: Handover[Tensor] = Handover(1 if self._writers == 1 else _MOST_BANDS)
         restored, upscaled, notes = self._restore(opened)
 
         def write() -> FileResult:
@@ -268,8 +285,21 @@ class Upscaler:
             beside_input(self._settings.restore, opened.checked.held_bytes),
             on_progress=self._on_tiles,
             on_note=notes.append,
+            whole_levels=opened.image.is_plain,
         )
+        self._note_strips(opened, notes)
         return restored, upscaled, notes
+
+    def _note_strips(self, opened: _OpenedJob, notes: list[str]) -> None:
+        """Report that `--compile` does nothing for a VAE in strips."""
+        if not self._settings.model.compile or opened.restorer is None:
+            return
+        device = opened.restorer.device
+        options = beside_input(self._settings.restore, opened.checked.held_bytes)
+        execution = Execution(device.type, opened.restorer.precision)
+        sizes = opened.checked.input_px, opened.checked.output_px
+        if plan_restoration(self._info, *sizes, options, usable_memory(device), execution).in_strips:
+            notes.append("the VAE ran in strips, which --compile does not compile: memory was too small for the whole")
 
     def _write(self, opened: _OpenedJob, restored: ImageBands, upscaled: Rows, notes: list[str]) -> FileResult:
         """Write an image as its bands come."""
@@ -456,9 +486,14 @@ def _opened(destination: Location | None, overwrite: bool) -> AbstractContextMan
 
 
 class Handover(Generic[Item]):
-    """Hands items from one thread to another, which is at most one behind."""
+    """Hands items from one thread to another.
 
-    def __init__(self) -> None:
+    Args:
+        most: how many the taker may be behind.
+    """
+
+    def __init__(self, most: int = 1) -> None:
+        self._most = most
         self._waiting: deque[Item] = deque()
         self._changed = Condition()
         self._has_ended = self._taker_left = False
@@ -504,7 +539,7 @@ class Handover(Generic[Item]):
 
     def _give(self, item: Item) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: not self._waiting or self._taker_left)
+            self._changed.wait_for(lambda: len(self._waiting) < self._most or self._taker_left)
             if self._taker_left:
                 return False
             self._waiting.append(item)
@@ -515,23 +550,6 @@ class Handover(Generic[Item]):
         with self._changed:
             self._has_ended, self._error = True, error
             self._changed.notify_all()
-
-
-def start_ahead(tasks: Iterable[Task], start: Callable[[Task], Ahead], executor: Executor) -> Iterator[Ahead]:
-    """Start each task while the caller uses the one before.
-
-    Args:
-        tasks: one more is drawn than was yielded.
-        start: run by the executor; what it raises is raised in the task's turn.
-        executor: of one thread, so that tasks start in order.
-    """
-    ahead: Future[Ahead] | None = None
-    for task in tasks:
-        before, ahead = ahead, executor.submit(start, task)
-        if before is not None:
-            yield before.result()
-    if ahead is not None:
-        yield ahead.result()
 
 
 def _shared(settings: Settings, place: Place, weights_bytes: int) -> Settings:

@@ -208,14 +208,17 @@ def upscale(
     overlap: Annotated[
         int | None, shared.option(RESTORATION, "Tile overlap in pixels.", metavar="N", shown="half a tile")
     ] = None,
-    batch: Annotated[int, shared.option(RESTORATION, "Tiles per batch.", metavar="N")] = 1,
+    batch: Annotated[
+        int | None,
+        shared.option(RESTORATION, "Tiles per batch.", metavar="N", shown="1; on a GPU up to 8 that fit in its memory"),
+    ] = None,
     memory: Annotated[
         str | None,
         shared.option(
             RESTORATION,
             "Working memory beside the weights, such as 800M or 4G.",
             metavar="N[M|G]",
-            shown="half of the free memory",
+            shown="half of the free memory; 80 % on a graphics card",
         ),
     ] = None,
     workers: shared.Workers = None,
@@ -406,10 +409,11 @@ class _Run:
     def estimate(self, settings: Settings, info: RestorerInfo, pace: Pace, remembered: Remembered) -> int:
         """Show what `restore` would do; returns the exit code."""
         from omgsr_cli.batch.checks import plan_files
-        from omgsr_cli.planning import usable_memory
+        from omgsr_cli.planning import Execution, usable_memory
 
         finished = FinishedResults(settings, info, remembered)
-        for result in plan_files(self._jobs(is_dry=True), settings, info, finished, usable_memory(pace.device)):
+        free, execution = usable_memory(pace.device), Execution(pace.device.type, pace.precision)
+        for result in plan_files(self._jobs(is_dry=True), settings, info, finished, free, execution):
             self._show(result)
             pace.add(result)
         return self._finish(pace.forecast(), is_dry=True)

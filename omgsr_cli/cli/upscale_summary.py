@@ -121,7 +121,7 @@ class Pace:
         remembered: Remembered,
     ) -> None:
         self._options = options
-        self._info, self.device, self._precision, self._remembered = info, device, precision, remembered
+        self._info, self.device, self.precision, self._remembered = info, device, precision, remembered
         self._key = f"{info.name} {device} {precision}"
         self._work_mp = self._output_mp = 0.0
         self._memory_bytes = 0
@@ -148,13 +148,13 @@ class Pace:
 
         Megapixels of work come first where images are restored at a larger size than that of their results.
         """
-        weights = self._info.parameters * _BYTES[self._precision]
+        weights = self._info.parameters * _BYTES[self.precision]
         needed = (self._memory_bytes + weights) >> 20
         memory = f"at most {needed} MiB of memory for weights and work, in addition to the program"
         speed = self._remembered.find("speed", self._key)
         is_larger = self._work_mp > max(1, 2 * self._output_mp)
         work = f"restored at {self._work_mp:.1f}, " if is_larger else ""
         if speed is None:
-            unknown = f"the time in {self._precision} on {self.device} is unknown until a first run"
+            unknown = f"the time in {self.precision} on {self.device} is unknown until a first run"
             return f"{work}{memory}; {unknown}"
-        return f"{work}about {duration(speed * self._work_mp)} on {self.device} in {self._precision}, {memory}"
+        return f"{work}about {duration(speed * self._work_mp)} on {self.device} in {self.precision}, {memory}"

@@ -226,7 +226,7 @@ def _plan(model: str) -> dict[str, Any]:
     from omgsr_cli.models.loading import describe_model, suitable_precision
     from omgsr_cli.models.sources import find_model
     from omgsr_cli.options import RestoreOptions
-    from omgsr_cli.planning import plan_restoration, usable_memory
+    from omgsr_cli.planning import Execution, plan_restoration, usable_memory
 
     try:
         source = find_model(ModelOptions(model=model))
@@ -237,8 +237,10 @@ def _plan(model: str) -> dict[str, Any]:
     precision = suitable_precision(source, "auto", device)
     memory = usable_memory(device)
     output = Size(round(EXAMPLE_PX.height * info.scale), round(EXAMPLE_PX.width * info.scale))
-    plan = plan_restoration(info, EXAMPLE_PX, output, RestoreOptions(), memory)
-    unlimited = plan_restoration(info, EXAMPLE_PX, output, RestoreOptions(), 1 << 50)
+    execution = Execution(device.type, precision)
+    plan, unlimited = (
+        plan_restoration(info, EXAMPLE_PX, output, RestoreOptions(), free, execution) for free in (memory, 1 << 50)
+    )
     tiles = _tiles_reason(plan.codec.side_px, unlimited.codec.side_px, output, memory)
     return {
         "model": model,

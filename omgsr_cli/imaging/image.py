@@ -96,6 +96,12 @@ class SourceImage:
     notes: tuple[str, ...] = ()
 
     @property
+    def is_plain(self) -> bool:
+        """Whether its samples are those of sRGB: colours of 8 bits without alpha, a profile or colours beyond."""
+        of_srgb = self.gamut is None and self.metadata.icc is None and not self.is_neutral
+        return of_srgb and self.alpha is None and self.bit_depth == 8
+
+    @property
     def size_px(self) -> tuple[int, int]:
         """Height and width."""
         return self.rgb.shape[-2], self.rgb.shape[-1]
@@ -128,7 +134,8 @@ class ImageBands:
     Attributes:
         source: the input, whose format, depth, metadata and gamut the result has too.
         size_px: height and width.
-        rgb: bands (3, n, W) float, sRGB in [0, 1]; values outside are clipped when the image is written.
+        rgb: bands (3, n, W) float, sRGB in [0, 1]; values outside are clipped when the image is written. Bands of a
+            plain image may also be uint8.
         alpha: bands (1, n, W) of the same height and width, in [0, 1], or None for an opaque image.
     """
 

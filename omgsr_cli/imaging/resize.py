@@ -56,7 +56,7 @@ def resize_bands(
     Rows are held only as far as the filter reaches.
 
     Args:
-        bands: (C, n, W) float32 in [0, 1], on any device.
+        bands: (C, n, W) float32 in [0, 1], on any device; at 8 bits also uint8 on the CPU.
         source_px: height and width of the image.
         size_px: height and width of the result.
         bit_depth: as for `resize`.
@@ -148,6 +148,8 @@ class ResizedRows:
 
 
 def _pillow_planes(image: Tensor, bit_depth: int) -> list[NDArray[Any]]:
+    if image.dtype == torch.uint8:
+        return [plane.numpy() for plane in image]
     if bit_depth == 8:
         return [(plane * 255).round_().to(torch.uint8).numpy() for plane in image.cpu()]
     return [plane.contiguous().numpy() for plane in image.cpu()]

@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
 from omgsr_cli.errors import OmgsrError, reason_of
+from omgsr_cli.transfer import download, upload
 
 #: Approximate number of pixels of a band: small compared with an image, but large enough to keep the overhead low.
 _BAND_PX = 1 << 20
@@ -162,12 +163,14 @@ class BandSpool:
         self._file = tempfile.SpooledTemporaryFile(_SPOOLED_IN_MEMORY)  # noqa: SIM115 - closed with the object
 
     def append(self, band: Tensor) -> None:
-        """Add (C, n, W) float32 on the CPU.
+        """Add (C, n, W) float32 of any device; at 8 bits also uint8.
 
         Raises:
             OmgsrError: the disk is full.
         """
-        values = band.numpy() if self._dtype is np.float32 else (band * 255).round_().to(torch.uint8).numpy()
+        if self._dtype is np.uint8 and band.dtype != torch.uint8:
+            band = (band * 255).round_().to(torch.uint8)
+        values = download(band)[0].numpy()
         try:
             self._file.write(np.ascontiguousarray(values).data.cast("B"))
         except OSError as error:
@@ -175,14 +178,18 @@ class BandSpool:
         self._shapes.append(tuple(band.shape))
 
     def __iter__(self) -> Iterator[Tensor]:
-        """The bands in order, (C, n, W) float32."""
+        """The bands in order, (C, n, W) float32 on the CPU."""
+        return self.bands(torch.device("cpu"))
+
+    def bands(self, device: torch.device) -> Iterator[Tensor]:
+        """The bands in order, (C, n, W) float32 on a device."""
         self._file.flush()
         position = 0
         for shape in self._shapes:
             self._file.seek(position)
             held = bytearray(self._file.read(int(np.prod(shape)) * np.dtype(self._dtype).itemsize))
             position += len(held)
-            values = torch.from_numpy(np.frombuffer(held, self._dtype).reshape(shape))
+            values = upload(torch.from_numpy(np.frombuffer(held, self._dtype).reshape(shape)), device)
             yield values if self._dtype is np.float32 else values.float().div_(255)
 
 

@@ -214,6 +214,12 @@ def _own_samples(image: ImageBands, icc: bytes | None, bit_depth: int) -> Iterat
         gamut = ResizedRows(source.gamut, image.size_px, 16, "bilinear", clamp=False)
     row = 0
     for band in split_bands(image.rgb):
+        if band.dtype == torch.uint8:
+            if source.is_plain and image.alpha is None and profile is None and bit_depth == 8:
+                row += band.shape[1]
+                yield np.ascontiguousarray(band.permute(1, 2, 0).numpy())
+                continue
+            band = band.float().div_(255)
         color, bottom = band.detach().to("cpu", torch.float32), row + band.shape[1]
         if gamut is not None:
             color = color.clamp(0, 1) + gamut.read(row, bottom)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from omgsr_cli.batch.finished import FinishedResults, Settings
 from omgsr_cli.batch.results import FileResult
-from omgsr_cli.batch.upscaler import Upscaler, UpscaleWork
+from omgsr_cli.batch.upscaler import Upscaler, UpscaleWork, writers_for
 from omgsr_cli.engines.local import choose_local, plan_places
 from omgsr_cli.engines.work import say_nothing
 from omgsr_cli.errors import UsageError
@@ -136,7 +136,8 @@ def _do_jobs(
     """Run jobs with a loaded model in this process, or with a model that each of several processes loads."""
     if not isinstance(model, ModelSource):
         loaded = model
-        upscaler = Upscaler(settings, info, FinishedResults(settings, info, remembered), lambda: loaded)
+        results = FinishedResults(settings, info, remembered)
+        upscaler = Upscaler(settings, info, results, lambda: loaded, writers=writers_for(loaded.device, settings))
         return upscaler.stream(jobs, lambda job: None)
     engine = choose_local(plan_places(named_devices(options.device), options.workers))
     work = UpscaleWork(settings, model, info)

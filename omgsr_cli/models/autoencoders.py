@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from omgsr_cli.errors import ModelError, ShapeError, UnknownModelError, reason_of
 from omgsr_cli.geometry import Size, plan_halo_tiles
 from omgsr_cli.models.base import ImageEncoder, ImageRows, Workspace
-from omgsr_cli.models.devices import PRECISIONS, is_out_of_memory
+from omgsr_cli.models.devices import PRECISIONS, is_out_of_memory, working_bytes
 from omgsr_cli.models.libraries import quiet_libraries
 from omgsr_cli.models.record import load_record, read_json
 from omgsr_cli.models.vae_tiling import check_tiling, decode_in_strips, encode_in_strips
@@ -172,7 +172,9 @@ class KlCodec:
     def _perhaps_whole(self, area_px: int, workspace: Workspace) -> Iterator[bool]:
         """Whether the whole image is expected to fit; if it does not, the strips become smaller."""
         try:
-            fits = area_px * self._bytes_per_px <= workspace.memory_bytes
+            precision = "fp32" if self.vae.dtype.itemsize == 4 else "bf16"
+            bytes_per_px = working_bytes(self._bytes_per_px, workspace.device.type, precision)
+            fits = area_px * bytes_per_px <= workspace.memory_bytes
             yield fits and not (self.vae.device.type == "mps" and area_px > _MOST_WHOLE_PX_ON_MPS)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

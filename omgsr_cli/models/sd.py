@@ -112,10 +112,14 @@ class SdRestorer(Described):
         self._decoder: KlCodec | TinyDecoder = decoder or self._codec
 
     def compile(self) -> None:
-        """Compile the UNet and both halves of the VAE in place; any size then runs, each new one slowly at first."""
+        """Compile the UNet, whose tiles have one size, and both halves of the VAE for images of any size.
+
+        What the VAE computes in strips is not compiled.
+        """
         own = self._decoder.network if isinstance(self._decoder, TinyDecoder) else self.vae.decoder
-        for network in (self.unet, self.vae.encoder, own):
-            network.compile()
+        self.unet.compile(dynamic=False)
+        for network in (self.vae.encoder, own):
+            network.compile(dynamic=True)
 
     def encode(self, image: Tensor, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
         """Map (B, 3, H, W) float32 in [-1, 1] to (B, C, H/8, W/8) float32; generators as for `KlCodec.encode`."""

@@ -73,12 +73,11 @@ def test_the_next_item_is_produced_ahead() -> None:
             next(begun)
 
 
-def upscaler(tmp_path: Path, **write: bool) -> Upscaler:
+def upscaler(tmp_path: Path, writers: int = 1, **write: bool) -> Upscaler:
     model = Identity(exact=True)
     settings = Settings(ModelOptions(), RestoreOptions(tile=64), WriteOptions(**write))
-    return Upscaler(
-        settings, model.info, FinishedResults(settings, model.info, Remembered(tmp_path / "cache")), lambda: model
-    )
+    finished = FinishedResults(settings, model.info, Remembered(tmp_path / "cache"))
+    return Upscaler(settings, model.info, finished, lambda: model, writers=writers)
 
 
 def draw(tmp_path: Path, count: int) -> list[Job]:
@@ -130,6 +129,20 @@ def test_the_model_works_while_another_image_is_written(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(upscaling, "write_image", slow)
     assert results_of(upscaler(tmp_path), jobs, lambda job: began.set() if job is jobs[1] else None) == ["done"] * 2
+
+
+def test_several_images_are_written_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of them wait for each other; with one writer they would for ever."""
+    jobs, both, real = draw(tmp_path, 4), threading.Barrier(2), upscaling.write_image
+
+    def write(*arguments: object, **options: object) -> tuple[str, ...]:
+        notes = real(*arguments, **options)  # type: ignore[arg-type] # as they came
+        both.wait(30)
+        return notes
+
+    monkeypatch.setattr(upscaling, "write_image", write)
+    results = list(upscaler(tmp_path, writers=2).stream(jobs, lambda job: None))
+    assert [(result.source, result.status) for result in results] == [(job.source, "done") for job in jobs]
 
 
 @pytest.mark.parametrize(("memory_mib", "is_ahead"), [(None, True), (512, True), (32, False)])
