@@ -43,8 +43,8 @@ class ChannelStatistics:
 class RowStatistics:
     """Accumulates the statistics of an image from bands of rows.
 
-    Each row is summed separately, in float64 if the device has it, so the result does not depend on the bands. Sums stay
-    on the device until the statistics are asked for.
+    Each row is summed separately, in float64 if the device has it, so the result does not depend on the bands. The sums
+    stay on the device until the statistics are asked for.
     """
 
     def __init__(self) -> None:
