@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from stages import add_device
 from tiny import write_image_file
 
 from omgsr_cli.models.record import ModelRecord, write_record
@@ -26,8 +27,12 @@ from omgsr_cli.models.tiny_network import TinyConfig, TinyNetwork
 _COMMAND = """
 import resource, sys
 from omgsr_cli.cli.app import run
-assert run(["upscale", *sys.argv[1:], "--device", "cpu", "--quiet"]) == 0
+assert run(["upscale", *sys.argv[1:], "--quiet"]) == 0
+import torch
+name = sys.argv[sys.argv.index("--device") + 1].partition(":")[0]
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, file=sys.stderr)
+if name in ("cuda", "xpu"):
+    print(torch.get_device_module(name).max_memory_allocated() / 2**20, file=sys.stderr)
 """
 
 
@@ -41,7 +46,7 @@ def write_light_model(folder: Path) -> None:
 
 
 def peak_mib(size_px: int, *options: str) -> float:
-    """Peak resident memory of enlarging one square image by four."""
+    """Peak memory of enlarging one square image by four: resident, or what torch allocated on a GPU."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "in.png"), Path(folder, "out.png")
         write_image_file(source, size_px)
@@ -58,9 +63,10 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=12.0, help="MB per megapixel of output")
     parser.add_argument("--light", action="store_true", help="few layers, for large images")
     parser.add_argument("--memory", help="as for omgsr upscale")
+    add_device(parser)
     options = parser.parse_args()
     sizes = [int(size) for size in options.sizes.split(",")]
-    asked = ["--memory", options.memory] if options.memory else []
+    asked = ["--device", options.device, *(["--memory", options.memory] if options.memory else [])]
     with tempfile.TemporaryDirectory() as folder:
         if options.light:
             write_light_model(Path(folder))

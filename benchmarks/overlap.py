@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from stages import add_device, synchronise, use_device
 from tiny import write_image_file
 
 from omgsr_cli import batch
@@ -47,7 +48,10 @@ class Trace:
         def call(*arguments: Any, **options: Any) -> Any:
             start, own = time.perf_counter(), time.thread_time()
             try:
-                return function(*arguments, **options)
+                result = function(*arguments, **options)
+                if letter == "#":
+                    synchronise()
+                return result
             finally:
                 self.spans.append((letter, threading.current_thread().name, (start, time.perf_counter())))
                 if letter == "#":
@@ -109,9 +113,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--size", type=int, default=256, help="side of the images in px")
     parser.add_argument("--threads", type=int, default=1, help="that the model computes with")
+    add_device(parser)
     options = parser.parse_args()
+    use_device(options.device)
     torch.set_num_threads(options.threads)
-    restorer = load_restorer("omgsr-tiny", device="cpu")
+    restorer = load_restorer("omgsr-tiny", device=options.device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for number in range(options.images):

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from stages import add_device, use_device
 from torch import Tensor
 
 from omgsr_cli import load
@@ -83,8 +84,10 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=240, help="of the result in px; a multiple of every scale")
     parser.add_argument("--scales", default="1,1.5,2,3,4,8")
     parser.add_argument("--model", default="omgsr-tiny")
+    add_device(parser)
     options = parser.parse_args()
-    restorer = load(options.model, device="cpu")
+    use_device(options.device)
+    restorer = load(options.model, device=options.device)
     sharp = [sharp_crop(path, options.side) for path in held_out(options.photos, options.count)]
     size = Size(options.side, options.side)
     print("| scale | " + " | ".join(f"{kind}: {way}" for kind in KINDS for way in WAYS) + " | seconds, 1 / auto |")

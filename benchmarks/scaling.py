@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import stages
 from PIL import Image
 from torch import Tensor
 
@@ -43,9 +44,9 @@ def write_images(folder: Path, count: int, height: int, width: int) -> list[Path
     return paths
 
 
-def images_per_second(work: UpscaleWork, jobs: list[Job], processes: int) -> float:
+def images_per_second(work: UpscaleWork, jobs: list[Job], processes: int, device: str) -> float:
     """Between the first result of every process and the last of all."""
-    places = [Place("cpu", processes)] * processes
+    places = [Place(device, processes)] * processes
     results = Processes(places).run(work, jobs, on_start=lambda job: None, say=lambda text, *, detail=False: None)
     began, counted = 0.0, 0
     for number, result in enumerate(results):
@@ -60,13 +61,15 @@ def images_per_second(work: UpscaleWork, jobs: list[Job], processes: int) -> flo
 def overhead(work: UpscaleWork, jobs: list[Job]) -> tuple[float, float]:
     """Seconds of an image, and of these outside of the network, in processor time: other work does not count."""
     inside = [0.0]
-    model = load_found(work.model, device="cpu", precision="fp32")
+    model = load_found(work.model, device=str(stages.device), precision="fp32")
 
     def timed(stage: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def run(*values: object) -> Tensor:
             began = time.process_time()
             try:
-                return stage(*values)
+                result = stage(*values)
+                stages.synchronise()
+                return result
             finally:
                 inside[0] += time.process_time() - began
 
@@ -90,7 +93,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--height", type=int, default=64)
     parser.add_argument("--width", type=int, default=90)
+    stages.add_device(parser)
     options = parser.parse_args()
+    stages.use_device(options.device)
     os.environ["OMP_NUM_THREADS"] = "1"
     source = find_model(ModelOptions(model="omgsr-tiny"))
     settings = Settings(ModelOptions(precision="fp32"), RestoreOptions(), WriteOptions())
@@ -100,7 +105,7 @@ def main() -> None:
         speeds = []
         for processes in (1, 2):
             jobs = [Job(path, Path(folder, f"out{processes}", path.name)) for path in images]
-            speeds.append(images_per_second(work, jobs, processes))
+            speeds.append(images_per_second(work, jobs, processes, options.device))
             print(f"{processes} process{'es' * (processes > 1)}: {speeds[-1]:.2f} images a second")
         each, beside = overhead(work, [Job(path, Path(folder, "beside", path.name)) for path in images])
     load = os.getloadavg()[0]

@@ -1,4 +1,4 @@
-"""Time and memory of a model of Stable Diffusion 2.1-base's size, with random weights, on a CPU.
+"""Time and memory of a model of Stable Diffusion 2.1-base's size, with random weights.
 
 What it restores is noise; what it costs is what the real one costs. `--make` writes the model as a folder (3.8 GB in
 fp32), `--run` loads it in this process, which should be a fresh one, and restores two images.
@@ -16,6 +16,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import stages
 import torch
 from stages import Row, count_flops, peak_memory_gib, print_table, restoration_rows, timed
 from torch import nn
@@ -131,7 +132,7 @@ def find_shape(restorer: SdRestorer) -> str:
 
 def run(folder: Path, precision: str, size_px: int) -> None:
     """Load the folder, restore two images and print the table."""
-    load_s, restorer = timed(lambda: load_restorer(folder, device="cpu", precision=precision))
+    load_s, restorer = timed(lambda: load_restorer(folder, device=str(stages.device), precision=precision))
     loaded = Row("load", load_s, peak_memory_gib())
     assert isinstance(restorer, SdRestorer)
     describe(restorer, size_px)
@@ -162,7 +163,9 @@ def main() -> None:
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of --run")
     parser.add_argument("--size", type=int, default=128, help="side of the image in px, of --run")
     parser.add_argument("--threads", type=int, default=2)
+    stages.add_device(parser)
     options = parser.parse_args()
+    stages.use_device(options.device)
     torch.set_num_threads(options.threads)
     if options.make:
         make(options.make, options.shape, options.weights)

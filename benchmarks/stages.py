@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import resource
 import sys
 import time
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from omgsr_cli.geometry import Size
 from omgsr_cli.models.base import ImageRows, Restorer, RestorerInfo, TilesItself, Workspace
+from omgsr_cli.models.devices import choose_device
 from omgsr_cli.schedules import Schedule
 from omgsr_cli.upscaling import upscale_image
 
@@ -24,11 +26,40 @@ STAGES = ("encode", "step", "decode")
 clock = time.perf_counter
 """What `timed` counts in; on a machine with other work, a process's own seconds tell more."""
 
+device = torch.device("cpu")
+"""What is measured; `use_device` changes it."""
+
 Result = TypeVar("Result")
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device to the options of a benchmark."""
+    parser.add_argument("--device", default="cpu", help="as for omgsr upscale")
+
+
+def use_device(name: str) -> torch.device:
+    """Measure a device from now on."""
+    global device
+    device = choose_device(name)
+    return device
+
+
+def synchronise() -> None:
+    """Wait until the device has done what it was given."""
+    if device.type != "cpu":
+        module = torch.get_device_module(device)
+        module.synchronize(*(() if device.type == "mps" else (device,)))
+
+
 def peak_memory_gib(who: int = resource.RUSAGE_SELF) -> float:
-    """Tell the largest resident memory so far, in GiB: with the pages of mapped files, and of all threads."""
+    """Return the largest memory so far, in GiB: of the device what torch allocated, of the CPU what was resident.
+
+    Resident memory includes the pages of mapped files, and all threads. MPS reports only what is allocated now.
+    """
+    if who == resource.RUSAGE_SELF and device.type == "mps":
+        return float(torch.mps.driver_allocated_memory() / 2**30)
+    if who == resource.RUSAGE_SELF and device.type != "cpu":
+        return float(torch.get_device_module(device).max_memory_allocated(device) / 2**30)
     peak = resource.getrusage(who).ru_maxrss
     # macOS tells bytes, Linux KiB.
     return float(peak / (2**30 if sys.platform == "darwin" else 2**20))
@@ -109,9 +140,11 @@ class TimedRestorer:
 
 
 def timed(work: Callable[[], Result]) -> tuple[float, Result]:
-    """Run it; seconds and what it returns."""
+    """Run it until the device is idle; seconds and what it returns."""
+    synchronise()
     start = clock()
     result = work()
+    synchronise()
     return clock() - start, result
 
 
@@ -129,7 +162,7 @@ def restoration_rows(restorer: Restorer, side_px: int, flops: dict[str, int]) ->
     """Restore two images of one size and time their stages.
 
     Args:
-        restorer: on the CPU.
+        restorer: on the device that is measured.
         side_px: height and width of the images.
         flops: of each of STAGES, for the second image's rows.
     Returns:

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import stages
 import torch
 from sd_size import SHAPES, fill_randomly
 from stages import peak_memory_gib, timed
@@ -42,7 +43,8 @@ class _Noise:
         self.size_px = (side, side)
 
     def read(self, top: int, bottom: int) -> torch.Tensor:
-        return torch.rand(1, 3, bottom - top, self.size_px[1], generator=torch.Generator().manual_seed(top)) * 2 - 1
+        rows = torch.rand(1, 3, bottom - top, self.size_px[1], generator=torch.Generator().manual_seed(top))
+        return (rows * 2 - 1).to(stages.device)
 
 
 def build_vae(options: argparse.Namespace) -> Any:
@@ -51,7 +53,7 @@ def build_vae(options: argparse.Namespace) -> Any:
 
     with torch.device("meta"):
         empty = AutoencoderKL(**SHAPES[options.shape][1], mid_block_add_attention=not options.no_attention)
-    return fill_randomly(empty).eval()
+    return fill_randomly(empty).eval().to(stages.device)
 
 
 @torch.inference_mode()
@@ -59,10 +61,10 @@ def measure_growth(options: argparse.Namespace) -> None:
     """Encode and decode one image in strips, and print the growth of this process."""
     torch.set_num_threads(options.threads)
     vae = build_vae(options)
-    warm = Workspace(1 << 20, torch.device("cpu"))
+    warm = Workspace(1 << 20, stages.device)
     for _ in decode_in_strips(vae, encode_in_strips(vae, _Noise(64), warm).chunk(2, dim=1)[0], warm):
         pass
-    before, workspace = peak_memory_gib(), Workspace(options.memory << 20, torch.device("cpu"))
+    before, workspace = peak_memory_gib(), Workspace(options.memory << 20, stages.device)
     encode_s, moments = timed(lambda: encode_in_strips(vae, _Noise(options.size), workspace))
     latent = moments.chunk(2, dim=1)[0]
     decode_s, _ = timed(lambda: [None for _ in decode_in_strips(vae, latent, workspace)])
@@ -78,9 +80,9 @@ def measure(way: str, options: argparse.Namespace, folder: Path) -> None:
     torch.set_num_threads(options.threads)
     vae = build_vae(options)
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(1, 3, options.size, options.size, generator=generator) * 2 - 1
+    image = (torch.rand(1, 3, options.size, options.size, generator=generator) * 2 - 1).to(stages.device)
     before = peak_memory_gib()
-    workspace = Workspace(options.memory << 20, torch.device("cpu"))
+    workspace = Workspace(options.memory << 20, stages.device)
     if way == "whole":
         encode_s, moments = timed(lambda: vae.encode(image).latent_dist.parameters)
         decode_s, restored = timed(lambda: vae.decode(moments.chunk(2, dim=1)[0]).sample)
@@ -93,7 +95,8 @@ def measure(way: str, options: argparse.Namespace, folder: Path) -> None:
     from safetensors.torch import save_file
 
     save_file(
-        {"moments": moments.contiguous(), "restored": restored.contiguous(), "figures": figures}, folder / f"{way}.st"
+        {"moments": moments.cpu().contiguous(), "restored": restored.cpu().contiguous(), "figures": figures},
+        folder / f"{way}.st",
     )
 
 
@@ -108,7 +111,9 @@ def main() -> None:
     parser.add_argument("--no-attention", action="store_true", help="without the attention of the middle block")
     parser.add_argument("--way", choices=("whole", "strips", "growth"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    stages.add_device(parser)
     options = parser.parse_args()
+    stages.use_device(options.device)
     if options.way == "growth":
         measure_growth(options)
         return

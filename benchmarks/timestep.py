@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from stages import add_device, synchronise, use_device
 from torch import Tensor
 
 from omgsr_cli.datasets.pair_source import PairSource
@@ -26,7 +27,7 @@ from omgsr_cli.schedules import DdpmSchedule
 from omgsr_cli.timesteps import Measured, match_snr, measure
 
 
-def build_sd_encoder() -> ImageEncoder:
+def build_sd_encoder(device: torch.device) -> ImageEncoder:
     """Stable Diffusion's autoencoder with random weights."""
     torch.manual_seed(0)
     vae = AutoencoderKL(
@@ -37,11 +38,12 @@ def build_sd_encoder() -> ImageEncoder:
         layers_per_block=2,
     ).eval()
     vae.decoder = None
+    vae.to(device)
 
     def encode(image: Tensor) -> Tensor:
         return vae.encode(image).latent_dist.mean * 0.18215
 
-    return ImageEncoder("a random encoder of Stable Diffusion's shape", encode, DdpmSchedule(), 8, torch.device("cpu"))
+    return ImageEncoder("a random encoder of Stable Diffusion's shape", encode, DdpmSchedule(), 8, device)
 
 
 def main() -> None:
@@ -51,8 +53,10 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--batch", type=int, default=2)
+    add_device(parser)
     options = parser.parse_args()
-    encoder = load_encoder(vae=options.vae, device="cpu") if options.vae else build_sd_encoder()
+    place = use_device(options.device)
+    encoder = load_encoder(vae=options.vae, device=options.device) if options.vae else build_sd_encoder(place)
     found, _, _ = find_inputs([str(options.data)], recursive=True)
     source = PairSource(
         images=tuple(item.path for item in found),
@@ -71,11 +75,12 @@ def main() -> None:
         nonlocal encoding_s
         began = time.perf_counter()
         latent = encoder.encode(image)
+        synchronise()
         encoding_s += time.perf_counter() - began
         return latent
 
     with torch.inference_mode():
-        encoder.encode(torch.zeros(1, 3, options.resolution, options.resolution))
+        encoder.encode(torch.zeros(1, 3, options.resolution, options.resolution, device=place))
     began = time.perf_counter()
     timed = replace(encoder, encode=encode)
     results = [item for item in measure(source, timed, batch=options.batch) if isinstance(item, Measured)]

@@ -1,4 +1,4 @@
-"""Time and memory of omgsr-tiny on a CPU: the whole command in a process of its own, then the stages in this one.
+"""Time and memory of omgsr-tiny: the whole command in a process of its own, then the stages in this one.
 
     python benchmarks/tiny.py [--size 256] [--precision fp32]
 
@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import stages
 import torch
 from PIL import Image
 from stages import Row, count_flops, peak_memory_gib, print_table, restoration_rows, timed
@@ -37,9 +38,9 @@ def command_row(size_px: int, precision: str, threads: int) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "in.png"), Path(folder, "out.png")
         write_image_file(source, size_px)
-        command = [sys.executable, "-m", "omgsr_cli", "upscale", str(source), "-o", str(target), "--device", "cpu"]
+        command = [sys.executable, "-m", "omgsr_cli", "upscale", str(source), "-o", str(target), "--device"]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        command += ["--precision", precision, "--quiet"]
+        command += [str(stages.device), "--precision", precision, "--quiet"]
         seconds, _ = timed(lambda: subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True))
         with Image.open(target) as image:
             assert image.size == (4 * size_px, 4 * size_px)
@@ -52,11 +53,15 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="side of the image in px")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--threads", type=int, default=2)
+    stages.add_device(parser)
     options = parser.parse_args()
+    stages.use_device(options.device)
     torch.set_num_threads(options.threads)
     # First, while this process is small: what it holds would count as its child's peak.
     command = command_row(options.size, options.precision, options.threads)
-    load_s, restorer = timed(lambda: load_restorer("omgsr-tiny", device="cpu", precision=options.precision))
+    load_s, restorer = timed(
+        lambda: load_restorer("omgsr-tiny", device=str(stages.device), precision=options.precision)
+    )
     loaded = Row("load", load_s, peak_memory_gib())
     rows = restoration_rows(restorer, options.size, count_flops(restorer, 4 * options.size))
     print(f"{restorer.info.parameters / 1e6:.1f} M parameters, {restorer.precision}, {options.threads} threads")

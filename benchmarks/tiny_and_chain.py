@@ -14,6 +14,7 @@ import time
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from stages import add_device, synchronise, use_device
 from torch import Tensor, nn
 
 from omgsr_cli.geometry import Size
@@ -40,11 +41,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="side of the low-quality image in px")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    add_device(parser)
     options = parser.parse_args()
+    place = use_device(options.device)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     image = torch.rand(3, options.size, options.size)
-    tiny, chain = load_restorer("omgsr-tiny", device="cpu", precision="fp32"), Chain().eval()
+    tiny, chain = load_restorer("omgsr-tiny", device=options.device, precision="fp32"), Chain().eval().to(place)
     size = Size(4 * options.size, 4 * options.size)
     ratios, seconds = [], []
     with torch.inference_mode():
@@ -52,7 +55,8 @@ def main() -> None:
             started = time.perf_counter()
             upscale_image(tiny, image, size)
             between = time.perf_counter()
-            chain(image[None])
+            chain(image[None].to(place))
+            synchronise()
             ended = time.perf_counter()
             if turn:
                 ratios.append((between - started) / (ended - between))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
+import os
 import statistics
 import tempfile
 import time
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import stages
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from PIL import Image
@@ -40,10 +42,10 @@ from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.data import Batch, Numbers, load_batches
 from omgsr_cli.training.discriminator import CHANGES, augment
 from omgsr_cli.training.distributed import build_accelerator
-from omgsr_cli.training.draws import Purpose, draw_generator
+from omgsr_cli.training.draws import Purpose, draw_generator, draw_generators
 from omgsr_cli.training.step import Stepper
 
-SEED, LR, CPU = 0, 5e-5, torch.device("cpu")
+SEED, LR = 0, 5e-5
 Losses = dict[str, float]
 
 
@@ -114,8 +116,10 @@ class Timed:
     losses: list[Losses] = field(default_factory=list)
 
     def step(self, number: int) -> None:
+        stages.synchronise()
         begun, cpu, waited = time.perf_counter(), time.process_time(), self.waiting.seconds
         self.losses.append(self.take(number))
+        stages.synchronise()
         self.cpu_seconds.append(time.process_time() - cpu)
         self.seconds.append(time.perf_counter() - begun)
         self.waited.append(self.waiting.seconds - waited)
@@ -153,7 +157,7 @@ def build_run(options: argparse.Namespace, folder: Path) -> Run:
 
 def build_ours(run: Run, workers: int) -> Timed:
     stepper = Stepper(build_accelerator(Path(run.config.save.out)), run.learner, run.config)
-    waiting = Waiting(load_batches(run.crops, Numbers(run.config.data.batch_size, 0, 0, 1), workers, CPU))
+    waiting = Waiting(load_batches(run.crops, Numbers(run.config.data.batch_size, 0, 0, 1), workers, stages.device))
     judge = [] if run.learner.adversary is None else [run.learner.adversary.discriminator]
     networks = [run.trainable.networks, run.learner.losses, *judge]
     return Timed("ours", lambda number: stepper.take(number, waiting, 0).losses, waiting, networks)
@@ -176,11 +180,11 @@ def build_plain(run: Run) -> Timed:
     def sample(encoder: nn.Module, image: Tensor, draws: list[torch.Generator]) -> Tensor:
         moments = vae.quant_conv(encoder(image.to(next(encoder.parameters()).dtype)))
         mean, logvar = moments.float().chunk(2, 1)
-        noise = torch.cat([torch.randn(1, *mean.shape[1:], generator=draw) for draw in draws])
+        noise = torch.cat([torch.randn(1, *mean.shape[1:], generator=draw) for draw in draws]).to(mean.device)
         return (mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * noise) * scaling
 
-    def logits(image: Tensor, purpose: Purpose, number: int) -> list[Tensor]:
-        maps = features(augment(image, CHANGES, draw_generator(SEED, purpose, number)))
+    def logits(image: Tensor, purpose: Purpose, numbers: Sequence[int]) -> list[Tensor]:
+        maps = features(augment(image, CHANGES, draw_generators(SEED, purpose, numbers)))
         return [head(each.float()) for head, each in zip(heads.heads.children(), maps, strict=True)]
 
     def bce(levels: list[Tensor], label: float) -> Tensor:
@@ -189,22 +193,22 @@ def build_plain(run: Run) -> Timed:
     def take(number: int) -> Losses:
         batch = next(waiting)
         draws = [draw_generator(SEED, Purpose.LATENT, each) for each in batch.numbers]
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
+        with torch.autocast(stages.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
             with torch.no_grad():
                 target = sample(first_encoder, batch.hq, draws)
             latent = sample(vae.encoder, batch.lq, draws)
-            steps = torch.full((len(latent),), 273)
+            steps = torch.full((len(latent),), 273, device=latent.device)
             prompt = restorer.prompt_embeds.expand(len(latent), -1, -1)
             noise = unet(latent.to(prompt.dtype), steps, prompt).sample.float()
             clean = (latent - (1 - alpha_bar) ** 0.5 * noise) / alpha_bar**0.5
             restored = vae.decoder(vae.post_quant_conv((clean / scaling).to(vae.dtype))).float()
-        fresh = torch.cat([torch.randn(1, *target.shape[1:], generator=draw) for draw in draws])
+        fresh = torch.cat([torch.randn(1, *target.shape[1:], generator=draw) for draw in draws]).to(target.device)
         noisy = alpha_bar**0.5 * target + (1 - alpha_bar) ** 0.5 * fresh
         losses = {"lrr": F.mse_loss(latent, noisy), "l1": F.l1_loss(restored, batch.hq)}
         total = 5 * losses["lrr"] + 0.5 * losses["l1"]
         if features is not None:
             losses["dv3cd"] = plain_dists(features, restored, batch.hq)
-            losses["gan"] = bce(logits(restored, Purpose.JUDGEMENT, batch.numbers[0]), 0.8)
+            losses["gan"] = bce(logits(restored, Purpose.JUDGEMENT, batch.numbers), 0.8)
             total = total + 5 * losses["dv3cd"] + 0.5 * losses["gan"]
         total.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -212,10 +216,10 @@ def build_plain(run: Run) -> Timed:
         optimizer.zero_grad()
         if second is not None:
             second.zero_grad()
-            draw = draw_generator(SEED, Purpose.AUGMENT, batch.numbers[0])
-            loss = torch.zeros(())
+            draws = draw_generators(SEED, Purpose.AUGMENT, batch.numbers)
+            loss = torch.zeros((), device=stages.device)
             for image, label in ((batch.hq, 0.8), (restored.detach(), 0.0)):
-                maps = features(augment(image, CHANGES, draw))
+                maps = features(augment(image, CHANGES, draws))
                 loss = loss + bce([h(m.float()) for h, m in zip(heads.heads.children(), maps, strict=True)], label)
             loss.backward()
             nn.utils.clip_grad_norm_(judge, 1.0)
@@ -223,7 +227,7 @@ def build_plain(run: Run) -> Timed:
             losses["discriminator"] = loss
         return {name: float(value.detach()) for name, value in losses.items()}
 
-    waiting = Waiting(load_batches(run.crops, Numbers(config.data.batch_size, 0, 0, 1), 0, CPU))
+    waiting = Waiting(load_batches(run.crops, Numbers(config.data.batch_size, 0, 0, 1), 0, stages.device))
     networks = [run.trainable.networks, first_encoder, run.learner.losses, *([] if heads is None else [heads])]
     return Timed("plain", take, waiting, networks)
 
@@ -231,7 +235,7 @@ def build_plain(run: Run) -> Timed:
 def plain_dists(features: nn.Module, first: Tensor, second: Tensor) -> Tensor:
     """1 - mean over 3 + c channels of (texture + structure) / 2: DISTS, arXiv:2004.07728, with equal weights."""
     maps = [[image / 2 + 0.5, *features(image, pooled=True)] for image in (first, second)]
-    similarity, channels = torch.zeros(len(first)), 0
+    similarity, channels = torch.zeros(len(first), device=first.device), 0
     for x, y in zip(*maps, strict=True):
         x, y = x.float(), y.float()
         x_mean, y_mean = x.mean((2, 3), keepdim=True), y.mean((2, 3), keepdim=True)
@@ -273,7 +277,7 @@ def report(loops: list[Timed], peaks: dict[str, int]) -> None:
         cells = (statistics.median(loop.seconds), statistics.median(loop.cpu_seconds))
         peak = f"{peaks[loop.name] / 2**20:.0f}" if loop.name in peaks else ""
         print(f"| {loop.name} | {cells[0]:.3f} | {cells[1]:.3f} | {100 * share:.1f} % | {peak} |")
-    print(f"\npeak of the process: {peak_memory_gib():.1f} GiB")
+    print(f"\npeak: {peak_memory_gib():.1f} GiB")
     if len(loops) == 2:
         ours, plain = loops
         times = statistics.median(plain.seconds) / statistics.median(ours.seconds)
@@ -299,7 +303,10 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true", help="compute activations twice")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=("ours", "plain"))
+    stages.add_device(parser)
     options = parser.parse_args()
+    # accelerate takes a GPU that is there.
+    os.environ["ACCELERATE_USE_CPU"] = str(stages.use_device(options.device).type == "cpu").lower()
     with tempfile.TemporaryDirectory() as name:
         kinds = ("ours", "plain") if options.only is None else (options.only,)
         loops = []
