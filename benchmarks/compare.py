@@ -4,10 +4,10 @@
 
 A model of Stable Diffusion's layout with random weights restores noise: in the shape "sd21" it costs what the real one
 costs, in "toy" it has few channels. Each way and size runs in a process of its own, because the peak of a process never
-falls. On a CPU seconds are those of the processor, summed over threads; on a GPU they are real ones of the second image,
-and the peak is what torch allocated. The straightforward pipeline encodes and decodes the
-whole image and takes the step tile by tile, as published. No colour fix follows: AdaIN would stretch the flat
-images of random networks, and the last bit of their values with them.
+falls. On a CPU, seconds are those of the processor, summed over threads. On a GPU, they are those of the second image
+by the clock, and the peak is what torch allocated. The straightforward pipeline encodes and decodes the whole image and
+takes the step tile by tile, as published. No colour fix follows: AdaIN would stretch the flat images of random
+networks, and the last bit of their values with them.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def plan_files(
     info: RestorerInfo,
     results: FinishedResults,
     free_bytes: int,
-    execution: Execution = Execution(),
+    execution: Execution,
 ) -> Iterator[FileResult]:
     """Plan what an `Upscaler` would do, reading headers only.
 
