@@ -1,4 +1,4 @@
-"""What the tests of the command line share: a random model, images, and a way to call the program."""
+"""Helpers for tests of the command line: a random model, images, and calls of the program."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def write_tiny_model(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Said:
-    """What one call of the program gave."""
+    """The exit code and output of one call."""
 
     code: int
     out: bytes
@@ -67,7 +67,7 @@ class Said:
 
     @property
     def errors(self) -> list[str]:
-        """The lines that tell an error."""
+        """The error lines."""
         return [line for line in self.err.splitlines() if line.startswith("error: ")]
 
     @property
@@ -91,7 +91,7 @@ class Command:
 
 
 def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
-    """Start the program in a process of its own: for what only a process can show, since starting takes seconds."""
+    """Start the program in a process, which takes seconds: only for tests that need one."""
     return subprocess.Popen(
         [*PROGRAM, *map(str, arguments)],
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""What every test gets: no network, one thread, and the data folder where there is one."""
+"""Settings and fixtures of every test: no network, one thread, small models."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 # Before any library reads them; programs that tests start inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# What runs remember is forgotten with the tests.
+# The cache of the tests is removed with them.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["OMGSR_CACHE"] = tempfile.mkdtemp(prefix="omgsr-tests-")
     atexit.register(shutil.rmtree, os.environ["OMGSR_CACHE"], ignore_errors=True)
 # What tests compute is so small that threads wait for each other longer than they work, most of all on a busy machine.
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_variable] = "1"
-# Likewise inherited: the folder's sitecustomize cuts their network as `cut_network` does here.
+# Inherited too: the folder's sitecustomize cuts their network as `cut_network` does here.
 _paths = [str(Path(__file__).parent / "offline"), os.environ.get("PYTHONPATH")]
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in _paths if path)
 # A shell starts what it puts into the background with Ctrl-C ignored, and programs that tests start would inherit that.

@@ -1,4 +1,4 @@
-"""Feeds damaged images to the reader: each must give an image or one line, and nothing else.
+"""Feed damaged images to the reader: each must give an image or one line.
 
     python tests/fuzz_images.py --seconds 60 --seed 1
 

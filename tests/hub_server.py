@@ -1,4 +1,4 @@
-"""A stand-in for the hub on this machine: its interface for small repositories, up and down, and its faults."""
+"""A stand-in for the hub on this machine: downloads, uploads and faults of small repositories."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that returns its input, for tests of what happens around a model."""
+"""A model that returns its input."""
 
 from __future__ import annotations
 

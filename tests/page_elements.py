@@ -1,4 +1,4 @@
-"""HTML pages as tests read them."""
+"""A parser for HTML pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where tests find what is not a module: the checkout, the golden files and the folder of test data."""
+"""Paths of the checkout, the golden files and the folder of test data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a class does what a protocol says: `isinstance` with a protocol looks at names alone."""
+"""Compare a class with a protocol by signatures: `isinstance` compares names only."""
 
 from __future__ import annotations
 

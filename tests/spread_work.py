@@ -1,4 +1,4 @@
-"""Work without images, whose processes start quickly: what the engines are tested with."""
+"""Work for tests of engines: no images, and processes that start quickly."""
 
 from __future__ import annotations
 

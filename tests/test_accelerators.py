@@ -1,4 +1,4 @@
-"""What differs between kinds of devices, on machines that have none of them: patched functions and fake tensors."""
+"""Differences between kinds of devices, simulated by patched functions and fake tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of the SD family's cost: that it measures the size it says, and counts what is computed."""
+"""The benchmark of the SD family: sizes, measurements and counted operations."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def test_bands_change_no_bit(method: ColorFix, size: tuple[int, int]) -> None:
 
 
 def test_the_wavelet_fix_emits_rows_early() -> None:
-    """It may not wait for the whole image: that would have to lie in memory."""
+    """It must not wait for the whole image, which would need memory."""
     restored, reference = (image[0] for image in images((900, 8)))
     given: list[int] = []
 

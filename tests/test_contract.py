@@ -1,4 +1,4 @@
-"""The house's rules, read from the source: who may import whom, who may speak, and what nobody does."""
+"""Rules of the code, read from the source."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_plain_modules_import_the_standard_library_and_pydantic() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-# Beside the plain modules: what a wrong option, or a wrong line of a configuration, is told by.
+# Beside the plain modules: those that report a wrong option or configuration.
 LIGHT = [dotted(path) for path in MODULES if part_of(path) in PLAIN]
 LIGHT += ["models.families", "models.sources", "installation.pulling", "training.config", "cli.app"]
 

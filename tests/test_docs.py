@@ -1,4 +1,4 @@
-"""The documentation names commands, options, pages and parts that there are."""
+"""The documentation names existing commands, options and pages only."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What befalls a program: a full disk, signals, a reader that goes, two at once, poor surroundings.
+"""Full disks, signals, closed pipes, two processes at once, and restricted environments.
 
-A process of its own is started only for what nothing else can show.
+A process is started only where nothing else can test it.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def test_ctrl_c_ends_several_processes(omgsr: Command, model: Path, tmp_path: Pa
 
 @pytest.mark.long
 def test_two_processes_in_one_folder(model: Path, tmp_path: Path) -> None:
-    """Each image is made once and told once; whoever comes second finds it finished."""
+    """Each image is processed and reported once; the second process finds it finished."""
     for number in range(8):
         draw(tmp_path / "in" / f"{number}.png", 30 + number, 24)
     command = ["upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", model, "--json"]

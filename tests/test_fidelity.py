@@ -1,4 +1,4 @@
-"""PSNR and SSIM: against the definition written a second time, and against published scores of single images."""
+"""PSNR and SSIM against their definitions and published scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans are integers: every size from 1 to 600 can be tried."""
+"""Plans of sizes and tiles are integers, so every size can be tried."""
 
 from __future__ import annotations
 

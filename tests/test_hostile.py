@@ -1,4 +1,4 @@
-"""Input that wants to do harm: each ends in one line, and nothing outside is touched."""
+"""Malicious input ends in one line and touches nothing outside."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_fuzz_finds_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tiff_with_width(width: int) -> bytes:
-    """A whole small TIFF whose header tells another width: tag 256, as a 4-byte number."""
+    """A whole small TIFF whose header states another width: tag 256, as a 4-byte number."""
     held = io.BytesIO()
     Image.fromarray(np.zeros((23, 31, 3), np.uint8)).save(held, "TIFF")
     content = bytearray(held.getvalue())
@@ -106,7 +106,7 @@ def test_names_are_restored_and_shown_escaped(omgsr: Command, tmp_path: Path, na
     said = omgsr(tmp_path / "in", "-o", tmp_path / "out", "--verbose")
     assert said.code == 1
     assert files_below(tmp_path / "out") == [name]
-    # A program that reads the results gets the name as it is, whatever is in it.
+    # Programs that read the results get the exact name.
     assert said.out.decode() == f"{tmp_path / 'out' / name}\n"
     assert len(said.errors) == 1
     lines = said.err.split("\n")[:-1]

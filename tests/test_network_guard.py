@@ -1,4 +1,4 @@
-"""The guard that the other tests rely on: it must stop what leaves the machine, and only that."""
+"""The guard of the tests stops connections that leave the machine, and no others."""
 
 from __future__ import annotations
 

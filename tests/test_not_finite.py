@@ -1,4 +1,4 @@
-"""NaN and infinity: found in every stage, kept out of every result, retried in float32 where nobody chose otherwise."""
+"""NaN and infinity are found in every stage, never written, and retried in float32."""
 
 from __future__ import annotations
 

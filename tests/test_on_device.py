@@ -55,7 +55,7 @@ def restorers(model: Path, sd_model: Path) -> dict[str, Restorer]:
 
 
 @pytest.mark.parametrize("family", ["tiny", "sd"])
-def test_results_are_those_of_the_cpu(
+def test_results_equal_those_of_the_cpu(
     card: Card, restorers: dict[str, Restorer], model: Path, sd_model: Path, family: str
 ) -> None:
     image = torch.rand(3, 24, 18, generator=torch.Generator().manual_seed(0))
@@ -94,7 +94,7 @@ def run(restorer: Restorer, image: Tensor, case: str) -> Tensor:
 
 
 @pytest.mark.parametrize(("family", "most"), [("tiny", 2), ("sd", 2)])
-def test_a_tile_waits_for_little(card: Card, model: Path, sd_model: Path, family: str, most: int) -> None:
+def test_a_tile_waits_a_few_times_at_most(card: Card, model: Path, sd_model: Path, family: str, most: int) -> None:
     with card.used() as use:
         there = load_restorer({"tiny": model, "sd": sd_model}[family], device=use.name, precision="fp32")
         counts = [count(there, use, side, 512, tile=64, overlap=16) for side in (64, 160)]
@@ -136,7 +136,9 @@ class WholeImage:
 
 
 @pytest.mark.parametrize("family", ["tiny", "sd", "pre-training"])
-def test_a_training_step_is_that_of_the_cpu(card: Card, world: Path, base: Path, tmp_path: Path, family: str) -> None:
+def test_a_training_step_equals_that_of_the_cpu(
+    card: Card, world: Path, base: Path, tmp_path: Path, family: str
+) -> None:
     tables = settings(world, tmp_path / "run", data={"batch_size": 1})
     if family == "sd":
         tables["model"] = {"preset": "omgsr-s-512", "base": str(base), "mid_timestep": 273}

@@ -1,4 +1,4 @@
-"""What is installed: one version, the README's commands, and dependencies that say what they mean."""
+"""Versions, dependencies and links of the package."""
 
 from __future__ import annotations
 

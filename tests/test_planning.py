@@ -1,4 +1,4 @@
-"""What a model says of its stages decides how an image is cut up, and images cut up in any way are the same."""
+"""Plans follow the stages of a model, and any way of tiling gives the same image."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_every_pair_of_tilings_restores_an_image(codec: Tiling, step: Tiling) ->
     assert plan.in_one_go == (codec == step == "exact")
 
 
-def test_tiles_are_no_larger_than_asked_for() -> None:
+def test_tiles_are_at_most_the_requested_size() -> None:
     model = Mean(info_of("exact", "blended"))
     upscale_image(model, torch.rand(3, 90, 90), Size(180, 180), RestoreOptions(tile=64, overlap=16))
     assert model.largest == {"encode": 64 + 32, "restore": 64}

@@ -1,4 +1,4 @@
-"""Tiles of the step leave no seam: the gradient across their borders is that of the rest of the image."""
+"""Tiles leave no seams: gradients across borders equal those elsewhere."""
 
 from __future__ import annotations
 

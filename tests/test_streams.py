@@ -1,4 +1,4 @@
-"""Standard streams that are closed or full, names that are not UTF-8, disks that fail, and reports that are damaged."""
+"""Closed or full standard streams, names that are not UTF-8, failing disks and damaged reports."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_other_unusable_streams_do_not_matter(report: Path) -> None:
     done = shell(f"OMGSR status {report} <&- 2>&-")
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"1 of 2" in done.stdout
-    # An error has its exit code though nobody can read it.
+    # An error keeps its exit code even if stderr is unusable.
     assert shell(f"OMGSR status {report}.missing 2>/dev/full").returncode == 2
 
 

@@ -1,4 +1,4 @@
-"""Tiles put together are the image, without a seam."""
+"""Tiles put together equal the image."""
 
 from __future__ import annotations
 

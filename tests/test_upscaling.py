@@ -1,4 +1,4 @@
-"""One photo: padding, short memory, what a plan depends on."""
+"""One image: padding, low memory, and bands."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_exact_tiles_are_even_and_limited() -> None:
     ("strength", "scale", "color_fix"), [(0.4, 1, "none"), (1, 1.5, "none"), (0.4, 1.5, "wavelet")]
 )
 def test_a_reduced_result_is_computed_in_bands(strength: float, scale: float, color_fix: ColorFix) -> None:
-    """Of a tall image, the first rows of the result are there before most of it is restored, and never all of it."""
+    """Of a tall image, the first rows of the result exist before most of it is restored, and never the whole."""
     model = Identity(exact=True)
     model.info = replace(model.info, scale=4.0)
     told: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""What pydantic reports, in one line."""
+"""Errors of pydantic in one line."""
 
 from __future__ import annotations
 

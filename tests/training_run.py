@@ -89,7 +89,7 @@ def run_here(tables: Table, resume: str = "none") -> tuple[TrainResult, list[Eve
 
 
 Plan = list[tuple[Table, str]]
-"""Runs, one after the other, and what each goes on from."""
+"""Runs in order, each with the checkpoint that it resumes from."""
 
 
 def start(

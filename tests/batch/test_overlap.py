@@ -1,4 +1,4 @@
-"""The next image is read and the one before written while the model works; nothing is lost on the way."""
+"""Reading, restoring and writing overlap: order, failures and interruptions."""
 
 from __future__ import annotations
 

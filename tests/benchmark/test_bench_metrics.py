@@ -1,4 +1,4 @@
-"""The metrics that others compute: how each of the known failures is told, and what a score depends on."""
+"""Metrics of other libraries: every known failure is reported, and scores are reproducible."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_without_pyiqa_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, torch
         ("raise ValueError('numpy.dtype size changed\\nmore')", "ValueError: numpy.dtype size changed", ""),
     ],
 )
-def test_a_broken_neighbour_is_named(write_pyiqa: WritePyiqa, code: str, said: str, to_do: str) -> None:
+def test_broken_dependencies_are_named(write_pyiqa: WritePyiqa, code: str, said: str, to_do: str) -> None:
     write_pyiqa(code)
     message, hint = failure("piqe")
     assert said in message

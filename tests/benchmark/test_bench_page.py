@@ -1,4 +1,4 @@
-"""The page of a benchmark: whole, harmless whatever files are called, and alive in a browser."""
+"""The page of a benchmark: self-contained, escaped, and usable in a browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images belong together, in which order models run, and what is done only once."""
+"""Pairs of images, the order of models, and what is computed only once."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def test_an_image_that_a_model_fails_on_is_reported_and_the_others_finish(data: 
     assert report.differences[0].count == 1
 
 
-def test_models_are_loaded_on_the_device_that_was_asked_for(data: Path, tmp_path: Path) -> None:
+def test_models_are_loaded_on_the_requested_device(data: Path, tmp_path: Path) -> None:
     asked: list[str | None] = []
 
     def load(device: str | None) -> LoadedModel:

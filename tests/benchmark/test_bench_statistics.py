@@ -100,7 +100,7 @@ def test_missing_values_are_not_counted(report: Report) -> None:
         report.summary("c", "psnr")
 
 
-def test_the_best_goes_by_the_metrics_direction(report: Report) -> None:
+def test_the_best_follows_the_direction_of_the_metric(report: Report) -> None:
     assert report.best("psnr") == {"b"}
     assert report.best("lpips") == {"b"}
     # Only one of them has this score: there is nothing to compare.

@@ -34,7 +34,7 @@ BOX = (
 
 
 class Page(QWebEnginePage):
-    """A page that keeps what its console is told."""
+    """A page that keeps its console messages."""
 
     def __init__(self) -> None:
         super().__init__()

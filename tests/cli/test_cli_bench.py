@@ -1,4 +1,4 @@
-"""`omgsr bench` as people type it."""
+"""`omgsr bench` at the command line."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_models_stand_side_by_side(bench: Command, data: Path, tmp_path: Path) -
     with (tmp_path / "scores.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["row", "image", "model", "n", "psnr", "ssim", "seconds", "versions"]
-    # Means with both ends for three models, and differences likewise for three pairs, all of two images.
+    # Means with both ends for three models, and differences for three pairs, all of two images.
     assert [row["n"] for row in rows[6:]] == ["2"] * 18
     assert {row["model"] for row in rows if row["row"] == "difference"} == {
         "mine v. bicubic",
@@ -164,7 +164,7 @@ def test_the_channels_of_psnr_can_be_chosen(bench: Command, data: Path) -> None:
 def test_without_arguments_the_bundled_images_are_scored(
     bench: Command, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Smaller ones than those that come along.
+    # Smaller images than the bundled ones.
     (data / "test_LR").rename(data / "lr")
     (data / "test_HR").rename(data / "hr")
     monkeypatch.setattr(cases, "bundled_folder", lambda: data)
@@ -357,7 +357,7 @@ def test_processes_and_parts_score_as_one_process_does(
 
     alone = scores("alone")
     assert scores("spread", "--workers", "2") == alone
-    # A part tells of its own images; what the parts have kept, a run of all puts together.
+    # A part reports its own images; a run of all reuses the results of the parts.
     parts = [bench(*options, "--cache", tmp_path / "parts", "--json", "--shard", f"{n}/3") for n in (1, 2, 3)]
     images = [image["name"] for said in parts if said.code == 0 for image in said.records[0]["images"]]
     assert sorted(images) == ["one", "two"]
@@ -373,7 +373,7 @@ def test_processes_and_parts_score_as_one_process_does(
 
 
 def test_processes_return_their_results(data: Path, tmp_path: Path) -> None:
-    """Nothing is read back or scored again by the process that gathers them, whatever became of the cache."""
+    """Nothing is read back or scored again by the process that gathers them, even if the cache is gone."""
     from omgsr_cli.benchmark.plan import plan_bench
     from omgsr_cli.benchmark.runner import run_plan
     from omgsr_cli.options import BenchOptions

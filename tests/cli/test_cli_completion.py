@@ -1,4 +1,4 @@
-"""What a shell offers when a person presses Tab."""
+"""Shell completion."""
 
 from __future__ import annotations
 

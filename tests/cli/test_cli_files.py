@@ -1,4 +1,4 @@
-"""`omgsr upscale`: which files come out, what they hold, and what happens when one cannot be done."""
+"""`omgsr upscale`: result files, their contents, and files that fail."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_finished_images_are_skipped_and_no_model_is_loaded(
 @pytest.mark.parametrize(
     "options", [("--mid-timestep", "9"), ("--quality", "50"), ("--color-fix", "adain"), ("--size", "32x24")]
 )
-def test_other_settings_replace_nothing_unless_asked(
+def test_other_settings_replace_nothing_without_overwrite(
     omgsr: Command, tree: Path, tmp_path: Path, options: tuple[str, str]
 ) -> None:
     result = tmp_path / "r.jpg"
@@ -465,7 +465,7 @@ def test_every_real_image_is_upscaled_once(omgsr: Command, shared: Path, tmp_pat
     assert f"{len(names)} skipped" in again.err
 
 
-# Names that lie
+# Names with a wrong suffix
 
 
 @pytest.mark.parametrize(
@@ -528,7 +528,7 @@ def test_an_image_that_exceeds_the_memory_fails_alone_before_it_is_decoded(
     # At the least its samples, and floats of them.
     assert figure >= 9000 * 6000 * 5 >> 20
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
-    # The machine's own memory counts likewise.
+    # The memory of the machine is a limit too.
     monkeypatch.setattr("omgsr_cli.batch.checks.free_memory_bytes", lambda device: 200 << 20)
     said = omgsr(tmp_path / "in" / "b.png", "-o", tmp_path / "d.png", "--scale", "1")
     assert said.code == 1

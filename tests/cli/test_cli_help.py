@@ -1,4 +1,4 @@
-"""What `--help` shows, how it looks on wide and narrow terminals, and how little is loaded for it."""
+"""`--help`: content, width, and how little is imported for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every option of `omgsr upscale` does something: the same call with and without it does not end alike."""
+"""Every option of `omgsr upscale` makes a difference to the same call."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def status(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
 
 @contextmanager
 def a_worker_is_killed_when(folder: Path, count: int) -> Iterator[list[int]]:
-    """Ends one process of the run with the signal that nobody can catch, once so many results are there."""
+    """Kill one process of the run as soon as so many results exist."""
     killed: list[int] = []
 
     def watch() -> None:
@@ -47,7 +47,7 @@ def a_worker_is_killed_when(folder: Path, count: int) -> Iterator[list[int]]:
 def test_a_killed_process_and_corrupt_images_do_not_stop_a_batch(
     omgsr: Command, status: Command, tmp_path: Path
 ) -> None:
-    """Nothing is lost, nothing is done twice, and what failed is named."""
+    """No image is lost or processed twice, and failed ones are named."""
     source = draw(tmp_path / "in" / "000.png", 3, 2)
     for number in range(1, 150):
         path = tmp_path / "in" / f"{number:03}.png"
@@ -70,7 +70,7 @@ def test_a_killed_process_and_corrupt_images_do_not_stop_a_batch(
     told = status(tmp_path / "run.jsonl", "--json").records[0]
     assert (told["files"], told["finished"], told["failed"], told["left"]) == (150, 140, 10, 0)
     assert sum(told["reasons"].values()) == 10
-    # Only what failed is tried again, in this process; one of them has been mended.
+    # Only failed images are retried, in this process; one of them was repaired.
     (tmp_path / "in" / "007.png").write_bytes(source.read_bytes())
     said = omgsr(*arguments[:-6], "--scale", "1", "--report", tmp_path / "run.jsonl", "--retry-failed", "--json")
     assert sorted(record["status"] for record in said.records) == ["done", *["failed"] * 9]
@@ -149,7 +149,7 @@ def test_the_part_comes_from_a_scheduler(omgsr: Command, tmp_path: Path, monkeyp
 
 
 def test_a_single_image_starts_no_process(omgsr: Command, tmp_path: Path) -> None:
-    """Standard input and output are nobody else's."""
+    """Only this process has standard input and output."""
     source = draw(tmp_path / "a.png")
     one = omgsr(source, "-o", "-", "--device", "cpu", "-q")
     for options in (("--workers", "2"), ("--engine", "ray")):

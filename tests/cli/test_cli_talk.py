@@ -1,4 +1,4 @@
-"""`omgsr upscale`: what is said, where, and how a call ends."""
+"""`omgsr upscale`: stdout, stderr, dry runs and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a terminal shows while a folder is processed: one progress display, and complete lines above it."""
+"""Output on a terminal: one progress display, and complete lines above it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`omgsr timestep` as people call it: the golden data, its files, and everything that can be wrong."""
+"""`omgsr timestep` at the command line: golden data, files and errors."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_golden_command(timestep: Command) -> None:
     assert record["loss"] == pytest.approx(expected["loss_ddpm"], rel=1e-4)
     diffusers_schedule = DDPMScheduler.from_pretrained(GOLDEN_SD / "base" / "scheduler")
     assert record["alpha_bar"] == pytest.approx(float(diffusers_schedule.alphas_cumprod[24]), rel=1e-5)
-    # Six images are too few to tell how much others would differ.
+    # Six images are too few for an interval.
     assert (record["images"], record["interval"]) == (6, None)
     assert record["schedule"]["_class_name"] == "DDPMScheduler"
     assert record["settings"]["lq"] == [str(PAIRS[3])]
@@ -171,7 +171,7 @@ def test_an_interruption_reports_the_estimate_so_far(
     assert (tmp_path / "curve.svg").is_file()
     assert said.records[0]["samples"] == 3
     assert "interrupted after 3 of 4 samples" in said.err
-    # The same command goes on from there, and replaces what was written so far.
+    # The same command resumes and replaces the files written so far.
     measured: list[int] = []
     monkeypatch.setattr(package, "measure", lambda s, e, items, **k: measured.extend(items) or real(s, e, items, **k))
     said = timestep(*command)
@@ -233,7 +233,7 @@ def test_an_invalid_part_is_wrong_usage(
     assert "hint: " in said.err
 
 
-def test_samples_are_measured_anew_where_anything_has_changed(
+def test_samples_are_measured_again_after_any_change(
     timestep: Command, crops: tuple[str | Path, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "cache"))

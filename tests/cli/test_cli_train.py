@@ -1,4 +1,4 @@
-"""`omgsr train` as people call it: forms, all errors at once, a run, and its checkpoint in `upscale`."""
+"""`omgsr train` at the command line: configurations, their errors, a run, and its checkpoint in `upscale`."""
 
 from __future__ import annotations
 

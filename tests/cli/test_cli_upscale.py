@@ -1,4 +1,4 @@
-"""`omgsr upscale`: the model, the size and what is done to the pixels, at the command line."""
+"""`omgsr upscale`: models, sizes and options that change pixels."""
 
 from __future__ import annotations
 
@@ -362,7 +362,7 @@ def test_tiles_and_batches_do_not_change_the_result(
         assert np.abs(pixels(tmp_path / f"{name}.png") - pixels(tmp_path / f"{other}.png")).max() <= 1
 
 
-def test_the_overlap_is_planned_as_asked(omgsr: Command, tmp_path: Path) -> None:
+def test_the_requested_overlap_is_planned(omgsr: Command, tmp_path: Path) -> None:
     source = draw(tmp_path / "a.png", 60, 60)
     plans = [
         omgsr(source, "--tile", "64", *options, "--dry-run", "--json").records[0]

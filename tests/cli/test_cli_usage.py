@@ -1,4 +1,4 @@
-"""What was typed wrong ends with 2 in every command: a line that names it, a line what to type, and nothing done."""
+"""Usage errors of every command: exit code 2, one error, one hint, and no file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`omgsr doctor`: on this machine, and on machines where something is broken."""
+"""`omgsr doctor` on this machine, and on simulated broken ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who does which task: processes that die, parts of a whole, and the report of a run."""
+"""Processes that die, parts of a batch, and reports of runs."""
 
 from __future__ import annotations
 
@@ -102,10 +102,10 @@ def test_parts_are_disjoint_and_complete(count: int) -> None:
     assert max(map(len, parts)) < 2000 / count + 20
 
 
-def test_a_part_does_not_depend_on_where_the_folder_is() -> None:
+def test_a_part_does_not_depend_on_the_place_of_the_folder() -> None:
     jobs = (Job(Path(root) / "b.png", None, "b.png") for root in ("/mnt", "/data"))
     assert len(set(map(Shard(2, 3).holds_planned, jobs))) == 1
-    # Fixed for ever: a run that is gone on with on another version finds its parts.
+    # Fixed for ever: a run that is resumed with another version keeps its parts.
     assert [next(n for n in range(1, 9) if Shard(n, 8).holds(name)) for name in ("a.png", "b.png", "ä/c.jpg")] == [
         7,
         2,

@@ -1,4 +1,4 @@
-"""Ray's actors: they give what this process gives, and one that dies costs only its own task."""
+"""Ray's actors equal this process, and one that dies fails its own task only."""
 
 from __future__ import annotations
 

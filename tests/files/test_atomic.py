@@ -1,4 +1,4 @@
-"""Files and folders that are complete or absent, and what becomes of the work of a process that was killed."""
+"""Files and folders are complete or absent, and files of killed processes are removed."""
 
 from __future__ import annotations
 
@@ -118,9 +118,7 @@ def test_private_names_fit_and_go_with_their_block(tmp_path: Path) -> None:
     assert files_below(tmp_path) == [long]
 
 
-def test_a_file_is_closed_before_it_gets_its_name_where_nothing_holds_a_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_without_a_lock_is_closed_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows has no fcntl, and renames no file that is open."""
     before, replace, open_files = os.listdir("/dev/fd"), os.replace, []
 
@@ -156,7 +154,7 @@ def test_names_that_windows_takes_for_something_else_are_refused_there(
     assert files_below(tmp_path) == [name] * is_allowed
 
 
-def test_a_file_is_copied_where_links_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_copied_if_links_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_bytes(b"weights")
     link_or_copy(tmp_path / "a", tmp_path / "linked")
 

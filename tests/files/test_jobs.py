@@ -1,4 +1,4 @@
-"""Which file becomes which: inputs, names, conflicts and refusals of `plan_jobs`."""
+"""`plan_jobs`: inputs, names of results, conflicts and refusals."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_the_root_folder_needs_an_output(monkeypatch: pytest.MonkeyPatch) -> Non
     assert plan("/", output="out").jobs == (Job(Path("/a.png"), Path("out/a.png")),)
 
 
-# Sub-folders that nobody asked for
+# Subfolders without --recursive
 
 
 def test_ignored_subfolders_with_images_are_noted_once() -> None:
@@ -272,7 +272,7 @@ def test_streams() -> None:
     assert plan("a.png", output="-").jobs == (Job(Path("a.png"), None),)
 
 
-def test_standard_input_goes_alone_and_has_no_name() -> None:
+def test_standard_input_is_alone_and_has_no_name() -> None:
     make("a.png", "-")
     with pytest.raises(UsageError, match="only input"):
         plan("-", "a.png")
@@ -375,7 +375,7 @@ def test_a_folder_that_cannot_be_read_does_not_stop_the_others(monkeypatch: pyte
 # Files that cannot be used
 
 
-def test_missing_inputs_are_problems_and_the_others_go_on() -> None:
+def test_missing_inputs_are_problems_and_the_others_continue() -> None:
     make("a.png")
     planned = plan("gone.png", "a.png", "none/*.png", "gone.txt", "a.png/b.png", "x" * 300 + ".png")
     assert [job.source for job in planned.jobs] == [Path("a.png")]
@@ -448,7 +448,7 @@ def test_messages_stay_one_line() -> None:
 # Globs
 
 
-def test_globs_are_expanded_where_the_shell_has_not() -> None:
+def test_globs_are_expanded_without_a_shell() -> None:
     make("in/a10.png", "in/a9.png", "in/b.jpg", "in/.a1.png", "in/a.txt", "in/sub/a5.png")
     assert pairs(plan("in/a*.png")) == {"in/a9.png": "in/a9_x4.png", "in/a10.png": "in/a10_x4.png"}
     assert list(pairs(plan("in/[ab]*.*"))) == ["in/a9.png", "in/a10.png", "in/b.jpg"]

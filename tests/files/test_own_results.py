@@ -1,4 +1,4 @@
-"""Results of earlier runs are not enlarged again: folders and globs skip them, whatever they are called."""
+"""Folders and globs skip results of earlier runs, under any name."""
 
 from __future__ import annotations
 

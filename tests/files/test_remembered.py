@@ -1,4 +1,4 @@
-"""What one run remembers for the next, and that nothing depends on its being remembered."""
+"""The cache of earlier runs: nothing depends on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images on storages of the network: fsspec's memory, a server that speaks S3, and a listing of a million."""
+"""Remote storage: fsspec's memory, an S3 server, and long listings."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_remote_folder_gives_the_results_of_a_local_one(omgsr: Command, memory
     assert len(names) == 4
     folder = tmp_path / "out"
     assert stored(memory, "/d/out") == {name: (folder / name).read_bytes() for name in files_below(folder)}
-    # Again: all is there, and nothing but the broken one is fetched.
+    # Again: all results exist, and only the corrupt image is fetched.
     fetched: list[str] = []
     original = type(memory).get_file
     with pytest.MonkeyPatch.context() as patch:
@@ -141,7 +141,7 @@ def test_a_remote_folder_gives_the_results_of_a_local_one(omgsr: Command, memory
     assert stored(memory, "/d/out") == before
     assert omgsr("memory://d/in/b.jpg", "-o", "memory://d/out/", "--scale", "2", "--overwrite").code == 0
     assert stored(memory, "/d/out")["b.jpg"] != before["b.jpg"]
-    # What was mended is done when what has failed is tried again.
+    # A repaired image is processed when failed ones are retried.
     memory.pipe_file("/d/in/broken.png", (tmp_path / "in/deep/0.png").read_bytes())
     said = omgsr(*arguments, "--retry-failed")
     assert (said.code, said.lines) == (0, ["memory://d/out/broken.png"])
@@ -256,7 +256,7 @@ def test_a_storage_without_atomic_puts_gets_a_temporary_name_first(tmp_path: Pat
         assert files_below(tmp_path) == ([] if broken else ["a.png"])
 
 
-def test_a_stream_of_jobs_gives_what_a_plan_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_of_jobs_equals_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"{number}.png" for number in range(10)] + ["3.bmp", "x/a.png", "x/b.gif", "z.jpg"]
     for name in names:
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Reading images: every mode, orientation and depth, what is kept, and what is refused."""
+"""Reading images: modes, orientation, depth, metadata and refusals."""
 
 from __future__ import annotations
 
@@ -306,7 +306,7 @@ def test_orientation_from_xmp_and_imagemagicks_text() -> None:
 
 
 @pytest.mark.parametrize(("order", "gap"), [("<", b""), (">", b"padding behind the thumbnail")])
-def test_exif_is_changed_in_place_and_loses_its_thumbnail(order: str, gap: bytes) -> None:
+def test_exif_is_edited_in_place_and_its_thumbnail_removed(order: str, gap: bytes) -> None:
     def entry(tag: int, kind: int, value: int) -> bytes:
         number = struct.pack(order + "HH", value, 0) if kind == 3 else struct.pack(order + "I", value)
         return struct.pack(order + "HHI", tag, kind, 1) + number

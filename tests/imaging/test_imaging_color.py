@@ -1,4 +1,4 @@
-"""Colour that is described by something else than an ICC profile: read as its specification says, and kept."""
+"""Colour described by other means than an ICC profile."""
 
 from __future__ import annotations
 

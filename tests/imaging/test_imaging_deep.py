@@ -1,4 +1,4 @@
-"""Every level of 10 to 16 bits comes through where a library can read it, and a note says where none can."""
+"""10 to 16 bits are kept where a library can read them; otherwise a note reports the loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HEIC, JPEG XL and raw files: read where the extra is installed, named with what to install where it is not."""
+"""HEIC, JPEG XL and raw files are read with their extras, which are named where missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metadata that describes its file: turned, scaled, moved to the result's format, or dropped with a note."""
+"""Metadata is rotated, scaled and moved to the format of the result, or dropped with a note."""
 
 from __future__ import annotations
 

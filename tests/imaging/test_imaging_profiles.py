@@ -1,4 +1,4 @@
-"""Colour profiles against LittleCMS and against profiles computed here, and the look kept through a round trip."""
+"""Colour profiles against LittleCMS and computed ones, and the appearance after a round trip."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def _iccp(icc: bytes) -> bytes:
 
 
 def _pixels(data: bytes) -> NDArray[np.generic]:
-    """A PNG's samples as they lie in the file: read with its profile taken out."""
+    """The samples stored in a PNG: read without its profile."""
     start = data.index(b"iCCP") - 4
     length = struct.unpack(">I", data[start : start + 4])[0]
     photo = read_image(data[:start] + data[start + 12 + length :])
@@ -404,7 +404,7 @@ def test_cmyk_without_a_profile_is_converted_like_pillow() -> None:
         assert again.mode == "RGB"
 
 
-def test_cmyk_goes_through_its_profile_which_is_then_left_out() -> None:
+def test_cmyk_is_converted_by_its_profile_which_is_then_dropped() -> None:
     icc = table_profile(b"CMYK", 4, lambda cmyk: ((1 - cmyk[..., :3]) * (1 - cmyk[..., 3:])) ** 1.3)
     samples = RNG.integers(0, 256, (16, 16, 4)).astype(np.uint8)
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Damage where no pixel is at stake is noted; missing pixels are an error, to the bit."""
+"""Damage outside the pixels is noted; missing pixels are an error."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_a_damaged_profile_is_left_out_with_a_note(format_name: str, icc: bytes)
     assert any("ICC" in note for note in image.notes)
 
 
-def test_a_profile_of_which_a_segment_is_missing_is_left_out_with_a_note() -> None:
+def test_a_profile_with_a_missing_segment_is_dropped_with_a_note() -> None:
     icc = SRGB + bytes(100_000)
     data = encoded(drawn(), "JPEG", icc_profile=icc)
     second = data.index(b"ICC_PROFILE\0\x02") - 4

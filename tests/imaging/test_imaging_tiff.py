@@ -1,4 +1,4 @@
-"""TIFF as scanners and editors write it: every layout to the last sample, the right page, and names for the rest."""
+"""TIFF of scanners and editors: every layout, the right page, and names for unsupported ones."""
 
 from __future__ import annotations
 
@@ -461,7 +461,7 @@ def test_tifffile_logs_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("tag", [258, 262, 277])
-def test_a_tag_with_several_values_where_one_belongs(tag: int) -> None:
+def test_a_tag_with_too_many_values(tag: int) -> None:
     data = tiff(noise(3))
     changed, directory = bytearray(data), struct.unpack_from("<I", data, 4)[0]
     places = range(directory + 2, directory + 2 + 12 * struct.unpack_from("<H", data, directory)[0], 12)

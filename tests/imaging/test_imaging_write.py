@@ -1,4 +1,4 @@
-"""Writing images: what survives a round trip, what a format cannot hold, whole files or none."""
+"""Writing images: round trips, limits of formats, and atomic files."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_metadata_is_kept(format_name: str) -> None:
 
 
 @pytest.mark.parametrize("format_name", ["webp", "avif"])
-def test_resolution_goes_into_exif_where_there_is_no_other_place(format_name: str) -> None:
+def test_resolution_is_stored_in_exif_if_the_format_has_no_field(format_name: str) -> None:
     data = written(image_of(3, metadata=ImageMetadata(dpi=(300.0, 150.0))), format=format_name)
     exif = Image.Exif()
     exif.load(read_image(data).metadata.exif or b"")
@@ -263,7 +263,7 @@ def test_a_lossless_webp_and_one_with_an_odd_length_take_a_record() -> None:
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_other_programs_ignore_the_record(format_name: str) -> None:
-    """No comment, no text, no tag that a reader does not know: what Pillow tells of both files is the same."""
+    """No comment, text or unknown tag: Pillow reports the same for both files."""
     photo = image_of(3, metadata=METADATA)
     told = []
     for record in (None, RECORD):
@@ -365,7 +365,7 @@ def test_a_file_appears_whole_with_its_folder(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o640
 
 
-def test_nothing_is_overwritten_unless_asked(tmp_path: Path) -> None:
+def test_nothing_is_overwritten_without_the_option(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"precious")
     with pytest.raises(FileError, match="exists already") as caught:

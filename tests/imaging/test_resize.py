@@ -1,4 +1,4 @@
-"""The one resize and the one reflection, against Pillow, torch and numpy."""
+"""Resizing and reflection against Pillow, torch and NumPy."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_extended_rows_are_those_of_the_whole(size: tuple[int, int], before: int
         assert torch.equal(rows.read(top, min(top + 6, padded[0])), whole[:, top : top + 6])
 
 
-def test_rows_with_alpha_do_not_depend_on_where_they_are_cut() -> None:
+def test_rows_with_alpha_do_not_depend_on_cuts() -> None:
     alpha = (torch.rand(1, 13, 21, generator=torch.Generator().manual_seed(1)) > 0.5).float()
     rows = ColorUnderAlpha(IMAGE, alpha).resized((40, 50))
     parts = torch.cat([rows.read(top, min(top + 7, 40)) for top in range(0, 40, 7)], dim=1)

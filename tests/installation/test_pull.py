@@ -1,4 +1,4 @@
-"""`omgsr models pull` against a stand-in for the hub, with its faults."""
+"""`omgsr models pull` against a stand-in for the hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The library's face: what goes in comes out, larger; quietly, from any thread; folders, benchmarks, mid-timesteps."""
+"""The Python API: inputs, outputs, threads, folders, benchmarks and mid-timesteps."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_strength_blends_and_zero_is_plain_upscaling(model: Restorer, dtype: typ
     assert np.array_equal(upscale_image(model, image, scale=1), restored)
 
 
-def test_an_image_is_restored_at_the_models_scale_unless_asked_otherwise(model: Restorer) -> None:
+def test_images_are_restored_at_the_scale_of_the_model_by_default(model: Restorer) -> None:
     image = samples(3)
     automatic, four, one = (upscale_image(model, image, scale=1, process_scale=scale) for scale in ("auto", 4, 1))
     assert np.array_equal(automatic, four)

@@ -1,4 +1,4 @@
-"""What `omgsr bench` says is what pyiqa and spandrel say, in an environment that has both."""
+"""`omgsr bench` agrees with pyiqa and spandrel, in an environment that has both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Merging an adapter: against peft, and against every kind of adapter that does not fit."""
+"""Merging adapters: equality with peft, and refusal of everything that does not fit."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ def test_nothing_of_the_configuration_is_imported(net: Net, tmp_path: Path) -> N
     assert merge_lora(net, folder) == 4
 
 
-def test_a_broken_file_is_an_error_with_its_name(net: Net, tmp_path: Path) -> None:
+def test_a_corrupt_file_is_an_error_with_its_name(net: Net, tmp_path: Path) -> None:
     folder = write_adapter(net, tmp_path / "adapter")
     path = folder / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:100])

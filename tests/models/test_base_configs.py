@@ -1,4 +1,4 @@
-"""Configurations of a base: what they say is obeyed or refused, never replaced by a guess."""
+"""Configurations of a base model are obeyed or refused, never guessed."""
 
 from __future__ import annotations
 

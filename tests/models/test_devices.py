@@ -1,4 +1,4 @@
-"""Choosing a device and a number format on machines of every kind, simulated."""
+"""Choosing a device and a precision on simulated machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registry of families: one that nobody knew goes through every command."""
+"""The registry of families: a new one works in every command."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def find(model: str | Path | None = None, base: Path | None = None, **options: A
     return find_model(build_options(ModelOptions, **texts, **options))
 
 
-def test_a_merged_folder_gives_what_base_and_adapter_give(base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_a_merged_folder_equals_base_and_adapter(base: Path, adapter: Path, tmp_path: Path) -> None:
     both = load(base=base, adapter=adapter, mid_timestep=200, process_size=48)
     save_merged(both.source, tmp_path / "merged")
     merged = load(tmp_path / "merged")
@@ -124,7 +124,7 @@ def test_save_merged_leaves_nothing_behind_when_it_fails(
         save_merged(source, tmp_path / "merged")
 
 
-def test_a_bare_diffusers_folder_says_what_it_assumes(base: Path) -> None:
+def test_a_bare_diffusers_folder_notes_its_assumptions(base: Path) -> None:
     restorer = load(base)
     assert restorer.info.mid_timestep == 273
     assert restorer.info.native_tile_px == 16 * 2
@@ -243,7 +243,7 @@ def test_a_folder_of_pickles_is_refused_with_a_hint(tmp_path: Path) -> None:
         assert "safe_serialization=True" in caught.value.hint
 
 
-def test_an_adapter_that_was_never_trained_is_refused(base: Path, tmp_path: Path) -> None:
+def test_an_untrained_adapter_is_refused(base: Path, tmp_path: Path) -> None:
     untrained = write_adapter(base, tmp_path / "adapter", trained=False)
     with pytest.raises(ModelError, match="changes no weight"):
         load(base=base, adapter=untrained)

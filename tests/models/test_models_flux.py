@@ -91,7 +91,7 @@ def published_velocity(base: Path, latent: Tensor, sigma: float) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [(2, 2), (4, 6), (10, 2)])
-def test_packing_is_diffusers(size: tuple[int, int]) -> None:
+def test_packing_equals_diffusers(size: tuple[int, int]) -> None:
     latent = torch.randn(3, 16, *size)
     packed = pack(latent)
     assert torch.equal(packed, FluxPipeline._pack_latents(latent, 3, 16, *size))
@@ -103,7 +103,7 @@ def test_packing_is_diffusers(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(("mid_timestep", "sigma"), SIGMA.items())
-def test_one_step_is_the_published_formula(base: Path, mid_timestep: int, sigma: float) -> None:
+def test_one_step_follows_the_published_formula(base: Path, mid_timestep: int, sigma: float) -> None:
     assert sigma_of(mid_timestep) == pytest.approx(sigma, abs=1e-6)
     model = load(base, mid_timestep=mid_timestep)
     image = torch.rand(2, 3, 32, 48) * 2 - 1
@@ -138,14 +138,14 @@ def test_tiles_blend_the_velocity_and_the_whole_latent_is_updated_once(base: Pat
     torch.testing.assert_close(actual, (decoded * 0.5 + 0.5).clamp(0, 1), **CLOSE)
 
 
-def test_guidance_is_given_where_it_is_configured(tmp_path: Path) -> None:
+def test_guidance_follows_the_configuration(tmp_path: Path) -> None:
     model = load(write_flux_model(tmp_path / "schnell", guidance=False))
     latent = torch.randn(1, 16, 4, 4)
     with torch.inference_mode():
         assert model.restore(latent).isfinite().all()
 
 
-def test_says_of_itself_what_it_is(base: Path, restorer: FlowRestorer) -> None:
+def test_info_describes_the_model(base: Path, restorer: FlowRestorer) -> None:
     info = restorer.info
     assert (info.latent_px, info.multiple_of_px, info.native_tile_px) == (8, 16, 64)
     assert (info.mid_timestep, info.prompt, info.color_fix) == (244, "", "adain")
@@ -168,16 +168,14 @@ def test_says_of_itself_what_it_is(base: Path, restorer: FlowRestorer) -> None:
         (64, 80, {"process_scale": 1, "tile": 64, "overlap": 8, "batch": 3}),
     ],
 )
-def test_every_size_comes_out_at_its_size(
-    restorer: FlowRestorer, height: int, width: int, options: dict[str, object]
-) -> None:
+def test_every_size_is_kept(restorer: FlowRestorer, height: int, width: int, options: dict[str, object]) -> None:
     image = torch.rand(3, height, width)
     result = upscale_image(restorer, image, Size(height, width), build_options(RestoreOptions, **options))
     assert result.shape == image.shape
     assert result.isfinite().all()
 
 
-def test_a_batch_gives_what_single_images_give(restorer: FlowRestorer) -> None:
+def test_a_batch_equals_single_images(restorer: FlowRestorer) -> None:
     images = torch.rand(4, 3, 16, 48) * 2 - 1
     with torch.inference_mode():
         together = restorer.decode(restorer.restore(restorer.encode(images)))
@@ -222,16 +220,14 @@ def test_published_adapters_are_added_to_both_networks(base: Path, adapter: Path
     assert not torch.allclose(model.model.network.x_embedder.weight, load(base).model.network.x_embedder.weight)
 
 
-def test_an_adapter_that_was_never_trained_is_refused(base: Path, tmp_path: Path) -> None:
+def test_an_untrained_adapter_is_refused(base: Path, tmp_path: Path) -> None:
     untrained = write_flux_adapter(base, tmp_path / "adapter", trained=False)
     with pytest.raises(ModelError, match="changes no weight"):
         load(base, untrained)
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_a_merged_folder_gives_what_base_and_adapter_give(
-    base: Path, adapter: Path, tmp_path: Path, half: bool
-) -> None:
+def test_a_merged_folder_equals_base_and_adapter(base: Path, adapter: Path, tmp_path: Path, half: bool) -> None:
     source = find(base, adapter, process_size=64, mid_timestep=300)
     save_merged(source, tmp_path / "merged", half=half)
     both = load(base, adapter, mid_timestep=300, precision="bf16" if half else "fp32")
@@ -255,7 +251,7 @@ def test_bf16_is_close_to_fp32(base: Path, adapter: Path, restorer: FlowRestorer
     assert 0 < (near - exact).abs().mean() < 0.05 * exact.std()
 
 
-def test_adapters_as_published_have_as_many_weights_as_published() -> None:
+def test_published_adapters_have_the_published_number_of_weights() -> None:
     """With FLUX.1-dev's own configuration, of which nothing is allocated."""
     with torch.device("meta"):
         encoder = AutoencoderKL(**DEV_VAE).encoder
@@ -324,14 +320,14 @@ def sizes(**quantised: int) -> object:
     [(80, 8, "auto", "none"), (16, 64, "auto", "group"), (80, 64, "model", "model"), (80, 64, "group", "group")],
 )
 @pytest.mark.usefixtures("card")
-def test_weights_go_where_they_fit(device_gib: int, host_gib: int, offload: str, expected: str) -> None:
+def test_weights_are_placed_where_they_fit(device_gib: int, host_gib: int, offload: str, expected: str) -> None:
     free = {"free_device": device_gib * GIB, "free_host": host_gib * GIB}
     chosen = choose_offload(sizes(), "flux", CARD, "none", offload, **free)  # type: ignore[arg-type]  # literals
     assert chosen == expected
 
 
 @pytest.mark.usefixtures("card")
-def test_what_cannot_fit_is_refused_with_figures() -> None:
+def test_models_that_cannot_fit_are_refused_with_figures() -> None:
     free = {"free_device": 12 * GIB, "free_host": 16 * GIB}
     with pytest.raises(DeviceError, match=r"2\.5 GiB .* 12\.0 GiB are free and 24\.0 GiB .* 16\.0 GiB") as caught:
         choose_offload(sizes(int8=12 * GIB, nf4=7 * GIB), "flux", CARD, "none", "auto", **free)  # type: ignore[arg-type]  # a function
@@ -340,7 +336,7 @@ def test_what_cannot_fit_is_refused_with_figures() -> None:
         choose_offload(sizes(), "flux", CPU, "none", "group", **free)  # type: ignore[arg-type]  # a function
 
 
-def test_nothing_is_read_of_what_cannot_fit(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_cannot_fit_are_not_read(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large, "free_memory_bytes", lambda device: 1000)
     monkeypatch.setattr(flux, "load_part", None)
     with pytest.raises(DeviceError, match="GiB"):

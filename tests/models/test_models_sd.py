@@ -71,7 +71,7 @@ def test_images_of_a_wrong_shape_are_refused(restorer: SdRestorer, shape: tuple[
         restorer.encode(torch.zeros(shape))
 
 
-def test_a_batch_gives_what_single_images_give(restorer: SdRestorer) -> None:
+def test_a_batch_equals_single_images(restorer: SdRestorer) -> None:
     images = torch.rand(3, 3, 16, 16) * 2 - 1
     with torch.inference_mode():
         together = restorer.restore(restorer.encode(images))
@@ -203,7 +203,7 @@ def test_little_memory_gives_the_same_image() -> None:
     little = upscale_image(model, image, output, options)
     enough = upscale_image(model, image, output, RestoreOptions(memory=4096))
     assert ((little - enough).abs() <= 2 / 255).float().mean() >= 0.999
-    # What lies between two levels may be rounded to either.
+    # A value between two levels may be rounded to either.
     assert ((little - enough).abs() < 1e-3).float().mean() >= 0.999
 
 

@@ -1,4 +1,4 @@
-"""The embedded model: its latent space, its tiles, and what its images must not show."""
+"""The bundled model: latents, tiles, and artefacts that its images must not show."""
 
 from __future__ import annotations
 

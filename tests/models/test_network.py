@@ -106,7 +106,7 @@ def test_the_command_upscales_with_a_file(upscale: Command, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("option", ["--prompt", "--mid-timestep", "--base", "--vae"])
-def test_what_only_diffusion_models_have_is_refused(option: str, upscale: Command, tmp_path: Path) -> None:
+def test_options_of_diffusion_models_are_refused(option: str, upscale: Command, tmp_path: Path) -> None:
     path = write_network(tmp_path / "net.safetensors")
     draw(tmp_path / "a.png", 8, 8)
     said = upscale(tmp_path / "a.png", "-o", tmp_path / "b.png", "--model", path, option, "5")
@@ -114,7 +114,9 @@ def test_what_only_diffusion_models_have_is_refused(option: str, upscale: Comman
     assert option in said.errors[0]
 
 
-def test_commands_that_need_a_diffusion_step_say_so(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_commands_that_need_a_diffusion_step_refuse_networks(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
     path = write_network(tmp_path / "net.safetensors")
     draw(tmp_path / "hq" / "a.png", 64, 64)
     said = Command(capfdbinary, "timestep")("--data", tmp_path / "hq", "--model", path)
@@ -127,7 +129,7 @@ def test_commands_that_need_a_diffusion_step_say_so(tmp_path: Path, capfdbinary:
     assert "diffusion step" in said.err
 
 
-def test_pickles_are_read_by_spandrel_alone_and_noted(tmp_path: Path, upscale: Command) -> None:
+def test_pickles_are_read_by_spandrel_only_with_a_note(tmp_path: Path, upscale: Command) -> None:
     path = tmp_path / "net.pth"
     path.write_bytes(b"\x80\x04 a pickle")
     assert any("safetensors" in note for note in find_model(ModelOptions(model=str(path))).notes)

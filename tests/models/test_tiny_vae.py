@@ -1,4 +1,4 @@
-"""An AutoencoderTiny in the place of a VAE's decoder, with random weights."""
+"""An AutoencoderTiny in place of the decoder, with random weights."""
 
 from __future__ import annotations
 

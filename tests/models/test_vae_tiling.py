@@ -1,4 +1,4 @@
-"""A VAE run in strips is the VAE run whole, for any strips, sizes and places of its layers."""
+"""A VAE in strips equals the whole VAE, for any strips, sizes and layers."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_attention_is_the_same_however_little_it_sees_at_once(heads: int, memory
         rows.append(image[:, :, top : top + 3])
     field = Attended(rows, attention, workspace)
     assert_same(torch.cat(list(strips(field, workspace)), dim=2), expected)
-    # Everything that was reserved is there again.
+    # Everything that was reserved is free again.
     free = workspace._free[CPU]
     assert free == memory - int(memory * 0.25)
 
@@ -130,7 +130,7 @@ def test_plain_tiles_would_differ() -> None:
 
 @torch.inference_mode()
 def test_large_means_keep_the_statistics_exact() -> None:
-    """Sums of squares would cancel: channels lie at a thousand times their spread."""
+    """Sums of squares would cancel: means of channels are a thousand times their spread."""
     layer = (
         torch.randn(1, 8, 40, 30, dtype=torch.float64) * torch.rand(8, 1, 1) + torch.arange(8.0)[:, None, None] * 1e3
     )

@@ -87,7 +87,7 @@ def true_prediction(prediction: str, clean: torch.Tensor, noise: torch.Tensor, a
 
 
 @pytest.mark.parametrize("prediction", PREDICTION_TYPES)
-def test_true_prediction_gives_the_clean_latent_back(prediction: str) -> None:
+def test_the_true_prediction_recovers_the_clean_latent(prediction: str) -> None:
     schedule = DdpmSchedule(prediction_type=prediction)
     clean, noise = latents(5).double(), latents(6).double()
     for t in [*STEPS, 999]:
@@ -96,7 +96,7 @@ def test_true_prediction_gives_the_clean_latent_back(prediction: str) -> None:
         torch.testing.assert_close(schedule.clean_latent(noisy, predicted, t), clean, rtol=1e-9, atol=1e-9)
 
 
-def test_flow_velocity_gives_the_clean_latent_back() -> None:
+def test_the_flow_velocity_recovers_the_clean_latent() -> None:
     schedule = FlowSchedule()
     clean, noise = latents(7).double(), latents(8).double()
     for t in [*STEPS, 999]:
@@ -137,7 +137,7 @@ def test_flow_without_dynamic_shifting_takes_the_constant_shift() -> None:
 
 
 @pytest.mark.parametrize("schedule", [DdpmSchedule(), FlowSchedule()])
-def test_snr_is_the_power_ratio_of_what_add_noise_mixes(schedule: Schedule) -> None:
+def test_snr_is_the_power_ratio_of_clean_latent_and_noise(schedule: Schedule) -> None:
     snr = schedule.snr()
     assert snr.shape == (1000,)
     assert snr.dtype == torch.float64
@@ -149,7 +149,7 @@ def test_snr_is_the_power_ratio_of_what_add_noise_mixes(schedule: Schedule) -> N
     assert isinstance(schedule, Schedule)
 
 
-def test_level_is_named() -> None:
+def test_levels_are_named() -> None:
     assert (DdpmSchedule().level_name, FlowSchedule().level_name) == ("alpha_bar", "sigma")
     assert DdpmSchedule().level(273) == DdpmSchedule().alpha_bar(273)
     assert FlowSchedule().level(244) == FlowSchedule().sigma(244)
@@ -169,7 +169,7 @@ def test_golden_mid_timesteps(shared: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("schedule", [DdpmSchedule(), DdpmSchedule(prediction_type="v_prediction"), FlowSchedule()])
-def test_dtype_stays(schedule: Schedule, dtype: torch.dtype) -> None:
+def test_the_dtype_is_kept(schedule: Schedule, dtype: torch.dtype) -> None:
     latent, other = latents(9).to(dtype), latents(10).to(dtype)
     for t in (273, torch.tensor([273, 3])):
         assert schedule.add_noise(latent, other, t).dtype == dtype
@@ -215,7 +215,7 @@ def test_shapes_are_checked(schedule: Schedule) -> None:
             schedule.add_noise(latent, latent, bad)
 
 
-def test_zero_terminal_snr_has_no_noise_prediction_to_undo() -> None:
+def test_zero_terminal_snr_has_no_noise_prediction() -> None:
     latent = latents(15)
     schedule = DdpmSchedule(rescale_betas_zero_snr=True)
     assert schedule.alpha_bar(999) == 0.0

@@ -1,4 +1,4 @@
-"""Manifests: what they say of a folder, and that every kind of damage is found and named."""
+"""Manifests: their content, and every kind of damage that they reveal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matching signal-to-noise ratios, against plain loops, other implementations and the golden figures."""
+"""Matching signal-to-noise ratios against plain loops, other implementations and golden figures."""
 
 from __future__ import annotations
 
@@ -302,7 +302,7 @@ def test_samples_depend_on_the_seed_alone(tmp_path: Path) -> None:
     assert one != list(measure(source_of(images, count=6, seed=1), IDENTITY))
 
 
-def test_a_sample_is_what_the_pipeline_makes(tmp_path: Path) -> None:
+def test_a_sample_equals_that_of_the_pipeline(tmp_path: Path) -> None:
     (photo,) = write_images(tmp_path, [(64, 64)])
     sample = source_of((photo,))[0]
     assert isinstance(sample, ImagePair)
@@ -315,7 +315,7 @@ def test_a_sample_is_what_the_pipeline_makes(tmp_path: Path) -> None:
     assert set(sample.drawn) == {"first noise", "first resize", "last JPEG", "final sinc"}
 
 
-def test_small_broken_and_identical_images_are_named(tmp_path: Path) -> None:
+def test_small_corrupt_and_identical_images_are_named(tmp_path: Path) -> None:
     images = write_images(tmp_path / "hq", [(40, 40), (20, 40), (40, 40)])
     images[2].write_bytes(b"no image")
     results = list(measure(source_of(images), IDENTITY))

@@ -1,4 +1,4 @@
-"""`--check`: two real steps, in every kind of run, that leave nothing behind."""
+"""`--check` takes two real steps and leaves no files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints survive: killed at every call and at any moment, on a full disk, with flipped bytes."""
+"""Checkpoints survive kills at every call, full disks and flipped bytes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
 def parts(step: int) -> Callable[[Path], None]:
-    """What a run would write: nested folders, several files, contents that tell the step."""
+    """What a run would write: nested folders, several files, contents that depend on the step."""
 
     def write(folder: Path) -> None:
         (folder / "unet_lora_adapter").mkdir()
@@ -350,7 +350,7 @@ def test_a_path_must_be_the_newest_whole_checkpoint_of_its_run(tmp_path: Path) -
         find_checkpoint(run, str(run / "step-00000003"))
 
 
-def test_a_broken_checkpoint_is_replaced_and_a_whole_one_kept(tmp_path: Path) -> None:
+def test_a_corrupt_checkpoint_is_replaced_and_a_whole_one_kept(tmp_path: Path) -> None:
     save(tmp_path, 1)
     flip(tmp_path / "step-00000001" / "state.json")
     save(tmp_path, 1)

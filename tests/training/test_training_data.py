@@ -1,4 +1,4 @@
-"""Training samples: decided by seed and number alone, aligned pairs, any offset, every image in its turn."""
+"""Training samples: reproducible, aligned, from any offset, every image in its turn."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_every_image_comes_in_every_epoch_and_no_batch_is_short() -> None:
     assert all(Counter(one) == Counter(epoch) for one in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     assert [Order(epoch, seed=3).index(number) for number in (47, 0, 20)] == [order.index(n) for n in (47, 0, 20)]
-    # 16 samples in an epoch, batches of 5: the fourth goes on in the next epoch.
+    # 16 samples in an epoch, batches of 5: the fourth continues in the next epoch.
     assert all(len(batch) == 5 for batch in islice(Numbers(5, 0, 0, 1), 8))
 
 
@@ -421,7 +421,7 @@ def test_with_a_teacher_samples_are_windows_of_its_crops(folder: Path, tmp_path:
     seen = set()
     for number in range(8):
         _, _, hq, target = crops[number]
-        # The kept image of the inverting teacher, in the same window and turned alike.
+        # The kept image of the inverting teacher, in the same window and orientation.
         assert torch.allclose(target, -hq, atol=1e-6)
         seen.add(hq.numpy().tobytes())
     assert len(seen) > 4, "windows and turns differ"

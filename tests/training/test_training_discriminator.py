@@ -1,4 +1,4 @@
-"""The discriminator: its published layout, its blur, its augmentation, and who learns from what."""
+"""The discriminator: published layout, blur, augmentation and gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/training.md: every command in it runs as it stands, one after the other, at toy size."""
+"""Every command of docs/training.md runs, at toy size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOY = {
 }  # fmt: skip
 OF_PRESET = {
     "omgsr-tiny": {},
-    # Weights that nobody has here are random ones.
+    # Random weights instead of those to download.
     "omgsr-s-512": {
         "optim.warmup_steps": 0, "model.base": "base", "loss.backbone": "features", "lora.vae_rank": 2,
         "lora.backbone_rank": 2,
@@ -47,7 +47,7 @@ class Shell:
         words, _, target = line.partition(" > ")
         launcher, name, *arguments = shlex.split(words.replace("step-00006000", f"step-{STEPS:08}"))
         if launcher == "torchrun":
-            # Several processes are tested elsewhere; what each of them is told to do is run here.
+            # Several processes are tested elsewhere; the command of each is run here.
             name, *arguments = arguments[arguments.index("omgsr_cli") + 1 :]
         else:
             assert launcher == "omgsr"

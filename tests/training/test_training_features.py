@@ -1,4 +1,4 @@
-"""Feature networks: read from every layout they are published in, frozen, and the same as other implementations."""
+"""Feature networks: published layouts, frozen weights, equality with other implementations."""
 
 from __future__ import annotations
 

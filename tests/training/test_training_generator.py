@@ -1,4 +1,4 @@
-"""The side of the models that learns: what learns, what stays, and that what is saved is what was trained."""
+"""The trained networks: what learns, what stays, and what is saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole run in one process: it learns, it measures, it writes down, and it does not go on with what is not finite."""
+"""Whole runs in one process: losses, logs, validation, teachers and steps that are not finite."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-# Random features teach nothing: their losses are there, but do not lead.
+# Random features teach nothing: their losses have small weights.
 WEIGHTS = {"lrr": 0.5, "l1": 5.0, "dv3cd": 0.05, "gan": 0.01}
 
 
@@ -284,7 +284,7 @@ def test_the_discriminator_can_learn_alone_first(world: Path, tmp_path: Path) ->
 
 
 def test_windows_and_a_u_net_need_no_feature_network(world: Path, tmp_path: Path) -> None:
-    """Judged by windows, the generator learns, and a run that goes on is the run that was not interrupted."""
+    """Judged by windows, the generator learns, and a resumed run equals an uninterrupted one."""
     tables = settings(
         world,
         tmp_path / "run",

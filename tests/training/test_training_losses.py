@@ -1,4 +1,4 @@
-"""The losses: the published scores and gradients, other implementations, and what is computed at all."""
+"""Losses: published scores and gradients, other implementations, and unused parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`omgsr train --report`: what a run wrote, on one page that holds everything in itself."""
+"""`omgsr train --report`: a run on one self-contained page."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_page_embeds_curves_and_grids(train: Command, tmp_path: Path) -> Non
     assert "4500 of 4500 steps" in text
     # Even if every image is noise.
     assert len(text) < 9_000_000
-    # It may be asked for again, while the run goes on.
+    # It can be written again during the run.
     assert train("--report", run).code == 0
 
 

@@ -1,4 +1,4 @@
-"""Two processes are one training: one set of weights, one stream of samples, one log; or one model between them."""
+"""Two processes train as one: weights, samples and logs; or they share one model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILES = ("weights.safetensors", "average.safetensors", "optimizer.safetensors")
 
 @dataclass(frozen=True)
 class Runs:
-    """What two processes have trained: each run by its name, and what it told."""
+    """Runs of two processes by name, and their events."""
 
     folder: Path
     events: dict[str, list[dict[str, Any]]]

@@ -1,4 +1,4 @@
-"""`omgsr train --push-to-hub` against a stand-in for the hub: what is uploaded, and what is told when it is not."""
+"""`omgsr train --push-to-hub` against a stand-in for the hub: uploads and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is interrupted and goes on is the run that was not: to the bit, however it ended."""
+"""A resumed run equals an uninterrupted one exactly, however it was interrupted."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def many(folder: Path, count: int) -> Path:
 
 
 def break_body(path: Path) -> None:
-    """Leave the header, which tells the size, and cut the pixels short."""
+    """Keep the header with the size and truncate the pixels."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 

@@ -1,4 +1,4 @@
-"""What cannot share out a backbone is refused; that two processes train it alike is in test_training_processes."""
+"""Refusals of sharding; test_training_processes trains a sharded model."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_shards_and_data_sets_give_the_samples_of_their_files(stored: dict[str, 
             assert torch.equal(batch.hq[place], expected[number][2])
 
 
-def test_a_broken_member_is_replaced_and_still_known_after_a_resume(
+def test_a_corrupt_member_is_replaced_and_remembered_after_a_resume(
     world: Path, stored: dict[str, SourceConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("omgsr_cli.training.loop._BROKEN_SHARE", 1.0)

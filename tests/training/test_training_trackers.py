@@ -1,4 +1,4 @@
-"""What a run tells trackers, through accelerate: TensorBoard itself, and stand-ins for those that need an account."""
+"""Trackers: TensorBoard itself, and stand-ins for those that need an account."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ config = Config()
 
 
 def write_package(folder: Path, name: str) -> None:
-    """A package that is installed, as far as anybody can tell."""
+    """A package that looks installed."""
     (folder / name).mkdir(parents=True)
     (folder / name / "__init__.py").write_text(STAND_IN)
     (folder / f"{name}-1.0.dist-info").mkdir()
