@@ -79,7 +79,7 @@ class UpscaleWork:
         """What does the jobs in a process; it reports what the user should know of the model when it loads it."""
         device = choose_device(place.device)
         precision = suitable_precision(self.model, self.settings.model.precision, device)
-        settings = _shared(self.settings, place, self.info.parameters * PRECISIONS[precision].itemsize)
+        settings = _shared(self.settings, place, self.info.weight_bytes(PRECISIONS[precision].itemsize))
 
         def load() -> Restorer:
             restorer = load_found(self.model, device=place.device, precision=settings.model.precision)

@@ -148,7 +148,7 @@ class Pace:
 
         Megapixels of work come first where images are restored at a larger size than that of their results.
         """
-        weights = self._info.parameters * _BYTES[self.precision]
+        weights = self._info.weight_bytes(_BYTES[self.precision])
         needed = (self._memory_bytes + weights) >> 20
         memory = f"at most {needed} MiB of memory for weights and work, in addition to the program"
         speed = self._remembered.find("speed", self._key)

@@ -54,6 +54,7 @@ class RestorerInfo:
         color_fix: the model's default colour fix: "adain", "wavelet" or "none".
         prompt: text that the model is conditioned on, or None if it does not use one.
         parameters: number of weights.
+        bytes_per_weight: mean of quantised ones; None for those of the number format.
         files: the folders that it is read from; none for a model that was made otherwise.
         input: what `encode` takes: the image "upscaled" to the size that it is restored at, or "lq", the image at its
             own size, which `restore` enlarges by `scale`. Tiles are then counted in pixels of the low-quality image.
@@ -74,11 +75,16 @@ class RestorerInfo:
     parameters: int
     files: tuple[Path, ...] = ()
     input: Literal["upscaled", "lq"] = "upscaled"
+    bytes_per_weight: float | None = None
 
     @property
     def factor(self) -> int:
         """By how much the restored image is larger than the one that `encode` takes."""
         return round(self.scale) if self.input == "lq" else 1
+
+    def weight_bytes(self, element_bytes: int) -> int:
+        """Memory of all weights, where those that are not quantised have so many bytes."""
+        return int(self.parameters * (self.bytes_per_weight or element_bytes))
 
 
 @runtime_checkable

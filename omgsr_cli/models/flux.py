@@ -162,7 +162,7 @@ def describe_flux(source: ModelSource) -> RestorerInfo:
         )
     latent_px = latent_px_of(vae)
     heads, width = transformer.get("num_attention_heads", 24), transformer.get("attention_head_dim", 128)
-    return RestorerInfo(
+    info = RestorerInfo(
         name=source.name,
         family="flux",
         scale=source.record.scale,
@@ -177,6 +177,10 @@ def describe_flux(source: ModelSource) -> RestorerInfo:
         prompt=source.record.prompt or "",
         parameters=sum(e.elements for part in ("transformer", "vae") for _, e in part_entries(folder, part)),
     )
+    if source.quantize == "none":
+        return info
+    size = footprint_of(source, info, "bf16", source.quantize)
+    return replace(info, bytes_per_weight=(size.backbone + size.codec) / info.parameters)
 
 
 def _schedule_of(source: ModelSource) -> FlowSchedule:

@@ -505,7 +505,7 @@ class GanConfig(Section):
 CONFIG_NAME = "config.toml"
 """Of the configuration in a checkpoint."""
 
-PRESET_CONFIGS = ("omgsr-s-512", "omgsr-tiny")
+PRESET_CONFIGS = ("omgsr-s-512", "omgsr-f-1024", "omgsr-tiny")
 """Names that `--print-config` takes."""
 
 

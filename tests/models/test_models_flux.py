@@ -354,6 +354,13 @@ def test_the_footprint_is_that_of_the_headers(base: Path) -> None:
     assert measure_footprint(entries, 2, "int8", 7, 9) == Footprint(68, 48, 12, 7, 9)
 
 
+def test_a_plan_counts_quantised_weights(base: Path) -> None:
+    whole = describe_model(find(base))
+    small = describe_model(replace(find(base), quantize="nf4"))
+    assert whole.weight_bytes(2) == 2 * whole.parameters
+    assert small.weight_bytes(2) < 0.6 * whole.weight_bytes(2)
+
+
 class Halving:
     """A quantiser that leaves a trace of what it was given."""
 
