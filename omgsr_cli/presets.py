@@ -120,8 +120,8 @@ def default_degradation(model: str) -> str:
     return PRESETS[model].degradation if model in PRESETS else DEFAULT_DEGRADATION
 
 
-DECODERS = {"tiny": "madebyollin/taesd"}
-"""Small decoders of Stable Diffusion latents that `--vae` accepts by name, with their hub repositories."""
+DECODERS = {"tiny": "madebyollin/taesd", "tiny-flux": "madebyollin/taef1"}
+"""Small decoders of Stable Diffusion and FLUX latents that `--vae` accepts by name, with their hub repositories."""
 
 
 @dataclass(frozen=True)

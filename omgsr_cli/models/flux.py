@@ -69,11 +69,11 @@ _TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 _T5_TOKENS = 512
 
 _GUIDANCE = 1.0
-"""Of the publication; a distilled model is told its guidance."""
+"""Of the publication; a distilled transformer takes its guidance as an input."""
 
 _STEP_TENSORS = 20
-"""Float32 tensors of the inner width that a single block has alive at its peak, estimated: the residual and its norm,
-queries, keys and values with their norms, the MLP before and after its activation, and all of it side by side."""
+"""Tensors of the inner width that the step needs at its peak, counted as float32. With FLUX.1-dev's widths at
+1024 px, 17 were alive at once in a single block, and attention needs room to work in."""
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def find_base_folder(name: str, parts: Sequence[str] | None = None) -> Path:
     if fetched is not None:
         return fetched
     if is_repository_name(name):
-        return download_model(name, REPOSITORY_FILES, None, parts)
+        return download_model(name, REPOSITORY_FILES, None, parts, _check_kind if parts is None else None)
     if name in NETWORKS:
         raise ModelError(f"{name} is not on this machine", hint=f"omgsr models pull {name}")
     known = ", ".join(PRESETS)
@@ -323,6 +323,12 @@ def _override(record: ModelRecord, family: Family, options: ModelOptions) -> tup
     if options.process_size is not None:
         changes["native_tile_px"] = options.process_size
     return record.model_copy(update=changes), notes
+
+
+def _check_kind(folder: Path) -> None:
+    """Refuse a repository of a kind that is not known, before its weights are fetched."""
+    if load_record(folder) is None and recognise_model(folder) is None:
+        raise _unrecognised(folder)
 
 
 def _unrecognised(folder: Path) -> ModelError:

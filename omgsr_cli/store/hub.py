@@ -345,7 +345,11 @@ def _may_pass(error: Exception) -> bool:
 
 
 def download_model(
-    repository: str, files: ModelFiles, revision: str | None = None, parts: Sequence[str] | None = None
+    repository: str,
+    files: ModelFiles,
+    revision: str | None = None,
+    parts: Sequence[str] | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> Path:
     """Fetch a Diffusers model into the hub's cache, or find it there.
 
@@ -356,12 +360,15 @@ def download_model(
         files: what a model can consist of.
         revision: branch, tag or commit; None means the newest.
         parts: whose weights are fetched if the model has them; None means all.
+        check: is given the folder with the small files, before weights are fetched; what it raises ends the call.
     Returns:
         The folder in the hub's cache.
     Raises:
         ModelError: not reachable, not found, gated, or not cached while offline.
     """
     folder = download_files(repository, revision, list(files.small))
+    if check is not None:
+        check(folder)
     wanted = [part for part in files.weight_stems if parts is None or part in parts]
     wanted = [part for part in wanted if _needs_weights(folder, part)]
 

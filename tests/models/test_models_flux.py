@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
+from diffusers import AutoencoderKL, AutoencoderTiny, FluxPipeline, FluxTransformer2DModel
 from peft import PeftModel
 from random_flux import DEV_CONFIG, DEV_VAE, TOKENS, write_flux_adapter, write_flux_model
 from safetensors.torch import load_file, save_file
@@ -27,9 +27,10 @@ from omgsr_cli.models.flux import FLUX_LORA
 from omgsr_cli.models.large import Footprint, choose_offload, measure_footprint
 from omgsr_cli.models.loading import describe_model, load_restorer, save_merged
 from omgsr_cli.models.lora import inject_adapters
-from omgsr_cli.models.sources import find_model
+from omgsr_cli.models.sources import find_base_folder, find_model
 from omgsr_cli.options import ModelOptions, RestoreOptions, build_options
 from omgsr_cli.planning import plan_restoration
+from omgsr_cli.store import hub
 from omgsr_cli.store.headers import TensorEntry
 from omgsr_cli.upscaling import upscale_image
 
@@ -300,6 +301,29 @@ def test_a_damaged_folder_is_one_clear_error(base: Path, tmp_path: Path, damage:
 def test_another_prompt_needs_the_text_encoders(base: Path) -> None:
     with pytest.raises(ModelError, match="no text_encoder for the prompt 'a cat'"):
         describe_model(find(base, prompt="a cat"))
+
+
+def test_weights_of_unknown_transformers_are_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text('{"_class_name": "WanTransformer3DModel"}')
+    asked: list[list[str]] = []
+
+    def download(repository: str, revision: str | None, patterns: list[str]) -> Path:
+        asked.append(patterns)
+        return tmp_path
+
+    monkeypatch.setattr(hub, "download_files", download)
+    with pytest.raises(ModelError, match="WanTransformer3DModel"):
+        find_base_folder("owner/name")
+    assert not [pattern for patterns in asked for pattern in patterns if "safetensors" in pattern and "/" in pattern]
+
+
+def test_a_small_decoder_takes_the_place_of_the_vaes(base: Path, tmp_path: Path, restorer: FlowRestorer) -> None:
+    AutoencoderTiny(latent_channels=16).save_pretrained(tmp_path / "taef1")
+    model, latent = load(base, vae=str(tmp_path / "taef1")), torch.randn(1, 16, 4, 6)
+    with torch.inference_mode():
+        assert model.decode(latent).shape == restorer.decode(latent).shape == (1, 3, 32, 48)
+        assert not torch.allclose(model.decode(latent), restorer.decode(latent))
 
 
 GIB, CARD = 1 << 30, torch.device("cuda")
