@@ -28,7 +28,6 @@ class Table:
     title: str
     headings: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    is_numeric: bool = True
 
 
 def tables_of(report: Report) -> list[Table]:

@@ -256,15 +256,11 @@ def _print_report(report: Report, output: Output, *, markdown: bool, latex: bool
     from omgsr_cli.benchmark import tables
     from omgsr_cli.benchmark.results import report_record
 
-    text = tables.markdown if markdown else tables.latex if latex else _report_text
-    output.result(text(report), report_record(report))
-
-
-def _report_text(report: Report) -> str:
-    """The tables for people, the best in bold; in colours only on a terminal."""
-    from omgsr_cli.benchmark.tables import tables_of
-
-    return _drawn(tables_of(report))
+    if markdown or latex:
+        text = tables.markdown(report) if markdown else tables.latex(report)
+    else:
+        text = _drawn(tables.tables_of(report))
+    output.result(text, report_record(report))
 
 
 def _list_metrics(output: Output) -> None:
@@ -272,38 +268,20 @@ def _list_metrics(output: Output) -> None:
     from omgsr_cli.benchmark.metrics import known_metrics
     from omgsr_cli.benchmark.perceptual import missing_weights
 
-    found = [(known, missing_weights(known)) for known in known_metrics().values()]
-    if output.as_json:
-        for known, missing in found:
-            output.result(known.info.name, _metric_record(known, missing))
-        return
-    from omgsr_cli.benchmark.tables import Cell, Table
-
-    headings = ("metric", "better", "range", "kind", "weights", "description")
-    rows = tuple(tuple(map(Cell, _metric_texts(known, missing))) for known, missing in found)
-    output.result(_drawn([Table("metrics", headings, rows, False)]), {})
-
-
-def _metric_texts(known: KnownMetric, missing: Sequence[Path]) -> tuple[str, ...]:
-    info = known.info
-    unit = f" {info.unit}" if info.unit else ""
-    direction = "lower ↓" if info.lower_is_better else "higher ↑"
-    return info.name, direction, info.score_range + unit, info.kind, _weights_text(known, missing), known.summary
-
-
-def _metric_record(known: KnownMetric, missing: Sequence[Path]) -> dict[str, object]:
-    info = known.info
-    return {
-        "name": info.name,
-        "direction": "lower" if info.lower_is_better else "higher",
-        "range": info.score_range,
-        "unit": info.unit,
-        "kind": info.kind,
-        "source": info.source,
-        "weights_here": None if known.weights is None else not missing,
-        "missing_weights": [str(path) for path in missing],
-        "summary": known.summary,
-    }
+    rows, records = [], []
+    for known in known_metrics().values():
+        info, missing = known.info, missing_weights(known)
+        direction = "lower" if info.lower_is_better else "higher"
+        span = info.score_range + (f" {info.unit}" if info.unit else "")
+        rows.append(
+            [info.name, f"{direction} {info.arrow}", span, info.kind, _weights_text(known, missing), known.summary]
+        )
+        record: dict[str, object] = {"name": info.name, "direction": direction, "range": info.score_range}
+        record |= {"unit": info.unit, "kind": info.kind, "source": info.source}
+        record |= {"weights_here": None if known.weights is None else not missing}
+        record |= {"missing_weights": [str(path) for path in missing], "summary": known.summary}
+        records.append(record)
+    output.table(("metric", "better", "range", "kind", "weights", "description"), rows, records)
 
 
 def _weights_text(known: KnownMetric, missing: Sequence[Path]) -> str:
@@ -317,7 +295,7 @@ def _weights_text(known: KnownMetric, missing: Sequence[Path]) -> str:
 def _rich_table(table: Table) -> RichTable:
     drawn = RichTable(title=escape(table.title), title_justify="left", title_style="bold")
     for index, heading in enumerate(table.headings):
-        drawn.add_column(escape(heading), justify="right" if index and table.is_numeric else "left", no_wrap=True)
+        drawn.add_column(escape(heading), justify="right" if index else "left", no_wrap=True)
     for row in table.rows:
         drawn.add_row(*(_styled(cell) for cell in row))
     return drawn

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 
 import typer
 
 from omgsr_cli.batch.finished import FinishedResults, Settings, outline_model
 from omgsr_cli.batch.reports import RunReport, read_reports
+from omgsr_cli.batch.results import FileResult, result_record
 from omgsr_cli.cli import options as shared
 from omgsr_cli.cli.help import Command
 from omgsr_cli.cli.options import FILES, MANY, MODEL, OUTPUT
@@ -33,12 +34,12 @@ from omgsr_cli.files.shards import parse_shard
 from omgsr_cli.presets import DEFAULT_PRESET
 
 if TYPE_CHECKING:
-    from omgsr_cli.batch.results import FileResult
     from omgsr_cli.batch.upscaler import UpscaleWork
     from omgsr_cli.engines.work import Engine
     from omgsr_cli.models.base import RestorerInfo
 
 SIZE, RESTORATION = "Size", "Restoration"
+T = TypeVar("T", int, float)
 
 
 class UpscaleCommand(Command):
@@ -269,7 +270,9 @@ def upscale(
         quantize=quantize,
         offload=offload,
     )
-    dots_per_inch = _parse_dpi(dpi) if print_ is None or dpi != "keep" else 300.0
+    dots_per_inch = (
+        300.0 if print_ is not None and dpi == "keep" else _word_or(float, dpi, "dpi", ("keep", "scale"), "300")
+    )
     sizes = build_options(
         SizeOptions,
         scale=scale,
@@ -281,10 +284,10 @@ def upscale(
     restore_options = build_options(
         RestoreOptions,
         size=sizes,
-        process_scale=_parse_process_scale(process_scale),
+        process_scale=_word_or(float, process_scale, "process-scale", ("auto",), "1"),
         strength=strength,
         color_fix=color_fix,
-        tile=_parse_tile(tile),
+        tile=_word_or(int, tile, "tile", ("auto", "off"), "512"),
         overlap=overlap,
         batch=batch,
         memory=_parse_memory(memory),
@@ -455,29 +458,15 @@ class _Run:
                 self.printer.note(f"skipped {name}: it is or would be another input's result", detail=True)
             else:
                 self.problems += 1
-                self._show_problem(one)
+                self._show(FileResult(None, None, "failed", error=one))
         if self.found.total is None:
             if self._progress:
                 self._progress.count(self.jobs)
             if self.report:
                 self.report.counted(self.jobs)
 
-    def _show_problem(self, problem: FileError) -> None:
-        """Report an input that became no job."""
-        from omgsr_cli.batch.results import FileResult, result_record
-
-        self.counts.failed.append(problem.message)
-        self.printer.error(problem)
-        record = result_record(FileResult(None, None, "failed", error=problem))
-        if self.report:
-            self.report.add(record)
-        if self.printer.as_json and not self.to_stdout:
-            self.printer.result("", record)
-
     def _show(self, result: FileResult) -> None:
         """Count, report and print what became of a file."""
-        from omgsr_cli.batch.results import result_record
-
         self.counts.add(result)
         record = result_record(result)
         if self.report:
@@ -542,13 +531,13 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def _parse_dpi(text: str) -> str | float:
-    if text in ("keep", "scale"):
-        return text
+def _word_or(number: type[T], text: str, option: str, words: Sequence[str], example: str) -> str | T:
+    """One of the words, or a number."""
     try:
-        return float(text)
+        return text if text in words else number(text)
     except ValueError as error:
-        raise UsageError(f"--dpi {text}: not keep, scale or a number", "try --dpi 300") from error
+        message = f"--{option} {text}: not {', '.join(words)} or a number"
+        raise UsageError(message, f"try --{option} {example}") from error
 
 
 _MM_OF_UNIT = {"mm": 1.0, "cm": 10.0, "in": 25.4}
@@ -577,22 +566,3 @@ def _parse_memory(text: str | None) -> int | None:
     if not number.isdecimal() or unit not in ("M", "G"):
         raise UsageError(f"--memory {text}: not a number with M or G", "try --memory 4G")
     return int(number) * (1024 if unit == "G" else 1)
-
-
-def _parse_process_scale(text: str) -> str | float:
-    if text == "auto":
-        return text
-    try:
-        return float(text)
-    except ValueError as error:
-        raise UsageError(
-            f"--process-scale {text}: not auto or a number", "try --process-scale 1, or remove it"
-        ) from error
-
-
-def _parse_tile(text: str) -> str | int:
-    if text in ("auto", "off"):
-        return text
-    if not text.isdecimal():
-        raise UsageError(f"--tile {text}: not auto, off or a number of pixels", "try --tile 512")
-    return int(text)

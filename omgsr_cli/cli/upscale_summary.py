@@ -43,7 +43,9 @@ class Counts:
     def add(self, result: FileResult) -> None:
         """Count one result."""
         if result.status == "failed":
-            self.failed.append(name_of(result.source, "stdin"))
+            # An input that became no job has no name.
+            error, source = result.error, result.source
+            self.failed.append(error.message if source is None and error else name_of(source, "stdin"))
             return
         if result.is_own:
             self.own.append(name_of(result.source, "stdin"))

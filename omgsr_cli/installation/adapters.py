@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.models.adapter_files import CONFIG_NAME, WEIGHTS_NAME, check_adapter_folder, load_lora_config
@@ -120,7 +118,7 @@ def _check_adapter(folder: Path, parts: Sequence[str], preset: Preset) -> None:
 def _unpack_zip(archive: Path, folder: Path) -> None:
     """Unpack a ZIP archive into an empty folder.
 
-    Every member is checked before the first is written. The limit counts unpacked bytes, not the sizes in the archive.
+    Every member is checked before the first is written. Python reads no more of one than its size in the archive.
 
     Raises:
         ModelError: not a ZIP archive, damaged or encrypted; a member is a link or leads out of the folder; or the
@@ -131,11 +129,13 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
             members = [member for member in opened.infolist() if not member.is_dir()]
             if len(members) > _MAX_FILES:
                 raise ModelError(f"{archive} has {len(members)} files, an adapter has a handful")
+            if sum(member.file_size for member in members) > _MAX_BYTES:
+                raise ModelError(
+                    f"{archive} unpacks to more than {_MAX_BYTES >> 30} GiB", hint="give an adapter's archive"
+                )
             for member in members:
                 _check_member(archive, member)
-            left = _MAX_BYTES
-            for member in members:
-                left -= _write_member(opened, member, folder, left)
+            opened.extractall(folder, members)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         raise ModelError(f"{archive} is not a readable ZIP archive: {error}", hint="give a .zip file") from error
     except OSError as error:
@@ -149,28 +149,3 @@ def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
     # The upper half holds the mode where the archive was made on Unix.
     if stat.S_ISLNK(member.external_attr >> 16):
         raise ModelError(f"{archive} has a link: {member.filename!r}")
-
-
-def _write_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, left: int) -> int:
-    """Write one file of at most `left` bytes and return its size."""
-    target = folder.joinpath(*PurePosixPath(member.filename).parts)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with opened.open(member) as packed, open(target, "xb") as file:
-        shutil.copyfileobj(_Limited(packed, left, member.filename), file, 1 << 20)
-        return file.tell()
-
-
-class _Limited:
-    """A file that raises when more than the limit is read."""
-
-    def __init__(self, file: IO[bytes], left: int, name: str) -> None:
-        self._file = file
-        self._left = left
-        self._name = name
-
-    def read(self, count: int = -1, /) -> bytes:
-        data = self._file.read(count)
-        self._left -= len(data)
-        if self._left < 0:
-            raise ValueError(f"{self._name!r} unpacks to more than {_MAX_BYTES >> 30} GiB")
-        return data

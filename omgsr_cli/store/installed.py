@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from omgsr_cli.errors import ModelError
-from omgsr_cli.files.atomic import partial_file
+from omgsr_cli.files.atomic import write_atomically
 from omgsr_cli.store.manifest import FileEntry
 
 HOME_VARIABLE = "OMGSR_HOME"
@@ -120,12 +120,10 @@ def remember_licence(store: Path, place: str, licence: str) -> None:
     """Record that a licence was shown today.
 
     Raises:
-        OSError: it cannot be written.
+        FileError: it cannot be written.
     """
     shown = _load_licences(store) | {place: {"licence": licence, "shown": datetime.date.today().isoformat()}}
-    with partial_file(store / _LICENCES_NAME) as partial:
-        partial.write_text(json.dumps(shown, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, store / _LICENCES_NAME)
+    write_atomically(store / _LICENCES_NAME, [json.dumps(shown, indent=2).encode() + b"\n"], overwrite=True)
 
 
 def _load_licences(store: Path) -> dict[str, dict[str, str]]:
