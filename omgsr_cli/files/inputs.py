@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import glob
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omgsr_cli.errors import FileError, UsageError, read_reason
@@ -105,7 +106,8 @@ def search_inputs(
     *,
     recursive: bool,
     output_folder: Location | None = None,
-    results: SkippedResults | None = None,
+    skips_results: bool = False,
+    remembered: Remembered | None = None,
 ) -> Iterator[Found]:
     """Find the images that are meant, one by one as folders are read; nothing is opened but lists.
 
@@ -121,8 +123,9 @@ def search_inputs(
         inputs: as typed, without "-": paths, and addresses as s3://bucket/folder.
         recursive: whether subfolders are searched too; linked ones are followed, each real folder once.
         output_folder: where results go; it is not searched if it is met below a folder or a glob.
-        results: takes the results of earlier runs on this machine's disks, of which a note is given, unless they are
-            named themselves; None searches for these too.
+        skips_results: skip results of earlier runs on this machine's disks with a note, unless they are named
+            themselves.
+        remembered: knows the results that hold no record; None where only records count.
     Yields:
         The images, each once, in the order named and in natural order within a folder or glob (a very large folder in
         the order in which it is listed); what is wrong with the others; and notes.
@@ -134,7 +137,7 @@ def search_inputs(
             raise UsageError("an input is empty", "is a variable in the command not set?")
         if is_url(text) and not os.path.lexists(text):
             check_address(parse_address(text))
-    return _Search(recursive, output_folder, results).all_of(inputs)
+    return _Search(recursive, output_folder, skips_results, remembered).all_of(inputs)
 
 
 _DOWNLOAD = "download it first"
@@ -144,329 +147,300 @@ def _url_hint(text: str) -> str:
     return "give the path without file://" if text.lower().startswith("file://") else _DOWNLOAD
 
 
+@dataclass
+class _Tally:
+    """Counts places that are skipped, and keeps the first."""
+
+    count: int = 0
+    first: str = ""
+
+    def add(self, place: Location) -> None:
+        self.first = self.first or shown(place)
+        self.count += 1
+
+
 class _Search:
     """Finds images and problems, one argument after the other."""
 
-    def __init__(self, recursive: bool, output_folder: Location | None, results: SkippedResults | None) -> None:
-        self._results = results
-        self._local = LocalSearch(recursive, output_folder if isinstance(output_folder, Path) else None, results)
-        self._remote = RemoteSearch(recursive, output_folder if isinstance(output_folder, Address) else None)
+    def __init__(
+        self, recursive: bool, output_folder: Location | None, skips_results: bool, remembered: Remembered | None
+    ) -> None:
+        self._recursive, self._skips_results = recursive, skips_results
+        self._remembered = remembered if remembered is not None and remembered.has("result") else None
+        self._output = output_folder
+        if isinstance(output_folder, Path):
+            self._output = Path(os.path.realpath(output_folder))
+        self._searched, self._unsearched = set[str](), list[Location | None]()
         self._key = EntryKeys()
-        self._seen = set[int]()
 
     def all_of(self, inputs: Sequence[str]) -> Iterator[Found]:
         # The files of a single folder are different ones as they come.
         alone = len(inputs) == 1 and (is_url(inputs[0]) or os.path.isdir(inputs[0]))
-        found_others, results = False, dict[int, FoundResult]()
+        found_others, results, skipped, seen = False, dict[int, FoundResult](), _Tally(), set[int]()
         for found in (one for text in inputs for one in self._argument(text)):
-            if isinstance(found, FoundResult) and not alone:
-                # Another argument may name it, and is then processed.
-                results[name_hash(self._key(found.path))] = found
-                continue
-            if isinstance(found, FoundInput) and not alone:
+            if isinstance(found, FoundInput | FoundResult) and not alone:
                 key = name_hash(self._key(found.path))
-                if key in self._seen:
+                if isinstance(found, FoundResult):
+                    # Another argument may name it, and is then processed.
+                    results[key] = found
                     continue
-                self._seen.add(key)
-            if isinstance(found, FoundResult) and self._results is not None:
-                self._results.add(found.path)
+                if key in seen:
+                    continue
+                seen.add(key)
+            if isinstance(found, FoundResult):
+                skipped.add(found.path)
             found_others = found_others or isinstance(found, FoundInput | FileError)
             yield found
         for key, result in results.items():
-            if key not in self._seen and self._results is not None:
-                self._results.add(result.path)
+            if key not in seen:
+                skipped.add(result.path)
                 yield result
-        yield from self._local.left_out().note()
-        if self._results is not None:
-            yield from self._results.report(found_others=found_others)
+        yield from self._note_on_subfolders()
+        if skipped.count and found_others:
+            yield Note(skipped_results(skipped.count, skipped.first))
+        elif skipped.count:
+            yield FileError(f"nothing to do: {skipped_results(skipped.count, skipped.first)}", NAME_RESULT)
 
     def _argument(self, text: str) -> Iterator[Found]:
         path = Path(text)
         exists = os.path.lexists(path)
         if not exists and is_url(text):
             address = parse_address(text)
-            if address.suffix.lower() == ".txt":
-                return self._list_at(address)
-            return self._remote.find(address, Path(address.name), shown(address))
+            is_list = address.suffix.lower() == ".txt"
+            return self._list(address) if is_list else self._find(address, Path(address.name), shown(address))
         if not exists and glob.has_magic(text):
-            return self._local.matches(path)
+            return self._matches(path)
         if path.suffix.lower() == ".txt" and os.path.isfile(path):
-            return self._list(path, path)
-        return self._local.find(path, Path(path.name), shown(path))
+            return self._list(path)
+        return self._find(path, Path(path.name), shown(path))
 
-    def _list(self, listing: Location, copy: Path) -> Iterator[Found]:
-        """What a list names, of which there is a copy on this machine."""
-        try:
-            lines = read_lines(copy)
-        except OSError as error:
-            yield problem(shown(listing), read_reason(error))
-            return
-        if lines is None:
-            yield problem(shown(listing), "not a list of paths, which is plain text")
-            return
+    def _list(self, listing: Location) -> Iterator[Found]:
+        """What a list names."""
         count = 0
-        for number, line in enumerate(lines, 1):
-            if line and not line.startswith("#"):
-                count += 1
-                yield from self._line(listing, line, f"{shown(listing)}, line {number}: ")
-        if not count:
-            yield problem(shown(listing), "the list names no images")
-
-    def _list_at(self, listing: Address) -> Iterator[Found]:
         try:
             with local_copy(listing) as copy:
-                yield from self._list(listing, copy.path)
+                if (lines := read_lines(copy.path)) is None:
+                    yield problem(shown(listing), "not a list of paths, which is plain text")
+                    return
+                for number, line in enumerate(lines, 1):
+                    if line and not line.startswith("#"):
+                        count += 1
+                        yield from self._line(listing, line, f"{shown(listing)}, line {number}: ")
         except FileError as error:
             yield error
+        except OSError as error:
+            yield problem(shown(listing), read_reason(error))
+        else:
+            if not count:
+                yield problem(shown(listing), "the list names no images")
 
     def _line(self, listing: Location, line: str, where: str) -> Iterator[Found]:
-        if isinstance(listing, Address) or (is_url(line) and not os.path.lexists(listing.parent / line)):
-            yield from self._listed_address(listing, line, where)
-            return
-        path, name = listing.parent / line, where + shown(line)
-        if path.suffix.lower() == ".txt" and os.path.isfile(path):
-            yield problem(name, "a list in a list is not followed", "name it on the command line as well")
-        else:
+        folder = listing.parent
+        is_here = isinstance(folder, Path) and os.path.lexists(folder / line)
+        place = parse_address(line) if is_url(line) and not is_here else folder / line
+        name = where + shown(line if isinstance(place, Path) else place)
+        if isinstance(place, Path):
+            assert isinstance(folder, Path)
+            if place.suffix.lower() == ".txt" and os.path.isfile(place):
+                yield problem(name, "a list in a list is not followed", "name it on the command line as well")
+                return
             hint = "paths in a list are relative to the list's own folder"
-            yield from self._local.find(path, path_below(path, listing.parent), name, missing_hint=hint)
-
-    def _listed_address(self, listing: Location, line: str, where: str) -> Iterator[Found]:
-        if is_url(line):
-            address = parse_address(line)
-        else:
-            assert isinstance(listing, Address)
-            address = listing.parent / line
-        below = Path(address.name)
-        if isinstance(listing, Address) and address.is_relative_to(listing.parent):
-            below = Path(address.relative_to(listing.parent))
+            yield from self._find(place, path_below(place, folder), name, missing_hint=hint)
+            return
         try:
-            check_address(address)
+            check_address(place)
         except UsageError as error:
             yield FileError(where + error.message, error.hint)
             return
+        below = path_below(place, folder)
         if is_image_name(below):
             # Whether it exists is known when it is read: a list of millions needs no request for each.
-            yield FoundInput(address, below)
+            yield FoundInput(place, below)
         else:
-            yield from self._remote.find(address, below, where + shown(address))
+            yield from self._find(place, below, name)
 
-
-class LocalSearch:
-    """Finds images at paths.
-
-    Args:
-        recursive: whether subfolders of a folder are searched too.
-        output_folder: where results go; it is not searched if it is met below a folder or a glob.
-        results: takes the results of earlier runs that are met below a folder or a glob; None searches for these too.
-    """
-
-    def __init__(self, recursive: bool, output_folder: Path | None, results: SkippedResults | None = None) -> None:
-        self._recursive, self._results = recursive, results
-        self._output = None if output_folder is None else Path(os.path.realpath(output_folder))
-        self._searched, self._unsearched = set[str](), list[Path | None]()
-
-    def find(
+    def _find(
         self,
-        path: Path,
+        place: Location,
         below: Path,
         name: str,
         *,
-        folder: Path | None = None,
-        searched: bool = False,
+        folder: Location | None = None,
         missing_hint: str | None = None,
     ) -> Iterator[Found]:
-        """Find the file at a path, or the images of a folder there.
+        """Find the file at a place, or the images of a folder there.
 
         Args:
-            path: that was named.
+            place: that was named, or found in a folder or by a glob; at an address it may be a pattern.
             below: the path that a file keeps below an `-o FOLDER`.
             name: what to call it in messages.
             folder: that it was found in.
-            searched: found in a folder or by a glob, not named itself.
             missing_hint: what to do if nothing exists there.
         """
+        if isinstance(place, Address) and glob.has_magic(place.place):
+            yield from self._matches(place)
+            return
         try:
-            mode = path.stat().st_mode
+            mode = _mode_of(place)
+        except FileError as error:
+            yield error
         except (OSError, ValueError) as error:
             missing = isinstance(error, FileNotFoundError)
-            if missing and os.path.islink(path):
+            if missing and isinstance(place, Path) and os.path.islink(place):
                 yield problem(name, "a link to a file that is not there")
             else:
                 yield problem(name, read_reason(error), missing_hint if missing else None)
-            return
-        if stat.S_ISDIR(mode):
-            yield from self._folder(path, name)
-        elif stat.S_ISREG(mode):
-            is_result = searched and self._results is not None and self._results.holds(path)
-            yield FoundResult(path) if is_result else FoundInput(path, below, folder, searched)
         else:
-            yield problem(name, "a device or pipe, not a file", "a stream is read with - as the only input")
-
-    def matches(self, pattern: Path) -> Iterator[Found]:
-        """The images, and those of the folders, that a pattern matches."""
-        fixed = next(index for index, part in enumerate(pattern.parts) if glob.has_magic(part))
-        root = Path(*pattern.parts[:fixed])
-        problems = list[FileError]()
-        search, count = self._search(root, problems), 0
-        # Files come first: with **/* they match by themselves, and not as images of a folder that matches too.
-        matches = [(os.path.isdir(path), path) for path in search.expand(pattern.parts[fixed:])]
-        yield from problems
-        for is_folder, path in sorted(matches, key=lambda match: (match[0], natural_key(match[1]))):
-            if is_folder:
-                for found in self._folder(path):
-                    count += 1
-                    yield found
-            elif is_image_name(path):
-                count += 1
-                yield from self.find(path, path_below(path, root), shown(path), searched=True)
-        if count == 0 and not problems:
-            yield problem(shown(pattern), "no image matches")
-
-    def left_out(self) -> LeftOut:
-        """The subfolders with images of all folders so far that were not searched by themselves."""
-        left_out = LeftOut()
-        for folder in self._unsearched:
-            if folder is None:
-                left_out.stop()
-            elif os.path.realpath(folder) not in self._searched:
-                left_out.add(folder)
-        return left_out
-
-    def _folder(self, folder: Path, name: str | None = None) -> Iterator[Found]:
-        """A folder's images, and what is wrong with it; if it has a name, also where it has none."""
-        problems, unread, count = list[FileError](), Counter[str](), 0
-        search = self._search(folder, problems)
-        self._searched.add(os.path.realpath(folder))
-        for path in (path for files in search.walk(recursive=self._recursive) for path in files):
-            while problems:
-                count += 1
-                yield problems.pop(0)
-            if is_image_name(path):
-                count += 1
-                yield from self.find(path, path.relative_to(folder), shown(path), folder=folder, searched=True)
-            elif suffix := unread_suffix(path):
-                unread[suffix] += 1
-        yield from problems
-        if count:
-            yield from unread_note(folder, unread)
-            self._unsearched += search.left_out()
-        elif name is not None and not problems:
-            yield self._without_images(search, name, unread)
-
-    def _without_images(self, search: FolderSearch, name: str, unread: Counter[str]) -> FileError:
-        unreadable = describe_unread(unread)
-        if unreadable is not None:
-            return problem(name, f"{NO_IMAGES} that can be read, but {unreadable[0]}", unreadable[1])
-        has_deeper = any(search.left_out())
-        return problem(name, NO_IMAGES, "its subfolders contain some: use --recursive" if has_deeper else None)
-
-    def _search(self, root: Path, problems: list[FileError]) -> FolderSearch:
-        """Searches below a folder; what cannot be read goes to the problems."""
-        return FolderSearch(
-            root, self._output, lambda path, error: problems.append(problem(shown(path), read_reason(error)))
-        )
-
-
-def path_below(path: Path, base: Path) -> Path:
-    """The path that is kept below an output folder: from `base` on, or only the name of what is elsewhere."""
-    place = Path(os.path.abspath(path))
-    start = os.path.abspath(base)
-    return place.relative_to(start) if place.is_relative_to(start) else Path(place.name)
-
-
-@dataclass(frozen=True)
-class RemoteSearch:
-    """Finds images at addresses.
-
-    Attributes:
-        recursive: whether folders below a folder are searched too.
-        output_folder: where results go; it is not searched if it is met below a folder.
-    """
-
-    recursive: bool
-    output_folder: Address | None = None
-
-    def find(self, address: Address, below: Path, name: str) -> Iterator[Found]:
-        """Find the file at an address, the images of a folder, or all that a pattern matches.
-
-        Args:
-            address: that was named.
-            below: the path that a file keeps below an `-o FOLDER`.
-            name: what to call it in messages.
-        """
-        try:
-            if glob.has_magic(address.place):
-                yield from self._matches(address)
-            elif (entry := look_at(address)) is None:
-                yield problem(name, "no such file")
-            elif entry.is_folder:
-                yield from self._folder(address, name)
+            if stat.S_ISDIR(mode):
+                yield from self._folder(place, name)
+            elif stat.S_ISREG(mode):
+                yield FoundInput(place, below, folder)
             else:
-                yield FoundInput(address, below)
-        except FileError as error:
-            yield error
+                yield problem(name, "a device or pipe, not a file", "a stream is read with - as the only input")
 
-    def _folder(self, folder: Address, name: str) -> Iterator[Found]:
-        unread, count = Counter[str](), 0
-        asked_for = self.output_folder is not None and folder.is_relative_to(self.output_folder)
-        skipped = None if asked_for else self.output_folder
-        below = LeftOut()
-        for address in list_files(folder, recursive=self.recursive, skipped=skipped, on_folder=below.add):
-            path = Path(address.relative_to(folder))
-            if is_image_name(path):
-                count += 1
-                yield FoundInput(address, path, folder, searched=True)
-            elif suffix := unread_suffix(path):
-                unread[suffix] += 1
-        if count:
-            yield from unread_note(folder, unread)
-            # Only more requests would show whether these contain images.
-            yield from below.note()
-        elif (unreadable := describe_unread(unread)) is not None:
-            yield problem(name, f"{NO_IMAGES} that can be read, but {unreadable[0]}", unreadable[1])
-        else:
-            hint = None if self.recursive else "subfolders are searched with --recursive"
-            yield problem(name, NO_IMAGES, hint)
+    def _searched_file(self, place: Location, below: Path, folder: Location | None = None) -> Iterator[Found]:
+        """A file that was found in a folder or by a glob, not named itself."""
+        if isinstance(place, Address):
+            yield FoundInput(place, below, folder, searched=True)
+            return
+        for found in self._find(place, below, shown(place), folder=folder):
+            if not isinstance(found, FoundInput):
+                yield found
+            elif self._skips_results and self._is_result(place):
+                yield FoundResult(place)
+            else:
+                yield replace(found, searched=True)
 
-    def _matches(self, pattern: Address) -> Iterator[Found]:
-        root = pattern
-        while glob.has_magic(root.place):
-            root = root.parent
-        images = [one for one in find_matches(pattern) if is_image_name(Path(one.name))]
-        for address in sorted(images, key=lambda one: natural_key(Path(one.place))):
-            yield FoundInput(address, Path(address.relative_to(root)), searched=True)
-        if not images:
-            yield problem(shown(pattern), "no image matches")
-
-
-class SkippedResults:
-    """Counts the results of earlier runs that a search meets.
-
-    Args:
-        remembered: knows the results that hold no record; None where only records count.
-    """
-
-    def __init__(self, remembered: Remembered | None) -> None:
-        self._remembered = remembered if remembered is not None and remembered.has("result") else None
-        self._count, self._first = 0, ""
-
-    def holds(self, path: Path) -> bool:
-        """Whether a regular file is one; its header alone is read."""
+    def _is_result(self, path: Path) -> bool:
+        """Whether a regular file is a result of an earlier run; its header alone is read."""
         if read_record(path) is not None:
             return True
         return self._remembered is not None and self._remembered.result(path) is not None
 
-    def add(self, path: Location) -> None:
-        """Count one that is skipped."""
-        self._first = self._first or shown(path)
-        self._count += 1
+    def _matches(self, pattern: Location) -> Iterator[Found]:
+        """The images, and those of the folders, that a pattern matches."""
+        root, problems, count = pattern, list[FileError](), 0
+        while glob.has_magic(root.place if isinstance(root, Address) else str(root)):
+            root = root.parent
+        matches: list[tuple[bool, Location]] = []
+        if isinstance(pattern, Address):
+            try:
+                matches = [(False, one) for one in find_matches(pattern)]
+            except FileError as error:
+                problems.append(error)
+        else:
+            assert isinstance(root, Path)
+            parts = pattern.parts[len(root.parts) :]
+            matches = [(os.path.isdir(path), path) for path in self._search(root, problems).expand(parts)]
+        yield from problems
+        # Files come first: with **/* they match by themselves, and not as images of a folder that matches too.
+        for is_folder, place in sorted(matches, key=lambda match: (match[0], natural_key(_as_path(match[1])))):
+            found: Iterator[Found] = iter(())
+            if is_folder:
+                found = self._folder(place)
+            elif is_image_name(Path(place.name)):
+                found = self._searched_file(place, path_below(place, root))
+            for one in found:
+                count += 1
+                yield one
+        if count == 0 and not problems:
+            yield problem(shown(pattern), "no image matches")
 
-    def report(self, *, found_others: bool) -> Iterable[Note | FileError]:
-        """A note on them all, or an error if nothing else was found."""
-        if self._count and found_others:
-            yield Note(skipped_results(self._count, self._first))
-        elif self._count:
-            yield FileError(f"nothing to do: {skipped_results(self._count, self._first)}", NAME_RESULT)
+    def _folder(self, folder: Location, name: str | None = None) -> Iterator[Found]:
+        """A folder's images, and what is wrong with it; if it has a name, also where it has none."""
+        problems, unread, deeper, count = list[FileError](), Counter[str](), list[Location | None](), 0
+        for place, below in self._files_of(folder, problems, deeper):
+            while problems:
+                count += 1
+                yield problems.pop(0)
+            if is_image_name(below):
+                count += 1
+                yield from self._searched_file(place, below, folder)
+            elif suffix := unread_suffix(below):
+                unread[suffix] += 1
+        yield from problems
+        unreadable = describe_unread(unread)
+        if count:
+            self._unsearched += deeper
+            if unreadable is not None:
+                hint = f": {unreadable[1]}" if unreadable[1] else ""
+                yield Note(f"{shown(folder)}: images that cannot be read here are skipped, {unreadable[0]}{hint}")
+        elif name is not None and not problems:
+            if unreadable is not None:
+                yield problem(name, f"{NO_IMAGES} that can be read, but {unreadable[0]}", unreadable[1])
+            else:
+                # Only more requests would show whether those at an address contain images.
+                what = "its subfolders contain some" if isinstance(folder, Path) else "it has subfolders"
+                yield problem(name, NO_IMAGES, f"{what}: use --recursive" if deeper else None)
+
+    def _files_of(
+        self, folder: Location, problems: list[FileError], deeper: list[Location | None]
+    ) -> Iterator[tuple[Location, Path]]:
+        """The files of a folder with their paths below it.
+
+        Adds what cannot be read to `problems`, and subfolders that are skipped to `deeper`, None for further ones.
+        """
+        if isinstance(folder, Address):
+            output = self._output if isinstance(self._output, Address) else None
+            skipped = None if output is None or folder.is_relative_to(output) else output
+            try:
+                for address in list_files(folder, recursive=self._recursive, skipped=skipped, on_folder=deeper.append):
+                    yield address, Path(address.relative_to(folder))
+            except FileError as error:
+                problems.append(error)
+            return
+        search = self._search(folder, problems)
+        self._searched.add(os.path.realpath(folder))
+        for files in search.walk(recursive=self._recursive):
+            yield from ((path, path.relative_to(folder)) for path in files)
+        deeper += search.left_out()
+
+    def _search(self, root: Path, problems: list[FileError]) -> FolderSearch:
+        """Searches below a folder; what cannot be read goes to the problems."""
+        output = self._output if isinstance(self._output, Path) else None
+        return FolderSearch(root, output, lambda path, error: problems.append(problem(shown(path), read_reason(error))))
+
+    def _note_on_subfolders(self) -> Iterator[Note]:
+        """A note on the subfolders of all folders that were skipped without --recursive, if there are any."""
+        left_out = _Tally()
+        for folder in self._unsearched:
+            if isinstance(folder, Address) or (folder and os.path.realpath(folder) not in self._searched):
+                left_out.add(folder)
+        # None stands for those that were not looked at.
+        count = f"{'at least ' if None in self._unsearched else ''}{left_out.count} subfolder"
+        if left_out.count == 1:
+            yield Note(f"{count} is skipped, {left_out.first}: add --recursive to search it too")
+        elif left_out.count:
+            yield Note(f"{count}s are skipped, the first is {left_out.first}: add --recursive to search them too")
+
+
+def _mode_of(place: Location) -> int:
+    """The type of what exists at a place, as `stat` has it.
+
+    Raises:
+        OSError, ValueError: nothing does, or it cannot be read.
+        FileError: a storage does not answer.
+    """
+    if isinstance(place, Path):
+        return place.stat().st_mode
+    if (entry := look_at(place)) is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    return stat.S_IFDIR if entry.is_folder else stat.S_IFREG
+
+
+def _as_path(place: Location) -> Path:
+    return place if isinstance(place, Path) else Path(place.place)
+
+
+def path_below(place: Location, base: Location) -> Path:
+    """The path that is kept below an output folder: from `base` on, or only the name of what is elsewhere."""
+    if isinstance(place, Address) and isinstance(base, Address) and place.is_relative_to(base):
+        return Path(place.relative_to(base))
+    if isinstance(place, Address) or isinstance(base, Address):
+        return Path(place.name)
+    start = os.path.abspath(base)
+    path = Path(os.path.abspath(place))
+    return path.relative_to(start) if path.is_relative_to(start) else Path(path.name)
 
 
 NAME_RESULT = "name the file itself to process it again"
@@ -479,41 +453,9 @@ def skipped_results(count: int, first: str) -> str:
     return f"skipped {count} results of earlier runs, the first is {first}"
 
 
-class LeftOut:
-    """Counts the subfolders that are skipped without --recursive."""
-
-    def __init__(self) -> None:
-        self._count, self._first, self._is_all = 0, "", True
-
-    def add(self, folder: Location) -> None:
-        """Count one."""
-        self._first = self._first or shown(folder)
-        self._count += 1
-
-    def stop(self) -> None:
-        """Note that there may be more."""
-        self._is_all = False
-
-    def note(self) -> Iterable[Note]:
-        """A note on all of them, if there are any."""
-        count = f"{'' if self._is_all else 'at least '}{self._count} subfolder"
-        if self._count == 1:
-            yield Note(f"{count} is skipped, {self._first}: add --recursive to search it too")
-        elif self._count:
-            yield Note(f"{count}s are skipped, the first is {self._first}: add --recursive to search them too")
-
-
 def problem(name: str, reason: str, hint: str | None = None) -> FileError:
     """What is wrong with something that was named."""
     return FileError(f"{name}: {reason}", hint)
-
-
-def unread_note(folder: Location, unread: Counter[str]) -> Iterable[Note]:
-    """A note on the images of a folder that cannot be read, from the number of files with each suffix."""
-    unreadable = describe_unread(unread)
-    if unreadable is not None:
-        hint = f": {unreadable[1]}" if unreadable[1] else ""
-        yield Note(f"{shown(folder)}: images that cannot be read here are skipped, {unreadable[0]}{hint}")
 
 
 # Read from a file to decide whether it is a list.

@@ -16,7 +16,7 @@ from omgsr_cli.errors import FileError, UsageError
 from omgsr_cli.files.addresses import Address, Location, is_url, name_hash, parse_address, shown
 from omgsr_cli.files.atomic import remove_abandoned
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX, EntryKeys
-from omgsr_cli.files.inputs import Found, FoundInput, FoundResult, Note, SkippedResults, search_inputs
+from omgsr_cli.files.inputs import Found, FoundInput, FoundResult, Note, search_inputs
 from omgsr_cli.files.naming import STREAM, Naming, Output, check_suffix, comparison_name, parse_output
 from omgsr_cli.files.remembered import Remembered
 
@@ -165,8 +165,9 @@ def find_jobs(
     if STREAM in inputs:
         return JobStream((_stream_job(inputs, target),))
     folder = target.path if target.kind == "folder" else None
-    results = SkippedResults(remembered)
-    found = search_inputs(inputs, recursive=options.recursive, output_folder=folder, results=results)
+    found = search_inputs(
+        inputs, recursive=options.recursive, output_folder=folder, skips_results=True, remembered=remembered
+    )
     planner = _Planner(Naming(target, options.suffix, options.scale_label, options.output_format))
     first = list(islice(found, None if _writes_among(inputs, target) else _FIRST_INPUTS))
     after = next(found, None)
