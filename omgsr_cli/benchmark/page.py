@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from omgsr_cli.benchmark.results import MetricInfo, Report
-from omgsr_cli.benchmark.tables import Cell, Table, tables_of, without_local_paths
+from omgsr_cli.benchmark.tables import Table, tables_of, without_local_paths
 from omgsr_cli.errors import FileError, reason_of
 from omgsr_cli.files.addresses import json_text
 from omgsr_cli.imaging import OutputFormat, SourceImage, encode_image, probe_image, read_image, write_atomically
@@ -139,19 +139,17 @@ def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in table.headings)
     rows = []
     for name, *cells in table.rows:
-        numbers = "".join(_cell(heading, cell) for heading, cell in zip(table.headings[1:], cells, strict=True))
+        # A cell also contains its heading, which narrow windows show beside the number.
+        numbers = "".join(
+            f'<td data-label="{escape(heading)}"{" class=best" if cell.is_best else ""}>{escape(cell.text)}</td>'
+            for heading, cell in zip(table.headings[1:], cells, strict=True)
+        )
         rows.append(f'<tr><th scope="row">{escape(name.text)}</th>{numbers}</tr>')
     caption = escape(table.title)
     return (
         f'<div class="scroll"><table class="stack"><caption>{caption}</caption><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
-
-
-def _cell(heading: str, cell: Cell) -> str:
-    """A table cell; it also contains its heading, which narrow windows show beside the number."""
-    best = ' class="best"' if cell.is_best else ""
-    return f'<td data-label="{escape(heading)}"{best}>{escape(cell.text)}</td>'
 
 
 def _plots(report: Report) -> str:
@@ -175,7 +173,8 @@ def _plot(report: Report, metric: MetricInfo) -> str:
     drawn = []
     for number, (name, scores) in enumerate(rows):
         y = 34 + number * _ROW_HEIGHT
-        label = escape(_shortened(printable(name)))
+        label = printable(name)
+        label = escape(label if len(label) <= 20 else f"{label[:9]}…{label[-10:]}")
         drawn.append(f'<text x="{_MARGIN - 12}" y="{y + 4}" class="label">{label}</text>')
         drawn.append(f'<line x1="{_MARGIN}" x2="{_MARGIN + width}" y1="{y}" y2="{y}" class="rule"/>')
         for score in (value for value in scores if math.isfinite(value)):
@@ -218,10 +217,6 @@ def _about(report: Report) -> str:
         *((f"version of {name}", version) for name, version in report.versions.items()),
     ]
     return definitions(pairs)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 20 else text[:9] + "…" + text[-10:]
 
 
 def _finite(score: float | None) -> float | str | None:

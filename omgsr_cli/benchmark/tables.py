@@ -181,7 +181,16 @@ _FOLDERS = re.compile(r"(?<![\w/:.\\])(?:~|[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])
 def markdown(report: Report) -> str:
     """The tables in Markdown with the best in bold, followed by settings and versions."""
     report = without_local_paths(report)
-    parts = [f"### {table.title}\n\n{_markdown_table(table)}" for table in tables_of(report)]
+
+    def cell_text(cell: Cell) -> str:
+        text = cell.text.replace("|", "\\|").replace("*", "\\*")
+        return f"**{text}**" if cell.is_best else text
+
+    parts = []
+    for table in tables_of(report):
+        rule = ["---", *["---:"] * (len(table.headings) - 1)]
+        lines = [list(table.headings), rule, *(list(map(cell_text, row)) for row in table.rows)]
+        parts.append(f"### {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
     parts.append("\n".join(f"- {name}: {value}" for name, value in report.settings.items()))
     parts.append("Versions: " + _versions_text(report))
     return "\n\n".join(parts)
@@ -189,17 +198,6 @@ def markdown(report: Report) -> str:
 
 def _versions_text(report: Report) -> str:
     return ", ".join(f"{name} {version}" for name, version in report.versions.items())
-
-
-def _markdown_table(table: Table) -> str:
-    rule = ["---", *("---:" for _ in table.headings[1:])]
-    rows = [[_markdown_cell(cell) for cell in row] for row in table.rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [list(table.headings), rule, *rows])
-
-
-def _markdown_cell(cell: Cell) -> str:
-    text = cell.text.replace("|", "\\|").replace("*", "\\*")
-    return f"**{text}**" if cell.is_best else text
 
 
 def latex(report: Report) -> str:

@@ -6,14 +6,14 @@ import os
 import stat
 import zipfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.models.adapter_files import CONFIG_NAME, WEIGHTS_NAME, check_adapter_folder, load_lora_config
 from omgsr_cli.models.families import family_of
 from omgsr_cli.presets import Preset
 from omgsr_cli.store.headers import read_header
-from omgsr_cli.store.manifest import FileEntry, read_entry
+from omgsr_cli.store.manifest import FileEntry, read_entry, stays_inside
 
 _DRIVE = "https://drive.google.com/drive/folders/"
 _MAX_DEPTH = 4
@@ -143,8 +143,7 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
 
 
 def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
-    name = PurePosixPath(member.filename)
-    if name.is_absolute() or ".." in name.parts or set(member.filename) & {"\\", ":", "\0"}:
+    if not stays_inside(member.filename):
         raise ModelError(f"{archive} has a file outside of its own folder: {member.filename!r}")
     # The upper half holds the mode where the archive was made on Unix.
     if stat.S_ISLNK(member.external_attr >> 16):

@@ -32,14 +32,7 @@ from omgsr_cli.store.hub import (
     is_repository_name,
     list_repository,
 )
-from omgsr_cli.store.installed import (
-    Origin,
-    Provenance,
-    models_folder,
-    remember_licence,
-    was_licence_shown,
-    write_provenance,
-)
+from omgsr_cli.store.installed import Origin, Provenance, first_sight_of, models_folder, write_provenance
 from omgsr_cli.store.manifest import FileEntry, find_damage, load_manifest, write_manifest
 
 _SPARE_BYTES = 64 << 20
@@ -185,7 +178,9 @@ def _pull(
         place.mkdir()
         adapter_folder = get_adapter(preset, adapter, place)
         chosen = _choose_base(preset, base, talk, full)
-        _show_licences(preset, chosen, target.parent, talk)
+        licence = _licence(preset, chosen)
+        if chosen.listing is not None and first_sight_of(target.parent, chosen.place, licence):
+            talk.note(f"{chosen.place} is under the licence {licence}; read it on its page before you use the results")
         _check_room(chosen, target.parent)
         base_folder = _fetch(chosen, scratch, talk)
         talk.note("merging the adapter into the base")
@@ -193,7 +188,7 @@ def _pull(
         from omgsr_cli.installation.merging import write_merged
 
         source = find_model(ModelOptions(model=preset.name, base=str(base_folder), adapter=adapter_folder))
-        record = source.record.model_copy(update={"licence": _licence(preset, chosen)})
+        record = source.record.model_copy(update={"licence": licence})
         source = dataclasses.replace(source, name=chosen.place, record=record)
         half = any(file.path.endswith(".fp16.safetensors") for file in chosen.files)
         origins = (_origin_of_base(preset, chosen), _origin_of_adapter(preset, adapter, adapter_folder))
@@ -264,13 +259,6 @@ def _choose_base(preset: Preset, base: str | None, talk: PullTalk, full: bool) -
     if first.repository in preset.personal_sources and base is None:
         talk.agree(f"{first.repository} is a private copy, and no other source answers; use it?")
     return _Base(first.repository, first, files)
-
-
-def _show_licences(preset: Preset, base: _Base, store: Path, talk: PullTalk) -> None:
-    licence = _licence(preset, base)
-    if base.listing is not None and not was_licence_shown(store, base.place, licence):
-        talk.note(f"{base.place} is under the licence {licence}; read it on its page before you use the results")
-        remember_licence(store, base.place, licence)
 
 
 def _licence(preset: Preset, base: _Base) -> str:

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.files.addresses import redact
 from omgsr_cli.files.atomic import link_or_copy
+from omgsr_cli.store.manifest import stays_inside
 
 _PAGES = "https://huggingface.co"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -141,7 +142,7 @@ def choose_files(listing: Listing, files: ModelFiles, *, full: bool = False) -> 
         if weights is None:
             raise ModelError(f"{listing.repository} has no safetensors of its {part}")
         chosen += weights
-    outside = [path for path in chosen if not _stays_inside(path)]
+    outside = [path for path in chosen if not stays_inside(path)]
     if outside:
         raise ModelError(f"{listing.repository} names a file outside of its folder: {outside[0]!r}")
     return tuple(by_path[path] for path in dict.fromkeys(chosen))
@@ -481,8 +482,3 @@ def _weights_of(by_path: Mapping[str, RemoteFile], stem: str, mark: str) -> list
     index = f"{stem}.safetensors.index{mark}.json"
     pieces = sorted(path for path in by_path if fnmatchcase(path, f"{stem}{mark}-*.safetensors"))
     return [index, *pieces] if index in by_path and pieces else None
-
-
-def _stays_inside(path: str) -> bool:
-    parts = PurePosixPath(path).parts
-    return bool(parts) and not path.startswith("/") and ".." not in parts and not set(path) & {"\\", ":", "\0"}

@@ -111,27 +111,23 @@ def load_provenance(folder: Path) -> Provenance | None:
         raise ModelError(f"{path} is not a readable record of sources") from error
 
 
-def was_licence_shown(store: Path, place: str, licence: str) -> bool:
-    """Whether this licence of this place was shown before; an unreadable record counts as no."""
-    return _load_licences(store).get(place, {}).get("licence") == licence
-
-
-def remember_licence(store: Path, place: str, licence: str) -> None:
-    """Record that a licence was shown today.
+def first_sight_of(store: Path, place: str, licence: str) -> bool:
+    """Whether this licence of this place is shown for the first time, which is recorded with today's date.
 
     Raises:
-        FileError: it cannot be written.
+        FileError: the record cannot be written.
     """
-    shown = _load_licences(store) | {place: {"licence": licence, "shown": datetime.date.today().isoformat()}}
-    write_atomically(store / _LICENCES_NAME, [json.dumps(shown, indent=2).encode() + b"\n"], overwrite=True)
-
-
-def _load_licences(store: Path) -> dict[str, dict[str, str]]:
+    path = store / _LICENCES_NAME
     try:
-        found = json.loads((store / _LICENCES_NAME).read_bytes())
+        found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return {}
-    return {key: value for key, value in found.items() if isinstance(value, dict)} if isinstance(found, dict) else {}
+        found = {}
+    shown = found if isinstance(found, dict) else {}
+    if isinstance(shown.get(place), dict) and shown[place].get("licence") == licence:
+        return False
+    shown[place] = {"licence": licence, "shown": datetime.date.today().isoformat()}
+    write_atomically(path, [json.dumps(shown, indent=2).encode() + b"\n"], overwrite=True)
+    return True
 
 
 def _data_folder() -> Path:

@@ -44,16 +44,6 @@ class Manifest(BaseModel):
     files: dict[str, FileEntry]
 
 
-def build_manifest(folder: Path) -> Manifest:
-    """Read every file under a folder and note its size and hash.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST_NAME)
-    return Manifest(files={path.relative_to(folder).as_posix(): read_entry(path) for path in files})
-
-
 def read_entry(path: Path) -> FileEntry:
     """Size and hash of a file.
 
@@ -71,7 +61,8 @@ def write_manifest(folder: Path) -> Manifest:
     Raises:
         OSError: a file cannot be read, or the manifest not written.
     """
-    manifest = build_manifest(folder)
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST_NAME)
+    manifest = Manifest(files={path.relative_to(folder).as_posix(): read_entry(path) for path in files})
     with open(folder / MANIFEST_NAME, "w", encoding="utf-8") as file:
         file.write(to_json(manifest))
         file.flush()
@@ -99,7 +90,7 @@ def load_manifest(folder: Path) -> Manifest:
         raise ModelError(f"{path} cannot be read: {reason_of(error)}") from error
     except ValidationError as error:
         raise ModelError(f"{path} is not a manifest: {first_mistake(error).line()}") from error
-    outside = [name for name in manifest.files if not _is_inside(name)]
+    outside = [name for name in manifest.files if not stays_inside(name)]
     if outside:
         raise ModelError(f"{path} names a file outside of its folder: {outside[0]!r}")
     return manifest
@@ -133,7 +124,8 @@ def _damage_of(path: Path, entry: FileEntry, contents: bool) -> str | None:
     return None
 
 
-def _is_inside(name: str) -> bool:
+def stays_inside(name: str) -> bool:
+    """Whether a relative path with forward slashes leads to a place inside its folder, on every system."""
     path = PurePosixPath(name)
     # A backslash and a drive's colon part names on Windows.
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not set(name) & {"\\", ":"}
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not set(name) & {"\\", ":", "\0"}
