@@ -197,7 +197,6 @@ def _run(options: BenchOptions, engine_options: EngineOptions, part: Shard | Non
     with output.loading("models"):
         from omgsr_cli.benchmark.plan import plan_bench
         from omgsr_cli.benchmark.runner import run_plan
-        from omgsr_cli.engines.local import Here
 
         plan = plan_bench(options)
     if part is not None:
@@ -209,7 +208,7 @@ def _run(options: BenchOptions, engine_options: EngineOptions, part: Shard | Non
     for note in plan.notes:
         output.note(note)
     chosen = shared.choose_engine(engine_options, len(plan.cases))
-    engine = None if isinstance(chosen, Here) else chosen
+    engine = None if chosen.in_this_process else chosen
     with output.progress(len(plan.cases), "images") as view:
         report = run_plan(plan, engine, on_start=view.start, on_finish=view.finish)
     _print_failures([failure for failure in report.failures if failure not in plan.failures], output)

@@ -375,12 +375,10 @@ class _Run:
 
     def restore(self, work: UpscaleWork, engine: Engine, pace: Pace) -> int:
         """Restore all images; returns the exit code."""
-        from omgsr_cli.engines.local import Here
-
         with self.printer.progress(self.found.total) as progress:
             self._progress = progress
             # Only this process knows its tiles, and the speed of several at once is not that of one.
-            is_alone = isinstance(engine, Here)
+            is_alone = engine.in_this_process
             if is_alone:
                 work = replace(work, on_tiles=progress.tiles)
             results = engine.run(

@@ -13,7 +13,7 @@ from itertools import chain, islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic
 
 from omgsr_cli.engines.work import Place, Result, Say, Task, TaskQueue, Work
 from omgsr_cli.errors import DeviceError, OmgsrError
@@ -28,6 +28,7 @@ _PATIENCE_S = 30.0
 class Here:
     """Does every task in this process, in order."""
 
+    in_this_process: ClassVar[bool] = True
     place: Place
 
     def run(
@@ -48,6 +49,7 @@ class Processes:
         places: one for each process.
     """
 
+    in_this_process: ClassVar[bool] = False
     places: Sequence[Place]
 
     def run(

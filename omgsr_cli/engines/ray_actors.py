@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic
 
 from omgsr_cli.engines.work import Place, Result, Say, Task, TaskQueue, Work
 from omgsr_cli.errors import DeviceError, OmgsrError, UsageError
@@ -37,6 +37,7 @@ class RayActors:
         patience_s: how long to wait for the first actor, where a cluster has no room yet.
     """
 
+    in_this_process: ClassVar[bool] = False
     device: str | None = None
     workers: int | None = None
     address: str | None = None

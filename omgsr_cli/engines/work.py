@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from omgsr_cli.errors import OmgsrError
 
@@ -85,7 +85,13 @@ class Work(Protocol[Task, _Made]):
 
 
 class Engine(Protocol):
-    """Runs the tasks of some work in one or several processes."""
+    """Runs the tasks of some work in one or several processes.
+
+    Attributes:
+        in_this_process: whether it does every task in the process that runs it.
+    """
+
+    in_this_process: ClassVar[bool]
 
     def run(
         self, work: Work[Task, Result], tasks: Iterable[Task], *, on_start: Callable[[Task], None], say: Say

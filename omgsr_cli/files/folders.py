@@ -138,12 +138,16 @@ def format_of_content(path: Path) -> str | None:
             start = file.read(_HEADER_BYTES)
     except OSError:
         return None
-    if format_of_start(start[:32]) == "avif" and has_reader("codecs"):
-        # Bits of an AV1 configuration say 10 or 12 bits, of which a result in AVIF would keep 8: it is written as PNG.
-        place = start.find(b"av1C")
-        if 0 <= place < len(start) - 6 and start[place + 6] & 0x60:
-            return "deep avif"
-    return format_of_start(start[:32])
+    found = format_of_start(start[:32])
+    # Of more than 8 bits a result in AVIF would keep 8: it is written as PNG.
+    return "deep avif" if found == "avif" and has_reader("codecs") and av1_depth(start) > 8 else found
+
+
+def av1_depth(header: bytes) -> int:
+    """Bits per sample, from the first `av1C` box (AV1 in ISOBMFF, 2.3) of an AVIF file: two bits of its third byte."""
+    place = header.find(b"av1C")
+    bits = header[place + 6] if 0 <= place < len(header) - 6 else 0
+    return 12 if bits & 0x20 else 10 if bits & 0x40 else 8
 
 
 def format_of_start(start: bytes) -> str | None:

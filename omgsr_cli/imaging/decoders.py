@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from omgsr_cli.errors import FileError
-from omgsr_cli.files.folders import RAW_SUFFIXES, has_reader
+from omgsr_cli.files.folders import RAW_SUFFIXES, av1_depth, has_reader
 from omgsr_cli.imaging.image import spread, unpremultiplied
 from omgsr_cli.imaging.opening import decoding, load_pixels, missing_reader
 
@@ -127,7 +127,7 @@ def coded_depth(image: ImageFile.ImageFile, file: BinaryIO) -> int:
     header = file.read(_HEADER_BYTES)
     file.seek(position)
     try:
-        return {"AVIF": _depth_of_avif, "JXL": _depth_of_jxl, "JPEG2000": _depth_of_jp2}[image.format](header)
+        return {"AVIF": av1_depth, "JXL": _depth_of_jxl, "JPEG2000": _depth_of_jp2}[image.format](header)
     except (IndexError, struct.error):
         return 8
 
@@ -186,15 +186,6 @@ def _read_ppm(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> NDArray[
             raise OSError("image file is truncated")
     arguments: Any = image.tile[0].args
     return spread(np.frombuffer(content, ">u2").reshape(image.height, image.width, 3), int(arguments[-1]))
-
-
-def _depth_of_avif(header: bytes) -> int:
-    """The depth in the first `av1C` box (AV1 in ISOBMFF, 2.3): two bits of its third byte."""
-    place = header.find(b"av1C")
-    if place < 0:
-        return 8
-    bits = header[place + 6]
-    return 12 if bits & 0x20 else 10 if bits & 0x40 else 8
 
 
 def _depth_of_jp2(header: bytes) -> int:

@@ -16,7 +16,7 @@ from omgsr_cli.store.manifest import FileEntry
 
 HOME_VARIABLE = "OMGSR_HOME"
 PROVENANCE_NAME = "sources.json"
-_RECORD_NAME = "omgsr.json"
+RECORD_NAME = "omgsr.json"
 _LICENCES_NAME = ".licences.json"
 
 
@@ -43,7 +43,7 @@ def installed_folder(name: str) -> Path | None:
     try:
         folder = models_folder() / name
         # A folder gets its name when it is complete; a folder without a record is not one of ours.
-        return folder if (folder / _RECORD_NAME).is_file() else None
+        return folder if (folder / RECORD_NAME).is_file() else None
     except (ModelError, OSError):
         return None
 

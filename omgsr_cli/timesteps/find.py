@@ -140,7 +140,7 @@ def open_survey(
         raise UsageError(f"--shard {shard}: none of {len(source)} samples is in this part", "use fewer parts")
     kept = None if remembered is None else KeptSamples(source, loaded, remembered)
     # This process measures with the encoder that it has.
-    elsewhere = loaded if isinstance(engine, Here) else encoder
+    elsewhere = loaded if engine.in_this_process else encoder
     return Survey(source, loaded, options, kept, items, engine, MeasureWork(source, elsewhere))
 
 
