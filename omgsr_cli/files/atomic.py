@@ -53,7 +53,7 @@ _live: set[Path] = set()
 _cleared: set[Path] = set()
 
 
-def exists_error(path: Path) -> ExistsError:
+def exists_error(path: object) -> ExistsError:
     """Say that a file is already there."""
     return ExistsError(f"{path}: exists already", "use --overwrite to replace it")
 
@@ -97,7 +97,9 @@ def partial_file(path: Path) -> Iterator[Path]:
         OSError: it cannot be made.
     """
     check_name(path)
-    _clear_once(path.parent)
+    if path.parent not in _cleared:
+        _cleared.add(path.parent)
+        remove_abandoned(path.parent)
     partial = path.with_name(partial_name(path.name))
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     if fcntl is None:
@@ -157,7 +159,9 @@ def check_name(path: Path) -> None:
 def partial_name(name: str) -> str:
     """A private name that states which process owns it."""
     # A name may have 255 bytes, and a character four; its first 40 characters are enough to know it by.
-    return f".{name[:40]}.{_owner()}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}"
+    # After a fork the process has another number.
+    owner = f"{_host()}-{os.getpid()}-{_started(os.getpid())}"
+    return f".{name[:40]}.{owner}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}"
 
 
 def is_abandoned(name: str) -> bool:
@@ -231,17 +235,6 @@ def _remove(path: Path) -> None:
         return
     with suppress(OSError):
         path.unlink(missing_ok=True)
-
-
-def _clear_once(folder: Path) -> None:
-    if folder not in _cleared:
-        _cleared.add(folder)
-        remove_abandoned(folder)
-
-
-def _owner() -> str:
-    # After a fork the number is another one.
-    return f"{_host()}-{os.getpid()}-{_started(os.getpid())}"
 
 
 @cache

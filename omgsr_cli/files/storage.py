@@ -10,9 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from omgsr_cli.errors import ExistsError, FileError, UsageError, reason_of
+from omgsr_cli.errors import FileError, UsageError, reason_of
 from omgsr_cli.files.addresses import Address, Location, parse_address, redact
-from omgsr_cli.files.atomic import is_abandoned, partial_name, scratch_folder
+from omgsr_cli.files.atomic import exists_error, is_abandoned, partial_name, scratch_folder
 
 # A record is short, and at the head or the end of a file.
 _BLOCK_BYTES = 1 << 16
@@ -173,14 +173,14 @@ def put_when_whole(destination: Location, *, overwrite: bool) -> Iterator[Path]:
 def _put(local: Path, destination: Address, overwrite: bool) -> None:
     system, path = open_storage(destination)
     if not overwrite and system.exists(path):
-        raise _exists(destination)
+        raise exists_error(destination)
     if destination.scheme in _WHOLE_PUTS:
         # Who else writes this very file writes the same; S3 refuses the second one itself.
         mode = {"mode": "create"} if protocol(system) == "s3" and not overwrite else {}
         try:
             system.put_file(str(local), path, **mode)
         except FileExistsError as error:
-            raise _exists(destination) from error
+            raise exists_error(destination) from error
         return
     folder, _, name = path.rpartition("/")
     system.makedirs(folder, exist_ok=True)
@@ -201,10 +201,6 @@ def _remove_abandoned(system: Any, folder: str) -> None:
     for name in system.ls(folder, detail=False):
         if is_abandoned(str(name).rpartition("/")[2]):
             system.rm_file(name)
-
-
-def _exists(destination: Address) -> ExistsError:
-    return ExistsError(f"{destination}: exists already", "use --overwrite to replace it")
 
 
 def _stamp(found: dict[str, Any]) -> str:
@@ -228,18 +224,18 @@ def list_files(
     Raises:
         FileError: the storage does not answer, or refuses.
     """
+    start = folder.url.rstrip("/") + "/"
     with storage_errors(folder, "listed"):
         system, path = open_storage(folder)
-    start = folder.url.rstrip("/") + "/"
-    for below in _listed(folder, _names(system, path, recursive)):
-        address = Address(start + below)
-        hidden = below.startswith(".") or "/." in below
-        if hidden or (skipped is not None and address.is_relative_to(skipped)):
-            continue
-        if not below.endswith("/"):
-            yield address
-        elif not recursive:
-            on_folder(parse_address(address.url))
+        for below in _names(system, path, recursive):
+            address = Address(start + below)
+            hidden = below.startswith(".") or "/." in below
+            if hidden or (skipped is not None and address.is_relative_to(skipped)):
+                continue
+            if not below.endswith("/"):
+                yield address
+            elif not recursive:
+                on_folder(parse_address(address.url))
 
 
 def find_matches(pattern: Address) -> list[Address]:
@@ -277,7 +273,7 @@ def _names(system: Any, path: str, recursive: bool) -> Iterator[str]:
             folders += [entry["name"] for entry in reversed(entries) if entry["type"] == "directory"]
         for entry in entries:
             # Some list the folder itself too.
-            if name := _relative(entry["name"], path):
+            if name := entry["name"].strip("/").removeprefix(path.strip("/")).lstrip("/"):
                 yield f"{name}/" if entry["type"] == "directory" else name
 
 
@@ -301,19 +297,6 @@ def _gs_pages(system: Any, bucket: str, prefix: str, recursive: bool) -> Iterato
         if not page.get("nextPageToken"):
             return
         more["pageToken"] = page["nextPageToken"]
-
-
-def _relative(name: str, folder: str) -> str:
-    return name.strip("/").removeprefix(folder.strip("/")).lstrip("/")
-
-
-def _listed(folder: Address, names: Iterator[str]) -> Iterator[str]:
-    while True:
-        with storage_errors(folder, "listed"):
-            name = next(names, None)
-        if name is None:
-            return
-        yield name
 
 
 # What the libraries behind fsspec raise beside OSError; a library that is not loaded has raised nothing.
