@@ -15,13 +15,14 @@ from __future__ import annotations
 import io
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from omgsr_cli.files.containers import (
     PNG_START,
     START_OF_SCAN,
+    Part,
     behind_first_segment,
     boxes,
     jpeg_segment,
@@ -95,24 +96,47 @@ def read_record(source: Path | bytes) -> str | None:
         return None
 
 
+class _Place(NamedTuple):
+    """Where a format keeps the record: in a part of this kind that starts with a prefix, before a part that stops."""
+
+    parts: Callable[[BinaryIO], Iterator[Part]]
+    kind: bytes
+    prefix: bytes = b""
+    stop: bytes | None = None
+
+
 def record_of_file(file: BinaryIO) -> str | None:
     """Read the record from an open, seekable file."""
     file.seek(0)
     start = file.read(16)
-    finders = (
-        (start[:8] == PNG_START, _record_of_png),
-        (start[:2] == b"\xff\xd8", _record_of_jpeg),
-        (start[:4] == b"RIFF" and start[8:12] == b"WEBP", _record_of_webp),
-        (start[4:8] == b"ftyp", _record_of_avif),
-        (start[:4] in (b"II*\x00", b"MM\x00*"), _record_of_tiff),
-    )
-    for matches, find in finders:
-        if matches:
-            try:
-                content = find(file)
-                return None if content is None else content.decode()
-            except (struct.error, UnicodeDecodeError):
-                return None
+    try:
+        if start[:4] in (b"II*\x00", b"MM\x00*"):
+            content = _record_of_tiff(file)
+        else:
+            place = _place_in(start)
+            content = None if place is None else _find_record(file, place)
+        return None if content is None else content.decode()
+    except (struct.error, UnicodeDecodeError):
+        return None
+
+
+def _place_in(start: bytes) -> _Place | None:
+    """Where a file that starts with these 16 bytes keeps the record."""
+    if start[:8] == PNG_START:
+        return _Place(png_chunks, _PNG_CHUNK, stop=b"IDAT")
+    if start[:2] == b"\xff\xd8":
+        return _Place(jpeg_segments, bytes([_JPEG_MARKER]), _JPEG_PREFIX, stop=bytes([START_OF_SCAN]))
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return _Place(webp_chunks, _WEBP_CHUNK)
+    return _Place(boxes, b"uuid", _AVIF_UUID) if start[4:8] == b"ftyp" else None
+
+
+def _find_record(file: BinaryIO, place: _Place) -> bytes | None:
+    for kind, _, length in place.parts(file):
+        if kind == place.stop:
+            return None
+        if kind == place.kind and file.read(len(place.prefix)) == place.prefix:
+            return file.read(min(max(length - len(place.prefix), 0), MAX_RECORD_BYTES))
     return None
 
 
@@ -135,38 +159,6 @@ def _vp8x_header(view: memoryview) -> bytes:
     # Sides have 24 bits: four bytes packed, three kept.
     packed = (struct.pack("<I", side - 1)[:3] for side in (width, height))
     return b"VP8X" + struct.pack("<IB3x", 10, flags) + b"".join(packed)
-
-
-def _record_of_png(file: BinaryIO) -> bytes | None:
-    for kind, _, length in png_chunks(file):
-        if kind == b"IDAT":
-            return None
-        if kind == _PNG_CHUNK and length <= MAX_RECORD_BYTES:
-            return file.read(length)
-    return None
-
-
-def _record_of_jpeg(file: BinaryIO) -> bytes | None:
-    for kind, _, length in jpeg_segments(file):
-        if kind[0] == START_OF_SCAN:
-            return None
-        if kind[0] == _JPEG_MARKER and (content := file.read(length)).startswith(_JPEG_PREFIX):
-            return content.removeprefix(_JPEG_PREFIX)
-    return None
-
-
-def _record_of_webp(file: BinaryIO) -> bytes | None:
-    for kind, _, length in webp_chunks(file):
-        if kind == _WEBP_CHUNK:
-            return file.read(min(length, MAX_RECORD_BYTES))
-    return None
-
-
-def _record_of_avif(file: BinaryIO) -> bytes | None:
-    for kind, _, length in boxes(file):
-        if kind == b"uuid" and file.read(len(_AVIF_UUID)) == _AVIF_UUID:
-            return file.read(min(max(length - len(_AVIF_UUID), 0), MAX_RECORD_BYTES))
-    return None
 
 
 def _record_of_tiff(file: BinaryIO) -> bytes | None:
