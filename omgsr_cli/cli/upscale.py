@@ -395,11 +395,16 @@ class _Run:
 
             # However it ends, no process is left running.
             with closing(results):
+                unshown: FileResult | None = None
                 try:
                     for result in results:
+                        unshown = result
                         show(result)
+                        unshown = None
                 except KeyboardInterrupt as interruption:
                     # Images that are nearly written become complete: they are reported before the program ends.
+                    if unshown is not None:
+                        show(unshown)
                     show(results.throw(interruption))
                     for result in results:
                         show(result)

@@ -437,9 +437,7 @@ def test_whatever_is_written_after_an_interruption_is_reported(
     written = files_below(tmp_path / "out")
     assert said.code == 130
     assert "Traceback" not in said.err
-    assert [Path(line).name for line in said.lines if "b.jpg" not in line] == [one for one in written if one != "b.jpg"]
-    if place == "a file's end":
-        assert [Path(line).name for line in said.lines] == written
+    assert sorted({Path(line).name for line in said.lines}) == written
     assert len(omgsr(tree, "-o", tmp_path / "out").lines) == 3 - len(written)
 
 
