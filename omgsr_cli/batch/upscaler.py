@@ -164,6 +164,9 @@ class Upscaler:
             OmgsrError: the model cannot be loaded.
         """
         written: deque[_Written] = deque()
+        # One of several writers may be far behind.
+        ahead = 1 if self._writers == 1 else _MOST_BANDS
+        handover: Handover[Tensor] = Handover(ahead)
         room = _Room(self._settings.restore.memory)
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(self._writers) as writer:
             try:
@@ -179,20 +182,23 @@ class Upscaler:
                         continue
                     if room.is_exceeded:
                         yield from self._results_of(written)
-                    with closing(self._restore_into(writer, opened, room, written)) as bands:
+                    handover = Handover(ahead)
+                    with closing(self._restore_into(writer, opened, room, handover, written)) as bands:
                         for _ in bands:
                             while len(written) > 1 and written[0].result.done():
                                 yield from self._results_of(written, but=len(written) - 1)
                     yield from self._results_of(written, but=self._writers)
                 yield from self._results_of(written)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as interruption:
                 # Images whose bands were all given become complete: their results are yielded before the program ends.
+                handover.end(interruption)
                 for _, future in written:
                     if not isinstance(future.exception(), GeneratorExit | KeyboardInterrupt):
                         yield future.result()
                 raise
             finally:
                 # Nobody waits for an image that is no longer restored.
+                handover.end(GeneratorExit())
                 room.close()
 
     def _open(self, job: Job) -> _OpenedJob | FileResult:
@@ -217,11 +223,14 @@ class Upscaler:
         return opened
 
     def _restore_into(
-        self, writer: Executor, opened: _OpenedJob, room: _Room, written: deque[_Written]
+        self,
+        writer: Executor,
+        opened: _OpenedJob,
+        room: _Room,
+        handover: Handover[Tensor],
+        written: deque[_Written],
     ) -> Generator[None]:
         """Restore an image band by band, as the generator is drawn; another thread writes the bands."""
-        # One of several writers may be far behind.
-        handover: Handover[Tensor] = Handover(1 if self._writers == 1 else _MOST_BANDS)
         restored, upscaled, notes = self._restore(opened)
 
         def write() -> FileResult:
@@ -512,9 +521,9 @@ class Handover(Generic[Item]):
                 del item
                 yield
         except BaseException as error:
-            self._end(error)
+            self.end(error)
             raise
-        self._end(None)
+        self.end(None)
 
     def take_all(self) -> Iterator[Item]:
         """Items as they come, to the last; raises what giving them raised."""
@@ -546,9 +555,11 @@ class Handover(Generic[Item]):
             self._changed.notify_all()
         return True
 
-    def _end(self, error: BaseException | None) -> None:
+    def end(self, error: BaseException | None) -> None:
+        """Give no more; unless it has ended already, the taker raises the error behind the last item."""
         with self._changed:
-            self._has_ended, self._error = True, error
+            if not self._has_ended:
+                self._has_ended, self._error = True, error
             self._changed.notify_all()
 
 

@@ -175,19 +175,14 @@ def upscale(
     device: shared.Devices = None,
     precision: shared.Precision = "auto",
     quantize: Annotated[
-        str,
-        typer.Option(
-            metavar="none|int8|nf4|fp8",
-            help="Store the weights of a large model in fewer bits.",
-            rich_help_panel=MODEL,
-        ),
+        str, shared.option(MODEL, "Store the weights of a large model in fewer bits.", metavar="none|int8|nf4|fp8")
     ] = "none",
     offload: Annotated[
         str,
-        typer.Option(
+        shared.option(
+            MODEL,
+            "Keep the weights of a large model in the host's memory while they are not used.",
             metavar="auto|none|model|group",
-            help="Keep the weights of a large model in the host's memory while they are not used.",
-            rich_help_panel=MODEL,
         ),
     ] = "auto",
     compile_: Annotated[
