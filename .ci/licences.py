@@ -107,7 +107,9 @@ def main(is_check: bool) -> str | None:
         found = closure(needs)
         if not all(is_installed(need.name) for need in needs):
             # What is not installed here stays as it was.
-            found = {name: licence for name, (licence, listed) in before.items() if extra in listed.split(", ")} | found
+            kept = {name: licence for name, (licence, listed) in before.items() if extra in listed.split(", ")}
+            direct = {canonicalize_name(need.name): before.get(need.name, ("see its page",))[0] for need in needs}
+            found = direct | kept | found
         for name, licence in found.items():
             if name not in core:
                 of_extras[name] = (licence, of_extras.get(name, ("", set()))[1] | {extra})
