@@ -22,6 +22,7 @@ from omgsr_cli import planning, transfer
 from omgsr_cli.batch.results import FileResult
 from omgsr_cli.batch.upscaler import UpscaleWork
 from omgsr_cli.benchmark.machine import time_call
+from omgsr_cli.engines.ray_actors import plan_actors
 from omgsr_cli.engines.work import Place, say_nothing
 from omgsr_cli.errors import DeviceError
 from omgsr_cli.fidelity import psnr, ssim
@@ -364,3 +365,22 @@ def test_only_pinned_memory_is_copied_without_waiting(
     monkeypatch.setattr(Tensor, "to", to)
     transfer.upload(torch.ones(2), torch.device(kind))
     assert asked == [(asynchronous, asynchronous)]
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "gpus", "planned"),
+    [
+        (None, None, 2, (Place("cuda"), 2, True)),
+        (None, None, 0, (Place("cpu"), 8, False)),
+        ("xpu", None, 3, (Place("xpu"), 3, True)),
+        # A cluster that does not count them, and Apple's: one actor, or all of them share one device.
+        ("xpu", None, 0, (Place("xpu", 1), 1, False)),
+        ("mps", None, 0, (Place("mps", 1), 1, False)),
+        ("mps", 2, 2, (Place("mps", 2), 2, False)),
+        ("cpu", None, 2, (Place("cpu"), 8, False)),
+    ],
+)
+def test_actors_get_a_gpu_each_or_share_one(
+    device: str | None, workers: int | None, gpus: int, planned: tuple[Place, int, bool]
+) -> None:
+    assert plan_actors(device, workers, {"GPU": gpus, "CPU": 8}.__getitem__) == planned

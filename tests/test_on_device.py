@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from numpy.typing import NDArray
 from PIL import Image
 from simulated_device import Card, Use
@@ -26,7 +27,7 @@ from omgsr_cli.imaging import SourceImage, write_image
 from omgsr_cli.models.base import Restorer, Workspace
 from omgsr_cli.models.loading import load_restorer
 from omgsr_cli.models.sd import SdRestorer
-from omgsr_cli.models.vae_tiling import decode_in_strips, encode_in_strips
+from omgsr_cli.models.vae_tiling import attention, decode_in_strips, encode_in_strips
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.training.assembly import load_run
 from omgsr_cli.training.config import TrainConfig
@@ -119,6 +120,31 @@ def test_strips_do_not_wait(card: Card, sd_model: Path) -> None:
     assert counts[0][0] == 1 < counts[1][0]
     # One for each norm of the network, whatever the number of strips.
     assert counts[0][1] == counts[1][1] <= 40, use.where()
+
+
+@torch.no_grad()
+def test_products_of_attention_are_held_up_to_a_bound(
+    card: Card, sd_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most, attend = 1 << 12, F.scaled_dot_product_attention
+    assert most < attention._MOST_PRODUCTS_BYTES <= 1 << 31
+    products: list[int] = []
+
+    def watched(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        products.append(2 * 4 * queries.shape[:-1].numel() * keys.shape[-2])
+        return attend(queries, keys, values)
+
+    with card.used() as use:
+        there = load_restorer(sd_model, device=use.name, precision="fp32")
+        assert isinstance(there, SdRestorer)
+        latent = upload(torch.rand(1, 4, 16, 12), there.device)
+        whole = torch.cat(list(decode_in_strips(there.vae, latent, Workspace(64 * MIB, there.device))), 2).cpu()
+        monkeypatch.setattr(attention, "_MOST_PRODUCTS_BYTES", most)
+        monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+        cut = torch.cat(list(decode_in_strips(there.vae, latent, Workspace(64 * MIB, there.device))), 2).cpu()
+    if there.device.type != "cpu":
+        assert 0 < max(products) <= most
+    assert (cut - whole).abs().max() < card.tolerance
 
 
 @dataclass

@@ -58,13 +58,7 @@ class RayActors:
         import ray
 
         try:
-            kind = (self.device or "cuda").partition(":")[0]
-            # Intel's GPUs are Ray's too; Apple's are not, and all actors of a machine share its one.
-            on_gpu = kind in ("cuda", "xpu") and _count_in_cluster("GPU") >= 1
-            on_cpu = kind == "cpu" or (self.device is None and not on_gpu)
-            own = _count_in_cluster("GPU" if on_gpu else "CPU") if on_gpu or on_cpu else 1
-            count = max(self.workers or own, 1)
-            place = Place(kind) if on_gpu else Place("cpu") if on_cpu else Place(self.device, count)
+            place, count, on_gpu = plan_actors(self.device, self.workers, _count_in_cluster)
             # What is lost is tried again here, once, by another actor.
             actor = ray.remote(
                 num_cpus=1,
@@ -82,6 +76,23 @@ class RayActors:
         finally:
             if started:
                 ray.shutdown()
+
+
+def plan_actors(device: str | None, workers: int | None, count_of: Callable[[str], int]) -> tuple[Place, int, bool]:
+    """Choose where each actor works, how many there are, and whether each gets a GPU of its own.
+
+    Args:
+        device: as for `RayActors`.
+        workers: likewise.
+        count_of: number of "GPU" or "CPU" in the cluster.
+    """
+    kind = (device or "cuda").partition(":")[0]
+    # Ray counts Intel's GPUs too, but not Apple's: all actors of a machine share its one.
+    on_gpu = kind in ("cuda", "xpu") and count_of("GPU") >= 1
+    on_cpu = kind == "cpu" or (device is None and not on_gpu)
+    own = count_of("GPU" if on_gpu else "CPU") if on_gpu or on_cpu else 1
+    count = max(workers or own, 1)
+    return Place(kind) if on_gpu else Place("cpu") if on_cpu else Place(device, count), count, on_gpu
 
 
 @dataclass(frozen=True)
