@@ -7,6 +7,7 @@ import json
 import shutil
 import weakref
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from command_line import Command, draw
 from torch import Tensor, nn
 
@@ -27,7 +29,7 @@ from omgsr_cli.engines.work import Place, say_nothing
 from omgsr_cli.errors import DeviceError
 from omgsr_cli.fidelity import psnr, ssim
 from omgsr_cli.geometry import Size
-from omgsr_cli.models import devices
+from omgsr_cli.models import devices, loading
 from omgsr_cli.models.autoencoders import KlCodec
 from omgsr_cli.models.base import Workspace
 from omgsr_cli.models.loading import describe_model, load_restorer, save_merged
@@ -36,8 +38,9 @@ from omgsr_cli.models.sources import find_model
 from omgsr_cli.models.tiny import TinyRestorer
 from omgsr_cli.options import ModelOptions, RestoreOptions
 from omgsr_cli.planning import Execution, plan_restoration
+from omgsr_cli.training import distributed
 from omgsr_cli.training.checkpoints import _load, _save, load_optimizer, optimizer_tensors
-from omgsr_cli.training.distributed import share
+from omgsr_cli.training.distributed import build_accelerator, share
 from omgsr_cli.upscaling import upscale_image
 
 GIB = 1 << 30
@@ -384,3 +387,29 @@ def test_actors_get_a_gpu_each_or_share_one(
     device: str | None, workers: int | None, gpus: int, planned: tuple[Place, int, bool]
 ) -> None:
     assert plan_actors(device, workers, {"GPU": gpus, "CPU": 8}.__getitem__) == planned
+
+
+@pytest.mark.parametrize(("device", "precision", "allowed"), [("cuda", "fp32", False), ("cuda", "bf16", True)])
+def test_fp32_is_not_tf32(
+    model: Path, monkeypatch: pytest.MonkeyPatch, device: str, precision: str, allowed: bool
+) -> None:
+    there = load_restorer(model, device="cpu", precision="fp32")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(loading, "choose_device", lambda name: torch.device(device))
+    family = SimpleNamespace(choose_precision=lambda asked, device: asked, load=lambda *arguments: there)
+    monkeypatch.setattr(loading, "family_of", lambda *arguments: family)
+    load_restorer(model, device=device, precision=precision)
+    assert torch.backends.cudnn.allow_tf32 is allowed
+
+
+def test_processes_wait_for_a_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def accelerator(**options: Any) -> SimpleNamespace:
+        asked.update(options)
+        return SimpleNamespace(distributed_type=DistributedType.NO, num_processes=1)
+
+    monkeypatch.setattr(distributed, "Accelerator", accelerator)
+    build_accelerator(tmp_path)
+    limits = [each.timeout for each in asked["kwargs_handlers"] if hasattr(each, "timeout")]
+    assert min(limits) > timedelta(hours=1)

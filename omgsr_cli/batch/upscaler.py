@@ -86,9 +86,6 @@ class UpscaleWork:
             for note in restorer.notes:
                 say(note)
             say(f"{self.info.name} on {restorer.device}, {restorer.precision}", detail=True)
-            if restorer.device.type == "cuda" and restorer.precision == "fp32":
-                # Convolutions would take TF32, with the exponent of fp32 and the ten bits of fp16.
-                torch.backends.cudnn.allow_tf32 = False
             if settings.model.compile:
                 restorer.compile()
             return restorer

@@ -108,6 +108,9 @@ def load_found(source: ModelSource, *, device: str | None = None, precision: str
         ) from error
     if chosen_device.type == "cpu":
         keep_freed_memory()
+    if chosen_device.type == "cuda" and chosen_precision == "fp32":
+        # Convolutions would use TF32, with the exponent of fp32 and the 10 bits of fp16.
+        torch.backends.cudnn.allow_tf32 = False
     restorer.info = _with_files(restorer.info, source)
     restorer.notes = (*restorer.notes, *skipped_devices(device))
     if precision == "auto" and chosen_precision != "fp32":
