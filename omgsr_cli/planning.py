@@ -127,7 +127,7 @@ def allowed_memory(options: RestoreOptions, free_bytes: int) -> int:
 
 
 def process_scale(model_scale: float, options: RestoreOptions) -> float:
-    """The multiple of the input size that an image is restored at, at least; 1 means no lower bound."""
+    """The minimum multiple of the input size that an image is restored at; 1 means no lower bound."""
     return model_scale if options.process_scale == "auto" else options.process_scale
 
 

@@ -1,4 +1,4 @@
-"""Take one image through the stages of a model, whatever their tiling and the free memory."""
+"""Run the stages of a model on one image, for any tiling and any amount of free memory."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from omgsr_cli.transfer import ASYNCHRONOUS, download, pinned, start_ahead, uplo
 OnProgress = Callable[[int, int], None]
 OnNote = Callable[[str], None]
 
-_SHORT = "memory was short: went on with smaller tiles"
-# Memory that may be held beside the plan's: the image itself, and what the C library has not given back.
+_SHORT = "ran out of memory; continued with smaller tiles"
+# Memory in addition to the plan's: the image itself, and what the C library has not returned.
 _HELD_BESIDE_BYTES = 256 << 20
 
 
 class Restoration:
-    """Runs the stages over one image, from its first rows to its last; where memory is short, what is finished stays.
+    """Runs the stages on one image, from top to bottom; if memory runs out, finished tiles are kept.
 
-    A batch of tiles is then run one by one; an exact tile is cut in two, with the same result; a step with blended
-    tiles begins again with tiles of half the side; a codec that tiles itself goes on with smaller strips.
+    A batch of tiles is then run one by one, an exact tile is cut in two with the same result, a step with blended tiles
+    starts again with tiles of half the side, and a codec that tiles itself continues with smaller strips.
 
     Args:
         restorer: a loaded model.
@@ -60,7 +60,7 @@ class Restoration:
         host_bytes = 0 if shares_host_memory(restorer.device) else usable_memory(torch.device("cpu"))
         self._workspace = Workspace(memory_bytes, restorer.device, host_bytes=host_bytes, on_short=self._tell_short)
         seed = options.seed
-        # Of the CPU, so that a seed draws the same on every device.
+        # A CPU generator, so a seed gives the same result on every device.
         self._generator = None if seed is None else torch.Generator().manual_seed(seed)
         self._sums: dict[str, Tensor] = {}
 
@@ -72,10 +72,10 @@ class Restoration:
             (3, n, W) float32 on the model's device, clamped to [0, 1], from the first rows to the last; a model that
             takes the low-quality image gives `info.factor` times its height and width.
         Raises:
-            DeviceError: memory is short even for the smallest tiles, or for the tile that was asked for.
-            NotFiniteError: a stage gave NaN or infinity.
+            DeviceError: memory ran out even for the smallest tiles, or for the tile size that the user gave.
+            NotFiniteError: a stage returned NaN or infinity.
         """
-        # Tiles are made smaller where they are run; what is held of the whole image fails here.
+        # If a tile does not fit, `_exact` and `_blended` use smaller ones; allocations for the whole image fail here.
         with self._telling_short(f"an image of {self._plan.canvas.working}"):
             yield from self._bands(enlarged)
 
@@ -102,7 +102,7 @@ class Restoration:
             row += band.shape[2]
             self._check_finite()
             if inside.shape[1]:
-                # Some rows at a time: only the band itself is held whole, and no longer once the next is computed.
+                # A few rows at a time: only the current band is in memory, and it is freed before the next is computed.
                 yield from (part.float().mul(0.5).add_(0.5).clamp_(0, 1) for part in split_bands(iter([inside])))
             del band, inside
 
@@ -119,7 +119,7 @@ class Restoration:
         return latent
 
     def _decode_bands(self, latent: Tensor) -> Iterator[Tensor]:
-        """The image of a whole latent, bands of (1, 3, n, W)."""
+        """The image of a whole latent, in bands of (1, 3, n, W)."""
         codec, size, px = self._plan.codec, self._plan.canvas.padded, self._restorer.info.latent_px
         if codec.tiling == "exact":
             yield from self._exact(self._restorer.decode, _rows_of(latent), size, codec, px, 1)
@@ -137,8 +137,8 @@ class Restoration:
         return self._restorer.decode(self._watch("step", self._restorer.restore(latent)))
 
     def _watch(self, stage: str, result: Tensor) -> Tensor:
-        """Add up the values that a stage gives, on its device, and return what it gives."""
-        # One pass, no mask and no wait. NaN and infinity make this sum not finite, and every sum that it enters.
+        """Add the result of a stage to a sum on its device, and return the result."""
+        # One pass without a mask or a wait: NaN and infinity make this sum and all later sums not finite.
         total = result.sum(dtype=torch.float32)
         self._sums[stage] = self._sums[stage] + total if stage in self._sums else total
         return result
@@ -153,12 +153,12 @@ class Restoration:
                 verify = f"check its weights: omgsr models verify {info.name}"
                 raise NotFiniteError(
                     f"the {stage} of {info.name} gives values that are not finite (NaN or infinity) in {precision}",
-                    verify if precision == "fp32" else f"give --precision fp32, or {verify}",
+                    verify if precision == "fp32" else f"use --precision fp32, or {verify}",
                 )
         self._sums.clear()
 
     def _restore(self, latent: Tensor) -> Tensor:
-        """The step over a whole latent, (1, C, h, w)."""
+        """Run the step on a whole latent, (1, C, h, w)."""
         stage, px, size = self._plan.step, self._restorer.info.latent_px, self._plan.canvas.padded
         multiple, before = self._restorer.info.multiple_of_px, self._done
         if stage.tiling == "exact":
@@ -177,21 +177,21 @@ class Restoration:
 
     @contextmanager
     def _telling_short(self, what: str) -> Iterator[None]:
-        """Say in one line that memory was short for this."""
+        """Turn out-of-memory exceptions in the block into a `DeviceError`."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise DeviceError(
-                f"memory is short for {what}",
-                "ask for a smaller size, or use another --device",
+                f"ran out of memory for {what}",
+                "choose a smaller size, or use another --device",
             ) from error
 
     def _exact(
         self, function: TileFunction, read: ReadRows, size: Size, stage: StagePlan, source_px: int, batch: int
     ) -> Iterator[Tensor]:
-        """Run stages over an image of `size`, read in elements of `source_px` image pixels; gives bands."""
+        """Run stages on an image of `size`, whose elements are `source_px` image pixels; yields bands."""
         multiple = self._restorer.info.multiple_of_px
         tiles = plan_halo_tiles(size, stage.core_px, stage.margin_px, multiple)
 
@@ -224,7 +224,7 @@ class Restoration:
     def _blended(self, latent: Tensor, stage: StagePlan) -> Tensor:
         px = self._restorer.info.latent_px
         tiles = plan_tiles(Size(*latent.shape[-2:]), stage.side_px // px, stage.margin_px // px)
-        # A Gaussian is made for neighbours that share a half; where they share less it would end in a step.
+        # A Gaussian suits neighbours that overlap by a half; with a smaller overlap, it would end in a step.
         ramp = stage.margin_px // px if stage.margin_px < stage.side_px // 2 else None
         return run_blended(
             self._restorer.restore,
@@ -243,12 +243,12 @@ class Restoration:
         return [[tile] for tile in group]
 
     def _check_may_shrink(self, error: Exception, side_px: int) -> None:
-        """Raises unless memory was short, and tiles of this side may become smaller."""
+        """Raise unless memory ran out and tiles of this side may become smaller."""
         if not is_out_of_memory(error):
             raise error
         if self._options.tile != "auto" or side_px // 2 < MIN_TILE_PX:
             raise DeviceError(
-                f"memory is short for tiles of {side_px} pixels", "give a smaller --tile or another --device"
+                f"ran out of memory for tiles of {side_px} pixels", "use a smaller --tile or another --device"
             ) from error
         self._tell_short()
 
@@ -273,12 +273,12 @@ def _planes_of(image: Rows) -> ReadRows:
 
 
 def _to_model(image: Tensor, device: torch.device) -> Tensor:
-    """[0, 1] to [-1, 1] on the model's device."""
+    """Convert [0, 1] to [-1, 1] on the model's device."""
     return upload(image, device).mul(2).sub_(1)
 
 
 class _ModelRows:
-    """An image in [0, 1], read as a codec that tiles itself takes it: (1, 3, n, W) in [-1, 1] on its device."""
+    """Rows of an image in [0, 1], for a codec that tiles itself: (1, 3, n, W) in [-1, 1] on its device."""
 
     def __init__(self, rows: Rows, device: torch.device) -> None:
         self._rows, self._device = rows, device

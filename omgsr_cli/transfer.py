@@ -13,14 +13,14 @@ Task = TypeVar("Task")
 Ahead = TypeVar("Ahead")
 
 ASYNCHRONOUS = ("cuda", "xpu")
-"""Devices that copy from and to pinned memory while the host works on. Elsewhere such a copy may read values that
-have changed meanwhile."""
+"""Devices that copy from and to pinned memory asynchronously. On others, such a copy may read values that have changed
+meanwhile."""
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device; one that is there already is returned itself.
+    """Copy a tensor to a device; a tensor that is there already is returned unchanged.
 
-    From the CPU to a device of ASYNCHRONOUS it goes through pinned memory, and nothing waits.
+    Copies from the CPU to a device in ASYNCHRONOUS use pinned memory and do not block.
     """
     if tensor.device.type != "cpu" or device.type not in ASYNCHRONOUS:
         return tensor.to(device)
@@ -28,7 +28,7 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def download(*tensors: Tensor) -> list[Tensor]:
-    """Copy tensors of one device to the CPU, with one wait for all of them; themselves where they are there already."""
+    """Copy tensors from one device to the CPU with a single wait; tensors on the CPU are returned unchanged."""
     device = tensors[0].device
     if device.type not in ASYNCHRONOUS:
         return [tensor.cpu() for tensor in tensors]
@@ -38,12 +38,12 @@ def download(*tensors: Tensor) -> list[Tensor]:
 
 
 def pinned(tensor: Tensor) -> Tensor:
-    """Copy a tensor of the CPU into memory that a device reads by itself."""
+    """Copy a CPU tensor to pinned memory, which a device can read directly."""
     return tensor.pin_memory()
 
 
 def has_float64(device: torch.device) -> bool:
-    """Whether a device computes in float64: MPS and some XPUs do not."""
+    """Whether a device supports float64; MPS and some XPUs do not."""
     return device.type in ("cpu", "cuda")
 
 

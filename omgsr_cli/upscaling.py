@@ -1,4 +1,4 @@
-"""Restore and enlarge one image with any `Restorer`."""
+"""Restore and upscale one image with any `Restorer`."""
 
 from __future__ import annotations
 
@@ -39,31 +39,31 @@ def upscale_image(
     on_progress: OnProgress | None = None,
     on_note: OnNote | None = None,
 ) -> Tensor:
-    """Restore an image at exactly the size that is asked for.
+    """Restore an image at an exact size.
 
-    The image is enlarged (bicubic) to the working size: that of the output, or the magnification or native size that
-    the model was trained at where these are larger. It is padded by reflection to the model's multiple, encoded, taken
-    through the one step, decoded, cropped, given the colours of the enlarged image, reduced to the output size, and
-    blended with plain upscaling where the strength is below 1.
+    The image is upscaled (bicubic) to the working size: the size of the output, or a larger one if the model was
+    trained at a larger magnification or native size. It is padded by reflection to the model's multiple, encoded,
+    restored by the single step, decoded, cropped, colour-matched to the upscaled image, reduced to the output size, and
+    blended with plain upscaling if the strength is below 1.
 
     Args:
         restorer: a loaded model.
         image: (3, H, W) float32, sRGB in [0, 1], any size from 1x1.
         output: height and width of the result.
-        options: None takes the defaults.
-        free_bytes: memory for tiles; None asks the device.
-        bit_depth: 8 or 16 of the image; at 8 the enlarged image has whole levels, as the published scripts have.
-        on_progress: told (done, total) tiles; the total grows where memory is short.
-        on_note: told, in a line, what a person should know; once that tiles had to become smaller.
+        options: None uses the defaults.
+        free_bytes: memory for tiles; None uses the free memory of the device.
+        bit_depth: 8 or 16; 8 rounds the upscaled image to integer levels, as in the published scripts.
+        on_progress: called with (done, total) tiles; the total increases if memory runs out.
+        on_note: called with notes for the user, one line each.
     Returns:
         (3, output.height, output.width) float32 on the CPU, sRGB in [0, 1].
     Raises:
         ShapeError: the image is not (3, H, W).
-        DeviceError: memory is short even for the smallest tiles, or for the tile that was asked for.
-        NotFiniteError: the model gives NaN or infinity, in float32 too unless its number format was asked for.
+        DeviceError: memory ran out even for the smallest tiles, or for the tile size that the user gave.
+        NotFiniteError: the model returns NaN or infinity, also in float32, unless the user chose the precision.
     """
     if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
-        raise ShapeError(f"an image is (3, H, W) with pixels, not {tuple(image.shape)}")
+        raise ShapeError(f"an image must be (3, H, W) and not empty, not {tuple(image.shape)}")
     source, chosen = _Input(image, None, bit_depth), options or RestoreOptions()
 
     def restore(model: Restorer) -> Tensor:
@@ -76,12 +76,12 @@ def upscale_image(
 
 
 def load_wider(restorer: Restorer, error: NotFiniteError, on_note: OnNote | None = None) -> Restorer:
-    """Load a model in float32, for an image that overflowed in a number format that nobody asked for.
+    """Load a model in float32, for an image that overflowed in an automatically chosen precision.
 
     Raises:
-        NotFiniteError: the one given, where the model is float32 already, its number format was asked for, or memory
-            is short.
-        ModelError: the model cannot be read any more.
+        NotFiniteError: the given error, if the model is float32 already, the user chose the precision, or memory runs
+            out.
+        ModelError: the model can no longer be read.
     """
     if restorer.in_fp32 is None:
         raise error
@@ -126,11 +126,11 @@ def restore_image(
 
 @dataclass(frozen=True)
 class _Input:
-    """The image to restore, at any size, computed as its rows are read.
+    """The image to restore, resized to any size as its rows are read.
 
     Attributes:
         rgb: (3, H, W) float32, sRGB in [0, 1].
-        color: the same where not all of it is opaque; else None.
+        color: the colours with their alpha if some pixel is not opaque; otherwise None.
         bit_depth: 8 or 16.
     """
 
@@ -139,11 +139,11 @@ class _Input:
     bit_depth: int
 
     def for_model(self, size: Size) -> Rows:
-        """What the model restores: under transparent pixels it has the colours around them."""
+        """The input of the model, in which transparent pixels have the colours around them."""
         return self.color.resized(size) if self.color else ResizedRows(self.rgb, size, self.bit_depth)
 
     def resized(self, size: Size) -> Rows:
-        """Plain upscaling: at its own size the image as it is."""
+        """Plain upscaling; the image itself at its own size."""
         return WholeRows(self.rgb) if size == tuple(self.rgb.shape[1:]) else self.for_model(size)
 
 
@@ -189,7 +189,7 @@ def _on_cpu(bands: Iterator[Tensor], rounds: bool) -> Iterator[Tensor]:
 
 
 def _blended(restored: Iterator[Tensor], plain: Rows, strength: float) -> Iterator[Tensor]:
-    """Plain + strength * (restored - plain), in float32: nothing is rounded between."""
+    """Plain + strength * (restored - plain), in float32 without rounding."""
     row = 0
     for band in restored:
         bottom = row + band.shape[1]

@@ -83,7 +83,7 @@ def test_finished_exact_tiles_are_kept_with_one_note() -> None:
     image = torch.rand(3, 1000, 1600)
     restored = upscale_image(model, image, Size(1000, 1600), bit_depth=16, free_bytes=ROOMY, on_note=notes.append)
     torch.testing.assert_close(restored, image, atol=1e-5, rtol=0)
-    assert notes == ["memory was short: went on with smaller tiles"]
+    assert notes == ["ran out of memory; continued with smaller tiles"]
     # Every pixel once, and margins.
     assert worked < 1.2 * 1000 * 1600
 
@@ -112,7 +112,7 @@ def test_a_batch_that_does_not_fit_runs_one_by_one() -> None:
 
 def test_a_requested_tile_size_is_never_changed() -> None:
     image = torch.rand(3, 600, 700)
-    with pytest.raises(DeviceError, match="memory is short for tiles of 512 pixels"):
+    with pytest.raises(DeviceError, match="ran out of memory for tiles of 512 pixels"):
         upscale_image(Identity(500, "out of memory"), image, Size(600, 700), RestoreOptions(tile=512), free_bytes=ROOMY)
 
 

@@ -1,4 +1,4 @@
-"""What can be known of a job without a model: its sizes, its format, what is finished, and what cannot be processed."""
+"""Plan and check a job without a model: its sizes and format, and whether it is finished or can be processed."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from omgsr_cli.models.devices import free_memory_bytes
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.planning import Execution, plan_model_canvas, plan_restoration, wanted_size
 
-# Of a result in a format that wants all samples at once: those and its copies.
+# Bytes per pixel of a result in a format that needs all samples at once, including its copies.
 _WRITTEN_BYTES_PER_PX = 8
 
-# A strip that is padded to more than this many times its result's pixels is refused, if the work is also large.
+# A thin image that is padded to more than this many times its result's pixels is refused, if the work is also large.
 _MOST_PADDING, _MOST_PADDING_PX = 32, 16_000_000
-# Written row by row a result may be larger than memory, but the plan of its tiles may not, nor what a disk holds.
+# A result that is written row by row may exceed the memory, but the plan of its tiles and the disk set a limit.
 _MOST_PX = 100_000_000_000
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What is known of a job from its input's header and its outputs, without a model."""
+    """The properties of a job from its input's header and its outputs, without a model."""
 
     content: bytes | Path
     input_px: Size
@@ -43,7 +43,7 @@ class Checked:
     working_px: Size
     format: str
     held_bytes: int
-    """Memory that the input's pixels take while it is restored."""
+    """Memory for the input's pixels while it is restored."""
     reading_bytes: int
     """Memory that reading the input takes at its peak."""
     finished: frozenset[Location]
@@ -62,13 +62,13 @@ def plan_files(
     free_bytes: int,
     execution: Execution,
 ) -> Iterator[FileResult]:
-    """Plan what an `Upscaler` would do, reading headers only.
+    """Plan the work of an `Upscaler`; only headers are read.
 
     Args:
         jobs: from `plan_jobs`.
-        settings: for all of them.
-        info: of the model, which need not be loaded.
-        results: of earlier runs with the same settings and model.
+        settings: settings of all jobs.
+        info: properties of the model, which need not be loaded.
+        results: results of earlier runs with the same settings and model.
         free_bytes: memory that tiles may use.
         execution: where the model would run.
     """
@@ -94,7 +94,7 @@ def plan_files(
 
 
 def open_content(job: Job, held: ExitStack, results: FinishedResults) -> bytes | Path:
-    """What to read: all of standard input, the file, or a copy of one on the network for as long as it is held."""
+    """The content of standard input, the path of a file, or the path of a temporary copy of a file on the network."""
     if job.source is None:
         try:
             return sys.stdin.buffer.read()
@@ -107,9 +107,9 @@ def open_content(job: Job, held: ExitStack, results: FinishedResults) -> bytes |
 
 
 def is_own_result(job: Job, content: bytes | Path, results: FinishedResults) -> bool:
-    """Whether an input from the network, found in a folder or by a glob, is a result of an earlier run.
+    """Whether an input from the network that a folder or glob contained is a result of an earlier run.
 
-    Those on this machine's disks are skipped as jobs are planned; of these, only what is fetched anyway shows it.
+    Local results are skipped when jobs are planned. For files on the network, this is only known after fetching them.
     """
     return job.searched and isinstance(job.source, Address) and isinstance(content, Path) and results.is_own(content)
 
@@ -123,14 +123,14 @@ def check_job(
     output = plan_output_size(size, settings.restore.size, info.scale)
     format_name = _format(job, header.format, settings)
     working = _check_cost(job, header, output, info, settings.restore, format_name)
-    # Whether transparency is really used shows only in the pixels.
+    # Only the pixels show whether transparency is really used.
     check_output(str(job.destination or "standard output"), format_name, output, has_alpha=False)
     finished = results.among(outputs_of(job, settings), content)
     return Checked(content, size, output, working, format_name, header.held_bytes, header.reading_bytes, finished)
 
 
 def beside_input(options: RestoreOptions, held_bytes: int) -> RestoreOptions:
-    """The options with what is left of `--memory` beside an input's pixels."""
+    """The options with `--memory` reduced by the memory of an input's pixels."""
     if options.memory is None:
         return options
     return options.model_copy(update={"memory": max(options.memory - (held_bytes >> 20), 16)})
@@ -143,13 +143,13 @@ class NoRoomError(FileError):
 def _check_cost(
     job: Job, header: ImageHeader, output: Size, info: RestorerInfo, options: RestoreOptions, format_name: str
 ) -> Size:
-    """The working size; refuses an image that could not be read, restored and written, or is nearly all padding.
+    """The working size; refuses images that are too large to read, restore and write, or that are nearly all padding.
 
-    Whether memory is enough for the model is known only when it runs.
+    Whether the memory suffices for the model is only known when it runs.
     """
     size = Size(*header.size_px)
     canvas, wanted = plan_model_canvas(info, size, output, options), wanted_size(info, size, output, options)
-    for made, hint in ((output, "ask for a smaller size"), (canvas.working, "give --process-scale 1")):
+    for made, hint in ((output, "choose a smaller size"), (canvas.working, "use --process-scale 1")):
         if made.area > _MOST_PX:
             shown = made if made == output else f"{output}, restored at {made},"
             reason = f"{shown} is {made.area / 1e9:.0f} gigapixels, and {_MOST_PX / 1e9:.0f} is the limit"
@@ -157,22 +157,22 @@ def _check_cost(
     padded = canvas.padded
     if padded.area > _MOST_PADDING_PX and padded.area > _MOST_PADDING * wanted.area:
         reason = f"{output} would be restored as {padded}: {padded.area / 1e6:.0f} megapixels of work"
-        hint = "cut it into parts that are less thin, or lower --process-size"
+        hint = "cut it into parts that are less thin, or use a smaller --process-size"
         raise FileError(f"{name_of(job)}: out of proportion: {reason} for {wanted.area / 1e6:.2g}", hint)
     if options.memory is not None and header.reading_bytes > options.memory << 20:
         reason = f"reading {size} takes {header.reading_bytes >> 20} MiB, and --memory allows {options.memory}"
-        raise FileError(f"{name_of(job)}: {reason}", "allow more, or cut it into parts first")
+        raise FileError(f"{name_of(job)}: {reason}", "allow more memory, or cut the image into parts first")
     written = 0 if FORMAT_LIMITS[format_name].by_rows else output.area
     needed = max(header.reading_bytes, header.held_bytes + written * _WRITTEN_BYTES_PER_PX)
     free = free_memory_bytes(torch.device("cpu"))
     if needed > free:
         what = f"reading {size}" if needed == header.reading_bytes else str(output)
         reason = f"{what} takes {needed >> 20} MiB of memory, and {free >> 20} are free"
-        raise NoRoomError(f"{name_of(job)}: {reason}", "ask for a smaller size, or cut the image into parts first")
+        raise NoRoomError(f"{name_of(job)}: {reason}", "choose a smaller size, or cut the image into parts first")
     return canvas.working.times(info.factor)
 
 
 def _format(job: Job, source_format: str, settings: Settings) -> str:
-    """The file's name decides, then `--format`; both agree wherever both speak."""
+    """The format from the name of the output, or else from `--format`; planning ensures that they agree."""
     named = None if job.destination is None else format_of_path(Path(job.destination.name))
     return named or output_format(settings.write.format, source_format)

@@ -28,14 +28,14 @@ from omgsr_cli.planning import process_scale
 if TYPE_CHECKING:
     from omgsr_cli.models.base import RestorerInfo
 
-# Of the model's options these choose it or are in its info, and of the rest these do not change the result.
+# Options that choose the model or are in its info, and options that do not change the result.
 _NAMES_OF_MODEL = {"model", "base", "adapter", "mid_timestep", "prompt", "process_size", "vae"}
 _WITHOUT_EFFECT = {"device", "compile", "offload"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that a result depends on beside its input."""
+    """Everything that a result depends on, apart from its input."""
 
     model: ModelOptions
     restore: RestoreOptions
@@ -92,10 +92,10 @@ class FinishedResults:
         self._remembered = remembered
 
     def record(self, source: bytes | Path) -> str:
-        """The text that a result of this input carries.
+        """The text that identifies a result of this input.
 
-        It omits what does not change the result: the device, batches, whether to overwrite, what the model
-        and the input are called, and tiles where these are exact.
+        It omits everything that does not change the result: the device, batches, whether to overwrite, the names of the
+        model and the input, and the size of exact tiles.
 
         Raises:
             FileError: the input or the model cannot be read.
@@ -143,14 +143,14 @@ class FinishedResults:
         return None
 
     def is_own(self, copy: Path) -> bool:
-        """Whether what was fetched is a result of an earlier run, which is remembered."""
+        """Whether a fetched file is a result of an earlier run; the answer is remembered."""
         if read_record(copy) is None:
             return False
         self._remembered.keep("own", self._remembered.content(copy), True)
         return True
 
     def keep_fetched(self, source: Address, copy: LocalCopy) -> None:
-        """Remember what was fetched from an address.
+        """Remember the hash of a file that was fetched from an address.
 
         Raises:
             FileError: the copy cannot be read.
@@ -158,10 +158,10 @@ class FinishedResults:
         self._remembered.keep_content(source, copy.stamp, self._remembered.content(copy.path))
 
     def among(self, outputs: Sequence[Location], source: bytes | Path) -> frozenset[Location]:
-        """Those of a job's outputs that an earlier run wrote from the same input with the same settings.
+        """The outputs of a job that an earlier run wrote from the same input with the same settings.
 
         Raises:
-            FileError: one exists that is something else, and may not be overwritten.
+            FileError: another file exists in its place and must not be overwritten.
         """
         present = [path for path in outputs if _exists(path)]
         if not present:
@@ -174,7 +174,7 @@ class FinishedResults:
         return finished
 
     def keep(self, output: Location, record: str) -> None:
-        """Note that an output was written just now, if it holds no record."""
+        """Remember an output that was just written, if it contains no record."""
         if self._settings.write.metadata == "none":
             self._remembered.keep_result(output, record)
 
@@ -197,13 +197,13 @@ class FinishedResults:
         write = settings.write.model_dump(mode="json", include={"quality", "metadata"}, exclude_none=True)
         if settings.write.dpi != "keep":
             write["dpi"] = settings.write.dpi
-        # A model that comes from no files is known by its name only.
+        # A model that was not loaded from files is identified by its name only.
         weights = self._remembered.contents(info.files) if info.files else info.name
         return {"weights": weights, **model, **restore, **write}
 
 
 def _tiles_matter(info: RestorerInfo | ModelOutline, options: RestoreOptions) -> bool:
-    """Whether other tiles give other pixels: blended ones, or exact ones with less than their margin."""
+    """Whether the tiles affect the pixels: blended tiles, or exact tiles with less than their margin."""
     stages = (info.codec, info.step)
     margin = sum(stage.halo_px for stage in stages if stage.tiling == "exact")
     is_short = options.overlap is not None and options.overlap < margin
@@ -229,19 +229,19 @@ def _record_in(path: Location) -> str | None:
 
 
 def _not_this_runs(path: Location) -> FileError:
-    hint = "give --overwrite, another -o or a --suffix"
+    hint = "use --overwrite, another -o or a --suffix"
     if _is_file(path) and _record_in(path) is not None:
         return FileError(f"{shown(path)} exists, made from another input or model, or with other settings", hint)
     return FileError(f"{shown(path)} exists and is not this run's result", hint)
 
 
 def own_result(job: Job) -> FileResult:
-    """The result of a job whose input is a result of an earlier run."""
+    """The result for a job whose input is a result of an earlier run."""
     return FileResult(job.source, None, "skipped", is_own=True)
 
 
 def outputs_of(job: Job, settings: Settings) -> tuple[Location, ...]:
-    """The files that a job writes: the result, and the comparison beside it."""
+    """The files that a job writes: the result, and its comparison."""
     if job.destination is None:
         return ()
     return (job.destination, comparison_path(job.destination)) if settings.write.compare else (job.destination,)
@@ -253,7 +253,7 @@ def name_of(job: Job) -> str:
 
 
 def forget_frames(error: BaseException) -> None:
-    """Drop the tracebacks of an error that is kept, and of all that led to it: their frames hold tensors."""
+    """Drop the tracebacks of a stored error and of its causes, because their frames keep tensors alive."""
     waiting: list[BaseException | None] = [error]
     seen = set()
     while waiting:
@@ -265,6 +265,6 @@ def forget_frames(error: BaseException) -> None:
 
 
 def failed(job: Job, error: OmgsrError, started: float) -> FileResult:
-    """The result of a job that ended with an error, begun at that time of `time.monotonic`."""
+    """The result of a failed job, which began at `started` (`time.monotonic`)."""
     forget_frames(error)
     return FileResult(job.source, job.destination, "failed", seconds=time.monotonic() - started, error=error)

@@ -1,4 +1,4 @@
-"""The report of a run: one JSON object a line, added as files end, read while it grows."""
+"""The report of a run: one JSON object per line and file, which can be read while the run continues."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _LONGEST_LINE = 1 << 20
 
 
 class RunReport:
-    """Adds records to a report; what it contains stays, so that one report covers all runs.
+    """Appends records to a report, which can cover several runs.
 
-    A line is written by one call that appends: several processes may write one report, where their file system does
-    this as a whole (network file systems do not: give each process its own).
+    Each line is written by a single append, so several processes can share a report if their file system makes appends
+    atomic. Network file systems do not; give each process its own report there.
 
     Args:
-        path: of the report, made if it is missing.
-        on_note: called once if the disk is full; the run continues, and later lines are still tried.
+        path: path of the report, which is created if it is missing.
+        on_note: called once if the disk is full; the run continues, and later lines are still attempted.
 
     Attributes:
-        missing: how many lines could not be written.
+        missing: number of lines that could not be written.
 
     Raises:
-        UsageError: it cannot be written, or is a file of another kind.
+        UsageError: the file cannot be written, or is not a report.
     """
 
     def __init__(self, path: Path, on_note: Callable[[str], None] = lambda _: None) -> None:
@@ -43,35 +43,35 @@ class RunReport:
         self.missing = 0
         self._is_torn = False
         if path.is_file() and not _could_be_report(path):
-            raise UsageError(f"--report {shown(path)} exists and is not a report", "give another file")
+            raise UsageError(f"--report {shown(path)} exists and is not a report", "use another file")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
             end = os.lseek(self._file, 0, os.SEEK_END)
             if end and (os.lseek(self._file, end - 1, os.SEEK_SET), os.read(self._file, 1))[1] != b"\n":
-                # A machine that went down left half a line.
+                # The last line is incomplete, for example after a power failure.
                 os.write(self._file, b"\n")
         except OSError as error:
             raise UsageError(
-                f"--report {shown(path)} cannot be written: {write_reason(error)}", "give another file"
+                f"--report {shown(path)} cannot be written: {write_reason(error)}", "use another file"
             ) from error
 
     def begin(self, files: int | None, part: str | None, *, retry: bool = False) -> None:
-        """Record that a run begins.
+        """Record the start of a run.
 
         Args:
-            files: how many it has; None where this shows only at the end.
-            part: which one of several, such as "3/8"; None for all.
-            retry: it does only what failed in the run before, which had more files.
+            files: number of files; None if it is not known before the end.
+            part: the part of a sharded run, such as "3/8"; None for all files.
+            retry: the run processes only the failed files of a previous run.
         """
         self._write({"run": {"files": files, "part": part, "retry": retry}, "time": time.time()})
 
     def counted(self, files: int) -> None:
-        """Record how many files the run has, where this is known only now."""
+        """Record the number of files, if it was not known at the start."""
         self._write({"files": files, "time": time.time()})
 
     def add(self, record: Mapping[str, object]) -> None:
-        """Add what became of a file."""
+        """Add the record of a file."""
         self._write({**record, "time": time.time()})
 
     def __enter__(self) -> Self:
@@ -82,7 +82,7 @@ class RunReport:
 
     def _write(self, record: Mapping[str, object]) -> None:
         line = json_text(record).encode() + b"\n"
-        # Half a line was all that had room: this one begins anew.
+        # The previous line was written in part only, so begin a new line.
         line = b"\n" + line if self._is_torn else line
         try:
             written = os.write(self._file, line)
@@ -99,16 +99,16 @@ class RunReport:
 
 @dataclass(frozen=True)
 class RunState:
-    """The state of a run by its reports.
+    """The state of a run according to its reports.
 
     Attributes:
-        files: how many there are in all parts; None where it is not known.
-        finished: how many inputs have a result that is whole.
-        reasons: why others failed, and how many for each, the most first; without those that were finished later, and
-            with what was wrong in the latest runs with inputs that became no job, as a list's missing files.
-        done: how many the latest run of each part has done.
-        seconds: how long it has been going.
-        failures: why each file failed, by the hash of its name; None for those that were finished.
+        files: number of files in all parts; None if it is unknown.
+        finished: number of inputs with a finished result.
+        reasons: reasons of failures and their counts, the most frequent first. Files that were finished later do not
+            count; errors of the latest runs about inputs that are not images count, such as missing files in a list.
+        done: number of files that the latest run of each part has processed.
+        seconds: duration of these runs.
+        failures: reason of the failure of each file, by the hash of its name; None for finished files.
     """
 
     files: int | None
@@ -120,37 +120,37 @@ class RunState:
 
     @property
     def failed(self) -> int:
-        """How many inputs failed."""
+        """The number of inputs that failed."""
         return sum(self.reasons.values())
 
     @property
     def left(self) -> int | None:
-        """How many files nothing is known of yet."""
+        """The number of files that are neither finished nor failed."""
         return None if self.files is None else self.files - self.finished - self.failed
 
     @property
     def rate(self) -> float | None:
-        """Files a second; None before the first, and where the times make no sense."""
+        """Files per second; None before the first file, or if the times are implausible."""
         return self.done / self.seconds if self.done and 0 < self.seconds < math.inf else None
 
     @property
     def seconds_left(self) -> float | None:
-        """At this rate; None where it is not known."""
+        """The estimated remaining time at this rate; None if it is unknown."""
         return None if self.left is None or not self.rate else self.left / self.rate
 
     def has_failed(self, name: str) -> bool:
-        """Whether a file has failed, and was not finished later."""
+        """Whether a file has failed and was not finished later."""
         return self.failures.get(name_hash(name)) is not None
 
 
 def _could_be_report(path: Path) -> bool:
-    """Whether a file is empty, or begins as a report does: nothing is added to an image that was named by mistake."""
+    """Whether a file is empty or begins like a report, so nothing is appended to an image that was given by mistake."""
     try:
         with open(path, "rb") as file:
             first = file.readline(_LONGEST_LINE)
         return not first or (first.startswith(b"{") and (not first.endswith(b"\n") or "time" in json.loads(first)))
     except OSError:
-        # Why it cannot be read is reported where it is opened.
+        # The reason is reported when the file is opened.
         return True
     except ValueError:
         return False
@@ -167,12 +167,12 @@ class _Run:
 
 
 def read_reports(paths: Sequence[Path]) -> RunState:
-    """Put together the reports of all parts and runs; a million files take about 100 MB of memory.
+    """Combine the reports of all parts and runs; a million files need about 100 MB of memory.
 
-    Of each file its last record counts.
+    The last record of each file counts.
 
     Raises:
-        UsageError: one cannot be read, or is none.
+        UsageError: a file cannot be read, or is not a report.
     """
     failures, runs = dict[int, str | None](), list[_Run]()
     for path in paths:
@@ -191,7 +191,7 @@ def read_reports(paths: Sequence[Path]) -> RunState:
                 run.done += line["status"] != "skipped"
                 run.ended = max(run.ended, line["time"])
         if not latest:
-            raise UsageError(f"{shown(path)} is not a report", "give the file that --report names")
+            raise UsageError(f"{shown(path)} is not a report", "use the file that was given to --report")
         runs += latest.values()
     return _sum_up(failures, runs)
 
@@ -205,7 +205,7 @@ def _sum_up(failures: Mapping[int, str | None], runs: Sequence[_Run]) -> RunStat
     counts = [run.files for run in runs]
     files = None
     if None not in counts:
-        # A report may contain other files, of an earlier run.
+        # A report may contain files of an earlier run.
         counted = sum(count for count in counts if count is not None) + problems.total()
         files = max(counted, finished + reasons.total())
     return RunState(
@@ -221,7 +221,7 @@ def _sum_up(failures: Mapping[int, str | None], runs: Sequence[_Run]) -> RunStat
 def _begun(line: Mapping[str, Any], latest: Mapping[str | None, _Run], part: str | None) -> _Run:
     run, before = _Run(line["run"].get("files"), line["time"], line["time"]), latest.get(part)
     if line["run"].get("retry") and latest:
-        # Its files are some of those that are counted already.
+        # A retry processes files that are counted already.
         run.retry, run.files = True, 0 if before is None else before.files
     return run
 
@@ -242,7 +242,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 try:
                     line = json.loads(text)
                 except ValueError:
-                    # Half a line: it is being written, or the machine went down. Its file is simply not known of.
+                    # The line is incomplete: it is being written, or the machine crashed. Ignore its file.
                     continue
                 if isinstance(line, dict) and _is_sound(line):
                     yield line
@@ -251,7 +251,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_sound(line: Mapping[str, Any]) -> bool:
-    """Whether a line is as `RunReport` writes it: others, as of a damaged disk or another program, say nothing."""
+    """Whether a line has the form of `RunReport`'s; others, such as damaged ones, are ignored."""
     if not _is_time(line.get("time")):
         return False
     if "run" in line:
@@ -267,7 +267,7 @@ _STATES = ["done", "skipped", "failed"]
 
 
 def _is_time(value: object) -> bool:
-    """Seconds since 1970 that a clock can show."""
+    """Whether a value is a plausible number of seconds since 1970."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
 
 

@@ -1,4 +1,4 @@
-"""What became of one file: as an object, and as the record that programs read."""
+"""The result of one file, as an object and as a JSON record."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ Status = Literal["done", "skipped", "planned", "failed"]
 
 @dataclass(frozen=True)
 class FileResult:
-    """What became of one file.
+    """The result of one file.
 
     Attributes:
         source: the input, a path or an address; None is standard input.
-        destination: the output; None is standard output, or unknown for an input that was never planned.
+        destination: the output; None is standard output, or an input that was never planned.
         status: "done", "skipped" (finished before, with the same settings), "planned" (dry run) or "failed".
-        input_px: height and width of the input, upright; None where it could not be read.
+        input_px: height and width of the upright input; None if it could not be read.
         output_px: height and width of the result.
         working_px: height and width at which it is restored.
         seconds: from opening the input to the finished output, without the loading of the model.
-        notes: for the user, one line each.
-        error: why it failed.
-        plan: how it is cut up, in a dry run.
-        is_own: the input is itself a result of an earlier run, and was not named itself.
+        notes: notes for the user, one line each.
+        error: the reason of a failure.
+        plan: the tiles, in a dry run.
+        is_own: the input is a result of an earlier run that a folder or glob contained.
     """
 
     source: Location | None
@@ -47,7 +47,7 @@ class FileResult:
 
 
 def result_record(result: FileResult) -> dict[str, object]:
-    """The JSON object of one file; sizes are [width, height] as people write them."""
+    """The JSON object of one file; sizes are [width, height]."""
     sizes = {"input_size": result.input_px, "output_size": result.output_px, "restored_size": result.working_px}
     record: dict[str, object] = {
         "input": None if result.source is None else str(result.source),

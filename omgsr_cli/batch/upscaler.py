@@ -1,4 +1,4 @@
-"""Upscale one image after the other with one model: the next is read and the one before written meanwhile."""
+"""Upscale images one after the other with one model, while the next is read and the previous one is written."""
 
 from __future__ import annotations
 
@@ -56,17 +56,17 @@ _MOST_BANDS = 16
 """Bands, of a megapixel each, that may wait for one of several writers."""
 
 _MOST_OVERFLOWS = 3
-"""Images that overflow in the number format that was chosen for the user, before the others are not tried in it."""
+"""After this many images overflowed in an automatically chosen precision, the others use fp32 at once."""
 
 
 @dataclass(frozen=True)
 class UpscaleWork:
-    """The jobs of one run as an engine gets them: the settings, and where the model is.
+    """The jobs of one run for an engine: their settings, and the location of the model.
 
     Attributes:
-        settings: for all jobs.
+        settings: settings of all jobs.
         model: from `find_model`.
-        info: of it.
+        info: properties of the model.
         on_tiles: called with (finished, total) tiles of the current image; only if the work stays in this process.
     """
 
@@ -76,7 +76,7 @@ class UpscaleWork:
     on_tiles: OnProgress | None = None
 
     def open(self, place: Place, say: Say) -> Upscaler:
-        """What does the jobs in a process; it reports what the user should know of the model when it loads it."""
+        """Create the object that does the jobs in a process; it prints notes about the model when it loads it."""
         device = choose_device(place.device)
         precision = suitable_precision(self.model, self.settings.model.precision, device)
         settings = _shared(self.settings, place, self.info.weight_bytes(PRECISIONS[precision].itemsize))
@@ -94,7 +94,7 @@ class UpscaleWork:
         return Upscaler(settings, self.info, results, load, self.on_tiles, writers_for(device, settings))
 
     def lost(self, job: Job, error: OmgsrError) -> FileResult:
-        """The result of a job whose process ended twice."""
+        """The result of a job whose process died twice."""
         return FileResult(
             job.source, job.destination, "failed", error=FileError(f"{name_of(job)}: {error}", error.hint)
         )
@@ -108,14 +108,14 @@ def writers_for(device: torch.device, settings: Settings) -> int:
 
 
 class Upscaler:
-    """Does one job after the other: an output that is complete or absent, and a result that describes it.
+    """Does jobs one after the other; outputs are complete or absent.
 
-    The model is loaded when the first image needs it: if every job is finished, none is.
+    The model is loaded when the first image needs it, so it is not loaded if all jobs are finished.
 
     Args:
-        settings: for all jobs.
-        info: of the model, which need not be loaded.
-        results: of earlier runs with the same settings and model.
+        settings: settings of all jobs.
+        info: properties of the model, which need not be loaded.
+        results: results of earlier runs with the same settings and model.
         load: returns the model; called at most once.
         on_tiles: called with (finished, total) tiles of the current image.
         writers: images that are written at a time while the next is restored.
@@ -136,7 +136,7 @@ class Upscaler:
         self._overflows = 0
 
     def __call__(self, job: Job) -> FileResult:
-        """Do a job; what is wrong with its file is in the result.
+        """Do a job; errors of its file are in the result.
 
         Raises:
             OmgsrError: the model cannot be loaded.
@@ -146,17 +146,17 @@ class Upscaler:
             if isinstance(opened, FileResult):
                 return opened
             result = self._retried_if_not_finite(opened, self._write(opened, *self._restore(opened)))
-            # Another process was faster: its file is either this very result, or in the way like any other.
+            # Another process was faster: its file is either the same result, or a conflict like any other file.
             if not isinstance(result.error, ExistsError):
                 break
         return result
 
     def stream(self, jobs: Iterable[Job], on_start: Callable[[Job], None]) -> Iterator[FileResult]:
-        """Do jobs in order, so that the model need not wait: the next is read and the one before written meanwhile.
+        """Do jobs in order; the next image is read and the previous one is written while the model works.
 
         Args:
-            jobs: one more is drawn than was started.
-            on_start: called with each job when the model gets it.
+            jobs: one job more is drawn than was started.
+            on_start: called with each job when the model starts on it.
         Raises:
             OmgsrError: the model cannot be loaded.
         """
@@ -172,7 +172,7 @@ class Upscaler:
                     if isinstance(opened, FileResult):
                         yield from self._results_of(written)
                         if isinstance(opened.error, NoRoomError):
-                            # The image before it took the memory, and is finished now.
+                            # The previous image used the memory, and is finished now.
                             opened = self._open(job)
                     if isinstance(opened, FileResult):
                         yield opened
@@ -187,14 +187,14 @@ class Upscaler:
                     yield from self._results_of(written, but=self._writers)
                 yield from self._results_of(written)
             except KeyboardInterrupt as interruption:
-                # Images whose bands were all given become complete: their results are yielded before the program ends.
+                # Images whose bands are all computed are still completed, and their results are yielded before the end.
                 handover.end(interruption)
                 for _, future in written:
                     if not isinstance(future.exception(), GeneratorExit | KeyboardInterrupt):
                         yield future.result()
                 raise
             finally:
-                # Nobody waits for an image that is no longer restored.
+                # Do not wait for an image that is no longer restored.
                 handover.end(GeneratorExit())
                 room.close()
 
@@ -202,7 +202,7 @@ class Upscaler:
         return open_job(job, self._settings, self._info, self._results)
 
     def _open_beside(self, job: Job, room: _Room) -> _OpenedJob | FileResult:
-        """Open a job once there is memory to read its image beside the images that are still in work."""
+        """Open a job as soon as there is enough memory to read its image in addition to those in progress."""
         entered: list[int] = []
 
         def wait(checked: Checked) -> None:
@@ -227,7 +227,7 @@ class Upscaler:
         handover: Handover[Tensor],
         written: deque[_Written],
     ) -> Generator[None]:
-        """Restore an image band by band, as the generator is drawn; another thread writes the bands."""
+        """Restore an image band by band, as the generator is iterated; another thread writes the bands."""
         restored, upscaled, notes = self._restore(opened)
 
         def write() -> FileResult:
@@ -238,7 +238,7 @@ class Upscaler:
                 room.leave(opened.room_bytes)
 
         def give() -> Generator[None]:
-            # What only ends this image is raised in the writer too, and becomes its result.
+            # An error that only concerns this image is raised in the writer too, and becomes its result.
             with suppress(OmgsrError, MemoryError):
                 yield from handover.give_all(restored.rgb)
 
@@ -246,7 +246,7 @@ class Upscaler:
         return give()
 
     def _results_of(self, written: deque[_Written], but: int = 0) -> Iterator[FileResult]:
-        """The results of the images that are being written when they are complete, but not of so many of the latest."""
+        """Yield the results of images that are being written as they complete, except for the latest `but` images."""
         while len(written) > but:
             opened, future = written[0]
             result = future.result()
@@ -254,13 +254,13 @@ class Upscaler:
                 # The error was raised in this thread too.
                 forget_frames(result.error)
             result = self._retried_if_not_finite(opened, result)
-            # If another process was faster, its file is either this very result, or in the way like any other.
+            # If another process was faster, its file is either the same result, or a conflict like any other file.
             result = self(opened.job) if isinstance(result.error, ExistsError) else result
             written.popleft()
             yield result
 
     def _retried_if_not_finite(self, opened: _OpenedJob, result: FileResult) -> FileResult:
-        """The result, or that of float32 if the model's number format was too narrow for the image."""
+        """The result, or that of fp32 if the image overflowed in the model's precision."""
         if opened.restorer is None or not isinstance(result.error, NotFiniteError):
             return result
         notes: list[str] = []
@@ -270,13 +270,13 @@ class Upscaler:
             return result
         self._overflows += 1
         if self._overflows == _MOST_OVERFLOWS:
-            notes.append(f"{_MOST_OVERFLOWS} images overflowed: the others are restored in fp32 too")
+            notes.append(f"{_MOST_OVERFLOWS} images overflowed: all others are restored in fp32")
             self._restorer = wide
         restored, upscaled, more = self._restore(opened, wide)
         return self._write(opened, restored, upscaled, [*notes, *more])
 
     def _restore(self, opened: _OpenedJob, wide: Restorer | None = None) -> tuple[ImageBands, Rows, list[str]]:
-        """The restored image, computed when its bands are drawn, the upscaled input, and notes that are added then."""
+        """The restored image, computed as its bands are read, the upscaled input, and notes, which are added then."""
         # Plain upscaling needs no model.
         if self._restorer is None and self._settings.restore.strength > 0:
             began = time.monotonic()
@@ -308,7 +308,7 @@ class Upscaler:
             notes.append("the VAE ran in strips, which --compile does not compile: memory was too small for the whole")
 
     def _write(self, opened: _OpenedJob, restored: ImageBands, upscaled: Rows, notes: list[str]) -> FileResult:
-        """Write an image as its bands come."""
+        """Write the bands of an image as they are computed."""
         job, checked = opened.job, opened.checked
         try:
             more = write_result(opened, restored, upscaled, self._settings, self._results)
@@ -340,18 +340,18 @@ class _OpenedJob:
     record: str
     started: float
     waited_s: float = 0.0
-    """Seconds since then that were spent on loading the model."""
+    """Seconds spent on loading the model since then."""
     restorer: Restorer | None = None
     """The model that restores it."""
     room_bytes: int = 0
-    """Memory that it takes of a `_Room`."""
+    """Memory that it uses of a `_Room`."""
 
 
 class _Room:
-    """The memory that `--memory` allows for the images in work, of which the next may be read already.
+    """The memory that `--memory` allows for the images in progress, including the next one, which is read already.
 
     Args:
-        limit_mib: for all of them together; None for no limit.
+        limit_mib: limit for all of them together; None for no limit.
     """
 
     def __init__(self, limit_mib: int | None) -> None:
@@ -360,11 +360,11 @@ class _Room:
 
     @property
     def is_exceeded(self) -> bool:
-        """Whether the images that entered need more memory together than is allowed."""
+        """Whether the images in progress need more memory than is allowed."""
         return self._limit_bytes is not None and self._used_bytes > self._limit_bytes
 
     def enter(self, reading_bytes: int, total_bytes: int) -> None:
-        """Wait until an image can be read beside those in work, and count it; alone, it may always be read."""
+        """Wait until there is memory to read another image, and count it; a single image can always be read."""
 
         def is_free() -> bool:
             limit = self._limit_bytes
@@ -376,13 +376,13 @@ class _Room:
             self._used_bytes += total_bytes
 
     def leave(self, total_bytes: int) -> None:
-        """Give back what an image took."""
+        """Release the memory of an image."""
         with self._changed:
             self._used_bytes -= total_bytes
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let everybody enter."""
+        """Release all waiting threads."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -398,11 +398,11 @@ def open_job(
     """Read a job's image, or return the result of a job that the model need not process.
 
     Args:
-        job: to open.
-        settings: for all jobs.
-        info: of the model, which need not be loaded.
-        results: of earlier runs with the same settings and model.
-        before_reading: called when all but the pixels is known.
+        job: the job.
+        settings: settings of all jobs.
+        info: properties of the model, which need not be loaded.
+        results: results of earlier runs with the same settings and model.
+        before_reading: called before the pixels are read.
     """
     started, held = time.monotonic(), ExitStack()
     with held:
@@ -416,7 +416,7 @@ def open_job(
             if checked.is_finished(job, settings):
                 sizes = checked.input_px, checked.output_px, checked.working_px
                 return FileResult(job.source, job.destination, "skipped", *sizes)
-            # Before the work: an input that is edited meanwhile is another one.
+            # Hash the input before the work, because it may be edited meanwhile.
             before_reading(checked)
             record = results.record(checked.content)
             image = read_image(checked.content, name_of(job))
@@ -428,18 +428,18 @@ def open_job(
 def write_result(
     opened: _OpenedJob, restored: ImageBands, upscaled: Rows, settings: Settings, results: FinishedResults
 ) -> tuple[str, ...]:
-    """Write an image as its bands come, and its comparison.
+    """Write the bands of an image as they are computed, and its comparison.
 
     Args:
-        opened: what is restored.
-        restored: its bands, computed as they are asked for.
+        opened: the job.
+        restored: the bands of the result, computed as they are read.
         upscaled: rows of the upscaled input, for the comparison.
-        settings: for all jobs.
+        settings: settings of all jobs.
         results: remembers what was written.
     Returns:
         Notes for the user.
     Raises:
-        OmgsrError: it cannot be computed or written; no unfinished file is left.
+        OmgsrError: the image cannot be computed or written; no unfinished file is left.
     """
     job, checked, record = opened.job, opened.checked, opened.record
     kept = BandSpool(opened.image.bit_depth) if settings.write.compare and job.destination is not None else None
@@ -457,7 +457,9 @@ def write_result(
                 overwrite=overwrite,
             )
     except MemoryError as error:
-        raise FileError(f"{name_of(job)}: memory is short for {checked.output_px}", "ask for a smaller size") from error
+        raise FileError(
+            f"{name_of(job)}: ran out of memory for {checked.output_px}", "choose a smaller size"
+        ) from error
     except (DeviceError, NotFiniteError) as error:
         raise type(error)(f"{name_of(job)}: {error.message}", error.hint) from error
     if kept is not None and job.destination is not None:
@@ -475,7 +477,7 @@ def write_result(
 
 
 def _keep_times(source: Location | None, outputs: Sequence[Location]) -> tuple[str, ...]:
-    """Give results the times of their input; returns a note where one of them has none that can be set."""
+    """Give results the times of their input; return a note if that is not possible."""
     if not isinstance(source, Path) or not all(isinstance(output, Path) for output in outputs):
         return ("--keep-times has no effect: input and result are not both local files",)
     try:
@@ -506,15 +508,15 @@ class Handover(Generic[Item]):
         self._error: BaseException | None = None
 
     def give_all(self, items: Iterable[Item]) -> Generator[None]:
-        """Give items until there are no more, or the taker has left; yields after each.
+        """Pass items until there are no more, or the receiver has left; yields after each.
 
-        An exception of the items is raised here and in the taker; so is that this generator was closed early.
+        An exception while iterating is raised here and in the receiver, and so is the early end of this generator.
         """
         try:
             for item in items:
                 if not self._give(item):
                     return
-                # Only the taker keeps what was given.
+                # Drop the reference: only the receiver keeps the item.
                 del item
                 yield
         except BaseException as error:
@@ -523,7 +525,7 @@ class Handover(Generic[Item]):
         self.end(None)
 
     def take_all(self) -> Iterator[Item]:
-        """Items as they come, to the last; raises what giving them raised."""
+        """Receive all items; raises the exceptions of the sender."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._has_ended)
@@ -537,7 +539,7 @@ class Handover(Generic[Item]):
             raise self._error
 
     def leave(self) -> None:
-        """Take no more: the giver stops at its next item."""
+        """Stop receiving; the sender stops at its next item."""
         with self._changed:
             self._taker_left = True
             self._waiting.clear()
@@ -561,7 +563,7 @@ class Handover(Generic[Item]):
 
 
 def _shared(settings: Settings, place: Place, weights_bytes: int) -> Settings:
-    """Of memory that nobody gave out, each process that shares a device may use its part, less its own weights."""
+    """Without `--memory`, each process that shares a device gets its share of the free memory, less its own weights."""
     if place.sharing == 1 or settings.restore.memory is not None:
         return settings
     part = max((usable_memory(choose_device(place.device)) // place.sharing - weights_bytes) >> 20, 16)

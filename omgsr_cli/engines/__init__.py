@@ -1,1 +1,1 @@
-"""Who does which task: this process, several on this machine, or a cluster's. What a task is, only its work knows."""
+"""Distribute tasks to this process, to several processes on this machine, or to a cluster, for any kind of work."""

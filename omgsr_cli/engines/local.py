@@ -1,4 +1,4 @@
-"""Tasks done on this machine: in this process, or in several of its own."""
+"""Run tasks on this machine, in this process or in several processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from omgsr_cli.errors import DeviceError, OmgsrError
 
 _MOST_FAILED_STARTS = 3
 
-# A process notices that it is to end only after the layer of a network that it is computing.
+# A process reacts to a signal only after the current layer of a network.
 _PATIENCE_S = 30.0
 
 
@@ -34,19 +34,19 @@ class Here:
     def run(
         self, work: Work[Task, Result], tasks: Iterable[Task], *, on_start: Callable[[Task], None], say: Say
     ) -> Generator[Result, None, None]:
-        """As `Engine.run`."""
+        """See `Engine.run`."""
         yield from work.open(self.place, say).stream(tasks, on_start)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Does tasks in processes of its own, each of which takes the next one when it has finished one.
+    """Does tasks in several processes, each of which gets the next task when it has finished one.
 
-    A process that dies is replaced, and its task tried once more; then it is lost. The processes import the main
-    module anew, so a script that uses this keeps its own work under `if __name__ == "__main__":`.
+    A process that dies is replaced, and its task is tried once more; after that it is lost. The processes import the
+    main module again, so a script that uses this must run under `if __name__ == "__main__":`.
 
     Attributes:
-        places: one for each process.
+        places: one place per process.
     """
 
     in_this_process: ClassVar[bool] = False
@@ -55,7 +55,7 @@ class Processes:
     def run(
         self, work: Work[Task, Result], tasks: Iterable[Task], *, on_start: Callable[[Task], None], say: Say
     ) -> Generator[Result, None, None]:
-        """As `Engine.run`; results come in the order in which they are ready."""
+        """See `Engine.run`; results are yielded in the order in which they finish."""
         stream = iter(tasks)
         first = list(islice(stream, len(self.places)))
         pool = _Pool(work, self.places[: len(first)], chain(first, stream), on_start, say)
@@ -66,19 +66,19 @@ class Processes:
 
 
 def plan_places(devices: Sequence[str | None], workers: int | None) -> tuple[Place, ...]:
-    """One place for each of `workers` processes, devices in turn; as many as devices where the number is not given."""
+    """One place for each of `workers` processes, with the devices in turn; None uses one process per device."""
     taken = [devices[index % len(devices)] for index in range(workers or len(devices))]
     sharing = Counter(taken)
     return tuple(Place(device, sharing[device]) for device in taken)
 
 
 def choose_local(places: Sequence[Place]) -> Here | Processes:
-    """This process for one place, else one process for each."""
+    """This process if there is one place, otherwise one process per place."""
     return Here(places[0]) if len(places) == 1 else Processes(places)
 
 
 class _Process(Generic[Task]):
-    """A process of this run, and the task that it has."""
+    """A process of this run and its current task."""
 
     def __init__(self, work: Work[Task, Any], place: Place, threads: int) -> None:
         context = get_context("spawn")
@@ -89,7 +89,7 @@ class _Process(Generic[Task]):
         self.child: SpawnProcess = context.Process(target=_serve, args=(theirs, work, place, threads), daemon=True)
         with _ignoring_interrupts():
             self.child.start()
-        # Only the process holds its end now: reading ours fails when it dies.
+        # Now only the process has its end of the connection, so reading ours fails when it dies.
         theirs.close()
 
     def give(self, task: Task) -> None:
@@ -97,12 +97,12 @@ class _Process(Generic[Task]):
         try:
             self.connection.send(task)
         except OSError:
-            # It has just died, which is found out when its connection is read.
+            # The process has just died, which shows when its connection is read.
             return
 
 
 class _Pool(Generic[Task, Result]):
-    """The processes of one run, and the tasks that are waiting for them."""
+    """The processes of one run and the waiting tasks."""
 
     def __init__(
         self,
@@ -140,14 +140,14 @@ class _Pool(Generic[Task, Result]):
         return _Process(self._work, place, self._threads)
 
     def _keep_busy(self) -> bool:
-        """Give a task to every idle process; False when nothing is left to do or to wait for."""
+        """Give a task to every idle process; return False if nothing is left to do or to wait for."""
         for process in self._processes:
             if process.is_ready and process.task is None and (task := self._tasks.next()) is not None:
                 self._on_start(task)
                 process.give(task)
         if any(process.task is not None for process in self._processes):
             return True
-        # No process is ready yet: a task is drawn to find out whether one is left.
+        # No process is ready yet, so draw a task to find out whether one is left.
         return self._tasks.has_more()
 
     def _hear(self, process: _Process[Task]) -> Iterator[Result]:
@@ -177,21 +177,23 @@ class _Pool(Generic[Task, Result]):
         how = _describe_end(process.child.exitcode)
         self._failed_starts += not process.is_ready
         if self._failed_starts >= _MOST_FAILED_STARTS:
-            raise DeviceError(f"processes {how} as they start", "memory may be short: try fewer --workers")
+            raise DeviceError(f"processes {how} as they start", "they may run out of memory: try fewer --workers")
         self._processes[self._processes.index(process)] = self._start(process.place)
         if (task := process.task) is None:
             return
         if self._tasks.try_again(task):
             return
-        error = DeviceError(f"its process {how}, twice", "memory may be short: try fewer --workers or less --memory")
+        error = DeviceError(
+            f"its process {how}, twice", "it may run out of memory: try fewer --workers or less --memory"
+        )
         yield self._work.lost(task, error)
 
 
 @contextmanager
 def _ignoring_interrupts() -> Iterator[None]:
-    """Processes that are started in here ignore Ctrl-C, which a terminal sends to all of its processes.
+    """Make processes that are started in this block ignore Ctrl-C, which a terminal sends to all of its processes.
 
-    This process ends them; they would otherwise print tracebacks while they start.
+    This process ends them; otherwise they would print tracebacks while they start.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -204,10 +206,10 @@ def _ignoring_interrupts() -> Iterator[None]:
 
 
 def _serve(connection: Connection, work: Work[Any, Any], place: Place, threads: int) -> None:
-    """Run in a process: open the work, then do one task after the other until the connection is closed."""
+    """The main function of a process: open the work, then do tasks until the connection is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit)
-    # Standard output is for results, which the first process prints: what a library prints goes to standard error.
+    # Only the first process prints results to stdout, so the output of libraries goes to stderr.
     os.dup2(2, 1)
     if "OMP_NUM_THREADS" not in os.environ:
         import torch
@@ -237,7 +239,7 @@ def _receive(connection: Connection) -> Any:
 
 
 def _exit(number: int, frame: object) -> None:
-    # As an exception, so that a file in work is removed.
+    # Raise an exception, so unfinished files are removed.
     raise SystemExit(0)
 
 

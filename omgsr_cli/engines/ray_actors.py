@@ -1,4 +1,4 @@
-"""Tasks done by the actors of a Ray cluster, or of this machine: paths go out and records come in, never a pixel."""
+"""Run tasks in the actors of a Ray cluster or of this machine; paths and records are exchanged, but no pixels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_FAILED_STARTS = 3
 _OBJECT_STORE_BYTES = 128 << 20
 _LISTEN_S = 0.5
 
-# An actor does tasks one by one; beside them it takes the call that ends it.
+# An actor does one task at a time, and in addition accepts the call that ends it.
 _BESIDE = "beside"
 _PATIENCE_WITH_ENDING_S = 10.0
 
@@ -31,10 +31,10 @@ class RayActors:
     """Does tasks in actors, each of which opens the work once.
 
     Attributes:
-        device: "cuda" or "xpu" gives each actor a GPU of its own; None does so where the cluster has any.
-        workers: the most actors; None takes one for each GPU, or else for each CPU; one for another device.
-        address: of the cluster, or "auto"; None starts Ray on this machine.
-        patience_s: how long to wait for the first actor, where a cluster has no room yet.
+        device: "cuda" or "xpu" gives each actor its own GPU; None does so if the cluster has GPUs.
+        workers: maximum number of actors; None uses one per GPU, or else one per CPU; one for another device.
+        address: address of the cluster, or "auto"; None starts Ray on this machine.
+        patience_s: how long to wait for the first actor if the cluster is busy.
     """
 
     in_this_process: ClassVar[bool] = False
@@ -46,11 +46,11 @@ class RayActors:
     def run(
         self, work: Work[Task, Result], tasks: Iterable[Task], *, on_start: Callable[[Task], None], say: Say
     ) -> Generator[Result, None, None]:
-        """As `Engine.run`.
+        """See `Engine.run`.
 
         Raises:
             UsageError: Ray is not installed.
-            DeviceError: the cluster is not there, or the actors end as they start.
+            DeviceError: there is no cluster, or the actors end as they start.
         """
         if find_spec("ray") is None:
             raise UsageError("--engine ray: Ray is not installed", "pip install 'omgsr-cli[ray]'")
@@ -59,7 +59,7 @@ class RayActors:
 
         try:
             place, count, on_gpu = plan_actors(self.device, self.workers, _count_in_cluster)
-            # What is lost is tried again here, once, by another actor.
+            # Ray must not retry: a lost task is tried once more here, by another actor.
             actor = ray.remote(
                 num_cpus=1,
                 num_gpus=int(on_gpu),
@@ -97,7 +97,7 @@ def plan_actors(device: str | None, workers: int | None, count_of: Callable[[str
 
 @dataclass(frozen=True)
 class _Answer:
-    """What an actor returns for a call; errors are values, as Ray would keep only their traceback."""
+    """The return value of an actor; errors are values, because Ray would only keep their traceback."""
 
     notes: list[tuple[str, bool]]
     result: Any = None
@@ -105,7 +105,7 @@ class _Answer:
 
 
 class _Actor:
-    """Opens the work once, then does task after task."""
+    """Opens the work once, then does tasks."""
 
     def __init__(self, work: Work[Any, Any], place: Place) -> None:
         self._work, self._place = work, place
@@ -124,7 +124,7 @@ class _Actor:
         return self._answer(lambda: self._do(task))
 
     def give_up(self) -> None:
-        """Remove unfinished files: called beside the actor's task, before it is killed."""
+        """Remove unfinished files; called while a task runs, before the actor is killed."""
         give_up_partials()
 
     def _answer(self, act: Callable[[], Any]) -> _Answer:
@@ -137,7 +137,7 @@ class _Actor:
 
 
 class _Pool(Generic[Task, Result]):
-    """The actors of one run, and the tasks that are waiting for them."""
+    """The actors of one run and the waiting tasks."""
 
     def __init__(
         self,
@@ -151,8 +151,8 @@ class _Pool(Generic[Task, Result]):
         self._tasks = TaskQueue(tasks)
         self._failed_starts = 0
         self._said: set[str] = set()
-        # The answers that are awaited, and from whom. An actor for which there is no room yet stays among the opening
-        # ones: it is given no task, so that none waits for it.
+        # The awaited answers, and their actors. An actor that cannot start yet stays among the opening ones and gets no
+        # task, so no task waits for it.
         self._opening: dict[Any, Any] = {}
         self._doing: dict[Any, tuple[Any, Task]] = {}
         self._idle: list[Any] = []
@@ -165,16 +165,16 @@ class _Pool(Generic[Task, Result]):
                 yield from self._hear(answer)
 
     def _wait(self, patience_s: float) -> list[Any]:
-        """The answers that have come; a task may take long, but an actor that does not start in time is missing."""
+        """The answers that have arrived; tasks may take long, but actors must start within the given time."""
         import ray
 
         began = time.monotonic()
         while True:
             try:
-                # A moment at a time: while Ray waits, Python hears no signal.
+                # Wait in short intervals, because Python handles no signals while Ray waits.
                 heard: list[Any] = ray.wait([*self._doing, *self._opening], num_returns=1, timeout=_LISTEN_S)[0]
             except SystemError as error:
-                # Ray gives its result and what a signal raised, which Python does not take.
+                # Ray returns a result together with the exception of a signal, which Python does not accept.
                 if error.__cause__ is None:
                     raise
                 raise error.__cause__ from None
@@ -182,15 +182,15 @@ class _Pool(Generic[Task, Result]):
                 return heard
             if not self._doing and time.monotonic() - began > patience_s:
                 raise DeviceError(
-                    f"no actor of Ray's could start within {patience_s:.0f} s",
-                    "`ray status` shows what the cluster has room for",
+                    f"no Ray actor could start within {patience_s:.0f} s",
+                    "`ray status` shows the free resources of the cluster",
                 )
 
     def close(self) -> None:
         """End the actors; unfinished tasks are dropped, and their devices are free for the next run."""
         import ray
 
-        # Killed actors cannot remove what they were writing.
+        # Killed actors cannot remove their unfinished files.
         given_up = [actor.give_up.options(concurrency_group=_BESIDE).remote() for actor, _ in self._doing.values()]
         if given_up:
             ray.wait(given_up, num_returns=len(given_up), timeout=_PATIENCE_WITH_ENDING_S)
@@ -202,14 +202,14 @@ class _Pool(Generic[Task, Result]):
         self._opening[actor.open.remote()] = actor
 
     def _keep_busy(self) -> bool:
-        """Give a task to every idle actor; False when nothing is left to do or to wait for."""
+        """Give a task to every idle actor; return False if nothing is left to do or to wait for."""
         while self._idle and (task := self._tasks.next()) is not None:
             self._on_start(task)
             actor = self._idle.pop()
             self._doing[actor.do.remote(task)] = actor, task
         if self._doing:
             return True
-        # No actor is ready yet: a task is drawn to find out whether one is left.
+        # No actor is ready yet, so draw a task to find out whether one is left.
         return self._tasks.has_more()
 
     def _hear(self, awaited: Any) -> Iterator[Result]:
@@ -221,7 +221,7 @@ class _Pool(Generic[Task, Result]):
         try:
             answer: _Answer = ray.get(awaited)
         except (RayActorError, OutOfMemoryError):
-            # One that could only not be reached may live on.
+            # An actor that could not be reached may still be running.
             ray.kill(actor)
             yield from self._replace(task)
             return
@@ -245,19 +245,20 @@ class _Pool(Generic[Task, Result]):
         self._failed_starts += task is None
         if self._failed_starts >= _MOST_FAILED_STARTS:
             raise DeviceError(
-                "Ray's actors end as they start", "memory may be short: try fewer --workers; each node needs omgsr-cli"
+                "Ray's actors end as they start",
+                "they may run out of memory: try fewer --workers; each node needs omgsr-cli",
             )
         self._add_actor()
         if task is None:
             return
         if self._tasks.try_again(task):
             return
-        hint = "memory may be short: try fewer --workers or less --memory"
+        hint = "it may run out of memory: try fewer --workers or less --memory"
         yield self._work.lost(task, DeviceError("its process ended twice", hint))
 
 
 def _count_in_cluster(kind: str) -> int:
-    """How many "GPU" or "CPU" all nodes have together."""
+    """The number of "GPU" or "CPU" resources in the cluster."""
     import ray
 
     resources: Callable[[], dict[str, float]] = ray.cluster_resources
@@ -266,7 +267,7 @@ def _count_in_cluster(kind: str) -> int:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Set the handlers of signals anew at the end: Ray's own print a stack and abort, in Python and below it."""
+    """Restore the signal handlers at the end: those of Ray print a stack and abort, in Python and in C."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [(number, signal.getsignal(number)) for number in numbers]
     try:
@@ -279,8 +280,8 @@ def _own_signals() -> Iterator[None]:
 
 
 def _connect(address: str | None) -> bool:
-    """Join the cluster, or start Ray here; returns whether it was not running already."""
-    # Before Ray is imported: it reports its use over the network otherwise.
+    """Connect to the cluster or start Ray here; return whether Ray was started."""
+    # Set this before Ray is imported, because it reports its use over the network otherwise.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
@@ -291,10 +292,10 @@ def _connect(address: str | None) -> bool:
         own = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     try:
         with _own_signals():
-            # "local": without it Ray would join whatever cluster it finds here.
+            # Without "local", Ray would join any cluster that it finds.
             ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
     except ConnectionError as error:
         raise DeviceError(
-            f"--address {address}: there is no Ray cluster", "start one with ray start --head, or leave it out"
+            f"--address {address}: there is no Ray cluster", "start one with ray start --head, or remove --address"
         ) from error
     return True

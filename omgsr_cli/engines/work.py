@@ -1,4 +1,4 @@
-"""What an engine is given: work that can be opened in any process, and its tasks."""
+"""The interfaces of engines: work that can be opened in any process, and its tasks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _Made = TypeVar("_Made", covariant=True)
 
 
 class Say(Protocol):
-    """Receives what the user should know, one line each; a detail is shown only on request."""
+    """Receives notes for the user, one line each; details are shown on request only."""
 
     def __call__(self, text: str, *, detail: bool = False) -> None:
-        """Take a line."""
+        """Print a line."""
         ...
 
 
@@ -28,11 +28,11 @@ def say_nothing(text: str, *, detail: bool = False) -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process works.
+    """The place of a process.
 
     Attributes:
-        device: "cuda:1", "cpu", ...; None takes the first that exists.
-        sharing: how many processes share the device and its memory.
+        device: "cuda:1", "cpu", ...; None uses the first available one.
+        sharing: number of processes that share the device and its memory.
     """
 
     device: str | None = None
@@ -40,7 +40,7 @@ class Place:
 
 
 class Worker(Protocol[Task, _Made]):
-    """What does tasks in one process; what only ends a task is in its result: an exception ends the run."""
+    """Does tasks in one process; errors of a task are in its result, while an exception ends the run."""
 
     def __call__(self, task: Task, /) -> _Made:
         """Do one task."""
@@ -73,14 +73,14 @@ class OneByOne(Generic[Task, Result]):
 
 
 class Work(Protocol[Task, _Made]):
-    """A description of tasks, without what it takes to do them: small, and can be sent to another process."""
+    """A small description of tasks that can be sent to another process; it does not contain the model."""
 
     def open(self, place: Place, say: Say) -> Worker[Task, _Made]:
-        """Make ready once in a process."""
+        """Prepare to do tasks in a process; called once."""
         ...
 
     def lost(self, task: Task, error: OmgsrError) -> _Made:
-        """The result of a task whose process ended twice."""
+        """The result of a task whose process died twice."""
         ...
 
 
@@ -96,15 +96,15 @@ class Engine(Protocol):
     def run(
         self, work: Work[Task, Result], tasks: Iterable[Task], *, on_start: Callable[[Task], None], say: Say
     ) -> Generator[Result, None, None]:
-        """Do every task, and yield the results as they come; tasks are drawn as processes become free.
+        """Do every task and yield the results as they finish; tasks are drawn as processes become free.
 
-        Closing it ends unfinished tasks and the processes.
+        Closing the generator ends unfinished tasks and the processes.
 
         Args:
             work: opened once in each process.
             tasks: may be a long stream.
             on_start: called with each task as it starts.
-            say: as for `Work.open`.
+            say: prints notes, as for `Work.open`.
         Raises:
             OmgsrError: the work cannot be opened, or the processes cannot run.
         """
@@ -112,7 +112,7 @@ class Engine(Protocol):
 
 
 class TaskQueue(Generic[Task]):
-    """The tasks of a run that several processes share: those to come, and those whose process was lost, once more.
+    """The tasks of a run that several processes share: new ones, and those to retry because their process died.
 
     Args:
         tasks: may be a long stream; drawn one by one.
@@ -124,18 +124,18 @@ class TaskQueue(Generic[Task]):
         self._tried: set[Task] = set()
 
     def next(self) -> Task | None:
-        """Give a task; None when there is none left."""
+        """The next task; None if there is none left."""
         return self._again.popleft() if self._again else next(self._tasks, None)
 
     def has_more(self) -> bool:
-        """Whether a task is left; it is drawn to find out, and stays the next."""
+        """Whether a task is left; it is drawn to find out, and is returned next."""
         if (task := self.next()) is None:
             return False
         self._again.appendleft(task)
         return True
 
     def try_again(self, task: Task) -> bool:
-        """Take back a task whose process was lost; False if that happened to it before."""
+        """Queue a task again whose process died; return False if that happened before."""
         if task in self._tried:
             return False
         self._tried.add(task)
@@ -143,5 +143,5 @@ class TaskQueue(Generic[Task]):
         return True
 
     def done(self, task: Task) -> None:
-        """Forget that a task was tried: it has its result."""
+        """Mark a task as finished."""
         self._tried.discard(task)

@@ -1,4 +1,4 @@
-"""Places of files: on this machine as a `Path`, on a storage of the network as an `Address`."""
+"""Locations of files: a `Path` on this machine, or an `Address` on network storage."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _USER = re.compile(r"(?<=://)[^/@\s]*@")
 _QUERY = re.compile(r"(?<=\?)[^\s\"'<>]+")
 
-# Only there what follows a question mark is no part of the name; it often holds a signature.
+# Schemes in which a question mark ends the name; the rest often contains a signature.
 _WITH_QUERY = ("http", "https")
 
 
 @dataclass(frozen=True, repr=False)
 class Address:
-    """A file or folder on a storage that fsspec reaches, as s3://bucket/a.png; asked like a `Path`.
+    """A file or folder on storage that fsspec supports, such as s3://bucket/a.png, with an interface like `Path`.
 
-    Its text is for people and reports: a password or signature in the URL is not in it.
+    Its text is for messages and reports and does not contain a password or signature of the URL.
 
     Attributes:
-        url: with all that it takes to get there; not for messages.
+        url: the complete URL, with secrets; not for messages.
     """
 
     url: str
@@ -39,12 +39,12 @@ class Address:
 
     @property
     def scheme(self) -> str:
-        """What kind of storage, in small letters: s3, gs, hf, memory, ..."""
+        """The kind of storage in lower case: s3, gs, hf, memory, ..."""
         return self.url.partition("://")[0].lower()
 
     @property
     def name(self) -> str:
-        """The last part; of a bucket as a whole there is none."""
+        """The last part; empty for a whole bucket."""
         _, slash, name = self.place.rpartition("/")
         return name if slash else ""
 
@@ -60,7 +60,7 @@ class Address:
 
     @property
     def parent(self) -> Address:
-        """The folder that contains it; of a bucket, itself."""
+        """The folder that contains it; a bucket is its own parent."""
         folder, slash, _ = self.place.rpartition("/")
         return Address(f"{self._start}{folder}") if slash else self
 
@@ -86,7 +86,7 @@ class Address:
 
     @property
     def place(self) -> str:
-        """Bucket and key, without what a URL of the web asks for beside."""
+        """Bucket and key, without the query of a web URL."""
         place = self.url[self.url.index("://") + 3 :]
         return place.partition("?")[0] if self.scheme in _WITH_QUERY else place
 
@@ -95,12 +95,12 @@ Location = Path | Address
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is an address and not a path; no drive's name is as long as a scheme's."""
+    """Whether a text is an address and not a path; drive names are shorter than schemes."""
     return _URL.match(text) is not None
 
 
 def parse_address(text: str) -> Address:
-    """An address from its text; a slash at its end has no meaning."""
+    """Parse an address; a slash at its end is ignored."""
     start = text.index("://") + 3
     return Address(text[:start] + text[start:].rstrip("/"))
 
@@ -112,10 +112,10 @@ def redact(text: str) -> str:
 
 
 def json_text(value: object) -> str:
-    r"""JSON in valid UTF-8, whatever the names of files in it are.
+    r"""JSON in valid UTF-8, for any names of files.
 
-    A byte of a name that is not UTF-8 is written as the escape of the lone surrogate by which Python stands for it, as
-    "\udcff": `os.fsencode(json.loads(text))` gives the name back. Numbers that are not finite become null.
+    A byte of a name that is not UTF-8 is written as the escape of Python's lone surrogate for it, such as "\udcff":
+    `os.fsencode(json.loads(text))` returns the name. Numbers that are not finite become null.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
@@ -133,11 +133,11 @@ def _finite(value: object) -> object:
 
 
 def name_hash(name: str) -> int:
-    """A hash of a name of a file, 8 bytes: two among a million have the same with a chance of 1 to 37 million."""
+    """A hash of a file name with 8 bytes: the chance that two of a million names collide is 1 in 37 million."""
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
 
 
 def shown(path: object) -> str:
-    """A path for a one-line message: escaped where it holds a line break or another control character."""
+    """A path for a one-line message, with line breaks and other control characters escaped."""
     text = str(path)
     return text if text.isprintable() else repr(text)

@@ -1,8 +1,8 @@
-"""Write files and folders so that they are complete or absent, and remove what a killed process left.
+"""Write files and folders so that they are complete or absent, and remove leftovers of killed processes.
 
-Work happens under a private name, `.NAME.HOST-PID-STARTED-TOKEN.partial`, beside its place, and is then renamed. The
-name states the owner, who also holds a lock on it, so that a later run can distinguish the leftovers of a process that
-was killed on this host from the work of one that is alive, here or on another host that shares the folder.
+Files are written under a private name in the same folder, `.NAME.HOST-PID-STARTED-TOKEN.partial`, and then renamed. The
+name identifies the process, which also holds a lock on the file. So a later run can distinguish the leftovers of a
+killed process on this host from the work of a running one, here or on another host that shares the folder.
 """
 
 from __future__ import annotations
@@ -30,47 +30,47 @@ try:
 except ImportError:  # Windows, which refuses to remove a file that is open anyway.
     fcntl = None
 
-#: Suffix of a file or folder in work; such a name also starts with a dot, so folders of images do not show it.
+#: Suffix of unfinished files and folders; their names also start with a dot, so they are hidden.
 PARTIAL_SUFFIX = ".partial"
 
 _PARTIAL = re.compile(
     r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-(?P<started>[0-9]+)-[0-9a-f]{8}\.partial", re.DOTALL
 )
 
-# Reserved characters, a dot or space at the end, and devices, which are found under any suffix.
+# Reserved characters, a dot or space at the end, and device names, which are reserved with any suffix.
 _WINDOWS_REFUSES = re.compile(
     r'[<>:"/\\|?*\x00-\x1f]|[. ]$|^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\.|$)', re.IGNORECASE
 )
 
-#: What a file system without hard links answers to os.link.
+#: Error numbers of os.link on file systems without hard links.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL}
 
-# The time at which a process began is not known more exactly: clocks are corrected.
+# Tolerance for the start time of a process, because clocks are corrected.
 _CLOCK_S = 10
 
-# What this process works on now, and the folders that it has cleared.
+# The unfinished files of this process, and the folders that it has cleared.
 _live: set[Path] = set()
 _cleared: set[Path] = set()
 
 
 def exists_error(path: object) -> ExistsError:
-    """Say that a file is already there."""
-    return ExistsError(f"{path}: exists already", "use --overwrite to replace it")
+    """The error for a file that already exists."""
+    return ExistsError(f"{path}: already exists", "use --overwrite to replace it")
 
 
 def write_atomically(path: Path, parts: Iterable[bytes | memoryview], *, overwrite: bool = False) -> None:
-    """Write a file beside its place under a private name, then put it there in one step.
+    """Write a file under a private name, then rename it.
 
-    The folder is made if it is missing. On any failure, an interruption included, the private file is removed.
-    Permissions follow the umask, as those of any new file.
+    Missing folders are created. On any failure, including an interruption, the private file is removed. Permissions
+    follow the umask.
 
     Args:
-        path: the file's place.
+        path: path of the file.
         parts: its content in order.
-        overwrite: whether a file already there is replaced; False never touches it, even if it appears meanwhile.
+        overwrite: replace an existing file; otherwise it is never changed, even if it appears meanwhile.
     Raises:
-        ExistsError: it exists and may not be replaced.
-        FileError: it cannot be written.
+        ExistsError: the file exists and must not be replaced.
+        FileError: the file cannot be written.
     """
     if os.path.isdir(path):
         raise write_error(path, IsADirectoryError(errno.EISDIR, "Is a directory"))
@@ -91,10 +91,10 @@ def write_atomically(path: Path, parts: Iterable[bytes | memoryview], *, overwri
 
 @contextmanager
 def partial_file(path: Path) -> Iterator[Path]:
-    """Make an empty file beside a place, in which to write what is renamed to it; it is removed if it was not renamed.
+    """Create an empty private file in the same folder, to be renamed to a path; it is removed unless it was renamed.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the file cannot be created.
     """
     check_name(path)
     if path.parent not in _cleared:
@@ -103,7 +103,7 @@ def partial_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(partial_name(path.name))
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     if fcntl is None:
-        # There is no lock to hold, and Windows does not rename a file that is open.
+        # Windows has no lock to hold, and cannot rename an open file.
         os.close(descriptor)
     with _owned(partial, None if fcntl is None else descriptor):
         yield partial
@@ -111,12 +111,12 @@ def partial_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def partial_folder(path: Path) -> Iterator[Path]:
-    """Make an empty folder beside a place, to fill and rename; it is removed if it was not renamed.
+    """Create an empty private folder beside a path, to be filled and renamed; it is removed unless it was renamed.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder cannot be created.
     """
-    # Rarely made, and large: what was left is removed each time.
+    # Folders are rare and large, so remove leftovers each time.
     check_name(path)
     remove_abandoned(path.parent)
     partial = path.with_name(partial_name(path.name))
@@ -126,10 +126,10 @@ def partial_folder(path: Path) -> Iterator[Path]:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Make a symbolic link, or a complete copy where the system refuses links: on Windows they need a privilege.
+    """Create a symbolic link, or a copy if the system refuses links, which need a privilege on Windows.
 
     Raises:
-        OSError: neither can be made.
+        OSError: neither can be created.
     """
     try:
         target.symlink_to(source)
@@ -140,32 +140,32 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def scratch_folder() -> AbstractContextManager[Path]:
-    """Make a folder among the system's temporary files, which is removed at the end, or by a later run."""
+    """Create a temporary folder, which is removed at the end or by a later run."""
     return partial_folder(Path(tempfile.gettempdir(), "omgsr"))
 
 
 def check_name(path: Path) -> None:
-    """Refuse a name that Windows takes for a device, a stream of another file, or without its last characters.
+    """Refuse names that Windows would treat as a device or as a stream of another file, or would shorten.
 
-    Such names come from buckets, archives and folders of other systems; a result would be lost in them.
+    Such names come from buckets, archives and folders of other systems; results with these names would be lost.
 
     Raises:
         OSError: this is Windows, and the name is one of these.
     """
     if sys.platform == "win32" and _WINDOWS_REFUSES.search(path.name):
-        raise OSError(errno.EINVAL, "Windows allows no such name")
+        raise OSError(errno.EINVAL, "Windows does not allow this name")
 
 
 def partial_name(name: str) -> str:
-    """A private name that states which process owns it."""
-    # A name may have 255 bytes, and a character four; its first 40 characters are enough to know it by.
+    """A private name that identifies its process."""
+    # A name can have 255 bytes, and a character four; 40 characters are enough to recognise it.
     # After a fork the process has another number.
     owner = f"{_host()}-{os.getpid()}-{_started(os.getpid())}"
     return f".{name[:40]}.{owner}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}"
 
 
 def is_abandoned(name: str) -> bool:
-    """Whether a private name belongs to a process of this host that is no longer alive."""
+    """Whether a private name belongs to a process of this host that has ended."""
     match = _PARTIAL.fullmatch(name)
     if match is None or match["host"] != _host():
         return False
@@ -175,7 +175,7 @@ def is_abandoned(name: str) -> bool:
 
 
 def remove_abandoned(folder: Path) -> int:
-    """Remove what processes of this host that were killed left in a folder; returns how much of it."""
+    """Remove the leftovers of killed processes of this host from a folder; returns their number."""
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if entry.name.endswith(PARTIAL_SUFFIX)]
@@ -188,18 +188,18 @@ def remove_abandoned(folder: Path) -> int:
 
 
 def give_up_partials() -> None:
-    """Remove everything that this process works on: for one that is about to be killed."""
+    """Remove all unfinished files of this process, before it is killed."""
     while _live:
         _remove(_live.pop())
 
 
 @contextmanager
 def _owned(partial: Path, descriptor: int | None) -> Iterator[None]:
-    """Hold the lock that shows that this process is alive: it ends with the process, however that ends."""
+    """Hold the lock that shows that this process is running; it ends with the process in any case."""
     _live.add(partial)
     try:
         if fcntl is not None and descriptor is not None:
-            # Some network file systems have no locks: there the process's number must do.
+            # Some network file systems have no locks; there, the number of the process has to suffice.
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -211,7 +211,7 @@ def _owned(partial: Path, descriptor: int | None) -> Iterator[None]:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether a process holds it that this one does not see, as in a container that has the host's name."""
+    """Whether a process holds the lock that is not visible here, such as one in a container with the same host name."""
     if fcntl is None:
         return False
     try:
@@ -243,7 +243,7 @@ def _host() -> str:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs; one that has ended and was not waited for does not."""
+    """Whether a process of this machine is running; zombies are not."""
     return _started(pid) is not None
 
 
@@ -263,7 +263,7 @@ def _started(pid: int) -> int | None:
 
 
 def _publish(partial: Path, path: Path, overwrite: bool) -> None:
-    """Give the finished file its name; without `overwrite`, the system refuses if the name is taken."""
+    """Give the finished file its name; without `overwrite`, the system refuses if the name exists."""
     if overwrite:
         os.replace(partial, path)
         return
@@ -278,7 +278,7 @@ def _publish(partial: Path, path: Path, overwrite: bool) -> None:
 
 
 def _publish_without_links(partial: Path, path: Path) -> None:
-    """Reserve the name with an empty file that only one process can make, then replace that."""
+    """Reserve the name with an empty file, which only one process can create, then replace it."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     except FileExistsError as error:

@@ -13,7 +13,7 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 #: JPEG markers (ITU T.81, table B.1).
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 
-#: No JPEG is followed further than this many scans, each of which costs a look at the rest of the file.
+#: A JPEG is read up to this many scans, because each requires a search in the rest of the file.
 _MAX_SCANS = 500
 
 
@@ -26,7 +26,7 @@ class Part(NamedTuple):
 
 
 def png_chunks(file: BinaryIO) -> Iterator[Part]:
-    """The chunks of a PNG; the file is at the content of each, of which nothing is read."""
+    """The chunks of a PNG; the file is positioned at the content of each, which is not read."""
     # A checksum follows the content.
     return _chunks(file, 8, lambda head: struct.unpack(">I4s", head), lambda length: length + 4)
 
@@ -52,7 +52,7 @@ def _chunks(
 def jpeg_segments(file: BinaryIO) -> Iterator[Part]:
     """The segments of a JPEG, as for `png_chunks`; their kind is the marker's second byte.
 
-    Behind each start of a scan its pixels are passed over, for which the rest of the file is read.
+    The pixels of a scan are skipped, which requires reading the rest of the file.
     """
     position, scans = 2, 0
     while scans < _MAX_SCANS:
@@ -74,7 +74,7 @@ def jpeg_segments(file: BinaryIO) -> Iterator[Part]:
 
 
 def _scan_length(data: bytes) -> int:
-    """The length of a scan's pixels, up to the next marker that is not within it."""
+    """The length of a scan's pixels, up to the next marker outside the scan."""
     position = 0
     while (position := data.find(b"\xff", position)) >= 0 and position + 1 < len(data):
         if data[position + 1] == 0xFF:
@@ -87,7 +87,7 @@ def _scan_length(data: bytes) -> int:
 
 
 def boxes(file: BinaryIO) -> Iterator[Part]:
-    """The outermost boxes of a file (ISO/IEC 14496-12, 4.2), as for `png_chunks`; those within one are a file too."""
+    """The outermost boxes of a file (ISO/IEC 14496-12, 4.2), as for `png_chunks`; a box can be read like a file."""
     position, end = 0, file.seek(0, os.SEEK_END)
     while True:
         file.seek(position)
@@ -118,5 +118,5 @@ def jpeg_segment(marker: int, content: bytes) -> bytes:
 
 
 def behind_first_segment(data: bytes | memoryview) -> int:
-    """Where a JPEG's first segment ends; that of JFIF must come first."""
+    """The end of a JPEG's first segment; JFIF's segment must come first."""
     return 4 + int(struct.unpack_from(">H", data, 4)[0])

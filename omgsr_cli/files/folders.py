@@ -1,4 +1,4 @@
-"""Walk folders of images, in an order and at a cost that links and loops do not change."""
+"""Walk folders of images, with an order and cost that do not depend on links and loops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from omgsr_cli.files.addresses import Address, Location
 
-#: What cameras call their raw files.
+#: Suffixes of camera raw files.
 RAW_SUFFIXES = (
     *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".mrw", ".nef"),
     *(".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
@@ -38,7 +38,7 @@ FORMAT_OF_SUFFIX = {
     **dict.fromkeys(RAW_SUFFIXES, "raw"),
 }
 
-#: The formats that are read by a library which not everybody has: the package's extra, and the module that it brings.
+#: Formats that need an optional library: the extra of this package, and the module that it installs.
 EXTRA_OF_FORMAT = {
     "heic": ("heif", "pillow_heif"),
     "jxl": ("jxl", "pillow_jxl"),
@@ -46,13 +46,13 @@ EXTRA_OF_FORMAT = {
     "codecs": ("codecs", "imagecodecs"),
 }
 
-#: So much of a file is read to learn what it is.
+#: Number of bytes that are read to recognise the format of a file.
 _HEADER_BYTES = 4096
 
-#: What a HEIC calls itself.
+#: The brands of HEIC files.
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
-#: The first bytes of formats that have them in one place.
+#: The first bytes of formats with a signature at the start.
 _STARTS = {
     "png": (b"\x89PNG\r\n\x1a\n",),
     "jpg": (b"\xff\xd8\xff",),
@@ -64,39 +64,39 @@ _STARTS = {
     "bmp": (b"BM",),
 }
 
-# Images all the same, though of no kind that is read.
+# Suffixes of other images, which are not supported.
 _UNREAD_SUFFIXES = frozenset(
     (".ai", ".dds", ".eps", ".exr", ".hdr", ".ico", ".pcx", ".pdf", ".psb", ".psd", ".svg", ".tga", ".xcf")
 )
 
 _DIGITS = re.compile(r"([0-9]+)")
 
-# Names that differ only in case or in Unicode's form are one file there.
+# Systems where names that differ only in case or Unicode form are the same file.
 _NAMES_FOLD = sys.platform in ("darwin", "win32")
 
-# So many entries of one folder are read, and sorted, at a time.
+# Number of folder entries that are read and sorted at a time.
 _PART = 10_000
 
-# So many entries are looked at to learn which subfolders hold images.
+# Number of entries that are examined to find subfolders with images.
 _MOST_LOOKS = 10_000
 
 NaturalName = tuple[tuple[str | tuple[int, str], ...], str]
 
 
 class EntryKeys:
-    """Tells places in folders apart, however they are spelled; links to folders are followed, to files not.
+    """Gives different spellings of a path the same key; links to folders are resolved, links to files are not.
 
-    Two names of one file are thus two entries, as users who link images into a folder want them.
+    Two names of the same file are thus two entries, because users who link images into a folder expect that.
     """
 
     def __init__(self) -> None:
         self._real_parents: dict[str, str] = {}
 
     def __call__(self, path: Location) -> str:
-        """The key of a place where there need not be anything."""
+        """The key of a path, which need not exist."""
         if isinstance(path, Address):
             return path.url
-        # As text: a Path takes ten times as long to compare, and there may be millions.
+        # Text, because comparing paths takes ten times as long, and there may be millions.
         parent, name = os.path.split(path)
         if parent not in self._real_parents:
             self._real_parents[parent] = os.path.realpath(parent or ".")
@@ -110,8 +110,8 @@ def natural_key(path: Path) -> tuple[tuple[NaturalName, ...], NaturalName]:
 
 
 def _natural_name(name: str) -> NaturalName:
-    # Text and digits alternate, so like is always compared with like. Without leading zeros the longer number
-    # is the greater one: int() would refuse some thousands of digits.
+    # Text and digits alternate, so equal kinds are compared. Without leading zeros, a longer number is larger; int()
+    # would refuse thousands of digits.
     key: list[str | tuple[int, str]] = []
     for index, chunk in enumerate(_DIGITS.split(name)):
         digits = chunk.lstrip("0")
@@ -120,16 +120,16 @@ def _natural_name(name: str) -> NaturalName:
 
 
 def is_image_name(path: Path) -> bool:
-    """Whether a file's suffix is that of an image that can be read here."""
+    """Whether a file has the suffix of an image that can be read here."""
     kind = FORMAT_OF_SUFFIX.get(path.suffix.lower())
     return kind is not None and has_reader(kind)
 
 
 def format_of_content(path: Path) -> str | None:
-    """The format of an image file by its first bytes, whatever its name says.
+    """The format of an image file by its first bytes, independent of its name.
 
-    None where they are ambiguous, as for cameras' raw files, which begin as TIFF, and for what is no regular file: a
-    pipe would lose them.
+    None if they are ambiguous, as for camera raw files, which begin as TIFF, and for pipes and devices, which would
+    lose these bytes.
     """
     if FORMAT_OF_SUFFIX.get(path.suffix.lower()) == "raw" or not path.is_file():
         return None
@@ -153,7 +153,7 @@ def av1_depth(header: bytes) -> int:
 def format_of_start(start: bytes) -> str | None:
     """The format of a file that starts with these 32 bytes, or None."""
     if start[4:8] == b"ftyp":
-        # An AVIF may name a general brand first, and itself among those it is compatible with.
+        # An AVIF can have a general brand first, and its own among the compatible brands.
         is_avif = any(brand in start[8:] for brand in (b"avif", b"avis"))
         return "avif" if is_avif else "heic" if start[8:12] in HEIF_BRANDS else None
     return next((kind for kind, starts in _STARTS.items() if start.startswith(starts)), None) or (
@@ -163,12 +163,12 @@ def format_of_start(start: bytes) -> str | None:
 
 @cache
 def has_reader(kind: str) -> bool:
-    """Whether what a format is read by is installed."""
+    """Whether the reader of a format is installed."""
     return kind not in EXTRA_OF_FORMAT or find_spec(EXTRA_OF_FORMAT[kind][1]) is not None
 
 
 def install_hint(kinds: Iterable[str]) -> str:
-    """What to type so that files of these formats are read."""
+    """The command that installs the readers of these formats."""
     extras = ",".join(sorted({EXTRA_OF_FORMAT[kind][0] for kind in kinds}))
     return f"pip install 'omgsr-cli[{extras}]'"
 
@@ -177,9 +177,9 @@ def describe_unread(unread: Mapping[str, int]) -> tuple[str, str | None] | None:
     """Describe images that cannot be read here.
 
     Args:
-        unread: how many of them have which suffix, see `unread_suffix`.
+        unread: number of images by suffix, see `unread_suffix`.
     Returns:
-        How many of which suffix, as "3 .heic, 1 .psd", and what to type where that helps; None where there are none.
+        A text such as "3 .heic, 1 .psd", and an install command if that helps; None if there are no such images.
     """
     if not unread:
         return None
@@ -196,12 +196,12 @@ def unread_suffix(path: Path) -> str | None:
 
 
 class FolderSearch:
-    """Finds files below one folder.
+    """Finds files in a folder and its subfolders.
 
     Args:
-        root: where the search starts.
-        skipped: a real folder that is not searched if it is met, as results are written there; it is searched
-            all the same where `root` is it or lies in it.
+        root: the start of the search.
+        skipped: a folder that is not searched because results are written there, unless `root` is this folder or inside
+            it.
         on_error: called with each folder that cannot be read; the search continues.
     """
 
@@ -213,20 +213,20 @@ class FolderSearch:
         self._below: list[Path] = []
 
     def walk(self, *, recursive: bool) -> Iterator[list[Path]]:
-        """The files of the root, and of each real folder below it, once; hidden ones are skipped.
+        """The files of the root and of each real subfolder, once; hidden files are skipped.
 
-        They come in natural order, those of a very large folder in parts as the system lists them, each part in natural
-        order. Linked folders come after all others, so that an image is found under its own name first.
+        They are in natural order. Very large folders are returned in parts, each in natural order. Linked folders
+        follow all others, so an image is found under its own name first.
 
         Args:
-            recursive: whether the folders below the root are walked too.
+            recursive: walk subfolders too.
         """
         return (files for _, files in self._walk(self._root, recursive))
 
     def left_out(self) -> Iterator[Path | None]:
-        """The subfolders that hold an image, of which a walk that was not recursive gave nothing.
+        """The subfolders with images that a non-recursive walk skipped.
 
-        Each is read as far as its first image; None comes last if so many are left that the search stops.
+        Each is read up to its first image; a final None means that there are more than were examined.
         """
         looks = iter(range(_MOST_LOOKS))
         for folder in sorted(self._below[:_MOST_LOOKS], key=natural_key):
@@ -255,16 +255,16 @@ class FolderSearch:
                             folders.append(folder / entry.name)
 
     def expand(self, parts: Sequence[str]) -> set[Path]:
-        """The files and folders below the root whose path matches a pattern, part by part; `**` gives files only."""
+        """The files and folders below the root whose path matches a pattern, part by part; `**` matches files only."""
         places = {self._root}
         for index, part in enumerate(parts, 1):
-            # As sets, part by part: a place that is reached in many ways is searched once.
+            # A set for each part of the pattern, so a folder that matches in several ways is searched once.
             is_last = index == len(parts)
             places = {match for place in places for match in self._matches(place, part, is_last)}
         return places
 
     def _walk(self, root: Path, recursive: bool = True) -> Iterator[tuple[Path, list[Path]]]:
-        # As a stack: what is below a folder comes before its neighbours.
+        # A stack, so the content of a folder comes before its siblings.
         folders, linked, seen = [root], deque[Path](), set()
         while folders or linked:
             folder = folders.pop() if folders else linked.popleft()
@@ -286,7 +286,7 @@ class FolderSearch:
             folders += [path for path in reversed(below) if not os.path.islink(path)]
 
     def _parts(self, folder: Path) -> Iterator[list[tuple[Path, bool]]]:
-        """The entries of a folder without hidden ones, and whether each is a folder."""
+        """The entries of a folder without hidden ones, each with whether it is a folder."""
         try:
             with os.scandir(folder) as listing:
                 while part := list(islice(listing, _PART)):
@@ -298,7 +298,7 @@ class FolderSearch:
             self._on_error(folder, error)
 
     def _matches(self, folder: Path, part: str, is_last: bool) -> Iterator[Path]:
-        """What one part of a pattern matches in a folder: folders, and at the pattern's end files too."""
+        """The matches of one part of a pattern in a folder: folders, and files too for the last part."""
         if part == "**":
             for below, files in self._walk(folder):
                 yield from files if is_last else [below]

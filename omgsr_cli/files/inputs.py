@@ -1,4 +1,4 @@
-"""Which files are meant by what was typed: files, folders, globs and lists, here or on a storage of the network."""
+"""Find the images of inputs: files, folders, globs and lists, on this machine or on network storage."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ NO_IMAGES = "no images in this folder"
 
 @dataclass(frozen=True)
 class FoundInput:
-    """One image file that was asked for.
+    """One input image.
 
     Attributes:
-        path: as it was named, or found in a folder.
-        below: the path that it keeps below an `-o FOLDER`.
-        folder: the input folder that it was found in; None for a file named alone, by a glob or in a list.
-        searched: found in a folder or by a glob, not named itself.
+        path: path as the user gave it, or as found in a folder.
+        below: path of the result below an `-o FOLDER`.
+        folder: the input folder that contained it; None for a single file, a glob or a list.
+        searched: found in a folder or by a glob, not given by name.
     """
 
     path: Location
@@ -48,7 +48,7 @@ class FoundInput:
 
 @dataclass(frozen=True)
 class FoundImage:
-    """As `FoundInput`, where only files of this machine will do."""
+    """Like `FoundInput`, for files of this machine only."""
 
     path: Path
     below: Path
@@ -57,7 +57,7 @@ class FoundImage:
 
 @dataclass(frozen=True)
 class Note:
-    """A note for the user on what was found, such as images that cannot be read here or subfolders that are skipped."""
+    """A note for the user, for example about images that cannot be read here or skipped subfolders."""
 
     text: str
 
@@ -69,17 +69,17 @@ class FoundResult:
     path: Location
 
 
-#: What is found, one after the other: an image, a result of an earlier run, what is wrong with something, or a note.
+#: A finding of a search: an image, a result of an earlier run, an error, or a note.
 Found = FoundInput | FoundResult | FileError | Note
 
 
 def find_inputs(
     inputs: Sequence[str], *, recursive: bool, output_folder: Path | None = None
 ) -> tuple[tuple[FoundImage, ...], tuple[FileError, ...], tuple[str, ...]]:
-    """Find all images that are meant, on this machine only; see `search_inputs`.
+    """Find all images of the inputs on this machine; see `search_inputs`.
 
     Returns:
-        The images, each once; errors for the others; and notes.
+        The images, each once; errors of the other inputs; and notes.
     Raises:
         UsageError: an input is empty or an address on the network.
     """
@@ -109,15 +109,15 @@ def search_inputs(
     skips_results: bool = False,
     remembered: Remembered | None = None,
 ) -> Iterator[Found]:
-    """Find the images that are meant, one by one as folders are read; nothing is opened but lists.
+    """Find the images of the inputs, one by one as folders are read; only lists are opened.
 
-    - A file is taken whatever its name; a folder gives the files with an image's suffix, not the hidden ones.
-    - A glob (`*`, `?`, `[...]`, `**`) is a pattern only if no file has that name. It gives image files,
-      which keep their tree below the pattern's fixed part, and folders, which are as those named one by one; on a
-      storage of the network only files.
-    - A `.txt` file is a list of one path or address a line, relative to the list's own folder: of files, which keep
-      their tree below it, and of folders. Blank lines and those that begin with `#` are skipped: `./#1.jpg` is such
-      a name.
+    - A file with any name is an input. Of a folder, the files with an image suffix are, except hidden ones.
+    - A glob (`*`, `?`, `[...]`, `**`) is a pattern only if no file has this name. It matches image files, which keep
+      their tree below the fixed part of the pattern, and folders, which are treated like folders given by name; on
+      network storage, it matches files only.
+    - A `.txt` file is a list with one path or address per line, relative to the folder of the list. Files keep their
+    tree
+      below this folder. Blank lines and lines that begin with `#` are skipped; write `./#1.jpg` for such a name.
 
     Args:
         inputs: as typed, without "-": paths, and addresses as s3://bucket/folder.
@@ -127,14 +127,14 @@ def search_inputs(
             themselves.
         remembered: knows the results that hold no record; None where only records count.
     Yields:
-        The images, each once, in the order named and in natural order within a folder or glob (a very large folder in
-        the order in which it is listed); what is wrong with the others; and notes.
+        The images, each once, in the order of the inputs and in natural order within a folder or glob (very large
+        folders in the order of their listing); errors of the other inputs; and notes.
     Raises:
-        UsageError: an input is empty, or an address that nothing here can reach; before the first is yielded.
+        UsageError: an input is empty, or an address of an unsupported kind; raised before the first is yielded.
     """
     for text in inputs:
         if not text:
-            raise UsageError("an input is empty", "is a variable in the command not set?")
+            raise UsageError("an input is empty", "check that variables in the command are set")
         if is_url(text) and not os.path.lexists(text):
             check_address(parse_address(text))
     return _Search(recursive, output_folder, skips_results, remembered).all_of(inputs)
@@ -144,7 +144,7 @@ _DOWNLOAD = "download it first"
 
 
 def _url_hint(text: str) -> str:
-    return "give the path without file://" if text.lower().startswith("file://") else _DOWNLOAD
+    return "use the path without file://" if text.lower().startswith("file://") else _DOWNLOAD
 
 
 @dataclass
@@ -174,14 +174,14 @@ class _Search:
         self._key = EntryKeys()
 
     def all_of(self, inputs: Sequence[str]) -> Iterator[Found]:
-        # The files of a single folder are different ones as they come.
+        # The files of a single folder are all different.
         alone = len(inputs) == 1 and (is_url(inputs[0]) or os.path.isdir(inputs[0]))
         found_others, results, skipped, seen = False, dict[int, FoundResult](), _Tally(), set[int]()
         for found in (one for text in inputs for one in self._argument(text)):
             if isinstance(found, FoundInput | FoundResult) and not alone:
                 key = name_hash(self._key(found.path))
                 if isinstance(found, FoundResult):
-                    # Another argument may name it, and is then processed.
+                    # It is processed if another argument gives it by name.
                     results[key] = found
                     continue
                 if key in seen:
@@ -220,7 +220,7 @@ class _Search:
         try:
             with local_copy(listing) as copy:
                 if (lines := read_lines(copy.path)) is None:
-                    yield problem(shown(listing), "not a list of paths, which is plain text")
+                    yield problem(shown(listing), "not a list of paths: it is not plain text")
                     return
                 for number, line in enumerate(lines, 1):
                     if line and not line.startswith("#"):
@@ -232,7 +232,7 @@ class _Search:
             yield problem(shown(listing), read_reason(error))
         else:
             if not count:
-                yield problem(shown(listing), "the list names no images")
+                yield problem(shown(listing), "the list contains no images")
 
     def _line(self, listing: Location, line: str, where: str) -> Iterator[Found]:
         folder = listing.parent
@@ -242,7 +242,7 @@ class _Search:
         if isinstance(place, Path):
             assert isinstance(folder, Path)
             if place.suffix.lower() == ".txt" and os.path.isfile(place):
-                yield problem(name, "a list in a list is not followed", "name it on the command line as well")
+                yield problem(name, "a list in a list is not read", "give it on the command line, too")
                 return
             hint = "paths in a list are relative to the list's own folder"
             yield from self._find(place, path_below(place, folder), name, missing_hint=hint)
@@ -254,7 +254,7 @@ class _Search:
             return
         below = path_below(place, folder)
         if is_image_name(below):
-            # Whether it exists is known when it is read: a list of millions needs no request for each.
+            # Its existence is checked when it is read, because a list of millions would need as many requests.
             yield FoundInput(place, below)
         else:
             yield from self._find(place, below, name)
@@ -287,7 +287,7 @@ class _Search:
         except (OSError, ValueError) as error:
             missing = isinstance(error, FileNotFoundError)
             if missing and isinstance(place, Path) and os.path.islink(place):
-                yield problem(name, "a link to a file that is not there")
+                yield problem(name, "a link to a file that does not exist")
             else:
                 yield problem(name, read_reason(error), missing_hint if missing else None)
         else:
@@ -296,7 +296,7 @@ class _Search:
             elif stat.S_ISREG(mode):
                 yield FoundInput(place, below, folder)
             else:
-                yield problem(name, "a device or pipe, not a file", "a stream is read with - as the only input")
+                yield problem(name, "a device or pipe, not a file", "use - as the only input to read a stream")
 
     def _searched_file(self, place: Location, below: Path, folder: Location | None = None) -> Iterator[Found]:
         """A file that was found in a folder or by a glob, not named itself."""
@@ -333,7 +333,7 @@ class _Search:
             parts = pattern.parts[len(root.parts) :]
             matches = [(os.path.isdir(path), path) for path in self._search(root, problems).expand(parts)]
         yield from problems
-        # Files come first: with **/* they match by themselves, and not as images of a folder that matches too.
+        # Files come first: with **/*, they match themselves, and not as images of a folder that matches too.
         for is_folder, place in sorted(matches, key=lambda match: (match[0], natural_key(_as_path(match[1])))):
             found: Iterator[Found] = iter(())
             if is_folder:
@@ -347,7 +347,7 @@ class _Search:
             yield problem(shown(pattern), "no image matches")
 
     def _folder(self, folder: Location, name: str | None = None) -> Iterator[Found]:
-        """A folder's images, and what is wrong with it; if it has a name, also where it has none."""
+        """A folder's images and errors; if it has a name, having no images is an error."""
         problems, unread, deeper, count = list[FileError](), Counter[str](), list[Location | None](), 0
         for place, below in self._files_of(folder, problems, deeper):
             while problems:
@@ -396,7 +396,7 @@ class _Search:
         deeper += search.left_out()
 
     def _search(self, root: Path, problems: list[FileError]) -> FolderSearch:
-        """Searches below a folder; what cannot be read goes to the problems."""
+        """A search in a folder that adds unreadable folders to the problems."""
         output = self._output if isinstance(self._output, Path) else None
         return FolderSearch(root, output, lambda path, error: problems.append(problem(shown(path), read_reason(error))))
 
@@ -433,7 +433,7 @@ def _as_path(place: Location) -> Path:
 
 
 def path_below(place: Location, base: Location) -> Path:
-    """The path that is kept below an output folder: from `base` on, or only the name of what is elsewhere."""
+    """The path below an output folder: relative to `base`, or only the name if it is outside `base`."""
     if isinstance(place, Address) and isinstance(base, Address) and place.is_relative_to(base):
         return Path(place.relative_to(base))
     if isinstance(place, Address) or isinstance(base, Address):
@@ -443,37 +443,37 @@ def path_below(place: Location, base: Location) -> Path:
     return path.relative_to(start) if path.is_relative_to(start) else Path(path.name)
 
 
-NAME_RESULT = "name the file itself to process it again"
+NAME_RESULT = "give the file by name to process it again"
 
 
 def skipped_results(count: int, first: str) -> str:
-    """What a person should know of results of earlier runs among the inputs."""
+    """A text about results of earlier runs among the inputs."""
     if count == 1:
         return f"skipped {first}, a result of an earlier run"
     return f"skipped {count} results of earlier runs, the first is {first}"
 
 
 def problem(name: str, reason: str, hint: str | None = None) -> FileError:
-    """What is wrong with something that was named."""
+    """The error of an input."""
     return FileError(f"{name}: {reason}", hint)
 
 
-# Read from a file to decide whether it is a list.
+# Number of bytes that are read to decide whether a file is a list.
 _LOOKED_AT = 1 << 16
 
 
 def read_lines(path: Path) -> Iterator[str] | None:
-    """The lines of a text file in UTF-8 or, with its mark, UTF-16 as PowerShell writes it; None for other files.
+    """The lines of a text file in UTF-8, or in UTF-16 with a byte order mark, as PowerShell writes it; None otherwise.
 
-    They are read as they are asked for.
+    Lines are read on demand.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the file cannot be opened.
     """
     with open(path, "rb") as file:
         start = file.read(_LOOKED_AT)
     is_utf_16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    # Names of files need not be valid UTF-8.
+    # File names may be invalid UTF-8.
     encoding, errors = ("utf-16", "strict") if is_utf_16 else ("utf-8-sig", "surrogateescape")
     try:
         text = codecs.getincrementaldecoder(encoding)(errors).decode(start, len(start) < _LOOKED_AT)

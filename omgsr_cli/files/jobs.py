@@ -1,4 +1,4 @@
-"""Which file becomes which: planned and checked before a model is loaded."""
+"""Plan the output of every input, and check the plan before a model is loaded."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Job:
 
     Attributes:
         source: the file to read; None is standard input.
-        destination: the file to write, its suffix being that of the format; None is standard output.
-        below: the path that the source has below the folder that was named, with slashes; a file's own is its name.
-        searched: found in a folder or by a glob, not named itself.
+        destination: the file to write, whose suffix determines the format; None is standard output.
+        below: path of the source below the input folder, with slashes; the name of a single file.
+        searched: found in a folder or by a glob, not given by name.
     """
 
     source: Location | None
@@ -41,21 +41,21 @@ class Job:
     searched: bool = field(default=False, compare=False)
 
 
-#: What the search for jobs yields: a job, an input that cannot be used, an input that is skipped, or a note. Skipped
-#: are results of earlier runs that were found in a folder or by a glob, comparisons included, and inputs that have the
-#: name of another input's result, as `a_x4.jpg` named beside `a.jpg`.
+#: A finding of the search for jobs: a job, an unusable input, a skipped input, or a note. Skipped inputs are results of
+#: earlier runs in folders or globs, including comparisons, and inputs with the name of another input's result, such as
+#: `a_x4.jpg` in addition to `a.jpg`.
 Planned = Job | FileError | FoundResult | Note
 
 
 @dataclass(frozen=True)
 class JobPlan:
-    """Everything that one command does.
+    """All jobs of a command.
 
     Attributes:
-        jobs: in the order to do them; no two of them write the same file, none writes what it or another reads.
-        problems: inputs that cannot be used, or whose results would have one name; the others are processed.
-        earlier_results: inputs that are skipped, see `Planned`.
-        notes: what else the user should know, such as images in folders that cannot be read here.
+        jobs: the jobs in order; no two of them write the same file, and none writes a file that is an input.
+        problems: unusable inputs, and inputs whose results would have the same name; the others are processed.
+        earlier_results: skipped inputs, see `Planned`.
+        notes: notes for the user, for example about images that cannot be read here.
     """
 
     jobs: tuple[Job, ...]
@@ -66,11 +66,11 @@ class JobPlan:
 
 @dataclass(frozen=True)
 class JobStream:
-    """Jobs as they are found, so that millions of files take little memory and the first starts early.
+    """Jobs in the order in which they are found, so millions of files need little memory and the first starts early.
 
     Attributes:
-        first: what was found before any work; problems and notes come before the jobs.
-        rest: what is found while jobs are processed; None if the first were all.
+        first: the findings before any work; problems and notes come before the jobs.
+        rest: the findings while jobs are processed; None if the first were all.
     """
 
     first: tuple[Planned, ...]
@@ -90,20 +90,21 @@ class JobStream:
         return len(self.first_jobs) if self.rest is None else None
 
     def select(self, is_wanted: Callable[[Planned], bool]) -> JobStream:
-        """These jobs without those that are not wanted."""
+        """The same stream without unwanted jobs."""
         rest = None if self.rest is None else filter(is_wanted, self.rest)
         return JobStream(tuple(filter(is_wanted, self.first)), rest)
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """How inputs are searched and results called.
+    """Options for searching inputs and naming results.
 
     Attributes:
-        recursive: whether subfolders are searched.
-        suffix: put behind each name; None means the scale beside an input and nothing in a folder of results.
-        scale_label: "4" or "2.5", shown as _x4; or anything else, as "1920x1080", shown as _1920x1080.
-        output_format: of the files; "same" keeps an input's suffix where it can be written, else takes .png.
+        recursive: search subfolders.
+        suffix: appended to each name; None appends the scale beside an input, and nothing in an output folder.
+        scale_label: "4" or "2.5", which becomes _x4; or another text such as "1920x1080", which becomes _1920x1080.
+        output_format: format of the files; "same" keeps an input's suffix if its format can be written, or else is
+            .png.
     """
 
     recursive: bool
@@ -113,13 +114,13 @@ class JobOptions:
 
 
 def clear_leftovers(jobs: Iterable[Job]) -> int:
-    """Remove what killed runs left where jobs write; returns the number of files."""
+    """Remove leftovers of killed runs in the folders of the outputs; returns the number of files."""
     folders = {job.destination.parent for job in jobs if isinstance(job.destination, Path)}
     return sum(map(remove_abandoned, folders))
 
 
-# So many inputs are searched before the first job starts: the total of no more is known, and their clashes are known
-# together.
+# This many inputs are searched before the first job starts; for up to this number, the total and all conflicts are
+# known.
 _FIRST_INPUTS = 10_000
 
 
@@ -139,27 +140,28 @@ def plan_jobs(
 def find_jobs(
     inputs: Sequence[str], output: str | None, options: JobOptions, remembered: Remembered | None = None
 ) -> JobStream:
-    """Find which file becomes which; reads folders and lists, writes nothing.
+    """Find the output of every input; this reads folders and lists, and writes nothing.
 
-    Without `output` a result is written beside its input as NAME_x4.EXT, or for a folder's images under their own names
-    in FOLDER_x4/ beside it. An output that exists as a folder, ends with a slash or has no file's suffix is a folder:
-    folders keep their tree directly below it, globs theirs below the pattern's fixed part, lists theirs below the
-    list's folder, and files their names. Any other is a file, for one image only, and `suffix` is not used.
-    What counts as an input is described at `omgsr_cli.files.inputs.search_inputs`.
+    Without `output`, a result is written beside its input as NAME_x4.EXT, and the results of a folder under their own
+    names in FOLDER_x4/ beside it. An output that is an existing folder, ends with a slash or has no file suffix is a
+    folder: in it, folders keep their tree, globs their tree below the fixed part of the pattern, lists their tree below
+    the list's folder, and files their names. Any other output is a file, for one image only, and `suffix` is not used.
+    `omgsr_cli.files.inputs.search_inputs` describes what an input can be.
 
-    Among the first 10,000 inputs, all whose results would have one name are problems; of later ones, the first is
-    processed and the others are problems. Where results are written among the inputs, all inputs are found first.
+    Among the first 10,000 inputs, all inputs whose results would have the same name are problems; among later ones, the
+    first is processed and the others are problems. If results are written into input folders, all inputs are found
+    first.
 
     Args:
-        inputs: files, folders, globs and .txt lists as typed, or only "-" for standard input.
-        output: of -o, "-" being standard output; None where it is not given.
-        options: of searching and naming.
-        remembered: knows the results of earlier runs that hold no record.
+        inputs: files, folders, globs and .txt lists, or only "-" for standard input.
+        output: value of -o, where "-" is standard output; None if it is not given.
+        options: options for searching and naming.
+        remembered: results of earlier runs without a record.
     Raises:
         UsageError: there are no inputs, one of the first is its own output, or arguments exclude each other.
     """
     if not inputs:
-        raise UsageError("no input given", "name an image, a folder, a list.txt, or - for standard input")
+        raise UsageError("no input given", "give an image, a folder, a list.txt, or - for standard input")
     check_suffix(options.suffix)
     target = parse_output(output, options.output_format)
     if STREAM in inputs:
@@ -180,18 +182,18 @@ def find_jobs(
 class _Planner:
     """Names results, and finds those that would overwrite an input or each other.
 
-    It remembers the names of results, 8 bytes each.
+    It stores 8 bytes for the name of each result.
     """
 
     def __init__(self, naming: Naming) -> None:
         self._naming = naming
-        self._hint = "give another name to -o" if naming.output.kind == "file" else "give --suffix _x4, or -o FOLDER"
+        self._hint = "use another name for -o" if naming.output.kind == "file" else "use --suffix _x4, or -o FOLDER"
         self._key = EntryKeys()
         self._results = set[int]()
         self._earlier, self._first_earlier = 0, ""
 
     def plan_together(self, found: Sequence[Found]) -> tuple[Planned, ...]:
-        """Plan inputs of which each is compared with all others.
+        """Plan inputs, comparing each with all others.
 
         Raises:
             UsageError: one would be overwritten by its own result, or several inputs have one output.
@@ -222,7 +224,7 @@ class _Planner:
         )
 
     def plan_each(self, found: Iterable[Found]) -> Iterator[Planned]:
-        """Plan inputs one by one, each compared with those before it."""
+        """Plan inputs one by one, comparing each with the previous ones."""
         for one in found:
             if not isinstance(one, FoundInput):
                 yield one
@@ -233,14 +235,14 @@ class _Planner:
             elif named.source_key in self._results:
                 yield self._skip(named)
             elif named.place_key in self._results:
-                yield _clash([shown(one.path), "an input before it"], named.place)
+                yield _clash([shown(one.path), "a previous input"], named.place)
             else:
                 self._results.update(named.result_keys)
                 yield named.job
         yield from self.note()
 
     def note(self) -> Iterator[Note]:
-        """A note on the inputs that are skipped for their names, if there are any."""
+        """A note about inputs that are skipped because of their names, if there are any."""
         if self._earlier:
             yield Note(
                 f"skipped {self._earlier} inputs with the names of other inputs' results, the first is "
@@ -259,7 +261,7 @@ class _Planner:
 
 
 class _Named(NamedTuple):
-    """An input and where its result is written; keys distinguish files, however they are spelled."""
+    """An input and the path of its result; keys identify files independent of their spelling."""
 
     found: FoundInput
     place: Location
@@ -274,7 +276,7 @@ class _Named(NamedTuple):
 
     @property
     def result_keys(self) -> tuple[int, int]:
-        """Of the result, and of the comparison beside it."""
+        """The keys of the result and of its comparison."""
         return self.place_key, self.comparison_key
 
     @property
@@ -284,7 +286,7 @@ class _Named(NamedTuple):
             try:
                 return os.path.samefile(self.found.path, self.place)
             except OSError:
-                # The destination does not exist yet; or the source is gone, which is reported when it is read.
+                # The destination does not exist yet, or the source has disappeared, which is reported when it is read.
                 pass
         return self.source_key == self.place_key
 
@@ -306,7 +308,7 @@ def _clash(sources: Sequence[str], destination: Location) -> FileError:
 
 
 def _writes_among(inputs: Sequence[str], target: Output) -> bool:
-    """Whether results may lie in folders that are searched for inputs."""
+    """Whether results can be written into folders that are searched for inputs."""
     folders = [parse_address(text) if is_url(text) else Path(text) for text in inputs]
     if target.kind == "beside":
         return len(inputs) > 1 or not _names_folder(folders[0])
@@ -316,7 +318,7 @@ def _writes_among(inputs: Sequence[str], target: Output) -> bool:
 def _names_folder(place: Location) -> bool:
     if isinstance(place, Path):
         return os.path.isdir(place)
-    # Without a request: a pattern or an image's name is no folder.
+    # Patterns and image names are not folders; checking this needs no request.
     return not glob.has_magic(place.place) and place.suffix.lower() not in FORMAT_OF_SUFFIX
 
 
@@ -328,10 +330,10 @@ def _is_below(place: Location, folder: Location) -> bool:
 
 def _stream_job(inputs: Sequence[str], target: Output) -> Job:
     if any(text != STREAM for text in inputs):
-        raise UsageError("- (standard input) must be the only input", "run twice, or name files only")
+        raise UsageError("- (standard input) must be the only input", "run the command twice, or give files only")
     if target.kind == "folder":
         raise UsageError(
-            f"-o {shown(target.path)} is a folder, and standard input has no name", "add one, as result.png"
+            f"-o {shown(target.path)} is a folder, but standard input has no name", "add a name, such as result.png"
         )
     return Job(None, target.path if target.kind == "file" else None)
 
@@ -341,7 +343,7 @@ def _check_single(found: Sequence[FoundInput], problems: Sequence[FileError], ta
     hint = f"for a folder of that name use -o {shown(target.path)}/" if target.kind == "file" else "use -o FOLDER"
     folder = next((one.folder for one in found if one.folder is not None), None)
     if folder is not None:
-        raise UsageError(f"{name} takes one image, but {shown(folder)} is a folder", hint)
+        raise UsageError(f"{name} is for one image, but {shown(folder)} is a folder", hint)
     count = len(found) + len(problems)
     if count > 1:
-        raise UsageError(f"{name} takes one image, but there are {count} inputs", hint)
+        raise UsageError(f"{name} is for one image, but there are {count} inputs", hint)

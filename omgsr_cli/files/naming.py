@@ -1,4 +1,4 @@
-"""What results are called, and where they lie."""
+"""Name results, and choose their folders."""
 
 from __future__ import annotations
 
@@ -19,77 +19,77 @@ if TYPE_CHECKING:
 
 STREAM = "-"
 
-#: The usual suffix of each format that results are written in.
+#: The usual suffix of each output format.
 _SUFFIX_OF_FORMAT = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif", "avif": ".avif"}
 
-# Of one format, but they promise more than the one frame that is written.
+# Suffixes of output formats that promise more than one frame, although only one is written.
 _PLAIN_SUFFIX = {".apng": ".png", ".mpo": ".jpg"}
 
-# A result that is to be called so is meant as a file, of whatever kind; ".05" or a long word ends a folder's name.
+# An output with such a suffix is a file of any kind; ".05" or a long word can be the end of a folder name.
 _LIKE_A_FILES = re.compile(r"\.[a-z][a-z0-9]{1,4}")
 
 
 @dataclass(frozen=True)
 class Output:
-    """What -o means: a file, a folder, standard output, or a place beside each input."""
+    """The meaning of -o: a file, a folder, standard output, or beside each input."""
 
     kind: Literal["file", "folder", "stream", "beside"]
     path: Location = Path()
 
 
 def check_suffix(suffix: str | None) -> None:
-    """Refuse what cannot be a part of a name.
+    """Refuse a suffix that cannot be part of a file name.
 
     Raises:
-        UsageError: it has slashes.
+        UsageError: the suffix has slashes.
     """
     if suffix and any(mark in suffix for mark in ("/", "\\", "\0")):
-        raise UsageError(f"--suffix {shown(suffix)} is not a part of a file's name", "leave out its slashes")
+        raise UsageError(f"--suffix {shown(suffix)} cannot be part of a file name", "remove the slashes")
 
 
 def parse_output(output: str | None, output_format: OutputFormat) -> Output:
-    """What -o means.
+    """Parse the value of -o.
 
     Raises:
-        UsageError: it cannot be a place for results.
+        UsageError: results cannot be written there.
     """
     if output is None:
         return Output("beside")
     if output == STREAM:
         return Output("stream")
     if not output:
-        raise UsageError("-o is empty", "is a variable in the command not set?")
+        raise UsageError("-o is empty", "check that variables in the command are set")
     path: Location = Path(output)
     if is_url(output):
         path = parse_address(output)
         if path.scheme in ("http", "https"):
             raise UsageError(
-                f"-o {path}: results are not written to a web server", "give a folder, or s3://, gs://, hf://"
+                f"-o {path}: results cannot be written to a web server", "use a folder, or s3://, gs:// or hf://"
             )
         check_address(path)
     ends_as_folder = output.endswith(("/", os.sep)) or path.name in ("", "..")
     suffix = path.suffix.lower()
     if ends_as_folder or _is_folder(path) or not (suffix in FORMAT_OF_SUFFIX or _LIKE_A_FILES.fullmatch(suffix)):
         if isinstance(path, Path) and os.path.lexists(path) and not os.path.isdir(path):
-            raise UsageError(f"-o {shown(output)} exists and is not a folder", "give a folder, or an image's name")
+            raise UsageError(f"-o {shown(output)} exists but is not a folder", "use a folder, or the name of an image")
         return Output("folder", path)
     written = FORMAT_OF_SUFFIX.get(suffix)
     if written not in _SUFFIX_OF_FORMAT:
         names = ", ".join(_SUFFIX_OF_FORMAT.values())
         raise UsageError(
-            f"-o {shown(output)}: {shown(suffix)} is not written",
-            f"use one of {names}; a folder of that name ends with a slash",
+            f"-o {shown(output)}: {shown(suffix)} is not an output format",
+            f"use one of {names}; for a folder of this name, add a slash",
         )
     if output_format not in ("same", written):
         right = path.stem + _SUFFIX_OF_FORMAT[output_format]
-        raise UsageError(f"-o {shown(output)} and --format {output_format} disagree", f"name it {shown(right)}")
+        raise UsageError(f"-o {shown(output)} and --format {output_format} disagree", f"use -o {shown(right)}")
     return Output("file", path)
 
 
 def _is_folder(path: Location) -> bool:
     if isinstance(path, Path):
         return os.path.isdir(path)
-    # A name without a suffix is a folder's in any case.
+    # A name without a suffix is always a folder.
     entry = look_at(path) if path.suffix else None
     return entry is not None and entry.is_folder
 
@@ -99,10 +99,10 @@ class Naming:
     """Names results.
 
     Attributes:
-        output: what -o means.
-        suffix: put behind each name; None means the scale beside an input and nothing in a folder of results.
+        output: the parsed -o.
+        suffix: appended to each name; None appends the scale beside an input, and nothing in an output folder.
         scale_label: see `scale_label`.
-        format: of the files.
+        format: format of the files.
     """
 
     output: Output
@@ -111,7 +111,7 @@ class Naming:
     format: OutputFormat
 
     def destination(self, found: FoundInput) -> Location:
-        """The place of an input's result."""
+        """The path of an input's result."""
         if self.output.kind == "file":
             return self.output.path
         if self.output.kind == "folder":
@@ -128,15 +128,15 @@ class Naming:
     def _beside_folder(self, folder: Location) -> Location:
         named = folder
         if isinstance(folder, Path) and folder.name in ("", ".."):
-            # "." and "x/.." have no name of their own to put the scale behind.
+            # "." and "x/.." have no name to append the scale to.
             named = Path(os.path.realpath(folder))
         if not named.name:
-            raise UsageError(f"there is no place beside {shown(folder)} for the results", "say where with -o FOLDER")
+            raise UsageError(f"results cannot be written beside {shown(folder)}", "choose a folder with -o FOLDER")
         return named.parent / (named.name + self._scale_suffix)
 
     def _name(self, found: FoundInput, source: Location, default: str) -> str:
         middle = default if self.suffix is None else self.suffix
-        # Only an image's suffix is cut off: the last part distinguishes IMG.0001 from IMG.0002.
+        # Only image suffixes are removed, because the last part distinguishes IMG.0001 from IMG.0002.
         stem = source.stem if source.suffix.lower() in FORMAT_OF_SUFFIX else source.name
         return stem + middle + self._extension(found, source)
 
@@ -145,7 +145,7 @@ class Naming:
         source_format = FORMAT_OF_SUFFIX.get(suffix, "")
         wanted: str = self.format
         if wanted == "same":
-            # Names lie: many a WebP is called .jpg.
+            # Names can be wrong: many WebP files are called .jpg.
             wanted = (format_of_content(found.path) if isinstance(found.path, Path) else None) or source_format
         if wanted not in _SUFFIX_OF_FORMAT:
             return ".png"
@@ -155,7 +155,7 @@ class Naming:
 
 
 def scale_label(sizes: SizeOptions, model_scale: float) -> str:
-    """How a result's name shows its size: "4" for a factor, "1920x1080", or "2000px" for a side."""
+    """The size in a result's name: "4" for a factor, "1920x1080", or "2000px" for a side."""
     if sizes.size is not None:
         return f"{sizes.size[1]}x{sizes.size[0]}"
     if sizes.print is not None:
@@ -165,7 +165,7 @@ def scale_label(sizes: SizeOptions, model_scale: float) -> str:
 
 
 def comparison_path(destination: Location) -> Location:
-    """The before/after image of a result, beside it."""
+    """The path of a result's before/after image."""
     return destination.with_name(comparison_name(destination.name))
 
 

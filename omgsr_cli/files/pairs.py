@@ -1,4 +1,4 @@
-"""Which two files show the same image: pairing by their names."""
+"""Pair the files of the same images by their names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omgsr_cli.files.inputs import FoundImage, find_inputs
 _NAMED = 5
 
 
-# What test sets add to a name to distinguish the halves of a pair: _HR, _LR4, _x4, x4 after a digit, ...
+# Marks that test sets add to the names of a pair: _HR, _LR4, _x4, x4 after a digit, ...
 _MARK = re.compile(r"(?:[._-](?:hr|lr|gt|hq|lq|sr)(?:x?[0-9]+)?|[._-]x[0-9]+|(?<=[0-9])x[0-9]+)$", re.IGNORECASE)
 
 
@@ -41,15 +41,15 @@ def pair_by_name(
 ) -> tuple[Pair, ...]:
     """Pair the files of two lists by their names: a/0001.png with b/0001.jpg.
 
-    The first of these counts that is unique in both lists and gives each file a partner: the stem; the path below
-    the folder that was named (Canon/001 and Nikon/001); and both without the marks of test sets (_HR, _LR4, _x4, x4).
+    The first of these keys is used that is unique in both lists and gives each file a partner: the stem; the path below
+    the input folder (Canon/001 and Nikon/001); and both without the marks of test sets (_HR, _LR4, _x4, x4).
 
     Args:
-        first: files, one per image; the pairs come in their order.
+        first: files, one per image, which determine the order of the pairs.
         second: their partners, in any order.
-        names: what to call the two lists in messages.
+        names: names of the two lists in messages.
     Raises:
-        UsageError: a file has no partner, or a name is twice in one list; the message lists them.
+        UsageError: a file has no partner, or a list contains a name twice; the message lists these files.
     """
     for key in _KEYS:
         own, partners = ({key(file): file.path for file in files} for files in (first, second))
@@ -90,7 +90,7 @@ def _names_of(files: Sequence[FoundImage]) -> dict[Path, str]:
 
 
 def _no_pairs(first: Sequence[FoundImage], second: Sequence[FoundImage], names: tuple[str, str]) -> UsageError:
-    """Say what stands in the way, by the way of naming that brings most files together."""
+    """The error for files that cannot be paired, by the key that pairs most of them."""
 
     def together(key: Callable[[FoundImage], str]) -> int:
         return len({key(file) for file in first} & {key(file) for file in second})
@@ -102,12 +102,12 @@ def _no_pairs(first: Sequence[FoundImage], second: Sequence[FoundImage], names: 
         if missing:
             return UsageError(
                 f"{len(missing)} of {len(files)} images without a partner in {name}: {_listed(missing)}",
-                "partners have the same name, up to their ending and marks as _HR, _LR4 or _x4",
+                "partners must have the same name, apart from the suffix and marks such as _HR, _LR4 or _x4",
             )
     for files, name in ((first, names[0]), (second, names[1])):
         twice = [file.path for file in files if sum(key(other) == key(file) for other in files) > 1]
         if twice:
-            return UsageError(f"{name} has images of the same name: {_listed(twice)}", "leave one of each out")
+            return UsageError(f"{name} has images of the same name: {_listed(twice)}", "remove one of each")
     return UsageError(f"{names[0]} and {names[1]} cannot be paired", "give partners the same name")
 
 
@@ -118,13 +118,13 @@ def _listed(paths: Iterable[Path]) -> str:
 
 @dataclass(frozen=True)
 class FoundImages:
-    """What was named.
+    """The images of a dataset.
 
     Attributes:
-        images: the sharp ones.
-        partners: the low-quality partner of each, or None where they are to be degraded.
-        problems: what was named and is none.
-        notes: what else the user should know.
+        images: the sharp images.
+        partners: the low-quality partner of each, or None if they are to be degraded.
+        problems: unusable inputs.
+        notes: notes for the user.
     """
 
     images: tuple[Path, ...]
@@ -136,14 +136,14 @@ class FoundImages:
 def find_images(
     data: Sequence[str], lq: Sequence[str] | None, *, names: tuple[str, str] = ("--data", "--lq")
 ) -> FoundImages:
-    """Find the images, and the partner of each if partners are named.
+    """Find the images, and the partner of each if partners are given.
 
     Args:
         data: sharp images: folders with their subfolders, files, globs or .txt lists.
-        lq: their partners, likewise; none where there are none.
-        names: what to call the two in messages.
+        lq: their partners, in the same form; None or empty if there are none.
+        names: names of the two options in messages.
     Raises:
-        UsageError: there are none, or their names do not go together.
+        UsageError: there are no images, or they cannot be paired.
     """
     found, problems, notes = find_inputs(data, recursive=True)
     images = tuple(item.path for item in found)
@@ -156,5 +156,5 @@ def find_images(
             partners = tuple(pair.second for pair in pairs)
     if not images or (lq and partners is None):
         reason = f": {problems[0].message}" if problems else ""
-        raise UsageError(f"no images were found{reason}", "give folders, files or .txt lists")
+        raise UsageError(f"no images were found{reason}", "use folders, files or .txt lists")
     return FoundImages(images, partners, problems, notes)

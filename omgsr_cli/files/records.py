@@ -1,13 +1,12 @@
 """A record in an image file: the settings that the image was made with.
 
-It is stored where a format keeps data that is private to a program, so that no viewer shows it and none of the user's
-data is touched:
+It is stored as private data of a program, which viewers do not show, and the user's metadata is not changed:
 
-- PNG: a chunk "omGR" before the pixels, of the kind that an editor drops when it changes them;
+- PNG: a chunk "omGR" before the pixels, of a kind that editors drop when they change them;
 - JPEG: an APP9 segment that starts with "omgsr" and a zero;
-- WebP: a chunk "OMGS" at the end, which readers skip as the format asks them to;
-- AVIF: a top-level `uuid` box at the end, skipped likewise;
-- TIFF: bytes at the end that no directory points to, closed by their length and "omgsrREC".
+- WebP: a chunk "OMGS" at the end, which readers must skip;
+- AVIF: a top-level `uuid` box at the end, which readers must skip;
+- TIFF: bytes at the end that no directory refers to, followed by their length and "omgsrREC".
 """
 
 from __future__ import annotations
@@ -39,21 +38,22 @@ _WEBP_CHUNK = b"OMGS"
 # Made once with uuid4.
 _AVIF_UUID = bytes.fromhex("2097a9f12f414e79b1de1dde96f40375")
 
-#: A segment of a JPEG holds at most this many bytes beside the prefix.
+#: Maximum number of bytes in a JPEG segment after the prefix.
 MAX_RECORD_BYTES = 65533 - len(_JPEG_PREFIX)
 
 
 def with_record(format_name: str, parts: Iterable[bytes], record: str) -> Iterator[bytes | memoryview]:
-    """Put a record into an encoded image.
+    """Add a record to an encoded image.
 
     Args:
         format_name: "png", "jpg", "webp", "avif" or "tiff".
-        parts: the file's bytes; of a PNG the first is its signature and header, other formats but TIFF have just one.
-        record: short text.
+        parts: the bytes of the file; the first part of a PNG is its signature and header, JPEG, WebP and AVIF have one
+            part.
+        record: a short text.
     Yields:
-        The new file's bytes in parts, so that a large image is not copied.
+        The bytes of the new file in parts, so large images are not copied.
     Raises:
-        ValueError: the record is longer than `MAX_RECORD_BYTES`, or the format has no place.
+        ValueError: the record is longer than `MAX_RECORD_BYTES`, or the format does not support records.
     """
     content = record.encode()
     if len(content) > MAX_RECORD_BYTES:
@@ -78,14 +78,14 @@ def with_record(format_name: str, parts: Iterable[bytes], record: str) -> Iterat
         yield next(stream)
         yield struct.pack(">I", 24 + len(content)) + b"uuid" + _AVIF_UUID + content
     else:
-        raise ValueError(f"no place for a record in {format_name}")
+        raise ValueError(f"{format_name} does not support records")
 
 
 def read_record(source: Path | bytes) -> str | None:
-    """Read the record that an image was written with.
+    """Read the record of an image.
 
     Args:
-        source: a file, or a whole file's bytes.
+        source: a path, or the bytes of a file.
     Returns:
         The record, or None if the file does not exist, was not written by this program, or is not an image.
     """
@@ -141,7 +141,7 @@ def _find_record(file: BinaryIO, place: _Place) -> bytes | None:
 
 
 def _webp_with_record(view: memoryview, content: bytes) -> tuple[bytes | memoryview, ...]:
-    """Append a chunk; a simple file is made an extended one first, since only that may have more chunks."""
+    """Append a chunk; a simple file becomes an extended one first, because only those can have more chunks."""
     chunk = _WEBP_CHUNK + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
     header = b"" if bytes(view[12:16]) == b"VP8X" else _vp8x_header(view)
     length = len(view) - 8 + len(header) + len(chunk)
@@ -156,7 +156,7 @@ def _vp8x_header(view: memoryview) -> bytes:
     else:
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", view, 26))
         flags = 0
-    # Sides have 24 bits: four bytes packed, three kept.
+    # Sides have 24 bits: pack four bytes and keep three.
     packed = (struct.pack("<I", side - 1)[:3] for side in (width, height))
     return b"VP8X" + struct.pack("<IB3x", 10, flags) + b"".join(packed)
 

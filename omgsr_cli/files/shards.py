@@ -1,4 +1,4 @@
-"""Which part of many images a process of a cluster restores; each process computes it by itself."""
+"""Divide images among the processes of a cluster; each process computes its own part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HINT = "write it like 1/8 to 8/8, or auto"
 
 @dataclass(frozen=True)
 class Shard:
-    """One of `count` parts, `number` being 1 to `count`."""
+    """One of `count` parts; `number` is 1 to `count`."""
 
     number: int
     count: int
@@ -24,14 +24,14 @@ class Shard:
         return f"{self.number}/{self.count}"
 
     def holds(self, name: str) -> bool:
-        """Whether an image is in this part, by the path that it has below the folder that was named.
+        """Whether an image is in this part, by its path below the input folder.
 
-        The same image is in the same part whatever the order of a listing, and wherever the folder is mounted.
+        The part of an image does not depend on the order of a listing or on where the folder is mounted.
         """
         return name_hash(name) % self.count == self.number - 1
 
     def indices(self, count: int) -> range:
-        """This part of `count` things that have no names, in turns."""
+        """The indices in this part, for `count` items without names, in turns."""
         return range(self.number - 1, count, self.count)
 
     def holds_planned(self, planned: Planned) -> bool:
@@ -42,20 +42,20 @@ class Shard:
 
 
 def parse_shard(text: str, environment: Mapping[str, str]) -> Shard:
-    """The part that `--shard` names: "3/8", or "auto" for the one that a scheduler gave this process.
+    """Parse `--shard`: "3/8", or "auto" for the part that a scheduler assigned to this process.
 
     Args:
-        text: as typed.
-        environment: of the process: RANK and WORLD_SIZE as torchrun sets them, SLURM's variables of a job array, or
-            both, where every task of the array has several ranks.
+        text: the value.
+        environment: variables of the process: torchrun's RANK and WORLD_SIZE, SLURM's variables of a job array, or both
+            if every task of the array has several ranks.
     Raises:
-        UsageError: it is no part, or no variable names one.
+        UsageError: the value is not a part, or no variable defines one.
     """
     if text == "auto":
         return _scheduled(environment)
     match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise UsageError(f"--shard {shown(text)} is not a part of a whole", _HINT)
+        raise UsageError(f"--shard {shown(text)} is not a valid part", _HINT)
     return Shard(int(match[1]), int(match[2]))
 
 
@@ -75,11 +75,11 @@ def _of_array(environment: Mapping[str, str]) -> tuple[int, int] | None:
     names = [f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "COUNT")]
     task, first, last, count = (_integer(environment, name) for name in names)
     step = (last - first) // (count - 1) if count > 1 else 1
-    # An array as 1,5,6 has holes of different widths: a task cannot compute its index.
+    # In an array such as 1,5,6 with uneven gaps, a task cannot compute its index.
     if step < 1 or first + step * (count - 1) != last or not first <= task <= last or (task - first) % step:
         raise UsageError(
             f"--shard auto: the array {first} to {last} with {count} tasks is not evenly spaced",
-            "give --shard I/N, I being made of SLURM_ARRAY_TASK_ID",
+            "use --shard I/N, and compute I from SLURM_ARRAY_TASK_ID",
         )
     return (task - first) // step, count
 
@@ -89,7 +89,7 @@ def _of_ranks(environment: Mapping[str, str]) -> tuple[int, int] | None:
         return None
     rank, count = _integer(environment, "RANK"), _integer(environment, "WORLD_SIZE")
     if not 0 <= rank < count:
-        raise UsageError(f"--shard auto: RANK {rank} is not below WORLD_SIZE {count}", _HINT)
+        raise UsageError(f"--shard auto: RANK {rank} must be below WORLD_SIZE {count}", _HINT)
     return rank, count
 
 

@@ -1,4 +1,4 @@
-"""Files on storages of the network, through fsspec: listed, read, fetched and put."""
+"""List, read, fetch and write files on network storage, with fsspec."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from omgsr_cli.errors import FileError, UsageError, reason_of
 from omgsr_cli.files.addresses import Address, Location, parse_address, redact
 from omgsr_cli.files.atomic import exists_error, is_abandoned, partial_name, scratch_folder
 
-# A record is short, and at the head or the end of a file.
+# Records are short and at the start or the end of a file.
 _BLOCK_BYTES = 1 << 16
 
-# There a file appears complete or not at all; elsewhere it is put under another name first.
+# Kinds of storage where a file appears complete or not at all; elsewhere it is written under another name first.
 _WHOLE_PUTS = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "hf", "memory"))
 
-# What storages say of a file that changes with its content: each its own.
+# Properties of a file that change with its content, for various kinds of storage.
 _CHANGE_WITH_CONTENT = (
     *("size", "ETag", "etag", "generation", "version_id", "blob_id"),
     *("LastModified", "last_modified", "mtime", "updated", "created", "last_commit"),
@@ -29,11 +29,11 @@ _CHANGE_WITH_CONTENT = (
 
 @dataclass(frozen=True)
 class Entry:
-    """What a storage reports of an address.
+    """The information of a storage about an address.
 
     Attributes:
-        is_folder: whether something is below it.
-        stamp: changes when the file does: its ETag, version or time, and size.
+        is_folder: whether it is a folder.
+        stamp: a text that changes with the file: its ETag, version or time, and size.
     """
 
     is_folder: bool
@@ -41,30 +41,30 @@ class Entry:
 
 
 def check_address(address: Address) -> None:
-    """Look whether this program can deal with such a storage.
+    """Check that a kind of storage is supported.
 
     Raises:
         UsageError: the scheme is unknown, or a library for it is not installed.
         FileError: as for `open_storage`.
     """
     if address.scheme == "file":
-        raise UsageError(f"{address} is a path", "give the path without file://")
+        raise UsageError(f"{address} is a path", "use the path without file://")
     open_storage(address)
 
 
 def open_storage(address: Address) -> tuple[Any, str]:
-    """What fsspec deals with a storage by, and what it calls the place there.
+    """The file system of fsspec for an address, and the path in it.
 
     Raises:
         UsageError: the scheme is unknown, or a library for it is not installed.
-        FileError: it is connected to at once, and does not answer.
+        FileError: the storage does not respond.
     """
     try:
         import fsspec
     except ImportError as error:
         raise UsageError(f"{address}: fsspec is not installed", "pip install 'omgsr-cli[remote]'") from error
     try:
-        # A listing that is kept would grow with the storage. ftp:// and sftp:// are connected to already.
+        # Cached listings would grow with the storage. This connects to ftp:// and sftp:// immediately.
         with storage_errors(address, "reached"):
             system, path = fsspec.url_to_fs(address.url, use_listings_cache=False)
     except ImportError as error:
@@ -74,29 +74,29 @@ def open_storage(address: Address) -> tuple[Any, str]:
         if "not known" not in str(error).lower() and "unknown" not in str(error).lower():
             raise UsageError(f"{address}: {_reason(error)}") from error
         raise UsageError(
-            f"{address}: there is no kind of storage called {address.scheme}", "s3://, gs://, hf:// are such"
+            f"{address}: the kind of storage {address.scheme} is unknown", "use for example s3://, gs:// or hf://"
         ) from error
     return system, str(path)
 
 
 def protocol(system: Any) -> str:
-    """What fsspec calls a kind of storage: "s3", "gs", ..."""
+    """The name of a kind of storage in fsspec: "s3", "gs", ..."""
     names: str | tuple[str, ...] = system.protocol
     return names if isinstance(names, str) else names[0]
 
 
 def look_at(address: Address) -> Entry | None:
-    """What exists at an address; None if nothing does.
+    """The information about an address; None if nothing exists there.
 
     Raises:
-        FileError: the storage does not answer, or refuses.
+        FileError: the storage does not respond, or refuses access.
     """
     with storage_errors(address, "read"):
         system, path = open_storage(address)
         try:
             found = system.info(path)
         except FileNotFoundError as error:
-            # fsspec also raises this for a web server that was not reached.
+            # fsspec also raises this for a web server that cannot be reached.
             if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
                 raise error.__cause__ from error
             return None
@@ -105,10 +105,10 @@ def look_at(address: Address) -> Entry | None:
 
 @contextmanager
 def reading(address: Address) -> Iterator[BinaryIO]:
-    """Open a remote file; what is read is fetched in small parts.
+    """Open a remote file, which is fetched in small parts as it is read.
 
     Raises:
-        FileError: it is not there, or cannot be read.
+        FileError: the file does not exist or cannot be read.
     """
     with storage_errors(address, "read"):
         system, path = open_storage(address)
@@ -118,11 +118,11 @@ def reading(address: Address) -> Iterator[BinaryIO]:
 
 @dataclass(frozen=True)
 class LocalCopy:
-    """What was fetched of a file.
+    """A local copy of a file.
 
     Attributes:
-        path: of the file on this machine.
-        stamp: as of `Entry`, from before it was fetched; empty for a file of this machine.
+        path: path of the copy.
+        stamp: stamp as in `Entry`, from before the file was fetched; empty for a file on this machine.
     """
 
     path: Path
@@ -131,10 +131,10 @@ class LocalCopy:
 
 @contextmanager
 def local_copy(source: Location) -> Iterator[LocalCopy]:
-    """A file on this machine: the source itself, or a copy of the file at an address, removed afterwards.
+    """A file on this machine: the source itself, or a temporary copy of the file at an address.
 
     Raises:
-        FileError: it cannot be fetched.
+        FileError: the file cannot be fetched.
     """
     if isinstance(source, Path):
         yield LocalCopy(source)
@@ -151,11 +151,11 @@ def local_copy(source: Location) -> Iterator[LocalCopy]:
 
 @contextmanager
 def put_when_whole(destination: Location, *, overwrite: bool) -> Iterator[Path]:
-    """Where to write a file: at its destination, or for an address on this machine, from where it is put in the end.
+    """The path to write a file to: its destination, or for an address a local file, which is uploaded at the end.
 
     Raises:
-        ExistsError: it exists by now and may not be replaced.
-        FileError: it cannot be put.
+        ExistsError: the destination exists by now and must not be replaced.
+        FileError: the file cannot be uploaded.
     """
     if isinstance(destination, Path):
         yield destination
@@ -175,7 +175,7 @@ def _put(local: Path, destination: Address, overwrite: bool) -> None:
     if not overwrite and system.exists(path):
         raise exists_error(destination)
     if destination.scheme in _WHOLE_PUTS:
-        # Who else writes this very file writes the same; S3 refuses the second one itself.
+        # Another process that writes this file writes the same content; S3 itself refuses the second one.
         mode = {"mode": "create"} if protocol(system) == "s3" and not overwrite else {}
         try:
             system.put_file(str(local), path, **mode)
@@ -197,7 +197,7 @@ def _put(local: Path, destination: Address, overwrite: bool) -> None:
 
 @cache
 def _remove_abandoned(system: Any, folder: str) -> None:
-    """Remove, once a run, what processes of this host that were killed left in a remote folder."""
+    """Remove the leftovers of killed processes of this host from a remote folder, once per run."""
     for name in system.ls(folder, detail=False):
         if is_abandoned(str(name).rpartition("/")[2]):
             system.rm_file(name)
@@ -214,15 +214,15 @@ def list_files(
     skipped: Address | None = None,
     on_folder: Callable[[Address], None] = lambda _: None,
 ) -> Iterator[Address]:
-    """The files of a folder as the storage lists them, without hidden ones; long listings come page by page.
+    """The files of a folder in the order of the storage, without hidden ones; long listings are read page by page.
 
     Args:
-        folder: whose files are meant.
-        recursive: whether those below its folders are, too.
+        folder: the folder.
+        recursive: list subfolders too.
         skipped: a folder that is skipped.
-        on_folder: called with each folder in it whose files are not meant.
+        on_folder: called with each subfolder that is not listed.
     Raises:
-        FileError: the storage does not answer, or refuses.
+        FileError: the storage does not respond, or refuses access.
     """
     start = folder.url.rstrip("/") + "/"
     with storage_errors(folder, "listed"):
@@ -239,10 +239,10 @@ def list_files(
 
 
 def find_matches(pattern: Address) -> list[Address]:
-    """The files that a pattern with `*`, `?` or `[...]` matches.
+    """The files that match a pattern with `*`, `?` or `[...]`.
 
     Raises:
-        FileError: the storage does not answer, or refuses.
+        FileError: the storage does not respond, or refuses access.
     """
     with storage_errors(pattern, "listed"):
         system, path = open_storage(pattern)
@@ -253,16 +253,16 @@ def find_matches(pattern: Address) -> list[Address]:
 
 
 def _names(system: Any, path: str, recursive: bool) -> Iterator[str]:
-    """Names below a folder, those of folders with a slash.
+    """The names in a folder; those of folders end with a slash.
 
-    fsspec would hold a bucket's whole listing; where there is a way to page, it is taken.
+    fsspec would keep the listing of a whole bucket in memory, so listings are read in pages if the storage supports it.
     """
     pages = {"s3": _s3_pages, "gs": _gs_pages}.get(protocol(system))
     if pages is not None:
         bucket, key = system.split_path(path)[:2]
         prefix = f"{key.rstrip('/')}/" if key else ""
         for page in pages(system, bucket, prefix, recursive):
-            # The folder itself may be an object too.
+            # The folder itself can be an object, too.
             yield from (name.removeprefix(prefix) for name in page if name != prefix)
         return
     folders = [path]
@@ -272,7 +272,7 @@ def _names(system: Any, path: str, recursive: bool) -> Iterator[str]:
             # As a stack: what is below a folder comes before its neighbours.
             folders += [entry["name"] for entry in reversed(entries) if entry["type"] == "directory"]
         for entry in entries:
-            # Some list the folder itself too.
+            # Some kinds of storage list the folder itself, too.
             if name := entry["name"].strip("/").removeprefix(path.strip("/")).lstrip("/"):
                 yield f"{name}/" if entry["type"] == "directory" else name
 
@@ -299,7 +299,7 @@ def _gs_pages(system: Any, bucket: str, prefix: str, recursive: bool) -> Iterato
         more["pageToken"] = page["nextPageToken"]
 
 
-# What the libraries behind fsspec raise beside OSError; a library that is not loaded has raised nothing.
+# Exceptions of the libraries behind fsspec other than OSError; libraries that are not loaded cannot raise any.
 _FOREIGN_ERRORS = (
     ("botocore.exceptions", "BotoCoreError"),
     ("botocore.exceptions", "ClientError"),
@@ -316,13 +316,13 @@ _FOREIGN_ERRORS = (
 
 @contextmanager
 def storage_errors(address: Address, what: str) -> Iterator[None]:
-    """Turn what a storage raises into a `FileError`.
+    """Turn the exceptions of a storage into a `FileError`.
 
     Args:
-        address: of what is dealt with.
+        address: the address.
         what: "read", "written" or "listed".
     Raises:
-        FileError: in the place of what was raised.
+        FileError: the storage raised an exception.
     """
     try:
         yield
@@ -333,7 +333,7 @@ def storage_errors(address: Address, what: str) -> Iterator[None]:
 
 
 def _errors() -> tuple[type[BaseException], ...]:
-    # asyncio's are here as fsspec runs its requests there.
+    # Those of asyncio are included because fsspec runs its requests there.
     found: list[type[BaseException]] = [OSError, TimeoutError]
     for module, name in _FOREIGN_ERRORS:
         kind = getattr(sys.modules.get(module), name, None)
@@ -343,9 +343,9 @@ def _errors() -> tuple[type[BaseException], ...]:
 
 
 def _reason(error: BaseException) -> str:
-    """Why, in a few words."""
+    """The reason in a few words."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, PermissionError):
-        return "not allowed"
+        return "access denied"
     return redact(reason_of(error))

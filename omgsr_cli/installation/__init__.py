@@ -1,1 +1,1 @@
-"""Making a model ready for use: fetching, checking, merging once, and keeping."""
+"""Install models: fetch, check, merge and store them."""

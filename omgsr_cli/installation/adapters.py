@@ -1,4 +1,4 @@
-"""The published adapter of a preset: from Google Drive or as the user downloaded it, checked before anything large."""
+"""Get the published adapter of a preset, from Google Drive or a local copy, and check it before large downloads."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _DRIVE = "https://drive.google.com/drive/folders/"
 _MAX_DEPTH = 4
 _MAX_FILES = 1000
 _MAX_BYTES = 16 * 2**30
-"""More than any adapter has; an archive that unpacks to more is a bomb."""
+"""Larger than any adapter; an archive that unpacks to more is malicious."""
 
 
 def get_adapter(preset: Preset, given: Path | None, scratch: Path) -> Path:
-    """Find a preset's adapter and check that it is the right one.
+    """Find a preset's adapter and check it.
 
     Args:
-        preset: that has an adapter.
-        given: folder or ZIP archive that a person downloaded; None fetches it from Google Drive.
-        scratch: an empty folder for what is fetched or unpacked.
+        preset: a preset with an adapter.
+        given: folder or ZIP archive that the user downloaded; None fetches the adapter from Google Drive.
+        scratch: an empty folder for downloads and unpacked files.
     Returns:
         The folder with the parts of the adapter.
     Raises:
-        ModelError: it cannot be had, or is another one.
+        ModelError: the adapter cannot be fetched, or is not that of the preset.
     """
     place = scratch
     if given is None:
@@ -42,7 +42,9 @@ def get_adapter(preset: Preset, given: Path | None, scratch: Path) -> Path:
     elif given.is_file():
         _unpack_zip(given, scratch)
     else:
-        raise ModelError(f"there is no folder or archive {given}", hint="--from takes a folder or a .zip file")
+        raise ModelError(
+            f"the folder or archive {given} does not exist", hint="use --from with a folder or a .zip file"
+        )
     parts = family_of(preset, preset.name).adapter_parts
     folder = _find_parts(place, parts, str(given or f"Google Drive's folder {preset.adapter_drive}"))
     _check_adapter(folder, parts, preset)
@@ -50,10 +52,10 @@ def get_adapter(preset: Preset, given: Path | None, scratch: Path) -> Path:
 
 
 def hash_adapter(folder: Path, preset: Preset) -> dict[str, FileEntry]:
-    """Sizes and hashes of the files that are used.
+    """The sizes and hashes of the adapter's files.
 
     Raises:
-        OSError: one cannot be read.
+        OSError: a file cannot be read.
     """
     parts = family_of(preset, preset.name).adapter_parts
     names = (f"{part}/{file}" for part in parts for file in (CONFIG_NAME, WEIGHTS_NAME))
@@ -67,34 +69,34 @@ def _fetch_from_drive(preset: Preset, folder: Path) -> None:
         import gdown
     except ModuleNotFoundError as error:
         raise ModelError(
-            "the published adapter lies on Google Drive, and gdown, which fetches it, is not installed",
+            "the published adapter is on Google Drive, and gdown, which fetches it, is not installed",
             hint=f"pip install 'omgsr-cli[gdrive]', or {by_hand}",
         ) from error
     try:
         fetched = gdown.download_folder(id=preset.adapter_drive, output=f"{folder}{os.sep}", quiet=True)
-    # requests' errors are OSErrors; gdown's own are its exceptions' base or RuntimeErrors.
+    # Errors of requests are OSErrors; those of gdown have its own base class or are RuntimeErrors.
     except (OSError, RuntimeError, ValueError, gdown.exceptions.DownloadError) as error:
         reason = reason_of(error)
-        raise ModelError(f"Google Drive does not give the adapter: {reason}", hint=by_hand) from error
+        raise ModelError(f"the adapter cannot be fetched from Google Drive: {reason}", hint=by_hand) from error
     if not fetched:
-        raise ModelError("Google Drive does not give the adapter", hint=by_hand)
+        raise ModelError("the adapter cannot be fetched from Google Drive", hint=by_hand)
     if any(path.is_symlink() for path in folder.rglob("*")):
-        raise ModelError("Google Drive's folder came with links, which an adapter does not have", hint=by_hand)
+        raise ModelError("the folder from Google Drive contains links, which an adapter does not have", hint=by_hand)
 
 
-def _find_parts(folder: Path, parts: Sequence[str], told: str) -> Path:
-    """The one folder, not far below, that holds the parts."""
+def _find_parts(folder: Path, parts: Sequence[str], name: str) -> Path:
+    """The only folder with the parts, at most a few levels below."""
     found = [place for place in _folders_below(folder, _MAX_DEPTH) if all((place / part).is_dir() for part in parts)]
     if not found:
-        raise ModelError(f"{told} holds no adapter", hint=f"a published adapter has the folders {', '.join(parts)}")
+        raise ModelError(f"{name} contains no adapter", hint=f"a published adapter has the folders {', '.join(parts)}")
     if len(found) > 1:
         names = ", ".join(str(place) for place in found[:3])
-        raise ModelError(f"{told} holds {len(found)} adapters: {names}", hint="give the folder of one of them")
+        raise ModelError(f"{name} contains {len(found)} adapters: {names}", hint="use the folder of one of them")
     return found[0]
 
 
 def _folders_below(folder: Path, depth: int) -> Iterator[Path]:
-    """The folder and those below it; links are not followed, so that there is no loop."""
+    """The folder and its subfolders; links are not followed, to avoid loops."""
     yield folder
     if depth:
         for path in sorted(folder.iterdir()):
@@ -103,14 +105,14 @@ def _folders_below(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _check_adapter(folder: Path, parts: Sequence[str], preset: Preset) -> None:
-    """Check that both parts are plain LoRAs of the preset's ranks, with whole weights."""
+    """Check that both parts are plain LoRAs with the preset's ranks and complete weights."""
     check_adapter_folder(folder, parts)
     for part, rank in zip(parts, (preset.vae_rank, preset.backbone_rank), strict=True):
         found = load_lora_config(folder / part).r
         if found != rank:
             raise ModelError(
-                f"{folder / part} has rank {found}, the adapter of {preset.name} has {rank}",
-                hint="an adapter of your own is used with --base and --adapter, or made a folder by omgsr models merge",
+                f"{folder / part} has rank {found}, but the adapter of {preset.name} has {rank}",
+                hint="use your own adapter with --base and --adapter, or merge it with omgsr models merge",
             )
         read_header(folder / part / WEIGHTS_NAME)
 
@@ -121,14 +123,14 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
     Every member is checked before the first is written. Python reads no more of one than its size in the archive.
 
     Raises:
-        ModelError: not a ZIP archive, damaged or encrypted; a member is a link or leads out of the folder; or the
-            content is larger than an adapter can be.
+        ModelError: the file is not a ZIP archive, is damaged or encrypted, a member is a link or outside the folder, or
+            the content is larger than an adapter can be.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [member for member in opened.infolist() if not member.is_dir()]
             if len(members) > _MAX_FILES:
-                raise ModelError(f"{archive} has {len(members)} files, an adapter has a handful")
+                raise ModelError(f"{archive} has {len(members)} files, but an adapter has only a few")
             if sum(member.file_size for member in members) > _MAX_BYTES:
                 raise ModelError(
                     f"{archive} unpacks to more than {_MAX_BYTES >> 30} GiB", hint="give an adapter's archive"
@@ -137,7 +139,7 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
                 _check_member(archive, member)
             opened.extractall(folder, members)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(f"{archive} is not a readable ZIP archive: {error}", hint="give a .zip file") from error
+        raise ModelError(f"{archive} is not a readable ZIP archive: {error}", hint="use a .zip file") from error
     except OSError as error:
         raise ModelError(f"{archive} cannot be unpacked: {reason_of(error)}") from error
 
@@ -145,6 +147,6 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
 def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
     if not stays_inside(member.filename):
         raise ModelError(f"{archive} has a file outside of its own folder: {member.filename!r}")
-    # The upper half holds the mode where the archive was made on Unix.
+    # The upper half is the file mode if the archive was made on Unix.
     if stat.S_ISLNK(member.external_attr >> 16):
         raise ModelError(f"{archive} has a link: {member.filename!r}")

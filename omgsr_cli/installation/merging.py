@@ -1,4 +1,4 @@
-"""One folder of a base and its adapter, complete and with a manifest, or no folder at all."""
+"""Merge a base and its adapter into one complete folder with a manifest."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ def write_merged(
     text_encoder: bool = False,
     provenance: Provenance | None = None,
 ) -> None:
-    """Merge a model with its adapter and write all that runs it into one folder.
+    """Merge a model with its adapter and write a self-contained folder.
 
-    The sums are taken in float32 and rounded once where `half` asks for it. The folder is written under another name
-    and renamed: it exists whole or not at all, its manifest last.
+    The sums are computed in float32 and rounded once if `half` is set. The folder is written under another name, the
+    manifest last, and renamed, so it is complete or absent.
 
     Args:
         source: from `find_model`, with or without an adapter.
         folder: must not exist yet.
         half: write float16, half the size.
-        text_encoder: copy the text encoder too, so that the folder takes any prompt.
-        provenance: kept in the folder as `sources.json`.
+        text_encoder: copy the text encoder too, so the folder supports any prompt.
+        provenance: written to the folder as `sources.json`.
     Raises:
         UsageError: the folder exists.
-        ModelError: the parts do not make a model, or the folder cannot be written.
+        ModelError: the parts do not match, or the folder cannot be written.
     """
     if os.path.lexists(folder):
-        raise UsageError(f"{folder} already exists", "give another name, or remove it first")
+        raise UsageError(f"{folder} already exists", "choose another name, or remove it first")
 
     def finish(model: Path) -> None:
         if provenance is not None:

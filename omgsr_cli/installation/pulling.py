@@ -1,4 +1,4 @@
-"""From a preset's name to an installed model: fetch base and adapter, check, merge once. Every step can be resumed."""
+"""Install a preset: fetch base and adapter, check them, and merge them once. Every step can be resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Building a run from its configuration."""
+"""Build a run from its configuration."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ from omgsr_cli.training.validation import ImageMeasure, build_measures, find_hel
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that a run works with.
+    """The parts of a run.
 
     Attributes:
-        config: as it was asked for.
+        config: its configuration.
         trainable: the model.
-        learner: what learns, and what makes it learn.
-        crops: samples to learn from.
-        images: how many of them there are.
-        held_out: images to measure with; empty without validation.
+        learner: the trained weights, losses and optimisers.
+        crops: training samples.
+        images: number of training images.
+        held_out: validation images; empty without validation.
         crop_options: how samples are made.
-        features: names of the feature networks; empty without one.
-        losses: names of what a step gives, besides their total.
-        measures: of restored images; none without validation.
+        features: names of the feature networks, if any.
+        losses: names of the losses of a step, without their total.
+        measures: metrics of restored images; empty without validation.
     """
 
     config: TrainConfig
@@ -67,7 +67,7 @@ class Run:
 
 
 def build_crop_options(config: TrainConfig) -> CropOptions:
-    """Say how samples are made of images."""
+    """The options for making samples of images."""
     data, presets = config.data, config.degradation.presets
     # Pre-training knows no degradation.
     degradations = () if config.loss.denoise else tuple((load_degradation(p), share) for p, share in presets.items())
@@ -92,7 +92,7 @@ def build_crop_options(config: TrainConfig) -> CropOptions:
 
 
 def build_teaching(teacher: TeacherConfig | None) -> Teaching | None:
-    """Give where the teacher's images are cached; None without a teacher."""
+    """The teacher's images and their cache; None without a teacher."""
     if teacher is None:
         return None
     images = TeacherImages(Path(teacher.cache), identify_teacher(teacher.model, teacher.precision))
@@ -100,12 +100,12 @@ def build_teaching(teacher: TeacherConfig | None) -> Teaching | None:
 
 
 def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) -> Run:
-    """Read and build everything that a run works with.
+    """Load and build the parts of a run.
 
     Args:
-        config: of the run.
-        accelerator: of the process.
-        resumed: the weights will be read from a checkpoint.
+        config: configuration of the run.
+        accelerator: accelerator of the process.
+        resumed: the weights will be loaded from a checkpoint.
     Raises:
         OmgsrError: the model, the data or the feature network cannot be read.
     """
@@ -114,7 +114,7 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
     held_out = find_held_out(config)
     device = device_of(accelerator)
     shards = config.train.shard_backbone
-    # Whole, it may not fit the device.
+    # The whole network may not fit on the device.
     trainable = load_run_model(config, torch.device("cpu") if shards else device, resumed=resumed)
     if shards:
         share_backbone(trainable, device, accelerator.num_processes)
@@ -143,7 +143,7 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
 
 
 def _find_images(config: TrainConfig, accelerator: Accelerator) -> tuple[TrainingImage, ...]:
-    """List the images to train on; the first process reads their headers, and the others find what it remembers."""
+    """List the training images; the first process reads their headers, and the others use what it remembered."""
     found: list[TrainingImage] = []
 
     def find() -> None:
@@ -157,7 +157,7 @@ def _find_images(config: TrainConfig, accelerator: Accelerator) -> tuple[Trainin
 
 
 def load_networks(config: TrainConfig, device: torch.device) -> dict[str, FeatureNet]:
-    """Read the feature networks of a run, by the section that measures on it; one that both share is read once.
+    """Load the feature networks of a run, by the section that uses them; a shared one is loaded once.
 
     Raises:
         ModelError: as for `load_features`.
@@ -169,7 +169,7 @@ def load_networks(config: TrainConfig, device: torch.device) -> dict[str, Featur
 
 
 def _build_losses(config: TrainConfig, networks: Mapping[str, FeatureNet]) -> Losses:
-    # DISTS' own weights are for VGG16.
+    # The published weights of DISTS are for VGG16.
     source = find_features(*config.backbones["loss"]) if "loss" in networks else None
     learned = Path(source.place) if source is not None and source.kind == "vgg16" else None
     return build_losses(config.loss, networks.get("loss"), learned)
@@ -205,17 +205,17 @@ def _build_adversary(config: TrainConfig, judged: FeatureNet | None, device: tor
 
 TIMESTEP_NAME = "mid_timestep.json"
 _SAMPLES = 64
-"""Enough for an interval of a few timesteps, and no long wait."""
+"""Enough samples for an interval of a few timesteps without a long wait."""
 
 
 def settle_mid_timestep(config: TrainConfig, accelerator: Accelerator, resumed: Path | None) -> TrainConfig:
-    """Put a number in the place of "auto": that of the checkpoint to resume from, or what the first process measures.
+    """Replace "auto" by a number: that of the checkpoint to resume from, or a measurement by the first process.
 
-    Value, interval and curve are written into the run's folder.
+    Value, interval and curve are written to the run's folder.
 
     Args:
-        config: of the run.
-        accelerator: of the process.
+        config: configuration of the run.
+        accelerator: accelerator of the process.
         resumed: the checkpoint to resume from, or None.
     Raises:
         OmgsrError: no image can be measured, or the record cannot be written.
@@ -226,7 +226,7 @@ def settle_mid_timestep(config: TrainConfig, accelerator: Accelerator, resumed: 
     if resumed is not None:
         record = load_record(resumed)
         if record is None:
-            raise ModelError(f"{resumed} has no omgsr.json", "set mid_timestep to the number of the run")
+            raise ModelError(f"{resumed} has no omgsr.json", "set model.mid_timestep to the number of the run")
         values[0] = record.mid_timestep
     elif accelerator.is_main_process:
         found = _measure(config, accelerator)
@@ -237,10 +237,10 @@ def settle_mid_timestep(config: TrainConfig, accelerator: Accelerator, resumed: 
 
 
 def check_measurable(config: TrainConfig) -> None:
-    """Check that "auto" can measure the images to train on.
+    """Check that "auto" can measure the training images.
 
     Raises:
-        UsageError: some are not files, or not taken as they are.
+        UsageError: some of them are not files, or are resized.
     """
     other = [each for each in config.data.train if not is_files(each) or each.first or each.resize]
     if config.model.mid_timestep == "auto" and other:
@@ -258,7 +258,7 @@ def _measure(config: TrainConfig, accelerator: Accelerator) -> MidTimestep:
         [each.images for each in data.train],
         family_of(source.record, source.name).load_encoder(source, device_of(accelerator)),
         lq=data.train_lq,
-        # Of several, the one that most crops get.
+        # Of several degradations, the one with the largest share.
         degradation=max(shares, key=lambda name: shares[name]),
         resolution=data.resolution,
         scale=data.scales[0][0],
@@ -269,7 +269,7 @@ def _measure(config: TrainConfig, accelerator: Accelerator) -> MidTimestep:
 
 
 def _write(found: MidTimestep, folder: Path) -> None:
-    # The curve may begin with infinity, which JSON does not know.
+    # The curve may begin with infinity, which JSON does not support.
     curve = [value if value < float("inf") else None for value in found.curve.tolist()]
     record = {
         "mid_timestep": found.mid_timestep,

@@ -1,4 +1,4 @@
-"""Before a run: every missing file and package at once, and with `--check` what the first steps take."""
+"""Check a run before it starts: find all missing files and packages at once, and with `--check` try the first steps."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ from omgsr_cli.training.validation import build_measures, choose_log_metrics
 
 
 def check_files(draft: Draft[TrainConfig], resume: str = "auto") -> None:
-    """Add to a draft what is wrong with the files and packages that it names.
+    """Add errors about files and packages to a draft.
 
     Args:
-        draft: with or without errors of its own; keys that are wrong already are left alone.
-        resume: as for `find_checkpoint`; the ranks of the checkpoint that it means are compared.
+        draft: a draft with or without errors; keys with errors are not checked again.
+        resume: as for `find_checkpoint`; the ranks of this checkpoint are compared.
     """
     config = draft.config
     if config is None:
@@ -65,7 +65,7 @@ def check_files(draft: Draft[TrainConfig], resume: str = "auto") -> None:
     _check_packages(draft, config)
     folder = Path(config.save.out)
     if not _could_be_folder(folder):
-        draft.add("save.out", "this is a file, checkpoints need a folder")
+        draft.add("save.out", "this is a file, but checkpoints need a folder")
 
 
 def _check_images(draft: Draft[TrainConfig], key: str, names: Sequence[str]) -> None:
@@ -119,7 +119,7 @@ def _check_model(draft: Draft[TrainConfig], config: TrainConfig, resume: str) ->
 
 
 def _check_start(start: Path, preset: str | None) -> None:
-    """Check that a folder has weights to start a preset's training from; without a preset its own record decides."""
+    """Check that a folder has weights to start the training of a preset from, or of the model in its own record."""
     if preset not in PRESETS:
         return
     parts = family_of(PRESETS[preset], preset).adapter_parts
@@ -136,7 +136,7 @@ def _check_packages(draft: Draft[TrainConfig], config: TrainConfig) -> None:
     for tracker in config.log.trackers:
         if find_spec(tracker) is None:
             package = "'omgsr-cli[train]'" if tracker == "tensorboard" else tracker
-            draft.add("log.trackers", f"{tracker} is not installed: pip install {package}, or leave it out")
+            draft.add("log.trackers", f"{tracker} is not installed: pip install {package}, or remove it")
 
 
 def check_metrics(config: TrainConfig) -> None:
@@ -147,7 +147,7 @@ def check_metrics(config: TrainConfig) -> None:
 
 
 def _note(draft: Draft[TrainConfig], key: str, check: Callable[[], object]) -> None:
-    """Make a check, and turn its error into one line of the draft."""
+    """Run a check, and turn its error into one line of the draft."""
     try:
         check()
     except OmgsrError as error:
@@ -155,24 +155,24 @@ def _note(draft: Draft[TrainConfig], key: str, check: Callable[[], object]) -> N
 
 
 def _could_be_folder(path: Path) -> bool:
-    """Whether a path is a folder, or nothing on the way to it is a file."""
+    """Whether a path is a folder or can become one, because no part of it is a file."""
     nearest = next((each for each in (path, *path.parents) if os.path.lexists(each)), None)
     return nearest is None or nearest.is_dir()
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What the first steps of a run took, in each process.
+    """The measurements of the first steps of a run, in each process.
 
     Attributes:
-        images: to train on.
-        parameters: weights of the model.
-        trained: weights that learn.
-        device: of this process.
-        memory_bytes: the most that the process took: of the GPU, or of the system on a CPU.
-        step_seconds: of a step, the data included.
-        checkpoint_bytes: of one checkpoint.
-        is_finite: whether the losses and gradients were.
+        images: number of training images.
+        parameters: number of weights of the model.
+        trained: number of trained weights.
+        device: device of this process.
+        memory_bytes: peak memory of the process, on the GPU, or on the system for a CPU.
+        step_seconds: duration of a step, including the data.
+        checkpoint_bytes: size of a checkpoint.
+        is_finite: whether all losses and gradients were finite.
         broken: images that could not be read, with the reason.
     """
 
@@ -188,15 +188,15 @@ class Trial:
 
 
 def try_steps(config: TrainConfig, resume: str = "auto") -> Trial:
-    """Build the run and take two real steps with all of its losses; three where one of them is not in every step.
+    """Build the run and take two real steps with all losses, or three if some step has fewer losses.
 
-    Nothing is written, but what the run needs is fetched from the hub as the run would.
+    Nothing is written, but files that the run needs are fetched from the hub.
 
     Args:
-        config: without an error.
-        resume: as for `find_checkpoint`; a run that resumes needs no weights to start from.
+        config: a valid configuration.
+        resume: as for `find_checkpoint`; a resumed run needs no initial weights.
     Raises:
-        OmgsrError: something cannot be read, or a step takes more memory than there is.
+        OmgsrError: a file cannot be read, or a step runs out of memory.
     """
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
@@ -204,7 +204,7 @@ def try_steps(config: TrainConfig, resume: str = "auto") -> Trial:
     accelerator = build_accelerator(Path(config.save.out), leaves_out=bool(config.loss.denoise))
     device = device_of(accelerator)
     with tempfile.TemporaryDirectory(prefix="omgsr-check-") as folder:
-        # All processes share the teacher's images of the first.
+        # All processes share the teacher's images that the first process makes.
         shared = Path(broadcast_object_list([folder])[0])
         config = _without_traces(config, shared, accelerator.num_processes)
         try:
@@ -217,7 +217,7 @@ def try_steps(config: TrainConfig, resume: str = "auto") -> Trial:
             if not is_out_of_memory(error):
                 raise
             hint = "lower data.batch_size or data.resolution, or set train.gradient_checkpointing = true"
-            raise OmgsrError(f"a step takes more memory than {device} has", hint) from error
+            raise OmgsrError(f"a step needs more memory than {device} has", hint) from error
         finally:
             accelerator.end_training()
     learner = run.learner
@@ -225,7 +225,7 @@ def try_steps(config: TrainConfig, resume: str = "auto") -> Trial:
     saved += [] if learner.average is None else learner.average.values.values()
     if learner.adversary is not None:
         saved += [*learner.adversary.state().values(), *optimizer_tensors(learner.adversary.optimizer).values()]
-    # The weights that learn are saved twice: for use, and to resume.
+    # Trained weights are saved twice, for use and for resuming.
     saved += learner.weights.values()
     return Trial(
         images=run.images,
@@ -241,7 +241,7 @@ def try_steps(config: TrainConfig, resume: str = "auto") -> Trial:
 
 
 def find_missing(config: TrainConfig) -> list[OmgsrError]:
-    """Try to read each part of a run by itself, and list what fails: a run stops at the first."""
+    """Try to load each part of a run, and list all errors; a run would stop at the first."""
     teacher, lpips = config.loss.teacher, config.loss.lpips_path
     parts: list[Callable[[], object]] = [
         lambda: load_run_model(config, torch.device("cpu"), resumed=False),
@@ -271,25 +271,25 @@ def _feature_sources(config: TrainConfig) -> list[FeatureSource]:
 
 
 def list_unfetched(config: TrainConfig) -> list[str]:
-    """Name what a run would fetch from the hub, with how to fetch it first; nothing is asked of the network."""
+    """The files that a run would fetch from the hub, and how to fetch them first, without using the network."""
     model, found = config.model, []
     preset = PRESETS.get(model.preset or "")
     bases = (model.base,) if model.base else preset.base_sources if preset else ()
     if bases and not any(Path(base).exists() or is_cached(base) for base in bases):
-        found.append(f"model.base: {bases[0]} is not on this machine; the run fetches it")
+        found.append(f"model.base: {bases[0]} is not on this machine; the run will fetch it")
     for source in _feature_sources(config):
         if is_repository_name(source.place) and not Path(source.place).exists() and not is_cached(source.place):
             name = next((name for name, each in FEATURE_NETWORKS.items() if each.repository == source.place), None)
-            how = f"omgsr models pull {name}" if name else "the run fetches it"
+            how = f"omgsr models pull {name}" if name else "the run will fetch it"
             found.append(f"loss.backbone: {source.place} is not on this machine; {how}")
     return found
 
 
 def _without_traces(config: TrainConfig, folder: Path, processes: int) -> TrainConfig:
-    """The same run without caches of its own, with as few of the teacher's images as a step needs."""
+    """The same run without caches, and with as few of the teacher's images as a step needs."""
     model, data, loss = config.model, config.data.model_copy(update={"cache": None}), config.loss
     if model.mid_timestep == "auto":
-        # The measured one takes no other time and memory.
+        # The value does not affect time and memory.
         model = model.model_copy(update={"mid_timestep": None})
     if loss.teacher is not None:
         crops = min(loss.teacher.crops, data.batch_size * processes)
@@ -302,17 +302,17 @@ def _time_steps(config: TrainConfig, run: Run, accelerator: Accelerator) -> tupl
     """Seconds of a step, and whether all losses and gradients were finite."""
     device, teacher, gan = device_of(accelerator), config.loss.teacher, config.gan
     every = teacher.dists_every if teacher is not None and teacher.dists else 1
-    # The first step from which on the discriminator takes part, and which has every loss.
+    # The first step with the discriminator and all losses.
     first = -(-(gan.start_step + gan.alone_steps if config.loss.gan else 0) // every) * every
     numbers = Numbers(config.data.batch_size, 0, accelerator.process_index, accelerator.num_processes)
     batches = load_batches(run.crops, numbers, config.data.workers, device)
     stepper = Stepper(accelerator, run.learner, config)
     seconds, is_finite = [], True
-    # The first step is slow: memory is taken, and the fastest algorithms are looked for.
+    # The first step is slow, because it allocates memory and searches for the fastest algorithms.
     for step in (first, first, *([first + 1] if every > 1 else ())):
         began = time.perf_counter()
         is_finite &= stepper.take(step, batches, 0).is_finite
-        # A device that works ahead has finished when a value is asked for.
+        # Reading a value waits until an asynchronous device has finished.
         torch.zeros((), device=device).item()
         seconds.append(time.perf_counter() - began)
     return (seconds[1] + (every - 1) * seconds[-1]) / every, is_finite

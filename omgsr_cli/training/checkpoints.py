@@ -1,6 +1,6 @@
-"""Checkpoints that survive: written beside, synchronised, renamed, and only then are older ones removed.
+"""Write checkpoints under another name, synchronise and rename them, and only then remove older ones.
 
-A folder that is called `step-00001000` was whole when it got its name. Its manifest finds what broke it since.
+A folder named `step-00001000` was complete when it got this name. Its manifest shows whether it was damaged since.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from omgsr_cli.training.step import Learner
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]  # the one platform without it
+    fcntl = None  # type: ignore[assignment]  # the only platform without it
 
 _NAME = re.compile(r"step-(\d{8,})")
 _LEFTOVER = re.compile(r"\.step-\d{8,}\.[0-9a-f]{8}\.(partial|removed)")
-"""What a killed run may leave: a checkpoint in work, or one that was being removed."""
+"""Suffixes of leftovers of killed runs: an unfinished checkpoint, or one that was being removed."""
 
 _WEIGHTS, _AVERAGE, _DISCRIMINATOR = "weights.safetensors", "average.safetensors", "discriminator.safetensors"
 _OPTIMIZER, _DISCRIMINATOR_OPTIMIZER = "optimizer.safetensors", "optimizer_discriminator.safetensors"
@@ -51,17 +51,17 @@ _STATE = "state.json"
 
 _LOCK_NAME = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
-"""What file systems say that have no locks."""
+"""Error numbers of file systems without locks."""
 
 
 class RunLock:
-    """Keeps a second run out of a folder while it is entered.
+    """A context that locks the folder of a run, so that a second run cannot use it.
 
-    The system takes the lock away when its process ends, however it ends, and forked workers do not inherit it. On file
-    systems without locks the file's text counts: the owner's process, if it is alive on this host, or any on another.
+    The system releases the lock when the process ends in any way, and forked workers do not inherit it. On file systems
+    without locks, the owner in the file counts: a running process on this host, or any process on another host.
 
     Args:
-        root: the run's folder; it is made if it is missing.
+        root: folder of the run; it is created if it is missing.
     """
 
     _held: ClassVar[set[Path]] = set()
@@ -71,11 +71,11 @@ class RunLock:
         self._descriptor: int | None = None
 
     def take(self) -> None:
-        """Take the lock.
+        """Acquire the lock.
 
         Raises:
-            UsageError: another run has it; the message names its process and host.
-            FileError: the file cannot be written.
+            UsageError: another run has it; the message contains its process and host.
+            FileError: the lock file cannot be written.
         """
         try:
             self._root.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ class RunLock:
         if self._descriptor is None:
             return
         self._held.discard(self._root.resolve())
-        # The file stays: whoever waits for its name would otherwise lock a file that has none.
+        # Keep the file: otherwise a waiting process could lock a file that has been deleted.
         with contextlib.suppress(OSError):
             self._write("")
         self._close()
@@ -146,23 +146,23 @@ def _taken(root: Path, path: Path, owner: Mapping[str, object]) -> UsageError:
 
 
 def write_checkpoint(root: Path, step: int, write_parts: Callable[[Path], None], *, keep: int, spare: int = 0) -> Path:
-    """Write a checkpoint, and remove the oldest ones after it is whole on the disk.
+    """Write a checkpoint, and remove the oldest ones when it is complete on the disk.
 
-    Killed at any moment, this leaves every earlier checkpoint as it was, or the new one whole.
+    If the process is killed at any moment, all earlier checkpoints or the new one are complete.
 
     Args:
-        root: the run's folder; it is made if it is missing.
-        step: steps done.
-        write_parts: writes everything but the manifest into the folder that it is given.
-        keep: how many whole checkpoints are left, at least 1; the new one is always among them.
-        spare: step of one that is left besides these.
+        root: folder of the run; it is created if it is missing.
+        step: number of finished steps.
+        write_parts: writes everything except the manifest into a given folder.
+        keep: number of complete checkpoints to keep, at least 1, including the new one.
+        spare: step of another checkpoint to keep.
     Returns:
-        The checkpoint's folder. A complete one of this step stays as it is: it has the same state.
+        The folder of the checkpoint. A complete checkpoint of this step is not replaced, because it has the same state.
     Raises:
-        FileError: it cannot be written; earlier checkpoints are untouched.
+        FileError: the checkpoint cannot be written; earlier checkpoints are unchanged.
     """
     if keep < 1:
-        raise ValueError(f"keep {keep} is below 1")
+        raise ValueError(f"keep must be at least 1, not {keep}")
     target = root / checkpoint_name(step)
     if not _find_fault(target):
         return target
@@ -189,18 +189,18 @@ def write_checkpoint(root: Path, step: int, write_parts: Callable[[Path], None],
 
 
 def checkpoint_name(step: int) -> str:
-    """Give the name of a checkpoint's folder: `step-00001000`."""
+    """The name of a checkpoint's folder: `step-00001000`."""
     return f"step-{step:08d}"
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """Give the number of steps in a checkpoint's name; None for another name."""
+    """The number of steps in a checkpoint's name; None for another name."""
     match = _NAME.fullmatch(checkpoint.name)
     return int(match[1]) if match else None
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """List the checkpoints of a run, whole or not, the newest first."""
+    """The checkpoints of a run, complete or not, the newest first."""
     steps = {path: step_of(path) for path in _children(root) if path.is_dir()}
     return sorted((path for path, step in steps.items() if step is not None), key=lambda p: steps[p] or 0, reverse=True)
 
@@ -213,21 +213,24 @@ def verify_checkpoint(folder: Path) -> None:
     """
     fault = _find_fault(folder)
     if fault:
-        raise ModelError(f"the checkpoint {folder} is not whole: {fault}", "resume from another one, or --resume auto")
+        raise ModelError(
+            f"the checkpoint {folder} is damaged: {fault}", "resume from another one, or use --resume auto"
+        )
 
 
 def find_checkpoint(root: Path, resume: str, *, note: Callable[[str], None] = lambda _: None) -> Path | None:
     """Find the checkpoint to resume from, and check that it is complete.
 
     Args:
-        root: the run's folder.
-        resume: "auto" takes the newest whole one if there are any, "none" begins anew, else the checkpoint's path.
-        note: called with each newer one that is incomplete and why, one line each.
+        root: folder of the run.
+        resume: "auto" for the newest complete checkpoint if there are any, "none" for a new run, or a checkpoint's
+            path.
+        note: called with a line about each newer checkpoint that is incomplete.
     Returns:
-        The checkpoint, or None to begin anew.
+        The checkpoint, or None for a new run.
     Raises:
-        ModelError: none of the checkpoints is whole, or the one that was named is not.
-        UsageError: going on would mix the run with other checkpoints in its folder.
+        ModelError: no checkpoint is complete, or the given one is damaged.
+        UsageError: the run would be mixed with other checkpoints in its folder.
     """
     present = list_checkpoints(root)
     if resume == "auto":
@@ -236,14 +239,14 @@ def find_checkpoint(root: Path, resume: str, *, note: Callable[[str], None] = la
         return _named(root, present, Path(resume))
     if present:
         raise UsageError(
-            f"{root} holds checkpoints already, up to {present[0].name}",
+            f"{root} already contains checkpoints, up to {present[0].name}",
             "resume with --resume auto, or start a new run in another [save] out",
         )
     return None
 
 
 def remove_leftovers(root: Path) -> None:
-    """Remove what a run that was killed left in work; no checkpoint is among it."""
+    """Remove the leftovers of a killed run, which are not checkpoints."""
     for path in _children(root):
         if _LEFTOVER.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
@@ -253,10 +256,10 @@ def check_adapter_ranks(checkpoint: Path, lora: LoraOptions) -> None:
     """Check that a checkpoint's adapters have the ranks and strengths of the run that resumes from it.
 
     Args:
-        checkpoint: of any family; one without adapters passes.
-        lora: of the run.
+        checkpoint: a checkpoint of any family; one without adapters is accepted.
+        lora: adapters of the run.
     Raises:
-        UsageError: they differ; the hint names the key to set.
+        UsageError: they differ; the hint contains the key to set.
         ModelError: a configuration of an adapter cannot be read.
     """
     family = recognise_adapter(checkpoint)
@@ -270,7 +273,7 @@ def check_adapter_ranks(checkpoint: Path, lora: LoraOptions) -> None:
         for what, there, here in (("rank", found.r, rank), ("alpha", found.lora_alpha, strength)):
             if there != here:
                 raise UsageError(
-                    f"{checkpoint / part} has {what} {there:g}, the configuration has {here:g}",
+                    f"{checkpoint / part} has {what} {there:g}, but the configuration has {here:g}",
                     f"set {of}_{what} = {there:g} in [lora], or train another {what} in another [save] out",
                 )
 
@@ -285,7 +288,8 @@ def _newest_whole(root: Path, present: list[Path], note: Callable[[str], None]) 
         note(f"{checkpoint} is incomplete and is skipped: {fault}")
     if faults:
         raise ModelError(
-            f"no checkpoint in {root} is whole; {present[0].name}: {faults[0]}", "start a new run in another [save] out"
+            f"no checkpoint in {root} is complete; {present[0].name}: {faults[0]}",
+            "start a new run in another [save] out",
         )
     return None
 
@@ -293,21 +297,21 @@ def _newest_whole(root: Path, present: list[Path], note: Callable[[str], None]) 
 def _named(root: Path, present: list[Path], folder: Path) -> Path:
     if not folder.is_dir():
         newest = f"{present[0]} is the newest, or " if present else ""
-        raise ModelError(f"there is no checkpoint {folder}", f"{newest}give --resume auto or none")
+        raise ModelError(f"the checkpoint {folder} does not exist", f"{newest}use --resume auto or none")
     verify_checkpoint(folder)
     own = step_of(folder) if any(path.samefile(folder) for path in present) else None
-    # The run would come to their steps again, and the order of their names would not be that of their writing.
+    # The run would reach their steps again, and the order of the names would differ from the order of writing.
     others = [path for path in present if own is None or (step_of(path) or 0) > own]
     if others:
         raise UsageError(
-            f"{root} holds {others[0].name}, which is not of a run that resumes from {folder}",
-            "set another [save] out, or move it away",
+            f"{root} contains {others[0].name}, which does not belong to a run that resumes from {folder}",
+            "set another [save] out, or move this checkpoint away",
         )
     return folder
 
 
 def _find_fault(folder: Path, *, contents: bool = True) -> str:
-    """The first reason why a checkpoint is not whole; empty for a whole one."""
+    """The first defect of a checkpoint; empty if it is complete."""
     try:
         damage = find_damage(folder, load_manifest(folder), contents=contents)
     except ModelError as error:
@@ -316,17 +320,17 @@ def _find_fault(folder: Path, *, contents: bool = True) -> str:
 
 
 def _rotate(root: Path, step: int, keep: int, spare: int) -> None:
-    """Remove all but the newest `keep` whole checkpoints up to this step, and the one of the step `spare`."""
+    """Remove all but the newest `keep` complete checkpoints up to this step, and that of the step `spare`."""
     kept = 0
     try:
         present = list_checkpoints(root)
     except OSError:
-        # The new checkpoint is whole, which is what counts: the next one removes what is left over.
+        # The new checkpoint is complete, which is what matters; the next one removes the rest.
         return
     for checkpoint in present:
         if (step_of(checkpoint) or 0) > step or step_of(checkpoint) == spare:
             continue
-        # Their sizes are enough here: a hash would read gigabytes at every step that saves.
+        # Comparing sizes suffices here: hashes would read gigabytes at every step that saves.
         if kept < keep and not _find_fault(checkpoint, contents=False):
             kept += 1
         else:
@@ -334,7 +338,7 @@ def _rotate(root: Path, step: int, keep: int, spare: int) -> None:
 
 
 def _put_away(checkpoint: Path) -> None:
-    """Remove a folder so that half of it never has its name; what cannot be removed is left for the next start."""
+    """Rename a folder and remove it, so its name never refers to half of it; the next start removes leftovers."""
     if not checkpoint.is_dir():
         return
     aside = _aside(checkpoint, "removed")
@@ -354,7 +358,7 @@ def _children(root: Path) -> Iterator[Path]:
 
 
 def _sync_tree(folder: Path) -> None:
-    """Bring a folder's files, and the names of those below it, to the disk."""
+    """Synchronise a folder's files and directory entries to the disk."""
     for path, _, files in os.walk(folder, topdown=False, onerror=_raise):
         for name in files:
             _sync(Path(path) / name)
@@ -375,7 +379,7 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems synchronise files but no folders.
+        # Some network file systems synchronise files, but not folders.
         if not is_folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -385,24 +389,24 @@ def _sync(path: Path) -> None:
 def _unwritten(target: Path, error: OSError | SafetensorError) -> FileError:
     return FileError(
         f"the checkpoint {target} cannot be written: {write_reason(error)}",
-        "earlier checkpoints are untouched: free some space or set another [save] out, then --resume auto",
+        "earlier checkpoints are unchanged: free some space or set another [save] out, then use --resume auto",
     )
 
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
-        step: steps done.
-        samples: samples used by all processes; the next step's begin at this number.
-        skipped: steps in a row, up to now, whose loss was not finite.
-        skipped_in_all: such steps of the whole run.
-        scores: of the newest validation; empty before the first.
-        scored_at: its step.
+        step: number of finished steps.
+        samples: number of samples used by all processes; the next step starts at this sample.
+        skipped: number of latest consecutive steps with a loss that was not finite.
+        skipped_in_all: number of such steps in the whole run.
+        scores: scores of the latest validation; empty before the first.
+        scored_at: step of the latest validation.
         broken: images that could not be read so far, with the reason.
-        best: the best value of the metric `save.best`; None before the first validation.
-        best_step: its step.
+        best: best value of the metric `save.best`; None before the first validation.
+        best_step: step of the best value.
     """
 
     step: int = 0
@@ -417,13 +421,13 @@ class Progress:
 
 
 def write_state(folder: Path, trainable: Trainable, learner: Learner, progress: Progress) -> None:
-    """Write the model, its averages where there are some, and what training needs to resume, into a folder.
+    """Write the model, its averaged weights if there are any, and the state of the training into a folder.
 
     Raises:
         ModelError: a weight is not finite.
     """
     average, adversary = learner.average, learner.adversary
-    # It would take the place of the checkpoints before it, which are of use.
+    # Such a checkpoint would replace earlier ones, which are usable.
     check_finite(learner.weights.items(), "this run")
     if average is not None:
         check_finite(average.values.items(), "the average of this run")
@@ -442,7 +446,7 @@ def write_state(folder: Path, trainable: Trainable, learner: Learner, progress: 
 
 
 def finished_steps(folder: Path) -> int:
-    """Read how many steps a checkpoint has done, without its tensors.
+    """The number of finished steps of a checkpoint, without reading its tensors.
 
     Raises:
         ModelError: its state cannot be read.
@@ -454,12 +458,12 @@ def finished_steps(folder: Path) -> int:
 
 
 def load_state(folder: Path, learner: Learner) -> Progress:
-    """Read what `write_state` wrote, in place.
+    """Load the state that `write_state` wrote, in place.
 
-    Where the run has a discriminator or an average and the checkpoint none, they begin anew.
+    If the checkpoint has no discriminator or averaged weights, those of the run start from scratch.
 
     Raises:
-        ModelError: a file is missing or broken, or the weights are others than those to train.
+        ModelError: a file is missing or damaged, or the weights do not match those to train.
     """
     state = read_json(folder / _STATE)
     updates = int(state.pop("average_updates", 0))
@@ -475,10 +479,10 @@ def load_state(folder: Path, learner: Learner) -> Progress:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Flatten an optimiser's state: "number of the weight.name" to tensor; settings come from the configuration.
+    """Flatten an optimiser's state to tensors by "number of the weight.name", without settings.
 
-    bitsandbytes counts steps in an int, "name#" here, and shares its tables among all weights: the first has the
-    tensor, the others an empty one under "name@key of the first".
+    bitsandbytes counts steps in an int, here "name#", and shares its tables among all weights: the first has the
+    tensor, and the others have an empty one under "name@key of the first".
     """
     tensors: dict[str, Tensor] = {}
     first: dict[tuple[int, torch.Size], str] = {}
@@ -497,7 +501,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put a flattened state back."""
+    """Restore a flattened state."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         index, _, named = key.partition(".")
@@ -508,7 +512,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     for weight, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == weight.shape:
-                # In the weight's memory layout, in which a vectorised update rounds as before.
+                # Use the weight's memory layout, so vectorised updates round as before.
                 values[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
@@ -518,8 +522,8 @@ def _put(own: Mapping[str, Tensor], values: Mapping[str, Tensor], folder: Path) 
     strange += [name for name in own.keys() & values.keys() if own[name].shape != values[name].shape]
     if strange:
         raise ModelError(
-            f"{folder}: {len(strange)} weights do not fit those to train: {strange[0]}",
-            "model, ranks and targets must be those of the run that is resumed",
+            f"{folder}: {len(strange)} weights do not match those to train: {strange[0]}",
+            "model, ranks and targets must be those of the resumed run",
         )
     for name, value in own.items():
         value.copy_(values[name])

@@ -1,4 +1,4 @@
-"""The configuration of a training: the record, its presets and its schema. Importing this loads no torch."""
+"""The configuration of a training run: records, presets and schema. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SUM_TOLERANCE = 1e-6
 
 
 def check_shares(value: dict[str, float]) -> dict[str, float]:
-    """Refuse probabilities that do not sum to 1."""
+    """Refuse probabilities whose sum is not 1."""
     total = math.fsum(value.values())
     if abs(total - 1) > _SUM_TOLERANCE:
         raise refuse(f"the probabilities sum to {total:g}, not to 1")
@@ -31,7 +31,7 @@ def check_shares(value: dict[str, float]) -> dict[str, float]:
 
 
 def is_scale(text: str) -> bool:
-    """Whether a key is a number that `Scale` takes."""
+    """Whether a key is a valid number for `Scale`."""
     try:
         return 1 <= float(text) <= 16
     except ValueError:
@@ -42,7 +42,7 @@ def _listed(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
-# Strict: in TOML "4" is a text and true is no number, and guessing what was meant would hide a slip.
+# Strict: in TOML, "4" is a text and true is not a number; converting them would hide mistakes.
 Whole = Annotated[int, Field(strict=True, ge=0)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 Number = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
@@ -58,7 +58,7 @@ Betas = tuple[Momentum, Momentum]
 
 
 class ModelConfig(Section):
-    """Which model is trained, and from which weights."""
+    """The model to train, and its initial weights."""
 
     preset: str | None = Field(
         default=None,
@@ -70,7 +70,7 @@ class ModelConfig(Section):
     )
     start_from: Text | None = Field(
         default=None,
-        description="folder of weights to begin from: an adapter, a tiny model or a checkpoint [new weights]",
+        description="folder of initial weights: an adapter, a tiny model or a checkpoint [new weights]",
     )
     mid_timestep: Annotated[int, Field(strict=True, ge=0, le=999)] | Literal["auto"] | None = Field(
         default=None, description='timestep of the one step; "auto" measures it on the training data [the model\'s]'
@@ -89,11 +89,11 @@ class ModelConfig(Section):
         if self.preset is None and self.base is None and self.start_from is None:
             yield Conflict("no model to train: set preset, base or start_from", "model.preset")
         if self.preset is not None and self.base is not None and not PRESETS[self.preset].base_sources:
-            yield Conflict(f"{self.preset} has no base model; start_from names weights to begin from", "model.base")
+            yield Conflict(f"{self.preset} has no base model; use start_from for initial weights", "model.base")
 
 
 class LoraConfig(Section):
-    """The adapters. omgsr-tiny is trained whole and has none: leave this table out."""
+    """The adapters. All weights of omgsr-tiny are trained, so it does not use this table."""
 
     vae_rank: Count | None = Field(
         default=None, description="rank of the adapters in the VAE's encoder [as published: 16, of OMGSR-F 64]"
@@ -101,39 +101,40 @@ class LoraConfig(Section):
     backbone_rank: Count | None = Field(
         default=None, description="rank of those in the network that takes the step [as published: 32, of OMGSR-F 64]"
     )
-    vae_alpha: Positive | None = Field(default=None, description="B A counts alpha / rank times [the rank]")
-    backbone_alpha: Positive | None = Field(default=None, description="likewise for the backbone [the rank]")
+    vae_alpha: Positive | None = Field(default=None, description="alpha; B A has the factor alpha / rank [the rank]")
+    backbone_alpha: Positive | None = Field(default=None, description="the same for the backbone [the rank]")
     vae_targets: Texts | None = Field(
-        default=None, description="ends of the names of layers with an adapter [as published]"
+        default=None, description="name endings of the layers with an adapter [as published]"
     )
-    backbone_targets: Texts | None = Field(default=None, description="likewise for the backbone [as published]")
+    backbone_targets: Texts | None = Field(default=None, description="the same for the backbone [as published]")
 
 
 class SourceConfig(Section):
-    """Where sharp images come from, and how often."""
+    """A source of sharp images, and its share."""
 
     images: Text = Field(
-        description="folder (searched to the bottom), file, glob or .txt list; uncompressed shards of WebDataset, such "
+        description="folder with its subfolders, file, glob or .txt list; uncompressed shards of WebDataset, such "
         "as shards/{000..099}.tar; or a data set of Hugging Face: hf://datasets/OWNER/NAME, a folder that "
         "save_to_disk wrote, or a .parquet file"
     )
     weight: Annotated[float, Field(strict=True, ge=0.01, le=100)] = Field(
-        default=1.0, description="how often each of its images comes, relative to those of the others"
+        default=1.0, description="frequency of each of its images, relative to those of other sources"
     )
-    first: Count | None = Field(default=None, description="take its first images alone, this many [all]")
+    first: Count | None = Field(default=None, description="use only this many of its first images [all]")
     resize: Annotated[int, Field(strict=True, ge=16, le=4096)] | None = Field(
         default=None,
         description="reduce larger images to this shorter side first, px: 512 has faces of FFHQ whole in crops of 512 "
-        "[leave them]",
+        "[their own size]",
     )
     split: Text | None = Field(default=None, description="of a data set of Hugging Face [train]")
     column: Text | None = Field(
-        default=None, description="of the images in a data set, or their ending in shards [the only one with images]"
+        default=None,
+        description="column of the images in a data set, or their suffix in shards [the only one with images]",
     )
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a name alone."""
+        """Whether only `images` is set."""
         return self == SourceConfig(images=self.images)
 
     @model_serializer(mode="wrap")
@@ -159,10 +160,10 @@ Sources = Annotated[
 
 
 class DataConfig(Section):
-    """The images. Paths are relative to the folder that the command is typed in."""
+    """The images. Paths are relative to the current folder."""
 
     train: Sources = Field(
-        description="sharp images: folders (searched to the bottom), files, .txt lists, shards or data sets; or tables "
+        description="sharp images: folders with their subfolders, files, .txt lists, shards or data sets; or tables "
         'such as { images = "ffhq", weight = 0.5, first = 10000, resize = 512 }'
     )
     train_lq: Texts | None = Field(
@@ -170,19 +171,19 @@ class DataConfig(Section):
     )
     validation: Text | None = Field(
         default=None,
-        description="folder of sharp images that are held out, or of a test set as `omgsr bench --data` takes, with "
-        "test_LR/ or lr/ and perhaps test_HR/ or hr/ [no validation]",
+        description="folder of held-out sharp images, or a test set as for `omgsr bench --data`, with "
+        "test_LR/ or lr/ and optionally test_HR/ or hr/ [no validation]",
     )
     validation_lq: Text | None = Field(default=None, description="their low-quality partners [made by the degradation]")
     resolution: Annotated[int, Field(strict=True, ge=16, le=4096)] = Field(
         default=512, description="side of a crop, px"
     )
-    batch_size: Count = Field(default=1, description="crops in a forward pass, in each process")
+    batch_size: Count = Field(default=1, description="crops per forward pass and process")
     margin: Whole = Field(
-        default=16, description="crops are this much larger while they are degraded, and then cut anywhere, px"
+        default=16, description="crops are this many px larger while they are degraded, and then cut at random"
     )
     scale: Scale | dict[str, Fraction] = Field(
-        default=4.0, description='scale to be learned, or several with their shares: { "4" = 0.9, "2" = 0.1 }'
+        default=4.0, description='scale to learn, or several with their shares: { "4" = 0.9, "2" = 0.1 }'
     )
     upscale: Literal["bicubic", "random"] = Field(
         default="bicubic",
@@ -190,24 +191,25 @@ class DataConfig(Section):
         "area, bilinear and bicubic at random",
     )
     sampling: Literal["area", "equal"] = Field(
-        default="area", description="large images come more often, by the root of their area, or as published all alike"
+        default="area",
+        description="use large images more often, by the root of their area, or all equally, as published",
     )
     on_small: Literal["skip", "resize", "pad"] = Field(
-        default="skip", description="what is done with images that are smaller than a crop"
+        default="skip", description="what to do with images that are smaller than a crop"
     )
     flip: Switch = Field(default=True, description="mirror half of the crops")
     turn: Switch = Field(default=False, description="turn crops by multiples of 90 degrees")
-    detail: Fraction = Field(default=0.0, description="share of crops taken where the image has the most detail")
+    detail: Fraction = Field(default=0.0, description="share of crops from the place with the most detail")
     halve: Fraction = Field(
-        default=0.0, description="share of crops taken at twice the side and halved, where there is room"
+        default=0.0, description="share of crops of twice the side that are halved, if the image is large enough"
     )
     gray: Fraction = Field(default=0.0, description="share of crops that are made black and white")
     smooth: Fraction = Field(
         default=0.0,
-        description="share of samples that are drawn surfaces, smooth as skies; no teacher sees them",
+        description="share of samples that are drawn smooth surfaces such as skies; a teacher does not see them",
     )
-    workers: Whole = Field(default=4, description="processes that read and degrade; 0 does it between the steps")
-    cache: Text | None = Field(default=None, description="folder for decoded images, read in place of the files [none]")
+    workers: Whole = Field(default=4, description="processes that read and degrade images; 0 does it between steps")
+    cache: Text | None = Field(default=None, description="folder for decoded images, which replace the files [none]")
 
     @property
     def scales(self) -> tuple[tuple[float, float], ...]:
@@ -239,17 +241,19 @@ class DataConfig(Section):
 
 
 class LqNoise(Section):
-    """Noise at the low-quality image's own pixels, as a camera's; targets are kept from the image without it."""
+    """Camera-like noise in the pixels of the low-quality image; the target does not have it."""
 
-    probability: Fraction = Field(default=0.0, description="share of the crops that get it")
-    sigma: tuple[Number, Number] = Field(default=(2.0, 35.0), description="range of its deviation, 8-bit grey levels")
+    probability: Fraction = Field(default=0.0, description="share of crops with noise")
+    sigma: tuple[Number, Number] = Field(
+        default=(2.0, 35.0), description="range of its standard deviation, 8-bit grey levels"
+    )
     kinds: dict[Literal["white", "grey", "blurred", "grain"], Fraction] = Field(
         default={"white": 0.4, "grey": 0.3, "blurred": 0.3},
-        description="probability of each: of channels alone, of all alike, a little blurred, or a film's grain",
+        description="probabilities of independent channels, equal channels, slightly blurred noise, and film grain",
         min_length=1,
     )
-    jpeg: Fraction = Field(default=0.0, description="share of the crops that are saved as JPEG, after the noise if any")
-    quality: tuple[Quality, Quality] = Field(default=(30, 95), description="range of that JPEG's quality")
+    jpeg: Fraction = Field(default=0.0, description="share of crops that are saved as JPEG, after the noise if any")
+    quality: tuple[Quality, Quality] = Field(default=(30, 95), description="range of the quality of this JPEG")
 
     @field_validator("sigma", "quality")
     @classmethod
@@ -265,7 +269,7 @@ class LqNoise(Section):
 
 
 class DegradationConfig(Section):
-    """How low-quality images are made; not used where [data] lq gives real ones."""
+    """How low-quality images are made; not used with real ones in data.train_lq."""
 
     presets: dict[str, Fraction] = Field(
         default={"omgsr": 1.0},
@@ -286,45 +290,45 @@ class OptimConfig(Section):
 
     lr: Positive = Field(default=5e-5, description="learning rate")
     betas: Betas = Field(default=(0.9, 0.999), description="decay of the averages of the gradient and of its square")
-    weight_decay: Number = Field(default=1e-4, description="decoupled; of both optimisers")
-    clip: Positive = Field(default=1.0, description="largest norm of the gradients, of either optimiser")
-    accumulate: Count = Field(default=4, description="forward passes for one step")
+    weight_decay: Number = Field(default=1e-4, description="decoupled weight decay of both optimisers")
+    clip: Positive = Field(default=1.0, description="maximum norm of the gradients of each optimiser")
+    accumulate: Count = Field(default=4, description="forward passes per step")
     schedule: Literal["constant", "cosine", "linear"] = Field(
-        default="constant", description="of the learning rate: it stays, or falls to 2 % at the last step"
+        default="constant", description="schedule of the learning rate: constant, or decreasing to 2 % at the last step"
     )
-    warmup_steps: Whole = Field(default=0, description="steps of a linear rise at the beginning, with any schedule")
-    eight_bit: Switch = Field(default=False, description="keep AdamW's averages in 8 bits; needs bitsandbytes")
+    warmup_steps: Whole = Field(default=0, description="steps of a linear increase at the start, with any schedule")
+    eight_bit: Switch = Field(default=False, description="store AdamW's averages in 8 bits; needs bitsandbytes")
 
 
 class StepsConfig(Section):
-    """How long and how it is computed."""
+    """The length and the arithmetic of the training."""
 
-    steps: Count = Field(default=6000, description="steps of the optimiser in all")
+    steps: Count = Field(default=6000, description="total number of optimiser steps")
     precision: Literal["mixed", "bf16", "fp32"] = Field(
         default="mixed",
         description="mixed, as published: step and discriminator in bf16 with fp32 weights, VAE in fp32; bf16: encode, "
-        "step and decode, frozen weights too; what learns is always fp32",
+        "step and decode in bf16, with frozen weights in bf16; trained weights are always fp32",
     )
-    seed: Whole = Field(default=0, description="decides, with a sample's number, everything that is drawn")
+    seed: Whole = Field(default=0, description="determines all random choices, together with a sample's number")
     gradient_checkpointing: Switch = Field(
-        default=False, description="compute activations twice: less memory, a third slower"
+        default=False, description="recompute activations: less memory, a third slower"
     )
     shard_backbone: Switch = Field(
         default=False,
-        description="each process keeps a share of the backbone's frozen weights; for those too large for a card",
+        description="shard the backbone's frozen weights among the processes, if they are too large for one GPU",
     )
     compile: Switch = Field(default=False, description="compile the networks; for long runs")
-    channels_last: Switch = Field(default=False, description="memory format that convolutions in bf16 like")
+    channels_last: Switch = Field(default=False, description="memory format that suits convolutions in bf16")
     ema: Annotated[float, Field(strict=True, ge=0, lt=1)] = Field(
         default=0.0,
-        description="decay of the average of the weights that is validated and saved beside them; 0 for none",
+        description="decay of averaged weights, which are validated and saved too; 0 for none",
     )
-    nan_limit: Count = Field(default=10, description="steps in a row that may be skipped as not finite")
-    threads: Count | None = Field(default=None, description="of the CPU in each process [torch's own choice]")
+    nan_limit: Count = Field(default=10, description="maximum number of consecutive steps that are not finite")
+    threads: Count | None = Field(default=None, description="CPU threads per process [torch's default]")
 
     @property
     def frozen_precision(self) -> Literal["bf16", "fp32"]:
-        """Number format of frozen weights."""
+        """The number format of frozen weights."""
         return "bf16" if self.precision == "bf16" else "fp32"
 
     @field_validator("precision", mode="before")
@@ -338,32 +342,32 @@ class StepsConfig(Section):
 class SaveConfig(Section):
     """Checkpoints."""
 
-    out: Text = Field(default="runs/omgsr", description="where checkpoints, logs and validation images go")
+    out: Text = Field(default="runs/omgsr", description="folder of checkpoints, logs and validation images")
     every: Count = Field(default=500, description="steps between checkpoints; the last step is always saved")
-    keep: Count = Field(default=3, description="how many checkpoints are kept, the newest")
+    keep: Count = Field(default=3, description="number of newest checkpoints to keep")
     best: Text | None = Field(
         default=None,
-        description="keep the best checkpoint by this metric of the validations besides these: psnr, ssim or one of "
-        "log.metrics; a validation that improves it saves [none]",
+        description="also keep the best checkpoint by this validation metric: psnr, ssim or one of log.metrics; a "
+        "validation that improves it saves a checkpoint [none]",
     )
 
 
 class LogConfig(Section):
-    """What is written down; log.csv and validation.csv always are."""
+    """Logs and validations; log.csv and validation.csv are always written."""
 
     every: Count = Field(default=10, description="steps between lines of the log")
     validate_every: Whole = Field(default=500, description="steps between validations; 0 for none")
     metrics: Annotated[tuple[Text, ...], BeforeValidator(_listed)] = Field(
         default=(),
-        description="metrics of `omgsr bench` that validations measure besides PSNR and SSIM, such as lpips and musiq",
+        description="metrics of `omgsr bench` for validations in addition to PSNR and SSIM, such as lpips and musiq",
     )
     noise_pattern: Switch = Field(
         default=False,
-        description="measure at each validation how far one direction stands out where only noise was restored, dB: "
-        "it rises before a hatching is visible",
+        description="measure at each validation how much one direction dominates in restored noise, in dB, which "
+        "increases before hatching is visible",
     )
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
-        default=(), description="where the figures go besides; each needs its package"
+        default=(), description="additional loggers; each needs its package"
     )
 
 
@@ -375,23 +379,24 @@ class TeacherConfig(Section):
     """Another network whose images are a target: T = t + G * (hq - t), with the photograph's low frequencies."""
 
     model: Text = Field(description="a preset, a model's folder or hub repository, or a file that spandrel reads")
-    weight: Number = Field(default=1.0, description="of the absolute difference to T")
-    lpips: Number = Field(default=0.0, description="of LPIPS-AlexNet to T; needs loss.lpips_path")
-    dists: Number = Field(default=0.0, description="of DISTS to T, on loss.backbone")
-    dists_every: Count = Field(default=1, description="steps between those that measure it, as it is slow")
-    dists_px: Whole = Field(default=0, description="side of the drawn window that it measures; 0 for all")
+    weight: Number = Field(default=1.0, description="weight of the absolute difference to T")
+    lpips: Number = Field(default=0.0, description="weight of LPIPS-AlexNet to T; needs loss.lpips_path")
+    dists: Number = Field(default=0.0, description="weight of DISTS to T, on loss.backbone")
+    dists_every: Count = Field(default=1, description="compute DISTS every N steps, because it is slow")
+    dists_px: Whole = Field(default=0, description="side of the random window for DISTS; 0 for the whole crop")
     encoder: Number = Field(
-        default=0.0, description="of the absolute difference to T without the step: the encoder learns it by itself"
+        default=0.0,
+        description="weight of the absolute difference to T without the step, which trains the encoder alone",
     )
     low_frequencies: Literal["hq", "none"] = Field(
-        default="hq", description="whose low frequencies T has: the photograph's, or the teacher's own"
+        default="hq", description="low frequencies of T: those of the photograph, or the teacher's own"
     )
-    sigma_px: Positive = Field(default=3.0, description="deviation of the Gaussian G, px")
-    precision: Literal["bf16", "fp32"] = Field(default="fp32", description="of its convolutions")
+    sigma_px: Positive = Field(default=3.0, description="standard deviation of the Gaussian G, px")
+    precision: Literal["bf16", "fp32"] = Field(default="fp32", description="precision of its convolutions")
     crops: Count = Field(
-        default=1000, description="how many crops the teacher sees; training draws windows and turns of these alone"
+        default=1000, description="number of crops that the teacher sees; training uses windows and turns of these only"
     )
-    cache: Text = Field(default="cache/teacher", description="folder of its images, kept by content")
+    cache: Text = Field(default="cache/teacher", description="folder of its images, which are stored by content")
 
     def conflicts(self) -> Iterator[Conflict]:
         """Yield what does not go together."""
@@ -400,38 +405,38 @@ class TeacherConfig(Section):
 
 
 class LossConfig(Section):
-    """The weight of each loss; 0 leaves it out."""
+    """The weight of each loss; 0 switches it off."""
 
-    lrr: Number = Field(default=5.0, description="noisy latent of the sharp image v. latent of the low-quality one")
+    lrr: Number = Field(default=5.0, description="noisy latent of the sharp image vs. latent of the low-quality one")
     l1: Number = Field(default=0.5, description="absolute difference of the pixels")
     dv3cd: Number = Field(default=5.0, description="structure and texture distance (DISTS) on the feature network")
-    gan: Number = Field(default=0.5, description="the discriminator's judgement")
+    gan: Number = Field(default=0.5, description="adversarial loss")
     discriminator: Literal["heads", "unet"] = Field(
         default="heads",
-        description="what judges for gan: learned heads on the feature network, or Real-ESRGAN's U-Net, "
-        "which needs no feature network and judges every pixel",
+        description="discriminator: trained heads on the feature network, or Real-ESRGAN's U-Net, which needs no "
+        "feature network and judges every pixel",
     )
     lpips: Number = Field(default=0.0, description="LPIPS-AlexNet; needs lpips_path")
     denoise: Number = Field(
-        default=0.0, description="pre-training: predicting noise in sharp images' latents; takes no other loss"
+        default=0.0, description="pre-training: predict the noise in latents of sharp images; excludes all other losses"
     )
     clamp: Switch | None = Field(
         default=None,
-        description="keep the restored image in [-1, 1] before it is measured and judged [as published: true for "
-        "omgsr-s-512, false for omgsr-tiny and for FLUX]",
+        description="clamp the restored image to [-1, 1] before the losses [as published: true for omgsr-s-512, false "
+        "for omgsr-tiny and for FLUX]",
     )
     backbone: Text = Field(
         default="dinov3",
-        description='the feature network of dv3cd and gan: "dinov3" (that is dinov3-convnext-large), another name that '
-        "`omgsr models pull` takes, or a folder",
+        description='feature network of dv3cd and gan: "dinov3" (dinov3-convnext-large), another name for '
+        "`omgsr models pull`, or a folder",
         examples=[*BACKBONES],
     )
     backbone_path: Text | None = Field(
         default=None,
-        description="folder, hub repository or published file of the named network [fetched by its name]",
+        description="folder, hub repository or published file of this network [fetched by its name]",
     )
     backbone_precision: Literal["bf16", "fp32"] = Field(
-        default="fp32", description="of VGG16's convolutions; the statistics and DINOv3 are always fp32"
+        default="fp32", description="precision of VGG16's convolutions; statistics and DINOv3 are always fp32"
     )
     lpips_path: Text | None = Field(
         default=None, description="folder with alexnet-*.pth and LPIPS' alex.pth, or one file with both"
@@ -460,34 +465,35 @@ class LossConfig(Section):
 
 
 class GanConfig(Section):
-    """The discriminator, which a run has if loss.gan is above 0."""
+    """The discriminator, which is used if loss.gan is above 0."""
 
     backbone: Text | None = Field(
         default=None,
-        description="the feature network that it judges on, as for loss.backbone [loss.backbone]",
+        description="its feature network, as for loss.backbone [loss.backbone]",
         examples=[*BACKBONES],
     )
     backbone_path: Text | None = Field(
-        default=None, description="place of that network, as for loss.backbone_path [fetched by its name]"
+        default=None, description="location of this network, as for loss.backbone_path [fetched by its name]"
     )
-    start_step: Whole = Field(default=0, description="first step that it takes part in")
+    start_step: Whole = Field(default=0, description="first step with the discriminator")
     alone_steps: Whole = Field(
-        default=0, description="steps from start_step on in which it learns alone, while the model stays as it is"
+        default=0, description="number of steps from start_step in which only the discriminator learns"
     )
     px: Whole = Field(
-        default=0, description="side of the random window of each sample that it sees, px; 0 for the whole crop"
+        default=0, description="side of the random window that it sees of each sample, px; 0 for the whole crop"
     )
     width: Count = Field(default=64, description="channels of the U-Net at the image's size; the heads have their own")
     lr: Positive = Field(default=5e-5, description="its learning rate")
-    betas: Betas = Field(default=(0.9, 0.999), description="of its AdamW")
-    real_label: Fraction = Field(default=0.8, description="target for sharp images; below 1 it is less sure of itself")
+    betas: Betas = Field(default=(0.9, 0.999), description="decay rates of its AdamW")
+    real_label: Fraction = Field(default=0.8, description="target for sharp images; below 1 for label smoothing")
     fake_label: Fraction = Field(default=0.0, description="target for restored images")
     augment: tuple[Literal["color", "translation", "cutout"], ...] = Field(
-        default=("color", "translation", "cutout"), description="DiffAugment's changes to what it sees; [] for none"
+        default=("color", "translation", "cutout"), description="DiffAugment's augmentations of its input; [] for none"
     )
-    blur_pool: Switch = Field(default=True, description="blur before each halving, as published; else means of 2x2")
+    blur_pool: Switch = Field(default=True, description="blur before each halving, as published, or average 2x2 pixels")
     parity: Switch = Field(
-        default=False, description="as the published script: the generator's gradients stay in the discriminator's step"
+        default=False,
+        description="keep the generator's gradients in the discriminator's step, like the published script",
     )
 
     def conflicts(self) -> Iterator[Conflict]:
@@ -503,32 +509,32 @@ class GanConfig(Section):
 
 
 CONFIG_NAME = "config.toml"
-"""Of the configuration in a checkpoint."""
+"""Name of the configuration in a checkpoint."""
 
 PRESET_CONFIGS = ("omgsr-s-512", "omgsr-f-1024", "omgsr-tiny")
-"""Names that `--print-config` takes."""
+"""Names that `--print-config` accepts."""
 
 
 class TrainConfig(Section):
     """One training run, checked and frozen; each attribute is a table of the TOML file."""
 
-    model: ModelConfig = Field(description="which model is trained, and from which weights")
+    model: ModelConfig = Field(description="the model to train, and its initial weights")
     lora: LoraConfig | None = Field(default=None, description="the adapters [as published]")
     data: DataConfig = Field(description="the images")
     degradation: DegradationConfig = Field(default=DegradationConfig(), description="how low-quality images are made")
     loss: LossConfig = Field(default=LossConfig(), description="the weight of each loss")
     gan: GanConfig = Field(default=GanConfig(), description="the discriminator")
     optim: OptimConfig = Field(default=OptimConfig(), description="AdamW and its learning rate")
-    train: StepsConfig = Field(default=StepsConfig(), description="how long and how it is computed")
+    train: StepsConfig = Field(default=StepsConfig(), description="the length and the arithmetic of the training")
     save: SaveConfig = Field(default=SaveConfig(), description="checkpoints")
-    log: LogConfig = Field(default=LogConfig(), description="what is written down")
+    log: LogConfig = Field(default=LogConfig(), description="logs and validations")
 
     @property
     def backbones(self) -> dict[str, tuple[str, str | None]]:
-        """Name and place of the feature network of each section that measures on one: "loss" and "gan"."""
+        """Name and location of the feature network of each section that uses one: "loss" and "gan"."""
         loss, gan, found = self.loss, self.gan, dict[str, tuple[str, str | None]]()
         has_heads = bool(loss.gan and loss.discriminator == "heads")
-        # Validation measures with a network that is read anyway.
+        # Validation measures with a network that is loaded anyway.
         if loss.dv3cd or (loss.teacher and loss.teacher.dists) or (has_heads and gan.backbone is None):
             found["loss"] = (loss.backbone, loss.backbone_path)
         if has_heads:
@@ -574,7 +580,7 @@ class TrainConfig(Section):
         if self.lora is not None and not family.adapter_parts:
             yield Conflict(f"all weights of {name} are trained, without adapters: remove [lora]", "lora", _PRESET)
         if self.model.prompt and not family.takes_prompt:
-            yield Conflict(f"{name} takes no prompt", "model.prompt", _PRESET)
+            yield Conflict(f"{name} does not use a prompt", "model.prompt", _PRESET)
         if self.train.gradient_checkpointing and not family.has_checkpointing:
             yield Conflict(f"{name} has no gradient checkpointing", "train.gradient_checkpointing", _PRESET)
         if self.train.shard_backbone and not family.adapter_parts:
@@ -584,7 +590,7 @@ class TrainConfig(Section):
     def _conflicts_of_the_discriminator(self) -> Iterator[Conflict]:
         gan, side, steps = self.gan, self.data.resolution, self.train.steps
         if gan.backbone is not None and "gan" not in self.backbones:
-            reason = "no discriminator judges on it: set loss.gan above 0 and loss.discriminator to heads"
+            reason = "no discriminator uses it: set loss.gan above 0 and loss.discriminator to heads"
             yield Conflict(reason, "gan.backbone", "loss.gan", "loss.discriminator")
         if self.loss.gan == 0:
             return
@@ -600,7 +606,7 @@ class TrainConfig(Section):
         seen = "gan.px" if gan.px else "data.resolution"
         if self.loss.discriminator == "unet":
             if gan.px % UNET_MULTIPLE_PX:
-                yield Conflict(f"the U-Net takes multiples of {UNET_MULTIPLE_PX}", seen, "loss.discriminator")
+                yield Conflict(f"the U-Net needs multiples of {UNET_MULTIPLE_PX}", seen, "loss.discriminator")
             return
         try:
             plan_heads(gan.px or side)
@@ -611,40 +617,40 @@ class TrainConfig(Section):
 
 _PRESET = "model.preset"
 _STAND_INS = {"model": {"preset": "omgsr-s-512"}, "data": {"train": ["."]}}
-"""For required keys, where a configuration with errors is searched for more of them."""
+"""Values for missing required keys, so that more errors of a configuration can be found."""
 
 
 def load_config(path: Path, sets: Sequence[str] = ()) -> TrainConfig:
-    """Read and check the configuration of a training.
+    """Read and check the configuration of a training run.
 
     Args:
         path: a TOML file.
-        sets: changes of it, "a.b=v", as typed after `--set`.
+        sets: changes "a.b=v", as for `--set`.
     Raises:
-        ConfigError: it has errors; `problems` has a line for each of them.
-        UsageError: it is not TOML at all, or a change is not of the form "a.b=v".
-        FileError: it cannot be read.
+        ConfigError: the configuration has errors; `problems` has a line for each.
+        UsageError: the file is not TOML, or a change does not have the form "a.b=v".
+        FileError: the file cannot be read.
     """
     return draft_run(read_table(path, sets)).check()
 
 
 def draft_run(table: Mapping[str, Any]) -> Draft[TrainConfig]:
-    """Check the configuration of a training; checks of the files that it names may add errors."""
+    """Check the configuration of a training run; checks of its files may add errors."""
     return draft_config(TrainConfig, table, _STAND_INS)
 
 
 def read_table(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a TOML file, UTF-8, and make the changes that were typed; see `parse_table`.
+    """Read a TOML file in UTF-8 and apply changes; see `parse_table`.
 
     Raises:
         FileError: the file cannot be read.
-        UsageError: it is not TOML, or a change is not of this form.
+        UsageError: the file is not TOML, or a change does not have the form "a.b=v".
     """
     name = shown(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        hint = "`omgsr train --print-config NAME` prints a configuration to begin with"
+        hint = "`omgsr train --print-config NAME` prints a configuration to start with"
         raise FileError(f"cannot read {name}: {reason_of(error)}", hint) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{name} is not TOML: it is not UTF-8, at byte {error.start}", "save it as UTF-8") from error
@@ -652,19 +658,19 @@ def read_table(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def parse_table(text: str, name: str, sets: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a configuration from its text.
+    """Parse the text of a configuration.
 
     Args:
         text: TOML.
-        name: of the file, for errors.
-        sets: "a.b=v", v in TOML's notation or a bare text; an empty v restores the default.
+        name: name of the file, for errors.
+        sets: changes "a.b=v", with v in TOML or as bare text; an empty v restores the default.
     Raises:
-        UsageError: it is not TOML, or a change is not of this form.
+        UsageError: the text is not TOML, or a change does not have the form "a.b=v".
     """
     try:
         table = tomllib.loads(text)
     except RecursionError as error:
-        raise UsageError(f"{name} is not a configuration: its values are nested too deep") from error
+        raise UsageError(f"{name} is not a configuration: its values are nested too deeply") from error
     except ValueError as error:  # TOMLDecodeError, and a number with thousands of digits
         raise UsageError(f"{name} is not TOML: {error}") from error
     for assignment in sets:

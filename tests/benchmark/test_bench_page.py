@@ -180,7 +180,7 @@ def test_images_beside_the_page(tmp_path: Path) -> None:
     assert len(list(folder.iterdir())) == 8
     address = data_of(page)["images"][0]["views"]["bicubic"]
     assert address == "images%20of%20it/0000_2.png"
-    with pytest.raises(FileError, match="exists already"):
+    with pytest.raises(FileError, match="already exists"):
         write_page(report, page, folder)
     write_page(report, page, folder, overwrite=True)
     elsewhere = tmp_path / "elsewhere"

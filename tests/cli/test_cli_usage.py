@@ -31,7 +31,7 @@ def test_an_unknown_name_suggests_the_nearest(
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["upscale", "in/a.png", "-o", "x.xyz"], "x.xyz: .xyz is not written"),
+        (["upscale", "in/a.png", "-o", "x.xyz"], "x.xyz: .xyz is not an output format"),
         (["bench", "--precision", "int8"], "int8"),
         (["timestep", "--data", "in", "--degradation", "quantum"], "quantum"),
         (["timestep", "--data", "in", "--csv", "in/a.png"], "in/a.png"),

@@ -147,7 +147,7 @@ def an_actor_that_cannot_start_is_not_waited_for_for_ever(tmp_path: Path) -> Non
     other = Other.remote()
     assert ray.get(other.ready.remote())
     engine = RayActors("cpu", workers=1, patience_s=2)
-    with pytest.raises(DeviceError, match="no actor of Ray's could start within 2 s") as caught:
+    with pytest.raises(DeviceError, match="no Ray actor could start within 2 s") as caught:
         list(engine.run(Doubling(tmp_path), [1], on_start=lambda task: None, say=nothing))
     assert "ray status" in (caught.value.hint or "")
     ray.kill(other)

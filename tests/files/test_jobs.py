@@ -137,7 +137,7 @@ def test_folders_without_a_name_of_their_own(tmp_path: Path, monkeypatch: pytest
 def test_the_root_folder_needs_an_output(monkeypatch: pytest.MonkeyPatch) -> None:
     found = FoundInput(Path("/a.png"), Path("a.png"), Path("/"))
     monkeypatch.setattr(jobs, "search_inputs", lambda *_, **__: iter((found,)))
-    with pytest.raises(UsageError, match="no place beside") as caught:
+    with pytest.raises(UsageError, match="cannot be written beside") as caught:
         plan("/")
     assert "-o FOLDER" in (caught.value.hint or "")
     assert plan("/", output="out").jobs == (Job(Path("/a.png"), Path("out/a.png")),)
@@ -157,9 +157,9 @@ def test_ignored_subfolders_with_images_are_noted_once() -> None:
     )
     Path("in/empty").mkdir()
     (note,) = plan("in", output="in/out").notes
-    assert note == f"2 subfolders are skipped, the first is {Path('in/2')}: add --recursive to search them too"
+    assert note == f"2 subfolders are skipped, the first is {Path('in/2')}: use --recursive to search them too"
     (note,) = plan("in", "in/out", "in/2", output="elsewhere").notes
-    assert note == f"1 subfolder is skipped, {Path('in/10')}: add --recursive to search it too"
+    assert note == f"1 subfolder is skipped, {Path('in/10')}: use --recursive to search it too"
     assert plan("in", output="in/out", recursive=True).notes == ()
     assert plan("in/10/deep", "in/a.png").notes == ()
     # Of folders that a pattern matches too: all in one note.
@@ -181,7 +181,7 @@ def test_the_search_of_ignored_subfolders_is_limited(monkeypatch: pytest.MonkeyP
     # Of each the folder itself and its first entry.
     assert note.startswith(f"at least 5 subfolders are skipped, the first is {Path('in/0')}: ")
     monkeypatch.setattr(folders, "_MOST_LOOKS", 3)
-    assert plan("in").notes == (f"at least 1 subfolder is skipped, {Path('in/0')}: add --recursive to search it too",)
+    assert plan("in").notes == (f"at least 1 subfolder is skipped, {Path('in/0')}: use --recursive to search it too",)
 
 
 # -o
@@ -232,13 +232,13 @@ def test_an_output_file_accepts_a_glob_or_list_of_one_image() -> None:
     [
         ("r.png", "jpg", "-o r.png and --format jpg disagree"),
         ("r.tif", "png", "disagree"),
-        ("r.gif", "same", r"\.gif is not written"),
-        ("r.BMP", "same", r"\.bmp is not written"),
-        ("r.heic", "same", r"\.heic is not written"),
-        ("x.xyz", "same", r"\.xyz is not written"),
+        ("r.gif", "same", r"\.gif is not an output format"),
+        ("r.BMP", "same", r"\.bmp is not an output format"),
+        ("r.heic", "same", r"\.heic is not an output format"),
+        ("x.xyz", "same", r"\.xyz is not an output format"),
         ("", "same", "-o is empty"),
-        ("https://example.org/r.png", "same", "not written to a web server"),
-        ("nowhere://bucket/r.png", "same", "no kind of storage called nowhere"),
+        ("https://example.org/r.png", "same", "cannot be written to a web server"),
+        ("nowhere://bucket/r.png", "same", "storage nowhere is unknown"),
         ("file", "same", "not a folder"),
         ("b.png/", "same", "not a folder"),
     ],
@@ -253,7 +253,7 @@ def test_invalid_outputs_are_refused(output: str, output_format: str, match: str
 def test_one_output_for_several_inputs_is_refused(output: str) -> None:
     make("a.png", "b.png", "in/c.png")
     for inputs in (["a.png", "b.png"], ["a.png", "gone.png"], ["*.png"], ["in"]):
-        with pytest.raises(UsageError, match="takes one image, but") as caught:
+        with pytest.raises(UsageError, match="is for one image, but") as caught:
             plan(*inputs, output=output)
         assert caught.value.hint
 
@@ -394,7 +394,7 @@ def test_a_broken_link_is_a_problem() -> None:
     Path("in/b.png").symlink_to("nowhere.png")
     for planned in (plan("in"), plan("in/*.png"), plan("in/a.png", "in/b.png")):
         assert len(planned.jobs) == 1
-        assert messages(planned) == ["in/b.png: a link to a file that is not there"]
+        assert messages(planned) == ["in/b.png: a link to a file that does not exist"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
@@ -413,8 +413,8 @@ def test_pipes_and_devices_are_problems() -> None:
 @pytest.mark.parametrize(
     ("url", "wrong", "hint"),
     [
-        ("file:///tmp/a.png", "file:///tmp/a.png is a path", "give the path without file://"),
-        ("nowhere://x/*.png", "there is no kind of storage called nowhere", "s3://, gs://, hf:// are such"),
+        ("file:///tmp/a.png", "file:///tmp/a.png is a path", "use the path without file://"),
+        ("nowhere://x/*.png", "the kind of storage nowhere is unknown", "use for example s3://, gs:// or hf://"),
     ],
 )
 def test_unknown_protocols_are_refused(url: str, wrong: str, hint: str) -> None:
@@ -546,8 +546,8 @@ def test_problems_of_a_list_name_the_line() -> None:
     assert len(planned.jobs) == 1
     assert messages(planned) == [
         "l.txt, line 3: gone.png: no such file",
-        "l.txt, line 4: nowhere://x.org/a.png: there is no kind of storage called nowhere",
-        "l.txt, line 5: other.txt: a list in a list is not followed",
+        "l.txt, line 4: nowhere://x.org/a.png: the kind of storage nowhere is unknown",
+        "l.txt, line 5: other.txt: a list in a list is not read",
     ]
     assert "list's own folder" in (planned.problems[0].hint or "")
 
@@ -569,7 +569,12 @@ def test_names_need_not_be_unicode() -> None:
 
 @pytest.mark.parametrize(
     ("content", "match"),
-    [(b"", "names no images"), (b"# x\n\n", "names no images"), (b"PK\0\0", "plain text"), (b"\xff\xfea", "plain")],
+    [
+        (b"", "contains no images"),
+        (b"# x\n\n", "contains no images"),
+        (b"PK\0\0", "plain text"),
+        (b"\xff\xfea", "plain"),
+    ],
 )
 def test_empty_or_unreadable_lists_are_problems(content: bytes, match: str) -> None:
     Path("l.txt").write_bytes(content)

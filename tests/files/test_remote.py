@@ -190,7 +190,7 @@ def test_remote_lists_patterns_and_missing_files(memory: Any, tmp_path: Path) ->
     for name in ("e.png", "x/f.png", "y/g.png"):
         memory.pipe_file(f"/left/{name}", b"")
     plan = plan_jobs(["memory://left"], "memory://left/y", replace(OPTIONS, recursive=False))
-    assert plan.notes == ("1 subfolder is skipped, memory://left/x: add --recursive to search it too",)
+    assert plan.notes == ("1 subfolder is skipped, memory://left/x: use --recursive to search it too",)
     assert plan_jobs(["memory://left"], "out", OPTIONS).notes == ()
     assert found("memory://d/y", "memory://d/y/a.png")[0] == ["memory://d/y/a.png out/a.png"]
     plan = plan_jobs(["memory://d/x"], None, OPTIONS)
@@ -212,7 +212,7 @@ def test_a_remote_file_that_appears_meanwhile_is_not_overwritten(memory: Any) ->
             path.write_bytes(b"half")
             raise FileError(f"{path}: too long")
 
-    with pytest.raises(ExistsError, match=r"^memory://d/a\.png: exists already$"):
+    with pytest.raises(ExistsError, match=r"^memory://d/a\.png: already exists$"):
         put_ours()
     assert memory.cat_file("/d/a.png") == b"theirs"
     with pytest.raises(FileError, match=r"^memory://d/a\.png: too long$"):
@@ -399,7 +399,7 @@ def test_processes_read_and_write_s3(omgsr: Command, s3: Any, tmp_path: Path) ->
     assert len(omgsr("s3://bucket/in/0", "--dry-run").lines) == 4
     alone = omgsr("s3://bucket/in", "--dry-run")
     assert "no images" not in alone.err
-    assert "note: 2 subfolders are skipped, the first is s3://bucket/in/0: add --recursive" in alone.err
+    assert "note: 2 subfolders are skipped, the first is s3://bucket/in/0: use --recursive" in alone.err
 
 
 class Bucket(BaseHTTPRequestHandler):

@@ -368,7 +368,7 @@ def test_a_file_appears_whole_with_its_folder(tmp_path: Path) -> None:
 def test_nothing_is_overwritten_without_the_option(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"precious")
-    with pytest.raises(FileError, match="exists already") as caught:
+    with pytest.raises(FileError, match="already exists") as caught:
         write_image(image_of(3), path)
     assert "--overwrite" in (caught.value.hint or "")
     assert path.read_bytes() == b"precious"
@@ -389,7 +389,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(
         yield b"mine"
         path.write_bytes(b"theirs")
 
-    with pytest.raises(FileError, match="exists already"):
+    with pytest.raises(FileError, match="already exists"):
         write_atomically(path, parts())
     assert path.read_bytes() == b"theirs"
     assert len(list(tmp_path.iterdir())) == 1

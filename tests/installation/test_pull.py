@@ -381,11 +381,11 @@ def to_pickle(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: shutil.rmtree(folder / UNET_PART), "holds no adapter"),
-        (add_a_second, "holds 2 adapters"),
+        (lambda folder: shutil.rmtree(folder / UNET_PART), "contains no adapter"),
+        (add_a_second, "contains 2 adapters"),
         (lambda folder: (folder / UNET_PART / "adapter_model.safetensors").write_bytes(b"\xff" * 20), "cut short"),
         (to_pickle, "is a pickle"),
-        (write_config(r=32), "has rank 32, the adapter of omgsr-s-512 has 2"),
+        (write_config(r=32), "has rank 32, but the adapter of omgsr-s-512 has 2"),
         (write_config(peft_type="OFT"), "is not LORA"),
         (lambda folder: (folder / "loop").symlink_to(folder), None),
     ],
@@ -441,7 +441,7 @@ def test_an_archive_that_is_a_bomb_is_refused(
     assert said.code == 1
     assert "unpacks to more than" in said.err
     monkeypatch.setattr("omgsr_cli.installation.adapters._MAX_FILES", 0)
-    assert "has 1 files, an adapter has a handful" in pull("--from", tmp_path / "a.zip").err
+    assert "has 1 files, but an adapter has only a few" in pull("--from", tmp_path / "a.zip").err
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04" + bytes(40)])
@@ -450,7 +450,7 @@ def test_another_file_is_not_accepted_as_an_archive(pull: Any, tmp_path: Path, c
     said = pull("--from", tmp_path / "a.zip")
     assert said.code == 1
     assert "not a readable ZIP" in said.err
-    assert "there is no folder or archive" in pull("--from", tmp_path / "absent").err
+    assert "the folder or archive" in pull("--from", tmp_path / "absent").err
 
 
 # Real processes

@@ -139,7 +139,7 @@ def test_the_newest_are_kept_by_number_and_not_by_name(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path, "auto") == tmp_path / "step-100000001"
     save(tmp_path, 100_000_002, keep=1)
     assert names(tmp_path) == ["step-100000002"]
-    with pytest.raises(ValueError, match="keep 0"):
+    with pytest.raises(ValueError, match="keep must"):
         save(tmp_path, 100_000_003, keep=0)
 
 
@@ -273,9 +273,9 @@ def test_a_full_disk_is_one_line_and_leaves_no_partial_checkpoint(tmp_path: Path
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE, SIZE))
-        with pytest.raises(FileError, match="step-00000002 cannot be written: the file system takes no file") as caught:
+        with pytest.raises(FileError, match="step-00000002 cannot be written: the file is too large") as caught:
             save(tmp_path, 2)
-        assert "earlier checkpoints are untouched" in (caught.value.hint or "")
+        assert "earlier checkpoints are unchanged" in (caught.value.hint or "")
 
     assert end_of(fork(work)) == 0
     assert names(tmp_path) == ["step-00000001"]
@@ -317,7 +317,7 @@ def test_auto_does_not_start_again_if_every_checkpoint_is_broken(tmp_path: Path)
     assert find_checkpoint(tmp_path, "auto") is None
     save(tmp_path, 1)
     flip(tmp_path / "step-00000001" / "state.json")
-    with pytest.raises(ModelError, match=r"no checkpoint in .* is whole; step-00000001: state.json has another"):
+    with pytest.raises(ModelError, match=r"no checkpoint in .* is complete; step-00000001: state.json has another"):
         find_checkpoint(tmp_path, "auto")
 
 
@@ -327,7 +327,7 @@ def test_none_is_refused_if_checkpoints_exist(tmp_path: Path) -> None:
     (tmp_path / "step-1.png").write_text("")
     assert find_checkpoint(tmp_path, "none") is None
     save(tmp_path, 7)
-    with pytest.raises(UsageError, match="holds checkpoints already, up to step-00000007") as caught:
+    with pytest.raises(UsageError, match="already contains checkpoints, up to step-00000007") as caught:
         find_checkpoint(tmp_path, "none")
     assert "--resume auto" in (caught.value.hint or "")
 
@@ -338,12 +338,12 @@ def test_a_path_must_be_the_newest_whole_checkpoint_of_its_run(tmp_path: Path) -
         save(run, step, keep=9)
     assert find_checkpoint(run, str(run / "step-00000003")) == run / "step-00000003"
     assert find_checkpoint(other, str(run / "step-00000001")) == run / "step-00000001", "into an empty folder"
-    with pytest.raises(UsageError, match="holds step-00000003, which is not of a run that resumes from"):
+    with pytest.raises(UsageError, match="contains step-00000003, which does not belong to a run that resumes from"):
         find_checkpoint(run, str(run / "step-00000002"))
     save(other, 3)
-    with pytest.raises(UsageError, match="holds step-00000003"):
+    with pytest.raises(UsageError, match="contains step-00000003"):
         find_checkpoint(run, str(other / "step-00000003"))
-    with pytest.raises(ModelError, match="there is no checkpoint"):
+    with pytest.raises(ModelError, match="does not exist"):
         find_checkpoint(run, str(tmp_path / "nowhere"))
     flip(run / "step-00000003" / "optimizer.safetensors")
     with pytest.raises(ModelError, match=r"not whole: optimizer.safetensors has another content"):
@@ -372,10 +372,14 @@ def test_broken_checkpoints_do_not_count_as_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
-        (LoraOptions(), "vae_encoder_lora_adapter has rank 4, the configuration has 16", "set vae_rank = 4"),
-        (LoraOptions(vae_rank=4), "unet_lora_adapter has rank 8, the configuration has 32", "set backbone_rank = 8"),
+        (LoraOptions(), "vae_encoder_lora_adapter has rank 4, but the configuration has 16", "set vae_rank = 4"),
+        (
+            LoraOptions(vae_rank=4),
+            "unet_lora_adapter has rank 8, but the configuration has 32",
+            "set backbone_rank = 8",
+        ),
         (LoraOptions(4, 8, vae_alpha=2.0), "vae_encoder_lora_adapter has alpha 4", "set vae_alpha = 4"),
-        (LoraOptions(4, 8), "unet_lora_adapter has alpha 12, the configuration has 8", "set backbone_alpha = 12"),
+        (LoraOptions(4, 8), "unet_lora_adapter has alpha 12, but the configuration has 8", "set backbone_alpha = 12"),
         (LoraOptions(4, 8, backbone_alpha=12.0), None, None),
     ],
 )

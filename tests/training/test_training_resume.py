@@ -116,7 +116,7 @@ def test_kill_leaves_the_last_checkpoint_whole(world: Path, tmp_path: Path, whol
 def test_another_model_cannot_be_resumed(world: Path, tmp_path: Path) -> None:
     run_here(settings(world, tmp_path / "run", train={"steps": 1}))
     other = settings(world, tmp_path / "run", model={"preset": "omgsr-tiny", "start_from": None}, train={"steps": 2})
-    with pytest.raises(ModelError, match="do not fit those to train"):
+    with pytest.raises(ModelError, match="do not match those to train"):
         run_here(other, resume="auto")
 
 
