@@ -122,7 +122,6 @@ def test_the_conda_recipe_has_the_version_and_the_dependencies() -> None:
 
 def test_a_release_needs_an_owner_and_a_tag_that_is_the_version_and_in_the_changelog(tmp_path: Path) -> None:
     (tmp_path / "omgsr_cli").mkdir()
-    (tmp_path / "omgsr_cli" / "__init__.py").write_text('__version__ = "0.2.0"\n')
     sections = ("[Unreleased]", "", "[0.2.0] - 2026-12-01", "Sharper.", "[0.1.0] - 2026-11-01", "New.")
     (tmp_path / "CHANGELOG.md").write_text(
         "".join(f"{'## ' if part[:1] == '[' else ''}{part}\n\n" for part in sections)
@@ -138,6 +137,10 @@ def test_a_release_needs_an_owner_and_a_tag_that_is_the_version_and_in_the_chang
         return subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, check=False).returncode
 
     check = ".ci/check_release.py"
+    version = tmp_path / "omgsr_cli" / "__init__.py"
+    version.write_text('__version__ = "1.0.0"\n')
+    assert run(check) == 1
+    version.write_text('__version__ = "0.2.0"\n')
     assert run(check) == 0
     assert run(check, "v0.2.0") == 1
     assert run(".ci/set_owner.py", "no/name") == 1
