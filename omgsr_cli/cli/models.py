@@ -159,7 +159,7 @@ def merge(
     text_encoder: Annotated[
         bool, typer.Option("--text-encoder", help="Copy the text encoder too, so that --prompt works.")
     ] = False,
-    half: Annotated[bool, typer.Option("--half", help="Write fp16 instead of fp32, half the size.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Write 16 bits instead of 32, half the size.")] = False,
 ) -> None:
     """Merge a base model and an adapter into one folder.
 

@@ -34,14 +34,13 @@ from omgsr_cli.models.large import (
     choose_offload,
     measure_footprint,
     offload_network,
-    part_entries,
     read_network,
     write_merged_part,
 )
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.lora import LoraOptions, inject_adapters, merge_lora, open_adapter
 from omgsr_cli.models.record import read_json, write_record
-from omgsr_cli.models.weight_files import check_finite, load_part, weight_files, weight_variant
+from omgsr_cli.models.weight_files import check_finite, load_part, part_entries, weight_files, weight_variant
 from omgsr_cli.options import Quantize
 from omgsr_cli.schedules import FlowSchedule
 

@@ -22,7 +22,7 @@ from omgsr_cli.models.devices import free_memory_bytes, shares_host_memory
 from omgsr_cli.models.lora import AdapterPart
 from omgsr_cli.models.weight_files import check_finite, weight_files
 from omgsr_cli.options import Offload, Quantize
-from omgsr_cli.store.headers import TensorEntry, read_header
+from omgsr_cli.store.headers import TensorEntry
 
 _CPU = torch.device("cpu")
 _QUANTISED_BYTES = {"nf4": 0.5 + 4 / 64, "int8": 1.0, "fp8": 1.0}
@@ -278,12 +278,6 @@ def write_merged_part(
             merged[name] = wide.to(torch.bfloat16 if narrow and stored.dtype == torch.float32 else stored.dtype)
         check_finite(merged.items(), path)
         save_file(merged, target / part / path.name, metadata={"format": "pt"})
-
-
-def part_entries(folder: Path, part: str) -> Iterator[tuple[str, TensorEntry]]:
-    """Names and headers of a part's tensors."""
-    for path in weight_files(folder, part):
-        yield from read_header(path).items()
 
 
 def _tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:

@@ -33,9 +33,8 @@ from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.lora import LoraOptions, inject_adapters, load_lora, merge_lora
 from omgsr_cli.models.record import ModelRecord, read_json, write_record
-from omgsr_cli.models.weight_files import check_finite, load_part, weight_files, weight_variant
+from omgsr_cli.models.weight_files import check_finite, load_part, part_entries, weight_variant
 from omgsr_cli.schedules import DdpmSchedule, Schedule
-from omgsr_cli.store.headers import read_header
 from omgsr_cli.transfer import upload
 
 if TYPE_CHECKING:
@@ -180,7 +179,7 @@ def describe_sd(source: ModelSource) -> RestorerInfo:
         border_px=0,
         color_fix="adain",
         prompt=source.record.prompt or "",
-        parameters=sum(_count_parameters(source.folder, part) for part in ("unet", "vae")),
+        parameters=sum(entry.elements for part in ("unet", "vae") for _, entry in part_entries(source.folder, part)),
     )
 
 
@@ -198,11 +197,6 @@ def _check_unet_config(config: Mapping[str, Any], where: Path) -> None:
 
 def _step_bytes_per_px(unet_config: Mapping[str, Any], latent_px: int) -> int:
     return max(1, _STEP_BYTES_PER_CHANNEL * int(unet_config["block_out_channels"][0]) // latent_px**2)
-
-
-def _count_parameters(folder: Path, part: str) -> int:
-    """Number of weights of a part, from the headers of its files."""
-    return sum(entry.elements for path in weight_files(folder, part) for entry in read_header(path).values())
 
 
 def vae_precision(precision: str, force_upcast: bool, device: torch.device) -> str:

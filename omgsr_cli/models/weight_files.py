@@ -7,7 +7,7 @@ import os
 import secrets
 import stat
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
@@ -67,6 +67,12 @@ def weight_files(folder: Path, part: str) -> tuple[Path, ...]:
     mark = f".{variant}" if variant else ""
     whole = folder / part / f"{NETWORK_STEM}{mark}.safetensors"
     return (whole,) if whole.is_file() else tuple(sorted((folder / part).glob(f"{NETWORK_STEM}{mark}-*.safetensors")))
+
+
+def part_entries(folder: Path, part: str) -> Iterator[tuple[str, TensorEntry]]:
+    """Names and headers of a part's tensors."""
+    for path in weight_files(folder, part):
+        yield from read_header(path).items()
 
 
 def refuse_pickles(path: Path, hint: str = _CONVERT) -> None:
