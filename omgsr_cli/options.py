@@ -199,7 +199,8 @@ class TimestepOptions(_Options):
         max_samples: maximum number of samples; None uses one per image.
         until_stable: add samples until the interval is narrower than this many timesteps.
         batch: number of images that are encoded together.
-        seed: seed of crops, degradation and resampling.
+        seed: seed of crops, degradation, sampled latents and resampling.
+        latents: the mean of the autoencoder's posterior or, as published, a sample of it.
     """
 
     resolution: int | None = Field(default=None, ge=16, le=8192)
@@ -209,6 +210,7 @@ class TimestepOptions(_Options):
     until_stable: int | None = Field(default=None, ge=1, le=1000)
     batch: int = Field(default=4, ge=1, le=256)
     seed: int = Field(default=0, ge=0)
+    latents: Literal["mean", "sample"] = "mean"
 
 
 class BenchOptions(_Options):

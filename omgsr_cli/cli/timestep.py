@@ -82,6 +82,9 @@ def timestep(
         ),
     ] = None,
     seed: Annotated[int, shared.option(DATA, "Seed of crops, degradation and interval.", metavar="N")] = 0,
+    latents: Annotated[
+        str, shared.option(DATA, "Use the mean of the autoencoder's posterior, or a sample.", metavar="mean|sample")
+    ] = "mean",
     model: Annotated[
         str | None, shared.option(MODEL, "Preset or model folder.", metavar="NAME|FOLDER", shown=DEFAULT_PRESET)
     ] = None,
@@ -127,6 +130,7 @@ def timestep(
         until_stable=until_stable,
         batch=batch,
         seed=seed,
+        latents=latents,
     )
     engine_options = build_options(EngineOptions, workers=workers, device=device)
     part = None if shard is None else _part(shard, options, write)
@@ -158,6 +162,8 @@ def timestep(
         )
     for text in survey.encoder.notes:
         output.note(text)
+    if options.latents == "sample" and not survey.encoder.has_posterior:
+        output.note(f"--latents sample has no effect: {survey.encoder.name} has one latent for an image")
     is_interrupted = _run(survey, output)
     if part is not None:
         output.note(f"measured part {part}; run the command without --shard when all parts are measured")

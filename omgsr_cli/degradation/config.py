@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -113,6 +113,7 @@ class DegradationConfig(BaseModel):
         halftone_prob: probability that the image was printed, with a screen of dots before the first stage.
         halftone_pitch: distance of the dots, pixels of the sharp image.
         halftone_strength: contrast between dot and paper in middle tones, no unit; black and white have no dots.
+        jpeg: "libjpeg", as in files, or as published "simulated" by a cosine transform in torch.
         target_blur_sigma: standard deviation, in pixels, of a Gaussian blur of the training target, applied after the
             low-quality image is made: unreduced camera images are softer than reduced ones, and so should results be.
     """
@@ -126,6 +127,7 @@ class DegradationConfig(BaseModel):
     halftone_prob: Probability = 0.0
     halftone_pitch: PositiveRange = (5.0, 9.0)
     halftone_strength: Range = (0.15, 0.5)
+    jpeg: Literal["libjpeg", "simulated"] = "libjpeg"
     target_blur_sigma: Range = (0.0, 0.0)
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from io import BytesIO
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -80,6 +80,7 @@ class DegradationPlan:
         final_mode: filter of the resize to the low-quality size.
         jpeg_last: whether the last JPEG comes after this resize and filter, or before.
         halftone: the halftone screen, or None.
+        jpeg: as `DegradationConfig.jpeg`.
     """
 
     first: StagePlan
@@ -88,6 +89,7 @@ class DegradationPlan:
     final_mode: str
     jpeg_last: bool
     halftone: HalftonePlan | None = None
+    jpeg: Literal["libjpeg", "simulated"] = "libjpeg"
 
 
 def in_one_thread(
@@ -175,6 +177,7 @@ def draw_plan(config: DegradationConfig, rng: np.random.Generator) -> Degradatio
         jpeg_last=bool(rng.random() < 0.5),
         # Drawn last, and only if its probability is above 0, so the other choices of a seed do not change.
         halftone=_draw_halftone(config, rng) if config.halftone_prob else None,
+        jpeg=config.jpeg,
     )
 
 
@@ -217,19 +220,20 @@ def draw_mode(rng: np.random.Generator) -> str:
 
 def _apply(image: Tensor, size: tuple[int, int], plan: DegradationPlan, rng: np.random.Generator) -> Tensor:
     """Apply a plan to one (3, H, W) image in [0, 1]; returns (3, *size) in [0, 1]."""
+    compress = jpeg if plan.jpeg == "libjpeg" else simulate_jpeg
     if plan.halftone is not None:
         image = print_halftone(image, plan.halftone)
     image = _blur(image, plan.first.kernel)
     image = interpolate(image, _scaled(image.shape[-2:], plan.first.factor), plan.first.mode)
-    image = jpeg(_add_noise(image, plan.first, rng), plan.first.quality)
+    image = compress(_add_noise(image, plan.first, rng), plan.first.quality)
     image = _blur(image, plan.second.kernel)
     image = interpolate(image, _scaled(size, plan.second.factor), plan.second.mode)
     image = _add_noise(image, plan.second, rng)
     if not plan.jpeg_last:
-        image = jpeg(image, plan.second.quality)
+        image = compress(image, plan.second.quality)
     image = _blur(interpolate(image, size, plan.final_mode), plan.final_kernel)
     if plan.jpeg_last:
-        image = jpeg(image, plan.second.quality)
+        image = compress(image, plan.second.quality)
     return image.clamp(0.0, 1.0)
 
 
@@ -289,3 +293,55 @@ def jpeg(image: Tensor, quality: int) -> Tensor:
         restored = torch.from_numpy(np.array(decoded))
     # Make the bytes planar: strided channels make later FFTs twice as slow.
     return restored.permute(2, 0, 1).contiguous().to(image.device).float().div_(255.0)
+
+
+# Rows are the first index of a block; the published code has the transpose of the standard's table of luma.
+_LUMA_STEPS = (
+    *((16, 12, 14, 14, 18, 24, 49, 72), (11, 12, 13, 17, 22, 35, 64, 92), (10, 14, 16, 22, 37, 55, 78, 95)),
+    *((16, 19, 24, 29, 56, 64, 87, 98), (24, 26, 40, 51, 68, 81, 103, 112), (40, 58, 57, 87, 109, 104, 121, 100)),
+    *((51, 60, 69, 80, 103, 113, 120, 103), (61, 55, 56, 62, 77, 92, 101, 99)),
+)
+_CHROMA_STEPS = ((17, 18, 24, 47), (18, 21, 26, 66), (24, 26, 56, 99), (47, 66, 99, 99))
+_TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+_FINEST = 0.01
+"""Factor of the quantisation steps at the best quality, where the formula gives 0."""
+
+
+def simulate_jpeg(image: Tensor, quality: float) -> Tensor:
+    """Quantise an image's cosine transform as JPEG does, without libjpeg.
+
+    Chroma is averaged over 2x2 px and repeated, where libjpeg interpolates; sides are extended in black to multiples
+    of 16; nothing is rounded to whole levels.
+    Source: DiffJPEG as in Real-ESRGAN, arXiv:2107.10833; ITU-T T.81, annexes A and K.
+
+    Args:
+        image: (3, H, W) float32, clamped to [0, 1].
+        quality: 1 to 100.
+    Returns:
+        (3, H, W) float32 on the image's device, in [0, 1].
+    """
+    height, width = image.shape[-2:]
+    padded = F.pad(image.clamp(0, 1) * 255, (0, -width % 16, 0, -height % 16))
+    matrix, middle = image.new_tensor(_TO_YCBCR), image.new_tensor((0.0, 128.0, 128.0))[:, None, None]
+    planes = torch.tensordot(matrix, padded, 1) + middle
+    factor = max(_FINEST, (5000 / quality if quality < 50 else 200 - 2 * quality) / 100)
+    chroma_steps = image.new_full((8, 8), 99.0)
+    chroma_steps[:4, :4] = image.new_tensor(_CHROMA_STEPS)
+    luma = _quantise(planes[:1], image.new_tensor(_LUMA_STEPS) * factor)
+    chroma = _quantise(F.avg_pool2d(planes[1:], 2), chroma_steps * factor)
+    planes = torch.cat([luma, chroma.repeat_interleave(2, 1).repeat_interleave(2, 2)]) - middle
+    rgb: Tensor = torch.tensordot(torch.linalg.inv(matrix), planes, 1)
+    return rgb[:, :height, :width].clamp(0, 255).div(255)
+
+
+def _quantise(planes: Tensor, steps: Tensor) -> Tensor:
+    """Round the cosine transform of blocks of 8x8 to multiples of (8, 8) steps: (C, H, W) in [0, 255], same shape."""
+    channels, height, width = planes.shape
+    places = torch.arange(8, dtype=torch.float32)
+    transform = ((2 * places + 1) * places[:, None] * (math.pi / 16)).cos() / 2
+    transform[0] /= math.sqrt(2)
+    transform = transform.to(planes)
+    blocks = planes.reshape(channels, height // 8, 8, width // 8, 8).transpose(2, 3) - 128
+    frequencies = (transform @ blocks @ transform.T / steps).round() * steps
+    blocks = transform.T @ frequencies @ transform + 128
+    return blocks.transpose(2, 3).reshape(channels, height, width)

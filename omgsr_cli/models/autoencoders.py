@@ -291,7 +291,13 @@ def _reach(network: Any) -> tuple[int, int, int]:
 def load_diffusers_encoder(name: str, folder: Path, device: torch.device) -> ImageEncoder:
     """Load `vae/` and the schedule of a Diffusers folder, for any network that takes the step."""
     encode, _, multiple = load_vae_encoder(folder / "vae", device)
-    return ImageEncoder(name, encode, load_schedule(folder), multiple, device, files=(folder / "vae",))
+    files, has_posterior = (folder / "vae",), is_variational(folder / "vae")
+    return ImageEncoder(name, encode, load_schedule(folder), multiple, device, files, has_posterior=has_posterior)
+
+
+def is_variational(path: Path) -> bool:
+    """Whether an autoencoder that `load_vae_encoder` reads gives a posterior."""
+    return path.is_dir() and read_json(path / "config.json").get("_class_name") == "AutoencoderKL"
 
 
 def load_schedule(folder: Path) -> Schedule:
@@ -302,7 +308,7 @@ def load_schedule(folder: Path) -> Schedule:
     return build_schedule(read_json(folder / "scheduler" / "scheduler_config.json"))
 
 
-def load_vae_encoder(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], int, int]:
+def load_vae_encoder(path: Path, device: torch.device) -> tuple[Callable[..., Tensor], int, int]:
     """Load the encoder of an autoencoder.
 
     Args:
@@ -310,7 +316,8 @@ def load_vae_encoder(path: Path, device: torch.device) -> tuple[Callable[[Tensor
         device: device of the encoder.
     Returns:
         A function from (B, 3, H, W) in [-1, 1] to the scaled latent, the number of latent channels, and the number that
-        H and W must be multiples of.
+        H and W must be multiples of. The function of an AutoencoderKL also takes a list of generators, one for each
+        image, that sample its posterior.
     Raises:
         ModelError: the autoencoder is of another kind, or its files cannot be read.
     """
@@ -336,9 +343,12 @@ def load_vae_encoder(path: Path, device: torch.device) -> tuple[Callable[[Tensor
     # The network's own configuration has diffusers' defaults for missing keys.
     scale, shift = float(network.config["scaling_factor"]), float(network.config["shift_factor"] or 0.0)
 
-    def encode(image: Tensor) -> Tensor:
+    def encode(image: Tensor, draws: list[torch.Generator] | None = None) -> Tensor:
         encoded = network.encode(image)
-        latent: Tensor = encoded.latent_dist.mean if kind == "AutoencoderKL" else encoded.latents
+        if kind == "AutoencoderTiny":
+            latent: Tensor = encoded.latents
+        else:
+            latent = encoded.latent_dist.mean if draws is None else encoded.latent_dist.sample(draws)
         return (latent - shift) * scale
 
     multiple_px = latent_px_of(network.config) if kind == "AutoencoderKL" else _TINY_PX

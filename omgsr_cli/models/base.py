@@ -317,18 +317,21 @@ class ImageEncoder:
     Attributes:
         name: name as the user gave it.
         encode: maps (B, 3, H, W) float32 on `device`, sRGB in [-1, 1], to (B, C, h, w), scaled as the schedule expects;
-            the posterior's mean, if there is one.
+            the posterior's mean, if there is one. With `has_posterior` it also takes a list of CPU generators, one
+            for each image, and samples.
         schedule: schedule of the pre-trained model.
         multiple_of_px: heights and widths must be multiples of it.
         device: device of the encoder.
         files: its files and folders; empty for an encoder that was not loaded from files.
         notes: notes for the user about values that are measured with it.
+        has_posterior: whether an image has many latents.
     """
 
     name: str
-    encode: Callable[[Tensor], Tensor]
+    encode: Callable[..., Tensor]
     schedule: Schedule
     multiple_of_px: int
     device: torch.device
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    has_posterior: bool = False

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from omgsr_cli.errors import DeviceError, ModelError, UsageError, reason_of, write_reason
 from omgsr_cli.files.atomic import partial_folder
-from omgsr_cli.models.autoencoders import load_diffusers_encoder, load_schedule, load_vae_encoder
+from omgsr_cli.models.autoencoders import is_variational, load_diffusers_encoder, load_schedule, load_vae_encoder
 from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, Trainable
 from omgsr_cli.models.devices import (
     choose_device,
@@ -214,7 +214,8 @@ def load_encoder(
         else:
             schedule = FlowSchedule() if channels == _FLOW_CHANNELS else DdpmSchedule()
         title = vae if named is None else f"{named} with {vae}"
-        return ImageEncoder(title, encode, schedule, multiple, place, files=(Path(vae),))
+        has_posterior = is_variational(Path(vae))
+        return ImageEncoder(title, encode, schedule, multiple, place, (Path(vae),), has_posterior=has_posterior)
     name = model or base or DEFAULT_PRESET
     folder = find_base_folder(name, parts=("vae",))
     record = load_record(folder)

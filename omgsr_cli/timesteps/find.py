@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from omgsr_cli.datasets.crops import OnSmall
 from omgsr_cli.datasets.pair_source import PairSource
@@ -42,6 +43,7 @@ def find_mid_timestep(
     batch: int = 4,
     workers: int | None = None,
     seed: int = 0,
+    latents: Literal["mean", "sample"] = "mean",
     device: str | None = None,
     on_result: Callable[[Measured | Problem], None] | None = None,
 ) -> MidTimestep:
@@ -51,7 +53,7 @@ def find_mid_timestep(
 
     Args:
         source: high-quality images: folders, files or .txt lists; or a `PairSource`, for which only `batch`, `workers`,
-            `until_stable` and `seed` count.
+            `until_stable`, `seed` and `latents` count.
         encoder: of the pre-trained model, or the name of a preset, folder or hub repository; None uses the default.
             A loaded encoder works in this process only.
         lq: real low-quality partners of the images, by stem; None degrades crops of the images.
@@ -63,7 +65,8 @@ def find_mid_timestep(
         until_stable: add samples until the interval is narrower than this many timesteps.
         batch: number of images that are encoded together.
         workers: number of processes, each with its own encoder; None uses one per device.
-        seed: of crops, degradation and the interval.
+        seed: of crops, degradation, sampled latents and the interval.
+        latents: the mean of the autoencoder's posterior or, as published, a sample of it.
         device: for an encoder given by name; as for `load`, or several: "cuda:0,cuda:1" or "all".
         on_result: called with each sample, skipped ones included.
     Returns:
@@ -82,6 +85,7 @@ def find_mid_timestep(
         until_stable=until_stable,
         batch=batch,
         seed=seed,
+        latents=latents,
     )
     engine_options = build_options(EngineOptions, workers=workers, device=device)
     named = encoder if isinstance(encoder, ImageEncoder) else NamedEncoder(encoder)
@@ -138,10 +142,11 @@ def open_survey(
     items = None if shard is None else shard.indices(len(source))
     if items is not None and not items:
         raise UsageError(f"--shard {shard}: none of {len(source)} samples is in this part", "use fewer parts")
-    kept = None if remembered is None else KeptSamples(source, loaded, remembered)
+    is_sampled = options.latents == "sample" and loaded.has_posterior
+    kept = None if remembered is None else KeptSamples(source, loaded, remembered, is_sampled=is_sampled)
     # This process measures with the encoder that it has.
     elsewhere = loaded if engine.in_this_process else encoder
-    return Survey(source, loaded, options, kept, items, engine, MeasureWork(source, elsewhere))
+    return Survey(source, loaded, options, kept, items, engine, MeasureWork(source, elsewhere, options.latents))
 
 
 def _pair_source(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +17,9 @@ from omgsr_cli.errors import FileError, ModelError, OmgsrError
 from omgsr_cli.models.base import ImageEncoder
 from omgsr_cli.models.loading import NamedEncoder
 from omgsr_cli.timesteps.matching import latent_snr
+
+_LATENT = 3
+"""Of the random numbers: crops and order of `PairSource` have 1 and 2."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,12 @@ def plan_samples(
 
 
 def measure(
-    source: PairSource, encoder: ImageEncoder, items: Sequence[int] | None = None, *, batch: int = 4
+    source: PairSource,
+    encoder: ImageEncoder,
+    items: Sequence[int] | None = None,
+    *,
+    batch: int = 4,
+    latents: Literal["mean", "sample"] = "mean",
 ) -> Iterator[Measured | Problem]:
     """Measure samples in order.
 
@@ -77,27 +87,39 @@ def measure(
         encoder: of the pre-trained model.
         items: numbers of the samples; None measures all.
         batch: number of samples of one size that are encoded together.
+        latents: the mean of the encoder's posterior, or a sample that the seed and the sample's number decide; the same
+            where the encoder has none.
     Yields:
         One result for each sample.
     Raises:
         ModelError: a latent is not finite.
     """
     waiting: list[ImagePair] = []
+    draws: list[torch.Generator] | None = None
+    if latents == "sample" and encoder.has_posterior:
+        draws = []
     for number in range(len(source)) if items is None else items:
         sample = source[number]
         # Results are in order: a skipped sample waits for those before it.
         if waiting and (isinstance(sample, FileError) or sample.clean.shape != waiting[0].clean.shape):
-            yield from _measure_batch(waiting, encoder)
+            yield from _measure_batch(waiting, encoder, draws)
             waiting = []
         if isinstance(sample, FileError):
             yield Problem(sample)
             continue
         waiting.append(sample)
+        if draws is not None:
+            draws.append(_generator(source.seed, number))
         if len(waiting) == batch:
-            yield from _measure_batch(waiting, encoder)
+            yield from _measure_batch(waiting, encoder, draws)
             waiting = []
     if waiting:
-        yield from _measure_batch(waiting, encoder)
+        yield from _measure_batch(waiting, encoder, draws)
+
+
+def _generator(seed: int, number: int) -> torch.Generator:
+    state = np.random.SeedSequence((seed, _LATENT, number)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
 @dataclass(frozen=True)
@@ -107,17 +129,20 @@ class MeasureWork:
     Attributes:
         source: the samples.
         encoder: of the pre-trained model: by its name, or loaded for this process only.
+        latents: as for `measure`.
     """
 
     source: PairSource
     encoder: NamedEncoder | ImageEncoder
+    latents: Literal["mean", "sample"] = "mean"
 
     def open(self, place: Place, say: Say) -> Worker[tuple[int, ...], Results]:
         """See `Work.open`."""
         encoder = self.encoder if isinstance(self.encoder, ImageEncoder) else self.encoder.load(place.device)
 
         def do(items: tuple[int, ...]) -> Results:
-            return tuple(zip(items, measure(self.source, encoder, items, batch=len(items)), strict=True))
+            results = measure(self.source, encoder, items, batch=len(items), latents=self.latents)
+            return tuple(zip(items, results, strict=True))
 
         return OneByOne(do)
 
@@ -128,14 +153,21 @@ class MeasureWork:
 
 
 @torch.inference_mode()
-def _encode(samples: list[ImagePair], encoder: ImageEncoder) -> tuple[Tensor, Tensor]:
-    clean = encoder.encode(torch.stack([sample.clean for sample in samples]).to(encoder.device))
-    degraded = encoder.encode(torch.stack([sample.degraded for sample in samples]).to(encoder.device))
+def _encode(
+    samples: list[ImagePair], encoder: ImageEncoder, draws: list[torch.Generator] | None
+) -> tuple[Tensor, Tensor]:
+    more = () if draws is None else (draws,)
+    clean = encoder.encode(torch.stack([sample.clean for sample in samples]).to(encoder.device), *more)
+    degraded = encoder.encode(torch.stack([sample.degraded for sample in samples]).to(encoder.device), *more)
     return latent_snr(clean, degraded)
 
 
-def _measure_batch(samples: list[ImagePair], encoder: ImageEncoder) -> Iterator[Measured | Problem]:
-    power, snr = _encode(samples, encoder)
+def _measure_batch(
+    samples: list[ImagePair], encoder: ImageEncoder, draws: list[torch.Generator] | None
+) -> Iterator[Measured | Problem]:
+    power, snr = _encode(samples, encoder, draws)
+    if draws is not None:
+        draws.clear()
     for sample, own_power, own_snr in zip(samples, power.tolist(), snr.tolist(), strict=True):
         # An infinite ratio is an identical pair, or a latent without any error; NaN or infinite power is neither.
         if not (0 < own_power < float("inf") and own_snr > 0):

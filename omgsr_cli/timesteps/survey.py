@@ -38,11 +38,14 @@ class KeptSamples:
         source: the samples.
         encoder: of the pre-trained model; without files of its own, nothing is kept.
         remembered: the database.
+        is_sampled: whether latents are sampled.
     """
 
-    def __init__(self, source: PairSource, encoder: ImageEncoder, remembered: Remembered) -> None:
+    def __init__(
+        self, source: PairSource, encoder: ImageEncoder, remembered: Remembered, *, is_sampled: bool = False
+    ) -> None:
         self._source, self._remembered = source, remembered
-        self._common = None if not encoder.files else self._settings(encoder)
+        self._common = None if not encoder.files else [*self._settings(encoder), *(["sample"] if is_sampled else [])]
 
     def find(self, item: int) -> Measured | Problem | None:
         """The result of sample `item` in an earlier run, or None."""
@@ -191,7 +194,7 @@ class Survey:
                 yield missing
 
     def _measure(self, tasks: Iterator[tuple[int, ...]]) -> Iterator[Results]:
-        work = self.work or MeasureWork(self.source, self.encoder)
+        work = self.work or MeasureWork(self.source, self.encoder, self.options.latents)
         # Notes of an encoder are shown once, when this process loads it.
         with closing(self.engine.run(work, tasks, on_start=lambda task: None, say=say_nothing)) as results:
             yield from results

@@ -265,6 +265,7 @@ def _measure(config: TrainConfig, accelerator: Accelerator) -> MidTimestep:
         on_small=data.on_small,
         max_samples=_SAMPLES,
         seed=config.train.seed,
+        latents=config.model.latents,
     )
 
 

@@ -75,6 +75,9 @@ class ModelConfig(Section):
     mid_timestep: Annotated[int, Field(strict=True, ge=0, le=999)] | Literal["auto"] | None = Field(
         default=None, description='timestep of the one step; "auto" measures it on the training data [the model\'s]'
     )
+    latents: Literal["mean", "sample"] = Field(
+        default="mean", description='what "auto" measures: the mean of the posterior, or as published a sample of it'
+    )
     prompt: str = Field(default="", description="text that conditions the model; published models have an empty one")
 
     @field_validator("preset")

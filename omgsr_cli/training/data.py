@@ -385,7 +385,12 @@ class TrainingCrops(Dataset[Sample]):
     @cached_property
     def _described_options(self) -> dict[str, Any]:
         own = {name: value for name, value in vars(self.options).items() if name not in _NOT_OF_THE_CROP}
-        return own | {"degradations": [(config.model_dump(), share) for config, share in self.options.degradations]}
+        kinds = [(config.model_dump(), share) for config, share in self.options.degradations]
+        for dumped, _ in kinds:
+            # A key of its own only where it changes something: images of earlier versions are still found.
+            if dumped["jpeg"] == "libjpeg":
+                del dumped["jpeg"]
+        return own | {"degradations": kinds}
 
     def _content(self, path: Stored) -> str:
         if path not in self._contents:

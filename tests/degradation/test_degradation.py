@@ -33,7 +33,16 @@ from omgsr_cli.degradation import (
 )
 from omgsr_cli.degradation.kernels import KernelPlan, blur, build_kernel, draw_kernel, fast_length
 from omgsr_cli.degradation.noise import gaussian_noise, poisson_noise
-from omgsr_cli.degradation.pipeline import HalftonePlan, draw_plan, jpeg, print_halftone, sample_rng
+from omgsr_cli.degradation.pipeline import (
+    _LUMA_STEPS,
+    HalftonePlan,
+    draw_plan,
+    interpolate,
+    jpeg,
+    print_halftone,
+    sample_rng,
+    simulate_jpeg,
+)
 from omgsr_cli.errors import ShapeError, UsageError
 
 REFERENCE = PRESETS["reference"]
@@ -370,6 +379,33 @@ def test_without_the_rest_the_result_is_libjpeg_twice(index: int) -> None:
     ours = degrade(image, 1, quiet(), seed=0, epoch=0, indices=[index])
     assert np.array_equal((ours[0] * 255).round().byte().permute(1, 2, 0).numpy(), expected)
     assert not np.array_equal(expected, pixels)
+
+
+def test_simulated_jpeg_quantises_the_cosine_transform() -> None:
+    from scipy.fft import dctn, idctn
+
+    rng = np.random.default_rng(0)
+    gray = torch.from_numpy(rng.random((1, 21, 35), dtype=np.float32)).expand(3, -1, -1)
+    # The standard's first row and column of luma, at quality 75: half of the steps.
+    padded = np.zeros((32, 48))
+    padded[:21, :35] = gray[0].numpy() * 255
+    blocks = padded.reshape(4, 8, 6, 8).transpose(0, 2, 1, 3) - 128
+    steps = np.array(_LUMA_STEPS) / 2
+    assert (steps[0, :3] * 2).tolist() == [16, 12, 14]
+    coded = np.round(dctn(blocks, axes=(2, 3), norm="ortho") / steps) * steps
+    expected = (idctn(coded, axes=(2, 3), norm="ortho") + 128).transpose(0, 2, 1, 3).reshape(32, 48)[:21, :35]
+    found = simulate_jpeg(gray, 75)
+    np.testing.assert_allclose(found[1].numpy() * 255, expected.clip(0, 255), atol=0.01)
+    tones = torch.from_numpy(rng.random((3, 6, 8), dtype=np.float32)) * 0.2 + 0.4
+    smooth = interpolate(tones, (96, 128), "bilinear")
+    for quality, largest in ((95, 1.0), (60, 2.5)):
+        difference = (simulate_jpeg(smooth, quality) - jpeg(smooth, quality)).abs().mean() * 255
+        assert float(difference) < largest
+    assert bool(simulate_jpeg(smooth, 100).isfinite().all())
+    config = load_degradation("omgsr")
+    simulated = config.model_copy(update={"jpeg": "simulated"})
+    made = [degrade(smooth[None], 2.0, each, seed=0, epoch=0, indices=[3]) for each in (config, simulated)]
+    assert 0 < float((made[0] - made[1]).abs().mean()) * 255 < 12
 
 
 def test_jpeg_gets_worse_with_less_quality() -> None:

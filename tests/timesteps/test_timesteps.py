@@ -242,13 +242,13 @@ def test_an_unusable_encoder_is_refused(tmp_path: Path) -> None:
         ("bad.safetensors", "not the encoder"),
         ("other.safetensors", "not the encoder"),
         ("odd", "is a VQModel"),
-        ("absent", "no autoencoder"),
+        ("absent", "not an autoencoder"),
     ]:
         with pytest.raises(ModelError, match=message):
             load_encoder(vae=str(tmp_path / vae), device="cpu")
     with pytest.raises(UsageError, match="both"):
         load_encoder("omgsr-tiny", base="x")
-    with pytest.raises(ModelError, match="no model 'nothing at all'"):
+    with pytest.raises(ModelError, match="no model is called 'nothing at all'"):
         load_encoder("nothing at all")
 
 
@@ -300,6 +300,30 @@ def test_samples_depend_on_the_seed_alone(tmp_path: Path) -> None:
     assert one[0].path == one[3].path
     assert one[0] != one[3]
     assert one != list(measure(source_of(images, count=6, seed=1), IDENTITY))
+
+
+def test_sampled_latents_depend_on_the_seed_and_their_number(tmp_path: Path) -> None:
+    def encode(image: torch.Tensor, draws: Sequence[torch.Generator] = ()) -> torch.Tensor:
+        noise = [torch.randn(image.shape[1:], generator=draw) for draw in draws]
+        return image + torch.stack(noise) if noise else image
+
+    source = source_of(write_images(tmp_path, [(40, 60), (33, 47), (50, 36)]), count=4)
+    encoder = replace(encoder_of(encode), has_posterior=True)
+    alone, together, last = (
+        list(measure(source, encoder, items, batch=batch, latents="sample"))
+        for items, batch in ((None, 1), (None, 4), ((3,), 1))
+    )
+    assert alone == together
+    assert alone[3:] == last
+    assert not any(one == other for one, other in zip(alone, measure(source, encoder), strict=True))
+    # An encoder without a posterior has nothing to sample.
+    assert list(measure(source, IDENTITY, latents="sample")) == list(measure(source, IDENTITY))
+    golden = load_encoder(base=str(GOLDEN_SD / "base"), device="cpu")
+    assert golden.has_posterior
+    image = torch.zeros(1, 3, 32, 32)
+    one, again = (golden.encode(image, [torch.Generator().manual_seed(1)]) for _ in range(2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, golden.encode(image))
 
 
 def test_a_sample_equals_that_of_the_pipeline(tmp_path: Path) -> None:
