@@ -39,20 +39,25 @@ from omgsr_cli.upscaling import restore_image, upscale_image
 MIB = 1 << 20
 
 CASES = {
-    "whole": (Size(96, 72), {}, 512),
-    "batch 4": (Size(160, 128), {"batch": 4, "tile": 64, "overlap": 32}, 512),
-    "strips": (Size(96, 72), {"seed": 3}, 1),
-    "wavelet": (Size(75, 50), {"color_fix": "wavelet"}, 512),
-    "wavelet, 8 bits": (Size(75, 50), {"color_fix": "wavelet"}, 512),
-    "adain, 8 bits": (Size(75, 50), {"color_fix": "adain", "strength": 0.7}, 512),
-    "no fix": (Size(75, 50), {"color_fix": "none"}, 512),
+    "whole": (Size(64, 48), {}, 512),
+    "batch 4": (Size(128, 96), {"batch": 4, "tile": 64, "overlap": 16}, 512),
+    "strips": (Size(128, 96), {"seed": 3}, 1),
+    "wavelet": (Size(50, 36), {"color_fix": "wavelet"}, 512),
+    "wavelet, 8 bits": (Size(50, 36), {"color_fix": "wavelet"}, 512),
+    "adain, 8 bits": (Size(50, 36), {"color_fix": "adain", "strength": 0.7}, 512),
+    "no fix": (Size(50, 36), {"color_fix": "none"}, 512),
 }
+
+
+def load(folder: Path, device: str) -> Restorer:
+    """A model whose step has small tiles."""
+    return load_restorer(folder, device=device, precision="fp32", process_size=64)
 
 
 @pytest.fixture(scope="module")
 def restorers(model: Path, sd_model: Path) -> dict[str, Restorer]:
     folders = {"tiny": model, "sd": sd_model}
-    return {name: load_restorer(folder, device="cpu", precision="fp32") for name, folder in folders.items()}
+    return {name: load(folder, "cpu") for name, folder in folders.items()}
 
 
 @pytest.mark.parametrize("family", ["tiny", "sd"])
@@ -62,7 +67,7 @@ def test_results_equal_those_of_the_cpu(
     image = torch.rand(3, 24, 18, generator=torch.Generator().manual_seed(0))
     expected = {name: run(restorers[family], image, name) for name in CASES}
     with card.used() as use:
-        there = load_restorer({"tiny": model, "sd": sd_model}[family], device=use.name, precision="fp32")
+        there = load({"tiny": model, "sd": sd_model}[family], use.name)
         for name in CASES:
             found = run(there, image, name)
             assert found.device.type == "cpu"
@@ -76,7 +81,7 @@ def test_files_are_those_of_the_cpu(card: Card, model: Path, scale: int) -> None
     assert photo.is_plain
 
     def samples(device: str) -> NDArray[Any]:
-        there = load_restorer(model, device=device, precision="fp32")
+        there = load(model, device)
         bands, _ = restore_image(there, photo, Size(20 * scale, 24 * scale), options, whole_levels=True)
         stream = BytesIO()
         write_image(bands, stream, format="png")
@@ -97,7 +102,7 @@ def run(restorer: Restorer, image: Tensor, case: str) -> Tensor:
 @pytest.mark.parametrize(("family", "most"), [("tiny", 2), ("sd", 2)])
 def test_a_tile_waits_a_few_times_at_most(card: Card, model: Path, sd_model: Path, family: str, most: int) -> None:
     with card.used() as use:
-        there = load_restorer({"tiny": model, "sd": sd_model}[family], device=use.name, precision="fp32")
+        there = load({"tiny": model, "sd": sd_model}[family], use.name)
         counts = [count(there, use, side, 512, tile=64, overlap=16) for side in (64, 160)]
     (few, low), (many, high) = counts
     assert many > few
@@ -107,11 +112,11 @@ def test_a_tile_waits_a_few_times_at_most(card: Card, model: Path, sd_model: Pat
 @torch.no_grad()
 def test_strips_do_not_wait(card: Card, sd_model: Path) -> None:
     with card.used() as use:
-        there = load_restorer(sd_model, device=use.name, precision="fp32")
+        there = load(sd_model, use.name)
         assert isinstance(there, SdRestorer)
-        image = WholeImage(upload(torch.rand(1, 3, 64, 48), there.device))
+        image = WholeImage(upload(torch.rand(1, 3, 40, 32), there.device))
         counts = []
-        for strip_bytes in (1 << 20, 1 << 14):
+        for strip_bytes in (1 << 20, 1 << 15):
             workspace, before = Workspace(64 * MIB, there.device), use.waits()
             workspace.strip_bytes = strip_bytes
             latent = encode_in_strips(there.vae, image, workspace).chunk(2, dim=1)[0]
@@ -135,7 +140,7 @@ def test_products_of_attention_are_held_up_to_a_bound(
         return attend(queries, keys, values)
 
     with card.used() as use:
-        there = load_restorer(sd_model, device=use.name, precision="fp32")
+        there = load(sd_model, use.name)
         assert isinstance(there, SdRestorer)
         latent = upload(torch.rand(1, 4, 16, 12), there.device)
         whole = torch.cat(list(decode_in_strips(there.vae, latent, Workspace(64 * MIB, there.device))), 2).cpu()
