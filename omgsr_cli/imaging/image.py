@@ -242,16 +242,14 @@ def to_samples(image: Tensor, bit_depth: int) -> NDArray[Any]:
     Raises:
         NotFiniteError: a value is NaN.
     """
-    largest, dtype = (255, np.uint8) if bit_depth == 8 else (65535, np.uint16)
-    planes = []
-    # Channel by channel, so a large image is not in memory twice as floats.
-    for channel in image.detach():
-        values = channel.to("cpu", torch.float32, copy=True).clamp_(0, 1).mul_(largest).round_()
-        # The sum of clipped values cannot overflow, and a single NaN makes it NaN.
-        if bool(values.sum().isnan()):
-            raise NotFiniteError("the image has NaN values")
-        planes.append(values.to(torch.int32 if bit_depth == 16 else torch.uint8).numpy().astype(dtype, copy=False))
-    return np.stack(planes, axis=-1)
+    largest, dtype = (255, torch.uint8) if bit_depth == 8 else (65535, torch.uint16)
+    # In the layout that it has; only the integers, which are small, are moved.
+    values = image.detach().to("cpu", torch.float32).clamp(0, 1).mul_(largest).round_()
+    # Clipped values cannot overflow their sum, and one NaN makes it NaN.
+    if bool(values.sum().isnan()):
+        raise NotFiniteError("the image has samples that are not numbers (NaN)")
+    integers = values.to(torch.int32).to(dtype) if bit_depth == 16 else values.to(dtype)
+    return integers.permute(1, 2, 0).contiguous().numpy()
 
 
 def luma(rgb: Tensor) -> Tensor:

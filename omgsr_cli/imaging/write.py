@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import shutil
@@ -9,8 +10,11 @@ import struct
 import tempfile
 import warnings
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -273,14 +277,19 @@ _ENCODERS: dict[str, Callable[[NDArray[Any], ImageMetadata, int], bytes]] = {
 
 # --- PNG, row by row: Pillow writes no colour of 16 bits, and whole images only ------------------------------------
 
-#: Beyond 4, zlib takes several times longer for a percent or two.
-COMPRESSION_LEVEL = 4
+#: Beyond 4, zlib takes several times longer for a percent or two. Level 2 of ISA-L takes a seventh of level 4's time for
+#: 6 % more bytes.
+_ZLIB_LEVEL, _ISAL_LEVEL = 4, 2
 
 _COLOR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}
-_SUB, _UP, _PAETH = 1, 2, 4
+_SUB, _UP, _AVERAGE = 1, 2, 3
 
-#: Rows filtered at a time hold about this many bytes.
+#: Rows that are filtered and compressed at a time hold about this many bytes: a loss of one part in ten thousand.
 _BYTES_AT_ONCE = 1 << 19
+#: A block is compressed with what precedes it in mind, as far as deflate looks back.
+_WINDOW_BYTES = 1 << 15
+#: Blocks that are compressed at the same time; zlib lets other threads run.
+_THREADS = min(4, os.cpu_count() or 1)
 
 
 def encode_png(layout: SampleLayout, bands: Iterator[NDArray[Any]], metadata: ImageMetadata) -> Iterator[bytes]:
@@ -298,7 +307,13 @@ def encode_png(layout: SampleLayout, bands: Iterator[NDArray[Any]], metadata: Im
     )
     yield PNG_START + png_chunk(b"IHDR", header)
     yield _metadata_chunks(metadata)
-    packer = zlib.compressobj(COMPRESSION_LEVEL)
+    for part in _deflated(_filtered_blocks(layout, bands)):
+        yield png_chunk(b"IDAT", part)
+    yield png_chunk(b"IEND", b"")
+
+
+def _filtered_blocks(layout: SampleLayout, bands: Iterator[NDArray[Any]]) -> Iterator[bytes]:
+    """The rows as PNG compresses them, some at a time."""
     sample_bytes = layout.bit_depth // 8
     row_bytes = layout.width * layout.channels * sample_bytes
     above, count = np.zeros((1, row_bytes), np.uint8), max(_BYTES_AT_ONCE // row_bytes, 1)
@@ -306,11 +321,42 @@ def encode_png(layout: SampleLayout, bands: Iterator[NDArray[Any]], metadata: Im
         for top in range(0, len(band), count):
             samples = np.ascontiguousarray(band[top : top + count], band.dtype.newbyteorder(">"))
             rows = samples.reshape(len(samples), -1).view(np.uint8)
-            if packed := packer.compress(_filtered(rows, above, layout.channels * sample_bytes).data):
-                yield png_chunk(b"IDAT", packed)
-            above = rows[-1:]
-    yield png_chunk(b"IDAT", packer.flush())
-    yield png_chunk(b"IEND", b"")
+            yield _filtered(rows, above, layout.channels * sample_bytes).tobytes()
+            above = rows[-1:].copy()
+
+
+@cache
+def _deflate_library() -> tuple[Any, int]:
+    """The fastest module that is installed with zlib's functions, and the level for it."""
+    try:
+        return importlib.import_module("isal.isal_zlib"), _ISAL_LEVEL
+    except ImportError:
+        return zlib, _ZLIB_LEVEL
+
+
+def _deflated(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """One zlib stream (RFC 1950) of blocks that are compressed by several threads."""
+    library, level = _deflate_library()
+
+    def compress(block: bytes, before: bytes) -> bytes:
+        packer = library.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=before)
+        return packer.compress(block) + packer.flush(zlib.Z_SYNC_FLUSH)
+
+    check, before, start = zlib.adler32(b""), b"", b"\x78\x5e"
+    waiting: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for block in blocks:
+            check = zlib.adler32(block, check)
+            waiting.append(pool.submit(compress, block, before))
+            before = block[-_WINDOW_BYTES:]
+            if len(waiting) > _THREADS:
+                yield start + waiting.popleft().result()
+                start = b""
+        for future in waiting:
+            yield start + future.result()
+            start = b""
+    # An empty last block, and the checksum.
+    yield b"\x03\x00" + struct.pack(">I", check)
 
 
 def _metadata_chunks(metadata: ImageMetadata) -> bytes:
@@ -332,32 +378,20 @@ def _metadata_chunks(metadata: ImageMetadata) -> bytes:
 
 
 def _filtered(rows: NDArray[np.uint8], above: NDArray[np.uint8], pixel_bytes: int) -> NDArray[np.uint8]:
-    """Filter rows, each by whichever of Sub, Up and Paeth leaves the smallest sum (PNG third edition, 12.7)."""
-    up = np.concatenate([above, rows[:-1]])
-    left, up_left = _shifted(rows, pixel_bytes), _shifted(up, pixel_bytes)
-    residuals = (rows - left, rows - up, rows - _paeth(left, up, up_left))
-    costs = [np.abs(residual.view(np.int8).astype(np.int16)).sum(axis=1, dtype=np.int64) for residual in residuals]
+    """Filter rows, each by whichever of Sub, Up and Average leaves the smallest sum (PNG third edition, 12.7).
+
+    Average alone makes restored photographs 3 % smaller than Paeth in a tenth of its time.
+    """
+    up, left = np.concatenate([above, rows[:-1]]), np.zeros_like(rows)
+    left[:, pixel_bytes:] = rows[:, :-pixel_bytes]
+    # Half the sum in 8 bits: what both have in common, and half of what only one has.
+    average = (left & up) + ((left ^ up) >> 1)
+    residuals = (rows - left, rows - up, rows - average)
+    costs = [np.abs(residual.view(np.int8)).view(np.uint8).sum(axis=1, dtype=np.int64) for residual in residuals]
     best = np.argmin(costs, axis=0)
     filtered = np.empty((len(rows), rows.shape[1] + 1), np.uint8)
-    filtered[:, 0] = np.array((_SUB, _UP, _PAETH), np.uint8)[best]
+    filtered[:, 0] = np.array((_SUB, _UP, _AVERAGE), np.uint8)[best]
     for number, residual in enumerate(residuals):
-        filtered[best == number, 1:] = residual[best == number]
+        is_best = best == number
+        filtered[is_best, 1:] = residual[is_best]
     return filtered
-
-
-def _shifted(rows: NDArray[np.uint8], pixel_bytes: int) -> NDArray[np.uint8]:
-    """Every pixel's left neighbour, 0 at the edge."""
-    shifted = np.zeros_like(rows)
-    shifted[:, pixel_bytes:] = rows[:, :-pixel_bytes]
-    return shifted
-
-
-def _paeth(left: NDArray[np.uint8], up: NDArray[np.uint8], up_left: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    corner = up_left.astype(np.int16)
-    to_left, to_up = up - corner, left - corner
-    to_up_left = np.abs(to_left + to_up)
-    np.abs(to_left, out=to_left)
-    np.abs(to_up, out=to_up)
-    take_left = (to_left <= to_up) & (to_left <= to_up_left)
-    predicted: NDArray[np.uint8] = np.where(take_left, left, np.where(to_up <= to_up_left, up, up_left))
-    return predicted
