@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.base import ImageEncoder, RestorerInfo, StageInfo, Tiling
-from omgsr_cli.models.devices import choose_precision
+from omgsr_cli.models.devices import Layers, choose_precision
 from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.record import ModelRecord, write_record
 from omgsr_cli.schedules import DdpmSchedule
@@ -77,6 +77,7 @@ class BlurFamily:
     clamps_restored = False
     takes_vae, has_step = False, True
     step_tiling: Tiling | None = "exact"
+    layers: Layers | None = None
     small_files: tuple[str, ...] = ("blur.safetensors",)
     weight_stems: dict[str, str] = {}  # noqa: RUF012 - a test's own
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     import torch
     from packaging.requirements import Requirement
 
+    from omgsr_cli.models.devices import Layers
+
 LIBRARIES = ("torch", "diffusers", "transformers", "huggingface-hub", "safetensors", "numpy", "pillow")
 """Distributions whose versions affect results."""
 
@@ -223,6 +225,7 @@ def _import_torchvision() -> str | None:
 def _plan(model: str) -> dict[str, Any]:
     """What `auto` chooses for a model and an image of 12 megapixels, and why."""
     from omgsr_cli.models.devices import choose_device
+    from omgsr_cli.models.families import family_of
     from omgsr_cli.models.loading import describe_model, suitable_precision
     from omgsr_cli.models.sources import find_model
     from omgsr_cli.options import RestoreOptions
@@ -234,7 +237,7 @@ def _plan(model: str) -> dict[str, Any]:
     except OmgsrError as error:
         return {"model": model, "error": error.message, "hint": error.hint}
     device = choose_device()
-    precision = suitable_precision(source, "auto", device)
+    precision, layers = suitable_precision(source, "auto", device), family_of(source.record, source.name).layers
     memory = usable_memory(device)
     output = Size(round(EXAMPLE_PX.height * info.scale), round(EXAMPLE_PX.width * info.scale))
     execution = Execution(device.type, precision)
@@ -254,7 +257,7 @@ def _plan(model: str) -> dict[str, Any]:
         "tiles": plan.tiles,
         "memory_mib": plan.memory_bytes >> 20,
         "allowed_mib": memory >> 20,
-        "why": [_device_reason(device), f"{precision}: {_precision_reason(precision, device)}", tiles],
+        "why": [_device_reason(device), f"{precision}: {_precision_reason(precision, device, layers)}", tiles],
     }
 
 
@@ -267,19 +270,19 @@ def _device_reason(device: torch.device) -> str:
     return f"{device.type}: preferred to the CPU"
 
 
-def _precision_reason(precision: str, device: torch.device) -> str:
-    """Why `auto` chose a precision; it never disagrees with the measured speed of the device."""
-    from omgsr_cli.models.devices import bf16_gain_on_cpu, choose_precision, multiplies_in_bf16
+def _precision_reason(precision: str, device: torch.device, layers: Layers | None) -> str:
+    """Why `auto` chose a precision for a model with these layers; it never disagrees with their measured speed."""
+    from omgsr_cli.models.devices import bf16_gain_on_cpu, multiplies_in_bf16
 
-    able, is_cpu = multiplies_in_bf16(device), device.type == "cpu"
+    is_cpu = device.type == "cpu"
     kind = "CPU" if is_cpu else "device"
-    if precision != choose_precision("auto", device):
-        return f"this model always uses it on a {kind}, also where bf16 is faster: its tiles stay exact"
-    if not able:
+    if not multiplies_in_bf16(device):
         return f"this {kind} has no bf16 arithmetic"
     if not is_cpu:
         return f"this {kind} has bf16 arithmetic"
-    speed = f"at {bf16_gain_on_cpu():.2f} times the speed of fp32 on this CPU"
+    if layers is None:
+        return "this model always uses it on a CPU"
+    speed = f"at {bf16_gain_on_cpu(layers):.2f} times the speed of fp32 on this CPU"
     return f"bf16 runs {speed}" + ("" if precision == "bf16" else "; it is used only if it is clearly faster")
 
 

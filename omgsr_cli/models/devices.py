@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import cache
+from typing import Literal
 
 import psutil
 import torch
@@ -40,6 +41,10 @@ _ROUNDS, _ROUND_S = 4, 0.1
 
 # The size of a UNet level: large enough to keep all cores busy, small enough to run many times.
 _CHANNELS, _HEADS, _SIDE = 320, 5, 32
+_CHAIN_CHANNELS, _CHAIN_SIDE = 64, 128
+
+Layers = Literal["unet", "chain"]
+"""What most of a model's time goes into: a UNet's layers, or a chain of narrow convolutions."""
 
 _NARROW_SHARE = 0.6
 """Of the working memory in float32, that in 16 bits: activations halve, statistics of norms do not."""
@@ -168,7 +173,7 @@ def multiplies_in_bf16(device: torch.device) -> bool:
     return device.type == "xpu"
 
 
-def choose_precision(precision: str, device: torch.device) -> str:
+def choose_precision(precision: str, device: torch.device, layers: Layers = "unet") -> str:
     """The number format for a device; "auto" chooses a fast one.
 
     "auto" is bf16 if the hardware multiplies in it. Some of these CPUs were twice as fast in bf16 and some slower, so
@@ -183,7 +188,7 @@ def choose_precision(precision: str, device: torch.device) -> str:
         DeviceError: the precision does not exist, or it is fp16 and the device is a CPU.
     """
     if precision == "auto":
-        if multiplies_in_bf16(device) and (device.type != "cpu" or bf16_gain_on_cpu() >= _LEAST_GAIN):
+        if multiplies_in_bf16(device) and (device.type != "cpu" or bf16_gain_on_cpu(layers) >= _LEAST_GAIN):
             return "bf16"
         return "fp16" if device.type in ("cuda", "mps") else "fp32"
     if precision not in PRECISIONS:
@@ -194,19 +199,19 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 @cache
-def bf16_gain_on_cpu() -> float:
-    """Speed of convolutions, attention and matrix products in bf16 divided by that in fp32; below 1, bf16 is slower.
+def bf16_gain_on_cpu(layers: Layers = "unet") -> float:
+    """Speed of a model's layers in bf16 divided by that in fp32; below 1, bf16 is slower.
 
     Some processors have bf16 instructions and are slower with them nevertheless, because inputs must be rearranged and
     clocks drop. So this is measured, once for each processor, version of torch and number of threads.
     """
-    return remembered_gain(Remembered(), _measure)
+    return remembered_gain(Remembered(), layers, lambda: _measure(_WORK[layers]))
 
 
-def remembered_gain(remembered: Remembered, measure: Callable[[], float]) -> float:
-    """The remembered value for this machine; if there is none, measure and remember it."""
+def remembered_gain(remembered: Remembered, layers: Layers, measure: Callable[[], float]) -> float:
+    """The remembered value for these layers on this machine; if there is none, measure and remember it."""
     capabilities = sorted((name, str(value)) for name, value in torch.cpu.get_capabilities().items())
-    key = f"bf16 {torch.__version__} {torch.get_num_threads()} {capabilities}"
+    key = f"bf16 {layers} {torch.__version__} {torch.get_num_threads()} {capabilities}"
     found: float | None = remembered.find("gain", key)
     if found is None:
         found = measure()
@@ -215,8 +220,8 @@ def remembered_gain(remembered: Remembered, measure: Callable[[], float]) -> flo
 
 
 @torch.inference_mode()
-def _measure() -> float:
-    work = {dtype: _work(dtype) for dtype in (torch.float32, torch.bfloat16)}
+def _measure(build: Callable[[torch.dtype], Callable[[], object]]) -> float:
+    work = {dtype: build(dtype) for dtype in (torch.float32, torch.bfloat16)}
     best = dict.fromkeys(work, float("inf"))
     for do in work.values():
         do()
@@ -230,7 +235,7 @@ def _measure() -> float:
     return best[torch.float32] / best[torch.bfloat16]
 
 
-def _work(dtype: torch.dtype) -> Callable[[], object]:
+def _unet_work(dtype: torch.dtype) -> Callable[[], object]:
     """A convolution, a linear layer and attention of the sizes in a UNet."""
     image = torch.rand(1, _CHANNELS, _SIDE, _SIDE).to(dtype)
     kernel = torch.rand(_CHANNELS, _CHANNELS, 3, 3).to(dtype)
@@ -243,6 +248,25 @@ def _work(dtype: torch.dtype) -> Callable[[], object]:
         return F.linear(attended.transpose(1, 2).flatten(2), matrix)
 
     return do
+
+
+def _chain_work(dtype: torch.dtype) -> Callable[[], object]:
+    """Two layers of a chain of narrow convolutions, channels last, as omgsr-tiny has them."""
+    layout = torch.channels_last
+    image = torch.rand(1, _CHAIN_CHANNELS, _CHAIN_SIDE, _CHAIN_SIDE).to(dtype, memory_format=layout)
+    kernel = torch.rand(_CHAIN_CHANNELS, _CHAIN_CHANNELS, 3, 3).to(dtype, memory_format=layout)
+    slopes = torch.rand(_CHAIN_CHANNELS).to(dtype)
+
+    def do() -> object:
+        x = image
+        for _ in range(2):
+            x = F.prelu(F.conv2d(x, kernel, padding=1), slopes)
+        return x
+
+    return do
+
+
+_WORK = {"unet": _unet_work, "chain": _chain_work}
 
 
 def free_memory_bytes(device: torch.device) -> int:

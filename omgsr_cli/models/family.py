@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, Tiling, Trainable
+    from omgsr_cli.models.devices import Layers
     from omgsr_cli.models.lora import LoraOptions
     from omgsr_cli.presets import Preset
 
@@ -65,6 +66,7 @@ class Family(Protocol):
         has_step: whether it takes a diffusion step; other networks have no timestep, prompt, base or VAE.
         takes_prompt: whether it is conditioned on a text.
         step_tiling: how its step is tiled: with "blended" tiles, a result depends on them. None where its files decide.
+        layers: what is measured to choose a number format on a CPU; None where that is always float32.
         takes_vae: whether an AutoencoderTiny can decode in the place of its own decoder.
         has_posterior: whether an image has many latents, of which a seed draws one.
         clamps_restored: whether the published training keeps restored images in [-1, 1] before it measures them.
@@ -81,6 +83,7 @@ class Family(Protocol):
     has_step: bool
     takes_prompt: bool
     step_tiling: Tiling | None
+    layers: Layers | None
     takes_vae: bool
     has_posterior: bool
     clamps_restored: bool

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, Tiling, Trainable
+    from omgsr_cli.models.devices import Layers
     from omgsr_cli.models.family import ModelSource
     from omgsr_cli.models.lora import LoraOptions
     from omgsr_cli.presets import Preset
@@ -35,6 +36,7 @@ class FluxFamily:
     has_step = True
     takes_prompt = True
     step_tiling: Tiling | None = "blended"
+    layers: Layers | None = "unet"
     takes_vae = True
     has_posterior = True
     clamps_restored = False

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, Tiling, Trainable
+    from omgsr_cli.models.devices import Layers
     from omgsr_cli.models.family import ModelSource
     from omgsr_cli.models.lora import LoraOptions
     from omgsr_cli.models.record import ModelRecord
@@ -35,6 +36,7 @@ class NetworkFamily:
     has_step = False
     takes_prompt = False
     step_tiling: Tiling | None = None
+    layers: Layers | None = None
     takes_vae = False
     has_posterior = False
     clamps_restored = False

@@ -246,6 +246,9 @@ def load_sd(source: ModelSource, device: torch.device, precision: str) -> SdRest
             _merge_adapter(unet, vae, source.adapter)
         unet.to(device, PRECISIONS[precision])
         vae.to(device, PRECISIONS[vae_precision(precision, force_upcast, device)])
+        if device.type == "cpu":
+            # Convolutions on CPUs take images channels last; other layouts are copied for each of them.
+            vae.to(memory_format=torch.channels_last)
         decoder = None
         if source.vae is not None:
             channels = int(vae.config["latent_channels"])

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, Tiling, Trainable
+    from omgsr_cli.models.devices import Layers
     from omgsr_cli.models.family import ModelSource
     from omgsr_cli.models.lora import LoraOptions
     from omgsr_cli.models.record import ModelRecord
@@ -29,6 +30,7 @@ class TinyFamily:
     has_step = True
     takes_prompt = False
     step_tiling: Tiling | None = "exact"
+    layers: Layers | None = "chain"
     takes_vae = False
     has_posterior = False
     clamps_restored = False
@@ -50,13 +52,10 @@ class TinyFamily:
         raise ModelError(f"{folder} has no omgsr.json", "every model of this family has one")
 
     def choose_precision(self, precision: str, device: torch.device) -> str:
-        """As asked; "auto" is float32 on a CPU.
-
-        Its tiles are exact and its time is short; in bf16 on a CPU they would be neither exact nor much shorter.
-        """
+        """As asked, or what is fast on the device; in bf16 tiles differ from the whole image by a few levels."""
         from omgsr_cli.models.devices import choose_precision
 
-        return choose_precision("fp32" if precision == "auto" and device.type == "cpu" else precision, device)
+        return choose_precision(precision, device, "chain")
 
     def describe(self, source: ModelSource) -> RestorerInfo:
         """From the configuration; the size of a tile of the step must suit the network."""

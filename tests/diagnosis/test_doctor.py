@@ -100,15 +100,13 @@ def test_the_lines_on_precision_agree(
 ) -> None:
     monkeypatch.setattr(devices, "_IS_PRESENT", {"cpu": lambda: True})
     monkeypatch.setattr(devices, "multiplies_in_bf16", lambda device: has_bf16)
-    monkeypatch.setattr(devices, "bf16_gain_on_cpu", lambda: gain)
+    monkeypatch.setattr(devices, "bf16_gain_on_cpu", lambda layers="unet": gain)
     device = machine._describe_device("cpu")
     assert "auto" not in device  # it depends on the model: the plans have it
-    (reason,) = (line for line in machine._plan("omgsr-tiny")["why"] if line.startswith("fp32: "))
-    # The bundled model has its own rule where the processor would gain from bf16, and never claims the contrary.
-    assert ("this model" in reason) == (chosen == "bf16")
-    shown = machine._precision_reason(chosen, torch.device("cpu"))
-    assert (f"{gain:.2f}" in shown) == has_bf16
-    assert "this model" not in shown
+    plan = machine._plan("omgsr-tiny")
+    assert plan["precision"] == chosen
+    (reason,) = (line for line in plan["why"] if line.startswith(f"{chosen}: "))
+    assert (f"{gain:.2f}" in reason) == has_bf16
 
 
 @pytest.mark.parametrize(

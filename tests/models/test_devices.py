@@ -77,21 +77,22 @@ def test_auto_on_a_cpu_follows_its_instructions(
     monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, object], precision: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    monkeypatch.setattr(devices, "bf16_gain_on_cpu", lambda: 1.5)
+    monkeypatch.setattr(devices, "bf16_gain_on_cpu", lambda layers: 1.5)
     assert devices.choose_precision("auto", torch.device("cpu")) == precision
     # What has the instructions, but was measured not to be faster.
-    monkeypatch.setattr(devices, "bf16_gain_on_cpu", lambda: 1.05)
+    monkeypatch.setattr(devices, "bf16_gain_on_cpu", lambda layers: 1.05)
     assert devices.choose_precision("auto", torch.device("cpu")) == "fp32"
 
 
 def test_measurements_of_a_machine_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter((0.6, 0.7, 0.8))
-    assert remembered_gain(Remembered(tmp_path), lambda: next(answers)) == 0.6
-    assert remembered_gain(Remembered(tmp_path), lambda: next(answers)) == 0.6
+    answers = iter((0.6, 0.65, 0.7, 0.8))
+    assert remembered_gain(Remembered(tmp_path), "unet", lambda: next(answers)) == 0.6
+    assert remembered_gain(Remembered(tmp_path), "unet", lambda: next(answers)) == 0.6
+    assert remembered_gain(Remembered(tmp_path), "chain", lambda: next(answers)) == 0.65
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": "another"})
-    assert remembered_gain(Remembered(tmp_path), lambda: next(answers)) == 0.7
+    assert remembered_gain(Remembered(tmp_path), "unet", lambda: next(answers)) == 0.7
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
-    assert remembered_gain(Remembered(tmp_path), lambda: next(answers)) == 0.8
+    assert remembered_gain(Remembered(tmp_path), "unet", lambda: next(answers)) == 0.8
 
 
 def test_the_measurement_measures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,16 +105,15 @@ def test_the_measurement_measures(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return do
 
-    monkeypatch.setattr(devices, "_work", work)
     monkeypatch.setattr(devices.time, "perf_counter", lambda: clock[0])
-    assert devices._measure() == pytest.approx(3)
+    assert devices._measure(work) == pytest.approx(3)
 
 
 def test_the_work_is_the_same_in_both_formats() -> None:
-    assert {devices._work(dtype)().dtype for dtype in (torch.float32, torch.bfloat16)} == {
-        torch.float32,
-        torch.bfloat16,
-    }
+    for build in devices._WORK.values():
+        results = [build(dtype)() for dtype in (torch.float32, torch.bfloat16)]
+        assert [result.dtype for result in results] == [torch.float32, torch.bfloat16]
+        assert results[0].shape == results[1].shape
 
 
 def test_auto_agrees_with_the_list_of_instructions_of_this_cpu() -> None:

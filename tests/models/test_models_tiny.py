@@ -132,6 +132,15 @@ def test_tiles_equal_the_whole_image(tiny: Restorer, photo: torch.Tensor) -> Non
     assert difference.max() <= 3
 
 
+def test_bf16_differs_by_few_levels(tiny: Restorer, photo: torch.Tensor) -> None:
+    narrow = load_restorer("omgsr-tiny", device="cpu", precision="bf16")
+    assert narrow.precision == "bf16"
+    image, size = photo[:, :48, :64], Size(192, 256)
+    difference = (upscale_image(narrow, image, size) - upscale_image(tiny, image, size)) * 255
+    assert difference.abs().max() < 4
+    assert -10 * (difference / 255).square().mean().log10() > 50
+
+
 def test_a_flat_image_stays_flat(tiny: Restorer) -> None:
     for level in (0.0, 0.25, 0.5, 1.0):
         flat = torch.full((3, 32, 32), level)
