@@ -30,7 +30,7 @@ from omgsr_cli.transfer import upload
 from omgsr_cli.validation import first_mistake
 
 # Measured: some six float32 activations of the first level, and the transform's copies of the image.
-_BYTES_PER_PX = 240
+_BYTES_PER_PX = 176
 
 # The part of a tile's margin that is counted for the encoder and the wavelets; the rest is the step's.
 _CODEC_HALO_PX = 32
