@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 MIN_TILE_PX = 256
 """Smaller tiles would be mostly overlap or margin."""
 
-# Of exact tiles on CPUs: larger ones save little time on margins for the memory they cost. GPUs need large tiles.
-_MAX_EXACT_TILE_PX = 1152
+# Of exact tiles on CPUs: twice 1152 makes 50 megapixels a seventh faster for twice the memory, and tiles larger than
+# this gain little (benchmarks/tiles.py). GPUs need large tiles.
+_MAX_EXACT_TILE_PX = 2304
+# Limit for such a tile and its row together on CPUs, where more is free.
+_MOST_BYTES = 1000 << 20
 # Share of the free memory that one tile may use: other programs and the image itself need memory too.
 _MEMORY_SHARE = 0.5
 # Share of a graphics card's own free memory: little else needs it.
@@ -213,7 +216,9 @@ def _plan_exact(
     fixed = _fixed_px(options, whole)
     if fixed is not None:
         return StagePlan("exact", min(fixed, whole), margin)
-    most_px = _MAX_EXACT_TILE_PX if execution.device == "cpu" else whole
+    most_px = whole
+    if execution.device == "cpu":
+        most_px, free_bytes = _MAX_EXACT_TILE_PX, min(free_bytes, _MOST_BYTES)
     bytes_each = bytes_per_px, held_bytes_per_px
     height, width = _cheapest_core(canvas.padded, margin, multiple, *bytes_each, free_bytes, most_px)
     return StagePlan("exact", width, margin, height)

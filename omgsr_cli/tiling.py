@@ -160,10 +160,10 @@ def _exact_band(
         if band is None:
             height, width = (side * ratio[0] // ratio[1] for side in (core_height, source.shape[-1]))
             # In the layout of the tiles: to change it would take as long as to copy it several times.
-            is_last = results.is_contiguous(memory_format=torch.channels_last)
-            layout = torch.channels_last if is_last else torch.contiguous_format
-            shape = (1, results.shape[1], height, width)
-            band = torch.empty(shape, dtype=results.dtype, device=results.device, memory_format=layout)
+            if results.is_contiguous(memory_format=torch.channels_last):
+                band = results.new_empty((1, height, width, results.shape[1])).permute(0, 3, 1, 2)
+            else:
+                band = results.new_empty((1, results.shape[1], height, width))
         for result, tile in zip(results, group, strict=True):
             core = tile.core.times(*ratio)
             inner = core._replace(

@@ -323,8 +323,7 @@ def test_a_card_gets_larger_tiles_and_several_together(model: Path, sd_model: Pa
         kind: plan_restoration(tiny, large, large, options, 64 * GIB, Execution(kind)).codec.side_px
         for kind in ("cpu", "cuda")
     }
-    assert tiles["cpu"] <= 1152
-    assert tiles["cuda"] >= 2048
+    assert tiles["cpu"] < 2048 <= tiles["cuda"]
 
     def batch(execution: Execution, free_bytes: int, **changes: int) -> int:
         changed = options.model_copy(update=changes)
