@@ -21,13 +21,15 @@ from torch import Tensor, nn
 
 import omgsr_cli
 from omgsr_cli import planning, transfer
+from omgsr_cli.batch.finished import FinishedResults, Settings
 from omgsr_cli.batch.results import FileResult
-from omgsr_cli.batch.upscaler import UpscaleWork
+from omgsr_cli.batch.upscaler import Upscaler, UpscaleWork
 from omgsr_cli.benchmark.machine import time_call
 from omgsr_cli.engines.ray_actors import plan_actors
 from omgsr_cli.engines.work import Place, say_nothing
 from omgsr_cli.errors import DeviceError
 from omgsr_cli.fidelity import psnr, ssim
+from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.geometry import Size
 from omgsr_cli.models import devices, loading
 from omgsr_cli.models.autoencoders import KlCodec
@@ -36,7 +38,7 @@ from omgsr_cli.models.loading import describe_model, load_restorer, save_merged
 from omgsr_cli.models.sd import SdRestorer, vae_precision
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.models.tiny import TinyRestorer
-from omgsr_cli.options import ModelOptions, RestoreOptions
+from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions
 from omgsr_cli.planning import Execution, plan_restoration
 from omgsr_cli.training import distributed
 from omgsr_cli.training.checkpoints import _load, _save, load_optimizer, optimizer_tensors
@@ -275,8 +277,6 @@ def test_a_gpu_without_kernels_is_skipped_with_a_note(model: Path, monkeypatch: 
 
 def test_processes_on_one_gpu_count_each_others_weights(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from omgsr_cli.batch import upscaler
-    from omgsr_cli.batch.finished import Settings
-    from omgsr_cli.options import WriteOptions
 
     source = find_model(ModelOptions(model=str(model)))
     info = describe_model(source)
@@ -412,3 +412,20 @@ def test_processes_wait_for_a_teacher(tmp_path: Path, monkeypatch: pytest.Monkey
     build_accelerator(tmp_path)
     limits = [each.timeout for each in asked["kwargs_handlers"] if hasattr(each, "timeout")]
     assert min(limits) > timedelta(hours=1)
+
+
+@pytest.mark.parametrize(("compiled", "side", "noted"), [(True, 1024, True), (True, 64, False), (False, 1024, False)])
+def test_a_note_reports_that_strips_are_not_compiled(
+    sd_model: Path, tmp_path: Path, compiled: bool, side: int, noted: bool
+) -> None:
+    info = describe_model(find_model(ModelOptions(model=str(sd_model))))
+    chosen = ModelOptions(model=str(sd_model), compile=compiled)
+    settings = Settings(chosen, RestoreOptions(memory=32), WriteOptions())
+    one = Upscaler(settings, info, FinishedResults(settings, info, Remembered(tmp_path)), lambda: pytest.fail("unused"))
+    opened: Any = SimpleNamespace(
+        restorer=SimpleNamespace(device=torch.device("cpu"), precision="fp32"),
+        checked=SimpleNamespace(held_bytes=0, input_px=Size(side, side), output_px=Size(side, side)),
+    )
+    notes: list[str] = []
+    one._note_strips(opened, notes)
+    assert [("strips" in note) for note in notes] == [True] * noted
