@@ -282,8 +282,8 @@ def report(loops: list[Timed], peaks: dict[str, int]) -> None:
         ours, plain = loops
         times = statistics.median(plain.seconds) / statistics.median(ours.seconds)
         cpu = statistics.median(plain.cpu_seconds) / statistics.median(ours.cpu_seconds)
-        memory = peaks["plain"] / peaks["ours"]
-        print(f"plain / ours: time {times:.2f}, CPU {cpu:.2f}, tensors {memory:.2f}")
+        memory = f", tensors {peaks['plain'] / peaks['ours']:.2f}" if peaks else ""
+        print(f"plain / ours: time {times:.2f}, CPU {cpu:.2f}{memory}")
         names = ours.losses[0].keys() & plain.losses[0].keys()
         worst = max(abs(ours.losses[0][n] - plain.losses[0][n]) / abs(plain.losses[0][n]) for n in names)
         print(f"largest relative difference of the first step's {len(names)} losses: {worst:.1e}")
