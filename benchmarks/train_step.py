@@ -202,6 +202,8 @@ def build_plain(run: Run) -> Timed:
             noise = unet(latent.to(prompt.dtype), steps, prompt).sample.float()
             clean = (latent - (1 - alpha_bar) ** 0.5 * noise) / alpha_bar**0.5
             restored = vae.decoder(vae.post_quant_conv((clean / scaling).to(vae.dtype))).float()
+            # As the published script of the S variant does.
+            restored = restored.clamp(-1, 1)
         fresh = torch.cat([torch.randn(1, *target.shape[1:], generator=draw) for draw in draws]).to(target.device)
         noisy = alpha_bar**0.5 * target + (1 - alpha_bar) ** 0.5 * fresh
         losses = {"lrr": F.mse_loss(latent, noisy), "l1": F.l1_loss(restored, batch.hq)}
