@@ -409,9 +409,9 @@ class _Search:
         # None stands for those that were not looked at.
         count = f"{'at least ' if None in self._unsearched else ''}{left_out.count} subfolder"
         if left_out.count == 1:
-            yield Note(f"{count} is skipped, {left_out.first}: add --recursive to search it too")
+            yield Note(f"{count} is skipped, {left_out.first}: use --recursive to search it too")
         elif left_out.count:
-            yield Note(f"{count}s are skipped, the first is {left_out.first}: add --recursive to search them too")
+            yield Note(f"{count}s are skipped, the first is {left_out.first}: use --recursive to search them too")
 
 
 def _mode_of(place: Location) -> int:

@@ -102,9 +102,9 @@ def _is_set(variable: str) -> bool:
 
 def _refusal(name: str) -> UsageError:
     return UsageError(
-        f"{name} cannot train this: generator and discriminator are two prepared models",
+        f"{name} is not supported: generator and discriminator are two prepared models",
         "launch with torchrun, or with `accelerate launch` and its plain multi-GPU settings; train.shard_backbone "
-        "shares out a backbone that does not fit one card",
+        "shards a backbone that does not fit on one GPU",
     )
 
 
@@ -203,7 +203,7 @@ def share_backbone(trainable: Trainable, device: torch.device, processes: int) -
     """
     if processes < 2:
         raise UsageError(
-            "train.shard_backbone shares weights out among processes, and this is the only one",
+            "train.shard_backbone shards weights among processes, but there is only one",
             "launch several: torchrun --nproc_per_node 2 -m omgsr_cli train CONFIG.toml; or set it to false",
         )
     trainable.share_backbone(partial(_share, device=device, processes=processes), device)

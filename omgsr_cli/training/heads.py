@@ -52,7 +52,7 @@ def plan_heads(resolution: int, channels: Sequence[int] = (192, 384, 768)) -> tu
             break
     else:
         raise UsageError(
-            f"the discriminator cannot take a resolution of {resolution} px: nothing would be left of its feature maps",
+            f"a resolution of {resolution} px is too small for the discriminator: its feature maps would be empty",
             hint=f"set resolution to {_least_resolution()} or more, or gan = 0",
         )
     if any(block.outputs < 1 for head in heads for block in head):

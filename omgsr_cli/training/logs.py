@@ -217,7 +217,7 @@ def read_history(folder: Path) -> History:
         FileError: a table cannot be read.
     """
     if not (folder / STEPS_NAME).is_file():
-        raise UsageError(f"{folder} is not a run's folder: it has no {STEPS_NAME}", "give what [save] out names")
+        raise UsageError(f"{folder} is not the folder of a run: it has no {STEPS_NAME}", "use the folder in [save] out")
     scores = folder / VALIDATION_NAME
     grids = [
         (int(match[1]), path)

@@ -191,7 +191,7 @@ def check_steps(checkpoint: Path, steps: int) -> None:
     done = finished_steps(checkpoint)
     if steps < done:
         raise UsageError(
-            f"train.steps is {steps}, but {checkpoint} has done {done} already",
+            f"train.steps is {steps}, but {checkpoint} has already finished {done}",
             f"set train.steps to {done} or more, or start a new run in another [save] out",
         )
 
@@ -350,7 +350,7 @@ class Trainer:
             return
         kept = f"the last checkpoint is {self._checkpoint}" if self._checkpoint else "there is no checkpoint yet"
         raise OmgsrError(
-            f"{skipped} steps in a row were not finite, the last of them step {step}",
+            f"{skipped} consecutive steps were not finite, the last of them step {step}",
             f"lower the learning rate, or set precision to fp32; {kept}",
         )
 

@@ -69,7 +69,7 @@ class Losses(nn.Module):
         needed = {"dv3cd": dists, "lpips": lpips, "teacher_dists": dists, "teacher_lpips": lpips}
         for name, part in needed.items():
             if name in self.names and part is None:
-                raise UsageError(f"the loss {name} has a weight, but nothing to measure it with")
+                raise UsageError(f"the loss {name} has a weight, but no network to measure it with")
 
     def forward(
         self,

@@ -153,15 +153,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except UnpicklingError as error:
         raise ModelError(
-            f"{path} is not a file of tensors alone, and others can run code when they are read",
+            f"{path} contains more than tensors; such files can run code when they are read",
             hint="convert it to .safetensors where you trust it",
         ) from error
     # A cut or foreign file fails wherever the reader happens to be.
     except (OSError, EOFError, RuntimeError, LookupError, ValueError, struct.error, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0] or "it ends too early"
+        reason = str(error).strip().partition("\n")[0] or "the file is truncated"
         raise ModelError(f"{path} cannot be read: {reason}", hint="fetch it again") from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ModelError(f"{path} is not one dictionary of tensors")
+        raise ModelError(f"{path} is not a dictionary of tensors")
     return {str(name): value.detach() for name, value in found.items()}
 
 
@@ -206,7 +206,7 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
         if found is None:
             raise ModelError(f"{path} has no {name}")
         if found.shape != weight.shape:
-            raise ModelError(f"{path}: {name} has the shape {tuple(found.shape)}, not {tuple(weight.shape)}")
+            raise ModelError(f"{path}: {name} must have the shape {tuple(weight.shape)}, not {tuple(found.shape)}")
     module.load_state_dict({name: tensors[name].float() for name in wanted}, assign=True)
 
 
@@ -312,7 +312,7 @@ def infer_sizes(tensors: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[i
             depths[stage] = max(depths[stage], int(match[2]) + 1)
             widths[stage] = value.numel()
     if not all(depths):
-        raise ModelError("the weights are not a DINOv3 ConvNeXt's: they have not four stages")
+        raise ModelError("the weights are not those of a DINOv3 ConvNeXt, which has four stages")
     return tuple(depths), tuple(widths)
 
 
@@ -531,7 +531,7 @@ def _recognise(folder: Path) -> Literal["dinov3", "vgg16"]:
     """Tell which network a folder has."""
     if folder.is_file():
         raise ModelError(
-            f"{folder} is a file, backbone takes a folder",
+            f"{folder} is a file, but backbone must be a folder",
             f'set backbone to "dinov3" or "vgg16", and backbone_path to {folder}',
         )
     if not folder.is_dir():
@@ -600,7 +600,7 @@ class Dists(nn.Module):
         weights = [alike if weight is None else weight.flatten().float() for weight in (texture, structure)]
         if any(weight.shape != alike.shape for weight in weights):
             shapes = [tuple(weight.shape) for weight in weights]
-            raise ModelError(f"DISTS has weights of the shapes {shapes}, the network needs {len(alike)} of each")
+            raise ModelError(f"DISTS has weights of the shapes {shapes}, but the network needs {len(alike)} of each")
         total = weights[0].sum() + weights[1].sum()
         self.register_buffer("texture", weights[0] / total)
         self.register_buffer("structure", weights[1] / total)
@@ -698,7 +698,9 @@ class Lpips(nn.Module):
         self.features = features
         if tuple(weight.numel() for weight in weights) != features.channels:
             found = [tuple(weight.shape) for weight in weights]
-            raise ModelError(f"LPIPS has weights of the shapes {found}, the network has channels {features.channels}")
+            raise ModelError(
+                f"LPIPS has weights of the shapes {found}, but the network has channels {features.channels}"
+            )
         for number, weight in enumerate(weights):
             self.register_buffer(f"weight{number}", weight.float().view(1, -1, 1, 1))
 

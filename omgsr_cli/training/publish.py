@@ -34,7 +34,7 @@ from omgsr_cli.training.losses import loss_weights
 CARD_NAME = "README.md"
 
 _LOSSES = {
-    "lrr": "LRR (pre-trained noisy latent v. low-quality latent)",
+    "lrr": "LRR (pre-trained noisy latent vs. low-quality latent)",
     "l1": "L1",
     "dv3cd": "structure-texture distance on {features}",
     "gan": "GAN on {features}",
@@ -208,23 +208,23 @@ def _loss_terms(config: TrainConfig, features: str) -> list[str]:
 
 def _figures(facts: RunFacts) -> str:
     if not facts.scores:
-        return "## Figures\n\nNone were measured: the run had no held-out images."
+        return "## Scores\n\nNo scores were measured: the run had no held-out images."
     rows = [(_METRICS.get(name, name), f"{value:.4f}") for name, value in facts.scores.items()]
     note = f"Means over {facts.held_out} held-out images after step {facts.scored_at}."
-    return _table("Figures", ("metric", "mean"), rows) + f"\n\n{note}"
+    return _table("Scores", ("metric", "mean"), rows) + f"\n\n{note}"
 
 
 def _limits() -> str:
     return (
-        "## Limits\n\nWhat the model adds is plausible, not measured: it is no evidence, and no use in medicine. "
-        "Degradations and subjects that the training images did not have may come out worse than they went in."
+        "## Limits\n\nDetails that the model adds are plausible, not measured. Do not use them as evidence or in "
+        "medicine. For degradations and subjects without training images, results can be worse than the input."
     )
 
 
 def _licence(record: ModelRecord) -> str:
     licence = find_licence(record)
     terms = f"The weights are under {licence}." if licence else "The licence of the weights is not stated."
-    return f"## Licence\n\n{terms} The training images have licences of their own."
+    return f"## Licence\n\n{terms} The training images have their own licences."
 
 
 def _table(title: str, head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
@@ -251,7 +251,7 @@ def prepare_repository(repository: str) -> None:
         OmgsrError: the hub refuses or cannot be reached.
     """
     if not is_repository_name(repository):
-        raise UsageError(f"{repository!r} is not the name of a hub repository", "give OWNER/NAME")
+        raise UsageError(f"{repository!r} is not the name of a hub repository", "use OWNER/NAME")
     from huggingface_hub import HfApi
 
     with _explained(repository):
@@ -303,7 +303,7 @@ def collect_files(folder: Path) -> dict[str, Path | bytes]:
     """
     record = load_record(folder)
     if record is None:
-        raise ModelError(f"{folder} has no {RECORD_NAME}", "give a checkpoint, or what `--export merged` wrote")
+        raise ModelError(f"{folder} has no {RECORD_NAME}", "use a checkpoint, or a folder that `--export merged` wrote")
     names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
     contents: dict[str, Path | bytes] = {name: _content(folder, name) for name in names if _is_published(name)}
     if not any(name.endswith(".safetensors") and name != "prompt_embeds.safetensors" for name in contents):
@@ -383,15 +383,15 @@ def _without_bars() -> Iterator[None]:
 
 
 _AGAIN = "nothing was committed: push again"
-_LOGIN = "type `hf auth login` with a token that may write"
+_LOGIN = "run `hf auth login` with a token that has write permission"
 
 
 def _refusal(repository: str, error: Exception) -> OmgsrError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401:
-        return OmgsrError(f"the hub does not know who you are, and {repository} cannot be written", _LOGIN)
+        return OmgsrError(f"you are not logged in to the hub, so {repository} cannot be written", _LOGIN)
     if status == 403:
-        return OmgsrError(f"your token may not write the hub repository {repository}", _LOGIN)
+        return OmgsrError(f"your token has no permission to write the hub repository {repository}", _LOGIN)
     if status is None:
         return OmgsrError(f"{repository} cannot be pushed: {_reason(error)}", "unset HF_HUB_OFFLINE, or push later")
     return OmgsrError(f"the hub refuses {repository}: {_reason(error)}", _AGAIN)
@@ -417,7 +417,7 @@ def export_merged(checkpoint: Path, folder: Path, *, base: str | None = None) ->
         FileError: the folder cannot be written.
     """
     if os.path.lexists(folder):
-        raise UsageError(f"{folder} already exists", "give another name for the merged model, or remove it first")
+        raise UsageError(f"{folder} already exists", "choose another name for the merged model, or remove it first")
     if (checkpoint / MANIFEST_NAME).is_file():
         verify_checkpoint(checkpoint)
     source = find_model(ModelOptions(model=str(checkpoint), base=base))

@@ -49,7 +49,7 @@ def build_adamw(
         try:
             from bitsandbytes.optim import AdamW8bit
         except ImportError as error:
-            raise UsageError("eight_bit needs bitsandbytes", "pip install bitsandbytes, or leave it out") from error
+            raise UsageError("eight_bit needs bitsandbytes", "pip install bitsandbytes, or set it to false") from error
         kind = AdamW8bit
     return kind(list(weights), lr=lr, betas=betas, weight_decay=weight_decay)  # type: ignore[call-arg]  # AdamW's own
 

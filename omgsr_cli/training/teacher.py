@@ -60,7 +60,7 @@ def load_teacher(model: str, device: torch.device, precision: Literal["fp32", "b
 
 def _check_finite(made: Tensor, model: str) -> None:
     if not bool(made.isfinite().all()):
-        raise NotFiniteError(f"the teacher {model} gives values that are not finite", "set its precision to fp32")
+        raise NotFiniteError(f"the teacher {model} returns values that are not finite", "set its precision to fp32")
 
 
 def identify_teacher(model: str, precision: Literal["fp32", "bf16"] = "fp32") -> str:
@@ -133,7 +133,8 @@ class TeacherImages:
         except (OSError, SyntaxError) as error:
             path.unlink(missing_ok=True)
             raise FileError(
-                f"the teacher's image {path} cannot be read: {error}", "run again: the teacher makes it anew"
+                f"the teacher's image {path} cannot be read: {error}",
+                "run the command again: the teacher makes a new one",
             ) from error
         return taught
 

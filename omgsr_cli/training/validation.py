@@ -225,7 +225,7 @@ def validate(
         restored, hq = restore(lq), references[0] if references else None
         if not bool(restored.isfinite().all()):
             raise NotFiniteError(
-                f"validation: the model gives values that are not finite for {_name(images[index])}",
+                f"validation: the model returns values that are not finite for {_name(images[index])}",
                 "resume from an earlier checkpoint with a lower learning rate, or set precision to fp32",
             )
         for name, measure in measures.items():

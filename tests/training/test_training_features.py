@@ -174,7 +174,7 @@ def test_another_architecture_is_refused(dinov3: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is a vit, not a dinov3_convnext"):
         load_dinov3(tmp_path)
     save_file({"cls_token": torch.zeros(1)}, tmp_path / "vit.safetensors")
-    with pytest.raises(ModelError, match="not a DINOv3 ConvNeXt") as told:
+    with pytest.raises(ModelError, match="not those of a DINOv3 ConvNeXt") as told:
         load_dinov3(tmp_path / "vit.safetensors")
     assert "dinov3_convnext_*.pth" in str(told.value.hint)
     with pytest.raises(ModelError, match="does not exist"):
@@ -267,7 +267,7 @@ def test_a_truncated_file_is_reported(tmp_path: Path, legacy: bool) -> None:
     with pytest.raises(ModelError, match=r"some\.pth"):
         read_tensors(path)
     torch.save([torch.rand(3)], path)
-    with pytest.raises(ModelError, match="one dictionary of tensors"):
+    with pytest.raises(ModelError, match="not a dictionary of tensors"):
         read_tensors(path)
 
 
@@ -324,7 +324,7 @@ def test_networks_of_torchvision_give_their_outputs(
 
 def test_a_wrong_shape_in_a_file_is_reported(tmp_path: Path) -> None:
     save_file({"features.0.weight": torch.zeros(64, 3, 5, 5)}, tmp_path / "vgg16.safetensors")
-    with pytest.raises(ModelError, match=r"has the shape \(64, 3, 5, 5\), not \(64, 3, 3, 3\)"):
+    with pytest.raises(ModelError, match=r"must have the shape \(64, 3, 3, 3\), not \(64, 3, 5, 5\)"):
         load_vgg16(tmp_path)
     with pytest.raises(ModelError, match="no weights of alexnet") as told:
         load_alexnet(tmp_path)
@@ -352,7 +352,7 @@ def test_a_folder_without_a_network_is_refused(tmp_path: Path) -> None:
     for name, message, hint in (
         ("empty", "has no feature network", "vgg16*.pth"),
         ("nowhere", 'neither "dinov3" nor "vgg16", nor a folder', ""),
-        ("vgg16.pth", "is a file, backbone takes a folder", "backbone_path"),
+        ("vgg16.pth", "is a file, but backbone must be a folder", "backbone_path"),
     ):
         with pytest.raises(ModelError, match=re.escape(message)) as told:
             find_features(str(tmp_path / name))

@@ -400,7 +400,7 @@ def test_too_many_such_steps_end_the_run_and_keep_the_last_checkpoint(
 ) -> None:
     poison(monkeypatch, {2, 4, 5, 6, 7})
     tables = settings(world, tmp_path / "run", train={"steps": 9, "nan_limit": 3}, save={"every": 4})
-    with pytest.raises(OmgsrError, match="3 steps in a row were not finite, the last of them step 7") as told:
+    with pytest.raises(OmgsrError, match="3 consecutive steps were not finite, the last of them step 7") as told:
         run_here(tables)
     assert str(tmp_path / "run" / "step-00000004") in str(told.value.hint)
     state = tensors(tmp_path / "run" / "step-00000004")

@@ -79,7 +79,7 @@ def test_foreign_files_are_kept(train: Command, tmp_path: Path) -> None:
     assert (run / "report.html").read_text() == "<p>my notes</p>"
     said = train("--report", tmp_path)
     assert said.code == 2
-    assert "is not a run's folder: it has no log.csv" in said.err
+    assert "is not the folder of a run: it has no log.csv" in said.err
     assert train("--report", run, "--check").code == 2
 
 

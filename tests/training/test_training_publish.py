@@ -79,9 +79,9 @@ def test_a_pushed_model_contains_nothing_of_the_machine(
 @pytest.mark.parametrize(
     ("part", "status", "message", "hint"),
     [
-        ("create", 401, f"the hub does not know who you are, and {NAME} cannot be written", "hf auth login"),
-        ("create", 403, f"your token may not write the hub repository {NAME}", "hf auth login"),
-        ("preupload", 403, f"your token may not write the hub repository {NAME}", "hf auth login"),
+        ("create", 401, f"you are not logged in to the hub, so {NAME} cannot be written", "hf auth login"),
+        ("create", 403, f"your token has no permission to write the hub repository {NAME}", "hf auth login"),
+        ("preupload", 403, f"your token has no permission to write the hub repository {NAME}", "hf auth login"),
         ("batch", 500, f"the hub refuses {NAME}", "nothing was committed: push again"),
         ("put", 403, f"{NAME} cannot be written on the hub", "nothing was committed: push again"),
         ("commit", 400, f"the hub refuses {NAME}", "nothing was committed: push again"),

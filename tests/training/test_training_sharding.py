@@ -29,7 +29,7 @@ def test_other_ways_to_shard_are_refused_with_the_reason(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, name: str
 ) -> None:
     monkeypatch.setenv(variable, "true")
-    with pytest.raises(UsageError, match=f"{name} cannot train this: generator and discriminator are two") as told:
+    with pytest.raises(UsageError, match=f"{name} is not supported: generator and discriminator are two") as told:
         run_here(settings(world, tmp_path / "run"))
     assert "train.shard_backbone" in str(told.value.hint)
     assert not (tmp_path / "run").exists()
