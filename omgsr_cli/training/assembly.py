@@ -49,7 +49,7 @@ class Run:
         images: number of training images.
         held_out: validation images; empty without validation.
         crop_options: how samples are made.
-        features: names of the feature networks, if any.
+        features: name of the feature network of each section that measures on one.
         losses: names of the losses of a step, without their total.
         measures: metrics of restored images; empty without validation.
     """
@@ -61,7 +61,7 @@ class Run:
     images: int
     held_out: Sequence[TrainingImage | Case]
     crop_options: CropOptions
-    features: str
+    features: Mapping[str, str]
     losses: Sequence[str]
     measures: Mapping[str, ImageMeasure]
 
@@ -136,7 +136,7 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
         len(images),
         held_out,
         options,
-        ", ".join(dict.fromkeys(network.title for network in networks.values())),
+        {section: network.title for section, network in networks.items()},
         names,
         measures,
     )

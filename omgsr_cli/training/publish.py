@@ -36,14 +36,14 @@ CARD_NAME = "README.md"
 _LOSSES = {
     "lrr": "LRR (pre-trained noisy latent vs. low-quality latent)",
     "l1": "L1",
-    "dv3cd": "structure-texture distance on {features}",
-    "gan": "GAN on {features}",
+    "dv3cd": "structure-texture distance on {loss}",
+    "gan": "GAN on {gan}",
     "lpips": "LPIPS-AlexNet",
     "teacher": "L1 to a teacher's image",
     "teacher_lpips": "LPIPS-AlexNet to a teacher's image",
     "teacher_encoder": "L1 of the encoder's image to a teacher's",
     "denoise": "noise predicted in latents of sharp images (pre-training)",
-    "teacher_dists": "structure-texture distance to a teacher's image on {features}",
+    "teacher_dists": "structure-texture distance to a teacher's image on {loss}",
 }
 _METRICS = {
     "psnr_y": "PSNR-Y (dB)",
@@ -63,7 +63,7 @@ class RunFacts:
         step: optimiser steps done.
         samples: crops seen by all processes.
         images: that crops were taken of.
-        features: what the feature network is called; empty without one.
+        features: name of the feature network of each section that measures on one, "loss" and "gan".
         held_out: images that were measured on; 0 without validation.
         scores: metric to its mean over these, of the newest validation; empty where there was none.
         scored_at: the step of that validation.
@@ -72,7 +72,7 @@ class RunFacts:
     step: int
     samples: int
     images: int
-    features: str = ""
+    features: Mapping[str, str] = field(default_factory=dict)
     held_out: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
     scored_at: int = 0
@@ -198,12 +198,10 @@ def _training(record: ModelRecord, config: TrainConfig, facts: RunFacts) -> str:
     return _table("Training", ("", ""), rows)
 
 
-def _loss_terms(config: TrainConfig, features: str) -> list[str]:
+def _loss_terms(config: TrainConfig, features: Mapping[str, str]) -> list[str]:
     weights = loss_weights(config.loss)
     texts = _LOSSES | ({"gan": "GAN with a U-Net"} if config.loss.discriminator == "unet" else {})
-    return [
-        f"{weights[name]:g} x {text.format(features=features)}" for name, text in texts.items() if weights.get(name)
-    ]
+    return [f"{weights[name]:g} x {text.format(**features)}" for name, text in texts.items() if weights.get(name)]
 
 
 def _figures(facts: RunFacts) -> str:

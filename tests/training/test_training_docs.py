@@ -125,3 +125,5 @@ def test_the_ablations_differ_in_one_line_each_and_all_run(tmp_path: Path, capsy
     # Another place in the schedule is another image, whatever little was learned.
     assert len({scores[name] for name in ("omgsr", "injection-start", "injection-end")}) == 3
     assert all((tmp_path / name / "step-00000001" / "manifest.json").is_file() for name in scores)
+    card = (tmp_path / "dists" / "step-00000001" / "README.md").read_text("utf-8")
+    assert [text for text in ("distance on VGG16", "GAN on DINOv3-ConvNeXt") if text not in card] == []
