@@ -6,15 +6,16 @@ added to a weight before it is quantised.
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from omgsr_cli.errors import DeviceError, ModelError, UsageError
@@ -22,7 +23,7 @@ from omgsr_cli.models.devices import free_memory_bytes, shares_host_memory
 from omgsr_cli.models.lora import AdapterPart
 from omgsr_cli.models.weight_files import check_finite, weight_files
 from omgsr_cli.options import Offload, Quantize
-from omgsr_cli.store.headers import TensorEntry
+from omgsr_cli.store.headers import ELEMENT_BYTES, TensorEntry, read_header
 
 _CPU = torch.device("cpu")
 _QUANTISED_BYTES = {"nf4": 0.5 + 4 / 64, "int8": 1.0, "fp8": 1.0}
@@ -254,7 +255,7 @@ def offload_network(network: Any, device: torch.device, offload: Offload) -> Cal
 def write_merged_part(
     source: Path, target: Path, part: str, adapter: AdapterPart | None, *, prefix: str = "", narrow: bool = False
 ) -> None:
-    """Copy one part of a diffusers folder with an adapter added to its weights, file by file.
+    """Copy one part of a diffusers folder with an adapter added to its weights, one weight at a time.
 
     Args:
         source, target: folders of the models; the target's exists.
@@ -270,14 +271,40 @@ def write_merged_part(
     for path in (source / part).glob("*.json"):
         shutil.copyfile(path, target / part / path.name)
     for path in weight_files(source, part):
-        merged = {}
-        for name, stored in _tensors([path]):
-            wide = stored
+        # Wide types first, so that every tensor is aligned.
+        entries = dict(sorted(read_header(path).items(), key=lambda entry: -ELEMENT_BYTES[entry[1].dtype]))
+        if narrow:
+            entries = {key: replace(one, dtype="BF16") if one.dtype == "F32" else one for key, one in entries.items()}
+        _write_tensors(target / part / path.name, entries, _merged(path, entries, adapter, prefix))
+
+
+def _merged(
+    path: Path, entries: Mapping[str, TensorEntry], adapter: AdapterPart | None, prefix: str
+) -> Iterator[Tensor]:
+    """The tensors of a file in the order and number formats of the entries, with an adapter added."""
+    with safe_open(path, framework="pt") as file:
+        for name, entry in entries.items():
+            value = file.get_tensor(name)
             if adapter is not None and name.startswith(prefix):
-                wide = adapter.add(name.removeprefix(prefix), stored.float())
-            merged[name] = wide.to(torch.bfloat16 if narrow and stored.dtype == torch.float32 else stored.dtype)
-        check_finite(merged.items(), path)
-        save_file(merged, target / part / path.name, metadata={"format": "pt"})
+                value = adapter.add(name.removeprefix(prefix), value.float()).to(value.dtype)
+            value = value.to(torch.bfloat16) if entry.dtype == "BF16" else value
+            check_finite([(name, value)], path)
+            yield value
+
+
+def _write_tensors(path: Path, entries: Mapping[str, TensorEntry], values: Iterable[Tensor]) -> None:
+    """Write a safetensors file one tensor at a time; the format's own library holds all of them twice."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, entry in entries.items():
+        start, end = end, end + entry.elements * ELEMENT_BYTES[entry.dtype]
+        header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for value in values:
+            file.write(value.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
