@@ -56,13 +56,13 @@ def naive_wavelet(restored: NDArray[np.float64], reference: NDArray[np.float64],
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("levels", [1, 5])
-def test_wavelet_equals_the_decomposition(size: tuple[int, int], levels: int) -> None:
+def test_wavelet_equals_the_decomposition(size: tuple[int, int]) -> None:
     restored, reference = images(size)
-    fixed = wavelet_color_fix(restored, reference, levels)
-    for index in np.ndindex(2, 3):
-        expected = naive_wavelet(restored[index].double().numpy(), reference[index].double().numpy(), levels)
-        np.testing.assert_allclose(fixed[index].numpy(), expected, atol=2e-6)
+    for levels in (1, 5):
+        fixed = wavelet_color_fix(restored, reference, levels)
+        for index in np.ndindex(2, 3):
+            expected = naive_wavelet(restored[index].double().numpy(), reference[index].double().numpy(), levels)
+            np.testing.assert_allclose(fixed[index].numpy(), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("size", SIZES[1:])
@@ -87,12 +87,12 @@ def test_flat_channels_stay_finite() -> None:
 
 
 @pytest.mark.parametrize("method", ["adain", "wavelet"])
-@pytest.mark.parametrize("size", [(1, 9), (3, 70), (33, 49), (700, 24)])
-def test_bands_change_no_bit(method: ColorFix, size: tuple[int, int]) -> None:
-    restored, reference = (image[0] for image in images(size))
-    whole = match(restored, reference, method)
-    for rows in (1, 7, 64, 333):
-        assert torch.equal(match(restored, reference, method, rows), whole)
+def test_bands_change_no_bit(method: ColorFix) -> None:
+    for size in ((1, 9), (3, 70), (33, 49), (700, 24)):
+        restored, reference = (image[0] for image in images(size))
+        whole = match(restored, reference, method)
+        for rows in (1, 7, 64, 333):
+            assert torch.equal(match(restored, reference, method, rows), whole)
 
 
 def test_the_wavelet_fix_emits_rows_early() -> None:

@@ -72,13 +72,14 @@ def test_a_checkout_whose_metadata_lack_the_extra_is_installed_again(monkeypatch
     assert words(command)[-2:] == ["-e", "/src/my omgsr[raw]"]
 
 
-@pytest.mark.parametrize("manager", ["pip", "uv", "uv tool", "pipx"])
 @pytest.mark.parametrize(
-    ("torch", "requirement"),
+    ("manager", "torch", "requirement"),
     [
-        ("2.9.1+cpu", "torchvision==0.24.1+cpu"),
-        ("2.6.0+cu126", "torchvision==0.21.0+cu126"),
-        ("2.13.0", "torchvision==0.28.0"),
+        ("pip", "2.9.1+cpu", "torchvision==0.24.1+cpu"),
+        ("uv", "2.9.1+cpu", "torchvision==0.24.1+cpu"),
+        ("uv tool", "2.6.0+cu126", "torchvision==0.21.0+cu126"),
+        ("pipx", "2.6.0+cu126", "torchvision==0.21.0+cu126"),
+        ("pip", "2.13.0", "torchvision==0.28.0"),
     ],
 )
 def test_extras_that_need_torchvision_get_the_one_for_this_torch(

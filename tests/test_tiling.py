@@ -23,12 +23,12 @@ SIZES = [(1, 1), (49, 50), (64, 64), (65, 64), (127, 129), (3, 170)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("batch", [1, 3])
-def test_blending_a_pointwise_function_changes_nothing(size: tuple[int, int], batch: int) -> None:
+def test_blending_a_pointwise_function_changes_nothing(size: tuple[int, int]) -> None:
     source = torch.rand(1, 3, *size)
     tiles = plan_tiles(Size(*size), 64, 32)
-    result = run_blended(lambda tile: tile * 2 - 1, source, tiles, batch=batch)
-    torch.testing.assert_close(result, source * 2 - 1, rtol=0, atol=4e-6)
+    for batch in (1, 3):
+        result = run_blended(lambda tile: tile * 2 - 1, source, tiles, batch=batch)
+        torch.testing.assert_close(result, source * 2 - 1, rtol=0, atol=4e-6)
 
 
 def test_tiles_that_disagree_fade_into_each_other() -> None:

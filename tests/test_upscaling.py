@@ -20,8 +20,9 @@ from omgsr_cli.upscaling import restore_image, upscale_image
 ROOMY = 10**12
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (3, 70), (65, 64), (9, 33)])
-@pytest.mark.parametrize("border", [0, 32])
+@pytest.mark.parametrize(
+    ("size", "border"), [((1, 1), 0), ((1, 500), 32), ((500, 1), 0), ((3, 70), 32), ((65, 64), 32), ((9, 33), 0)]
+)
 def test_any_proportion_keeps_its_size(size: tuple[int, int], border: int) -> None:
     restorer = Identity()
     restorer.info = replace(restorer.info, border_px=border)

@@ -563,37 +563,37 @@ def test_toml_changes_the_named_fields_only(tmp_path: Path) -> None:
     assert load_degradation(str(write(tmp_path, "final_sinc_prob = 0.8\n"))) == REFERENCE
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("final_sinc = 1\n", "final_sinc"),
-        ("final_sinc_prob = 1.5\n", "1.5"),
-        ("final_kernel_sizes = []\n", "final_kernel_sizes"),
-        ("first = 3\n", "first"),
-        ('extends = "heavy"\n', "heavy"),
-        ("extends = 3\n", "extends"),
-        ("[first]\nnoise = [1, 2]\n", "first.noise"),
-        ("[first]\nnoise_range = [30, 1]\n", "30"),
-        ("[first]\nnoise_range = [1]\n", "noise_range"),
-        ("[first]\nnoise_range = [nan, 1]\n", "noise_range"),
-        ("[first]\nresize_prob = [0.5, 0.5, 0.5]\n", "1.5"),
-        ("[first]\nkernel_prob = [1.0]\n", "kernel_prob"),
-        ("[first]\nkernel_sizes = [8]\n", "8"),
-        ("[first]\nresize_range = [0.2, 0.9]\n", "resize_range"),
-        ("[first]\nresize_range = [1.1, 1.9]\n", "resize_range"),
-        ("[first]\nbetag_range = [2, 3]\n", "betag_range"),
-        ("[first]\nblur_sigma = [0, 1]\n", "blur_sigma"),
-        ("[second]\njpeg_range = [0, 95]\n", "jpeg_range"),
-        ("final_sinc_prob = \n", "TOML"),
-    ],
-)
-def test_an_invalid_file_is_one_line(tmp_path: Path, text: str, named: str) -> None:
-    path = write(tmp_path, text)
-    with pytest.raises(UsageError) as caught:
-        load_degradation(path)
-    assert named in caught.value.message
-    assert "mine.toml" in caught.value.message
-    assert "\n" not in caught.value.message
+INVALID: list[tuple[str, str]] = [
+    ("final_sinc = 1\n", "final_sinc"),
+    ("final_sinc_prob = 1.5\n", "1.5"),
+    ("final_kernel_sizes = []\n", "final_kernel_sizes"),
+    ("first = 3\n", "first"),
+    ('extends = "heavy"\n', "heavy"),
+    ("extends = 3\n", "extends"),
+    ("[first]\nnoise = [1, 2]\n", "first.noise"),
+    ("[first]\nnoise_range = [30, 1]\n", "30"),
+    ("[first]\nnoise_range = [1]\n", "noise_range"),
+    ("[first]\nnoise_range = [nan, 1]\n", "noise_range"),
+    ("[first]\nresize_prob = [0.5, 0.5, 0.5]\n", "1.5"),
+    ("[first]\nkernel_prob = [1.0]\n", "kernel_prob"),
+    ("[first]\nkernel_sizes = [8]\n", "8"),
+    ("[first]\nresize_range = [0.2, 0.9]\n", "resize_range"),
+    ("[first]\nresize_range = [1.1, 1.9]\n", "resize_range"),
+    ("[first]\nbetag_range = [2, 3]\n", "betag_range"),
+    ("[first]\nblur_sigma = [0, 1]\n", "blur_sigma"),
+    ("[second]\njpeg_range = [0, 95]\n", "jpeg_range"),
+    ("final_sinc_prob = \n", "TOML"),
+]
+
+
+def test_an_invalid_file_is_one_line(tmp_path: Path) -> None:
+    for text, named in INVALID:
+        path = write(tmp_path, text)
+        with pytest.raises(UsageError) as caught:
+            load_degradation(path)
+        assert named in caught.value.message
+        assert "mine.toml" in caught.value.message
+        assert "\n" not in caught.value.message
 
 
 def test_an_unknown_field_lists_the_fields(tmp_path: Path) -> None:

@@ -226,31 +226,31 @@ def test_a_header_describes_what_torch_would_read(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("header", "data"),
-    [
-        (b"{}" + b" " * 30, b"x"),
-        (b"[" * 100_000, b""),
-        (b"[]", b""),
-        (b"{nonsense", b""),
-        ({"a": 1}, b""),
-        ({"a": entry(0, 8)}, bytes(8)),
-        ({"a": entry(0, 4)}, bytes(3)),
-        ({"a": entry(4, 8)}, bytes(8)),
-        ({"a": entry(0, 4), "b": entry(0, 4)}, bytes(4)),
-        ({"a": entry(0, 4), "b": entry(2, 6)}, bytes(6)),
-        ({"a": entry(0, 4, (-1, -1))}, bytes(4)),
-        ({"a": entry(0, 4, (1.0,))}, bytes(4)),
-        ({"a": entry(False, 4)}, bytes(4)),
-        ({"a": entry(0, 4, (2**62, 2**62))}, bytes(4)),
-        ({"a": entry(0, 4, dtype="F128")}, bytes(4)),
-        ({"a": entry(0, 4, dtype=["F32"])}, bytes(4)),
-        ({"a": entry(0, 4, shape=1)}, bytes(4)),
-    ],
-)
-def test_a_corrupt_header_is_refused(tmp_path: Path, header: Any, data: bytes) -> None:
-    with pytest.raises(ModelError, match=r"header|no safetensors file"):
-        read_header(write_file(tmp_path / "x", header, data))
+CORRUPT_HEADERS: list[tuple[Any, bytes]] = [
+    (b"{}" + b" " * 30, b"x"),
+    (b"[" * 100_000, b""),
+    (b"[]", b""),
+    (b"{nonsense", b""),
+    ({"a": 1}, b""),
+    ({"a": entry(0, 8)}, bytes(8)),
+    ({"a": entry(0, 4)}, bytes(3)),
+    ({"a": entry(4, 8)}, bytes(8)),
+    ({"a": entry(0, 4), "b": entry(0, 4)}, bytes(4)),
+    ({"a": entry(0, 4), "b": entry(2, 6)}, bytes(6)),
+    ({"a": entry(0, 4, (-1, -1))}, bytes(4)),
+    ({"a": entry(0, 4, (1.0,))}, bytes(4)),
+    ({"a": entry(False, 4)}, bytes(4)),
+    ({"a": entry(0, 4, (2**62, 2**62))}, bytes(4)),
+    ({"a": entry(0, 4, dtype="F128")}, bytes(4)),
+    ({"a": entry(0, 4, dtype=["F32"])}, bytes(4)),
+    ({"a": entry(0, 4, shape=1)}, bytes(4)),
+]
+
+
+def test_a_corrupt_header_is_refused(tmp_path: Path) -> None:
+    for header, data in CORRUPT_HEADERS:
+        with pytest.raises(ModelError, match=r"header|no safetensors file"):
+            read_header(write_file(tmp_path / "x", header, data))
 
 
 @pytest.mark.parametrize("content", [b"", b"1234567", b"\xff" * 8, (2**40).to_bytes(8, "little") + b"{}"])

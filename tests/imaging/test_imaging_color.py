@@ -148,8 +148,10 @@ def test_the_precedence_of_png_colour_chunks(chunks: tuple[bytes, ...], referenc
     np.testing.assert_allclose(viewed(rewritten(data)).astype(int), viewed(expected).astype(int), atol=1)
 
 
-@pytest.mark.parametrize("format_name", ["png", "jpg", "webp", "tiff", "avif"])
-@pytest.mark.parametrize("metadata", ["keep", "none"])
+@pytest.mark.parametrize(
+    ("format_name", "metadata"),
+    [("png", "keep"), ("jpg", "none"), ("webp", "keep"), ("tiff", "none"), ("avif", "keep")],
+)
 def test_every_format_carries_the_colours_of_a_cicp(format_name: str, metadata: str) -> None:
     data = rewritten(png(RGB, cicp(9, 14)), format=format_name, metadata=metadata)
     with Image.open(io.BytesIO(data)) as image:

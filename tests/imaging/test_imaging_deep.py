@@ -49,9 +49,9 @@ CASES += [(kind, bits) for kind in ("jxl", "jxl in boxes") for bits in (10, 12, 
 
 
 @needs_jxl
-@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("kind", "bits"), CASES)
-def test_all_levels_survive(kind: str, bits: int, channels: int) -> None:
+def test_all_levels_survive(kind: str, bits: int) -> None:
+    channels = 3 if bits == 12 else 1
     levels = ramp(bits, channels)
     data = written(kind, levels, bits)
     header, image = probe_image(data), read_image(data)

@@ -63,7 +63,7 @@ def test_the_golden_timesteps() -> None:
 
 
 @pytest.mark.parametrize("schedule", [DdpmSchedule(), FlowSchedule()], ids=["ddpm", "flow"])
-@pytest.mark.parametrize("count", [1, 2, 7, 5000])
+@pytest.mark.parametrize("count", [1, 7, 5000])
 def test_the_curve_is_the_formula(schedule: Any, count: int) -> None:
     power, snr = random_numbers(count)
     found = match_snr(power, snr, schedule, draws=3)
