@@ -175,10 +175,11 @@ def test_a_pickle_is_never_opened(omgsr: Command, tmp_path: Path) -> None:
         folder = tmp_path / name.replace(".", "-")
         folder.mkdir()
         (folder / name).write_bytes(payload)
-        for source in (folder, folder / name):
-            said = omgsr(tmp_path / "a.png", "--model", source)
-            assert said.code == 1
-            assert "is a pickle, which can run code when it is read" in said.err
+        # Networks in a single file are read by spandrel, which makes tensors only.
+        assert omgsr(tmp_path / "a.png", "--model", folder / name).code == 1
+        said = omgsr(tmp_path / "a.png", "--model", folder)
+        assert said.code == 1
+        assert "is a pickle, which can run code when it is read" in said.err
     assert not (tmp_path / "ran").exists()
 
 

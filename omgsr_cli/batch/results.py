@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from omgsr_cli.errors import OmgsrError
 from omgsr_cli.files.addresses import Location
-from omgsr_cli.geometry import Size
 
 if TYPE_CHECKING:
+    from omgsr_cli.geometry import Size
     from omgsr_cli.planning import TilePlan
 
 Status = Literal["done", "skipped", "planned", "failed"]

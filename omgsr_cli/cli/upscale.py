@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 
 import typer
 
-from omgsr_cli.batch.finished import FinishedResults, Settings, outline_model
 from omgsr_cli.batch.reports import RunReport, read_reports
 from omgsr_cli.batch.results import FileResult, result_record
 from omgsr_cli.cli import options as shared
@@ -34,6 +33,7 @@ from omgsr_cli.files.shards import parse_shard
 from omgsr_cli.presets import DEFAULT_PRESET
 
 if TYPE_CHECKING:
+    from omgsr_cli.batch.finished import FinishedResults, Settings
     from omgsr_cli.batch.upscaler import UpscaleWork
     from omgsr_cli.engines.work import Engine
     from omgsr_cli.models.base import RestorerInfo
@@ -326,6 +326,8 @@ def upscale(
         if report is not None and not dry_run:
             run.report = stack.enter_context(RunReport(report, printer.note))
             run.report.begin(jobs.total, None if part is None else str(part), retry=retry_failed)
+        from omgsr_cli.batch.finished import FinishedResults, Settings, outline_model
+
         settings = Settings(model_options, restore_options, write_options)
         outline = outline_model(source, restore_options)
         with printer.loading("model"):
@@ -410,6 +412,7 @@ class _Run:
     def estimate(self, settings: Settings, info: RestorerInfo, pace: Pace, remembered: Remembered) -> int:
         """Show what `restore` would do; returns the exit code."""
         from omgsr_cli.batch.checks import plan_files
+        from omgsr_cli.batch.finished import FinishedResults
         from omgsr_cli.planning import Execution, usable_memory
 
         finished = FinishedResults(settings, info, remembered)

@@ -49,7 +49,7 @@ def models(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
 def test_list_shows_installed_models_and_how_to_get_the_others(models: Command, home: Path) -> None:
     said = models("list")
     assert said.code == 0
-    assert [line.split()[0] for line in said.lines[1:]] == list(PRESETS)
+    assert [line.split()[0] for line in said.lines[1:]][: len(PRESETS)] == list(PRESETS)
     assert "ready, the default" in said.lines[1]
     assert "omgsr models pull omgsr-s-512" in said.out.decode()
     records = models("list", "--json").records

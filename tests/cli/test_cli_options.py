@@ -40,6 +40,8 @@ _EFFECTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--seed": (("in/a.png",), ("7",)),
     "--device": (("in/a.png",), ("quantum",)),
     "--precision": (("in/a.png", "--device", "cpu", "--verbose"), ("bf16",)),
+    "--quantize": (("in/a.png",), ("int3",)),
+    "--offload": (("in/a.png",), ("nowhere",)),
     "--compile": (("in/a.png",), ()),
     "--color-fix": (("in/a.png", "--color-fix", "adain"), ("none",)),
     "--strength": (("in/a.png",), ("0.5",)),

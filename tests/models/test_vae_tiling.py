@@ -217,7 +217,7 @@ def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("tempfile.TemporaryFile", full)
-    with pytest.raises(OmgsrError, match=r"no room: No space left"):
+    with pytest.raises(OmgsrError, match="No space left"):
         list(decode_in_strips(build_vae(), torch.randn(1, 4, 2, 2), Workspace(1, CPU, folder=tmp_path)))
 
 
