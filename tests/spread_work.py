@@ -61,6 +61,8 @@ class Doubling:
 class Pickled:
     """Stands for several processes: everything is handed over as they would get it, and the last result comes first."""
 
+    in_this_process = False
+
     def __init__(self, places: Sequence[Place] = (Place("cpu"),)) -> None:
         self.place = places[0]
 
