@@ -18,7 +18,7 @@ from omgsr_cli.errors import OmgsrError
 if TYPE_CHECKING:
     from omgsr_cli.library import find_mid_timestep, load, run_bench, upscale_folder, upscale_image
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["OmgsrError", "__version__", "find_mid_timestep", "load", "run_bench", "upscale_folder", "upscale_image"]
 
 
