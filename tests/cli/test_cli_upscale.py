@@ -88,7 +88,7 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     (("--suffix", "a/b"), "--suffix a/b"),
     (("--no-such-option",), "--no-such-option"),
     (("-o", "-", "--compare"), "--compare"),
-    (("--prompt", "a cat"), "no prompt"),
+    (("--prompt", "a cat"), "prompt"),
     (("--process-scale", "0.5"), "--process-scale 0.5"),
     (("--process-scale", "nan"), "--process-scale nan"),
     (("--strength", "1.1"), "--strength 1.1"),
@@ -286,7 +286,8 @@ def test_a_missing_device_or_precision_is_one_line(omgsr: Command, tmp_path: Pat
 def test_the_mid_timestep_changes_the_result_and_is_recorded(omgsr: Command, tmp_path: Path) -> None:
     source = draw(tmp_path / "a.png")
     said = omgsr(source, "--mid-timestep", "100", "-o", tmp_path / "100.png")
-    assert f"mid-timestep 100 is not {MID_TIMESTEP}" in said.err
+    assert "mid-timestep 100" in said.err
+    assert str(MID_TIMESTEP) in said.err
     said = omgsr(source, "--mid-timestep", str(MID_TIMESTEP), "-o", tmp_path / "own.png")
     assert "mid-timestep" not in said.err
     assert (pixels(tmp_path / "100.png") != pixels(tmp_path / "own.png")).any()
