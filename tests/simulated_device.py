@@ -260,7 +260,7 @@ class Card:
 
     def __init__(self, name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
         self._name, self._patch = name, monkeypatch
-        self.tolerance = 2e-3 if name else 1e-5
+        self.tolerance = 2e-3 if name else 1e-4
 
     @contextlib.contextmanager
     def used(self) -> Iterator[Use]:

