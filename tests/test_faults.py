@@ -50,7 +50,7 @@ def test_a_disk_that_fills_during_a_merge(
     said = Command(capfdbinary, "models")("merge", base, adapter, small_disk / "merged")
     assert (said.code, said.out) == (1, b"")
     assert said.errors == [f"error: {small_disk / 'merged'} cannot be written: the disk is full"]
-    assert "hint: make room" in said.err
+    assert "hint: free some space" in said.err
     assert "Traceback" not in said.err
     assert list(small_disk.iterdir()) == []
 

@@ -238,13 +238,13 @@ def test_gradient_checkpointing_changes_no_gradient(sd_folder: Path) -> None:
 
 
 def test_conflicting_settings_are_refused_before_weights_are_read(tiny_folder: Path, sd_folder: Path) -> None:
-    with pytest.raises(UsageError, match="trained whole"):
+    with pytest.raises(UsageError, match="trained as a whole"):
         find_trainable(base=str(tiny_folder), lora=LORA)
     with pytest.raises(UsageError, match="no preset is called 'omgsr-xl'"):
         find_trainable("omgsr-xl")
     with pytest.raises(UsageError, match="no model to train"):
         find_trainable()
-    with pytest.raises(ModelError, match="there is no folder"):
+    with pytest.raises(ModelError, match="does not exist"):
         find_trainable("omgsr-tiny", start_from="nowhere")
     with pytest.raises(ModelError, match="'conv9' is not a convolution"):
         load_sd(sd_folder, LoraOptions(3, 5, vae_targets=("conv1", "conv9")))

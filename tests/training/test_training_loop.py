@@ -410,7 +410,7 @@ def test_too_many_such_steps_end_the_run_and_keep_the_last_checkpoint(
 def test_a_folder_with_checkpoints_needs_resume(world: Path, tmp_path: Path) -> None:
     tables = settings(world, tmp_path / "run", train={"steps": 1})
     run_here(tables)
-    with pytest.raises(UsageError, match="holds checkpoints"):
+    with pytest.raises(UsageError, match="contains checkpoints"):
         run_here(tables)
     result, events = run_here(tables, resume="auto")
     assert result.step == 1

@@ -37,13 +37,13 @@ def test_other_ways_to_shard_are_refused_with_the_reason(
 
 def test_sharding_needs_several_processes_and_frozen_weights(world: Path, tmp_path: Path, train: Command) -> None:
     trainable = load_trainable(find_trainable(start_from=str(world / "model")), torch.device("cpu"))
-    with pytest.raises(UsageError, match="this is the only one"):
+    with pytest.raises(UsageError, match="there is only one"):
         share_backbone(trainable, torch.device("cpu"), 1)
     with pytest.raises(ModelError, match="no frozen weights to share out"):
         share_backbone(trainable, torch.device("cpu"), 2)
     assert not any(isinstance(weight, DTensor) for weight in trainable.networks.parameters())
     assert shared_names(trainable.networks) == []
-    with pytest.raises(UsageError, match="this is the only one"):
+    with pytest.raises(UsageError, match="there is only one"):
         run_here(settings(world, tmp_path / "run", train={"shard_backbone": True}))
     config = tmp_path / "config.toml"
     config.write_text(format_config(TrainConfig.model_validate(settings(world, tmp_path / "run"))))
