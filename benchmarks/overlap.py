@@ -21,7 +21,7 @@ import torch
 from stages import add_device, synchronise, use_device
 from tiny import write_image_file
 
-from omgsr_cli import batch
+from omgsr_cli.batch import upscaler as batch
 from omgsr_cli.batch.finished import FinishedResults, Settings
 from omgsr_cli.batch.upscaler import Upscaler
 from omgsr_cli.files.jobs import Job
