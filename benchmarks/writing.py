@@ -14,7 +14,10 @@ import io
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -73,7 +76,7 @@ def main() -> None:
 
         rows: dict[str, Callable[[], bytes]] = {}
         for name, library in libraries.items():
-            rows[name] = lambda library=library, encode=encode: _with(library, encode)  # type: ignore[misc]
+            rows[name] = partial(_with, library, encode)
         if options.pillow:
             rows["Pillow"] = by_pillow
         for name, work in rows.items():
@@ -84,13 +87,9 @@ def main() -> None:
             print(f"| {side} | {name} | {per_mp:.3f} | {share:.1%} | {clock_s:.2f} | {len(data) / 1e6:.1f} |")
 
 
-def _with(library: tuple[object, int], work: Callable[[], bytes]) -> bytes:
-    kept = writing._deflate_library
-    writing._deflate_library = lambda: library  # type: ignore[assignment]
-    try:
+def _with(library: tuple[Any, int], work: Callable[[], bytes]) -> bytes:
+    with mock.patch.object(writing, "_deflate_library", lambda: library):
         return work()
-    finally:
-        writing._deflate_library = kept
 
 
 if __name__ == "__main__":
