@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def _with(library: tuple[Any, int], work: Callable[[], bytes]) -> bytes:
-    with mock.patch.object(writing, "_deflate_library", lambda: library):
+    with mock.patch.object(writing, "_deflate_library", return_value=library):
         return work()
 
 
