@@ -1,4 +1,4 @@
-"""The discriminators: a few learned layers on each level of a frozen feature network, or a U-Net of its own."""
+"""The discriminators: small trained heads on each level of a frozen feature network, or a separate U-Net."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from omgsr_cli.training.perceptual import FeatureNet
 from omgsr_cli.transfer import upload
 
 _LARGEST_SHIFT = 1 / 8
-"""Of the side."""
+"""Largest translation as a fraction of the side."""
 
 _CUTOUT = 1 / 2
-"""Of the side."""
+"""Side of the cut-out as a fraction of the image's side."""
 
 
 Draws = Sequence[torch.Generator]
-"""One for each image, of the CPU, so that every device draws alike, and a sample is changed alike in any batch."""
+"""One CPU generator per image, so that the augmentation of a sample does not depend on the device or the batch."""
 
 
 def augment(images: Tensor, changes: Sequence[str], draws: Draws) -> Tensor:
-    """Change each image of a batch at random, one change after the other.
+    """Augment each image of a batch at random, one change after the other.
 
     Args:
         images: (B, 3, H, W) float, sRGB in [-1, 1].
-        changes: out of CHANGES.
-        draws: decide everything.
+        changes: names from CHANGES, in order.
+        draws: generators of all random numbers.
     Returns:
         The same shape and dtype; not clamped.
     """
@@ -52,7 +52,7 @@ def change_color(images: Tensor, draws: Draws) -> Tensor:
 
 
 def translate(images: Tensor, draws: Draws) -> Tensor:
-    """Move each image by up to an eighth of its side in each direction; zeros, mid-grey, move in."""
+    """Translate each image by up to an eighth of its side in each direction; fill with zeros, which are mid-grey."""
     height, width = images.shape[2:]
     largest = [int(side * _LARGEST_SHIFT + 0.5) for side in (height, width)]
     tops, lefts = (_integers(2 * most + 1, draws) for most in largest)
@@ -64,10 +64,10 @@ def translate(images: Tensor, draws: Draws) -> Tensor:
 
 
 def cut_out(images: Tensor, draws: Draws) -> Tensor:
-    """Put zeros, mid-grey, into a rectangle of half the sides, with its centre anywhere in the image."""
+    """Set a rectangle of half the sides, with its centre anywhere in the image, to zero, which is mid-grey."""
     kept = torch.ones(len(images), 1, *images.shape[2:], dtype=images.dtype)
     sizes = [int(side * _CUTOUT + 0.5) for side in images.shape[2:]]
-    # A rectangle of an even size has its centre between two pixels, of which there is one place more.
+    # The centre of a rectangle of even size is between two pixels, which allows one more position.
     rows, columns = (_integers(side + 1 - size % 2, draws) for side, size in zip(images.shape[2:], sizes, strict=True))
     for mask, row, column in zip(kept, rows, columns, strict=True):
         top, left = row - sizes[0] // 2, column - sizes[1] // 2
@@ -86,24 +86,24 @@ CHANGES = tuple(_FUNCTIONS)
 
 
 def _uniform(count: int, images: Tensor, draws: Draws) -> Tensor:
-    """Numbers in [0, 1) for each image: (count, B, 1, 1, 1), dtype and device of the images."""
+    """Draw numbers in [0, 1) for each image: (count, B, 1, 1, 1), dtype and device of the images."""
     drawn = [torch.stack([torch.rand(1, 1, 1, generator=draw) for draw in draws]) for _ in range(count)]
     return upload(torch.stack(drawn).to(images.dtype), images.device)
 
 
 def _integers(end: int, draws: Draws) -> list[int]:
-    """An integer from 0 to end - 1 for each image."""
+    """Draw an integer from 0 to end - 1 for each image."""
     return [int(torch.randint(0, end, (), generator=draw)) for draw in draws]
 
 
 class BlurPool(nn.Module):
-    """Halve feature maps after a blur, so that a shift of the image does not change what is seen of it.
+    """Blur and halve feature maps, so that the result changes little when the image is shifted.
 
-    The blur is the outer product of (1, 3, 3, 1) / 8, beyond the border there are zeros.
+    The blur kernel is the outer product of (1, 3, 3, 1) / 8; the border is padded with zeros.
     Source: "Making convolutional networks shift-invariant again", arXiv:1904.11486.
 
     Args:
-        channels: of the maps.
+        channels: channels of the maps.
     """
 
     kernel: Tensor
@@ -115,7 +115,7 @@ class BlurPool(nn.Module):
         self.register_buffer("kernel", kernel.repeat(channels, 1, 1, 1), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map (B, C, H, W), sides from 2, to (B, C, H // 2, W // 2), same dtype."""
+        """Map (B, C, H, W), sides of at least 2, to (B, C, H // 2, W // 2), same dtype."""
         return F.conv2d(features, self.kernel, stride=2, padding=1, groups=features.shape[1])
 
 
@@ -123,11 +123,11 @@ _SLOPE = 0.2
 
 
 class Discriminator(nn.Module):
-    """Tells sharp images from restored ones.
+    """Distinguishes real images from restored ones.
 
     Args:
-        heads: what learns; each gives logits.
-        changes: what is done to every image before it is judged, out of `augment.CHANGES`.
+        heads: trained modules; each returns logits.
+        changes: augmentation of every input image, names from `CHANGES`.
     Attributes:
         autocast: whether it computes in bf16, as published; its weights stay float32.
     """
@@ -139,18 +139,18 @@ class Discriminator(nn.Module):
         self.heads = nn.ModuleList(heads)
 
     def forward(self, image: Tensor, draws: Draws) -> list[Tensor]:
-        """Judge images.
+        """Augment images and compute their logits.
 
         Args:
             image: (B, 3, H, W) float, sRGB in [-1, 1].
-            draws: one for each image; they decide the augmentation.
+            draws: one generator per image for the augmentation.
         Returns:
-            For each head (B, 1, h, w) float32: logits, higher for real.
+            For each head, logits of (B, 1, h, w) float32, higher for real images.
         """
         return self.judge(augment(image, self.changes, draws))
 
     def judge(self, image: Tensor) -> list[Tensor]:
-        """Judge images as they are: as `forward`, without augmentation."""
+        """Compute logits as `forward` does, without augmentation."""
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.autocast):
             return [logits.float() for logits in self._judge(image)]
 
@@ -159,16 +159,16 @@ class Discriminator(nn.Module):
 
 
 class FeatureDiscriminator(Discriminator):
-    """Judges the maps of a frozen feature network, on three levels.
+    """Discriminates on three levels of feature maps from a frozen network.
 
     Source: OMGSR, arXiv:2508.08227; heads on frozen features as in "Ensembling off-the-shelf models for GAN training",
     arXiv:2112.09130.
 
     Args:
-        features: frozen; its plain maps at STRIDES are judged.
-        plans: the blocks of each head.
-        changes: what is done to every image before it is judged, out of `augment.CHANGES`.
-        blur_pool: blur before halving; else means of 2x2.
+        features: frozen network; the heads use its plain maps at STRIDES.
+        plans: blocks of each head.
+        changes: augmentation of every input image, names from `CHANGES`.
+        blur_pool: blur before halving; otherwise average 2x2 pixels.
     """
 
     def __init__(
@@ -184,12 +184,12 @@ class FeatureDiscriminator(Discriminator):
 
 
 class UNet(nn.Module):
-    """Judges every pixel by what is around it.
+    """Predicts a logit for every pixel from its surroundings.
 
     Source: the discriminator of Real-ESRGAN, arXiv:2107.10833, section 3.3, with its default of 64 channels.
 
     Args:
-        width: channels at the image's own size.
+        width: channels at full resolution.
     """
 
     def __init__(self, width: int) -> None:
@@ -202,7 +202,7 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(width, 1, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1], sides multiples of UNET_MULTIPLE_PX, to (B, 1, H, W) logits, float32."""
+        """Map (B, 3, H, W) in [-1, 1], sides multiples of UNET_MULTIPLE_PX, to (B, 1, H, W) float32 logits."""
         x = F.leaky_relu(self.conv_in(image.float().contiguous(memory_format=torch.channels_last)), _SLOPE)
         kept = []
         for conv in self.down:
@@ -223,15 +223,15 @@ def build_discriminator(
     """Build a discriminator with new weights.
 
     Args:
-        features: frozen, may be shared with the losses; without it the discriminator is the U-Net.
-        resolution: side in px of the square crops; it judges windows of them where `config.px` says so.
-        config: the section [gan].
-        seed: of the weights.
+        features: frozen network, may be shared with the losses; None builds the U-Net.
+        resolution: side in px of the square crops; `config.px` limits the input to windows of them.
+        config: the [gan] section.
+        seed: seed of the weights.
         autocast: whether it computes in bf16.
     Raises:
-        UsageError: what it judges is too small for heads.
+        UsageError: the input is too small for the heads.
     """
-    # New weights come from the seed alone, whatever was drawn before, and change nothing that is drawn after.
+    # New weights depend only on the seed, and creating them does not advance the global generator.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if features is None:

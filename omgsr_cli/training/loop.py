@@ -1,4 +1,4 @@
-"""The whole run: resume, step, save, validate, stop."""
+"""The training loop: resume, step, save, validate, stop."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ _WATCHED = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Remembers the first signal while it is entered; a second one of the same kind has its usual effect.
+    """Context manager that records the first signal; a second signal of the same kind has its usual effect.
 
-    Outside of the main thread, where Python handles no signals, it hears none.
+    Python handles signals only in the main thread, so it records none in other threads.
 
     Attributes:
-        signal: its number, or 0.
+        signal: number of the signal, or 0.
     """
 
     def __init__(self) -> None:
@@ -81,11 +81,11 @@ if sys.platform != "win32":
     import resource
 
 _NEWEST = 0.1
-"""Share of the newest step in the running mean."""
+"""Weight of the newest step in the running mean."""
 
 
 class Pace:
-    """Seconds a step: a running mean that begins with the mean of the first steps."""
+    """Running mean of the seconds per step; for the first steps it is the plain mean."""
 
     def __init__(self) -> None:
         self._mean = 0.0
@@ -93,11 +93,11 @@ class Pace:
         self._since = time.perf_counter()
 
     def restart(self) -> None:
-        """Begin to measure now: what went before, such as saving, is no step."""
+        """Restart the clock, so that work between steps, such as saving, is not counted."""
         self._since = time.perf_counter()
 
     def step(self) -> float:
-        """Count a step; the running mean of seconds a step."""
+        """Count a step; return the running mean of the seconds per step."""
         now = time.perf_counter()
         self._count += 1
         share = max(_NEWEST, 1 / self._count)
@@ -107,7 +107,7 @@ class Pace:
 
 
 def peak_memory_mib(device: torch.device) -> int:
-    """The most memory that this process has taken so far: of the GPU, or of the system on a CPU; 0 on Windows' CPU."""
+    """Return the peak memory of this process in MiB: of the GPU, or of the system on a CPU; 0 on a CPU on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 2**20
     if device.type == "xpu":
@@ -115,7 +115,7 @@ def peak_memory_mib(device: torch.device) -> int:
     if sys.platform == "win32":
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts kibibytes, macOS bytes.
+    # Linux reports kibibytes, macOS bytes.
     return peak // (2**20 if sys.platform == "darwin" else 2**10)
 
 
@@ -123,20 +123,20 @@ Report = Callable[[Event], None]
 
 _REPORTED_EVERY_S = 30.0
 _BROKEN_SHARE = 0.01
-"""Of all images; more broken ones than this end a run."""
+"""Largest fraction of broken images; above it the run ends with an error."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended.
+    """Result of a run.
 
     Attributes:
-        step: steps done.
-        steps: steps to be done.
-        checkpoint: the newest one; `omgsr upscale --model` takes it.
-        signal: number of the signal that ended the run early, or 0; the exit code is 128 more.
-        broken: how many images could not be read and were skipped.
-        best: the best checkpoint by save.best, or None.
+        step: number of finished steps.
+        steps: number of steps in the run.
+        checkpoint: newest checkpoint; `omgsr upscale --model` accepts it.
+        signal: number of the signal that ended the run early, or 0; the exit code is 128 + signal.
+        broken: number of images that could not be read and were skipped.
+        best: best checkpoint by save.best, or None.
     """
 
     step: int
@@ -148,22 +148,22 @@ class TrainResult:
 
 
 def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda _: None) -> TrainResult:
-    """Train a model, in every process that a launcher started.
+    """Train a model; a launcher calls this in every process.
 
-    SIGINT and SIGTERM let the step finish and save; a second one has its usual effect.
+    After SIGINT or SIGTERM the current step finishes and a checkpoint is saved; a second signal has its usual effect.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         resume: "auto" resumes from the newest complete checkpoint in the run's folder, if any; "none" starts anew; a
             path resumes from that checkpoint.
         report: called with each event, in the first process only.
     Raises:
-        OmgsrError: something cannot be read or written, or too many steps in a row were not finite.
+        OmgsrError: a file cannot be read or written, or too many consecutive steps were not finite.
     """
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     accelerator = build_accelerator(Path(config.save.out), config.log.trackers, leaves_out=bool(config.loss.denoise))
-    # The processes of a launcher are one run: the first has the lock for all.
+    # All processes of a launcher belong to one run: the first one holds the lock.
     with RunLock(Path(config.save.out)) as lock, StopRequest() as stop:
         agree(accelerator, lock.take)
         report = report if accelerator.is_main_process else lambda _: None
@@ -177,16 +177,16 @@ def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda 
         if config.loss.teacher is not None:
             make_teacher_images(run.crops, config.loss.teacher, accelerator, report, stop)
             trainer.note_broken(run.crops.broken)
-        # Without the teacher's images no step can be taken: in no process, if one was asked to stop.
+        # Steps need the teacher's images, so that all processes stop here if one of them received a signal.
         _, signal = share(accelerator, {}, stop.signal)
         return trainer.stopped(signal) if signal else trainer.go_on(stop)
 
 
 def check_steps(checkpoint: Path, steps: int) -> None:
-    """Check that a checkpoint has not done more steps than the run is to have.
+    """Check that a checkpoint has not finished more steps than the run is configured for.
 
     Raises:
-        UsageError: it has.
+        UsageError: the checkpoint has finished more steps.
     """
     done = finished_steps(checkpoint)
     if steps < done:
@@ -199,14 +199,14 @@ def check_steps(checkpoint: Path, steps: int) -> None:
 def make_teacher_images(
     crops: TrainingCrops, teacher: TeacherConfig, accelerator: Accelerator, report: Report, stop: StopRequest
 ) -> None:
-    """Have the teacher make the images that are not cached yet, each process its share.
+    """Restore the images that are not cached yet with the teacher; each process makes its share.
 
     Args:
-        crops: of the run; they have a `teaching`.
-        teacher: who it is; it is read only where an image is missing.
-        accelerator: of the run.
+        crops: crops of the run, with `teaching` set.
+        teacher: configuration of the teacher; its model is loaded only if an image is missing.
+        accelerator: accelerator of the run.
         report: called with the progress.
-        stop: ends it after the image that is being made.
+        stop: ends the work after the current image.
     Raises:
         ModelError: the teacher cannot be read.
         FileError: an image cannot be read or written.
@@ -229,7 +229,7 @@ def make_teacher_images(
             )
             restore = load_teacher(teacher.model, device_of(accelerator), teacher.precision)
         lq, hq = crops.draw_pair(number)
-        # An image that turned out to be broken was replaced, which gives the crop another name.
+        # A broken image is replaced when it is read, which changes the key of the crop.
         crop = crops.crop_key(number)
         if not teaching.images.path(crop).is_file():
             teaching.images.make(crop, lq, hq.shape[1], hq.shape[2], restore)
@@ -251,7 +251,7 @@ class Trainer:
         self._stepper = Stepper(accelerator, run.learner, run.config)
         measures = [*run.measures, *([PATTERN] if run.config.log.noise_pattern else [])]
         self._log = RunLog(accelerator, run.config, run.losses, measures, self._progress.step)
-        # An image may have been repaired since.
+        # An image may have been repaired since the checkpoint.
         known = {str(stored): stored for image in run.crops.images for stored in image.files}
         broken = {
             stored: reason
@@ -264,7 +264,7 @@ class Trainer:
         self._found_broken: dict[Stored, str] = {}
 
     def go_on(self, stop: StopRequest) -> TrainResult:
-        """Take the steps that are left."""
+        """Run the remaining steps."""
         self._report(self._started())
         steps, progress = self._config.train.steps, self._progress
         batches = self._batches()
@@ -283,7 +283,7 @@ class Trainer:
         return self.stopped(signal if progress.step < steps else 0)
 
     def stopped(self, signal: int) -> TrainResult:
-        """Close the log and give the result."""
+        """Close the log and return the result."""
         self._log.close()
         progress = self._progress
         best = self._folder / checkpoint_name(progress.best_step) if progress.best_step else None
@@ -292,10 +292,10 @@ class Trainer:
         )
 
     def note_broken(self, broken: Mapping[Stored, str]) -> None:
-        """Report which images were skipped; every process must call it at the same time.
+        """Report which images were skipped; every process must call this at the same time.
 
         Args:
-            broken: that this process found, with the reason.
+            broken: broken images that this process found, with the reason.
         Raises:
             OmgsrError: more than 1 % of all images are broken.
         """
@@ -315,7 +315,7 @@ class Trainer:
             )
 
     def _batches(self) -> Iterator[Batch]:
-        """Read batches; their broken images are those that no process has reported yet."""
+        """Read batches; their `broken` holds only images that no process has reported yet."""
         accelerator, config = self._accelerator, self._config
         numbers = Numbers(
             config.data.batch_size, self._progress.samples, accelerator.process_index, accelerator.num_processes
@@ -355,7 +355,7 @@ class Trainer:
         )
 
     def _at_end_of_step(self, *, ends: bool) -> bool:
-        """Validate and save when it is time; whether either was done."""
+        """Validate and save when they are due; return whether either was done."""
         config, step = self._config, self._progress.step
         saves = ends or step % config.save.every == 0
         measures = bool(self._run.held_out) and (step % config.log.validate_every == 0 or step == config.train.steps)
@@ -371,13 +371,13 @@ class Trainer:
         if self._accelerator.is_main_process:
             keep, best = self._config.save.keep, progress.best_step
             written[0] = write_checkpoint(self._folder, progress.step, self._write_parts, keep=keep, spare=best)
-        # The others wait here until it is whole.
+        # The other processes wait here until the checkpoint is complete.
         self._checkpoint = broadcast_object_list(written)[0]
         if self._checkpoint is not None:
             self._report(Saved(progress.step, self._checkpoint))
 
     def _write_parts(self, folder: Path) -> None:
-        """Write everything of a checkpoint but its manifest."""
+        """Write all files of a checkpoint except its manifest."""
         run, progress = self._run, self._progress
         write_state(folder, run.trainable, run.learner, progress)
         facts = RunFacts(
@@ -392,7 +392,7 @@ class Trainer:
         write_description(folder, self._config, facts)
 
     def _validate(self) -> bool:
-        """Measure the held-out images; whether the weights are the best so far."""
+        """Measure the held-out images; return whether the weights are the best so far."""
         run, accelerator, average = self._run, self._accelerator, self._run.learner.average
         restore, device = run.learner.generator.restore, device_of(accelerator)
         pattern = {}
@@ -410,7 +410,7 @@ class Trainer:
                 together=self._config.train.shard_backbone,
             )
             if self._config.log.noise_pattern:
-                # In every process, since they may share the network's weights.
+                # Runs in every process, because the network's weights may be sharded over them.
                 pattern[PATTERN] = measure_noise_pattern(restore, device)
         self.note_broken(found.broken)
         for name, reason in found.failed.items():
@@ -426,7 +426,7 @@ class Trainer:
         return self._is_best(scores)
 
     def _is_best(self, scores: Mapping[str, float]) -> bool:
-        """Whether the weights are the best so far by the metric that the configuration names; the progress notes it."""
+        """Return whether the weights are the best so far by the configured metric; if so, record it in the progress."""
         progress, measures = self._progress, self._run.measures
         column = best_column(self._config.save.best or "", measures)
         if column is None:

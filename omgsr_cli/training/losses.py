@@ -1,4 +1,4 @@
-"""What the generator and the discriminator are trained to make small."""
+"""Losses of the generator and the discriminator."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ TEACHER_NAMES = {
     "teacher_dists": "dists",
     "teacher_encoder": "encoder",
 }
-"""Of the losses to a teacher's target, with their keys in [loss.teacher]."""
+"""Names of the losses against the teacher's images, with their keys in [loss.teacher]."""
 
 NAMES = ("lrr", "l1", "dv3cd", "lpips", *TEACHER_NAMES)
-"""Of the losses here; "gan" comes from the discriminator."""
+"""Names of the losses in this module; "gan" comes from the discriminator."""
 
 Measure = Callable[[Tensor, Tensor], Tensor]
-"""Of (restored, reference), both (B, 3, H, W) in [-1, 1], to (B,)."""
+"""Function of (restored, reference), both (B, 3, H, W) in [-1, 1], that returns (B,)."""
 
 
 class Losses(nn.Module):
-    """The generator's losses; one without weight is not computed.
+    """The generator's losses; a loss without weight is not computed.
 
     Args:
-        weights: by name, out of NAMES and "gan".
-        dists: the structure-texture distance; needed where "dv3cd" has a weight.
-        lpips: needed where "lpips" has a weight.
-        teacher_dists_every: steps between those that have the loss "teacher_dists".
-        teacher_dists_px: side of the window on which it is measured; 0 for the whole image.
+        weights: weights by name, from NAMES and "gan".
+        dists: structure-texture distance; required if "dv3cd" has a weight.
+        lpips: LPIPS; required if "lpips" has a weight.
+        teacher_dists_every: interval in steps of the loss "teacher_dists".
+        teacher_dists_px: side in px of the window that it compares; 0 for the full image.
     Attributes:
-        names: of the losses that `forward` gives, in their order.
+        names: names of the losses that `forward` returns, in order.
     """
 
     def __init__(
@@ -82,14 +82,14 @@ class Losses(nn.Module):
         """Compute every loss that has a weight.
 
         Args:
-            output: of the generator.
-            hq: (B, 3, H, W) float32 in [-1, 1], what it should have restored.
-            draws: one for each sample, of the CPU; they decide the offset of LPIPS and the window of DISTS. None takes
-                none.
-            target: same shape as hq, a teacher's; needed where a loss to it has a weight.
-            step: of the run; not every step has every loss.
+            output: output of the generator.
+            hq: (B, 3, H, W) float32 in [-1, 1], the high-quality images.
+            draws: one CPU generator per sample; they determine the offset of LPIPS and the window of DISTS. None uses
+                no offset and the upper left window.
+            target: same shape as hq, the teacher's images; required if a loss against them has a weight.
+            step: step number in the run; some losses are not computed in every step.
         Returns:
-            By name, not weighted: scalars, float32, means over the batch.
+            Unweighted losses by name: float32 scalars, means over the batch.
         """
         now = [name for name in self.names if name != "teacher_dists" or step % self._every == 0]
         return {name: self._compute(name, output, hq, draws, target) for name in now}
@@ -120,35 +120,35 @@ class Losses(nn.Module):
         return mean_of(self.lpips, *pair)
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Sum losses with their weights: from `forward`, and "gan" beside them; a scalar."""
+        """Return the weighted sum of the losses from `forward` and "gan", a scalar."""
         return torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
 
     def measures(self) -> dict[str, Measure]:
-        """Give the image distances that are loaded, with or without a weight, for validation."""
+        """Return the loaded image distances, with or without a weight, for validation."""
         found = {"dv3cd": self.dists, "lpips": self.lpips}
         return {name: measure for name, measure in found.items() if measure is not None}
 
     def compile_statistics(self) -> None:
-        """Compile what gains by it."""
+        """Compile the statistics of DISTS, which run faster when compiled."""
         if self.dists is not None:
             self.dists.compile_statistics()
 
 
 def mean_of(measure: Measure, first: Tensor, second: Tensor) -> Tensor:
-    """Give the mean of a distance over the batch, a scalar."""
+    """Return the mean of a distance over the batch, a scalar."""
     return measure(first, second).mean()
 
 
 def cut_window(
     first: Tensor, second: Tensor, side_px: int, draws: Sequence[torch.Generator] | None
 ) -> tuple[Tensor, Tensor]:
-    """Cut the same window out of both images of each pair: (B, 3, H, W) to (B, 3, side, side), or all of smaller ones.
+    """Cut the same window out of both images of each pair: (B, 3, H, W) to (B, 3, side, side).
 
     Args:
-        first: any dtype.
-        second: same size.
-        side_px: 0 for the whole images.
-        draws: one for each pair, decide where; None takes the upper left corners.
+        first: images of any dtype.
+        second: images of the same size.
+        side_px: side in px of the window; a shorter side of the images is kept. 0 keeps the full images.
+        draws: one generator per pair determines the position; None uses the upper left corners.
     """
     if side_px == 0:
         return first, second
@@ -168,7 +168,7 @@ def cut_window(
 
 
 def loss_weights(config: LossConfig) -> dict[str, float]:
-    """Give the weight of every loss by its name, those of the teacher, "gan" and "denoise" among them."""
+    """Return the weight of every loss by name, including the teacher's losses, "gan" and "denoise"."""
     own = (*NAMES, "gan", "denoise")
     weights = {name: float(getattr(config, name)) for name in own if name not in TEACHER_NAMES}
     if config.teacher is not None:
@@ -177,15 +177,15 @@ def loss_weights(config: LossConfig) -> dict[str, float]:
 
 
 def build_losses(config: LossConfig, features: FeatureNet | None, learned: Path | None = None) -> Losses:
-    """Build the losses, reading what LPIPS and DISTS have learned.
+    """Build the losses and read the learned weights of LPIPS and DISTS.
 
     Args:
-        config: the section [loss].
-        features: for Dv3CD.
-        learned: where DISTS' own weights may be, for VGG16; None weighs all channels alike.
+        config: the [loss] section.
+        features: feature network of Dv3CD.
+        learned: path where the published weights of DISTS for VGG16 may be; None weights all channels equally.
     Raises:
         ModelError: a file is missing or does not fit.
-        UsageError: a loss has a weight, but nothing to measure it with.
+        UsageError: a loss has a weight, but no network to measure it with.
     """
     dists = None if features is None else load_dists(features, learned)
     lpips = None if config.lpips_path is None else load_lpips(Path(config.lpips_path))
@@ -200,7 +200,7 @@ def build_losses(config: LossConfig, features: FeatureNet | None, learned: Path 
 
 
 def latent_loss(noisy_latent: Tensor, lq_latent: Tensor) -> Tensor:
-    """Compare the latent of the low-quality image with the noisy latent of the sharp one, as a mean of squares.
+    """Mean squared error between the latent of the low-quality image and the noisy latent of the high-quality one.
 
     Latent Representation Refinement: the step was trained on noisy latents, so z_L should be distributed like one.
     Source: OMGSR, arXiv:2508.08227.
@@ -209,17 +209,17 @@ def latent_loss(noisy_latent: Tensor, lq_latent: Tensor) -> Tensor:
         noisy_latent: (B, C, h, w), z_t of the clean latent with fresh noise, t the mid-timestep; no gradient.
         lq_latent: same shape, z_L.
     Returns:
-        A scalar, float32. At least the variance of the noise, 1 - alpha_bar, which nothing can predict.
+        A float32 scalar. Its minimum is the variance of the noise, 1 - alpha_bar, because noise cannot be predicted.
     """
     return F.mse_loss(lq_latent.float(), noisy_latent.float())
 
 
 def generator_gan_loss(logits: Sequence[Tensor], real_label: float = 0.8) -> Tensor:
-    """Measure how far restored images are from being taken for real ones.
+    """Compute the adversarial loss of the generator.
 
     Args:
-        logits: of restored images, (B, 1, h, w) for each level.
-        real_label: as the discriminator learns it.
+        logits: logits of restored images, (B, 1, h, w) for each level.
+        real_label: label of real images in the discriminator's loss.
     Returns:
         A scalar: binary cross-entropy, mean over space and batch, sum over levels.
     """
@@ -231,12 +231,12 @@ def generator_gan_loss(logits: Sequence[Tensor], real_label: float = 0.8) -> Ten
 def discriminator_loss(
     real_logits: Sequence[Tensor], fake_logits: Sequence[Tensor], labels: tuple[float, float] = (0.8, 0.0)
 ) -> Tensor:
-    """Measure how badly real and restored images are distinguished.
+    """Compute the loss of the discriminator.
 
     Args:
-        real_logits: (B, 1, h, w) for each level.
-        fake_logits: likewise, of restored images without gradients to the generator.
-        labels: that real and restored ones should have.
+        real_logits: logits of real images, (B, 1, h, w) for each level.
+        fake_logits: same shapes, of restored images without gradients to the generator.
+        labels: labels of real and restored images.
     Returns:
         A scalar: the sum of both binary cross-entropies, each as in `generator_gan_loss`.
     """

@@ -1,7 +1,7 @@
-"""The model in a run: finding and loading it, and its forward pass as one module, for training and pre-training.
+"""The model of a run: finding and loading it, and its forward pass as one module, for training and pre-training.
 
-One module has one forward pass and one backward pass that the processes synchronise. With the encoder, the step and
-the decoder prepared one by one, gradients of a part that is called without its wrapper stay unsynchronised.
+Processes synchronise the one forward pass and the one backward pass of a single module. If the encoder, the step and
+the decoder were prepared separately, gradients of a part that is called without its wrapper would stay unsynchronised.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from omgsr_cli.transfer import upload
 
 @dataclass(frozen=True)
 class GeneratorOutput:
-    """What one forward pass gives to the losses.
+    """Output of one forward pass, the input of the losses.
 
     Attributes:
-        lq_latent: (B, C, h, w) float32, z_L, from the encoder that learns.
+        lq_latent: (B, C, h, w) float32, z_L, from the trained encoder.
         target_latent: same shape, z_H, from the frozen encoder; no gradient.
         noisy_latent: same shape, the target with fresh noise of the mid-timestep; no gradient.
         clean_latent: same shape, after the step.
         restored: (B, 3, H, W) float32, nominally in [-1, 1].
-        unstepped: likewise, after a step that predicts no noise: the encoder's own result; None if no loss needs it.
+        unstepped: as `restored`, decoded after a step with zero predicted noise, so that it shows the encoder's own
+            result; None if no loss needs it.
     """
 
     lq_latent: Tensor
@@ -45,13 +46,13 @@ class GeneratorOutput:
 
 
 class Generator(nn.Module):
-    """A trainable model as the one thing that processes synchronise.
+    """A trainable model as a single module that processes synchronise.
 
     Args:
-        trainable: of any family.
-        precision: "bf16" runs encoder, step and decoder under autocast, "mixed" the step alone, "fp32" nothing.
+        trainable: model of any family.
+        precision: "bf16" runs encoder, step and decoder under autocast, "mixed" only the step, "fp32" nothing.
         shows_encoder: whether `unstepped` is computed.
-        clamps: whether restored images are kept in [-1, 1].
+        clamps: whether restored images are clamped to [-1, 1].
     """
 
     def __init__(
@@ -70,9 +71,9 @@ class Generator(nn.Module):
 
         Args:
             lq: (B, 3, H, W) float32, upscaled low-quality images, sRGB in [-1, 1].
-            hq: same shape, what they should look like.
-            seed: of the run.
-            numbers: B, of the samples in the run; with the seed they decide everything that is drawn.
+            hq: same shape, the high-quality images.
+            seed: seed of the run.
+            numbers: B sample numbers in the run; together with the seed they determine all random numbers.
         """
         restorer = self._trainable.restorer
         draws = [draw_generator(seed, Purpose.LATENT, number) for number in numbers]
@@ -97,7 +98,7 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def restore(self, lq: Tensor) -> Tensor:
-        """Restore (B, 3, H, W) in [-1, 1] as users do, without a draw; same shape, not clamped."""
+        """Restore (B, 3, H, W) in [-1, 1] as in inference, without random numbers; same shape, not clamped."""
         restorer = self._trainable.restorer
         with codec_format(self._precision, lq.device):
             latent = restorer.encode(lq)
@@ -108,38 +109,38 @@ class Generator(nn.Module):
 
 
 def codec_format(precision: str, device: torch.device) -> torch.autocast:
-    """Give the number format that encoder and decoder compute in: bf16 for "bf16", else that of their weights."""
+    """Return the autocast context of encoder and decoder: bf16 for "bf16", else the dtype of their weights."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def step_format(precision: str, device: torch.device) -> torch.autocast:
-    """Give the number format that the step computes in: bf16 but for "fp32"."""
+    """Return the autocast context of the step: bf16 except for "fp32"."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision != "fp32")
 
 
 DENOISE = "denoise"
-"""Of the loss."""
+"""Name of the loss."""
 
 _LARGEST_SNR = 1e6
-"""Flow matching begins without noise, where nothing can be predicted."""
+"""Upper bound, because flow matching starts without noise, where the ratio is infinite and nothing can be predicted."""
 
 
 @dataclass(frozen=True)
 class Denoised:
-    """What one forward pass gives to the loss.
+    """Output of one forward pass of pre-training, the input of the loss.
 
     Attributes:
-        error: (B,) float32, mean square error of the predicted noise, in units of its variance.
+        error: (B,) float32, mean squared error of the predicted noise, in units of its variance.
     """
 
     error: Tensor
 
 
 class Denoising(nn.Module):
-    """A trainable model as the one thing that processes synchronise, for pre-training.
+    """A trainable model as a single module that processes synchronise, for pre-training.
 
     Args:
-        trainable: of any family.
+        trainable: model of any family.
         precision: as for `Generator`.
     """
 
@@ -150,16 +151,17 @@ class Denoising(nn.Module):
         self._precision = precision
 
     def forward(self, lq: Tensor, hq: Tensor, seed: int, numbers: Sequence[int]) -> Denoised:
-        """Predict the noise in the latents of sharp images.
+        """Predict the noise in the latents of high-quality images.
 
-        An error of the clean latent, times the signal-to-noise ratio, is one of the noise: so it is the loss of DDPM
-        (arXiv:2006.11239, Eq. 14) whatever a model predicts, and with flow matching it has the same meaning.
+        The squared error of the clean latent times the signal-to-noise ratio is the squared error of the noise. The
+        loss is therefore that of DDPM (arXiv:2006.11239, Eq. 14) for every prediction type, and has the same meaning
+        with flow matching.
 
         Args:
-            lq: (B, 3, H, W), not used: pre-training knows no degradation.
+            lq: (B, 3, H, W), not used: pre-training has no degradation.
             hq: same shape, sRGB in [-1, 1].
-            seed: of the run.
-            numbers: B, of the samples in the run; with the seed they decide timestep and noise.
+            seed: seed of the run.
+            numbers: B sample numbers in the run; together with the seed they determine timestep and noise.
         """
         schedule = self._trainable.restorer.schedule
         draws = [draw_generator(seed, Purpose.LATENT, number) for number in numbers]
@@ -173,48 +175,48 @@ class Denoising(nn.Module):
         return Denoised((foreseen.float() - clean).square().mean((1, 2, 3)) * upload(snr, clean.device))
 
     def restore(self, lq: Tensor) -> Tensor:
-        """Restore (B, 3, H, W) in [-1, 1] as users do, which pre-training has not taught yet."""
+        """Restore (B, 3, H, W) in [-1, 1] as in inference, although pre-training does not train this."""
         return Generator(self._trainable, self._precision).restore(lq)
 
 
 class DenoisingLoss(nn.Module):
-    """The one loss of pre-training; as `Losses` otherwise."""
+    """The only loss of pre-training, with the interface of `Losses`."""
 
     names = (DENOISE,)
 
     def forward(self, output: Denoised, *_: object) -> dict[str, Tensor]:
-        """Give the mean error by its name."""
+        """Return the mean error by name."""
         return {DENOISE: output.error.mean()}
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Give the loss itself."""
+        """Return the loss unchanged."""
         return losses[DENOISE]
 
     def measures(self) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-        """Give nothing to measure images with."""
+        """Return no image distances."""
         return {}
 
     def compile_statistics(self) -> None:
-        """Do nothing: there are none."""
+        """Do nothing: this loss has no statistics."""
 
 
 def draw_timestep(number: int, draw: torch.Generator) -> int:
-    """Draw a timestep in 0..999: every other sample has more of the early ones, near which the one step is taken."""
+    """Draw a timestep in 0..999; every other sample favours early timesteps, near the one of the single step."""
     share = torch.rand((), generator=draw, dtype=torch.float64).item()
     return int(1000 * (share if number % 2 else share**2))
 
 
 def build_lora_options(config: TrainConfig) -> LoraOptions | None:
-    """Give the section [lora], or None without one."""
+    """Build the options from the [lora] section, or None without that section."""
     return None if config.lora is None else LoraOptions(**config.lora.model_dump(exclude_none=True))
 
 
 def find_run_model(config: TrainConfig, *, resumed: bool = False) -> ModelSource:
-    """Find the files of the model to train, without reading a weight.
+    """Find the files of the model to train, without reading weights.
 
     Args:
-        config: of the run.
-        resumed: weights come from a checkpoint, so that those to start from may be gone.
+        config: configuration of the run.
+        resumed: weights come from a checkpoint, so that the initial weights may be missing.
     Raises:
         ModelError, UsageError: as for `find_trainable`.
     """
@@ -230,7 +232,7 @@ def find_run_model(config: TrainConfig, *, resumed: bool = False) -> ModelSource
 
 
 def load_run_model(config: TrainConfig, device: torch.device, *, resumed: bool) -> Trainable:
-    """Read the model to train, onto a device; `resumed` as for `find_run_model`."""
+    """Load the model to train onto a device; `resumed` as for `find_run_model`."""
     trainable = load_trainable(
         find_run_model(config, resumed=resumed),
         device,
@@ -251,7 +253,7 @@ def load_run_model(config: TrainConfig, device: torch.device, *, resumed: bool) 
 
 
 def build_generator(config: TrainConfig, trainable: Trainable) -> Generator | Denoising:
-    """Make one module of the model: what restores, or for pre-training what denoises."""
+    """Wrap the model in one module that restores or, for pre-training, denoises."""
     if config.loss.denoise:
         return Denoising(trainable, config.train.precision)
     teacher = config.loss.teacher

@@ -1,4 +1,4 @@
-"""One optimiser step: forward and backward passes of generator and discriminator, and their update together."""
+"""One optimiser step: forward and backward passes of the generator and the discriminator, and their joint update."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from omgsr_cli.training.losses import Losses, cut_window, discriminator_loss, ge
 from omgsr_cli.training.model import Denoising, DenoisingLoss, Generator
 
 _LEAST_SHARE = 0.02
-"""What is left of the learning rate at the end of a falling schedule."""
+"""Fraction of the learning rate at the end of a decaying schedule."""
 
 
 def build_adamw(
@@ -36,13 +36,13 @@ def build_adamw(
     """Build AdamW, arXiv:1711.05101.
 
     Args:
-        weights: that learn.
-        lr: before the schedule.
-        betas: decay of the averages of the gradient and of its square.
-        weight_decay: decoupled.
-        eight_bit: keep the averages in 8 bits, by bitsandbytes.
+        weights: trainable weights.
+        lr: learning rate before the schedule.
+        betas: decay rates of the averages of the gradient and its square.
+        weight_decay: decoupled weight decay.
+        eight_bit: keep the averages in 8 bits with bitsandbytes.
     Raises:
-        UsageError: eight_bit, and bitsandbytes is not installed.
+        UsageError: eight_bit is set and bitsandbytes is not installed.
     """
     kind: type[torch.optim.Optimizer] = torch.optim.AdamW
     if eight_bit:
@@ -57,17 +57,17 @@ def build_adamw(
 def learning_rate_share(
     step: int, steps: int, schedule: Literal["constant", "linear", "cosine"], warmup_steps: int
 ) -> float:
-    """Share of the learning rate that a step takes.
+    """Compute the fraction of the learning rate that a step uses.
 
-    It rises linearly over the warm-up, whatever the schedule, and then stays, or falls to 2 % at the last step.
+    Every schedule rises linearly over the warm-up. The rate then stays constant or decays to 2 % at the last step.
 
     Args:
-        step: number of the step, from 0.
-        steps: of the run.
-        schedule: what follows the warm-up.
-        warmup_steps: the first of them takes 1/warmup_steps.
+        step: step number, from 0.
+        steps: number of steps in the run.
+        schedule: schedule after the warm-up.
+        warmup_steps: number of warm-up steps; the first one uses 1/warmup_steps.
     Returns:
-        In (0, 1].
+        A fraction in (0, 1].
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -79,7 +79,7 @@ def learning_rate_share(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group."""
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
@@ -88,19 +88,19 @@ def clip_gradients(weights: Iterable[nn.Parameter], clip: float) -> Tensor:
     """Scale the gradients to a norm of at most `clip`.
 
     Returns:
-        The norm before, a scalar; not finite where any gradient is not.
+        The norm before clipping, a scalar; it is not finite if any gradient is not.
     """
     return torch.nn.utils.clip_grad_norm_(list(weights), clip)
 
 
 class WeightAverage:
-    """Averages of weights, whose decay grows from 0.1 to its value while there is little to average.
+    """Exponential moving averages of weights, whose decay grows from 0.1 to its final value over the first updates.
 
     average <- average + (1 - d) (weight - average), with d = min(decay, (1 + n) / (10 + n)) after n updates.
 
     Args:
-        weights: by name; the average begins with their present values.
-        decay: in [0, 1).
+        weights: weights by name; the averages start from their current values.
+        decay: final decay in [0, 1).
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], decay: float) -> None:
@@ -118,14 +118,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor], updates: int) -> None:
-        """Take saved averages."""
+        """Load saved averages."""
         for name, value in self.values.items():
             value.copy_(values[name])
         self.updates = updates
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Put the averages in the weights' place, to save or to measure them; the weights come back to the bit."""
+        """Replace the weights with their averages, for saving or validation; restore them bit for bit on exit."""
         own = {name: weight.detach().clone() for name, weight in self._weights.items()}
         self._put(self.values)
         try:
@@ -140,7 +140,7 @@ class WeightAverage:
 
 
 class _Panel(nn.Module):
-    """The discriminator on any number of batches in one forward pass, as processes synchronise it."""
+    """Run the discriminator on several batches in one forward pass, because processes synchronise one pass."""
 
     def __init__(self, discriminator: Discriminator) -> None:
         super().__init__()
@@ -153,14 +153,14 @@ class _Panel(nn.Module):
 class Adversary:
     """A discriminator with its optimiser.
 
-    The published script let the generator's loss leave its gradients in the discriminator, and multiplied the
-    discriminator's losses by the weight of that loss too: it stepped along w * gan + w * (real + fake). Here its heads
-    are frozen for the generator's loss, and their own has no weight, unless `parity` is asked for.
+    The published script keeps the gradients of the generator's loss in the discriminator, and also multiplies the
+    discriminator's losses by the weight of that loss: it steps along w * gan + w * (real + fake). Here the heads are
+    frozen for the generator's loss and their own loss is unweighted, unless `parity` is set.
 
     Args:
-        discriminator: whose heads learn.
-        config: the section [gan].
-        weight_decay: of its optimiser.
+        discriminator: the discriminator; only its heads are trained.
+        config: the [gan] section.
+        weight_decay: weight decay of its optimiser.
     """
 
     def __init__(self, discriminator: Discriminator, config: GanConfig, weight_decay: float) -> None:
@@ -172,20 +172,20 @@ class Adversary:
         self.prepared: nn.Module = self._panel
 
     def learns_alone(self, step: int) -> bool:
-        """Whether the generator stays as it is in a step, by its number from 0."""
+        """Return whether the generator is not updated in this step (numbered from 0)."""
         return step < self._config.start_step + self._config.alone_steps
 
     def state(self) -> dict[str, Tensor]:
-        """Give the heads' weights and buffers, themselves; the backbone is frozen and not among them."""
+        """Return the heads' weights and buffers, not copies; the frozen backbone is not included."""
         return dict(self.discriminator.heads.state_dict())
 
     def prepare(self, accelerator: Accelerator) -> None:
-        """Let the processes synchronise the heads' gradients."""
+        """Prepare the heads so that processes synchronise their gradients."""
         self.prepared = prepare(accelerator, self._panel)
 
     @contextmanager
     def judging(self) -> Iterator[None]:
-        """Freeze the heads, from the generator's forward pass to the end of its backward pass; not for parity."""
+        """Freeze the heads from the generator's forward pass to the end of its backward pass, except for parity."""
         self._learn(self._config.parity)
         try:
             yield
@@ -193,12 +193,12 @@ class Adversary:
             self._learn(True)
 
     def generator_loss(self, restored: Tensor, seed: int, numbers: Sequence[int]) -> Tensor:
-        """How far restored images are from being taken for real: a scalar with gradients to them.
+        """Compute the generator's adversarial loss: a scalar with gradients to the restored images.
 
         Args:
             restored: (B, 3, H, W) float32, nominally in [-1, 1].
-            seed: of the run.
-            numbers: B, of the samples; each with the seed decides its window and its augmentation.
+            seed: seed of the run.
+            numbers: B sample numbers; each one and the seed determine the window and the augmentation.
         """
         draws = draw_generators(seed, Purpose.JUDGEMENT, numbers)
         restored, _ = cut_window(restored, restored, self._config.px, draws)
@@ -206,13 +206,13 @@ class Adversary:
         return generator_gan_loss(panel([restored], draws)[0], self._config.real_label)
 
     def discriminator_loss(self, real: Tensor, restored: Tensor, seed: int, numbers: Sequence[int]) -> Tensor:
-        """How badly the discriminator distinguishes them: a scalar with gradients to its heads.
+        """Compute the discriminator's loss: a scalar with gradients to its heads.
 
         Args:
             real: (B, 3, H, W) float32 in [-1, 1].
             restored: same shape, without gradients.
-            seed: of the run.
-            numbers: B, of the samples.
+            seed: seed of the run.
+            numbers: B sample numbers.
         """
         draws = draw_generators(seed, Purpose.AUGMENT, numbers)
         real, restored = cut_window(real, restored, self._config.px, draws)
@@ -227,15 +227,15 @@ class Adversary:
 
 @dataclass
 class Learner:
-    """What learns, and what makes it learn.
+    """The generator with its trainable weights, optimiser and losses, and the optional discriminator.
 
     Attributes:
-        generator: as one module.
-        weights: of the generator, those that learn, by name.
-        optimizer: of these.
-        average: of these, or None.
-        adversary: the discriminator's side, or None.
-        losses: of the generator.
+        generator: the generator as one module.
+        weights: its trainable weights by name.
+        optimizer: optimiser of these weights.
+        average: moving average of these weights, or None.
+        adversary: the discriminator with its optimiser, or None.
+        losses: losses of the generator.
     """
 
     generator: Generator | Denoising
@@ -248,15 +248,15 @@ class Learner:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gave, the same in every process.
+    """Result of a step, the same in every process.
 
     Attributes:
-        losses: unweighted, means over processes and passes; "total" is the weighted sum of the generator's, which has
-            none while the discriminator learns alone.
-        learning_rate: of the generator.
-        gradient_norm: of the generator, before clipping; 0 while it stays as it is.
-        is_finite: whether the weights were changed.
-        signal: that any process heard, or 0.
+        losses: unweighted means over processes and passes; "total" is the weighted sum of the generator's losses and
+            is missing while only the discriminator is trained.
+        learning_rate: learning rate of the generator.
+        gradient_norm: gradient norm of the generator before clipping; 0 while the generator is not updated.
+        is_finite: whether all values were finite and the weights were updated.
+        signal: signal that any process received, or 0.
         broken: whether any process has a broken image to report.
     """
 
@@ -269,10 +269,10 @@ class StepResult:
 
 
 class Stepper:
-    """Takes steps.
+    """Runs optimiser steps.
 
-    The generator's passes of a step come with the discriminator's frozen, so that its gradients are its own step's
-    alone. Gradients are synchronised once, in the last pass of a step.
+    The discriminator is frozen during the generator's passes, so that its gradients come only from its own loss.
+    Gradients are synchronised once, in the last pass of a step.
     """
 
     def __init__(self, accelerator: Accelerator, learner: Learner, config: TrainConfig) -> None:
@@ -282,12 +282,12 @@ class Stepper:
             learner.adversary.prepare(accelerator)
 
     def take(self, step: int, batches: Iterator[Batch], signal: int) -> StepResult:
-        """Take a step.
+        """Run one step.
 
         Args:
-            step: its number, from 0.
-            batches: of this process; `accumulate` of them are used.
-            signal: that this process heard, or 0.
+            step: step number, from 0.
+            batches: batches of this process; the step uses `accumulate` of them.
+            signal: signal that this process received, or 0.
         """
         learner, passes = self._learner, self._config.optim.accumulate
         adversary = learner.adversary if step >= self._config.gan.start_step else None
@@ -309,7 +309,7 @@ class Stepper:
             norms["gradient_norm"] = clip_gradients(learner.weights.values(), self._config.optim.clip)
         if adversary is not None:
             norms["discriminator_norm"] = clip_gradients(adversary.weights.values(), self._config.optim.clip)
-        # Norms are equal in every process already; a loss may be finite in this one and not in another.
+        # Norms are already equal in every process; a loss may be finite in this process and not in another.
         shared, heard = share(self._accelerator, sums | norms | {"broken": torch.tensor(float(broken))}, signal)
         any_broken = shared.pop("broken") > 0
         finite = is_finite(shared)
@@ -323,7 +323,7 @@ class Stepper:
     def _backward(
         self, step: int, batch: Batch, adversary: Adversary | None, passes: int, *, last: bool
     ) -> dict[str, Tensor]:
-        """Add one batch's gradients; the losses, without gradients."""
+        """Accumulate the gradients of one batch; return the losses without gradients."""
         learner, seed = self._learner, self._config.train.seed
         with ExitStack() as stack:
             stack.enter_context(self._synchronised(self._generator, last))
@@ -343,13 +343,13 @@ class Stepper:
         return {name: value.detach() for name, value in losses.items()}
 
     def _backward_alone(self, batch: Batch, adversary: Adversary, passes: int, *, last: bool) -> dict[str, Tensor]:
-        """Add one batch's gradients of the discriminator; its loss."""
+        """Accumulate the discriminator's gradients of one batch, without the generator's; return its loss."""
         with torch.no_grad():
             output = self._generator(batch.lq, batch.hq, self._config.train.seed, batch.numbers)
         return {"discriminator": self._teach(adversary, batch, output.restored, passes, last=last)}
 
     def _teach(self, adversary: Adversary, batch: Batch, restored: Tensor, passes: int, *, last: bool) -> Tensor:
-        """Add the discriminator's gradients; its loss, without gradients."""
+        """Accumulate the discriminator's gradients; return its loss without gradients."""
         weight = self._config.loss.gan if self._config.gan.parity else 1.0
         with self._synchronised(adversary.prepared, last):
             loss = adversary.discriminator_loss(batch.hq, restored, self._config.train.seed, batch.numbers)
@@ -357,7 +357,7 @@ class Stepper:
         return loss.detach()
 
     def _synchronised(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
-        """Leave a pass's gradients in its process, unless it is the step's last."""
+        """Skip gradient synchronisation, except in the last pass of a step."""
         return nullcontext() if last else self._accelerator.no_sync(module)
 
     def _set_rates(self, step: int) -> float:
