@@ -1,4 +1,4 @@
-"""What a run stores for the next: hashes of files, results without a record, samples, scores, how fast things were."""
+"""Values that a run stores for later runs: hashes of files, results without a record, samples, scores and speeds."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ from omgsr_cli.files.storage import look_at
 CACHE_VARIABLE = "OMGSR_CACHE"
 _FILE_NAME = "remembered.sqlite"
 
-# A file that changed this short a time ago may change again without its time showing it.
+# A file that changed this recently may change again within the resolution of its timestamp.
 _SETTLED_NS = 2_000_000_000
 _MODEL_FILES = (".safetensors", ".json", ".txt", ".model")
 
 
 def cache_folder() -> Path:
-    """The folder of what can be computed again: OMGSR_CACHE, or the user's cache folder; it need not exist.
+    """Return the folder of values that can be computed again: OMGSR_CACHE, or the user's cache folder.
+
+    The folder may not exist yet.
 
     Raises:
-        RuntimeError: no variable names one, and the user has no home folder.
+        RuntimeError: no variable names a folder, and the user has no home folder.
     """
     named = os.environ.get(CACHE_VARIABLE)
     if named:
@@ -42,13 +44,13 @@ def cache_folder() -> Path:
 class Remembered:
     """JSON values by kind and key, in a small database that several processes share.
 
-    A fact about a file holds while its size, its times and its place on the disk are the same. A database that is
-    damaged is moved aside and a new one begun; one that may not be written is read, and a new one is kept in a folder
-    beside it or among the system's temporary files. `take_notes` reports it. Where none can be kept, values last
-    as long as the process.
+    A value about a file is valid while the file's size, times and inode stay the same. A damaged database is moved
+    aside and a new one replaces it. A read-only database is still read, and new values go to a database in a folder
+    beside it or among the system's temporary files; `take_notes` reports this. If no database can be written, values
+    last as long as the process.
 
     Args:
-        folder: of the database, made if it is missing; None takes `cache_folder()`.
+        folder: folder of the database, created if it is missing; None means `cache_folder()`.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -56,22 +58,22 @@ class Remembered:
             self._places = [place / _FILE_NAME for place in _folders(folder or cache_folder())]
         except RuntimeError:
             self._places = []
-        # Those that may not be written come behind the one that is written.
+        # The writable database comes first, read-only ones follow.
         self._databases: list[sqlite3.Connection] = []
         self._has_warned = False
         self._open()
 
     def find(self, kind: str, key: str) -> Any:
-        """The value that was kept; None if none was."""
+        """Return the kept value, or None."""
         rows = self._rows("SELECT content FROM remembered WHERE kind = ? AND key = ?", (kind, _encoded(key)))
         return json.loads(rows[0][0]) if rows else None
 
     def has(self, kind: str) -> bool:
-        """Whether anything of a kind was kept."""
+        """Whether any value of a kind is kept."""
         return bool(self._rows("SELECT 1 FROM remembered WHERE kind = ? LIMIT 1", (kind,)))
 
     def keep(self, kind: str, key: str, value: object) -> None:
-        """Keep a JSON value in the place of what was kept; where the disk is full or fails, it is lost."""
+        """Keep a JSON value and replace an earlier one; the value is lost if the disk is full or fails."""
         row = kind, _encoded(key), json.dumps(value)
         for _ in range(2):
             try:
@@ -81,17 +83,17 @@ class Remembered:
                 if _primary(error) in (*_DAMAGED, sqlite3.SQLITE_READONLY):
                     self._open()
                     continue
-                # A full disk costs the next run some time, never this one its result.
+                # A full disk only makes the next run slower; this run's result is not affected.
                 if not self._has_warned and self._places:
                     _note(f"{self._places[0]} cannot be written: {error}")
                 self._has_warned = True
                 return
 
     def content(self, path: Path) -> str:
-        """The SHA-256 of a whole file, 64 hexadecimal digits; read only if it has changed since it was last asked.
+        """Return the SHA-256 of a file, 64 hexadecimal digits; read the file only if it changed since the last call.
 
         Raises:
-            FileError: it cannot be read.
+            FileError: the file cannot be read.
         """
         try:
             return str(self.about("content", path, lambda: _hash(path)))
@@ -99,11 +101,11 @@ class Remembered:
             raise FileError(f"{path}: cannot be read: {reason_of(error)}") from error
 
     def about(self, kind: str, path: Path, find_out: Callable[[], Any]) -> Any:
-        """A JSON value about a file: the one that was kept if the file is still the same, or what `find_out` returns.
+        """Return a JSON value about a file: the kept value if the file is unchanged, or else the result of `find_out`.
 
         Raises:
             OSError: the file is missing.
-            Whatever `find_out` raises.
+            Any exception of `find_out`.
         """
         stamp = _stamp(path)
         found = self._find_about(kind, path, stamp)
@@ -114,7 +116,7 @@ class Remembered:
         return found
 
     def find_content(self, address: Address) -> str | None:
-        """The SHA-256 of a file on a storage of the network, if it was fetched before and is still the same.
+        """Return the SHA-256 of a file on network storage if it was fetched before and is unchanged, or None.
 
         Raises:
             FileError: the storage does not answer.
@@ -123,14 +125,14 @@ class Remembered:
         return content
 
     def keep_content(self, address: Address, stamp: str, content: str) -> None:
-        """Note the SHA-256 of a file on a storage of the network, which had this stamp before it was fetched."""
+        """Keep the SHA-256 of a file on network storage; `stamp` is the file's stamp before it was fetched."""
         self.keep("content", _key(address), [stamp, content])
 
     def contents(self, folders: Iterable[Path]) -> str:
-        """One hash for all files of models: their names below their folder and what is in them.
+        """Return one hash of all files of models: their paths below their folder and their contents.
 
         Raises:
-            FileError: one cannot be read.
+            FileError: a file cannot be read.
         """
         digest = hashlib.sha256()
         for folder in folders:
@@ -141,7 +143,7 @@ class Remembered:
         return digest.hexdigest()
 
     def result(self, path: Location) -> str | None:
-        """The record that an earlier run wrote a file with that holds none itself; None for any other file."""
+        """Return the record of a result that cannot contain one itself; None for any other file."""
         try:
             record: str | None = self._find_about("result", path, _stamp(path))
         except (OSError, FileError):
@@ -149,7 +151,7 @@ class Remembered:
         return record
 
     def keep_result(self, path: Location, record: str) -> None:
-        """Note with which record a file was written just now."""
+        """Keep the record of a file that was just written."""
         self.keep("result", _key(path), [_stamp(path), record])
 
     def close(self) -> None:
@@ -158,7 +160,7 @@ class Remembered:
             database.close()
 
     def _find_about(self, kind: str, path: Location, stamp: str) -> Any:
-        """What was kept of a file, if it has the same stamp."""
+        """Return the kept value about a file if its stamp is unchanged, or None."""
         found = self.find(kind, _key(path))
         return found[1] if found and stamp and found[0] == stamp else None
 
@@ -176,7 +178,7 @@ class Remembered:
         return []
 
     def _open(self, *, damaged: bool = False) -> None:
-        """Open the first place that can be written, and those before it to read."""
+        """Open the first writable place, and read-only databases in the places before it."""
         self.close()
         self._databases = []
         refused: Path | None = None
@@ -204,7 +206,7 @@ _notes: dict[str, bool] = {}
 
 
 def take_notes() -> tuple[str, ...]:
-    """Notes for the user on the caches since the last call, each once."""
+    """Return notes for the user about the caches since the last call, each once."""
     new = tuple(text for text, is_taken in _notes.items() if not is_taken)
     _notes.update(dict.fromkeys(new, True))
     return new
@@ -220,24 +222,24 @@ def _note(text: str) -> None:
 
 
 def _folders(folder: Path) -> tuple[Path, ...]:
-    """Where to keep a database: the folder, one beside it, or the user's own among temporary files."""
+    """Return the folders to try for a database: the folder, one beside it, and one among temporary files."""
     user = os.getuid() if hasattr(os, "getuid") else "user"
     name = hashlib.sha256(os.fsencode(os.path.abspath(folder))).hexdigest()[:8]
     return folder, folder.with_name(f"{folder.name}-2"), Path(tempfile.gettempdir(), f"omgsr-{user}-{name}")
 
 
 def _open_database(place: Path) -> tuple[sqlite3.Connection | None, bool]:
-    """A database and whether it may be written; one that is damaged is moved aside."""
+    """Open a database and return it with whether it is writable; move a damaged database aside."""
     for _ in range(2):
         database: sqlite3.Connection | None = None
         try:
             place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Anybody may make a folder among temporary files.
+            # Any user can create a folder among temporary files.
             is_temporary = place.parent.name.startswith("omgsr-") and hasattr(os, "getuid")
             if is_temporary and place.parent.stat().st_uid != os.getuid():
                 return None, False
             database = sqlite3.connect(place, timeout=10, isolation_level=None, check_same_thread=False)
-            # What is lost here is made again: nothing waits for the disk.
+            # Lost values can be computed again, so do not wait for the disk.
             database.execute("PRAGMA synchronous = OFF")
             _check(database, place)
             return database, True
@@ -251,7 +253,7 @@ def _open_database(place: Path) -> tuple[sqlite3.Connection | None, bool]:
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL):
                 return database, True
             if code == sqlite3.SQLITE_READONLY or (code == sqlite3.SQLITE_CANTOPEN and place.is_file()):
-                # Its folder, or the file alone, may not be written.
+                # The folder or the file is read-only.
                 return database, False
             if database is not None:
                 database.close()
@@ -262,8 +264,8 @@ def _open_database(place: Path) -> tuple[sqlite3.Connection | None, bool]:
 
 
 def _check(database: sqlite3.Connection, place: Path) -> None:
-    """Find out whether a database can be written, and has its full length; nothing is changed."""
-    # Nobody else writes meanwhile.
+    """Check that a database can be written and has its full length, without changing its values."""
+    # Lock out other writers meanwhile.
     database.execute("BEGIN IMMEDIATE")
     database.execute(_TABLE)
     database.execute("SELECT kind, key, content FROM remembered LIMIT 1").fetchall()
@@ -289,7 +291,7 @@ def _move_aside(place: Path) -> bool:
         os.rename(place, aside)
     except OSError:
         return False
-    # A journal belongs to the database that it was written for.
+    # A journal must not be applied to another database.
     for ending in ("-journal", "-wal", "-shm"):
         with suppress(OSError):
             os.unlink(f"{place}{ending}")
@@ -298,7 +300,7 @@ def _move_aside(place: Path) -> bool:
 
 
 def _primary(error: sqlite3.Error) -> int:
-    """SQLite's code without its extension."""
+    """Return SQLite's primary result code, without the extended bits."""
     return (getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_ERROR) & 0xFF
 
 
@@ -311,12 +313,12 @@ def _key(path: Location) -> str:
 
 
 def _stamp(path: Location) -> str:
-    """Changes when a file does; empty for an address where there is none."""
+    """Return a text that changes when the file changes; empty for an address without a file."""
     if isinstance(path, Address):
         entry = look_at(path)
         return entry.stamp if entry else ""
     state = path.stat()
-    # The change time moves even where a program puts the modification time back.
+    # The change time changes even if a program restores the modification time.
     return f"{state.st_size}-{state.st_mtime_ns}-{state.st_ctime_ns}-{state.st_ino}"
 
 

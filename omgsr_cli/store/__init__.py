@@ -1,1 +1,1 @@
-"""Models that were fetched: where they are kept, and what must be true of their files. Nothing here knows torch."""
+"""Downloaded models: their folders, and the checks of their files. This package does not import torch."""

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read and checked without torch and without a weight."""
+"""Read and check the header of a safetensors file without torch and without reading weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from omgsr_cli.errors import ModelError, reason_of
 
 _MAX_HEADER_BYTES = 100_000_000
-"""As the format's own library has it: no model's list of tensors is longer."""
+"""The limit of the safetensors library; no model has a longer list of tensors."""
 
 ELEMENT_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
@@ -26,10 +26,10 @@ ELEMENT_BYTES = {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor as the header tells it.
+    """One tensor's entry in the header.
 
     Attributes:
-        dtype: as the format names it, such as "F32", "F16" or "BF16".
+        dtype: the format's name, such as "F32", "F16" or "BF16".
         shape: may be empty.
     """
 
@@ -38,12 +38,12 @@ class TensorEntry:
 
     @property
     def elements(self) -> int:
-        """How many numbers it has."""
+        """The number of elements."""
         return math.prod(self.shape)
 
 
 class _Fields(BaseModel):
-    # Strict: JSON's true is an int to Python, and 4.0 would pass for one.
+    # Strict, because Python treats JSON's true as an int, and lax validation accepts 4.0 as one.
     model_config = ConfigDict(extra="forbid", strict=True)
 
     dtype: str
@@ -52,14 +52,14 @@ class _Fields(BaseModel):
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
-    """Read the list of tensors, and check that the file holds exactly these.
+    """Read the list of tensors and check that the file contains exactly these.
 
-    Every tensor's bytes follow from its type and shape, each lies right after the one before, and the last ends with
-    the file: nothing is hidden between, and nothing is read twice.
+    Each tensor's size follows from its type and shape, each tensor starts where the previous one ends, and the last
+    ends with the file. So no bytes are hidden between tensors, and none belong to two.
     Source: the safetensors format, github.com/huggingface/safetensors.
 
     Raises:
-        ModelError: the file cannot be read, is cut short, or its header lies.
+        ModelError: the file cannot be read or is truncated, or its header is corrupt.
     """
     try:
         size = path.stat().st_size

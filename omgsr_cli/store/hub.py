@@ -1,7 +1,7 @@
-"""The Hugging Face hub: what a repository contains, which files a model needs, and fetching them verified.
+"""List, choose and fetch the files of models on the Hugging Face hub.
 
-Ours are the choice of files, downloads that resume across processes, the check of every size and hash against the
-listing, and one line with a hint for everything that can go wrong.
+In addition to huggingface_hub, this module chooses files, resumes downloads across processes, checks every size and
+hash against the listing, and turns every failure into one line with a hint.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from omgsr_cli.store.manifest import stays_inside
 _PAGES = "https://huggingface.co"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PREFERRED_VARIANTS = ("", "fp32", "fp16", "bf16")
-"""Variants of weights, the most exact first: fp16 has three bits more than bf16."""
+"""Variants of weights, the most exact first: fp16 has three more mantissa bits than bf16."""
 
 _EMBEDDING = "prompt_embeds.safetensors"
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 _ATTEMPTS = 5
-"""A download is given up after this many attempts in a row that bring nothing."""
+"""A download fails after this many consecutive attempts without new bytes."""
 _PAUSE_S = 1.0
 _TIMEOUT_S = 30.0
 
@@ -41,9 +41,9 @@ class RemoteFile:
     """One file of a repository.
 
     Attributes:
-        path: with forward slashes, from the repository's root.
+        path: relative to the repository's root, with forward slashes.
         bytes: its size.
-        sha256: of its content, for large files; None for files that only git hashes.
+        sha256: hash of a large file's content; None for files that only git hashes.
         git_sha1: git's hash of a small file; None for a large one.
     """
 
@@ -60,8 +60,8 @@ class Listing:
     Attributes:
         repository: OWNER/NAME.
         revision: the commit, never a branch.
-        licence: as named on its card; None if the card names none.
-        files: all of them.
+        licence: the licence on its card; None if the card names none.
+        files: all files.
     """
 
     repository: str
@@ -72,11 +72,11 @@ class Listing:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files of a repository that a model can consist of.
+    """The files of a repository that a model can use.
 
     Attributes:
         small: patterns of configurations and other small files.
-        weight_stems: part, such as "unet", to the name of its weight file without the ending.
+        weight_stems: maps a part, such as "unet", to the name of its weight file without the extension.
     """
 
     small: tuple[str, ...]
@@ -95,7 +95,7 @@ def list_repository(repository: str, revision: str | None = None) -> Listing:
         repository: OWNER/NAME.
         revision: branch, tag or commit; None means the newest.
     Raises:
-        ModelError: not reachable, not found or gated.
+        ModelError: the repository is not reachable, not found or gated.
     """
     with explained_failures(repository, revision):
         from huggingface_hub import HfApi
@@ -118,17 +118,17 @@ def list_repository(repository: str, revision: str | None = None) -> Listing:
 
 
 def choose_files(listing: Listing, files: ModelFiles, *, full: bool = False) -> tuple[RemoteFile, ...]:
-    """Choose what a model needs: its configurations and one set of safetensors for each part.
+    """Choose the files that a model needs: its configurations and one set of safetensors for each part.
 
     The fp16 files are preferred unless `full` is set; another variant is chosen if neither exists. The text encoder is
-    left out if the repository contains the prompt's embedding.
+    omitted if the repository contains the prompt's embedding.
 
     Args:
-        listing: of the repository.
-        files: what a model can consist of.
+        listing: listing of the repository.
+        files: the files that a model can use.
         full: prefer weights in full precision.
     Raises:
-        ModelError: a part has no safetensors, or a name leads out of the target folder.
+        ModelError: a part has no safetensors, or a file's path points outside the target folder.
     """
     by_path = {file.path: file for file in listing.files}
     chosen = [path for path in by_path if any(fnmatchcase(path, pattern) for pattern in files.small)]
@@ -149,15 +149,15 @@ def choose_files(listing: Listing, files: ModelFiles, *, full: bool = False) -> 
 
 
 def find_variants(names: Iterable[str], stem: str) -> list[str]:
-    """The variants of weights among the names of files, the preferred one first; "" is the plain one.
+    """Return the variants of weights among file names, the preferred variant first; "" is the variant without a mark.
 
-    As diffusers names them: `stem.safetensors`, `stem.fp16.safetensors`, and for shards their index,
+    The names follow diffusers: `stem.safetensors`, `stem.fp16.safetensors`, and for shards their index,
     `stem.safetensors.index.json` or `stem.safetensors.index.fp16.json`.
     """
     whole = re.compile(rf"{re.escape(stem)}(?:\.([^.]+))?\.safetensors")
     index = re.compile(rf"{re.escape(stem)}\.safetensors\.index(?:\.([^.]+))?\.json")
     found = {(match[1] or "") for name in names if (match := whole.fullmatch(name) or index.fullmatch(name))}
-    # The shards themselves: their index stands for them.
+    # Drop the shards: their index already counts.
     variants = [name for name in found if not re.search(r"-\d+-of-\d+$", name)]
     return sorted(
         variants,
@@ -169,7 +169,7 @@ def find_variants(names: Iterable[str], stem: str) -> list[str]:
 
 
 def find_disagreement(chosen: Iterable[RemoteFile], other: Listing) -> str | None:
-    """Name the first large file whose content differs in another copy of the repository; None if none does."""
+    """Return the path of the first large file whose content differs in another copy of the repository, or None."""
     known = {file.path: file.sha256 for file in other.files if file.sha256 is not None}
     for file in chosen:
         if file.sha256 is not None and known.get(file.path, file.sha256) != file.sha256:
@@ -181,15 +181,15 @@ def fetch_file(listing: Listing, file: RemoteFile, folder: Path, on_bytes: Calla
     """Fetch one file of a repository, or link it from the hub's cache, and check its size and hash.
 
     An interrupted download stays as `.part`, and the next call resumes it, also in another process. huggingface_hub
-    resumes only within one call, and a base model is gigabytes.
+    resumes only within one call, and a base model has gigabytes.
 
     Args:
-        listing: of the repository; its commit is fetched.
-        file: of the listing.
-        folder: the file keeps its path below this folder.
+        listing: listing of the repository; its commit is fetched.
+        file: a file of the listing.
+        folder: target folder; the file keeps its path below it.
         on_bytes: receives the number of bytes fetched since the last call; the sum is the size of the file.
     Raises:
-        ModelError: not reachable, refused, or different from the listing; such a file is deleted.
+        ModelError: the file is not reachable, refused, or differs from the listing; such a file is deleted.
     """
     target = folder.joinpath(*file.path.split("/"))
     with explained_failures(listing.repository, listing.revision):
@@ -200,7 +200,7 @@ def fetch_file(listing: Listing, file: RemoteFile, folder: Path, on_bytes: Calla
                 link_or_copy(cached, target)
             else:
                 from huggingface_hub import hf_hub_url
-                from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented, though not in its __all__
+                from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented, but not in its __all__
                     build_hf_headers,
                 )
 
@@ -212,15 +212,15 @@ def fetch_file(listing: Listing, file: RemoteFile, folder: Path, on_bytes: Calla
 
 
 def fetch_url(url: str, file: RemoteFile, folder: Path, on_bytes: Callable[[int], None]) -> Path:
-    """Fetch a file from any web server as `fetch_file` fetches one from the hub; no token of the hub is sent.
+    """Fetch a file from any web server, in the same way as `fetch_file` but without a hub token.
 
     Args:
-        url: of the file.
+        url: URL of the file.
         file: its name, size and SHA-256.
-        folder: where it is written.
+        folder: target folder.
         on_bytes: as for `fetch_file`.
     Raises:
-        ModelError: not reachable, refused, or of another size or hash; such a file is deleted.
+        ModelError: the file is not reachable, refused, or has another size or hash; such a file is deleted.
     """
     target = folder / file.path
     if target.is_file() and is_as_listed(target, file):
@@ -231,19 +231,19 @@ def fetch_url(url: str, file: RemoteFile, folder: Path, on_bytes: Callable[[int]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _fetch_whole(_Source(host, url, {}), file, target, on_bytes)
-    except (*http_errors(), OSError) as error:  # type: ignore[misc]  # exception classes all the same
+    except (*http_errors(), OSError) as error:  # type: ignore[misc]  # all are exception classes
         raise ModelError(f"{file.path} cannot be fetched from {host}: {redact(reason_of(error))}", hint) from error
     return target
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where one file is fetched.
+    """The source of one file.
 
     Attributes:
-        name: for errors.
-        url: of the file.
-        headers: of the request.
+        name: name in error messages.
+        url: URL of the file.
+        headers: headers of the request.
     """
 
     name: str
@@ -269,7 +269,7 @@ def is_as_listed(path: Path, file: RemoteFile) -> bool:
     with open(path, "rb") as content:
         if file.sha256 is not None:
             return hashlib.file_digest(content, "sha256").hexdigest() == file.sha256
-        # Git hashes a header with the length and then the content.
+        # Git hashes a header with the length, followed by the content.
         digest = hashlib.sha1(b"blob %d\0" % size + content.read(), usedforsecurity=False)
         return file.git_sha1 is None or digest.hexdigest() == file.git_sha1
 
@@ -285,7 +285,7 @@ def _cached_file(listing: Listing, file: RemoteFile) -> Path | None:
 
 
 def _fetch_all(source: _Source, file: RemoteFile, partial: Path, on_bytes: Callable[[int], None]) -> None:
-    """Fetch a file, resuming after interruptions as long as attempts bring new bytes."""
+    """Fetch a file; resume after interruptions as long as attempts fetch new bytes."""
     came = partial.stat().st_size if partial.is_file() else 0
     on_bytes(came)
     fruitless = 0
@@ -313,12 +313,12 @@ def _fetch_all(source: _Source, file: RemoteFile, partial: Path, on_bytes: Calla
 
 
 def _fetch_rest(source: _Source, file: RemoteFile, partial: Path, on_bytes: Callable[[int], None]) -> int:
-    """Append the missing bytes of a file and return its size, never much above the listed one."""
+    """Append the missing bytes of a file and return its size, which is never much above the listed size."""
     from huggingface_hub import get_session
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # documented, as above
 
     have = partial.stat().st_size if partial.is_file() else 0
-    # A file that is compressed in transit cannot be resumed in the middle.
+    # A transfer with compression cannot be resumed.
     headers = {**source.headers} | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with get_session().stream("GET", source.url, headers=headers, timeout=_TIMEOUT_S) as response:
         if response.status_code == 416:
@@ -329,7 +329,7 @@ def _fetch_rest(source: _Source, file: RemoteFile, partial: Path, on_bytes: Call
             on_bytes(-have)
             have = 0
         with open(partial, "ab" if goes_on else "wb") as content:
-            # Write pieces as they arrive, so that a cut connection or a killed process leaves them on disk.
+            # Write pieces as they arrive, so that they stay on disk if the connection or the process ends.
             for piece in response.iter_bytes():
                 content.write(piece)
                 have += len(piece)
@@ -340,7 +340,7 @@ def _fetch_rest(source: _Source, file: RemoteFile, partial: Path, on_bytes: Call
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether a retry can help: after a cut connection, or if the server is busy or failing."""
+    """Whether a retry can help: after a lost connection, or if the server is busy or failing."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status is None or status in (408, 429) or status >= 500
 
@@ -354,14 +354,14 @@ def download_model(
 ) -> Path:
     """Fetch a Diffusers model into the hub's cache, or find it there.
 
-    If a repository has no full-precision weights, its fp16 weights are fetched, or else what variants it has.
+    If a repository has no full-precision weights, its fp16 weights are fetched, or else its other variants.
 
     Args:
         repository: OWNER/NAME.
-        files: what a model can consist of.
+        files: the files that a model can use.
         revision: branch, tag or commit; None means the newest.
-        parts: whose weights are fetched if the model has them; None means all.
-        check: is given the folder with the small files, before weights are fetched; what it raises ends the call.
+        parts: the parts whose weights are fetched if the model has them; None means all.
+        check: called with the folder of the small files before weights are fetched; its exceptions end the call.
     Returns:
         The folder in the hub's cache.
     Raises:
@@ -406,7 +406,7 @@ def download_files(repository: str, revision: str | None, patterns: list[str]) -
 
 
 def is_cached(repository: str) -> bool:
-    """Whether weights of a repository are in the hub's cache; nothing is asked of the network."""
+    """Whether weights of a repository are in the hub's cache; does not use the network."""
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
@@ -418,13 +418,13 @@ def explained_failures(repository: str, revision: str | None = None) -> Iterator
     """Turn every failure of the hub, the network or the disk into one line with a hint.
 
     Raises:
-        ModelError: in place of the original error.
+        ModelError: replaces the original error.
     """
     from huggingface_hub import errors
 
     try:
         yield
-    # From the specific to the general.
+    # Catch specific errors before general ones.
     except errors.GatedRepoError as error:
         raise ModelError(
             f"the hub repository {repository} is gated",
@@ -447,7 +447,7 @@ def explained_failures(repository: str, revision: str | None = None) -> Iterator
 
 
 def http_errors() -> tuple[type[Exception], ...]:
-    """The base class of all failures of huggingface_hub's HTTP library, which differs between its versions."""
+    """Return the base class of HTTP errors in huggingface_hub; its HTTP library differs between versions."""
     from huggingface_hub import errors
 
     return tuple(
@@ -469,14 +469,14 @@ def _unfetched(repository: str, error: Exception) -> ModelError:
 
 
 def _needs_weights(folder: Path, part: str) -> bool:
-    """The text encoder is not needed if the repository contains the prompt's embedding."""
+    """Whether a part's weights are needed; the prompt's embedding replaces the text encoder."""
     if part in _TEXT_ENCODERS and (folder / _EMBEDDING).is_file():
         return False
     return (folder / part / "config.json").is_file()
 
 
 def _weights_of(by_path: Mapping[str, RemoteFile], stem: str, mark: str) -> list[str] | None:
-    """The file or the shards of a part's weights, the shards with their index; None if there are none."""
+    """Return the file of a part's weights, or its shards and their index; None if neither exists."""
     if f"{stem}{mark}.safetensors" in by_path:
         return [f"{stem}{mark}.safetensors"]
     index = f"{stem}.safetensors.index{mark}.json"

@@ -1,4 +1,4 @@
-"""Fetched models on this machine: where they are, what they were made of, and which licences were shown."""
+"""Downloaded models on this machine: their folders, their sources, and the licences that were shown."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _LICENCES_NAME = ".licences.json"
 
 
 def models_folder() -> Path:
-    """The folder that contains one folder for each fetched model; it need not exist.
+    """Return the folder that contains one folder for each downloaded model; it may not exist yet.
 
-    `$OMGSR_HOME/models`, or without this variable a folder in the system's place for application data:
+    It is `$OMGSR_HOME/models`, or without this variable a subfolder of the system's folder for application data:
     `$XDG_DATA_HOME` or `~/.local/share`, `~/Library/Application Support`, `%LOCALAPPDATA%`.
 
     Raises:
-        ModelError: no such place is known.
+        ModelError: no such folder is known.
     """
     own = os.environ.get(HOME_VARIABLE)
     if own:
@@ -36,20 +36,20 @@ def models_folder() -> Path:
 
 
 def installed_folder(name: str) -> Path | None:
-    """The folder of a fetched model, or None if it is not installed."""
-    # A name is one part of a path and never leads out of the models' folder.
+    """Return the folder of a downloaded model, or None if it is not installed."""
+    # A name must be one path component, so that it never points outside the models' folder.
     if name in ("", ".", "..") or name.startswith(".") or set(name) & {"/", "\\", ":", "\0"}:
         return None
     try:
         folder = models_folder() / name
-        # A folder gets its name when it is complete; a folder without a record is not one of ours.
+        # A folder gets its name when it is complete; omgsr did not create a folder without a record.
         return folder if (folder / RECORD_NAME).is_file() else None
     except (ModelError, OSError):
         return None
 
 
 def installed_names() -> tuple[str, ...]:
-    """The names of all fetched models, sorted; none if the folder does not exist or cannot be read."""
+    """Return the names of all downloaded models, sorted; empty if the folder does not exist or cannot be read."""
     try:
         found = sorted(path.name for path in models_folder().iterdir())
     except (ModelError, OSError):
@@ -64,8 +64,8 @@ class Origin(BaseModel):
         what: "base", "adapter" or "weights".
         place: hub repository, Google Drive folder, or the name of a local folder or archive.
         revision: commit of the repository, or None.
-        licence: as named on its card, or None.
-        files: path to size and hash of every file that was used.
+        licence: the licence on its card, or None.
+        files: maps the path of every used file to its size and hash.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -82,7 +82,7 @@ class Provenance(BaseModel):
 
     Attributes:
         omgsr: version of the program that wrote the folder.
-        origins: the base first.
+        origins: the sources, the base model first.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -97,10 +97,10 @@ def write_provenance(provenance: Provenance, folder: Path) -> None:
 
 
 def load_provenance(folder: Path) -> Provenance | None:
-    """Read `sources.json` of a model's folder; None if it has none.
+    """Read `sources.json` of a model's folder; return None if the folder has none.
 
     Raises:
-        ModelError: the file is not such a record, or cannot be read.
+        ModelError: the file is not a valid record, or cannot be read.
     """
     path = folder / PROVENANCE_NAME
     try:
@@ -112,7 +112,7 @@ def load_provenance(folder: Path) -> Provenance | None:
 
 
 def first_sight_of(store: Path, place: str, licence: str) -> bool:
-    """Whether this licence of this place is shown for the first time, which is recorded with today's date.
+    """Whether this licence of this place is shown for the first time; if so, record it with today's date.
 
     Raises:
         FileError: the record cannot be written.
@@ -133,7 +133,7 @@ def first_sight_of(store: Path, place: str, licence: str) -> bool:
 def _data_folder() -> Path:
     variable = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_DATA_HOME"
     named = os.environ.get(variable)
-    # The XDG specification says to ignore relative paths.
+    # The XDG specification requires relative paths to be ignored.
     if named and Path(named).is_absolute():
         return Path(named)
     try:

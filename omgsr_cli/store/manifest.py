@@ -1,4 +1,4 @@
-"""`manifest.json`: size and SHA-256 of every file of a folder, so that what is broken is found and named."""
+"""`manifest.json`: size and SHA-256 of every file of a folder, so that corrupt files are found and named."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MANIFEST_NAME = "manifest.json"
 
 
 class FileEntry(BaseModel):
-    """One file as it should be.
+    """The expected size and hash of one file.
 
     Attributes:
         bytes: its size.
-        sha256: of its content, 64 hexadecimal digits.
+        sha256: hash of its content, 64 hexadecimal digits.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,7 +35,7 @@ class Manifest(BaseModel):
 
     Attributes:
         format: version of this record.
-        files: path in the folder, with forward slashes, to what the file should be; the manifest itself is not named.
+        files: maps a path in the folder, with forward slashes, to the file's entry; excludes the manifest itself.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,10 +45,10 @@ class Manifest(BaseModel):
 
 
 def read_entry(path: Path) -> FileEntry:
-    """Size and hash of a file.
+    """Return size and hash of a file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -56,10 +56,10 @@ def read_entry(path: Path) -> FileEntry:
 
 
 def write_manifest(folder: Path) -> Manifest:
-    """Write `manifest.json` for the files that a folder holds now; it is on the disk when this returns.
+    """Write `manifest.json` for the current files of a folder, and flush it to disk.
 
     Raises:
-        OSError: a file cannot be read, or the manifest not written.
+        OSError: a file cannot be read, or the manifest cannot be written.
     """
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST_NAME)
     manifest = Manifest(files={path.relative_to(folder).as_posix(): read_entry(path) for path in files})
@@ -71,7 +71,7 @@ def write_manifest(folder: Path) -> Manifest:
 
 
 def to_json(manifest: Manifest) -> str:
-    """Give the text of `manifest.json`."""
+    """Return the text of `manifest.json`."""
     return json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
 
@@ -79,7 +79,7 @@ def load_manifest(folder: Path) -> Manifest:
     """Read a folder's manifest.
 
     Raises:
-        ModelError: there is none, it is broken, or it names a file outside of the folder.
+        ModelError: the manifest is missing or corrupt, or names a file outside the folder.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -97,14 +97,14 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def find_damage(folder: Path, manifest: Manifest, *, contents: bool = True) -> tuple[str, ...]:
-    """Compare a folder with its manifest; files that the manifest does not name are left alone.
+    """Compare a folder with its manifest; ignore files that the manifest does not name.
 
     Args:
-        folder: whose files are checked.
+        folder: the folder to check.
         manifest: from `load_manifest`.
-        contents: read the files and compare their hashes; otherwise their sizes alone.
+        contents: read the files and compare their hashes; otherwise compare only sizes.
     Returns:
-        One line for each file that is not as it should be; empty for a whole folder.
+        One line for each missing or changed file; empty for an intact folder.
     """
     reasons = (_damage_of(folder / name, entry, contents) for name, entry in manifest.files.items())
     return tuple(f"{name} {reason}" for name, reason in zip(manifest.files, reasons, strict=True) if reason is not None)
@@ -125,7 +125,7 @@ def _damage_of(path: Path, entry: FileEntry, contents: bool) -> str | None:
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a relative path with forward slashes leads to a place inside its folder, on every system."""
+    """Whether a relative path with forward slashes points inside its folder, on every system."""
     path = PurePosixPath(name)
-    # A backslash and a drive's colon part names on Windows.
+    # On Windows, a backslash separates names, and a colon ends a drive letter.
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not set(name) & {"\\", ":", "\0"}

@@ -15,7 +15,7 @@ _SECTION, _KEY = "model", "mid_timestep"
 
 
 def check_config(path: Path) -> None:
-    """Check that a configuration can be changed, before anything is computed for it.
+    """Check that a configuration can be changed, before a mid-timestep is computed for it.
 
     Raises:
         UsageError: the file is not TOML, or its [model] is not a table.
@@ -30,10 +30,10 @@ def check_config(path: Path) -> None:
 
 
 def write_mid_timestep(path: Path, mid_timestep: int) -> None:
-    """Set [model] mid_timestep in a TOML file, which is created if missing; comments and order stay.
+    """Set [model] mid_timestep in a TOML file and keep its comments and order; create the file if it is missing.
 
     Raises:
-        UsageError, FileError: as for `check_config`, or it cannot be written.
+        UsageError, FileError: as for `check_config`, or the file cannot be written.
     """
     text = changed_text(_read(path) if path.exists() else "", mid_timestep, path)
     write_atomically(path, [text.encode("utf-8")], overwrite=True)

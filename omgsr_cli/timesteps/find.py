@@ -1,4 +1,4 @@
-"""Find the mid-timestep of images: the library function, and how samples and encoders are opened."""
+"""Find the mid-timestep of images: the library function, and the functions that open samples and encoders."""
 
 from __future__ import annotations
 
@@ -52,25 +52,25 @@ def find_mid_timestep(
     Source: OMGSR, arXiv:2508.08227.
 
     Args:
-        source: high-quality images: folders, files or .txt lists; or a `PairSource`, for which only `batch`, `workers`,
-            `until_stable`, `seed` and `latents` count.
-        encoder: of the pre-trained model, or the name of a preset, folder or hub repository; None uses the default.
-            A loaded encoder works in this process only.
-        lq: real low-quality partners of the images, by stem; None degrades crops of the images.
-        degradation: preset or TOML file; None uses that of the encoder's model.
+        source: high-quality images: folders, files or .txt lists; or a `PairSource`, which uses only `batch`,
+            `workers`, `until_stable`, `seed` and `latents`.
+        encoder: the pre-trained model's encoder, or the name of a preset, folder or hub repository; None uses the
+            default. A loaded encoder works in this process only.
+        lq: real low-quality partners of the images, matched by stem; None degrades crops of the images.
+        degradation: preset or TOML file; None uses the degradation of the encoder's model.
         resolution: side of the crops in pixels; None uses 512, and whole images with real pairs.
-        scale: the side of a crop over the side of the degraded crop.
+        scale: the side of a crop divided by the side of the degraded crop.
         on_small: what to do with images that are smaller than a crop.
         max_samples: upper bound; None takes one sample per image.
         until_stable: add samples until the interval is narrower than this many timesteps.
         batch: number of images that are encoded together.
         workers: number of processes, each with its own encoder; None uses one per device.
-        seed: of crops, degradation, sampled latents and the interval.
+        seed: seed of crops, degradation, sampled latents and the interval.
         latents: the mean of the autoencoder's posterior or, as published, a sample of it.
-        device: for an encoder given by name; as for `load`, or several: "cuda:0,cuda:1" or "all".
+        device: device of an encoder given by name; as for `load`, or several: "cuda:0,cuda:1" or "all".
         on_result: called with each sample, skipped ones included.
     Returns:
-        The value, its curve and interval.
+        The mid-timestep with its curve and interval.
     Raises:
         FileError: an input cannot be read.
         UsageError: a value is out of range, or no image can be used.
@@ -116,16 +116,16 @@ def open_survey(
     """Load the encoder and plan the samples of images; `Survey.run` measures them.
 
     Args:
-        images: from `find_images`, or samples that are planned already.
-        encoder: by name, or loaded, which works in this process alone.
-        degradation: of crops; not used for real pairs.
-        options: of samples.
-        engine_options: how many processes, and on which devices; the first of these is this process's.
+        images: from `find_images`, or planned samples.
+        encoder: an encoder's name, or a loaded encoder, which works in this process only.
+        degradation: degradation of crops; not used for real pairs.
+        options: options of the samples.
+        engine_options: number of processes and their devices; this process uses the first device.
         remembered: keeps samples between runs; None keeps none.
         shard: the part of the samples to measure; None measures all.
     Raises:
-        UsageError: the resolution does not suit the encoder, the part has no samples, or processes cannot share the
-            loaded encoder.
+        UsageError: the encoder does not support the resolution, the part has no samples, or several processes cannot
+            share the loaded encoder.
         ModelError, DeviceError: as for `load`.
     """
     engine: Engine = Here(Place())
@@ -144,7 +144,7 @@ def open_survey(
         raise UsageError(f"--shard {shard}: none of {len(source)} samples is in this part", "use fewer parts")
     is_sampled = options.latents == "sample" and loaded.has_posterior
     kept = None if remembered is None else KeptSamples(source, loaded, remembered, is_sampled=is_sampled)
-    # This process measures with the encoder that it has.
+    # This process uses the encoder that is already loaded; other processes load their own.
     elsewhere = loaded if engine.in_this_process else encoder
     return Survey(source, loaded, options, kept, items, engine, MeasureWork(source, elsewhere, options.latents))
 
@@ -152,7 +152,7 @@ def open_survey(
 def _pair_source(
     found: FoundImages, encoder: ImageEncoder, degradation: DegradationConfig, options: TimestepOptions
 ) -> PairSource:
-    """The samples of the images that were found, in sizes that the encoder supports."""
+    """Plan the samples of the found images in sizes that the encoder supports."""
     crop_px = options.resolution or (None if found.partners else DEFAULT_CROP_PX)
     multiple = encoder.multiple_of_px
     if crop_px is not None and crop_px % multiple:

@@ -1,4 +1,4 @@
-"""The mid-timestep of a dataset: where a noisy latent has the signal-to-noise ratio of a low-quality one."""
+"""The mid-timestep of a dataset: a noisy latent there has the signal-to-noise ratio of a low-quality latent."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class MidTimestep:
         images: number of different images.
         interval: bootstrap 95 % interval of the mid-timestep, both ends included; None with fewer images than
             `MIN_IMAGES`.
-        flat_region: first and last timestep of the range around it in which the loss is within 1 % of the minimum.
+        flat_region: first and last timestep of the range around the mid-timestep in which the loss is within 1 % of
+            the minimum.
         curve: (T,) float64, the loss at every timestep; may begin with inf.
     """
 
@@ -61,7 +62,7 @@ def latent_snr(clean: Tensor, degraded: Tensor) -> tuple[Tensor, Tensor]:
     """
     if clean.shape != degraded.shape:
         raise ShapeError(f"latents {tuple(clean.shape)} and {tuple(degraded.shape)} differ in shape")
-    # Summed in float32 on the device, where float64 may be missing; a latent has some 10^4 to 10^6 values.
+    # Sum in float32: the device may lack float64, and a latent has only about 10^4 to 10^6 values.
     power = clean.float().square().mean((1, 2, 3))
     error = (degraded.float() - clean.float()).square().mean((1, 2, 3))
     return power.double().cpu(), (power / error).double().cpu()
@@ -87,12 +88,12 @@ def match_snr(
         power: (N,) float, mean square of each clean latent, no unit.
         snr: (N,) float, of each low-quality latent, finite and no unit.
         schedule: of the pre-trained model.
-        images: (N,) the image that each sample comes from; None means that all differ.
-        seed: of the resampling.
+        images: (N,) the image of each sample; None means that all differ.
+        seed: seed of the resampling.
         draws: number of resampled sets.
     Raises:
-        ShapeError: not two (N,) tensors.
-        UsageError: no sample, or a value that is not finite.
+        ShapeError: power and snr are not two (N,) tensors.
+        UsageError: there is no sample, or a value is not finite.
     """
     if power.ndim != 1 or power.shape != snr.shape:
         raise ShapeError(f"power {tuple(power.shape)} and snr {tuple(snr.shape)} are not two lists of one length")
@@ -123,7 +124,7 @@ def match_snr(
 
 
 def own_timesteps(power: Tensor, snr: Tensor, schedule: Schedule) -> Tensor:
-    """The mid-timestep of each image alone, as by `match_snr`: (N,) int64.
+    """Return the mid-timestep of each single image, as `match_snr` defines it: (N,) int64.
 
     The schedule's ratio decreases, so a binary search finds the nearest entry.
 
@@ -137,13 +138,13 @@ def own_timesteps(power: Tensor, snr: Tensor, schedule: Schedule) -> Tensor:
 
 
 def spread_by(groups: Sequence[str], power: Tensor, snr: Tensor, schedule: Schedule) -> dict[str, tuple[int, int]]:
-    """Find the mid-timestep of every group of images alone.
+    """Find the mid-timestep of each group of images.
 
     Args:
         groups: (N,) the name of each image's group.
         power: as for `match_snr`.
-        snr: likewise.
-        schedule: likewise.
+        snr: as for `match_snr`.
+        schedule: as for `match_snr`.
     Returns:
         For each name, in alphabetical order, the mid-timestep and the number of images.
     """
@@ -156,11 +157,11 @@ def spread_by(groups: Sequence[str], power: Tensor, snr: Tensor, schedule: Sched
 
 
 def _curves(power: Tensor, snr: Tensor, table: Tensor, counts: Tensor) -> Tensor:
-    """Sum the distances at every timestep over sets of images, given by how often each set contains each image.
+    """Sum the distances at every timestep over sets of images; `counts` is how often each set contains each image.
 
     Args:
         power: (N,) float64.
-        snr: likewise.
+        snr: (N,) float64.
         table: (T,) float64, the schedule's ratios; not finite where it has no noise.
         counts: (sets, N) float64.
     Returns:

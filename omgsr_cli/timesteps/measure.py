@@ -19,7 +19,7 @@ from omgsr_cli.models.loading import NamedEncoder
 from omgsr_cli.timesteps.matching import latent_snr
 
 _LATENT = 3
-"""Of the random numbers: crops and order of `PairSource` have 1 and 2."""
+"""The stream of random numbers; crops and order of `PairSource` use 1 and 2."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ def plan_samples(
     Args:
         images: number of images.
         paired: whether they have real partners.
-        whole: whether whole images are used, which another epoch would only repeat.
+        whole: whether whole images are used; another epoch would only repeat them.
         max_samples: the user's upper bound.
         until_stable: whether samples are added until the interval is narrow.
-        default_max: upper bound for `until_stable` if the user gave none.
+        default_max: upper bound for `until_stable` if the user sets none.
     """
     if whole and paired:
         return min(images, max_samples or images)
@@ -87,8 +87,8 @@ def measure(
         encoder: of the pre-trained model.
         items: numbers of the samples; None measures all.
         batch: number of samples of one size that are encoded together.
-        latents: the mean of the encoder's posterior, or a sample that the seed and the sample's number decide; the same
-            where the encoder has none.
+        latents: the mean of the encoder's posterior, or a sample of it that depends on the seed and the sample's
+            number. Both are the same for an encoder without a posterior.
     Yields:
         One result for each sample.
     Raises:
@@ -100,7 +100,7 @@ def measure(
         draws = []
     for number in range(len(source)) if items is None else items:
         sample = source[number]
-        # Results are in order: a skipped sample waits for those before it.
+        # Results are in order, so a skipped sample waits for the samples before it.
         if waiting and (isinstance(sample, FileError) or sample.clean.shape != waiting[0].clean.shape):
             yield from _measure_batch(waiting, encoder, draws)
             waiting = []
@@ -124,11 +124,11 @@ def _generator(seed: int, number: int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class MeasureWork:
-    """Batches of samples as tasks for an engine, by their numbers.
+    """Tasks for an engine: batches of sample numbers.
 
     Attributes:
         source: the samples.
-        encoder: of the pre-trained model: by its name, or loaded for this process only.
+        encoder: the pre-trained model's encoder: its name, or a loaded encoder for this process only.
         latents: as for `measure`.
     """
 
@@ -169,7 +169,7 @@ def _measure_batch(
     if draws is not None:
         draws.clear()
     for sample, own_power, own_snr in zip(samples, power.tolist(), snr.tolist(), strict=True):
-        # An infinite ratio is an identical pair, or a latent without any error; NaN or infinite power is neither.
+        # An infinite ratio means an identical pair or a latent without error. NaN or infinite power is a fault.
         if not (0 < own_power < float("inf") and own_snr > 0):
             raise ModelError(
                 f"the latent of {sample.path} is not finite, or zero everywhere",

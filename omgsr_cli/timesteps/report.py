@@ -1,4 +1,4 @@
-"""A mid-timestep with its evidence as a record, as text, as CSV and as a plot."""
+"""Show a mid-timestep with its evidence as a record, text, CSV and a plot."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def describe(survey: Survey, found: MidTimestep, settings: dict[str, Any]) -> dict[str, Any]:
-    """All results as plain values for JSON; an infinite loss is None.
+    """Return all results as plain values for JSON; an infinite loss becomes None.
 
     Args:
         survey: the measured samples.
-        found: its result.
-        settings: the options, as readable text.
+        found: the mid-timestep of the survey.
+        settings: the options as readable text.
     """
     schedule = survey.encoder.schedule
     return {
@@ -42,7 +42,7 @@ def describe(survey: Survey, found: MidTimestep, settings: dict[str, Any]) -> di
 
 
 def _spread(survey: Survey) -> dict[str, dict[str, dict[str, int]]]:
-    """The mid-timestep of groups of samples: by kind of random choice, then by its value."""
+    """Return the mid-timestep of groups of samples, by kind of random choice and then by its value."""
     spread = {}
     for choice in survey.measured[0].drawn:
         drawn = [item.drawn[choice] for item in survey.measured]
@@ -52,7 +52,7 @@ def _spread(survey: Survey) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def draw_text(record: dict[str, Any]) -> str:
-    """The result as text: a few lines, and the curve."""
+    """Return the result as text: a few lines and the curve."""
     level = "alpha_bar" if "alpha_bar" in record else "sigma"
     first, last = record["flat_region"]
     lines = [
@@ -80,7 +80,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _draw_curve(curve: Sequence[float | None], best: int) -> list[str]:
-    """The logarithm of the loss over the timesteps, as rows of block characters."""
+    """Draw the logarithm of the loss over the timesteps as rows of block characters."""
     step = len(curve) / _WIDTH
     # Each column shows its minimum, so a narrow valley stays visible.
     columns = [
@@ -103,10 +103,10 @@ def _draw_curve(curve: Sequence[float | None], best: int) -> list[str]:
 
 
 def write_csv(path: Path, survey: Survey, *, overwrite: bool) -> None:
-    """One row per sample: image, crop, power, ratio, own timestep, and the random choices of the degradation.
+    """Write one row per sample: image, crop, power, ratio, own timestep, and the random choices of the degradation.
 
     Raises:
-        FileError: it exists and may not be replaced, or cannot be written.
+        FileError: the file exists and may not be replaced, or cannot be written.
     """
     table = io.StringIO(newline="")
     writer = csv.writer(table)
@@ -118,7 +118,7 @@ def write_csv(path: Path, survey: Survey, *, overwrite: bool) -> None:
 
 
 def write_plot(path: Path, record: dict[str, Any], survey: Survey, *, overwrite: bool) -> None:
-    """The curve with its interval and flat region, over a histogram of the samples' own timesteps.
+    """Plot the curve with its interval and flat region above a histogram of the samples' own timesteps.
 
     Args:
         path: a .png or .svg file.
@@ -126,9 +126,9 @@ def write_plot(path: Path, record: dict[str, Any], survey: Survey, *, overwrite:
         survey: the measured samples.
         overwrite: whether an existing file is replaced.
     Raises:
-        FileError: it exists and may not be replaced, or cannot be written.
+        FileError: the file exists and may not be replaced, or cannot be written.
     """
-    # Not pyplot, which chooses a window system and keeps the figure.
+    # Do not use pyplot: it chooses a window system and keeps the figure.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5.5), layout="constrained")

@@ -1,4 +1,4 @@
-"""Measure the samples of a dataset in order until the result is known; kept samples are reused."""
+"""Measure the samples of a dataset in order until the result is stable; reuse the samples of earlier runs."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from omgsr_cli.options import TimestepOptions
 from omgsr_cli.timesteps.matching import MidTimestep, match_snr
 from omgsr_cli.timesteps.measure import Measured, MeasureWork, Problem, Results
 
-# With few images, a narrow interval may be luck.
+# With few images, the interval may be narrow by chance.
 _STABLE_FROM, _STABLE_EVERY = 32, 16
 
 _Found = dict[int, Measured | Problem | None]
-"""Results of some samples by their numbers; None is not measured yet."""
+"""Results of some samples by their numbers; None for samples that are not measured yet."""
 
 
 class KeptSamples:
-    """Finds and keeps measurements, keyed by the content of images and encoder and by the settings.
+    """Finds and keeps measurements; the keys depend on the content of images and encoder and on the settings.
 
     Args:
         source: the samples.
-        encoder: of the pre-trained model; without files of its own, nothing is kept.
+        encoder: the pre-trained model's encoder; nothing is kept if it has no files.
         remembered: the database.
         is_sampled: whether latents are sampled.
     """
@@ -95,15 +95,15 @@ class Survey:
 
     Attributes:
         source: the samples.
-        encoder: of the pre-trained model.
+        encoder: the pre-trained model's encoder.
         options: number of samples, batch and stopping rule.
         kept: samples of earlier runs; None keeps nothing.
         items: numbers of the samples in this part; None means all.
         engine: runs the processes that measure.
-        work: what they do.
+        work: the work of these processes.
         measured: the results, in order.
         problems: the skipped samples.
-        found_kept: number of reused samples of earlier runs.
+        found_kept: number of samples that are reused from earlier runs.
     """
 
     source: PairSource
@@ -118,7 +118,7 @@ class Survey:
     found_kept: int = 0
 
     def run(self) -> Iterator[Measured | Problem]:
-        """Measure all samples, or until the result is stable; yielded results are also in the lists.
+        """Measure all samples, or until the result is stable; yield each result and add it to the lists.
 
         Raises:
             ModelError: a latent is not finite.
@@ -135,7 +135,7 @@ class Survey:
                     return
 
     def planned(self) -> Sequence[int]:
-        """The numbers of all samples to measure, unless the result is stable earlier."""
+        """Return the numbers of all samples to measure; a stable result may end the survey earlier."""
         return range(len(self.source)) if self.items is None else self.items
 
     def is_stable(self) -> bool:
@@ -147,13 +147,13 @@ class Survey:
         return interval is not None and interval[1] - interval[0] < wanted
 
     def numbers(self) -> tuple[Tensor, Tensor]:
-        """Power of the clean latents and ratio of the low-quality ones, (N,) float64 each."""
+        """Return power of the clean latents and ratio of the low-quality latents, (N,) float64 each."""
         rows = [(item.power, item.snr) for item in self.measured]
         power, snr = torch.tensor(rows, dtype=torch.float64).reshape(-1, 2).T
         return power, snr
 
     def answer(self) -> MidTimestep:
-        """The mid-timestep of the samples measured so far.
+        """Return the mid-timestep of the samples measured so far.
 
         Raises:
             UsageError: nothing was measured.
@@ -167,7 +167,7 @@ class Survey:
         return match_snr(*self.numbers(), self.encoder.schedule, images=images, seed=self.options.seed)
 
     def _results(self) -> Generator[Measured | Problem, None, None]:
-        """One result per sample in the planned order, in whatever order they are measured."""
+        """Yield one result per sample in the planned order, regardless of the order of measurement."""
         planned, known = self.planned(), 0
         while known < len(planned) and (found := self._find(planned[known])) is not None:
             known += 1
@@ -182,9 +182,9 @@ class Survey:
         yield from _complete(drawn)
 
     def _missing(self, planned: Sequence[int], drawn: deque[_Found]) -> Iterator[tuple[int, ...]]:
-        """The samples to measure, one batch at a time; `drawn` gets all samples with their known results.
+        """Yield the samples to measure, one batch at a time; add all samples with their known results to `drawn`.
 
-        A batch with kept samples is not filled up from the next, so nothing is read far ahead.
+        A batch with kept samples is not filled from the next batch, so images are not read far ahead.
         """
         for start in range(0, len(planned), self.options.batch):
             group = {item: self._find(item) for item in planned[start : start + self.options.batch]}
@@ -195,7 +195,7 @@ class Survey:
 
     def _measure(self, tasks: Iterator[tuple[int, ...]]) -> Iterator[Results]:
         work = self.work or MeasureWork(self.source, self.encoder, self.options.latents)
-        # Notes of an encoder are shown once, when this process loads it.
+        # This process already showed the encoder's notes when it loaded it.
         with closing(self.engine.run(work, tasks, on_start=lambda task: None, say=say_nothing)) as results:
             yield from results
 
@@ -205,12 +205,12 @@ class Survey:
         return found
 
     def _is_due(self) -> bool:
-        # The interval takes a moment, so it is not computed after each sample.
+        # The interval takes time to compute, so check only some sample counts.
         count = len(self.measured)
         return self.options.until_stable is not None and count >= _STABLE_FROM and count % _STABLE_EVERY == 0
 
 
 def _complete(drawn: deque[_Found]) -> Iterator[Measured | Problem]:
-    """Remove the leading groups that are complete, and yield their results."""
+    """Remove the leading complete groups and yield their results."""
     while drawn and None not in drawn[0].values():
         yield from (result for result in drawn.popleft().values() if result is not None)
