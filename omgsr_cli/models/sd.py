@@ -1,7 +1,7 @@
 """The SD family: UNet2DConditionModel and AutoencoderKL, as in Stable Diffusion 1.x and 2.x.
 
-In order: the `Restorer`, reading and writing it, the embedding of its prompt, and its `Trainable`: LoRA in the VAE's
-encoder and in the UNet, while the decoder and all else stay as they are.
+The module defines the `Restorer`, loads and saves it, embeds its prompt, and defines the `Trainable`, which adds LoRA
+to the VAE's encoder and to the UNet and leaves all other weights, such as the decoder's, unchanged.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 _STEP_BYTES_PER_CHANNEL = 160
-"""Forty float32 tensors of the UNet's first level: with SD 2.1-base's 320 channels 26 of them were counted alive at the
-peak, and convolutions need room to work in."""
+"""Forty float32 tensors of the UNet's first level. With the 320 channels of SD 2.1-base, 26 tensors were counted at the
+peak; convolutions need additional workspace."""
 
 
 _CONDITIONS = (
@@ -53,7 +53,7 @@ _CONDITIONS = (
     "encoder_hid_dim_type",
     "time_cond_proj_dim",
 )
-"""What a UNet may be conditioned on besides the timestep and the prompt."""
+"""Configuration keys of conditions other than the timestep and the prompt."""
 _OTHER_UNETS = (
     "give a model of Stable Diffusion 1.x or 2.x: SDXL, distilled and image-conditioned ones are not supported"
 )
@@ -63,27 +63,27 @@ _TARGETS = (
     *("to_k", "to_q", "to_v", "to_out.0"),
 )
 SD_LORA = LoraOptions(*SD_RANKS, vae_targets=_TARGETS, backbone_targets=_TARGETS)
-"""Adapters of the family as published, in both networks."""
+"""The published adapters of the family, for both networks."""
 
 PROMPT_EMBEDS = "prompt_embeds.safetensors"
 
 _KEY = "prompt_embeds"
 _TOKENS = 77
-"""Of a prompt's embedding."""
+"""Number of tokens of a prompt's embedding."""
 
 
 class SdRestorer(Described):
     """A `Restorer` of the SD family. Latents are float32; the networks compute in their own number formats.
 
     Args:
-        unet: predicts the noise, or v, whichever the schedule is for; conditioned on text.
-        vae: its latents have the channels of the UNet.
-        schedule: of the UNet's training.
+        unet: predicts the noise or v, as the schedule expects; conditioned on text.
+        vae: VAE whose latents have the channels of the UNet.
+        schedule: schedule that the UNet was trained with.
         prompt_embeds: (1, tokens, width) float, the text encoder's last hidden state.
-        info: for people and for the planner.
+        info: properties of the model, for the user and the planner.
         precision: number format of the UNet; the VAE's may be wider.
-        source: where it was read from; its record goes into a folder that is written from this.
-        decoder: decodes in the place of the VAE's.
+        source: files of the model, with its notes.
+        decoder: replaces the VAE's decoder.
     """
 
     def __init__(
@@ -111,9 +111,9 @@ class SdRestorer(Described):
         self._decoder: KlCodec | TinyDecoder = decoder or self._codec
 
     def compile(self) -> None:
-        """Compile the UNet, whose tiles have one size, and both halves of the VAE for images of any size.
+        """Compile the UNet for its one tile size, and the VAE's encoder and decoder for any image size.
 
-        What the VAE computes in strips is not compiled.
+        Layers that the VAE computes in strips are not compiled.
         """
         own = self._decoder.network if isinstance(self._decoder, TinyDecoder) else self.vae.decoder
         self.unet.compile(dynamic=False)
@@ -125,17 +125,17 @@ class SdRestorer(Described):
         return self._codec.encode(image, generator)
 
     def encode_within(self, image: ImageRows, workspace: Workspace, generator: torch.Generator | None = None) -> Tensor:
-        """As `encode` of one image, in memory that is bounded: in strips where the whole does not fit."""
+        """Like `encode` for one image, in bounded memory: in strips if the image does not fit."""
         return self._codec.encode_within(image, workspace, generator)
 
     def restore(self, lq_latent: Tensor) -> Tensor:
-        """Take the one step: (B, C, h, w) float with any h and w, to the clean latent of the same shape and dtype."""
+        """Take the single step: map (B, C, h, w) float, any h and w, to the clean latent of the same shape and dtype."""
         step = self.info.mid_timestep
         timesteps = torch.full((len(lq_latent),), step, device=lq_latent.device)
         return self.schedule.clean_latent(lq_latent, self.predict(lq_latent, timesteps), step)
 
     def predict(self, noisy_latent: Tensor, timesteps: Tensor) -> Tensor:
-        """Give the UNet's prediction, of noise or v: shape and dtype of the latents, for (B,) timesteps."""
+        """Predict noise or v with the UNet, in the shape and dtype of the latents, for (B,) timesteps."""
         embeds = self.prompt_embeds.expand(len(noisy_latent), -1, -1)
         prediction: Tensor = self.unet(noisy_latent.to(self.unet.dtype), timesteps, encoder_hidden_states=embeds).sample
         return prediction.to(noisy_latent.dtype)
@@ -145,15 +145,15 @@ class SdRestorer(Described):
         return self._decoder.decode(latent)
 
     def decode_within(self, latent: Tensor, workspace: Workspace) -> Iterator[Tensor]:
-        """As `decode` of one latent, in memory that is bounded: in strips where the whole does not fit."""
+        """Like `decode` for one latent, in bounded memory: in strips if the image does not fit."""
         return self._decoder.decode_within(latent, workspace)
 
 
 def describe_sd(source: ModelSource) -> RestorerInfo:
-    """What is known of a model of the SD family from its configuration, without reading a weight.
+    """Describe a model of the SD family from its configuration, without reading weights.
 
     Raises:
-        ModelError: the parts do not fit one another.
+        ModelError: the parts do not match.
     """
     unet, vae = (read_json(source.folder / part / "config.json") for part in ("unet", "vae"))
     if unet.get("in_channels") != vae.get("latent_channels"):
@@ -170,7 +170,7 @@ def describe_sd(source: ModelSource) -> RestorerInfo:
         family="sd",
         scale=source.record.scale,
         mid_timestep=source.record.mid_timestep,
-        # The UNet takes latents of any size; the published code, too, needs no more than whole latent elements.
+        # The UNet takes latents of any size; the published code also only requires complete latent elements.
         multiple_of_px=latent_px,
         native_tile_px=source.record.native_tile_px,
         latent_px=latent_px,
@@ -184,7 +184,7 @@ def describe_sd(source: ModelSource) -> RestorerInfo:
 
 
 def _check_unet_config(config: Mapping[str, Any], where: Path) -> None:
-    """Refuse a UNet that predicts more than one latent, or is conditioned on more than the timestep and the prompt."""
+    """Reject a UNet that predicts more than one latent, or has conditions other than the timestep and the prompt."""
     levels, channels = config.get("block_out_channels"), config.get("in_channels")
     if not (isinstance(levels, list) and levels and all(type(each) is int and each > 0 for each in levels)):
         raise ModelError(f"{where}: block_out_channels is {levels!r}, not a list of channels")
@@ -200,12 +200,12 @@ def _step_bytes_per_px(unet_config: Mapping[str, Any], latent_px: int) -> int:
 
 
 def vae_precision(precision: str, force_upcast: bool, device: torch.device) -> str:
-    """The number format of the VAE: fp16 overflows where the configuration has force_upcast, which gets a wider one.
+    """Choose the number format of the VAE: a wider one than fp16, which overflows if `force_upcast` is set.
 
     Args:
-        precision: of the UNet.
-        force_upcast: of the VAE's own configuration.
-        device: bf16 is taken where it multiplies in it, else fp32.
+        precision: number format of the UNet.
+        force_upcast: value from the VAE's configuration.
+        device: bf16 is chosen if the device multiplies in it, otherwise fp32.
     """
     if precision != "fp16" or not force_upcast:
         return precision
@@ -213,16 +213,16 @@ def vae_precision(precision: str, force_upcast: bool, device: torch.device) -> s
 
 
 def load_sd(source: ModelSource, device: torch.device, precision: str) -> SdRestorer:
-    """Read a model of the SD family, add its adapter if it has one, and put it on the device.
+    """Load a model of the SD family onto the device, and merge its adapter if it has one.
 
-    An adapter is added in float32 and the sum then rounded once to the model's number format.
+    The adapter is added in float32, and the sum is then rounded once to the model's number format.
 
     Args:
         source: from `find_model`.
-        device: where it will run.
+        device: device that the model runs on.
         precision: "fp32", "bf16" or "fp16".
     Raises:
-        ModelError: the files do not make a model, or the adapter does not fit or changes nothing.
+        ModelError: the files are not a complete model, or the adapter does not match or changes no weight.
         OmgsrError: diffusers cannot be imported because of a broken torchvision.
     """
     info = describe_sd(source)
@@ -233,12 +233,12 @@ def load_sd(source: ModelSource, device: torch.device, precision: str) -> SdRest
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         unet_dtype = PRECISIONS["fp32" if source.adapter else precision]
-        # With fp16 its type follows from its own configuration: it is read in the widest.
+        # With fp16 the VAE's type depends on its configuration, so it is read in the widest.
         vae_dtype = PRECISIONS["fp32" if source.adapter or precision == "fp16" else precision]
         prompt_embeds = load_prompt_embeds(source.folder, info.prompt or "")
         unet = load_part(UNet2DConditionModel, source.folder, "unet", unet_dtype)
         vae = load_part(AutoencoderKL, source.folder, "vae", vae_dtype)
-        # diffusers takes true where the file leaves it out, and writes it into what it saves.
+        # diffusers defaults to true if the file has no value, and saves that.
         force_upcast = read_json(source.folder / "vae" / "config.json").get("force_upcast") is True
         vae.register_to_config(force_upcast=force_upcast)
         _check_width(source.folder, prompt_embeds, unet)
@@ -247,7 +247,7 @@ def load_sd(source: ModelSource, device: torch.device, precision: str) -> SdRest
         unet.to(device, PRECISIONS[precision])
         vae.to(device, PRECISIONS[vae_precision(precision, force_upcast, device)])
         if device.type == "cpu":
-            # Convolutions on CPUs take images channels last; other layouts are copied for each of them.
+            # Convolutions on CPUs use channels last; every convolution copies other layouts.
             vae.to(memory_format=torch.channels_last)
         decoder = None
         if source.vae is not None:
@@ -278,7 +278,7 @@ def _merge_adapter(unet: UNet2DConditionModel, vae: AutoencoderKL, adapter: Path
 
 
 def save_sd(source: ModelSource, folder: Path, *, half: bool, text_encoder: bool) -> None:
-    """Write a diffusers folder with a record and the prompt's embedding; arguments as for `Family.save_merged`."""
+    """Write a diffusers folder with a record and the prompt's embedding; same arguments as `Family.save_merged`."""
     restorer = load_sd(source, torch.device("cpu"), "fp32")
     info = restorer.info
     if text_encoder:
@@ -309,15 +309,15 @@ def save_sd(source: ModelSource, folder: Path, *, half: bool, text_encoder: bool
 
 
 def load_prompt_embeds(folder: Path, prompt: str) -> Tensor:
-    """The embedding of a prompt: the one beside the model, or from the text encoder if it is another prompt.
+    """Read the stored embedding of a prompt, or run the text encoder for a prompt that is not stored.
 
     Args:
-        folder: of the model.
-        prompt: any text, also the empty one.
+        folder: folder of the model.
+        prompt: any text, including the empty string.
     Returns:
         (1, tokens, width) float32 on the CPU: the text encoder's last hidden state.
     Raises:
-        ModelError: the prompt is not the kept one and the folder has no text encoder.
+        ModelError: the prompt is not stored and the folder has no text encoder.
     """
     kept = _read_kept(folder / PROMPT_EMBEDS, prompt)
     if kept is not None:
@@ -327,7 +327,7 @@ def load_prompt_embeds(folder: Path, prompt: str) -> Tensor:
 
 
 def check_prompt(folder: Path, prompt: str) -> None:
-    """Check that `load_prompt_embeds` has what it needs, without running a text encoder; errors are the same."""
+    """Check that `load_prompt_embeds` has its files, with the same errors, but without running a text encoder."""
     if _read_kept(folder / PROMPT_EMBEDS, prompt) is None:
         _check_text_encoder(folder, prompt)
 
@@ -341,12 +341,12 @@ def _check_text_encoder(folder: Path, prompt: str) -> None:
 
 
 def save_prompt_embeds(embeds: Tensor, prompt: str, folder: Path) -> None:
-    """Write an embedding beside a model, with its prompt, as `prompt_embeds.safetensors`."""
+    """Write an embedding and its prompt to `prompt_embeds.safetensors` in a model folder."""
     save_file({_KEY: embeds.float().cpu().contiguous()}, folder / PROMPT_EMBEDS, metadata={"prompt": prompt})
 
 
 def _read_kept(path: Path, prompt: str) -> Tensor | None:
-    """The embedding in the file if it is of this prompt, else None."""
+    """Read the stored embedding; None if the file is missing or stores another prompt."""
     if not path.is_file():
         return None
     try:
@@ -364,7 +364,7 @@ def _read_kept(path: Path, prompt: str) -> Tensor | None:
 
 @torch.no_grad()
 def _encode(folder: Path, prompt: str) -> Tensor:
-    """Run the text encoder, in float32 on the CPU: once, and the same on every machine; it is dropped afterwards."""
+    """Run the text encoder once, in float32 on the CPU for equal results on every machine, and discard it."""
     with explained_imports():
         from transformers import CLIPTextModel, CLIPTokenizer
     try:
@@ -392,7 +392,7 @@ def _encode(folder: Path, prompt: str) -> Tensor:
 
 
 class SdTrainable:
-    """A `Trainable` of the SD family. The prompt's embedding was computed once, when the restorer was read."""
+    """A `Trainable` of the SD family. The prompt's embedding is computed once, when the restorer is loaded."""
 
     def __init__(self, restorer: SdRestorer, options: LoraOptions | None, record: ModelRecord) -> None:
         self.restorer: Restorer = restorer
@@ -403,7 +403,7 @@ class SdTrainable:
         self._record = record
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Give the adapters' weights."""
+        """The weights of the adapters."""
         return {
             f"{part}.{name}": weight
             for part, adapter in self._adapters.items()
@@ -412,7 +412,7 @@ class SdTrainable:
         }
 
     def encode(self, image: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] to (B, C, H/8, W/8), sampled from the posterior."""
+        """Map (B, 3, H, W) in [-1, 1] to (B, C, H/8, W/8), sampled from the posterior."""
         return self._sd.encode(image, list(draws))
 
     @torch.no_grad()
@@ -422,18 +422,18 @@ class SdTrainable:
             return self._sd.encode(image, list(draws))
 
     def denoise(self, noisy_latent: Tensor, timesteps: Tensor) -> Tensor:
-        """Ask the UNet with its adapter."""
+        """Recover clean latents with the UNet and its adapter."""
         prediction = self._sd.predict(noisy_latent, upload(timesteps, noisy_latent.device))
         return self._sd.schedule.clean_latent(noisy_latent, prediction, timesteps)
 
     def checkpoint_gradients(self) -> None:
-        """Keep only the blocks' inputs, in both networks."""
+        """Store only the inputs of blocks, in both networks."""
         networks: tuple[Any, ...] = (self._sd.unet, self._sd.vae)
         for network in networks:
             network.enable_gradient_checkpointing()
 
     def share_backbone(self, share: Callable[[nn.Module], None], device: torch.device) -> None:
-        """Share the UNet's weights out but for its adapter's; the VAE goes to the device whole."""
+        """Shard the UNet's weights, except its adapter's; the VAE moves to the device completely."""
         share(self._sd.unet)
         self.networks.to(device)
         self._sd.device = device
@@ -446,7 +446,7 @@ class SdTrainable:
         write_record(self._record, folder)
 
     def load(self, folder: Path) -> None:
-        """Read adapters of the same ranks and layers."""
+        """Load adapters with the same ranks and layers."""
         for part, adapter in self._adapters.items():
             load_lora(adapter, folder / part)
 
@@ -454,10 +454,10 @@ class SdTrainable:
 def load_sd_trainable(
     source: ModelSource, device: torch.device, precision: str, options: LoraOptions | None, start_from: Path | None
 ) -> SdTrainable:
-    """Read the base model and put adapters into it, new ones or those to start from.
+    """Load the base model and add adapters: new ones, or those in `start_from`.
 
     Raises:
-        ModelError: the files do not make a model, or the adapters do not fit it.
+        ModelError: the files are not a complete model, or the adapters do not match it.
     """
     restorer, record = load_sd(source, device, precision), source.record
     made_from = record.model_copy(update={"made_from": (source.name,), "base": source.location})

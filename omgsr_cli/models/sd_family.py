@@ -1,4 +1,4 @@
-"""The SD family for the registry: a diffusers folder with `unet/` and `vae/`, and the adapters for it."""
+"""The SD family for the registry: a diffusers folder with `unet/` and `vae/`, and its adapters."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class SdFamily:
     )
 
     def recognises(self, folder: Path) -> bool:
-        """By its UNet."""
+        """Whether the folder contains a UNet."""
         return (folder / "unet" / "config.json").is_file()
 
     def find_files(self, folder: Path) -> tuple[Path, ...]:
-        """The files of the UNet and of the VAE."""
+        """The weight files of the UNet and the VAE."""
         if not self.recognises(folder):
             refuse_pickles(folder)
             raise ModelError(f"{folder} is not a model folder: no unet/config.json")
@@ -72,7 +72,7 @@ class SdFamily:
         return tuple(path for part in _CLASSES for path in weight_files(folder, part))
 
     def assume_record(self, folder: Path, preset: Preset | None) -> ModelRecord:
-        """With the preset's values; the size of the step is the UNet's own where no preset is named."""
+        """Build a record from the preset; without a preset, the tile size of the step is the UNet's own."""
         known = preset or PRESETS[str(self.assumed_preset)]
         return ModelRecord(
             family=self.name,
@@ -83,13 +83,13 @@ class SdFamily:
         )
 
     def choose_precision(self, precision: str, device: torch.device) -> str:
-        """As asked, or what is fast on the device."""
+        """The requested format; "auto" is a fast one on the device."""
         from omgsr_cli.models.devices import choose_precision
 
         return choose_precision(precision, device)
 
     def describe(self, source: ModelSource) -> RestorerInfo:
-        """From the configurations and the headers of the weights; what the prompt needs must be there too."""
+        """Describe the model from its configurations and weight headers; the files for the prompt must also exist."""
         from omgsr_cli.models.sd import check_prompt, describe_sd
 
         info = describe_sd(source)
@@ -97,7 +97,7 @@ class SdFamily:
         return info
 
     def load(self, source: ModelSource, device: torch.device, precision: str) -> Restorer:
-        """Read both networks and the prompt's embedding, and merge the adapter."""
+        """Load both networks and the prompt's embedding, and merge the adapter."""
         from omgsr_cli.models.sd import load_sd
 
         return load_sd(source, device, precision)
@@ -124,7 +124,7 @@ class SdFamily:
         start_from: Path | None,
         native_px: int | None,
     ) -> Trainable:
-        """Read the base, and put adapters into its encoder and its UNet."""
+        """Load the base model, and add adapters to its encoder and UNet."""
         from omgsr_cli.models.sd import load_sd_trainable
 
         changes = {} if native_px is None else {"native_tile_px": native_px}
@@ -133,7 +133,7 @@ class SdFamily:
 
 
 def _native_px(folder: Path, otherwise_px: int) -> int:
-    """Side of the square image that a diffusers folder's UNet was trained at."""
+    """Side of the square images that a diffusers folder's UNet was trained at, in pixels."""
     side = read_json(folder / "unet" / "config.json").get("sample_size")
     if isinstance(side, list) and len(side) == 2 and side[0] == side[1]:
         side = side[0]
@@ -145,5 +145,5 @@ def _native_px(folder: Path, otherwise_px: int) -> int:
             hint="name a preset beside --base, or correct its config.json",
         )
     levels = read_json(folder / "vae" / "config.json").get("block_out_channels")
-    # Whether they are channels is checked with the rest of the VAE's configuration.
+    # The values are checked with the rest of the VAE's configuration.
     return side * int(2 ** (len(levels) - 1)) if isinstance(levels, list) and levels else otherwise_px

@@ -1,7 +1,7 @@
-"""omgsr-tiny: an OMGSR model small enough to live in the package.
+"""omgsr-tiny: an OMGSR model that is small enough to be bundled.
 
-A wavelet latent space instead of an autoencoder, an encoder that refines the image, and one step of a small denoiser,
-pre-trained as a DDPM on clean latents, from the refined image's latent.
+It has a wavelet latent space instead of an autoencoder. A learned encoder refines the image, and a small denoiser,
+pre-trained as a DDPM on clean latents, takes one step from the latent of the refined image.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from omgsr_cli.schedules import DdpmSchedule, Schedule
 from omgsr_cli.transfer import upload
 from omgsr_cli.validation import first_mistake
 
-# Measured: some six float32 activations of the first level, and the transform's copies of the image.
+# Measured: about six float32 activations of the first level, and the transform's copies of the image.
 _BYTES_PER_PX = 176
 
-# The part of a tile's margin that is counted for the encoder and the wavelets; the rest is the step's.
+# The encoder's and the wavelets' part of a tile's margin; the rest belongs to the step.
 _CODEC_HALO_PX = 32
 
-# The convolutions pad with zeros, which on a black image is an edge: it is kept outside of the image.
+# The convolutions pad with 0, which is mid-grey and makes an edge on a black image. The border keeps it outside.
 _BORDER_PX = 8
 
-# Measured over five degradations, from a clean reduction to old photographs: 203 to 219, where each interval is wide.
+# Measured for five degradations, from clean downscaling to old photographs: 203 to 219, each with a wide interval.
 _HARDLY_MOVES = (
     "a wavelet transform takes the place of a learned encoder here, so the value hardly moves with the degradation: "
     "it is for training a model of this family; to tell degradations apart give --base or --vae"
@@ -46,7 +46,7 @@ _HARDLY_MOVES = (
 
 
 class TinyRestorer(Described):
-    """omgsr-tiny as a `Restorer`. It has no posterior, so a generator changes nothing: every seed gives the same."""
+    """omgsr-tiny as a `Restorer`. It has no posterior and ignores generators: every seed gives the same result."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class TinyRestorer(Described):
     ) -> None:
         self.network = network
         self.schedule: Schedule = schedule
-        # The power that the latent of the low-quality image is given: that of a noisy latent's signal.
+        # The latent of the low-quality image is scaled to the signal amplitude of a noisy latent.
         self._signal = schedule.alpha_bar(info.mid_timestep) ** 0.5
         self.info = info
         self.device = device
@@ -73,15 +73,15 @@ class TinyRestorer(Described):
         return dtype
 
     def compile(self) -> None:
-        """Compile both networks in place."""
+        """Compile the encoder and the denoiser in place."""
         self.network.encoder.compile()
         self.network.unet.compile()
 
     def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Map (B, 3, H, W) float32 in [-1, 1] to the LQ latent, (B, 48, H/4, W/4) float32.
+        """Map (B, 3, H, W) float32 in [-1, 1] to the low-quality latent, (B, 48, H/4, W/4) float32.
 
-        The learned encoder refines the image. Its wavelet latent is given the power of a noisy latent,
-        sqrt(alpha_bar), so that a prediction of no noise leaves the refined image as it is.
+        The learned encoder refines the image. The wavelet latent is scaled by sqrt(alpha_bar), like the signal of a
+        noisy latent, so that a prediction of zero noise leaves the refined image unchanged.
         """
         image = channels_last(image)
         correction = self.network.encoder(image.to(self._dtype)).float()
@@ -89,13 +89,13 @@ class TinyRestorer(Described):
         return lq_latent.mul_(self._signal)
 
     def restore(self, lq_latent: Tensor) -> Tensor:
-        """Take the one step: (B, 48, h, w) float32 to the clean latent of the same shape and dtype."""
+        """Take the single step: map (B, 48, h, w) float32 to the clean latent of the same shape and dtype."""
         step = self.info.mid_timestep
         timesteps = torch.full((1,), step, device=lq_latent.device)
         return self.schedule.clean_latent(lq_latent, self.predict(lq_latent, timesteps), step)
 
     def predict(self, noisy_latent: Tensor, timesteps: Tensor) -> Tensor:
-        """Give the denoiser's prediction, of the noise: (B, 48, h, w) float32, for (B,) timesteps, or (1,) for all."""
+        """Predict the noise with the denoiser, (B, 48, h, w) float32, for (B,) timesteps, or (1,) for all."""
         noise: Tensor = self.network.unet(noisy_latent.to(self._dtype), timesteps)
         return noise.float()
 
@@ -105,11 +105,11 @@ class TinyRestorer(Described):
 
 
 def describe_tiny(source: ModelSource) -> RestorerInfo:
-    """What is known of a model without reading its weights.
+    """Describe a model without reading its weights.
 
     Raises:
         ModelError: `config.json` is missing or does not describe a network.
-        UsageError: the size of a tile of the step does not suit the network.
+        UsageError: the tile size of the step is not a multiple that the network supports.
     """
     info = build_info(_load_config(source.folder), source.record, source.name)
     if info.native_tile_px % info.multiple_of_px:
@@ -121,7 +121,7 @@ def describe_tiny(source: ModelSource) -> RestorerInfo:
 
 
 def build_info(config: TinyConfig, record: ModelRecord, name: str) -> RestorerInfo:
-    """What can be asked of a network of this shape."""
+    """Build the description of a model with this configuration."""
     with torch.device("meta"):
         parameters = sum(weight.numel() for weight in TinyNetwork(config).parameters())
     return RestorerInfo(
@@ -142,15 +142,15 @@ def build_info(config: TinyConfig, record: ModelRecord, name: str) -> RestorerIn
 
 
 def load_tiny(source: ModelSource, device: torch.device, precision: str) -> TinyRestorer:
-    """Read the weights of a model.
+    """Load a model.
 
     Args:
-        source: its folder is as `recipes/omgsr_tiny/export.py` writes it: `omgsr.json`, `config.json` and
+        source: a folder in the layout of `recipes/omgsr_tiny/export.py`: `omgsr.json`, `config.json` and
             `model.safetensors`.
-        device: where to run.
-        precision: "fp32", "bf16" or "fp16": of the networks; the wavelet transform is always float32.
+        device: device that the model runs on.
+        precision: number format of the networks, "fp32", "bf16" or "fp16"; the wavelet transform is always float32.
     Raises:
-        ModelError: a file is missing, or the weights do not fit the configuration.
+        ModelError: a file is missing, or the weights do not match the configuration.
         UsageError: as for `describe_tiny`.
     """
     info = describe_tiny(source)
@@ -162,7 +162,7 @@ def load_tiny(source: ModelSource, device: torch.device, precision: str) -> Tiny
 
 
 def load_tiny_encoder(source: ModelSource, device: torch.device) -> ImageEncoder:
-    """The wavelet transform: (B, 3, H, W) in [-1, 1] to (B, 48, H/4, W/4)."""
+    """The wavelet transform as an encoder: (B, 3, H, W) in [-1, 1] to (B, 48, H/4, W/4)."""
     restorer = load_tiny(source, device, "fp32")
     return ImageEncoder(
         source.name,
@@ -176,7 +176,7 @@ def load_tiny_encoder(source: ModelSource, device: torch.device) -> ImageEncoder
 
 
 def _read_network(folder: Path, device: torch.device) -> TinyNetwork:
-    """Both networks in float32, laid out for convolutions."""
+    """Read both networks in float32, with the kernels of convolutions channels last."""
     with torch.device("meta"):
         network = TinyNetwork(_load_config(folder))
     try:
@@ -206,7 +206,7 @@ def _unreadable(folder: Path, reason: str) -> ModelError:
 
 
 class TinyTrainable:
-    """A `Trainable` of the tiny family; the path through it is the one that users run."""
+    """A `Trainable` of the tiny family; it trains the networks that users run."""
 
     def __init__(self, restorer: TinyRestorer, record: ModelRecord) -> None:
         self.restorer: Restorer = restorer
@@ -217,29 +217,29 @@ class TinyTrainable:
         self._network.unet.requires_grad_(True)
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Give every weight of the encoder and the denoiser."""
+        """All weights of the encoder and the denoiser."""
         return dict(self._network.named_parameters())
 
     def encode(self, image: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] to (B, 48, H/4, W/4): there is no posterior, so nothing is drawn."""
+        """Map (B, 3, H, W) in [-1, 1] to (B, 48, H/4, W/4); without a posterior, `draws` is unused."""
         return self.restorer.encode(image)
 
     @torch.no_grad()
     def encode_clean(self, image: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
-        """Take the wavelet latent, which is what the learned encoder corrects."""
+        """Map the image to its wavelet latent, without the learned encoder's correction."""
         return self._network.latents.encode(image)
 
     def denoise(self, noisy_latent: Tensor, timesteps: Tensor) -> Tensor:
-        """Ask the denoiser."""
+        """Recover clean latents with the denoiser."""
         prediction = self._restorer.predict(noisy_latent, upload(timesteps, noisy_latent.device))
         return self._restorer.schedule.clean_latent(noisy_latent, prediction, timesteps)
 
     def checkpoint_gradients(self) -> None:
-        """Refuse: the activations are small."""
+        """Raise `ModelError`: the activations are small."""
         raise ModelError("omgsr-tiny has no gradient checkpointing", "set gradient_checkpointing = false in [train]")
 
     def share_backbone(self, share: Callable[[nn.Module], None], device: torch.device) -> None:
-        """Refuse: every weight learns."""
+        """Raise `ModelError`: all weights are trained."""
         raise ModelError("omgsr-tiny has no frozen weights to share out", "set shard_backbone = false in [train]")
 
     def save(self, folder: Path) -> None:
@@ -252,7 +252,7 @@ class TinyTrainable:
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Read the weights of a model folder of the same shape, its latent space included."""
+        """Load the weights, including the latent space, of a model folder with the same configuration."""
         if load_record(folder) is None or not (folder / "config.json").is_file():
             raise ModelError(f"{folder} is not a model of the tiny family", "give a folder that holds its omgsr.json")
         other = _read_network(folder, torch.device("cpu"))
@@ -262,10 +262,10 @@ class TinyTrainable:
 
 
 def load_tiny_trainable(source: ModelSource, device: torch.device, start_from: Path | None) -> TinyTrainable:
-    """Read a model folder; without `start_from`, its shape and latent space only, and new weights.
+    """Load a model folder; without `start_from`, keep only its configuration and latent space, with new weights.
 
     Raises:
-        ModelError: the folder, or the one to start from, is not such a model.
+        ModelError: the folder or `start_from` is not a model of the tiny family.
     """
     restorer = load_tiny(source, device, "fp32")
     if start_from is None:
