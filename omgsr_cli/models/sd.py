@@ -82,7 +82,7 @@ class SdRestorer(Described):
         prompt_embeds: (1, tokens, width) float, the text encoder's last hidden state.
         info: properties of the model, for the user and the planner.
         precision: number format of the UNet; the VAE's may be wider.
-        source: files of the model, with its notes.
+        source: files that the model was loaded from; its record is written to a folder that is saved from the model.
         decoder: replaces the VAE's decoder.
     """
 
@@ -129,7 +129,7 @@ class SdRestorer(Described):
         return self._codec.encode_within(image, workspace, generator)
 
     def restore(self, lq_latent: Tensor) -> Tensor:
-        """Take the single step: map (B, C, h, w) float, any h and w, to the clean latent of the same shape and dtype."""
+        """Take the single step: map (B, C, h, w) float, any h and w, to the clean latent, same shape and dtype."""
         step = self.info.mid_timestep
         timesteps = torch.full((len(lq_latent),), step, device=lq_latent.device)
         return self.schedule.clean_latent(lq_latent, self.predict(lq_latent, timesteps), step)

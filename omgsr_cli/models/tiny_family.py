@@ -1,4 +1,4 @@
-"""The tiny family for the registry: omgsr-tiny, and what is trained of its kind."""
+"""The tiny family for the registry: omgsr-tiny, and models that are trained from it."""
 
 from __future__ import annotations
 
@@ -40,43 +40,43 @@ class TinyFamily:
     weight_stems: Mapping[str, str] = MappingProxyType({})
 
     def recognises(self, folder: Path) -> bool:
-        """Never: every model of this family has a record."""
+        """Always False: every model of this family has a record."""
         return False
 
     def find_files(self, folder: Path) -> tuple[Path, ...]:
-        """The one file; a missing one is reported when it is read, with the configuration."""
+        """The weight file; a missing one is reported when it is read together with the configuration."""
         return (folder / "model.safetensors",)
 
     def assume_record(self, folder: Path, preset: Preset | None) -> ModelRecord:
-        """Refuse."""
+        """Raise `ModelError`."""
         raise ModelError(f"{folder} has no omgsr.json", "every model of this family has one")
 
     def choose_precision(self, precision: str, device: torch.device) -> str:
-        """As asked, or what is fast on the device; in bf16 tiles differ from the whole image by a few levels."""
+        """The requested format; "auto" is a fast one. In bf16 tiles differ from the complete image by a few levels."""
         from omgsr_cli.models.devices import choose_precision
 
         return choose_precision(precision, device, "chain")
 
     def describe(self, source: ModelSource) -> RestorerInfo:
-        """From the configuration; the size of a tile of the step must suit the network."""
+        """Describe the model from its configuration; the tile size of the step must be a supported multiple."""
         from omgsr_cli.models.tiny import describe_tiny
 
         return describe_tiny(source)
 
     def load(self, source: ModelSource, device: torch.device, precision: str) -> Restorer:
-        """Read the one file."""
+        """Load the weight file."""
         from omgsr_cli.models.tiny import load_tiny
 
         return load_tiny(source, device, precision)
 
     def load_encoder(self, source: ModelSource, device: torch.device) -> ImageEncoder:
-        """The wavelet transform: the learned encoder is not part of what was pre-trained."""
+        """The wavelet transform, because the learned encoder is not part of the pre-trained model."""
         from omgsr_cli.models.tiny import load_tiny_encoder
 
         return load_tiny_encoder(source, device)
 
     def save_merged(self, source: ModelSource, folder: Path, *, half: bool, text_encoder: bool) -> None:
-        """Refuse: there is no adapter."""
+        """Raise `ModelError`: the family has no adapters."""
         raise ModelError(f"a model of the family {self.name!r} has nothing to merge")
 
     def load_trainable(
@@ -89,7 +89,7 @@ class TinyFamily:
         start_from: Path | None,
         native_px: int | None,
     ) -> Trainable:
-        """Read all of it; the size of its tiles is its own."""
+        """Load all weights; `native_px` is ignored, because the model's record sets the tile size."""
         from omgsr_cli.models.tiny import load_tiny_trainable
 
         return load_tiny_trainable(source, device, start_from)

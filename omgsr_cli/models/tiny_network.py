@@ -1,7 +1,6 @@
 """The networks of omgsr-tiny: an encoder that refines the image, and a denoiser that takes the step from its latent.
 
-Convolutions only and no normalisation, so that an image cut into tiles with a margin gives what the whole image
-gives.
+They consist of convolutions without normalisation, so tiles with a margin give the same result as the complete image.
 """
 
 from __future__ import annotations
@@ -15,25 +14,25 @@ from torch import Tensor, nn
 
 from omgsr_cli.models.wavelet import LATENT_CHANNELS, LATENT_PX, WaveletLatents
 
-# The denoiser works on squares of latents: 2x2 of them become the channels of one element.
+# The denoiser works on squares of the latent: 2x2 latent elements become the channels of one element.
 _SQUARE = 2
 
-# Pixels of the image on each side of an element in each of the two means that make the running mean which no correction
-# may have. Two squares in a row are nearly round; one alone left noise with a direction.
+# Reach of each of the two box filters of the running mean that is removed from corrections, in image pixels on each
+# side. Two box filters in sequence are nearly round; a single one left directional noise.
 _MEAN_REACH_PX = 16
 
 
 class TinyConfig(BaseModel):
-    """The shape of the networks, as kept in `config.json` beside their weights.
+    """The shape of the networks, stored in `config.json` with their weights.
 
     Attributes:
         encoder_width: channels of the encoder, at a quarter of the image size.
-        encoder_layers: 3x3 convolutions of the encoder between its first and its last.
+        encoder_layers: number of 3x3 convolutions of the encoder between its first and its last.
         step_width: channels of the denoiser, at an eighth of the image size.
-        step_bottleneck: channels of its 3x3 convolutions.
-        step_blocks: its residual blocks.
-        halo_px: margin with which a tile equals the whole image to less than half of 1/255: what is further
-            away can matter in principle, but was measured not to.
+        step_bottleneck: channels of the denoiser's 3x3 convolutions.
+        step_blocks: number of residual blocks of the denoiser.
+        halo_px: margin with which a tile equals the complete image to less than half of 1/255; the receptive field is
+            larger, but more distant pixels have no measurable effect.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,7 +46,7 @@ class TinyConfig(BaseModel):
 
     @property
     def multiple_of_px(self) -> int:
-        """Image sizes that the networks take are multiples of this."""
+        """Image heights and widths must be multiples of this, in pixels."""
         return int(LATENT_PX * _SQUARE)
 
 
@@ -59,10 +58,10 @@ def _start_at_zero(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 class PixelEncoder(nn.Module):
-    """What to add to a degraded image: a plain chain of 3x3 convolutions at a quarter of its size; zero at first.
+    """Predicts the correction of a degraded image: 3x3 convolutions at a quarter of its size, initially zero.
 
-    The chain is that of SRVGGNetCompact (Real-ESRGAN's small networks, BSD-3-Clause), but it sees all pixels of the
-    enlarged image, not only a reduced copy, so that an image that is enlarged by less than four loses nothing.
+    The architecture is that of SRVGGNetCompact (Real-ESRGAN's small networks, BSD-3-Clause), but its input is all
+    pixels of the upscaled image instead of a reduced copy, so images upscaled by less than 4 lose no detail.
     """
 
     def __init__(self, config: TinyConfig) -> None:
@@ -74,10 +73,10 @@ class PixelEncoder(nn.Module):
         self.conv_out = _start_at_zero(nn.Conv2d(width + pixels, pixels, 3, padding=1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1], sides multiples of 4, to the correction, of the same shape."""
+        """Map (B, 3, H, W) in [-1, 1], H and W multiples of 4, to the correction, same shape."""
         batch, _, height, width = image.shape
         squares = (batch, height // LATENT_PX, LATENT_PX, width // LATENT_PX, LATENT_PX * 3)
-        # Channels last from end to end: a square's rows are then copied as they are, and never pixel by pixel.
+        # All tensors are channels last, so rows of a square are copied in one piece instead of pixel by pixel.
         pixels = image.permute(0, 2, 3, 1).reshape(squares).transpose(2, 3).flatten(3).permute(0, 3, 1, 2)
         x = self.acts[0](F.conv2d(pixels, _by_pixel(self.conv_in.weight, 1), self.conv_in.bias, padding=1))
         for conv, act in zip(self.convs, self.acts[1:], strict=True):
@@ -86,7 +85,7 @@ class PixelEncoder(nn.Module):
         of_x, of_pixels = weight[:, : x.shape[1]], _by_pixel(weight[:, x.shape[1] :], 1)
         assert self.conv_out.bias is not None
         correction = F.conv2d(x, channels_last(of_x), _by_pixel(self.conv_out.bias, 0), padding=1)
-        # Two convolutions, whose results are added: joining their inputs takes as long as adding, and far more memory.
+        # Add the results of two convolutions: concatenating their inputs takes as long, and much more memory.
         correction += F.conv2d(pixels, of_pixels, padding=1)
         correction = without_running_mean(correction, _MEAN_REACH_PX // LATENT_PX)
         rows = correction.permute(0, 2, 3, 1).reshape(batch, squares[1], squares[3], LATENT_PX, -1).transpose(2, 3)
@@ -94,23 +93,23 @@ class PixelEncoder(nn.Module):
 
 
 def _by_pixel(weight: Tensor, dim: int) -> Tensor:
-    """A weight whose channels along `dim` are those of `F.pixel_unshuffle`, colour by colour, for pixel by pixel."""
+    """Reorder a weight's channels along `dim` from colour by colour, as in `F.pixel_unshuffle`, to pixel by pixel."""
     before, after = weight.shape[:dim], weight.shape[dim + 1 :]
     weight = weight.reshape(*before, 3, LATENT_PX**2, *after).transpose(dim, dim + 1).flatten(dim, dim + 1)
     return channels_last(weight) if weight.ndim == 4 else weight
 
 
 def without_running_mean(x: Tensor, reach: int) -> Tensor:
-    """Take its running mean out of every channel of a correction.
+    """Subtract the running mean from every channel of a correction.
 
-    A correction with a mean changes the colour of large areas; and where the channels are pixels of a square, or bands
-    of one, their means are a lattice that flat areas show. Photographs have neither.
+    A correction with a mean changes the colour of large areas. If the channels are the pixels or the bands of a square,
+    their means also form a lattice that is visible in flat areas. Photographs have neither.
 
     Args:
         x: (B, C, h, w) float.
-        reach: elements on each side that each of the two means is taken over, as far as there are any.
+        reach: elements on each side that each of the two means includes, fewer at the border.
     Returns:
-        The same shape and dtype.
+        (B, C, h, w), same dtype.
     """
     side, mean = 2 * reach + 1, x
     for kernel, padding in 2 * (((side, 1), (reach, 0)), ((1, side), (0, reach))):
@@ -119,9 +118,9 @@ def without_running_mean(x: Tensor, reach: int) -> Tensor:
 
 
 class BottleneckBlock(nn.Module):
-    """A 3x3 convolution between two of 1x1, around a residual; a time embedding scales and shifts in the middle.
+    """A residual block of 1x1, 3x3 and 1x1 convolutions; a time embedding scales and shifts the middle features.
 
-    The last convolution starts at zero, which stands in for normalisation: a deep stack begins as the identity.
+    The last convolution is initialised to zero, which replaces normalisation: a deep stack starts as the identity.
     """
 
     def __init__(self, width: int, bottleneck: int, time_width: int) -> None:
@@ -132,11 +131,11 @@ class BottleneckBlock(nn.Module):
         self.film = nn.Linear(time_width, 2 * bottleneck)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """(B, width, h, w) and (B or 1, time_width) to (B, width, h, w)."""
+        """Map (B, width, h, w) and (B or 1, time_width) to (B, width, h, w)."""
         scale, shift = self.film(time).chunk(2, 1)
         h = F.silu(self.narrow(x))
         if len(time) == 1:
-            # One timestep for all, so it can go into the weights: two passes less.
+            # A single timestep can be folded into the weights, which saves two passes.
             gain = 1 + scale[0]
             assert self.conv.bias is not None
             weight = channels_last(self.conv.weight * gain[:, None, None, None])
@@ -149,7 +148,7 @@ class BottleneckBlock(nn.Module):
 
 
 def timestep_embedding(timestep: Tensor, width: int) -> Tensor:
-    """Sines and cosines of the timestep at geometric frequencies.
+    """Compute sines and cosines of the timestep at geometric frequencies.
 
     Source: "Attention is all you need", arXiv:1706.03762, section 3.5.
 
@@ -167,7 +166,7 @@ def timestep_embedding(timestep: Tensor, width: int) -> Tensor:
 class LatentDenoiser(nn.Module):
     """Predicts the noise in a latent: (B, 48, h, w) and timesteps, (B,) or (1,) for all, to (B, 48, h, w); h, w even.
 
-    Like noise, the prediction has no running mean.
+    The prediction has no running mean, like noise.
     """
 
     time_width = 128
@@ -183,14 +182,14 @@ class LatentDenoiser(nn.Module):
         self.conv_out = _start_at_zero(nn.Conv2d(width, elements, 1))
 
     def forward(self, latent: Tensor, timestep: Tensor) -> Tensor:
-        """Predict the noise: see the class."""
+        """Predict the noise; see the class."""
         time = self.time(timestep_embedding(timestep, 64).to(self.conv_in.weight.dtype))
-        # A convolution of whole squares, and its transpose, in place of a shuffle and a convolution of single elements.
+        # Strided convolutions of squares replace a pixel shuffle with a 1x1 convolution.
         kernel = self.conv_in.weight.view(-1, LATENT_CHANNELS, _SQUARE, _SQUARE)
         x = F.conv2d(channels_last(latent), channels_last(kernel), self.conv_in.bias, stride=_SQUARE)
         for block in self.blocks:
             x = block(x, time)
-        # Of what has no running mean a linear layer makes what has none: its bias, a mean, has no effect.
+        # Remove the running mean here: a linear layer keeps it at zero. Its bias is a mean, so it must have no effect.
         x = without_running_mean(x, _MEAN_REACH_PX // (LATENT_PX * _SQUARE))
         kernel = self.conv_out.weight[:, :, 0, 0].T.reshape(-1, LATENT_CHANNELS, _SQUARE, _SQUARE)
         assert self.conv_out.bias is not None
@@ -210,5 +209,5 @@ class TinyNetwork(nn.Module):
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Lay out (B, C, H, W) with the channels next to each other, which is what convolutions on a CPU like best."""
+    """Store (B, C, H, W) channels last, the fastest layout for convolutions on a CPU."""
     return x.contiguous(memory_format=torch.channels_last)

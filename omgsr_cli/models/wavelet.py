@@ -1,11 +1,11 @@
 """The latent space of omgsr-tiny: a wavelet packet transform, which is cheap and lossless.
 
-Two levels of the CDF 9/7 wavelet (that of JPEG 2000) split an image into 16 sub-bands per colour at a quarter of its
+Two levels of the CDF 9/7 wavelet (used in JPEG 2000) split an image into 16 sub-bands per colour at a quarter of its
 size. Its synthesis functions overlap smoothly, unlike those of a 4x4 space-to-depth, so an error in a coefficient does
-not cause the edge of a block. Lifting makes the transform exactly invertible at any border.
+not produce a block edge. Lifting makes the transform exactly invertible at any border.
 
-Lifting defines the transform. It takes 32 passes over an image, so both levels of an axis are applied as one matrix,
-of which only a band is not zero: blocks of 4 elements depend on 3 blocks on each side.
+Lifting defines the transform, but needs 32 passes over an image. Both levels of an axis are therefore applied as one
+banded matrix: a block of 4 elements depends on 3 blocks on each side.
 
 Source: Daubechies and Sweldens, "Factoring wavelet transforms into lifting steps", 1998, table for CDF 9/7.
 """
@@ -20,25 +20,25 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 
 _PREDICT_1, _UPDATE_1, _PREDICT_2, _UPDATE_2 = -1.586134342, -0.05298011854, 0.8829110762, 0.4435068522
-# With this gain, low-pass and high-pass filters have nearly unit norm, and the transform is almost orthonormal.
+# With this gain, low-pass and high-pass filters have nearly unit norm, and the transform is nearly orthonormal.
 _GAIN = 1.149604398
 LEVELS = 2
 LATENT_PX = 2**LEVELS
 LATENT_CHANNELS = 3 * 4**LEVELS
 
-# Rows are luma (BT.601 weights normalised to unit length would not be orthogonal to chroma; equal weights are).
+# The first row is luma, with equal weights: BT.601 weights of unit length would not be orthogonal to chroma.
 _OPPONENT = ((3**-0.5, 3**-0.5, 3**-0.5), (2**-0.5, 0.0, -(2**-0.5)), (6**-0.5, -2 * 6**-0.5, 6**-0.5))
 
-#: A block depends on this many blocks on each side, in both directions of the transform.
+#: A block depends on this many blocks on each side, in analysis and synthesis.
 _REACH = 3
 _SPAN = 2 * _REACH + 1
 
 
 def _lift(target: Tensor, source: Tensor, weight: float, side: int) -> Tensor:
-    """One lifting step: target + weight * (source + its neighbour), along the rows.
+    """One lifting step along the rows: target + weight * (source + neighbour).
 
-    The neighbour is the next row where `side` is 1, the one before where it is -1; at the border a row is its
-    own (symmetric extension).
+    The neighbour is the next row if `side` is 1 and the previous row if it is -1. A border row is its own neighbour
+    (symmetric extension).
     """
     neighbour = torch.cat((source[1:], source[-1:]) if side > 0 else (source[:1], source[:-1]))
     return target + weight * (source + neighbour)
@@ -55,13 +55,13 @@ def _split(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def transform_matrix(blocks: int, *, inverse: bool = False) -> Tensor:
-    """Both levels along an axis of 4 * blocks elements, as a matrix.
+    """Build the matrix of both levels for an axis of 4 * blocks elements.
 
     Args:
-        blocks: at least 1.
-        inverse: gives the matrix of the synthesis.
+        blocks: number of blocks, at least 1.
+        inverse: True for the synthesis.
     Returns:
-        (4 * blocks, 4 * blocks) float64. Bands are innermost: of every block low-low, high-low (high of the first
+        (4 * blocks, 4 * blocks) float64. Bands are innermost; each block has low-low, high-low (high of the first
         level, low of the second), low-high and high-high.
     """
     low, high = _split(torch.eye(LATENT_PX * blocks, dtype=torch.float64))
@@ -71,11 +71,11 @@ def transform_matrix(blocks: int, *, inverse: bool = False) -> Tensor:
 
 
 class _Matrices(NamedTuple):
-    """What a long axis is transformed by: the rows of its matrix that differ.
+    """The distinct rows of the matrix for a long axis.
 
     Attributes:
-        first, last: of the three blocks at either end, (12 c, 28 c), where c is 1, or 3 with colours innermost.
-        inside: of a block between them, (4 c, 28 c).
+        first, last: rows of the three blocks at each end, (12 c, 28 c), where c is 1, or 3 with colours innermost.
+        inside: rows of any block between them, (4 c, 28 c).
     """
 
     first: Tensor
@@ -85,30 +85,30 @@ class _Matrices(NamedTuple):
 
 @cache
 def _matrices(inverse: bool, colours: bool, dtype: torch.dtype, device: torch.device) -> _Matrices:
-    """Give them on a device, copied there once."""
-    # Long enough that the middle depends on no border.
+    """The matrices on a device; they are copied there once."""
+    # 16 blocks are enough to make the middle independent of the borders.
     matrix, span, edge = transform_matrix(16, inverse=inverse), LATENT_PX * _SPAN, LATENT_PX * _REACH
     start = (8 - _REACH) * LATENT_PX
     inside = matrix[8 * LATENT_PX : 9 * LATENT_PX, start : start + span]
     parts = matrix[:edge, :span], inside, matrix[-edge:, -span:]
-    # Training needs them too, which takes no tensor that was made in inference mode.
+    # Training uses them too, and cannot use tensors that were created in inference mode.
     with torch.inference_mode(False):
         return _Matrices(*(_with_colours(part, inverse, colours).to(device, dtype) for part in parts))
 
 
 @cache
 def _whole_matrix(blocks: int, inverse: bool, colours: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Give the matrix of a short axis on a device, copied there once."""
+    """The matrix for a short axis on a device; it is copied there once."""
     with torch.inference_mode(False):
         return _with_colours(transform_matrix(blocks, inverse=inverse), inverse, colours).to(device, dtype)
 
 
 def _with_colours(matrix: Tensor, inverse: bool, colours: bool) -> Tensor:
-    """The matrix for elements of 3 colours, which it transforms to or from opponent colours; a copy of it otherwise."""
+    """Extend the matrix to elements of 3 colours, with the transform to or from opponent colours; else copy it."""
     if not colours:
         return matrix.clone()
     opponent = torch.tensor(_OPPONENT, dtype=torch.float64)
-    # The matrix of the colours is orthonormal: its transpose is its inverse.
+    # The colour matrix is orthonormal, so its transpose is its inverse.
     return torch.kron(matrix.contiguous(), opponent.T.contiguous() if inverse else opponent)
 
 
@@ -122,7 +122,7 @@ def _along_rows(x: Tensor, *, inverse: bool) -> Tensor:
     result = torch.empty_like(x)
     result[:, :edge] = first @ x[:, :span]
     result[:, -edge:] = last @ x[:, -span:]
-    # Overlapping windows of rows are a view, which a batch of products reads as it is.
+    # Overlapping windows of rows are a view, which a batched matrix product reads without a copy.
     for index, windows in enumerate(x.unfold(1, span, LATENT_PX).transpose(2, 3)):
         result[index, edge:-edge] = torch.bmm(inside.expand(len(windows), -1, -1), windows).flatten(0, 1)
     return result
@@ -134,7 +134,7 @@ def _along_columns(x: Tensor, *, inverse: bool) -> Tensor:
     if blocks <= 2 * _REACH:
         return F.linear(x.flatten(2), _whole_matrix(blocks, inverse, True, x.dtype, x.device)).view_as(x)
     first, inside, last = _matrices(inverse, True, x.dtype, x.device)
-    # With a stride of the channels that is 1, the kernel is channels last as the image is.
+    # Channels have stride 1, so the kernel is channels last like the image.
     kernel = inside.view(width, 1, _SPAN, width).permute(0, 3, 1, 2)
     result = F.conv2d(x.permute(0, 3, 1, 2), kernel, padding=(0, _REACH)).permute(0, 2, 3, 1)
     result[:, :, :_REACH] = F.linear(x[:, :, :_SPAN].flatten(2), first).view(*x.shape[:2], _REACH, width)
@@ -143,10 +143,10 @@ def _along_columns(x: Tensor, *, inverse: bool) -> Tensor:
 
 
 class WaveletLatents(nn.Module):
-    """Image to latent and back: opponent colours, wavelet packets, and one scale for each channel.
+    """Maps images to latents and back: opponent colours, wavelet packets, and a mean and scale per channel.
 
-    Channels are band-major, row bands before column bands and the second level before the first, so that channels 0
-    to 2 are the low-pass of the three colours. The scales are measured on the training photographs and kept with the
+    Channels are band-major, with row bands before column bands and the second level before the first. Channels 0 to 2
+    are the low-pass of the three colours. The scales are measured on the training photographs and stored with the
     weights.
     """
 
@@ -159,10 +159,10 @@ class WaveletLatents(nn.Module):
         self.register_buffer("channel_std", torch.ones(LATENT_CHANNELS))
 
     def encode(self, image: Tensor) -> Tensor:
-        """Map sRGB in [-1, 1], (B, 3, H, W), sides multiples of 4, to (B, 48, H/4, W/4) of unit variance or less."""
+        """Map sRGB in [-1, 1], (B, 3, H, W), H and W multiples of 4, to (B, 48, H/4, W/4) of at most unit variance."""
         batch, _, height, width = image.shape
         high, wide = height // LATENT_PX, width // LATENT_PX
-        # Training runs under autocast, but in bf16 colours would be coarser than 8 bits.
+        # Training uses autocast, but in bf16 colours would be coarser than 8 bits.
         with torch.autocast(image.device.type, enabled=False):
             rows = _along_rows(image.permute(0, 2, 3, 1).reshape(batch, height, -1), inverse=False)
             bands = _along_columns(rows.view(batch, height, wide, -1), inverse=False)

@@ -1,4 +1,4 @@
-"""Self-attention over a whole image, its queries read strip by strip."""
+"""Self-attention over a complete image, with its queries read strip by strip."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Projected:
-    """A linear layer over the channels of every position."""
+    """A linear layer that is applied to the channels of every position."""
 
     def __init__(self, source: Field, linear: nn.Linear) -> None:
         self.source, self.linear = source, linear
@@ -39,19 +39,19 @@ class Projected:
 
 
 class Attended:
-    """Diffusers' attention of the VAE's middle block: every position sees all others.
+    """The attention in the middle block of diffusers' VAE: every position attends to all positions.
 
-    (x + to_out(softmax(Q K^T / sqrt(d)) V)) / rescale_output_factor with Q, K, V of the normalised x; the softmax is
+    (x + to_out(softmax(Q K^T / sqrt(d)) V)) / rescale_output_factor, with Q, K, V of the normalised x. The softmax is
     over all keys, for some of the queries at a time.
     Source: LDM, arXiv:2112.10752, Eq. 3 and its published autoencoder.
 
-    Keys and values of the whole image, 2 C values for each of the layer's positions, stay on the device if there is
-    room; else they are layers like others, of which some rows are read at a time.
+    Keys and values of the complete image, 2 C values per position, stay on the device if they fit. Otherwise they are
+    stored like other layers, and read a few rows at a time.
 
     Args:
-        source: what is attended to, and added again.
-        attention: of diffusers, with a group norm.
-        workspace: bounds what is computed together.
+        source: the input, which is also the residual.
+        attention: diffusers' module, with a group norm.
+        workspace: limits the memory.
     """
 
     def __init__(self, source: StoredRows, attention: Attention, workspace: Workspace) -> None:
@@ -80,7 +80,7 @@ class Attended:
         queries = _heads(_tokens(self._queries.read(top, bottom)), self.attention.heads)
         seen = [self._seen.by(some) for some in torch.split(queries, self._seen.together, dim=1)]
         tokens = torch.cat(seen, dim=1).transpose(0, 1).reshape(queries.shape[1], -1)
-        # The second part of to_out is dropout, which does nothing here.
+        # to_out[1] is dropout, which has no effect in inference.
         rows: Tensor = self.attention.to_out[0](tokens).view(1, bottom - top, self.width, -1).permute(0, 3, 1, 2)
         if self.attention.residual_connection:
             rows = rows + self.source.read(top, bottom)
@@ -94,32 +94,32 @@ class Attended:
 
 
 _MOST_PRODUCTS_BYTES = 1 << 31
-"""MPS aborts the process at a buffer of twice this size."""
+"""MPS aborts the process for a buffer of twice this size."""
 
 
 class _Whole:
     """Keys and values of all positions on the device.
 
     Args:
-        keys, values: are computed at once.
-        heads: of the attention.
-        workspace: where they have been reserved.
-        size: so many bytes of it.
+        keys, values: fields that are computed immediately.
+        heads: number of attention heads.
+        workspace: workspace in which their memory is reserved.
+        size: number of reserved bytes.
     Attributes:
-        together: how many queries see them at a time.
+        together: number of queries that are processed at a time.
     """
 
     def __init__(self, keys: Projected, values: Projected, heads: int, workspace: Workspace, size: int) -> None:
         self._workspace, self._size = workspace, size
         self._keys: Tensor | None = self._compute(keys, heads)
         self._values: Tensor | None = self._compute(values, heads)
-        # CPUs have a kernel that never holds all products, elsewhere they may be held.
+        # The kernel for CPUs never stores all products; kernels for other devices may.
         products = 0 if workspace.device.type == "cpu" else 2 * 4 * heads * keys.height * keys.width
         room = min(workspace.strip_bytes, _MOST_PRODUCTS_BYTES)
         self.together = max(1, room // products) if products else keys.height * keys.width
 
     def _compute(self, field: Projected, heads: int) -> Tensor:
-        """All positions, (heads, positions, d)."""
+        """Compute all positions, (heads, positions, d)."""
         whole, start = None, 0
         for rows in strips(field, self._workspace):
             tokens = _tokens(rows)
@@ -131,44 +131,44 @@ class _Whole:
         return _heads(whole, heads)
 
     def by(self, queries: Tensor) -> Tensor:
-        """What (heads, n, d) queries see of all positions, (heads, n, d)."""
+        """Attend from (heads, n, d) queries to all positions; returns (heads, n, d)."""
         assert self._keys is not None
         assert self._values is not None
         return F.scaled_dot_product_attention(queries[None], self._keys[None], self._values[None])[0]
 
     def free(self) -> None:
-        """Give back what was reserved."""
+        """Release the reserved memory."""
         if self._keys is not None:
             self._keys = self._values = None
             self._workspace.give_back(self._size, self._workspace.device)
 
 
 class _InRows:
-    """Keys and values as stored layers; the softmax goes over some rows of them after the other.
+    """Keys and values as stored layers; the softmax processes a few of their rows at a time.
 
-    Sums of earlier rows are scaled down whenever a larger product is met, so that all are relative to the largest.
+    When a larger product occurs, the sums of earlier rows are scaled down, so that all are relative to the largest.
     Source: Milakov and Gimelshein, Online normalizer calculation for softmax, arXiv:1805.02867, Algorithm 3.
 
     Args:
-        keys, values: of all positions.
-        heads: of the attention.
-        workspace: bounds the products that are held.
+        keys, values: stored layers of all positions.
+        heads: number of attention heads.
+        workspace: limits the memory of the products.
     Attributes:
-        together: how many queries see one row at a time, at most.
+        together: largest number of queries that are processed at a time.
     """
 
     def __init__(self, keys: StoredRows, values: StoredRows, heads: int, workspace: Workspace) -> None:
         self._keys, self._values, self._heads, self._workspace = keys, values, heads, workspace
-        # A product and its exponential, in float32, and one more while they are computed.
+        # A product, its exponential and one temporary value, in float32.
         self._row_bytes = 3 * 4 * heads * keys.width
 
     @property
     def together(self) -> int:
-        """How many queries see one row of the layer within the memory of a strip."""
+        """The number of queries that attend to one row of the layer within the memory of a strip."""
         return max(1, self._workspace.strip_bytes // self._row_bytes)
 
     def by(self, queries: Tensor) -> Tensor:
-        """As for `_Whole`."""
+        """Same as `_Whole.by`."""
         scaled = queries.float() * queries.shape[-1] ** -0.5
         largest = scaled.new_full((*scaled.shape[:2], 1), -torch.inf)
         total, seen = torch.zeros_like(largest), torch.zeros_like(scaled)
@@ -187,16 +187,16 @@ class _InRows:
         return (seen / total).to(queries.dtype)
 
     def free(self) -> None:
-        """Forget both layers."""
+        """Release both layers."""
         self._keys.forget(self._keys.height)
         self._values.forget(self._values.height)
 
 
 def _heads(tokens: Tensor, heads: int) -> Tensor:
-    """(positions, C) to (heads, positions, C / heads)."""
+    """Reshape (positions, C) to (heads, positions, C / heads)."""
     return tokens.view(len(tokens), heads, -1).transpose(0, 1)
 
 
 def _tokens(rows: Tensor) -> Tensor:
-    """(1, C, rows, W) to (rows * W, C)."""
+    """Reshape (1, C, rows, W) to (rows * W, C)."""
     return rows.permute(0, 2, 3, 1).reshape(-1, rows.shape[1])
