@@ -1,4 +1,4 @@
-"""What benchmarks keep between runs: restored images as files, scores and times by all that they depend on."""
+"""Keep restored images, scores and times between runs of benchmarks, by a hash of everything they depend on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from omgsr_cli.errors import OmgsrError, reason_of
 from omgsr_cli.files.remembered import Remembered, cache_folder
 
 _FORMAT = 2
-"""Increase it when the meaning of an entry changes; older entries are then ignored."""
+"""Increase this number when the meaning of an entry changes; older entries are then ignored."""
 
 
 class Cache(Remembered):
     """Hashes and values as in `Remembered`, and restored images; several processes may share a folder.
 
     Args:
-        folder: created if it is missing; None means a folder in the user's cache.
+        folder: folder of the cache, created if it is missing; None means a folder in the user's cache.
     Raises:
         OmgsrError: the folder cannot be created or used.
     """
@@ -34,18 +34,18 @@ class Cache(Remembered):
         super().__init__(self.folder)
 
     def image_path(self, key: str) -> Path:
-        """The file of a restored image; it exists if the image was restored before."""
+        """Return the file of a restored image; it exists if the image was restored before."""
         return self.folder / "images" / key[:2] / f"{key}.png"
 
 
 def key_of(**depends_on: object) -> str:
-    """A hash of everything that a result depends on, given as plain values by name."""
+    """Return a hash of everything that a result depends on, given as plain values by name."""
     text = json.dumps({"format": _FORMAT, **depends_on}, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:40]
 
 
 def files_identity(*places: Path) -> str:
-    """A hash of the whole content of models' folders and files, and of the version of this program."""
+    """Return a hash of the content of models' folders and files, and of the program's version."""
     remembered = Remembered()
     try:
         return key_of(content=remembered.contents(places), version=__version__)

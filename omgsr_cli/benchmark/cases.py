@@ -1,4 +1,4 @@
-"""The images of a benchmark: which files belong together, and which part of them is compared."""
+"""Find the images of a benchmark, match their files, and choose the part that is compared."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from omgsr_cli.options import MAX_SCALE, MIN_SCALE
 #: Usual names of the two halves of a test set, in lower case.
 _LOW_NAMES = ("test_lr", "lr", "lq")
 _HIGH_NAMES = ("test_hr", "hr", "gt")
-# Scales of published test sets: references without inputs may have been cropped to a multiple of these.
+# Scales of published test sets: references without inputs may be cropped to a multiple of these.
 _PUBLISHED_SCALES = (4, 2, 3, 8)
 _DEFAULT_SCALE = 4.0
 
@@ -33,10 +33,11 @@ class Case:
         name: the stem of all its files.
         input: the low-quality image; None if restored images were given without it, or if it cannot be used.
         reference: the high-quality image, or None.
-        given: the image in each folder of restored images, by the name of the folder.
-        output_px: the size that models restore to.
+        given: the image in each folder of restored images, by folder name.
+        output_px: the output size of the models.
         compared_px: restored images and the reference are cropped to this size, from the top left, before they are
-            compared: published test sets crop a reference to a multiple of the scale. None compares whole images.
+            compared, because published test sets crop a reference to a multiple of the scale. None compares full
+            images.
         errors: why a model has no image here, by model name; the key "" means all models that restore the input.
     """
 
@@ -54,9 +55,9 @@ class FoundCases:
     """The images of a benchmark.
 
     Attributes:
-        cases: those that can be restored or scored, in natural order.
+        cases: images that can be restored or scored, in natural order.
         failures: files that cannot be used, each with the reason.
-        notes: one line each, for the user.
+        notes: notes for the user, one line each.
     """
 
     cases: tuple[Case, ...]
@@ -65,12 +66,12 @@ class FoundCases:
 
 
 def bundled_folder() -> Path:
-    """The folder of the bundled images: `lr/`, with references for some of them in `hr/`."""
+    """Return the folder of the bundled images: `lr/`, with references for some of them in `hr/`."""
     return Path(str(resources.files("omgsr_cli") / "benchmark" / "images"))
 
 
 def bundled_cases(scale: float | None, model_scale: float | None = None) -> FoundCases:
-    """The bundled images: pairs, and real low-quality images without a reference."""
+    """Return the bundled images: pairs, and real low-quality images without a reference."""
     folder = bundled_folder()
     high = {found.path.stem: found.path for found in _images(folder / "hr")}
     low = [found.path for found in _images(folder / "lr")]
@@ -89,8 +90,8 @@ def find_cases(
     """Find the images of a benchmark and match files of the same name.
 
     Args:
-        data: folder of low-quality images, or one that contains `test_LR/` (or `LR/`) and `test_HR/` (or `HR/`).
-        references: folder of high-quality images, or one that contains `test_HR/`.
+        data: folder of low-quality images, or a folder that contains `test_LR/` (or `LR/`) and `test_HR/` (or `HR/`).
+        references: folder of high-quality images, or a folder that contains `test_HR/`.
         given: folders of restored images by their names.
         scale: scale of images without a reference; with a reference, the scale to try first. None finds it.
         model_scale: scale of images without a reference if `scale` is None.
@@ -127,7 +128,7 @@ def find_cases(
 
 
 def _half(folder: Path, names: Sequence[str], *, missing_ok: bool = False) -> Path | None:
-    """The half of a test set in a folder, or the folder itself; None if it is missing and `missing_ok`."""
+    """Return the half of a test set in a folder, or the folder itself; None if it is missing and `missing_ok`."""
     try:
         inside = {path.name.casefold(): path for path in folder.iterdir() if path.is_dir()}
     except OSError as error:
@@ -137,7 +138,7 @@ def _half(folder: Path, names: Sequence[str], *, missing_ok: bool = False) -> Pa
 
 
 def _images(folder: Path, recursive: bool = False) -> list[FoundImage]:
-    """The images of a folder in natural order."""
+    """Return the images of a folder in natural order."""
     found, problems, _ = find_inputs([str(folder)], recursive=recursive)
     if problems:
         raise problems[0]
@@ -148,7 +149,7 @@ _Group = tuple[str, Path | None, Path | None, Mapping[str, Path]]
 
 
 def _measured(groups: Iterable[_Group], scale: float | None, model_scale: float | None) -> FoundCases:
-    """Read the sizes of all files, and find what is compared and what does not fit."""
+    """Read the sizes of all files, choose the parts to compare, and find files whose size does not fit."""
     cases, failures, cropped = [], [], []
     for group in groups:
         case, wrong = _measure(group, scale, model_scale)
@@ -232,10 +233,10 @@ def _size(path: Path) -> Size:
 
 
 def fit_to_reference(small: Size, large: Size, scale: float | None = None) -> Size | None:
-    """The size that an input is restored to so that it covers its reference; None if the two do not fit.
+    """Return the output size with which an input covers its reference; None if the two sizes do not fit.
 
-    A whole scale is preferred, and the rest of either image is cropped: test sets crop references to a multiple of the
-    scale (121x93 to 120x92, 30x23 from it), or round up (31x24). Otherwise the input is resized to the size of the
+    An integer scale is preferred, and the rest of either image is cropped: test sets crop references to a multiple of
+    the scale (121x93 to 120x92, 30x23 from it), or round up (31x24). Otherwise the input is resized to the size of the
     reference, if the proportions agree within one pixel of the input.
 
     Args:
@@ -252,7 +253,7 @@ def fit_to_reference(small: Size, large: Size, scale: float | None = None) -> Si
         enlarged = small.times(factor)
         left = (abs(large.height - enlarged.height), abs(large.width - enlarged.width))
         if MIN_SCALE <= factor <= MAX_SCALE and max(left) < max(factor, 2):
-            # Prefer the scale that was given, then cropping, as published, to rounding up.
+            # Prefer the given scale; after it, prefer cropping, as published sets do, to rounding up.
             was_cropped = (large.height // factor, large.width // factor) == small
             fitting.append((factor != scale, not was_cropped, enlarged))
     if fitting:
@@ -263,7 +264,7 @@ def fit_to_reference(small: Size, large: Size, scale: float | None = None) -> Si
 
 
 def _is_restored(size: Size, reference: Size, fit: Size | None, scale: float | None) -> bool:
-    """Whether a restored image has the size of its reference, whole or cropped to a multiple of the scale."""
+    """Whether a restored image has the size of its reference, possibly cropped to a multiple of the scale."""
     scales = _PUBLISHED_SCALES if scale is None else (int(scale),) if scale == int(scale) else ()
     cropped = [Size(reference.height // s * s, reference.width // s * s) for s in scales]
     return size in (reference, fit) or (fit is None and size in cropped)

@@ -1,4 +1,4 @@
-"""Time and memory on this machine, and the versions of everything that affects a number."""
+"""Measure time and memory on this machine, and collect the versions of software that affects results."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ T = TypeVar("T")
 
 
 def collect_versions() -> dict[str, str]:
-    """The versions of this program, its installed libraries, Python and the system, by name."""
+    """Return the versions of this program, its installed libraries, Python and the system, by name."""
     found = {"omgsr": __version__, "python": platform.python_version()}
     found |= {name: version for name in _LIBRARIES if (version := version_of(name)) is not None}
     return {**found, "system": f"{platform.system()} {platform.machine()}"}
 
 
 def machine_name() -> list[object]:
-    """What identifies this machine and its number of threads: times are not valid on another machine."""
+    """Return what identifies this machine and its number of threads; times are not valid on another machine."""
     return [platform.node(), platform.machine(), os.cpu_count(), torch.get_num_threads()]
 
 
@@ -45,8 +45,8 @@ class Timing:
     """Time and memory of restoring one image with a model.
 
     Attributes:
-        seconds: of each timed restoration.
-        megapixels: of the output.
+        seconds: seconds of each timed restoration.
+        megapixels: megapixels of the output.
         load_s: seconds to load the model.
         process_mib: peak resident memory during any of the calls.
         device_mib: peak memory of tensors on an accelerator during any of the calls; None on the CPU.
@@ -66,11 +66,11 @@ class Timing:
 
     @property
     def median_s(self) -> float:
-        """The median time of the restorations."""
+        """The median seconds of the restorations."""
         return statistics.median(self.seconds)
 
     def with_another(self, other: Timing) -> Timing:
-        """Both timings of one image that was restored several times."""
+        """Combine two timings of one image."""
         device_mib = None if self.device_mib is None else max(self.device_mib, other.device_mib or 0.0)
         return replace(
             other,
@@ -81,7 +81,7 @@ class Timing:
 
 
 def speed_of(model: str, timings: Sequence[Timing]) -> Speed | None:
-    """A model's speed from the timings of its images; None if no image was timed."""
+    """Return a model's speed from the timings of its images; None if no image was timed."""
     if not timings:
         return None
     seconds = [each for timing in timings for each in timing.seconds]
@@ -105,20 +105,20 @@ def speed_of(model: str, timings: Sequence[Timing]) -> Speed | None:
 def time_call(
     work: Callable[[], T], output_px: int, device: torch.device, *, precision: str, load_s: float
 ) -> tuple[T, Timing]:
-    """Run some work until its device is idle, and return its result with time and memory.
+    """Run a function, wait until its device is idle, and return the result with time and memory.
 
     Args:
         work: restores one image.
         output_px: number of pixels of its result.
-        device: where it computes.
-        precision: of the model, for the record.
-        load_s: of the model, for the record.
+        device: the device of the model.
+        precision: the model's precision, for the record.
+        load_s: the model's loading time in seconds, for the record.
     """
     accelerator = torch.get_device_module(device) if device.type in ("cuda", "xpu") else None
     if accelerator is not None:
         accelerator.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
-        # Linux: this resets the peak to the current resident memory.
+        # On Linux, this resets the peak to the current resident memory.
         (_PROCESS / "clear_refs").write_text("5", "ascii")
     _synchronize(device)
     started = time.perf_counter()
@@ -132,7 +132,7 @@ def time_call(
 
 
 def peak_process_mib() -> float:
-    """Peak resident memory of this process since the last reset, or since the start if it cannot be reset."""
+    """Return the peak resident memory since the last reset, or since the process started if it cannot be reset."""
     try:
         for line in (_PROCESS / "status").read_text("ascii").splitlines():
             if line.startswith("VmHWM:"):

@@ -1,4 +1,4 @@
-"""The metrics by name: what each means, and which weight files it needs."""
+"""The metrics by name, with their meaning and weight files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Weights:
 
     Attributes:
         place: its folder below torch's hub folder; "hub" for the Hugging Face cache.
-        name: of the file, or its repository on the Hugging Face hub.
+        name: name of the file, or its repository on the Hugging Face hub.
     """
 
     place: Literal["pyiqa", "clip", "checkpoints", "hub"]
@@ -40,12 +40,12 @@ class Weights:
 
 @dataclass(frozen=True)
 class KnownMetric:
-    """A metric that can be chosen.
+    """An available metric.
 
     Attributes:
-        info: what its scores mean.
-        weights: the files that it reads; None if only pyiqa knows them.
-        summary: a few words, for the list of metrics.
+        info: the meaning of its scores.
+        weights: the weight files that it reads; None if only pyiqa defines them.
+        summary: a short description for the list of metrics.
     """
 
     info: MetricInfo
@@ -100,7 +100,7 @@ METRICS: dict[str, KnownMetric] = {
 
 @cache
 def known_metrics() -> Mapping[str, KnownMetric]:
-    """Every available metric by name: the list above, then all others of the installed pyiqa."""
+    """Return every available metric by name: the list above, then all others of the installed pyiqa."""
     found = dict(METRICS)
     for name, config in _pyiqa_configs().items():
         kind = _FULL if config.get("metric_mode") == "FR" else _NONE
@@ -112,7 +112,7 @@ def known_metrics() -> Mapping[str, KnownMetric]:
 
 
 def _pyiqa_configs() -> dict[str, dict[str, Any]]:
-    """The settings of all pyiqa metrics by name, from its table alone: importing pyiqa takes seconds or may fail."""
+    """Read the settings of all pyiqa metrics by name from its table; importing pyiqa takes seconds and may fail."""
     spec = importlib.util.find_spec("pyiqa")
     for folder in (spec and spec.submodule_search_locations) or ():
         place = Path(folder, "default_model_configs.py")
@@ -129,7 +129,7 @@ def choose_metrics(names: Iterable[str]) -> tuple[KnownMetric, ...]:
     """Look up metrics by name, ignoring case, each once, in the given order; "paper" and "default" are groups.
 
     Raises:
-        UsageError: no metric has that name; the hint shows the nearest one.
+        UsageError: no metric has that name; the hint shows the nearest name.
     """
     chosen: dict[str, KnownMetric] = {}
     known = {name.casefold(): metric for name, metric in METRICS.items()}
@@ -155,6 +155,6 @@ def _unknown(name: str, known: Iterable[str]) -> UsageError:
 
 
 def core_settings(color_space: str, crop_border_px: int) -> str:
-    """The settings of psnr and ssim, as readable text."""
+    """Return the settings of psnr and ssim as readable text."""
     border = f"{crop_border_px} px of border cropped" if crop_border_px else "no border cropped"
     return f"{_COLOR_NAMES[color_space]}, {border}"

@@ -1,4 +1,4 @@
-"""The models of a benchmark: everything that restores an image to a given size, and images restored before."""
+"""The models of a benchmark: models that restore an image to a given size, and folders of restored images."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class LoadedModel(Protocol):
 
 @dataclass(frozen=True)
 class Model:
-    """A model of the comparison, not loaded.
+    """A model of the comparison, not loaded yet.
 
     Attributes:
-        info: what is known without loading it.
-        load: loads it on the named device, or on the preferred one; called at most once per process, and only if there
-            is an image to restore. It can be pickled. None for images restored before.
+        info: its description, which needs no loading.
+        load: loads the model on the named device, or on the preferred one; called at most once per process, and only if
+            an image must be restored. It can be pickled. None for images restored before.
     """
 
     info: ModelInfo
@@ -53,17 +53,17 @@ class Model:
 
 
 def given_models(folders: Sequence[Path]) -> list[Model]:
-    """A model for each folder of images that were restored before."""
+    """Return a model for each folder of restored images."""
     return _named([Model(ModelInfo(folder.name, "given", detail=str(folder))) for folder in folders])
 
 
 def restoring_models(options: BenchOptions) -> list[Model]:
-    """Find each `--model`; base and adapter belong to the one that is not complete by itself.
+    """Find each `--model`; base and adapter complete the model that needs them.
 
     By default these are the default model, and bicubic for comparison.
 
     Raises:
-        UsageError: a name is empty, or several models could take the base or adapter.
+        UsageError: a name is empty, or several models could use the base or adapter.
         ModelError, DeviceError: a model or device is missing.
     """
     names: list[str | None] = list(options.model)
@@ -83,7 +83,7 @@ def _named(models: Sequence[Model]) -> list[Model]:
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """Unique names: the second "x" becomes "x 2"."""
+    """Make names unique: the second "x" becomes "x 2"."""
     counts = [1 + names[:index].count(name) for index, name in enumerate(names)]
     return [name if count == 1 else f"{name} {count}" for name, count in zip(names, counts, strict=True)]
 
@@ -104,7 +104,7 @@ def _find(name: str | None, options: BenchOptions) -> Model:
 
 
 def resampling_model(name: str) -> Model:
-    """Pillow's bicubic or Lanczos filter, on 8-bit pixels."""
+    """Return a model that resizes with Pillow's bicubic or Lanczos filter, on 8-bit pixels."""
     info = ModelInfo(name, "resampling", None, None, f"pillow {PIL.__version__} {name}", f"Pillow's {name} filter")
     return Model(info, partial(_Resampling, name))
 
@@ -138,7 +138,7 @@ def _omgsr_model(wanted: ModelOptions, options: BenchOptions) -> Model:
 
 
 class _Omgsr:
-    """A model of this program, run in the same way as by `omgsr upscale`."""
+    """A model of this program; it runs in the same way as in `omgsr upscale`."""
 
     def __init__(self, source: ModelSource, precision: str, seed: int | None, device: str | None = None) -> None:
         self._restorer = load_found(source, device=device, precision=precision)
@@ -150,5 +150,5 @@ class _Omgsr:
         return upscale_image(self._restorer, image, output, self._options, on_note=self._on_note)
 
     def _on_note(self, note: str) -> None:
-        # The speed table shows it.
+        # The speed table shows the precision with its note.
         self.precision = f"{self._restorer.precision} ({note})"

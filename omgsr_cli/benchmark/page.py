@@ -1,4 +1,4 @@
-"""The HTML page: the tables, the distributions, and every image before and after."""
+"""Write the HTML page: the tables, the distributions, and every image before and after."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from omgsr_cli.pages.template import data_address, definitions, escape, fill_pag
 INPUT, REFERENCE = "input", "reference"
 # Browsers show these formats; others are converted to PNG, which is lossless for 8 and 16 bits.
 _SHOWN = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif"}
-# Within the page: a tenth of the size of PNG for a photograph of 512 px, without a visible loss at zoom 4.
+# For images inside the page: a tenth of the size of PNG for a photograph of 512 px, without a visible loss at zoom 4.
 _WEBP_QUALITY = 90
 _ABOUT_IMAGES = f"The images in this page are WebP of quality {_WEBP_QUALITY}"
 _PLOT_WIDTH, _ROW_HEIGHT, _MARGIN = 560, 30, 150
@@ -29,14 +29,14 @@ _PLOT_WIDTH, _ROW_HEIGHT, _MARGIN = 560, 30, 150
 def write_page(report: Report, path: Path, image_folder: Path | None = None, *, overwrite: bool = False) -> None:
     """Write a report as one page that opens from disk and needs no network.
 
-    With `image_folder`, files are copied unchanged, so the pixels shown are the pixels scored. Otherwise the page
-    contains them as WebP of high quality, and a line on the page states this; files that are smaller than their WebP
-    are unchanged.
+    With `image_folder`, image files are copied unchanged, so the page shows the scored pixels. Otherwise the page
+    embeds the images as high-quality WebP, and a line on the page states this; files that are smaller than their WebP
+    are embedded unchanged.
 
     Args:
-        report: of the benchmark.
-        path: of the page.
-        image_folder: folder for its images; None puts them into the page.
+        report: the report of the benchmark.
+        path: path of the page.
+        image_folder: folder for its images; None embeds them in the page.
         overwrite: whether an existing page and existing images are replaced.
     Raises:
         FileError: an image cannot be read, or a file cannot be written.
@@ -76,14 +76,14 @@ def write_page(report: Report, path: Path, image_folder: Path | None = None, *, 
         plots=_plots(report),
         failures=_failures(report),
         about=_about(report),
-        # A name may contain "</script>"; JSON can escape its "<".
+        # A name may contain "</script>", so escape "<" in JSON.
         data=json_text(data).replace("<", "\\u003c"),
     )
     write_atomically(path, [text.encode("utf-8", "backslashreplace")], overwrite=overwrite)
 
 
 def _views(report: Report, number: int) -> Iterator[tuple[str, Path]]:
-    """The views of an image, from the input to the reference."""
+    """Yield the views of an image, from the input to the reference."""
     image = report.images[number]
     if image.input is not None:
         yield INPUT, image.input
@@ -94,7 +94,7 @@ def _views(report: Report, number: int) -> Iterator[tuple[str, Path]]:
 
 @dataclass(frozen=True)
 class _ImageFiles:
-    """Puts image files beside or into the page."""
+    """Copies image files into a folder, or embeds them in the page."""
 
     page: Path
     folder: Path | None
@@ -105,8 +105,8 @@ class _ImageFiles:
 
         Args:
             source: the image.
-            name: of its copy.
-            shown_px: height and width of the part to show, from the top left; None shows the whole image.
+            name: name of its copy.
+            shown_px: height and width of the part to show, from the top left; None shows the full image.
         """
         suffix, image = source.suffix.lower(), None
         is_whole = shown_px is None or probe_image(source).size_px == tuple(shown_px)
@@ -125,12 +125,12 @@ class _ImageFiles:
             return data_address(*min(("image/webp", smaller), (_SHOWN[suffix], content), key=lambda each: len(each[1])))
         copy = self.folder / f"{name}{suffix}"
         write_atomically(copy, [content], overwrite=self.overwrite)
-        # Always relative: an absolute URL would contain folders of this machine.
+        # Use a relative URL: an absolute one would contain folders of this machine.
         return quote(Path(os.path.relpath(copy.resolve(), self.page.resolve().parent)).as_posix())
 
 
 def _encoded(image: SourceImage, source: Path, format: OutputFormat) -> bytes:
-    """An encoded image without metadata."""
+    """Encode an image without metadata."""
     parts, _ = encode_image(image, name=str(source), format=format, quality=_WEBP_QUALITY, metadata="none")
     return b"".join(parts)
 
@@ -139,7 +139,7 @@ def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in table.headings)
     rows = []
     for name, *cells in table.rows:
-        # A cell also contains its heading, which narrow windows show beside the number.
+        # Each cell also contains its heading, which narrow windows show beside the number.
         numbers = "".join(
             f'<td data-label="{escape(heading)}"{" class=best" if cell.is_best else ""}>{escape(cell.text)}</td>'
             for heading, cell in zip(table.headings[1:], cells, strict=True)
@@ -153,14 +153,14 @@ def _table(table: Table) -> str:
 
 
 def _plots(report: Report) -> str:
-    """The section of distributions; empty without scores of single images."""
+    """Return the section of distributions; empty without scores of single images."""
     plots = "\n".join(_plot(report, metric) for metric in report.metrics if not metric.scores_sets)
     head = '<section aria-labelledby="spread"><h2 id="spread">Distributions</h2><div class="plots">'
     return f"{head}{plots}</div></section>" if plots else ""
 
 
 def _plot(report: Report, metric: MetricInfo) -> str:
-    """A row of dots for each model, one dot per image, with the mean and its interval."""
+    """Plot a row of dots for each model, one dot per image, with the mean and its interval."""
     rows = [(model.name, report.scores(model.name, metric.name)) for model in report.models]
     values = [value for _, scores in rows for value in scores if math.isfinite(value)]
     if not values:
@@ -220,5 +220,5 @@ def _about(report: Report) -> str:
 
 
 def _finite(score: float | None) -> float | str | None:
-    """JSON has no infinity: the PSNR of identical images is a string."""
+    """Return a score for JSON, which has no infinity: the PSNR of identical images becomes a string."""
     return score if score is None or math.isfinite(score) else "∞"

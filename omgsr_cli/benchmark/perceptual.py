@@ -1,4 +1,4 @@
-"""The metrics that pyiqa computes; every failure to load or compute one is a single line."""
+"""Compute metrics with pyiqa, and report every failure to load or compute a metric in one line."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from omgsr_cli.models.libraries import explain_broken_torchvision
 from omgsr_cli.packages import find_installation, install_command, version_of
 
 _REACH_TIMEOUT_S = 5.0
-# The seed of pyiqa's random crops; set before each image, so a score does not depend on earlier images.
+# The seed of pyiqa's random crops; it is set before each image, so that a score does not depend on earlier images.
 _SEED = 123
-# Errors of libraries during import and construction. Anything else is a bug and shows its traceback.
+# Errors that libraries raise during import and construction. Any other error is a bug and shows its traceback.
 _BUILD_ERRORS = (ImportError, OSError, RuntimeError, ValueError, LookupError, AttributeError, TypeError, AssertionError)
 
 
@@ -35,12 +35,12 @@ class MetricError(OmgsrError):
 
 
 class PyiqaMetric:
-    """One metric of pyiqa, loaded.
+    """A loaded pyiqa metric.
 
     Args:
         known: the metric.
-        device: where it computes.
-        seed: of random choices such as crops; None uses pyiqa's own.
+        device: the device that computes it.
+        seed: seed of random choices such as crops; None uses pyiqa's own.
     Raises:
         MetricError: the metric is not available; the hint shows what to do.
     """
@@ -79,7 +79,7 @@ class PyiqaMetric:
             return self._number(*images)
 
     def score_set(self, restored: Sequence[Path], references: Sequence[Path]) -> float:
-        """Score all images of a model together, against all references, if the metric uses them.
+        """Score all images of a model together, against all references if the metric uses them.
 
         Raises:
             FileError: the metric fails on these images.
@@ -96,7 +96,7 @@ class PyiqaMetric:
     def _number(self, *arguments: object, **options: object) -> float:
         try:
             answer = self._metric(*arguments, **options)
-            # Some return several named numbers, the score first.
+            # Some metrics return several named numbers, the score first.
             value = float(next(iter(answer.values())) if isinstance(answer, Mapping) else answer)
         except (RuntimeError, ValueError, LookupError, AssertionError, TypeError, OSError) as error:
             raise FileError(f"pyiqa's {self.name} fails: {_first_line(error)}") from error
@@ -106,12 +106,12 @@ class PyiqaMetric:
 
 
 def missing_weights(known: KnownMetric) -> list[Path]:
-    """The weight files of a metric that are not on this machine, as the paths they would have."""
+    """Return the paths of a metric's weight files that are missing on this machine."""
     return [path for weights in known.weights or () for path in [weights_path(weights)] if not path.is_file()]
 
 
 def weights_path(weights: Weights) -> Path:
-    """The path of a weight file, in the folders of torch's hub and of the Hugging Face hub."""
+    """Return the path of a weight file, in the folder of torch's hub or of the Hugging Face hub."""
     if weights.place != "hub":
         return Path(torch.hub.get_dir()) / weights.place / weights.name
     found = try_to_load_from_cache(weights.name, "model.safetensors")
@@ -121,7 +121,7 @@ def weights_path(weights: Weights) -> Path:
 
 
 def _check_weights(known: KnownMetric) -> None:
-    """Check a metric's weight files before pyiqa does, which waits long without a network."""
+    """Check a metric's weight files before pyiqa does, because pyiqa waits long without a network."""
     missing = missing_weights(known)
     if missing and not _hub_answers(constants.ENDPOINT):
         raise _unavailable_weights(missing)
@@ -129,13 +129,13 @@ def _check_weights(known: KnownMetric) -> None:
         if path.is_file() and path.suffix in (".pth", ".pt"):
             with path.open("rb") as file:
                 is_old = file.read(2) == b"\x80\x02"
-            # An archive of torch, or its older format; an HTML error page is neither.
+            # A valid file is a torch archive or uses torch's older format; an HTML error page is neither.
             if not is_old and not zipfile.is_zipfile(path):
                 raise MetricError(f"its weights {path} are corrupt", "remove the file; it is then downloaded again")
 
 
 def missing_requirements(chosen: Sequence[KnownMetric]) -> str:
-    """What the default metrics would need, in one line; empty if everything is on this machine."""
+    """Return one line about what the default metrics lack; empty if everything is on this machine."""
     missing = [path for known in chosen for path in missing_weights(known)]
     if find_spec("pyiqa") is None:
         needed = "pyiqa and its weights" if missing else "pyiqa"
@@ -147,7 +147,7 @@ def missing_requirements(chosen: Sequence[KnownMetric]) -> str:
 
 
 def weights_identity(known: KnownMetric) -> list[list[object]]:
-    """Name, size and time of a metric's files, which identify kept scores."""
+    """Return name, size and time of a metric's files, which identify kept scores."""
     found: list[list[object]] = []
     for weights in known.weights or ():
         path = weights_path(weights)
@@ -183,7 +183,7 @@ def _hub_answers(endpoint: str) -> bool:
 
 
 def _explain(error: BaseException, known: KnownMetric | None) -> MetricError:
-    """Explain in one line why pyiqa cannot be imported, or a metric cannot be loaded."""
+    """Return an error that explains in one line why pyiqa cannot be imported or a metric cannot be loaded."""
     missing = missing_weights(known) if known else []
     name = getattr(error, "name", None)
     if isinstance(error, ModuleNotFoundError) and name == "pkg_resources":

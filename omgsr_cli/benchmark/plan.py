@@ -1,4 +1,4 @@
-"""The plan of a benchmark: everything is found and checked before long work begins."""
+"""Plan a benchmark: find and check all inputs before long work begins."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from omgsr_cli.options import BenchOptions
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a benchmark does, found and checked before it begins.
+    """The inputs of a benchmark, found and checked before it begins.
 
     Attributes:
-        options: of the benchmark: its cache, device, seed, and how often each image is restored.
+        options: options of the benchmark: its cache, device, seed, and how often each image is restored.
         cases: the images.
         models: the models and folders of restored images to compare.
         asked: the requested metrics.
-        ready: those of them that were loaded in this process.
+        ready: the requested metrics that are loaded in this process.
         failures: unavailable metrics and unusable files.
-        title: of the report.
+        title: title of the report.
         settings: readable text for the report.
-        notes: what the user should know before long work begins, one line each.
+        notes: notes for the user before long work begins, one line each.
     """
 
     options: BenchOptions
@@ -55,8 +55,8 @@ def plan_bench(options: BenchOptions) -> Plan:
     """Check the options, find the images and load the metrics; models are not loaded.
 
     Raises:
-        OmgsrError: options conflict, or something is missing; unavailable metrics and unusable files are in the
-            plan's failures.
+        OmgsrError: options conflict, or a required input is missing; the plan's failures list unavailable metrics and
+            unusable files.
     """
     wanted = choose_metrics(DEFAULT if options.metrics is None else options.metrics)
     device = choose_device(options.device)
@@ -68,7 +68,7 @@ def plan_bench(options: BenchOptions) -> Plan:
     restoring = restoring_models(options) if is_named or not options.sr else []
     given = given_models(options.sr)
     found = _cases(options, given, restoring)
-    # Check the folder before metrics are loaded, which may take a while.
+    # Check the folder first, because loading metrics may take long.
     Cache(options.cache).close()
     asked, ready, failures, notes = _metrics(options, wanted, found)
     data = options.data or next(iter(options.sr), None)
@@ -111,7 +111,7 @@ _Metrics = tuple[Sequence[KnownMetric], Sequence[ReadyMetric], Sequence[Failure]
 
 
 def _metrics(options: BenchOptions, asked: Sequence[KnownMetric], found: FoundCases) -> _Metrics:
-    """Load the metrics that apply to the images: all of them, those that are ready, failures, and notes."""
+    """Load the metrics that apply to the images; return all of them, the loaded ones, failures and notes."""
     has_references = any(case.reference for case in found.cases)
     if options.metrics is None:
         suiting = [known for known in asked if has_references or not known.info.needs_references]
@@ -130,7 +130,7 @@ def _metrics(options: BenchOptions, asked: Sequence[KnownMetric], found: FoundCa
 
 
 def _metrics_at_hand(options: BenchOptions, suiting: Sequence[KnownMetric]) -> _Metrics:
-    """The default metrics: those that this machine cannot compute are no error, and nothing is downloaded."""
+    """Load the default metrics without downloads; a metric that this machine cannot compute is not an error."""
     core = [known for known in suiting if known.info.name in CORE]
     others = [known for known in suiting if known.info.name not in CORE]
     lacking = missing_requirements(others)
@@ -147,5 +147,5 @@ def _metrics_at_hand(options: BenchOptions, suiting: Sequence[KnownMetric]) -> _
 
 
 def _name(folder: Path) -> str:
-    """A folder's name without its path: reports are published."""
+    """Return a folder's name without its path, because reports are published."""
     return shown(folder.absolute().name)

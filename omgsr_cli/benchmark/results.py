@@ -1,4 +1,4 @@
-"""The results of a benchmark: the records behind tables, JSON, CSV and the page, and the statistics in them."""
+"""The results of a benchmark: records for tables, JSON, CSV and the page, and their statistics."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class MetricInfo:
     """A metric and the meaning of its scores.
 
     Attributes:
-        name: as on the command line; pyiqa's own name if pyiqa computes it.
-        kind: "full-reference" compares with a reference, "no-reference" uses the image alone, "set" gives one
-            score for all images together with all references, "no-reference set" one for all images alone.
+        name: name on the command line; pyiqa's own name if pyiqa computes it.
+        kind: "full-reference" compares with a reference, "no-reference" uses only the image, "set" gives one score for
+            all images and all references together, "no-reference set" gives one score for all images.
         lower_is_better: whether smaller scores are better.
-        score_range: as text, "0, 1"; "~" marks a bound that scores may exceed.
+        score_range: text such as "0, 1"; "~" marks a bound that scores may exceed.
         unit: "dB", or "" for a plain number.
         source: the package that computes it: "omgsr" or "pyiqa".
-        settings: what the score depends on besides the pixels: "Y of YCbCr, no border cropped".
+        settings: the settings that affect the score, such as "Y of YCbCr, no border cropped".
     """
 
     name: str
@@ -64,9 +64,9 @@ class ModelInfo:
     Attributes:
         name: unique in a report; tables and the page use it.
         kind: "omgsr" (a model that this program runs), "resampling" (bicubic, lanczos) or "given" (restored before).
-        scale: output side over input side; None for images restored before.
-        parameters: number of weights; None if it has none, or if the number is unknown.
-        identity: hash of what the results depend on besides the input: weights, options; "" for given images.
+        scale: output side divided by input side; None for images restored before.
+        parameters: number of weights; None if the model has none, or if the number is unknown.
+        identity: hash of weights and options, which affect the results besides the input; "" for given images.
         detail: readable text: the folder or file, the architecture.
     """
 
@@ -87,7 +87,7 @@ class ImageResult:
         input: the low-quality image; None if restored images were given without it.
         reference: the high-quality image; None if none exists.
         restored: image file by model name; models that failed on this image are missing.
-        scores: score by metric name, by model name; None if there is no score.
+        scores: score by metric name, by model name; None for a missing score.
         error: why a model failed on this image, one line by model name.
         compared_px: the size (height, width) that restored images and the reference were cropped to, from the top left,
             before they were compared; None without a reference.
@@ -109,8 +109,8 @@ class Summary:
     """A metric's mean over the images of one model, with its 95 % interval.
 
     Attributes:
-        model, metric: their names.
-        count: number of images with a score; for a metric of kind "set", of the images it was computed from.
+        model, metric: names of the model and the metric.
+        count: number of images with a score; for a metric of kind "set", number of images in the set.
         mean: None without a score.
         low, high: ends of the interval; None with fewer than two images, and for sets.
     """
@@ -125,7 +125,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How much higher the first model scores than the second, over the images that both have a score for.
+    """The mean score difference between two models, over the images that both have a score for.
 
     Attributes:
         first, second, metric: names of two models and the metric.
@@ -150,7 +150,7 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class Quantiles:
-    """Median and spread of some measurements: the median, the 10th and the 90th percentile."""
+    """Median and spread of measurements: the median, the 10th and the 90th percentile."""
 
     median: float
     p10: float
@@ -166,7 +166,7 @@ class Speed:
         device: "cpu", "cuda (NVIDIA H100 80GB HBM3)".
         precision: "fp32", "bf16", "fp16"; "8-bit" for resampling.
         runs: number of timed restorations, without warm-up.
-        kept_runs: how many of them an earlier run timed on this machine.
+        kept_runs: number of these that an earlier run timed on this machine.
         load_s: seconds to load the model.
         per_image_s: seconds per image, without decoding and encoding of files.
         per_megapixel_s: seconds per megapixel (10^6 pixels) of output.
@@ -191,9 +191,9 @@ class Failure:
     """The failure of a metric, or of a model on an image.
 
     Attributes:
-        name: of the metric, or "MODEL on IMAGE".
-        message: what is wrong, one line.
-        hint: what to do, one line, or None.
+        name: name of the metric, or "MODEL on IMAGE".
+        message: the error, one line.
+        hint: the next step, one line, or None.
     """
 
     name: str
@@ -201,26 +201,26 @@ class Failure:
     hint: str | None = None
 
     def line(self) -> str:
-        """Message and hint in one line: many metrics may fail at once."""
+        """Return message and hint in one line, because many metrics may fail at once."""
         return f"{self.name}: {self.message}" + (f": {self.hint}" if self.hint else "")
 
 
 @dataclass(frozen=True)
 class Report:
-    """All results of a benchmark, in the order in which they are shown.
+    """All results of a benchmark, in display order.
 
     Attributes:
-        title: of the page and the table, such as "realsr, 17 images".
+        title: title of the page and the table, such as "realsr, 17 images".
         created: time in UTC, ISO 8601 to the second.
         models: in the order of the options.
         metrics: in the order of the options, including those that failed.
         images: in natural order of their names.
         summaries: one for each model and metric.
-        differences: one for each two models and metric, the earlier model first; none for sets.
-        speeds: of the models that were timed, in this run or in an earlier run on this machine.
+        differences: one for each pair of models and metric, the earlier model first; none for sets.
+        speeds: speeds of the models that this run, or an earlier run on this machine, timed.
         failures: metrics that are not available, and images that could not be restored.
-        versions: of everything that affects a number: "omgsr", "torch", "pyiqa", "python", "pillow" ...
-        settings: of the run, as readable text: "data", "device", "precision" ...
+        versions: versions of software that affects results: "omgsr", "torch", "pyiqa", "python", "pillow" ...
+        settings: settings of the run as readable text: "data", "device", "precision" ...
     """
 
     title: str
@@ -236,20 +236,20 @@ class Report:
     settings: Mapping[str, str]
 
     def summary(self, model: str, metric: str) -> Summary:
-        """The summary of one model and metric; KeyError without one."""
+        """Return the summary of one model and metric; raise KeyError if none exists."""
         return {(each.model, each.metric): each for each in self.summaries}[model, metric]
 
     def speed(self, model: str) -> Speed | None:
-        """The speed of one model; None if it was not timed."""
+        """Return the speed of one model; None if it was not timed."""
         return next((speed for speed in self.speeds if speed.model == model), None)
 
     def scores(self, model: str, metric: str) -> tuple[float, ...]:
-        """The scores of one model in one metric, in the order of the images."""
+        """Return the scores of one model in one metric, in the order of the images."""
         values = (image.scores.get(model, {}).get(metric) for image in self.images)
         return tuple(value for value in values if value is not None)
 
     def best(self, metric: str) -> frozenset[str]:
-        """The models that share the best mean; empty with fewer than two means."""
+        """Return the models that share the best mean; empty with fewer than two means."""
         info = next(info for info in self.metrics if info.name == metric)
         means = {s.model: s.mean for s in self.summaries if s.metric == metric and s.mean is not None}
         if len(means) < 2:
@@ -259,13 +259,13 @@ class Report:
 
 
 def report_record(report: Report) -> dict[str, Any]:
-    """The JSON object of a report: every field by its name, paths as text, missing values as null."""
+    """Return a report as a JSON object: every field by its name, paths as text, missing values as null."""
     record: dict[str, Any] = json.loads(json.dumps(asdict(report), default=str))
     return record
 
 
 def summarise(images: Sequence[ImageResult], models: Sequence[str], metrics: Sequence[MetricInfo]) -> list[Summary]:
-    """Mean and interval for each model and each metric that scores single images."""
+    """Return mean and interval for each model and each metric that scores single images."""
     found = []
     for model in models:
         for metric in (metric for metric in metrics if not metric.scores_sets):
@@ -279,7 +279,7 @@ def summarise(images: Sequence[ImageResult], models: Sequence[str], metrics: Seq
 def compare(
     images: Sequence[ImageResult], models: Sequence[str], metrics: Sequence[MetricInfo]
 ) -> list[PairedDifference]:
-    """Mean difference and interval for each pair of models, over the images that both have a score for."""
+    """Return mean difference and interval for each pair of models, over the images that both have a score for."""
     found = []
     for first, second in combinations(models, 2):
         for metric in metrics:
@@ -296,7 +296,7 @@ def _scores(images: Sequence[ImageResult], model: str, metric: str) -> dict[str,
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Mean of values and the ends of its 95 % interval by Student's t; no interval for a single value."""
+    """Return the mean and the ends of its 95 % interval by Student's t; no interval for a single value."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, None, None
@@ -306,7 +306,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
 
 @lru_cache
 def t_quantile(freedom: int) -> float:
-    """The t for which -t..t contains 95 % of Student's distribution; `freedom` is at least 1."""
+    """Return the t for which -t..t contains 95 % of Student's distribution; `freedom` is at least 1."""
     low, high = 0.0, 16.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -315,12 +315,12 @@ def t_quantile(freedom: int) -> float:
 
 
 def _t_share(t: float, freedom: int) -> float:
-    """Share of Student's distribution within -t..t, by its finite series for whole degrees of freedom.
+    """Return the share of Student's distribution within -t..t, by its finite series for integer degrees of freedom.
 
     Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
     """
     angle, odd = math.atan2(t, math.sqrt(freedom)), freedom % 2
-    # Even powers of the cosine for even degrees of freedom, odd powers for odd ones.
+    # The series has even powers of the cosine for even degrees of freedom, and odd powers for odd ones.
     term = math.cos(angle) if odd else 1.0
     total = term if freedom > 1 else 0.0
     for power in range(2 + odd, freedom - 1, 2):
@@ -330,5 +330,5 @@ def _t_share(t: float, freedom: int) -> float:
 
 
 def quantiles(values: Sequence[float]) -> Quantiles:
-    """Median, 10th and 90th percentile, interpolated between the values."""
+    """Return median, 10th and 90th percentile, interpolated between the values."""
     return Quantiles(*(float(value) for value in np.quantile(values, (0.5, 0.1, 0.9))))

@@ -1,4 +1,4 @@
-"""Run a benchmark: restore with every model, score the results, and make a report."""
+"""Run a benchmark: restore with every model, score the results, and create a report."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class CaseResult:
     """The results of one image.
 
     Attributes:
-        image: for the report.
-        timings: by model name, from this run or an earlier one.
-        failures: of models on this image.
-        unscored: (metric, file, reason) of each metric that failed on it.
+        image: the image's entry in the report.
+        timings: timings by model name, from this run or an earlier one.
+        failures: failures of models on this image.
+        unscored: (metric, file, reason) of each metric that failed on this image.
     """
 
     image: ImageResult
@@ -57,12 +57,13 @@ def run_bench(
     """Restore with every model, score the results, and return a report.
 
     Args:
-        options: what to compare; None takes the default model and bicubic on the bundled images.
+        options: what to compare; None means the default model and bicubic on the bundled images.
         on_start: called with a short text when an operation begins.
         on_finish: called after each image.
         values: fields of `BenchOptions`, instead of `options`.
     Raises:
-        OmgsrError: options conflict, or something is missing; failures of single metrics and images are in the report.
+        OmgsrError: options conflict, or a required input is missing; the report lists failures of single metrics and
+            images.
     """
     if options is not None and values:
         raise UsageError(f"{', '.join(values)} and options exclude each other", "pass one or the other")
@@ -77,12 +78,12 @@ def run_plan(
 
     Args:
         plan: the benchmark.
-        engine: its processes restore and score the images without timing; None runs and times everything in this
+        engine: its processes restore and score the images without timing; None restores and times all images in this
             process.
         on_start: called with a short text when an operation begins, several times per image.
         on_finish: called after each image.
     Raises:
-        OmgsrError: a model cannot be loaded. Models that fail on an image or run out of memory are in the report.
+        OmgsrError: a model cannot be loaded. The report lists models that fail on an image or run out of memory.
     """
     if plan.asked and not plan.ready:
         raise OmgsrError("none of the metrics is available", "psnr and ssim need only references: --hr FOLDER")
@@ -94,7 +95,7 @@ def run_plan(
         if engine is None:
             found = ((number, runner(number)) for number in numbers)
         else:
-            # Each process loads its own networks.
+            # Each process loads its own metrics.
             work = BenchWork(replace(plan, ready=()), [metric.info.name for metric in plan.ready])
             found = engine.run(
                 work, numbers, on_start=lambda number: announce(plan.cases[number].name), say=say_nothing
@@ -110,10 +111,10 @@ def run_plan(
 
 @dataclass(frozen=True)
 class BenchWork:
-    """The images of a benchmark as tasks for an engine, by their numbers.
+    """Tasks for an engine: the images of a benchmark by their numbers.
 
     Attributes:
-        plan: without loaded metrics.
+        plan: a plan without loaded metrics.
         metrics: names of the available metrics.
     """
 
@@ -121,7 +122,7 @@ class BenchWork:
     metrics: Sequence[str]
 
     def open(self, place: Place, say: Say) -> Worker[int, tuple[int, CaseResult | OmgsrError]]:
-        """Return what restores and scores images in a process."""
+        """Return a worker that restores and scores images in one process."""
         chosen = [known for known in self.plan.asked if known.info.name in self.metrics and not known.info.scores_sets]
         options = self.plan.options.model_copy(update={"device": place.device})
         ready, _ = make_metrics(chosen, options)
@@ -129,21 +130,21 @@ class BenchWork:
         return OneByOne(lambda number: (number, runner(number)))
 
     def lost(self, number: int, error: OmgsrError) -> tuple[int, CaseResult | OmgsrError]:
-        """The result for an image whose process died twice."""
+        """Return the result of an image whose process died twice."""
         return number, error
 
 
 @dataclass
 class CaseRunner:
-    """Restores and scores images one by one; the models take turns, so other load on the machine affects all alike.
+    """Restores and scores images one by one; the models take turns, so other load affects all models equally.
 
     Args:
         plan: the benchmark.
-        ready: the metrics of this process.
-        cache: of restored images, scores and times.
+        ready: the loaded metrics of this process.
+        cache: cache of restored images, scores and times.
         announce: called with a short text when an operation begins.
         device: name of the device for the models; None uses the preferred one.
-        is_timed: whether to keep times: this process must be the only one.
+        is_timed: whether to keep times; only valid if no other process restores images.
     """
 
     plan: Plan
@@ -156,11 +157,11 @@ class CaseRunner:
     _too_large: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, number: int, lost: OmgsrError | None = None) -> CaseResult:
-        """Restore and score the image of this number.
+        """Restore and score one image.
 
         Args:
-            number: in the plan.
-            lost: why its process died; images that are not restored yet are then not tried again.
+            number: the image's number in the plan.
+            lost: the error of the process that died on it; results that are missing then fail with this error.
         """
         case = self.plan.cases[number]
         failures: list[Failure] = []
@@ -183,7 +184,7 @@ class CaseRunner:
     def _restore_all(
         self, case: Case, lost: OmgsrError | None, errors: dict[str, str], failures: list[Failure]
     ) -> tuple[dict[str, Path], dict[str, Timing]]:
-        """Restore an input with every model, unless a result is kept: files and timings by model name."""
+        """Restore an input with every model that has no kept result; return files and timings by model name."""
         models = {model.info.name: model for model in self.plan.restoring}
         if case.input is None:
             errors |= dict.fromkeys(models, case.errors[""]) if "" in case.errors else {}
@@ -227,7 +228,7 @@ class CaseRunner:
         return {name: paths[name] for name in made}, self._with_kept_timings(timings, made)
 
     def _load(self, model: Model, first: Case, failures: list[Failure]) -> None:
-        """Load and warm up a model, or note that it does not fit in memory."""
+        """Load and warm up a model, or record a failure if it does not fit in memory."""
         name, started = model.info.name, time.perf_counter()
         assert model.load is not None and first.input is not None and first.output_px is not None
         self.announce(f"loading {name}")
@@ -239,8 +240,8 @@ class CaseRunner:
             self._too_large[name] = failure.message
             return
         self._loaded[name] = loaded, time.perf_counter() - started
-        # The first image of a model is slower: memory is allocated, and kernels are chosen. A failure here is reported
-        # when the image is restored.
+        # Warm up, because the first image of a model is slower: memory is allocated, and kernels are chosen. If this
+        # fails, the failure is reported when the image is restored.
         with contextlib.suppress(OmgsrError, *_MEMORY_ERRORS):
             loaded(read_image(first.input).rgb, first.output_px)
 
@@ -259,7 +260,7 @@ class CaseRunner:
         return replace(timing, precision=loaded.precision)
 
     def _with_kept_timings(self, timings: dict[str, Timing], keys: dict[str, str]) -> dict[str, Timing]:
-        """Store the timings of this run, and add those of earlier runs for kept images."""
+        """Store the timings of this run, and add the timings of earlier runs for kept images."""
         found: dict[str, Timing] = {}
         for name, key in keys.items():
             place = key_of(image=key, machine=machine_name())
@@ -272,7 +273,7 @@ class CaseRunner:
 
 
 def _out_of_memory_error(error: Exception, what: str) -> OmgsrError:
-    """A one-line error for exhausted memory; any other error of a network is a bug and is raised again."""
+    """Return a one-line error for exhausted memory; raise any other error again, because it is a bug."""
     if not is_out_of_memory(error):
         raise error
     release_memory()

@@ -1,4 +1,4 @@
-"""Scores of restored images: metrics are loaded first, then applied, and every score is kept."""
+"""Score restored images: load the metrics, apply them, and keep every score."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class ReadyMetric:
     """A loaded metric with its description.
 
     Attributes:
-        info: what its scores mean, with their settings.
-        scorer: computes them.
-        depends_on: hash of what a kept score depends on besides the images.
+        info: the meaning of its scores, with their settings.
+        scorer: computes the scores.
+        depends_on: hash of everything except the images that a kept score depends on.
     """
 
     info: MetricInfo
@@ -67,12 +67,12 @@ class CoreMetric:
         return float(self._measure(restored, reference, color_space=space, crop_border_px=border))
 
     def score_set(self, restored: Sequence[Path], references: Sequence[Path]) -> float:
-        """Never called: these metrics score single images."""
+        """Raise an error: these metrics score single images."""
         raise NotImplementedError
 
 
 def make_metrics(chosen: Sequence[KnownMetric], options: BenchOptions) -> tuple[list[ReadyMetric], list[Failure]]:
-    """Load every metric that this machine can compute, in the given order; each reason why not is one failure."""
+    """Load every metric that this machine can compute, in the given order; return the others as failures."""
     device = choose_device(options.device)
     ready: list[ReadyMetric] = []
     failed: dict[tuple[str, str | None], list[str]] = {}
@@ -97,11 +97,11 @@ def make_metrics(chosen: Sequence[KnownMetric], options: BenchOptions) -> tuple[
 
 @dataclass
 class Scorebook:
-    """Scores images with the loaded metrics, each pair of files once in all runs.
+    """Scores images with the loaded metrics; each pair of files is scored only once across runs.
 
     Attributes:
         metrics: the loaded metrics.
-        cache: of scores.
+        cache: cache of scores.
         failed: (metric name, file or model, reason), in order.
     """
 
@@ -110,12 +110,12 @@ class Scorebook:
     failed: list[tuple[str, str, str]] = field(default_factory=list)
 
     def score(self, restored: Path, reference: Path | None, compared_px: Size | None = None) -> dict[str, float | None]:
-        """All scores of one image; None if a metric fails, or needs a reference and none exists.
+        """Return all scores of one image; None if a metric fails, or needs a reference and none exists.
 
         Args:
             restored: the image.
             reference: the high-quality image, or None.
-            compared_px: the size that both are cropped to, from the top left; None compares whole images.
+            compared_px: the size that both are cropped to, from the top left; None compares full images.
         """
 
         @cache
@@ -130,14 +130,14 @@ class Scorebook:
             needed = reference if metric.info.needs_references else None
             found[metric.info.name] = None
             if needed or not metric.info.needs_references:
-                # The name of a restored file is a hash, which means nothing to a user.
+                # The name of a restored file is a hash, so prefer the name of the reference in errors.
                 found[metric.info.name] = self._once(
                     metric, [(restored, needed, compared_px)], str(needed or restored), partial(compute, metric, needed)
                 )
         return found
 
     def score_set(self, metric: ReadyMetric, images: Sequence[_Scored], model: str) -> float | None:
-        """One score for all images of a model with a metric of sets; None if it fails."""
+        """Return one score for all images of a model with a metric of sets; None if it fails."""
         if len(images) < 2:
             what = "images with references" if metric.info.needs_references else "images"
             self.failed.append((metric.info.name, model, f"needs at least two {what}"))
@@ -154,7 +154,7 @@ class Scorebook:
     def _once(
         self, metric: ReadyMetric, images: Sequence[_Scored], place: str, compute: Callable[[], float]
     ) -> float | None:
-        """The kept score of some images, or the one that is computed now; None if this fails."""
+        """Return the kept score of images, or compute it; None if this fails."""
         content = self.cache.content
         try:
             files = [[content(path), other and content(other), size and list(size)] for path, other, size in images]
@@ -170,7 +170,7 @@ class Scorebook:
 
 
 def scoring_failures(failed: Sequence[tuple[str, str, str]]) -> list[Failure]:
-    """One failure for each metric that fails on some images."""
+    """Return one failure for each metric that fails on some images."""
     found = []
     for name in dict.fromkeys(name for name, _, _ in failed):
         (first, reason), *others = [(place, reason) for metric, place, reason in failed if metric == name]
@@ -184,7 +184,7 @@ def _cropped(image: Tensor, size: Size | None) -> Tensor:
 
 
 def _cropped_file(path: Path, size: Size | None, scratch: Path) -> Path:
-    """The file itself, or a copy of the part that is compared."""
+    """Return the file itself, or a copy of the part that is compared."""
     if size is None or tuple(probe_image(path).size_px) == tuple(size):
         return path
     copy = scratch / f"{len(list(scratch.iterdir())):06d}.png"

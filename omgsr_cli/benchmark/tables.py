@@ -1,4 +1,4 @@
-"""A report as tables: for a terminal, in Markdown, LaTeX and CSV."""
+"""Convert a report to tables: for a terminal, and in Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omgsr_cli.benchmark.results import MetricInfo, PairedDifference, Quantiles,
 
 @dataclass(frozen=True)
 class Cell:
-    """A text, and whether it is the best of its column."""
+    """A text, and whether its value is the best of its column."""
 
     text: str
     is_best: bool = False
@@ -31,13 +31,13 @@ class Table:
 
 
 def tables_of(report: Report) -> list[Table]:
-    """The tables of a report: scores, paired differences, speed; empty tables are left out."""
+    """Return the tables of a report: scores, paired differences, speed; empty tables are omitted."""
     tables = [_score_table(report), _difference_table(report), _speed_table(report)]
     return [table for table in tables if table.rows]
 
 
 def _score_table(report: Report) -> Table:
-    """Means with half of their 95 % interval, one row per model."""
+    """Return means with half of their 95 % interval, one row per model."""
     names = [model.name for model in report.models]
     best = {metric.name: report.best(metric.name) for metric in report.metrics}
 
@@ -50,7 +50,7 @@ def _score_table(report: Report) -> Table:
 
 
 def _difference_table(report: Report) -> Table:
-    """Mean differences for each pair of models over the same images."""
+    """Return mean differences for each pair of models over the same images."""
     found = {(f"{each.first} v. {each.second}", each.metric): each for each in report.differences}
 
     def cell(pair: str, metric: str) -> tuple[Cell, int]:
@@ -68,7 +68,7 @@ def _difference_table(report: Report) -> Table:
 
 
 def _speed_table(report: Report) -> Table:
-    """Seconds and memory, one row per restoring model; empty if no model was timed."""
+    """Return seconds and memory, one row per restoring model; empty if no model was timed."""
     headings = (
         *("model", "s per image", "s per megapixel", "n", "load s", "process MiB", "device MiB", "device", "precision"),
     )
@@ -95,7 +95,7 @@ def _speed_table(report: Report) -> Table:
 def _counted(
     metrics: Sequence[MetricInfo], names: Sequence[str], cell: Callable[[str, str], tuple[Cell, int]]
 ) -> tuple[list[str], tuple[tuple[Cell, ...], ...]]:
-    """Headings and rows; neighbouring metrics with the same numbers of images share one column `n`."""
+    """Return headings and rows; adjacent metrics with the same numbers of images share one column `n`."""
     if not metrics:
         return [], ()
     headings: list[str] = []
@@ -111,26 +111,26 @@ def _counted(
 
 
 def mean_text(summary: Summary) -> str:
-    """Such as "26.58 ± 1.21"; "-" without a score."""
+    """Return a text such as "26.58 ± 1.21"; "-" without a score."""
     if summary.mean is None:
         return "-"
     return _number_text(summary.mean, summary.mean) + _half_text(summary.mean, summary.high, summary.mean)
 
 
 def _difference_text(difference: PairedDifference, like: float) -> str:
-    """Such as "+0.41 ± 0.12 *"; `like` is one of the scores, which sets the number of digits."""
+    """Return a text such as "+0.41 ± 0.12 *"; `like` is one of the scores and sets the number of digits."""
     mean = difference.first_minus_second
     mark = " *" if difference.is_clear else ""
     return ("+" if mean > 0 else "") + _number_text(mean, like) + _half_text(mean, difference.high, like) + mark
 
 
 def _quantiles_text(values: Quantiles) -> str:
-    """Such as "1.23 (1.20 to 1.31)"."""
+    """Return a text such as "1.23 (1.20 to 1.31)"."""
     return f"{values.median:.3g} ({values.p10:.3g} to {values.p90:.3g})"
 
 
 def _number_text(value: float, like: float) -> str:
-    """A score with two decimals if `like` is at least 10, otherwise with four."""
+    """Format a score with two decimals if `like` is at least 10, otherwise with four."""
     return f"{value:.2f}" if abs(like) >= 10 else f"{value:.4f}"
 
 
@@ -139,9 +139,9 @@ def _half_text(mean: float, high: float | None, like: float) -> str:
 
 
 def without_local_paths(report: Report) -> Report:
-    """A report whose texts contain names but no paths of this machine; image files keep their paths.
+    """Return a report whose texts contain names but no paths of this machine; image files keep their paths.
 
-    For published reports: pages, Markdown and LaTeX.
+    Pages, Markdown and LaTeX use it, because they are published.
     """
     files = [path for image in report.images for path in (image.input, image.reference, *image.restored.values())]
     folders = {place for path in files if path for place in (path.parent, path.absolute().parent)}
@@ -154,7 +154,7 @@ def without_local_paths(report: Report) -> Report:
         return _FOLDERS.sub("", text)
 
     def named(part: str) -> str:
-        """A part of a model's detail with the name of a place, whose path may contain spaces."""
+        """Replace the path in a part of a model's detail by its name; the path may contain spaces."""
         is_place = bool(part) and (Path(part).is_absolute() or Path(part).exists())
         return Path(part).name if is_place else clean(part)
 
@@ -179,7 +179,7 @@ _FOLDERS = re.compile(r"(?<![\w/:.\\])(?:~|[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])
 
 
 def markdown(report: Report) -> str:
-    """The tables in Markdown with the best in bold, followed by settings and versions."""
+    """Return the tables in Markdown with the best in bold, followed by settings and versions."""
     report = without_local_paths(report)
 
     def cell_text(cell: Cell) -> str:
@@ -201,7 +201,7 @@ def _versions_text(report: Report) -> str:
 
 
 def latex(report: Report) -> str:
-    """The tables in LaTeX for the package booktabs, with the best in bold; settings and versions are comments."""
+    """Return the tables in LaTeX for the package booktabs, the best in bold; settings and versions are comments."""
     report = without_local_paths(report)
     lines = ["% \\usepackage{booktabs}"]
     for table in tables_of(report):
@@ -233,11 +233,11 @@ def _one_line(text: str) -> str:
 
 
 def csv_text(report: Report) -> str:
-    """One row per image and model, then means and paired differences with the ends of their 95 % intervals.
+    """Return one row per image and model, then means and paired differences with the ends of their 95 % intervals.
 
     Columns: `row` ("image", "mean", "mean low", "mean high", "difference", "difference low" or "difference high"),
     `image`, `model` ("A v. B" for A minus B), `n` images, each metric by its name, `seconds` per image (the median),
-    and `versions`. Metrics with another number of images have a row of their own.
+    and `versions`. Metrics with different numbers of images have separate rows.
     """
     names = [metric.name for metric in report.metrics]
     text = io.StringIO()
@@ -263,7 +263,7 @@ def csv_text(report: Report) -> str:
         found: Sequence[tuple[str, int, float | None, float | None, float | None]],
         **more: float | None,
     ) -> None:
-        """Means with their intervals, those of as many images in one row."""
+        """Write means with their intervals; metrics with the same number of images share a row."""
         for n in sorted({each[1] for each in found}, reverse=True) or [0]:
             of_n = [each for each in found if each[1] == n]
             write(row, name, n, {metric: mean for metric, _, mean, _, _ in of_n}, **more)
