@@ -1,7 +1,7 @@
-"""Restoration networks of other projects, read by spandrel: the low-quality image in, one larger or cleaner image out.
+"""Restoration networks of other projects, which spandrel loads: they map a low-quality image to a restored image.
 
-They are not upscaled first and take no diffusion step. Nobody declares how far a pixel of such a network sees, so the
-margin that makes its tiles exact is measured once for each file and kept.
+Their input is not upscaled first, and they take no diffusion step. Their weight files do not declare the receptive
+field, so the margin that makes tiles exact is measured once for each file and cached.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from omgsr_cli.models.weight_files import find_weight_file
 from omgsr_cli.packages import install_command
 from omgsr_cli.schedules import DdpmSchedule, Schedule
 
-#: Margins of exact tiles that are tried, in px of the low-quality image. Beyond the last, tiles are blended.
+#: Margins to try for exact tiles, in pixels of the low-quality image. If none is enough, tiles are blended.
 MARGINS_PX = (16, 32, 64)
 
-# The largest difference that a margin may leave: half a level of 8 bits.
+# The largest difference allowed for exact tiles: half of an 8-bit level.
 _TOLERANCE = 0.5 / 255
-# The square that is compared, and how far beyond the largest margin the image of the measurement reaches.
+# Side of the compared square, and the distance by which the test image extends beyond the largest margin.
 _CORE_PX, _BEYOND_PX = 24, 16
-# Side of a tile of a network whose tiles are blended, in px of the low-quality image.
+# Side of blended tiles, in pixels of the low-quality image.
 _BLENDED_TILE_PX = 256
-# Results of a layer that are alive at the same time, as a multiple of the largest: two and what a block adds up.
+# Memory of simultaneously stored layers, as a multiple of the largest: two layers and the residual of a block.
 _LIVE_LAYERS = 3
 
 
 class NetworkRestorer:
-    """A network as a `Restorer`: encoder and decoder only change the range. Every seed gives the same."""
+    """A network as a `Restorer`. Encoder and decoder only change the range; every seed gives the same result."""
 
     def __init__(
         self, network: Any, info: RestorerInfo, device: torch.device, precision: str, notes: tuple[str, ...] = ()
@@ -59,11 +59,11 @@ class NetworkRestorer:
         self._network.model.compile()
 
     def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Map (B, 3, h, w) in [-1, 1], the low-quality image at its own size, to [0, 1]."""
+        """Map the low-quality image at its own size, (B, 3, h, w) in [-1, 1], to [0, 1]."""
         return image.mul(0.5).add_(0.5)
 
     def restore(self, lq_latent: Tensor) -> Tensor:
-        """Run the network: (B, 3, h, w) in [0, 1] to (B, 3, scale*h, scale*w) float32; not clamped."""
+        """Run the network: map (B, 3, h, w) in [0, 1] to (B, 3, scale*h, scale*w) float32; not clamped."""
         return run_network(self._network, lq_latent.to(PRECISIONS[self.precision]))
 
     def decode(self, latent: Tensor) -> Tensor:
@@ -72,10 +72,10 @@ class NetworkRestorer:
 
 
 def run_network(network: Any, image: Tensor) -> Tensor:
-    """Run a network on colour; one for grey images gets the three channels as three images.
+    """Run a network on a colour image; a network for grey images receives the three channels as three images.
 
     Args:
-        network: spandrel's descriptor, which pads to the sizes that the network takes and crops again.
+        network: spandrel's descriptor, which pads to the sizes that the network supports and crops the result.
         image: (B, 3, h, w) in [0, 1].
     Returns:
         (B, 3, scale*h, scale*w) float32.
@@ -88,12 +88,12 @@ def run_network(network: Any, image: Tensor) -> Tensor:
 
 
 def load_network(source: ModelSource, device: torch.device, precision: str) -> NetworkRestorer:
-    """Read a network.
+    """Load a network.
 
     Args:
-        source: its folder is the weight file.
-        device: where to run.
-        precision: "fp32", "bf16" or "fp16"; float32, with a note, where the network does not allow it.
+        source: a source whose folder is the weight file.
+        device: device that the network runs on.
+        precision: "fp32", "bf16" or "fp16"; fp32, with a note, if the network does not support it.
     Raises:
         ModelError: as for `read_network`.
     """
@@ -110,7 +110,7 @@ def load_network(source: ModelSource, device: torch.device, precision: str) -> N
 
 
 def describe_network(source: ModelSource) -> RestorerInfo:
-    """What the weights say of a network, and what was measured on it.
+    """Describe a network from its weights and from measurements, which are cached.
 
     Raises:
         ModelError: as for `read_network`.
@@ -139,13 +139,13 @@ def describe_network(source: ModelSource) -> RestorerInfo:
 
 @dataclass(frozen=True)
 class _Traits:
-    """What `describe_network` needs of a file; measured once and kept.
+    """Properties of a file for `describe_network`; measured once and cached.
 
     Attributes:
-        scale: of the result, an integer.
-        multiple_px: sides of tiles are multiples of it.
-        margin_px: of exact tiles; 0 where none of `MARGINS_PX` is enough.
-        bytes_per_px: working memory in float32 for one pixel of the low-quality image.
+        scale: integer scale of the result.
+        multiple_px: sides of tiles must be multiples of it.
+        margin_px: margin of exact tiles; 0 if none of `MARGINS_PX` is enough.
+        bytes_per_px: working memory in float32 per pixel of the low-quality image.
         parameters: number of weights.
     """
 
@@ -169,13 +169,14 @@ def _traits_of(path: Path) -> _Traits:
     return _Traits(**found)
 
 
-#: A measurement that is done in another way gets another kind.
+#: Key of the cached measurements; change it together with the method of measurement.
 _KIND = f"network 1, margins {MARGINS_PX}"
 
 
 def _measure(path: Path) -> _Traits:
     network = read_network(path).eval()
-    # A network that tiles itself, or that its authors say should not be tiled, is treated as one that sees everything.
+    # A network that tiles itself, or should not be tiled according to its authors, is treated as having a global
+    # receptive field.
     may_tile = network.tiling.name == "SUPPORTED"
     parameters = sum(weight.numel() for weight in network.model.parameters())
     multiple = int(network.size_requirements.multiple_of)
@@ -185,16 +186,17 @@ def _measure(path: Path) -> _Traits:
 
 @torch.inference_mode()
 def measure_margin(network: Any, multiple_px: int) -> int:
-    """Find the smallest margin with which a tile gives what the whole image gives.
+    """Find the smallest margin with which a tile gives the same result as the complete image.
 
-    The centre of an image with edges and noise is restored as a part of the whole and as tiles with each margin; a
-    network whose layers see everything (global pooling, attention over the image) agrees with none of them.
+    The centre of an image with edges and noise is restored as part of the complete image, and as a tile with each
+    margin. Networks with global layers (global pooling, attention over the image) match with none of them.
 
     Args:
         network: spandrel's descriptor, in float32.
         multiple_px: margins are multiples of it.
     Returns:
-        The margin in px of the low-quality image, or 0 where none of `MARGINS_PX` leaves at most half a level.
+        The margin in pixels of the low-quality image, or 0 if the difference exceeds half of an 8-bit level with all
+        `MARGINS_PX`.
     """
     side = -(-(_CORE_PX + 2 * (MARGINS_PX[-1] + _BEYOND_PX)) // (2 * multiple_px)) * 2 * multiple_px
     core = -(-_CORE_PX // (2 * multiple_px)) * 2 * multiple_px
@@ -216,7 +218,7 @@ def measure_margin(network: Any, multiple_px: int) -> int:
 
 
 def _test_image(side_px: int) -> Tensor:
-    """(1, 3, side, side) in [0, 1]: smooth colour with hard edges and noise, always the same."""
+    """A test image, (1, 3, side, side) in [0, 1]: smooth colour with hard edges and noise, always the same."""
     generator = torch.Generator().manual_seed(0)
     smooth = F.interpolate(torch.rand(1, 3, 6, 6, generator=generator), (side_px, side_px), mode="bicubic")
     blocks = F.interpolate(torch.rand(1, 3, 24, 24, generator=generator), (side_px, side_px), mode="nearest")
@@ -226,7 +228,7 @@ def _test_image(side_px: int) -> Tensor:
 
 @torch.inference_mode()
 def _measure_bytes_per_px(network: Any, multiple_px: int) -> int:
-    """Working memory in float32 for one pixel of the low-quality image, from the sizes of what the layers give."""
+    """Measure the working memory in float32 per pixel of the low-quality image, from the sizes of layer outputs."""
     side = -(-64 // multiple_px) * multiple_px
     device = next(network.model.parameters()).device
     sizes: list[int] = []
@@ -251,14 +253,14 @@ def _bytes_of(values: object) -> Iterator[int]:
 
 
 def read_network(path: Path) -> Any:
-    """Read a network that makes a colour or grey image of one.
+    """Read a network that maps colour images or grey images to images of the same kind.
 
     Args:
-        path: of its weights; spandrel reads pickles without running what they contain.
+        path: weight file; spandrel reads pickles without running code in them.
     Returns:
         spandrel's ImageModelDescriptor, on the CPU: (B, 3, H, W) or (B, 1, H, W) in [0, 1] to `scale` times that size.
     Raises:
-        ModelError: spandrel is missing or does not know the file, or it is another kind of network.
+        ModelError: spandrel is missing or does not support the file, or the network is of another kind.
     """
     spandrel = _import_spandrel(path)
     known_errors = (spandrel.UnsupportedModelError, RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError)

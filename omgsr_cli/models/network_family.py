@@ -1,4 +1,4 @@
-"""The network family for the registry: restoration networks of other projects, one weight file each."""
+"""The network family for the registry: restoration networks of other projects, each in one weight file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def is_network_file(path: Path) -> bool:
-    """Whether a path is a file that may hold such a network: one that is not the weight file of a model folder."""
+    """Whether a path is a file that may contain a network, and not the weight file of a model folder."""
     return path.suffix.lower() in NETWORK_SUFFIXES and path.is_file() and not (path.parent / "omgsr.json").is_file()
 
 
@@ -46,43 +46,43 @@ class NetworkFamily:
     weight_stems: Mapping[str, str] = MappingProxyType({})
 
     def recognises(self, folder: Path) -> bool:
-        """Only files: a folder is never such a network."""
+        """Whether the path is a network's weight file; folders are never recognised."""
         return is_network_file(folder)
 
     def find_files(self, folder: Path) -> tuple[Path, ...]:
-        """The file itself, or the one in an installed folder."""
+        """The file itself, or the weight file in an installed folder."""
         return (find_weight_file(folder),)
 
     def assume_record(self, folder: Path, preset: Preset | None) -> ModelRecord:
-        """Almost nothing: the scale and the sizes come from the weights, which `describe` reads."""
+        """Return a minimal record; `describe` reads the scale and the sizes from the weights."""
         from omgsr_cli.models.record import ModelRecord
 
         return ModelRecord(family=self.name, mid_timestep=0, native_tile_px=1)
 
     def choose_precision(self, precision: str, device: torch.device) -> str:
-        """As asked; "auto" is float32 on a CPU. Where a network does not allow a format, `load` takes float32."""
+        """The requested format; "auto" is fp32 on a CPU. If a network does not support a format, `load` uses fp32."""
         from omgsr_cli.models.devices import choose_precision
 
         return choose_precision("fp32" if precision == "auto" and device.type == "cpu" else precision, device)
 
     def describe(self, source: ModelSource) -> RestorerInfo:
-        """Read the weights: the scale and the size of tiles depend on them."""
+        """Describe the network from its weights, which determine the scale and the tile size."""
         from omgsr_cli.models.network import describe_network
 
         return describe_network(source)
 
     def load(self, source: ModelSource, device: torch.device, precision: str) -> Restorer:
-        """Read the one file."""
+        """Load the weight file."""
         from omgsr_cli.models.network import load_network
 
         return load_network(source, device, precision)
 
     def load_encoder(self, source: ModelSource, device: torch.device) -> ImageEncoder:
-        """Refuse."""
+        """Raise `ModelError`."""
         raise self._no_step(source)
 
     def save_merged(self, source: ModelSource, folder: Path, *, half: bool, text_encoder: bool) -> None:
-        """Refuse."""
+        """Raise `ModelError`."""
         raise ModelError(f"{source.name} has no adapter to merge", "give a base model and an adapter")
 
     def load_trainable(
@@ -95,7 +95,7 @@ class NetworkFamily:
         start_from: Path | None,
         native_px: int | None,
     ) -> Trainable:
-        """Refuse."""
+        """Raise `ModelError`."""
         raise self._no_step(source)
 
     def _no_step(self, source: ModelSource) -> ModelError:

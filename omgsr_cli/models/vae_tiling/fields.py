@@ -1,7 +1,7 @@
-"""Layers as fields: an image of features of which any rows can be read, computed at that moment or stored before.
+"""Layers as fields: feature maps whose rows can be read in any order, either computed on demand or stored.
 
-A field is computed from others when it is read, with the rows around that it needs. Nothing is held: what is to be
-kept is stored by `store`, strip after strip, and then is a field itself.
+A field that is read computes its rows from other fields, including the neighbouring rows that it needs, and keeps
+nothing. `store` computes a field strip by strip and keeps it; the result is also a field.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from omgsr_cli.transfer import upload
 
 
 class Field(Protocol):
-    """Features over an image, read by rows.
+    """A feature map that is read by rows.
 
     Attributes:
-        channels, height, width: of the whole.
+        channels, height, width: size of the complete map.
     """
 
     channels: int
@@ -33,7 +33,7 @@ class Field(Protocol):
 
     @property
     def read_bytes(self) -> int:
-        """Memory that reading one row takes at its peak, about."""
+        """Approximate peak memory for reading one row."""
         ...
 
     def read(self, top: int, bottom: int) -> Tensor:
@@ -41,17 +41,17 @@ class Field(Protocol):
         ...
 
     def forget(self, row: int) -> None:
-        """Rows from this one on are all that will be read: what only the others need may go."""
+        """Release everything that only the rows above this one need; they are not read again."""
         ...
 
 
 class InputRows:
-    """What a network is given, in its own format.
+    """The input of a network, in the network's number format.
 
     Args:
-        read: given top and bottom, the rows between them, (1, C, bottom - top, W) of any device.
-        shape: (C, H, W) of the whole.
-        device, dtype: of the network.
+        read: returns rows top to bottom, (1, C, bottom - top, W), on any device.
+        shape: (C, H, W) of the complete input.
+        device, dtype: device and number format of the network.
     """
 
     def __init__(
@@ -75,13 +75,13 @@ class InputRows:
 
 
 class Normalised:
-    """Group norm with the whole image's moments, and the activation after it.
+    """A group norm with the moments of the complete image, followed by an activation.
 
     Args:
-        source: what is normalised.
-        norm: of diffusers' module.
-        activation: None where there is none.
-        hold: the source is read again in a later pass.
+        source: the input.
+        norm: the group norm of diffusers' module.
+        activation: the activation, or None.
+        hold: True if a later pass reads the source again.
     """
 
     def __init__(
@@ -96,13 +96,13 @@ class Normalised:
     @property
     def read_bytes(self) -> int:
         """As for `Field`."""
-        # What is read, what comes out of the norm, and what of the activation.
+        # The rows that are read, the output of the norm, and the output of the activation.
         return 3 * self.source.read_bytes
 
     def read(self, top: int, bottom: int) -> Tensor:
         """As for `Field`."""
         norm, rows = self.norm, self.source.read(top, bottom)
-        # With moments that are given, batch norm is the same formula; it takes them in float32 beside rows in bf16.
+        # With given moments, batch norm is the same formula; it accepts float32 moments with bf16 rows.
         weight, bias = norm.weight.float(), norm.bias.float()
         rows = F.batch_norm(rows, self._mean, self._variance, weight, bias, training=False, eps=norm.eps)
         return rows if self.activation is None else self.activation(rows)
@@ -113,13 +113,14 @@ class Normalised:
 
 
 class Convolved:
-    """A convolution, with the zeros around the image that it was trained with.
+    """A convolution that pads the complete image with zeros, as in training.
 
     Args:
-        source: what it reads.
-        conv: of diffusers' module.
-        pad_end_only: pads by one below and at the right alone, as diffusers' downsampler does; else as `conv` does.
-        enlarge: repeats every row and column so many times first.
+        source: the input.
+        conv: the convolution of diffusers' module.
+        pad_end_only: pad by one row below and one column at the right only, like diffusers' downsampler; otherwise
+            like `conv`.
+        enlarge: factor by which every row and column is repeated first.
     """
 
     def __init__(self, source: Field, conv: nn.Conv2d, *, pad_end_only: bool = False, enlarge: int = 1) -> None:
@@ -138,14 +139,14 @@ class Convolved:
         """As for `Field`."""
         per_row = self.source.read_bytes
         if self.enlarge > 1:
-            # One row read gives several; each of them as wide as it becomes.
+            # One source row yields several rows, which are also wider.
             per_row = math.ceil(per_row / self.enlarge) + self.source.read_bytes * self.enlarge
         own = self.channels * self.width * self.conv.weight.dtype.itemsize
-        # Some kernels lay input and output out anew.
+        # Some kernels copy input and output to another layout.
         return 2 * per_row * self._stride + 2 * own
 
     def _needed(self, top: int, bottom: int) -> tuple[int, int]:
-        """First and last + 1 of the enlarged source's rows, beyond its edges too."""
+        """First and last + 1 of the rows of the enlarged source; they can be outside of it."""
         first = top * self._stride - self._pad_before
         return first, (bottom - 1) * self._stride - self._pad_before + self._kernel
 
@@ -173,7 +174,7 @@ class Convolved:
 
 
 class Added:
-    """The sum of two fields of one size, divided by a factor."""
+    """The sum of two fields of the same size, divided by a factor."""
 
     def __init__(self, first: Field, second: Field, divisor: float) -> None:
         self.first, self.second, self.divisor = first, second, divisor
@@ -196,7 +197,7 @@ class Added:
 
 
 class Held:
-    """A field that a later pass reads again: nothing of it is freed in this one."""
+    """A field that a later pass reads again: `forget` releases nothing."""
 
     def __init__(self, source: Field) -> None:
         self.source = source
@@ -216,9 +217,9 @@ class Held:
 
 
 def strips(field: Field, workspace: Workspace) -> Iterator[Tensor]:
-    """Compute a whole field from its first row to its last, in strips that the workspace has room for.
+    """Compute a complete field from its first row to its last, in strips that fit in the workspace.
 
-    Where memory runs out all the same, the strip in work is begun again with half of its rows; what was yielded stays.
+    If memory runs out nevertheless, the current strip is computed again with half of its rows.
 
     Yields:
         (1, C, rows, W).
@@ -240,11 +241,11 @@ def strips(field: Field, workspace: Workspace) -> Iterator[Tensor]:
 
 
 def store(field: Field, workspace: Workspace) -> StoredRows:
-    """Compute a whole field and keep it; what only this field reads is freed as it is passed.
+    """Compute a complete field and store it; source rows that are no longer needed are released.
 
     Args:
-        field: at least one row.
-        workspace: how large strips are and where the result is kept.
+        field: field with at least one row.
+        workspace: limits the size of strips and stores the result.
     """
     rows: StoredRows | None = None
     for strip in strips(field, workspace):

@@ -1,4 +1,4 @@
-"""Walks diffusers' AutoencoderKL: from its modules to fields, layer by layer."""
+"""Traverses diffusers' AutoencoderKL and converts its modules to fields, layer by layer."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _KNOWN = {
     "Downsample2D",
     "Upsample2D",
 }
-"""Classes of diffusers that are walked; all else has to be torch's own."""
+"""The supported classes of diffusers; all other modules must be torch's own."""
 
 
 def check_tiling(vae: AutoencoderKL) -> None:
-    """See that every part of a VAE is one that is walked here.
+    """Check that this module supports every part of a VAE.
 
     Raises:
-        ModelError: one is not.
+        ModelError: a part is not supported.
     """
     for part in (vae.encoder, vae.decoder):
         for name, module in part.named_modules():
@@ -47,16 +47,16 @@ def check_tiling(vae: AutoencoderKL) -> None:
 
 
 def encode_in_strips(vae: AutoencoderKL, image: ImageRows, workspace: Workspace) -> Tensor:
-    """The posterior's moments, as `vae.encode` has them before it makes a distribution of them.
+    """Compute the moments of the posterior, like `vae.encode` before it creates the distribution.
 
     Args:
-        vae: SD's or FLUX's, with its adapter merged.
+        vae: VAE of SD or FLUX, with its adapter merged.
         image: sRGB in [-1, 1], of any size.
-        workspace: bounds the memory.
+        workspace: limits the memory.
     Returns:
         (1, 2 C, H/8, W/8) in the VAE's number format on the workspace's device: mean, then logarithm of variance.
     Raises:
-        ModelError: it has a part that is not walked here, such as an adapter's layer.
+        ModelError: a part of the VAE is not supported, such as an adapter's layer.
     """
     check_tiling(vae)
     field = _encoder(vae.encoder, InputRows(image.read, (3, *image.size_px), workspace.device, vae.dtype), workspace)
@@ -66,12 +66,12 @@ def encode_in_strips(vae: AutoencoderKL, image: ImageRows, workspace: Workspace)
 
 
 def decode_in_strips(vae: AutoencoderKL, latent: Tensor, workspace: Workspace) -> Iterator[Tensor]:
-    """The image of a latent, as `vae.decode` gives it, from its first rows to its last.
+    """Decode a latent to the same image as `vae.decode`, from its first rows to its last.
 
     Args:
-        vae: SD's or FLUX's, with its adapter merged.
+        vae: VAE of SD or FLUX, with its adapter merged.
         latent: (1, C, h, w) float, not scaled, on any device.
-        workspace: bounds the memory.
+        workspace: limits the memory.
     Yields:
         (1, 3, rows, 8 w) in the VAE's number format on the workspace's device.
     """
@@ -83,7 +83,7 @@ def decode_in_strips(vae: AutoencoderKL, latent: Tensor, workspace: Workspace) -
     yield from strips(_decoder(vae.decoder, field, workspace), workspace)
 
 
-# The three below take `Any`: torch's types do not know the attributes of a container's modules.
+# The next three functions take `Any`: torch's type hints have no attributes of submodules.
 def _encoder(encoder: Any, field: Field, workspace: Workspace) -> Field:
     rows = store(Convolved(field, encoder.conv_in), workspace)
     for block in encoder.down_blocks:
@@ -120,7 +120,7 @@ def _attention(attention: Attention, rows: StoredRows, workspace: Workspace) -> 
 
 
 def _resnet(resnet: ResnetBlock2D, rows: StoredRows, workspace: Workspace) -> StoredRows:
-    """shortcut(x) + conv2(act(norm2(conv1(act(norm1(x)))))), without the time of a UNet's blocks."""
+    """shortcut(x) + conv2(act(norm2(conv1(act(norm1(x)))))), without the time embedding of a UNet's blocks."""
     act = resnet.nonlinearity
     between = store(Convolved(Normalised(rows, resnet.norm1, act, hold=True), resnet.conv1), workspace)
     shortcut: Field = rows if resnet.conv_shortcut is None else Convolved(rows, resnet.conv_shortcut)
