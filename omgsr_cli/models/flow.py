@@ -1,8 +1,7 @@
-"""Transformers that were trained by flow matching, behind one interface, and the restorer that they have in common.
+"""The common interface of flow-matching transformers, and their common restorer and trainable.
 
-Bases differ in what they take for the time, in the sign of what they predict, in the positions that they give to
-tokens and in the features of the prompt: all of that is a `FlowModel`'s own. The schedule, the codec, tiles and
-training are the same.
+Base models differ in the time input, the sign of the prediction, the positions of tokens and the features of the
+prompt. A `FlowModel` implements these. The schedule, the codec, tiles and training are the same for all.
 """
 
 from __future__ import annotations
@@ -27,59 +26,59 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 PATCH = 2
-"""Latent elements that make one token, on each side."""
+"""Latent elements per token, on each side."""
 
 
 class FlowModel(Protocol):
-    """A transformer with the conventions of its base.
+    """A transformer with the conventions of its base model.
 
     Attributes:
-        network: on its device or offloaded from it; in the number format that it computes in.
+        network: the transformer, on its device or offloaded, in the number format in which it computes.
     """
 
     network: nn.Module
 
     def velocity(self, noisy_latent: Tensor, sigma: Tensor) -> Tensor:
-        """Predict noise - clean, whatever sign and time the network has itself.
+        """Predict noise - clean, independent of the network's own sign and time.
 
         Args:
             noisy_latent: (B, C, h, w) float, scaled, with even h and w.
             sigma: (B,) float32, the share of noise, in [0, 1].
         Returns:
-            Shape and dtype of the latent.
+            (B, C, h, w), dtype of the latent.
         """
         ...
 
     def move(self, device: torch.device) -> None:
-        """Move what is not part of the network, such as the prompt's features."""
+        """Move tensors that are not part of the network, such as the prompt's features."""
         ...
 
     def save_features(self, folder: Path) -> None:
-        """Write the prompt's features into a folder, so that its text encoders are not needed again."""
+        """Write the prompt's features to a folder, so that the text encoders are not needed again."""
         ...
 
 
 def pack(latent: Tensor) -> Tensor:
-    """(B, C, h, w) to tokens (B, h/2 * w/2, 4 C): row by row, each with its channels' 2x2 elements in order."""
+    """Convert (B, C, h, w) to tokens (B, h/2 * w/2, 4 C), row by row; a token has each channel's 2x2 elements."""
     batch, channels, height, width = latent.shape
     split = latent.reshape(batch, channels, height // PATCH, PATCH, width // PATCH, PATCH)
     return split.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * PATCH**2)
 
 
 def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Tokens (B, h/2 * w/2, 4 C) of a latent of that height and width back to (B, C, h, w)."""
+    """Convert tokens (B, h/2 * w/2, 4 C) back to a latent (B, C, h, w) of the given height and width."""
     batch, channels = len(tokens), tokens.shape[-1] // PATCH**2
     split = tokens.reshape(batch, height // PATCH, width // PATCH, channels, PATCH, PATCH)
     return split.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, height, width)
 
 
 def position_ids(height: int, width: int, first: tuple[int, int], device: torch.device) -> Tensor:
-    """Positions of a latent's tokens, row by row.
+    """Compute the positions of a latent's tokens, row by row.
 
     Args:
-        height, width: of the latent.
-        first: row and column of its first token.
-        device: where they are needed.
+        height, width: size of the latent.
+        first: row and column of the first token.
+        device: device of the result.
     Returns:
         (h/2 * w/2, 3) float32: 0, the row and the column.
     """
@@ -92,18 +91,18 @@ def position_ids(height: int, width: int, first: tuple[int, int], device: torch.
 
 
 class FlowRestorer:
-    """A `Restorer` of a flow-matching base. Latents are float32; the networks compute in their own number formats.
+    """A `Restorer` of a flow-matching model. Latents are float32; the networks compute in their own number formats.
 
     Args:
         model: predicts the velocity.
-        vae: its latents have a quarter of a token's channels.
-        schedule: of the base.
-        info: for people and for the planner.
+        vae: VAE whose latents have a quarter of a token's channels.
+        schedule: schedule of the base model.
+        info: properties of the model, for the user and the planner.
         precision: number format of the transformer; the VAE's may be wider.
-        source: where it was read from.
-        device: where the networks compute.
-        decoder: decodes in the place of the VAE's.
-        release: called before the codec runs, to move the transformer off the device where it is offloaded whole.
+        source: files that the model was loaded from.
+        device: device that computes the networks.
+        decoder: replaces the VAE's decoder.
+        release: called before the codec runs, to move a completely offloaded transformer off the device.
     """
 
     def __init__(
@@ -126,7 +125,7 @@ class FlowRestorer:
         self._release = release
 
     def compile(self) -> None:
-        """Compile the transformer and both halves of the VAE in place."""
+        """Compile the transformer and the VAE's encoder and decoder in place."""
         own = self._decoder.network if isinstance(self._decoder, TinyDecoder) else self.vae.decoder
         for network in (self.model.network, self.vae.encoder, own):
             network.compile()
@@ -137,15 +136,15 @@ class FlowRestorer:
         return self._codec.encode(image, generator)
 
     def encode_within(self, image: ImageRows, workspace: Workspace, generator: torch.Generator | None = None) -> Tensor:
-        """As `encode` of one image, in memory that is bounded: in strips where the whole does not fit."""
+        """Like `encode` for one image, in bounded memory: in strips if the image does not fit."""
         self._make_room()
         return self._codec.encode_within(image, workspace, generator)
 
     def restore(self, lq_latent: Tensor) -> Tensor:
-        """Take the one step: (B, C, h, w) float with even h and w, to the clean latent of the same shape and dtype.
+        """Take the single step: map (B, C, h, w) float, even h and w, to the clean latent, same shape and dtype.
 
-        A mean of the clean latents of overlapping tiles is the step with the mean of their velocities, as published:
-        each is its tile of the one latent minus sigma times its velocity.
+        The published code averages the velocities of overlapping tiles. Averaging their clean latents is equivalent,
+        because each is its tile of the same latent minus sigma times its velocity.
 
         Raises:
             ShapeError: a side is odd.
@@ -154,7 +153,7 @@ class FlowRestorer:
         return self.schedule.clean_latent(lq_latent, self.predict(lq_latent, self._sigma(step, lq_latent)), step)
 
     def predict(self, noisy_latent: Tensor, sigma: Tensor) -> Tensor:
-        """Give the velocity, noise - clean: shape and dtype of the latents, for (B,) shares of noise."""
+        """Predict the velocity, noise - clean, in the shape and dtype of the latents, for (B,) sigmas."""
         if any(side % PATCH for side in noisy_latent.shape[-2:]):
             raise ShapeError(
                 f"latent {tuple(noisy_latent.shape)} has an odd side; "
@@ -168,7 +167,7 @@ class FlowRestorer:
         return self._decoder.decode(latent)
 
     def decode_within(self, latent: Tensor, workspace: Workspace) -> Iterator[Tensor]:
-        """As `decode` of one latent, in memory that is bounded: in strips where the whole does not fit."""
+        """Like `decode` for one latent, in bounded memory: in strips if the image does not fit."""
         self._make_room()
         return self._decoder.decode_within(latent, workspace)
 
@@ -186,12 +185,12 @@ class FlowRestorer:
 
 
 class FlowTrainable:
-    """A `Trainable` of a flow-matching base: LoRA in the VAE's encoder and in the transformer.
+    """A `Trainable` of a flow-matching model: LoRA in the VAE's encoder and in the transformer.
 
     Args:
-        restorer: of the base, on the device to train on.
-        adapters: peft's views of the encoder and the transformer, by the names of their parts.
-        record: goes into what is saved.
+        restorer: restorer of the base model, on the device for training.
+        adapters: peft's wrappers of the encoder and the transformer, by part name.
+        record: written to saved folders.
     """
 
     def __init__(self, restorer: FlowRestorer, adapters: dict[str, PeftModel], record: ModelRecord) -> None:
@@ -200,7 +199,7 @@ class FlowTrainable:
         self.networks: nn.Module = nn.ModuleDict({"vae": restorer.vae, "transformer": restorer.model.network})
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Give the adapters' weights."""
+        """The weights of the adapters."""
         return {
             f"{part}.{name}": weight
             for part, adapter in self._adapters.items()
@@ -209,7 +208,7 @@ class FlowTrainable:
         }
 
     def encode(self, image: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] to (B, C, H/8, W/8), sampled from the posterior."""
+        """Map (B, 3, H, W) in [-1, 1] to (B, C, H/8, W/8), sampled from the posterior."""
         return self._flow.encode(image, list(draws))
 
     @torch.no_grad()
@@ -220,18 +219,18 @@ class FlowTrainable:
             return self._flow.encode(image, list(draws))
 
     def denoise(self, noisy_latent: Tensor, timesteps: Tensor) -> Tensor:
-        """Ask the transformer with its adapter."""
+        """Recover clean latents with the transformer and its adapter."""
         velocity = self._flow.predict(noisy_latent, self._flow.sigmas(timesteps))
         return self._flow.schedule.clean_latent(noisy_latent, velocity, timesteps)
 
     def checkpoint_gradients(self) -> None:
-        """Keep only the blocks' inputs, in both networks."""
+        """Store only the inputs of blocks, in both networks."""
         networks: tuple[Any, ...] = (self._flow.model.network, self._flow.vae)
         for network in networks:
             network.enable_gradient_checkpointing()
 
     def share_backbone(self, share: Callable[[nn.Module], None], device: torch.device) -> None:
-        """Share the transformer's weights out but for its adapter's; the VAE goes to the device whole."""
+        """Shard the transformer's weights, except its adapter's; the VAE moves to the device completely."""
         share(self._flow.model.network)
         self.networks.to(device)
         self._flow.model.move(device)
@@ -245,6 +244,6 @@ class FlowTrainable:
         write_record(self._record, folder)
 
     def load(self, folder: Path) -> None:
-        """Read adapters of the same ranks and layers."""
+        """Load adapters with the same ranks and layers."""
         for part, adapter in self._adapters.items():
             load_lora(adapter, folder / part)

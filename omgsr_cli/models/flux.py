@@ -1,6 +1,6 @@
 """The FLUX family: FluxTransformer2DModel and AutoencoderKL, as in FLUX.1-dev.
 
-In order: the transformer with its conventions, reading and writing the model, and the features of its prompt.
+The module defines the transformer with its conventions, loads and saves the model, and encodes its prompt.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ FLUX_LORA = LoraOptions(
         *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
     ),
 )
-"""Adapters of the family as published: of single blocks, the attention's alone."""
+"""The published adapters of the family; in single blocks, they change only the attention."""
 
 PROMPT_FEATURES = "prompt_embeds.safetensors"
 _SEQUENCE, _POOLED = "prompt_embeds", "pooled_prompt_embeds"
@@ -68,16 +68,16 @@ _TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 _T5_TOKENS = 512
 
 _GUIDANCE = 1.0
-"""Of the publication; a distilled transformer takes its guidance as an input."""
+"""The published guidance; a guidance-distilled transformer takes it as an input."""
 
 _STEP_TENSORS = 20
-"""Tensors of the inner width that the step needs at its peak, counted as float32. With FLUX.1-dev's widths at
-1024 px, 17 were alive at once in a single block, and attention needs room to work in."""
+"""Number of float32 tensors of the inner width that the step needs at its peak. With FLUX.1-dev's widths at 1024 px, 17
+tensors were counted in a single block; attention needs additional workspace."""
 
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """What a prompt is to the transformer.
+    """The features of a prompt, for the transformer.
 
     Attributes:
         sequence: (1, tokens, width) float, T5's last hidden state.
@@ -89,13 +89,13 @@ class TextFeatures:
 
 
 class FluxModel:
-    """A `FlowModel`: FLUX takes sigma for the time, predicts noise - clean, and counts rows and columns from 0.
+    """A `FlowModel`: FLUX takes sigma as the time, predicts noise - clean, and counts rows and columns from 0.
 
     Args:
-        network: of diffusers.
-        features: of the prompt.
-        prompt: the text that they are of.
-        device, dtype: where the network computes, and in which number format.
+        network: diffusers' transformer.
+        features: features of the prompt.
+        prompt: text of the prompt.
+        device, dtype: device and number format in which the network computes.
     """
 
     def __init__(
@@ -112,9 +112,9 @@ class FluxModel:
         self.move(device)
 
     def velocity(self, noisy_latent: Tensor, sigma: Tensor) -> Tensor:
-        """Predict noise - clean: shape and dtype of the latent, (B, C, h, w), for (B,) shares of noise.
+        """Predict noise - clean in the shape and dtype of the latent, (B, C, h, w), for (B,) sigmas.
 
-        diffusers multiplies the time by 1000 in the transformer's number format: in bf16, .5051 becomes 504.
+        diffusers multiplies the time by 1000 in the transformer's number format: in bf16, 0.5051 becomes 504.
         """
         batch, _, height, width = noisy_latent.shape
         sequence, pooled = self.features.sequence, self.features.pooled
@@ -138,15 +138,15 @@ class FluxModel:
         )
 
     def save_features(self, folder: Path) -> None:
-        """Write the prompt's features into a folder."""
+        """Write the prompt's features to a folder."""
         save_features(self.features, self._prompt, folder)
 
 
 def describe_flux(source: ModelSource) -> RestorerInfo:
-    """What is known of a model of the FLUX family from its configuration, without reading a weight.
+    """Describe a model of the FLUX family from its configuration, without reading weights.
 
     Raises:
-        ModelError: the parts do not fit one another.
+        ModelError: the parts do not match.
     """
     folder = source.folder
     transformer, vae = (read_json(folder / part / "config.json") for part in ("transformer", "vae"))
@@ -193,7 +193,7 @@ def _schedule_of(source: ModelSource) -> FlowSchedule:
 
 
 def footprint_of(source: ModelSource, info: RestorerInfo, precision: str, quantize: Quantize) -> Footprint:
-    """What running a model takes, from the headers of its files."""
+    """Estimate the memory that a model needs, from the headers of its files."""
     size = PRECISIONS[precision].itemsize
     codec = sum(entry.elements for _, entry in part_entries(source.folder, "vae")) * (2 if precision == "bf16" else 4)
     working = info.step.bytes_per_px * info.native_tile_px**2
@@ -201,15 +201,15 @@ def footprint_of(source: ModelSource, info: RestorerInfo, precision: str, quanti
 
 
 def load_flux(source: ModelSource, device: torch.device, precision: str) -> FlowRestorer:
-    """Read a model of the FLUX family, add its adapter if it has one, and put it where it fits.
+    """Load a model of the FLUX family, merge its adapter if it has one, and place it where it fits.
 
     Args:
-        source: from `find_model`; its `quantize` and `offload` count here.
-        device: where it will run.
-        precision: "fp32", "bf16" or "fp16", of what is not quantised.
+        source: from `find_model`, with `quantize` and `offload`.
+        device: device that the model runs on.
+        precision: "fp32", "bf16" or "fp16", for weights that are not quantised.
     Raises:
-        ModelError: the files do not make a model, or the adapter does not fit or changes nothing.
-        DeviceError: it fits in no way that was allowed; nothing was read.
+        ModelError: the files are not a complete model, or the adapter does not match or changes no weight.
+        DeviceError: the model does not fit with the allowed quantisation and offloading; no weights were read.
     """
     info, schedule, folder = describe_flux(source), _schedule_of(source), source.folder
     size = partial(footprint_of, source, info, precision)
@@ -228,13 +228,13 @@ def load_flux(source: ModelSource, device: torch.device, precision: str) -> Flow
             changed = merge_lora(vae.encoder, source.adapter / FLUX_PARTS[0])
             part = stack.enter_context(open_adapter(network, source.adapter / FLUX_PARTS[1]))
         quantizer = build_quantizer(source.quantize, dtype)
-        # Quantised where it computes, and moved to the host afterwards.
+        # Weights are quantised on the device that computes, and moved to the host afterwards.
         place = torch.device("cpu") if offload == "group" or (offload == "model" and quantizer is None) else device
         read_network(network, weight_files(folder, "transformer"), place, dtype, adapter=part, quantizer=quantizer)
         if part is not None and not changed + part.changed:
             raise _unchanged(source.adapter)
         release = offload_network(network, device, offload)
-        # In fp16 its decoder overflows.
+        # The VAE's decoder overflows in fp16.
         place_vae: nn.Module = vae
         place_vae.to(device, torch.float32 if precision == "fp16" else dtype)
         decoder = None
@@ -245,7 +245,7 @@ def load_flux(source: ModelSource, device: torch.device, precision: str) -> Flow
 
 
 def _empty(kind: Any, folder: Path) -> Any:
-    """A network of diffusers without weights, by its configuration."""
+    """Create a network of diffusers from its configuration, without weights."""
     try:
         with torch.device("meta"):
             return kind.from_config(kind.load_config(folder, local_files_only=True))
@@ -267,7 +267,7 @@ def _check_widths(folder: Path, features: TextFeatures, network: Any) -> None:
 
 
 def save_flux(source: ModelSource, folder: Path, *, half: bool, text_encoder: bool) -> None:
-    """Write a model with its adapter added, file by file; arguments as for `Family.save_merged`."""
+    """Write a model with its adapter merged, file by file; same arguments as `Family.save_merged`."""
     info = describe_flux(source)
     if text_encoder:
         _check_text_encoders(source.folder, info.prompt or "")
@@ -297,11 +297,11 @@ def save_flux(source: ModelSource, folder: Path, *, half: bool, text_encoder: bo
 def load_flux_trainable(
     source: ModelSource, device: torch.device, precision: str, options: LoraOptions | None, start_from: Path | None
 ) -> FlowTrainable:
-    """Read the base model and put adapters into it, new ones or those to start from.
+    """Load the base model and add adapters: new ones, or those in `start_from`.
 
     Raises:
-        ModelError: the files do not make a model, or the adapters do not fit it.
-        UsageError: the size that it is trained at has no whole tokens.
+        ModelError: the files are not a complete model, or the adapters do not match it.
+        UsageError: the training resolution is not a multiple of a token's size.
     """
     native, multiple = source.record.native_tile_px, describe_flux(source).multiple_of_px
     if native % multiple:
@@ -317,19 +317,19 @@ def load_flux_trainable(
 
 
 def save_features(features: TextFeatures, prompt: str, folder: Path) -> None:
-    """Write features beside a model or an adapter, with their prompt, in bfloat16: 4.2 MB for FLUX.1-dev."""
+    """Write features and their prompt to the folder of a model or an adapter, in bfloat16: 4.2 MB for FLUX.1-dev."""
     tensors = {_SEQUENCE: features.sequence, _POOLED: features.pooled}
     tensors = {key: value.detach().to("cpu", torch.bfloat16).contiguous() for key, value in tensors.items()}
     save_file(tensors, folder / PROMPT_FEATURES, metadata={"prompt": prompt})
 
 
 def load_features(source: ModelSource) -> TextFeatures:
-    """The features of a model's prompt: beside the adapter or the model, from an earlier run, or computed once.
+    """Read the features of a model's prompt from the adapter's or the model's folder or the cache, or compute them.
 
     Returns:
-        Float32 on the CPU, with bfloat16's values wherever they come from.
+        Float32 on the CPU, always rounded to bfloat16.
     Raises:
-        ModelError: they are kept nowhere, and there are no text encoders.
+        ModelError: the features are not stored, and the folder has no text encoders.
     """
     prompt = source.record.prompt or ""
     kept = _find_kept(source, prompt)
@@ -348,13 +348,13 @@ def load_features(source: ModelSource) -> TextFeatures:
             save_features(features, prompt, beside)
             os.rename(beside, place)
     except OSError:
-        # Another process kept them first, or nothing can be written there: they are computed again the next time.
+        # Another process stored them first, or the cache is not writable and the next run computes them again.
         return _rounded(features)
     return _rounded(features)
 
 
 def check_prompt(source: ModelSource) -> None:
-    """Check that `load_features` has what it needs, without running a text encoder; errors are the same."""
+    """Check that `load_features` has its files, with the same errors, but without running a text encoder."""
     prompt = source.record.prompt or ""
     if _find_kept(source, prompt) is None:
         _check_text_encoders(source.folder, prompt)
@@ -367,7 +367,7 @@ def _find_kept(source: ModelSource, prompt: str) -> TextFeatures | None:
 
 
 def _read_kept(path: Path, prompt: str) -> TextFeatures | None:
-    """The features in the file if they are of this prompt, else None."""
+    """Read the stored features; None if the file is missing or stores another prompt."""
     if not path.is_file():
         return None
     try:
@@ -401,7 +401,7 @@ def _check_text_encoders(folder: Path, prompt: str) -> None:
 
 @torch.no_grad()
 def _encode(folder: Path, prompt: str) -> TextFeatures:
-    """Run CLIP and T5 on the CPU, as FLUX's pipeline does: 512 tokens without a mask; they are dropped afterwards."""
+    """Run CLIP and T5 on the CPU like FLUX's pipeline, with 512 tokens and without a mask, and discard them."""
     with explained_imports():
         from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
     kinds: tuple[tuple[Any, str, str, int], ...] = (
@@ -414,7 +414,7 @@ def _encode(folder: Path, prompt: str) -> TextFeatures:
             tokenizer: Any = AutoTokenizer.from_pretrained(folder / tokenizer_part, local_files_only=True)
             encoder, report = kind.from_pretrained(
                 folder / part,
-                # T5-XXL has 9.5 GB in bfloat16, as it is published: nothing is made wider.
+                # The published T5-XXL has 9.5 GB in bfloat16, so it is not converted to a wider format.
                 dtype="auto",
                 variant=weight_variant(folder, part, stem="model"),
                 use_safetensors=True,

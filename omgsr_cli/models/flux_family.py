@@ -1,4 +1,4 @@
-"""The FLUX family for the registry: a diffusers folder with `transformer/` and `vae/`, and the adapters for it."""
+"""The FLUX family for the registry: a diffusers folder with `transformer/` and `vae/`, and its adapters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CLASSES = {"transformer": "FluxTransformer2DModel", "vae": "AutoencoderKL"}
 
 
 class FluxFamily:
-    """A `Family`: FLUX.1-dev, and what has its layout."""
+    """A `Family`: FLUX.1-dev and models with the same layout."""
 
     name = "flux"
     adapter_parts: tuple[str, ...] = FLUX_PARTS
@@ -56,12 +56,12 @@ class FluxFamily:
     )
 
     def recognises(self, folder: Path) -> bool:
-        """By the class of its transformer."""
+        """Whether the folder contains a transformer of FLUX's class."""
         config = folder / "transformer" / "config.json"
         return config.is_file() and read_json(config).get("_class_name") == _CLASSES["transformer"]
 
     def find_files(self, folder: Path) -> tuple[Path, ...]:
-        """The files of the transformer and of the VAE."""
+        """The weight files of the transformer and the VAE."""
         if not (folder / "transformer" / "config.json").is_file():
             refuse_pickles(folder)
             raise ModelError(f"{folder} is not a model folder: no transformer/config.json")
@@ -72,7 +72,7 @@ class FluxFamily:
         return tuple(path for part in _CLASSES for path in weight_files(folder, part))
 
     def assume_record(self, folder: Path, preset: Preset | None) -> ModelRecord:
-        """With the preset's values, or those of the family's own."""
+        """Build a record from the preset, or from the family's preset if it is None."""
         known = preset or PRESETS[str(self.assumed_preset)]
         return ModelRecord(
             family=self.name,
@@ -83,13 +83,13 @@ class FluxFamily:
         )
 
     def choose_precision(self, precision: str, device: torch.device) -> str:
-        """As asked; "auto" is bf16 on a GPU, as published, for fp16 is too narrow for FLUX."""
+        """The requested format; "auto" is bf16 on a GPU, as published, because FLUX overflows in fp16."""
         from omgsr_cli.models.devices import choose_precision
 
         return choose_precision("bf16" if precision == "auto" and device.type != "cpu" else precision, device)
 
     def describe(self, source: ModelSource) -> RestorerInfo:
-        """From the configurations and the headers of the weights; what the prompt needs must be there too."""
+        """Describe the model from its configurations and weight headers; the files for the prompt must also exist."""
         from omgsr_cli.models.flux import check_prompt, describe_flux
 
         info = describe_flux(source)
@@ -97,7 +97,7 @@ class FluxFamily:
         return info
 
     def load(self, source: ModelSource, device: torch.device, precision: str) -> Restorer:
-        """Read both networks and the prompt's features, and merge the adapter."""
+        """Load both networks and the prompt's features, and merge the adapter."""
         from omgsr_cli.models.flux import load_flux
 
         return load_flux(source, device, precision)
@@ -109,7 +109,7 @@ class FluxFamily:
         return load_diffusers_encoder(source.name, source.folder, device)
 
     def save_merged(self, source: ModelSource, folder: Path, *, half: bool, text_encoder: bool) -> None:
-        """Write a diffusers folder with a record and the prompt's features, one file of weights after the other."""
+        """Write a diffusers folder with a record and the prompt's features, one weight file at a time."""
         from omgsr_cli.models.flux import save_flux
 
         save_flux(source, folder, half=half, text_encoder=text_encoder)
@@ -124,7 +124,7 @@ class FluxFamily:
         start_from: Path | None,
         native_px: int | None,
     ) -> Trainable:
-        """Read the base, and put adapters into its encoder and its transformer."""
+        """Load the base model, and add adapters to its encoder and transformer."""
         from omgsr_cli.models.flux import load_flux_trainable
 
         changes = {} if native_px is None else {"native_tile_px": native_px}
