@@ -1,4 +1,4 @@
-"""The one resize: Pillow's filters on planes of [0, 1], for a whole image, any of its rows, or bands as they come."""
+"""Resize images in [0, 1] with Pillow's filters: complete images, any range of rows, or a sequence of bands."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _PILLOW_FILTERS = FILTERS | {"bilinear": Image.Resampling.BILINEAR}
 
 _Floats = NDArray[np.float64]
 
-#: Pillow's weights for 8 bits are integers of this many binary places.
+#: Pillow's weights for 8 bits are fixed-point numbers with this many fractional bits.
 _WEIGHT_BITS = 22
 
-#: Rows of the result that are summed up together, so that the sums need little memory.
+#: Rows of the result that are summed at a time; a small number saves memory.
 _ROWS_AT_ONCE = 64
 
 
 def resize(image: Tensor, size_px: tuple[int, int], bit_depth: int = 8, method: str = "bicubic") -> Tensor:
-    """Resize with a filter of Pillow's: bicubic with a = -0.5, or Lanczos; both are antialiased when reducing.
+    """Resize with one of Pillow's filters: bicubic with a = -0.5, or Lanczos; both antialias when downscaling.
 
     Args:
         image: (C, H, W) float32 in [0, 1], on any device.
         size_px: height and width of the result.
-        bit_depth: 8 computes in whole levels of 1/255, as the published scripts do; 16 in float32.
+        bit_depth: 8 computes in integer levels of 1/255, like the published scripts; 16 computes in float32.
         method: a name in FILTERS.
     Returns:
-        (C, height, width) float32 in [0, 1] on the CPU; the image itself where it has that size already.
+        (C, height, width) float32 in [0, 1] on the CPU; the image itself if it already has that size.
     """
     if tuple(image.shape[-2:]) == tuple(size_px):
         return image
@@ -51,9 +51,9 @@ def resize_bands(
     bit_depth: int = 8,
     method: str = "bicubic",
 ) -> Iterator[Tensor]:
-    """What `resize` returns, to the bit, of an image that comes in bands from its first rows to its last.
+    """Resize an image that arrives in bands from its first rows to its last; bit-identical to `resize`.
 
-    Rows are held only as far as the filter reaches.
+    Only the rows that the filter still needs are held.
 
     Args:
         bands: (C, n, W) float32 in [0, 1], on any device; at 8 bits also uint8 on the CPU.
@@ -62,7 +62,7 @@ def resize_bands(
         bit_depth: as for `resize`.
         method: "bicubic" or "bilinear".
     Yields:
-        (C, n, width) float32 in [0, 1] on the CPU; the bands themselves where the size stays.
+        (C, n, width) float32 in [0, 1] on the CPU; the bands themselves if the size does not change.
     """
     if source_px == size_px:
         yield from bands
@@ -88,7 +88,7 @@ def resize_bands(
             starts, weights = _weights(height, high, done, min(ready + 1, high), method)
             count = ready - done
             made = [_vertically(plane, starts[:count] - top, weights[:count]) for plane in held]
-            # From where the next row of the result begins.
+            # The first source row that the next row of the result needs.
             kept = int(starts[-1])
             held, top = [plane[kept - top :] for plane in held], kept
         done = ready
@@ -98,16 +98,16 @@ def resize_bands(
 
 
 class ResizedRows:
-    """What `resize` returns, to the bit, but computed as its rows are read.
+    """A resized image whose rows are computed when they are read; bit-identical to `resize`.
 
-    Where the height shrinks, the first read computes all of it: the result is smaller than its source.
+    If the height decreases, the first read computes the complete result, which is smaller than its source.
 
     Args:
-        image: (C, H, W) float32 in [0, 1], or any range where it is not clamped.
+        image: (C, H, W) float32 in [0, 1], or any range without clamping.
         size_px: height and width of the result.
         bit_depth: as for `resize`.
         method: "bicubic" or "bilinear".
-        clamp: whether values are kept in [0, 1]; at 8 bits they always are.
+        clamp: True clamps values to [0, 1]; at 8 bits they are always clamped.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ def _pillow_planes(image: Tensor, bit_depth: int) -> list[NDArray[Any]]:
 
 
 def _by_pillow(plane: NDArray[Any], size_px: tuple[int, int], method: str) -> NDArray[Any]:
-    """Both axes one after the other: between them values are rounded, so that the order counts."""
+    """Resize one axis after the other; values are rounded in between, so the order matters."""
     (height, width), image = size_px, Image.fromarray(plane)
     between = (image.width, height) if _is_height_first((image.height, image.width), size_px) else (width, image.height)
     for size in (between, (width, height)):
@@ -165,7 +165,7 @@ def _by_pillow(plane: NDArray[Any], size_px: tuple[int, int], method: str) -> ND
 
 
 def _is_height_first(source_px: tuple[int, int], size_px: tuple[int, int]) -> bool:
-    """Whether the height is resized before the width: as Pillow 13 decides; before, it always began with the width."""
+    """Whether the height is resized before the width, as in Pillow 13; older versions always start with the width."""
     (height, width), (high, wide) = source_px, size_px
     return high < height and height - high > 2 * (width - wide)
 
@@ -184,12 +184,12 @@ def _as_tensor(planes: list[NDArray[Any]], bit_depth: int, clamp: bool) -> Tenso
 
 
 def _weights(source: int, target: int, top: int, bottom: int, method: str) -> tuple[NDArray[np.int64], _Floats]:
-    """Which elements of an axis make elements `top` to `bottom` of the resized one, and with which weights.
+    """Compute which source elements contribute to elements `top` to `bottom` of a resized axis, and their weights.
 
-    Source: Pillow's Resample.c, whose double arithmetic this repeats.
+    Source: Pillow's Resample.c, with the same arithmetic in double precision.
 
     Returns:
-        The first element for each, and the weights from there on, (bottom - top, K); 0 beyond the axis' end.
+        The first source element for each, and the weights from there on, (bottom - top, K); 0 beyond the axis' end.
     """
     kernel, support = _KERNELS[method]
     scale = source / target
@@ -206,7 +206,7 @@ def _weights(source: int, target: int, top: int, bottom: int, method: str) -> tu
 
 
 def _reach(source: int, target: int, top: int, bottom: int, method: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The first element of an axis that makes each of elements `top` to `bottom`, and the one after the last."""
+    """The first source element that contributes to each of elements `top` to `bottom`, and the last + 1."""
     scale = source / target
     support = _KERNELS[method][1] * max(scale, 1.0)
     centre = (np.arange(top, bottom) + 0.5) * scale
@@ -215,7 +215,7 @@ def _reach(source: int, target: int, top: int, bottom: int, method: str) -> tupl
 
 
 def _vertically(plane: NDArray[Any], starts: NDArray[np.int64], weights: _Floats) -> NDArray[Any]:
-    """Sum up rows of (h, W) uint8 or float32 by their weights, as Pillow does: in whole numbers, or in double."""
+    """Compute weighted sums of rows of (h, W) uint8 or float32 like Pillow: in integers or in double precision."""
     parts = []
     for at in range(0, len(starts), _ROWS_AT_ONCE):
         some, share = starts[at : at + _ROWS_AT_ONCE], weights[at : at + _ROWS_AT_ONCE]
@@ -260,10 +260,10 @@ _KERNELS: dict[str, tuple[Callable[[_Floats], _Floats], float]] = {
 
 
 class ColorUnderAlpha:
-    """Colour that is resized with the weight of its alpha.
+    """Colour that is resized with alpha as its weight.
 
-    What is under transparent pixels does not bleed into the edge of what is visible; where nothing nearby is opaque,
-    the colours around are drawn in smoothly.
+    Colours of transparent pixels do not bleed into visible edges. Areas without opaque pixels nearby are filled
+    smoothly with the surrounding colours.
 
     Args:
         rgb: (3, H, W) float32 in [0, 1], not premultiplied.
@@ -275,7 +275,7 @@ class ColorUnderAlpha:
         self._planes = (filled, alpha, filled * alpha)
 
     def resized(self, size_px: tuple[int, int]) -> _ResizedUnderAlpha:
-        """Rows of (3, n, width) float32 in [0, 1], not premultiplied."""
+        """The resized colour, whose rows are (3, n, width) float32 in [0, 1], not premultiplied."""
         return _ResizedUnderAlpha(self._planes, size_px)
 
 
@@ -289,13 +289,13 @@ class _ResizedUnderAlpha:
         filled, alpha, premultiplied = (
             rows.read(top, bottom) for rows in (self._filled, self._alpha, self._premultiplied)
         )
-        # Below two levels of alpha the quotient is noise, and invisible.
+        # Below two levels of alpha, the quotient is noise and invisible.
         straight = torch.where(alpha > 2 / 255, premultiplied / alpha.clamp(min=1 / 255), filled)
         return straight.clamp_(0, 1)
 
 
 def _fill_transparent(rgb: Tensor, alpha: Tensor) -> Tensor:
-    """Give transparent pixels the colours around them: averages by alpha over ever larger squares, coarse to fine."""
+    """Fill transparent pixels with surrounding colours: alpha-weighted means of squares, from coarse to fine."""
     levels = [(rgb * alpha, alpha)]
     while max(levels[-1][1].shape[-2:]) > 1:
         color, weight = levels[-1]
@@ -305,7 +305,7 @@ def _fill_transparent(rgb: Tensor, alpha: Tensor) -> Tensor:
         fill = F.interpolate(fill[None], size=color.shape[-2:], mode="bilinear", align_corners=False)[0]
         own = color / weight.clamp(min=1e-6)
         fill = torch.lerp(fill, own, (weight * 4).clamp(max=1))
-    # Whatever is visible at all keeps its own colour.
+    # Every visible pixel keeps its own colour.
     return torch.where(alpha > 0, rgb, fill)
 
 

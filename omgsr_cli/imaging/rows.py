@@ -1,4 +1,4 @@
-"""Images that are read and written row by row, so large ones are never in memory as a whole."""
+"""Images that are read and written row by row, so large images never have to fit in memory."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class BandSpool:
         self._file = tempfile.SpooledTemporaryFile(_SPOOLED_IN_MEMORY)  # noqa: SIM115 - closed with the object
 
     def append(self, band: Tensor) -> None:
-        """Add (C, n, W) float32 of any device; at 8 bits also uint8.
+        """Add (C, n, W) float32 on any device; at 8 bits also uint8.
 
         Raises:
             OmgsrError: the disk is full.

@@ -1,4 +1,4 @@
-"""Write images: in their own colours, depth and format, with what they said beside their pixels."""
+"""Write images in their own colours, depth and format, with their metadata."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ MetadataPolicy = Literal["keep", "none"]
 
 _NEARLY_OPAQUE = 1 - 0.5 / 65535
 
-#: Bytes for a stream that are kept in memory until they are complete; more go into a file.
+#: Bytes of an image for a stream that are held in memory until it is complete; a larger image goes into a file.
 _STREAM_IN_MEMORY = 64 << 20
 
 
@@ -61,29 +61,29 @@ def write_image(
     record: str | None = None,
     overwrite: bool = False,
 ) -> tuple[str, ...]:
-    """Write an image: to a file whole or not at all, or to a stream.
+    """Write an image to a stream, or to a file, which is never left incomplete.
 
-    Grey stays grey, wide-gamut pixels go back into their profile, 16 bits stay 16 where the format has them.
-    Pixels are rounded once, half to even. PNG and TIFF are written as the rows come; other formats hold all samples.
+    Grey images stay grey, wide-gamut images keep their profile, and 16-bit images keep 16 bits if the format supports
+    them. Pixels are rounded once, half to even. PNG and TIFF are written row by row; other formats need all samples in
+    memory.
 
     Args:
-        image: usually from `read_image`, with the pixels that `SourceImage.restored` gave it; or its bands, which are
-            asked for when all else is known to be right.
-        destination: a file, whose folder is made if missing, or an open binary stream.
-        format: "same" as the image came in (PNG where that cannot be written), or the one to write.
-        quality: 1 to 100 for jpg, webp and avif; None for the default of each (95, 95, 90).
-        metadata: "none" leaves out EXIF, XMP, DPI and texts; the ICC profile stays, as the pixels mean nothing
-            without it.
+        image: usually from `read_image`, with the pixels of `SourceImage.restored`; or its bands, which are read after
+            all other arguments are checked.
+        destination: a file, whose folder is created if missing, or an open binary stream.
+        format: "same" for the format of the input (PNG if it cannot be written), or the name of a format.
+        quality: 1 to 100 for jpg, webp and avif; None for the default of the format (95, 95, 90).
+        metadata: "none" drops EXIF, XMP, DPI and texts; the ICC profile stays, because it defines the colours.
         dpi: dots per inch of the result: "keep" those of the input, "scale" them with its pixels so that the print
-            keeps its size, or a number, which is written with `metadata="none"` too.
-        record: a short text to keep in the file, see `read_record`; left out too where `metadata` is "none".
-        overwrite: whether a file already there is replaced.
+            keeps its size, or a number, which is also written with `metadata="none"`.
+        record: a short text that is stored in the file, see `read_record`; also dropped if `metadata` is "none".
+        overwrite: True replaces an existing file.
     Returns:
-        Notes on what the format could not hold.
+        Notes on data that the format does not support.
     Raises:
-        FileError: it exists, cannot be written, or the format cannot hold it.
-        UsageError: an unknown format, or a quality outside 1 to 100.
-        Exception: whatever the bands raise; nothing is left then.
+        FileError: the file exists or cannot be written, or the format does not support the image.
+        UsageError: the format is unknown, or the quality is outside 1 to 100.
+        Exception: any error of the bands; no file is left then.
     """
     if isinstance(destination, Path) and not overwrite and os.path.lexists(destination):
         raise exists_error(destination)
@@ -99,7 +99,7 @@ def write_image(
 
 
 def _write_stream(stream: BinaryIO, parts: Iterator[bytes | memoryview], name: str) -> None:
-    """Write once everything is there: of an image that fails half way, a stream gets nothing."""
+    """Write only a complete image: if an image fails halfway, nothing is written to the stream."""
     with tempfile.SpooledTemporaryFile(_STREAM_IN_MEMORY) as held:
         try:
             for part in parts:
@@ -111,7 +111,7 @@ def _write_stream(stream: BinaryIO, parts: Iterator[bytes | memoryview], name: s
             shutil.copyfileobj(held, stream)
             stream.flush()
         except BrokenPipeError:
-            # The reader has gone: the command line ends quietly on this.
+            # The reader closed the pipe; the command line exits without a message.
             raise
         except OSError as error:
             raise write_error(name, error) from error
@@ -127,13 +127,13 @@ def encode_image(
     dpi: Literal["keep", "scale"] | float = "keep",
     record: str | None = None,
 ) -> tuple[Iterator[bytes | memoryview], tuple[str, ...]]:
-    """Encode an image as `write_image` does.
+    """Encode an image like `write_image`.
 
     Returns:
-        The file's bytes in parts, encoded as they are asked for, and notes on what the format could not hold.
+        The file's bytes in parts, which are encoded on demand, and notes on data that the format does not support.
     Raises:
-        FileError: the format cannot hold it; also while the parts are read.
-        UsageError: an unknown format, or a quality outside 1 to 100.
+        FileError: the format does not support the image; also raised while the parts are read.
+        UsageError: the format is unknown, or the quality is outside 1 to 100.
     """
     made = image.bands() if isinstance(image, SourceImage) else image
     source, size_px = made.source, made.size_px
@@ -154,11 +154,11 @@ def encode_image(
         segments, dropped = metadata_segments(kept)
         notes += dropped
     if source.is_grey and format_name in ("webp", "avif"):
-        # WebP has only RGB, and grey AVIF with a profile is read wrongly by many: these get plain sRGB.
+        # WebP supports only RGB, and many programs misread grey AVIF with a profile, so both are written in sRGB.
         kept = replace(kept, icc=None)
     depth = source.bit_depth if source.bit_depth in limits.bit_depths else 8
     if depth < source.bit_depth and format_name == source.format:
-        # Nobody asked for another format: the loss is not expected.
+        # The user did not choose another format and does not expect the loss.
         notes += (f"{format_name} is written with 8 bits per channel: --format png or tiff keeps more",)
     layout = SampleLayout(*size_px, (1 if source.is_grey else 3) + (alpha is not None), depth)
     samples = _own_samples(replace(made, alpha=alpha), kept.icc, depth)
@@ -182,14 +182,14 @@ def _encode_whole(
     quality: int,
     name: str,
 ) -> Iterator[bytes]:
-    """Encode in a format of which Pillow wants all samples at once."""
+    """Encode in a format for which Pillow needs all samples at once."""
     samples = np.empty((layout.height, layout.width, layout.channels), np.uint8)
     row = 0
     for band in bands:
         samples[row : row + len(band)] = band
         row += len(band)
     try:
-        with warnings.catch_warnings(action="ignore"):  # Pillow's, of single EXIF values that it leaves out
+        with warnings.catch_warnings(action="ignore"):  # Pillow warns about EXIF values that it drops
             data = _ENCODERS[format_name](samples, metadata, quality)
     except (OSError, ValueError, OverflowError, struct.error, MemoryError) as error:
         reason = str(error) or type(error).__name__
@@ -198,7 +198,7 @@ def _encode_whole(
 
 
 def _with_segments(parts: Iterator[bytes], segments: bytes) -> Iterator[bytes]:
-    """Put segments into a JPEG, behind JFIF's, which must come first."""
+    """Insert segments into a JPEG after the JFIF segment, which must come first."""
     data = next(parts)
     first = behind_first_segment(data)
     yield data[:first] + segments + data[first:]
@@ -211,7 +211,7 @@ def _kept_metadata(image: SourceImage, policy: MetadataPolicy) -> ImageMetadata:
 
 
 def _own_samples(image: ImageBands, icc: bytes | None, bit_depth: int) -> Iterator[NDArray[Any]]:
-    """Bring pixels from sRGB to the space of the profile they are written with: bands of (n, W, 1 to 4)."""
+    """Convert pixels from sRGB to the colour space of the written profile, in bands of (n, W, 1 to 4)."""
     source, profile = image.source, load_profile(icc) if icc else None
     gamut = None
     if source.gamut is not None and icc is not None:
@@ -232,14 +232,14 @@ def _own_samples(image: ImageBands, icc: bytes | None, bit_depth: int) -> Iterat
         if source.is_neutral and not source.is_grey:
             color = color.expand(3, -1, -1)
         if profile is not None:
-            # Grey and RGB profiles alike: `read_image` keeps only one that fits the image.
+            # The profile is grey or RGB: `read_image` only keeps a profile that matches the image.
             assert profile_space(icc or b"") == ("GRAY" if source.is_grey else "RGB")
             color = profile.from_srgb(color)
         if image.alpha is not None:
             color = torch.cat([color, image.alpha.read(row, bottom)])
         yield to_samples(color, bit_depth)
         row = bottom
-        # They may be a part of much more, which is free before the next band is computed.
+        # Free the band before the next one is computed; it may be a view of a larger tensor.
         del band, color
 
 
@@ -247,7 +247,7 @@ def _encode_jpeg(samples: NDArray[Any], metadata: ImageMetadata, quality: int) -
     extra: dict[str, Any] = {}
     if metadata.dpi:
         extra["dpi"] = tuple(min(max(round(dpi), 1), 65535) for dpi in metadata.dpi)
-    # 4:4:4: halving the colour's resolution would undo part of what was restored.
+    # 4:4:4, because chroma subsampling would remove restored detail.
     return _saved(samples, "JPEG", quality=quality, subsampling=0, icc_profile=metadata.icc, **extra)
 
 
@@ -275,32 +275,32 @@ _ENCODERS: dict[str, Callable[[NDArray[Any], ImageMetadata, int], bytes]] = {
 }
 
 
-# --- PNG, row by row: Pillow writes no colour of 16 bits, and whole images only ------------------------------------
+# --- PNG, row by row: Pillow does not write 16-bit colour, and needs complete images --------------------------------
 
-#: Beyond 4, zlib takes several times longer for a percent or two. Level 2 of ISA-L takes a seventh of level 4's time,
-#: for up to 6 % more bytes.
+#: Above level 4, zlib takes several times longer for 1 to 2 % fewer bytes. Level 2 of ISA-L takes a seventh of the time
+#: of zlib's level 4, for up to 6 % more bytes.
 _ZLIB_LEVEL, _ISAL_LEVEL = 4, 2
 
 _COLOR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}
 _SUB, _UP, _AVERAGE = 1, 2, 3
 
-#: Rows that are filtered and compressed at a time hold about this many bytes: a loss of one part in ten thousand.
+#: Approximate bytes of rows that are filtered and compressed at a time; files become 0.01 % larger.
 _BYTES_AT_ONCE = 1 << 19
-#: A block is compressed with what precedes it in mind, as far as deflate looks back.
+#: Preceding bytes that serve as the dictionary of a block: the window of deflate.
 _WINDOW_BYTES = 1 << 15
-#: Blocks that are compressed at the same time; zlib lets other threads run.
+#: Blocks that are compressed in parallel; zlib releases the GIL.
 _THREADS = min(4, os.cpu_count() or 1)
 
 
 def encode_png(layout: SampleLayout, bands: Iterator[NDArray[Any]], metadata: ImageMetadata) -> Iterator[bytes]:
-    """Encode an image as its rows come.
+    """Encode an image row by row.
 
     Args:
-        layout: of the samples.
-        bands: of them, from the first rows to the last.
-        metadata: all of it is written.
+        layout: layout of the samples.
+        bands: samples, from the first rows to the last.
+        metadata: metadata, which is written completely.
     Yields:
-        The file's bytes: first the signature and header.
+        The file's bytes, beginning with the signature and the header.
     """
     header = struct.pack(
         ">IIBBBBB", layout.width, layout.height, layout.bit_depth, _COLOR_TYPE[layout.channels], 0, 0, 0
@@ -313,7 +313,7 @@ def encode_png(layout: SampleLayout, bands: Iterator[NDArray[Any]], metadata: Im
 
 
 def _filtered_blocks(layout: SampleLayout, bands: Iterator[NDArray[Any]]) -> Iterator[bytes]:
-    """The rows as PNG compresses them, some at a time."""
+    """Filter the rows for compression, a few at a time."""
     sample_bytes = layout.bit_depth // 8
     row_bytes = layout.width * layout.channels * sample_bytes
     above, count = np.zeros((1, row_bytes), np.uint8), max(_BYTES_AT_ONCE // row_bytes, 1)
@@ -327,7 +327,7 @@ def _filtered_blocks(layout: SampleLayout, bands: Iterator[NDArray[Any]]) -> Ite
 
 @cache
 def _deflate_library() -> tuple[Any, int]:
-    """The fastest module that is installed with zlib's functions, and the level for it."""
+    """The fastest installed module with the functions of zlib, and its compression level."""
     try:
         return importlib.import_module("isal.isal_zlib"), _ISAL_LEVEL
     except ImportError:
@@ -335,7 +335,7 @@ def _deflate_library() -> tuple[Any, int]:
 
 
 def _deflated(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """One zlib stream (RFC 1950) of blocks that are compressed by several threads."""
+    """Compress blocks in several threads into one zlib stream (RFC 1950)."""
     library, level = _deflate_library()
 
     def compress(block: bytes, before: bytes) -> bytes:
@@ -355,12 +355,12 @@ def _deflated(blocks: Iterator[bytes]) -> Iterator[bytes]:
         for future in waiting:
             yield start + future.result()
             start = b""
-    # An empty last block, and the checksum.
+    # The empty last block and the checksum.
     yield b"\x03\x00" + struct.pack(">I", check)
 
 
 def _metadata_chunks(metadata: ImageMetadata) -> bytes:
-    """The chunks between header and pixels (PNG third edition, 11.3)."""
+    """The chunks between the header and the pixels (PNG third edition, 11.3)."""
     chunks = []
     if metadata.icc:
         chunks.append(png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata.icc)))
@@ -378,13 +378,13 @@ def _metadata_chunks(metadata: ImageMetadata) -> bytes:
 
 
 def _filtered(rows: NDArray[np.uint8], above: NDArray[np.uint8], pixel_bytes: int) -> NDArray[np.uint8]:
-    """Filter rows, each by whichever of Sub, Up and Average leaves the smallest sum (PNG third edition, 12.7).
+    """Filter each row with Sub, Up or Average, whichever has the smallest sum (PNG third edition, 12.7).
 
-    Average alone makes restored photographs 3 % smaller than Paeth in a tenth of its time.
+    Average alone makes restored photographs 3 % smaller than Paeth and takes a tenth of its time.
     """
     up, left = np.concatenate([above, rows[:-1]]), np.zeros_like(rows)
     left[:, pixel_bytes:] = rows[:, :-pixel_bytes]
-    # Half the sum in 8 bits: what both have in common, and half of what only one has.
+    # Half of the sum without overflow in 8 bits: the common bits, and half of the differing bits.
     average = (left & up) + ((left ^ up) >> 1)
     residuals = (rows - left, rows - up, rows - average)
     costs = [np.abs(residual.view(np.int8)).view(np.uint8).sum(axis=1, dtype=np.int64) for residual in residuals]

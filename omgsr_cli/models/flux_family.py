@@ -83,7 +83,7 @@ class FluxFamily:
         )
 
     def choose_precision(self, precision: str, device: torch.device) -> str:
-        """The requested format; "auto" is bf16 on a GPU, as published, because FLUX overflows in fp16."""
+        """The requested format; "auto" is bf16 on a GPU, as published, because the range of fp16 is too small."""
         from omgsr_cli.models.devices import choose_precision
 
         return choose_precision("bf16" if precision == "auto" and device.type != "cpu" else precision, device)
