@@ -110,7 +110,8 @@ def test_an_image_with_nan_fails_alone(omgsr: Command, tmp_path: Path, monkeypat
     assert files_below(tmp_path / "out") == ["a.png", "c.png"]
     monkeypatch.setattr(TinyRestorer, "decode", decode)
     again = omgsr(tmp_path / "in", "-o", tmp_path / "out", "--scale", "4", "--json")
-    assert (again.code, [record["status"] for record in again.records]) == (0, ["skipped", "done", "skipped"])
+    statuses = {Path(record["input"]).name: record["status"] for record in again.records}
+    assert (again.code, statuses) == (0, {"a.png": "skipped", "b.png": "done", "c.png": "skipped"})
 
 
 @pytest.fixture
@@ -257,7 +258,7 @@ def test_a_latent_that_is_not_finite_is_no_measurement(model: Path, value: float
     images[which][0, 3, 4] = value
     pair = ImagePair(path=Path("x.png"), window=(0, 0), drawn={}, **images)
     with pytest.raises(ModelError, match=r"x\.png"):
-        list(_measure_batch([pair], encoder))
+        list(_measure_batch([pair], encoder, None))
 
 
 def test_training_refuses_to_keep_what_has_diverged(

@@ -219,7 +219,7 @@ def test_processes_find_what_one_finds(
     ("arguments", "reason"),
     [
         (("--shard", "5/5"), "--shard 5/5: "),
-        (("--shard", "3/2"), "--shard 3/2 is not a part"),
+        (("--shard", "3/2"), "--shard 3/2 is not a valid part"),
         (("--shard", "1/2", "--until-stable", "9"), "--shard 1/2 and --until-stable 9 exclude each other"),
         (("--shard", "1/2", "--write", "train.toml"), "--shard 1/2 and --write train.toml exclude each other"),
     ],

