@@ -48,7 +48,7 @@ _EFFECTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--tile": (_PLAN, ("64",)),
     "--overlap": (_TILES, ("32",)),
     "--batch": (_TILES, ("3",)),
-    "--memory": ((*_PLAN, "--scale", "80"), ("16M",)),
+    "--memory": ((*_PLAN, "--long-side", "2000"), ("16M",)),
     "--recursive": (("in",), ()),
     "--suffix": (("in/a.png",), ("_large",)),
     "--format": (("in/a.png",), ("webp",)),

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from omgsr_cli.diagnosis import machine
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models import devices
-from omgsr_cli.presets import PRESETS
+from omgsr_cli.presets import NETWORKS, PRESETS
 from omgsr_cli.store.headers import read_header
 
 
@@ -185,7 +185,7 @@ def test_without_a_home_folder_the_reason_is_shown(monkeypatch: pytest.MonkeyPat
     store = machine._describe_store()
     assert store["folder"] is None
     assert "no home folder" in store["reason"]
-    assert [health.name for health in machine.check_models()] == list(PRESETS)
+    assert [health.name for health in machine.check_models()] == [*PRESETS, *NETWORKS]
 
 
 def test_gpus_are_listed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
