@@ -131,7 +131,7 @@ class ResizedRows:
         return _as_tensor([_by_pillow(plane, self.size_px, self._method) for plane in planes], self._depth, self._clamp)
 
     def read(self, top: int, bottom: int) -> Tensor:
-        """As for `Rows`."""
+        """See `Rows`."""
         height, width = self._image.shape[-2:]
         if (height, width) == tuple(self.size_px):
             return self._image[:, top:bottom].cpu()
@@ -285,7 +285,7 @@ class _ResizedUnderAlpha:
         self._filled, self._alpha, self._premultiplied = (ResizedRows(some, size_px, 16) for some in planes)
 
     def read(self, top: int, bottom: int) -> Tensor:
-        """As for `Rows`."""
+        """See `Rows`."""
         filled, alpha, premultiplied = (
             rows.read(top, bottom) for rows in (self._filled, self._alpha, self._premultiplied)
         )

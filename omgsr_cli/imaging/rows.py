@@ -47,11 +47,11 @@ class WholeRows:
 
     @property
     def size_px(self) -> tuple[int, int]:
-        """As for `Rows`."""
+        """See `Rows`."""
         return self.planes.shape[-2], self.planes.shape[-1]
 
     def read(self, top: int, bottom: int) -> Tensor:
-        """As for `Rows`."""
+        """See `Rows`."""
         return self.planes[:, top:bottom].float().cpu()
 
 
@@ -71,7 +71,7 @@ class ExtendedRows:
         self._columns = reflected(source.size_px[1], before_px, size_px[1])
 
     def read(self, top: int, bottom: int) -> Tensor:
-        """As for `Rows`."""
+        """See `Rows`."""
         spans = _spans(top, bottom, self.size_px[1])
         if len(spans) == 1:
             return self._read(top, bottom)

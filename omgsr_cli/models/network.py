@@ -84,7 +84,7 @@ def run_network(network: Any, image: Tensor) -> Tensor:
         return network(image).float()  # type: ignore[no-any-return]  # spandrel is not typed here
     batch, channels, height, width = image.shape
     restored = network(image.reshape(batch * channels, 1, height, width))
-    return restored.float().reshape(batch, channels, *restored.shape[-2:])  # type: ignore[no-any-return]  # likewise
+    return restored.float().reshape(batch, channels, *restored.shape[-2:])  # type: ignore[no-any-return]  # as above
 
 
 def load_network(source: ModelSource, device: torch.device, precision: str) -> NetworkRestorer:
@@ -189,7 +189,7 @@ def measure_margin(network: Any, multiple_px: int) -> int:
     """Find the smallest margin with which a tile gives the same result as the complete image.
 
     The centre of an image with edges and noise is restored as part of the complete image, and as a tile with each
-    margin. Networks with global layers (global pooling, attention over the image) match with none of them.
+    margin. Networks with global layers (global pooling, attention over the image) do not match with any margin.
 
     Args:
         network: spandrel's descriptor, in float32.

@@ -247,7 +247,7 @@ def load_sd(source: ModelSource, device: torch.device, precision: str) -> SdRest
         unet.to(device, PRECISIONS[precision])
         vae.to(device, PRECISIONS[vae_precision(precision, force_upcast, device)])
         if device.type == "cpu":
-            # Convolutions on CPUs use channels last; every convolution copies other layouts.
+            # Convolutions on CPUs use channels last, and copy tensors with another layout.
             vae.to(memory_format=torch.channels_last)
         decoder = None
         if source.vae is not None:

@@ -109,7 +109,7 @@ def describe_tiny(source: ModelSource) -> RestorerInfo:
 
     Raises:
         ModelError: `config.json` is missing or does not describe a network.
-        UsageError: the tile size of the step is not a multiple that the network supports.
+        UsageError: the tile size of the step is not a multiple of `multiple_of_px`.
     """
     info = build_info(_load_config(source.folder), source.record, source.name)
     if info.native_tile_px % info.multiple_of_px:
@@ -176,7 +176,7 @@ def load_tiny_encoder(source: ModelSource, device: torch.device) -> ImageEncoder
 
 
 def _read_network(folder: Path, device: torch.device) -> TinyNetwork:
-    """Read both networks in float32, with the kernels of convolutions channels last."""
+    """Read both networks in float32, with channels-last kernels."""
     with torch.device("meta"):
         network = TinyNetwork(_load_config(folder))
     try:

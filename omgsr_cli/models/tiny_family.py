@@ -58,7 +58,7 @@ class TinyFamily:
         return choose_precision(precision, device, "chain")
 
     def describe(self, source: ModelSource) -> RestorerInfo:
-        """Describe the model from its configuration; the tile size of the step must be a supported multiple."""
+        """Describe the model from its configuration; the step's tile size must be a multiple of `multiple_of_px`."""
         from omgsr_cli.models.tiny import describe_tiny
 
         return describe_tiny(source)

@@ -85,7 +85,7 @@ class PixelEncoder(nn.Module):
         of_x, of_pixels = weight[:, : x.shape[1]], _by_pixel(weight[:, x.shape[1] :], 1)
         assert self.conv_out.bias is not None
         correction = F.conv2d(x, channels_last(of_x), _by_pixel(self.conv_out.bias, 0), padding=1)
-        # Add the results of two convolutions: concatenating their inputs takes as long, and much more memory.
+        # Add the results of two convolutions: concatenating their inputs takes as long and needs much more memory.
         correction += F.conv2d(pixels, of_pixels, padding=1)
         correction = without_running_mean(correction, _MEAN_REACH_PX // LATENT_PX)
         rows = correction.permute(0, 2, 3, 1).reshape(batch, squares[1], squares[3], LATENT_PX, -1).transpose(2, 3)

@@ -166,7 +166,7 @@ class WaveletLatents(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             rows = _along_rows(image.permute(0, 2, 3, 1).reshape(batch, height, -1), inverse=False)
             bands = _along_columns(rows.view(batch, height, wide, -1), inverse=False)
-        # Bands of rows (second level, first), block, bands of columns (second, first), colours.
+        # Axes after the first two: row bands (second level, first), blocks, column bands (second, first), colours.
         bands = bands.view(batch, high, 2, 2, wide, 2, 2, 3).permute(0, 1, 4, 2, 5, 3, 6, 7)
         bands = bands.reshape(batch, high, wide, LATENT_CHANNELS)
         scale = self.channel_std.reciprocal()

@@ -25,16 +25,16 @@ class Projected:
 
     @property
     def read_bytes(self) -> int:
-        """As for `Field`."""
+        """See `Field`."""
         return self.source.read_bytes + self.channels * self.width * self.linear.weight.dtype.itemsize
 
     def read(self, top: int, bottom: int) -> Tensor:
-        """As for `Field`."""
+        """See `Field`."""
         projected: Tensor = self.linear(self.source.read(top, bottom).permute(0, 2, 3, 1))
         return projected.permute(0, 3, 1, 2)
 
     def forget(self, row: int) -> None:
-        """As for `Field`."""
+        """See `Field`."""
         self.source.forget(row)
 
 
@@ -72,11 +72,11 @@ class Attended:
 
     @property
     def read_bytes(self) -> int:
-        """As for `Field`."""
+        """See `Field`."""
         return self._queries.read_bytes + 3 * self.source.read_bytes
 
     def read(self, top: int, bottom: int) -> Tensor:
-        """As for `Field`."""
+        """See `Field`."""
         queries = _heads(_tokens(self._queries.read(top, bottom)), self.attention.heads)
         seen = [self._seen.by(some) for some in torch.split(queries, self._seen.together, dim=1)]
         tokens = torch.cat(seen, dim=1).transpose(0, 1).reshape(queries.shape[1], -1)
@@ -87,7 +87,7 @@ class Attended:
         return rows.div(self.attention.rescale_output_factor)
 
     def forget(self, row: int) -> None:
-        """As for `Field`."""
+        """See `Field`."""
         self.source.forget(row)
         if row == self.height:
             self._seen.free()

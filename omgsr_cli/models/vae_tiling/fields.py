@@ -62,16 +62,16 @@ class InputRows:
 
     @property
     def read_bytes(self) -> int:
-        """As for `Field`."""
+        """See `Field`."""
         return self.channels * self.width * self._dtype.itemsize
 
     def read(self, top: int, bottom: int) -> Tensor:
-        """As for `Field`."""
+        """See `Field`."""
         rows = self._read(top, bottom).to(self._device, self._dtype)
         return rows.contiguous(memory_format=torch.channels_last)
 
     def forget(self, row: int) -> None:
-        """As for `Field`."""
+        """See `Field`."""
 
 
 class Normalised:
@@ -95,12 +95,12 @@ class Normalised:
 
     @property
     def read_bytes(self) -> int:
-        """As for `Field`."""
+        """See `Field`."""
         # The rows that are read, the output of the norm, and the output of the activation.
         return 3 * self.source.read_bytes
 
     def read(self, top: int, bottom: int) -> Tensor:
-        """As for `Field`."""
+        """See `Field`."""
         norm, rows = self.norm, self.source.read(top, bottom)
         # With given moments, batch norm is the same formula; it accepts float32 moments with bf16 rows.
         weight, bias = norm.weight.float(), norm.bias.float()
@@ -108,7 +108,7 @@ class Normalised:
         return rows if self.activation is None else self.activation(rows)
 
     def forget(self, row: int) -> None:
-        """As for `Field`."""
+        """See `Field`."""
         self.source.forget(row)
 
 
@@ -136,7 +136,7 @@ class Convolved:
 
     @property
     def read_bytes(self) -> int:
-        """As for `Field`."""
+        """See `Field`."""
         per_row = self.source.read_bytes
         if self.enlarge > 1:
             # One source row yields several rows, which are also wider.
@@ -151,7 +151,7 @@ class Convolved:
         return first, (bottom - 1) * self._stride - self._pad_before + self._kernel
 
     def read(self, top: int, bottom: int) -> Tensor:
-        """As for `Field`."""
+        """See `Field`."""
         first, last = self._needed(top, bottom)
         whole = self.source.height * self.enlarge
         inner_first, inner_last = max(first, 0), min(last, whole)
@@ -168,7 +168,7 @@ class Convolved:
         return rows[:, :, first - top * self.enlarge : last - top * self.enlarge]
 
     def forget(self, row: int) -> None:
-        """As for `Field`."""
+        """See `Field`."""
         first = max(self._needed(row, row + 1)[0], 0) // self.enlarge
         self.source.forget(first if row < self.height else self.source.height)
 
@@ -182,16 +182,16 @@ class Added:
 
     @property
     def read_bytes(self) -> int:
-        """As for `Field`."""
+        """See `Field`."""
         return self.first.read_bytes + self.second.read_bytes
 
     def read(self, top: int, bottom: int) -> Tensor:
-        """As for `Field`."""
+        """See `Field`."""
         rows = self.first.read(top, bottom) + self.second.read(top, bottom)
         return rows if self.divisor == 1 else rows / self.divisor
 
     def forget(self, row: int) -> None:
-        """As for `Field`."""
+        """See `Field`."""
         self.first.forget(row)
         self.second.forget(row)
 
@@ -205,21 +205,21 @@ class Held:
 
     @property
     def read_bytes(self) -> int:
-        """As for `Field`."""
+        """See `Field`."""
         return self.source.read_bytes
 
     def read(self, top: int, bottom: int) -> Tensor:
-        """As for `Field`."""
+        """See `Field`."""
         return self.source.read(top, bottom)
 
     def forget(self, row: int) -> None:
-        """As for `Field`."""
+        """See `Field`."""
 
 
 def strips(field: Field, workspace: Workspace) -> Iterator[Tensor]:
     """Compute a complete field from its first row to its last, in strips that fit in the workspace.
 
-    If memory runs out nevertheless, the current strip is computed again with half of its rows.
+    If memory runs out nevertheless, only the current strip is computed again, with half of its rows.
 
     Yields:
         (1, C, rows, W).
