@@ -1,4 +1,4 @@
-"""Pairs of low-quality and sharp crops. A sample is decided by the run's seed and its own number, by nothing else."""
+"""Pairs of low-quality and high-quality crops; a sample depends only on the seed of the run and its own number."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from omgsr_cli.transfer import upload
 
 
 class Order:
-    """The order of samples over all epochs: a new permutation for each, by the seed and the epoch's number alone.
+    """The order of samples: each epoch has a new permutation that depends only on the seed and the epoch's number.
 
-    Sample n is the same on every process and after every interruption. Epochs follow each other without a gap: a batch
-    goes on in the next one, so that none is smaller than the others and no image is left out.
+    Sample n is the same in every process and after every interruption. Epochs follow each other without a gap: a batch
+    may continue in the next epoch, so that all batches have the same size and no image is skipped.
     """
 
     def __init__(self, epoch: Sequence[int], seed: int, purpose: Purpose = Purpose.ORDER) -> None:
@@ -45,7 +45,7 @@ class Order:
         self._permutation = (-1, self._epoch)
 
     def index(self, number: int) -> int:
-        """Index of the image of a sample of the run."""
+        """Return the index of a sample's image."""
         epoch, position = divmod(number, len(self._epoch))
         if self._permutation[0] != epoch:
             self._permutation = (epoch, draw_rng(self._seed, self._purpose, epoch).permutation(self._epoch))
@@ -56,11 +56,11 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class BrokenImageError(FileError):
-    """An image whose header can be read and whose pixels cannot.
+    """The header of an image can be read, but its pixels cannot.
 
     Args:
-        path: of the image, or its place in a shard or a data set.
-        reason: why, one line.
+        path: path of the image, or its place in a shard or a data set.
+        reason: the reason, one line.
     """
 
     def __init__(self, path: Stored, reason: str) -> None:
@@ -72,16 +72,16 @@ class BrokenImageError(FileError):
 
 
 def read_pixels(path: Stored, cache: Path | None = None, resize_px: int | None = None) -> Pixels:
-    """Give an image's pixels in sRGB, upright; transparency is left aside.
+    """Read an image's pixels in sRGB, upright and without transparency.
 
     Args:
-        path: of the image, or its place in a shard or a data set.
-        cache: folder of decoded pixels, 3 bytes a pixel; a changed file is decoded again.
-        resize_px: shorter side that a larger image is reduced to; None leaves it as it is.
+        path: path of the image, or its place in a shard or a data set.
+        cache: folder of decoded pixels, 3 bytes per pixel; a changed file is decoded again.
+        resize_px: shorter side to which a larger image is reduced; None keeps the size.
     Returns:
-        (H, W, 3) uint8, read-only where it is mapped from the cache.
+        (H, W, 3) uint8, read-only if it is mapped from the cache.
     Raises:
-        BrokenImageError: it cannot be read.
+        BrokenImageError: the image cannot be read.
         FileError: the cache cannot be written.
     """
     if cache is None:
@@ -94,7 +94,7 @@ def read_pixels(path: Stored, cache: Path | None = None, resize_px: int | None =
 
 
 def is_broken(path: Stored, cache: Path | None = None) -> bool:
-    """Whether an image's pixels cannot be read; see `read_pixels`."""
+    """Return whether `read_pixels` cannot read an image."""
     try:
         read_pixels(path, cache)
     except BrokenImageError:
@@ -119,7 +119,7 @@ def _key(path: Stored, resize_px: int | None) -> str:
             state = file.stat()
         except OSError as error:
             raise BrokenImageError(path, f"{path}: {reason_of(error)}") from error
-        # The change time moves even where a program sets the modification time back.
+        # The change time is updated even if a program resets the modification time.
         text = f"{file.resolve()}\n{state.st_size}\n{state.st_mtime_ns}\n{state.st_ctime_ns}\n{state.st_ino}"
         text += "" if file is path else f"\n{path}"
     text += f"\n{resize_px}" if resize_px else ""
@@ -127,7 +127,7 @@ def _key(path: Stored, resize_px: int | None) -> str:
 
 
 def _write_pixels(cached: Path, pixels: Pixels) -> None:
-    """Write beside and rename: several workers may decode the same image, and the last one's file stays."""
+    """Write a partial file and rename it: several workers may decode the same image, and the last file remains."""
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         with partial_file(cached) as partial:
@@ -135,7 +135,7 @@ def _write_pixels(cached: Path, pixels: Pixels) -> None:
                 np.save(file, pixels)
             os.replace(partial, cached)
     except OSError as error:
-        # Windows does not replace a file that another worker has mapped; that one has the same pixels.
+        # Windows does not replace a file that another worker has mapped; that file has the same pixels.
         if isinstance(error, PermissionError) and cached.is_file():
             return
         raise FileError(f"{cached.parent}: pixels cannot be cached there: {reason_of(error)}") from error
@@ -147,15 +147,15 @@ _GRAY_SURFACES = 0.4
 
 
 def add_lq_noise(lq: Tensor, noise: LqNoise, rng: np.random.Generator) -> Tensor:
-    """Put noise onto the low-quality image's own pixels and save it as JPEG, or one of these, or neither.
+    """Add noise at the low-quality image's own resolution, then compress it as JPEG, each with its own probability.
 
     Args:
         lq: (3, h, w) float32 in [0, 1].
-        noise: how often, how strong and of which kind.
-        rng: decides; it is drawn from alike whether there will be noise or not.
+        noise: probability, strength and kinds of the noise.
+        rng: random generator; the number of draws does not depend on whether noise is added.
     Returns:
-        (3, h, w) float32 in [0, 1]; "blurred" noise has the same deviation after it was blurred. "grain" is blurred
-        and the same in all channels; it has its full deviation in middle tones, and 0.7 of it in black and in white.
+        (3, h, w) float32 in [0, 1]. "blurred" noise keeps its standard deviation after the blur. "grain" is blurred
+        and equal in all channels; it has its full deviation in mid-tones and 0.7 of it in black and white.
     """
     chance, sigma = rng.random(), rng.uniform(*noise.sigma) / 255
     kind = choose(tuple(noise.kinds.items()), rng)
@@ -167,7 +167,7 @@ def add_lq_noise(lq: Tensor, noise: LqNoise, rng: np.random.Generator) -> Tensor
 
 
 def _shape_noise(drawn: Tensor, kind: str, lq: Tensor) -> Tensor:
-    """Make a kind of noise of unit deviation from (3, h, w) white noise."""
+    """Convert (3, h, w) white noise to a kind of noise with unit standard deviation."""
     if kind == "white":
         return drawn
     if kind == "grey":
@@ -180,16 +180,16 @@ def _shape_noise(drawn: Tensor, kind: str, lq: Tensor) -> Tensor:
 
 
 def draw_surface(side_px: int, scale: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Draw a surface without detail, one tone or a few that run into each other, as skies and walls are.
+    """Draw a surface without detail, such as sky or a wall: one tone or a smooth gradient of a few tones.
 
-    Where nothing is, nothing may appear: a network learns here that noise alone is not the shadow of a texture.
+    The network learns from such samples not to turn plain noise into texture.
 
     Args:
-        side_px: of the sharp image.
-        scale: its side over the low-quality one's.
-        rng: decides.
+        side_px: side of the high-quality image.
+        scale: side of the high-quality image divided by that of the low-quality image.
+        rng: random generator.
     Returns:
-        Low-quality (3, h, h) in whole levels of 1/255, with a little noise, and sharp (3, side, side); both in [0, 1].
+        Low-quality (3, h, h), rounded to 1/255, with a little noise, and high-quality (3, side, side); both in [0, 1].
     """
     knots = int(rng.integers(1, 4))
     spread = float(rng.uniform(0, _SURFACE_SPREAD))
@@ -207,14 +207,14 @@ def draw_surface(side_px: int, scale: float, rng: np.random.Generator) -> tuple[
 _LUMA = (0.299, 0.587, 0.114)
 _NO_NOISE = LqNoise()
 _CROP_FORMAT = 1
-"""Raise it when the same seed and number give other crops, so that a teacher's old images are no longer found."""
+"""Increase this when the same seed and number produce different crops, so that old images of a teacher are not used."""
 
 _NOT_OF_THE_CROP = ("flip", "turn", "smooth", "cache", "noise", "teaching", "upscale")
-"""Options that change what is made of a crop, not the crop that a teacher sees. All others are part of its key."""
+"""Options that do not change the crop that the teacher restores. All other options are part of the crop's key."""
 
 _PLACES = 3
 _SKIPPED_PX = 4
-"""Detail is estimated from every fourth pixel."""
+"""Step in pixels of the samples from which detail is estimated."""
 
 
 @dataclass(frozen=True)
@@ -222,10 +222,10 @@ class Teaching:
     """A teacher's images of a fixed number of crops.
 
     Attributes:
-        images: these.
-        crops: how many there are.
+        images: the images.
+        crops: number of crops.
         sigma_px: as for `teacher_target`.
-        low_frequencies: likewise.
+        low_frequencies: as for `teacher_target`.
     """
 
     images: TeacherImages
@@ -236,26 +236,27 @@ class Teaching:
 
 @dataclass(frozen=True)
 class CropOptions:
-    """How samples are made of images.
+    """Options for making samples from images.
 
     Attributes:
-        resolution: side of a sample, pixels.
+        resolution: side of a sample in px.
         scales: scales and their probabilities.
-        degradations: what makes low-quality images, and the probability of each; none leaves images as they are.
+        degradations: degradations and their probabilities; an empty tuple keeps images unchanged.
         flip: mirror half of the crops.
-        turn: turn them by a multiple of 90 degrees.
-        detail: probability of taking, of three places, the one with the most detail: skies teach little.
-        halve: probability of taking a crop of twice the side at half size, where the image is large enough.
-        gray: probability of a crop in black and white.
-        smooth: probability of a drawn surface in the crop's place.
-        on_small: "resize" upscales images that are smaller than a crop, "pad" continues them by reflection.
+        turn: rotate crops by a multiple of 90 degrees.
+        detail: probability of choosing the most detailed of three positions, because plain areas teach little.
+        halve: probability of a crop of twice the side, reduced to half size, if the image is large enough.
+        gray: probability of a grayscale crop.
+        smooth: probability of a drawn surface instead of a crop.
+        on_small: "resize" upscales images that are smaller than a crop, "pad" extends them by reflection.
         cache: folder of decoded pixels, or None.
-        margin_px: crops are this much larger on each axis while they are degraded, and then cut at any offset: real
-            images begin anywhere in the grids of JPEG, of resizing and of latents.
-        noise: at the low-quality crop's own pixels.
-        upscale: "bicubic" upscales low-quality crops as `omgsr upscale` does, "random" by one of the published filters.
-        sampling: "area" takes large images more often, as `plan_epoch` does, "equal" all alike.
-        teaching: where a teacher's images of them come from, or None.
+        margin_px: crops are larger by this on each axis during degradation and are then cut at a random offset, because
+            the grids of JPEG, resizing and latents have any offset in real images.
+        noise: noise at the resolution of the low-quality crop.
+        upscale: "bicubic" upscales low-quality crops as `omgsr upscale` does, "random" uses one of the published
+            filters.
+        sampling: "area" samples large images more often, as in `plan_epoch`; "equal" samples all equally.
+        teaching: the teacher's images, or None.
     """
 
     resolution: int
@@ -282,9 +283,9 @@ class Batch:
 
     Attributes:
         lq: (B, 3, R, R) float32, upscaled low-quality crops, sRGB in [-1, 1].
-        hq: same shape, the sharp ones.
-        target: likewise, what a teacher would make of them; None without a teacher.
-        numbers: of the samples in the run.
+        hq: same shape, the high-quality crops.
+        target: same shape, the targets from a teacher; None without a teacher.
+        numbers: sample numbers in the run.
         broken: images that could not be read and were replaced by others, with the reason.
     """
 
@@ -303,13 +304,13 @@ class Batch:
 
 
 Sample = tuple[int, *tuple[Tensor, ...]]
-"""Its number in the run, and its images: low-quality, sharp and, with a teacher, target."""
+"""The sample's number in the run and its images: low-quality, high-quality and, with a teacher, the target."""
 
 
 class TrainingCrops(Dataset[Sample]):
-    """Samples by their numbers in the run: there is one for every number.
+    """Samples by their numbers in the run, which have no upper limit.
 
-    A sample is a window of a crop. Every sample has a crop of its own, or with a teacher one of those that it saw.
+    A sample is a window of a crop. Every sample has its own crop; with a teacher, it has one of the teacher's crops.
     """
 
     def __init__(self, images: Sequence[TrainingImage], options: CropOptions, seed: int) -> None:
@@ -318,12 +319,12 @@ class TrainingCrops(Dataset[Sample]):
         teaching = options.teaching
         self._pool = None if teaching is None else Order(range(teaching.crops), seed, Purpose.POOL)
         self.broken: dict[Stored, str] = {}
-        """Images that this process could not read, with the reason; their samples come from others."""
+        """Images that this process could not read, with the reason; other images replace them."""
 
     def __getitem__(self, number: int) -> Sample:
-        """Give a sample's number, and (3, R, R) in [-1, 1]: upscaled low-quality crop, sharp crop and target.
+        """Return a sample's number and (3, R, R) in [-1, 1]: upscaled low-quality crop, high-quality crop, target.
 
-        The values depend on the seed and the number alone, to the bit, whatever the number of threads, workers and
+        The values depend bit for bit only on the seed and the number, not on the number of threads, workers and
         processes.
         """
         return in_one_thread(self._draw_sample, number)
@@ -345,7 +346,7 @@ class TrainingCrops(Dataset[Sample]):
         return interpolate(lq, size_px, draw_mode(draw_rng(self._seed, Purpose.FILTER, number))).clamp(0, 1)
 
     def _draw_images(self, number: int) -> tuple[Tensor, ...]:
-        """Give a sample's low-quality image at its own size, the sharp one and, with a teacher, the target."""
+        """Return a sample's low-quality image at its own size, the high-quality one and, with a teacher, the target."""
         options = self.options
         rng = draw_rng(self._seed, Purpose.SURFACE, number)
         if rng.random() < options.smooth:
@@ -359,10 +360,10 @@ class TrainingCrops(Dataset[Sample]):
         return lq, hq, teacher_target(taught, hq, options.teaching.sigma_px, options.teaching.low_frequencies)
 
     def crop_key(self, number: int) -> str:
-        """Name a crop by what defines it: the content of its files, the seed, its number and the options.
+        """Compute a crop's key from the content of its files, the seed, its number and the options.
 
-        No pixel is part of the name: the crop need not be computed, and a rounding difference on another machine does
-        not change it.
+        Pixels are not part of the key: the crop need not be computed, and rounding differences between machines do not
+        change the key.
 
         Returns:
             64 hexadecimal digits.
@@ -387,26 +388,26 @@ class TrainingCrops(Dataset[Sample]):
         own = {name: value for name, value in vars(self.options).items() if name not in _NOT_OF_THE_CROP}
         kinds = [(config.model_dump(), share) for config, share in self.options.degradations]
         for dumped, _ in kinds:
-            # A key of its own only where it changes something: images of earlier versions are still found.
+            # The default is left out, so that cached images of earlier versions are still found.
             if dumped["jpeg"] == "libjpeg":
                 del dumped["jpeg"]
         return own | {"degradations": kinds}
 
     def _content(self, path: Stored) -> str:
         if path not in self._contents:
-            # The place of a broken image was taken by one that no other crop needs.
+            # A broken image was replaced by an image that no other crop uses.
             self._contents |= _read_contents([path])
         return self._contents[path]
 
     @cached_property
     def _contents(self) -> dict[Stored, str]:
-        """SHA-256 of every file that a teacher's crops come from; read at once, before workers start."""
+        """SHA-256 of every file of the teacher's crops; all are read together before workers start."""
         assert self.options.teaching is not None, "only a teacher's crops need names"
         images = [self.images[self._order.index(number)] for number in range(self.options.teaching.crops)]
         return _read_contents(sorted({file for image in images for file in image.files}, key=str))
 
     def _image_of(self, number: int) -> TrainingImage:
-        """Give the image of a crop: by its turn, or if that is known to be broken one that the crop's number draws."""
+        """Return the image of a crop by its order; if it is broken, draw another one from the crop's number."""
         if len(self.broken) >= len(self.images):
             raise OmgsrError(f"none of {len(self.images)} images can be read", next(iter(self.broken.values())))
         image = self.images[self._order.index(number)]
@@ -416,11 +417,11 @@ class TrainingCrops(Dataset[Sample]):
         return image
 
     def draw_pair(self, number: int) -> tuple[Tensor, Tensor]:
-        """Give a crop by its number: low-quality (3, h, w) at its own size, and sharp (3, H, W), in [0, 1]."""
+        """Return a crop by number: low-quality (3, h, w) at its own size and high-quality (3, H, W), in [0, 1]."""
         return in_one_thread(self._draw_pair, number)
 
     def _draw_pair(self, number: int) -> tuple[Tensor, Tensor]:
-        # Which images are broken is a property of the files, so every process ends with the same one.
+        # Every process ends with the same image, because the files alone determine which images are broken.
         while True:
             try:
                 return self._cut_crop(self._image_of(number), number)
@@ -451,7 +452,7 @@ class TrainingCrops(Dataset[Sample]):
         return (to_gray(lq[0]) if gray else lq[0]), hq
 
     def _draw_crop(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
-        """A crop of the resolution and a margin, or of less margin where the image has not enough."""
+        """Cut a crop of the resolution plus the margin; the margin is smaller if the image is too small."""
         options = self.options
         side_px = options.resolution + options.margin_px
         factor = 2 if rng.random() < options.halve and min(pixels.shape[:2]) >= 2 * side_px else 1
@@ -476,13 +477,13 @@ class TrainingCrops(Dataset[Sample]):
 
 
 class Numbers(Sampler[list[int]]):
-    """Numbers of one process's batches, without end: batches go to the processes in turn.
+    """Endless sample numbers for one process; batches are distributed to the processes in turn.
 
     Args:
-        batch: samples of one process in one forward pass.
+        batch: number of samples per process and forward pass.
         start: number of the run's next sample.
-        rank: of this process.
-        processes: how many there are.
+        rank: rank of this process.
+        processes: number of processes.
     """
 
     def __init__(self, batch: int, start: int, rank: int, processes: int) -> None:
@@ -496,7 +497,7 @@ class Numbers(Sampler[list[int]]):
 
 
 def load_batches(crops: TrainingCrops, numbers: Numbers, workers: int, device: torch.device) -> Iterator[Batch]:
-    """Read batches without end, in other processes where there are workers."""
+    """Yield batches without end, read by `workers` worker processes, or by this process if there are none."""
     more: Mapping[str, Any] = {"prefetch_factor": 4, "persistent_workers": True} if workers else {}
     loader = DataLoader(
         _Reported(crops),
@@ -505,7 +506,7 @@ def load_batches(crops: TrainingCrops, numbers: Numbers, workers: int, device: t
         collate_fn=_collate,
         worker_init_fn=_start_worker,
         pin_memory=device.type == "cuda",
-        # Without its own generator, the loader draws a seed for its workers from the global state.
+        # Without its own generator, the loader draws a seed for its workers from the global generator.
         generator=torch.Generator(),
         **more,
     )
@@ -517,7 +518,7 @@ def load_batches(crops: TrainingCrops, numbers: Numbers, workers: int, device: t
 
 @dataclass(frozen=True)
 class _Reported(Dataset["tuple[Sample, Mapping[Stored, str]] | OmgsrError"]):
-    """Samples with the images that were replaced so far; an error is a value, which a worker hands over as it is."""
+    """Samples with the images replaced so far; errors are returned as values, because workers pass these unchanged."""
 
     crops: TrainingCrops
 
@@ -529,7 +530,7 @@ class _Reported(Dataset["tuple[Sample, Mapping[Stored, str]] | OmgsrError"]):
 
 
 def grow(pixels: Pixels, least_px: int, on_small: OnSmall) -> Pixels:
-    """Make both sides of (H, W, 3) at least `least_px`, as `fit_small` does; smaller images were skipped before."""
+    """Extend both sides of (H, W, 3) to at least `least_px` with `fit_small`; "skip" was handled earlier and pads."""
     if min(pixels.shape[:2]) >= least_px:
         return pixels
     fitted = fit_small(_to_tensor(pixels), least_px, "pad" if on_small == "skip" else on_small)
@@ -539,7 +540,7 @@ def grow(pixels: Pixels, least_px: int, on_small: OnSmall) -> Pixels:
 
 
 def to_gray(image: Tensor) -> Tensor:
-    """Give (3, H, W) in [0, 1] the same luma in every channel, in whole levels of 1/255."""
+    """Convert (3, H, W) in [0, 1] to grayscale: luma in every channel, rounded to 1/255."""
     luma = (image * torch.tensor(_LUMA)[:, None, None]).sum(0, keepdim=True)
     return luma.mul(255).round().div(255).expand_as(image).contiguous()
 
@@ -553,7 +554,7 @@ def _detail(crop: Pixels) -> float:
 
 
 def _halve(crop: Pixels) -> Pixels:
-    """Average blocks of 2x2: (H, W, 3) of even sides to half of them."""
+    """Average blocks of 2x2 pixels: (H, W, 3) with even sides to (H / 2, W / 2, 3)."""
     blocks = crop.reshape(crop.shape[0] // 2, 2, crop.shape[1] // 2, 2, 3)
     halved: Pixels = ((blocks.sum((1, 3), dtype=np.uint16) + 2) // 4).astype(np.uint8)
     return halved
@@ -594,5 +595,5 @@ def _read_contents(files: Sequence[Stored]) -> dict[Stored, str]:
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C reaches every process of the terminal: the trainer decides when to stop its workers.
+    # Ctrl-C reaches every process of the terminal; only the trainer stops its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The layout of the discriminator's heads: integers only, so that a configuration can be checked without weights."""
+"""Layout of the discriminator's heads; it needs only integers, so that a configuration is checked without weights."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from omgsr_cli.errors import UsageError
 
 STRIDES = (4, 8, 16)
-"""Image pixels per element of the feature maps that are judged: DINOv3's first three, VGG16's last three."""
+"""Image pixels per element of the feature maps for the heads: the first three of DINOv3, the last three of VGG16."""
 
 UNET_MULTIPLE_PX = 8
-"""Sides of the images that the U-Net discriminator takes are multiples of this: it halves them three times."""
+"""Input sides of the U-Net discriminator are multiples of this, because it halves them three times."""
 
 _MOST_BLOCKS = 4
 
 
 @dataclass(frozen=True)
 class Block:
-    """One halving blur, one convolution of 3x3, one LeakyReLU.
+    """One halving blur, one 3x3 convolution and one LeakyReLU.
 
     Attributes:
-        inputs: channels before the convolution.
-        outputs: channels after it.
-        stride: of the convolution.
+        inputs: input channels of the convolution.
+        outputs: output channels of the convolution.
+        stride: stride of the convolution.
     """
 
     inputs: int
@@ -32,16 +32,16 @@ class Block:
 
 
 def plan_heads(resolution: int, channels: Sequence[int] = (192, 384, 768)) -> tuple[tuple[Block, ...], ...]:
-    """Lay out a head for each level: as deep as its map allows, but four blocks at most.
+    """Plan one head per level, as deep as the feature maps allow, with at most four blocks.
 
-    At 512 (three blocks) and 1024 (four) these are the published heads, arXiv:2508.08227. A block after the level's
-    own number halves the channels no more, and strides.
+    At 512 (three blocks) and 1024 (four blocks) these are the published heads, arXiv:2508.08227. Blocks whose index is
+    above the level's index keep the number of channels and have a stride of 2.
 
     Args:
         resolution: side in px of the square images.
-        channels: of the map of each of STRIDES; DINOv3 ConvNeXt large's.
+        channels: channels of the map at each of STRIDES; the default is DINOv3 ConvNeXt large.
     Returns:
-        The blocks of each level's head; a halving blur and a convolution of 1x1 follow them.
+        The blocks of each level's head; a halving blur and a 1x1 convolution follow them.
     Raises:
         UsageError: the resolution is too small for a head, or a map has too few channels.
     """
@@ -61,7 +61,7 @@ def plan_heads(resolution: int, channels: Sequence[int] = (192, 384, 768)) -> tu
 
 
 def _plan_head(level: int, channels: int, blocks: int) -> tuple[Block, ...]:
-    # The published heads of 1024 px stride one block later than those of 512 px: all end at a single logit.
+    # In the published heads for 1024 px strides start one block later than for 512 px; all end in a single logit.
     first_stride = level + (blocks == _MOST_BLOCKS)
     head = []
     for number in range(blocks):
@@ -73,7 +73,7 @@ def _plan_head(level: int, channels: int, blocks: int) -> tuple[Block, ...]:
 
 def _logits_side(side: int, head: Sequence[Block]) -> int:
     for block in head:
-        # The blur rounds down, the convolution up.
+        # The blur rounds the side down, the convolution rounds it up.
         side = -(-(side // 2) // block.stride)
     return side // 2
 

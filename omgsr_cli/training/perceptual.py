@@ -1,8 +1,8 @@
-"""Frozen networks and the distances of images on their features.
+"""Frozen feature networks and image distances on their features.
 
-DINOv3's ConvNeXt, VGG16 and AlexNet give feature maps. DISTS compares structure and texture: on DINOv3 with equal
-weights it is OMGSR's Dv3CD, on VGG16 with learned weights DISTS as published. LPIPS v0.1 has weights learned from what
-people see.
+The networks are DINOv3 ConvNeXt, VGG16 and AlexNet. DISTS compares structure and texture: on DINOv3 with equal weights
+it is OMGSR's Dv3CD, on VGG16 with learned weights it is DISTS as published. The weights of LPIPS v0.1 are learned from
+human judgements.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from omgsr_cli.training.config import BACKBONES
 if TYPE_CHECKING:
     from transformers import DINOv3ConvNextModel
 
-# ImageNet's mean and deviation, of images in [-1, 1]: 2 * mean - 1 and 2 * deviation.
+# Mean and standard deviation of ImageNet for images in [-1, 1]: 2 * mean - 1 and 2 * deviation.
 _SHIFT = tuple(2 * mean - 1 for mean in (0.485, 0.456, 0.406))
 _SCALE = tuple(2 * deviation for deviation in (0.229, 0.224, 0.225))
 
 
 class FrozenNet(nn.Module):
-    """A network on normalised images that never learns, but lets gradients through to its input.
+    """A network on normalised images whose weights are frozen; gradients reach its input.
 
-    It runs in the number format of its own weights, under autocast too, unless that is asked for: what it measures is
-    the same wherever it is called.
+    It computes in the dtype of its weights, also inside an autocast context, unless the caller requests autocast. A
+    measurement is therefore the same wherever it is called.
 
     Attributes:
-        min_px: sides of images are at least this.
+        min_px: smallest side of an image.
     """
 
     min_px: int = 1
@@ -57,23 +57,23 @@ class FrozenNet(nn.Module):
         self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1), persistent=False)
 
     def freeze(self, dtype: torch.dtype = torch.float32) -> Self:
-        """Turn off the gradients of all weights and store them in a number format; returns itself."""
+        """Turn off the gradients of all weights and convert them to a dtype; return the network."""
         for weight in self.parameters():
-            # The buffers stay float32: images are normalised before they are rounded.
+            # The buffers stay float32, because images are normalised before they are rounded.
             weight.data = weight.data.to(dtype)
         return self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Stay as it is: a frozen network has no training mode."""
+        """Keep evaluation mode: a frozen network has no training mode."""
         return super().train(False)
 
     def normalise(self, image: Tensor) -> Tensor:
-        """Give images ImageNet's mean and deviation, in the number format of the weights.
+        """Normalise images with the mean and standard deviation of ImageNet, and convert them to the weights' dtype.
 
         Args:
             image: (B, 3, H, W) float, sRGB in [-1, 1].
         Raises:
-            ShapeError: another shape, or a side under `min_px`.
+            ShapeError: the shape is different, or a side is below `min_px`.
         """
         if image.ndim != 4 or image.shape[1] != 3 or min(image.shape[2:]) < self.min_px:
             shape = tuple(image.shape)
@@ -82,12 +82,12 @@ class FrozenNet(nn.Module):
 
 
 class FeatureNet(FrozenNet, ABC):
-    """A frozen network with a feature map for each of its stages.
+    """A frozen network with one feature map per stage.
 
     Attributes:
-        title: what people call it.
-        channels: of each stage's map.
-        strides: image pixels per element of each stage's map, on each side.
+        title: display name.
+        channels: channels of each stage's map.
+        strides: image pixels per element of each stage's map, along each side.
     """
 
     title: str
@@ -99,13 +99,13 @@ class FeatureNet(FrozenNet, ABC):
 
         Args:
             image: (B, 3, H, W) float, sRGB in [-1, 1]; sides at least `min_px`.
-            pooled: take the chain with L2 pooling that DISTS compares, instead of the network as it was trained.
+            pooled: use L2 pooling, as DISTS does, instead of the network's original pooling.
             autocast: compute in bf16 where torch's autocast does.
         Returns:
-            For each stage (B, channels, H // stride, W // stride), dtype of the weights, or with
-            autocast bf16; pooled, sides may round up.
+            For each stage (B, channels, H // stride, W // stride) in the dtype of the weights, or bf16 with autocast;
+            with `pooled`, sides may be rounded up.
         Raises:
-            ShapeError: the image has another shape.
+            ShapeError: the image has a different shape.
         """
         with torch.autocast(image.device.type, torch.bfloat16, enabled=autocast):
             return self._maps(self.normalise(image), pooled)
@@ -118,7 +118,7 @@ class FeatureNet(FrozenNet, ABC):
 def pool_l2(features: Tensor, stride: int) -> Tensor:
     """Pool features by an antialiased root mean square.
 
-    out = sqrt(blur(x^2) + 1e-12) with the outer product of hanning(5)[1:-1], normalised to sum 1, padding 1.
+    out = sqrt(blur(x^2) + 1e-12). The kernel is the outer product of hanning(5)[1:-1], normalised to sum 1; padding 1.
     Source: DISTS, arXiv:2004.07728, section II-A.
 
     Args:
@@ -127,7 +127,7 @@ def pool_l2(features: Tensor, stride: int) -> Tensor:
     Returns:
         (B, C, ceil(H / stride), ceil(W / stride)), dtype of features, positive.
     """
-    # 1/4, 1/2, 1/4, made where the features are: a copy there would be a wait.
+    # 1/4, 1/2, 1/4, computed on the device of the features, because a copy to it would block.
     taps = (2 - torch.arange(-1, 2, device=features.device).abs()).to(features.dtype) / 4
     channels = features.shape[1]
     kernel = (taps[:, None] * taps[None, :]).expand(channels, 1, 3, 3).contiguous()
@@ -140,12 +140,12 @@ SUFFIXES = (".safetensors", ".pth", ".pt")
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a file of named tensors onto the CPU.
 
-    Feature networks are published as `.pth`. torch reads these without running anything that they contain.
+    Feature networks are published as `.pth`. torch reads these without executing code from the file.
 
     Args:
-        path: a `.safetensors`, or a `.pth` or `.pt` with one dictionary of tensors.
+        path: a `.safetensors` file, or a `.pth` or `.pt` file with one dictionary of tensors.
     Raises:
-        ModelError: it is not there, not readable or holds something else.
+        ModelError: the file does not exist, cannot be read or contains something else.
     """
     if not path.is_file():
         raise ModelError(f"{path} does not exist")
@@ -156,7 +156,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path} contains more than tensors; such files can run code when they are read",
             hint="convert it to .safetensors where you trust it",
         ) from error
-    # A cut or foreign file fails wherever the reader happens to be.
+    # A truncated file or a file of another format can fail with any of these.
     except (OSError, EOFError, RuntimeError, LookupError, ValueError, struct.error, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0] or "the file is truncated"
         raise ModelError(f"{path} cannot be read: {reason}", hint="fetch it again") from error
@@ -169,10 +169,10 @@ def find_weights(source: Path, stem: str) -> Path:
     """Find a weight file.
 
     Args:
-        source: the file itself, or a folder with it.
-        stem: how its name begins, for a folder; `vgg16` finds `vgg16.safetensors` and `vgg16-397923af.pth`.
+        source: the file, or a folder that contains it.
+        stem: start of the file's name in a folder; `vgg16` finds `vgg16.safetensors` and `vgg16-397923af.pth`.
     Raises:
-        ModelError: there is none.
+        ModelError: no weight file exists.
     """
     if source.is_file():
         return source
@@ -185,20 +185,20 @@ def find_weights(source: Path, stem: str) -> Path:
 
 def find_optional_weights(folder: Path, stem: str) -> Path | None:
     """Find a weight file in a folder as `find_weights` does, or None."""
-    # A longer name belongs to another network (vgg16_bn) unless a hash follows, as torch publishes its files.
+    # A longer name belongs to another network (vgg16_bn), unless a hash follows as in torch's published files.
     patterns = [f"{stem}{mark}{suffix}" for suffix in SUFFIXES for mark in ("", "-*")]
     return next((file for pattern in patterns for file in sorted(folder.glob(pattern))), None)
 
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy tensors into a module's weights, float32; every one must be there and have its shape.
+    """Load tensors as float32 into a module; every weight must exist with the right shape.
 
     Args:
-        module: whose `state_dict` has the same names.
-        tensors: by name; others than the module's are left alone.
-        path: where they are from, for the message.
+        module: module whose `state_dict` has the same names.
+        tensors: tensors by name; names that the module does not have are ignored.
+        path: file of the tensors, for the error message.
     Raises:
-        ModelError: one is missing or has another shape.
+        ModelError: a tensor is missing or has a different shape.
     """
     wanted = module.state_dict()
     for name, weight in wanted.items():
@@ -211,12 +211,12 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
 
 
 MODEL_TYPE = "dinov3_convnext"
-"""What `config.json` calls it."""
+"""`model_type` in `config.json`."""
 
 _STAGES = 3
-"""The fourth is the one nearest to what the image shows, and the least to how it looks."""
+"""Number of stages; the fourth is left out, because it encodes the content of an image rather than its appearance."""
 
-# Meta's names to those of transformers, applied to every name from the first rule to the last.
+# Rules that convert Meta's names to those of transformers; all are applied in order to every name.
 _RENAMES = (
     (r"^downsample_layers\.(\d+)\.", r"stages.\1.downsample_layers."),
     (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.layers.\2."),
@@ -230,8 +230,8 @@ class DinoV3(FeatureNet):
     """The first three stages of a DINOv3 ConvNeXt.
 
     Args:
-        stages: modules from map to map.
-        channels: of their maps.
+        stages: modules, each from one map to the next.
+        channels: channels of their maps.
     """
 
     title = "DINOv3-ConvNeXt"
@@ -254,13 +254,13 @@ class DinoV3(FeatureNet):
 
 
 def load_dinov3(source: str | Path, dtype: torch.dtype = torch.float32) -> DinoV3:
-    """Read a DINOv3 ConvNeXt of any size.
+    """Load a DINOv3 ConvNeXt of any size.
 
     Args:
-        source: a folder as transformers writes it, a hub repository OWNER/NAME, or the file that Meta publishes.
-        dtype: of the weights, in which it will run.
+        source: a folder in the layout of transformers, a hub repository OWNER/NAME, or the file that Meta publishes.
+        dtype: dtype of the weights and of the computation.
     Raises:
-        ModelError: it is not there, cannot be fetched or is another network.
+        ModelError: the network does not exist, cannot be fetched or is of another kind.
     """
     path = Path(source)
     if path.is_file() or path.suffix in SUFFIXES:
@@ -278,16 +278,17 @@ def load_dinov3(source: str | Path, dtype: torch.dtype = torch.float32) -> DinoV
 
 
 def rename_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the weights that Meta publishes the names that they have in transformers.
+    """Rename the weights that Meta publishes to the names in transformers.
 
     Args:
-        tensors: such as `downsample_layers.0.0.weight` and `stages.2.4.dwconv.bias`.
+        tensors: weights by name, such as `downsample_layers.0.0.weight` and `stages.2.4.dwconv.bias`.
     Returns:
-        Such as `stages.0.downsample_layers.0.weight` and `stages.2.layers.4.depthwise_conv.bias`.
+        Weights by new name, such as `stages.0.downsample_layers.0.weight` and
+        `stages.2.layers.4.depthwise_conv.bias`.
     """
     renamed = {}
     for name, value in tensors.items():
-        # `norms.3` is `norm` a second time, under the name of its stage.
+        # `norms.3` is a copy of `norm` under the name of its stage.
         if name.startswith("norms."):
             continue
         for pattern, replacement in _RENAMES:
@@ -297,12 +298,12 @@ def rename_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def infer_sizes(tensors: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Tell the depths and the widths of the four stages from weights with transformers' names.
+    """Infer the depths and widths of the four stages from weights with the names of transformers.
 
     Args:
-        tensors: as from `rename_published`.
+        tensors: weights by name, from `rename_published`.
     Raises:
-        ModelError: they are not a ConvNeXt's.
+        ModelError: the weights are not those of a ConvNeXt.
     """
     depths, widths = [0] * 4, [0] * 4
     for name, value in tensors.items():
@@ -353,7 +354,7 @@ def _load_folder(folder: Path) -> DINOv3ConvNextModel:
 
 
 def _encoder(model: DINOv3ConvNextModel) -> nn.Module:
-    """The module that has `stages`: some versions of transformers put one between."""
+    """Return the module that has `stages`; some versions of transformers nest it in another module."""
     inner = getattr(model, "model", model)
     assert isinstance(inner, nn.Module)
     return inner
@@ -369,15 +370,15 @@ _Net = TypeVar("_Net", bound=FrozenNet)
 
 _VGG16_CONVOLUTIONS = (2, 2, 3, 3, 3)
 _ALEXNET_GEOMETRIES = ((11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1))
-"""Kernel, stride and padding."""
+"""Kernel size, stride and padding of each convolution."""
 
-# Where torchvision's checkpoints have the convolutions, among ReLUs and poolings.
+# Indices of the convolutions in torchvision's checkpoints, which also count ReLUs and poolings.
 _VGG16_PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 _ALEXNET_PLACES = (0, 3, 6, 8, 10)
 
 
 class Vgg16(FeatureNet):
-    """VGG16, arXiv:1409.1556, after the last ReLU of each of its five stages: relu1_2 to relu5_3."""
+    """VGG16, arXiv:1409.1556, with maps after the last ReLU of each of its five stages: relu1_2 to relu5_3."""
 
     title = "VGG16"
     channels = (64, 128, 256, 512, 512)
@@ -405,7 +406,7 @@ class Vgg16(FeatureNet):
 
 
 class AlexNet(FrozenNet):
-    """AlexNet, as torchvision has it, after each of its five ReLUs; what LPIPS is reported with."""
+    """AlexNet as in torchvision, with maps after each of its five ReLUs; published LPIPS scores use this network."""
 
     channels = (64, 192, 384, 256, 256)
     min_px = 31
@@ -426,7 +427,7 @@ class AlexNet(FrozenNet):
         Returns:
             For each of `channels` (B, channels, h, w), dtype of the weights, not negative.
         Raises:
-            ShapeError: the image has another shape.
+            ShapeError: the image has a different shape.
         """
         with torch.autocast(image.device.type, enabled=False):
             hidden, maps = self.normalise(image), list[Tensor]()
@@ -439,24 +440,24 @@ class AlexNet(FrozenNet):
 
 
 def load_vgg16(source: Path, dtype: torch.dtype = torch.float32) -> Vgg16:
-    """Read VGG16 from a file of torchvision's layout (`features.0.weight`, ...), or from a folder with `vgg16*`.
+    """Load VGG16 from a file in torchvision's layout (`features.0.weight`, ...) or from a folder with `vgg16*`.
 
     Args:
         source: the file or folder.
-        dtype: of the weights, in which it will run.
+        dtype: dtype of the weights and of the computation.
     Raises:
-        ModelError: there is none, or it does not fit.
+        ModelError: no weight file exists, or it does not fit.
     """
     return _load(Vgg16(), _VGG16_PLACES, find_weights(source, "vgg16")).freeze(dtype)
 
 
 def load_alexnet(source: Path, dtype: torch.dtype = torch.float32) -> AlexNet:
-    """Read AlexNet from a file of torchvision's layout, or from a folder with `alexnet*`.
+    """Load AlexNet from a file in torchvision's layout or from a folder with `alexnet*`.
 
     Args: as for `load_vgg16`.
 
     Raises:
-        ModelError: there is none, or it does not fit.
+        ModelError: no weight file exists, or it does not fit.
     """
     return _load(AlexNet(), _ALEXNET_PLACES, find_weights(source, "alexnet")).freeze(dtype)
 
@@ -476,11 +477,11 @@ def _load(net: _Net, places: tuple[int, ...], path: Path) -> _Net:
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """Which feature network is meant, and where its weights are.
+    """The kind of a feature network and the place of its weights.
 
     Attributes:
         kind: "dinov3" or "vgg16".
-        place: a folder, a file, or a hub repository.
+        place: a folder, a file or a hub repository.
     """
 
     kind: Literal["dinov3", "vgg16"]
@@ -488,13 +489,13 @@ class FeatureSource:
 
 
 def find_features(backbone: str, path: str | None = None) -> FeatureSource:
-    """Find a feature network, without reading a weight or fetching it.
+    """Find a feature network without reading or fetching weights.
 
     Args:
-        backbone: one of BACKBONES, or a folder, which is recognised by its files.
-        path: the place of a named network; None is its repository.
+        backbone: one of BACKBONES, or a folder, whose network is recognised by its files.
+        path: place of a named network; None uses its repository.
     Raises:
-        ModelError: it does not exist, or the folder has neither network.
+        ModelError: the network does not exist, or the folder contains neither network.
     """
     if backbone not in BACKBONES:
         return FeatureSource(_recognise(Path(backbone)), backbone)
@@ -506,13 +507,13 @@ def find_features(backbone: str, path: str | None = None) -> FeatureSource:
 
 
 def load_features(source: FeatureSource, dtype: torch.dtype = torch.float32) -> FeatureNet:
-    """Read a feature network.
+    """Load a feature network.
 
     Args:
-        source: as from `find_features`.
-        dtype: of VGG16; DINOv3 is float32 always, as Dv3CD is defined.
+        source: result of `find_features`.
+        dtype: dtype of VGG16; DINOv3 is always float32, because Dv3CD is defined in float32.
     Raises:
-        ModelError: it does not exist, cannot be fetched or is another network.
+        ModelError: the network does not exist, cannot be fetched or is of another kind.
     """
     if source.kind == "dinov3":
         return load_dinov3(source.place)
@@ -523,12 +524,12 @@ def load_features(source: FeatureSource, dtype: torch.dtype = torch.float32) -> 
 
 
 def fetch_network(network: FeatureNetwork, repository: str | None = None) -> Path:
-    """Fetch the files of a feature network, from its own repository or a copy, or find them in the hub's cache."""
+    """Fetch the files of a feature network from its repository or a copy of it, or find them in the hub's cache."""
     return download_files(repository or network.repository, None, list(network.files))
 
 
 def _recognise(folder: Path) -> Literal["dinov3", "vgg16"]:
-    """Tell which network a folder has."""
+    """Recognise the network in a folder."""
     if folder.is_file():
         raise ModelError(
             f"{folder} is a file, but backbone must be a folder",
@@ -553,13 +554,13 @@ _C1 = _C2 = 1e-6
 def texture_structure_distance(
     first: Tensor, second: Tensor, texture_weight: Tensor, structure_weight: Tensor
 ) -> Tensor:
-    """Weigh how far two feature maps differ in texture (means) and structure (covariance).
+    """Compute the weighted distance of two feature maps in texture (means) and structure (covariance).
 
-    Source: one minus the similarities of DISTS, arXiv:2004.07728, Eq. 6 to 8, c1 = c2 = 1e-6. Summed as distances, they
-    are exactly 0 for equal maps.
+    Source: one minus the similarities of DISTS, arXiv:2004.07728, Eq. 6 to 8, c1 = c2 = 1e-6. The sum of distances is
+    exactly 0 for equal maps.
 
     Args:
-        first: (B, C, H, W), any float type; computed in float32, under autocast too.
+        first: (B, C, H, W), any float type; computed in float32, also under autocast.
         second: same shape.
         texture_weight: (C,) float32.
         structure_weight: (C,) float32.
@@ -579,14 +580,14 @@ def texture_structure_distance(
 
 
 class Dists(nn.Module):
-    """The distance of images, of their pixels and of every stage of a feature network.
+    """The DISTS distance of images: on their pixels and on every stage of a feature network.
 
     Args:
-        features: the network; its chain with L2 pooling is compared.
-        texture: (3 + sum of the network's channels,) weights of the means, the pixels' first; None weighs all alike.
-        structure: likewise, of the covariances. All weights together are scaled to the sum 1.
+        features: feature network; its maps with L2 pooling are compared.
+        texture: (3 + sum of the network's channels,) weights of the means, pixels first; None weights all equally.
+        structure: same shape, weights of the covariances. All weights together are scaled to a sum of 1.
     Raises:
-        ModelError: the weights are not as many.
+        ModelError: the number of weights is different.
     """
 
     texture: Tensor
@@ -607,11 +608,11 @@ class Dists(nn.Module):
         self._compare = self._compare_maps
 
     def compile_statistics(self) -> None:
-        """Compile the statistics: on a CPU they then take a seventh of the time; the networks would gain nothing."""
+        """Compile the statistics, which then take a seventh of the time on a CPU; compiled networks are no faster."""
         self._compare = torch.compile(self._compare_maps, dynamic=False)
 
     def maps(self, image: Tensor) -> list[Tensor]:
-        """Compute what is compared.
+        """Compute the maps to compare.
 
         Args:
             image: (B, 3, H, W) float, sRGB in [-1, 1].
@@ -621,7 +622,7 @@ class Dists(nn.Module):
         return [image.float() / 2 + 0.5, *self.features(image, pooled=True)]
 
     def compare(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-        """Compare what `maps` gave of two batches: (B,) float32; 0 for equal images."""
+        """Compare the results of `maps` for two batches: (B,) float32; 0 for equal images."""
         return self._compare(tuple(first), tuple(second))
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
@@ -642,12 +643,12 @@ class Dists(nn.Module):
 
 
 def load_dists(features: FeatureNet, source: Path | None) -> Dists:
-    """Read the learned weights of DISTS if they are beside the network's, else weigh all channels alike.
+    """Load DISTS with its learned weights if they are next to those of the network, else weight all channels equally.
 
     Args:
-        features: VGG16, for the published weights.
-        source: the network's file or folder, with `dists*` beside or in it, holding `alpha` and `beta` as DISTS
-            publishes them; None has none.
+        features: VGG16 for the published weights.
+        source: file or folder of the network, with a file `dists*` next to or in it that contains `alpha` and `beta`
+            as published by DISTS; None uses equal weights.
     Raises:
         ModelError: the file cannot be read or is for another network.
     """
@@ -662,23 +663,23 @@ def load_dists(features: FeatureNet, source: Path | None) -> Dists:
 
 
 _OFFSETS = 8
-"""A few pixels more than any network or latent space strides by."""
+"""Number of offsets per axis, at least the stride of AlexNet's first layer and the pixels per latent element."""
 
 
 def feature_distance(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
-    """Weigh the squared difference of unit-length feature vectors and average it over space.
+    """Compute the weighted squared difference of unit-length feature vectors, averaged over space.
 
     Source: LPIPS, arXiv:1801.03924, Eq. 1.
 
     Args:
-        first: (B, C, H, W), any float type; computed in float32, under autocast too.
+        first: (B, C, H, W), any float type; computed in float32, also under autocast.
         second: same shape.
         weight: (1, C, 1, 1) float32, not negative.
     Returns:
         (B,) float32, not negative.
     """
     with torch.autocast(first.device.type, enabled=False):
-        # F.normalize has a zero gradient for an all-zero feature vector, where a bare square root would give NaN.
+        # F.normalize has a zero gradient for an all-zero feature vector; a plain square root would return NaN.
         difference = F.normalize(first.float(), dim=1, eps=1e-10) - F.normalize(second.float(), dim=1, eps=1e-10)
         return (difference.square() * weight).sum(dim=1).mean(dim=(1, 2))
 
@@ -687,8 +688,8 @@ class Lpips(nn.Module):
     """LPIPS on a frozen network.
 
     Args:
-        features: AlexNet, which figures are reported with, or VGG16.
-        weights: for each of its five maps, (1, C, 1, 1), not negative.
+        features: AlexNet, which published scores use, or VGG16.
+        weights: for each of its five maps (1, C, 1, 1), not negative.
     Raises:
         ModelError: the weights do not fit the network.
     """
@@ -719,16 +720,16 @@ class Lpips(nn.Module):
 
 
 def shift(first: Tensor, second: Tensor, draws: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
-    """Cut both images of each pair at a random offset of 0 to 7 rows and columns; all become 7 smaller.
+    """Crop both images of each pair at a random offset of 0 to 7 rows and columns; both sides become 7 px shorter.
 
-    AlexNet's first layer strides by 4 pixels: at one offset alone, it would not see a grid of 4 pixels.
+    AlexNet's first layer has a stride of 4 pixels, so that a fixed offset would miss grid artefacts of 4 pixels.
 
     Args:
         first: (B, C, H, W); sides over 7.
         second: same shape.
-        draws: one for each pair, decide the offsets.
+        draws: one generator per pair for the offset.
     Returns:
-        Both, (B, C, H - 7, W - 7).
+        Both batches, (B, C, H - 7, W - 7).
     """
     height, width = (length - _OFFSETS + 1 for length in first.shape[-2:])
     corners = [torch.randint(0, _OFFSETS, (2,), generator=draw).tolist() for draw in draws]
@@ -739,13 +740,13 @@ def shift(first: Tensor, second: Tensor, draws: Sequence[torch.Generator]) -> tu
 
 
 def load_lpips(source: Path, net: Literal["alex", "vgg"] = "alex", dtype: torch.dtype = torch.float32) -> Lpips:
-    """Read LPIPS from its published files.
+    """Load LPIPS from its published files.
 
     Args:
-        source: folder with torchvision's `alexnet*` (or `vgg16*`) and with LPIPS's `alex.pth` (or `vgg.pth`), either
-            of them as `.safetensors` too; or one file with the contents of both.
-        net: which network.
-        dtype: of the network's weights; the distance itself is always float32.
+        source: folder with torchvision's `alexnet*` (or `vgg16*`) and the `alex.pth` (or `vgg.pth`) of LPIPS, each
+            optionally as `.safetensors`; or one file with the contents of both.
+        net: name of the network.
+        dtype: dtype of the network's weights; the distance itself is always float32.
     Raises:
         ModelError: a file is missing or does not fit.
     """
