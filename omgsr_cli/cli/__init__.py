@@ -1,1 +1,1 @@
-"""The command line: the only place that prints, asks or exits."""
+"""The command line: the only package that prints, asks or exits."""

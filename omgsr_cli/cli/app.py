@@ -1,4 +1,4 @@
-"""The program: its commands, and the only place where errors become lines and exit codes."""
+"""The program: its commands, and the only module that turns errors into lines and exit codes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Program(Group):
     """The program's commands."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """Find the command that was typed; an image or a folder in its place gets a hint."""
+        """Find the typed command; raise an error with a hint if the user typed an image or folder instead."""
         name = args[0]
         if self.get_command(ctx, name) is None and not ctx.resilient_parsing:
             suffix = Path(name).suffix.lower()
@@ -89,7 +89,7 @@ def _omgsr(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the program and exit: 0 success, 1 something failed, 2 usage, 130 interrupted, 143 by SIGTERM."""
+    """Run the program and exit: 0 success, 1 failure, 2 usage error, 130 interrupted, 143 SIGTERM."""
     _open_closed_streams()
     signals: list[int] = []
 
@@ -97,22 +97,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         signals.append(number)
         raise KeyboardInterrupt
 
-    # SIGTERM ends the program as Ctrl-C does: temporary files are removed, finished results stay.
+    # SIGTERM ends the program in the same way as Ctrl-C: temporary files are removed, finished results stay.
     signal.signal(signal.SIGTERM, interrupt)
     code = run(arguments)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
-            # Python must not complain again while it closes it.
+            # Prevent a second error when Python closes the stream.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(128 + signals[0] if signals and code == INTERRUPTED else code)
 
 
 def _open_closed_streams() -> None:
-    """Open files for standard streams that the caller has closed, so that no other file takes their number.
+    """Open files for standard streams that the caller closed, so that no other file gets their descriptor.
 
-    Reading from stdin and writing to stdout then fail, as if they were still closed; what stderr gets is discarded.
+    Reading from stdin and writing to stdout then fail, as with closed streams; output to stderr is discarded.
     """
     for number, name, mode, flags in (
         (0, "stdin", "r", os.O_WRONLY),
@@ -124,12 +124,12 @@ def _open_closed_streams() -> None:
             if opened != number:
                 os.dup2(opened, number)
                 os.close(opened)
-            file = open(number, mode, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 - kept for as long as the program
+            file = open(number, mode, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 - open until the program ends
             setattr(sys, name, file)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; an error that a user can cause is one line, an unexpected one keeps its traceback."""
+    """Run the program and return its exit code; print a user's error as one line, and let unexpected errors through."""
     output, Output.lost = Output(), None
     forget_notes()
     try:
@@ -143,7 +143,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         code = error.exit_code
     except TyperException as error:
         message = error.format_message().rstrip(".")
-        if not message:  # no command was given, and the help has been printed
+        if not message:  # without a command, typer has already printed the help
             return error.exit_code
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "omgsr"
@@ -152,7 +152,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, Abort):
         code = INTERRUPTED
     except BrokenPipeError:
-        # The reader of our results has ended; Python must not complain again while it closes stdout.
+        # The reader of the results has ended; prevent a second error when Python closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
@@ -164,14 +164,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if Output.lost is not None:
         output.error(write_error("standard output", Output.lost))
         code = code or FAILED
-    # Typer returns the code where a command was interrupted, and raises where it was interrupted itself.
+    # Typer returns this code if a command was interrupted, and raises if typer itself was interrupted.
     if code == INTERRUPTED:
         output.message("interrupted; finished results are kept, re-run the command to resume")
     return code if isinstance(code, int) else 0
 
 
 def _is_stdouts(error: OSError) -> bool:
-    """Whether an error comes from a library that writes help to stdout."""
+    """Whether an error comes from a library that prints help to stdout."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next

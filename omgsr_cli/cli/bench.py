@@ -34,7 +34,7 @@ IMAGES, SCORES, REPORTS = "Images", "Scores", "Reports"
 
 
 class BenchCommand(Command):
-    """How the help of `omgsr bench` looks."""
+    """The help of `omgsr bench`."""
 
     examples: ClassVar[Mapping[str, str]] = {
         "omgsr bench": "bundled images, default model and bicubic",
@@ -184,7 +184,7 @@ def bench(
         cache=cache,
         seed=seed,
     )
-    # pyiqa prints what it loads; stdout is for results.
+    # pyiqa prints the files that it loads; keep stdout for results.
     with contextlib.redirect_stdout(sys.stderr):
         report = _run(options, engine_options, part, output)
     _write_reports(report, csv, html, html_dir, overwrite=overwrite)
@@ -193,7 +193,7 @@ def bench(
 
 
 def _run(options: BenchOptions, engine_options: EngineOptions, part: Shard | None, output: Output) -> Report:
-    """Plan and run; what is missing is printed before the long work begins."""
+    """Plan and run a benchmark; print notes about missing parts before the long work begins."""
     with output.loading("models"):
         from omgsr_cli.benchmark.plan import plan_bench
         from omgsr_cli.benchmark.runner import run_plan
@@ -228,7 +228,7 @@ def _print_failures(failures: Sequence[Failure], output: Output) -> None:
 
 
 def _check_destination(path: Path, overwrite: bool) -> None:
-    """Raise a UsageError, before any work, if a report cannot be written."""
+    """Raise a UsageError before any work begins if a report cannot be written."""
     if path.is_dir():
         raise UsageError(f"{shown(path)} is a folder", "give a file name")
     if os.path.lexists(path) and not overwrite:
@@ -309,7 +309,7 @@ def _rich_table(table: Table, is_numeric: bool) -> RichTable:
 
 
 def _blocks(table: Table) -> Iterator[str]:
-    """The table as a block of lines per row, for narrow terminals."""
+    """Yield each row of a table as a block of lines, for narrow terminals."""
     yield f"[bold]{escape(table.title)}[/]"
     for name, *cells in table.rows:
         yield f"\n{_styled(name)}"

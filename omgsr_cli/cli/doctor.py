@@ -1,4 +1,4 @@
-"""`omgsr doctor`: one screen about this machine."""
+"""`omgsr doctor`: show the state of this machine on one screen."""
 
 from __future__ import annotations
 

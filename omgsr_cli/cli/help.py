@@ -1,4 +1,4 @@
-"""How the help of a command looks, and what a shell offers for its options."""
+"""Format the help of commands, and offer words to the shell's completion of options."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 _SHOWS_ALL = "omgsr_cli.cli.help.show_all"
 
-# Below this width typer's boxes truncate the names of options.
+# Below this width, typer's boxes truncate the names of options.
 _NARROW_COLUMNS = 60
 
 
 class Command(TyperCommand):
-    """A command whose help has no Python types, fills the terminal and offers words to the shell's completion.
+    """A command whose help has no Python types and fills the terminal, and whose options support shell completion.
 
     Attributes:
-        examples: command lines and what they do, shown below the description.
-        common: names of the parameters that `--help` lists; the others are in `--help-all`. None lists all.
+        examples: command lines and their descriptions, shown below the description of the command.
+        common: names of the parameters that `--help` lists; `--help-all` lists all. None lists all in both.
     """
 
     examples: ClassVar[Mapping[str, str]] = {}
@@ -32,28 +32,28 @@ class Command(TyperCommand):
         super().__init__(*arguments, **_filled(options))
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """The command's options and arguments, without Python types."""
+        """Return the command's options and arguments without Python types."""
         params = [_without_type(param) for param in super().get_params(ctx)]
         for param in params:
             _offer_words(param)
-        # The last heading takes the option on help too.
+        # List the help option under the last heading.
         if panels := [panel for param in params if (panel := getattr(param, "rich_help_panel", None))]:
             params[-1].rich_help_panel = panels[-1]
         return params
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """The usage line's parts: `INPUT...`, not `{INPUT}...`."""
+        """Return the parts of the usage line without braces: `INPUT...`, not `{INPUT}...`."""
         return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Show the common options; `--help-all` shows all. Plain text instead of boxes on a narrow terminal."""
+        """Show the common options, or all options for `--help-all`; use plain text on a narrow terminal."""
         if self.common is not None and not ctx.meta.get(_SHOWS_ALL):
             for param in self.params:
                 if isinstance(param, TyperOption):
                     param.hidden = param.name not in self.common
         narrow = _is_narrow()
         if self.examples:
-            # Plain text keeps the lines of a paragraph that begins with \b.
+            # In plain text, a paragraph that begins with \b keeps its lines.
             mark = "\b\n" if narrow else ""
             self.help = f"{self.help}\n\n{mark}{_example_lines(self.examples)}"
         if narrow:
@@ -63,17 +63,17 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """A group of commands with the same looks."""
+    """A group of commands whose help has the same style."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **_filled(options))
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """The group's options, without Python types."""
+        """Return the group's options without Python types."""
         return [_without_type(param) for param in super().get_params(ctx)]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Show the commands; plain text instead of boxes on a narrow terminal."""
+        """Show the commands; use plain text on a narrow terminal."""
         if _is_narrow():
             self.rich_markup_mode = None
             _narrow(formatter)
@@ -81,7 +81,7 @@ class Group(TyperGroup):
 
 
 def show_all(ctx: Any, wanted: bool) -> None:
-    """Show the help with every option, and exit: the callback of `--help-all`."""
+    """Show the help with every option and exit; the callback of `--help-all`."""
     if wanted and not ctx.resilient_parsing:
         ctx.meta[_SHOWS_ALL] = True
         typer.echo(ctx.get_help(), color=ctx.color)
@@ -89,15 +89,15 @@ def show_all(ctx: Any, wanted: bool) -> None:
 
 
 def _filled(options: dict[str, Any]) -> dict[str, Any]:
-    """Take the line breaks of the source out of the help's paragraphs."""
+    """Remove the source's line breaks from the paragraphs of the help."""
     paragraphs = str(options.get("help") or "").split("\n\n")
     filled = [" ".join(paragraph.split()) for paragraph in paragraphs]
-    # Typer truncates other texts in a list of commands.
+    # Set short_help, because typer truncates other texts in a list of commands.
     return options | {"help": "\n\n".join(filled), "short_help": filled[0]}
 
 
 def _example_lines(examples: Mapping[str, str]) -> str:
-    """The examples in two columns, or one below the other where the terminal is too narrow for these."""
+    """Return the examples in two columns, or in one column if the terminal is too narrow."""
     columns = _columns() - 2
     width = max(map(len, examples)) + 4
     lines = ["Examples:"]
@@ -116,7 +116,7 @@ def _is_narrow() -> bool:
 
 
 def _narrow(formatter: Any) -> None:
-    """Let plain text use all columns, with the description of an option below its name."""
+    """Make plain text use all columns, with the description of an option below its name."""
     formatter.width = _columns()
     formatter.write_dl = partial(formatter.write_dl, col_max=8)
 
@@ -129,18 +129,18 @@ def _without_type(param: Any) -> Any:
     if isinstance(param, TyperOption) and param.is_flag and param.metavar is None:
         param.metavar = ""
     if isinstance(param, TyperArgument):
-        # Its name is enough; typer has no other way to leave `<list[str]>` out.
+        # Hide the type; typer has no other way to omit `<list[str]>`.
         vars(param)["display_type_rich"] = lambda ctx: None
     if isinstance(param.show_default, str):
-        # Typer would add brackets, and a default in words should look like any other.
+        # Typer adds brackets to a default in words; show it like other defaults.
         vars(param)["_get_default_string"] = lambda **_: param.show_default
     return param
 
 
 def _offer_words(param: Any) -> None:
-    """Let an option complete to the lower-case words of its metavar, such as `adain|wavelet|none`.
+    """Make shell completion offer the lower-case words of an option's metavar, such as `adain|wavelet|none`.
 
-    Where no word matches, the shell completes file names.
+    If no word matches, the shell completes file names.
     """
     words = [word for word in (param.metavar or "").split("|") if word.islower()]
     if isinstance(param, TyperOption) and words and param._custom_shell_complete is None:

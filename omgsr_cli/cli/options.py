@@ -1,4 +1,4 @@
-"""The options that several commands share, and what their values mean."""
+"""Options that several commands share, and functions that parse their values."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MODEL, DATA, FILES, MANY, OUTPUT = "Model", "Data", "Files", "Many images", "Out
 
 
 def option(panel: str, text: str, *names: str, shown: str | None = None, **more: Any) -> Any:
-    """An option of typer with its help text under a heading.
+    """Return a typer option with its help text under a heading.
 
     Args:
         panel: the heading.
-        text: of the help.
-        names: on the command line, if they are not those of the parameter.
-        shown: the default as the help shows it.
+        text: the help text.
+        names: names on the command line, if they differ from the parameter's name.
+        shown: the default that the help shows.
         more: as for `typer.Option`.
     """
     return typer.Option(*names, help=text, rich_help_panel=panel, show_default=True if shown is None else shown, **more)
@@ -63,21 +63,21 @@ HelpAll = Annotated[bool, option(OUTPUT, "Show all options and exit.", "--help-a
 
 
 def parse_factor(text: str | float) -> float:
-    """The number of a factor: 2, 2x or x2.
+    """Parse a factor such as 2, 2x or x2.
 
     Raises:
-        ValueError: it is not a number.
+        ValueError: the text is not a number.
     """
     return float(re.sub(r"^\s*[x\u00d7]|[x\u00d7]\s*$", "", str(text).lower(), count=1))
 
 
 def first_device(text: str | None) -> str | None:
-    """The first of several devices; None where any will do."""
+    """Return the first of several devices; None means any device."""
     return None if text in (None, "all") else text.partition(",")[0]
 
 
 def choose_engine(options: EngineOptions, jobs: int | None) -> RunsTasks:
-    """The engine for so many jobs; None stands for millions. A single one always runs in this process.
+    """Choose the engine for a number of jobs; None means millions. A single job always runs in this process.
 
     Raises:
         DeviceError: a device does not exist.

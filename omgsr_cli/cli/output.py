@@ -1,4 +1,4 @@
-"""What a command prints: results on stdout, everything else on stderr, in one of three modes."""
+"""Print results on stdout and everything else on stderr, in one of three modes."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from omgsr_cli.files.addresses import json_text, shown
 
 View = TypeVar("View")
 
-# Columns of a table that no terminal shows.
+# Width of a table if stdout is not a terminal.
 PIPED_COLUMNS = 200
 
 
 class Output:
-    """Prints what a command finds, in the mode that was asked for.
+    """Prints the output of a command in the requested mode.
 
-    On a terminal, text is wrapped at words; elsewhere a line stays a line.
+    Text is wrapped at words on a terminal; elsewhere lines are not wrapped.
 
     Args:
         as_json: print one JSON object per result and line.
         quiet: print no notes, progress or summary; errors are always printed.
         verbose: print details too.
-        mute: print nothing at all: all but one of several training processes.
+        mute: print nothing; for all but one of several training processes.
     """
 
     lost: ClassVar[OSError | None] = None
-    """Why results could not be written to stdout, if so."""
+    """The error of a failed write to stdout, or None."""
 
     def __init__(
         self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False, mute: bool = False
@@ -54,7 +54,7 @@ class Output:
     def result(self, text: str | Path, record: Mapping[str, object]) -> None:
         """Print a result: its text, or its record with --json.
 
-        A path is never wrapped; it is escaped on a terminal and written as it is to a pipe or file.
+        A path is never wrapped; it is escaped on a terminal and unchanged in a pipe or file.
         """
         if self.mute:
             return
@@ -66,23 +66,23 @@ class Output:
         else:
             line = _wrapped(text, columns) if columns else text
         if self._has_bars and columns:
-            # Both streams are one screen: only its console can print above the bars.
+            # Both streams share one screen, and only the console of the bars can print above them.
             self._print(escape(line), soft_wrap=True)
             return
         try:
-            # In a line of text a name that is not valid Unicode comes out as the bytes it is.
+            # Write a file name that is not valid Unicode as its original bytes.
             sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape") + b"\n")
             sys.stdout.buffer.flush()
         except BrokenPipeError:
             raise
         except OSError as error:
-            # The work continues; the lost results are an error at the end.
+            # Continue the work, and report the lost results as an error at the end.
             Output.lost = error
 
     def table(
         self, headings: Sequence[str], rows: Sequence[Sequence[str]], records: Sequence[Mapping[str, object]]
     ) -> None:
-        """Print results as a table with a row for each, or as their records with --json."""
+        """Print results as a table with one row each, or their records with --json."""
         if self.as_json:
             for record in records:
                 self.result("", record)
@@ -98,16 +98,16 @@ class Output:
         self.result("\n".join(line.rstrip() for line in text.getvalue().splitlines()), {})
 
     def message(self, text: str, *, detail: bool = False) -> None:
-        """Print a line about the run, such as its summary; a detail only with --verbose."""
+        """Print a line about the run, such as its summary; print a detail only with --verbose."""
         if self.verbose if detail else not self.quiet:
             self._print(escape(text))
 
     def note(self, text: str, *, detail: bool = False) -> None:
-        """Print what was skipped, dropped or changed; a detail only with --verbose."""
+        """Print a note about skipped, dropped or changed items; print a detail only with --verbose."""
         self.message(f"note: {text}", detail=detail)
 
     def error(self, error: OmgsrError) -> None:
-        """Print what is wrong, and what to do next."""
+        """Print an error and its hint."""
         if self.mute:
             return
         self._print(f"[bold red]error:[/] {escape(shown(error.message))}")
@@ -115,7 +115,7 @@ class Output:
             self._print(f"[cyan]hint:[/] {escape(shown(error.hint))}")
 
     def confirm(self, question: str, *, yes: bool, hint: str) -> None:
-        """Ask before something that a person should decide, unless `yes` has answered already.
+        """Ask for confirmation, unless `yes` is set.
 
         Raises:
             UsageError: stdin is not a terminal.
@@ -128,11 +128,11 @@ class Output:
         typer.confirm(question, abort=True, err=True)
 
     def loading(self, what: str) -> AbstractContextManager[object]:
-        """Show on a terminal that something is being loaded."""
+        """Show on a terminal what is being loaded."""
         return self._terminal.status(f"Loading {escape(what)}") if self._terminal else nullcontext()
 
     def progress(self, count: int | None, what: str = "files") -> AbstractContextManager[FileProgress]:
-        """Show progress through many items: bars on a terminal, an occasional line elsewhere.
+        """Show progress through many items: bars on a terminal, occasional lines elsewhere.
 
         Args:
             count: number of items; None if it is not known yet.
@@ -141,11 +141,11 @@ class Output:
         return self._with_bars(show_files(self._terminal, self.message, count, what))
 
     def steps(self, total: int) -> AbstractContextManager[ShowsStep]:
-        """Show progress through one long computation: a live line on a terminal, an occasional line elsewhere."""
+        """Show progress through one long computation: a live line on a terminal, occasional lines elsewhere."""
         return self._with_bars(show_steps(self._terminal, self.message, total))
 
     def download(self, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Show progress of a download of `total` bytes: a bar on a terminal, an occasional line elsewhere."""
+        """Show progress of a download of `total` bytes: a bar on a terminal, occasional lines elsewhere."""
         return self._with_bars(show_bytes(self._terminal, self.message, total))
 
     @contextmanager
@@ -159,22 +159,22 @@ class Output:
 
     @property
     def _terminal(self) -> Console | None:
-        """Where live displays are shown; None where notes are printed instead, or nothing."""
+        """Return the console for live displays; None if lines or nothing are printed instead."""
         return self._errors if self._errors.is_terminal and not self.quiet else None
 
     def _print(self, markup: str, *, soft_wrap: bool = False) -> None:
-        # Where stderr cannot be written either, there is no place left for a message.
+        # If writing to stderr fails too, no message can be shown.
         with suppress(OSError):
             self._errors.print(markup, soft_wrap=soft_wrap or not self._errors.is_terminal)
 
 
 def terminal_columns() -> int | None:
-    """The width of the terminal that shows results; None where stdout is not one."""
+    """Return the width of the terminal that shows results; None if stdout is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _wrapped(text: str, columns: int) -> str:
-    """The text with its lines wrapped at words; continued lines are indented two columns deeper than their first."""
+    """Wrap the lines of a text at words; indent continued lines two columns deeper than their first line."""
     lines = [piece for line in text.split("\n") for piece in _wrapped_line(line, columns)]
     return "\n".join(lines)
 

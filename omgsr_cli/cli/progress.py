@@ -1,4 +1,4 @@
-"""How much is finished and how long the rest takes: bars on a terminal, an occasional line in a log."""
+"""Show progress and the time left: bars on a terminal, occasional lines in a log."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ class FileProgress(Protocol):
         ...
 
     def tiles(self, done: int, total: int) -> None:
-        """Show how many of its tiles are finished."""
+        """Show how many tiles of the current file are finished."""
         ...
 
     def finish(self) -> None:
-        """Count a file that is finished, skipped or failed."""
+        """Count one finished, skipped or failed file."""
         ...
 
     def count(self, files: int) -> None:
-        """Set the number of files, where it was not known before."""
+        """Set the number of files, if it was not known before."""
         ...
 
 
 ShowsStep = Callable[[int, str], None]
-"""Shows the number of finished steps and a text about the latest."""
+"""Shows the number of finished steps and a text about the latest step."""
 
 
 PrintsLine = Callable[[str], None]
@@ -56,9 +56,9 @@ def show_files(terminal: Console | None, log: PrintsLine, count: int | None, wha
     """Show progress through many items.
 
     Args:
-        terminal: where bars are shown; without one, a line is printed every half minute.
-        log: prints it.
-        count: number of items; None where it is not known yet.
+        terminal: console of the bars; None prints a line every half minute.
+        log: prints such a line.
+        count: number of items; None if it is not known yet.
         what: plural name of the items.
     """
     if terminal is None:
@@ -75,7 +75,7 @@ def show_steps(terminal: Console | None, log: PrintsLine, total: int) -> Iterato
     if terminal is None:
         yield _StepLog(log, total)
         return
-    # Losses, speed and time left continue on a second line where the terminal is narrow.
+    # On a narrow terminal, losses, speed and time left continue on a second line.
     text = TextColumn("{task.description}", table_column=Column(ratio=1))
     with Progress(BarColumn(12), MofNCompleteColumn(), text, console=terminal, transient=True, expand=True) as progress:
         task = progress.add_task("loading model and data", total=total)
@@ -84,7 +84,7 @@ def show_steps(terminal: Console | None, log: PrintsLine, total: int) -> Iterato
 
 @contextmanager
 def show_bytes(terminal: Console | None, log: PrintsLine, total: int) -> Iterator[Callable[[int], None]]:
-    """Show progress through a download; the function adds bytes that have arrived."""
+    """Show progress through a download; yield a function that adds received bytes."""
     if terminal is None:
         yield _ByteLog(log, total).add
         return
@@ -95,7 +95,7 @@ def show_bytes(terminal: Console | None, log: PrintsLine, total: int) -> Iterato
 
 
 class _StepLog:
-    """Prints the first step, the last, and some in between."""
+    """Prints the first step, the last step, and some in between."""
 
     def __init__(self, log: PrintsLine, total: int) -> None:
         self._log, self._total = log, total
@@ -132,7 +132,7 @@ class _Bars:
 
 
 class _Log:
-    """An occasional line."""
+    """Prints an occasional line."""
 
     def __init__(self, log: PrintsLine, count: int | None, what: str) -> None:
         self._log = log
@@ -167,7 +167,7 @@ class _Log:
 
 
 class _ByteLog:
-    """An occasional line during a download."""
+    """Prints an occasional line during a download."""
 
     def __init__(self, log: PrintsLine, total: int) -> None:
         self._log = log
@@ -184,7 +184,7 @@ class _ByteLog:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in units that people read: "0.4 s", "12 s", "3 min 05 s", "2 h 10 min"."""
+    """Format seconds in readable units: "0.4 s", "12 s", "3 min 05 s", "2 h 10 min"."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)

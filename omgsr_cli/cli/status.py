@@ -1,4 +1,4 @@
-"""`omgsr status`: the state of a run, from its reports."""
+"""`omgsr status`: show the state of a run from its reports."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _text(state: RunState) -> str:
 
 
 def _speed(per_second: float) -> str:
-    """Such as "190 files a second", "2.5 files a minute"."""
+    """Return a text such as "190 files a second" or "2.5 files a minute"."""
     for unit, count in (("second", 1), ("minute", 60), ("hour", 3600)):
         rate = per_second * count
         if rate >= 1 or unit == "hour":

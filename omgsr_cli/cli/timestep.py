@@ -1,4 +1,4 @@
-"""`omgsr timestep`: find the mid-timestep of a data set, print it, and write its curve."""
+"""`omgsr timestep`: find the mid-timestep of a dataset, print it, and write its curve."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _UNFINISHED = "omgsr timestep, interrupted"
 
 
 class TimestepCommand(Command):
-    """How the help of `omgsr timestep` looks."""
+    """The help of `omgsr timestep`."""
 
     examples: ClassVar[Mapping[str, str]] = {
         "omgsr timestep --data hq/": "degrade crops of sharp images",
@@ -182,7 +182,7 @@ def timestep(
 
 
 def _part(shard: str, options: TimestepOptions, write: Path | None) -> Shard:
-    """The part to measure; refuses options whose values are those of all parts."""
+    """Return the part to measure; refuse options that need the samples of all parts."""
     part = parse_shard(shard, os.environ)
     if write is not None:
         raise UsageError(
@@ -198,7 +198,7 @@ def _part(shard: str, options: TimestepOptions, write: Path | None) -> Shard:
 
 
 def _run(survey: Survey, output: Output) -> bool:
-    """Measure until all samples are finished or the answer is stable; returns whether Ctrl-C stopped it."""
+    """Measure until all samples are finished or the result is stable; return whether Ctrl-C stopped it."""
     from omgsr_cli.timesteps import Problem
 
     try:
@@ -215,7 +215,7 @@ def _run(survey: Survey, output: Output) -> bool:
 def _finish(
     survey: Survey, files: _Files, settings: dict[str, Any], output: Output, *, has_failed: bool, is_interrupted: bool
 ) -> int:
-    """Print and write the answer; returns the exit code."""
+    """Print and write the result; return the exit code."""
     if is_interrupted and not survey.measured:
         return INTERRUPTED
     from omgsr_cli.timesteps.report import describe, draw_text
@@ -224,7 +224,7 @@ def _finish(
     record = describe(survey, found, settings)
     output.result(draw_text(record), record)
     if found.mid_timestep in (0, len(found.curve) - 1):
-        # An argmin at an end is not a match: the curve would continue to fall.
+        # An argmin at an end is not a match, because the curve would fall further beyond it.
         output.note(f"{found.mid_timestep} is an end of the schedule: no timestep is as noisy as these images")
     if is_interrupted:
         output.message(
@@ -247,7 +247,7 @@ def _finish(
 
 @dataclass(frozen=True)
 class _Files:
-    """The files to write, checked before anything is computed."""
+    """The files to write; they are checked before anything is computed."""
 
     plot: Path | None
     csv: Path | None
@@ -256,7 +256,7 @@ class _Files:
     remembered: Remembered
 
     def check(self) -> None:
-        """Raise UsageError where something cannot be written."""
+        """Raise a UsageError if a file cannot be written."""
         for option, path in (("--plot", self.plot), ("--csv", self.csv)):
             if path is not None and path.is_dir():
                 raise UsageError(f"{option} {path} is a folder", "give a file name")
@@ -284,7 +284,7 @@ class _Files:
             write_mid_timestep(self.write, record["mid_timestep"])
 
     def mark_as_unfinished(self) -> None:
-        """Remember that the files are of an interrupted run: the same command may replace them."""
+        """Record that the files come from an interrupted run, so that the same command may replace them."""
         for path in (self.plot, self.csv):
             if path is not None:
                 self.remembered.keep_result(path, _UNFINISHED)

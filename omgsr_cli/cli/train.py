@@ -33,7 +33,7 @@ _GIB = 2**30
 
 
 class TrainCommand(Command):
-    """How the help of `omgsr train` looks."""
+    """The help of `omgsr train`."""
 
     examples: ClassVar[Mapping[str, str]] = {
         "omgsr train --print-config omgsr-tiny > my.toml": "begin here",
@@ -132,7 +132,7 @@ def train(
     The folder of the last checkpoint is printed, for omgsr upscale --model FOLDER. On several GPUs: torchrun
     --nproc_per_node 2 -m omgsr_cli train CONFIG.toml, or accelerate launch -m omgsr_cli train CONFIG.toml.
     """
-    # Of several processes, the first one prints.
+    # Only the first of several processes prints.
     is_first = os.environ.get("RANK", "0") == "0"
     output = Output(as_json=as_json, quiet=quiet) if is_first else Output(mute=True)
     if schema or print_config is not None:
@@ -200,7 +200,7 @@ def _write_report(output: Output, folder: Path) -> int:
 
 
 def _read(path: Path, sets: list[str]) -> Draft[TrainConfig]:
-    """The configuration with its errors: from a file, or of a preset by its name."""
+    """Read a configuration, with its errors, from a file or a preset's name."""
     from omgsr_cli.training.config import PRESET_CONFIGS, draft_run, parse_table, read_preset_config, read_table
 
     name = str(path)
@@ -210,7 +210,7 @@ def _read(path: Path, sets: list[str]) -> Draft[TrainConfig]:
 
 
 def _print_problems(output: Output, draft: Draft[TrainConfig]) -> int:
-    """Print every error of a configuration on a line of its own."""
+    """Print each error of a configuration on a separate line."""
     problems = draft.lines()
     for problem in problems:
         output.error(UsageError(problem))
@@ -220,11 +220,11 @@ def _print_problems(output: Output, draft: Draft[TrainConfig]) -> int:
 
 
 def _choose_device(name: str | None) -> None:
-    """Set the environment variables by which accelerate chooses the device.
+    """Set the environment variables with which accelerate chooses the device.
 
     Raises:
-        DeviceError: it does not exist.
-        UsageError: a launcher has given each process its own device.
+        DeviceError: the device does not exist.
+        UsageError: a launcher has already assigned a device to each process.
     """
     if name is None:
         return
@@ -240,10 +240,10 @@ def _choose_device(name: str | None) -> None:
 
 
 def _run(output: Output, config: TrainConfig, resume: str) -> int:
-    """Train and print what happens.
+    """Train and print the events of the run.
 
     Returns:
-        0, or 130 or 143 where SIGINT or SIGTERM ended the run after saving.
+        0, or 130 or 143 if SIGINT or SIGTERM ended the run after saving.
     """
     with output.loading("PyTorch"):
         from omgsr_cli.training.loop import train
@@ -286,7 +286,7 @@ class _EventView:
 
 
 def _event_record(event: Event) -> dict[str, object]:
-    """An event as a JSON object: its kind in "event", and its fields."""
+    """Return an event as a JSON object: its kind in "event", and its fields."""
     from omgsr_cli.training.events import Noticed, Saved, Started, StepDone, Validated
 
     kinds = {Noticed: "noticed", Started: "started", StepDone: "step", Validated: "validated", Saved: "saved"}
@@ -295,7 +295,7 @@ def _event_record(event: Event) -> dict[str, object]:
 
 
 def _step_line(event: StepDone) -> str:
-    """A finished step: losses, speed, time left and memory."""
+    """Describe a finished step: losses, speed, time left and memory."""
     if event.skipped:
         return "skipped: a loss or a gradient was not finite"
     pace = f"{event.images_per_s:.3g} images/s, {duration(event.seconds_left)} left, {event.memory_mib} MiB"
@@ -303,7 +303,7 @@ def _step_line(event: StepDone) -> str:
 
 
 def _event_line(event: Event) -> str:
-    """The line of an event that is not a step."""
+    """Return the line of an event that is not a step."""
     from omgsr_cli.training.events import Noticed, Saved, Started, Validated
 
     if isinstance(event, Noticed):
@@ -336,7 +336,7 @@ def _check(output: Output, config: TrainConfig, resume: str) -> int:
 
     Args:
         output: prints the result.
-        config: a valid one.
+        config: a valid configuration.
         resume: as for `find_checkpoint`.
     Returns:
         0, or 1 if a part is missing or the disk is too small for the checkpoints.
@@ -370,7 +370,7 @@ def _check(output: Output, config: TrainConfig, resume: str) -> int:
             "a loss or a gradient of the first steps is not finite: lower optim.lr, or set train.precision to fp32"
         )
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    # One more than are kept: the oldest is removed when the newest is complete.
+    # Count one more than are kept, because the oldest checkpoint is removed when the newest is complete.
     disk_bytes = (config.save.keep + 1 - min(config.save.keep, len(list_checkpoints(folder)))) * trial.checkpoint_bytes
     free_bytes = shutil.disk_usage(_nearest(folder)).free
     record = {
@@ -396,7 +396,7 @@ def _check(output: Output, config: TrainConfig, resume: str) -> int:
 
 
 def _count(find: Callable[[], Sequence[object]], problems: list[FileError]) -> int:
-    """The number of images; unreadable headers are added to the problems."""
+    """Return the number of images; add unreadable headers to the problems."""
     from omgsr_cli.training.sources import UnreadableImagesError
 
     try:
@@ -421,23 +421,23 @@ def _as_lines(record: Mapping[str, Any], steps: int, folder: Path) -> str:
 
 
 def _nearest(path: Path) -> Path:
-    """The folder itself, or the nearest parent that exists."""
+    """Return the folder itself, or its nearest parent that exists."""
     return next(each for each in (path, *path.absolute().parents) if each.is_dir())
 
 
 def _export_or_push(
     output: Output, config: TrainConfig, resume: str, export: tuple[str, Path] | None, repository: str | None
 ) -> int:
-    """Merge a checkpoint into a folder, upload it, or upload what was merged.
+    """Merge a checkpoint into a folder, upload the checkpoint, or upload the merged folder.
 
     Args:
         output: prints the result.
-        config: of the run.
-        resume: a checkpoint's path, or "auto" for the newest complete one.
+        config: the configuration of the run.
+        resume: a checkpoint's path, or "auto" for the newest complete checkpoint.
         export: "merged" and the folder to write.
         repository: OWNER/NAME on the hub.
     Raises:
-        UsageError: there is no checkpoint, or the kind of export is unknown.
+        UsageError: no checkpoint exists, or the kind of export is unknown.
         OmgsrError: writing or uploading failed.
     """
     if export is not None and export[0] != "merged":

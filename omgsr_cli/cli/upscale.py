@@ -1,6 +1,6 @@
 """`omgsr upscale`: restore and upscale images.
 
-Read from the top: `upscale` turns its options into records, a model and a plan; `_Run` works through the plan.
+Read from the top: `upscale` turns its options into records, a model and a plan, and `_Run` executes the plan.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ T = TypeVar("T", int, float)
 
 
 class UpscaleCommand(Command):
-    """How the help of `omgsr upscale` looks."""
+    """The help of `omgsr upscale`."""
 
     examples: ClassVar[Mapping[str, str]] = {
         "omgsr upscale photo.jpg": "write photo_x4.jpg beside it",
@@ -307,7 +307,7 @@ def upscale(
     if as_json and to_stdout and not dry_run:
         printer.note("--json has no effect: stdout takes the image")
 
-    # Everything up to here, and the next two steps, needs no torch: wrong names are reported at once.
+    # Everything up to here and the next two steps need no torch, so wrong names are reported at once.
     source = find_model(model_options)
     names = JobOptions(recursive, suffix, scale_label(sizes, source.record.scale), write_options.format)
     remembered = Remembered()
@@ -331,7 +331,7 @@ def upscale(
         settings = Settings(model_options, restore_options, write_options)
         outline = outline_model(source, restore_options)
         with printer.loading("model"):
-            # All that is known without torch: loading it takes seconds.
+            # Check what needs no torch first, because loading torch takes seconds.
             if outline is not None and not dry_run:
                 run.find_certain(FinishedResults(settings, outline, remembered))
             if jobs.total == len(run.certain):
@@ -353,12 +353,12 @@ def upscale(
 
 
 class _Run:
-    """Works through jobs: reports each result, counts it, and prints a summary.
+    """Executes jobs: reports each result, counts it, and prints a summary.
 
     Args:
-        found: the jobs, and what else the search for them found.
+        found: the jobs and the other results of the search for them.
         printer: prints notes, errors and results.
-        to_stdout: whether stdout takes the image, so that no paths are printed.
+        to_stdout: whether the image is written to stdout, so that no paths are printed.
     """
 
     def __init__(self, found: JobStream, printer: Output, to_stdout: bool) -> None:
@@ -367,14 +367,14 @@ class _Run:
         self.report: RunReport | None = None
         self.counts = Counts()
         self.certain: dict[int, FileResult] = {}
-        """Results of jobs that no model is needed for, by the job's identity."""
+        """Results of jobs that need no model, by the job's identity."""
         self._progress: FileProgress | None = None
 
     def restore(self, work: UpscaleWork, engine: Engine, pace: Pace) -> int:
-        """Restore all images; returns the exit code."""
+        """Restore all images and return the exit code."""
         with self.printer.progress(self.found.total) as progress:
             self._progress = progress
-            # Only this process knows its tiles, and the speed of several at once is not that of one.
+            # Tiles are only visible in this process, and the speed of several processes differs from that of one.
             is_alone = engine.in_this_process
             if is_alone:
                 work = replace(work, on_tiles=progress.tiles)
@@ -390,7 +390,7 @@ class _Run:
                 pace.add(result)
                 progress.finish()
 
-            # However it ends, no process is left running.
+            # Stop all processes, however the run ends.
             with closing(results):
                 unshown: FileResult | None = None
                 try:
@@ -399,7 +399,7 @@ class _Run:
                         show(result)
                         unshown = None
                 except KeyboardInterrupt as interruption:
-                    # Images that are nearly written become complete: they are reported before the program ends.
+                    # Images that are being written are completed and reported before the program ends.
                     if unshown is not None:
                         show(unshown)
                     show(results.throw(interruption))
@@ -410,7 +410,7 @@ class _Run:
         return self._finish()
 
     def estimate(self, settings: Settings, info: RestorerInfo, pace: Pace, remembered: Remembered) -> int:
-        """Show what `restore` would do; returns the exit code."""
+        """Show what `restore` would do, and return the exit code."""
         from omgsr_cli.batch.checks import plan_files
         from omgsr_cli.batch.finished import FinishedResults
         from omgsr_cli.planning import Execution, usable_memory
@@ -423,24 +423,24 @@ class _Run:
         return self._finish(pace.forecast(), is_dry=True)
 
     def find_certain(self, finished: FinishedResults) -> None:
-        """Find the jobs that are finished, or whose output is in the way, among those known before any work."""
+        """Find jobs that are finished or whose output already exists, among the jobs known before any work."""
         for job in self.found.first_jobs:
             try:
                 known = finished.find_certain(job)
             except OmgsrError:
-                # Whatever it is, it is reported when the job is done.
+                # The error is reported when the job runs.
                 continue
             if known is not None:
                 self.certain[id(job)] = known
 
     def report_without_work(self) -> int:
-        """Report jobs that are all certain, or why there are none; returns the exit code."""
+        """Report jobs that need no model, or why no jobs exist; return the exit code."""
         for _ in self._jobs(is_dry=True):
             pass
         return self._finish()
 
     def _jobs(self, *, is_dry: bool = False) -> Iterator[Job]:
-        """The jobs; everything else that was found is reported as it comes."""
+        """Yield the jobs, and report all other results of the search as they arrive."""
         if not is_dry and (removed := clear_leftovers(self.found.first_jobs)):
             self.printer.note(f"removed {removed} unfinished files of killed runs", detail=True)
         for one in self.found:
@@ -467,7 +467,7 @@ class _Run:
                 self.report.counted(self.jobs)
 
     def _show(self, result: FileResult) -> None:
-        """Count, report and print what became of a file."""
+        """Count, report and print the result of a file."""
         self.counts.add(result)
         record = result_record(result)
         if self.report:
@@ -493,7 +493,7 @@ class _Run:
             self.printer.result(result_line(result), record)
 
     def _finish(self, forecast: str = "", *, is_dry: bool = False) -> int:
-        """Print the summary; returns the exit code."""
+        """Print the summary and return the exit code."""
         counts = self.counts
         if counts.own:
             skipped = skipped_results(len(counts.own), counts.own[0])
@@ -512,7 +512,7 @@ class _Run:
 
 
 def _check_quality(quality: int | None, jobs: Collection[Job]) -> None:
-    """Refuse a quality where everything that will be written is lossless."""
+    """Refuse a quality if all outputs are lossless."""
     if quality is None or not jobs:
         return
     written = {FORMAT_OF_SUFFIX.get(job.destination.suffix.lower()) for job in jobs if job.destination is not None}
@@ -533,7 +533,7 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def _word_or(number: type[T], text: str, option: str, words: Sequence[str], example: str) -> str | T:
-    """One of the words, or a number."""
+    """Parse a text that is one of the words or a number."""
     try:
         return text if text in words else number(text)
     except ValueError as error:
@@ -545,7 +545,7 @@ _MM_OF_UNIT = {"mm": 1.0, "cm": 10.0, "in": 25.4}
 
 
 def _parse_print(text: str, dpi: str | float) -> tuple[int, int]:
-    """The longer and the shorter side of a sheet in pixels, from a width, a height and a unit."""
+    """Return the longer and the shorter side of a sheet in pixels, from a width, a height and a unit."""
     if isinstance(dpi, str):
         raise UsageError(f"--print {text}: --dpi {dpi} is not a number", "try --dpi 300")
     found = re.fullmatch(r"([0-9.]+)x([0-9.]+)(mm|cm|in)", text.strip().lower())
@@ -560,7 +560,7 @@ def _parse_print(text: str, dpi: str | float) -> tuple[int, int]:
 
 
 def _parse_memory(text: str | None) -> int | None:
-    """MiB, from a number with M or G."""
+    """Parse a number with M or G, and return MiB."""
     if text is None:
         return None
     number, unit = text[:-1], text[-1:].upper()

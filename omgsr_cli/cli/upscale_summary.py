@@ -1,4 +1,4 @@
-"""What `omgsr upscale` prints about images: their plans, counts, and estimates of time and memory."""
+"""Texts of `omgsr upscale` about images: plans, counts, and estimates of time and memory."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from omgsr_cli.models.base import RestorerInfo
     from omgsr_cli.options import RestoreOptions
 
-# A smaller run measures the state of the machine rather than the model.
+# A smaller run measures the state of the machine rather than the speed of the model.
 _LEAST_WORK_MP = 0.25
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 class Counts:
-    """What the summary counts.
+    """The counts of the summary.
 
     Attributes:
         seconds: wall time spent on images, without loading the model; time in which one image is written while the
             next is restored counts once.
-        failed: names of what failed.
-        own: names of inputs that are themselves results of earlier runs.
+        failed: names of failed inputs.
+        own: names of inputs that are results of earlier runs.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Counts:
     def add(self, result: FileResult) -> None:
         """Count one result."""
         if result.status == "failed":
-            # An input that became no job has no name.
+            # An input without a job has no name.
             error, source = result.error, result.source
             self.failed.append(error.message if source is None and error else name_of(source, "stdin"))
             return
@@ -61,10 +61,10 @@ class Counts:
             self.megapixels += result.output_px.area / 1e6
 
     def summary(self, forecast: str = "") -> str:
-        """The counts, such as "12 finished, 3 skipped, 1 failed: 34.5 megapixels in 51 s", and which failed.
+        """Return the counts, such as "12 finished, 3 skipped, 1 failed: 34.5 megapixels in 51 s", and the failed names.
 
         Args:
-            forecast: what the planned images of a dry run will take.
+            forecast: estimated time and memory of a dry run's planned images.
         """
         counts = [("finished", self.done), ("planned", self.planned), ("skipped", self.skipped)]
         counts.append(("failed", len(self.failed)))
@@ -77,7 +77,7 @@ class Counts:
 
 
 def result_line(result: FileResult) -> str | Path:
-    """The path of a result, or in a dry run what would be done."""
+    """Return the path of a result, or in a dry run the planned work."""
     if result.plan is None:
         return (
             Path(result.destination or "") if not isinstance(result.destination, Address) else shown(result.destination)
@@ -97,19 +97,19 @@ def result_line(result: FileResult) -> str | Path:
 
 
 def name_of(path: Location | None, otherwise: str) -> str:
-    """A path as a person reads it, or the name of the stream in its place."""
+    """Return a readable path, or the name of the stream if the path is None."""
     return otherwise if path is None else shown(path)
 
 
 class Pace:
-    """The speed of a model on a device: measured by a run, used by a dry run.
+    """The speed of a model on a device; a run measures it and a dry run uses it.
 
-    Work is counted in megapixels of the working size, padding included.
+    Work is counted in megapixels of the working size, including padding.
 
     Args:
-        info: of the model.
-        options: of the run.
-        device: that it runs on.
+        info: description of the model.
+        options: options of the run.
+        device: device of the model.
         precision: "fp32", "bf16" or "fp16".
         remembered: keeps speeds between runs.
     """
@@ -129,7 +129,7 @@ class Pace:
         self._memory_bytes = 0
 
     def add(self, result: FileResult) -> None:
-        """Count an image that is finished or planned."""
+        """Count a finished or planned image."""
         from omgsr_cli.planning import plan_model_canvas
 
         if result.status not in ("done", "planned") or result.output_px is None or result.input_px is None:
@@ -141,14 +141,14 @@ class Pace:
             self._memory_bytes = max(self._memory_bytes, result.plan.memory_bytes)
 
     def keep(self, seconds: float) -> None:
-        """Remember the speed of the counted images, which took so many seconds of wall time."""
+        """Keep the speed of the counted images; `seconds` is their wall time."""
         if self._work_mp >= _LEAST_WORK_MP and seconds > 0:
             self._remembered.keep("speed", self._key, seconds / self._work_mp)
 
     def forecast(self) -> str:
-        """Expected time and memory of the planned images, such as "about 2 min 10 s on cpu, at most 640 MiB of memory".
+        """Estimate time and memory of the planned images: "about 2 min 10 s on cpu, at most 640 MiB of memory".
 
-        Megapixels of work come first where images are restored at a larger size than that of their results.
+        Megapixels of work come first if images are restored at a larger size than their results.
         """
         weights = self._info.weight_bytes(_BYTES[self.precision])
         needed = (self._memory_bytes + weights) >> 20

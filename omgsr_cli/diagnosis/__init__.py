@@ -1,1 +1,1 @@
-"""What this machine has and can do, also if torch cannot be imported."""
+"""Diagnose this machine, even if torch cannot be imported."""

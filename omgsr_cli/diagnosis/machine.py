@@ -1,6 +1,6 @@
-"""What this machine has and can do: versions, devices, models, extras, and the choices of `auto`.
+"""Diagnose this machine: versions, devices, models, extras, and the choices of `auto`.
 
-`probe` needs torch and runs in a process of its own, so a torch that cannot be imported, or that crashes, is a finding.
+`probe` needs torch and runs in a separate process, so that a torch that fails to import or crashes is a finding.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "huggingface-hub", "safetenso
 """Distributions whose versions affect results."""
 
 EXAMPLE_PX = Size(3000, 4000)
-"""Height and width of the image that plans are made for: 12 megapixels."""
+"""Height and width of the image used for plans: 12 megapixels."""
 
 _PROBE = "import json, sys; from omgsr_cli.diagnosis.machine import probe; print(json.dumps(probe(sys.argv[1:])))"
 _PROBE_LIMIT_S = 300
@@ -55,14 +55,14 @@ class Diagnosis:
 
     Attributes:
         versions: of omgsr, Python, the system, `LIBRARIES` and torchvision; None for a library that is not installed.
-        manager: what installed omgsr: "pip", "uv", "uv tool" or "pipx".
-        devices: what torch can compute on, as `probe` returns them; empty if torch does not work.
+        manager: the tool that installed omgsr: "pip", "uv", "uv tool" or "pipx".
+        devices: devices that torch supports, as `probe` returns them; empty if torch does not work.
         models: the known models and the state of their files.
         store: the folder of downloaded models, whether it is writable, and its free space.
-        extras: name to its packages that are missing, or too old; None if nothing lists the extras.
+        extras: maps an extra to its missing or outdated packages; None if the installed metadata lists no extras.
         install: the command that installs an extra here, for each extra with missing packages.
-        plans: what `auto` chooses for an image of 12 megapixels, as `probe` returns it.
-        problems: what is wrong, each with the command that fixes it, or None.
+        plans: the choices of `auto` for an image of 12 megapixels, as `probe` returns them.
+        problems: each problem with the command that fixes it, or None.
     """
 
     versions: dict[str, str | None]
@@ -77,7 +77,7 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Examine this machine without changing anything and without the network."""
+    """Examine this machine without changing it and without the network."""
     models = check_models()
     findings, reason = _run_probe([health.name for health in models if health.is_installed and not health.damage])
     problems: list[tuple[str, str | None]] = []
@@ -88,7 +88,7 @@ def diagnose() -> Diagnosis:
         error = torchvision_error()
         problems.append((findings["torchvision"] or error.message, error.hint))
     problems += [(f"{health.name}: {line}", health.hint) for health in models for line in health.damage]
-    # torchvision fails inside the libraries that models need: it is reported above.
+    # torchvision also fails inside the libraries that models need, and is already reported above.
     known = [message for message, _ in problems]
     failed = [plan for plan in findings["plans"] if "error" in plan and plan["error"] not in known]
     problems += [(f"{plan['model']}: {plan['error']}", plan["hint"]) for plan in failed]
@@ -107,12 +107,12 @@ def diagnose() -> Diagnosis:
 
 
 def probe(models: list[str]) -> dict[str, Any]:
-    """Ask torch, and the libraries that import it. Call it in a process of its own.
+    """Examine torch and the libraries that import it. Call this in a separate process.
 
     Args:
         models: names of installed models.
     Returns:
-        "devices", a list; "torchvision", None or what is wrong with it; "plans", one for each model.
+        "devices", a list; "torchvision", None or an error text; "plans", one for each model.
     """
     return {
         "devices": [_describe_device(name) for name in _device_names()],
@@ -127,12 +127,12 @@ def _versions() -> dict[str, str | None]:
 
 
 def _missing(need: Requirement) -> str:
-    """The name of a missing package, or the version that an installed one is too old for."""
+    """Return the name of a missing package, or the required version of an outdated one."""
     return need.name if version_of(need.name) is None else str(need)
 
 
 def _describe_store() -> dict[str, Any]:
-    """The folder of models: "folder", "writable", "free_mib"; the last two of its nearest parent that exists."""
+    """Describe the folder of models: "folder", "writable", "free_mib"; the last two of its nearest existing parent."""
     try:
         folder = models_folder()
     except ModelError as error:
@@ -143,9 +143,9 @@ def _describe_store() -> dict[str, Any]:
 
 
 def _run_probe(models: list[str]) -> tuple[dict[str, Any], str | None]:
-    """The result of `probe`, or an empty one with the reason of the failure."""
+    """Return the result of `probe`, or an empty result with the reason of the failure."""
     empty: dict[str, Any] = {"devices": [], "torchvision": None, "plans": []}
-    # The process imports the same package, whatever the current folder contains.
+    # Make the process import the same package, regardless of the current folder.
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     try:
@@ -169,7 +169,7 @@ def _run_probe(models: list[str]) -> tuple[dict[str, Any], str | None]:
 
 
 def _device_names() -> list[str]:
-    """Each device, the preferred kind first."""
+    """Return the names of all devices, the preferred kind first."""
     import torch
 
     from omgsr_cli.models.devices import present_devices
@@ -209,7 +209,7 @@ def _is_supported(precision: str, device: torch.device) -> bool:
 
 
 def _import_torchvision() -> str | None:
-    """Why other libraries fail to import torchvision; None if they can, or if it is not installed."""
+    """Return why other libraries fail to import torchvision; None if they can, or if it is not installed."""
     from omgsr_cli.models.libraries import explain_broken_torchvision
 
     try:
@@ -223,7 +223,7 @@ def _import_torchvision() -> str | None:
 
 
 def _plan(model: str) -> dict[str, Any]:
-    """What `auto` chooses for a model and an image of 12 megapixels, and why."""
+    """Return the choices of `auto` for a model and an image of 12 megapixels, with reasons."""
     from omgsr_cli.models.devices import choose_device
     from omgsr_cli.models.families import family_of
     from omgsr_cli.models.loading import describe_model, suitable_precision
@@ -271,7 +271,7 @@ def _device_reason(device: torch.device) -> str:
 
 
 def _precision_reason(precision: str, device: torch.device, layers: Layers | None) -> str:
-    """Why `auto` chose a precision for a model with these layers; it never disagrees with their measured speed."""
+    """Return why `auto` chose a precision for a model with these layers, consistent with their measured speed."""
     from omgsr_cli.models.devices import bf16_gain_on_cpu, multiplies_in_bf16
 
     is_cpu = device.type == "cpu"

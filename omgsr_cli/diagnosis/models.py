@@ -1,4 +1,4 @@
-"""The models of this machine: the state of their files, and what running them takes."""
+"""Check the files of this machine's models, and describe the models and the memory that they need."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from omgsr_cli.store.installed import installed_folder, installed_names, load_pr
 from omgsr_cli.store.manifest import MANIFEST_NAME, find_damage, load_manifest
 
 _PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-# Side of the image whose memory is shown for a network, which has no native size.
+# A network has no native size, so its memory is shown for an image with this side.
 _NETWORK_TILE_PX = 256
 
 
@@ -27,9 +27,9 @@ class ModelHealth:
     """The state of a model on this machine.
 
     Attributes:
-        name: of the preset or of the downloaded model, or the folder that was given.
-        folder: None if the model is not installed.
-        damage: what is wrong with its files, a line each.
+        name: name of the preset or downloaded model, or the given folder.
+        folder: the model's folder; None if the model is not installed.
+        damage: problems of its files, one line each.
         hint: the command that repairs or installs it.
     """
 
@@ -40,7 +40,7 @@ class ModelHealth:
 
     @property
     def is_installed(self) -> bool:
-        """Whether it can be used without a download."""
+        """Whether the model can be used without a download."""
         return self.folder is not None
 
 
@@ -48,8 +48,8 @@ def check_models(*, contents: bool = False) -> tuple[ModelHealth, ...]:
     """Check every model that has a name.
 
     Args:
-        contents: read every file, compare its hash and check that its weights are finite; otherwise compare sizes and
-            headers, which is fast.
+        contents: read every file, compare its hash and check that its weights are finite; otherwise compare only sizes
+            and headers, which is fast.
     """
     names = dict.fromkeys((*PRESETS, *NETWORKS, *installed_names()))
     return tuple(check_model(name, contents=contents) for name in names)
@@ -61,7 +61,7 @@ def check_model(name: str, *, contents: bool = False) -> ModelHealth:
     Args: as for `check_models`.
 
     Raises:
-        ModelError: no such model.
+        ModelError: the model does not exist.
     """
     preset, is_known = PRESETS.get(name), name in PRESETS or name in NETWORKS
     if preset is not None and preset.folder is not None:
@@ -76,7 +76,7 @@ def check_model(name: str, *, contents: bool = False) -> ModelHealth:
 
 
 def about_known(name: str) -> dict[str, Any]:
-    """What is known about a preset or network that is not installed; the keys are those of `about_model`."""
+    """Describe a preset or network that is not installed, with the same keys as `about_model`."""
     if name in NETWORKS:
         network = NETWORKS[name]
         unknown = dict.fromkeys(("folder", "mid_timestep", "native_tile_px", "vae_rank", "backbone_rank"))
@@ -102,10 +102,10 @@ def about_model(name: str, folder: Path) -> dict[str, Any]:
     """Describe an installed model, and the memory that it needs on this machine.
 
     Args:
-        name: of the preset or downloaded model, or the folder that was given.
-        folder: of the model.
+        name: name of the preset or downloaded model, or the given folder.
+        folder: folder of the model.
     Returns:
-        Names and numbers for people and for JSON; sizes are in MiB.
+        Names and numbers for text output and JSON; sizes are in MiB.
     Raises:
         ModelError: the folder is not a model, or one of its files is corrupt.
     """
@@ -153,7 +153,7 @@ def _given_folder(name: str) -> Path:
 
 
 def _find_damage(folder: Path, contents: bool) -> Iterator[str]:
-    """Compare with the manifest, if one exists; check the headers of weights in any case."""
+    """Compare a folder with its manifest, if it has one, and always check the headers of weights."""
     if (folder / MANIFEST_NAME).is_file():
         try:
             yield from find_damage(folder, load_manifest(folder), contents=contents)
@@ -175,7 +175,7 @@ def _find_damage(folder: Path, contents: bool) -> Iterator[str]:
 
 
 def _describe_parts(folder: Path) -> list[dict[str, Any]]:
-    """Parameters and number format of each folder of weights."""
+    """Return parameters and number format of each folder of weights."""
     parts: dict[str, Counter[str]] = {}
     for path in _weight_files(folder):
         part = "." if path == folder else path.parent.relative_to(folder).as_posix()
@@ -195,13 +195,13 @@ def _describe_parts(folder: Path) -> list[dict[str, Any]]:
 
 
 def _weight_files(model: Path) -> list[Path]:
-    """The safetensors files of a folder, or the one file of a network; none for a pickle, which is not opened."""
+    """Return the safetensors files of a folder, or a network's file; empty for a pickle, which is never opened."""
     files = sorted(model.rglob("*.safetensors")) if model.is_dir() else [model]
     return [path for path in files if path.suffix == ".safetensors"]
 
 
 def _tile_bytes(info: Any, side_px: int) -> int:
-    """Working memory for an image of that size."""
+    """Return the working memory for an image with sides of `side_px`."""
     from omgsr_cli.geometry import Size
     from omgsr_cli.options import RestoreOptions
     from omgsr_cli.planning import plan_restoration

@@ -1,4 +1,4 @@
-"""HTML reports of a single file: templates, and escaping of untrusted text."""
+"""HTML reports in a single file: fill templates and escape untrusted text."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from importlib.resources.abc import Traversable
 
 
 def fill_page(folder: Traversable, template: str, **parts: str) -> str:
-    """Fill a page's template in one pass, so placeholders within a part stay as they are.
+    """Fill a page's template in one pass, so that placeholders within a part stay unchanged.
 
     Args:
-        folder: of the template and its files.
-        template: name of the file. `{{name}}` is the placeholder of a part; `{{head.html}}`, `{{common.css}}` and
-            `{{theme.js}}` insert the common files, `{{NAME.css}}` and `{{NAME.js}}` files beside the template.
+        folder: folder of the template and its files.
+        template: name of the template. `{{name}}` is the placeholder of a part; `{{head.html}}`, `{{common.css}}` and
+            `{{theme.js}}` insert the common files, `{{NAME.css}}` and `{{NAME.js}}` insert files beside the template.
         parts: HTML by placeholder name.
     """
 
@@ -30,23 +30,23 @@ def fill_page(folder: Traversable, template: str, **parts: str) -> str:
 
 
 def escape(text: object) -> str:
-    """A text escaped for HTML elements and attributes."""
+    """Escape a text for HTML elements and attributes."""
     return html.escape(printable(text))
 
 
 def printable(text: object) -> str:
-    """A text as valid UTF-8, with undecodable bytes and control characters escaped."""
+    """Return a text as valid UTF-8, with undecodable bytes and control characters escaped."""
     whole = str(text).encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in whole)
 
 
 def data_address(kind: str, content: bytes) -> str:
-    """The data URL of a file's content; `kind` is a MIME type such as "image/png"."""
+    """Return the data URL of a file's content; `kind` is a MIME type such as "image/png"."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def definitions(pairs: Iterable[tuple[object, object]]) -> str:
-    """Names and values as the content of a `<dl>`."""
+    """Return names and values as the content of a `<dl>`."""
     return "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in pairs)
 
 
