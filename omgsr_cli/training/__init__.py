@@ -1,1 +1,1 @@
-"""Training: the published recipe as one trainer for every family of models."""
+"""Training: one trainer that implements the published recipe for every family of models."""

@@ -49,7 +49,7 @@ class Run:
         images: number of training images.
         held_out: validation images; empty without validation.
         crop_options: how samples are made.
-        features: name of the feature network of each section that measures on one.
+        features: name of the feature network of each section that uses one.
         losses: names of the losses of a step, without their total.
         measures: metrics of restored images; empty without validation.
     """
@@ -67,9 +67,9 @@ class Run:
 
 
 def build_crop_options(config: TrainConfig) -> CropOptions:
-    """The options for making samples of images."""
+    """Build the options for making samples from images."""
     data, presets = config.data, config.degradation.presets
-    # Pre-training knows no degradation.
+    # Pre-training has no degradation.
     degradations = () if config.loss.denoise else tuple((load_degradation(p), share) for p, share in presets.items())
     return CropOptions(
         resolution=data.resolution,
@@ -92,7 +92,7 @@ def build_crop_options(config: TrainConfig) -> CropOptions:
 
 
 def build_teaching(teacher: TeacherConfig | None) -> Teaching | None:
-    """The teacher's images and their cache; None without a teacher."""
+    """Build the teacher's images and their cache; None without a teacher."""
     if teacher is None:
         return None
     images = TeacherImages(Path(teacher.cache), identify_teacher(teacher.model, teacher.precision))
@@ -143,7 +143,7 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
 
 
 def _find_images(config: TrainConfig, accelerator: Accelerator) -> tuple[TrainingImage, ...]:
-    """List the training images; the first process reads their headers, and the others use what it remembered."""
+    """List the training images; the first process reads their headers, and the others use its cached sizes."""
     found: list[TrainingImage] = []
 
     def find() -> None:
@@ -209,7 +209,7 @@ _SAMPLES = 64
 
 
 def settle_mid_timestep(config: TrainConfig, accelerator: Accelerator, resumed: Path | None) -> TrainConfig:
-    """Replace "auto" by a number: that of the checkpoint to resume from, or a measurement by the first process.
+    """Replace "auto" with a number: from the checkpoint to resume from, or measured by the first process.
 
     Value, interval and curve are written to the run's folder.
 
@@ -258,7 +258,7 @@ def _measure(config: TrainConfig, accelerator: Accelerator) -> MidTimestep:
         [each.images for each in data.train],
         family_of(source.record, source.name).load_encoder(source, device_of(accelerator)),
         lq=data.train_lq,
-        # Of several degradations, the one with the largest share.
+        # The degradation with the largest share is measured.
         degradation=max(shares, key=lambda name: shares[name]),
         resolution=data.resolution,
         scale=data.scales[0][0],

@@ -119,7 +119,7 @@ def _check_model(draft: Draft[TrainConfig], config: TrainConfig, resume: str) ->
 
 
 def _check_start(start: Path, preset: str | None) -> None:
-    """Check that a folder has weights to start the training of a preset from, or of the model in its own record."""
+    """Check that a folder has initial weights for a preset; without a preset, nothing is checked."""
     if preset not in PRESETS:
         return
     parts = family_of(PRESETS[preset], preset).adapter_parts
@@ -147,7 +147,7 @@ def check_metrics(config: TrainConfig) -> None:
 
 
 def _note(draft: Draft[TrainConfig], key: str, check: Callable[[], object]) -> None:
-    """Run a check, and turn its error into one line of the draft."""
+    """Run a check and add its error to the draft as one line."""
     try:
         check()
     except OmgsrError as error:
@@ -271,7 +271,7 @@ def _feature_sources(config: TrainConfig) -> list[FeatureSource]:
 
 
 def list_unfetched(config: TrainConfig) -> list[str]:
-    """The files that a run would fetch from the hub, and how to fetch them first, without using the network."""
+    """List the files that a run would fetch from the hub and how to fetch them beforehand; this uses no network."""
     model, found = config.model, []
     preset = PRESETS.get(model.preset or "")
     bases = (model.base,) if model.base else preset.base_sources if preset else ()
@@ -286,7 +286,7 @@ def list_unfetched(config: TrainConfig) -> list[str]:
 
 
 def _without_traces(config: TrainConfig, folder: Path, processes: int) -> TrainConfig:
-    """The same run without caches, and with as few of the teacher's images as a step needs."""
+    """Return the configuration without the pixel cache, and with as few of the teacher's images as a step needs."""
     model, data, loss = config.model, config.data.model_copy(update={"cache": None}), config.loss
     if model.mid_timestep == "auto":
         # The value does not affect time and memory.
@@ -299,7 +299,7 @@ def _without_traces(config: TrainConfig, folder: Path, processes: int) -> TrainC
 
 
 def _time_steps(config: TrainConfig, run: Run, accelerator: Accelerator) -> tuple[float, bool]:
-    """Seconds of a step, and whether all losses and gradients were finite."""
+    """Return the seconds per step, and whether all losses and gradients were finite."""
     device, teacher, gan = device_of(accelerator), config.loss.teacher, config.gan
     every = teacher.dists_every if teacher is not None and teacher.dists else 1
     # The first step with the discriminator and all losses.

@@ -189,18 +189,18 @@ def write_checkpoint(root: Path, step: int, write_parts: Callable[[Path], None],
 
 
 def checkpoint_name(step: int) -> str:
-    """The name of a checkpoint's folder: `step-00001000`."""
+    """Return the name of a checkpoint's folder: `step-00001000`."""
     return f"step-{step:08d}"
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """The number of steps in a checkpoint's name; None for another name."""
+    """Return the number of steps in a checkpoint's name; None for another name."""
     match = _NAME.fullmatch(checkpoint.name)
     return int(match[1]) if match else None
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """The checkpoints of a run, complete or not, the newest first."""
+    """List the checkpoints of a run, complete or not, newest first."""
     steps = {path: step_of(path) for path in _children(root) if path.is_dir()}
     return sorted((path for path, step in steps.items() if step is not None), key=lambda p: steps[p] or 0, reverse=True)
 
@@ -209,7 +209,7 @@ def verify_checkpoint(folder: Path) -> None:
     """Read every file of a checkpoint and compare it with the manifest.
 
     Raises:
-        ModelError: a file is missing, cut short or changed; the message names the first.
+        ModelError: a file is missing, truncated or changed; the message contains the first.
     """
     fault = _find_fault(folder)
     if fault:
@@ -311,7 +311,7 @@ def _named(root: Path, present: list[Path], folder: Path) -> Path:
 
 
 def _find_fault(folder: Path, *, contents: bool = True) -> str:
-    """The first defect of a checkpoint; empty if it is complete."""
+    """Return the first defect of a checkpoint; empty if it is complete."""
     try:
         damage = find_damage(folder, load_manifest(folder), contents=contents)
     except ModelError as error:
@@ -320,12 +320,12 @@ def _find_fault(folder: Path, *, contents: bool = True) -> str:
 
 
 def _rotate(root: Path, step: int, keep: int, spare: int) -> None:
-    """Remove all but the newest `keep` complete checkpoints up to this step, and that of the step `spare`."""
+    """Remove all checkpoints up to this step except the newest `keep` complete ones and that of the step `spare`."""
     kept = 0
     try:
         present = list_checkpoints(root)
     except OSError:
-        # The new checkpoint is complete, which is what matters; the next one removes the rest.
+        # The new checkpoint is complete; the next one removes the old ones.
         return
     for checkpoint in present:
         if (step_of(checkpoint) or 0) > step or step_of(checkpoint) == spare:
@@ -338,7 +338,10 @@ def _rotate(root: Path, step: int, keep: int, spare: int) -> None:
 
 
 def _put_away(checkpoint: Path) -> None:
-    """Rename a folder and remove it, so its name never refers to half of it; the next start removes leftovers."""
+    """Rename a folder, then remove it, so that its name never refers to an incomplete folder.
+
+    The next checkpoint removes leftovers.
+    """
     if not checkpoint.is_dir():
         return
     aside = _aside(checkpoint, "removed")
@@ -372,9 +375,9 @@ def _raise(error: OSError) -> NoReturn:
 def _sync(path: Path) -> None:
     is_folder = path.is_dir()
     if os.name == "nt" and is_folder:
-        # Windows opens no folders; it journals names itself.
+        # Windows cannot open folders; its file system journals names.
         return
-    # Windows synchronises only what may be written.
+    # Windows synchronises only writable files.
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -427,7 +430,7 @@ def write_state(folder: Path, trainable: Trainable, learner: Learner, progress: 
         ModelError: a weight is not finite.
     """
     average, adversary = learner.average, learner.adversary
-    # Such a checkpoint would replace earlier ones, which are usable.
+    # A checkpoint with such a weight would replace earlier, usable ones.
     check_finite(learner.weights.items(), "this run")
     if average is not None:
         check_finite(average.values.items(), "the average of this run")
@@ -446,7 +449,7 @@ def write_state(folder: Path, trainable: Trainable, learner: Learner, progress: 
 
 
 def finished_steps(folder: Path) -> int:
-    """The number of finished steps of a checkpoint, without reading its tensors.
+    """Return the number of finished steps of a checkpoint without reading its tensors.
 
     Raises:
         ModelError: its state cannot be read.
@@ -481,8 +484,8 @@ def load_state(folder: Path, learner: Learner) -> Progress:
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Flatten an optimiser's state to tensors by "number of the weight.name", without settings.
 
-    bitsandbytes counts steps in an int, here "name#", and shares its tables among all weights: the first has the
-    tensor, and the others have an empty one under "name@key of the first".
+    bitsandbytes counts steps in an int, stored here as "name#", and shares its tables among all weights: the first has
+    the tensor, and the others have an empty one under "name@key of the first".
     """
     tensors: dict[str, Tensor] = {}
     first: dict[tuple[int, torch.Size], str] = {}
@@ -501,7 +504,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Restore a flattened state."""
+    """Load a flattened state into an optimiser."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         index, _, named = key.partition(".")
@@ -512,7 +515,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     for weight, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == weight.shape:
-                # Use the weight's memory layout, so vectorised updates round as before.
+                # Use the weight's memory layout, so that vectorised updates round as before.
                 values[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 

@@ -31,7 +31,7 @@ def check_shares(value: dict[str, float]) -> dict[str, float]:
 
 
 def is_scale(text: str) -> bool:
-    """Whether a key is a valid number for `Scale`."""
+    """Return whether a key is a valid number for `Scale`."""
     try:
         return 1 <= float(text) <= 16
     except ValueError:
@@ -88,7 +88,7 @@ class ModelConfig(Section):
         return value
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Yield what does not go together."""
+        """Yield the conflicts between values."""
         if self.preset is None and self.base is None and self.start_from is None:
             yield Conflict("no model to train: set preset, base or start_from", "model.preset")
         if self.preset is not None and self.base is not None and not PRESETS[self.preset].base_sources:
@@ -137,7 +137,7 @@ class SourceConfig(Section):
 
     @property
     def is_plain(self) -> bool:
-        """Whether only `images` is set."""
+        """Whether `images` is the only key that is set."""
         return self == SourceConfig(images=self.images)
 
     @model_serializer(mode="wrap")
@@ -232,7 +232,7 @@ class DataConfig(Section):
         return check_shares(value)
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Yield what does not go together."""
+        """Yield the conflicts between values."""
         if self.train_lq is not None and any(source.resize for source in self.train):
             yield Conflict("real pairs cannot be resized: remove resize from data.train", "data.train", "data.train_lq")
         if self.validation_lq is not None and self.validation is None:
@@ -331,7 +331,7 @@ class StepsConfig(Section):
 
     @property
     def frozen_precision(self) -> Literal["bf16", "fp32"]:
-        """The number format of frozen weights."""
+        """The precision of frozen weights."""
         return "bf16" if self.precision == "bf16" else "fp32"
 
     @field_validator("precision", mode="before")
@@ -402,7 +402,7 @@ class TeacherConfig(Section):
     cache: Text = Field(default="cache/teacher", description="folder of its images, which are stored by content")
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Yield what does not go together."""
+        """Yield the conflicts between values."""
         if not (self.weight or self.lpips or self.dists or self.encoder):
             yield Conflict("every weight of the teacher is 0: set one, or remove [loss.teacher]", "loss.teacher")
 
@@ -449,11 +449,11 @@ class LossConfig(Section):
 
     @property
     def needs_lpips(self) -> bool:
-        """Whether a loss is LPIPS."""
+        """Whether LPIPS is one of the losses."""
         return bool(self.lpips or (self.teacher and self.teacher.lpips))
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Yield what does not go together."""
+        """Yield the conflicts between values."""
         others = (self.lrr, self.l1, self.dv3cd, self.gan, self.lpips, self.teacher)
         if self.denoise and any(others):
             reason = "pre-training has no other loss: set lrr, l1, dv3cd and gan to 0, or denoise to 0"
@@ -500,7 +500,7 @@ class GanConfig(Section):
     )
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Yield what does not go together."""
+        """Yield the conflicts between values."""
         if self.backbone_path is not None and self.backbone not in BACKBONES:
             yield Conflict("it needs gan.backbone, the name of its network", "gan.backbone_path", "gan.backbone")
         if self.real_label <= self.fake_label:
@@ -545,7 +545,7 @@ class TrainConfig(Section):
         return found
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Yield what does not go together."""
+        """Yield the conflicts between values."""
         yield from self._conflicts_with_the_model()
         yield from self._conflicts_of_the_discriminator()
         if self.train.shard_backbone and self.train.compile:
@@ -699,7 +699,7 @@ def _change(table: dict[str, Any], assignment: str) -> None:
 
 
 def _parse_value(text: str) -> object:
-    """A value in TOML's notation, or the text itself."""
+    """Parse a TOML value; other text is returned as a string."""
     try:
         table = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
@@ -708,7 +708,7 @@ def _parse_value(text: str) -> object:
 
 
 def read_preset_config(name: str) -> str:
-    """The text of a complete, commented configuration.
+    """Read a complete, commented configuration as text.
 
     Args:
         name: one of PRESET_CONFIGS.
@@ -721,12 +721,12 @@ def read_preset_config(name: str) -> str:
 
 
 def config_schema() -> dict[str, Any]:
-    """The JSON schema of the configuration, for editors that complete and check TOML."""
+    """Build the JSON schema of the configuration, for editors that complete and check TOML."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **TrainConfig.model_json_schema()}
 
 
 def format_config(config: TrainConfig) -> str:
-    """Write a configuration as TOML that `load_config` reads to an equal one; keys without a value are left out."""
+    """Format a configuration as TOML that `load_config` reads back as equal; keys without a value are left out."""
     parts = []
     for name, section in config:
         if section is not None:
@@ -740,9 +740,9 @@ def compare_configs(before: Path, now: TrainConfig) -> dict[str, tuple[object, o
 
     Args:
         before: the checkpoint's `config.toml`.
-        now: of the run.
+        now: configuration of the run.
     Returns:
-        "section.key" to the value before and now; None stands for a key without a value.
+        "section.key" to the value before and now; None for a key without a value.
     Raises:
         ConfigError, UsageError, FileError: as for `load_config`.
     """
@@ -755,7 +755,7 @@ def compare_configs(before: Path, now: TrainConfig) -> dict[str, tuple[object, o
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    """Give nested tables as one, "section.key" to value."""
+    """Flatten nested tables to "section.key" and value."""
     flat: dict[str, object] = {}
     for name, value in values.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
@@ -767,5 +767,5 @@ def _toml(value: object) -> str:
         return "{ " + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + " }"
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    # JSON's texts, numbers, true and false are TOML's; but for DEL, which TOML wants escaped.
+    # JSON strings, numbers, true and false are valid TOML, except for DEL, which TOML requires to be escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

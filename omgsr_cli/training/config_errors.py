@@ -1,4 +1,4 @@
-"""What is wrong with a configuration: every error at once, each one line `section.key: reason`."""
+"""Errors of a configuration: all errors are reported together, each in one line `section.key: reason`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from omgsr_cli.files.addresses import shown
 Key = tuple[str, ...]
 
 _VALUES_ALONE = "values alone"
-"""Context of a validation that leaves conflicts to the caller."""
+"""Context of a validation that does not check conflicts; the caller checks them."""
 
 _KINDS = {
     "int_type": "a whole number",
@@ -55,26 +55,27 @@ class ConfigError(UsageError):
 
 
 def refuse(reason: str, *keys: str) -> PydanticCustomError:
-    """Make the error of a value that is refused for a reason of its own.
+    """Build the error of a value that is rejected for a specific reason.
 
     Args:
         reason: one line without a full stop.
-        keys: for a conflict of several values, as in `Conflict`.
+        keys: keys of a conflict of several values, as in `Conflict`.
     """
     return PydanticCustomError("refused", "{reason}", {"reason": reason, "keys": keys})
 
 
 def not_among(*allowed: str) -> PydanticKnownError:
-    """Make the error of a text that is not among those which are allowed."""
+    """Build the error of a string that is not one of the allowed values."""
     return PydanticKnownError("literal_error", {"expected": ", ".join(f"'{name}'" for name in allowed)})
 
 
 class Conflict:
-    """Values that are valid one by one and do not go together.
+    """Values that are valid individually but conflict with each other.
 
     Args:
         reason: one line without a full stop.
-        keys: full names, the one to change first. If one of them is wrong by itself, the conflict is not reported.
+        keys: full names, starting with the key to change. If one of them has its own error, the conflict is not
+            reported.
     """
 
     def __init__(self, reason: str, *keys: str) -> None:
@@ -87,7 +88,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Yield what does not go together."""
+        """Yield the conflicts between values."""
         yield from ()
 
     @model_validator(mode="after")
@@ -109,9 +110,9 @@ class Draft(Generic[Record]):
     """A configuration that may have errors.
 
     Attributes:
-        kind: the record that it should become.
-        config: its valid values, with stand-ins for the others: of use to find more errors, and for nothing else while
-            there are problems. None if there is nothing to build it from.
+        kind: class of the configuration.
+        config: the valid values, with stand-ins for the others; while problems exist, it serves only to find more
+            errors. None if it cannot be built.
         problems: key and reason of each error.
     """
 
@@ -120,39 +121,39 @@ class Draft(Generic[Record]):
     problems: list[tuple[Key, str]] = field(default_factory=list)
 
     def is_wrong(self, dotted: str) -> bool:
-        """Whether a key, or the table that it is in, has an error."""
+        """Return whether a key, its table or a value in it has an error."""
         key = tuple(dotted.split("."))
         return any(key[: len(wrong)] == wrong or wrong[: len(key)] == key for wrong, _ in self.problems)
 
     def add(self, dotted: str, reason: str) -> None:
-        """Note what is wrong with a value, unless it has an error already."""
+        """Add the error of a value, unless it already has one."""
         if not self.is_wrong(dotted):
             self.problems.append((tuple(dotted.split(".")), reason))
 
     def check(self) -> Record:
-        """Give the configuration.
+        """Return the configuration if it has no errors.
 
         Raises:
-            ConfigError: it has errors.
+            ConfigError: the configuration has errors.
         """
         if self.problems or self.config is None:
             raise ConfigError(self.lines())
         return self.config
 
     def lines(self) -> tuple[str, ...]:
-        """Give each problem's line, by section."""
+        """Return one line per problem, ordered by section."""
         sections = list(self.kind.model_fields)
         in_order = sorted(self.problems, key=lambda each: sections.index(each[0][0]) if each[0][0] in sections else -1)
         return tuple(f"{shown('.'.join(key))}: {reason}" for key, reason in in_order)
 
 
 def draft_config(kind: type[Record], table: Mapping[str, Any], stand_ins: Mapping[str, Any]) -> Draft[Record]:
-    """Check a configuration: every value, and whether the valid ones go together.
+    """Check every value of a configuration, and conflicts between valid values.
 
     Args:
-        kind: the record that it should become.
-        table: as read from TOML.
-        stand_ins: values of keys that are required, for those that are missing or wrong.
+        kind: class of the configuration.
+        table: table from TOML.
+        stand_ins: values that replace missing or wrong values of required keys.
     """
     draft = Draft(kind)
     try:
@@ -175,7 +176,7 @@ def draft_config(kind: type[Record], table: Mapping[str, Any], stand_ins: Mappin
 
 
 def _remove(table: dict[str, Any], key: Key, stand_ins: Mapping[str, Any]) -> None:
-    """Remove a key, or put its stand-in in its place."""
+    """Remove a key or replace its value with the stand-in."""
     *sections, name = key
     for section in sections:
         table, stand_ins = table.setdefault(section, {}), stand_ins.get(section, {})
@@ -192,9 +193,9 @@ def _find_conflicts(section: Section) -> Iterator[Conflict]:
 
 
 def _find_wrong_values(kind: type[Section], found: Iterable[ErrorDetails]) -> Iterator[tuple[Key, str]]:
-    """Yield the key and the reason of each error but conflicts.
+    """Yield the key and the reason of each error, except conflicts.
 
-    Of a value that may be of several kinds, pydantic reports an error for each: here it is one.
+    For a value of a union type, pydantic reports an error per type; they are merged into one.
     """
     of_kinds: dict[Key, list[ErrorDetails]] = {}
     for details in found:
@@ -206,7 +207,7 @@ def _find_wrong_values(kind: type[Section], found: Iterable[ErrorDetails]) -> It
         else:
             yield key, _reason(kind, key, details)
     for key, several in of_kinds.items():
-        # The error of an element shows which kind the whole is.
+        # An error of an element shows which type of the union applies.
         elements = [details for details in several if len(details["loc"]) > 3]
         for details in elements:
             element = (*key, *(str(part) for part in details["loc"][3:]))
@@ -239,7 +240,7 @@ def _reason(kind: type[Section], key: Key, details: ErrorDetails) -> str:
 
 
 def _expected(details: ErrorDetails) -> str:
-    """What a value should have been."""
+    """Describe the expected value."""
     code, context = details["type"], details.get("ctx", {})
     if code == "literal_error":
         allowed = [f'"{name}"' for name in _allowed(details)]
@@ -255,13 +256,13 @@ def _expected(details: ErrorDetails) -> str:
 
 
 def _allowed(details: ErrorDetails) -> list[str]:
-    """The values in pydantic's "'a', 'b' or 'c'"."""
+    """Parse the values in pydantic's "'a', 'b' or 'c'"."""
     expected = str(details["ctx"]["expected"])
     return [part.strip().strip("'") for part in expected.replace(" or ", ", ").split(", ")]
 
 
 def _not(value: object) -> str:
-    """Give ", not VALUE", nearly as TOML writes it and shortened; nothing for a table or an empty value."""
+    """Return ", not VALUE", shortened and close to TOML syntax; empty for a table or an empty value."""
     if isinstance(value, dict) or value in ((), [], None):
         return ""
     if isinstance(value, bool | str):
@@ -276,7 +277,7 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def _unknown_key(kind: type[Section], key: Key) -> str:
-    """List the keys of the table, and the one that may have been meant, in this table or in another."""
+    """Describe an unknown key: a similar key of this table or the same key in another one, and the table's keys."""
     owner, name = _owner(kind, key) or kind, key[-1]
     known = list(owner.model_fields)
     sections = {table: _section_of(kind, table) for table in kind.model_fields}
@@ -287,23 +288,23 @@ def _unknown_key(kind: type[Section], key: Key) -> str:
 
 
 def _owner(kind: type[BaseModel], key: Key) -> type[BaseModel] | None:
-    """The record of the table that a key is in."""
+    """Return the class of the table that contains a key."""
     owner: type[BaseModel] | None = kind
     for part in key[:-1]:
-        # The number of an element of a list leads to no other record.
+        # The index of a list element does not change the class.
         owner = owner if part.isdigit() else _section_of(owner, part)
     return owner
 
 
 def _section_of(kind: type[BaseModel] | None, name: str) -> type[BaseModel] | None:
-    """The record of a table of the configuration, whether it may be left out or not; None for a value."""
+    """Return the class of a table of the configuration, optional or not; None for a value."""
     if kind is None or name not in kind.model_fields:
         return None
     return next(_records_of(kind.model_fields[name].annotation), None)
 
 
 def _records_of(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The records in an annotation: itself, in a union, or as elements of a tuple."""
+    """Yield the model classes in an annotation: itself, members of a union, or elements of a tuple."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):

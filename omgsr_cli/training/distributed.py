@@ -1,7 +1,7 @@
 """The processes of a run: finding them, synchronising gradients, sharing values, and sharding a large backbone (FSDP2).
 
-Of a sharded backbone each process holds a part of the frozen weights. The adapters, which are trained, are small and
-stay complete in every process, so optimisers, averages and checkpoints are those of a run without sharding.
+Each process holds a part of the frozen weights of a sharded backbone. The trained adapters are small and stay complete
+in every process, so that optimisers, averages and checkpoints are the same as without sharding.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from omgsr_cli.training.sources import Stored
 from omgsr_cli.transfer import download, upload
 
 _PATIENCE = timedelta(hours=12)
-"""How long processes wait for one another: one of them may be asking a teacher, or writing to a slow disk. NCCL's own
-limit is ten minutes."""
+"""Timeout between processes, because one of them may run a teacher or write to a slow disk. NCCL's default is ten
+minutes."""
 
 _SUPPORTED = (
     DistributedType.NO,
@@ -44,8 +44,8 @@ _SUPPORTED = (
 )
 
 
-# What `accelerate launch` sets; without their packages, accelerate would end with an error of its own, and on CPUs it
-# would ignore the request.
+# Variables that `accelerate launch` sets. If the packages are missing, accelerate would raise its own error, and on
+# CPUs it would ignore the request.
 _OTHER_WAYS = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_FSDP": "accelerate's FSDP",
@@ -54,31 +54,31 @@ _OTHER_WAYS = {
 
 
 def build_accelerator(folder: Path, trackers: Sequence[str] = (), *, leaves_out: bool = False) -> Accelerator:
-    """Find the other processes of the run, by what `torchrun` or `accelerate launch` put into the environment.
+    """Connect the processes of the run with the environment variables of `torchrun` or `accelerate launch`.
 
-    Autocast is the generator's own affair, and clipping, accumulation and stepping the trainer's: accelerate gives
-    devices, gradient synchronisation and trackers.
+    accelerate provides devices, gradient synchronisation and trackers. The generator handles autocast, and the trainer
+    handles clipping, accumulation and updates.
 
     Args:
-        folder: where trackers write.
-        trackers: of "tensorboard", "wandb" and "trackio".
-        leaves_out: whether the losses leave some weights without gradients, as pre-training does the encoder's.
+        folder: folder of the trackers.
+        trackers: names from "tensorboard", "wandb" and "trackio".
+        leaves_out: whether some trained weights get no gradients, such as those of the encoder in pre-training.
     Raises:
-        UsageError: a launcher asks for more than data-parallel training.
+        UsageError: the launcher requests more than data-parallel training.
     """
     for variable, name in _OTHER_WAYS.items():
         if _is_set(variable):
             raise _refusal(name)
-    # Buffers follow from the weights, so they are equal already.
+    # Buffers are already equal, because they depend only on the weights.
     parallel = DistributedDataParallelKwargs(
         broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=leaves_out
     )
     patience = InitProcessGroupKwargs(timeout=_PATIENCE)
     with warnings.catch_warnings():
-        # About settings of launchers for machines of several CPUs.
+        # These warnings are about launcher settings for several CPUs.
         warnings.simplefilter("ignore")
         accelerator = Accelerator(
-            # Without it, processes on a machine that has nothing but CPUs would each train on its own.
+            # Otherwise the processes on a machine with only CPUs would train independently.
             cpu=present_devices() == ["cpu"] or _is_set("ACCELERATE_USE_CPU"),
             mixed_precision="no",
             log_with=list(trackers),
@@ -109,20 +109,20 @@ def _refusal(name: str) -> UsageError:
 
 
 def device_of(accelerator: Accelerator) -> torch.device:
-    """Give the process's device; accelerate numbers CPUs, which not every library takes."""
+    """Return the device of the process; accelerate numbers CPUs, which some libraries do not accept."""
     return torch.device("cpu") if accelerator.device.type == "cpu" else accelerator.device
 
 
 def prepare(accelerator: Accelerator, module: nn.Module) -> nn.Module:
-    """Have the processes synchronise a module's gradients; the module itself where there is one process."""
+    """Wrap a module so that processes synchronise its gradients; a single process gets the module itself."""
     shared = shared_names(module)
     with warnings.catch_warnings():
-        # About a new name of a setting that older torch does not know.
+        # The warning is about a renamed setting; older versions of torch do not have the new name.
         warnings.simplefilter("ignore", FutureWarning)
         if not shared:
             prepared: nn.Module = accelerator.prepare_model(module)
             return prepared
-        # accelerate refuses what is shared out; torch skips the weights that it is given.
+        # accelerate rejects sharded weights; torch skips the weights in this list.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, shared)  # type: ignore[no-untyped-call]  # torch's own omission
         return DistributedDataParallel(module, **accelerator.ddp_handler.to_kwargs())
 
@@ -130,18 +130,18 @@ def prepare(accelerator: Accelerator, module: nn.Module) -> nn.Module:
 def share(
     accelerator: Accelerator, values: Mapping[str, float | torch.Tensor], signal: int
 ) -> tuple[dict[str, float], int]:
-    """Tell the other processes this one's losses, and whether it was asked to stop.
+    """Exchange scalars and stop signals between the processes.
 
     Args:
-        accelerator: of the run.
-        values: scalars; the names are the same in every process.
-        signal: that this process heard, or 0.
+        accelerator: accelerator of the run.
+        values: scalars by name; the names are the same in every process.
+        signal: signal that this process received, or 0.
     Returns:
-        The means over all processes, not finite where any is not, and the largest signal.
+        The means over all processes, which are not finite if any value is not, and the largest signal.
     """
-    # float32 has every signal's number, and every device has float32; float64 is missing on MPS and some XPUs.
+    # float32 represents every signal number and exists on every device; MPS and some XPUs have no float64.
     scalars = [torch.as_tensor(value, dtype=torch.float32).detach() for value in (*values.values(), float(signal))]
-    # What the CPU knows goes to the device in one copy.
+    # All values on the CPU are copied to the device together.
     known = upload(torch.stack([value for value in scalars if value.device.type == "cpu"]), accelerator.device).unbind()
     rest = iter(known)
     numbers = [next(rest) if value.device.type == "cpu" else value for value in scalars]
@@ -153,24 +153,24 @@ def share(
 def share_sums(
     accelerator: Accelerator, sums: Mapping[str, float], count: int, names: Sequence[str]
 ) -> dict[str, float]:
-    """Give the means over what all processes counted; a process may have counted nothing."""
+    """Return the means over the images of all processes from their sums and counts; a count may be 0."""
     own = torch.tensor([*(sums.get(name, 0.0) for name in names), float(count)], device=accelerator.device)
     every = accelerator.gather(own[None]).cpu().double().sum(0)
     return dict(zip(names, (every[:-1] / every[-1]).tolist(), strict=True))
 
 
 def share_broken(accelerator: Accelerator, broken: Mapping[Stored, str]) -> dict[Stored, str]:
-    """Give the broken images that any process found, the same and in the same order in every process."""
+    """Return the broken images of all processes, in the same order in every process."""
     every = gather_object([dict(broken)]) if accelerator.num_processes > 1 else [broken]
     found = {path: reason for one in every for path, reason in one.items()}
     return dict(sorted(found.items(), key=lambda item: str(item[0])))
 
 
 def agree(accelerator: Accelerator, action: Callable[[], None]) -> None:
-    """Do something in the first process, and raise its error in all of them.
+    """Run an action in the first process, and raise its error in all processes.
 
     Raises:
-        OmgsrError: what the action raised.
+        OmgsrError: the error of the action.
     """
     raised: list[OmgsrError | None] = [None]
     if accelerator.is_main_process:
@@ -184,19 +184,19 @@ def agree(accelerator: Accelerator, action: Callable[[], None]) -> None:
 
 
 def is_finite(values: Mapping[str, float]) -> bool:
-    """Whether every value is a finite number."""
+    """Return whether every value is finite."""
     return all(math.isfinite(value) for value in values.values())
 
 
 def share_backbone(trainable: Trainable, device: torch.device, processes: int) -> None:
-    """Share the frozen weights of the network that takes the step out among the processes.
+    """Shard the frozen weights of the backbone among the processes.
 
-    Every process must then run the network as often as the others.
+    Every process must then run the network the same number of times.
 
     Args:
-        trainable: read into the host's memory; what is not shared out is moved to the device.
-        device: of this process.
-        processes: how many there are; all of them call this.
+        trainable: model in host memory; weights that are not sharded are moved to the device.
+        device: device of this process.
+        processes: number of processes; all of them call this.
     Raises:
         UsageError: this is the only process.
         ModelError: the model has no frozen weights.
@@ -210,14 +210,14 @@ def share_backbone(trainable: Trainable, device: torch.device, processes: int) -
 
 
 def shared_names(module: nn.Module) -> list[str]:
-    """Names of the weights of which this process has a share."""
+    """Return the names of the sharded weights."""
     from torch.distributed.tensor import DTensor
 
     return [name for name, weight in module.named_parameters() if isinstance(weight, DTensor)]
 
 
 def _share(backbone: nn.Module, device: torch.device, processes: int) -> None:
-    """Share a network's frozen weights out; each block's are gathered while it runs, forward and backward."""
+    """Shard a network's frozen weights; those of a block are gathered while it runs, forward and backward."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

@@ -9,16 +9,16 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Started:
-    """The run begins or resumes.
+    """The run starts or resumes.
 
     Attributes:
-        step: steps done already.
-        steps: steps to be done in all.
-        processes: how many train.
-        device: of the first of them.
-        images: to train on.
-        trained: number of weights that learn.
-        folder: where checkpoints and logs go.
+        step: number of finished steps.
+        steps: total number of steps.
+        processes: number of processes.
+        device: device of the first process.
+        images: number of training images.
+        trained: number of trained weights.
+        folder: folder of checkpoints and logs.
         resumed_from: the checkpoint, or None.
         changed: keys whose values differ from the checkpoint's configuration, with the value before and now.
     """
@@ -36,17 +36,17 @@ class Started:
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimiser step is over.
+    """One optimiser step is finished.
 
     Attributes:
-        step: its number, from 1.
-        steps: of the run.
-        losses: unweighted, means over all processes and the step's forward passes; "total" is their weighted sum.
-        learning_rate: of the generator.
-        gradient_norm: of the generator, before clipping.
-        images_per_s: of all processes, smoothed.
-        seconds_left: of the run, at the present pace.
-        memory_mib: the most that the first process has taken: of the GPU, or of the system on a CPU.
+        step: step number, from 1.
+        steps: total number of steps.
+        losses: unweighted means over all processes and the step's forward passes; "total" is their weighted sum.
+        learning_rate: learning rate of the generator.
+        gradient_norm: gradient norm of the generator before clipping.
+        images_per_s: images per second of all processes, smoothed.
+        seconds_left: estimated seconds until the end of the run.
+        memory_mib: peak memory of the first process: of the GPU, or of the system on a CPU.
         skipped: a loss or a gradient was not finite, and no weight was changed.
     """
 
@@ -63,12 +63,12 @@ class StepDone:
 
 @dataclass(frozen=True)
 class Validated:
-    """The held-out images were restored.
+    """The held-out images were restored and measured.
 
     Attributes:
-        step: after which.
+        step: number of finished steps.
         scores: metric to its mean over the images.
-        grid: an image of some of them, LQ | output | HQ.
+        grid: path of an image that shows some of them, LQ | output | HQ.
     """
 
     step: int
@@ -78,11 +78,11 @@ class Validated:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint is on the disk, whole.
+    """A complete checkpoint was written.
 
     Attributes:
-        step: after which.
-        folder: `omgsr upscale --model` takes it.
+        step: number of finished steps.
+        folder: the checkpoint; `omgsr upscale --model` accepts it.
     """
 
     step: int
@@ -91,7 +91,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Noticed:
-    """Something that a person should know; the run continues.
+    """A notice to the user; the run continues.
 
     Attributes:
         text: one line.

@@ -1,4 +1,4 @@
-"""The run's tables: one CSV file for the steps, one for the validations. They are always written."""
+"""The tables of a run: one CSV file for steps and one for validations, which are always written."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _OF_A_STEP = ("total", "gradient_norm", "learning_rate", "images_per_s", "broken
 
 
 class CsvLog:
-    """A table with a row for a step; each row is on the disk once it is written.
+    """A CSV table with one row per step; each row is written to disk immediately.
 
-    Rows after the step that a run resumes at are removed: their steps will be repeated.
+    Rows after the step from which a run resumes are removed, because these steps are repeated.
 
     Args:
-        path: of the file; a table already there is continued, with its columns and the new ones.
-        columns: besides the step's number.
-        step: the last one that is kept.
+        path: path of the file; an existing table is continued with its columns and the new ones.
+        columns: names of the columns, without the step.
+        step: last step to keep.
     Raises:
         FileError: the file cannot be read or written.
     """
@@ -51,16 +51,16 @@ class CsvLog:
         write_atomically(path, [text.getvalue().encode()], overwrite=True)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a row; a column without a value stays empty.
+        """Append a row; a column without a value stays empty.
 
         Raises:
-            FileError: the disk is full, or the file cannot be written any more.
+            FileError: the disk is full, or the file is no longer writable.
         """
         line = io.StringIO(newline="")
         row = {STEP: step} | {name: f"{value:.6g}" for name, value in values.items() if name in self._columns}
         csv.DictWriter(line, self._columns, lineterminator="\n").writerow(row)
         try:
-            # One write of one line: a reader and an interruption see whole rows.
+            # A line is written in one call, so that readers see complete rows, even after an interruption.
             with open(self.path, "ab", buffering=0) as file:
                 file.write(line.getvalue().encode())
         except OSError as error:
@@ -68,14 +68,14 @@ class CsvLog:
 
 
 class RunLog:
-    """Everything that a run writes down: means over steps and processes, in the tables and in the trackers.
+    """The log of a run: means over steps and processes, written to the tables and the trackers.
 
     Args:
-        accelerator: of the process; only the first one writes.
-        config: of the run; trackers keep it.
-        losses: names of the steps' losses.
-        measures: names of the validations' scores.
-        step: steps done already.
+        accelerator: accelerator of the process; only the first process writes.
+        config: configuration of the run; trackers store it.
+        losses: names of the losses.
+        measures: names of the validation scores.
+        step: number of finished steps.
     """
 
     def __init__(
@@ -94,13 +94,13 @@ class RunLog:
             accelerator.init_trackers("omgsr", _tracked(config))
 
     def step(self, step: int, result: StepResult, images_per_s: float, broken: int) -> None:
-        """Count a step in, and write the means since the last row when it is time for one.
+        """Add a step to the means, and write a row when it is due.
 
         Args:
-            step: its number, from 1.
-            result: of the step.
-            images_per_s: of all processes.
-            broken: how many images could not be read so far.
+            step: step number, from 1.
+            result: result of the step.
+            images_per_s: images per second of all processes.
+            broken: number of images that could not be read so far.
         """
         if self._steps is None:
             return
@@ -121,31 +121,31 @@ class RunLog:
         self._accelerator.log({f"validation/{name}": value for name, value in scores.items()}, step=step)
 
     def close(self) -> None:
-        """Let the trackers finish."""
+        """Close the trackers."""
         self._accelerator.end_training()
 
 
 class Means:
-    """Means of what the steps since the last row gave."""
+    """Means of the values of all steps since the last row."""
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[float, int]] = {}
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Count a step in."""
+        """Add the values of a step."""
         for name, value in values.items():
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = (total + value, count + 1)
 
     def take(self) -> dict[str, float]:
-        """Give the means and begin again."""
+        """Return the means and reset them."""
         means = {name: total / count for name, (total, count) in self._sums.items()}
         self._sums.clear()
         return means
 
 
 def _read_rows(path: Path, step: int) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows up to a step; nothing of a file that is not such a table."""
+    """Read the columns and the rows up to a step; both are empty if the file is not such a table."""
     if not path.is_file():
         return [], []
     try:
@@ -160,12 +160,12 @@ def _read_rows(path: Path, step: int) -> tuple[list[str], list[dict[str, str]]]:
 
 def _is_kept(row: Mapping[str, str | None], step: int) -> bool:
     number = row.get(STEP) or ""
-    # A row that an interruption cut off lacks its last columns.
+    # A row that was truncated by an interruption lacks its last columns.
     return number.isdigit() and int(number) <= step and None not in row.values()
 
 
 def _tracked(config: TrainConfig) -> dict[str, int | float | bool | str]:
-    """Settings as "section.name" to what every tracker can store."""
+    """Flatten settings to "section.name" with values that every tracker can store."""
     flat = flatten(config.model_dump(mode="json"))
     return {
         name: value if isinstance(value, int | float | bool | str) else json.dumps(value)
@@ -175,12 +175,12 @@ def _tracked(config: TrainConfig) -> dict[str, int | float | bool | str]:
 
 @dataclass(frozen=True)
 class Curve:
-    """A column of a table; rows without a finite number are left out.
+    """A column of a table, without rows that have no finite number.
 
     Attributes:
-        name: of the column.
-        steps: after which each value was written, rising.
-        values: as many.
+        name: name of the column.
+        steps: step of each value, ascending.
+        values: the values, as many as steps.
     """
 
     name: str
@@ -190,14 +190,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class History:
-    """A run.
+    """The history of a run.
 
     Attributes:
-        folder: of the run.
-        losses: of the steps, one curve a column; those that have a value.
-        scores: of the validations, likewise.
-        grids: step and image of each validation, rising.
-        settings: of the newest checkpoint, "section.key" to value; empty before the first.
+        folder: folder of the run.
+        losses: curves of the columns of the step table that have a value.
+        scores: curves of the columns of the validation table that have a value.
+        grids: step and image of each validation, ascending.
+        settings: configuration of the newest checkpoint, "section.key" to value; empty before the first checkpoint.
     """
 
     folder: Path
@@ -208,12 +208,12 @@ class History:
 
 
 def read_history(folder: Path) -> History:
-    """Read what a run has written so far; it may still be going on.
+    """Read the history of a run, which may still be in progress.
 
     Args:
-        folder: of the run, the one that [save] out names.
+        folder: folder of the run, as in [save] out.
     Raises:
-        UsageError: no run has written there.
+        UsageError: the folder is not the folder of a run.
         FileError: a table cannot be read.
     """
     if not (folder / STEPS_NAME).is_file():
@@ -251,7 +251,7 @@ def _read_curves(path: Path) -> tuple[Curve, ...]:
 
 
 def _number(text: str | None) -> float | None:
-    """A cell's finite number; None for an empty one, and for a line that is still being written."""
+    """Parse a cell as a finite number; None if it is empty or not fully written yet."""
     try:
         value = float(text or "nan")
     except ValueError:

@@ -1,4 +1,4 @@
-"""The model card, `--export merged` and `--push-to-hub`; what is published has no paths of this machine."""
+"""The model card, `--export merged` and `--push-to-hub`; published files contain no local paths."""
 
 from __future__ import annotations
 
@@ -57,16 +57,16 @@ _METRICS = {
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a card shows of a run besides its configuration.
+    """Facts about a run that a card shows in addition to its configuration.
 
     Attributes:
-        step: optimiser steps done.
-        samples: crops seen by all processes.
-        images: that crops were taken of.
-        features: name of the feature network of each section that measures on one, "loss" and "gan".
-        held_out: images that were measured on; 0 without validation.
-        scores: metric to its mean over these, of the newest validation; empty where there was none.
-        scored_at: the step of that validation.
+        step: number of finished optimiser steps.
+        samples: number of crops used by all processes.
+        images: number of training images.
+        features: name of the feature network of each section that uses one, "loss" and "gan".
+        held_out: number of validation images; 0 without validation.
+        scores: metric to its mean over these in the newest validation; empty without validation.
+        scored_at: step of that validation.
     """
 
     step: int
@@ -79,10 +79,10 @@ class RunFacts:
 
 
 def write_description(folder: Path, config: TrainConfig, facts: RunFacts) -> None:
-    """Write `config.toml` and the card into a checkpoint that holds its `omgsr.json` already.
+    """Write `config.toml` and the card into a checkpoint that already contains its `omgsr.json`.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: the files cannot be written.
         ModelError: `omgsr.json` is not a record.
     """
     (folder / CONFIG_NAME).write_text(format_config(config), encoding="utf-8")
@@ -92,12 +92,12 @@ def write_description(folder: Path, config: TrainConfig, facts: RunFacts) -> Non
 
 
 def build_card(record: ModelRecord, config: TrainConfig | None = None, facts: RunFacts | None = None) -> str:
-    """Give a card's text: front matter for the hub, then prose and tables for people.
+    """Build the text of a card: front matter for the hub, then text and tables for readers.
 
     Args:
-        record: of the model.
-        config: of the run; absolute paths in it are cut down to their last part, as cards are published.
-        facts: of the run.
+        record: record of the model.
+        config: configuration of the run; absolute paths are reduced to their last part, because cards are published.
+        facts: facts about the run.
     """
     title = Path(config.save.out).name if config is not None else "A restoration model"
     parts = [_front_matter(record), f"# {title}\n\n{_introduction(record)}"]
@@ -110,12 +110,12 @@ def build_card(record: ModelRecord, config: TrainConfig | None = None, facts: Ru
 
 
 def hide_paths(config: TrainConfig) -> TrainConfig:
-    """Cut absolute paths down to their last part: the rest describes a person's machine."""
+    """Reduce absolute paths in a configuration to their last part, because the rest describes a private machine."""
     return config.model_copy(update={name: _hide(section) for name, section in config})
 
 
 def hide_path(text: str) -> str:
-    """Cut an absolute path down to its last part; any other text stays."""
+    """Reduce an absolute path to its last part; other text is unchanged."""
     for kind in (PurePosixPath, PureWindowsPath):
         path = kind(text)
         if path.is_absolute() or text.startswith("~"):
@@ -136,7 +136,7 @@ def _hide(value: Any) -> Any:
 
 
 def find_licence(record: ModelRecord) -> str | None:
-    """Give the weights' licence in the hub's spelling: the record's, or that of a base that is known; else None."""
+    """Return the licence of the weights in the hub's spelling: from the record or a known base model, or None."""
     if record.licence:
         return record.licence.lower()
     names = {record.base, *record.made_from}
@@ -152,13 +152,13 @@ def _front_matter(record: ModelRecord) -> str:
         "tags": ["super-resolution", "image-restoration", "diffusion", *(["lora"] if record.base else [])],
         "base_model": _hub_base(record),
     }
-    # JSON's texts and lists are YAML's.
+    # JSON strings and lists are valid YAML.
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in entries.items() if value]
     return "\n".join(["---", *lines, "---"])
 
 
 def _hub_base(record: ModelRecord) -> str | None:
-    """The base's hub repository; a local folder is none, though it may have a name like one."""
+    """Return the base model's hub repository; a local folder is not one, even if its name has the same form."""
     names = (record.base, *record.made_from[:1])
     return next((name for name in names if name and is_repository_name(name) and not Path(name).is_dir()), None)
 
@@ -233,7 +233,7 @@ def _table(title: str, head: tuple[str, str], rows: list[tuple[str, str]]) -> st
 _PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer", "*_adapter")
 _KINDS = (".safetensors", ".json", ".txt")
 _FILES = (RECORD_NAME, CARD_NAME, "config.json", "model.safetensors", "prompt_embeds.safetensors")
-"""What of a checkpoint or model folder is published: not the optimisers, nor the configuration with its paths."""
+"""Files of a checkpoint or model folder that are published: not the optimisers or the configuration with its paths."""
 
 _PATH_KEYS = ("_name_or_path", "base_model_name_or_path", "base", "made_from")
 _WITH_PATHS = (RECORD_NAME, "config.json", ADAPTER_CONFIG_NAME)
@@ -245,7 +245,7 @@ def prepare_repository(repository: str) -> None:
     Args:
         repository: OWNER/NAME.
     Raises:
-        UsageError: this is not the name of a repository.
+        UsageError: the name is not that of a repository.
         OmgsrError: the hub refuses or cannot be reached.
     """
     if not is_repository_name(repository):
@@ -266,13 +266,13 @@ def push_to_hub(
 
     Args:
         folder: a checkpoint, a merged model or an adapter.
-        repository: OWNER/NAME; it is made if it is not there yet.
+        repository: OWNER/NAME; it is created if it does not exist.
         note: called with the size of the upload before it starts.
     Returns:
-        The address of the commit.
+        The URL of the commit.
     Raises:
-        ModelError: the folder is not whole or is not a model.
-        UsageError: the name is none of a repository.
+        ModelError: the folder is incomplete or is not a model.
+        UsageError: the name is not that of a repository.
         OmgsrError: the hub refuses or cannot be reached.
     """
     if (folder / MANIFEST_NAME).is_file():
@@ -294,10 +294,10 @@ def push_to_hub(
 
 
 def collect_files(folder: Path) -> dict[str, Path | bytes]:
-    """List what is published of a folder: name in the repository to the file, or to its content where that is changed.
+    """List the published files of a folder: name in the repository to the path, or to the content if it is changed.
 
     Raises:
-        ModelError: the folder has no `omgsr.json`, none of its files are weights, or a weight is not finite.
+        ModelError: the folder has no `omgsr.json`, contains no weights, or a weight is not finite.
     """
     record = load_record(folder)
     if record is None:
@@ -332,12 +332,12 @@ def _content(folder: Path, name: str) -> Path | bytes:
 
 
 def _without_place(key: str, value: Any) -> Any:
-    """Give a value without this machine's folders in it."""
+    """Remove local folders from a value."""
     if isinstance(value, list):
         return [_without_place(key, item) for item in value]
     if not isinstance(value, str) or hide_path(value) == value:
         return value
-    # A base in a folder here is none for others, who are asked for theirs.
+    # A base model in a local folder is of no use to others; they must pass their own.
     return None if key == "base" else hide_path(value)
 
 
@@ -349,7 +349,7 @@ def _entry(content: Path | bytes) -> FileEntry:
 
 @contextmanager
 def _explained(repository: str) -> Iterator[None]:
-    """Report the hub's errors in one line, from the special to the general."""
+    """Convert errors of the hub to one line, from specific to general."""
     from huggingface_hub import errors
 
     try:
@@ -360,7 +360,7 @@ def _explained(repository: str) -> Iterator[None]:
         raise OmgsrError(
             f"the hub cannot be reached for {repository}: {_reason(error)}", "connect to the network and push again"
         ) from error
-    # What uploads of single files fail with.
+    # Uploads of single files raise these.
     except (RuntimeError, ValueError, OSError) as error:
         cause = error.__cause__ or error
         raise OmgsrError(f"{repository} cannot be written on the hub: {_reason(cause)}", _AGAIN) from error
@@ -368,7 +368,7 @@ def _explained(repository: str) -> Iterator[None]:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Keep the hub's library from drawing on the terminal: a bar that an error breaks off would run into its line."""
+    """Disable progress bars of the hub's library, because an interrupted bar would share a line with the error."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     were_off = are_progress_bars_disabled()
@@ -396,22 +396,22 @@ def _refusal(repository: str, error: Exception) -> OmgsrError:
 
 
 def _reason(error: BaseException) -> str:
-    # Addresses of the hub's stores are signed.
+    # URLs of the hub's storage contain signatures.
     return redact(reason_of(error))
 
 
 def export_merged(checkpoint: Path, folder: Path, *, base: str | None = None) -> None:
-    """Write a checkpoint's model, averaged weights where it has them, with its card and a manifest.
+    """Write a checkpoint's model, with averaged weights if it has them, its card and a manifest.
 
-    The folder appears whole or not at all: it is written beside and renamed.
+    The folder is written under a temporary name and renamed, so that it is never incomplete.
 
     Args:
         checkpoint: a checkpoint, or an adapter's folder.
-        folder: must not exist yet.
-        base: of the adapter, instead of the one that the checkpoint names.
+        folder: output folder, which must not exist.
+        base: base model of the adapter, instead of the one in the checkpoint.
     Raises:
         UsageError: the folder exists.
-        ModelError: the checkpoint is not whole, or it and its base do not make a model.
+        ModelError: the checkpoint is incomplete, or does not fit its base model.
         FileError: the folder cannot be written.
     """
     if os.path.lexists(folder):
@@ -422,7 +422,7 @@ def export_merged(checkpoint: Path, folder: Path, *, base: str | None = None) ->
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with partial_folder(folder) as beside:
-            # Its name goes into the model's record.
+            # The folder's name is written to the model's record.
             partial = beside / folder.name
             save_standalone(source, partial)
             if (checkpoint / CARD_NAME).is_file():

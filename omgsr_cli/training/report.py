@@ -1,4 +1,4 @@
-"""`--report`: one page of a run, with its curves and its validation images, that opens from the disk."""
+"""`--report`: a self-contained page of a run with its curves and validation images."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ _LARGEST_PX = 1200
 _QUALITY = 85
 
 _FEW_POINTS = 30
-"""Up to here each value is a dot, and no mean is drawn."""
+"""Largest number of values that are drawn as dots without a running mean."""
 
 _WIDE = 30
-"""Positive values whose largest is more than this times their least have a logarithmic axis."""
+"""Ratio of the largest to the smallest positive value above which the axis is logarithmic."""
 
 
 def can_plot() -> bool:
-    """Whether curves can be drawn: matplotlib is installed."""
+    """Return whether matplotlib is installed, which draws the curves."""
     return find_spec("matplotlib") is not None
 
 
 def write_run_page(history: History) -> Path:
-    """Write a run's page into its folder, over the one that an earlier call wrote.
+    """Write a run's page into its folder and replace the page of an earlier call.
 
     Returns:
-        The page; without matplotlib it has tables and no curves.
+        The path of the page; without matplotlib it has tables but no curves.
     Raises:
         FileError: an image cannot be read, the page cannot be written, or another program's page exists.
     """
@@ -49,7 +49,7 @@ def write_run_page(history: History) -> Path:
     _check_own(path)
     last = max((curve.steps[-1] for curve in (*history.losses, *history.scores)), default=0)
     steps = history.settings.get("train.steps")
-    # How many there will be is not known before the first checkpoint.
+    # The total is unknown before the first checkpoint.
     of_all = "" if steps is None else f" of {steps}"
     text = fill_page(
         resources.files("omgsr_cli") / "training" / "page_files",
@@ -66,7 +66,7 @@ def write_run_page(history: History) -> Path:
 
 
 def choose_grids(grids: Sequence[tuple[int, Path]]) -> list[tuple[int, Path]]:
-    """Take the newest, the oldest and some between them, evenly; the newest first."""
+    """Choose the newest, the oldest and evenly spaced grids between them, newest first."""
     if len(grids) <= _MOST_GRIDS:
         return list(reversed(grids))
     share = (len(grids) - 1) / (_MOST_GRIDS - 1)
@@ -74,8 +74,8 @@ def choose_grids(grids: Sequence[tuple[int, Path]]) -> list[tuple[int, Path]]:
 
 
 def plot_curves(curves: Sequence[Curve]) -> bytes:
-    """Plot values over steps, and of many also the running mean over a twentieth; a PNG."""
-    # Not pyplot: it would choose a window system and keep the figure.
+    """Plot values over steps as a PNG; long curves also have a running mean over a twentieth of their values."""
+    # pyplot is avoided, because it would select a window system and keep the figure in memory.
     from matplotlib.figure import Figure
 
     rows = math.ceil(len(curves) / 2)
@@ -97,14 +97,14 @@ def plot_curves(curves: Sequence[Curve]) -> bytes:
         axes.set_axis_off()
     drawn = io.BytesIO()
     with warnings.catch_warnings():
-        # About letters that the font does not have.
+        # The warnings are about glyphs that the font does not have.
         warnings.simplefilter("ignore", UserWarning)
         figure.savefig(drawn, format="png", dpi=110)
     return drawn.getvalue()
 
 
 def running_mean(values: np.ndarray[tuple[int], np.dtype[np.float64]], reach: int) -> list[float]:
-    """Give the mean of each value and those before it, `reach` in all; of fewer at the beginning."""
+    """Compute the mean of each value and the values before it, `reach` values in total, fewer at the start."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(sums))
     starts = np.maximum(0, ends - reach)
@@ -113,7 +113,7 @@ def running_mean(values: np.ndarray[tuple[int], np.dtype[np.float64]], reach: in
 
 
 def mean_of_ends(values: Sequence[float]) -> tuple[float, float]:
-    """Give the means of the first and of the last tenth of values, of one at least."""
+    """Return the means of the first and the last tenth of the values, each of at least one value."""
     count = max(1, len(values) // 10)
     return math.fsum(values[:count]) / count, math.fsum(values[-count:]) / count
 
@@ -152,7 +152,7 @@ def _grids(grids: Sequence[tuple[int, Path]]) -> str:
 
 
 def _shrink(path: Path) -> tuple[str, int, int]:
-    """An image as a JPEG in an address, not wider than a page shows it; its height and width in px."""
+    """Encode an image as a JPEG data URL, at most `_LARGEST_PX` wide; return the URL, height and width in px."""
     image = read_image(path).rgb
     height, width = image.shape[1:]
     if width > _LARGEST_PX:
@@ -163,7 +163,7 @@ def _shrink(path: Path) -> tuple[str, int, int]:
 
 
 def _check_own(path: Path) -> None:
-    """Refuse to overwrite what is not a page of a run."""
+    """Raise an error if the file exists and is not the page of a run."""
     try:
         own = not path.exists() or _MARK in path.read_text("utf-8", errors="replace")[:2000]
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Where training images come from: files, shards of WebDataset and data sets of Hugging Face; how often each comes."""
+"""Sources of training images: files, WebDataset shards and Hugging Face data sets; and how often each image is used."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from omgsr_cli.training.config import SourceConfig
 
 _DATASET_URL = "hf://datasets/"
 _DATASET_FILES = ("state.json", "dataset_dict.json")
-"""Of a folder that the library `datasets` has saved."""
+"""Files by which a folder that the library `datasets` saved is recognised."""
 
 _TABLES = {".parquet": "parquet", ".arrow": "arrow"}
 _MEMBERS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".avif", ".jxl", ".heic")
 
 
 class UnreadableImagesError(FileError):
-    """Images whose headers cannot be read, all of them.
+    """The headers of images cannot be read; the error lists all of these images.
 
     Args:
-        problems: one for each file.
-        count: how many files were looked at.
+        problems: one error per file.
+        count: number of all files.
     Attributes:
         problems, count: as given.
     """
@@ -54,13 +54,13 @@ class UnreadableImagesError(FileError):
 
 @dataclass(frozen=True)
 class Member:
-    """An image in a shard of WebDataset, an uncompressed tar file, in which it is read by its place.
+    """An image in a WebDataset shard, an uncompressed tar file; it is read at its offset.
 
     Attributes:
         shard: the tar file.
-        name: of the member.
-        offset: of its first byte.
-        size_bytes: of its content.
+        name: name of the member.
+        offset: offset of its first byte.
+        size_bytes: size of its content.
     """
 
     shard: Path
@@ -72,7 +72,7 @@ class Member:
         return f"{self.shard}: {self.name}"
 
     def read(self) -> bytes:
-        """The whole content.
+        """Read the content.
 
         Raises:
             FileError: the shard cannot be read.
@@ -87,14 +87,14 @@ class Member:
 
 @dataclass(frozen=True)
 class Row:
-    """An image in a data set of Hugging Face.
+    """An image in a Hugging Face data set.
 
     Attributes:
         dataset: as for `SourceConfig.images`.
-        split: of it.
-        column: with the images.
-        number: of the row.
-        fingerprint: of the content of the data set, as the library computes it.
+        split: split of the data set.
+        column: column of the images.
+        number: row number.
+        fingerprint: fingerprint of the data set's content, computed by the library.
     """
 
     dataset: str
@@ -107,10 +107,10 @@ class Row:
         return f"{self.dataset}: {self.split}, row {self.number}"
 
     def read(self) -> bytes:
-        """The whole content of its file.
+        """Read the content of the image file.
 
         Raises:
-            FileError: the row has none, or it cannot be read.
+            FileError: the row has no image, or it cannot be read.
         """
         cell = _open_dataset(self.dataset, self.split, self.column)[self.number][self.column]
         try:
@@ -121,26 +121,26 @@ class Row:
 
 
 Stored = Path | Member | Row
-"""A file, or an image inside of one."""
+"""A file, or an image in a shard or a data set."""
 
 
 def read_stored(stored: Stored) -> Path | bytes:
-    """What `read_image` and `probe_image` take."""
+    """Return the input for `read_image` and `probe_image`: a path or the content of a file."""
     return stored if isinstance(stored, Path) else stored.read()
 
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """A sharp image, and its low-quality counterpart where there is a real one.
+    """A high-quality image and its real low-quality counterpart, if any.
 
     Attributes:
-        hq: the sharp image.
-        lq: the counterpart's file, or None where it is made by degradation.
-        height: of the sharp image as crops are taken of it, pixels, upright.
-        width: likewise.
-        lq_scale: the sharp image's side over its counterpart's; 1 without one.
-        weight: how often it comes, relative to others.
-        resize_px: it was reduced to this shorter side; None leaves it as it is.
+        hq: the high-quality image.
+        lq: file of the counterpart, or None if the low-quality image is made by degradation.
+        height: height of the high-quality image in px, upright and after `resize_px`.
+        width: width of the same image in px.
+        lq_scale: side of the high-quality image divided by that of the counterpart; 1 without one.
+        weight: how often the image is used, relative to others.
+        resize_px: shorter side in px to which the image is reduced; None keeps the size.
     """
 
     hq: Stored
@@ -153,23 +153,23 @@ class TrainingImage:
 
     @property
     def files(self) -> tuple[Stored, ...]:
-        """The sharp image, and the counterpart's file where there is one."""
+        """The high-quality image and the counterpart's file, if any."""
         return (self.hq,) if self.lq is None else (self.hq, self.lq)
 
 
 def find_training_images(
     sources: Sequence[str | SourceConfig], lq: Sequence[str] | None, least_px: int, on_small: OnSmall
 ) -> tuple[TrainingImage, ...]:
-    """List the images to train on, from their headers. Sizes are remembered between runs and processes.
+    """List the training images from their headers. Sizes are cached between runs and processes.
 
     Args:
-        sources: of the sharp images; a text is the `images` of one.
-        lq: folders (with what is below them), files, globs or .txt lists of counterparts with the same names but for
+        sources: sources of the high-quality images; a string is the `images` of a source.
+        lq: folders (with subfolders), files, globs or .txt lists of counterparts, which have the same names except for
             their suffixes; or None.
-        least_px: side of a crop.
-        on_small: "skip" leaves images out whose shorter side is smaller.
+        least_px: side of a crop in px.
+        on_small: "skip" leaves out images whose shorter side is smaller than that.
     Raises:
-        UnreadableImagesError: files cannot be read, or have a counterpart of another shape; it names all of them.
+        UnreadableImagesError: files cannot be read or their counterparts have another shape; the error lists them all.
         OmgsrError: a counterpart is missing, a data set cannot be opened, or no image is left.
     """
     named = [SourceConfig(images=each) if isinstance(each, str) else each for each in sources]
@@ -198,15 +198,15 @@ def find_training_images(
 
 
 def is_files(source: SourceConfig) -> bool:
-    """Whether a source names image files, and neither shards nor a data set."""
+    """Return whether a source consists of image files, not of shards or a data set."""
     return not source.images.endswith(".tar") and not _is_dataset(source)
 
 
 def check_source(source: SourceConfig) -> None:
-    """Check that what a source names exists, without reading an image.
+    """Check that a source exists, without reading an image.
 
     Raises:
-        OmgsrError: it does not, or the library that reads it is not installed.
+        OmgsrError: the source does not exist, or the library that reads it is not installed.
     """
     if source.images.endswith(".tar"):
         _expand(source.images)
@@ -224,17 +224,17 @@ def check_source(source: SourceConfig) -> None:
 
 
 def plan_epoch(images: Sequence[TrainingImage], crop_px: int, *, by_area: bool = True) -> tuple[int, ...]:
-    """How often each image comes in an epoch: its side over the crop's, at least once, times its weight.
+    """Plan how often an epoch uses each image: its side divided by that of a crop, at least once, times its weight.
 
-    The root of the area lies between "every image alike" and "every pixel alike": a large image shows more, but
-    not in proportion to its pixels.
+    The square root of the area is between equal frequency per image and equal frequency per pixel: a large image has
+    more content, but not in proportion to its pixels.
 
     Args:
-        images: their weights count to a hundredth.
-        crop_px: side of a crop.
-        by_area: False has all images alike but for their weights.
+        images: training images; their weights are rounded to fractions with denominators up to 100.
+        crop_px: side of a crop in px.
+        by_area: False uses all images equally, except for their weights.
     Returns:
-        Indices of images, each as often as it comes, in order.
+        Indices of images in order, each repeated as often as it is used.
     """
     exact = {p.weight: Fraction(p.weight).limit_denominator(100) for p in images}
     common = math.lcm(*(each.denominator for each in exact.values()))
@@ -258,7 +258,7 @@ def _describe_files(
     problems += named.problems
     owners: dict[Path, SourceConfig | None] = {}
     if any(not source.is_plain for source in sources):
-        # A file that several sources name belongs to the first.
+        # A file in several sources belongs to the first of them.
         for source in reversed(sources):
             files = [each.path for each in find_inputs([source.images], recursive=True)[0]]
             owners |= dict.fromkeys(files, source)
@@ -289,7 +289,7 @@ def _sized(stored: Stored, size_px: Sequence[int], source: SourceConfig) -> Trai
 
 
 def reduced_size(size_px: Sequence[int], shorter_px: int | None) -> tuple[int, int]:
-    """Height and width of an image whose shorter side is reduced to `shorter_px`; one that is smaller stays."""
+    """Return height and width after the shorter side is reduced to `shorter_px`; smaller images keep their size."""
     height, width = size_px
     if shorter_px is None or min(height, width) <= shorter_px:
         return height, width
@@ -311,7 +311,7 @@ def _describe_stored(sources: Sequence[SourceConfig], remembered: Remembered) ->
             continue
         listed = _list_members(source, remembered) if source.images.endswith(".tar") else _list_rows(source, remembered)
         for stored, size in listed:
-            # Sizes that were read before are part of the list.
+            # The list contains the sizes that are already known.
             yield partial(_describe_one, stored, size, source)
 
 
@@ -332,7 +332,7 @@ def _list_members(source: SourceConfig, remembered: Remembered) -> Iterator[tupl
 
 
 def _index_shard(shard: Path, remembered: Remembered) -> list[tuple[Member, Sequence[int] | None]]:
-    """The images of a shard with their sizes; a size is None where a header cannot be read, which is tried again."""
+    """List the images of a shard with their sizes; None marks an unreadable header, which is read again later."""
     try:
         index = remembered.about("shard", shard, lambda: _read_index(shard))
     except (OSError, tarfile.TarError) as error:
@@ -358,10 +358,10 @@ def _probed(stored: Member | Row) -> Sequence[int] | None:
 
 
 def _expand(pattern: str) -> list[Path]:
-    """The shards that a pattern names: `shards/{000..099}.tar`, a glob or a file.
+    """List the shards of a pattern: `shards/{000..099}.tar`, a glob or a file.
 
     Raises:
-        FileError: one does not exist.
+        FileError: a shard does not exist.
     """
     texts = list(_expand_braces(pattern))
     paths = [Path(text) for text in texts]
@@ -405,10 +405,10 @@ def _list_rows(source: SourceConfig, remembered: Remembered) -> Iterator[tuple[R
 
 @cache
 def _open_dataset(name: str, split: str, column: str | None) -> Any:
-    """A data set with its column of images alone, which are not decoded.
+    """Open a data set with only its column of images, which are not decoded.
 
     Raises:
-        UsageError: the library is not installed, or there is no such split or column.
+        UsageError: the library is not installed, or the split or column does not exist.
         FileError: the data set cannot be read.
     """
     datasets = _import_datasets()
@@ -421,7 +421,7 @@ def _open_dataset(name: str, split: str, column: str | None) -> Any:
             loaded = datasets.load_dataset(_TABLES[path.suffix], data_files=name, split="train")
         else:
             loaded = datasets.load_dataset(name.removeprefix(_DATASET_URL), split=split)
-    # Whatever is wrong with a name, the network, a file or a split.
+    # Errors of a name, the network, a file or a split.
     except (OSError, ValueError, LookupError, datasets.exceptions.DatasetsError) as error:
         reason = f"{name}: the data set cannot be opened: {reason_of(error)}"
         raise FileError(reason, "check its name and split") from error

@@ -1,6 +1,6 @@
-"""A teacher: a network whose images, with the photograph's own low frequencies, are what the model learns to give.
+"""A teacher: a network whose images, with the low frequencies of the photograph, are training targets.
 
-Its images are cached on disk by what defines the crop that it saw, so that a slow teacher is paid once.
+Its images are cached on disk under a key of the crop's definition, so that a slow teacher runs once per crop.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from omgsr_cli.models.sources import find_model
 from omgsr_cli.options import ModelOptions
 
 Restore = Callable[[Tensor, int, int], Tensor]
-"""Of (3, h, w) in [0, 1] and the height and width wanted, to (3, height, width) in [0, 1], on the CPU."""
+"""Function of (3, h, w) in [0, 1], the output height and width; it returns (3, height, width) in [0, 1] on the CPU."""
 
 LowFrequencies = Literal["hq", "none"]
 
 
 def load_teacher(model: str, device: torch.device, precision: Literal["fp32", "bf16"] = "fp32") -> Restore:
-    """Read a teacher.
+    """Load a teacher.
 
     Args:
         model: a preset, a model's folder or hub repository, or a file that spandrel reads.
-        device: where it runs.
-        precision: of its convolutions.
+        device: device of the teacher.
+        precision: precision of its convolutions.
     Raises:
-        ModelError: it cannot be read.
+        ModelError: the teacher cannot be read.
     """
     restorer = load_found(find_model(ModelOptions(model=model)), device=str(device), precision=precision)
     multiple, takes_lq = restorer.info.multiple_of_px, restorer.info.input == "lq"
@@ -64,10 +64,10 @@ def _check_finite(made: Tensor, model: str) -> None:
 
 
 def identify_teacher(model: str, precision: Literal["fp32", "bf16"] = "fp32") -> str:
-    """Tell a teacher from every other by its weights and configuration files, its record and its precision.
+    """Compute a teacher's identifier from its weights and configuration files, its record and its precision.
 
     Raises:
-        ModelError: it does not exist.
+        ModelError: the teacher does not exist.
         FileError: its files cannot be read.
     """
     source = find_model(ModelOptions(model=model))
@@ -81,13 +81,13 @@ def identify_teacher(model: str, precision: Literal["fp32", "bf16"] = "fp32") ->
 
 
 def teacher_target(taught: Tensor, hq: Tensor, sigma_px: float, low_frequencies: LowFrequencies = "hq") -> Tensor:
-    """Give the teacher's image the photograph's own low frequencies: T = t + G * (hq - t).
+    """Replace the low frequencies of the teacher's image by those of the photograph: T = t + G * (hq - t).
 
     Args:
         taught: (3, H, W) float32, the teacher's image, any range.
-        hq: same shape and range, the sharp image.
-        sigma_px: of the Gaussian G; edges are repeated.
-        low_frequencies: "hq" as above, or "none", which leaves the teacher's image as it is.
+        hq: same shape and range, the high-quality image.
+        sigma_px: standard deviation of the Gaussian G in px; edges are repeated.
+        low_frequencies: "hq" as above; "none" returns the teacher's image unchanged.
     Returns:
         (3, H, W) float32, not clamped.
     """
@@ -97,32 +97,32 @@ def teacher_target(taught: Tensor, hq: Tensor, sigma_px: float, low_frequencies:
 
 
 class TeacherImages:
-    """A teacher's images on disk, one PNG for each crop that it saw.
+    """A teacher's images on disk, one PNG per crop.
 
     Args:
-        folder: is made if it is missing; several runs may share it.
-        teacher: what `identify_teacher` gave.
+        folder: folder of the images; it is created if it is missing, and several runs may share it.
+        teacher: result of `identify_teacher`.
     """
 
     def __init__(self, folder: Path, teacher: str) -> None:
         self.folder, self.teacher = folder, teacher
 
     def path(self, crop: str) -> Path:
-        """Give the file of a crop's image, whether it exists or not.
+        """Return the path of a crop's image, which may not exist yet.
 
         Args:
-            crop: what `TrainingCrops.crop_key` gave.
+            crop: result of `TrainingCrops.crop_key`.
         """
         return self.folder / f"{hashlib.sha256(f'{self.teacher} {crop}'.encode()).hexdigest()[:32]}.png"
 
     def read(self, crop: str, size_px: tuple[int, int]) -> Tensor:
-        """Give a cached image: (3, H, W) float32 in [0, 1].
+        """Read a cached image: (3, H, W) float32 in [0, 1].
 
         Args:
             crop: as for `path`.
-            size_px: the height and width that it must have.
+            size_px: required height and width.
         Raises:
-            FileError: it does not exist, cannot be read or has another size; a broken file is removed.
+            FileError: the image does not exist, cannot be read or has another size; its file is then removed.
         """
         path = self.path(crop)
         try:
@@ -139,13 +139,13 @@ class TeacherImages:
         return taught
 
     def make(self, crop: str, lq: Tensor, height: int, width: int, restore: Restore) -> None:
-        """Have the teacher make a crop's image, and cache it.
+        """Restore a crop with the teacher and cache the image.
 
         Args:
             crop: as for `path`.
-            lq: (3, h, w) in [0, 1], the crop.
-            height: of the image.
-            width: likewise.
+            lq: (3, h, w) in [0, 1], the low-quality crop.
+            height: height of the image in px.
+            width: width of the image in px.
             restore: the teacher.
         Raises:
             FileError: the image cannot be written.
@@ -162,7 +162,7 @@ class TeacherImages:
 
 
 def blur_gaussian(image: Tensor, sigma_px: float) -> Tensor:
-    """Blur (3, H, W) by a Gaussian that ends at three sigma, repeating edges."""
+    """Blur (3, H, W) with a Gaussian that is truncated at three sigma; edges are repeated."""
     reach = max(1, round(3 * sigma_px))
     taps = torch.arange(-reach, reach + 1, dtype=torch.float32).div(sigma_px).square().mul(-0.5).exp()
     taps = (taps / taps.sum()).view(1, 1, 1, -1)

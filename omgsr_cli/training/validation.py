@@ -1,4 +1,4 @@
-"""Held-out images: restored as users do it, measured, and shown; and what is made of noise alone."""
+"""Validation: restore held-out images as in inference, measure and show them; measure patterns in restored noise."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ from omgsr_cli.training.losses import Measure
 from omgsr_cli.training.sources import Stored, TrainingImage, find_training_images
 
 LARGEST_PX = 512
-"""Of a larger image its middle is taken; more of it where the training's resolution is larger."""
+"""Largest side of a validation image in px, or the training resolution if that is larger; the centre is used."""
 
 SHOWN = 4
-"""Rows of the grid."""
+"""Number of rows in the grid."""
 
 PATTERN = "noise_pattern_db"
-"""The figure of `measure_noise_pattern` among the scores of a validation."""
+"""Name of the result of `measure_noise_pattern` in the scores of a validation."""
 
 _NOISES = ((0.5, 10), (0.5, 20), (0.35, 15), (0.7, 30))
-"""Grey tones in [0, 1], and the deviation of the noise on them in levels of 8 bits."""
+"""Grey tones in [0, 1], and the standard deviation of their noise in 8-bit levels."""
 
 _NOISE_LQ_PX, _NOISE_MARGIN_PX, _NOISE_SCALE = 160, 64, 4
 _LEAST_SEEN = 1 / 7
-"""Grey levels: what a ring of the spectrum holds below this is visible to nobody."""
+"""Amplitude in grey levels below which a ring of the spectrum is invisible."""
 
 
 @dataclass
 class Validation:
-    """What one process found.
+    """Validation results of one process.
 
     Attributes:
-        sums: metric to the sum over its images; NaN where it failed on one.
-        images: how many it had.
-        rows: of the grid, each (3, H, 3 W) in [0, 1]: LQ | output | HQ; (3, H, 2 W) without references.
+        sums: metric to the sum over its images; NaN if the metric failed on one.
+        images: number of its images.
+        rows: rows of the grid, each (3, H, 3 W) in [0, 1]: LQ | output | HQ; (3, H, 2 W) without references.
         broken: images that could not be read and are not in the sums, with the reason.
         failed: metrics that failed on an image, with the first reason.
     """
@@ -68,12 +68,12 @@ class Validation:
 
 @dataclass(frozen=True)
 class ImageMeasure:
-    """A figure of one restored image.
+    """A metric of one restored image.
 
     Attributes:
-        compute: from the restored image and its reference, (1, 3, H, W) in [-1, 1], not clamped.
-        lower_is_better: whether smaller figures are better.
-        needs_reference: whether it compares; else it takes None as well.
+        compute: function of the restored image and its reference, (1, 3, H, W) in [-1, 1], not clamped.
+        lower_is_better: whether smaller values are better.
+        needs_reference: whether it needs the reference; otherwise the reference may be None.
     """
 
     compute: Callable[..., Tensor | float]
@@ -82,21 +82,21 @@ class ImageMeasure:
 
 
 COLUMNS = {"psnr": "psnr_y", "ssim": "ssim_y"}
-"""Names in the table of validations, where they are others than those of `omgsr bench`."""
+"""Columns of the validation table whose names differ from those in `omgsr bench`."""
 
 
 def build_measures(
     config: TrainConfig, distances: Mapping[str, Measure], device: torch.device, *, has_references: bool
 ) -> dict[str, ImageMeasure]:
-    """Give what validations measure: PSNR and SSIM of Y, the distances of the losses, and the metrics of the log.
+    """Build the metrics of validations: PSNR and SSIM of Y, the distances of the losses, and the metrics of the log.
 
-    PSNR, SSIM and the log's metrics are computed as `omgsr bench` does, of 8-bit images.
+    PSNR, SSIM and the log's metrics are computed on 8-bit images, as in `omgsr bench`.
 
     Args:
-        config: of the run.
-        distances: that the losses have loaded.
-        device: of the log's metrics.
-        has_references: whether the held-out images have sharp ones.
+        config: configuration of the run.
+        distances: loaded distances of the losses.
+        device: device of the log's metrics.
+        has_references: whether the held-out images have references.
     Raises:
         UsageError: a metric is unknown, scores sets of images, or needs references that do not exist.
         MetricError: this machine cannot compute a metric.
@@ -119,7 +119,7 @@ def build_measures(
 
 
 def best_column(name: str, measures: Collection[str]) -> str | None:
-    """The column of the metric that `save.best` names, or None."""
+    """Return the column of the metric in `save.best`, or None."""
     wanted = COLUMNS.get(name.casefold(), name.casefold())
     return next((column for column in measures if column.casefold() == wanted), None)
 
@@ -128,7 +128,7 @@ def choose_log_metrics(config: TrainConfig) -> tuple[KnownMetric, ...]:
     """Look up the metrics of the log by their names.
 
     Raises:
-        UsageError: a name is unknown, or of a metric that scores sets of images.
+        UsageError: a name is unknown, or a metric scores sets of images.
     """
     chosen = choose_metrics(config.log.metrics) if config.log.metrics else ()
     of_sets = [known.info.name for known in chosen if known.info.scores_sets]
@@ -138,23 +138,23 @@ def choose_log_metrics(config: TrainConfig) -> tuple[KnownMetric, ...]:
 
 
 def _of_8_bits(measure: Callable[..., Tensor | float]) -> Callable[..., Tensor | float]:
-    """Have a measure of images in [0, 1] see what 8-bit files would show."""
+    """Wrap a metric on [0, 1] to round images to 8 bits first, as files do."""
     return lambda *images: measure(
         *(image if image is None else to_unit(image).mul(255).round_().div_(255) for image in images)
     )
 
 
 def to_unit(image: Tensor) -> Tensor:
-    """[-1, 1] to [0, 1], clamped."""
+    """Map [-1, 1] to [0, 1] and clamp."""
     return image.float().mul(0.5).add_(0.5).clamp_(0, 1)
 
 
 _LOW_NAMES = ("test_lr", "lr", "lq")
-"""Of the half of a test set by which it is recognised, in lower case."""
+"""Names in lower case of the low-quality folder, by which a test set is recognised."""
 
 
 def find_held_out(config: TrainConfig) -> tuple[TrainingImage | Case, ...]:
-    """List the images to measure with; none without validation.
+    """List the held-out images; none without validation.
 
     Raises:
         OmgsrError: as for `find_training_images` and `find_cases`.
@@ -172,7 +172,7 @@ def find_held_out(config: TrainConfig) -> tuple[TrainingImage | Case, ...]:
 
 
 def has_references(held_out: Sequence[TrainingImage | Case]) -> bool:
-    """Whether held-out images have sharp ones to compare with: all have, or none."""
+    """Return whether the held-out images have references; either all have one or none."""
     return all(not isinstance(image, Case) or image.reference is not None for image in held_out)
 
 
@@ -195,18 +195,18 @@ def validate(
     An image's low-quality counterpart is the same at every validation of a run.
 
     Args:
-        restore: (1, 3, H, W) in [-1, 1] to the same.
-        images: held out.
-        options: of the training's samples: resolution, scales, degradations and cache.
-        measures: of every image.
-        multiple_px: sizes given to `restore` are multiples of it.
-        device: where to restore.
-        seed: of the run.
-        rank: of this process, which takes every `processes`-th image from there on.
-        processes: how many there are.
-        together: each of them restores as often as the others, since they share the network's weights.
+        restore: function of (1, 3, H, W) in [-1, 1] that returns the same shape and range.
+        images: held-out images.
+        options: options of the training samples: resolution, scales, degradations and cache.
+        measures: metrics by name.
+        multiple_px: sides of images for `restore` are multiples of this.
+        device: device of `restore`.
+        seed: seed of the run.
+        rank: rank of this process, which starts at this image and takes every `processes`-th one.
+        processes: number of processes.
+        together: all processes call `restore` the same number of times, because the weights are sharded over them.
     Raises:
-        NotFiniteError: the model gives NaN or infinity: its weights or its number format are of no use any more.
+        NotFiniteError: the model returns NaN or infinity, so that its weights or its precision are unusable.
     """
     result = Validation()
     for index in range(rank, len(images) + (-len(images) % processes if together else 0), processes):
@@ -247,7 +247,7 @@ def _name(image: TrainingImage | Case) -> str:
 def _load(
     image: TrainingImage | Case, options: CropOptions, multiple_px: int, seed: int, index: int
 ) -> tuple[Tensor, ...]:
-    """Read a held-out image: upscaled, and sharp if there is a reference, (3, H, W) in [0, 1]."""
+    """Read a held-out image: upscaled low-quality image and reference, if any, (3, H, W) in [0, 1]."""
     if not isinstance(image, Case):
         return load_pair(image, options, multiple_px, seed, index)
     assert image.input is not None and image.output_px is not None, "test sets have inputs"
@@ -264,7 +264,11 @@ def _load(
 def load_pair(
     image: TrainingImage, options: CropOptions, multiple_px: int, seed: int, index: int
 ) -> tuple[Tensor, Tensor]:
-    """Read a held-out image and read or make its counterpart: upscaled, and sharp, (3, H, W) in [0, 1]."""
+    """Read a held-out image, and read or make its low-quality counterpart.
+
+    Returns:
+        The upscaled counterpart and the high-quality image, (3, H, W) in [0, 1].
+    """
     largest_px = max(options.resolution, LARGEST_PX)
     hq_pixels = read_pixels(image.hq, options.cache)
     if image.lq is None:
@@ -282,13 +286,13 @@ def load_pair(
 
 @torch.no_grad()
 def measure_noise_pattern(restore: Callable[[Tensor], Tensor], device: torch.device) -> float:
-    """Measure the strongest direction in what is made of noise on plain grey, which should have none.
+    """Measure the strongest direction in restored noise on plain grey, which should have none.
 
     Args:
-        restore: (1, 3, H, W) in [-1, 1] to the same.
-        device: where to restore.
+        restore: function of (1, 3, H, W) in [-1, 1] that returns the same shape and range.
+        device: device of `restore`.
     Returns:
-        dB, as `strongest_direction_db`; the largest of four tones and strengths.
+        The largest value of `strongest_direction_db` over four combinations of tone and noise, in dB.
     """
     side, margin = _NOISE_LQ_PX * _NOISE_SCALE, slice(_NOISE_MARGIN_PX, -_NOISE_MARGIN_PX)
     worst = 0.0
@@ -300,20 +304,20 @@ def measure_noise_pattern(restore: Callable[[Tensor], Tensor], device: torch.dev
 
 
 def draw_noisy_grey(tone: float, sigma: float, side_px: int, seed: int) -> Tensor:
-    """Draw white noise of `sigma` levels of 8 bits on a plain tone in [0, 1]: (3, side, side) in [0, 1]."""
+    """Draw white noise of `sigma` 8-bit levels on a plain tone in [0, 1]: (3, side, side) in [0, 1]."""
     noise = np.random.default_rng(seed).normal(tone, sigma / 255, (3, side_px, side_px))
     return torch.from_numpy(noise.clip(0, 1).astype(np.float32))
 
 
 def strongest_direction_db(luma: Tensor, window: int = 128) -> float:
-    """Measure how far one direction stands out of its ring in the spectrum of what should be formless.
+    """Measure how much one direction dominates a ring of the spectrum of an image that should have no direction.
 
     Args:
         luma: (H, W) in grey levels, both at least `window`.
-        window: side of the squares whose spectra are averaged, px.
+        window: side in px of the squares whose spectra are averaged.
     Returns:
-        dB of the strongest of 12 sectors over their median, in the worst ring of 0.04 cycles per pixel; rings that
-        hold less than a seventh of a grey level are skipped, as nobody sees them.
+        Power of the strongest of 12 sectors over their median in dB, in the worst ring of 0.04 cycles per pixel. Rings
+        with an amplitude below a seventh of a grey level are skipped, because they are invisible.
     """
     patches = luma.unfold(0, window, window // 2).unfold(1, window, window // 2).reshape(-1, window, window)
     hann = torch.hann_window(window)[:, None] * torch.hann_window(window)
@@ -333,10 +337,10 @@ def strongest_direction_db(luma: Tensor, window: int = 128) -> float:
 
 
 def write_grid(rows: Sequence[Tensor], path: Path) -> None:
-    """Write rows of (3, H, W) in [0, 1] under each other, as PNG; narrower ones are continued in white.
+    """Write rows of (3, H, W) in [0, 1], stacked vertically, as a PNG; narrower rows are padded with white.
 
     Raises:
-        FileError: it cannot be written.
+        FileError: the file cannot be written.
     """
     width = max(row.shape[2] for row in rows)
     padded = [torch.nn.functional.pad(row, (0, width - row.shape[2]), value=1.0) for row in rows]
@@ -344,7 +348,7 @@ def write_grid(rows: Sequence[Tensor], path: Path) -> None:
 
 
 def _middle(pixels: Pixels, largest_px: int, multiple_px: int = 1) -> Pixels:
-    """The middle of (H, W, 3), beginning at a multiple of `multiple_px`."""
+    """Crop the centre of (H, W, 3), starting at a multiple of `multiple_px`."""
     for axis in (0, 1):
         start = max(0, pixels.shape[axis] - largest_px) // (2 * multiple_px) * multiple_px
         pixels = pixels.take(range(start, min(start + largest_px, pixels.shape[axis])), axis)
