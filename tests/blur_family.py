@@ -1,4 +1,4 @@
-"""A family of models as a newcomer would add it: a blur with one parameter."""
+"""A blur with one parameter, as an example of a newcomer's family of models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from omgsr_cli.schedules import DdpmSchedule
 
 
 class Blur(nn.Module):
-    """`restore` moves every latent, which is a pixel, by a share towards the mean of its neighbours."""
+    """A model whose latents are pixels; `restore` moves each pixel by a share towards the mean of its neighbours."""
 
     def __init__(self, info: RestorerInfo, share: Tensor, source: ModelSource) -> None:
         super().__init__()

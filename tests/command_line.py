@@ -1,4 +1,4 @@
-"""Helpers for tests of the command line: a random model, images, and calls of the program."""
+"""Helpers for tests of the command line: write a random model and images, and call the program."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ PROGRAM = (sys.executable, "-m", "omgsr_cli")
 
 
 def write_tiny_model(folder: Path) -> Path:
-    """Write a random model of the embedded one's family that changes images visibly, but not beyond recognition."""
+    """Write a random model of the bundled model's family that changes images visibly, but keeps them recognisable."""
     torch.manual_seed(3)
     config = TinyConfig(
-        # Wide enough for exact tiles: this margin is more than the networks can see.
+        # This margin exceeds the networks' receptive field, so tiles are exact.
         encoder_width=8,
         encoder_layers=2,
         step_width=16,
@@ -62,7 +62,7 @@ class Said:
 
     @property
     def lines(self) -> list[str]:
-        """The results."""
+        """The lines of results."""
         return self.out.decode().splitlines()
 
     @property
@@ -91,7 +91,7 @@ class Command:
 
 
 def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
-    """Start the program in a process, which takes seconds: only for tests that need one."""
+    """Start the program in a separate process; this takes seconds, so use it only in tests that need a process."""
     return subprocess.Popen(
         [*PROGRAM, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -113,24 +113,24 @@ def draw(path: Path, width: int = 20, height: int = 14, mode: str = "RGB", **sav
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Width and height of an image file."""
+    """Return width and height of an image file."""
     with Image.open(path) as image:
         return image.size
 
 
 def pixels(path: Path) -> NDArray[np.int64]:
-    """Samples of an image file."""
+    """Return the samples of an image file."""
     with Image.open(path) as image:
         return np.asarray(image).astype(np.int64)
 
 
 def files_below(folder: Path) -> list[str]:
-    """Every file, hidden ones included, relative to the folder."""
+    """Return the paths of all files, including hidden files, relative to the folder."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def spoil(path: Path, how: str) -> None:
-    """Damage a database as disks and people do."""
+    """Damage a database in ways that disks and people cause."""
     if how == "garbage":
         path.write_bytes(b"garbage" * 1000)
     elif how == "truncated":

@@ -1,4 +1,4 @@
-"""Settings and fixtures of every test: no network, one thread, small models."""
+"""Settings and fixtures for all tests: no network, one thread, small models."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ if TYPE_CHECKING:
     from hub_server import Hub
     from simulated_device import Card
 
-# Before any library reads them; programs that tests start inherit them.
+# Set these before any library reads them; programs that tests start inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # The cache of the tests is removed with them.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["OMGSR_CACHE"] = tempfile.mkdtemp(prefix="omgsr-tests-")
     atexit.register(shutil.rmtree, os.environ["OMGSR_CACHE"], ignore_errors=True)
-# What tests compute is so small that threads wait for each other longer than they work, most of all on a busy machine.
+# Use one thread: computations of tests are so small that threads would mostly wait for each other.
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_variable] = "1"
-# Inherited too: the folder's sitecustomize cuts their network as `cut_network` does here.
+# Programs also inherit this: the folder's sitecustomize cuts their network, as `cut_network` does here.
 _paths = [str(Path(__file__).parent / "offline"), os.environ.get("PYTHONPATH")]
 os.environ["PYTHONPATH"] = os.pathsep.join(path for path in _paths if path)
-# A shell starts what it puts into the background with Ctrl-C ignored, and programs that tests start would inherit that.
+# A shell starts background jobs with Ctrl-C ignored, and programs that tests start would inherit this.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402 - after the environment is set
-from network_guard import cut_network  # noqa: E402 - likewise
+from network_guard import cut_network  # noqa: E402 - after the environment is set
 
-# Not a fixture: collection, and fixtures of a module or the session, are to be offline too.
+# Do not use a fixture, because collection and the fixtures of modules and sessions must be offline too.
 cut_network()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """A process for each core, up to four, for folders of tests; single files are sooner done in this process."""
+    """Return one process per core, up to four, for folders of tests; single files run faster in this process."""
     return min(4, os.cpu_count() or 1) if all(Path(each).is_dir() for each in config.args) else 0
 
 
@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of test data beside the checkout; tests that need it are skipped where it is absent."""
+    """Return the folder of test data beside the checkout; skip the test if the folder is missing."""
     if not (SHARED / "README.md").is_file():
         pytest.skip(f"the data folder {SHARED} is not there; OMGSR_SHARED names another")
     return SHARED
@@ -63,7 +63,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All that a training reads: a small model, images, and a random feature network."""
+    """Return a folder with the inputs of a training run: a small model, images, and a random feature network."""
     from training_run import write_world
 
     return write_world(tmp_path_factory.mktemp("world"))
@@ -71,7 +71,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random model, which no test changes."""
+    """Return the folder of a small random model; tests must not change it."""
     from command_line import write_tiny_model
 
     return write_tiny_model(tmp_path_factory.mktemp("models") / "random")
@@ -79,7 +79,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sd_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random model of the Stable Diffusion family without a text encoder, which no test changes."""
+    """Return a small random model of the Stable Diffusion family without a text encoder; tests must not change it."""
     from random_sd import write_sd_model
 
     return write_sd_model(tmp_path_factory.mktemp("models") / "sd")
@@ -87,7 +87,7 @@ def sd_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Card:
-    """The device of tests that take one: OMGSR_TEST_DEVICE, or else a simulated one."""
+    """Return the device for tests: OMGSR_TEST_DEVICE, or else a simulated device."""
     from simulated_device import Card
 
     return Card(os.environ.get("OMGSR_TEST_DEVICE"), monkeypatch)
@@ -95,7 +95,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random base of the Stable Diffusion family with its text encoder, which no test changes."""
+    """Return a small random base of the Stable Diffusion family with its text encoder; tests must not change it."""
     from random_sd import write_base
 
     return write_base(tmp_path_factory.mktemp("models") / "base")
@@ -103,7 +103,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def adapter(base: Path) -> Path:
-    """A random adapter for it, in the published layout."""
+    """Return a random adapter for `base`, in the published layout."""
     from random_sd import write_adapter
 
     return write_adapter(base, base.parent / "adapter")
@@ -111,7 +111,7 @@ def adapter(base: Path) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub without repositories on this machine, for this process and those that it starts."""
+    """Run a local hub without repositories, for this process and the processes that it starts."""
     from hub_server import serve_hub
     from huggingface_hub import constants
 
@@ -146,7 +146,7 @@ def train(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
 
 @pytest.fixture
 def bench(capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """`omgsr bench`, which has restored nothing yet and finds no weights of metrics."""
+    """`omgsr bench` with an empty cache and without weights of metrics."""
     from command_line import Command
 
     from omgsr_cli.benchmark import perceptual

@@ -1,8 +1,8 @@
-"""Feed damaged images to the reader: each must give an image or one line.
+"""Read damaged images; each must give an image or a one-line error.
 
     python tests/fuzz_images.py --seconds 60 --seed 1
 
-What gives anything else is written to a folder and named; the seed gives the same images again.
+Files with any other outcome are written to a folder and named. The same seed gives the same images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000
 
 
 def make_samples() -> dict[str, bytes]:
-    """Small whole images of the formats, with the parts that a reader has to look into."""
+    """Return small intact images of all formats, with the parts that a reader parses."""
     rows, columns = np.mgrid[0:23, 0:31]
     rgb = Image.fromarray(np.stack([rows * 9, columns * 7, rows * columns], 2).astype(np.uint8))
     exif = Image.Exif()
@@ -64,7 +64,7 @@ def make_samples() -> dict[str, bytes]:
 
 
 def damaged(data: bytes, source: random.Random) -> bytes:
-    """Damage a file in one to four places, in its header more often than in its body."""
+    """Damage a file in one to four places, more often in its header than in its body."""
     content = bytearray(data)
     for _ in range(source.randint(1, 4)):
         end = len(content) if source.random() < 0.3 else min(len(content), 160)
@@ -92,7 +92,7 @@ def damaged(data: bytes, source: random.Random) -> bytes:
 
 
 def with_right_sums(data: bytes) -> bytes:
-    """Give a PNG's chunks the checksums that their contents have, so that a reader looks further."""
+    """Correct the checksums of a PNG's chunks, so that a reader parses their damaged contents."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data
     parts, place = [data[:8]], 8
@@ -107,7 +107,7 @@ def with_right_sums(data: bytes) -> bytes:
 
 
 def damaged_files(seed: int) -> Iterator[tuple[str, bytes]]:
-    """Endless damaged files and their names; the same seed gives the same."""
+    """Yield names and contents of damaged files without end; the same seed gives the same files."""
     source = random.Random(seed)
     samples = make_samples()
     number = 0
@@ -118,7 +118,7 @@ def damaged_files(seed: int) -> Iterator[tuple[str, bytes]]:
 
 
 def find_fault(name: str, data: bytes) -> str | None:
-    """What the reader did wrong with a file; None where it gave an image or one line."""
+    """Return the fault of the reader with a file; None if it gave an image or a one-line error."""
     started = time.monotonic()
     for read in (probe_image, read_image):
         try:
@@ -126,14 +126,14 @@ def find_fault(name: str, data: bytes) -> str | None:
         except FileError as error:
             if "\n" in error.message:
                 return f"a message of several lines: {error.message!r}"
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is what is looked for
+        except Exception as error:  # noqa: BLE001 - any other exception is a fault
             return f"{read.__name__}: {type(error).__name__}: {error}"
     took = time.monotonic() - started
     return f"took {took:.0f} s" if took > _LIMIT_S else None
 
 
 def main() -> int:
-    """Run for a while; 1 where a fault was found."""
+    """Run for the given time; return 1 if a fault was found."""
     parser = argparse.ArgumentParser(description="Feed damaged images to the reader.")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""A stand-in for the hub on this machine: downloads, uploads and faults of small repositories."""
+"""A local stand-in for the hub: downloads, uploads and faults of small repositories."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ COMMIT = "c0ffee" + "0" * 34
 
 @dataclass
 class Repository:
-    """What the stand-in says of one repository.
+    """One repository of the stand-in and its faults.
 
     Attributes:
-        files: path to content; those with a large file's ending are told with their SHA-256, others with git's hash.
-        refusal: status and the hub's error code of every answer, or None.
-        promised: path to another content, whose size and hash are told instead.
-        cut: path to the lengths after which the connection is cut, one for each request, the first first.
-        busy: how many requests for files are answered with 503 first.
-        ignores_range: answers with the whole file, whatever part was asked for.
-        pause_s: before each piece of a file.
+        files: maps path to content; files with a large file's ending are listed with SHA-256, others with git's hash.
+        refusal: status and hub error code of every answer, or None.
+        promised: maps path to another content, whose size and hash are listed instead.
+        cut: maps path to the lengths after which the connection is cut, one for each request in order.
+        busy: number of file requests that are answered with 503 first.
+        ignores_range: answer with the full file, regardless of the requested range.
+        pause_s: pause before each piece of a file, in seconds.
     """
 
     files: dict[str, bytes]
@@ -46,12 +46,12 @@ class Hub:
     """The running stand-in.
 
     Attributes:
-        url: where it listens.
-        repositories: by their names; a test changes them.
-        requests: method, path, Range and Authorization of each, in order.
-        objects: large files that were uploaded, by their SHA-256.
-        commits: name of the repository and summary of each, in order.
-        refusals: status with which a part of an upload is answered: "create", "preupload", "batch", "put", "commit".
+        url: address of the server.
+        repositories: repositories by name; tests change them.
+        requests: method, path, Range and Authorization of each request, in order.
+        objects: uploaded large files by SHA-256.
+        commits: repository name and summary of each commit, in order.
+        refusals: error status by step of an upload: "create", "preupload", "batch", "put", "commit".
     """
 
     url: str = ""
@@ -62,12 +62,12 @@ class Hub:
     refusals: dict[str, int] = field(default_factory=dict)
 
     def fetched(self) -> list[str]:
-        """Paths of the files that were asked for."""
+        """Return the paths of the requested files."""
         return [path.partition(f"/resolve/{COMMIT}/")[2] for _, path, _, _ in self.requests if "/resolve/" in path]
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
-    """The files of a folder as a repository has them."""
+    """Return the files of a folder as the files of a repository: path to content."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -87,7 +87,7 @@ def serve_hub(repositories: dict[str, Repository]) -> Iterator[Hub]:
 
 
 class QuietServer(ThreadingHTTPServer):
-    """A server that says nothing of a client that went, which it may do at any moment."""
+    """A server that ignores lost connections, because a client may disconnect at any moment."""
 
     def handle_error(self, request: object, client_address: object) -> None:
         if not isinstance(sys.exception(), ConnectionError):
@@ -181,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {"commitOid": COMMIT, "commitUrl": f"{self.hub.url}/{self._name}/commit/{COMMIT}", "hookOutput": ""}
 
     def _note_request(self) -> str:
-        """The path that is asked for; a proxy is asked for the whole address, a server for the path."""
+        """Record the request and return its path; requests to a proxy contain the full URL instead."""
         asked = (self.command, self.path, self.headers.get("Range"), self.headers.get("Authorization"))
         self.hub.requests.append(asked)
         return unquote(urlsplit(self.path).path)
@@ -271,7 +271,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         sent = body if cut is None else body[:cut]
-        # Whoever asked may have gone, by its own end or because it had enough.
+        # The client may have disconnected.
         with suppress(ConnectionError):
             for start in range(0, len(sent), 4096):
                 threading.Event().wait(pause_s)
@@ -280,9 +280,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 def git_hash(content: bytes) -> str:
-    """The name that git gives to a file's content."""
+    """Return git's hash of a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -34,7 +34,7 @@ def exact_info(halo_px: int) -> RestorerInfo:
 
 
 class Identity:
-    """Gives the image back; memory is short for what has a longer side than `most_px`."""
+    """Returns the image unchanged; runs out of memory if a side is longer than `most_px`."""
 
     def __init__(self, most_px: int = 10**6, reason: str = "", exact: bool = False) -> None:
         self.info = exact_info(8) if exact else INFO

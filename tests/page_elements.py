@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 
 class Elements(HTMLParser):
-    """Every element of a page with its attributes, and the JSON in it."""
+    """Collects every element of a page with its attributes, and the embedded JSON."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

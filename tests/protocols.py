@@ -1,4 +1,4 @@
-"""Compare a class with a protocol by signatures: `isinstance` compares names only."""
+"""Compare a class with a protocol by signatures, because `isinstance` compares only names."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 
 def departures(kind: type, protocol: type) -> list[str]:
-    """What a class has not as the protocol has it: a method that is missing, or cannot be called in the same way.
+    """Return the methods of a protocol that a class lacks, or that cannot be called in the same way.
 
-    It may take more than the protocol asks for, where that has a default.
+    A method may have more parameters than the protocol requires if they have defaults.
     """
     wanted = {name: each for name, each in vars(protocol).items() if inspect.isfunction(each) and name[0] != "_"}
     return [

@@ -1,4 +1,4 @@
-"""Small random models of the FLUX family, as folders on the disk."""
+"""Write small random models of the FLUX family to folders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from omgsr_cli.models.flux import TextFeatures, save_features
 
-#: FLUX.1-dev's own.
+#: FLUX.1-dev's scheduler.
 SCHEDULER = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
     "base_image_seq_len": 256,
@@ -30,7 +30,7 @@ SCHEDULER = {
     "use_dynamic_shifting": True,
 }
 TOKENS, WIDTH, POOLED = 5, 12, 12
-#: FLUX.1-dev's transformer, as its config.json has it.
+#: FLUX.1-dev's transformer, from its config.json.
 DEV_CONFIG = {
     "attention_head_dim": 128,
     "axes_dims_rope": [16, 56, 56],
@@ -43,7 +43,7 @@ DEV_CONFIG = {
     "patch_size": 1,
     "pooled_projection_dim": 768,
 }
-#: And its VAE.
+#: FLUX.1-dev's VAE, from its config.json.
 DEV_VAE = {
     "block_out_channels": [128, 256, 512, 512],
     "down_block_types": ["DownEncoderBlock2D"] * 4,
@@ -60,7 +60,7 @@ DEV_VAE = {
 
 
 def write_flux_model(folder: Path, *, guidance: bool = True, features: bool = True) -> Path:
-    """Write a small random FLUX in diffusers' layout, in two shards, with the empty prompt's features beside it."""
+    """Write a small random FLUX model in diffusers' layout, in two shards, with the empty prompt's features."""
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
         in_channels=64,
@@ -113,7 +113,7 @@ def write_flux_adapter(base: Path, folder: Path, *, rank: int = 2, trained: bool
 
 
 def write_text_encoders(folder: Path) -> Path:
-    """Write CLIP and T5 beside a model, each with a tokenizer of few words, and take the prompt's features away."""
+    """Add CLIP and T5 to a model, each with a tokenizer of few words, and remove the prompt's features."""
     write_text_encoder(folder)
     words = ["<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"]
     config = T5Config(vocab_size=len(words), d_model=WIDTH, d_kv=4, d_ff=16, num_layers=1, num_heads=2)

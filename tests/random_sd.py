@@ -1,4 +1,4 @@
-"""Small random models of the Stable Diffusion family, as folders on the disk."""
+"""Write small random models of the Stable Diffusion family to folders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WIDTH = 12
 
 
 def write_sd_model(folder: Path, *, prediction_type: str = "epsilon", shift_factor: float | None = None) -> Path:
-    """Write a small random diffusers folder without a text encoder, with the empty prompt's embedding beside it."""
+    """Write a small random diffusers folder without a text encoder, with the empty prompt's embedding."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=8,
@@ -56,7 +56,7 @@ def write_sd_model(folder: Path, *, prediction_type: str = "epsilon", shift_fact
 
 
 def write_base(folder: Path) -> Path:
-    """Write a small random diffusers folder with a text encoder that knows the bytes as words."""
+    """Write a small random diffusers folder with a text encoder whose vocabulary is the bytes."""
     torch.manual_seed(1)
     unet = UNet2DConditionModel(
         sample_size=16,

@@ -1,7 +1,7 @@
-"""A device that is not there: real tensors of the CPU that say they are on another device.
+"""Simulate a device: CPU tensors that report to be on another device.
 
-Mixing devices is an error as on a GPU, so is float64 as on Apple's, and every point where the host would wait for the
-device is counted: values that Python reads, copies to the host, and copies from it that are not asynchronous.
+Mixing devices is an error, as on a GPU, and float64 is an error, as on Apple's GPU. Every point where the host would
+wait for the device is counted: values that Python reads, copies to the host, and synchronous copies from the host.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 @dataclass
 class Simulation:
-    """What happened on the device.
+    """The record of what happened on the device.
 
     Attributes:
         device: the device.
-        waits: how often the host waited for it, by the line of the package that did.
+        waits: number of times the host waited for the device, by the package's line that caused it.
     """
 
     device: torch.device
@@ -65,7 +65,7 @@ _now: Simulation | None = None
 
 
 class OnDevice(Tensor):
-    """A tensor of the device; its values are in `inner`."""
+    """A tensor on the device; `inner` contains its values."""
 
     inner: Tensor
 
@@ -87,7 +87,7 @@ class OnDevice(Tensor):
         made.inner = inner
         return made
 
-    def __repr__(self) -> str:  # type: ignore[override]  # of this name and no more
+    def __repr__(self) -> str:  # type: ignore[override]  # only the name is the same
         return f"OnDevice({tuple(self.shape)}, {self.dtype})"
 
     @classmethod
@@ -101,7 +101,7 @@ class _Mode(TorchDispatchMode):
 
 
 def _is_ours(device: object) -> bool:
-    return device is not None and torch.device(device).type == NAME  # type: ignore[arg-type]  # whatever torch takes
+    return device is not None and torch.device(device).type == NAME  # type: ignore[arg-type]  # any value that torch accepts
 
 
 def _inner(value: Any) -> Any:
@@ -158,7 +158,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _register() -> None:
-    """Register the device with torch, once in a process; outside of a simulation nothing finds it."""
+    """Register the device with torch, once per process; it is not visible outside a simulation."""
     if torch._C._get_privateuse1_backend_name() == NAME:
         return
     register = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
@@ -189,7 +189,7 @@ def _register() -> None:
 
 @contextlib.contextmanager
 def simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
-    """Have the device while the context lasts."""
+    """Provide the device within the context."""
     global _now
     _register()
     before: list[bool] = []
@@ -209,13 +209,13 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
         patch.setattr(devices, "why_unusable", lambda kind: None)
         patch.setattr(transfer, "ASYNCHRONOUS", (NAME,))
         patch.setattr(transfer, "pinned", lambda tensor: tensor)
-        # Its reader knows the devices that torch was built with.
+        # safetensors can only read to devices that torch was built with.
         patch.setattr(tiny, "load_file", lambda path, device="cpu": _moved(load_file(path), device))
         patch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
         _now = Simulation(torch.device(NAME, 0))
         torch._C._set_only_lift_cpu_tensors(True)
         try:
-            # The backward pass has threads for the devices that it found when it first ran.
+            # The backward pass creates threads only for devices that exist when it first runs.
             with torch.autograd.set_multithreading_enabled(False), _Mode():
                 yield _now
         finally:
@@ -232,30 +232,30 @@ class Use:
     """A device in use.
 
     Attributes:
-        name: for `--device`.
-        found: every wait so far, by its place.
+        name: name for `--device`.
+        found: every wait so far, by its line.
     """
 
     name: str
     found: Callable[[], list[str]]
 
     def waits(self) -> int:
-        """How often the host waited for the device so far."""
+        """Return how often the host has waited for the device so far."""
         return len(self.found())
 
     def where(self) -> str:
-        """Where it did, the most frequent first."""
+        """Return the lines that waited, the most frequent first."""
         return "\n".join(f"{count} {place}" for place, count in Counter(self.found()).most_common(20))
 
 
 class Card:
-    """What a test computes on.
+    """The device that a test uses.
 
     Args:
-        name: a real device, or None for the simulated one.
-        monkeypatch: of the test.
+        name: a real device, or None for the simulated device.
+        monkeypatch: the test's monkeypatch.
     Attributes:
-        tolerance: by how much values in [0, 1] may differ from the CPU's.
+        tolerance: largest difference of values in [0, 1] from the CPU's.
     """
 
     def __init__(self, name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +264,7 @@ class Card:
 
     @contextlib.contextmanager
     def used(self) -> Iterator[Use]:
-        """Count the waits for the device meanwhile."""
+        """Count the waits for the device within the context."""
         if self._name is None:
             with simulated(self._patch) as simulation:
                 yield Use(NAME, lambda: list(simulation.waits.elements()))

@@ -1,4 +1,4 @@
-"""Work for tests of engines: no images, and processes that start quickly."""
+"""Work for tests of engines, without images and with processes that start quickly."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from omgsr_cli.errors import ModelError, OmgsrError
 
 @dataclass(frozen=True)
 class Doubling:
-    """Doubles numbers; some end their process, always or the first time.
+    """Doubles numbers; some numbers kill their process, always or at the first attempt.
 
     Attributes:
-        folder: where every attempt leaves a file.
+        folder: folder in which every attempt writes a file.
         fatal: numbers that kill the process.
-        fatal_once: numbers that kill the process at the first attempt only.
+        fatal_once: numbers that kill the process only at the first attempt.
         slow: numbers that take a quarter of an hour.
-        broken: opening raises an error, as if there were no model.
-        dies: the process is killed as it starts.
+        broken: opening raises an error, as for a missing model.
+        dies: the process is killed when it starts.
     """
 
     folder: Path
@@ -59,7 +59,7 @@ class Doubling:
 
 
 class Pickled:
-    """Stands for several processes: everything is handed over as they would get it, and the last result comes first."""
+    """Simulates several processes: tasks and results are pickled, and the last result arrives first."""
 
     in_this_process = False
 

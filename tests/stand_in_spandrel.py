@@ -1,4 +1,4 @@
-"""A stand-in for spandrel, which needs a torchvision: the same interface, with small networks."""
+"""A stand-in for spandrel, which needs torchvision: the same interface with small networks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 class _Network(nn.Module):
-    """Convolutions on the low-quality image, and a pixel shuffle; `pooled` lets every pixel see all others."""
+    """Convolutions on the low-quality image, and a pixel shuffle; with `pooled`, each pixel depends on all others."""
 
     def __init__(self, channels: int, scale: int, layers: int, pooled: bool) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _Network(nn.Module):
 
 
 class ImageModelDescriptor:
-    """As spandrel's."""
+    """Replaces spandrel's class of this name."""
 
     def __init__(self, model: _Network, channels: int, purpose: str, half: bool) -> None:
         self.model, self.scale, self.purpose = model, model.scale, purpose
@@ -57,11 +57,11 @@ class ImageModelDescriptor:
 
 
 class UnsupportedModelError(Exception):
-    """As spandrel's."""
+    """Replaces spandrel's class of this name."""
 
 
 class ModelLoader:
-    """As spandrel's: a pickle that names anything but weights raises."""
+    """Replaces spandrel's class of this name: a pickle with other objects than weights raises an error."""
 
     def __init__(self, device: str) -> None:
         assert device == "cpu"
@@ -71,7 +71,7 @@ class ModelLoader:
             raise pickle.UnpicklingError("Global 'os.system' is forbidden")
         with safe_open(path, "pt") as file:
             about = file.metadata()
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         if not about or "layers" not in about:
             raise UnsupportedModelError
         channels = int(about["channels"])
@@ -83,7 +83,7 @@ class ModelLoader:
 def write_network(
     path: Path, *, channels: int = 3, scale: int = 4, layers: int = 4, pooled: bool = False, half: bool = True
 ) -> Path:
-    """Write a random network that the stand-in reads."""
+    """Write a random network that the stand-in can read."""
     torch.manual_seed(5)
     network = _Network(channels, scale, layers, pooled)
     about = {"channels": channels, "scale": scale, "layers": layers, "pooled": pooled, "half": half, "purpose": "SR"}
@@ -93,7 +93,7 @@ def write_network(
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put the stand-in in the place of spandrel."""
+    """Replace spandrel with the stand-in."""
     module = ModuleType("spandrel")
     vars(module).update(
         ModelLoader=ModelLoader,

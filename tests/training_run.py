@@ -1,6 +1,6 @@
-"""What the tests of training share: a small model, images, a random feature network, and runs in other processes.
+"""Helpers for tests of training: a small model, images, a random feature network, and runs in other processes.
 
-Called as a program it trains: `python training_run.py PLAN.json`, with a line of JSON for every event.
+As a program, it trains and prints a line of JSON for every event: `python training_run.py PLAN.json`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Table = dict[str, dict[str, Any]]
 
 
 def write_images(folder: Path, count: int = 3) -> Path:
-    """Write smooth images with edges, no two of one size."""
+    """Write smooth images with edges, each with a different size."""
     folder.mkdir(parents=True)
     for index in range(count):
         rows, columns = np.mgrid[0 : 70 + 7 * index, 0 : 90 + 5 * index].astype(float)
@@ -43,7 +43,7 @@ def write_images(folder: Path, count: int = 3) -> Path:
 
 
 def write_features(folder: Path) -> Path:
-    """Write a random DINOv3 ConvNeXt of few channels."""
+    """Write a random DINOv3 ConvNeXt with few channels."""
     from transformers import DINOv3ConvNextConfig, DINOv3ConvNextModel
 
     torch.manual_seed(5)
@@ -52,8 +52,8 @@ def write_features(folder: Path) -> Path:
 
 
 def write_world(folder: Path) -> Path:
-    """Write everything that a run reads."""
-    # Processes that only train need not wait for it.
+    """Write all inputs of a run."""
+    # Import this here, so that processes that only train do not wait for it.
     from command_line import write_tiny_model
 
     write_tiny_model(folder / "model")
@@ -64,9 +64,9 @@ def write_world(folder: Path) -> Path:
 
 
 def settings(world: Path, run: Path, **changes: Mapping[str, Any]) -> Table:
-    """Tables of a run of all losses, with changes by section."""
+    """Return the tables of a run with all losses, with changes by section."""
     tables: Table = {
-        # With one thread everywhere: sums are then in one order, so that runs can be compared to the bit.
+        # Use one thread everywhere, so that sums have one order and runs can be compared bit by bit.
         "model": {"start_from": str(world / "model")},
         "data": {"train": [str(world / "hq")], "resolution": 64, "batch_size": 2, "workers": 0},
         "loss": {"lrr": 1.0, "l1": 1.0, "dv3cd": 0.5, "gan": 0.1, "backbone_path": str(world / "features")},
@@ -89,13 +89,13 @@ def run_here(tables: Table, resume: str = "none") -> tuple[TrainResult, list[Eve
 
 
 Plan = list[tuple[Table, str]]
-"""Runs in order, each with the checkpoint that it resumes from."""
+"""Runs in order, each with the checkpoint from which it resumes."""
 
 
 def start(
     runs: Plan, *, processes: int = 1, variables: Mapping[str, str] | None = None, packages: Sequence[Path] = ()
 ) -> subprocess.Popen[str]:
-    """Train in other processes, which also find packages in folders; events come line by line."""
+    """Train in other processes, which can also import packages from folders; events arrive line by line."""
     plan = Path(runs[0][0]["save"]["out"]).with_suffix(".json")
     plan.write_text(json.dumps(runs))
     command = [sys.executable, __file__, str(plan)]
@@ -108,7 +108,7 @@ def start(
 
 
 def run_there(runs: Plan, **options: Any) -> list[list[dict[str, Any]]]:
-    """Train in other processes to the end; the events of each run."""
+    """Train in other processes to the end, and return the events of each run."""
     process = start(runs, **options)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
@@ -121,27 +121,27 @@ def run_there(runs: Plan, **options: Any) -> list[list[dict[str, Any]]]:
 
 
 def tensors(checkpoint: Path | str) -> dict[str, Tensor]:
-    """Every tensor in a checkpoint."""
+    """Return every tensor of a checkpoint."""
     files = sorted(Path(checkpoint).rglob("*.safetensors"))
     assert files, f"{checkpoint} holds no tensors"
     return {f"{file.name}: {name}": value for file in files for name, value in load_file(file).items()}
 
 
 def differing(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
-    """Names of tensors that are not the same to the bit."""
+    """Return the names of tensors that are not bit-identical."""
     assert first.keys() == second.keys()
     return [name for name, value in first.items() if not torch.equal(value, second[name])]
 
 
 def largest_difference(first: Mapping[str, Tensor], second: Mapping[str, Tensor], names: Iterable[str]) -> float:
-    """The largest difference of any value of the named files' tensors."""
+    """Return the largest difference of any value in the tensors of the named files."""
     chosen = [name for name in first if name.partition(":")[0] in set(names)]
     assert chosen
     return max(float((first[name].double() - second[name].double()).abs().max()) for name in chosen)
 
 
 def main() -> None:
-    """Train as the plan says; every process leaves a digest of the weights that it ends with."""
+    """Train according to the plan; each process writes a digest of its final weights."""
     load, runs = loop.load_run, []
 
     def keep(*arguments: Any, **options: Any) -> Any:
@@ -156,7 +156,7 @@ def main() -> None:
 
     plan = json.loads(Path(sys.argv[1]).read_text())
     if len(plan) > 1:
-        # It takes the group of processes down, which the next run needs.
+        # Keep the process group, because the next run needs it.
         Accelerator.end_training = lambda self: None
     for tables, resume in plan:
         result = train(TrainConfig.model_validate(tables), resume=resume, report=report)
@@ -171,13 +171,13 @@ def main() -> None:
 
 
 def count_weights(trainable: Trainable) -> dict[str, int]:
-    """How many weights of the network that takes the step learn and do not, in all and in this process."""
+    """Count the trained and the frozen weights of the step's network, in total and in this process."""
     counts = {name + place: 0 for name in ("learned", "frozen") for place in ("", ", here")}
     backbone = getattr(trainable.restorer, "unet", trainable.networks)
     for weight in backbone.parameters():
         name = "learned" if weight.requires_grad else "frozen"
         counts[name] += weight.numel()
-        # Shared out it is a DTensor, whose module takes a second to import.
+        # A sharded weight is a DTensor; avoid importing its module, which takes a second.
         counts[f"{name}, here"] += getattr(weight, "to_local", lambda whole=weight: whole)().numel()
     return counts
 
