@@ -530,7 +530,10 @@ class _Reported(Dataset["tuple[Sample, Mapping[Stored, str]] | OmgsrError"]):
 
 
 def grow(pixels: Pixels, least_px: int, on_small: OnSmall) -> Pixels:
-    """Extend both sides of (H, W, 3) to at least `least_px` with `fit_small`; "skip" was handled earlier and pads."""
+    """Extend both sides of (H, W, 3) to at least `least_px` with `fit_small`.
+
+    Smaller images were already skipped for "skip", so that it pads here.
+    """
     if min(pixels.shape[:2]) >= least_px:
         return pixels
     fitted = fit_small(_to_tensor(pixels), least_px, "pad" if on_small == "skip" else on_small)

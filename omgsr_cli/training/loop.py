@@ -177,7 +177,7 @@ def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda 
         if config.loss.teacher is not None:
             make_teacher_images(run.crops, config.loss.teacher, accelerator, report, stop)
             trainer.note_broken(run.crops.broken)
-        # Steps need the teacher's images, so that all processes stop here if one of them received a signal.
+        # Steps need the teacher's images, so all processes stop here if one of them received a signal.
         _, signal = share(accelerator, {}, stop.signal)
         return trainer.stopped(signal) if signal else trainer.go_on(stop)
 

@@ -343,7 +343,7 @@ class Stepper:
         return {name: value.detach() for name, value in losses.items()}
 
     def _backward_alone(self, batch: Batch, adversary: Adversary, passes: int, *, last: bool) -> dict[str, Tensor]:
-        """Accumulate the discriminator's gradients of one batch, without the generator's; return its loss."""
+        """Accumulate only the discriminator's gradients of one batch; return its loss."""
         with torch.no_grad():
             output = self._generator(batch.lq, batch.hq, self._config.train.seed, batch.numbers)
         return {"discriminator": self._teach(adversary, batch, output.restored, passes, last=last)}
