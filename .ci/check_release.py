@@ -1,7 +1,7 @@
-"""Check that a tag fits the version and the changelog: `python check_release.py v0.2.0 --notes notes.md`.
+"""Check that a tag matches the version and the changelog: `python check_release.py v0.2.0 --notes notes.md`.
 
-The notes of the version, its section of CHANGELOG.md, are written to the file of --notes. Without a tag, the checks
-are those of a version that is being prepared.
+With --notes, the version's section of CHANGELOG.md is written to that file. Without a tag, the checks apply to a
+version in preparation.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ HEADING = re.compile(r"^## \[(?P<version>[^\]]+)\](?: - (?P<date>\d{4}-\d\d-\d\d
 
 
 def read_version() -> str:
-    """The version that the package states."""
+    """Return the version of the package."""
     found = VERSION.search((ROOT / "omgsr_cli" / "__init__.py").read_text("utf-8"))
     assert found, "omgsr_cli/__init__.py has no __version__"
     return found["version"]
 
 
 def read_notes(changelog: str, version: str) -> str | None:
-    """The section of a version, without its heading; None if there is none with a date."""
+    """Return the section of a version without its heading; None if no section with a date exists."""
     headings = list(HEADING.finditer(changelog))
     for heading, following in zip(headings, [*headings[1:], None], strict=True):
         if heading["version"] == version and heading["date"]:
@@ -34,7 +34,7 @@ def read_notes(changelog: str, version: str) -> str | None:
 
 
 def main() -> str | None:
-    """Return what is wrong, or None."""
+    """Return an error message, or None."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tag", nargs="?", help="such as v0.2.0")
     parser.add_argument("--notes", type=Path, help="where to write the version's notes")

@@ -1,4 +1,4 @@
-"""Check a result and where the program came from: `python check_result.py INPUT OUTPUT SCALE`."""
+"""Check a result and where the program is installed: `python check_result.py INPUT OUTPUT SCALE`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import omgsr_cli
 
 
 def main(source: str, result: str, scale: int) -> str | None:
-    """Return what is wrong, or None."""
+    """Return an error message, or None."""
     installed = Path(sysconfig.get_path("purelib"))
     package = Path(omgsr_cli.__file__)
     if not package.is_relative_to(installed):

@@ -1,7 +1,7 @@
-"""Write docs/licences.md from the metadata of what is installed here: `python .ci/licences.py`.
+"""Write docs/licences.md from the metadata of installed packages: `python .ci/licences.py`.
 
-With --check, exit 1 if the page lacks a package that `pip install omgsr-cli` brings, or names another licence. The page
-covers the core and every extra for users; packages that are not installed here keep their row.
+With --check, exit 1 if the page lacks a package that `pip install omgsr-cli` installs, or names another licence. The
+page covers the core and every extra for users; rows of packages that are not installed stay unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "licences.md"
 DEVELOPERS = ("dev", "docs")
-# Brought by CUDA builds of torch alone, under NVIDIA's own licence.
+# Only CUDA builds of torch install these packages; NVIDIA's own licence applies to them.
 FOREIGN = ("cuda-", "nvidia-", "triton")
 CORE, EXTRAS = "## Installed with `pip install omgsr-cli`", "## Installed with extras"
 
@@ -43,7 +43,7 @@ licences of their own, which it shows before the download.
 
 
 def licence_of(name: str) -> str:
-    """The licence that a package states: an SPDX expression if it has one."""
+    """Return the licence in a package's metadata, as an SPDX expression if it has one."""
     found = metadata.metadata(name)
     if expression := found.get("License-Expression"):
         return str(expression)
@@ -56,17 +56,17 @@ def licence_of(name: str) -> str:
 
 
 def is_installed(name: str) -> bool:
-    """Whether a distribution of this name is installed here."""
+    """Whether a distribution with this name is installed."""
     return next(iter(metadata.distributions(name=name)), None) is not None
 
 
 def page_of(name: str) -> str:
-    """The address of a package's page on the index."""
+    """Return the URL of a package's page on the index."""
     return f"https://pypi.org/project/{name}/"
 
 
 def closure(requirements: list[Requirement]) -> dict[str, str]:
-    """Every package that some requirements bring here, with its licence; extras of requirements included."""
+    """Return every installed package that the requirements and their extras depend on, with its licence."""
     found: dict[str, str] = {}
     waiting = [(requirement, "") for requirement in requirements]
     while waiting:
@@ -86,13 +86,13 @@ def closure(requirements: list[Requirement]) -> dict[str, str]:
 
 
 def read_rows(page: str) -> dict[str, tuple[str, str]]:
-    """Name to licence and the last column, of the rows of the page."""
+    """Return the rows of the page: name to licence and last column."""
     rows = re.findall(r"^\| \[([^\]]+)\]\([^)]+\) \| ([^|]*) \|(?: ([^|]*) \|)?$", page, re.M)
     return {name: (licence, extras) for name, licence, extras in rows}
 
 
 def main(is_check: bool) -> str | None:
-    """Return what is wrong, or None."""
+    """Return an error message, or None."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     core = closure([Requirement(text) for text in project["dependencies"]])
     before = read_rows(PAGE.read_text("utf-8")) if PAGE.is_file() else {}
@@ -106,7 +106,7 @@ def main(is_check: bool) -> str | None:
             continue
         found = closure(needs)
         if not all(is_installed(need.name) for need in needs):
-            # What is not installed here stays as it was.
+            # Keep rows of packages that are not installed.
             kept = {name: licence for name, (licence, listed) in before.items() if extra in listed.split(", ")}
             direct = {canonicalize_name(need.name): before.get(need.name, ("see its page",))[0] for need in needs}
             found = direct | kept | found

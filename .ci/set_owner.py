@@ -1,6 +1,6 @@
-"""Fill in who owns the repository, in every file that names its address: `python .ci/set_owner.py NAME`.
+"""Replace the placeholder of the repository's owner in every file: `python .ci/set_owner.py NAME`.
 
-Without a name, list the files that still contain the placeholder, and exit 1 if there are any.
+Without a name, list the files that still contain the placeholder, and exit 1 if any exist.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# An account or organisation on GitHub: in an address of the repository or of its pages, or as an item of a list.
+# The placeholder of a GitHub account or organisation, in a URL of the repository or its pages, or as a list item.
 PLACEHOLDER = re.compile(r"\bOWNER(?=/omgsr-cli\b|\.github\.io)|(?<=  - )OWNER$", re.MULTILINE)
 ACCOUNT = re.compile(r"[A-Za-z0-9](?:-?[A-Za-z0-9]){0,38}")
 
 
 def find_placeholders(root: Path) -> list[Path]:
-    """Files of a checkout that contain the placeholder."""
+    """Return the files of a checkout that contain the placeholder."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, check=True, capture_output=True, text=True)
     paths = [root / name for name in listed.stdout.split("\0") if name]
     return [path for path in paths if path.is_file() and PLACEHOLDER.search(path.read_text("utf-8", "ignore"))]
 
 
 def main(arguments: list[str]) -> str | int:
-    """Return what is wrong, or 0."""
+    """Return an error message, or 0."""
     found = find_placeholders(ROOT)
     if not arguments:
         print("\n".join(str(path.relative_to(ROOT)) for path in found))

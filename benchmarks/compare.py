@@ -1,13 +1,13 @@
-"""Ours v. the straightforward pipeline of diffusers' calls: time, peak memory and difference of output, as ratios.
+"""Compare omgsr with a straightforward diffusers pipeline: time, peak memory and difference of output, as ratios.
 
     python benchmarks/compare.py [--shape toy] [--megapixels 0.25,1,4,16] [--memory 1024] [--threads 1]
 
-A model of Stable Diffusion's layout with random weights restores noise: in the shape "sd21" it costs what the real one
-costs, in "toy" it has few channels. Each way and size runs in a process of its own, because the peak of a process never
-falls. On a CPU, seconds are those of the processor, summed over threads. On a GPU, they are those of the second image
-by the clock, and the peak is what torch allocated. The straightforward pipeline encodes and decodes the whole image and
-takes the step tile by tile, as published. No colour fix follows: AdaIN would stretch the flat images of random
-networks, and the last bit of their values with them.
+A model with Stable Diffusion's layout and random weights restores noise. The shape "sd21" needs as much time and memory
+as the real model; "toy" has few channels. Each pipeline and size runs in a separate process, because the peak memory of
+a process never falls. On a CPU, seconds are processor time, summed over threads. On a GPU, they are the wall time of
+the second image, and the peak is the memory that torch allocated. The straightforward pipeline encodes and decodes the
+full image and takes the step tile by tile, as published. No colour fix is applied, because AdaIN would stretch the flat
+images of random networks and amplify rounding differences.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _WAYS, _SCALE, _STEP = ("ours", "plain"), 4, 273
 
 
 def image(side_px: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A low-quality image, (side, side, 3): colours that change smoothly, with some noise."""
+    """Return a low-quality image, (side, side, 3): colours that change smoothly, with some noise."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize(
         (side_px, side_px), Image.Resampling.BICUBIC
@@ -57,9 +57,9 @@ def image(side_px: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
 def run_ours(
     folder: Path, lq: np.ndarray[Any, Any], memory_mib: int | None, precision: str
 ) -> tuple[dict[str, float], Tensor]:
-    """As `omgsr upscale` does it."""
+    """Restore an image in the same way as `omgsr upscale`."""
     with quiet_libraries():
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel  # noqa: F401 - not part of loading
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel  # noqa: F401 - exclude the import from the loading time
     files = [path for path in folder.rglob("*") if path.is_file()]
     read_s, _ = timed(lambda: [len(path.read_bytes()) for path in files])
     load_s, restorer = timed(lambda: load_restorer(folder, device=str(stages.device), precision=precision))
@@ -68,7 +68,7 @@ def run_ours(
     output = Size(*lq.shape[:2]).times(_SCALE)
     options = RestoreOptions(memory=memory_mib, color_fix="none")
     if stages.device.type != "cpu":
-        # The first image on a GPU also loads kernels and tries algorithms.
+        # Warm up, because the first image on a GPU also loads kernels and tries algorithms.
         upscale_image(timer, from_samples(lq), output, options)
         timer.reset()
     whole_s, result = timed(lambda: upscale_image(timer, from_samples(lq), output, options))
@@ -77,7 +77,7 @@ def run_ours(
 
 @torch.inference_mode()
 def run_plain(folder: Path, lq: np.ndarray[Any, Any], precision: str) -> tuple[dict[str, float], Tensor]:
-    """The formulas of OMGSR (arXiv:2508.08227), one call after the other."""
+    """Restore an image with the formulas of OMGSR (arXiv:2508.08227), one diffusers call after the other."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -126,7 +126,7 @@ def _restore_plainly(networks: tuple[Any, Any, Tensor], lq: np.ndarray[Any, Any]
 
 
 def measure(way: str, options: argparse.Namespace, side_px: int, folder: Path) -> None:
-    """Run one way in this process; figures and result go into the folder."""
+    """Run one pipeline in this process; write figures and result to the folder."""
     torch.set_num_threads(options.threads)
     if stages.use_device(options.device).type == "cpu":
         stages.clock = time.process_time
@@ -146,7 +146,7 @@ def measure(way: str, options: argparse.Namespace, side_px: int, folder: Path) -
 
 
 def run_both(megapixels: float, options: argparse.Namespace) -> tuple[int, list[dict[str, float]], str]:
-    """Run both ways at one size of output: side of the input, figures (none where memory was short), difference."""
+    """Run both pipelines at one output size; return input side, figures (none if memory ran out) and difference."""
     side_px = max(round(math.sqrt(megapixels * 2**20) / _SCALE / 16), 1) * 16
     with tempfile.TemporaryDirectory() as name:
         for way in _WAYS:
@@ -161,7 +161,7 @@ def run_both(megapixels: float, options: argparse.Namespace) -> tuple[int, list[
 
 
 def compare(megapixels: float, options: argparse.Namespace) -> float:
-    """Run both ways at one size of output and print their table; ours' seconds for a megapixel."""
+    """Run both pipelines at one output size and print their table; return omgsr's seconds per megapixel."""
     side_px, (ours, plain), difference = run_both(megapixels, options)
     print(f"\n{side_px}x{side_px} to {side_px * _SCALE}x{side_px * _SCALE}, {megapixels:g} megapixels\n")
     if not (ours and plain):
@@ -177,7 +177,7 @@ def compare(megapixels: float, options: argparse.Namespace) -> float:
 
 
 def print_summary(sizes: Sequence[float], options: argparse.Namespace) -> None:
-    """Print one table with a row for each size."""
+    """Print a table with one row for each size."""
     print("| output | ours, s | plain, s | plain / ours | ours, GiB | plain, GiB | largest difference |")
     print("|---|---:|---:|---:|---:|---:|---|")
     for megapixels in sizes:

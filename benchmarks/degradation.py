@@ -1,6 +1,6 @@
-"""Compare `omgsr_cli.degradation` with the straightforward way: speed on one core, and statistics.
+"""Compare `omgsr_cli.degradation` with a straightforward implementation: speed on one core, and statistics.
 
-The straightforward way is written here from the published description: depthwise conv2d with kernels padded to 21x21,
+The straightforward implementation follows the published description: depthwise conv2d with kernels padded to 21x21,
 torch's Poisson sampler, and JPEG as a differentiable block-DCT program. Both run the same drawn plans.
 
     python benchmarks/degradation.py [--photos FOLDER] [--sizes 512 1024] [--samples 24] [--crops 200]
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that every torch program gives it
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from PIL import Image
 from torch import Tensor
 
@@ -39,7 +39,7 @@ _CHROMA_TABLE = """17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 9
 
 @lru_cache(maxsize=1)
 def _dct() -> Tensor:
-    """Give the orthonormal 8x8 block DCT-II as a (64, 64) matrix, coefficients by pixels."""
+    """Return the orthonormal 8x8 block DCT-II as a (64, 64) matrix, coefficients by pixels."""
     index = torch.arange(8, dtype=torch.float64)
     matrix = torch.cos((2 * index[None] + 1) * index[:, None] * math.pi / 16) / 2
     matrix[0] /= math.sqrt(2)
@@ -47,7 +47,7 @@ def _dct() -> Tensor:
 
 
 def _quantize_plane(plane: Tensor, table: Tensor) -> Tensor:
-    """Code one (H, W) plane in 0..255, H and W multiples of 8, and decode it."""
+    """Encode and decode one (H, W) plane in 0..255, with H and W multiples of 8."""
     height, width = plane.shape
     blocks = (plane - 128).reshape(height // 8, 8, width // 8, 8).permute(0, 2, 1, 3).reshape(-1, 64)
     coefficients = torch.round(blocks @ _dct().T / table) * table
@@ -56,20 +56,20 @@ def _quantize_plane(plane: Tensor, table: Tensor) -> Tensor:
 
 
 def block_dct_jpeg(image: Tensor, quality: int) -> Tensor:
-    """Simulate JPEG with chroma at half size on a (3, H, W) image in [0, 1], all in torch, without entropy coding."""
+    """Simulate JPEG with half-size chroma on a (3, H, W) image in [0, 1], in torch and without entropy coding."""
     height, width = image.shape[-2:]
     padded = F.pad(image.clamp(0, 1)[None] * 255, (0, -width % 16, 0, -height % 16), mode="replicate")[0]
     to_ycc = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
     ycc = torch.einsum("ij,jhw->ihw", to_ycc, padded)
     factor = (50 / quality) if quality < 50 else (2 - quality / 50)
     luma, chroma = (torch.tensor([float(v) for v in text.split()]) for text in (_LUMA_TABLE, _CHROMA_TABLE))
-    # Every divisor is an integer in a JPEG file.
+    # Divisors are integers in JPEG files.
     luma, chroma = (luma * factor).round().clamp(1, 255), (chroma * factor).round().clamp(1, 255)
     small = F.avg_pool2d(ycc[1:], 2) + 128
     planes = [_quantize_plane(ycc[0], luma)[None]]
     for plane in small:
         decoded = _quantize_plane(plane, chroma)[None, None] - 128
-        # The triangle filter that libjpeg enlarges chroma with.
+        # libjpeg upscales chroma with this triangle filter.
         planes.append(F.interpolate(decoded, scale_factor=2, mode="bilinear")[0])
     rgb: Tensor = torch.einsum("ij,jhw->ihw", torch.linalg.inv(to_ycc), torch.cat(planes))
     return (rgb[:, :height, :width] / 255).clamp(0, 1)
@@ -112,7 +112,7 @@ def _resized(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 
 
 def degrade_plainly(image: Tensor, plan: DegradationPlan, generator: torch.Generator) -> Tensor:
-    """Run a plan on one (3, H, W) image in [0, 1] the straightforward way; (3, H/4, W/4), multiples of 1/255."""
+    """Run a plan on one (3, H, W) image in [0, 1] with straightforward code; (3, H/4, W/4), multiples of 1/255."""
     size = (round(image.shape[1] / _SCALE), round(image.shape[2] / _SCALE))
     out = _conv_blur(image, plan.first.kernel)
     first = (round(out.shape[1] * plan.first.factor), round(out.shape[2] * plan.first.factor))
@@ -130,12 +130,12 @@ def degrade_plainly(image: Tensor, plan: DegradationPlan, generator: torch.Gener
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is compared of a low-quality image.
+    """The compared statistics of a low-quality image.
 
     Attributes:
-        psnr_db: against the sharp image reduced by area.
+        psnr_db: PSNR against the sharp image reduced by area.
         noise_level: standard deviation of the finest detail, 8-bit grey levels; Immerkaer 1996, on the luma.
-        spectrum_slope: of log power over log frequency, on the luma.
+        spectrum_slope: slope of log power over log frequency, on the luma.
     """
 
     psnr_db: float
@@ -144,7 +144,7 @@ class Statistics:
 
 
 def measure(lq: Tensor, hq: Tensor) -> Statistics:
-    """Measure one (3, h, w) image against its (3, 4h, 4w) sharp one."""
+    """Measure one (3, h, w) image against its sharp (3, 4h, 4w) image."""
     error = (lq - F.interpolate(hq[None], size=lq.shape[-2:], mode="area")[0]).square().mean()
     luma = lq.mean(0)
     laplacian = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]])
@@ -172,7 +172,7 @@ def _spectrum_slope(luma: Tensor) -> float:
 
 
 def synthetic_crops(size: int, count: int, seed: int = 0) -> Iterator[Tensor]:
-    """Give images with a photograph's spectrum, edges and correlated colours: (3, size, size) in [0, 1]."""
+    """Yield images with a photograph's spectrum, edges and correlated colours: (3, size, size) in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     y, x = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)[None]
     falloff = 1 / (y * y + x * x).sqrt().clamp_min(1 / size)
@@ -190,7 +190,7 @@ def synthetic_crops(size: int, count: int, seed: int = 0) -> Iterator[Tensor]:
 
 
 def photo_crops(folder: Path, size: int, count: int) -> Iterator[Tensor]:
-    """Give random crops of the photographs of a folder that are large enough: (3, size, size) in [0, 1]."""
+    """Yield random crops of sufficiently large photographs of a folder: (3, size, size) in [0, 1]."""
     rng = np.random.default_rng(0)
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in {".webp", ".png", ".jpg", ".jpeg"})
     given = 0
@@ -205,7 +205,7 @@ def photo_crops(folder: Path, size: int, count: int) -> Iterator[Tensor]:
 
 
 def pair(image: Tensor, config: DegradationConfig, index: int) -> tuple[Tensor, Tensor]:
-    """Degrade an image both ways by one plan: the project's result and the straightforward one."""
+    """Degrade an image with one plan; return the project's result and the straightforward result."""
     ours = degrade(image[None], _SCALE, config, seed=0, epoch=0, indices=[index])[0]
     plan = draw_plan(config, sample_rng(0, 0, index))
     return ours, degrade_plainly(image, plan, torch.Generator().manual_seed(index))
@@ -218,7 +218,7 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def report_speed(crops: list[Tensor], config: DegradationConfig) -> None:
-    """Print the times of both ways on the same plans, alternating, and their ratio."""
+    """Time both implementations alternately on the same plans, and print the times and their ratio."""
     ours: list[float] = []
     plain: list[float] = []
     for index, image in enumerate(crops):
@@ -228,14 +228,14 @@ def report_speed(crops: list[Tensor], config: DegradationConfig) -> None:
             (plain, lambda p=plan, g=generator, x=image: degrade_plainly(x, p, g)),
         ):
             times.append(_timed(work))
-    # The first one builds tables and FFT plans.
+    # Skip the first run, which builds tables and FFT plans.
     ours_ms, plain_ms = statistics.mean(ours[1:]) * 1e3, statistics.mean(plain[1:]) * 1e3
     size = crops[0].shape[-1]
     print(f"{size:5d} px  ours {ours_ms:7.1f} ms  plain {plain_ms:7.1f} ms  ratio {plain_ms / ours_ms:5.2f}")
 
 
 def report_statistics(crops: Iterator[Tensor], config: DegradationConfig) -> None:
-    """Print the means and standard deviations of both ways' statistics."""
+    """Print means and standard deviations of the statistics of both implementations."""
     measured = []
     for index, image in enumerate(crops):
         ours, plain = pair(image, config, index)

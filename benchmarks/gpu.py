@@ -1,4 +1,4 @@
-"""The parts of `gpu.sh`: the machine, results of a device against those of the CPU, and training with kill and resume.
+"""The parts of `gpu.sh`: describe the machine, compare results with the CPU's, and train with kill and resume.
 
 python benchmarks/gpu.py machine --device cuda
 python benchmarks/gpu.py agree --device cuda
@@ -32,7 +32,7 @@ from omgsr_cli.upscaling import upscale_image
 
 SHARED = Path(os.environ.get("OMGSR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 _MOST_MEAN_LEVELS = 0.1
-"""By which a result in fp32 may differ from the CPU's, in levels of 8 bits on average."""
+"""The allowed mean difference of an fp32 result from the CPU's, in 8-bit levels."""
 _PATIENCE_S = 240
 _CONFIG = """
 [model]
@@ -60,7 +60,7 @@ every = 1
 
 
 def describe(device: torch.device) -> None:
-    """Print what the measurements were made with."""
+    """Print the hardware and software of the measurements."""
     rows = {"system": platform.platform(), "torch": torch.__version__, "device": str(device)}
     if device.type in ("cuda", "xpu"):
         properties: Any = torch.get_device_module(device).get_device_properties(device)
@@ -75,7 +75,7 @@ def describe(device: torch.device) -> None:
 
 
 def agree(device: torch.device, folder: Path) -> bool:
-    """Print how far results differ from the CPU's; False where those in fp32 differ too far."""
+    """Print the differences of results from the CPU's; return False if those of fp32 are too large."""
     golden = SHARED / "golden" / "sd"
     models: dict[str, dict[str, Any]] = {"omgsr-tiny": {"model": "omgsr-tiny"}}
     if golden.is_dir():
@@ -109,9 +109,9 @@ def _run(restorer: Any, given: Any, free_bytes: int | None) -> torch.Tensor:
 
 
 def train(device: torch.device, folder: Path) -> bool:
-    """Train eight steps, once at a stretch and once killed and resumed; print how far the weights differ."""
+    """Train eight steps, once without interruption and once killed and resumed; print the difference of weights."""
     photos = write_photos(folder / "photos", 96)
-    # accelerate takes a GPU that is there.
+    # accelerate uses an existing GPU by default.
     environment = os.environ | {"ACCELERATE_USE_CPU": str(device.type == "cpu").lower()}
     runs = {name: folder / name for name in ("whole", "resumed")}
     commands = {}
@@ -142,7 +142,7 @@ def train(device: torch.device, folder: Path) -> bool:
 
 
 def time_model(device: torch.device, model: str) -> bool:
-    """Print what an installed model takes for its own size and twice that; False where a result is not finite."""
+    """Time an installed model at its own size and twice that; return False if a result is not finite."""
     load_s, restorer = timed(lambda: load_restorer(model, device=str(device)))
     print(f"{restorer.precision}, loaded in {load_s:.1f} s\n\n| output | first, s | second, s | peak, GiB |")
     print("|---|---:|---:|---:|")
@@ -160,7 +160,7 @@ def time_model(device: torch.device, model: str) -> bool:
 
 
 def main() -> int:
-    """Do one part; 1 where it found something wrong."""
+    """Run one part; return 1 if it finds a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("machine", "agree", "train", "model"))
     parser.add_argument("--model", default="omgsr-tiny", help="of model")

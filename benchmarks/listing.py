@@ -1,7 +1,7 @@
-"""How soon the first of millions of images is known, and what memory their listing takes.
+"""Measure how soon the first of millions of images is found, and how much memory their listing needs.
 
-A storage is made up that has so many paths; each is found, named, checked against the others and given out as a job, as
-`omgsr upscale` does before a model sees it.
+A simulated storage contains this many paths. Each is found, named, checked against the others and returned as a job, in
+the same way as in `omgsr upscale` before it runs a model.
 
     python benchmarks/listing.py --millions 1
 """
@@ -20,7 +20,7 @@ from omgsr_cli.files.jobs import Job, JobOptions, find_jobs
 PER_FOLDER = 1000
 
 
-class Many(AbstractFileSystem):  # type: ignore[misc] # fsspec says nothing of its types
+class Many(AbstractFileSystem):  # type: ignore[misc] # fsspec has no type hints
     protocol = "many"
     folders = 0
 

@@ -1,10 +1,10 @@
-"""How the memory of `omgsr upscale` grows with the image: peaks of whole commands, and the growth per megapixel.
+"""Measure how the memory of `omgsr upscale` grows with the image: peaks of complete commands, and growth per megapixel.
 
     python benchmarks/memory.py [--sizes 512,1024] [--limit 12] [--light] [--memory 400M]
 
-From 512 pixels on an image takes several tiles of full size. Each size runs in a process of its own; a growth above
-the limit, in MB per megapixel of output, is exit code 1. With --light networks with as many channels but few layers do
-the work, which hold as much at a time: for images that the embedded model takes an hour for.
+From 512 pixels on, an image needs several tiles of full size. Each size runs in a separate process. If the growth, in
+MB per megapixel of output, exceeds the limit, the exit code is 1. --light uses networks with as many channels but fewer
+layers, which need as much memory at a time; use it for images that take the bundled model an hour.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if name in ("cuda", "xpu"):
 
 
 def write_light_model(folder: Path) -> None:
-    """Write a model of omgsr-tiny's family and widths with one layer of each kind."""
+    """Write a model with omgsr-tiny's architecture and widths, and one layer of each kind."""
     config = TinyConfig(encoder_layers=1, step_blocks=1)
     torch.manual_seed(0)
     save_file(TinyNetwork(config).state_dict(), folder / "model.safetensors")
@@ -46,7 +46,7 @@ def write_light_model(folder: Path) -> None:
 
 
 def peak_mib(size_px: int, *options: str) -> float:
-    """Peak memory of enlarging one square image by four: resident, or what torch allocated on a GPU."""
+    """Return the peak memory of upscaling one square image by four: resident, or allocated by torch on a GPU."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "in.png"), Path(folder, "out.png")
         write_image_file(source, size_px)
@@ -57,7 +57,7 @@ def peak_mib(size_px: int, *options: str) -> float:
 
 
 def main() -> int:
-    """Measure, print, and compare with the limit."""
+    """Measure and print the memory, and compare its growth with the limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="512,1024", help="sides of the images in px, the smallest first")
     parser.add_argument("--limit", type=float, default=12.0, help="MB per megapixel of output")

@@ -1,10 +1,10 @@
-"""How busy the model is in a folder run: a trace of what each thread did, with overlap and without.
+"""Measure how busy the model is while it restores a folder: a trace of each thread, with and without overlap.
 
     python benchmarks/overlap.py [--images 8] [--size 256] [--threads 1]
 
-omgsr-tiny enlarges a folder of images, as `omgsr upscale` does, first one by one and then as a stream. Each line of
-the trace is one thread: r reading, # the model, w writing; the share is of the time from the model's first work to its
-last.
+omgsr-tiny upscales a folder of images, in the same way as `omgsr upscale`, first one by one and then as a stream. Each
+line of the trace is one thread: r is reading, # is the model, w is writing. The share is the model's part of the time
+between its first and last work.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ Span = tuple[float, float]
 
 
 class Trace:
-    """Spans of time in which something was done, by its letter and thread."""
+    """Spans of time of operations, by letter and thread."""
 
     def __init__(self) -> None:
         self.spans: list[tuple[str, str, Span]] = []
         self.model_s: list[Span] = []
-        """Of the model's calls, in the own time of their thread: what other programs take is left out."""
+        """Spans of the model's calls in their thread's processor time, which excludes other programs."""
 
     def timed(self, letter: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, whose calls are noted."""
+        """Wrap a function so that its calls are recorded."""
 
         def call(*arguments: Any, **options: Any) -> Any:
             start, own = time.perf_counter(), time.thread_time()
@@ -60,17 +60,17 @@ class Trace:
         return call
 
     def shares(self) -> tuple[float, float]:
-        """Of the time from the model's first work to its last, that of its work: by the clock, and its thread's own."""
+        """Return the model's share of the time between its first and last work: wall time and thread time."""
         model = [span for letter, _, span in self.spans if letter == "#"]
         return _share(model), _share(self.model_s)
 
     def lines(self) -> Iterator[str]:
-        """One line for each thread."""
+        """Yield one line for each thread."""
         first = min(start for _, _, (start, _) in self.spans)
         scale = _COLUMNS / (max(stop for _, _, (_, stop) in self.spans) - first)
         for thread in dict.fromkeys(name for _, name, _ in self.spans):
             row = [" "] * (_COLUMNS + 1)
-            # Writing spans its waiting for the model: what is nearer lies on top.
+            # A span of writing includes its wait for the model, so draw inner operations last.
             for letter in "wr#":
                 for found, name, (start, stop) in self.spans:
                     if (found, name) == (letter, thread):
@@ -85,7 +85,7 @@ def _share(spans: list[Span]) -> float:
 
 
 def measure(way: str, folder: Path, images: int, restorer: Restorer) -> tuple[float, Trace]:
-    """Enlarge all images of a folder; seconds, and the trace."""
+    """Upscale all images of a folder; return seconds and the trace."""
     trace = Trace()
     settings = Settings(ModelOptions(), RestoreOptions(), WriteOptions(overwrite=True))
     finished = FinishedResults(settings, restorer.info, Remembered(folder / way / "cache"))
@@ -108,7 +108,7 @@ def measure(way: str, folder: Path, images: int, restorer: Restorer) -> tuple[fl
 
 
 def main() -> None:
-    """Measure both ways in one run and print them."""
+    """Measure both variants in one run and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--size", type=int, default=256, help="side of the images in px")

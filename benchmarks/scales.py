@@ -1,10 +1,10 @@
-"""PSNR of a model at several scales, restored at the size of the result and at the magnification of its training.
+"""Measure a model's PSNR at several scales, restored at the size of the result and at the model's training scale.
 
     python benchmarks/scales.py PHOTOS [--count 5] [--side 240] [--scales 1,1.5,2,3,4,8] [--model omgsr-tiny]
 
-PHOTOS is a folder of sharp photographs; the first of those that omgsr-tiny was not trained on are used: every 19th by
-name, as in recipes/omgsr_tiny/degrade_photos.py. The middle of each is reduced by the scale (bicubic), degraded,
-and restored to its own size. Prints one Markdown table of mean RGB-PSNR in dB, at 8 bits.
+PHOTOS is a folder of sharp photographs. The benchmark uses the first photographs that omgsr-tiny was not trained on,
+which are every 19th by name, as in recipes/omgsr_tiny/degrade_photos.py. The centre of each is reduced by the scale
+(bicubic), degraded, and restored to its original size. The output is a Markdown table of mean RGB-PSNR in dB, 8 bits.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ WAYS = ("bicubic", "process scale 1", "auto")
 
 
 def held_out(folder: Path, count: int) -> list[Path]:
-    """The first of the photographs that training left out."""
+    """Return the first photographs that were not used for training."""
     photos = sorted(path for path in folder.iterdir() if path.suffix in {".webp", ".png", ".jpg"})
     return photos[7::19][:count]
 
 
 def sharp_crop(path: Path, side_px: int) -> Tensor:
-    """The middle of a photograph, reduced by a whole factor to a short side of at least 600 px, (3, H, W) in [0, 1]."""
+    """Return a photograph's centre after reduction by an integer to a short side >= 600 px, (3, H, W) in [0, 1]."""
     image = Image.open(path).convert("RGB")
     image = image.reduce(max(1, min(image.size) // 600))
     left, top = (image.width - side_px) // 2, (image.height - side_px) // 2
@@ -49,7 +49,7 @@ def sharp_crop(path: Path, side_px: int) -> Tensor:
 
 
 def degrade(image: Tensor, kind: str, seed: int) -> Tensor:
-    """Add noise of 10 grey levels, or compress; 8-bit levels."""
+    """Add noise of 10 grey levels, or compress; round to 8-bit levels."""
     if kind == "noise 10":
         noise = torch.from_numpy(np.random.default_rng(seed).normal(0, 10 / 255, tuple(image.shape))).float()
         return (image + noise).clamp(0, 1).mul(255).round().div(255)
@@ -61,13 +61,13 @@ def degrade(image: Tensor, kind: str, seed: int) -> Tensor:
 
 
 def psnr_db(image: Tensor, reference: Tensor) -> float:
-    """Of RGB at 8 bits; infinite where they are equal."""
+    """Return the PSNR of RGB at 8 bits; infinite for equal images."""
     error = float((image.mul(255).round() - reference.mul(255).round()).square().mean())
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
 def ways(restorer: Restorer, size: Size) -> dict[str, Callable[[Tensor], Tensor]]:
-    """What is compared: a low-quality image to one of `size`."""
+    """Return the compared methods, which upscale a low-quality image to `size`."""
     hasty = RestoreOptions(process_scale=1)
     return {
         "bicubic": lambda image: resize(image, size),
@@ -77,7 +77,7 @@ def ways(restorer: Restorer, size: Size) -> dict[str, Callable[[Tensor], Tensor]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure the PSNR and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--count", type=int, default=5)

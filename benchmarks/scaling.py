@@ -1,9 +1,9 @@
-"""How much faster two processes with one thread each are than one, and what a small image costs beside the network.
+"""Measure the speed-up of two single-thread processes over one, and the time of a small image outside the network.
 
     python benchmarks/scaling.py [--images 60] [--height 64] [--width 90]
 
-The start of the processes and the loading of the model are left out: images are counted from the first results to
-the last. Run it on a machine that does nothing else; what else it does is printed.
+Images are counted from the first results to the last, so the start of the processes and the loading of the model are
+excluded. Run this on an idle machine; the load of other programs is printed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions
 
 
 def write_images(folder: Path, count: int, height: int, width: int) -> list[Path]:
-    """Smooth images with some noise, no two alike."""
+    """Write smooth images with some noise, all different."""
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[0:height, 0:width]
     paths = []
@@ -45,7 +45,7 @@ def write_images(folder: Path, count: int, height: int, width: int) -> list[Path
 
 
 def images_per_second(work: UpscaleWork, jobs: list[Job], processes: int, device: str) -> float:
-    """Between the first result of every process and the last of all."""
+    """Return the speed between the first result of every process and the last result of all."""
     places = [Place(device, processes)] * processes
     results = Processes(places).run(work, jobs, on_start=lambda job: None, say=lambda text, *, detail=False: None)
     began, counted = 0.0, 0
@@ -59,7 +59,7 @@ def images_per_second(work: UpscaleWork, jobs: list[Job], processes: int, device
 
 
 def overhead(work: UpscaleWork, jobs: list[Job]) -> tuple[float, float]:
-    """Seconds of an image, and of these outside of the network, in processor time: other work does not count."""
+    """Return processor seconds of an image, in total and outside the network; other programs do not count."""
     inside = [0.0]
     model = load_found(work.model, device=str(stages.device), precision="fp32")
 
@@ -75,7 +75,7 @@ def overhead(work: UpscaleWork, jobs: list[Job]) -> tuple[float, float]:
 
         return run
 
-    # Measured from outside, so that nothing is in its way.
+    # Wrap the stages from outside, so that the program itself stays unchanged.
     for name in ("encode", "restore", "decode"):
         setattr(model, name, timed(getattr(model, name)))
     do = Upscaler(work.settings, work.info, FinishedResults(work.settings, work.info, Remembered()), lambda: model)
@@ -88,7 +88,7 @@ def overhead(work: UpscaleWork, jobs: list[Job]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure both and print them."""
+    """Measure and print both figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--height", type=int, default=64)

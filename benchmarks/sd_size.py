@@ -1,14 +1,15 @@
-"""Time and memory of a model of Stable Diffusion 2.1-base's size, with random weights.
+"""Measure time and memory of a model with Stable Diffusion 2.1-base's size and random weights.
 
-What it restores is noise; what it costs is what the real one costs. `--make` writes the model as a folder (3.8 GB in
-fp32), `--run` loads it in this process, which should be a fresh one, and restores two images.
+Its results are noise, but it needs as much time and memory as the real model. `--make` writes the model as a folder
+(3.8 GB in fp32). `--run` loads it in this process, which should be a fresh one, and restores two images.
 
     python benchmarks/sd_size.py --make /tmp/sd_size
     python benchmarks/sd_size.py --run /tmp/sd_size --precision fp32
     python benchmarks/sd_size.py --run /tmp/sd_size --precision bf16
     python benchmarks/sd_size.py --layouts 192
 
-`--layouts` times the VAE alone, on an image of that side, as built and channels last, in fp32 and bf16.
+`--layouts` times only the VAE, on an image with this side, in torch's default layout and channels last, in fp32 and
+bf16.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from omgsr_cli.planning import plan_restoration, usable_memory
 
 _TOKENS = 77
 
-# The public configuration of Stable Diffusion 2.1-base; what is not here has diffusers' own default there, too.
+# The public configuration of Stable Diffusion 2.1-base; both it and this file use diffusers' defaults for other values.
 _SD21_UNET: dict[str, Any] = {
     "sample_size": 64,
     "block_out_channels": (320, 640, 1280, 1280),
@@ -56,7 +57,7 @@ _SD21_VAE: dict[str, Any] = {
 }
 SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sd21": (_SD21_UNET, _SD21_VAE),
-    # The same layout with few channels, to try the program itself.
+    # The same layout with few channels, to test this program.
     "toy": (
         _SD21_UNET
         | {
@@ -79,7 +80,7 @@ _SCHEDULE = {
 
 
 def build_networks(shape: str) -> tuple[nn.Module, nn.Module]:
-    """Give UNet and VAE on the meta device: shapes without numbers, built in a moment."""
+    """Return UNet and VAE on the meta device: shapes without values, which are built quickly."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -90,7 +91,7 @@ def build_networks(shape: str) -> tuple[nn.Module, nn.Module]:
 
 @torch.no_grad()
 def fill_randomly(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Give a network of the meta device numbers that keep the size of activations: N(0, 1/fan_in), biases 0."""
+    """Fill a network of the meta device with values that keep the size of activations: N(0, 1/fan_in), biases 0."""
     network.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in network.named_parameters():
@@ -120,7 +121,7 @@ def make(folder: Path, shape: str, weights: str) -> None:
 
 
 def without_numbers(restorer: SdRestorer, shape: str) -> SdRestorer:
-    """Give the same restorer on the meta device, for counting; the given one is left as it is."""
+    """Return a copy of the restorer on the meta device, for counting; the original stays unchanged."""
     with quiet_libraries():
         unet, vae = (network.to(restorer.unet.dtype) for network in build_networks(shape))
     embeds = restorer.prompt_embeds
@@ -129,7 +130,7 @@ def without_numbers(restorer: SdRestorer, shape: str) -> SdRestorer:
 
 
 def find_shape(restorer: SdRestorer) -> str:
-    """Name the shape that a folder was made in."""
+    """Return the name of the shape of a folder."""
     width = restorer.unet.config["cross_attention_dim"]
     return next(name for name, (unet, _) in SHAPES.items() if unet["cross_attention_dim"] == width)
 
@@ -146,7 +147,7 @@ def run(folder: Path, precision: str, size_px: int) -> None:
 
 
 def describe(restorer: Restorer, size_px: int) -> None:
-    """Print what is measured, and refuse a size at which the step would take more than one tile."""
+    """Print the measured setup, and refuse a size at which the step needs more than one tile."""
     info = restorer.info
     output = Size(size_px, size_px).times(info.scale)
     plan = plan_restoration(info, Size(size_px, size_px), output, RestoreOptions(), usable_memory(restorer.device))
@@ -158,7 +159,7 @@ def describe(restorer: Restorer, size_px: int) -> None:
 
 @torch.inference_mode()
 def compare_layouts(size_px: int) -> None:
-    """Print what the VAE takes with its weights as built, divided by its time channels last."""
+    """Print the VAE's time with the default layout of weights, divided by its time with channels last."""
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     vae: Any = fill_randomly(build_networks("sd21")[1]).eval()
     image, latent = torch.rand(1, 3, size_px, size_px), torch.randn(1, 4, size_px // 8, size_px // 8)
@@ -180,7 +181,7 @@ def compare_layouts(size_px: int) -> None:
 
 
 def main() -> None:
-    """Do what was asked."""
+    """Run the requested action."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--make", type=Path, metavar="FOLDER", help="write the model; the folder must not exist")

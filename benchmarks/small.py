@@ -1,9 +1,9 @@
-"""What a small image costs beside the model: many images of 16x16 px in one process, then the same again, finished.
+"""Measure the time of a small image outside the model: restore many 16x16 px images in one process, then skip them.
 
     python benchmarks/small.py [--images 300] [--profile]
 
-Seconds are this process's own CPU time, so other work on the machine counts little. The bare model is timed on the
-same tiles in the same run.
+Seconds are this process's CPU time, so other work on the machine has little effect. The model alone is timed on the
+same tiles in the same run. The second run finds all images finished.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from omgsr_cli.models.loading import load_restorer
 
 
 def own_seconds(call: list[str], profile: bool) -> float:
-    """CPU seconds of one command in this process."""
+    """Run one command in this process and return its CPU seconds."""
     profiler = cProfile.Profile()
     started = time.process_time()
     if profile:
@@ -47,7 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     restorer = load_restorer("omgsr-tiny", device="cpu", precision="fp32")
-    # As planned for such an image: four times its side, at least the model's native size, and its border.
+    # The plan for such an image: four times its side, at least the model's native size, plus the model's border.
     side = max(4 * options.size, restorer.info.native_tile_px) + 2 * restorer.info.border_px
     tile = torch.rand(1, 3, side, side) * 2 - 1
     with torch.inference_mode():
@@ -61,7 +61,7 @@ def main() -> None:
         folder.mkdir()
         for number in range(options.images):
             write_image_file(folder / f"{number}.png", options.size)
-        # Files that have just been written are not remembered: they may still change.
+        # The cache ignores files that were just written, because they may still change.
         time.sleep(3)
         call = ["upscale", str(folder), "-o", str(Path(name, "out")), "--device", "cpu", "--precision", "fp32", "-q"]
         first = own_seconds(call, options.profile) / options.images

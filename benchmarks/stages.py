@@ -1,4 +1,4 @@
-"""Time the stages of a restoration as `upscale_image` calls them, and measure its memory and its arithmetic."""
+"""Time the stages of a restoration as `upscale_image` calls them, and measure its memory and operations."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from omgsr_cli.upscaling import upscale_image
 STAGES = ("encode", "step", "decode")
 
 clock = time.perf_counter
-"""What `timed` counts in; on a machine with other work, a process's own seconds tell more."""
+"""The clock of `timed`; on a busy machine, processor time is more reliable."""
 
 device = torch.device("cpu")
-"""What is measured; `use_device` changes it."""
+"""The measured device; `use_device` changes it."""
 
 Result = TypeVar("Result")
 
@@ -38,41 +38,41 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def use_device(name: str) -> torch.device:
-    """Measure a device from now on."""
+    """Set the device to measure."""
     global device
     device = choose_device(name)
     return device
 
 
 def synchronise() -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type != "cpu":
         module = torch.get_device_module(device)
         module.synchronize(*(() if device.type == "mps" else (device,)))
 
 
 def peak_memory_gib(who: int = resource.RUSAGE_SELF) -> float:
-    """Return the largest memory so far, in GiB: of the device what torch allocated, of the CPU what was resident.
+    """Return the peak memory so far, in GiB: memory that torch allocated on the device, or resident memory on the CPU.
 
-    Resident memory includes the pages of mapped files, and all threads. MPS reports only what is allocated now.
+    Resident memory includes the pages of mapped files and all threads. MPS reports only the current allocation.
     """
     if who == resource.RUSAGE_SELF and device.type == "mps":
         return float(torch.mps.driver_allocated_memory() / 2**30)
     if who == resource.RUSAGE_SELF and device.type != "cpu":
         return float(torch.get_device_module(device).max_memory_allocated(device) / 2**30)
     peak = resource.getrusage(who).ru_maxrss
-    # macOS tells bytes, Linux KiB.
+    # macOS reports bytes, Linux KiB.
     return float(peak / (2**30 if sys.platform == "darwin" else 2**20))
 
 
 @dataclass
 class TimedRestorer:
-    """A `Restorer` that hands every call to another one and adds up how long they take.
+    """A `Restorer` that passes every call to another one and adds up their times.
 
     Attributes:
-        inner: does the work.
-        seconds: of each of STAGES, over all tiles since the last `reset`.
-        peak_gib: resident memory at the end of the stage, the largest so far.
+        inner: the restorer that does the work.
+        seconds: seconds of each of STAGES, over all tiles since the last `reset`.
+        peak_gib: peak memory so far at the end of each stage.
     """
 
     inner: Restorer
@@ -128,7 +128,7 @@ class TimedRestorer:
         return self.inner
 
     def reset(self) -> None:
-        """Forget what was measured."""
+        """Clear the measurements."""
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.peak_gib = {}
 
@@ -140,7 +140,7 @@ class TimedRestorer:
 
 
 def timed(work: Callable[[], Result]) -> tuple[float, Result]:
-    """Run it until the device is idle; seconds and what it returns."""
+    """Run a function until the device is idle; return seconds and its result."""
     synchronise()
     start = clock()
     result = work()
@@ -150,7 +150,7 @@ def timed(work: Callable[[], Result]) -> tuple[float, Result]:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table; what was not measured is None."""
+    """One row of a table; values that were not measured are None."""
 
     name: str
     seconds: float
@@ -162,12 +162,12 @@ def restoration_rows(restorer: Restorer, side_px: int, flops: dict[str, int]) ->
     """Restore two images of one size and time their stages.
 
     Args:
-        restorer: on the device that is measured.
+        restorer: a restorer on the measured device.
         side_px: height and width of the images.
-        flops: of each of STAGES, for the second image's rows.
+        flops: operations of each of STAGES, for the second image's rows.
     Returns:
-        One row for the first image, which also pays for what is prepared once, then the stages of the second
-        and the whole of it.
+        One row for the first image, which includes one-time preparations, then rows for the second image's stages and
+        their total.
     """
     timer = TimedRestorer(restorer)
     generator = torch.Generator().manual_seed(0)
@@ -186,11 +186,11 @@ def restoration_rows(restorer: Restorer, side_px: int, flops: dict[str, int]) ->
 
 
 def count_flops(restorer: Restorer, side_px: int) -> dict[str, int]:
-    """Count the floating-point operations of each stage for one square image, a multiply-add being two.
+    """Count the floating-point operations of each stage for one square image; a multiply-add counts as two.
 
     Args:
-        restorer: on any device; on "meta" nothing is computed.
-        side_px: of the enlarged image, in one tile.
+        restorer: a restorer on any device; on "meta", nothing is computed.
+        side_px: side of the upscaled image, in one tile.
     """
     counts: dict[str, int] = {}
 
@@ -201,7 +201,7 @@ def count_flops(restorer: Restorer, side_px: int) -> dict[str, int]:
         return result
 
     image = torch.zeros(1, 3, side_px, side_px, device=restorer.device)
-    # The fused attention of CPUs is a kernel that the counter does not know: take it apart into products.
+    # The counter does not support the CPU's fused attention kernel, so split attention into matrix products.
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
         lq_latent = counted("encode", lambda: restorer.encode(image))
         latent = counted("step", lambda: restorer.restore(lq_latent))

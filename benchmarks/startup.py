@@ -1,8 +1,9 @@
-"""What a command costs before it computes: answers that need no torch, and one small image, beside importing torch.
+"""Measure a command's time before it computes: answers without torch, and one small image, compared with import torch.
 
     python benchmarks/startup.py [--rounds 3]
 
-Each command is a process of its own; CPU seconds with its children's, the least of some rounds, in turns.
+Each command runs in a separate process, alternately. The figures are CPU seconds including child processes, the minimum
+of several rounds.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ PROGRAM = [sys.executable, "-m", "omgsr_cli", "upscale"]
 
 
 def cpu_seconds(command: list[str], folder: Path) -> float:
-    """CPU seconds of a process, whatever its exit code."""
+    """Return the CPU seconds of a process, regardless of its exit code."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMGSR_CACHE": str(folder / "cache")}
     subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)

@@ -1,11 +1,11 @@
-"""The VAE in strips v. diffusers' own calls on the whole image: time, peak memory and largest difference, as ratios.
+"""Compare the VAE in strips with diffusers' calls on the full image: time, peak memory, largest difference, as ratios.
 
     python benchmarks/strips.py --shape sd21 --size 512 --memory 256
     python benchmarks/strips.py --shape toy --growth 2048,4096,8192 --memory 256 [--no-attention]
 
-Each way runs in a process of its own, because the peak of a process never falls. Weights are random. With --growth
-strips alone are measured, image by image, and neither input nor result is held: what is left is what they need.
-Attention takes the square of an image's pixels, on a processor an hour for 64 megapixels.
+Each variant runs in a separate process, because the peak memory of a process never falls. Weights are random. With
+--growth, only strips are measured, image by image, without keeping input or result, so the figures show the memory of
+the strips alone. The time of attention grows with the square of the pixels; a CPU needs an hour for 64 megapixels.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from omgsr_cli.models.vae_tiling import decode_in_strips, encode_in_strips
 
 
 class _Image:
-    """An image as it is read."""
+    """An image in memory that is read in rows."""
 
     def __init__(self, planes: torch.Tensor) -> None:
         self.planes, self.size_px = planes, (planes.shape[2], planes.shape[3])
@@ -37,7 +37,7 @@ class _Image:
 
 
 class _Noise:
-    """An image that is nowhere: every row is made as it is read."""
+    """An image that is not stored: its rows are generated when they are read."""
 
     def __init__(self, side: int) -> None:
         self.size_px = (side, side)
@@ -48,7 +48,7 @@ class _Noise:
 
 
 def build_vae(options: argparse.Namespace) -> Any:
-    """The autoencoder of a shape, with random weights."""
+    """Return the autoencoder of a shape with random weights."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     with torch.device("meta"):
@@ -58,7 +58,7 @@ def build_vae(options: argparse.Namespace) -> Any:
 
 @torch.inference_mode()
 def measure_growth(options: argparse.Namespace) -> None:
-    """Encode and decode one image in strips, and print the growth of this process."""
+    """Encode and decode one image in strips, and print the memory growth of this process."""
     torch.set_num_threads(options.threads)
     vae = build_vae(options)
     warm = Workspace(1 << 20, stages.device)
@@ -76,7 +76,7 @@ def measure_growth(options: argparse.Namespace) -> None:
 
 @torch.inference_mode()
 def measure(way: str, options: argparse.Namespace, folder: Path) -> None:
-    """Encode and decode one image; results and figures go into the folder."""
+    """Encode and decode one image; write results and figures to the folder."""
     torch.set_num_threads(options.threads)
     vae = build_vae(options)
     generator = torch.Generator().manual_seed(0)
@@ -101,7 +101,7 @@ def measure(way: str, options: argparse.Namespace, folder: Path) -> None:
 
 
 def main() -> None:
-    """Do what was asked."""
+    """Run the requested measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=tuple(SHAPES), default="sd21")
     parser.add_argument("--size", type=int, default=512, help="side of the image in px, a multiple of 8")

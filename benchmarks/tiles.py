@@ -1,9 +1,9 @@
-"""What margins and borders of exact tiles cost, by the largest tile and the size of the image.
+"""Measure the cost of margins and borders of exact tiles, by the largest tile and the size of the image.
 
     python benchmarks/tiles.py [--threads 2] [--measure 768,1344]
 
-The first table needs no computation: the share of the computed pixels that is discarded, and the memory of the plan.
-`--measure` times omgsr-tiny on whole tiles of these sides, in turns: whether larger ones suit the caches worse.
+The first table needs no model: it shows the discarded share of the computed pixels, and the memory of the plan.
+`--measure` times omgsr-tiny alternately on full tiles with these sides, to show whether caches suit larger tiles less.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from omgsr_cli.options import RestoreOptions
 
 _ROUNDS = 3
 SIZES = {"1 MP": Size(1000, 1000), "12 MP": Size(3000, 4000), "50 MP": Size(5773, 8660), "192 MP": Size(12000, 16000)}
-"""Of the restored image."""
+"""Sizes of the restored image."""
 
 
 def discarded(info: RestorerInfo, size: Size, largest_px: int, free_bytes: int) -> tuple[float, planning.TilePlan]:
-    """The share of the computed pixels that is not part of the image, and the plan."""
+    """Return the share of the computed pixels outside the image, and the plan."""
     planning._MAX_EXACT_TILE_PX = largest_px
     plan = planning.plan_restoration(info, size.times(1 / info.scale), size, RestoreOptions(), free_bytes)
     tiles = plan_halo_tiles(plan.canvas.padded, plan.step.core_px, plan.step.margin_px, info.multiple_of_px)
@@ -35,7 +35,7 @@ def discarded(info: RestorerInfo, size: Size, largest_px: int, free_bytes: int) 
 
 
 def seconds_per_mp(restorer: Restorer, sides: list[int]) -> dict[int, float]:
-    """Seconds for a megapixel of each whole tile, the median of some rounds."""
+    """Return seconds per megapixel of each full tile, the median of several rounds."""
     taken: dict[int, list[float]] = {side: [] for side in sides}
     with torch.inference_mode():
         for turn in range(_ROUNDS + 1):

@@ -1,9 +1,9 @@
-"""How much of `omgsr timestep` is the autoencoder, and how much everything else.
+"""Measure how much of the time of `omgsr timestep` the autoencoder needs.
 
     python benchmarks/timestep.py --data photos/ [--vae FOLDER|FILE] [--samples 4] [--resolution 512]
 
-Without --vae an encoder of Stable Diffusion's shape with random weights does the work. Reading, cropping, degrading
-and matching run in the same process, so that every second is counted; with `--workers` they would run beside it.
+Without --vae, an encoder with Stable Diffusion's shape and random weights is used. Reading, cropping, degrading and
+matching run in the same process, so that all time is counted; with `--workers` they would run in parallel.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from omgsr_cli.timesteps import Measured, match_snr, measure
 
 
 def build_sd_encoder(device: torch.device) -> ImageEncoder:
-    """Stable Diffusion's autoencoder with random weights."""
+    """Return Stable Diffusion's autoencoder with random weights."""
     torch.manual_seed(0)
     vae = AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),

@@ -1,13 +1,13 @@
-"""Time and memory of omgsr-tiny: the whole command in a process of its own, then the stages in this one.
+"""Measure time and memory of omgsr-tiny: the complete command in a separate process, then the stages in this process.
 
     python benchmarks/tiny.py [--size 256] [--precision fp32]
 
     python benchmarks/tiny.py --ratios [--size 256] [--threads 2] [--rounds 5]
 
-`--ratios` takes turns within one run: fp32 and bf16, and the chain of realesr-general-x4v3 (34 convolutions of 64
-channels with PReLU at the size of the low-quality image, with random weights: it takes the same time as with trained
-ones), in the layout that torch builds networks in and channels last. It also prints the share of convolutions in the
-time of all operations. For CPUs.
+`--ratios` alternates within one run between fp32 and bf16, and between omgsr-tiny and the chain of realesr-general-x4v3
+in torch's default layout and channels last. The chain has 34 convolutions of 64 channels with PReLU at the size of the
+low-quality image; its weights are random, which does not change the time. `--ratios` also prints the share of
+convolutions in the time of all operations. Use it on CPUs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def write_image_file(path: Path, size_px: int) -> None:
 
 
 def command_row(size_px: int, precision: str, threads: int) -> Row:
-    """Run `omgsr upscale` on one image, from nothing to the written file."""
+    """Run `omgsr upscale` on one image, from the start of the process to the written file."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "in.png"), Path(folder, "out.png")
         write_image_file(source, size_px)
@@ -63,7 +63,7 @@ def command_row(size_px: int, precision: str, threads: int) -> Row:
 
 
 class Chain(nn.Module):
-    """The shape alone."""
+    """A network of realesr-general-x4v3's shape with random weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class _Timed(NamedTuple):
 
 
 def print_ratios(size_px: int, rounds: int) -> None:
-    """Time omgsr-tiny and the chain in turns, each in fp32 and bf16."""
+    """Time omgsr-tiny and the chain alternately, each in fp32 and bf16."""
     torch.manual_seed(0)
     image, size = torch.rand(3, size_px, size_px), Size(4 * size_px, 4 * size_px)
     sides: list[_Timed] = []
@@ -102,7 +102,7 @@ def print_ratios(size_px: int, rounds: int) -> None:
             given = image[None].to(dtype, memory_format=layout)
             sides.append(_Timed(f"chain {precision}, {name}", lambda chain=chain, given=given: chain(given)))
     taken: dict[str, list[float]] = {side.name: [] for side in sides}
-    # With one thread its own seconds, which other work on the machine changes less.
+    # With one thread, use its CPU time, which is less affected by other work on the machine.
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     with torch.inference_mode():
         for turn in range(rounds + 1):
@@ -119,7 +119,7 @@ def print_ratios(size_px: int, rounds: int) -> None:
 
 
 def convolution_share(work: Callable[[], object]) -> float:
-    """The share of convolutions in the time of all operations, by torch's profiler."""
+    """Return the share of convolutions in the time of all operations, measured by torch's profiler."""
     with profile(activities=[ProfilerActivity.CPU]) as found:
         work()
     own = {event.key: event.self_cpu_time_total for event in found.key_averages()}
@@ -127,7 +127,7 @@ def convolution_share(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    """Measure both and print one table."""
+    """Measure the command and the stages, and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=256, help="side of the image in px")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
@@ -141,7 +141,7 @@ def main() -> None:
     if options.ratios:
         print_ratios(options.size, options.rounds)
         return
-    # First, while this process is small: what it holds would count as its child's peak.
+    # Run the command first, while this process is small: its memory counts towards the peak of its child.
     command = command_row(options.size, options.precision, options.threads)
     load_s, restorer = timed(
         lambda: load_restorer("omgsr-tiny", device=str(stages.device), precision=options.precision)

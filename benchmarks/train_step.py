@@ -1,15 +1,15 @@
-"""A training step of the SD family against the plain loop that the formulas give, in one run on one machine.
+"""Compare a training step of the SD family with a plain loop written from the formulas, in one run on one machine.
 
-Both take the same steps with the same draws: all four losses, the discriminator, AdamW. The plain loop keeps a second
-encoder for the clean latents, computes the features of an image for each use anew, and degrades between the steps. The
-first step's losses are compared, so that what is timed is the same.
+Both take the same steps with the same random draws: all four losses, the discriminator, AdamW. The plain loop keeps a
+second encoder for the clean latents, computes the features of an image again for each use, and degrades between steps.
+The losses of the first step are compared, to verify that both do the same work.
 
     python benchmarks/sd_size.py --make /tmp/toy --shape toy
     python benchmarks/train_step.py /tmp/toy --size 128 --batch 2 --steps 10
     python benchmarks/sd_size.py --make /tmp/sd_size
     python benchmarks/train_step.py /tmp/sd_size --size 512 --steps 1 --only ours --no-features --checkpointing
 
-CPU seconds are of the process and all of its threads: on a busy machine they are what can be compared.
+CPU seconds include all threads of the process; on a busy machine, compare these.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Losses = dict[str, float]
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own omission
-    """Counts the bytes of the tensors that are alive, and the most there ever were."""
+    """Counts the bytes of live tensors, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own omission
@@ -58,14 +58,14 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         self._seen: set[int] = set()
 
     def hold(self, network: nn.Module | None) -> None:
-        """Count what is there already: weights and buffers."""
+        """Count existing weights and buffers."""
         for tensor in [] if network is None else [*network.parameters(), *network.buffers()]:
             self._count(tensor.untyped_storage())
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        """Run an operation and count what it made."""
+        """Run an operation and count its new tensors."""
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
@@ -87,7 +87,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
 
 @dataclass
 class Waiting:
-    """Batches, with the time that was waited for them."""
+    """Batches, with the time spent waiting for them."""
 
     batches: Iterator[Batch]
     seconds: float = 0.0
@@ -104,7 +104,7 @@ class Waiting:
 
 @dataclass
 class Timed:
-    """A loop under measurement: `take` makes a step and gives its losses."""
+    """A measured loop; `take` makes a step and returns its losses."""
 
     name: str
     take: Callable[[int], Losses]
@@ -125,7 +125,7 @@ class Timed:
         self.waited.append(self.waiting.seconds - waited)
 
     def peak_bytes(self, number: int) -> int:
-        """Most that the tensors of a step take at once, weights and optimisers' averages among them."""
+        """Return the peak bytes of a step's tensors, including weights and the optimisers' averages."""
         with LiveBytes() as live:
             for network in self.networks:
                 live.hold(network)
@@ -164,10 +164,10 @@ def build_ours(run: Run, workers: int) -> Timed:
 
 
 def build_plain(run: Run) -> Timed:
-    """The loop as one writes it from the formulas, on the same networks, images and draws."""
+    """Build a plain loop from the formulas, with the same networks, images and draws."""
     vae, unet = (run.trainable.networks.get_submodule(name) for name in ("vae", "unet"))
     restorer, config = run.trainable.restorer, run.config
-    # The adapters add nothing yet.
+    # The adapters are still zero, so this copy is the base encoder.
     first_encoder = copy.deepcopy(vae.encoder).requires_grad_(False)
     scaling, alpha_bar = vae.config["scaling_factor"], restorer.schedule.alpha_bar(273)
     weights = list(run.trainable.trained().values())
@@ -202,7 +202,7 @@ def build_plain(run: Run) -> Timed:
             noise = unet(latent.to(prompt.dtype), steps, prompt).sample.float()
             clean = (latent - (1 - alpha_bar) ** 0.5 * noise) / alpha_bar**0.5
             restored = vae.decoder(vae.post_quant_conv((clean / scaling).to(vae.dtype))).float()
-            # As the published script of the S variant does.
+            # The published script of the S variant clamps too.
             restored = restored.clamp(-1, 1)
         fresh = torch.cat([torch.randn(1, *target.shape[1:], generator=draw) for draw in draws]).to(target.device)
         noisy = alpha_bar**0.5 * target + (1 - alpha_bar) ** 0.5 * fresh
@@ -235,7 +235,7 @@ def build_plain(run: Run) -> Timed:
 
 
 def plain_dists(features: nn.Module, first: Tensor, second: Tensor) -> Tensor:
-    """1 - mean over 3 + c channels of (texture + structure) / 2: DISTS, arXiv:2004.07728, with equal weights."""
+    """DISTS with equal weights, arXiv:2004.07728: 1 - mean over 3 + c channels of (texture + structure) / 2."""
     maps = [[image / 2 + 0.5, *features(image, pooled=True)] for image in (first, second)]
     similarity, channels = torch.zeros(len(first), device=first.device), 0
     for x, y in zip(*maps, strict=True):
@@ -251,7 +251,7 @@ def plain_dists(features: nn.Module, first: Tensor, second: Tensor) -> Tensor:
 
 
 def write_photos(folder: Path, size: int, count: int = 8) -> Path:
-    """Images with edges and noise, large enough to be cropped."""
+    """Write images with edges and noise that are large enough to be cropped."""
     folder.mkdir(parents=True)
     side, rng = size + 64, np.random.default_rng(0)
     for number in range(count):
@@ -263,7 +263,7 @@ def write_photos(folder: Path, size: int, count: int = 8) -> Path:
 
 
 def write_features(folder: Path) -> Path:
-    """A DINOv3 ConvNeXt of a quarter of the smallest one's channels, with random weights."""
+    """Write a random DINOv3 ConvNeXt with a quarter of the smallest model's channels."""
     from transformers import DINOv3ConvNextConfig, DINOv3ConvNextModel
 
     torch.manual_seed(0)
@@ -307,7 +307,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("ours", "plain"))
     stages.add_device(parser)
     options = parser.parse_args()
-    # accelerate takes a GPU that is there.
+    # accelerate uses an existing GPU by default.
     os.environ["ACCELERATE_USE_CPU"] = str(stages.use_device(options.device).type == "cpu").lower()
     with tempfile.TemporaryDirectory() as name:
         kinds = ("ours", "plain") if options.only is None else (options.only,)

@@ -1,10 +1,10 @@
-"""How long a PNG takes to write beside the model's time, by the size of the result and the library that compresses.
+"""Compare the time of writing a PNG with the model's time, by the size of the result and the compression library.
 
     python benchmarks/writing.py [--sizes 1024,2048,4096] [--pillow]
 
-CPU seconds for a megapixel, in one run. The pixels are omgsr-tiny's result of the sample photograph, repeated to the
-size; the share is of the time that one thread needs for the model and the file together, which overlap in a folder and
-within an image.
+Figures are CPU seconds per megapixel, from one run. The pixels are omgsr-tiny's result of the sample photograph,
+repeated to the size. The share is the file's part of the time that one thread needs for the model and the file; both
+overlap in a folder and within an image.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SAMPLE = Path(__file__).resolve().parents[1] / "docs" / "images" / "sample.jpg"
 
 
 def cpu_seconds(work: Callable[[], bytes | torch.Tensor]) -> tuple[float, float, bytes | torch.Tensor]:
-    """Seconds of all threads, seconds by the clock, and the result."""
+    """Call a function; return the CPU seconds of all threads, the wall seconds, and the result."""
     started, began = time.process_time(), time.perf_counter()
     result = work()
     return time.process_time() - started, time.perf_counter() - began, result

@@ -1,9 +1,9 @@
-"""Write pairs of degraded and sharp images: photographs that omgsr-tiny was never trained on, each in eight ways.
+"""Write pairs of degraded and sharp images from photographs that omgsr-tiny was not trained on, each in eight ways.
 
     python recipes/omgsr_tiny/degrade_photos.py --photos PHOTOS --out pairs
     omgsr bench --data pairs/noise-15/lr --hr pairs/noise-15/hr --metrics psnr,ssim
 
-Each degradation becomes a folder with `lr/` and `hr/`: `clean`, `noise-5`, `noise-15`, `noise-30` (white, of that many
+Each degradation has a folder with `lr/` and `hr/`: `clean`, `noise-5`, `noise-15`, `noise-30` (white, with this many
 grey levels), `jpeg-30`, `jpeg-60`, `blur` (Gaussian of 3 px before the reduction) and `old` (that blur, noise of 12,
 JPEG 50).
 """
@@ -33,12 +33,12 @@ KINDS: dict[str, tuple[float, float, int | None]] = {
 
 
 def held_out(files: Sequence[Path]) -> list[Path]:
-    """Every 19th of the photographs in the order of their names: those that training left out."""
+    """Return every 19th photograph by name; these were not used for training."""
     return [path for index, path in enumerate(sorted(files)) if index % 19 == 7][:20]
 
 
 def sharp_crop(path: Path) -> Image.Image:
-    """The middle 384x384 of a photograph that was reduced by a whole factor to a short side of at least 600 px."""
+    """Return a photograph's central 384x384 px after reduction by an integer to a short side of at least 600 px."""
     image = Image.open(path).convert("RGB")
     factor = max(1, min(image.size) // 600)
     image = image.reduce(factor) if factor > 1 else image
@@ -47,7 +47,7 @@ def sharp_crop(path: Path) -> Image.Image:
 
 
 def degrade(image: Image.Image, kind: str, seed: int) -> Image.Image:
-    """Reduce four times, with the blur before and the noise and JPEG after it."""
+    """Reduce an image four times, with blur before the reduction and noise and JPEG after it."""
     blur_px, sigma, quality = KINDS[kind]
     if blur_px:
         image = image.filter(ImageFilter.GaussianBlur(blur_px))

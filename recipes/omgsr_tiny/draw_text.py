@@ -1,8 +1,8 @@
-"""Draw images of text and lines to train on: letters, signs and drawings are rare in photographs, and matter most.
+"""Draw training images of text and lines: letters, signs and drawings are rare in photographs, but matter most.
 
     python recipes/omgsr_tiny/draw_text.py --photos PHOTOS --out text --count 60 [--fonts FOLDER]
 
-Half of them lie on paper through which a photograph shows a little, the others on the photograph itself.
+Half of the images show text on paper through which a photograph is faintly visible, the others on the photograph.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ WORDS = (
 
 
 def draw_page(background: Image.Image, fonts: list[Path], rng: np.random.Generator) -> Image.Image:
-    """Draw text or lines onto a background of SIDE_PX on each side."""
+    """Draw text or lines onto a background with sides of SIDE_PX."""
     side = SIDE_PX * OVERSAMPLING
     if rng.random() < 0.5:
         tone = int(rng.integers(150, 256) if rng.random() < 0.75 else rng.integers(0, 90))
@@ -78,7 +78,7 @@ def draw_lines_of_text(
     y = 0
     while y < side:
         px = int(rng.integers(14, 60) * OVERSAMPLING)
-        # Pillow brings one font of its own.
+        # Without fonts, use Pillow's bundled font.
         path = fonts[int(rng.integers(len(fonts)))] if fonts else None
         font = ImageFont.truetype(path, px) if path else ImageFont.load_default(px)
         color = pick_ink(rng, is_light)

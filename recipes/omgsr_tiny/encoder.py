@@ -1,11 +1,12 @@
-"""Begin omgsr-tiny's encoder with a free network: write a model folder to train from.
+"""Initialise omgsr-tiny's encoder with a free network: write a model folder for training.
 
     python recipes/omgsr_tiny/encoder.py x4v3.safetensors --photos PHOTOS --denoiser PRETRAINED --out START
 
-The network is of SRVGGNetCompact's shape: 32 convolutions of 64 channels at the size of the low-quality image
-(realesr-general-x4v3, BSD-3-Clause, or one taught further). The encoder has 26 of them: the six are left out whose loss
-changes the image least. Its first and last convolution see the enlarged image instead of the low-quality one; they
-are solved for by least squares, so that the untrained encoder gives what the network without those six layers gives.
+The network has SRVGGNetCompact's shape: 32 convolutions of 64 channels at the size of the low-quality image
+(realesr-general-x4v3, BSD-3-Clause, or a version of it with more training). The encoder uses 26 of them and omits the
+six whose removal changes the image least. Its first and last convolution read the upscaled image instead of the
+low-quality image; they are fitted by least squares, so that the untrained encoder's output is that of the network
+without those six layers.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ CROP_PX, CROPS = 64, 96
 
 
 def low_quality_crops(photos: Path) -> Tensor:
-    """(N, 3, 64, 64) in [0, 1]: reduced photographs, half of them with noise."""
+    """Return (N, 3, 64, 64) in [0, 1]: crops of reduced photographs, half of them with noise."""
     generator = torch.Generator().manual_seed(0)
     files = sorted(path for path in photos.rglob("*") if path.suffix.lower() in {".webp", ".png", ".jpg"})
     crops = []
@@ -47,14 +48,15 @@ def low_quality_crops(photos: Path) -> Tensor:
 
 
 def solve_ends(weights: dict[str, Tensor], lq: Tensor) -> tuple[Tensor, Tensor]:
-    """Fit what the ends of the network do with the low-quality image by what the enlarged one holds.
+    """Fit convolutions on the upscaled image that do the same as the network's ends on the low-quality image.
 
     Args:
-        weights: of the network.
+        weights: weights of the network.
         lq: (N, 3, h, w) in [0, 1].
     Returns:
-        weight (112, 48, 3, 3) and bias (112,): 64 channels of its first convolution; 48 of what a repetition of each
-        pixel, to which the network adds, differs from the bicubic image, to which the encoder adds.
+        weight (112, 48, 3, 3) and bias (112,): 64 channels for the network's first convolution, and 48 channels for the
+        difference between two bases: repeated pixels, to which the network adds, minus the bicubic image, to which the
+        encoder adds.
     """
     size = (4 * lq.shape[2], 4 * lq.shape[3])
     enlarged = torch.stack([resize(image, size) for image in lq]) * 2 - 1
@@ -70,7 +72,7 @@ def solve_ends(weights: dict[str, Tensor], lq: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def fill_encoder(network: TinyNetwork, weights: dict[str, Tensor], lq: Tensor) -> None:
-    """Give the encoder the network's layers."""
+    """Copy the network's layers to the encoder."""
     encoder = network.encoder
     weight, bias = solve_ends(weights, lq)
     encoder.conv_in.weight.copy_(weight[:64])

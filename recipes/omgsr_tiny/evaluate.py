@@ -1,11 +1,11 @@
-"""Measure a restorer, or a folder of its images, on pairs of low- and high-quality images.
+"""Measure a restorer, or a folder of its results, on pairs of low-quality and high-quality images.
 
     python evaluate.py --features DIR --data benchmarks/realsr --method bicubic
     python evaluate.py --features DIR --data benchmarks/realsr --data benchmarks/drealsr --sr osediff --json
     python evaluate.py --features DIR --data benchmarks/realsr --model FOLDER
 
-A data set is a folder with `lr/` and `hr/`, whose files have the same names. The protocol is the published one of
-one-step restoration: 8-bit images, PSNR and SSIM on BT.601's Y, no border cropped, means over images.
+A dataset is a folder with `lr/` and `hr/`, whose files have the same names. The protocol follows publications on
+one-step restoration: 8-bit images, PSNR and SSIM on BT.601's Y, no border cropping, means over images.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Measure = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Pair:
-    """One image to restore (or already restored) and what it should look like."""
+    """One image to restore, or a restored image, and its high-quality image."""
 
     name: str
     source: Path
@@ -43,13 +43,13 @@ class Pair:
 
 
 def find_pairs(data: Path, source: Path | str = "lr") -> list[Pair]:
-    """List a data set's pairs in the order of their names.
+    """List a dataset's pairs in the order of their names.
 
     Args:
         data: the folder with `hr/`.
-        source: the other folder: inside `data`, or anywhere.
+        source: the other folder, inside `data` or elsewhere.
     Raises:
-        FileNotFoundError: an image of `hr/` has none of its name in the other folder, or there is none at all.
+        FileNotFoundError: an image of `hr/` has no counterpart in the other folder, or `hr/` has no images.
     """
     folder = data / source if (data / source).is_dir() else Path(source)
     pairs = [Pair(hr.name, folder / hr.name, hr) for hr in sorted((data / "hr").glob("*.png"))]
@@ -60,13 +60,13 @@ def find_pairs(data: Path, source: Path | str = "lr") -> list[Pair]:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Turn an image into (1, 3, H, W) float32, sRGB in [0, 1]."""
+    """Convert an image to (1, 3, H, W) float32, sRGB in [0, 1]."""
     pixels = np.array(image.convert("RGB"), dtype=np.float32) / 255
     return torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0).contiguous()
 
 
 def to_image(image: Tensor) -> Image.Image:
-    """Turn (1, 3, H, W), sRGB in [0, 1], into an 8-bit image: clamped, rounded to the nearest value."""
+    """Convert (1, 3, H, W), sRGB in [0, 1], to an 8-bit image: clamp and round to the nearest value."""
     pixels = (image[0].detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
@@ -84,7 +84,7 @@ def luma(image: Tensor) -> Tensor:
 
 
 def psnr_y(first: Tensor, second: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of Y in dB: (B, 3, H, W) in [0, 1], twice -> (B,) float64, infinite where equal."""
+    """Compute the PSNR of Y in dB: two (B, 3, H, W) in [0, 1] -> (B,) float64, infinite for equal images."""
     return 10 * torch.log10(255**2 / (luma(first) - luma(second)).square().mean(dim=(1, 2, 3)))
 
 
@@ -95,7 +95,7 @@ def _gaussian_11(like: Tensor) -> Tensor:
 
 
 def ssim_y(first: Tensor, second: Tensor) -> Tensor:
-    """Structural similarity of Y: Gaussian window of 11x11 with sigma 1.5, only where it lies within the image.
+    """Compute the SSIM of Y: Gaussian window of 11x11 with sigma 1.5, only at positions fully inside the image.
 
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", TIP 2004.
 
@@ -105,8 +105,8 @@ def ssim_y(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         (B,) float64, in [0, 1].
     """
-    # Two habits of the toolbox behind the published tables, without which its scores differ in the third decimal:
-    # Y is rounded (here, not for PSNR), and negative structure is cut off.
+    # Follow the toolbox of the published tables, or scores differ in the third decimal: it rounds Y (for SSIM, not for
+    # PSNR) and clips negative structure.
     a, b = luma(first).round(), luma(second).round()
     taps = _gaussian_11(a)
 
@@ -123,11 +123,11 @@ def ssim_y(first: Tensor, second: Tensor) -> Tensor:
 
 
 def load_measures(features: Path | str, names: Sequence[str] = METRICS) -> dict[str, Measure]:
-    """Load what the named metrics need.
+    """Load the named metrics.
 
     Args:
-        features: the folder that `fetch_features.sh` filled.
-        names: out of METRICS; the VGG16 ones (`lpips_vgg`, `dists`) take nearly all of the time.
+        features: the folder that `fetch_features.sh` writes.
+        names: names from METRICS; `lpips_vgg` and `dists`, which use VGG16, need nearly all of the time.
     Returns:
         Functions of (restored, hr), both (B, 3, H, W) float32 in [0, 1], to (B,).
     """
@@ -153,13 +153,13 @@ def evaluate_pairs(
     """Restore every pair's source and measure the result against its HR image.
 
     Args:
-        restore: from the source image to one of the HR image's size.
+        restore: maps a source image to an image of the HR image's size.
         pairs: from `find_pairs`.
         measures: from `load_measures`.
     Returns:
-        Image's name -> metric -> score.
+        Image name -> metric -> score.
     Raises:
-        ValueError: a restored image has another size than its HR image.
+        ValueError: the size of a restored image differs from that of its HR image.
     """
     scores: dict[str, dict[str, float]] = {}
     for pair in pairs:
@@ -179,12 +179,12 @@ def mean_scores(scores: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def enlarge_bicubic(image: Image.Image) -> Image.Image:
-    """Enlarge an image four times, as the low-quality input of every model here."""
+    """Upscale an image four times with the bicubic filter."""
     return image.resize((image.width * SCALE, image.height * SCALE), Image.Resampling.BICUBIC)
 
 
 def load_model(folder: Path) -> Restore:
-    """Load a model folder of omgsr-cli, and run it as `omgsr upscale` does."""
+    """Load a model folder of omgsr-cli, which runs in the same way as in `omgsr upscale`."""
     from omgsr_cli.geometry import Size
     from omgsr_cli.models.loading import load_restorer
     from omgsr_cli.upscaling import upscale_image
@@ -199,7 +199,7 @@ def load_model(folder: Path) -> Restore:
 
 
 def load_spandrel(file: Path) -> Restore:
-    """Load one of the networks that the package `spandrel` reads, which is not one of omgsr-cli's dependencies."""
+    """Load a network with the package `spandrel`, which is not a dependency of omgsr-cli."""
     from spandrel import ModelLoader
 
     model = ModelLoader(device="cpu").load_from_file(file).float()
@@ -222,7 +222,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def choose_restore(options: argparse.Namespace) -> Restore:
-    """Load what the command line asks for; finished images stay as they are."""
+    """Load the restorer that the command line selects; restored images stay unchanged."""
     if options.model:
         return load_model(options.model)
     if options.spandrel:
@@ -231,7 +231,7 @@ def choose_restore(options: argparse.Namespace) -> Restore:
 
 
 def main() -> None:
-    """Print one line, or one JSON object, for each data set."""
+    """Print one line, or one JSON object, for each dataset."""
     options = parse_arguments()
     restore, measures = choose_restore(options), load_measures(options.features, options.metrics)
     for data in options.data:

@@ -1,9 +1,9 @@
-"""Turn the fetched perceptual networks into files that `omgsr_cli.training.perceptual` reads.
+"""Convert the downloaded perceptual networks to files that `omgsr_cli.training.perceptual` reads.
 
     python features.py FOLDER
 
-`fetch_features.sh` runs it. VGG16 and AlexNet become `.safetensors` of torchvision's layout, LPIPS's linear weights
-those of its published `vgg.pth` and `alex.pth`; `dists.pt` is read as it is.
+`fetch_features.sh` runs this script. VGG16 and AlexNet become `.safetensors` in torchvision's layout. LPIPS's linear
+weights become files in the layout of its published `vgg.pth` and `alex.pth`. `dists.pt` is read without conversion.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-# Where torchvision's checkpoints have the convolutions, among ReLUs and poolings.
+# Positions of the convolutions in torchvision's checkpoints, among ReLUs and poolings.
 PLACES = {"vgg16": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), "alexnet": (0, 3, 6, 8, 10)}
 NETWORKS = {"vgg16": "VGG16_0", "alexnet": "AlexNet_0"}
 LINEAR = {"vgg16": "vgg", "alexnet": "alex"}
 
 
 def _empty_array(*_: object) -> np.ndarray[Any, Any]:
-    """Stand in for numpy's private `_reconstruct`: an array whose state the pickle sets afterwards."""
+    """Replace numpy's private `_reconstruct`: return an array whose state the pickle sets afterwards."""
     return np.empty(0, dtype=np.int8)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads dictionaries of numpy arrays and nothing else, so that a foreign pickle cannot run code."""
+    """Reads only dictionaries of numpy arrays, so that a foreign pickle cannot run code."""
 
     _ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy.core.multiarray", "_reconstruct"): _empty_array,
@@ -39,7 +39,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return one of the three names that an array needs; refuse every other."""
+        """Return one of the three names that an array needs; refuse all others."""
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"{module}.{name} is not part of an array")
         return self._ALLOWED[module, name]
@@ -51,12 +51,12 @@ def load_arrays(path: Path) -> dict[str, Any]:
 
 
 def to_conv_weight(kernel: np.ndarray[Any, Any]) -> Tensor:
-    """Turn a (H, W, in, out) kernel into torch's (out, in, H, W)."""
+    """Convert a (H, W, in, out) kernel to torch's (out, in, H, W)."""
     return torch.from_numpy(np.array(kernel, dtype=np.float32)).permute(3, 2, 0, 1).contiguous()
 
 
 def convert(folder: Path, name: str) -> None:
-    """Write one network and LPIPS's weights for it."""
+    """Write one network and its LPIPS weights."""
     arrays = load_arrays(folder / f"{name}.ckpt")
     tensors = {}
     for number, place in enumerate(PLACES[name]):
@@ -72,7 +72,7 @@ def convert(folder: Path, name: str) -> None:
 
 
 def convert_missing(folder: Path) -> None:
-    """Convert what has been fetched and not converted yet."""
+    """Convert downloaded networks that are not converted yet."""
     for name in NETWORKS:
         if not (folder / f"{name}.safetensors").is_file():
             convert(folder, name)

