@@ -43,7 +43,7 @@ class MetricInfo:
 
     @property
     def scores_sets(self) -> bool:
-        """Whether it gives one score for all images together."""
+        """Whether the metric computes one score for all images together."""
         return self.kind.endswith("set")
 
     @property

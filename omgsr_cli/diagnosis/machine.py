@@ -54,7 +54,7 @@ class Diagnosis:
     """The findings of `omgsr doctor`.
 
     Attributes:
-        versions: of omgsr, Python, the system, `LIBRARIES` and torchvision; None for a library that is not installed.
+        versions: versions of omgsr, Python, the system, `LIBRARIES` and torchvision; None for a missing library.
         manager: the tool that installed omgsr: "pip", "uv", "uv tool" or "pipx".
         devices: devices that torch supports, as `probe` returns them; empty if torch does not work.
         models: the known models and the state of their files.

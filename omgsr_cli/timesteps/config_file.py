@@ -40,7 +40,7 @@ def write_mid_timestep(path: Path, mid_timestep: int) -> None:
 
 
 def changed_text(text: str, mid_timestep: int, path: Path) -> str:
-    """The text of a TOML file with the value set and everything else unchanged."""
+    """Return the text of a TOML file with the value set and everything else unchanged."""
     try:
         document = tomlkit.parse(text)
     except (TOMLKitError, RecursionError) as error:

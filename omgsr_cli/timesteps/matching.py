@@ -86,8 +86,8 @@ def match_snr(
 
     Args:
         power: (N,) float, mean square of each clean latent, no unit.
-        snr: (N,) float, of each low-quality latent, finite and no unit.
-        schedule: of the pre-trained model.
+        snr: (N,) float, signal-to-noise ratio of each low-quality latent, finite and no unit.
+        schedule: schedule of the pre-trained model.
         images: (N,) the image of each sample; None means that all differ.
         seed: seed of the resampling.
         draws: number of resampled sets.
@@ -179,7 +179,7 @@ def _curves(power: Tensor, snr: Tensor, table: Tensor, counts: Tensor) -> Tensor
 
 
 def _counts(chosen: Tensor, samples: int) -> Tensor:
-    """How often each resampled set (draws, N) contains each sample: (draws, N) float32."""
+    """Count how often each resampled set (draws, N) contains each sample: (draws, N) float32."""
     ones = torch.ones_like(chosen, dtype=torch.float32)
     return torch.zeros(len(chosen), samples).scatter_add_(1, chosen, ones)
 
@@ -190,7 +190,7 @@ def _interval(minima: Tensor) -> tuple[int, int]:
 
 
 def _flat_region(curve: Tensor, best: int) -> tuple[int, int]:
-    """The range of timesteps around the best in which the loss is within 1 % of the minimum."""
+    """Return the range of timesteps around the best one in which the loss is within 1 % of the minimum."""
     outside = (curve > curve[best] * (1 + FLAT)).nonzero().flatten()
     before, after = outside[outside < best], outside[outside > best]
     first = int(before[-1]) + 1 if len(before) else 0

@@ -19,7 +19,7 @@ from omgsr_cli.models.loading import NamedEncoder
 from omgsr_cli.timesteps.matching import latent_snr
 
 _LATENT = 3
-"""The stream of random numbers; crops and order of `PairSource` use 1 and 2."""
+"""The random stream of sampled latents; crops and order of `PairSource` use 1 and 2."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Measured:
     """The measurement of one sample.
 
     Attributes:
-        path: of the clean image.
+        path: path of the clean image.
         window: (top, left) of the crop in it.
         drawn: the random choices of the degradation.
         power: mean square of the clean latent.
-        snr: of the low-quality latent; inf for identical latents.
+        snr: signal-to-noise ratio of the low-quality latent; inf for identical latents.
     """
 
     path: Path
@@ -55,7 +55,7 @@ Results = tuple[tuple[int, Measured | Problem], ...]
 def plan_samples(
     images: int, *, paired: bool, whole: bool, max_samples: int | None, until_stable: bool, default_max: int = 4096
 ) -> int:
-    """The number of samples: one per image, unless more are requested and can differ.
+    """Return the number of samples: one per image, unless more are requested and can differ.
 
     Args:
         images: number of images.
@@ -84,7 +84,7 @@ def measure(
 
     Args:
         source: the samples.
-        encoder: of the pre-trained model.
+        encoder: the pre-trained model's encoder.
         items: numbers of the samples; None measures all.
         batch: number of samples of one size that are encoded together.
         latents: the mean of the encoder's posterior, or a sample of it that depends on the seed and the sample's

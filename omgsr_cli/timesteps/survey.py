@@ -48,7 +48,7 @@ class KeptSamples:
         self._common = None if not encoder.files else [*self._settings(encoder), *(["sample"] if is_sampled else [])]
 
     def find(self, item: int) -> Measured | Problem | None:
-        """The result of sample `item` in an earlier run, or None."""
+        """Return the result of sample `item` from an earlier run, or None."""
         kept = None if self._common is None else self._remembered.find("sample", self._key(item))
         if kept is None:
             return None
@@ -70,7 +70,7 @@ class KeptSamples:
         self._remembered.keep("sample", self._key(item), record)
 
     def _content(self, path: Path) -> str:
-        """The file's hash; "" for an unreadable file, which may be repaired later."""
+        """Return the file's hash; "" for an unreadable file, which may be repaired later."""
         try:
             return self._remembered.content(path)
         except FileError:
