@@ -1,6 +1,6 @@
 """Mix the weights of two checkpoints of omgsr-tiny, weight by weight: (1 - share) * FIRST + share * SECOND.
 
-python recipes/omgsr_tiny/mix_weights.py omgsr_cli/weights/omgsr-tiny runs/sharpened/step-00000800 0.5 runs/mixed
+python recipes/omgsr_tiny/mix_weights.py omgsr_cli/weights/omgsr-tiny runs/sharpened/step-00001000 0.5 runs/mixed
 """
 
 from __future__ import annotations
