@@ -37,7 +37,7 @@ class ModelOptions(_Options):
         precision: number format of weights and arithmetic.
         compile: compile the network, which pays off after a few dozen images.
         process_size: native size in pixels; smaller images are enlarged to it first and reduced at the end.
-        vae: what decodes in the place of the model's own: "tiny" for TAESD, or another AutoencoderTiny.
+        vae: what decodes instead of the model's own decoder: "tiny" for TAESD, or another AutoencoderTiny.
         quantize: how the weights of a large model are made smaller.
         offload: where they are kept while they are not used.
     """

@@ -41,8 +41,8 @@ class Restoration:
         plan: how the image is cut up.
         options: `seed` counts here, and a tile that the user fixed is not changed.
         memory_bytes: what a codec that tiles itself may work in.
-        on_progress: told (done, total) tiles; the total grows where tiles become smaller.
-        on_note: told once that memory was short.
+        on_progress: called with (done, total) tiles; the total grows when tiles become smaller.
+        on_note: called once if memory was short.
     """
 
     def __init__(

@@ -192,7 +192,7 @@ def _part(shard: str, options: TimestepOptions, write: Path | None) -> Shard:
     if options.until_stable is not None:
         raise UsageError(
             f"--shard {part} and --until-stable {options.until_stable} exclude each other",
-            "use --max-samples: a part does not know the interval of the whole",
+            "use --max-samples: one part cannot estimate the interval of all images",
         )
     return part
 

@@ -83,7 +83,7 @@ def plan_actors(device: str | None, workers: int | None, count_of: Callable[[str
 
     Args:
         device: as for `RayActors`.
-        workers: likewise.
+        workers: as for `RayActors`.
         count_of: number of "GPU" or "CPU" in the cluster.
     """
     kind = (device or "cuda").partition(":")[0]

@@ -95,8 +95,8 @@ def _rawmode(tile: Any) -> str:
 
 def _tile_of_byte(tile: Any, file_order: str, lower: bool) -> Any:
     """The tile with a raw mode that reads the upper or the lower byte of every sample."""
-    layout, _, told = _rawmode(tile).partition(";16")
-    order = _NATIVE if told == "N" else told or file_order
+    layout, _, order_mark = _rawmode(tile).partition(";16")
+    order = _NATIVE if order_mark == "N" else order_mark or file_order
     # Pillow would divide RGBa by alpha in 8 bits, so read it as RGBA and divide afterwards.
     wanted = f"{layout.upper()};16{_OTHER_ORDER[order] if lower else order}"
     return tile._replace(args=wanted if isinstance(tile.args, str) else (wanted, *tile.args[1:]))

@@ -29,9 +29,9 @@ class ModelSource:
         adapter: the adapter's folder, or None.
         record: of the folder, of the adapter, or assembled from defaults; with the values that the user asked for.
         notes: for people, one line each.
-        vae: of an AutoencoderTiny that decodes in the place of the model's own, or None.
+        vae: of an AutoencoderTiny that decodes instead of the model's own, or None.
         quantize: how its weights are made smaller, for a family that can.
-        offload: where they are kept while they are not used, likewise.
+        offload: where they are kept while they are not used.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Family(Protocol):
         takes_prompt: whether it is conditioned on a text.
         step_tiling: how its step is tiled: with "blended" tiles, a result depends on them. None where its files decide.
         layers: what is measured to choose a number format on a CPU; None where that is always float32.
-        takes_vae: whether an AutoencoderTiny can decode in the place of its own decoder.
+        takes_vae: whether an AutoencoderTiny can decode instead of its own decoder.
         has_posterior: whether an image has many latents, of which a seed draws one.
         clamps_restored: whether the published training keeps restored images in [-1, 1] before it measures them.
         has_checkpointing: whether training can compute activations a second time instead of keeping them.

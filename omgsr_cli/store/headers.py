@@ -80,20 +80,22 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     position = 0
     for name, (begin, end), _ in entries:
         if begin != position:
-            raise ModelError(f"{path}: its header lies: {name!r} begins at byte {begin}, not {position}")
+            raise ModelError(f"{path}: corrupt header: {name!r} begins at byte {begin}, not {position}")
         position = end
     if position != size - 8 - length:
-        raise ModelError(f"{path}: its header lies: {position} bytes of weights, the file has {size - 8 - length}")
+        raise ModelError(
+            f"{path}: corrupt header: it lists {position} bytes of weights, but the file has {size - 8 - length}"
+        )
     return {name: entry for name, _, entry in entries}
 
 
 def _read_entry(path: Path, name: str, fields: Any) -> tuple[str, tuple[int, int], TensorEntry]:
     try:
-        told = _Fields.model_validate(fields)
+        listed = _Fields.model_validate(fields)
     except ValidationError as error:
-        raise ModelError(f"{path}: its header lies: {name!r} has no type, shape or place") from error
-    entry = TensorEntry(told.dtype, tuple(told.shape))
-    begin, end = told.data_offsets
-    if told.dtype not in ELEMENT_BYTES or end - begin != entry.elements * ELEMENT_BYTES[told.dtype]:
-        raise ModelError(f"{path}: its header lies: {name!r} has a type and shape that do not fill its place")
+        raise ModelError(f"{path}: corrupt header: {name!r} has no type, shape or position") from error
+    entry = TensorEntry(listed.dtype, tuple(listed.shape))
+    begin, end = listed.data_offsets
+    if listed.dtype not in ELEMENT_BYTES or end - begin != entry.elements * ELEMENT_BYTES[listed.dtype]:
+        raise ModelError(f"{path}: corrupt header: the type and shape of {name!r} do not match its number of bytes")
     return name, (begin, end), entry
