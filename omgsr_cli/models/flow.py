@@ -17,7 +17,7 @@ from omgsr_cli.errors import ShapeError
 from omgsr_cli.models.autoencoders import KlCodec, TinyDecoder
 from omgsr_cli.models.base import ImageRows, Restorer, RestorerInfo, Workspace
 from omgsr_cli.models.family import ModelSource
-from omgsr_cli.models.lora import load_lora
+from omgsr_cli.models.lora import adapter_weights, load_lora
 from omgsr_cli.models.record import ModelRecord, write_record
 from omgsr_cli.schedules import Schedule
 
@@ -200,12 +200,7 @@ class FlowTrainable:
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The weights of the adapters."""
-        return {
-            f"{part}.{name}": weight
-            for part, adapter in self._adapters.items()
-            for name, weight in adapter.named_parameters()
-            if "lora_" in name
-        }
+        return adapter_weights(self._adapters)
 
     def encode(self, image: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
         """Map (B, 3, H, W) in [-1, 1] to (B, C, H/8, W/8), sampled from the posterior."""

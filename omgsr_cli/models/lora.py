@@ -7,7 +7,7 @@ options that would change the sum are refused instead of ignored. A test compare
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,6 +78,16 @@ def inject_adapters(
 
 
 @torch.no_grad()
+def adapter_weights(adapters: Mapping[str, PeftModel]) -> dict[str, nn.Parameter]:
+    """The weights of all adapters, by part and name."""
+    return {
+        f"{part}.{name}": weight
+        for part, adapter in adapters.items()
+        for name, weight in adapter.named_parameters()
+        if "lora_" in name
+    }
+
+
 def merge_lora(network: nn.Module, folder: Path) -> int:
     """Merge one part of an adapter into the weights of a network, in place.
 

@@ -31,7 +31,7 @@ from omgsr_cli.models.base import Described, ImageRows, Restorer, RestorerInfo, 
 from omgsr_cli.models.devices import PRECISIONS, multiplies_in_bf16
 from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
-from omgsr_cli.models.lora import LoraOptions, inject_adapters, load_lora, merge_lora
+from omgsr_cli.models.lora import LoraOptions, adapter_weights, inject_adapters, load_lora, merge_lora
 from omgsr_cli.models.record import ModelRecord, read_json, write_record
 from omgsr_cli.models.weight_files import check_finite, load_part, part_entries, weight_variant
 from omgsr_cli.schedules import DdpmSchedule, Schedule
@@ -404,12 +404,7 @@ class SdTrainable:
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The weights of the adapters."""
-        return {
-            f"{part}.{name}": weight
-            for part, adapter in self._adapters.items()
-            for name, weight in adapter.named_parameters()
-            if "lora_" in name
-        }
+        return adapter_weights(self._adapters)
 
     def encode(self, image: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
         """Map (B, 3, H, W) in [-1, 1] to (B, C, H/8, W/8), sampled from the posterior."""

@@ -20,7 +20,7 @@ from omgsr_cli.models.families import (
 )
 from omgsr_cli.models.family import Family, ModelSource
 from omgsr_cli.models.record import ModelRecord, load_record, read_json
-from omgsr_cli.models.weight_files import NETWORK_STEM, refuse_pickles
+from omgsr_cli.models.weight_files import NETWORK_STEM, NETWORK_SUFFIXES, refuse_pickles
 from omgsr_cli.options import ModelOptions
 from omgsr_cli.packages import install_command
 from omgsr_cli.presets import DECODERS, DEFAULT_PRESET, NETWORKS, PRESETS, Preset, find_preset
@@ -144,7 +144,9 @@ def find_base_folder(name: str, parts: Sequence[str] | None = None) -> Path:
     if is_repository_name(name):
         return download_model(name, REPOSITORY_FILES, None, parts, _check_kind if parts is None else None)
     if name in NETWORKS:
-        raise ModelError(f"{name} is not on this machine", hint=f"omgsr models pull {name}")
+        raise ModelError(f"{name} is not installed", hint=f"omgsr models pull {name}")
+    if path.suffix.lower() in NETWORK_SUFFIXES:
+        raise UnknownModelError(f"the model file {name} does not exist", hint="check its path")
     known = ", ".join(PRESETS)
     raise UnknownModelError(f"no model is called {name!r}", hint=f"use a folder, a hub repository or one of: {known}")
 
