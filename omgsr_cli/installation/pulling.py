@@ -92,21 +92,11 @@ def pull_model(
     if preset.folder is not None:
         talk.note(f"{preset.name} is bundled; there is nothing to fetch")
         return preset.folder
-    store = models_folder()
-    target = store / preset.name
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-        with _only_one(store / f".{preset.name}.lock", talk):
-            if _is_whole(target, talk):
-                talk.note(f"{preset.name} is already installed")
-                return target
-            scratch = store / f".fetch-{preset.name}"
-            scratch.mkdir(mode=0o700, exist_ok=True)
-            _pull(preset, talk, scratch, target, base, adapter, full)
-            shutil.rmtree(scratch, ignore_errors=True)
-    except OSError as error:
-        raise ModelError(f"{store} cannot be used: {reason_of(error)}", hint=_elsewhere(store)) from error
-    return target
+
+    def fetch(scratch: Path, target: Path) -> None:
+        _pull(preset, talk, scratch, target, base, adapter, full)
+
+    return _install(preset.name, talk, fetch)
 
 
 def pull_network(network: NetworkFile, talk: PullTalk) -> Path:
@@ -120,32 +110,48 @@ def pull_network(network: NetworkFile, talk: PullTalk) -> Path:
     Raises:
         ModelError: it cannot be fetched, or its size or hash is wrong. What was fetched is kept for the next call.
     """
-    store = models_folder()
-    target, scratch = store / network.name, store / f".fetch-{network.name}"
     file = RemoteFile(f"{network.name}{Path(network.url).suffix}", network.bytes, network.sha256, None)
+
+    def fetch(scratch: Path, target: Path) -> None:
+        talk.note(f"{network.name} is under the licence {network.licence}")
+        with talk.download(file.bytes) as on_bytes:
+            path = fetch_url(network.url, file, scratch, on_bytes)
+        entry = FileEntry(bytes=file.bytes, sha256=network.sha256)
+        origin = Origin(what="weights", place=network.url, licence=network.licence, files={path.name: entry})
+        with partial_folder(target) as beside:
+            family = recognise_model(path)
+            assert family is not None
+            record = family.assume_record(path, None).model_copy(update={"licence": network.licence})
+            os.replace(path, beside / path.name)
+            write_record(record, beside)
+            write_provenance(Provenance(omgsr=__version__, origins=(origin,)), beside)
+            write_manifest(beside)
+            if target.exists():
+                # It is damaged, and its replacement is complete.
+                shutil.rmtree(target)
+            os.rename(beside, target)
+
+    return _install(network.name, talk, fetch)
+
+
+def _install(name: str, talk: PullTalk, fetch: Callable[[Path, Path], None]) -> Path:
+    """Fill a model's folder, unless it is whole, while no other process does.
+
+    Args:
+        name: of the model and its folder.
+        talk: shows messages.
+        fetch: given a folder that keeps what was fetched until it succeeds, and the folder to write.
+    """
+    store = models_folder()
+    target, scratch = store / name, store / f".fetch-{name}"
     try:
         store.mkdir(parents=True, exist_ok=True)
-        with _only_one(store / f".{network.name}.lock", talk):
+        with _only_one(store / f".{name}.lock", talk):
             if _is_whole(target, talk):
-                talk.note(f"{network.name} is already installed")
+                talk.note(f"{name} is already installed")
                 return target
-            talk.note(f"{network.name} is under the licence {network.licence}")
-            with talk.download(file.bytes) as on_bytes:
-                path = fetch_url(network.url, file, scratch, on_bytes)
-            entry = FileEntry(bytes=file.bytes, sha256=network.sha256)
-            origin = Origin(what="weights", place=network.url, licence=network.licence, files={path.name: entry})
-            with partial_folder(target) as beside:
-                family = recognise_model(path)
-                assert family is not None
-                record = family.assume_record(path, None).model_copy(update={"licence": network.licence})
-                os.replace(path, beside / path.name)
-                write_record(record, beside)
-                write_provenance(Provenance(omgsr=__version__, origins=(origin,)), beside)
-                write_manifest(beside)
-                if target.exists():
-                    # It is damaged, and its replacement is complete.
-                    shutil.rmtree(target)
-                os.rename(beside, target)
+            scratch.mkdir(mode=0o700, exist_ok=True)
+            fetch(scratch, target)
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         raise ModelError(f"{store} cannot be used: {reason_of(error)}", hint=_elsewhere(store)) from error
