@@ -52,79 +52,54 @@ def train(
     ] = None,
     sets: Annotated[
         list[str] | None,
-        typer.Option(
+        shared.option(
+            CONFIGURATION,
+            "Change a value of the configuration, such as optim.lr=1e-4; repeatable.",
             "--set",
             metavar="KEY=VALUE",
-            help="Change a value of the configuration, such as optim.lr=1e-4; repeatable.",
-            rich_help_panel=CONFIGURATION,
         ),
     ] = None,
     check: Annotated[
         bool,
-        typer.Option(
+        shared.option(
+            CONFIGURATION,
+            "Validate the configuration and the data, take two steps, and estimate memory, time and disk.",
             "--check",
-            help="Validate the configuration and the data, take two steps, and estimate memory, time and disk.",
-            rich_help_panel=CONFIGURATION,
         ),
     ] = False,
     print_config: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Print a complete configuration: omgsr-s-512 or omgsr-tiny.",
-            rich_help_panel=CONFIGURATION,
-        ),
+        shared.option(CONFIGURATION, "Print a complete configuration: omgsr-s-512 or omgsr-tiny.", metavar="NAME"),
     ] = None,
     schema: Annotated[
-        bool,
-        typer.Option(
-            "--schema", help="Print the JSON schema of the configuration, for editors.", rich_help_panel=CONFIGURATION
-        ),
+        bool, shared.option(CONFIGURATION, "Print the JSON schema of the configuration, for editors.", "--schema")
     ] = False,
     resume: Annotated[
         str,
-        typer.Option(
-            metavar="auto|none|PATH",
-            help="Checkpoint to resume from; auto is the newest, if there is one.",
-            rich_help_panel=RUN,
-        ),
+        shared.option(RUN, "Checkpoint to resume from; auto is the newest, if there is one.", metavar="auto|none|PATH"),
     ] = "auto",
     device: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Device: cuda, cuda:1, mps, xpu or cpu.",
-            show_default="the first available",
-            rich_help_panel=RUN,
-        ),
+        shared.option(RUN, "Device: cuda, cuda:1, mps, xpu or cpu.", metavar="NAME", shown="the first available"),
     ] = None,
     export: Annotated[
         tuple[str, Path] | None,
-        typer.Option(
+        shared.option(
+            RESULT,
+            "Write the newest checkpoint, or the one of --resume, as one folder without a base model.",
             metavar="merged FOLDER",
-            help="Write the newest checkpoint, or the one of --resume, as one folder without a base model.",
-            rich_help_panel=RESULT,
         ),
     ] = None,
     push_to_hub: Annotated[
-        str | None,
-        typer.Option(
-            metavar="OWNER/NAME",
-            help="Upload the checkpoint or export with its model card.",
-            rich_help_panel=RESULT,
-        ),
+        str | None, shared.option(RESULT, "Upload the checkpoint or export with its model card.", metavar="OWNER/NAME")
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Write report.html with the curves and validation images of the run in FOLDER.",
-            rich_help_panel=RESULT,
+        shared.option(
+            RESULT, "Write report.html with the curves and validation images of the run in FOLDER.", metavar="FOLDER"
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object per event on stdout.", rich_help_panel=OUTPUT)
-    ] = False,
+    as_json: Annotated[bool, shared.option(OUTPUT, "Print one JSON object per event on stdout.", "--json")] = False,
     quiet: shared.Quiet = False,
 ) -> int:
     """Train a model, or resume from its newest checkpoint.
