@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -40,7 +40,14 @@ from omgsr_cli.models.large import (
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.lora import LoraOptions, inject_adapters, merge_lora, open_adapter
 from omgsr_cli.models.record import read_json, write_record
-from omgsr_cli.models.weight_files import check_finite, load_part, part_entries, weight_files, weight_variant
+from omgsr_cli.models.weight_files import (
+    check_finite,
+    load_part,
+    part_entries,
+    read_prompt_features,
+    weight_files,
+    weight_variant,
+)
 from omgsr_cli.options import Quantize
 from omgsr_cli.schedules import FlowSchedule
 
@@ -368,15 +375,10 @@ def _find_kept(source: ModelSource, prompt: str) -> TextFeatures | None:
 
 def _read_kept(path: Path, prompt: str) -> TextFeatures | None:
     """Read the stored features; None if the file is missing or stores another prompt."""
-    if not path.is_file():
+    found = read_prompt_features(path, prompt, [_SEQUENCE, _POOLED])
+    if found is None:
         return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("prompt") != prompt:
-                return None
-            features = TextFeatures(file.get_tensor(_SEQUENCE), file.get_tensor(_POOLED))
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
+    features = TextFeatures(*found)
     if features.sequence.ndim != 3 or features.pooled.ndim != 2 or len(features.sequence) != 1:
         shapes = tuple(features.sequence.shape), tuple(features.pooled.shape)
         raise ModelError(f"{path}: shapes {shapes[0]} and {shapes[1]} are not (1, tokens, width) and (1, width)")

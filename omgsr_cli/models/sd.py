@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.lora import LoraOptions, adapter_weights, inject_adapters, load_lora, merge_lora
 from omgsr_cli.models.record import ModelRecord, read_json, write_record
-from omgsr_cli.models.weight_files import check_finite, load_part, part_entries, weight_variant
+from omgsr_cli.models.weight_files import check_finite, load_part, part_entries, read_prompt_features, weight_variant
 from omgsr_cli.schedules import DdpmSchedule, Schedule
 from omgsr_cli.transfer import upload
 
@@ -347,15 +347,10 @@ def save_prompt_embeds(embeds: Tensor, prompt: str, folder: Path) -> None:
 
 def _read_kept(path: Path, prompt: str) -> Tensor | None:
     """Read the stored embedding; None if the file is missing or stores another prompt."""
-    if not path.is_file():
+    found = read_prompt_features(path, prompt, [_KEY])
+    if found is None:
         return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("prompt") != prompt:
-                return None
-            embeds: Tensor = file.get_tensor(_KEY)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
+    (embeds,) = found
     if embeds.ndim != 3 or len(embeds) != 1:
         raise ModelError(f"{path}: shape {tuple(embeds.shape)} is not (1, tokens, width)")
     check_finite([(_KEY, embeds)], path)

@@ -7,7 +7,7 @@ import os
 import secrets
 import stat
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
@@ -190,6 +190,29 @@ def load_part(kind: type[Network], folder: Path, part: str, dtype: torch.dtype) 
     check_finite(network.named_parameters(), folder / part)
     loaded: Network = network.eval().requires_grad_(False)
     return loaded
+
+
+def read_prompt_features(path: Path, prompt: str, names: Sequence[str]) -> list[Tensor] | None:
+    """Read what was computed for a prompt and stored with it; None if the file is missing or stores another prompt.
+
+    Args:
+        path: a safetensors file whose metadata names the prompt.
+        prompt: the prompt that is needed.
+        names: of the tensors.
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("prompt") != prompt:
+                return None
+            return [file.get_tensor(name) for name in names]
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
 
 
 def find_weight_file(model: Path) -> Path:
