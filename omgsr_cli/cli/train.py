@@ -69,7 +69,9 @@ def train(
     ] = False,
     print_config: Annotated[
         str | None,
-        shared.option(CONFIGURATION, "Print a complete configuration: omgsr-s-512 or omgsr-tiny.", metavar="NAME"),
+        shared.option(
+            CONFIGURATION, "Print a complete configuration: omgsr-s-512, omgsr-f-1024 or omgsr-tiny.", metavar="NAME"
+        ),
     ] = None,
     schema: Annotated[
         bool, shared.option(CONFIGURATION, "Print the JSON schema of the configuration, for editors.", "--schema")
