@@ -15,8 +15,9 @@ def fill_page(folder: Traversable, template: str, **parts: str) -> str:
 
     Args:
         folder: folder of the template and its files.
-        template: name of the template. `{{name}}` is the placeholder of a part; `{{head.html}}`, `{{common.css}}` and
-            `{{theme.js}}` insert the common files, `{{NAME.css}}` and `{{NAME.js}}` insert files beside the template.
+        template: name of the template. `{{name}}` is the placeholder of a part; `{{head.html}}`, `{{common.css}}`,
+            `{{theme.js}}`, `{{viewer.css}}` and `{{viewer.js}}` insert the common files, and `{{NAME.css}}` and
+            `{{NAME.js}}` insert files beside the template.
         parts: HTML by placeholder name.
     """
 
@@ -50,4 +51,4 @@ def definitions(pairs: Iterable[tuple[object, object]]) -> str:
     return "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in pairs)
 
 
-_COMMON = {"head.html": "head.html", "common.css": "style.css", "theme.js": "theme.js"}
+_COMMON = {"common.css": "style.css"} | {name: name for name in ("head.html", "theme.js", "viewer.css", "viewer.js")}

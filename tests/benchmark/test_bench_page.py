@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from chromium import TOO_WIDE, Chromium, needs_browser
+from numpy.typing import NDArray
 from page_elements import Elements
 from PIL import Image
-from places import TESTS
 
 from omgsr_cli.benchmark.page import write_page
 from omgsr_cli.benchmark.results import (
@@ -232,40 +229,52 @@ def test_infinite_and_missing_scores_are_shown(tmp_path: Path) -> None:
     assert data_of(empty)["images"] == []
 
 
-_BROWSER = os.environ.get("OMGSR_BROWSER") or (sys.executable if find_spec("PySide6") else "")
-
-
-@pytest.mark.skipif(
-    not _BROWSER, reason="no browser: pip install PySide6, or set OMGSR_BROWSER to a Python that has it"
-)
+@needs_browser
 def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
     """In headless Chromium, with 120 images: answers to questions, and screenshots."""
     page = tmp_path / "report.html"
     write_page(build_report(tmp_path, [f"image {number}" for number in range(120)]), page, tmp_path / "images")
-    script = TESTS / "browser" / "browse.py"
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [_BROWSER, str(script), str(page), str(tmp_path)], capture_output=True, text=True, timeout=120, env=environment
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    assert lines, done.stderr[-2000:]
-    found: dict[str, Any] = json.loads(lines[-1])
-    assert (found["console"], found["loaded"]) == ([], True)
-    assert json.loads(found["wider than 500 px"]) == []
-    assert found["thumbnails"] == 120
-    assert 0 < found["thumbnails with an image"] < 60, "not all images are decoded"
-    keys = {"n": "1", "3": "bicubic", "shift 4": "reference", "s": "reference", "+": "1×", "→": "2 %"}
-    assert {key: found[f"after {key}"] for key in keys} == keys
-    assert re.fullmatch(r"fit, [0-9.]+×", found["after 0"])
-    half, whole, dark = (
-        np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")).astype(int)
-        for name in ("middle", "full", "other")
-    )
-    assert half.shape == whole.shape
-    x, y, width, height = (int(value) for value in found["box"])
-    left = (slice(y + 4, y + height - 60), slice(x + 4, x + width // 2 - 20))
-    right = (slice(y + 4, y + height - 60), slice(x + width // 2 + 20, x + width - 20))
-    # With the boundary at the right end, all is the left view; in the middle, only the left half.
-    assert np.abs(half[left] - whole[left]).mean() < 1
-    assert np.abs(half[right] - whole[right]).mean() > 10
-    assert abs(half.mean() - dark.mean()) > 60
+    with Chromium(tmp_path) as tab:
+        tab.show(1200, 1800)
+        tab.open(page)
+        assert tab.ask("document.querySelectorAll('#strip img').length") == 120
+        assert 0 < tab.ask("document.querySelectorAll('#strip img[src]').length") < 60, "not all images are decoded"
+        half, x, y, width, height = shot(tab, tmp_path), *box_of(tab)
+        tab.press("End")
+        whole = shot(tab, tmp_path)
+        left = (slice(y + 4, y + height - 60), slice(x + 4, x + width // 2 - 20))
+        right = (slice(y + 4, y + height - 60), slice(x + width // 2 + 20, x + width - 20))
+        # With the boundary at the right end, all is the left view; in the middle, only the left half.
+        assert np.abs(half[left] - whole[left]).mean() < 1
+        assert np.abs(half[right] - whole[right]).mean() > 10
+        tab.press("Home", "n")
+        assert tab.ask("document.getElementById('image').value") == "1"
+        tab.press("3")
+        assert tab.ask("document.getElementById('left').value") == "bicubic"
+        tab.press("4", shift=True)
+        assert tab.ask("document.getElementById('right').value") == "reference"
+        tab.press("s")
+        assert tab.ask("document.getElementById('left').value") == "reference"
+        zooms = [(tab.press(key), tab.ask("document.getElementById('zoom').textContent"))[1] for key in "+0"]
+        assert zooms[0] == "1×"
+        assert re.fullmatch(r"fit, [0-9.]+×", zooms[1])
+        tab.press("ArrowRight")
+        assert tab.ask("document.getElementById('stage').getAttribute('aria-valuenow')") == "2"
+        tab.show(500, 900)
+        assert tab.ask(TOO_WIDE) == []
+        light = shot(tab, tmp_path)
+        tab.ask("document.getElementById('theme').click()")
+        assert abs(light.mean() - shot(tab, tmp_path).mean()) > 60
+        assert tab.messages == []
+        assert {url.partition(":")[0] for url in tab.requests} == {"file"}
+
+
+def shot(tab: Chromium, folder: Path) -> NDArray[np.int64]:
+    with Image.open(tab.screenshot(folder / "screen.png")) as image:
+        return np.asarray(image.convert("RGB")).astype(np.int64)
+
+
+def box_of(tab: Chromium) -> list[int]:
+    """The left and upper edge, width and height of the images."""
+    box = tab.ask("(b => [b.x, b.y, b.width, b.height])(document.querySelector('.sheet').getBoundingClientRect())")
+    return [int(value) for value in box]

@@ -2,10 +2,15 @@
 (() => {
   const { images, metrics, models } = JSON.parse(document.getElementById("data").textContent);
   const at = (id) => document.getElementById(id);
-  const stage = at("stage"), sheet = at("sheet"), under = at("under"), over = at("over");
-  // zoom 0 fits the stage; otherwise it is the number of device pixels per image pixel.
-  const state = { image: 0, left: "", right: "", split: 0.5, zoom: 0, x: 0, y: 0 };
-  let size = { width: 1, height: 1 };
+  const state = { image: 0, left: "", right: "" };
+  const viewer = createViewer(at("stage"), {
+    onChange({ share, zoom, fit }) {
+      at("boundary").textContent = `${share} %`;
+      at("zoom").textContent = zoomText({ zoom, fit });
+      at("smaller").disabled = !zoom;
+      at("larger").disabled = zoom >= 16;
+    },
+  });
 
   const views = () => Object.keys(images[state.image]?.views ?? {});
 
@@ -17,30 +22,20 @@
   // If this image lacks the chosen view, show another one; the choice is kept for the next image.
   const present = (choice, fallback) => (views().includes(choice) ? choice : fallback);
 
-  async function show() {
+  function show() {
     if (!images.length) { at("message").textContent = "This report has no images."; return; }
     const names = views(), image = images[state.image];
     const left = present(state.left, names[0]), right = present(state.right, names[names.length - 1]);
     fill(at("left"), names, left);
     fill(at("right"), names, right);
     at("image").value = String(state.image);
-    at("leftTag").textContent = left ?? "";
-    at("rightTag").textContent = right ?? "";
     at("message").textContent = Object.entries(image.errors).map(([m, e]) => `${m}: ${e}`).join(" · ");
     scores(image);
     for (const [i, thumb] of [...at("strip").children].entries()) {
       thumb.setAttribute("aria-selected", String(i === state.image));
       if (i === state.image) at("strip").scrollTo({ left: thumb.offsetLeft - at("strip").clientWidth / 2, behavior: "auto" });
     }
-    over.src = image.views[left] ?? "";
-    under.src = image.views[right] ?? "";
-    const asked = state.image;
-    await Promise.allSettled([over.decode(), under.decode()]);
-    if (asked !== state.image) return;
-    // The larger of the two sets the size, so an input is scaled up to its result.
-    const larger = over.naturalWidth > under.naturalWidth ? over : under;
-    size = { width: larger.naturalWidth || 1, height: larger.naturalHeight || 1 };
-    place();
+    viewer.show([left, right].map((name) => ({ name, src: image.views[name] })));
   }
 
   function scores(image) {
@@ -69,87 +64,26 @@
     at("scores").replaceChildren(...(metrics.length ? [thead, body] : []));
   }
 
-  function place() {
-    const box = stage.getBoundingClientRect(), dense = window.devicePixelRatio || 1;
-    const fit = Math.min(box.width / size.width, box.height / size.height);
-    const scale = state.zoom ? state.zoom / dense : fit;
-    const width = size.width * scale, height = size.height * scale;
-    const clamp = (offset, room, length) => (length <= room ? (room - length) / 2 : Math.min(0, Math.max(room - length, offset)));
-    state.x = clamp(state.x, box.width, width);
-    state.y = clamp(state.y, box.height, height);
-    sheet.style.width = `${width}px`;
-    sheet.style.height = `${height}px`;
-    sheet.style.transform = `translate(${state.x}px, ${state.y}px)`;
-    sheet.classList.toggle("pixels", scale * dense >= 2);
-    // The boundary belongs to the stage, so it stays visible when the image is moved.
-    const visible = Math.min(width, box.width), start = Math.max(0, state.x);
-    const edge = start + state.split * visible - state.x;
-    at("clip").style.clipPath = `inset(0 ${Math.max(0, width - edge)}px 0 0)`;
-    at("edge").style.left = `${edge}px`;
-    const share = Math.round(state.split * 100);
-    stage.setAttribute("aria-valuenow", String(share));
-    at("boundary").textContent = `${share} %`;
-    at("zoom").textContent = state.zoom ? `${state.zoom}×` : `fit, ${(fit * dense).toPrecision(2)}×`;
-    at("smaller").disabled = !state.zoom;
-    at("larger").disabled = state.zoom >= 16;
-  }
-
-  function zoomTo(zoom) {
-    const box = stage.getBoundingClientRect(), before = sheet.getBoundingClientRect();
-    const cx = (box.left + box.width / 2 - before.left) / before.width, cy = (box.top + box.height / 2 - before.top) / before.height;
-    state.zoom = zoom;
-    const dense = window.devicePixelRatio || 1, scale = zoom / dense;
-    if (zoom) { state.x = box.width / 2 - cx * size.width * scale; state.y = box.height / 2 - cy * size.height * scale; }
-    place();
-  }
-
   const step = (by) => { if (images.length) { state.image = (state.image + by + images.length) % images.length; show(); } };
   const choose = (side, name) => { if (name) { state[side] = name; show(); } };
   const swap = () => { const [l, r] = [at("left").value, at("right").value]; state.left = r; state.right = l; show(); };
-  const larger = () => zoomTo(Math.min(16, state.zoom ? state.zoom * 2 : 1));
-  const smaller = () => zoomTo(state.zoom > 1 ? state.zoom / 2 : 0);
-  const slide = (share) => { state.split = Math.min(1, Math.max(0, share)); place(); };
 
-  let drag = null;
-  const splitAt = (event) => {
-    const box = stage.getBoundingClientRect(), shown = sheet.getBoundingClientRect();
-    const start = Math.max(box.left, shown.left), end = Math.min(box.right, shown.right);
-    slide((event.clientX - start) / Math.max(1, end - start));
-  };
-  stage.addEventListener("pointerdown", (event) => {
-    drag = event.ctrlKey || event.button === 1 ? { x: event.clientX - state.x, y: event.clientY - state.y } : "split";
-    stage.setPointerCapture(event.pointerId);
-    if (drag === "split") splitAt(event); else event.preventDefault();
-  });
-  stage.addEventListener("pointermove", (event) => {
-    if (drag === "split") splitAt(event);
-    else if (drag) { state.x = event.clientX - drag.x; state.y = event.clientY - drag.y; place(); }
-  });
-  for (const end of ["pointerup", "pointercancel"]) stage.addEventListener(end, () => { drag = null; });
-  stage.addEventListener("wheel", (event) => {
-    if (!state.zoom) return;
-    event.preventDefault();
-    state.x -= event.deltaX; state.y -= event.deltaY; place();
-  }, { passive: false });
-
+  const keys = { ...viewer.keys, n: () => step(1), p: () => step(-1), s: swap };
+  for (let i = 0; i < 9; i++) for (const [shift, side] of [["", "left"], ["Shift+", "right"]]) keys[`${shift}Digit${i + 1}`] = () => choose(side, views()[i]);
   document.addEventListener("keydown", (event) => {
-    if (event.target instanceof HTMLSelectElement || event.ctrlKey || event.metaKey || event.altKey) return;
-    const digit = /^Digit([1-9])$/.exec(event.code);
-    const actions = { ArrowLeft: () => slide(state.split - 0.02), ArrowRight: () => slide(state.split + 0.02), n: () => step(1), p: () => step(-1), s: swap, "+": larger, "=": larger, "-": smaller, 0: () => zoomTo(0), Home: () => slide(0), End: () => slide(1) };
-    if (digit) choose(event.shiftKey ? "right" : "left", views()[digit[1] - 1]);
-    else if (actions[event.key]) actions[event.key]();
-    else return;
+    const action = actionOf(event, keys);
+    if (!action) return;
+    action();
     event.preventDefault();
   });
   at("previous").onclick = () => step(-1);
   at("next").onclick = () => step(1);
   at("swap").onclick = swap;
-  at("larger").onclick = larger;
-  at("smaller").onclick = smaller;
+  at("larger").onclick = () => viewer.larger();
+  at("smaller").onclick = () => viewer.smaller();
   at("left").onchange = (event) => choose("left", event.target.value);
   at("right").onchange = (event) => choose("right", event.target.value);
   at("image").onchange = (event) => { state.image = Number(event.target.value); show(); };
-  window.addEventListener("resize", place);
 
   at("image").replaceChildren(...images.map((image, i) => new Option(`${i + 1}/${images.length} ${image.name}`, String(i))));
   // Thumbnails load their image when they become visible.
