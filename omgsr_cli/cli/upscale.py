@@ -26,7 +26,7 @@ from omgsr_cli.cli.upscale_summary import Counts, Pace, name_of, result_line
 from omgsr_cli.errors import FileError, OmgsrError, UsageError
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
 from omgsr_cli.files.inputs import NAME_RESULT, FoundResult, Note, skipped_results
-from omgsr_cli.files.jobs import Job, JobOptions, JobStream, clear_leftovers, find_jobs
+from omgsr_cli.files.jobs import Job, JobOptions, JobStream, NameList, clear_leftovers, find_jobs
 from omgsr_cli.files.naming import STREAM, scale_label
 from omgsr_cli.files.remembered import Remembered, take_notes
 from omgsr_cli.files.shards import parse_shard
@@ -60,11 +60,11 @@ class UpscaleCommand(Command):
 
 def upscale(
     inputs: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="INPUT", help="Images, folders, globs, .txt lists, URLs such as s3://..., or - for stdin."
         ),
-    ],
+    ] = None,
     output: Annotated[
         str | None,
         shared.option(
@@ -77,6 +77,16 @@ def upscale(
         ),
     ] = None,
     recursive: Annotated[bool, shared.option(FILES, "Search subfolders.", "--recursive", "-r")] = False,
+    list_: Annotated[
+        str | None,
+        shared.option(
+            FILES,
+            "Process only the inputs that a text file names, one per line; without INPUT, they are the inputs. - reads "
+            "stdin.",
+            "--list",
+            metavar="FILE",
+        ),
+    ] = None,
     suffix: Annotated[
         str | None,
         shared.option(
@@ -298,6 +308,9 @@ def upscale(
         overwrite=overwrite,
         compare=compare,
     )
+    inputs = inputs or []
+    if list_ is not None and STREAM in inputs:
+        raise UsageError("--list names files, but - reads an image from stdin", "remove --list, or give files")
     to_stdout = output == STREAM or (output is None and STREAM in inputs)
     if compare and to_stdout:
         raise UsageError("--compare cannot write beside stdout", "give -o FILE")
@@ -312,7 +325,10 @@ def upscale(
     names = JobOptions(recursive, suffix, scale_label(sizes, source.record.scale), write_options.format)
     remembered = Remembered()
     failed_before = read_reports([report]).has_failed if retry_failed and report else None
-    jobs = find_jobs(inputs, output, names, remembered)
+    listed = None if list_ is None else NameList(list_)
+    jobs = find_jobs(inputs or ([] if listed is None else listed.inputs), output, names, remembered)
+    if listed is not None and inputs:
+        jobs = listed.select(jobs)
     if part is not None:
         jobs = jobs.select(part.holds_planned)
     if failed_before is not None:

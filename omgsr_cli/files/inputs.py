@@ -5,12 +5,14 @@ from __future__ import annotations
 import codecs
 import errno
 import glob
+import io
 import os
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from omgsr_cli.errors import FileError, UsageError, read_reason
 from omgsr_cli.files.addresses import Address, Location, is_url, name_hash, parse_address, shown
@@ -27,6 +29,7 @@ from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.files.storage import check_address, find_matches, list_files, local_copy, look_at
 
 NO_IMAGES = "no images in this folder"
+NOT_A_LIST, EMPTY_LIST = "not a list of paths: it is not plain text", "the list contains no images"
 
 
 @dataclass(frozen=True)
@@ -219,20 +222,19 @@ class _Search:
         count = 0
         try:
             with local_copy(listing) as copy:
-                if (lines := read_lines(copy.path)) is None:
-                    yield problem(shown(listing), "not a list of paths: it is not plain text")
+                if (names := read_names(copy.path)) is None:
+                    yield problem(shown(listing), NOT_A_LIST)
                     return
-                for number, line in enumerate(lines, 1):
-                    if line and not line.startswith("#"):
-                        count += 1
-                        yield from self._line(listing, line, f"{shown(listing)}, line {number}: ")
+                for number, line in names:
+                    count += 1
+                    yield from self._line(listing, line, f"{shown(listing)}, line {number}: ")
         except FileError as error:
             yield error
         except OSError as error:
             yield problem(shown(listing), read_reason(error))
         else:
             if not count:
-                yield problem(shown(listing), "the list contains no images")
+                yield problem(shown(listing), EMPTY_LIST)
 
     def _line(self, listing: Location, line: str, where: str) -> Iterator[Found]:
         folder = listing.parent
@@ -462,15 +464,18 @@ def problem(name: str, reason: str, hint: str | None = None) -> FileError:
 _LOOKED_AT = 1 << 16
 
 
-def read_lines(path: Path) -> Iterator[str] | None:
-    """The lines of a text file in UTF-8, or in UTF-16 with a byte order mark, as PowerShell writes it; None otherwise.
+def read_names(source: Path | bytes) -> Iterator[tuple[int, str]] | None:
+    """The lines of a list that name a file, each with its number; blank lines and `#` comments are skipped.
 
+    A list is text in UTF-8, or in UTF-16 with a byte order mark, as PowerShell writes it; for others, this is None.
     Lines are read on demand.
 
+    Args:
+        source: a path, or the content of a list.
     Raises:
         OSError: the file cannot be opened.
     """
-    with open(path, "rb") as file:
+    with _opened(source) as file:
         start = file.read(_LOOKED_AT)
     is_utf_16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     # File names may be invalid UTF-8.
@@ -479,11 +484,17 @@ def read_lines(path: Path) -> Iterator[str] | None:
         text = codecs.getincrementaldecoder(encoding)(errors).decode(start, len(start) < _LOOKED_AT)
     except UnicodeDecodeError:
         return None
-    return None if "\0" in text else _lines(path, encoding)
+    return None if "\0" in text else _names(source, encoding)
 
 
-def _lines(path: Path, encoding: str) -> Iterator[str]:
+def _names(source: Path | bytes, encoding: str) -> Iterator[tuple[int, str]]:
     errors = "replace" if encoding == "utf-16" else "surrogateescape"
-    with open(path, encoding=encoding, errors=errors, newline="\n") as file:
-        for line in file:
-            yield line.strip(" \t\r\n")
+    with io.TextIOWrapper(_opened(source), encoding, errors, newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            name = line.strip(" \t\r\n")
+            if name and not name.startswith("#"):
+                yield number, name
+
+
+def _opened(source: Path | bytes) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import ast
 import glob
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from omgsr_cli.errors import FileError, UsageError
+from omgsr_cli.errors import FileError, UsageError, read_reason
 from omgsr_cli.files.addresses import Address, Location, is_url, name_hash, parse_address, shown
 from omgsr_cli.files.atomic import remove_abandoned
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX, EntryKeys
-from omgsr_cli.files.inputs import Found, FoundInput, FoundResult, Note, search_inputs
+from omgsr_cli.files.inputs import (
+    EMPTY_LIST,
+    NOT_A_LIST,
+    Found,
+    FoundInput,
+    FoundResult,
+    Note,
+    read_names,
+    search_inputs,
+)
 from omgsr_cli.files.naming import STREAM, Naming, Output, check_suffix, comparison_name, parse_output
 from omgsr_cli.files.remembered import Remembered
 
@@ -161,7 +173,7 @@ def find_jobs(
         UsageError: there are no inputs, one of the first is its own output, or arguments exclude each other.
     """
     if not inputs:
-        raise UsageError("no input given", "give an image, a folder, a list.txt, or - for standard input")
+        raise UsageError("no input given", "give an image, a folder, a list.txt, - for standard input, or --list FILE")
     check_suffix(options.suffix)
     target = parse_output(output, options.output_format)
     if STREAM in inputs:
@@ -177,6 +189,105 @@ def find_jobs(
     if after is None:
         return JobStream((*planner.note(), *planned))
     return JobStream(planned, planner.plan_each(chain((after,), found)))
+
+
+class NameList:
+    """The files of `--list`: they restrict the jobs of other inputs, or are the inputs themselves.
+
+    Each line names a file as on the command line: an address, or a path from the current folder. A name that does not
+    exist there can also be the path of a file below an input folder. `listed_name` quotes names that are not plain
+    text.
+
+    Args:
+        source: path of the list, or "-" for standard input.
+    Raises:
+        UsageError: the list cannot be read, or is empty.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._name = f"--list {shown(source)}"
+        try:
+            # `read_names` opens its source twice.
+            names = read_names(sys.stdin.buffer.read() if source == STREAM else Path(source))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{self._name}: {read_reason(error)}", "give a text file, or - for stdin") from error
+        if names is None:
+            raise UsageError(f"{self._name}: {NOT_A_LIST}", "write one path per line")
+        self._lines = {number: _named_file(line) for number, line in names}
+        if not self._lines:
+            raise UsageError(f"{self._name}: {EMPTY_LIST}", "write one path per line")
+
+    @property
+    def inputs(self) -> list[str]:
+        """The names as inputs on the command line."""
+        return [os.path.join(os.curdir, name) if name == STREAM else name for name in self._lines.values()]
+
+    def select(self, jobs: JobStream) -> JobStream:
+        """The jobs whose inputs are listed; each other name becomes an error, which follows jobs that are found later.
+
+        Raises:
+            UsageError: no name is among the inputs, and all inputs are known.
+        """
+        key, wanted = EntryKeys(), dict[str, list[int]]()
+        for number, name in self._lines.items():
+            exists = is_url(name) or os.path.lexists(name)
+            wanted.setdefault(_job_key(key, name) if exists else _below_key(name), []).append(number)
+        missing = set(self._lines)
+
+        def is_listed(one: Planned) -> bool:
+            if isinstance(one, FileError | Note):
+                return True
+            below = one.below if isinstance(one, Job) else ""
+            source = one.source if isinstance(one, Job) else one.path
+            keys = {_below_key(below), *(_job_key(key, text) for text in _texts_of(source))}
+            found = [number for each in keys for number in wanted.get(each, ())]
+            missing.difference_update(found)
+            return bool(found)
+
+        def unmatched() -> Iterator[FileError]:
+            for number in sorted(missing):
+                name = self._lines[number]
+                yield FileError(f"{self._name}, line {number}: {shown(name)} is not among the inputs", _LIST_HINT)
+
+        selected = jobs.select(is_listed)
+        if jobs.rest is not None:
+            # A generator, because the names that are missing are known at the end.
+            return JobStream(selected.first, chain(selected.rest or (), unmatched()))
+        if len(missing) == len(self._lines):
+            raise UsageError(f"{self._name}: none of its {len(self._lines)} names is among the inputs", _LIST_HINT)
+        return JobStream((*unmatched(), *selected.first))
+
+
+_LIST_HINT = "names are paths from the current folder, or from an input folder"
+
+
+def listed_name(source: Location) -> str:
+    """The line of a list that names a file: its path, or a Python literal of a path that a line cannot contain."""
+    text = str(source)
+    is_plain = text.isprintable() and text == text.strip(" \t") and not text.startswith(("#", "'", '"'))
+    return text if is_plain else repr(text)
+
+
+def _named_file(line: str) -> str:
+    """The name in a line, see `listed_name`."""
+    if line[0] in "'\"" and not os.path.lexists(line):
+        with suppress(ValueError, SyntaxError):
+            if isinstance(name := ast.literal_eval(line), str) and name:
+                return name
+    return line
+
+
+def _job_key(key: EntryKeys, name: str) -> str:
+    return parse_address(name).url if is_url(name) else f"file {key(Path(name))}"
+
+
+def _below_key(below: str) -> str:
+    return f"below {Path(below).as_posix()}"
+
+
+def _texts_of(source: Location | None) -> tuple[str, ...]:
+    # A page shows the addresses of web servers without their secrets.
+    return (source.url, str(source)) if isinstance(source, Address) else (str(source),)
 
 
 class _Planner:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +21,8 @@ from torch import Tensor
 
 from omgsr_cli.batch import upscaler
 from omgsr_cli.cli import upscale
+from omgsr_cli.files import jobs
+from omgsr_cli.files.jobs import listed_name
 from omgsr_cli.imaging import read_record
 from omgsr_cli.models.tiny import TinyRestorer
 
@@ -70,6 +75,61 @@ def test_globs_and_lists_name_inputs(omgsr: Command, tree: Path, tmp_path: Path)
     assert files_below(tmp_path / "list") == ["in/a.png", "in/deep/c.webp"]
     assert omgsr(f"{tree}/*.*", "-o", tmp_path / "glob", "--scale", "1").code == 0
     assert files_below(tmp_path / "glob") == ["a.png", "b.jpg"]
+
+
+def test_a_list_restricts_the_inputs(
+    omgsr: Command, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    odd = ["deep/ c.png", "deep/new\nline.png", "deep/\udcff.png", "deep/#1.png"]
+    for name in odd:
+        draw(tree / name, 8, 6)
+    lines = [listed_name(Path("in", name)) for name in ("a.png", *odd[:3])]
+    # A path from the current folder, an absolute one, or one below the input folder; `a.png` counts once.
+    (tmp_path / "redo.txt").write_text("\n".join([*lines, str(tree / "deep" / "c.webp"), "deep/#1.png", "./in/a.png"]))
+    common = ("in", "-r", "-o", "out", "--scale", "1")
+    said = omgsr(*common, "--list", "redo.txt")
+    assert (said.code, said.errors) == (0, [])
+    assert files_below(tmp_path / "out") == sorted(["a.png", "deep/c.webp", *odd])
+    (tmp_path / "redo.txt").write_text("in/b.jpg\nin/typo.jpg\n")
+    said = omgsr(*common, "--list", "redo.txt")
+    assert (said.code, said.lines, len(said.errors)) == (1, ["out/b.jpg"], 1)
+    assert "redo.txt, line 2" in said.errors[0]
+    # What is found while others are processed is restricted too.
+    monkeypatch.setattr(jobs, "_FIRST_INPUTS", 2)
+    said = omgsr(*common, "--strength", "0", "--overwrite", "--list", "redo.txt")
+    assert (said.code, said.lines, len(said.errors)) == (1, ["out/b.jpg"], 1)
+
+
+def test_a_list_without_inputs_names_the_inputs(
+    omgsr: Command, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tree)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"a.png\r\n\n# no\ndeep/c.webp\nlost.png\n")))
+    said = omgsr("--list", "-", "--scale", "1")
+    assert (said.code, said.lines) == (1, ["a_x1.png", "deep/c_x1.webp"])
+    assert "lost.png" in said.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments"),
+    [
+        (b"lost.png\nb/a.png\n", ("in", "--list", "it")),
+        (b"\0\1\2", ("in", "--list", "it")),
+        (b"# nothing\n", ("--list", "it")),
+        (b"in/a.png", ("in", "--list", "missing")),
+        (b"in/a.png", ("-", "--list", "it")),
+    ],
+)
+def test_a_list_that_names_nothing_is_refused(
+    omgsr: Command, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, arguments: tuple[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "it").write_bytes(content)
+    said = omgsr(*arguments, "-o", "out/")
+    assert (said.code, len(said.errors)) == (2, 1)
+    assert "hint: " in said.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_input_is_never_its_own_output(omgsr: Command, tree: Path) -> None:
