@@ -21,7 +21,6 @@ from omgsr_cli.errors import FileError, OmgsrError, UsageError
 
 if TYPE_CHECKING:
     from omgsr_cli.training.config import TrainConfig
-    from omgsr_cli.training.config_errors import Draft
     from omgsr_cli.training.events import Event, StepDone
 
 CONFIGURATION, RUN, RESULT = "Configuration", "Run", "Export and publish"
@@ -122,27 +121,27 @@ def train(
         raise UsageError("no configuration given", "omgsr train --print-config omgsr-tiny > config.toml")
     if check and (export or push_to_hub):
         raise UsageError("--check and --export or --push-to-hub exclude each other", "give one of them")
-    draft = _read(config, sets or [])
-    if draft.problems and (export or push_to_hub):
-        return _print_problems(output, draft)
-    if export is not None or push_to_hub is not None:
-        return _export_or_push(output, draft.check(), resume, export, push_to_hub)
-    from omgsr_cli.training.check import check_files, list_unfetched
-
-    with output.loading("PyTorch"):
-        _choose_device(device)
-        check_files(draft, resume)
-    if draft.problems:
-        if check and draft.config is not None:
-            for line in list_unfetched(draft.config):
-                output.note(line)
-        return _print_problems(output, draft)
-    from omgsr_cli.training.sources import UnreadableImagesError
+    from omgsr_cli.training.config import ConfigError, load_config
 
     try:
-        if check:
-            return _check(output, draft.check(), resume)
-        return _run(output, draft.check(), resume)
+        settings = load_config(config, sets or [])
+        if export is not None or push_to_hub is not None:
+            return _export_or_push(output, settings, resume, export, push_to_hub)
+        with output.loading("PyTorch"):
+            from omgsr_cli.training.check import check_files
+            from omgsr_cli.training.sources import UnreadableImagesError
+
+            _choose_device(device)
+            check_files(settings, resume)
+    except ConfigError as error:
+        for line in error.problems:
+            output.error(UsageError(line))
+        count = len(error.problems)
+        output.message(f"{count} error{'s' if count > 1 else ''} in the configuration; nothing was trained")
+        output.message(error.hint or "")
+        return 2
+    try:
+        return (_check if check else _run)(output, settings, resume)
     except UnreadableImagesError as error:
         for problem in error.problems[:_LISTED]:
             output.error(FileError(problem.message))
@@ -174,26 +173,6 @@ def _write_report(output: Output, folder: Path) -> int:
         output.note(f"the page has no curves: matplotlib is not installed; {install_command('plot')}")
     output.result(str(page), {"event": "reported", "page": str(page)})
     return 0
-
-
-def _read(path: Path, sets: list[str]) -> Draft[TrainConfig]:
-    """Read a configuration, with its errors, from a file or a preset's name."""
-    from omgsr_cli.training.config import PRESET_CONFIGS, draft_run, parse_table, read_preset_config, read_table
-
-    name = str(path)
-    if name in PRESET_CONFIGS and not path.exists():
-        return draft_run(parse_table(read_preset_config(name), name, sets))
-    return draft_run(read_table(path, sets))
-
-
-def _print_problems(output: Output, draft: Draft[TrainConfig]) -> int:
-    """Print each error of a configuration on a separate line."""
-    problems = draft.lines()
-    for problem in problems:
-        output.error(UsageError(problem))
-    output.message(f"{len(problems)} error{'s' if len(problems) > 1 else ''} in the configuration; nothing was trained")
-    output.message("`omgsr train --schema` lists what each key takes")
-    return 2
 
 
 def _choose_device(name: str | None) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +15,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from omgsr_cli.degradation import load_degradation
-from omgsr_cli.errors import ModelError, OmgsrError
+from omgsr_cli.errors import OmgsrError, UsageError
+from omgsr_cli.files.addresses import shown
 from omgsr_cli.models.devices import is_out_of_memory
 from omgsr_cli.models.families import family_of, is_model_file, recognise_adapter
 from omgsr_cli.models.lora import LoraOptions
@@ -24,140 +24,126 @@ from omgsr_cli.models.record import load_record
 from omgsr_cli.models.sources import find_model, start_folder
 from omgsr_cli.options import ModelOptions
 from omgsr_cli.packages import install_command
-from omgsr_cli.presets import FEATURE_NETWORKS, PRESETS
-from omgsr_cli.store.hub import is_cached, is_repository_name
+from omgsr_cli.presets import PRESETS
+from omgsr_cli.store.hub import is_repository_name
 from omgsr_cli.training.assembly import Run, check_measurable, load_run
 from omgsr_cli.training.checkpoints import check_adapter_ranks, list_checkpoints, optimizer_tensors
-from omgsr_cli.training.config import SourceConfig, TrainConfig
-from omgsr_cli.training.config_errors import Draft
+from omgsr_cli.training.config import ConfigError, SourceConfig, TrainConfig
 from omgsr_cli.training.data import Numbers, load_batches
+from omgsr_cli.training.discriminator import plan_heads
 from omgsr_cli.training.distributed import build_accelerator, device_of
 from omgsr_cli.training.loop import StopRequest, make_teacher_images, peak_memory_mib
 from omgsr_cli.training.model import build_lora_options, load_run_model
-from omgsr_cli.training.perceptual import FeatureSource, find_features, load_features, load_lpips
+from omgsr_cli.training.perceptual import find_features, load_features, load_lpips
 from omgsr_cli.training.sources import Stored, check_source
 from omgsr_cli.training.step import Stepper
 from omgsr_cli.training.teacher import load_teacher
 from omgsr_cli.training.validation import build_measures, choose_log_metrics
 
 
-def check_files(draft: Draft[TrainConfig], resume: str = "auto") -> None:
-    """Add errors about files and packages to a draft.
+def check_files(config: TrainConfig, resume: str = "auto") -> None:
+    """Check that the files and packages of a run exist and fit, without reading weights.
 
     Args:
-        draft: a draft with or without errors; keys with errors are not checked again.
+        config: a valid configuration.
         resume: as for `find_checkpoint`; the ranks of this checkpoint are compared.
+    Raises:
+        ConfigError: some do not, with a line for each.
     """
-    config = draft.config
-    if config is None:
-        return
-    data = config.data
+    model, data, loss, lora = config.model, config.data, config.loss, build_lora_options(config) or LoraOptions()
+    problems: list[str] = []
+
+    def note(key: str, check: Callable[..., object], *arguments: object) -> None:
+        try:
+            check(*arguments)
+        except OmgsrError as error:
+            problems.append(shown(f"{key}: {error.message}" + (f"; {error.hint}" if error.hint else "")))
+
     for source in data.train:
-        _note(draft, "data.train", lambda source=source: check_source(source))  # type: ignore[misc]  # bound now
-    _note(draft, "model.mid_timestep", lambda: check_measurable(config))
-    _check_images(draft, "data.train_lq", data.train_lq or ())
-    _check_images(draft, "data.validation", (data.validation,) if data.validation else ())
-    _check_images(draft, "data.validation_lq", (data.validation_lq,) if data.validation_lq else ())
-    _check_degradations(draft, config)
-    _check_features(draft, config)
-    _check_teacher(draft, config)
-    _check_model(draft, config, resume)
-    _check_packages(draft, config)
-    folder = Path(config.save.out)
-    if not _could_be_folder(folder):
-        draft.add("save.out", "this is a file, but checkpoints need a folder")
-
-
-def _check_images(draft: Draft[TrainConfig], key: str, names: Sequence[str]) -> None:
-    for name in names:
-        _note(draft, key, lambda name=name: check_source(SourceConfig(images=name)))  # type: ignore[misc]  # bound now
-
-
-def _check_degradations(draft: Draft[TrainConfig], config: TrainConfig) -> None:
+        note("data.train", check_source, source)
+    note("model.mid_timestep", check_measurable, config)
+    held_out = {"data.validation": data.validation, "data.validation_lq": data.validation_lq}
+    for key, name in (*(("data.train_lq", name) for name in data.train_lq or ()), *held_out.items()):
+        if name is not None:
+            note(key, check_source, SourceConfig(images=name))
     for name in config.degradation.presets:
-        _note(draft, "degradation.presets", lambda name=name: load_degradation(name))  # type: ignore[misc]  # bound now
-
-
-def _check_features(draft: Draft[TrainConfig], config: TrainConfig) -> None:
-    loss = config.loss
+        note("degradation.presets", load_degradation, name)
     for section, (name, path) in config.backbones.items():
-        key = f"{section}.backbone_path" if path else f"{section}.backbone"
-        _note(draft, key, lambda name=name, path=path: find_features(name, path))  # type: ignore[misc]  # bound now
-    if loss.lpips_path and not Path(loss.lpips_path).exists():
-        draft.add("loss.lpips_path", f"{loss.lpips_path} does not exist")
+        note(f"{section}.backbone_path" if path else f"{section}.backbone", find_features, name, path)
+    if loss.lpips_path:
+        note("loss.lpips_path", _check_exists, Path(loss.lpips_path))
+    if loss.gan and loss.discriminator == "heads":
+        note("gan.px" if config.gan.px else "data.resolution", plan_heads, config.gan.px or data.resolution)
+    if loss.teacher is not None:
+        note("loss.teacher.model", _check_teacher, loss.teacher.model)
+    if model.base:
+        note("model.base", _check_base, model.base)
+    start = start_folder(model.start_from)
+    if start is not None:
+        note("model.start_from", _check_start, start, model.preset)
+    checkpoints = list_checkpoints(Path(config.save.out)) if resume == "auto" else [Path(resume)]
+    for folder in (start, None if resume == "none" or not checkpoints else checkpoints[0]):
+        if folder is not None:
+            note("lora", check_adapter_ranks, folder, lora)
+    if config.optim.eight_bit:
+        note("optim.eight_bit", _check_package, "bitsandbytes")
+    for tracker in config.log.trackers:
+        note("log.trackers", _check_package, tracker)
+    note("log.metrics", _check_metrics, config)
+    note("save.out", _check_could_be_folder, Path(config.save.out))
+    if problems:
+        raise ConfigError(problems)
 
 
-def _check_teacher(draft: Draft[TrainConfig], config: TrainConfig) -> None:
-    if config.loss.teacher is None:
-        return
-    name, key = config.loss.teacher.model, "loss.teacher.model"
+def _check_exists(path: Path) -> None:
+    if not path.exists():
+        raise UsageError(f"{path} does not exist")
+
+
+def _check_package(name: str) -> None:
+    if find_spec(name) is None:
+        package = "'omgsr-cli[train]'" if name == "tensorboard" else name
+        raise UsageError(f"{name} is not installed: pip install {package}, or change this key")
+
+
+def _check_teacher(name: str) -> None:
     if Path(name).is_file():
         if find_spec("spandrel") is None:
-            draft.add(key, "spandrel, which reads it, is not installed: pip install 'omgsr-cli[networks]'")
+            raise UsageError("spandrel, which reads it, is not installed", install_command("networks"))
     elif Path(name).is_dir() or not is_repository_name(name):
-        _note(draft, key, lambda: find_model(ModelOptions(model=name)))
+        find_model(ModelOptions(model=name))
 
 
-def _check_model(draft: Draft[TrainConfig], config: TrainConfig, resume: str) -> None:
-    base, lora = config.model.base, build_lora_options(config) or LoraOptions()
-    if base and not Path(base).is_dir() and not is_repository_name(base):
-        is_network = is_model_file(Path(base))
-        reason = "has no diffusion step: it is a plain restoration network"
-        draft.add(
-            "model.base", f"{base} {reason if is_network else 'is neither a folder nor a hub repository OWNER/NAME'}"
-        )
-    start = start_folder(config.model.start_from)
-    if start is not None and not start.is_dir():
-        draft.add("model.start_from", f"{start} is not a folder")
-    elif start is not None:
-        if not draft.is_wrong("model.preset"):
-            _note(draft, "model.start_from", lambda: _check_start(start, config.model.preset))
-        _note(draft, "lora", lambda: check_adapter_ranks(start, lora))
-    checkpoints = list_checkpoints(Path(config.save.out)) if resume == "auto" else [Path(resume)]
-    if resume != "none" and checkpoints:
-        _note(draft, "lora", lambda: check_adapter_ranks(checkpoints[0], lora))
+def _check_base(base: str) -> None:
+    if is_model_file(Path(base)):
+        raise UsageError(f"{base} has no diffusion step: it is a plain restoration network")
+    if not Path(base).is_dir() and not is_repository_name(base):
+        raise UsageError(f"{base} is neither a folder nor a hub repository OWNER/NAME")
 
 
 def _check_start(start: Path, preset: str | None) -> None:
-    """Check that a folder has initial weights for a preset; without a preset, nothing is checked."""
-    if preset not in PRESETS:
+    """Check that a folder has initial weights for a preset; without one, the folder shows what it has."""
+    if not start.is_dir():
+        raise UsageError(f"{start} is not a folder")
+    if preset is None:
         return
     parts = family_of(PRESETS[preset], preset).adapter_parts
     if parts and recognise_adapter(start) is None:
-        raise OmgsrError(f"the folder has no {' and no '.join(parts)}")
+        raise UsageError(f"the folder has no {' and no '.join(parts)}")
     if not parts and load_record(start) is None:
-        raise OmgsrError("the folder has no omgsr.json, as a checkpoint has")
+        raise UsageError("the folder has no omgsr.json, as a checkpoint has")
 
 
-def _check_packages(draft: Draft[TrainConfig], config: TrainConfig) -> None:
-    if config.optim.eight_bit and find_spec("bitsandbytes") is None:
-        draft.add("optim.eight_bit", "bitsandbytes is not installed: pip install bitsandbytes, or set it to false")
-    _note(draft, "log.metrics", lambda: check_metrics(config))
-    for tracker in config.log.trackers:
-        if find_spec(tracker) is None:
-            package = "'omgsr-cli[train]'" if tracker == "tensorboard" else tracker
-            draft.add("log.trackers", f"{tracker} is not installed: pip install {package}, or remove it")
-
-
-def check_metrics(config: TrainConfig) -> None:
-    """Check that the metrics of the log are known, and that pyiqa is installed if one needs it."""
+def _check_metrics(config: TrainConfig) -> None:
     needs_pyiqa = [known.info.name for known in choose_log_metrics(config) if known.info.source == "pyiqa"]
     if needs_pyiqa and find_spec("pyiqa") is None:
-        raise OmgsrError(f"{needs_pyiqa[0]} needs pyiqa, which is not installed", install_command("metrics"))
+        raise UsageError(f"{needs_pyiqa[0]} needs pyiqa, which is not installed", install_command("metrics"))
 
 
-def _note(draft: Draft[TrainConfig], key: str, check: Callable[[], object]) -> None:
-    """Run a check and add its error to the draft as one line."""
-    try:
-        check()
-    except OmgsrError as error:
-        draft.add(key, f"{error.message}; {error.hint}" if error.hint else error.message)
-
-
-def _could_be_folder(path: Path) -> bool:
-    """Whether a path is a folder or can become one, because no part of it is a file."""
+def _check_could_be_folder(path: Path) -> None:
     nearest = next((each for each in (path, *path.parents) if os.path.lexists(each)), None)
-    return nearest is None or nearest.is_dir()
+    if nearest is not None and not nearest.is_dir():
+        raise UsageError(f"{nearest} is a file, but checkpoints need a folder")
 
 
 @dataclass(frozen=True)
@@ -242,46 +228,24 @@ def try_steps(config: TrainConfig, resume: str = "auto") -> Trial:
 
 def find_missing(config: TrainConfig) -> list[OmgsrError]:
     """Try to load each part of a run, and list all errors; a run would stop at the first."""
-    teacher, lpips = config.loss.teacher, config.loss.lpips_path
+    teacher, lpips, cpu = config.loss.teacher, config.loss.lpips_path, torch.device("cpu")
+    networks = dict.fromkeys(config.backbones.values())
     parts: list[Callable[[], object]] = [
-        lambda: load_run_model(config, torch.device("cpu"), resumed=False),
-        *(lambda source=source: load_features(source) for source in _feature_sources(config)),
+        lambda: load_run_model(config, cpu, resumed=False),
+        *(lambda named=named: load_features(find_features(*named)) for named in networks),
     ]
     if config.log.metrics:
-        parts.append(lambda: build_measures(config, {}, torch.device("cpu"), has_references=True))
+        parts.append(lambda: build_measures(config, {}, cpu, has_references=True))
     if lpips is not None:
         parts.append(lambda: load_lpips(Path(lpips)))
     if teacher is not None:
-        parts.append(lambda: load_teacher(teacher.model, torch.device("cpu"), teacher.precision))
+        parts.append(lambda: load_teacher(teacher.model, cpu, teacher.precision))
     found = []
     for load in parts:
         try:
             load()
         except OmgsrError as error:
             found.append(error)
-    return found
-
-
-def _feature_sources(config: TrainConfig) -> list[FeatureSource]:
-    found = []
-    for named in config.backbones.values():
-        with suppress(ModelError):  # reported with the configuration's errors
-            found.append(find_features(*named))
-    return list(dict.fromkeys(found))
-
-
-def list_unfetched(config: TrainConfig) -> list[str]:
-    """List the files that a run would fetch from the hub and how to fetch them beforehand; this uses no network."""
-    model, found = config.model, []
-    preset = PRESETS.get(model.preset or "")
-    bases = (model.base,) if model.base else preset.base_sources if preset else ()
-    if bases and not any(Path(base).exists() or is_cached(base) for base in bases):
-        found.append(f"model.base: {bases[0]} is not on this machine; the run will fetch it")
-    for source in _feature_sources(config):
-        if is_repository_name(source.place) and not Path(source.place).exists() and not is_cached(source.place):
-            name = next((name for name, each in FEATURE_NETWORKS.items() if each.repository == source.place), None)
-            how = f"omgsr models pull {name}" if name else "the run will fetch it"
-            found.append(f"loss.backbone: {source.place} is not on this machine; {how}")
     return found
 
 

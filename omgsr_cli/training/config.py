@@ -1,25 +1,89 @@
-"""The configuration of a training run: records, presets and schema. This module imports no torch."""
+"""The configuration of a training run: records, errors, presets and schema. This module imports no torch."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from omgsr_cli.errors import FileError, UsageError, reason_of
 from omgsr_cli.files.addresses import shown
 from omgsr_cli.models.families import family_of
 from omgsr_cli.presets import FEATURE_NETWORKS, PRESETS
-from omgsr_cli.training.config_errors import Conflict, Draft, Section, draft_config, not_among, refuse
-from omgsr_cli.training.heads import UNET_MULTIPLE_PX, plan_heads
+from omgsr_cli.validation import Mistake, list_mistakes
 
 _SUM_TOLERANCE = 1e-6
+
+
+class ConfigError(UsageError):
+    """A configuration with errors.
+
+    Args:
+        problems: one line each, `section.key: reason`.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems), "`omgsr train --schema` lists what each key takes")
+        self.problems = tuple(problems)
+
+
+class Section(BaseModel):
+    """A table of the configuration: unknown keys are errors, and so are valid values that conflict with each other."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Yield each conflict: the key to change, relative to this table, and the reason."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        found = [
+            InitErrorDetails(type=refuse(reason), loc=tuple(key.split(".")), input=None)
+            for key, reason in self.conflicts()
+        ]
+        if found:
+            raise ValidationError.from_exception_data(type(self).__name__, found)
+        return self
+
+
+def refuse(reason: str) -> PydanticCustomError:
+    """Build the error of a value from a reason, which is one line without a full stop."""
+    return PydanticCustomError("refused", "{reason}", {"reason": reason})
+
+
+def _should_be(expected: str) -> WrapValidator:
+    """Replace the errors of a union, one for each of its types, by a single one."""
+
+    def check(value: object, validate: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise refuse(f"should be {expected}") from None
+
+    return WrapValidator(check)
 
 
 def check_shares(value: dict[str, float]) -> dict[str, float]:
@@ -39,7 +103,7 @@ def is_scale(text: str) -> bool:
 
 
 def _listed(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
+    return (value,) if isinstance(value, str | dict) else value
 
 
 # Strict: in TOML, "4" is a text and true is not a number; converting them would hide mistakes.
@@ -72,7 +136,13 @@ class ModelConfig(Section):
         default=None,
         description="folder of initial weights: an adapter, a tiny model or a checkpoint [new weights]",
     )
-    mid_timestep: Annotated[int, Field(strict=True, ge=0, le=999)] | Literal["auto"] | None = Field(
+    mid_timestep: (
+        Annotated[
+            Annotated[int, Field(strict=True, ge=0, le=999)] | Literal["auto"],
+            _should_be('a whole number from 0 to 999, or "auto"'),
+        ]
+        | None
+    ) = Field(
         default=None, description='timestep of the one step; "auto" measures it on the training data [the model\'s]'
     )
     latents: Literal["mean", "sample"] = Field(
@@ -84,15 +154,16 @@ class ModelConfig(Section):
     @classmethod
     def _is_known(cls, value: str | None) -> str | None:
         if value is not None and value not in PRESETS:
-            raise not_among(*PRESETS)
+            near = difflib.get_close_matches(value, PRESETS, n=1)
+            raise refuse(f"should be one of {', '.join(PRESETS)}" + (f"; did you mean {near[0]}?" if near else ""))
         return value
 
-    def conflicts(self) -> Iterator[Conflict]:
+    def conflicts(self) -> Iterator[tuple[str, str]]:
         """Yield the conflicts between values."""
         if self.preset is None and self.base is None and self.start_from is None:
-            yield Conflict("no model to train: set preset, base or start_from", "model.preset")
+            yield "preset", "no model to train: set preset, base or start_from"
         if self.preset is not None and self.base is not None and not PRESETS[self.preset].base_sources:
-            yield Conflict(f"{self.preset} has no base model; use start_from for initial weights", "model.base")
+            yield "base", f"{self.preset} has no base model; use start_from for initial weights"
 
 
 class LoraConfig(Section):
@@ -151,13 +222,9 @@ def _as_source(value: object) -> object:
     return {"images": value} if isinstance(value, str) else value
 
 
-def _listed_sources(value: object) -> object:
-    return (value,) if isinstance(value, str | dict) else value
-
-
 Sources = Annotated[
     tuple[Annotated[SourceConfig, BeforeValidator(_as_source, json_schema_input_type=Text | SourceConfig)], ...],
-    BeforeValidator(_listed_sources),
+    BeforeValidator(_listed),
     Field(min_length=1),
 ]
 
@@ -185,9 +252,9 @@ class DataConfig(Section):
     margin: Whole = Field(
         default=16, description="crops are this many px larger while they are degraded, and then cut at random"
     )
-    scale: Scale | dict[str, Fraction] = Field(
-        default=4.0, description='scale to learn, or several with their shares: { "4" = 0.9, "2" = 0.1 }'
-    )
+    scale: Annotated[
+        Scale | dict[str, Fraction], _should_be("a number from 1 to 16, or a table of such numbers with their shares")
+    ] = Field(default=4.0, description='scale to learn, or several with their shares: { "4" = 0.9, "2" = 0.1 }')
     upscale: Literal["bicubic", "random"] = Field(
         default="bicubic",
         description="filter that upscales low-quality crops: bicubic as `omgsr upscale` does, or, as published, one of "
@@ -231,16 +298,12 @@ class DataConfig(Section):
             raise refuse(f"{wrong[0]!r} is not a scale from 1 to 16" if wrong else "should have at least one scale")
         return check_shares(value)
 
-    def conflicts(self) -> Iterator[Conflict]:
+    def conflicts(self) -> Iterator[tuple[str, str]]:
         """Yield the conflicts between values."""
         if self.train_lq is not None and any(source.resize for source in self.train):
-            yield Conflict("real pairs cannot be resized: remove resize from data.train", "data.train", "data.train_lq")
+            yield "train", "real pairs cannot be resized: remove resize from data.train"
         if self.validation_lq is not None and self.validation is None:
-            yield Conflict(
-                "these low-quality images need high-quality ones: set data.validation",
-                "data.validation_lq",
-                "data.validation",
-            )
+            yield "validation_lq", "these low-quality images need high-quality ones: set data.validation"
 
 
 class LqNoise(Section):
@@ -374,6 +437,9 @@ class LogConfig(Section):
     )
 
 
+UNET_MULTIPLE_PX = 8
+"""Input sides of the U-Net discriminator are multiples of this, because it halves them three times."""
+
 BACKBONES = ("dinov3", *FEATURE_NETWORKS)
 """Names of feature networks; "dinov3" is the large one. Any other text is a folder."""
 
@@ -401,10 +467,10 @@ class TeacherConfig(Section):
     )
     cache: Text = Field(default="cache/teacher", description="folder of its images, which are stored by content")
 
-    def conflicts(self) -> Iterator[Conflict]:
+    def conflicts(self) -> Iterator[tuple[str, str]]:
         """Yield the conflicts between values."""
         if not (self.weight or self.lpips or self.dists or self.encoder):
-            yield Conflict("every weight of the teacher is 0: set one, or remove [loss.teacher]", "loss.teacher")
+            yield "weight", "every weight of the teacher is 0: set one, or remove [loss.teacher]"
 
 
 class LossConfig(Section):
@@ -447,24 +513,18 @@ class LossConfig(Section):
 
     teacher: TeacherConfig | None = Field(default=None, description="another network to learn from [none]")
 
-    @property
-    def needs_lpips(self) -> bool:
-        """Whether LPIPS is one of the losses."""
-        return bool(self.lpips or (self.teacher and self.teacher.lpips))
-
-    def conflicts(self) -> Iterator[Conflict]:
+    def conflicts(self) -> Iterator[tuple[str, str]]:
         """Yield the conflicts between values."""
         others = (self.lrr, self.l1, self.dv3cd, self.gan, self.lpips, self.teacher)
         if self.denoise and any(others):
-            reason = "pre-training has no other loss: set lrr, l1, dv3cd and gan to 0, or denoise to 0"
-            yield Conflict(reason, "loss.denoise")
+            yield "denoise", "pre-training has no other loss: set lrr, l1, dv3cd and gan to 0, or denoise to 0"
         if not (self.denoise or any(others)):
-            yield Conflict("every loss has the weight 0: set one above 0", "loss.l1")
-        if self.needs_lpips and self.lpips_path is None:
-            yield Conflict("this loss needs lpips_path, the file with its weights", "loss.lpips", "loss.lpips_path")
+            yield "l1", "every loss has the weight 0: set one above 0"
+        if (self.lpips or (self.teacher and self.teacher.lpips)) and self.lpips_path is None:
+            yield "lpips", "this loss needs lpips_path, the file with its weights"
         if self.backbone not in BACKBONES and self.backbone_path is not None:
             reason = 'loss.backbone is a folder already: remove this key, or set loss.backbone to "dinov3" or "vgg16"'
-            yield Conflict(reason, "loss.backbone_path", "loss.backbone")
+            yield "backbone_path", reason
 
 
 class GanConfig(Section):
@@ -499,16 +559,12 @@ class GanConfig(Section):
         description="keep the generator's gradients in the discriminator's step, like the published script",
     )
 
-    def conflicts(self) -> Iterator[Conflict]:
+    def conflicts(self) -> Iterator[tuple[str, str]]:
         """Yield the conflicts between values."""
         if self.backbone_path is not None and self.backbone not in BACKBONES:
-            yield Conflict("it needs gan.backbone, the name of its network", "gan.backbone_path", "gan.backbone")
+            yield "backbone_path", "it needs gan.backbone, the name of its network"
         if self.real_label <= self.fake_label:
-            yield Conflict(
-                f"{self.real_label:g} should be greater than gan.fake_label, {self.fake_label:g}",
-                "gan.real_label",
-                "gan.fake_label",
-            )
+            yield "real_label", f"{self.real_label:g} should be greater than gan.fake_label, {self.fake_label:g}"
 
 
 CONFIG_NAME = "config.toml"
@@ -544,120 +600,127 @@ class TrainConfig(Section):
             found["gan"] = found["loss"] if gan.backbone is None else (gan.backbone, gan.backbone_path)
         return found
 
-    def conflicts(self) -> Iterator[Conflict]:
+    def conflicts(self) -> Iterator[tuple[str, str]]:
         """Yield the conflicts between values."""
         yield from self._conflicts_with_the_model()
         yield from self._conflicts_of_the_discriminator()
+        is_validated = self.data.validation and self.log.validate_every
+        unmeasured = "it is measured at validations: set data.validation and log.validate_every"
         if self.train.shard_backbone and self.train.compile:
-            reason = "a compiled network cannot be sharded: set one of the two to false"
-            yield Conflict(reason, "train.compile", "train.shard_backbone")
-        if self.log.noise_pattern and not (self.data.validation and self.log.validate_every):
-            reason = "it is measured at validations: set data.validation and log.validate_every"
-            yield Conflict(reason, "log.noise_pattern", "data.validation", "log.validate_every")
+            yield "train.compile", "a compiled network cannot be sharded: set one of the two to false"
+        if self.log.noise_pattern and not is_validated:
+            yield "log.noise_pattern", unmeasured
         if self.save.best is not None:
             named = {"psnr", "ssim", *map(str.casefold, self.log.metrics)}
             if self.save.best.casefold() not in named:
-                reason = (
-                    f"{self.save.best} is not measured: add it to log.metrics, or use one of {', '.join(sorted(named))}"
-                )
-                yield Conflict(reason, "save.best", "log.metrics")
-            if not (self.data.validation and self.log.validate_every):
-                reason = "it is measured at validations: set data.validation and log.validate_every"
-                yield Conflict(reason, "save.best", "data.validation", "log.validate_every")
+                known = ", ".join(sorted(named))
+                yield "save.best", f"{self.save.best} is not measured: add it to log.metrics, or use one of {known}"
+            if not is_validated:
+                yield "save.best", unmeasured
         if self.optim.warmup_steps >= self.train.steps:
-            reason = f"{self.optim.warmup_steps} should be less than train.steps, {self.train.steps}"
-            yield Conflict(reason, "optim.warmup_steps", "train.steps")
+            yield "optim.warmup_steps", f"{self.optim.warmup_steps} should be less than train.steps, {self.train.steps}"
 
-    def _conflicts_with_the_model(self) -> Iterator[Conflict]:
-        name = self.model.preset
+    def _conflicts_with_the_model(self) -> Iterator[tuple[str, str]]:
+        name, side = self.model.preset, self.data.resolution
         multiple = PRESETS[name].multiple_of_px if name in PRESETS else 8
-        if self.data.resolution % multiple:
-            near = max(multiple, round(self.data.resolution / multiple) * multiple)
-            reason = (
-                f"{self.data.resolution} is not a multiple of {multiple}, which {name or 'the model'} needs: try {near}"
-            )
-            yield Conflict(reason, "data.resolution", _PRESET)
+        if side % multiple:
+            near = max(multiple, round(side / multiple) * multiple)
+            reason = f"{side} is not a multiple of {multiple}, which {name or 'the model'} needs: try {near}"
+            yield "data.resolution", reason
         if name not in PRESETS:
             return
         family = family_of(PRESETS[name], name)
         if self.lora is not None and not family.adapter_parts:
-            yield Conflict(f"all weights of {name} are trained, without adapters: remove [lora]", "lora", _PRESET)
+            yield "lora", f"all weights of {name} are trained, without adapters: remove [lora]"
         if self.model.prompt and not family.takes_prompt:
-            yield Conflict(f"{name} does not use a prompt", "model.prompt", _PRESET)
+            yield "model.prompt", f"{name} does not use a prompt"
         if self.train.gradient_checkpointing and not family.has_checkpointing:
-            yield Conflict(f"{name} has no gradient checkpointing", "train.gradient_checkpointing", _PRESET)
+            yield "train.gradient_checkpointing", f"{name} has no gradient checkpointing"
         if self.train.shard_backbone and not family.adapter_parts:
-            reason = f"all weights of {name} are trained: there are no frozen weights to shard"
-            yield Conflict(reason, "train.shard_backbone", _PRESET)
+            yield "train.shard_backbone", f"all weights of {name} are trained: there are no frozen weights to shard"
 
-    def _conflicts_of_the_discriminator(self) -> Iterator[Conflict]:
+    def _conflicts_of_the_discriminator(self) -> Iterator[tuple[str, str]]:
         gan, side, steps = self.gan, self.data.resolution, self.train.steps
         if gan.backbone is not None and "gan" not in self.backbones:
-            reason = "no discriminator uses it: set loss.gan above 0 and loss.discriminator to heads"
-            yield Conflict(reason, "gan.backbone", "loss.gan", "loss.discriminator")
+            yield "gan.backbone", "no discriminator uses it: set loss.gan above 0 and loss.discriminator to heads"
         if self.loss.gan == 0:
             return
         if gan.start_step >= steps:
-            reason = f"{gan.start_step} should be less than train.steps, {steps}; or set loss.gan = 0"
-            yield Conflict(reason, "gan.start_step", "train.steps", "loss.gan")
+            yield "gan.start_step", f"{gan.start_step} should be less than train.steps, {steps}; or set loss.gan = 0"
         elif gan.start_step + gan.alone_steps >= steps:
-            reason = f"the model never learns from the discriminator in {steps} steps"
-            yield Conflict(reason, "gan.alone_steps", "gan.start_step", "train.steps")
+            yield "gan.alone_steps", f"the model never learns from the discriminator in {steps} steps"
         if gan.px > side:
-            yield Conflict(f"{gan.px} should be at most data.resolution, {side}", "gan.px", "data.resolution")
-            return
-        seen = "gan.px" if gan.px else "data.resolution"
-        if self.loss.discriminator == "unet":
-            if gan.px % UNET_MULTIPLE_PX:
-                yield Conflict(f"the U-Net needs multiples of {UNET_MULTIPLE_PX}", seen, "loss.discriminator")
-            return
-        try:
-            plan_heads(gan.px or side)
-        except UsageError as error:
-            reason = f"{error.message}; {error.hint}" if error.hint else error.message
-            yield Conflict(reason, seen, "loss.gan")
-
-
-_PRESET = "model.preset"
-_STAND_INS = {"model": {"preset": "omgsr-s-512"}, "data": {"train": ["."]}}
-"""Values for missing required keys, so that more errors of a configuration can be found."""
+            yield "gan.px", f"{gan.px} should be at most data.resolution, {side}"
+        if self.loss.discriminator == "unet" and gan.px % UNET_MULTIPLE_PX:
+            yield "gan.px", f"the U-Net needs multiples of {UNET_MULTIPLE_PX}"
 
 
 def load_config(path: Path, sets: Sequence[str] = ()) -> TrainConfig:
     """Read and check the configuration of a training run.
 
     Args:
-        path: a TOML file.
-        sets: changes "a.b=v", as for `--set`.
+        path: a TOML file in UTF-8, or one of PRESET_CONFIGS unless a file has that name.
+        sets: changes, as for `parse_table`.
     Raises:
-        ConfigError: the configuration has errors; `problems` has a line for each.
+        ConfigError: the configuration has errors.
         UsageError: the file is not TOML, or a change does not have the form "a.b=v".
         FileError: the file cannot be read.
-    """
-    return draft_run(read_table(path, sets)).check()
-
-
-def draft_run(table: Mapping[str, Any]) -> Draft[TrainConfig]:
-    """Check the configuration of a training run; checks of its files may add errors."""
-    return draft_config(TrainConfig, table, _STAND_INS)
-
-
-def read_table(path: Path, sets: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a TOML file in UTF-8 and apply changes; see `parse_table`.
-
-    Raises:
-        FileError: the file cannot be read.
-        UsageError: the file is not TOML, or a change does not have the form "a.b=v".
     """
     name = shown(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        is_preset = str(path) in PRESET_CONFIGS and not path.exists()
+        text = read_preset_config(str(path)) if is_preset else path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         hint = "`omgsr train --print-config NAME` prints a configuration to start with"
         raise FileError(f"cannot read {name}: {reason_of(error)}", hint) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{name} is not TOML: it is not UTF-8, at byte {error.start}", "save it as UTF-8") from error
-    return parse_table(text, name, sets)
+    return check_config(parse_table(text, name, sets))
+
+
+def check_config(table: Mapping[str, Any]) -> TrainConfig:
+    """Check the tables of a configuration.
+
+    Raises:
+        ConfigError: the configuration has errors. Conflicts between tables are found once all values are valid.
+    """
+    try:
+        return TrainConfig.model_validate(table)
+    except ValidationError as error:
+        lines = (replace(each, reason=each.reason + _suggest(each)).line() for each in list_mistakes(error))
+        raise ConfigError([shown(line) for line in lines]) from None
+
+
+def _suggest(mistake: Mistake) -> str:
+    """Suggest the value or key that may be meant; for an unknown key, also list those of its table."""
+    if mistake.kind == "literal_error":
+        near = difflib.get_close_matches(str(mistake.value), re.findall("'([^']+)'", mistake.reason), n=1)
+        return f"; did you mean {near[0]}?" if near else ""
+    if mistake.kind != "extra_forbidden":
+        return ""
+    *tables, name = mistake.place
+    owner: type[BaseModel] = TrainConfig
+    for part in tables:
+        # The number of a list's element does not change the class.
+        owner = owner if part.isdigit() else next(_tables_in(owner.model_fields[part].annotation))
+    near = [
+        f"{section}.{name}"
+        for section, field in TrainConfig.model_fields.items()
+        for table in _tables_in(field.annotation)
+        if name in table.model_fields
+    ]
+    near = near or difflib.get_close_matches(name, owner.model_fields, n=1)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ";"
+    known = f"[{'.'.join(tables)}] has" if tables else "the tables are"
+    return f"{hint} {known} {', '.join(owner.model_fields)}"
+
+
+def _tables_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the records in an annotation: itself, members of a union, or elements of a tuple."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _tables_in(part)
 
 
 def parse_table(text: str, name: str, sets: Sequence[str] = ()) -> dict[str, Any]:
@@ -744,7 +807,7 @@ def compare_configs(before: Path, now: TrainConfig) -> dict[str, tuple[object, o
     Returns:
         "section.key" to the value before and now; None for a key without a value.
     Raises:
-        ConfigError, UsageError, FileError: as for `load_config`.
+        OmgsrError: as for `load_config`.
     """
     first, second = (flatten(config.model_dump(mode="json")) for config in (load_config(before), now))
     return {

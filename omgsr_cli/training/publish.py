@@ -27,8 +27,7 @@ from omgsr_cli.presets import PRESETS
 from omgsr_cli.store.hub import http_errors, is_repository_name
 from omgsr_cli.store.manifest import MANIFEST_NAME, FileEntry, Manifest, read_entry, to_json, write_manifest
 from omgsr_cli.training.checkpoints import verify_checkpoint
-from omgsr_cli.training.config import CONFIG_NAME, TrainConfig, format_config
-from omgsr_cli.training.config_errors import Section
+from omgsr_cli.training.config import CONFIG_NAME, Section, TrainConfig, format_config
 from omgsr_cli.training.losses import loss_weights
 
 CARD_NAME = "README.md"

@@ -22,9 +22,9 @@ from omgsr_cli.training.discriminator import (
     build_discriminator,
     change_color,
     cut_out,
+    plan_heads,
     translate,
 )
-from omgsr_cli.training.heads import plan_heads
 from omgsr_cli.training.losses import discriminator_loss, generator_gan_loss
 from omgsr_cli.training.perceptual import FeatureNet
 from omgsr_cli.training.step import Adversary

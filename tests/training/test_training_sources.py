@@ -21,7 +21,15 @@ from omgsr_cli.errors import FileError, UsageError
 from omgsr_cli.files import remembered
 from omgsr_cli.training import sources
 from omgsr_cli.training.check import check_files
-from omgsr_cli.training.config import DataConfig, SourceConfig, TrainConfig, draft_run, format_config, parse_table
+from omgsr_cli.training.config import (
+    ConfigError,
+    DataConfig,
+    SourceConfig,
+    TrainConfig,
+    check_config,
+    format_config,
+    parse_table,
+)
 from omgsr_cli.training.data import CropOptions, Numbers, TrainingCrops, load_batches, read_pixels
 from omgsr_cli.training.sources import check_source, find_training_images, plan_epoch
 
@@ -142,16 +150,15 @@ def test_a_source_is_written_as_it_was_and_its_errors_name_its_keys(tmp_path: Pa
     again = TrainConfig.model_validate(parse_table(format_config(config), "it"))
     assert again == config
     assert 'train = ["photos", {' in format_config(config)
-    wrong = draft_run(parse_table(text.replace("first", "frist"), "it")).lines()
-    assert len(wrong) == 1
-    assert wrong[0].startswith("data.train.1.frist: ")
-    assert "first" in wrong[0]
+    with pytest.raises(ConfigError, match=r"^data\.train\.1\.frist: .*first") as caught:
+        check_config(parse_table(text.replace("first", "frist"), "it"))
+    assert len(caught.value.problems) == 1
     with pytest.raises(ValidationError, match="resize"):
         DataConfig.model_validate({"train": {"images": "hq", "resize": 64}, "train_lq": "lq"})
     table = parse_table(text, "it") | {"model": {"preset": "omgsr-s-512", "mid_timestep": "auto"}}
-    draft = draft_run(table)
-    check_files(draft)
-    assert sum(line.startswith("model.mid_timestep") for line in draft.lines()) == 1
+    with pytest.raises(ConfigError) as caught:
+        check_files(check_config(table))
+    assert sum(line.startswith("model.mid_timestep") for line in caught.value.problems) == 1
 
 
 def test_sources_that_cannot_be_opened_are_one_line(
