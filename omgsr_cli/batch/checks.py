@@ -15,10 +15,11 @@ from omgsr_cli.batch.finished import FinishedResults, Settings, failed, name_of,
 from omgsr_cli.batch.results import FileResult, Status
 from omgsr_cli.errors import FileError, OmgsrError, read_reason
 from omgsr_cli.files.addresses import Address, Location
+from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
 from omgsr_cli.files.jobs import Job
 from omgsr_cli.files.storage import local_copy
 from omgsr_cli.geometry import Size, plan_output_size
-from omgsr_cli.imaging import FORMAT_LIMITS, ImageHeader, check_output, format_of_path, output_format, probe_image
+from omgsr_cli.imaging import FORMAT_LIMITS, ImageHeader, check_output, output_format, probe_image
 from omgsr_cli.models.base import RestorerInfo
 from omgsr_cli.models.devices import free_memory_bytes
 from omgsr_cli.options import RestoreOptions
@@ -174,5 +175,5 @@ def _check_cost(
 
 def _format(job: Job, source_format: str, settings: Settings) -> str:
     """The format from the name of the output, or else from `--format`; planning ensures that they agree."""
-    named = None if job.destination is None else format_of_path(Path(job.destination.name))
+    named = None if job.destination is None else FORMAT_OF_SUFFIX.get(job.destination.suffix.lower())
     return named or output_format(settings.write.format, source_format)

@@ -13,7 +13,8 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, BinaryIO, Literal
@@ -94,7 +95,8 @@ class Placement:
 
 _ORIENTATION = ExifTags.Base.Orientation
 _THUMBNAIL_OFFSET, _THUMBNAIL_LENGTH = 0x0201, 0x0202
-_ASCII, _SHORT, _LONG, _RATIONAL = 2, 3, 4, 5
+_SHORT, _LONG, _RATIONAL = 3, 4, 5
+_CODES = {_SHORT: "H", _LONG: "I", _RATIONAL: "2I"}
 _MAKER_NOTE, _COMPRESSED_BITS = 0x927C, 0x9102
 _SUBJECT_AREA, _SUBJECT_LOCATION = 0x9214, 0xA214
 _WIDTH_TAGS = frozenset({0x0100, 0xA002, 0x1001})
@@ -147,6 +149,10 @@ class _Directories:
             tag, kind = self._unpack("H", position), self._unpack("H", position + 2)
             yield _Entry(tag, kind, self._unpack("I", position + 4), position)
 
+    def first_entries(self) -> dict[int, _Entry]:
+        """The entries of the first directory by their tag."""
+        return {entry.tag: entry for entry in self.entries(self.first)}
+
     def reachable(self) -> list[tuple[int, _Entry]]:
         """The entries of the first, the Exif and the interoperability directories, each with its directory."""
         found, directories = list[tuple[int, _Entry]](), [self.first]
@@ -158,20 +164,6 @@ class _Directories:
                     directories.append(offset)
         return found
 
-    def number(self, entry: _Entry) -> int | None:
-        """A single SHORT or LONG; None for anything else."""
-        if entry.count != 1 or entry.kind not in (_SHORT, _LONG):
-            return None
-        return self._unpack("H" if entry.kind == _SHORT else "I", entry.position + 8)
-
-    def set_number(self, entry: _Entry, value: int) -> None:
-        """Change a single SHORT or LONG; a SHORT that is too small for the value becomes a LONG."""
-        if entry.count != 1 or entry.kind not in (_SHORT, _LONG):
-            return
-        kind = "I" if value > 65535 else "H" if entry.kind == _SHORT else "I"
-        struct.pack_into(self.order + "H", self.data, entry.position + 2, _SHORT if kind == "H" else _LONG)
-        struct.pack_into(self.order + kind, self.data, entry.position + 8, value)
-
     def content(self, entry: _Entry, size: int) -> int:
         """The position of an entry's content, which has `size` bytes."""
         position = entry.position + 8 if size <= 4 else self._unpack("I", entry.position + 8)
@@ -179,44 +171,49 @@ class _Directories:
             raise ExifError("it ends too early")
         return position
 
-    def shorts(self, entry: _Entry) -> list[int] | None:
-        """Up to four SHORTs; None for anything else."""
-        if entry.kind != _SHORT or entry.count > 4:
-            return None
-        position = self.content(entry, 2 * entry.count)
-        return list(struct.unpack_from(f"{self.order}{entry.count}H", self.data, position))
+    def numbers(self, entry: _Entry) -> tuple[int, ...]:
+        """Up to four SHORTs or LONGs, or numerators and denominators of RATIONALs; empty for anything else."""
+        if entry.kind not in _CODES or entry.count > 4:
+            return ()
+        layout = self.order + _CODES[entry.kind] * entry.count
+        return struct.unpack_from(layout, self.data, self.content(entry, struct.calcsize(layout)))
 
-    def set_shorts(self, entry: _Entry, values: list[int]) -> bool:
-        """Change the SHORTs of an entry; return False if a value does not fit."""
-        if not all(0 <= value <= 65535 for value in values):
+    def number(self, entry: _Entry) -> int | None:
+        """A single SHORT or LONG; None for anything else."""
+        return self.numbers(entry)[0] if entry.count == 1 and entry.kind in (_SHORT, _LONG) else None
+
+    def set_numbers(self, entry: _Entry, values: Sequence[int]) -> bool:
+        """Change the numbers of an entry; return False if a value does not fit."""
+        layout = self.order + _CODES[entry.kind] * entry.count
+        try:
+            packed = struct.pack(layout, *values)
+        except struct.error:
             return False
-        struct.pack_into(f"{self.order}{len(values)}H", self.data, self.content(entry, 2 * len(values)), *values)
+        start = self.content(entry, len(packed))
+        self.data[start : start + len(packed)] = packed
         return True
 
-    def set_rational(self, entry: _Entry, change: Callable[[float], float]) -> bool:
-        """Change a positive RATIONAL; return False if the new value does not fit."""
-        if entry.kind != _RATIONAL or entry.count != 1:
-            return False
-        position = self.content(entry, 8)
-        above, below = struct.unpack_from(self.order + "2I", self.data, position)
-        pair = _rational(change(above / below)) if below else None
-        if pair is None:
-            return False
-        struct.pack_into(self.order + "2I", self.data, position, *pair)
-        return True
+    def set_number(self, entry: _Entry, value: int) -> None:
+        """Change a single SHORT or LONG; a SHORT that is too small for the value becomes a LONG."""
+        if self.number(entry) is None:
+            return
+        kind = _LONG if value > 65535 else entry.kind
+        struct.pack_into(self.order + "H", self.data, entry.position + 2, kind)
+        self.set_numbers(replace(entry, kind=kind), [value])
 
-    def remove(self, directory: int, entry: _Entry) -> None:
-        """Remove an entry from its directory; everything except the entries after it stays in place."""
-        count = self._unpack("H", directory)
-        end = directory + 2 + 12 * count + 4
-        self.data[entry.position : end - 12] = self.data[entry.position + 12 : end]
-        self.data[end - 12 : end] = bytes(len(self.data[end - 12 : end]))
-        struct.pack_into(self.order + "H", self.data, directory, count - 1)
+    def remove(self, stale: Iterable[tuple[int, _Entry]]) -> None:
+        """Remove entries from their directories; everything except the entries after them stays in place."""
+        for directory, entry in sorted(stale, key=lambda pair: -pair[1].position):
+            count = self._unpack("H", directory)
+            end = directory + 2 + 12 * count + 4
+            self.data[entry.position : end - 12] = self.data[entry.position + 12 : end]
+            self.data[end - 12 : end] = bytes(len(self.data[end - 12 : end]))
+            struct.pack_into(self.order + "H", self.data, directory, count - 1)
 
     def add(self, added: dict[int, tuple[int, int, bytes]]) -> None:
         """Add entries (type, count and content by tag) to the first directory, which moves to the end."""
-        old = {entry.tag: bytes(self.data[entry.position : entry.position + 12]) for entry in self.entries(self.first)}
-        link = self._unpack("I", self.next_position(self.first))
+        old = {tag: bytes(self.data[e.position : e.position + 12]) for tag, e in self.first_entries().items()}
+        link = self._unpack("I", self._link())
         for tag, (kind, count, content) in added.items():
             value = content.ljust(4, b"\0")
             if len(content) > 4:
@@ -229,13 +226,13 @@ class _Directories:
         self.data += struct.pack(self.order + "H", len(old)) + b"".join(old[tag] for tag in sorted(old))
         self.data += struct.pack(self.order + "I", link)
 
-    def next_position(self, directory: int) -> int:
-        """The position of the offset to the next directory."""
-        return directory + 2 + 12 * self._unpack("H", directory)
+    def _link(self) -> int:
+        """The position of the offset of the second directory."""
+        return self.first + 2 + 12 * self._unpack("H", self.first)
 
     def drop_thumbnail(self) -> None:
         """Unlink the second directory, and blank its image."""
-        link = self.next_position(self.first)
+        link = self._link()
         # Some cameras omit the link if no directory follows.
         second = self._unpack("I", link) if link + 4 <= len(self.data) else 0
         if not second:
@@ -262,18 +259,13 @@ def _rational(value: float) -> tuple[int, int] | None:
     return near.numerator, near.denominator
 
 
-def without_prefix(data: bytes) -> bytes:
-    """The TIFF structure without the prefix, as stored in PNG, WebP and AVIF."""
-    return data.removeprefix(PREFIX)
-
-
 def exif_orientation(data: bytes) -> int | None:
     """The orientation (1 to 8) in an EXIF structure, or None.
 
     Raises:
         ExifError: the data cannot be read.
     """
-    directories = _Directories(without_prefix(data))
+    directories = _Directories(data)
     for entry in directories.entries(directories.first):
         if entry.tag == _ORIENTATION:
             value = directories.number(entry)
@@ -290,7 +282,7 @@ def has_adobe_rgb(data: bytes | None) -> bool:
     if data is None:
         return False
     try:
-        directories = _Directories(without_prefix(data))
+        directories = _Directories(data)
         found = {entry.tag: entry for _, entry in directories.reachable()}
         space = found.get(ExifTags.Base.ColorSpace)
         value = None if space is None else directories.number(space)
@@ -305,21 +297,14 @@ def has_adobe_rgb(data: bytes | None) -> bool:
 def placed_exif(data: bytes, place: Placement) -> bytes:
     """The same EXIF for an image that was turned and resized, without its stale thumbnail.
 
-    Args:
-        data: EXIF with or without prefix.
-        place: how the image was turned and resized.
-    Returns:
-        The TIFF structure; unchanged parts stay in place.
+    Unchanged parts stay in place.
+
     Raises:
         ExifError: the data cannot be read.
     """
-    directories = _Directories(without_prefix(data))
-    stale: list[tuple[int, _Entry]] = []
-    for directory, entry in directories.reachable():
-        if not _is_placed(directories, entry, place):
-            stale.append((directory, entry))
-    for directory, entry in sorted(stale, key=lambda pair: -pair[1].position):
-        directories.remove(directory, entry)
+    directories = _Directories(data)
+    found = directories.reachable()
+    directories.remove([(at, entry) for at, entry in found if not _is_placed(directories, entry, place)])
     directories.drop_thumbnail()
     return bytes(directories.data)
 
@@ -332,20 +317,22 @@ def _is_placed(directories: _Directories, entry: _Entry, place: Placement) -> bo
     elif entry.tag in _WIDTH_TAGS | _HEIGHT_TAGS:
         directories.set_number(entry, width if entry.tag in _WIDTH_TAGS else height)
     elif entry.tag in (_SUBJECT_AREA, _SUBJECT_LOCATION):
-        values = directories.shorts(entry)
-        return values is not None and directories.set_shorts(entry, _placed_subject(values, place))
+        values = directories.numbers(entry) if entry.kind == _SHORT else ()
+        return bool(values) and directories.set_numbers(entry, _placed_subject(values, place))
     elif entry.tag in (_FOCAL_PLANE_X, _FOCAL_PLANE_Y):
-        if place.is_turned:
+        if place.is_turned or entry.kind != _RATIONAL or entry.count != 1:
             return False
+        above, below = directories.numbers(entry)
         scale = place.scales[entry.tag == _FOCAL_PLANE_Y]
-        return directories.set_rational(entry, lambda value: value * scale)
+        pair = _rational(above / below * scale) if below else None
+        return pair is not None and directories.set_numbers(entry, pair)
     return entry.tag != _COMPRESSED_BITS
 
 
-def _placed_subject(values: list[int], place: Placement) -> list[int]:
+def _placed_subject(values: Sequence[int], place: Placement) -> list[int]:
     """Convert a SubjectArea (Exif 2.32) in pixels: a point, or a point with a diameter or with a width and a height."""
     if len(values) < 2:
-        return values
+        return list(values)
     across, down = place.scales
     placed = list(place.point(values[0], values[1]))
     if len(values) == 3:
@@ -362,11 +349,9 @@ def without_orientation(data: bytes) -> bytes:
         ExifError: the data cannot be read.
     """
     directories = _Directories(data)
-    for entry in list(directories.entries(directories.first)):
-        if entry.tag == _ORIENTATION:
-            directories.remove(directories.first, entry)
-            return without_orientation(bytes(directories.data))
-    return data
+    first = directories.first
+    directories.remove([(first, entry) for entry in directories.entries(first) if entry.tag == _ORIENTATION])
+    return bytes(directories.data)
 
 
 def without_fixed_note(data: bytes) -> tuple[bytes, bool]:
@@ -380,7 +365,7 @@ def without_fixed_note(data: bytes) -> tuple[bytes, bool]:
         if entry.tag == _MAKER_NOTE and entry.count > 4:
             start = directories.content(entry, entry.count)
             if not bytes(directories.data[start : start + 12]).startswith(_MOVABLE_NOTES):
-                directories.remove(directory, entry)
+                directories.remove([(directory, entry)])
                 return bytes(directories.data), True
     return data, False
 
@@ -398,10 +383,9 @@ def exif_with_dpi(data: bytes | None, dpi: tuple[float, float], *, add: bool) ->
     if data is None and not add:
         return None
     directories = _Directories(data or b"II*\0\x08\0\0\0\0\0\0\0\0\0")
-    found = {entry.tag: entry for entry in directories.entries(directories.first)}
-    values = dict(zip((_X_RESOLUTION, _Y_RESOLUTION), dpi, strict=True))
+    found = directories.first_entries()
     new: dict[int, tuple[int, int, bytes]] = {}
-    for tag, value in values.items():
+    for tag, value in zip((_X_RESOLUTION, _Y_RESOLUTION), dpi, strict=True):
         if (tag in found or add) and (pair := _rational(value)):
             new[tag] = (_RATIONAL, 1, struct.pack(directories.order + "2I", *pair))
     if _RESOLUTION_UNIT in found:
@@ -417,7 +401,7 @@ def _exif_dpi(data: bytes) -> tuple[float, float] | None:
     """The resolution in an EXIF structure."""
     try:
         directories = _Directories(data)
-        found = {entry.tag: entry for entry in directories.entries(directories.first)}
+        found = directories.first_entries()
         values = []
         for tag in (_X_RESOLUTION, _Y_RESOLUTION):
             position = directories.content(found[tag], 8)
@@ -449,115 +433,101 @@ class XmpError(ValueError):
     """The bytes are not readable XMP data."""
 
 
-_RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
-_TIFF, _EXIF_NS = "http://ns.adobe.com/tiff/1.0/", "http://ns.adobe.com/exif/1.0/"
-_GPANO = "http://ns.google.com/photos/1.0/panorama/"
-_GCAMERA = "http://ns.google.com/photos/1.0/camera/"
-_CRS = "http://ns.adobe.com/camera-raw-settings/1.0/"
-_XMP_NS, _XMP_NOTE = "http://ns.adobe.com/xap/1.0/", "http://ns.adobe.com/xmp/note/"
-_AREA_NS = ("http://ns.adobe.com/xmp/sType/Area#", "http://ns.acdsee.com/sType/Area#")
-_DIMENSIONS_NS = ("http://ns.adobe.com/xap/1.0/sType/Dimensions#", "http://ns.acdsee.com/sType/Dimensions#")
-_MICROSOFT_REGION = "http://ns.microsoft.com/photo/1.2/t/Region#"
-_IPTC_EXT = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
-_APPLE_FACES = "http://ns.apple.com/faceinfo/1.0/"
-_DUBLIN_CORE = "http://purl.org/dc/elements/1.1/"
+#: The namespaces of XMP that are read here, by the prefix that they have in this module.
+_NAMESPACES = {
+    "x": "adobe:ns:meta/",
+    "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#",
+    "tiff": "http://ns.adobe.com/tiff/1.0/",
+    "exif": "http://ns.adobe.com/exif/1.0/",
+    "xmp": "http://ns.adobe.com/xap/1.0/",
+    "xmpNote": "http://ns.adobe.com/xmp/note/",
+    "dc": "http://purl.org/dc/elements/1.1/",
+    "crs": "http://ns.adobe.com/camera-raw-settings/1.0/",
+    "GPano": "http://ns.google.com/photos/1.0/panorama/",
+    "GCamera": "http://ns.google.com/photos/1.0/camera/",
+    "hdrgm": "http://ns.adobe.com/hdr-gain-map/1.0/",
+    "stArea": "http://ns.adobe.com/xmp/sType/Area#",
+    "stDim": "http://ns.adobe.com/xap/1.0/sType/Dimensions#",
+    "acdsee-stArea": "http://ns.acdsee.com/sType/Area#",
+    "acdsee-stDim": "http://ns.acdsee.com/sType/Dimensions#",
+    "apple-fi": "http://ns.apple.com/faceinfo/1.0/",
+    "Iptc4xmpExt": "http://iptc.org/std/Iptc4xmpExt/2008-02-29/",
+    "MPReg": "http://ns.microsoft.com/photo/1.2/t/Region#",
+}
+_PREFIX_OF = {namespace: prefix for prefix, namespace in _NAMESPACES.items()}
+_RDF = _NAMESPACES["rdf"]
 
 _ANYTHING_BESIDE = "additional data beside the main image"
 
-#: Names of images and videos that are not kept, by the start of the namespace that describes them.
+#: Names of images and videos that are not kept, by the start of the properties that describe them.
 _GONE = {
-    "http://ns.adobe.com/hdr-gain-map/": "a gain map",
-    "http://ns.apple.com/HDRGainMap/": "a gain map",
+    **dict.fromkeys(("GCamera:MotionPhoto", "GCamera:MicroVideo"), "the video of a motion photo"),
+    **dict.fromkeys(("hdrgm:", "http://ns.apple.com/HDRGainMap/"), "a gain map"),
     "http://ns.google.com/photos/1.0/container/": _ANYTHING_BESIDE,
     "http://ns.google.com/photos/1.0/depthmap/": "a depth map",
     "http://ns.google.com/photos/1.0/image/": "the image before an effect",
     "http://ns.google.com/photos/dd/": "a depth map",
     "http://ns.oplus.com/photos/1.0/camera/": "the video of a motion photo",
 }
-_MOTION_START = ("MotionPhoto", "MicroVideo")
 
 #: Properties about the compression of the old file, and digests of values that change.
 _STALE = {
-    *((_TIFF, name) for name in ("BitsPerSample", "SamplesPerPixel", "Compression", "PhotometricInterpretation")),
-    *((_TIFF, name) for name in ("PlanarConfiguration", "YCbCrSubSampling", "YCbCrPositioning", "NativeDigest")),
-    *((_EXIF_NS, name) for name in ("CompressedBitsPerPixel", "NativeDigest")),
-    (_XMP_NS, "Thumbnails"),
+    *("tiff:BitsPerSample", "tiff:SamplesPerPixel", "tiff:Compression", "tiff:PhotometricInterpretation"),
+    *("tiff:PlanarConfiguration", "tiff:YCbCrSubSampling", "tiff:YCbCrPositioning", "tiff:NativeDigest"),
+    *("exif:CompressedBitsPerPixel", "exif:NativeDigest", "xmp:Thumbnails"),
 }
 _STALE_WHEN_TURNED = {
-    *((_CRS, f"Crop{side}") for side in ("Top", "Left", "Bottom", "Right", "Angle", "Width", "Height", "Units")),
-    *((_CRS, name) for name in ("HasCrop", "RetouchAreas", "RetouchInfo", "RedEyeInfo", "PaintBasedCorrections")),
-    *((_CRS, f"{name}Corrections") for name in ("GradientBased", "CircularGradientBased", "MaskGroupBased")),
-    *((_APPLE_FACES, f"AngleInfo{name}") for name in ("Roll", "Yaw")),
+    *(f"crs:Crop{side}" for side in ("Top", "Left", "Bottom", "Right", "Angle", "Width", "Height", "Units")),
+    *("crs:HasCrop", "crs:RetouchAreas", "crs:RetouchInfo", "crs:RedEyeInfo", "crs:PaintBasedCorrections"),
+    *(f"crs:{name}Corrections" for name in ("GradientBased", "CircularGradientBased", "MaskGroupBased")),
+    *("apple-fi:AngleInfoRoll", "apple-fi:AngleInfoYaw"),
 }
-_SIDES = {
-    (_TIFF, "ImageWidth"): 1,
-    (_TIFF, "ImageLength"): 0,
-    (_EXIF_NS, "PixelXDimension"): 1,
-    (_EXIF_NS, "PixelYDimension"): 0,
-}
-_GPANO_LENGTHS = {
-    **dict.fromkeys(("FullPanoWidthPixels", "CroppedAreaImageWidthPixels", "CroppedAreaLeftPixels"), 0),
-    **dict.fromkeys(("FullPanoHeightPixels", "CroppedAreaImageHeightPixels", "CroppedAreaTopPixels"), 1),
-    **dict.fromkeys(("LargestValidInteriorRectLeft", "LargestValidInteriorRectWidth"), 0),
-    **dict.fromkeys(("LargestValidInteriorRectTop", "LargestValidInteriorRectHeight"), 1),
-}
-
-
-_PREFIXES = {
-    "x": "adobe:ns:meta/",
-    "rdf": _RDF,
-    "tiff": _TIFF,
-    "exif": _EXIF_NS,
-    "xmp": _XMP_NS,
-    "dc": _DUBLIN_CORE,
-    "crs": _CRS,
-    "GPano": _GPANO,
-    "GCamera": _GCAMERA,
-    "stArea": _AREA_NS[0],
-    "stDim": _DIMENSIONS_NS[0],
-    "MPReg": _MICROSOFT_REGION,
-    "hdrgm": "http://ns.adobe.com/hdr-gain-map/1.0/",
-}
+#: The axis of sizes and positions in pixels: 0 is vertical.
+_SIDES = {"tiff:ImageWidth": 1, "tiff:ImageLength": 0, "exif:PixelXDimension": 1, "exif:PixelYDimension": 0}
+_PANORAMA_LENGTH = re.compile(
+    r"GPano:(?:FullPano|CroppedArea|LargestValidInteriorRect)(?:Image)?(Width|Left|Height|Top)(?:Pixels)?"
+)
 
 
 class _Property:
-    """A property of XMP: an attribute, or an element with its text."""
+    """A property of XMP: an attribute, or an element with its text.
 
-    def __init__(self, node: Any, owner: Any) -> None:
-        self.node, self.owner = node, owner
-        self.name = (str(node.namespaceURI), str(node.localName))
+    Attributes:
+        name: with a prefix of `_NAMESPACES`, or else with the whole namespace.
+        owner: the element around it.
+    """
+
+    def __init__(self, node: Any) -> None:
+        self._node, self._is_attribute = node, node.nodeType == node.ATTRIBUTE_NODE
+        self.owner = node.ownerElement if self._is_attribute else node.parentNode
+        self.name = f"{_PREFIX_OF.get(node.namespaceURI, node.namespaceURI)}:{node.localName}"
         self.is_removed = False
 
     @property
     def text(self) -> str:
-        if self.node.nodeType == self.node.ATTRIBUTE_NODE:
-            return str(self.node.value).strip()
-        return "".join(child.data for child in self.node.childNodes if child.nodeType == child.TEXT_NODE).strip()
+        if self._is_attribute:
+            return str(self._node.value).strip()
+        return "".join(child.data for child in self._node.childNodes if child.nodeType == child.TEXT_NODE).strip()
 
     @text.setter
     def text(self, value: str) -> None:
-        if self.node.nodeType == self.node.ATTRIBUTE_NODE:
-            self.node.value = value
-        else:
-            for child in list(self.node.childNodes):
-                self.node.removeChild(child)
-            self.node.appendChild(self.node.ownerDocument.createTextNode(value))
+        if self._is_attribute:
+            self._node.value = value
+            return
+        for child in list(self._node.childNodes):
+            self._node.removeChild(child)
+        self._node.appendChild(self._node.ownerDocument.createTextNode(value))
 
     @property
     def items(self) -> list[_Property]:
         """The items of a list."""
-        if self.node.nodeType == self.node.ATTRIBUTE_NODE:
-            return []
-        return [_Property(node, node.parentNode) for node in self.node.getElementsByTagNameNS(_RDF, "li")]
+        return [] if self._is_attribute else list(map(_Property, self._node.getElementsByTagNameNS(_RDF, "li")))
 
     def remove(self) -> None:
         """Remove the property, unless it was removed before."""
-        self.is_removed = True
-        if self.node.nodeType == self.node.ATTRIBUTE_NODE:
-            if self.owner.getAttributeNodeNS(*self.name) is not None:
-                self.owner.removeAttributeNS(*self.name)
-        elif self.node.parentNode is not None:
-            self.node.parentNode.removeChild(self.node)
+        if not self.is_removed:
+            self.is_removed = True
+            (self.owner.removeAttributeNode if self._is_attribute else self.owner.removeChild)(self._node)
 
 
 def parse_xmp(xmp: bytes) -> minidom.Document:
@@ -581,7 +551,7 @@ def parse_xmp(xmp: bytes) -> minidom.Document:
     declared = set(re.findall(r"\sxmlns:([\w.-]+)\s*=", text))
     used = set(re.findall(r"[<\s]/?([A-Za-z_][\w.-]*):[A-Za-z_][\w.-]*(?=[\s=/>])", text))
     if missing := used - declared - {"xml", "xmlns"}:
-        names = "".join(f' xmlns:{name}="{_PREFIXES.get(name, f"urn:{name}")}"' for name in sorted(missing))
+        names = "".join(f' xmlns:{name}="{_NAMESPACES.get(name, f"urn:{name}")}"' for name in sorted(missing))
         text = re.sub(r"(<[A-Za-z_][\w.:-]*)(?=[\s/>])", lambda start: start[0] + names, text, count=1)
     try:
         return minidom.parseString(text.encode("utf-8", "surrogatepass"))
@@ -598,20 +568,23 @@ def _packed(document: minidom.Document) -> bytes:
 
 def _properties(document: minidom.Document) -> Iterator[_Property]:
     for element in document.getElementsByTagName("*"):
-        yield _Property(element, element.parentNode)
+        yield _Property(element)
         attributes: list[Any] = list(element.attributes.values())
         for node in attributes:
             if node.namespaceURI and node.prefix != "xmlns" and node.name != "xmlns":
-                yield _Property(node, element)
+                yield _Property(node)
 
 
-def placed_xmp(xmp: bytes, place: Placement, mime: str | None = None) -> tuple[bytes, tuple[str, ...]]:
+def placed_xmp(
+    xmp: bytes, place: Placement, mime: str | None = None, dpi: tuple[float, float] | None = None
+) -> tuple[bytes, tuple[str, ...]]:
     """The same XMP for an image that was turned and resized, without descriptions of parts that the result lacks.
 
     Args:
         xmp: a packet.
         place: how the image was turned and resized.
         mime: type of the result's format, for dc:format.
+        dpi: replaces a resolution, if there is one.
     Returns:
         The packet, unmodified if nothing changed; and notes on what was removed.
     Raises:
@@ -622,11 +595,11 @@ def placed_xmp(xmp: bytes, place: Placement, mime: str | None = None) -> tuple[b
     found = list(_properties(document))
     gone = set[str]()
     for item in found:
-        if what := _gone(item):
+        if what := next((what for start, what in _GONE.items() if item.name.startswith(start)), None):
             item.remove()
             gone.add(what)
-    if place.is_turned or place.orientation > 1:
-        panorama = [item for item in found if item.name[0] == _GPANO]
+    if place.orientation > 1:
+        panorama = [item for item in found if item.name.startswith("GPano:")]
         gone |= {"the geometry of a turned panorama"} if panorama else set()
         for item in panorama + [item for item in found if item.name in _STALE_WHEN_TURNED]:
             item.remove()
@@ -634,8 +607,11 @@ def placed_xmp(xmp: bytes, place: Placement, mime: str | None = None) -> tuple[b
         if item.name in _STALE:
             item.remove()
         elif not item.is_removed:
-            _place_property(item, place, mime)
-    for fields in _structures(document):
+            _place_property(item, place, mime, dpi)
+    structures: dict[int, dict[str, _Property]] = {}
+    for item in _properties(document):
+        structures.setdefault(id(item.owner), {})[item.name] = item
+    for fields in structures.values():
         _place_structure(fields, place)
     after = _packed(document)
     if len(gone) > 1:
@@ -644,64 +620,55 @@ def placed_xmp(xmp: bytes, place: Placement, mime: str | None = None) -> tuple[b
     return (xmp if after == before else after), notes
 
 
-def _gone(item: _Property) -> str | None:
-    """The part of the file that a property describes and that results do not have, or None."""
-    namespace, name = item.name
-    if namespace == _GCAMERA and name.startswith(_MOTION_START):
-        return "the video of a motion photo"
-    return next((what for start, what in _GONE.items() if namespace.startswith(start)), None)
-
-
-def _place_property(item: _Property, place: Placement, mime: str | None) -> None:
-    namespace, name = item.name
+def _place_property(item: _Property, place: Placement, mime: str | None, dpi: tuple[float, float] | None) -> None:
+    """Convert one value for the result; a value that is not a number is removed."""
     try:
-        if item.name == (_TIFF, "Orientation"):
+        if item.name == "tiff:Orientation":
             item.text = "1"
         elif item.name in _SIDES:
             item.text = str(place.after_px[_SIDES[item.name]])
-        elif namespace == _GPANO and name in _GPANO_LENGTHS:
-            item.text = str(round(float(item.text) * place.scales[_GPANO_LENGTHS[name]]))
-        elif namespace == _EXIF_NS and name in ("SubjectArea", "SubjectLocation"):
+        elif length := _PANORAMA_LENGTH.fullmatch(item.name):
+            item.text = str(round(float(item.text) * place.scales[length[1] in ("Height", "Top")]))
+        elif item.name in ("exif:SubjectArea", "exif:SubjectLocation"):
             numbers = item.items
             for number, value in zip(numbers, _placed_subject([int(n.text) for n in numbers], place), strict=True):
                 number.text = str(value)
-        elif namespace == _EXIF_NS and name in ("FocalPlaneXResolution", "FocalPlaneYResolution"):
-            across, down = place.scales
-            resolution = float(Fraction(item.text)) * (across if name == "FocalPlaneXResolution" else down)
-            if place.is_turned or (pair := _rational(resolution)) is None:
+        elif item.name in ("exif:FocalPlaneXResolution", "exif:FocalPlaneYResolution"):
+            pair = _rational(float(Fraction(item.text)) * place.scales[item.name == "exif:FocalPlaneYResolution"])
+            if place.is_turned or pair is None:
                 item.remove()
             else:
                 item.text = f"{pair[0]}/{pair[1]}"
-        elif item.name == (_MICROSOFT_REGION, "Rectangle"):
+        elif dpi is not None and item.name in ("tiff:XResolution", "tiff:YResolution"):
+            if pair := _rational(dpi[item.name == "tiff:YResolution"]):
+                item.text = f"{pair[0]}/{pair[1]}"
+        elif dpi is not None and item.name == "tiff:ResolutionUnit":
+            item.text = "2"
+        elif item.name == "MPReg:Rectangle":
             left, top, width, height = (float(part) for part in item.text.split(","))
             x, y = place.unit_point(left + width / 2, top + height / 2)
             width, height = place.unit_extent(width, height)
             item.text = ", ".join(map(_short, (x - width / 2, y - height / 2, width, height)))
-        elif mime is not None and item.name == (_DUBLIN_CORE, "format"):
+        elif mime is not None and item.name == "dc:format":
             item.text = mime
     except (ValueError, ZeroDivisionError, OverflowError):
-        # The value is not a number, so it cannot be converted.
         item.remove()
 
 
-def _structures(document: minidom.Document) -> list[dict[tuple[str, str], _Property]]:
-    """The fields of each structure: the attributes and elements of one owner."""
-    owners: dict[int, dict[tuple[str, str], _Property]] = {}
-    for item in _properties(document):
-        owners.setdefault(id(item.owner), {})[item.name] = item
-    return list(owners.values())
+def _place_structure(fields: dict[str, _Property], place: Placement) -> None:
+    """Turn and scale a region (MWG guidelines, IPTC photo metadata), and the size that regions were drawn on.
 
-
-def _place_structure(fields: dict[tuple[str, str], _Property], place: Placement) -> None:
-    """Turn and scale a region (MWG guidelines, IPTC photo metadata), and the size that regions were drawn on."""
+    Args:
+        fields: the attributes and elements of one owner, by their name.
+        place: how the image was turned and resized.
+    """
     try:
-        for namespace in _AREA_NS:
-            _place_area([fields.get((namespace, name)) for name in ("x", "y", "w", "h", "d", "unit")], place)
-        for namespace in _DIMENSIONS_NS:
-            width, height, unit = (fields.get((namespace, name)) for name in ("w", "h", "unit"))
+        for structure in ("st", "acdsee-st"):
+            _place_area([fields.get(f"{structure}Area:{name}") for name in ("x", "y", "w", "h", "d", "unit")], place)
+            width, height, unit = (fields.get(f"{structure}Dim:{name}") for name in ("w", "h", "unit"))
             if width and height and (unit is None or unit.text.lower().startswith("pixel")):
                 width.text, height.text = str(place.after_px[1]), str(place.after_px[0])
-        _place_boundary({name: item for (space, name), item in fields.items() if space == _IPTC_EXT}, place)
+        _place_boundary([fields.get(f"Iptc4xmpExt:rb{name}") for name in ("X", "Y", "W", "H", "Rx")], place)
     except (ValueError, ZeroDivisionError, OverflowError):
         for item in fields.values():
             item.remove()
@@ -721,36 +688,34 @@ def _place_area(parts: list[_Property | None], place: Placement) -> None:
         diameter.text = _short(float(diameter.text) * min(place.scales))
 
 
-def _place_boundary(fields: dict[str, _Property], place: Placement) -> None:
+def _place_boundary(parts: list[_Property | None], place: Placement) -> None:
     """Convert a corner with a width and a height, the centre of a circle, or one corner of a polygon."""
-    if "rbX" not in fields or "rbY" not in fields:
+    x, y, width, height, radius = parts
+    if x is None or y is None:
         return
-    x, y = (float(fields[name].text) for name in ("rbX", "rbY"))
-    in_pixels = _is_in_pixels(fields["rbX"].owner)
+    in_pixels = _is_in_pixels(x.owner)
     point, extent = (place.point, place.extent) if in_pixels else (place.unit_point, place.unit_extent)
-    if "rbW" in fields and "rbH" in fields:
-        width, height = (float(fields[name].text) for name in ("rbW", "rbH"))
-        corners = (point(x, y), point(x + width, y + height))
-        placed = [min(pair) for pair in zip(*corners, strict=True)]
-        fields["rbW"].text, fields["rbH"].text = map(_short, extent(width, height))
-    else:
-        placed = list(point(x, y))
-    fields["rbX"].text, fields["rbY"].text = map(_short, placed)
-    if "rbRx" in fields:
-        radius = float(fields["rbRx"].text)
+    left, top = float(x.text), float(y.text)
+    placed = point(left, top)
+    if width is not None and height is not None:
+        across, down = float(width.text), float(height.text)
+        corners = placed, point(left + across, top + down)
+        placed = min(corner[0] for corner in corners), min(corner[1] for corner in corners)
+        width.text, height.text = map(_short, extent(across, down))
+    x.text, y.text = map(_short, placed)
+    if radius is not None:
         # The radius is a fraction of the width, which was the height before a quarter turn.
         turned = place.before_px[1] / place.before_px[0] if place.is_turned else 1
-        fields["rbRx"].text = _short(radius * (place.scales[0] if in_pixels else turned))
+        radius.text = _short(float(radius.text) * (place.scales[0] if in_pixels else turned))
 
 
 def _is_in_pixels(node: Any) -> bool:
     """Whether a boundary is in pixels, according to the structure around its corners."""
     while node is not None and node.nodeType == node.ELEMENT_NODE:
-        for name, child in ((c.localName, c) for c in node.childNodes if c.nodeType == c.ELEMENT_NODE):
-            if name == "rbUnit":
-                return _Property(child, node).text == "pixel"
-        if node.hasAttributeNS(_IPTC_EXT, "rbUnit"):
-            return bool(node.getAttributeNS(_IPTC_EXT, "rbUnit") == "pixel")
+        inside = [_Property(child) for child in node.childNodes if child.nodeType == child.ELEMENT_NODE]
+        units = [item.text for item in inside if item.name == "Iptc4xmpExt:rbUnit"]
+        if unit := [*units, node.getAttributeNS(_NAMESPACES["Iptc4xmpExt"], "rbUnit")][0]:
+            return bool(unit == "pixel")
         node = node.parentNode
     return False
 
@@ -759,28 +724,10 @@ def _short(value: float) -> str:
     return f"{value:.6f}".rstrip("0").rstrip(".") or "0"
 
 
-def xmp_with_dpi(xmp: bytes, dpi: tuple[float, float]) -> bytes:
-    """XMP with another resolution, if it has one.
-
-    Raises:
-        XmpError: the packet cannot be parsed.
-    """
-    document = parse_xmp(xmp)
-    values = {"XResolution": dpi[0], "YResolution": dpi[1]}
-    found = [item for item in _properties(document) if item.name[0] == _TIFF]
-    for item in found:
-        pair = _rational(values.get(item.name[1], -1))
-        if pair:
-            item.text = f"{pair[0]}/{pair[1]}"
-        elif item.name[1] == "ResolutionUnit":
-            item.text = "2"
-    return _packed(document) if found else xmp
-
-
 def _joined_xmp(main: bytes, parts: list[bytes]) -> tuple[bytes, tuple[str, ...]]:
     """Join a JPEG's packet and its extension in other segments (XMP specification, part 3, 1.1.3.1)."""
     document = parse_xmp(main)
-    marks = [item for item in _properties(document) if item.name == (_XMP_NOTE, "HasExtendedXMP")]
+    marks = [item for item in _properties(document) if item.name == "xmpNote:HasExtendedXMP"]
     if not marks:
         return main, ()
     wanted, pieces, length = marks[0].text.encode(), dict[int, bytes](), 0
@@ -798,20 +745,20 @@ def _joined_xmp(main: bytes, parts: list[bytes]) -> tuple[bytes, tuple[str, ...]
         descriptions: list[Any] = list(parse_xmp(more).getElementsByTagNameNS(_RDF, "Description"))
         for description in descriptions:
             if description.parentNode.localName == "RDF":
-                target[0].appendChild(_carried(document, description))
+                target[0].appendChild(_imported(document, description, deep=True))
     except XmpError as error:
         return _packed(document), (f"the extended XMP was dropped: {error}",)
     return _packed(document), ()
 
 
-def _carried(document: minidom.Document, element: Any) -> Any:
+def _imported(document: Any, element: Any, *, deep: bool) -> Any:
     """A copy of an element for another document, with all namespaces that apply to it."""
-    copy, around = document.importNode(element, True), element.parentNode
-    while around is not None and around.nodeType == around.ELEMENT_NODE:
-        for name, value in around.attributes.items():
+    copy = document.importNode(element, deep)
+    while element is not None and element.nodeType == element.ELEMENT_NODE:
+        for name, value in element.attributes.items():
             if name.startswith("xmlns") and not copy.hasAttribute(name):
                 copy.setAttribute(name, value)
-        around = around.parentNode
+        element = element.parentNode
     return copy
 
 
@@ -824,28 +771,25 @@ def _split_xmp(xmp: bytes, limit: int) -> tuple[bytes, bytes]:
     document: Any = parse_xmp(xmp)
     frames = document.getElementsByTagNameNS(_RDF, "RDF")
     tops = [node for node in frames[0].childNodes if node.localName == "Description"] if frames else []
-    movable = [(top, node) for top in tops for node in top.childNodes if node.nodeType == node.ELEMENT_NODE]
+    bulk = [(top, node) for top in tops for node in top.childNodes if node.nodeType == node.ELEMENT_NODE]
     attributes = [(top, node) for top in tops for node in list(top.attributes.values())]
-    attributes = [(top, node) for top, node in attributes if node.namespaceURI and node.prefix not in ("xmlns", "rdf")]
-    bulk = sorted(movable + attributes, key=lambda pair: -_length(pair[1]))
+    bulk += [(top, node) for top, node in attributes if node.namespaceURI and node.prefix not in ("xmlns", "rdf")]
     if not bulk:
         raise XmpError("it cannot be split")
     frame = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{_RDF}"></rdf:RDF></x:xmpmeta>'
     more: Any = minidom.parseString(frame)
     holder = more.getElementsByTagNameNS(_RDF, "RDF")[0]
-    room = limit - 200
     size = len(_packed(document))
-    for top, node in bulk:
-        if size <= room:
+    for top, node in sorted(bulk, key=lambda pair: -_length(pair[1])):
+        # The rest is for the mark of the extension.
+        if size <= limit - 200:
             break
         size -= _length(node)
         # A shallow copy, because only the namespaces are needed.
-        copy = more.importNode(top, False)
+        copy = _imported(more, top, deep=False)
         for attribute in list(copy.attributes.values()):
             if not attribute.name.startswith(("xmlns", "rdf:about")):
                 copy.removeAttributeNode(attribute)
-        for name, value in _namespaces(top).items():
-            copy.setAttribute(name, value)
         if node.nodeType == node.ATTRIBUTE_NODE:
             copy.setAttributeNS(node.namespaceURI, node.name, node.value)
             top.removeAttributeNode(node)
@@ -854,8 +798,8 @@ def _split_xmp(xmp: bytes, limit: int) -> tuple[bytes, bytes]:
             top.removeChild(node)
         holder.appendChild(copy)
     extension = more.documentElement.toxml().encode()
-    tops[0].setAttribute("xmlns:xmpNote", _XMP_NOTE)
-    tops[0].setAttributeNS(_XMP_NOTE, "xmpNote:HasExtendedXMP", _digest(extension).hex().upper())
+    tops[0].setAttribute("xmlns:xmpNote", _NAMESPACES["xmpNote"])
+    tops[0].setAttributeNS(_NAMESPACES["xmpNote"], "xmpNote:HasExtendedXMP", _digest(extension).hex().upper())
     packed = _packed(document)
     if len(packed) > limit:
         raise XmpError("it cannot be split")
@@ -868,16 +812,6 @@ def _digest(content: bytes) -> bytes:
 
 def _length(node: Any) -> int:
     return len(node.value if node.nodeType == node.ATTRIBUTE_NODE else node.toxml().encode())
-
-
-def _namespaces(element: Any) -> dict[str, str]:
-    found: dict[str, str] = {}
-    while element is not None and element.nodeType == element.ELEMENT_NODE:
-        for name, value in element.attributes.items():
-            if name.startswith("xmlns"):
-                found.setdefault(name, value)
-        element = element.parentNode
-    return found
 
 
 # --- IPTC ---------------------------------------------------------------------------------------------------------
@@ -931,29 +865,14 @@ def iptc_resources(iim: bytes) -> bytes:
 # --- reading ------------------------------------------------------------------------------------------------------
 
 #: Tags of a TIFF's directory that describe the image; the others describe the storage of its pixels.
-_DESCRIPTIVE_TAGS = frozenset(
-    {
-        ExifTags.Base.DocumentName,
-        ExifTags.Base.ImageDescription,
-        ExifTags.Base.Make,
-        ExifTags.Base.Model,
-        ExifTags.Base.PageName,
-        ExifTags.Base.Software,
-        ExifTags.Base.DateTime,
-        ExifTags.Base.Artist,
-        ExifTags.Base.HostComputer,
-        ExifTags.Base.Rating,
-        ExifTags.Base.RatingPercent,
-        ExifTags.Base.Copyright,
-        ExifTags.Base.XPTitle,
-        ExifTags.Base.XPComment,
-        ExifTags.Base.XPAuthor,
-        ExifTags.Base.XPKeywords,
-        ExifTags.Base.XPSubject,
-        ExifTags.IFD.Exif,
-        ExifTags.IFD.GPSInfo,
-    }
+_DESCRIPTIVE_NAMES = (
+    "DocumentName ImageDescription Make Model PageName Software DateTime Artist HostComputer Rating RatingPercent "
+    "Copyright XPTitle XPComment XPAuthor XPKeywords XPSubject"
 )
+_DESCRIPTIVE_TAGS = {
+    *(ExifTags.Base[name] for name in _DESCRIPTIVE_NAMES.split()),
+    *(ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo),
+}
 
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)\s*([1-8])")
 MAKER_NOTE_DROPPED = "the camera maker note was dropped: it cannot be moved"
@@ -986,7 +905,7 @@ def _raw_metadata(image: Image.Image) -> _Raw:
         raw.exif, raw.notes = _described(image.getexif())
         raw.iptc = _iptc_of_tiff(image)
         return raw
-    raw.exif = without_prefix(info["exif"]) if info.get("exif") else None
+    raw.exif = info["exif"].removeprefix(PREFIX) if info.get("exif") else None
     segments: list[Any] = [content for _, content in getattr(image, "applist", [])]
     resources = b"".join(c.removeprefix(_PHOTOSHOP_PREFIX) for c in segments if c.startswith(_PHOTOSHOP_PREFIX))
     raw.more_xmp = [c.removeprefix(_MORE_XMP_PREFIX) for c in segments if c.startswith(_MORE_XMP_PREFIX)]
@@ -1009,7 +928,7 @@ def _add_raw_profiles(raw: _Raw, image: PngImagePlugin.PngImageFile) -> None:
             raw.notes += (f"the text {keyword!r} is corrupt and was dropped",)
             continue
         if content.startswith(PREFIX) or kind == "exif":
-            raw.exif = raw.exif or without_prefix(content)
+            raw.exif = raw.exif or content.removeprefix(PREFIX)
         elif content.startswith(_XMP_PREFIX) or kind == "xmp":
             raw.xmp = raw.xmp or content.removeprefix(_XMP_PREFIX)
         elif kind in ("iptc", "8bim"):
@@ -1033,22 +952,11 @@ def _iptc_of_tiff(image: TiffImagePlugin.TiffImageFile) -> bytes | None:
     return _without_preview(content) or None
 
 
-def orientation(image: Image.Image) -> int:
-    """The orientation still to be applied to an image's pixels, 1 to 8; from XMP if EXIF has none."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return 1  # Pillow turns a TIFF when it loads it, and reports the size after that.
-    return _stored_orientation(image)
-
-
 def stored_orientation(image: Image.Image) -> int:
-    """The orientation of the pixels in the file, 1 to 8; call this before a TIFF is loaded."""
+    """The orientation of the pixels in the file, 1 to 8; from XMP if EXIF has none. Call it before a TIFF is loaded."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         value = image.tag_v2.get(_ORIENTATION, 1)
         return value if isinstance(value, int) and 1 <= value <= 8 else 1
-    return _stored_orientation(image)
-
-
-def _stored_orientation(image: Image.Image) -> int:
     raw = _raw_metadata(image)
     try:
         found = exif_orientation(raw.exif) if raw.exif else None
@@ -1125,7 +1033,7 @@ def _described(exif: Image.Exif) -> tuple[bytes | None, tuple[str, ...]]:
     if not len(kept):
         return None, ()
     # The data is repacked, which would invalidate the offsets of a maker note that cannot be moved.
-    packed, dropped = without_fixed_note(without_prefix(kept.tobytes()))
+    packed, dropped = without_fixed_note(kept.tobytes().removeprefix(PREFIX))
     return packed, ((MAKER_NOTE_DROPPED,) if dropped else ())
 
 
@@ -1158,10 +1066,9 @@ def _text(image: Image.Image) -> tuple[tuple[str, str], ...]:
 
 
 def _decoded(comment: bytes) -> str:
-    try:
+    with suppress(UnicodeDecodeError):
         return comment.decode()
-    except UnicodeDecodeError:
-        return comment.decode("latin-1")
+    return comment.decode("latin-1")
 
 
 # --- writing ------------------------------------------------------------------------------------------------------
@@ -1211,10 +1118,8 @@ def fitting_metadata(
         notes.append("the EXIF data is too long for a JPEG and was dropped")
     if xmp:
         try:
-            xmp, removed = placed_xmp(xmp, place, _MIME.get(format_name))
+            xmp, removed = placed_xmp(xmp, place, _MIME[format_name], None if dpi == "keep" else new_dpi)
             notes += removed
-            if dpi != "keep" and new_dpi:
-                xmp = xmp_with_dpi(xmp, new_dpi)
         except XmpError as error:
             xmp = None
             notes.append(f"the XMP data was dropped: {error}")

@@ -23,8 +23,24 @@ from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from omgsr_cli.errors import FileError, read_reason
 from omgsr_cli.files.containers import PNG_START, START_OF_SCAN, jpeg_segments, png_chunks
 from omgsr_cli.files.folders import EXTRA_OF_FORMAT, format_of_start, has_reader, install_hint
-from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
 from omgsr_cli.imaging.tiff import TiffImage, is_tiff, libtiff_errors, open_tiff
+
+#: Supported input formats, by Pillow's name. The others are not used for photographs, have no signature (TGA), or start
+#: other programs to be decoded (EPS).
+FORMAT_OF_PILLOW = {
+    "PNG": "png",
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "WEBP": "webp",
+    "TIFF": "tiff",
+    "AVIF": "avif",
+    "BMP": "bmp",
+    "GIF": "gif",
+    "JPEG2000": "jp2",
+    "PPM": "ppm",
+    "HEIF": "heic",
+    "JXL": "jxl",
+}
 
 #: Images with more pixels in their header are refused before any memory is used.
 MAX_PIXELS = 1_000_000_000

@@ -18,7 +18,7 @@ import io
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -83,17 +83,14 @@ def light_to_srgb(light: Tensor) -> Tensor:
     return encoded.copysign(light)
 
 
-def parse_curve(tag: bytes) -> Curve:
+def parse_curve(tag: bytes) -> NDArray[np.float64]:
     """Read a `curv` or `para` tag (ICC.1:2022, 10.6 and 10.18).
 
+    Returns:
+        The output of the curve for evenly spaced values, (65536,).
     Raises:
         ProfileError: the tag has another type or is too short.
     """
-    return Curve(_curve_values(tag))
-
-
-def _curve_values(tag: bytes) -> NDArray[np.float64]:
-    """The output of a curve for evenly spaced values, (65536,)."""
     try:
         if tag[:4] == b"curv":
             return _sampled_curve(tag)
@@ -123,11 +120,15 @@ def _sampled_curve(tag: bytes) -> NDArray[np.float64]:
     return np.interp(encoded, np.linspace(0.0, 1.0, count), samples).astype(np.float64)
 
 
+#: How many parameters each type of parametric curve has.
+_PARAMETERS = (1, 3, 4, 5, 7)
+
+
 def _parametric_curve(tag: bytes) -> NDArray[np.float64]:
     kind = struct.unpack_from(">H", tag, 8)[0]
-    if kind > 4:
+    if kind >= len(_PARAMETERS):
         raise ProfileError(f"parametric curve {kind} is unknown")
-    numbers = [float(number) / 65536 for number in np.frombuffer(tag, ">i4", (1, 3, 4, 5, 7)[kind], 12)]
+    numbers = [float(number) / 65536 for number in np.frombuffer(tag, ">i4", _PARAMETERS[kind], 12)]
     gamma, a, b, c, d, e, f = numbers + [0.0] * (7 - len(numbers))
     if kind == 0:
         a = 1.0
@@ -147,39 +148,24 @@ _SRGB_TO_XYZ = np.array(
 _LIGHT_TO_XYZ = torch.from_numpy(_SRGB_TO_XYZ.astype(np.float32))
 _XYZ_TO_LIGHT = torch.from_numpy(np.linalg.inv(_SRGB_TO_XYZ).astype(np.float32))
 
-#: Number of pixels that are converted at a time, so large images need little additional memory.
-_PIXELS_AT_ONCE = 1 << 20
-
 #: Profiles closer to sRGB than this are sRGB. Vendors round its matrix differently, which changes dark colours, where
-# the #: curve is steep, by almost an 8-bit step.
+#: the curve is steep, by almost an 8-bit step.
 _SRGB_TOLERANCE = 1 / 255
 
 
-class ColorProfile(Protocol):
-    """A conversion between a profile's encoded values and sRGB."""
-
-    def to_srgb(self, image: Tensor) -> Tensor:
-        """Convert (C, H, W) in [0, 1] to sRGB of the same shape; colours outside sRGB get values outside [0, 1]."""
-        ...
-
-    def from_srgb(self, image: Tensor) -> Tensor:
-        """Convert sRGB (C, H, W) of any range to the profile's values in [0, 1]."""
-        ...
-
-
 class GreyProfile:
-    """A grey profile with one tone curve, as exact as float32 and `Curve`; C is 1."""
+    """A grey profile with one tone curve, as exact as float32 and `Curve`; images are (1, H, W)."""
 
     def __init__(self, curve: Curve) -> None:
         self._curve = curve
 
     def to_srgb(self, image: Tensor) -> Tensor:
-        """See `ColorProfile`."""
-        return by_rows(lambda rows: light_to_srgb(self._curve.to_light(rows)), image)
+        """Convert values in [0, 1] to grey in sRGB."""
+        return light_to_srgb(self._curve.to_light(image))
 
     def from_srgb(self, image: Tensor) -> Tensor:
-        """See `ColorProfile`."""
-        return by_rows(lambda rows: self._curve.to_encoded(srgb_to_light(rows)), image)
+        """Convert grey in sRGB of any range to the profile's values in [0, 1]."""
+        return self._curve.to_encoded(srgb_to_light(image))
 
 
 class MatrixProfile:
@@ -209,19 +195,13 @@ class MatrixProfile:
         self._from_srgb = torch.from_numpy(np.linalg.inv(matrix).astype(np.float32))
 
     def to_srgb(self, image: Tensor) -> Tensor:
-        """See `ColorProfile`."""
-        return by_rows(self._rows_to_srgb, image)
-
-    def from_srgb(self, image: Tensor) -> Tensor:
-        """See `ColorProfile`."""
-        return by_rows(self._rows_from_srgb, image)
-
-    def _rows_to_srgb(self, rows: Tensor) -> Tensor:
-        light = torch.stack([curve.to_light(plane) for curve, plane in zip(self._curves, rows, strict=True)])
+        """Convert (3, H, W) in [0, 1] to sRGB; colours outside sRGB get values outside [0, 1]."""
+        light = torch.stack([curve.to_light(plane) for curve, plane in zip(self._curves, image, strict=True)])
         return light_to_srgb(torch.einsum("ij,jhw->ihw", self._to_srgb, light))
 
-    def _rows_from_srgb(self, rows: Tensor) -> Tensor:
-        light = torch.einsum("ij,jhw->ihw", self._from_srgb, srgb_to_light(rows))
+    def from_srgb(self, image: Tensor) -> Tensor:
+        """Convert sRGB (3, H, W) of any range to the profile's values in [0, 1]."""
+        light = torch.einsum("ij,jhw->ihw", self._from_srgb, srgb_to_light(image))
         return torch.stack([curve.to_encoded(plane) for curve, plane in zip(self._curves, light, strict=True)])
 
 
@@ -233,7 +213,7 @@ class TableProfile:
     Args:
         icc: the profile.
     Attributes:
-        goes_back: whether it has tables for the conversion back; those of scanners may have none.
+        goes_back: whether it has tables for the conversion from sRGB; those of scanners may have none.
     Raises:
         ProfileError: its tables cannot be used.
     """
@@ -245,47 +225,39 @@ class TableProfile:
             raise ProfileError("it has no tables")
         self._there = _Table(there)
         self._back = None if back is None else _Table(back)
+        self.goes_back = self._back is not None
         if (self._there.inputs, self._there.outputs) != (3, 3):
             raise ProfileError("its tables are not for RGB")
 
-    @property
-    def goes_back(self) -> bool:
-        """Whether sRGB can be converted to the profile."""
-        return self._back is not None
-
     def to_srgb(self, image: Tensor) -> Tensor:
-        """See `ColorProfile`."""
-        return by_rows(lambda rows: self._to_color(rows, lab_to_srgb, xyz_to_srgb), image)
+        """Convert (3, H, W) in [0, 1] to sRGB; colours outside sRGB get values outside [0, 1]."""
+        color = self._color(image)
+        return lab_to_srgb(color) if self._is_lab else xyz_to_srgb(color)
 
     def from_srgb(self, image: Tensor) -> Tensor:
-        """See `ColorProfile`."""
-        return by_rows(self._rows_from_srgb, image)
-
-    def _to_color(self, rows: Tensor, of_lab: Callable[[Tensor], Tensor], of_xyz: Callable[[Tensor], Tensor]) -> Tensor:
-        found = self._there(rows)
-        if not self._is_lab:
-            return of_xyz(found * (65535 / 32768))
-        scale, shift = self._there.lab
-        return of_lab(found * scale[:, None, None] - shift[:, None, None])
-
-    def _rows_from_srgb(self, rows: Tensor) -> Tensor:
-        if self._back is None:
-            raise ProfileError("it has no tables for the conversion back")
-        wanted = srgb_to_lab(rows) if self._is_lab else srgb_to_xyz(rows)
-        first = self._encoded(wanted)
-        own = first
+        """Convert sRGB (3, H, W) of any range to the profile's values in [0, 1]."""
+        first = own = self._encoded(srgb_to_lab(image) if self._is_lab else srgb_to_xyz(image))
         for _ in range(_REFINEMENTS):
-            reached = self._to_color(own, lambda lab: lab, lambda xyz: xyz)
-            own = (own + first - self._encoded(reached)).clamp_(0, 1)
+            own = (own + first - self._encoded(self._color(own))).clamp_(0, 1)
         return own
 
+    def _color(self, encoded: Tensor) -> Tensor:
+        """Convert encoded values to Lab or XYZ."""
+        found = self._there(encoded)
+        if not self._is_lab:
+            return found * (65535 / 32768)
+        scale, shift = self._there.lab
+        return found * scale - shift
+
     def _encoded(self, color: Tensor) -> Tensor:
-        assert self._back is not None
+        assert self._back is not None, "the caller checks goes_back"
         if not self._is_lab:
             return self._back(color * (32768 / 65535))
         scale, shift = self._back.lab
-        return self._back((color + shift[:, None, None]) / scale[:, None, None])
+        return self._back((color + shift) / scale)
 
+
+ColorProfile = GreyProfile | MatrixProfile | TableProfile
 
 #: Number of refinements of the conversion back; each reduces the error to a few percent.
 _REFINEMENTS = 2
@@ -299,7 +271,7 @@ class _Table:
     Attributes:
         inputs: number of input channels.
         outputs: number of output channels.
-        lab: scale and offset of Lab values: L*, a* and b* are values times the scale minus the offset.
+        lab: scale and offset of Lab values, (3, 1, 1): L*, a* and b* are values times the scale minus the offset.
     """
 
     def __init__(self, tag: bytes) -> None:
@@ -307,7 +279,7 @@ class _Table:
         wide = kind != b"mft2"
         # In the 16-bit encoding of version 2, the maximum is 0xFF00, also in later versions of the type.
         scale = (100.0, 255.0, 255.0) if wide else (100 * 65535 / 65280, 65535 / 256, 65535 / 256)
-        self.lab = torch.tensor(scale), torch.tensor((0.0, 128.0, 128.0))
+        self.lab = torch.tensor(scale)[:, None, None], torch.tensor((0.0, 128.0, 128.0))[:, None, None]
         try:
             self.inputs, self.outputs = tag[8], tag[9]
             if kind in (b"mft1", b"mft2"):
@@ -373,12 +345,11 @@ def _curves_at(tag: bytes, position: int, count: int) -> list[NDArray[np.float64
     """Read consecutive curves, each padded to four bytes."""
     found = []
     for _ in range(count):
-        values = _curve_values(tag[position:])
+        found.append(parse_curve(tag[position:]))
         if tag[position : position + 4] == b"curv":
             length = 12 + 2 * struct.unpack_from(">I", tag, position + 8)[0]
         else:
-            length = 12 + 4 * (1, 3, 4, 5, 7)[struct.unpack_from(">H", tag, position + 8)[0]]
-        found.append(values)
+            length = 12 + 4 * _PARAMETERS[struct.unpack_from(">H", tag, position + 8)[0]]
         position += length + -length % 4
     return found
 
@@ -481,15 +452,6 @@ def load_profile(icc: bytes) -> ColorProfile | None:
     return None if _is_srgb(profile, 1 if space == "GRAY" else 3) else profile
 
 
-def by_rows(convert: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """Apply a conversion of single pixels to (C, H, W), in bands of rows; the result has the same shape."""
-    rows = max(_PIXELS_AT_ONCE // max(image.shape[2], 1), 1)
-    result = torch.empty_like(image)
-    for top in range(0, image.shape[1], rows):
-        result[:, top : top + rows] = convert(image[:, top : top + rows])
-    return result
-
-
 def convert_to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
     """Convert a CMYK or Lab image to 8-bit sRGB with its profile; without one, as Pillow or LittleCMS does.
 
@@ -550,15 +512,11 @@ def _grey_curve(icc: bytes, tags: dict[bytes, bytes]) -> Curve:
     """The tone curve of a grey profile (ICC.1:2022, F.2), which maps to Y, or to L* if the space is Lab."""
     if b"A2B0" in tags or b"kTRC" not in tags:
         return Curve(_grey_by_littlecms(icc))
-    values = _curve_values(tags[b"kTRC"])
-    return Curve(_light_of_lightness(values) if icc[20:24] == b"Lab " else values)
-
-
-def _light_of_lightness(lightness: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Convert CIE L* in [0, 1] to Y."""
-    root = (lightness * 100 + 16) / 116
-    light: NDArray[np.float64] = np.where(root > 6 / 29, root**3, (root - 4 / 29) * 3 * (6 / 29) ** 2)
-    return light
+    values = parse_curve(tags[b"kTRC"])
+    if icc[20:24] != b"Lab ":
+        return Curve(values)
+    root = (values * 100 + 16) / 116
+    return Curve(np.where(root > 6 / 29, root**3, (root - 4 / 29) * 3 * (6 / 29) ** 2))
 
 
 def _grey_by_littlecms(icc: bytes) -> NDArray[np.float64]:
@@ -577,7 +535,7 @@ def _grey_by_littlecms(icc: bytes) -> NDArray[np.float64]:
 def _matrix_profile(tags: dict[bytes, bytes]) -> MatrixProfile:
     try:
         columns = [np.frombuffer(tags[name], ">i4", 3, 8) / 65536 for name in (b"rXYZ", b"gXYZ", b"bXYZ")]
-        red, green, blue = (parse_curve(tags[name]) for name in (b"rTRC", b"gTRC", b"bTRC"))
+        red, green, blue = (Curve(parse_curve(tags[name])) for name in (b"rTRC", b"gTRC", b"bTRC"))
     except (KeyError, ValueError) as error:
         raise ProfileError(f"its primaries cannot be read: {error}") from error
     return MatrixProfile((red, green, blue), np.stack(columns, axis=1))
@@ -601,11 +559,10 @@ _Chromaticities = tuple[tuple[float, float], tuple[float, float], tuple[float, f
 
 #: ColourPrimaries of ITU-T H.273, table 2; 2 is "unspecified".
 _CICP_PRIMARIES: dict[int, _Chromaticities] = {
-    1: _BT709,
+    **dict.fromkeys((1, 2), _BT709),
     4: ((0.310, 0.316), (0.67, 0.33), (0.21, 0.71), (0.14, 0.08)),
     5: (_D65, (0.64, 0.33), (0.29, 0.60), (0.15, 0.06)),
-    6: _SMPTE_C,
-    7: _SMPTE_C,
+    **dict.fromkeys((6, 7), _SMPTE_C),
     8: ((0.310, 0.316), (0.681, 0.319), (0.243, 0.692), (0.145, 0.049)),
     9: (_D65, (0.708, 0.292), (0.170, 0.797), (0.131, 0.046)),
     10: ((1 / 3, 1 / 3), (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)),
@@ -638,10 +595,10 @@ def _split_curve(gamma: float, offset: float, slope: float, start: float) -> byt
 
 _SRGB_CURVE = _split_curve(2.4, 0.055, 12.92, 0.04045)
 
-#: TransferCharacteristics of ITU-T H.273, table 3. BT.709, BT.601 and BT.2020 define camera curves but no display
-# curve, so #: sRGB's curve is used, as in browsers.
+#: TransferCharacteristics of ITU-T H.273, table 3; 2 is "unspecified". BT.709, BT.601 and BT.2020 define camera curves
+#: but no display curve, so sRGB's curve is used, as in browsers.
 _CICP_CURVES = {
-    **dict.fromkeys((1, 6, 11, 12, 13, 14, 15), _SRGB_CURVE),
+    **dict.fromkeys((1, 2, 6, 11, 12, 13, 14, 15), _SRGB_CURVE),
     4: _power_curve(2.2),
     5: _power_curve(2.8),
     7: _split_curve(1 / 0.45, 0.1115, 4.0, 0.0912),
@@ -745,12 +702,13 @@ def describe_color(
     Raises:
         FileError: the image is HDR.
     """
-    notes = []
+    notes, wanted = [], "GRAY" if is_grey else "RGB"
     for found in _usable_descriptions(image, file, name, icc, is_adobe_rgb):
         try:
             icc = found.profile(is_grey)
+            if icc is not None and (space := profile_space(icc)) != wanted:
+                raise ProfileError(f"it is for {space}, the image is {wanted}")
             if icc is not None:
-                _check_space(icc, is_grey)
                 load_profile(icc)
         except ProfileError as error:
             notes.append(f"the {found.what} was ignored: {error}")
@@ -785,12 +743,6 @@ def _usable_descriptions(
     return found
 
 
-def _check_space(icc: bytes, is_grey: bool) -> None:
-    space, wanted = profile_space(icc), "GRAY" if is_grey else "RGB"
-    if space != wanted:
-        raise ProfileError(f"it is for {space}, the image is {wanted}")
-
-
 @dataclass(frozen=True)
 class _Described:
     """One description in a file: a profile, or a curve with primaries; without either, it is sRGB.
@@ -822,14 +774,9 @@ def _descriptions(image: Image.Image, file: BinaryIO, icc: bytes | None, is_adob
     if b"cICP" in chunks:
         yield chunks[b"cICP"]
     boxes = _box_descriptions(file) if kind in ("AVIF", "HEIF", "JPEG2000") else []
-    if icc:
-        yield _of_icc(icc)
-    else:
-        yield from (found for found in boxes if found.icc)
+    yield from [_of_icc(icc)] if icc else [found for found in boxes if found.icc]
     yield from (found for found in boxes if not found.icc)
-    for chunk in (b"sRGB", b"gAMA"):
-        if chunk in chunks:
-            yield chunks[chunk]
+    yield from (chunks[chunk] for chunk in (b"sRGB", b"gAMA") if chunk in chunks)
     if kind == "BMP":
         yield from _bmp_descriptions(file)
     if is_adobe_rgb and kind != "PNG":
@@ -849,17 +796,13 @@ def _of_cicp(what: str, primaries: int, transfer: int, narrow_range: bool = Fals
     """The description of code points of ITU-T H.273; None if they are unspecified."""
     if primaries == transfer == _CICP_UNSPECIFIED and not narrow_range:
         return None
-    curve = _CICP_CURVES.get(_SRGB_TRANSFER if transfer == _CICP_UNSPECIFIED else transfer)
-    chromaticities = _CICP_PRIMARIES.get(1 if primaries == _CICP_UNSPECIFIED else primaries)
+    curve, chromaticities = _CICP_CURVES.get(transfer), _CICP_PRIMARIES.get(primaries)
     if transfer not in _HDR_CURVES and (curve is None or chromaticities is None):
         # These bytes are not a profile, so the image is read without one, with a note.
         return _Described(f"{what} of {primaries}/{transfer}", b"")
     return _Described(
         what, curve=curve, chromaticities=chromaticities or _BT709, transfer=transfer, narrow_range=narrow_range
     )
-
-
-_SRGB_TRANSFER = 13
 
 
 def _png_descriptions(image: Image.Image, file: BinaryIO) -> dict[bytes, _Described]:
@@ -936,28 +879,23 @@ def _colr_of_main_item(meta: bytes) -> list[bytes]:
     inside = dict(_inside(meta))
     properties = inside.get(b"iprp", b"")
     listed = [box for store in _children(properties, b"ipco") for box in _inside(store)]
-    main = _primary_item(inside.get(b"pitm", bytes(6)))
+    pitm = inside.get(b"pitm", bytes(6))
+    main = struct.unpack_from(">I" if pitm[0] else ">H", pitm, 4)[0]
     of_main = {index for table in _children(properties, b"ipma") for index in _associated(table, main)}
     own = [box for index, (kind, box) in enumerate(listed, 1) if kind == b"colr" and index in of_main]
     return own or [box for kind, box in listed if kind == b"colr"]
 
 
-def _primary_item(pitm: bytes) -> int:
-    return int(struct.unpack_from(">I" if pitm[0] else ">H", pitm, 4)[0])
-
-
 def _associated(ipma: bytes, item: int) -> Iterator[int]:
     """The numbers of an item's properties, starting at 1."""
-    wide_item, wide_index = ipma[0] > 0, bool(ipma[3] & 1)
-    count, position = struct.unpack_from(">I", ipma, 4)[0], 8
-    for _ in range(count):
-        found = struct.unpack_from(">I" if wide_item else ">H", ipma, position)[0]
-        position += 4 if wide_item else 2
-        size = ipma[position]
-        position += 1
-        for _ in range(size):
-            index = struct.unpack_from(">H", ipma, position)[0] & 0x7FFF if wide_index else ipma[position] & 0x7F
-            position += 2 if wide_index else 1
+    # The upper bit of an index shows whether the property is essential.
+    item_bytes, index_bytes = 4 if ipma[0] else 2, 2 if ipma[3] & 1 else 1
+    largest = 0x7FFF if ipma[3] & 1 else 0x7F
+    content = io.BytesIO(ipma[8:])
+    for _ in range(struct.unpack_from(">I", ipma, 4)[0]):
+        found = int.from_bytes(content.read(item_bytes), "big")
+        for _ in range(content.read(1)[0]):
+            index = int.from_bytes(content.read(index_bytes), "big") & largest
             if found == item:
                 yield index
 

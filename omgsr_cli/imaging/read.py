@@ -31,7 +31,6 @@ from omgsr_cli.imaging.decoders import (
     read_deep,
     read_deep_heif,
 )
-from omgsr_cli.imaging.formats import FORMAT_OF_PILLOW
 from omgsr_cli.imaging.image import TURNS, ImageHeader, ImageMetadata, SourceImage, from_samples
 from omgsr_cli.imaging.metadata import (
     ExifError,
@@ -39,13 +38,13 @@ from omgsr_cli.imaging.metadata import (
     exif_of_tiff_structure,
     exif_orientation,
     has_adobe_rgb,
-    orientation,
     placed_exif,
     read_metadata,
     stored_orientation,
 )
 from omgsr_cli.imaging.opening import (
     DECODE_ERRORS,
+    FORMAT_OF_PILLOW,
     check_size,
     decoding,
     frame_count,
@@ -131,10 +130,11 @@ def _read_samples(source: Path | bytes, name: str) -> tuple[SourceImage, NDArray
         frames = frame_count(image, name)
         turned = stored_orientation(image)
         decoded = _decode(image, file, name)
+        samples = decoded.samples
         if image.format != "TIFF":
-            # EXIF may follow the pixels.
-            turned = orientation(image)
-        samples = TURNS[orientation(image)](decoded.samples)
+            # EXIF may follow the pixels. A TIFF is decoded upright.
+            turned = stored_orientation(image)
+            samples = TURNS[turned](samples)
         metadata, notes = read_metadata(image, samples.shape[:2], turned)
         if format_name == "jpg" and not any(note.startswith(_VIDEO_NOTE) for note in notes) and _has_video(file):
             notes += (_VIDEO_NOTE,)
@@ -176,7 +176,7 @@ def probe_image(source: Path | bytes, name: str | None = None) -> ImageHeader:
     with opened(source, name) as (image, file, _), decoding(name):
         refuse_hdr(image, file, name)
         width, height = image.size
-        if (_late_orientation(image, file) or orientation(image)) >= 5:
+        if image.format != "TIFF" and (_late_orientation(image, file) or stored_orientation(image)) >= 5:
             width, height = height, width
         deep = (is_deep(image) and can_read_deep(image)) or heif_depth(image) > 8
         deep = deep or keeps_depth(image, coded_depth(image, file))

@@ -11,23 +11,22 @@ import tempfile
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, features
 
 from omgsr_cli.errors import FileError, UsageError, write_error
 from omgsr_cli.files.atomic import exists_error, write_atomically
 from omgsr_cli.files.containers import PNG_START, behind_first_segment, png_chunk
 from omgsr_cli.files.records import with_record
-from omgsr_cli.imaging.formats import FORMAT_LIMITS, check_output, output_format
 from omgsr_cli.imaging.image import ImageBands, ImageMetadata, SampleLayout, SourceImage, luma, to_samples
 from omgsr_cli.imaging.metadata import (
     XMP_KEYWORD,
@@ -41,8 +40,81 @@ from omgsr_cli.imaging.profiles import load_profile, profile_space
 from omgsr_cli.imaging.resize import ResizedRows
 from omgsr_cli.imaging.rows import bands_of, no_room, split_bands
 from omgsr_cli.imaging.tiff import can_pack_exif, encode_tiff
+from omgsr_cli.options import FORMAT_ALIASES, OutputFormat
 
-MetadataPolicy = Literal["keep", "none"]
+
+@dataclass(frozen=True)
+class FormatLimits:
+    """The limits of an output format.
+
+    Attributes:
+        max_side_px: largest height and width.
+        max_pixels: largest height times width, or None.
+        alpha: whether it supports transparency.
+        bit_depths: bits per channel that can be written.
+        quality: the default of `--quality`, or None for lossless formats.
+        by_rows: whether rows can be written as they arrive; otherwise all are needed at once.
+    """
+
+    max_side_px: int
+    max_pixels: int | None
+    alpha: bool
+    bit_depths: tuple[int, ...]
+    quality: int | None
+    by_rows: bool = False
+
+
+FORMAT_LIMITS = {
+    "png": FormatLimits(2**31 - 1, None, True, (8, 16), None, by_rows=True),
+    # 65500 is the limit of libjpeg; that of the format is 65535.
+    "jpg": FormatLimits(65500, None, False, (8,), 95),
+    "webp": FormatLimits(16383, None, True, (8,), 95),
+    "tiff": FormatLimits(2**31 - 1, None, True, (8, 16), None, by_rows=True),
+    # libavif, which most programs use to read AVIF, refuses more by default.
+    "avif": FormatLimits(32768, 16384 * 16384, True, (8,), 90),
+}
+
+
+def output_format(requested: str, source_format: str) -> str:
+    """The output format: the requested one, or for "same" the source's, or PNG if that cannot be written.
+
+    Raises:
+        UsageError: the format does not exist.
+    """
+    requested = FORMAT_ALIASES.get(requested, requested)
+    if requested not in get_args(OutputFormat):
+        names = ", ".join(get_args(OutputFormat))
+        raise UsageError(f"no output format is called {requested!r}", f"use one of {names}")
+    wanted = source_format if requested == "same" else requested
+    return wanted if wanted in FORMAT_LIMITS else "png"
+
+
+def check_output(name: str, format_name: str, size_px: tuple[int, int], has_alpha: bool) -> None:
+    """Check the limits of a format, before a model runs.
+
+    Args:
+        name: name of the file, for the message.
+        format_name: a key of `FORMAT_LIMITS`.
+        size_px: height and width of the result.
+        has_alpha: whether some pixel is transparent.
+    Raises:
+        FileError: the format does not support the size or transparency, or this Pillow cannot write it.
+    """
+    limits = FORMAT_LIMITS[format_name]
+    height, width = size_px
+    too_wide = max(height, width) > limits.max_side_px
+    if too_wide or (limits.max_pixels is not None and height * width > limits.max_pixels):
+        raise FileError(
+            f"{name}: {width}x{height} is too large for {format_name} (at most {limits.max_side_px} px per side)",
+            "use --format png or tiff, or a smaller --scale",
+        )
+    if has_alpha and not limits.alpha:
+        raise FileError(f"{name}: {format_name} has no transparency", "use --format png, webp, tiff or avif")
+    if format_name in ("webp", "avif") and not features.check(format_name):
+        raise FileError(
+            f"{name}: this Pillow cannot write {format_name}", "use --format png, or `pip install -U pillow`"
+        )
+
 
 _NEARLY_OPAQUE = 1 - 0.5 / 65535
 
@@ -56,7 +128,7 @@ def write_image(
     *,
     format: str = "same",
     quality: int | None = None,
-    metadata: MetadataPolicy = "keep",
+    metadata: Literal["keep", "none"] = "keep",
     dpi: Literal["keep", "scale"] | float = "keep",
     record: str | None = None,
     overwrite: bool = False,
@@ -123,7 +195,7 @@ def encode_image(
     name: str,
     format: str = "same",
     quality: int | None = None,
-    metadata: MetadataPolicy = "keep",
+    metadata: Literal["keep", "none"] = "keep",
     dpi: Literal["keep", "scale"] | float = "keep",
     record: str | None = None,
 ) -> tuple[Iterator[bytes | memoryview], tuple[str, ...]]:
@@ -182,19 +254,28 @@ def _encode_whole(
     quality: int,
     name: str,
 ) -> Iterator[bytes]:
-    """Encode in a format for which Pillow needs all samples at once."""
+    """Encode as JPEG, WebP or AVIF, for which Pillow needs all samples at once; a JPEG gets only profile and DPI."""
     samples = np.empty((layout.height, layout.width, layout.channels), np.uint8)
     row = 0
     for band in bands:
         samples[row : row + len(band)] = band
         row += len(band)
+    # Chroma subsampling would remove restored detail.
+    subsampling = "4:0:0" if format_name == "avif" and layout.channels == 1 else "4:4:4"
+    options: dict[str, Any] = {"quality": quality, "icc_profile": metadata.icc, "subsampling": subsampling}
+    if format_name != "jpg":
+        options |= {"exif": metadata.exif or b"", "xmp": metadata.xmp or b""}
+    elif metadata.dpi:
+        options["dpi"] = tuple(min(max(round(dpi), 1), 65535) for dpi in metadata.dpi)
+    buffer = io.BytesIO()
     try:
         with warnings.catch_warnings(action="ignore"):  # Pillow warns about EXIF values that it drops
-            data = _ENCODERS[format_name](samples, metadata, quality)
+            image = Image.fromarray(samples[:, :, 0] if layout.channels == 1 else samples)
+            image.save(buffer, {"jpg": "JPEG"}.get(format_name, format_name), **options)
     except (OSError, ValueError, OverflowError, struct.error, MemoryError) as error:
         reason = str(error) or type(error).__name__
         raise FileError(f"{name}: cannot be encoded as {format_name}: {reason}") from error
-    yield data
+    yield buffer.getvalue()
 
 
 def _with_segments(parts: Iterator[bytes], segments: bytes) -> Iterator[bytes]:
@@ -204,7 +285,7 @@ def _with_segments(parts: Iterator[bytes], segments: bytes) -> Iterator[bytes]:
     yield data[:first] + segments + data[first:]
 
 
-def _kept_metadata(image: SourceImage, policy: MetadataPolicy) -> ImageMetadata:
+def _kept_metadata(image: SourceImage, policy: Literal["keep", "none"]) -> ImageMetadata:
     if policy == "none":
         return ImageMetadata(icc=image.metadata.icc)
     return replace(image.metadata, size_px=image.metadata.size_px or image.size_px)
@@ -241,38 +322,6 @@ def _own_samples(image: ImageBands, icc: bytes | None, bit_depth: int) -> Iterat
         row = bottom
         # Free the band before the next one is computed; it may be a view of a larger tensor.
         del band, color
-
-
-def _encode_jpeg(samples: NDArray[Any], metadata: ImageMetadata, quality: int) -> bytes:
-    extra: dict[str, Any] = {}
-    if metadata.dpi:
-        extra["dpi"] = tuple(min(max(round(dpi), 1), 65535) for dpi in metadata.dpi)
-    # 4:4:4, because chroma subsampling would remove restored detail.
-    return _saved(samples, "JPEG", quality=quality, subsampling=0, icc_profile=metadata.icc, **extra)
-
-
-def _encode_webp(samples: NDArray[Any], metadata: ImageMetadata, quality: int) -> bytes:
-    blocks = {"icc_profile": metadata.icc, "exif": metadata.exif or b"", "xmp": metadata.xmp or b""}
-    return _saved(samples, "WEBP", quality=quality, **blocks)
-
-
-def _encode_avif(samples: NDArray[Any], metadata: ImageMetadata, quality: int) -> bytes:
-    blocks = {"icc_profile": metadata.icc, "exif": metadata.exif or b"", "xmp": metadata.xmp or b""}
-    return _saved(samples, "AVIF", quality=quality, subsampling="4:0:0" if samples.shape[2] == 1 else "4:4:4", **blocks)
-
-
-def _saved(samples: NDArray[Any], pillow_format: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image = Image.fromarray(samples[:, :, 0] if samples.shape[2] == 1 else samples)
-    image.save(buffer, pillow_format, **options)
-    return buffer.getvalue()
-
-
-_ENCODERS: dict[str, Callable[[NDArray[Any], ImageMetadata, int], bytes]] = {
-    "jpg": _encode_jpeg,
-    "webp": _encode_webp,
-    "avif": _encode_avif,
-}
 
 
 # --- PNG, row by row: Pillow does not write 16-bit colour, and needs complete images --------------------------------

@@ -19,18 +19,16 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from omgsr_cli.errors import FileError, ShapeError, UsageError
+from omgsr_cli.files.records import read_record
 from omgsr_cli.imaging import (
     ImageMetadata,
     SourceImage,
     check_output,
-    format_of_path,
     from_samples,
     luma,
     output_format,
-    output_suffix,
     probe_image,
     read_image,
-    read_record,
     to_samples,
     write_atomically,
     write_image,
@@ -296,16 +294,11 @@ def test_a_foreign_comment_is_no_record_and_ours_no_comment() -> None:
 # --- formats ------------------------------------------------------------------------------------------------------
 
 
-def test_names_of_formats(tmp_path: Path) -> None:
+def test_names_of_formats() -> None:
     assert [output_format("same", name) for name in ("jpg", "bmp", "gif", "jp2")] == ["jpg", "png", "png", "png"]
     assert output_format("webp", "jpg") == "webp"
     with pytest.raises(UsageError, match="bmp"):
         output_format("bmp", "png")
-    assert output_suffix("jpg", tmp_path / "a.JPEG") == ".JPEG"
-    assert output_suffix("png", tmp_path / "a.JPEG") == ".png"
-    assert output_suffix("tiff") == ".tif"
-    assert format_of_path(tmp_path / "A.TIFF") == "tiff"
-    assert format_of_path(tmp_path / "notes.txt") is None
 
 
 @pytest.mark.parametrize(
