@@ -28,10 +28,11 @@ from torch import nn
 
 from omgsr_cli.geometry import Size
 from omgsr_cli.models.base import Restorer
+from omgsr_cli.models.latent import SEQUENCE, save_features
 from omgsr_cli.models.libraries import quiet_libraries
 from omgsr_cli.models.loading import load_restorer
 from omgsr_cli.models.record import ModelRecord, write_record
-from omgsr_cli.models.sd import SdRestorer, save_prompt_embeds
+from omgsr_cli.models.sd import SdRestorer
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.planning import plan_restoration, usable_memory
 
@@ -115,7 +116,8 @@ def make(folder: Path, shape: str, weights: str) -> None:
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(_SCHEDULE), encoding="utf-8")
     generator = torch.Generator().manual_seed(1)
-    save_prompt_embeds(torch.randn(1, _TOKENS, unet_config["cross_attention_dim"], generator=generator), "", folder)
+    embeds = torch.randn(1, _TOKENS, unet_config["cross_attention_dim"], generator=generator)
+    save_features({SEQUENCE: embeds}, "", folder)
     native_px = unet_config["sample_size"] * 8
     write_record(ModelRecord(family="sd", mid_timestep=273, native_tile_px=native_px, scale=4.0, prompt=""), folder)
 
@@ -123,15 +125,15 @@ def make(folder: Path, shape: str, weights: str) -> None:
 def without_numbers(restorer: SdRestorer, shape: str) -> SdRestorer:
     """Return a copy of the restorer on the meta device, for counting; the original stays unchanged."""
     with quiet_libraries():
-        unet, vae = (network.to(restorer.unet.dtype) for network in build_networks(shape))
-    embeds = restorer.prompt_embeds
+        unet, vae = (network.to(restorer.backbone.dtype) for network in build_networks(shape))
     parts: Any = (unet, vae)
-    return SdRestorer(*parts, restorer.schedule, embeds, restorer.info, restorer.precision, restorer.source)
+    info, precision, source = restorer.info, restorer.precision, restorer.source
+    return SdRestorer(*parts, restorer.schedule, restorer.features, info, precision, source)
 
 
 def find_shape(restorer: SdRestorer) -> str:
     """Return the name of the shape of a folder."""
-    width = restorer.unet.config["cross_attention_dim"]
+    width = restorer.backbone.config["cross_attention_dim"]
     return next(name for name, (unet, _) in SHAPES.items() if unet["cross_attention_dim"] == width)
 
 

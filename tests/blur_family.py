@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError
-from omgsr_cli.models.base import ImageEncoder, RestorerInfo, StageInfo, Tiling
-from omgsr_cli.models.devices import Layers, choose_precision
-from omgsr_cli.models.family import ModelSource
+from omgsr_cli.models.base import ImageEncoder, RestorerInfo, StageInfo
+from omgsr_cli.models.family import Family, ModelSource
+from omgsr_cli.models.lora import LoraOptions
 from omgsr_cli.models.record import ModelRecord, write_record
 from omgsr_cli.schedules import DdpmSchedule
 
@@ -70,25 +70,12 @@ class BlurTrainable:
         self.restorer.share.data = load_file(folder / "blur.safetensors")["share"]
 
 
-class BlurFamily:
-    name, adapter_parts, adapter_ranks, assumed_preset = "blur", (), (), None
-    takes_prompt, has_posterior = False, False
-    has_checkpointing = has_placement = False
-    clamps_restored = False
-    takes_vae, has_step = False, True
-    step_tiling: Tiling | None = "exact"
-    layers: Layers | None = None
-    small_files: tuple[str, ...] = ("blur.safetensors",)
-    weight_stems: dict[str, str] = {}  # noqa: RUF012 - a test's own
+class BlurFamily(Family):
+    name = "blur"
+    step_tiling = "exact"
 
-    def recognises(self, folder: Path) -> bool:
-        return False
-
-    def find_files(self, folder: Path) -> tuple[Path, ...]:
-        return (folder / "blur.safetensors",)
-
-    def choose_precision(self, precision: str, device: torch.device) -> str:
-        return choose_precision("fp32", device)
+    def find_files(self, path: Path) -> tuple[Path, ...]:
+        return (path / "blur.safetensors",)
 
     def describe(self, source: ModelSource) -> RestorerInfo:
         whole = StageInfo("exact", 0, 12), StageInfo("exact", 1, 60)
@@ -106,7 +93,7 @@ class BlurFamily:
         return ImageEncoder(source.name, lambda image: image, DdpmSchedule(), 1, device)
 
     def load_trainable(
-        self, source: ModelSource, device: torch.device, precision: str, *, start_from: Path | None, **others: object
+        self, source: ModelSource, device: torch.device, precision: str, lora: LoraOptions | None, start: Path | None
     ) -> BlurTrainable:
         return BlurTrainable(self.load(source, device, "fp32"), source.record)
 

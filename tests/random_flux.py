@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from omgsr_cli.models.flux import TextFeatures, save_features
+from omgsr_cli.models.latent import POOLED, SEQUENCE, save_features
 
 #: FLUX.1-dev's scheduler.
 SCHEDULER = {
@@ -29,7 +29,7 @@ SCHEDULER = {
     "shift": 3.0,
     "use_dynamic_shifting": True,
 }
-TOKENS, WIDTH, POOLED = 5, 12, 12
+TOKENS, WIDTH, POOLED_WIDTH = 5, 12, 12
 #: FLUX.1-dev's transformer, from its config.json.
 DEV_CONFIG = {
     "attention_head_dim": 128,
@@ -69,7 +69,7 @@ def write_flux_model(folder: Path, *, guidance: bool = True, features: bool = Tr
         attention_head_dim=8,
         num_attention_heads=2,
         joint_attention_dim=WIDTH,
-        pooled_projection_dim=POOLED,
+        pooled_projection_dim=POOLED_WIDTH,
         guidance_embeds=guidance,
         axes_dims_rope=(2, 2, 4),
     )
@@ -90,7 +90,8 @@ def write_flux_model(folder: Path, *, guidance: bool = True, features: bool = Tr
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
     if features:
-        save_features(TextFeatures(torch.randn(1, TOKENS, WIDTH), torch.randn(1, POOLED)), "", folder)
+        features = {SEQUENCE: torch.randn(1, TOKENS, WIDTH), POOLED: torch.randn(1, POOLED_WIDTH)}
+        save_features(features, "", folder, torch.bfloat16)
     return folder
 
 

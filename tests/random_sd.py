@@ -11,7 +11,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from omgsr_cli.models.sd import SdRestorer, save_prompt_embeds
+from omgsr_cli.models.latent import SEQUENCE, save_features
+from omgsr_cli.models.sd import SdRestorer
 
 SCHEDULER = {
     "_class_name": "DDPMScheduler",
@@ -51,7 +52,7 @@ def write_sd_model(folder: Path, *, prediction_type: str = "epsilon", shift_fact
     (folder / "scheduler").mkdir()
     config = SCHEDULER | {"prediction_type": prediction_type}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
-    save_prompt_embeds(torch.randn(1, 5, 12), "", folder)
+    save_features({SEQUENCE: torch.randn(1, 5, 12)}, "", folder)
     return folder
 
 

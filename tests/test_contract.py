@@ -121,13 +121,13 @@ def test_only_the_command_line_speaks() -> None:
     assert not wrong, wrong
 
 
-# Who may know a family by its name: the registry, the family's own files, and the presets that name it.
+# Who may know a family by its name beside the registry: the family's own file, and the presets that name it.
 REGISTRY = "models/families.py"
 FAMILY_FILES = {
-    "sd": ["models/sd_family.py", "models/sd.py", "presets.py"],
-    "flux": ["models/flux_family.py", "models/flux.py", "presets.py"],
-    "tiny": ["models/tiny_family.py", "models/tiny.py", "presets.py"],
-    "network": ["models/network_family.py", "models/network.py"],
+    "sd": ["models/sd.py", "presets.py"],
+    "flux": ["models/flux.py", "presets.py"],
+    "tiny": ["models/tiny.py", "presets.py"],
+    "network": ["models/network.py"],
 }
 
 
@@ -155,7 +155,7 @@ def test_only_its_own_files_know_a_family(family: str) -> None:
     own = {file.removesuffix(".py").replace("/", ".") for file in FAMILY_FILES[family] if file.startswith("models/")}
     for path in MODULES:
         place = path.relative_to(PACKAGE).as_posix()
-        if place in FAMILY_FILES[family]:
+        if place in (REGISTRY, *FAMILY_FILES[family]):
             continue
         named = [
             where(path, node.lineno)
@@ -166,7 +166,6 @@ def test_only_its_own_files_know_a_family(family: str) -> None:
             where(path, line)
             for line, name in imports(path)
             if any(f"{name}.".startswith(f"omgsr_cli.{module}.") for module in own)
-            and not (place == REGISTRY and f".{family}_family." in name)
         ]
         assert not named + imported, f"{family!r} is known in {named + imported}"
 

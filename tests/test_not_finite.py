@@ -24,9 +24,9 @@ from omgsr_cli.errors import ModelError, NotFiniteError
 from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import to_samples
 from omgsr_cli.models.devices import choose_precision
+from omgsr_cli.models.families import TinyFamily
 from omgsr_cli.models.loading import load_encoder, load_restorer
 from omgsr_cli.models.tiny import TinyRestorer
-from omgsr_cli.models.tiny_family import TinyFamily
 from omgsr_cli.models.weight_files import check_file_finite
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.timesteps.measure import _measure_batch
@@ -90,7 +90,7 @@ def test_every_stage_of_the_sd_family(
     sd_folder: Path, monkeypatch: pytest.MonkeyPatch, part: str, value: float, tile: int, free: int
 ) -> None:
     restorer = load_restorer(sd_folder, device="cpu", precision="fp32")
-    network = restorer.unet if part == "unet" else getattr(restorer.vae, part)  # type: ignore[attr-defined]  # an SdRestorer
+    network = restorer.backbone if part == "unet" else getattr(restorer.vae, part)  # type: ignore[attr-defined]  # an SdRestorer
     # In the last layer, where no norm spreads it.
     network.conv_out.weight.data[0, 0, 1, 1] = value
     with pytest.raises(NotFiniteError):

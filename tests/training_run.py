@@ -173,7 +173,7 @@ def main() -> None:
 def count_weights(trainable: Trainable) -> dict[str, int]:
     """Count the trained and the frozen weights of the step's network, in total and in this process."""
     counts = {name + place: 0 for name in ("learned", "frozen") for place in ("", ", here")}
-    backbone = getattr(trainable.restorer, "unet", trainable.networks)
+    backbone = getattr(trainable.restorer, "backbone", trainable.networks)
     for weight in backbone.parameters():
         name = "learned" if weight.requires_grad else "frozen"
         counts[name] += weight.numel()

@@ -138,18 +138,9 @@ class Restorer(Protocol):
         """
         ...
 
-
-class Described:
-    """Gives a loaded model a `repr` with its name, family, device and precision."""
-
-    info: RestorerInfo
-    device: torch.device
-    precision: str
-
     def __repr__(self) -> str:
-        kind, info = type(self).__name__, self.info
-        device, precision = str(self.device), self.precision
-        return f"{kind}(name={info.name!r}, family={info.family!r}, {device=}, {precision=})"
+        kind, info, device = type(self).__name__, self.info, str(self.device)
+        return f"{kind}(name={info.name!r}, family={info.family!r}, {device=}, precision={self.precision!r})"
 
 
 class ImageRows(Protocol):

@@ -173,7 +173,7 @@ def multiplies_in_bf16(device: torch.device) -> bool:
     return device.type == "xpu"
 
 
-def choose_precision(precision: str, device: torch.device, layers: Layers = "unet") -> str:
+def choose_precision(precision: str, device: torch.device, layers: Layers | None = "unet") -> str:
     """The number format for a device; "auto" chooses a fast one.
 
     "auto" is bf16 if the hardware multiplies in it. Some of these CPUs were twice as fast in bf16 and some slower, so
@@ -182,13 +182,14 @@ def choose_precision(precision: str, device: torch.device, layers: Layers = "une
     Args:
         precision: "auto", "fp32", "bf16" or "fp16".
         device: device of the model.
+        layers: what the measurement on a CPU runs; None means float32 there.
     Returns:
         "fp32", "bf16" or "fp16".
     Raises:
         DeviceError: the precision does not exist, or it is fp16 and the device is a CPU.
     """
     if precision == "auto":
-        if multiplies_in_bf16(device) and (device.type != "cpu" or bf16_gain_on_cpu(layers) >= _LEAST_GAIN):
+        if multiplies_in_bf16(device) and (device.type != "cpu" or _is_faster_in_bf16(layers)):
             return "bf16"
         return "fp16" if device.type in ("cuda", "mps") else "fp32"
     if precision not in PRECISIONS:
@@ -196,6 +197,10 @@ def choose_precision(precision: str, device: torch.device, layers: Layers = "une
     if precision == "fp16" and device.type == "cpu":
         raise DeviceError("precision 'fp16' does not work on the device 'cpu'", hint="use --precision auto or fp32")
     return precision
+
+
+def _is_faster_in_bf16(layers: Layers | None) -> bool:
+    return layers is not None and bf16_gain_on_cpu(layers) >= _LEAST_GAIN
 
 
 @cache

@@ -1,12 +1,14 @@
-"""The interface of a model family, and the description of a model before its weights are read."""
+"""What a model family is, and the description of a model before its weights are read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
+from omgsr_cli.errors import ModelError
 from omgsr_cli.models.record import ModelRecord
 from omgsr_cli.options import Offload, Quantize
 
@@ -54,8 +56,11 @@ class ModelSource:
         return str(Path(self.name).resolve()) if Path(self.name).is_dir() else self.name
 
 
-class Family(Protocol):
-    """One kind of network. Its methods import heavy libraries when they are called.
+class Family:
+    """One kind of network. A subclass sets the facts that differ from these and implements `describe` and `load`.
+
+    The other methods have a default: a model is a folder with a record and `model.safetensors`, has no adapters, and
+    cannot be trained. Methods import heavy libraries when they are called.
 
     Attributes:
         name: as in `omgsr.json`.
@@ -77,40 +82,46 @@ class Family(Protocol):
     """
 
     name: str
-    adapter_parts: tuple[str, ...]
-    adapter_ranks: tuple[int, ...]
-    assumed_preset: str | None
-    has_step: bool
-    takes_prompt: bool
-    step_tiling: Tiling | None
-    layers: Layers | None
-    takes_vae: bool
-    has_posterior: bool
-    clamps_restored: bool
-    has_checkpointing: bool
-    has_placement: bool
-    small_files: tuple[str, ...]
-    weight_stems: Mapping[str, str]
+    adapter_parts: tuple[str, ...] = ()
+    adapter_ranks: tuple[int, ...] = ()
+    assumed_preset: str | None = None
+    has_step = True
+    takes_prompt = False
+    step_tiling: Tiling | None = None
+    layers: Layers | None = None
+    takes_vae = False
+    has_posterior = False
+    clamps_restored = False
+    has_checkpointing = False
+    has_placement = False
+    small_files: tuple[str, ...] = ()
+    weight_stems: Mapping[str, str] = MappingProxyType({})
 
-    def recognises(self, folder: Path) -> bool:
-        """Whether a folder without a record looks like a model of this family."""
-        ...
+    def recognises(self, path: Path) -> bool:
+        """Whether a folder without a record, or a file, looks like a model of this family."""
+        return False
 
-    def find_files(self, folder: Path) -> tuple[Path, ...]:
-        """The weight files of a model folder; no weights are read.
+    def find_files(self, path: Path) -> tuple[Path, ...]:
+        """The weight files of a model; no weights are read.
 
         Raises:
             ModelError: a part is missing, is a pickle, or is of another kind.
         """
-        ...
+        return (path / "model.safetensors",)
 
-    def assume_record(self, folder: Path, preset: Preset | None) -> ModelRecord:
-        """A record for a folder without one, with the values of the preset or of the folder's configuration."""
-        ...
+    def assume_record(self, path: Path, preset: Preset | None) -> ModelRecord:
+        """A record for a model without one, with the values of the preset or of the folder's configuration.
+
+        Raises:
+            ModelError: every model of the family has a record.
+        """
+        raise ModelError(f"{path} has no omgsr.json", "every model of this family has one")
 
     def choose_precision(self, precision: str, device: torch.device) -> str:
-        """The number format of a model on a device; arguments and errors as in `devices`."""
-        ...
+        """The number format of a model on a device; arguments and errors as for `devices.choose_precision`."""
+        from omgsr_cli.models.devices import choose_precision
+
+        return choose_precision(precision, device, self.layers)
 
     def describe(self, source: ModelSource) -> RestorerInfo:
         """The properties of a model, without reading its weights.
@@ -119,7 +130,7 @@ class Family(Protocol):
             ModelError: its configuration is wrong.
             UsageError: the model does not support an option of the user.
         """
-        ...
+        raise NotImplementedError
 
     def load(self, source: ModelSource, device: torch.device, precision: str) -> Restorer:
         """Load a model onto a device and merge its adapter, if it has one.
@@ -131,15 +142,15 @@ class Family(Protocol):
         Raises:
             ModelError: the files are not a valid model, or the adapter does not match.
         """
-        ...
+        raise NotImplementedError
 
     def load_encoder(self, source: ModelSource, device: torch.device) -> ImageEncoder:
         """Load only the pre-trained encoder and the schedule, in float32.
 
         Raises:
-            ModelError: a part is missing or of an unknown kind.
+            ModelError: a part is missing or of an unknown kind, or the family has no diffusion step.
         """
-        ...
+        raise _no_step(source)
 
     def save_merged(self, source: ModelSource, folder: Path, *, half: bool, text_encoder: bool) -> None:
         """Write a model with its adapter merged into an empty folder, as `find_model` finds it without an adapter.
@@ -153,17 +164,10 @@ class Family(Protocol):
             ModelError: the files do not make a model, the adapter does not fit it, the text encoder is missing, or the
                 family has nothing to merge.
         """
-        ...
+        raise ModelError(f"{source.name} has no adapter to merge", "give a base model and an adapter")
 
     def load_trainable(
-        self,
-        source: ModelSource,
-        device: torch.device,
-        precision: str,
-        *,
-        lora: LoraOptions | None,
-        start_from: Path | None,
-        native_px: int | None,
+        self, source: ModelSource, device: torch.device, precision: str, lora: LoraOptions | None, start: Path | None
     ) -> Trainable:
         """Load a model for training.
 
@@ -171,10 +175,15 @@ class Family(Protocol):
             source: from `find_trainable`.
             device: device for training.
             precision: "fp32" or "bf16", for frozen weights; trained weights are float32.
-            lora: the adapters; None uses the defaults, and is required for a family without adapters.
-            start_from: folder of the initial weights; None draws new ones from torch's random state.
-            native_px: side of the square training images, for families whose tiles have this size.
+            lora: the adapters; None uses the defaults, as does a family without adapters.
+            start: folder of the initial weights; None draws new ones from torch's random state.
         Raises:
-            ModelError: the files are not a valid model, or the initial weights do not match.
+            ModelError: the files are not a valid model, the initial weights do not match, or the family cannot be
+                trained.
         """
-        ...
+        raise _no_step(source)
+
+
+def _no_step(source: ModelSource) -> ModelError:
+    reason = f"{source.name} has no diffusion step that could be measured or trained"
+    return ModelError(reason, "give a diffusion model, such as omgsr-tiny")

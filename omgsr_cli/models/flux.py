@@ -1,33 +1,29 @@
 """The FLUX family: FluxTransformer2DModel and AutoencoderKL, as in FLUX.1-dev.
 
-The module defines the transformer with its conventions, loads and saves the model, and encodes its prompt.
+Other flow-matching transformers differ in the time input, the sign of the prediction, the positions of tokens and the
+features of the prompt: all of this is in `FluxRestorer.predict`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from omgsr_cli.errors import ModelError, UsageError, reason_of
+from omgsr_cli.errors import ModelError, ShapeError, UsageError, reason_of
 from omgsr_cli.files.atomic import partial_folder
 from omgsr_cli.files.remembered import Remembered, cache_folder
 from omgsr_cli.models.adapter_files import FLUX_PARTS, FLUX_RANKS
-from omgsr_cli.models.autoencoders import bytes_per_px_of, check_vae_config, latent_px_of, load_tiny_decoder
-from omgsr_cli.models.base import RestorerInfo, StageInfo
+from omgsr_cli.models.base import RestorerInfo
 from omgsr_cli.models.devices import PRECISIONS
 from omgsr_cli.models.family import ModelSource
-from omgsr_cli.models.flow import PATCH, FlowRestorer, FlowTrainable, pack, position_ids, unpack
 from omgsr_cli.models.large import (
     Footprint,
     build_quantizer,
@@ -37,23 +33,33 @@ from omgsr_cli.models.large import (
     read_network,
     write_merged_part,
 )
-from omgsr_cli.models.libraries import explained_imports, quiet_libraries
-from omgsr_cli.models.lora import LoraOptions, inject_adapters, merge_lora, open_adapter
-from omgsr_cli.models.record import read_json, write_record
-from omgsr_cli.models.weight_files import (
-    check_finite,
-    load_part,
-    part_entries,
-    read_prompt_features,
-    weight_files,
-    weight_variant,
+from omgsr_cli.models.latent import (
+    POOLED,
+    SEQUENCE,
+    LatentRestorer,
+    LatentTrainable,
+    check_texts,
+    check_widths,
+    describe_latents,
+    read_features,
+    refuse_unchanged,
+    run_text_encoder,
+    save_features,
+    write_merged_rest,
 )
+from omgsr_cli.models.libraries import explained_imports, quiet_libraries
+from omgsr_cli.models.lora import LoraOptions, merge_lora, open_adapter
+from omgsr_cli.models.record import read_json
+from omgsr_cli.models.weight_files import check_finite, load_part, part_entries, weight_files
 from omgsr_cli.options import Quantize
 from omgsr_cli.schedules import FlowSchedule
+from omgsr_cli.transfer import upload
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+
+PATCH = 2
+"""Latent elements per token, on each side."""
 
 FLUX_LORA = LoraOptions(
     *FLUX_RANKS,
@@ -69,9 +75,9 @@ FLUX_LORA = LoraOptions(
 )
 """The published adapters of the family; in single blocks, they change only the attention."""
 
-PROMPT_FEATURES = "prompt_embeds.safetensors"
-_SEQUENCE, _POOLED = "prompt_embeds", "pooled_prompt_embeds"
-_TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+_FEATURES = {SEQUENCE: "joint_attention_dim", POOLED: "pooled_projection_dim"}
+"""T5's last hidden state and CLIP's pooled output, and their widths in the transformer's configuration."""
+_TEXTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 _T5_TOKENS = 512
 
 _GUIDANCE = 1.0
@@ -82,82 +88,68 @@ _STEP_TENSORS = 20
 tensors were counted in a single block; attention needs additional workspace."""
 
 
-@dataclass(frozen=True)
-class TextFeatures:
-    """The features of a prompt, for the transformer.
-
-    Attributes:
-        sequence: (1, tokens, width) float, T5's last hidden state.
-        pooled: (1, width) float, CLIP's pooled output.
-    """
-
-    sequence: Tensor
-    pooled: Tensor
+def pack(latent: Tensor) -> Tensor:
+    """Convert (B, C, h, w) to tokens (B, h/2 * w/2, 4 C), row by row; a token has each channel's 2x2 elements."""
+    batch, channels, height, width = latent.shape
+    split = latent.reshape(batch, channels, height // PATCH, PATCH, width // PATCH, PATCH)
+    return split.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * PATCH**2)
 
 
-class FluxModel:
-    """A `FlowModel`: FLUX takes sigma as the time, predicts noise - clean, and counts rows and columns from 0.
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Convert tokens (B, h/2 * w/2, 4 C) back to a latent (B, C, h, w) of the given height and width."""
+    batch, channels = len(tokens), tokens.shape[-1] // PATCH**2
+    split = tokens.reshape(batch, height // PATCH, width // PATCH, channels, PATCH, PATCH)
+    return split.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, height, width)
 
-    Args:
-        network: diffusers' transformer.
-        features: features of the prompt.
-        prompt: text of the prompt.
-        device, dtype: device and number format in which the network computes.
-    """
 
-    def __init__(
-        self,
-        network: FluxTransformer2DModel,
-        features: TextFeatures,
-        prompt: str,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        self.network: nn.Module = network
-        self.features, self._prompt, self._dtype = features, prompt, dtype
-        self._is_guided = bool(network.config["guidance_embeds"])
-        self.move(device)
+def position_ids(height: int, width: int, device: torch.device) -> Tensor:
+    """Compute the positions of the tokens of a latent, row by row: (h/2 * w/2, 3) float32 of 0, row and column."""
+    sides = (torch.arange(side // PATCH, dtype=torch.float32, device=device) for side in (height, width))
+    grid = torch.cartesian_prod(*sides)
+    return torch.cat((torch.zeros_like(grid[:, :1]), grid), dim=1)
 
-    def velocity(self, noisy_latent: Tensor, sigma: Tensor) -> Tensor:
-        """Predict noise - clean in the shape and dtype of the latent, (B, C, h, w), for (B,) sigmas.
+
+class FluxRestorer(LatentRestorer):
+    """A `LatentRestorer`: FLUX takes sigma as the time, predicts noise - clean, and counts rows and columns from 0."""
+
+    backbone_part = "transformer"
+
+    def predict(self, noisy_latent: Tensor, timesteps: int | Tensor) -> Tensor:
+        """Predict noise - clean; see `LatentRestorer`. Both sides of the latent must be even.
 
         diffusers multiplies the time by 1000 in the transformer's number format: in bf16, 0.5051 becomes 504.
         """
         batch, _, height, width = noisy_latent.shape
-        sequence, pooled = self.features.sequence, self.features.pooled
-        device = noisy_latent.device
-        (tokens,) = self.network(
-            hidden_states=pack(noisy_latent).to(self._dtype),
+        if height % PATCH or width % PATCH:
+            raise ShapeError(
+                f"latent {tuple(noisy_latent.shape)} has an odd side; "
+                f"images of this model have sides that are multiples of {self.info.multiple_of_px}"
+            )
+        device, sequence = noisy_latent.device, self.features[SEQUENCE]
+        steps = [timesteps] * batch if isinstance(timesteps, int) else timesteps.tolist()
+        sigmas = torch.tensor([self.schedule.level(step) for step in steps], dtype=torch.float32)
+        is_guided = bool(self.backbone.config["guidance_embeds"])
+        (tokens,) = self.backbone(
+            hidden_states=pack(noisy_latent).to(self.dtype),
             encoder_hidden_states=sequence.expand(batch, -1, -1),
-            pooled_projections=pooled.expand(batch, -1),
-            timestep=sigma,
-            guidance=torch.full((batch,), _GUIDANCE, device=device) if self._is_guided else None,
-            img_ids=position_ids(height, width, (0, 0), device),
+            pooled_projections=self.features[POOLED].expand(batch, -1),
+            timestep=upload(sigmas, device),
+            guidance=torch.full((batch,), _GUIDANCE, device=device) if is_guided else None,
+            img_ids=position_ids(height, width, device),
             txt_ids=torch.zeros(sequence.shape[1], 3, device=device),
             return_dict=False,
         )
         return unpack(tokens, height, width).to(noisy_latent.dtype)
-
-    def move(self, device: torch.device) -> None:
-        """Move the prompt's features."""
-        self.features = TextFeatures(
-            self.features.sequence.to(device, self._dtype), self.features.pooled.to(device, self._dtype)
-        )
-
-    def save_features(self, folder: Path) -> None:
-        """Write the prompt's features to a folder."""
-        save_features(self.features, self._prompt, folder)
 
 
 def describe_flux(source: ModelSource) -> RestorerInfo:
     """Describe a model of the FLUX family from its configuration, without reading weights.
 
     Raises:
-        ModelError: the parts do not match.
+        ModelError: the parts do not match, or the files for the prompt are missing.
     """
     folder = source.folder
     transformer, vae = (read_json(folder / part / "config.json") for part in ("transformer", "vae"))
-    check_vae_config(vae, folder / "vae")
     channels, patch = transformer.get("in_channels", 64), transformer.get("patch_size", 1)
     latent_channels = vae.get("latent_channels", 4)
     if patch != 1 or channels != PATCH**2 * latent_channels or transformer.get("out_channels") not in (None, channels):
@@ -166,23 +158,10 @@ def describe_flux(source: ModelSource) -> RestorerInfo:
             f"{transformer.get('out_channels') or channels}, the VAE gives {latent_channels}",
             "give FLUX.1-dev or a fine-tuned copy: models that fill, or take another image, are not supported",
         )
-    latent_px = latent_px_of(vae)
     heads, width = transformer.get("num_attention_heads", 24), transformer.get("attention_head_dim", 128)
-    info = RestorerInfo(
-        name=source.name,
-        family="flux",
-        scale=source.record.scale,
-        mid_timestep=source.record.mid_timestep,
-        multiple_of_px=PATCH * latent_px,
-        native_tile_px=source.record.native_tile_px,
-        latent_px=latent_px,
-        codec=StageInfo("internal", 0, bytes_per_px_of(vae)),
-        step=StageInfo("blended", 0, max(1, _STEP_TENSORS * 4 * heads * width // (PATCH * latent_px) ** 2)),
-        border_px=0,
-        color_fix="adain",
-        prompt=source.record.prompt or "",
-        parameters=sum(e.elements for part in ("transformer", "vae") for _, e in part_entries(folder, part)),
-    )
+    info = describe_latents(source, "flux", "transformer", vae, PATCH, _STEP_TENSORS * 4 * heads * width)
+    if _find_features(source) is None:
+        check_texts(source, _TEXTS)
     if source.quantize == "none":
         return info
     size = footprint_of(source, info, "bf16", source.quantize)
@@ -207,7 +186,7 @@ def footprint_of(source: ModelSource, info: RestorerInfo, precision: str, quanti
     return measure_footprint(part_entries(source.folder, "transformer"), size, quantize, codec, working)
 
 
-def load_flux(source: ModelSource, device: torch.device, precision: str) -> FlowRestorer:
+def load_flux(source: ModelSource, device: torch.device, precision: str) -> FluxRestorer:
     """Load a model of the FLUX family, merge its adapter if it has one, and place it where it fits.
 
     Args:
@@ -221,14 +200,13 @@ def load_flux(source: ModelSource, device: torch.device, precision: str) -> Flow
     info, schedule, folder = describe_flux(source), _schedule_of(source), source.folder
     size = partial(footprint_of, source, info, precision)
     offload = choose_offload(size, source.name, device, source.quantize, source.offload)
-    features = load_features(source)
-    dtype = PRECISIONS[precision]
+    features, dtype = load_features(source), PRECISIONS[precision]
     with quiet_libraries(), ExitStack() as stack:
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
         from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
         network = _empty(FluxTransformer2DModel, folder / "transformer")
-        _check_widths(folder, features, network)
+        check_widths(source, features, network, _FEATURES)
         vae: AutoencoderKL = load_part(AutoencoderKL, folder, "vae", torch.float32 if source.adapter else dtype)
         part, changed = None, 0
         if source.adapter is not None:
@@ -238,17 +216,13 @@ def load_flux(source: ModelSource, device: torch.device, precision: str) -> Flow
         # Weights are quantised on the device that computes, and moved to the host afterwards.
         place = torch.device("cpu") if offload == "group" or (offload == "model" and quantizer is None) else device
         read_network(network, weight_files(folder, "transformer"), place, dtype, adapter=part, quantizer=quantizer)
-        if part is not None and not changed + part.changed:
-            raise _unchanged(source.adapter)
+        if part is not None:
+            refuse_unchanged(source.adapter, changed + part.changed)
         release = offload_network(network, device, offload)
         # The VAE's decoder overflows in fp16.
         place_vae: nn.Module = vae
         place_vae.to(device, torch.float32 if precision == "fp16" else dtype)
-        decoder = None
-        if source.vae is not None:
-            decoder = load_tiny_decoder(source.vae, int(vae.config["latent_channels"]), device, dtype)
-    model = FluxModel(network, features, info.prompt or "", device, dtype)
-    return FlowRestorer(model, vae, schedule, info, precision, source, device, decoder, release)
+    return FluxRestorer(network, vae, schedule, features, info, precision, source, release)
 
 
 def _empty(kind: Any, folder: Path) -> Any:
@@ -260,24 +234,11 @@ def _empty(kind: Any, folder: Path) -> Any:
         raise ModelError(f"{folder} cannot be loaded: {reason_of(error)}") from error
 
 
-def _unchanged(adapter: Path | None) -> ModelError:
-    return ModelError(f"the adapter {adapter} changes no weight", hint="it was never trained; give another one")
-
-
-def _check_widths(folder: Path, features: TextFeatures, network: Any) -> None:
-    for found, key in ((features.sequence, "joint_attention_dim"), (features.pooled, "pooled_projection_dim")):
-        if found.shape[-1] != network.config[key]:
-            raise ModelError(
-                f"{folder}: the prompt's features are {found.shape[-1]} wide, the transformer's {key} is "
-                f"{network.config[key]}"
-            )
-
-
 def save_flux(source: ModelSource, folder: Path, *, half: bool, text_encoder: bool) -> None:
     """Write a model with its adapter merged, file by file; same arguments as `Family.save_merged`."""
-    info = describe_flux(source)
+    describe_flux(source)
     if text_encoder:
-        _check_text_encoders(source.folder, info.prompt or "")
+        check_texts(source, _TEXTS)
     features = load_features(source)
     with quiet_libraries(), ExitStack() as stack:
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -291,20 +252,16 @@ def save_flux(source: ModelSource, folder: Path, *, half: bool, text_encoder: bo
             backbone = stack.enter_context(open_adapter(network, source.adapter / FLUX_PARTS[1]))
         write_merged_part(source.folder, folder, "vae", encoder, prefix="encoder.", narrow=half)
         write_merged_part(source.folder, folder, "transformer", backbone, narrow=half)
-    if encoder is not None and backbone is not None and not encoder.changed + backbone.changed:
-        raise _unchanged(source.adapter)
-    save_features(features, info.prompt or "", folder)
-    base = source.record.base or source.name
-    made_from = (base,) if source.adapter is None else (base, source.adapter.name)
-    write_record(source.record.model_copy(update={"made_from": made_from, "base": None}), folder)
-    for part in ("scheduler", *(_TEXT_PARTS if text_encoder else ())):
-        shutil.copytree(source.folder / part, folder / part)
+    if encoder is not None and backbone is not None:
+        refuse_unchanged(source.adapter, encoder.changed + backbone.changed)
+    # In bfloat16, FLUX.1-dev's have 4.2 MB.
+    write_merged_rest(source, folder, features, torch.bfloat16, _TEXTS if text_encoder else ())
 
 
 def load_flux_trainable(
-    source: ModelSource, device: torch.device, precision: str, options: LoraOptions | None, start_from: Path | None
-) -> FlowTrainable:
-    """Load the base model and add adapters: new ones, or those in `start_from`.
+    source: ModelSource, device: torch.device, precision: str, options: LoraOptions | None, start: Path | None
+) -> LatentTrainable:
+    """Load the base model and add adapters: new ones, or those in `start`.
 
     Raises:
         ModelError: the files are not a complete model, or the adapters do not match it.
@@ -314,123 +271,47 @@ def load_flux_trainable(
     if native % multiple:
         raise UsageError(f"data.resolution {native} is not a multiple of {multiple}", "the model needs that")
     restorer = load_flux(replace(source, quantize="none", offload="none"), device, precision)
-    networks: tuple[Any, ...] = (restorer.vae.encoder, restorer.model.network)
-    adapters = inject_adapters(networks, FLUX_PARTS, options, FLUX_LORA)
-    made_from = source.record.model_copy(update={"made_from": (source.name,), "base": source.location})
-    trainable = FlowTrainable(restorer, adapters, made_from)
-    if start_from is not None:
-        trainable.load(start_from)
-    return trainable
+    return LatentTrainable(restorer, FLUX_PARTS, options, FLUX_LORA, start, stores_features=True)
 
 
-def save_features(features: TextFeatures, prompt: str, folder: Path) -> None:
-    """Write features and their prompt to the folder of a model or an adapter, in bfloat16: 4.2 MB for FLUX.1-dev."""
-    tensors = {_SEQUENCE: features.sequence, _POOLED: features.pooled}
-    tensors = {key: value.detach().to("cpu", torch.bfloat16).contiguous() for key, value in tensors.items()}
-    save_file(tensors, folder / PROMPT_FEATURES, metadata={"prompt": prompt})
-
-
-def load_features(source: ModelSource) -> TextFeatures:
+def load_features(source: ModelSource) -> dict[str, Tensor]:
     """Read the features of a model's prompt from the adapter's or the model's folder or the cache, or compute them.
 
     Returns:
-        Float32 on the CPU, always rounded to bfloat16.
+        Float32 on the CPU, always rounded to bfloat16, by name.
     Raises:
         ModelError: the features are not stored, and the folder has no text encoders.
     """
-    prompt = source.record.prompt or ""
-    kept = _find_kept(source, prompt)
-    if kept is not None:
-        return kept
-    _check_text_encoders(source.folder, prompt)
-    weights = Remembered().contents([source.folder / part for part in _TEXT_PARTS])
-    place = cache_folder() / "prompts" / hashlib.sha256(f"{weights}\n{prompt}".encode()).hexdigest()
-    kept = _read_kept(place / PROMPT_FEATURES, prompt)
-    if kept is not None:
-        return kept
-    features = _encode(source.folder, prompt)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with partial_folder(place) as beside:
-            save_features(features, prompt, beside)
-            os.rename(beside, place)
-    except OSError:
-        # Another process stored them first, or the cache is not writable and the next run computes them again.
-        return _rounded(features)
-    return _rounded(features)
-
-
-def check_prompt(source: ModelSource) -> None:
-    """Check that `load_features` has its files, with the same errors, but without running a text encoder."""
-    prompt = source.record.prompt or ""
-    if _find_kept(source, prompt) is None:
-        _check_text_encoders(source.folder, prompt)
-
-
-def _find_kept(source: ModelSource, prompt: str) -> TextFeatures | None:
-    places = (source.adapter, source.folder) if source.adapter is not None else (source.folder,)
-    found = (_read_kept(place / PROMPT_FEATURES, prompt) for place in places)
-    return next((features for features in found if features is not None), None)
-
-
-def _read_kept(path: Path, prompt: str) -> TextFeatures | None:
-    """Read the stored features; None if the file is missing or stores another prompt."""
-    found = read_prompt_features(path, prompt, [_SEQUENCE, _POOLED])
+    prompt, found = source.record.prompt or "", _find_features(source)
     if found is None:
-        return None
-    features = TextFeatures(*found)
-    if features.sequence.ndim != 3 or features.pooled.ndim != 2 or len(features.sequence) != 1:
-        shapes = tuple(features.sequence.shape), tuple(features.pooled.shape)
-        raise ModelError(f"{path}: shapes {shapes[0]} and {shapes[1]} are not (1, tokens, width) and (1, width)")
-    check_finite(((_SEQUENCE, features.sequence), (_POOLED, features.pooled)), path)
-    return _rounded(features)
+        check_texts(source, _TEXTS)
+        weights = Remembered().contents([source.folder / part for part in _TEXTS])
+        place = cache_folder() / "prompts" / hashlib.sha256(f"{weights}\n{prompt}".encode()).hexdigest()
+        found = read_features([place], prompt, list(_FEATURES))
+        if found is None:
+            found = _encode(source)
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with partial_folder(place) as beside:
+                    save_features(found, prompt, beside, torch.bfloat16)
+                    os.rename(beside, place)
+            except OSError:
+                # Another process stored them first, or the cache is not writable and the next run computes them again.
+                pass
+    return {name: value.bfloat16().float() for name, value in found.items()}
 
 
-def _rounded(features: TextFeatures) -> TextFeatures:
-    return TextFeatures(features.sequence.bfloat16().float(), features.pooled.bfloat16().float())
+def _find_features(source: ModelSource) -> dict[str, Tensor] | None:
+    return read_features([source.adapter, source.folder], source.record.prompt or "", list(_FEATURES))
 
 
-def _check_text_encoders(folder: Path, prompt: str) -> None:
-    absent = [part for part in _TEXT_PARTS if not (folder / part).is_dir()]
-    if absent:
-        raise ModelError(
-            f"{folder} has no {absent[0]} for the prompt {prompt!r}",
-            hint=f"copy {absent[0]}/ of the base, or {PROMPT_FEATURES} of another copy of this model, into it"
-            if not prompt
-            else "leave --prompt out, or give the base model and its adapter with --base and --adapter",
-        )
-
-
-@torch.no_grad()
-def _encode(folder: Path, prompt: str) -> TextFeatures:
-    """Run CLIP and T5 on the CPU like FLUX's pipeline, with 512 tokens and without a mask, and discard them."""
+def _encode(source: ModelSource) -> dict[str, Tensor]:
+    """Run CLIP and T5 like FLUX's pipeline, with 512 tokens and without a mask."""
     with explained_imports():
         from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
-    kinds: tuple[tuple[Any, str, str, int], ...] = (
-        (CLIPTextModel, "text_encoder", "tokenizer", 0),
-        (T5EncoderModel, "text_encoder_2", "tokenizer_2", _T5_TOKENS),
-    )
-    results = []
-    for kind, part, tokenizer_part, most in kinds:
-        try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(folder / tokenizer_part, local_files_only=True)
-            encoder, report = kind.from_pretrained(
-                folder / part,
-                # The published T5-XXL has 9.5 GB in bfloat16, so it is not converted to a wider format.
-                dtype="auto",
-                variant=weight_variant(folder, part, stem="model"),
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"the {part} of {folder} cannot be loaded: {reason_of(error)}") from error
-        if report["missing_keys"]:
-            raise ModelError(f"the {part} of {folder} lacks weights: {sorted(report['missing_keys'])[0]}")
-        length = most or tokenizer.model_max_length
-        ids = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
-        results.append(encoder(ids))
-        del encoder
-    features = TextFeatures(results[1].last_hidden_state.float(), results[0].pooler_output.float())
-    check_finite(((_SEQUENCE, features.sequence), (_POOLED, features.pooled)), folder)
+    pooled = run_text_encoder(source, CLIPTextModel, "text_encoder", AutoTokenizer).pooler_output
+    # The published T5-XXL has 9.5 GB in bfloat16, so it is not converted to a wider format.
+    t5 = run_text_encoder(source, T5EncoderModel, "text_encoder_2", AutoTokenizer, length=_T5_TOKENS)
+    features = {SEQUENCE: t5.last_hidden_state.float(), POOLED: pooled.float()}
+    check_finite(features.items(), source.folder)
     return features

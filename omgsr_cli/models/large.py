@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from omgsr_cli.errors import DeviceError, ModelError, UsageError
 from omgsr_cli.models.devices import free_memory_bytes, shares_host_memory
 from omgsr_cli.models.lora import AdapterPart
-from omgsr_cli.models.weight_files import check_finite, weight_files
+from omgsr_cli.models.weight_files import check_finite, read_tensors, weight_files
 from omgsr_cli.options import Offload, Quantize
 from omgsr_cli.store.headers import ELEMENT_BYTES, TensorEntry, read_header
 
@@ -201,7 +201,7 @@ def read_network(
     if quantizer is not None:
         quantizer.preprocess_model(model=network, device_map=None, keep_in_fp32_modules=[])
     missing = set(shapes)
-    for name, stored in _tensors(files):
+    for name, stored in read_tensors(files):
         if name not in missing:
             raise ModelError(f"{where}: 1 unexpected keys: {name}")
         if stored.shape != shapes[name]:
@@ -305,16 +305,6 @@ def _write_tensors(path: Path, entries: Mapping[str, TensorEntry], values: Itera
         file.write(struct.pack("<Q", len(text)) + text)
         for value in values:
             file.write(value.contiguous().flatten().view(torch.uint8).numpy().data)
-
-
-def _tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - not a dictionary
-                    yield name, file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path} cannot be read: {error}") from error
 
 
 def _gib(size: int) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,32 +39,9 @@ def explain_broken_torchvision(error: BaseException) -> OmgsrError | None:
     Returns:
         The error to show, with the command that fixes it; None if torchvision is not the cause.
     """
-    return torchvision_error() if any(_is_from_torchvision(link) for link in _chain(error)) else None
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The exception, its causes and its contexts, each once."""
-    seen: set[int] = set()
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        link = waiting.pop()
-        if link is None or id(link) in seen:
-            continue
-        seen.add(id(link))
-        yield link
-        waiting += [link.__cause__, link.__context__]
-
-
-def _is_from_torchvision(error: BaseException) -> bool:
-    """Whether the message names torchvision, or one of its files raised the exception."""
-    if "torchvision" in str(error):
-        return True
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "torchvision":
-            return True
-        trace = trace.tb_next
-    return False
+    # The text also has the exception's causes and contexts: each with its message, and the files that raised it.
+    text = "".join(traceback.format_exception(error))
+    return torchvision_error() if re.search(r"^\S.*torchvision|[\\/]torchvision[\\/]", text, re.MULTILINE) else None
 
 
 @contextmanager

@@ -158,19 +158,20 @@ def load_trainable(
         lora: the adapters; None uses the defaults of the family.
         precision: "fp32" or "bf16", for frozen weights; trained weights are float32.
         seed: seed of new weights.
-        native_px: side of the square training images, for `omgsr.json`.
+        native_px: side of the square training images, which is that of a model's blended tiles, for `omgsr.json`.
         scale: magnification of the training, for `omgsr.json`.
     Raises:
         ModelError: the files are not a valid model, or the initial weights do not match.
     """
-    changes = {} if scale is None else {"scale": scale}
+    family = family_of(source.record, source.name)
+    changes: dict[str, object] = {} if scale is None else {"scale": scale}
+    if native_px is not None and family.step_tiling == "blended":
+        changes["native_tile_px"] = native_px
     source = replace(source, record=source.record.model_copy(update=changes))
     # New weights depend on the seed only, and drawing them does not change later random numbers.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return family_of(source.record, source.name).load_trainable(
-            source, device, precision, lora=lora, start_from=start_folder(start_from), native_px=native_px
-        )
+        return family.load_trainable(source, device, precision, lora, start_folder(start_from))
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ _BLENDED_TILE_PX = 256
 _LIVE_LAYERS = 3
 
 
-class NetworkRestorer:
+class NetworkRestorer(Restorer):
     """A network as a `Restorer`. Encoder and decoder only change the range; every seed gives the same result."""
 
     def __init__(

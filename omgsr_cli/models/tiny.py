@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError, UsageError, reason_of
 from omgsr_cli.geometry import round_up
-from omgsr_cli.models.base import Described, ImageEncoder, Restorer, RestorerInfo, StageInfo
+from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, StageInfo
 from omgsr_cli.models.devices import PRECISIONS
 from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.record import ModelRecord, load_record, read_json, write_record
@@ -45,7 +45,7 @@ _HARDLY_MOVES = (
 )
 
 
-class TinyRestorer(Described):
+class TinyRestorer(Restorer):
     """omgsr-tiny as a `Restorer`. It has no posterior and ignores generators: every seed gives the same result."""
 
     def __init__(
@@ -261,18 +261,18 @@ class TinyTrainable:
         self._network.load_state_dict(other.state_dict())
 
 
-def load_tiny_trainable(source: ModelSource, device: torch.device, start_from: Path | None) -> TinyTrainable:
-    """Load a model folder; without `start_from`, keep only its configuration and latent space, with new weights.
+def load_tiny_trainable(source: ModelSource, device: torch.device, start: Path | None) -> TinyTrainable:
+    """Load a model folder; without `start`, keep only its configuration and latent space, with new weights.
 
     Raises:
-        ModelError: the folder or `start_from` is not a model of the tiny family.
+        ModelError: the folder or `start` is not a model of the tiny family.
     """
     restorer = load_tiny(source, device, "fp32")
-    if start_from is None:
+    if start is None:
         fresh = TinyNetwork(restorer.network.config)
         fresh.latents.load_state_dict(restorer.network.latents.state_dict())
         restorer.network.load_state_dict(fresh.state_dict())
     trainable = TinyTrainable(restorer, source.record.model_copy(update={"schedule": restorer.schedule.to_config()}))
-    if start_from is not None and start_from != source.folder:
-        trainable.load(start_from)
+    if start is not None and start != source.folder:
+        trainable.load(start)
     return trainable

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
-import secrets
 import stat
-import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from omgsr_cli.errors import ModelError, reason_of
-from omgsr_cli.store.headers import ELEMENT_BYTES, TensorEntry, read_header
+from omgsr_cli.models.record import RECORD_NAME
+from omgsr_cli.store.headers import TensorEntry, read_header
 from omgsr_cli.store.hub import PREFERRED_VARIANTS, find_variants
 
 if TYPE_CHECKING:
@@ -30,10 +28,6 @@ PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _CONVERT = "if you trust its source, save it with diffusers' save_pretrained(folder, safe_serialization=True)"
 
 _NOT_FINITE_HINT = "copy or download it again; if that does not help, the model was saved after its training diverged"
-
-# Bits of the exponent, which are all set only in NaN and infinity; of the 8-bit formats, E4M3 has NaN only.
-_EXPONENTS = {"F8_E4M3": 0x7F, "F8_E5M2": 0x7C, "F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF << 52}
-_CHUNK_BYTES = 64 << 20
 
 Network = TypeVar("Network", bound="nn.Module")
 
@@ -105,59 +99,41 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], where: object) -> None:
         raise ModelError(f"{where}: the weight {broken} is not finite (NaN or infinity)", _NOT_FINITE_HINT)
 
 
+def read_tensors(paths: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
+    """The names and tensors of safetensors files, one at a time, mapped into memory.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dictionary
+                    yield name, file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path} cannot be read: {error}") from error
+
+
 def check_file_finite(path: Path) -> None:
-    """Refuse a weight file with NaN or infinity, without torch.
+    """Refuse a weight file with NaN or infinity.
 
     Raises:
         ModelError: a tensor is not finite, and the message names the first; or as for `read_header`.
     """
-    entries = read_header(path)
-    try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            file.seek(length, os.SEEK_CUR)
-            for name, entry in entries.items():
-                if not _is_entry_finite(file, entry):
-                    raise ModelError(f"{path}: the weight {name} is not finite (NaN or infinity)", _NOT_FINITE_HINT)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {reason_of(error)}") from error
-
-
-def _is_entry_finite(file: BinaryIO, entry: TensorEntry) -> bool:
-    """Whether one tensor of a file is finite; reading stops at the first chunk that is not."""
-    import numpy as np
-
-    size = ELEMENT_BYTES[entry.dtype]
-    left = entry.elements * size
-    if entry.dtype not in _EXPONENTS:
-        file.seek(left, os.SEEK_CUR)
-        return True
-    mask = np.array(_EXPONENTS[entry.dtype], f"<u{size}")
-    while left:
-        values = np.frombuffer(file.read(min(left, _CHUNK_BYTES)), mask.dtype)
-        if not len(values):
-            raise OSError("the file became shorter while it was read")
-        if bool(((values & mask) == mask).any()):
-            return False
-        left -= values.nbytes
-    return True
+    read_header(path)
+    check_finite(read_tensors([path]), path)
 
 
 def apply_umask(folder: Path) -> None:
-    """Give the weights in a folder the default permissions; safetensors creates files for the owner only.
+    """Give the weights in a folder the permissions of its record; safetensors creates files for the owner only.
 
     Raises:
         OSError: a permission cannot be set.
     """
-    files = list(folder.rglob("*.safetensors"))
-    if not files:
-        return
-    # Reading the umask would change it for all threads, so create a file to find it.
-    probe = folder / f".{secrets.token_hex(8)}"
-    probe.touch(exist_ok=False)
-    mode = stat.S_IMODE(probe.stat().st_mode)
-    probe.unlink()
-    for path in files:
+    mode = stat.S_IMODE((folder / RECORD_NAME).stat().st_mode)
+    for path in folder.rglob("*.safetensors"):
         path.chmod(mode)
 
 
@@ -181,7 +157,7 @@ def load_part(kind: type[Network], folder: Path, part: str, dtype: torch.dtype) 
         )
     # Exceptions of diffusers for files that are missing, truncated, or do not match the configuration.
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{folder / part} cannot be loaded: {str(error).strip().partition(chr(10))[0]}") from error
+        raise ModelError(f"{folder / part} cannot be loaded: {reason_of(error)}") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         keys = sorted(str(key) for key in report[what])
         if keys:
@@ -190,29 +166,6 @@ def load_part(kind: type[Network], folder: Path, part: str, dtype: torch.dtype) 
     check_finite(network.named_parameters(), folder / part)
     loaded: Network = network.eval().requires_grad_(False)
     return loaded
-
-
-def read_prompt_features(path: Path, prompt: str, names: Sequence[str]) -> list[Tensor] | None:
-    """Read what was computed for a prompt and stored with it; None if the file is missing or stores another prompt.
-
-    Args:
-        path: a safetensors file whose metadata names the prompt.
-        prompt: the prompt that is needed.
-        names: of the tensors.
-    Raises:
-        ModelError: the file cannot be read.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("prompt") != prompt:
-                return None
-            return [file.get_tensor(name) for name in names]
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
 
 
 def find_weight_file(model: Path) -> Path:

@@ -21,20 +21,17 @@ from safetensors.torch import load_file, save_file
 from training_run import run_here, settings, write_images
 
 from omgsr_cli.errors import ModelError
-from omgsr_cli.models import families, tiny_family
+from omgsr_cli.models import families
 from omgsr_cli.models.base import Restorer, TilesItself, Trainable
-from omgsr_cli.models.family import Family
-from omgsr_cli.models.flow import FlowModel, FlowRestorer, FlowTrainable
-from omgsr_cli.models.flux import FluxModel
-from omgsr_cli.models.flux_family import FluxFamily
+from omgsr_cli.models.flux import FluxRestorer
+from omgsr_cli.models.latent import LatentTrainable
 from omgsr_cli.models.loading import load_restorer, load_trainable
 from omgsr_cli.models.lora import LoraOptions
+from omgsr_cli.models.network import NetworkRestorer
 from omgsr_cli.models.record import ModelRecord, write_record
-from omgsr_cli.models.sd import SdRestorer, SdTrainable
-from omgsr_cli.models.sd_family import SdFamily
+from omgsr_cli.models.sd import SdRestorer
 from omgsr_cli.models.sources import find_trainable
 from omgsr_cli.models.tiny import TinyRestorer, TinyTrainable
-from omgsr_cli.models.tiny_family import TinyFamily
 from omgsr_cli.training.model import Generator
 
 CPU = torch.device("cpu")
@@ -43,7 +40,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def blur(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one registry line of a new family."""
-    monkeypatch.setitem(families.FAMILIES, "blur", BlurFamily())  # type: ignore[misc]  # it has no adapters to merge
+    monkeypatch.setitem(families.FAMILIES, "blur", BlurFamily())
 
 
 @pytest.fixture
@@ -53,11 +50,9 @@ def model(tmp_path: Path) -> Path:
 
 def test_every_family_fits_the_protocols() -> None:
     for protocol, kinds in {
-        Restorer: (TinyRestorer, SdRestorer, FlowRestorer, Blur),
-        TilesItself: (SdRestorer, FlowRestorer),
-        FlowModel: (FluxModel,),
-        Trainable: (TinyTrainable, SdTrainable, FlowTrainable, BlurTrainable),
-        Family: (TinyFamily, SdFamily, FluxFamily),
+        Restorer: (TinyRestorer, SdRestorer, FluxRestorer, NetworkRestorer, Blur),
+        TilesItself: (SdRestorer, FluxRestorer),
+        Trainable: (TinyTrainable, LatentTrainable, BlurTrainable),
     }.items():
         assert [departures(kind, protocol) for kind in kinds] == [[]] * len(kinds)
 
@@ -180,15 +175,14 @@ def test_the_nearest_adapter_format_explains_the_mismatch(tmp_path: Path) -> Non
 def test_the_family_of_the_contributing_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.S)
-    entry = Path(tiny_family.__file__).read_text("utf-8").replace("Tiny", "Soft").replace("tiny", "soft")
-    for name, source in (("soft", code), ("soft_family", entry)):
-        module = ModuleType(f"omgsr_cli.models.{name}")
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        exec(compile(source, f"{name}.py", "exec"), vars(module))
-    kind, family = sys.modules["omgsr_cli.models.soft"].SoftRestorer, module.SoftFamily
-    assert departures(kind, Restorer) + departures(family, Family) == []
-    monkeypatch.setitem(families.FAMILIES, "soft", family())
+    entry, code = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.S)
+    module = ModuleType("omgsr_cli.models.soft")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(code, "soft.py", "exec"), vars(module))
+    registry = dict(vars(families))
+    exec(compile(f"from __future__ import annotations\n{entry}", "families.py", "exec"), registry)
+    assert departures(module.SoftRestorer, Restorer) == []
+    monkeypatch.setitem(families.FAMILIES, "soft", registry["SoftFamily"]())
     folder = tmp_path / "soft"
     folder.mkdir()
     save_file({"share": torch.tensor(0.5)}, folder / "model.safetensors")

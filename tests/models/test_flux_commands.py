@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 from omgsr_cli.models import flux, large
 from omgsr_cli.models.adapter_files import FLUX_PARTS
 from omgsr_cli.models.flux import load_features
+from omgsr_cli.models.latent import POOLED, SEQUENCE
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.options import ModelOptions
 from omgsr_cli.presets import PRESETS
@@ -164,11 +165,11 @@ def test_features_are_the_pipelines_and_are_computed_once(texts: Path, monkeypat
     )
     with torch.no_grad():
         sequence, pooled, _ = pipeline.encode_prompt("a b", prompt_2=None)
-    assert features.sequence.shape == (1, 512, 12)
-    torch.testing.assert_close(features.sequence, sequence.bfloat16().float())
-    torch.testing.assert_close(features.pooled, pooled.bfloat16().float())
+    assert features[SEQUENCE].shape == (1, 512, 12)
+    torch.testing.assert_close(features[SEQUENCE], sequence.bfloat16().float())
+    torch.testing.assert_close(features[POOLED], pooled.bfloat16().float())
     monkeypatch.setattr(flux, "_encode", None)
-    assert torch.equal(load_features(source).sequence, features.sequence)
+    assert torch.equal(load_features(source)[SEQUENCE], features[SEQUENCE])
 
 
 def test_a_pulled_model_needs_neither_network_nor_text_encoders(

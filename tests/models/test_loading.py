@@ -23,10 +23,11 @@ from safetensors.torch import load_file, save_file
 from omgsr_cli.errors import ModelError, OmgsrError, UsageError
 from omgsr_cli.models.families import REPOSITORY_FILES
 from omgsr_cli.models.family import ModelSource
+from omgsr_cli.models.latent import SEQUENCE, save_features
 from omgsr_cli.models.libraries import explain_broken_torchvision
 from omgsr_cli.models.loading import describe_model, load_restorer, save_merged
 from omgsr_cli.models.record import ModelRecord, load_record, write_record
-from omgsr_cli.models.sd import SdRestorer, save_prompt_embeds
+from omgsr_cli.models.sd import SdRestorer
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.options import ModelOptions, build_options
 from omgsr_cli.presets import PRESETS
@@ -72,10 +73,10 @@ def test_a_merged_folder_needs_no_text_encoder_and_no_peft(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_merged(find(base=base, adapter=adapter), tmp_path / "merged")
-    with pytest.raises(ModelError, match="has no text encoder for the prompt 'a cat'"):
+    with pytest.raises(ModelError, match="has no text_encoder for the prompt 'a cat'"):
         load(tmp_path / "merged", prompt="a cat")
     # Without reading a weight too, for a dry run.
-    with pytest.raises(ModelError, match="has no text encoder for the prompt 'a cat'"):
+    with pytest.raises(ModelError, match="has no text_encoder for the prompt 'a cat'"):
         describe_model(find(tmp_path / "merged", prompt="a cat"))
     assert describe_model(find(tmp_path / "merged")).prompt is not None
     for name in ("peft", "transformers", "torchvision"):
@@ -92,18 +93,18 @@ def test_a_merged_folder_with_text_encoder_takes_any_prompt(base: Path, adapter:
 
 
 def test_prompts_change_the_result_and_long_ones_are_cut(base: Path) -> None:
-    empty, cat, long = (load(base, prompt=text).prompt_embeds for text in ("", "a cat", "abcdefghijklmno"))
+    empty, cat, long = (load(base, prompt=text).features[SEQUENCE] for text in ("", "a cat", "abcdefghijklmno"))
     assert empty.shape == cat.shape == long.shape == (1, 7, WIDTH)
     assert not torch.allclose(empty, cat)
 
 
 def test_a_stored_embedding_is_used_for_its_prompt_only(own_base: Path) -> None:
     kept = torch.randn(1, 7, WIDTH)
-    save_prompt_embeds(kept, "x", own_base)
-    assert torch.equal(load(own_base, prompt="x").prompt_embeds, kept)
-    assert not torch.equal(load(own_base, prompt="y").prompt_embeds, kept)
-    save_prompt_embeds(torch.randn(1, 7, WIDTH + 1), "z", own_base)
-    with pytest.raises(ModelError, match="embedding is 13 wide, the UNet expects 12"):
+    save_features({SEQUENCE: kept}, "x", own_base)
+    assert torch.equal(load(own_base, prompt="x").features[SEQUENCE], kept)
+    assert not torch.equal(load(own_base, prompt="y").features[SEQUENCE], kept)
+    save_features({SEQUENCE: torch.randn(1, 7, WIDTH + 1)}, "z", own_base)
+    with pytest.raises(ModelError, match="13 wide, but cross_attention_dim is 12"):
         load(own_base, prompt="z")
 
 
@@ -115,7 +116,7 @@ def test_save_merged_leaves_nothing_behind_when_it_fails(
     def fail(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("omgsr_cli.models.sd.save_prompt_embeds", fail)
+    monkeypatch.setattr("omgsr_cli.models.latent.save_features", fail)
     with pytest.raises(ModelError, match="merged cannot be written: the disk is full"):
         save_merged(source, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
@@ -168,13 +169,13 @@ def test_fp16_files_are_used_if_no_others_exist(own_base: Path) -> None:
         path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors"))
     path = own_base / "text_encoder" / "model.safetensors"
     path.rename(path.with_name("model.fp16.safetensors"))
-    assert load(own_base).unet.dtype == torch.float32
+    assert load(own_base).backbone.dtype == torch.float32
 
 
 def test_sharded_weights_are_read_and_counted(own_base: Path) -> None:
     whole = load(own_base)
     shutil.rmtree(own_base / "unet")
-    whole.unet.save_pretrained(own_base / "unet", max_shard_size="20KB")
+    whole.backbone.save_pretrained(own_base / "unet", max_shard_size="20KB")
     assert len(list((own_base / "unet").glob("*.safetensors"))) > 1
     sharded = load(own_base)
     assert sharded.info.parameters == whole.info.parameters
@@ -223,7 +224,7 @@ def forget_a_weight(path: Path) -> None:
             "does not go with a model of the SD family",
         ),
         (damage("text_encoder/model.safetensors", forget_a_weight), r"lacks weights: .*fc1\.weight"),
-        (damage("tokenizer", shutil.rmtree), "has no text encoder for the prompt ''"),
+        (damage("tokenizer", shutil.rmtree), "has no tokenizer for the prompt ''"),
     ],
 )
 def test_a_damaged_folder_is_an_error_that_names_the_part(

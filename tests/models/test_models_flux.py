@@ -22,8 +22,7 @@ from omgsr_cli.models import flux, large
 from omgsr_cli.models.adapter_files import FLUX_PARTS
 from omgsr_cli.models.base import StageInfo
 from omgsr_cli.models.family import ModelSource
-from omgsr_cli.models.flow import FlowRestorer, pack, position_ids, unpack
-from omgsr_cli.models.flux import FLUX_LORA
+from omgsr_cli.models.flux import FLUX_LORA, FluxRestorer, pack, position_ids, unpack
 from omgsr_cli.models.large import Footprint, choose_offload, measure_footprint
 from omgsr_cli.models.loading import describe_model, load_restorer, save_merged
 from omgsr_cli.models.lora import inject_adapters
@@ -49,10 +48,10 @@ def adapter(base: Path) -> Path:
     return write_flux_adapter(base, base.parent / "adapter")
 
 
-def load(base: Path, adapter: Path | None = None, **options: object) -> FlowRestorer:
+def load(base: Path, adapter: Path | None = None, **options: object) -> FluxRestorer:
     chosen = {"device": "cpu", "precision": "fp32", "process_size": 64} | options
     restorer = load_restorer(base=base, adapter=adapter, **chosen)  # type: ignore[arg-type]  # each of its own type
-    assert isinstance(restorer, FlowRestorer)
+    assert isinstance(restorer, FluxRestorer)
     return restorer
 
 
@@ -61,7 +60,7 @@ def find(base: Path, adapter: Path | None = None, **options: object) -> ModelSou
 
 
 @pytest.fixture(scope="module")
-def restorer(base: Path) -> FlowRestorer:
+def restorer(base: Path) -> FluxRestorer:
     return load(base)
 
 
@@ -98,9 +97,7 @@ def test_packing_equals_diffusers(size: tuple[int, int]) -> None:
     assert torch.equal(packed, FluxPipeline._pack_latents(latent, 3, 16, *size))
     assert torch.equal(unpack(packed, *size), latent)
     expected = FluxPipeline._prepare_latent_image_ids(1, size[0] // 2, size[1] // 2, CPU, torch.float32)
-    assert torch.equal(position_ids(*size, (0, 0), CPU), expected)
-    # LongCat-Image's tokens begin elsewhere.
-    assert torch.equal(position_ids(*size, (512, 512), CPU)[0], torch.tensor([0.0, 512.0, 512.0]))
+    assert torch.equal(position_ids(*size, CPU), expected)
 
 
 @pytest.mark.parametrize(("mid_timestep", "sigma"), SIGMA.items())
@@ -118,7 +115,7 @@ def test_one_step_follows_the_published_formula(base: Path, mid_timestep: int, s
         torch.testing.assert_close(model.decode(clean), expected, **CLOSE)
 
 
-def test_tiles_blend_the_velocity_and_the_whole_latent_is_updated_once(base: Path, restorer: FlowRestorer) -> None:
+def test_tiles_blend_the_velocity_and_the_whole_latent_is_updated_once(base: Path, restorer: FluxRestorer) -> None:
     """Ids begin at (0, 0) in every tile, and the Gaussian has a variance of .01."""
     image, output = torch.rand(3, 96, 160), Size(96, 160)
     plan = plan_restoration(restorer.info, output, output, RestoreOptions(process_scale=1, tile=64), 1 << 30)
@@ -146,12 +143,12 @@ def test_guidance_follows_the_configuration(tmp_path: Path) -> None:
         assert model.restore(latent).isfinite().all()
 
 
-def test_info_describes_the_model(base: Path, restorer: FlowRestorer) -> None:
+def test_info_describes_the_model(base: Path, restorer: FluxRestorer) -> None:
     info = restorer.info
     assert (info.latent_px, info.multiple_of_px, info.native_tile_px) == (8, 16, 64)
     assert (info.mid_timestep, info.prompt, info.color_fix) == (244, "", "adain")
     assert info.codec == StageInfo("internal", 0, 20 * 4)
-    networks = (restorer.model.network, restorer.vae)
+    networks = (restorer.backbone, restorer.vae)
     assert info.parameters == sum(weight.numel() for network in networks for weight in network.parameters())
     assert describe_model(find(base, process_size=64)) == info
     # Without a size of its own it is OMGSR-F's.
@@ -169,14 +166,14 @@ def test_info_describes_the_model(base: Path, restorer: FlowRestorer) -> None:
         (64, 80, {"process_scale": 1, "tile": 64, "overlap": 8, "batch": 3}),
     ],
 )
-def test_every_size_is_kept(restorer: FlowRestorer, height: int, width: int, options: dict[str, object]) -> None:
+def test_every_size_is_kept(restorer: FluxRestorer, height: int, width: int, options: dict[str, object]) -> None:
     image = torch.rand(3, height, width)
     result = upscale_image(restorer, image, Size(height, width), build_options(RestoreOptions, **options))
     assert result.shape == image.shape
     assert result.isfinite().all()
 
 
-def test_a_batch_equals_single_images(restorer: FlowRestorer) -> None:
+def test_a_batch_equals_single_images(restorer: FluxRestorer) -> None:
     images = torch.rand(4, 3, 16, 48) * 2 - 1
     with torch.inference_mode():
         together = restorer.decode(restorer.restore(restorer.encode(images)))
@@ -185,12 +182,12 @@ def test_a_batch_equals_single_images(restorer: FlowRestorer) -> None:
     assert together.shape == images.shape
 
 
-def test_odd_latents_are_refused(restorer: FlowRestorer) -> None:
+def test_odd_latents_are_refused(restorer: FluxRestorer) -> None:
     with pytest.raises(ShapeError, match="multiples of 16"):
         restorer.restore(torch.zeros(1, 16, 3, 4))
 
 
-def test_little_memory_gives_the_same_image(restorer: FlowRestorer) -> None:
+def test_little_memory_gives_the_same_image(restorer: FluxRestorer) -> None:
     image = torch.rand(3, 160, 170)
     options = RestoreOptions(process_scale=1, memory=16)
     assert plan_restoration(restorer.info, Size(160, 170), Size(160, 170), options, 0).in_strips is False
@@ -215,10 +212,10 @@ def test_published_adapters_are_added_to_both_networks(base: Path, adapter: Path
             strict=True,
         )
     )
-    for own, peft in ((model.vae.encoder, encoder), (model.model.network, transformer)):
+    for own, peft in ((model.vae.encoder, encoder), (model.backbone, transformer)):
         for name, weight in peft.named_parameters():
             torch.testing.assert_close(own.get_parameter(name), weight, **CLOSE)
-    assert not torch.allclose(model.model.network.x_embedder.weight, load(base).model.network.x_embedder.weight)
+    assert not torch.allclose(model.backbone.x_embedder.weight, load(base).backbone.x_embedder.weight)
 
 
 def test_an_untrained_adapter_is_refused(base: Path, tmp_path: Path) -> None:
@@ -242,9 +239,9 @@ def test_a_merged_folder_equals_base_and_adapter(base: Path, adapter: Path, tmp_
         torch.testing.assert_close(merged.restore(latent), both.restore(latent), rtol=1e-4, atol=1e-5)
 
 
-def test_bf16_is_close_to_fp32(base: Path, adapter: Path, restorer: FlowRestorer) -> None:
+def test_bf16_is_close_to_fp32(base: Path, adapter: Path, restorer: FluxRestorer) -> None:
     half, whole = load(base, adapter, precision="bf16"), load(base, adapter)
-    assert {weight.dtype for weight in half.model.network.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in half.backbone.parameters()} == {torch.bfloat16}
     latent = torch.randn(1, 16, 8, 8)
     with torch.inference_mode():
         exact, near = whole.restore(latent), half.restore(latent)
@@ -318,7 +315,7 @@ def test_weights_of_unknown_transformers_are_not_fetched(tmp_path: Path, monkeyp
     assert not [pattern for patterns in asked for pattern in patterns if "safetensors" in pattern and "/" in pattern]
 
 
-def test_a_small_decoder_takes_the_place_of_the_vaes(base: Path, tmp_path: Path, restorer: FlowRestorer) -> None:
+def test_a_small_decoder_takes_the_place_of_the_vaes(base: Path, tmp_path: Path, restorer: FluxRestorer) -> None:
     AutoencoderTiny(latent_channels=16).save_pretrained(tmp_path / "taef1")
     model, latent = load(base, vae=str(tmp_path / "taef1")), torch.randn(1, 16, 4, 6)
     with torch.inference_mode():
@@ -411,7 +408,7 @@ def test_an_adapter_is_added_before_weights_are_quantised(
     quantizer = Halving()
     monkeypatch.setattr(flux, "build_quantizer", lambda *_: quantizer)
     load(base, adapter)
-    merged = load(base, adapter).model.network
+    merged = load(base, adapter).backbone
     assert len(quantizer.given) == 4
     plain = FluxTransformer2DModel.from_pretrained(base / "transformer")
     for name, value in quantizer.given.items():
@@ -425,7 +422,7 @@ def test_offloading_gives_the_same(base: Path, offload: str) -> None:
     latent = torch.randn(1, 16, 4, 6)
     with torch.inference_mode():
         expected = model.restore(latent)
-        release = large.offload_network(model.model.network, CPU, offload)  # type: ignore[arg-type]  # a literal
+        release = large.offload_network(model.backbone, CPU, offload)  # type: ignore[arg-type]  # a literal
         torch.testing.assert_close(model.restore(latent), expected)
         if release is not None:
             release()

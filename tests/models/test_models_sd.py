@@ -17,6 +17,7 @@ from torch import Tensor
 from omgsr_cli.errors import ModelError, ShapeError
 from omgsr_cli.geometry import Size
 from omgsr_cli.models.base import StageInfo
+from omgsr_cli.models.latent import SEQUENCE
 from omgsr_cli.models.loading import load_restorer
 from omgsr_cli.models.sd import SdRestorer, vae_precision
 from omgsr_cli.options import RestoreOptions
@@ -49,7 +50,7 @@ def test_info_describes_the_model(restorer: SdRestorer) -> None:
     assert restorer.info.codec == StageInfo("internal", 0, 20 * 8)
     assert restorer.info.step == StageInfo("blended", 0, 160 * 8 // 4**2)
     assert restorer.info.color_fix == "adain"
-    weights = sum(p.numel() for part in (restorer.unet, restorer.vae) for p in part.parameters())
+    weights = sum(p.numel() for part in (restorer.backbone, restorer.vae) for p in part.parameters())
     assert restorer.info.parameters == weights
 
 
@@ -96,8 +97,8 @@ def test_the_step_is_that_of_the_schedule(tmp_path: Path, prediction_type: str, 
     latent = torch.randn(1, 4, 8, 8)
     scheduler = DDPMScheduler.from_config(SCHEDULER | {"prediction_type": prediction_type, "clip_sample": False})
     with torch.inference_mode():
-        embeds = model.prompt_embeds
-        prediction = model.unet(latent, mid_timestep, encoder_hidden_states=embeds).sample
+        embeds = model.features[SEQUENCE]
+        prediction = model.backbone(latent, mid_timestep, encoder_hidden_states=embeds).sample
         expected = scheduler.step(prediction, mid_timestep, latent).pred_original_sample
         actual = model.restore(latent)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
@@ -122,7 +123,7 @@ def test_gradients_reach_the_image(restorer: SdRestorer) -> None:
 
 def test_bf16_is_close_to_fp32_and_gives_float_images(model_folder: Path, restorer: SdRestorer) -> None:
     half = load_sd_restorer(model_folder, precision="bf16")
-    assert {half.unet.dtype, half.vae.dtype} == {torch.bfloat16}
+    assert {half.backbone.dtype, half.vae.dtype} == {torch.bfloat16}
     image = torch.rand(1, 3, 32, 32) * 2 - 1
     with torch.inference_mode():
         exact, near = (model.decode(model.restore(model.encode(image))) for model in (restorer, half))
@@ -180,10 +181,10 @@ def test_info_follows_the_mid_timestep(restorer: SdRestorer) -> None:
     """The step is taken where the info says, so that timestep searches can move it."""
     latent = torch.randn(1, 4, 8, 8)
     moved = SdRestorer(
-        restorer.unet,
+        restorer.backbone,
         restorer.vae,
         restorer.schedule,
-        restorer.prompt_embeds,
+        restorer.features,
         replace(restorer.info, mid_timestep=900),
         "fp32",
         restorer.source,
