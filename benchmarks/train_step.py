@@ -37,12 +37,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from omgsr_cli.training.assembly import Run, load_run
 from omgsr_cli.training.config import TrainConfig
-from omgsr_cli.training.data import Batch, Numbers, load_batches
+from omgsr_cli.training.data import Batch, Numbers, Purpose, draw_generator, draw_generators, load_batches
 from omgsr_cli.training.discriminator import CHANGES, augment
 from omgsr_cli.training.distributed import build_accelerator
-from omgsr_cli.training.draws import Purpose, draw_generator, draw_generators
+from omgsr_cli.training.loop import Run, load_run
 from omgsr_cli.training.step import Stepper
 
 SEED, LR = 0, 5e-5

@@ -30,9 +30,9 @@ from omgsr_cli.models.tiny import TinyRestorer
 from omgsr_cli.models.weight_files import check_file_finite
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.timesteps.measure import _measure_batch
-from omgsr_cli.training.assembly import load_run
 from omgsr_cli.training.checkpoints import Progress, list_checkpoints, write_state
 from omgsr_cli.training.config import TrainConfig
+from omgsr_cli.training.loop import load_run
 from omgsr_cli.training.model import Generator
 from omgsr_cli.training.publish import collect_files
 from omgsr_cli.upscaling import upscale_image

@@ -29,9 +29,9 @@ from omgsr_cli.models.loading import load_restorer
 from omgsr_cli.models.sd import SdRestorer
 from omgsr_cli.models.vae_tiling import attention, decode_in_strips, encode_in_strips
 from omgsr_cli.options import RestoreOptions
-from omgsr_cli.training.assembly import load_run
 from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.data import Numbers, load_batches
+from omgsr_cli.training.loop import load_run
 from omgsr_cli.training.step import Stepper, StepResult
 from omgsr_cli.transfer import upload
 from omgsr_cli.upscaling import restore_image, upscale_image

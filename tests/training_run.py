@@ -25,8 +25,7 @@ from torch import Tensor
 from omgsr_cli.models.base import Trainable
 from omgsr_cli.training import loop
 from omgsr_cli.training.config import TrainConfig
-from omgsr_cli.training.events import Event
-from omgsr_cli.training.loop import TrainResult, train
+from omgsr_cli.training.loop import Event, TrainResult, train
 
 Table = dict[str, dict[str, Any]]
 

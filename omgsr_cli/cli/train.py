@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -21,7 +21,7 @@ from omgsr_cli.errors import FileError, OmgsrError, UsageError
 
 if TYPE_CHECKING:
     from omgsr_cli.training.config import TrainConfig
-    from omgsr_cli.training.events import Event, StepDone
+    from omgsr_cli.training.loop import Event, StepDone
 
 CONFIGURATION, RUN, RESULT = "Configuration", "Run", "Export and publish"
 
@@ -231,7 +231,7 @@ class _EventView:
 
     def __call__(self, event: Event) -> None:
         """Print one event."""
-        from omgsr_cli.training.events import StepDone
+        from omgsr_cli.training.loop import StepDone
 
         if self._output.as_json:
             self._output.result("", _event_record(event))
@@ -243,11 +243,10 @@ class _EventView:
 
 def _event_record(event: Event) -> dict[str, object]:
     """Return an event as a JSON object: its kind in "event", and its fields."""
-    from omgsr_cli.training.events import Noticed, Saved, Started, StepDone, Validated
+    from omgsr_cli.training.loop import StepDone
 
-    kinds = {Noticed: "noticed", Started: "started", StepDone: "step", Validated: "validated", Saved: "saved"}
     fields = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(event).items()}
-    return {"event": kinds[type(event)], **fields}
+    return {"event": "step" if isinstance(event, StepDone) else type(event).__name__.lower(), **fields}
 
 
 def _step_line(event: StepDone) -> str:
@@ -260,7 +259,7 @@ def _step_line(event: StepDone) -> str:
 
 def _event_line(event: Event) -> str:
     """Return the line of an event that is not a step."""
-    from omgsr_cli.training.events import Noticed, Saved, Started, Validated
+    from omgsr_cli.training.loop import Noticed, Saved, Started, Validated
 
     if isinstance(event, Noticed):
         return event.text
@@ -301,17 +300,13 @@ def _check(output: Output, config: TrainConfig, resume: str) -> int:
     """
     from omgsr_cli.training.check import find_missing, try_steps
     from omgsr_cli.training.checkpoints import list_checkpoints
-    from omgsr_cli.training.sources import UnreadableImagesError, find_training_images
-    from omgsr_cli.training.validation import find_held_out
+    from omgsr_cli.training.sources import UnreadableImagesError
 
     data, train, folder = config.data, config.train, Path(config.save.out)
-    problems: list[FileError] = []
-    images = _count(lambda: find_training_images(data.train, data.train_lq, data.resolution, data.on_small), problems)
-    _count(lambda: find_held_out(config), problems)
-    if problems:
-        raise UnreadableImagesError(problems, images + len(problems))
     try:
         trial = try_steps(config, resume)
+    except UnreadableImagesError:
+        raise
     except OmgsrError as error:
         missing = find_missing(config)
         if len(missing) < 2:
@@ -349,17 +344,6 @@ def _check(output: Output, config: TrainConfig, resume: str) -> int:
         )
         return 1
     return 0
-
-
-def _count(find: Callable[[], Sequence[object]], problems: list[FileError]) -> int:
-    """Return the number of images; add unreadable headers to the problems."""
-    from omgsr_cli.training.sources import UnreadableImagesError
-
-    try:
-        return len(find())
-    except UnreadableImagesError as error:
-        problems.extend(error.problems)
-        return error.count - len(error.problems)
 
 
 def _as_lines(record: Mapping[str, Any], steps: int, folder: Path) -> str:

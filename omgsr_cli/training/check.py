@@ -26,14 +26,13 @@ from omgsr_cli.options import ModelOptions
 from omgsr_cli.packages import install_command
 from omgsr_cli.presets import PRESETS
 from omgsr_cli.store.hub import is_repository_name
-from omgsr_cli.training.assembly import Run, check_measurable, load_run
 from omgsr_cli.training.checkpoints import check_adapter_ranks, list_checkpoints, optimizer_tensors
 from omgsr_cli.training.config import ConfigError, SourceConfig, TrainConfig
 from omgsr_cli.training.data import Numbers, load_batches
 from omgsr_cli.training.discriminator import plan_heads
 from omgsr_cli.training.distributed import build_accelerator, device_of
-from omgsr_cli.training.loop import StopRequest, make_teacher_images, peak_memory_mib
-from omgsr_cli.training.model import build_lora_options, load_run_model
+from omgsr_cli.training.loop import Run, StopRequest, load_run, make_teacher_images, peak_memory_mib
+from omgsr_cli.training.model import build_lora_options, check_measurable, load_run_model
 from omgsr_cli.training.perceptual import find_features, load_features, load_lpips
 from omgsr_cli.training.sources import Stored, check_source
 from omgsr_cli.training.step import Stepper
@@ -196,7 +195,7 @@ def try_steps(config: TrainConfig, resume: str = "auto") -> Trial:
         try:
             run = load_run(config, accelerator, resumed=resumed)
             if config.loss.teacher is not None:
-                make_teacher_images(run.crops, config.loss.teacher, accelerator, lambda _: None, StopRequest())
+                make_teacher_images(run.crops, accelerator, lambda _: None, StopRequest())
             seconds, is_finite = _time_steps(config, run, accelerator)
             accelerator.wait_for_everyone()
         except RuntimeError as error:
@@ -214,7 +213,7 @@ def try_steps(config: TrainConfig, resume: str = "auto") -> Trial:
     # Trained weights are saved twice, for use and for resuming.
     saved += learner.weights.values()
     return Trial(
-        images=run.images,
+        images=len(run.crops.images),
         parameters=sum(weight.numel() for weight in run.trainable.networks.parameters()),
         trained=sum(weight.numel() for weight in learner.weights.values()),
         device=device,

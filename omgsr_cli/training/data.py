@@ -1,4 +1,8 @@
-"""Pairs of low-quality and high-quality crops; a sample depends only on the seed of the run and its own number."""
+"""Pairs of low-quality and high-quality crops; a sample depends only on the seed of the run and its own number.
+
+Sample numbers are unique over the run and all processes. Different processes and steps therefore draw different random
+numbers, and a resumed run draws the same ones as an uninterrupted run.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +25,79 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from omgsr_cli.datasets.crops import OnSmall, draw_window, fit_small
-from omgsr_cli.degradation import DegradationConfig, degrade, in_one_thread
+from omgsr_cli.degradation import DegradationConfig, degrade, in_one_thread, load_degradation
 from omgsr_cli.degradation.pipeline import draw_mode, interpolate, jpeg
 from omgsr_cli.errors import FileError, OmgsrError, reason_of
 from omgsr_cli.files.atomic import partial_file
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.imaging import read_image, resize, to_samples
-from omgsr_cli.training.config import LqNoise
-from omgsr_cli.training.draws import Purpose, choose, draw_rng
+from omgsr_cli.training.config import DataConfig, LqNoise, TrainConfig
 from omgsr_cli.training.sources import Stored, TrainingImage, plan_epoch, read_stored, reduced_size
-from omgsr_cli.training.teacher import LowFrequencies, TeacherImages, blur_gaussian, teacher_target
+from omgsr_cli.training.teacher import TeacherImages, blur_gaussian, identify_teacher, teacher_target
 from omgsr_cli.transfer import upload
+
+Choice = TypeVar("Choice")
+
+
+class Purpose(IntEnum):
+    """Purpose of random numbers; each purpose has its own stream."""
+
+    ORDER = 1
+    CROP = 2
+    LATENT = 3
+    AUGMENT = 4
+    DEGRADATION = 5
+    LOSS = 6
+    VALIDATION = 7
+    JUDGEMENT = 8
+    WINDOW = 9
+    NOISE = 10
+    POOL = 11
+    SURFACE = 12
+    GRAY = 13
+    REPLACEMENT = 14
+    FILTER = 15
+    TARGET = 16
+
+
+def draw_rng(seed: int, purpose: Purpose, number: int) -> np.random.Generator:
+    """Return a numpy generator for a sample, an epoch or a step."""
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence((seed, int(purpose), number))))
+
+
+def draw_seed(seed: int, purpose: Purpose, number: int) -> int:
+    """Return a seed for a sample or a step: an integer in 0..2^63-1."""
+    state = np.random.SeedSequence((seed, int(purpose), number)).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+def draw_generator(seed: int, purpose: Purpose, number: int) -> torch.Generator:
+    """Return a torch generator on the CPU, so that the numbers are the same for every device."""
+    return torch.Generator().manual_seed(draw_seed(seed, purpose, number))
+
+
+def draw_generators(seed: int, purpose: Purpose, numbers: Sequence[int]) -> list[torch.Generator]:
+    """Return a generator for each sample, so that its numbers do not depend on the other samples of the batch."""
+    return [draw_generator(seed, purpose, number) for number in numbers]
+
+
+def draw_noise(like: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
+    """Draw standard normal noise, for each sample from its own generator.
+
+    Args:
+        like: (B, ...) float.
+        draws: B CPU generators.
+    Returns:
+        (B, ...) float with the dtype and device of like.
+    """
+    noise = [torch.randn(like.shape[1:], generator=draw) for draw in draws]
+    return upload(torch.stack(noise).to(like.dtype), like.device)
+
+
+def choose(weighted: Sequence[tuple[Choice, float]], rng: np.random.Generator) -> Choice:
+    """Draw one of several items with probabilities proportional to their weights."""
+    chance = np.array([weight for _, weight in weighted])
+    return weighted[int(rng.choice(len(weighted), p=chance / chance.sum()))][0]
 
 
 class Order:
@@ -205,12 +272,14 @@ def draw_surface(side_px: int, scale: float, rng: np.random.Generator) -> tuple[
 
 
 _LUMA = (0.299, 0.587, 0.114)
-_NO_NOISE = LqNoise()
-_CROP_FORMAT = 1
+_CROP_FORMAT = 2
 """Increase this when the same seed and number produce different crops, so that old images of a teacher are not used."""
 
-_NOT_OF_THE_CROP = ("flip", "turn", "smooth", "cache", "noise", "teaching", "upscale")
-"""Options that do not change the crop that the teacher restores. All other options are part of the crop's key."""
+_NOT_OF_THE_CROP = {"train", "train_lq", "validation", "validation_lq", "batch_size", "workers", "cache"} | {
+    *("flip", "turn", "smooth", "upscale", "sampling")
+}
+"""Keys of [data] that do not change the crop that the teacher restores. All others are part of the crop's key, besides
+the content of its files."""
 
 _PLACES = 3
 _SKIPPED_PX = 4
@@ -218,63 +287,38 @@ _SKIPPED_PX = 4
 
 
 @dataclass(frozen=True)
-class Teaching:
-    """A teacher's images of a fixed number of crops.
-
-    Attributes:
-        images: the images.
-        crops: number of crops.
-        sigma_px: as for `teacher_target`.
-        low_frequencies: as for `teacher_target`.
-    """
-
-    images: TeacherImages
-    crops: int
-    sigma_px: float
-    low_frequencies: LowFrequencies
-
-
-@dataclass(frozen=True)
 class CropOptions:
     """Options for making samples from images.
 
     Attributes:
-        resolution: side of a sample in px.
-        scales: scales and their probabilities.
+        data: the [data] section.
         degradations: degradations and their probabilities; an empty tuple keeps images unchanged.
-        flip: mirror half of the crops.
-        turn: rotate crops by a multiple of 90 degrees.
-        detail: probability of choosing the most detailed of three positions, because plain areas teach little.
-        halve: probability of a crop of twice the side, reduced to half size, if the image is large enough.
-        gray: probability of a grayscale crop.
-        smooth: probability of a drawn surface instead of a crop.
-        on_small: "resize" upscales images that are smaller than a crop, "pad" extends them by reflection.
-        cache: folder of decoded pixels, or None.
-        margin_px: crops are larger by this on each axis during degradation and are then cut at a random offset, because
-            the grids of JPEG, resizing and latents have any offset in real images.
         noise: noise at the resolution of the low-quality crop.
-        upscale: "bicubic" upscales low-quality crops as `omgsr upscale` does, "random" uses one of the published
-            filters.
-        sampling: "area" samples large images more often, as in `plan_epoch`; "equal" samples all equally.
-        teaching: the teacher's images, or None.
+        teacher: the teacher's images, or None.
     """
 
-    resolution: int
-    scales: tuple[tuple[float, float], ...]
+    data: DataConfig
     degradations: tuple[tuple[DegradationConfig, float], ...]
-    flip: bool = True
-    turn: bool = False
-    detail: float = 0.0
-    halve: float = 0.0
-    gray: float = 0.0
-    smooth: float = 0.0
-    on_small: OnSmall = "skip"
-    cache: Path | None = None
-    margin_px: int = 16
-    noise: LqNoise = _NO_NOISE
-    upscale: Literal["bicubic", "random"] = "bicubic"
-    sampling: Literal["area", "equal"] = "area"
-    teaching: Teaching | None = None
+    noise: LqNoise = LqNoise()  # noqa: RUF009 - frozen
+    teacher: TeacherImages | None = None
+
+    @property
+    def cache(self) -> Path | None:
+        """Folder of decoded pixels."""
+        return None if self.data.cache is None else Path(self.data.cache)
+
+
+def build_crop_options(config: TrainConfig) -> CropOptions:
+    """Build the options for making samples from images.
+
+    Raises:
+        OmgsrError: a degradation or the teacher does not exist.
+    """
+    presets, teacher = config.degradation.presets, config.loss.teacher
+    # Pre-training has no degradation.
+    degradations = () if config.loss.denoise else tuple((load_degradation(p), share) for p, share in presets.items())
+    images = None if teacher is None else TeacherImages(teacher, identify_teacher(teacher.model, teacher.precision))
+    return CropOptions(config.data, degradations, config.degradation.lq_noise, images)
 
 
 @dataclass(frozen=True)
@@ -314,10 +358,11 @@ class TrainingCrops(Dataset[Sample]):
     """
 
     def __init__(self, images: Sequence[TrainingImage], options: CropOptions, seed: int) -> None:
-        self.images, self.options, self._seed = images, options, seed
-        self._order = Order(plan_epoch(images, options.resolution, by_area=options.sampling == "area"), seed)
-        teaching = options.teaching
-        self._pool = None if teaching is None else Order(range(teaching.crops), seed, Purpose.POOL)
+        self.images, self.options, self._data, self._seed = images, options, options.data, seed
+        self._order = Order(plan_epoch(images, self._data.resolution, by_area=self._data.sampling == "area"), seed)
+        self._pool = None
+        if options.teacher is not None:
+            self._pool = Order(range(options.teacher.config.crops), seed, Purpose.POOL)
         self.broken: dict[Stored, str] = {}
         """Images that this process could not read, with the reason; other images replace them."""
 
@@ -330,34 +375,35 @@ class TrainingCrops(Dataset[Sample]):
         return in_one_thread(self._draw_sample, number)
 
     def _draw_sample(self, number: int) -> Sample:
-        options = self.options
+        side_px = self._data.resolution
         lq, *images = self._draw_images(number)
         height, width = images[0].shape[1:]
-        noisy = add_lq_noise(lq, options.noise, draw_rng(self._seed, Purpose.NOISE, number))
+        noisy = add_lq_noise(lq, self.options.noise, draw_rng(self._seed, Purpose.NOISE, number))
         rng = draw_rng(self._seed, Purpose.WINDOW, number)
-        y, x = (int(rng.integers(side - options.resolution + 1)) for side in (height, width))
-        window = (slice(None), slice(y, y + options.resolution), slice(x, x + options.resolution))
+        y, x = (int(rng.integers(side - side_px + 1)) for side in (height, width))
+        window = (slice(None), slice(y, y + side_px), slice(x, x + side_px))
         images = [image[window] * 2 - 1 for image in (self._upscale(noisy, (height, width), number), *images)]
-        return number, *_turn(images, options, rng)
+        return number, *_turn(images, self._data, rng)
 
     def _upscale(self, lq: Tensor, size_px: tuple[int, int], number: int) -> Tensor:
-        if self.options.upscale == "bicubic":
+        if self._data.upscale == "bicubic":
             return resize(lq, size_px)
         return interpolate(lq, size_px, draw_mode(draw_rng(self._seed, Purpose.FILTER, number))).clamp(0, 1)
 
     def _draw_images(self, number: int) -> tuple[Tensor, ...]:
         """Return a sample's low-quality image at its own size, the high-quality one and, with a teacher, the target."""
-        options = self.options
-        rng = draw_rng(self._seed, Purpose.SURFACE, number)
-        if rng.random() < options.smooth:
-            lq, hq = draw_surface(options.resolution, choose(options.scales, rng), rng)
-            return (lq, hq) if options.teaching is None else (lq, hq, hq)
-        if options.teaching is None or self._pool is None:
+        teacher, rng = self.options.teacher, draw_rng(self._seed, Purpose.SURFACE, number)
+        if rng.random() < self._data.smooth:
+            lq, hq = draw_surface(self._data.resolution, choose(self._data.scales, rng), rng)
+            return (lq, hq) if teacher is None else (lq, hq, hq)
+        if teacher is None or self._pool is None:
             return self._draw_pair(number)
         crop = self._pool.index(number)
         lq, hq = self._draw_pair(crop)
-        taught = options.teaching.images.read(self.crop_key(crop), (hq.shape[1], hq.shape[2]))
-        return lq, hq, teacher_target(taught, hq, options.teaching.sigma_px, options.teaching.low_frequencies)
+        taught = teacher.read(self.crop_key(crop), (hq.shape[1], hq.shape[2]))
+        if teacher.config.low_frequencies == "hq":
+            taught = teacher_target(taught, hq, teacher.config.sigma_px)
+        return lq, hq, taught
 
     def crop_key(self, number: int) -> str:
         """Compute a crop's key from the content of its files, the seed, its number and the options.
@@ -385,13 +431,8 @@ class TrainingCrops(Dataset[Sample]):
 
     @cached_property
     def _described_options(self) -> dict[str, Any]:
-        own = {name: value for name, value in vars(self.options).items() if name not in _NOT_OF_THE_CROP}
         kinds = [(config.model_dump(), share) for config, share in self.options.degradations]
-        for dumped, _ in kinds:
-            # The default is left out, so that cached images of earlier versions are still found.
-            if dumped["jpeg"] == "libjpeg":
-                del dumped["jpeg"]
-        return own | {"degradations": kinds}
+        return {"data": self._data.model_dump(exclude=_NOT_OF_THE_CROP), "degradations": kinds}
 
     def _content(self, path: Stored) -> str:
         if path not in self._contents:
@@ -402,8 +443,8 @@ class TrainingCrops(Dataset[Sample]):
     @cached_property
     def _contents(self) -> dict[Stored, str]:
         """SHA-256 of every file of the teacher's crops; all are read together before workers start."""
-        assert self.options.teaching is not None, "only a teacher's crops need names"
-        images = [self.images[self._order.index(number)] for number in range(self.options.teaching.crops)]
+        assert self.options.teacher is not None, "only a teacher's crops need names"
+        images = [self.images[self._order.index(number)] for number in range(self.options.teacher.config.crops)]
         return _read_contents(sorted({file for image in images for file in image.files}, key=str))
 
     def _image_of(self, number: int) -> TrainingImage:
@@ -430,7 +471,7 @@ class TrainingCrops(Dataset[Sample]):
 
     def _cut_crop(self, image: TrainingImage, number: int) -> tuple[Tensor, Tensor]:
         rng = draw_rng(self._seed, Purpose.CROP, number)
-        gray = draw_rng(self._seed, Purpose.GRAY, number).random() < self.options.gray
+        gray = draw_rng(self._seed, Purpose.GRAY, number).random() < self._data.gray
         if image.lq is None:
             return self._degrade_crop(image, rng, number, gray=gray)
         lq, hq = self._cut_pair(image, rng)
@@ -444,7 +485,7 @@ class TrainingCrops(Dataset[Sample]):
         hq = to_gray(hq) if gray else hq
         if not options.degradations:
             return hq, hq
-        scale, config = choose(options.scales, rng), choose(options.degradations, rng)
+        scale, config = choose(self._data.scales, rng), choose(options.degradations, rng)
         lq = degrade(hq[None], scale, config, seed=self._seed, epoch=int(Purpose.DEGRADATION), indices=[number])
         if config.target_blur_sigma[1]:
             sigma_px = draw_rng(self._seed, Purpose.TARGET, number).uniform(*config.target_blur_sigma)
@@ -453,24 +494,24 @@ class TrainingCrops(Dataset[Sample]):
 
     def _draw_crop(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         """Cut a crop of the resolution plus the margin; the margin is smaller if the image is too small."""
-        options = self.options
-        side_px = options.resolution + options.margin_px
-        factor = 2 if rng.random() < options.halve and min(pixels.shape[:2]) >= 2 * side_px else 1
-        pixels = grow(pixels, options.resolution, options.on_small)
+        data = self._data
+        side_px = data.resolution + data.margin
+        factor = 2 if rng.random() < data.halve and min(pixels.shape[:2]) >= 2 * side_px else 1
+        pixels = grow(pixels, data.resolution, data.on_small)
         crop_px = min(factor * side_px, *pixels.shape[:2])
-        places = _PLACES if rng.random() < options.detail else 1
+        places = _PLACES if rng.random() < data.detail else 1
         corners = [draw_window((pixels.shape[0], pixels.shape[1]), crop_px, rng) for _ in range(places)]
         windows = [_window(pixels, y, x, crop_px) for y, x in corners]
         crop = max(windows, key=_detail) if places > 1 else windows[0]
         return crop if factor == 1 else _halve(crop)
 
     def _cut_pair(self, image: TrainingImage, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        options, scale = self.options, image.lq_scale
+        data, cache, scale = self._data, self.options.cache, image.lq_scale
         assert image.lq is not None
-        least_px = -(-options.resolution // scale)
-        lq_pixels = grow(read_pixels(image.lq, options.cache), least_px, options.on_small)
-        hq_pixels = grow(read_pixels(image.hq, options.cache), least_px * scale, options.on_small)
-        side_px = min(-(-(options.resolution + options.margin_px) // scale), *lq_pixels.shape[:2])
+        least_px = -(-data.resolution // scale)
+        lq_pixels = grow(read_pixels(image.lq, cache), least_px, data.on_small)
+        hq_pixels = grow(read_pixels(image.hq, cache), least_px * scale, data.on_small)
+        side_px = min(-(-(data.resolution + data.margin) // scale), *lq_pixels.shape[:2])
         y, x = draw_window((lq_pixels.shape[0], lq_pixels.shape[1]), side_px, rng)
         lq, hq = _window(lq_pixels, y, x, side_px), _window(hq_pixels, y * scale, x * scale, side_px * scale)
         return _to_tensor(lq), _to_tensor(hq)
@@ -567,9 +608,9 @@ def _to_tensor(pixels: Pixels) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float().div_(255)
 
 
-def _turn(images: Sequence[Tensor], options: CropOptions, rng: np.random.Generator) -> list[Tensor]:
-    quarters = int(rng.integers(4)) if options.turn else 0
-    flipped = [2] if options.flip and rng.random() < 0.5 else []
+def _turn(images: Sequence[Tensor], data: DataConfig, rng: np.random.Generator) -> list[Tensor]:
+    quarters = int(rng.integers(4)) if data.turn else 0
+    flipped = [2] if data.flip and rng.random() < 0.5 else []
     return [image.rot90(quarters, (1, 2)).flip(flipped).contiguous() for image in images]
 
 

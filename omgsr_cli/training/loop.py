@@ -1,4 +1,4 @@
-"""The training loop: resume, step, save, validate, stop."""
+"""A run: build its parts, resume, step, save, validate, stop; and the events that it reports."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -18,9 +19,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from omgsr_cli.benchmark.cases import Case
 from omgsr_cli.errors import OmgsrError, UsageError
+from omgsr_cli.models.base import Trainable
 from omgsr_cli.models.lora import LoraOptions
-from omgsr_cli.training.assembly import Run, load_run, settle_mid_timestep
 from omgsr_cli.training.checkpoints import (
     Progress,
     RunLock,
@@ -32,17 +34,36 @@ from omgsr_cli.training.checkpoints import (
     write_checkpoint,
     write_state,
 )
-from omgsr_cli.training.config import CONFIG_NAME, TeacherConfig, TrainConfig, compare_configs
-from omgsr_cli.training.data import Batch, Numbers, TrainingCrops, is_broken, load_batches
-from omgsr_cli.training.distributed import agree, build_accelerator, device_of, share, share_broken, share_sums
-from omgsr_cli.training.events import Event, Noticed, Saved, Started, StepDone, Validated
+from omgsr_cli.training.config import CONFIG_NAME, TrainConfig, compare_configs
+from omgsr_cli.training.data import Batch, Numbers, TrainingCrops, build_crop_options, is_broken, load_batches
+from omgsr_cli.training.distributed import (
+    agree,
+    build_accelerator,
+    device_of,
+    share,
+    share_backbone,
+    share_broken,
+    share_sums,
+)
 from omgsr_cli.training.logs import RunLog
-from omgsr_cli.training.model import build_lora_options
+from omgsr_cli.training.losses import build_losses
+from omgsr_cli.training.model import DenoisingLoss, build_lora_options, load_run_model, settle_mid_timestep
+from omgsr_cli.training.perceptual import find_features, load_networks
 from omgsr_cli.training.publish import RunFacts, write_description
-from omgsr_cli.training.sources import Stored
-from omgsr_cli.training.step import Stepper, StepResult
+from omgsr_cli.training.sources import Stored, TrainingImage, UnreadableImagesError, find_training_images
+from omgsr_cli.training.step import Learner, Stepper, StepResult, build_learner
 from omgsr_cli.training.teacher import Restore, load_teacher
-from omgsr_cli.training.validation import PATTERN, best_column, measure_noise_pattern, validate, write_grid
+from omgsr_cli.training.validation import (
+    PATTERN,
+    ImageMeasure,
+    best_column,
+    build_measures,
+    find_held_out,
+    has_references,
+    measure_noise_pattern,
+    validate,
+    write_grid,
+)
 
 _WATCHED = (signal.SIGINT, signal.SIGTERM)
 
@@ -119,7 +140,103 @@ def peak_memory_mib(device: torch.device) -> int:
     return peak // (2**20 if sys.platform == "darwin" else 2**10)
 
 
+@dataclass(frozen=True)
+class Started:
+    """The run starts or resumes.
+
+    Attributes:
+        step: number of finished steps.
+        steps: total number of steps.
+        processes: number of processes.
+        device: device of the first process.
+        images: number of training images.
+        trained: number of trained weights.
+        folder: folder of checkpoints and logs.
+        resumed_from: the checkpoint, or None.
+        changed: keys whose values differ from the checkpoint's configuration, with the value before and now.
+    """
+
+    step: int
+    steps: int
+    processes: int
+    device: str
+    images: int
+    trained: int
+    folder: Path
+    resumed_from: Path | None
+    changed: Mapping[str, tuple[object, object]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimiser step is finished.
+
+    Attributes:
+        step: step number, from 1.
+        steps: total number of steps.
+        losses: unweighted means over all processes and the step's forward passes; "total" is their weighted sum.
+        learning_rate: learning rate of the generator.
+        gradient_norm: gradient norm of the generator before clipping.
+        images_per_s: images per second of all processes, smoothed.
+        seconds_left: estimated seconds until the end of the run.
+        memory_mib: peak memory of the first process: of the GPU, or of the system on a CPU.
+        skipped: a loss or a gradient was not finite, and no weight was changed.
+    """
+
+    step: int
+    steps: int
+    losses: Mapping[str, float]
+    learning_rate: float
+    gradient_norm: float
+    images_per_s: float
+    seconds_left: float
+    memory_mib: int
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class Validated:
+    """The held-out images were restored and measured.
+
+    Attributes:
+        step: number of finished steps.
+        scores: metric to its mean over the images.
+        grid: path of an image that shows some of them, LQ | output | HQ.
+    """
+
+    step: int
+    scores: Mapping[str, float]
+    grid: Path
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A complete checkpoint was written.
+
+    Attributes:
+        step: number of finished steps.
+        folder: the checkpoint; `omgsr upscale --model` accepts it.
+    """
+
+    step: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Noticed:
+    """A notice to the user; the run continues.
+
+    Attributes:
+        text: one line.
+    """
+
+    text: str
+
+
+Event = Noticed | Started | StepDone | Validated | Saved
+
 Report = Callable[[Event], None]
+"""Called with each event, in the first process only."""
 
 _REPORTED_EVERY_S = 30.0
 _BROKEN_SHARE = 0.01
@@ -145,6 +262,90 @@ class TrainResult:
     signal: int
     broken: int = 0
     best: Path | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts of a run.
+
+    Attributes:
+        config: its configuration.
+        trainable: the model.
+        learner: the trained weights, losses and optimisers.
+        crops: training samples.
+        held_out: validation images; empty without validation.
+        measures: metrics of restored images; empty without validation.
+        features: name of the feature network of each section that uses one.
+    """
+
+    config: TrainConfig
+    trainable: Trainable
+    learner: Learner
+    crops: TrainingCrops
+    held_out: Sequence[TrainingImage | Case]
+    measures: Mapping[str, ImageMeasure]
+    features: Mapping[str, str]
+
+
+def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) -> Run:
+    """Load and build the parts of a run.
+
+    Args:
+        config: configuration of the run.
+        accelerator: accelerator of the process.
+        resumed: the weights will be loaded from a checkpoint.
+    Raises:
+        UnreadableImagesError: headers of images cannot be read.
+        OmgsrError: the model, the data or a feature network cannot be read.
+    """
+    options = build_crop_options(config)
+    images, held_out = _find_images(config, accelerator)
+    device, shards = device_of(accelerator), config.train.shard_backbone
+    # The whole network may not fit on the device.
+    trainable = load_run_model(config, torch.device("cpu") if shards else device, resumed=resumed)
+    if shards:
+        share_backbone(trainable, device, accelerator.num_processes)
+    networks = load_networks(config, device)
+    source = find_features(*config.backbones["loss"]) if "loss" in networks else None
+    # The published weights of DISTS are for VGG16.
+    learned = Path(source.place) if source is not None and source.kind == "vgg16" else None
+    losses = DenoisingLoss() if config.loss.denoise else build_losses(config.loss, networks.get("loss"), learned)
+    losses = losses.to(device)
+    if config.train.compile:
+        losses.compile_statistics()
+    measures = {}
+    if held_out:
+        measures = build_measures(config, losses.measures(), device, has_references=has_references(held_out))
+    learner = build_learner(config, trainable, losses, networks.get("gan"), device)
+    crops = TrainingCrops(images, options, config.train.seed)
+    titles = {section: network.title for section, network in networks.items()}
+    return Run(config, trainable, learner, crops, held_out, measures, titles)
+
+
+_Found = tuple[Sequence[TrainingImage], Sequence[TrainingImage | Case]]
+
+
+def _find_images(config: TrainConfig, accelerator: Accelerator) -> _Found:
+    """List the training and the held-out images; other processes use the sizes that the first one has cached."""
+    found: list[_Found] = []
+
+    def find() -> None:
+        data, lists, unreadable = config.data, list[Sequence[Any]](), list[UnreadableImagesError]()
+        of_training = partial(find_training_images, data.train, data.train_lq, data.resolution, data.on_small)
+        for find_some in (of_training, partial(find_held_out, config)):
+            try:
+                lists.append(find_some())
+            except UnreadableImagesError as error:
+                unreadable.append(error)
+        if unreadable:
+            problems = [problem for error in unreadable for problem in error.problems]
+            raise UnreadableImagesError(problems, sum(error.count for error in unreadable))
+        found.append((lists[0], lists[1]))
+
+    agree(accelerator, find)
+    if not found:
+        find()
+    return found[0]
 
 
 def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda _: None) -> TrainResult:
@@ -175,7 +376,7 @@ def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda 
         run = load_run(config, accelerator, resumed=found is not None)
         trainer = Trainer(run, accelerator, found, report)
         if config.loss.teacher is not None:
-            make_teacher_images(run.crops, config.loss.teacher, accelerator, report, stop)
+            make_teacher_images(run.crops, accelerator, report, stop)
             trainer.note_broken(run.crops.broken)
         # Steps need the teacher's images, so all processes stop here if one of them received a signal.
         _, signal = share(accelerator, {}, stop.signal)
@@ -196,14 +397,11 @@ def check_steps(checkpoint: Path, steps: int) -> None:
         )
 
 
-def make_teacher_images(
-    crops: TrainingCrops, teacher: TeacherConfig, accelerator: Accelerator, report: Report, stop: StopRequest
-) -> None:
+def make_teacher_images(crops: TrainingCrops, accelerator: Accelerator, report: Report, stop: StopRequest) -> None:
     """Restore the images that are not cached yet with the teacher; each process makes its share.
 
     Args:
-        crops: crops of the run, with `teaching` set.
-        teacher: configuration of the teacher; its model is loaded only if an image is missing.
+        crops: crops of a run with a teacher, whose model is loaded only if an image is missing.
         accelerator: accelerator of the run.
         report: called with the progress.
         stop: ends the work after the current image.
@@ -211,28 +409,25 @@ def make_teacher_images(
         ModelError: the teacher cannot be read.
         FileError: an image cannot be read or written.
     """
-    teaching, reported = crops.options.teaching, time.monotonic()
-    assert teaching is not None
+    images, reported = crops.options.teacher, time.monotonic()
+    assert images is not None
+    teacher = images.config
     restore: Restore | None = None
-    mine = range(accelerator.process_index, teaching.crops, accelerator.num_processes)
+    mine = range(accelerator.process_index, teacher.crops, accelerator.num_processes)
     for done, number in enumerate(mine):
         if stop.signal:
             break
         crop = crops.crop_key(number)
-        if teaching.images.path(crop).is_file():
+        if images.path(crop).is_file():
             continue
         if restore is None:
-            report(
-                Noticed(
-                    f"the teacher {teacher.model} makes {teaching.crops} images, cached in {teaching.images.folder}"
-                )
-            )
+            report(Noticed(f"the teacher {teacher.model} makes {teacher.crops} images, cached in {images.folder}"))
             restore = load_teacher(teacher.model, device_of(accelerator), teacher.precision)
         lq, hq = crops.draw_pair(number)
         # A broken image is replaced when it is read, which changes the key of the crop.
         crop = crops.crop_key(number)
-        if not teaching.images.path(crop).is_file():
-            teaching.images.make(crop, lq, hq.shape[1], hq.shape[2], restore)
+        if not images.path(crop).is_file():
+            images.make(crop, lq, hq.shape[1], hq.shape[2], restore)
         if time.monotonic() - reported > _REPORTED_EVERY_S:
             reported = time.monotonic()
             report(Noticed(f"the teacher: {done + 1} of {len(mine)} images"))
@@ -250,13 +445,14 @@ class Trainer:
         self._checkpoint = found
         self._stepper = Stepper(accelerator, run.learner, run.config)
         measures = [*run.measures, *([PATTERN] if run.config.log.noise_pattern else [])]
-        self._log = RunLog(accelerator, run.config, run.losses, measures, self._progress.step)
+        names = [*run.learner.losses.names, *(("gan", "discriminator") if run.learner.adversary else ())]
+        self._log = RunLog(accelerator, run.config, names, measures, self._progress.step)
         # An image may have been repaired since the checkpoint.
         known = {str(stored): stored for image in run.crops.images for stored in image.files}
         broken = {
             stored: reason
             for name, reason in self._progress.broken.items()
-            if is_broken(stored := known.get(name, Path(name)), run.crop_options.cache)
+            if is_broken(stored := known.get(name, Path(name)), run.crops.options.cache)
         }
         self._progress.broken = {str(stored): reason for stored, reason in broken.items()}
         run.crops.broken |= broken
@@ -299,7 +495,7 @@ class Trainer:
         Raises:
             OmgsrError: more than 1 % of all images are broken.
         """
-        run, count = self._run, self._run.images + len(self._run.held_out)
+        run, count = self._run, len(self._run.crops.images) + len(self._run.held_out)
         for path, reason in share_broken(self._accelerator, broken).items():
             if str(path) not in self._progress.broken:
                 self._progress.broken[str(path)] = reason
@@ -383,7 +579,7 @@ class Trainer:
         facts = RunFacts(
             step=progress.step,
             samples=progress.samples,
-            images=run.images,
+            images=len(run.crops.images),
             features=run.features,
             held_out=len(run.held_out),
             scores=progress.scores,
@@ -400,7 +596,7 @@ class Trainer:
             found = validate(
                 restore,
                 run.held_out,
-                run.crop_options,
+                run.crops.options,
                 run.measures,
                 multiple_px=run.trainable.restorer.info.multiple_of_px,
                 device=device,
@@ -443,7 +639,7 @@ class Trainer:
             steps=self._config.train.steps,
             processes=self._accelerator.num_processes,
             device=str(device_of(self._accelerator)),
-            images=self._run.images,
+            images=len(self._run.crops.images),
             trained=sum(weight.numel() for weight in self._run.learner.weights.values()),
             folder=self._folder,
             resumed_from=self._checkpoint,

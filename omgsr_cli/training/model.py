@@ -6,20 +6,32 @@ the decoder were prepared separately, gradients of a part that is called without
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
+from omgsr_cli.errors import ModelError, UsageError
+from omgsr_cli.imaging import write_atomically
 from omgsr_cli.models.base import Trainable
 from omgsr_cli.models.families import family_of
 from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.loading import load_trainable
 from omgsr_cli.models.lora import LoraOptions
+from omgsr_cli.models.record import load_record
 from omgsr_cli.models.sources import find_trainable
+from omgsr_cli.timesteps import MidTimestep
+from omgsr_cli.timesteps.find import find_mid_timestep
 from omgsr_cli.training.config import TrainConfig
-from omgsr_cli.training.draws import Purpose, draw_generator, draw_noise
+from omgsr_cli.training.data import Purpose, draw_generator, draw_noise
+from omgsr_cli.training.distributed import device_of
+from omgsr_cli.training.sources import is_files
 from omgsr_cli.transfer import upload
 
 
@@ -262,3 +274,68 @@ def build_generator(config: TrainConfig, trainable: Trainable) -> Generator | De
         clamps = family_of(info, info.name).clamps_restored
     shows_encoder = bool(teacher and teacher.encoder)
     return Generator(trainable, config.train.precision, shows_encoder=shows_encoder, clamps=clamps)
+
+
+TIMESTEP_NAME = "mid_timestep.json"
+_SAMPLES = 64
+"""Enough samples for an interval of a few timesteps without a long wait."""
+
+
+def settle_mid_timestep(config: TrainConfig, accelerator: Accelerator, resumed: Path | None) -> TrainConfig:
+    """Replace "auto" with a number: from the checkpoint to resume from, or measured by the first process.
+
+    Value, interval and curve are written to the run's folder.
+
+    Raises:
+        OmgsrError: no image can be measured, or the record cannot be written.
+    """
+    if config.model.mid_timestep != "auto":
+        return config
+    values: list[int | None] = [None]
+    if resumed is not None:
+        record = load_record(resumed)
+        if record is None:
+            raise ModelError(f"{resumed} has no omgsr.json", "set model.mid_timestep to the number of the run")
+        values[0] = record.mid_timestep
+    elif accelerator.is_main_process:
+        found = _measure(config, accelerator)
+        # The curve may begin with infinity, which JSON does not support.
+        curve = [value if value < math.inf else None for value in found.curve.tolist()]
+        text = json.dumps({**vars(found), "curve": curve}, indent=2) + "\n"
+        write_atomically(Path(config.save.out, TIMESTEP_NAME), [text.encode()], overwrite=True)
+        values[0] = found.mid_timestep
+    settled = broadcast_object_list(values)[0]
+    return config.model_copy(update={"model": config.model.model_copy(update={"mid_timestep": settled})})
+
+
+def check_measurable(config: TrainConfig) -> None:
+    """Check that "auto" can measure the training images.
+
+    Raises:
+        UsageError: some of them are not files, or are resized.
+    """
+    other = [each for each in config.data.train if not is_files(each) or each.first or each.resize]
+    if config.model.mid_timestep == "auto" and other:
+        raise UsageError(
+            f'"auto" measures whole folders of files, and data.train has {other[0].images}',
+            "set a number: omgsr timestep --data FOLDER measures one",
+        )
+
+
+def _measure(config: TrainConfig, accelerator: Accelerator) -> MidTimestep:
+    data, shares = config.data, config.degradation.presets
+    check_measurable(config)
+    source = find_run_model(config)
+    return find_mid_timestep(
+        [each.images for each in data.train],
+        family_of(source.record, source.name).load_encoder(source, device_of(accelerator)),
+        lq=data.train_lq,
+        # The degradation with the largest share is measured.
+        degradation=max(shares, key=lambda name: shares[name]),
+        resolution=data.resolution,
+        scale=data.scales[0][0],
+        on_small=data.on_small,
+        max_samples=_SAMPLES,
+        seed=config.train.seed,
+        latents=config.model.latents,
+    )

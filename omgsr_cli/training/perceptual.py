@@ -27,7 +27,7 @@ from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.record import read_json
 from omgsr_cli.presets import FEATURE_NETWORKS, FeatureNetwork
 from omgsr_cli.store.hub import download_files, is_repository_name
-from omgsr_cli.training.config import BACKBONES
+from omgsr_cli.training.config import BACKBONES, TrainConfig
 
 if TYPE_CHECKING:
     from transformers import DINOv3ConvNextModel
@@ -521,6 +521,18 @@ def load_features(source: FeatureSource, dtype: torch.dtype = torch.float32) -> 
     if source.place == vgg16.repository:
         return load_vgg16(fetch_network(vgg16) / vgg16.files[0], dtype)
     return load_vgg16(Path(source.place), dtype)
+
+
+def load_networks(config: TrainConfig, device: torch.device) -> dict[str, FeatureNet]:
+    """Load the feature networks of a run, by the section that uses them; a shared one is loaded once.
+
+    Raises:
+        ModelError: as for `load_features`.
+    """
+    sources = {section: find_features(*named) for section, named in config.backbones.items()}
+    dtype = torch.bfloat16 if config.loss.backbone_precision == "bf16" else torch.float32
+    loaded = {source: load_features(source, dtype).to(device) for source in dict.fromkeys(sources.values())}
+    return {section: loaded[source] for section, source in sources.items()}
 
 
 def fetch_network(network: FeatureNetwork, repository: str | None = None) -> Path:

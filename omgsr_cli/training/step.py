@@ -13,13 +13,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from omgsr_cli.errors import UsageError
+from omgsr_cli.models.base import Trainable
 from omgsr_cli.training.config import GanConfig, TrainConfig
-from omgsr_cli.training.data import Batch
-from omgsr_cli.training.discriminator import Discriminator, Draws
+from omgsr_cli.training.data import Batch, Purpose, draw_generators
+from omgsr_cli.training.discriminator import Discriminator, Draws, build_discriminator
 from omgsr_cli.training.distributed import is_finite, prepare, share
-from omgsr_cli.training.draws import Purpose, draw_generators
 from omgsr_cli.training.losses import Losses, cut_window, discriminator_loss, generator_gan_loss
-from omgsr_cli.training.model import Denoising, DenoisingLoss, Generator
+from omgsr_cli.training.model import Denoising, DenoisingLoss, Generator, build_generator
+from omgsr_cli.training.perceptual import FeatureNet
 
 _LEAST_SHARE = 0.02
 """Fraction of the learning rate at the end of a decaying schedule."""
@@ -76,21 +77,6 @@ def learning_rate_share(
     done = min(1.0, (step - warmup_steps) / max(1, steps - 1 - warmup_steps))
     left = 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
     return _LEAST_SHARE + (1 - _LEAST_SHARE) * left
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every parameter group."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
-def clip_gradients(weights: Iterable[nn.Parameter], clip: float) -> Tensor:
-    """Scale the gradients to a norm of at most `clip`.
-
-    Returns:
-        The norm before clipping, a scalar; it is not finite if any gradient is not.
-    """
-    return torch.nn.utils.clip_grad_norm_(list(weights), clip)
 
 
 class WeightAverage:
@@ -246,6 +232,46 @@ class Learner:
     losses: Losses | DenoisingLoss
 
 
+def build_learner(
+    config: TrainConfig,
+    trainable: Trainable,
+    losses: Losses | DenoisingLoss,
+    judged: FeatureNet | None,
+    device: torch.device,
+) -> Learner:
+    """Build the generator and the discriminator with their optimisers.
+
+    Args:
+        config: configuration of the run.
+        trainable: the model.
+        losses: losses of the generator.
+        judged: feature network of the discriminator; None without one, or for the U-Net.
+        device: device of the discriminator.
+    Raises:
+        UsageError: crops are too small for the discriminator, or bitsandbytes is not installed.
+    """
+    weights, optim = trainable.trained(), config.optim
+    adversary = None
+    if config.loss.gan:
+        mixed = config.train.precision == "mixed"
+        built = build_discriminator(judged, config.data.resolution, config.gan, config.train.seed, autocast=mixed)
+        adversary = Adversary(built.to(device), config.gan, optim.weight_decay)
+    return Learner(
+        generator=build_generator(config, trainable),
+        weights=weights,
+        optimizer=build_adamw(
+            weights.values(),
+            lr=optim.lr,
+            betas=optim.betas,
+            weight_decay=optim.weight_decay,
+            eight_bit=optim.eight_bit,
+        ),
+        average=WeightAverage(weights, config.train.ema) if config.train.ema else None,
+        adversary=adversary,
+        losses=losses,
+    )
+
+
 @dataclass(frozen=True)
 class StepResult:
     """Result of a step, the same in every process.
@@ -306,9 +332,9 @@ class Stepper:
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value / passes
         norms = {}
         if alone is None:
-            norms["gradient_norm"] = clip_gradients(learner.weights.values(), self._config.optim.clip)
+            norms["gradient_norm"] = nn.utils.clip_grad_norm_(learner.weights.values(), self._config.optim.clip)
         if adversary is not None:
-            norms["discriminator_norm"] = clip_gradients(adversary.weights.values(), self._config.optim.clip)
+            norms["discriminator_norm"] = nn.utils.clip_grad_norm_(adversary.weights.values(), self._config.optim.clip)
         # Norms are already equal in every process; a loss may be finite in this process and not in another.
         shared, heard = share(self._accelerator, sums | norms | {"broken": torch.tensor(float(broken))}, signal)
         any_broken = shared.pop("broken") > 0
@@ -363,9 +389,11 @@ class Stepper:
     def _set_rates(self, step: int) -> float:
         optim, gan = self._config.optim, self._config.gan
         share_of = learning_rate_share(step, self._config.train.steps, optim.schedule, optim.warmup_steps)
-        set_learning_rate(self._learner.optimizer, optim.lr * share_of)
-        if self._learner.adversary is not None:
-            set_learning_rate(self._learner.adversary.optimizer, gan.lr * share_of)
+        adversary = self._learner.adversary
+        for group in self._learner.optimizer.param_groups:
+            group["lr"] = optim.lr * share_of
+        for group in [] if adversary is None else adversary.optimizer.param_groups:
+            group["lr"] = gan.lr * share_of
         return optim.lr * share_of
 
     def _update(self, adversary: Adversary | None, generator_learned: bool) -> None:

@@ -25,11 +25,10 @@ from omgsr_cli.imaging import from_samples, resize, to_samples
 from omgsr_cli.models.loading import load_found
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.options import ModelOptions
+from omgsr_cli.training.config import TeacherConfig
 
 Restore = Callable[[Tensor, int, int], Tensor]
 """Function of (3, h, w) in [0, 1], the output height and width; it returns (3, height, width) in [0, 1] on the CPU."""
-
-LowFrequencies = Literal["hq", "none"]
 
 
 def load_teacher(model: str, device: torch.device, precision: Literal["fp32", "bf16"] = "fp32") -> Restore:
@@ -80,19 +79,16 @@ def identify_teacher(model: str, precision: Literal["fp32", "bf16"] = "fp32") ->
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def teacher_target(taught: Tensor, hq: Tensor, sigma_px: float, low_frequencies: LowFrequencies = "hq") -> Tensor:
+def teacher_target(taught: Tensor, hq: Tensor, sigma_px: float) -> Tensor:
     """Replace the low frequencies of the teacher's image by those of the photograph: T = t + G * (hq - t).
 
     Args:
         taught: (3, H, W) float32, the teacher's image, any range.
         hq: same shape and range, the high-quality image.
         sigma_px: standard deviation of the Gaussian G in px; edges are repeated.
-        low_frequencies: "hq" as above; "none" returns the teacher's image unchanged.
     Returns:
         (3, H, W) float32, not clamped.
     """
-    if low_frequencies == "none":
-        return taught
     return taught + blur_gaussian(hq - taught, sigma_px)
 
 
@@ -100,12 +96,12 @@ class TeacherImages:
     """A teacher's images on disk, one PNG per crop.
 
     Args:
-        folder: folder of the images; it is created if it is missing, and several runs may share it.
+        config: the [loss.teacher] section; several runs may share its folder.
         teacher: result of `identify_teacher`.
     """
 
-    def __init__(self, folder: Path, teacher: str) -> None:
-        self.folder, self.teacher = folder, teacher
+    def __init__(self, config: TeacherConfig, teacher: str) -> None:
+        self.config, self.folder, self._teacher = config, Path(config.cache), teacher
 
     def path(self, crop: str) -> Path:
         """Return the path of a crop's image, which may not exist yet.
@@ -113,7 +109,7 @@ class TeacherImages:
         Args:
             crop: result of `TrainingCrops.crop_key`.
         """
-        return self.folder / f"{hashlib.sha256(f'{self.teacher} {crop}'.encode()).hexdigest()[:32]}.png"
+        return self.folder / f"{hashlib.sha256(f'{self._teacher} {crop}'.encode()).hexdigest()[:32]}.png"
 
     def read(self, crop: str, size_px: tuple[int, int]) -> Tensor:
         """Read a cached image: (3, H, W) float32 in [0, 1].

@@ -20,13 +20,7 @@ from omgsr_cli.errors import FileError, NotFiniteError, OmgsrError, UsageError
 from omgsr_cli.fidelity import psnr, ssim
 from omgsr_cli.imaging import SourceImage, from_samples, resize, write_image
 from omgsr_cli.training.config import TrainConfig
-from omgsr_cli.training.data import (
-    BrokenImageError,
-    CropOptions,
-    Pixels,
-    read_pixels,
-)
-from omgsr_cli.training.draws import Purpose, choose, draw_rng
+from omgsr_cli.training.data import BrokenImageError, CropOptions, Pixels, Purpose, choose, draw_rng, read_pixels
 from omgsr_cli.training.losses import Measure
 from omgsr_cli.training.sources import Stored, TrainingImage, find_training_images
 
@@ -197,7 +191,7 @@ def validate(
     Args:
         restore: function of (1, 3, H, W) in [-1, 1] that returns the same shape and range.
         images: held-out images.
-        options: options of the training samples: resolution, scales, degradations and cache.
+        options: options of the training samples.
         measures: metrics by name.
         multiple_px: sides of images for `restore` are multiples of this.
         device: device of `restore`.
@@ -218,7 +212,7 @@ def validate(
                 result.broken[error.path] = error.message
         if pair is None:
             if together:
-                side = -(-options.resolution // multiple_px) * multiple_px
+                side = -(-options.data.resolution // multiple_px) * multiple_px
                 restore(torch.zeros(1, 3, side, side, device=device))
             continue
         lq, *references = (image[None].mul(2).sub_(1).to(device) for image in pair)
@@ -255,7 +249,7 @@ def _load(
     if image.reference is not None:
         images.append(from_samples(read_pixels(image.reference, options.cache)))
     height, width = image.compared_px or image.output_px
-    largest_px = max(options.resolution, LARGEST_PX)
+    largest_px = max(options.data.resolution, LARGEST_PX)
     top, left = (max(0, side - largest_px) // 2 for side in (height, width))
     rows, columns = (slice(start, min(start + largest_px, side)) for start, side in ((top, height), (left, width)))
     return tuple(trim(each[:, rows, columns], multiple_px) for each in images)
@@ -269,14 +263,14 @@ def load_pair(
     Returns:
         The upscaled counterpart and the high-quality image, (3, H, W) in [0, 1].
     """
-    largest_px = max(options.resolution, LARGEST_PX)
+    largest_px = max(options.data.resolution, LARGEST_PX)
     hq_pixels = read_pixels(image.hq, options.cache)
     if image.lq is None:
         hq = trim(from_samples(_middle(hq_pixels, largest_px)), multiple_px)
         rng = draw_rng(seed, Purpose.VALIDATION, index)
         if not options.degradations:
             return hq, hq
-        scale, config = options.scales[0][0], choose(options.degradations, rng)
+        scale, config = options.data.scales[0][0], choose(options.degradations, rng)
         lq = degrade(hq[None], scale, config, seed=seed, epoch=int(Purpose.VALIDATION), indices=[index])[0]
     else:
         lq = from_samples(_middle(read_pixels(image.lq, options.cache), largest_px // image.lq_scale))

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from omgsr_cli.cli.progress import show_steps
 from omgsr_cli.cli.train import _step_line
-from omgsr_cli.training.events import StepDone
+from omgsr_cli.training.loop import StepDone
 
 
 @pytest.mark.parametrize("columns", [80, 120])

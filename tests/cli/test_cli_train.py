@@ -314,8 +314,8 @@ def test_all_unreadable_headers_are_named_before_the_first_step(train: Command, 
         assert sum(name in line for line in checked.errors[:-1]) == 1, name
     said = train(write_config(tmp_path, world), *options)
     assert (said.code, said.out) == (1, b"")
-    assert all(any(name in line for line in said.errors) for name in ("x.png", "y.jpg", "z.webp"))
-    assert "3 of 6" in said.errors[-1]
+    assert all(any(name in line for line in said.errors) for name in ("x.png", "y.jpg", "z.webp", "w.png"))
+    assert "4 of 10" in said.errors[-1]
     assert not list((tmp_path / "run").glob("step-*"))
 
 

@@ -19,12 +19,11 @@ from torch import Tensor
 from omgsr_cli.degradation import DegradationConfig, load_degradation
 from omgsr_cli.errors import FileError, OmgsrError, UsageError
 from omgsr_cli.files.atomic import partial_name
-from omgsr_cli.training.config import DataConfig, LqNoise
+from omgsr_cli.training.config import DataConfig, LqNoise, TeacherConfig
 from omgsr_cli.training.data import (
     CropOptions,
     Numbers,
     Order,
-    Teaching,
     TrainingCrops,
     _turn,
     add_lq_noise,
@@ -36,9 +35,8 @@ from omgsr_cli.training.sources import TrainingImage, find_training_images, plan
 from omgsr_cli.training.teacher import TeacherImages, teacher_target
 
 LIGHT = load_degradation("light")
-OPTIONS = CropOptions(
-    resolution=32, scales=((4.0, 1.0),), degradations=((LIGHT, 0.5), (load_degradation("reference"), 0.5))
-)
+DATA = DataConfig.model_validate({"train": ["photos"], "resolution": 32})
+OPTIONS = CropOptions(DATA, ((LIGHT, 0.5), (load_degradation("reference"), 0.5)))
 
 
 def write(path: Path, pixels: np.ndarray) -> Path:
@@ -64,9 +62,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def options_with(**changes: object) -> CropOptions:
+    """The options with other keys of [data], and other degradations, noise or teacher."""
+    data = {name: value for name, value in changes.items() if name in DataConfig.model_fields}
+    others = {name: value for name, value in changes.items() if name not in data}
+    return replace(OPTIONS, data=DATA.model_copy(update=data), **others)  # type: ignore[arg-type]  # test's shorthand
+
+
 def build(folder: Path, seed: int = 0, **changes: object) -> TrainingCrops:
-    options = replace(OPTIONS, **changes)  # type: ignore[arg-type]  # test's shorthand
-    return TrainingCrops(find_training_images([str(folder / "hq")], None, 32, "skip"), options, seed)
+    return TrainingCrops(find_training_images([str(folder / "hq")], None, 32, "skip"), options_with(**changes), seed)
+
+
+def taught(folder: Path, crops: int, low_frequencies: str = "hq", teacher: str = "one") -> TeacherImages:
+    config = {"model": "m", "cache": str(folder / "kept"), "crops": crops, "low_frequencies": low_frequencies}
+    return TeacherImages(TeacherConfig.model_validate(config), teacher)
 
 
 def test_a_sample_is_decided_by_seed_and_number(folder: Path) -> None:
@@ -212,7 +221,7 @@ def test_degradations_and_scales_are_drawn_by_their_probabilities(
 
     monkeypatch.setattr("omgsr_cli.training.data.degrade", spy)
     reference = load_degradation("reference")
-    crops = build(folder, degradations=((LIGHT, 0.25), (reference, 0.75)), scales=((4.0, 0.6), (2.5, 0.4)))
+    crops = build(folder, degradations=((LIGHT, 0.25), (reference, 0.75)), scale={"4": 0.6, "2.5": 0.4})
     for number in range(400):
         crops[number]
     found = Counter(drawn_scale for drawn_scale, _ in drawn)
@@ -254,7 +263,7 @@ def test_real_pairs_stay_aligned(tmp_path: Path) -> None:
     (tmp_path / "lq" / "a.jpg.png").rename(tmp_path / "lq" / "a.bmp")
     images = find_training_images([str(tmp_path / "hq")], [str(tmp_path / "lq")], 32, "skip")
     assert images[0].lq_scale == 3
-    crops = TrainingCrops(images, replace(OPTIONS, resolution=32, turn=True), 0)
+    crops = TrainingCrops(images, options_with(turn=True), 0)
     for number in range(12):
         _, lq, hq = crops[number]
         assert hq.shape == (3, 32, 32)
@@ -274,7 +283,7 @@ def test_small_images(tmp_path: Path, on_small: str) -> None:
     write(tmp_path / "hq" / "b.png", noise(32, 32))
     images = find_training_images([str(tmp_path / "hq")], None, 32, on_small)  # type: ignore[arg-type]  # parametrised
     assert len(images) == (1 if on_small == "skip" else 2)
-    crops = TrainingCrops(images, replace(OPTIONS, on_small=on_small), 0)  # type: ignore[arg-type]  # likewise
+    crops = TrainingCrops(images, options_with(on_small=on_small), 0)
     assert all(crops[number][2].shape == (3, 32, 32) for number in range(4))
     if on_small == "skip":
         (tmp_path / "hq" / "b.png").unlink()
@@ -294,7 +303,7 @@ def test_decoded_pixels_are_kept_and_renewed(folder: Path, tmp_path: Path) -> No
     write(path, noise(40, 41, 9))
     os.utime(path, ns=(1, 1))
     assert read_pixels(path, cache).shape == (40, 41, 3)
-    with_cache, without = build(folder, cache=cache), build(folder)
+    with_cache, without = build(folder, cache=str(cache)), build(folder)
     assert torch.equal(with_cache[5][1], without[5][1])
     with pytest.raises(FileError):
         read_pixels(folder / "absent.png", cache)
@@ -356,8 +365,7 @@ def test_a_sample_may_be_saved_as_jpeg_and_its_target_never_is(folder: Path) -> 
 
 
 def test_flat_surfaces_are_their_own_target(folder: Path, tmp_path: Path) -> None:
-    teaching = Teaching(TeacherImages(tmp_path / "kept", "one"), crops=2, sigma_px=3.0, low_frequencies="hq")
-    _, lq, hq, target = build(folder, smooth=1.0, teaching=teaching)[5]
+    _, lq, hq, target = build(folder, smooth=1.0, teacher=taught(tmp_path, 2))[5]
     assert torch.equal(hq, target), "no teacher was asked"
     assert lq.shape == hq.shape == (3, 32, 32)
     for index in range(20):
@@ -373,7 +381,7 @@ def test_flat_surfaces_are_their_own_target(folder: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("pairs", [False, True])
 def test_gray_crops_are_gray_on_both_sides(folder: Path, pairs: bool) -> None:
     photo = TrainingImage(folder / "hq" / "0.png", folder / "hq" / "0.png" if pairs else None, 50, 70, 1)
-    coloured, gray = (TrainingCrops([photo], replace(OPTIONS, gray=share), 0) for share in (0.0, 1.0))
+    coloured, gray = (TrainingCrops([photo], options_with(gray=share), 0) for share in (0.0, 1.0))
     for image, original in zip(gray.draw_pair(0), coloured.draw_pair(0), strict=True):
         assert torch.equal(image[0], image[1])
         assert torch.equal(image[0], image[2])
@@ -402,8 +410,8 @@ def test_several_enlargements_are_drawn_by_their_shares() -> None:
 
 
 def test_with_a_teacher_samples_are_windows_of_its_crops(folder: Path, tmp_path: Path) -> None:
-    teaching = Teaching(TeacherImages(tmp_path / "kept", "one"), crops=2, sigma_px=3.0, low_frequencies="none")
-    crops = build(folder, teaching=teaching, turn=True, noise=LqNoise(probability=1.0))
+    images = taught(tmp_path, 2, "none")
+    crops = build(folder, teacher=images, turn=True, noise=LqNoise(probability=1.0))
     with pytest.raises(FileError, match="cannot be read"):
         crops[0]
     asked = []
@@ -415,8 +423,8 @@ def test_with_a_teacher_samples_are_windows_of_its_crops(folder: Path, tmp_path:
     for _ in range(2):
         for number in range(2):
             lq, hq = crops.draw_pair(number)
-            if not teaching.images.path(crops.crop_key(number)).is_file():
-                teaching.images.make(crops.crop_key(number), lq, *hq.shape[1:], invert)
+            if not images.path(crops.crop_key(number)).is_file():
+                images.make(crops.crop_key(number), lq, *hq.shape[1:], invert)
     assert len(asked) == 2, "the teacher is paid once"
     seen = set()
     for number in range(8):
@@ -429,14 +437,14 @@ def test_with_a_teacher_samples_are_windows_of_its_crops(folder: Path, tmp_path:
 
 def test_the_cache_key_of_a_crop_is_its_definition(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def keys(seed: int = 0, teacher: str = "one", **changes: object) -> list[Path]:
-        teaching = Teaching(TeacherImages(folder / "kept", teacher), crops=4, sigma_px=3.0, low_frequencies="hq")
-        crops = build(folder, seed, teaching=teaching, **changes)
-        return [teaching.images.path(crops.crop_key(number)) for number in range(4)]
+        images = taught(folder, 4, teacher=teacher)
+        crops = build(folder, seed, teacher=images, **changes)
+        return [images.path(crops.crop_key(number)) for number in range(4)]
 
     base = keys()
     assert len(set(base)) == 4
     # None of these changes what the teacher sees.
-    assert keys(flip=False, turn=True, smooth=0.5, noise=LqNoise(probability=1.0), cache=folder / "cache") == base
+    assert keys(flip=False, turn=True, smooth=0.5, noise=LqNoise(probability=1.0), cache="cache") == base
     monkeypatch.setattr("omgsr_cli.training.data.degrade", lambda *_, **__: pytest.fail("a key needs no pixels"))
     assert keys() == base
     changed = OPTIONS.degradations[0][0].model_copy(update={"final_sinc_prob": 0.1})
@@ -444,12 +452,12 @@ def test_the_cache_key_of_a_crop_is_its_definition(folder: Path, monkeypatch: py
         keys(seed=1),
         keys(teacher="two"),
         keys(resolution=24),
-        keys(scales=((2.0, 1.0),)),
+        keys(scale=2.0),
         keys(degradations=((changed, 1.0),)),
         keys(detail=0.5),
         keys(halve=0.5),
         keys(gray=0.5),
-        keys(margin_px=8),
+        keys(margin=8),
         keys(on_small="pad"),
     ):
         assert not set(other) & set(base)
@@ -465,9 +473,9 @@ def test_the_cache_key_of_a_crop_is_its_definition(folder: Path, monkeypatch: py
 
 
 def test_a_corrupt_teacher_image_is_made_again_by_the_next_run(folder: Path, tmp_path: Path) -> None:
-    teaching = Teaching(TeacherImages(tmp_path / "kept", "one"), crops=1, sigma_px=3.0, low_frequencies="hq")
-    crops = build(folder, teaching=teaching)
-    path = teaching.images.path(crops.crop_key(0))
+    images = taught(tmp_path, 1)
+    crops = build(folder, teacher=images)
+    path = images.path(crops.crop_key(0))
     write(path, noise(48, 48))
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(FileError, match=path.name):
@@ -477,11 +485,10 @@ def test_a_corrupt_teacher_image_is_made_again_by_the_next_run(folder: Path, tmp
 
 def test_a_target_has_the_photographs_low_frequencies() -> None:
     torch.manual_seed(0)
-    hq, taught = torch.rand(3, 40, 50), torch.rand(3, 40, 50) * 0.5
-    target = teacher_target(taught, hq, 3.0)
-    expected = gaussian_filter((hq - taught).numpy(), (0, 3, 3), mode="nearest", truncate=3.0)
-    np.testing.assert_allclose((target - taught).numpy(), expected, atol=1e-5)
-    assert torch.equal(teacher_target(taught, hq, 3.0, "none"), taught)
+    hq, made = torch.rand(3, 40, 50), torch.rand(3, 40, 50) * 0.5
+    target = teacher_target(made, hq, 3.0)
+    expected = gaussian_filter((hq - made).numpy(), (0, 3, 3), mode="nearest", truncate=3.0)
+    np.testing.assert_allclose((target - made).numpy(), expected, atol=1e-5)
 
 
 def test_low_quality_crops_can_be_enlarged_by_the_published_filters(folder: Path) -> None:
@@ -498,7 +505,7 @@ def test_low_quality_crops_can_be_enlarged_by_the_published_filters(folder: Path
     write(folder / "flat" / "0.png", np.full((60, 60, 3), 100))
     flat = TrainingCrops(
         find_training_images([str(folder / "flat")], None, 32, "skip"),
-        replace(OPTIONS, upscale="random", scales=((2.0, 1.0),), degradations=((replace_noise(), 1.0),)), 0,
+        options_with(upscale="random", scale=2.0, degradations=((replace_noise(), 1.0),)), 0,
     )  # fmt: skip
     for number in range(6):
         _, lq, hq = flat[number]
@@ -525,15 +532,15 @@ def test_images_can_be_drawn_equally_often(folder: Path) -> None:
 
 def test_partial_files_of_a_killed_run_are_removed_from_the_caches_of_pixels_and_teachers(tmp_path: Path) -> None:
     write(tmp_path / "a.png", noise(8, 6))
-    for cache in ("pixels", "teacher"):
+    for cache in ("pixels", "kept"):
         (tmp_path / cache).mkdir()
         own = partial_name("a.npy")
         (tmp_path / cache / own).write_bytes(b"half")
         (tmp_path / cache / own.replace(f"-{os.getpid()}-", "-4194305-")).write_bytes(b"half")
     read_pixels(tmp_path / "a.png", tmp_path / "pixels")
-    kept = TeacherImages(tmp_path / "teacher", "one")
+    kept = taught(tmp_path, 1)
     kept.make("crop", torch.zeros(3, 4, 4), 8, 8, lambda lq, height, width: torch.zeros(3, height, width))
-    for cache in ("pixels", "teacher"):
+    for cache in ("pixels", "kept"):
         # The live process's own file stays.
         assert sum(path.suffix == ".partial" for path in (tmp_path / cache).iterdir()) == 1
         assert len(list((tmp_path / cache).iterdir())) == 2

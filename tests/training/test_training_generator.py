@@ -22,8 +22,8 @@ from omgsr_cli.models.sd import SD_LORA
 from omgsr_cli.models.sources import find_trainable
 from omgsr_cli.models.wavelet import WaveletLatents
 from omgsr_cli.training.config import GanConfig, StepsConfig, TrainConfig, read_preset_config
+from omgsr_cli.training.data import Purpose, draw_generator
 from omgsr_cli.training.discriminator import build_discriminator
-from omgsr_cli.training.draws import Purpose, draw_generator
 from omgsr_cli.training.model import Denoising, Generator, build_generator, draw_timestep
 from omgsr_cli.training.step import WeightAverage
 

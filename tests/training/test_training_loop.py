@@ -33,14 +33,22 @@ from omgsr_cli.models.base import Trainable
 from omgsr_cli.models.loading import load_restorer, load_trainable
 from omgsr_cli.models.sources import find_trainable
 from omgsr_cli.training import validation
-from omgsr_cli.training.assembly import build_crop_options, load_run
 from omgsr_cli.training.check import check_files
 from omgsr_cli.training.checkpoints import list_checkpoints
 from omgsr_cli.training.config import ConfigError, OptimConfig, TrainConfig
 from omgsr_cli.training.data import Numbers, TrainingCrops, load_batches, read_pixels
-from omgsr_cli.training.events import Event, Noticed, Saved, Started, StepDone, Validated
 from omgsr_cli.training.logs import CsvLog, Means
-from omgsr_cli.training.loop import train
+from omgsr_cli.training.loop import (
+    Event,
+    Noticed,
+    Saved,
+    Started,
+    StepDone,
+    Validated,
+    build_crop_options,
+    load_run,
+    train,
+)
 from omgsr_cli.training.losses import discriminator_loss, generator_gan_loss
 from omgsr_cli.training.model import Denoising
 from omgsr_cli.training.sources import find_training_images
@@ -519,7 +527,7 @@ def test_a_signal_stops_the_run_while_the_teacher_works(world: Path, tmp_path: P
 def load_run_crops(tables: Any) -> TrainingCrops:
     config = TrainConfig.model_validate(tables)
     options = build_crop_options(config)
-    return TrainingCrops(find_training_images(config.data.train, None, options.resolution, "skip"), options, 0)
+    return TrainingCrops(find_training_images(config.data.train, None, options.data.resolution, "skip"), options, 0)
 
 
 def load_folder(folder: Path) -> Trainable:
@@ -563,7 +571,7 @@ def test_an_automatic_mid_timestep_is_measured_once_and_kept(
     assert len(found["curve"]) == 1000
     assert result.checkpoint is not None
     assert json.loads((result.checkpoint / "omgsr.json").read_text())["mid_timestep"] == found["mid_timestep"]
-    monkeypatch.setattr("omgsr_cli.training.assembly.find_mid_timestep", lambda *_, **__: pytest.fail("again"))
+    monkeypatch.setattr("omgsr_cli.training.model.find_mid_timestep", lambda *_, **__: pytest.fail("again"))
     tables["train"]["steps"] = 2
     again, _ = run_here(tables, resume="auto")
     assert again.step == 2

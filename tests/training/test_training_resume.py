@@ -18,12 +18,10 @@ from training_run import differing, run_here, settings, start, tensors
 
 from omgsr_cli.errors import ModelError, OmgsrError, UsageError
 from omgsr_cli.store.manifest import write_manifest
-from omgsr_cli.training.assembly import build_crop_options
 from omgsr_cli.training.checkpoints import find_checkpoint
 from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.data import Order, TrainingCrops
-from omgsr_cli.training.events import Event, Noticed, Saved, Started, StepDone, Validated
-from omgsr_cli.training.loop import train
+from omgsr_cli.training.loop import Event, Noticed, Saved, Started, StepDone, Validated, build_crop_options, train
 from omgsr_cli.training.sources import find_training_images, plan_epoch
 
 

@@ -59,7 +59,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SourceConfig]:
 
 
 def crops_of(source: SourceConfig) -> TrainingCrops:
-    options = CropOptions(32, ((4.0, 1.0),), ((load_degradation("light"), 1.0),))
+    options = CropOptions(DataConfig(train=(source,), resolution=32), ((load_degradation("light"), 1.0),))
     return TrainingCrops(find_training_images([source], None, 32, "skip"), options, seed=3)
 
 
@@ -120,7 +120,7 @@ def test_first_images_and_whole_images_of_a_source(tmp_path: Path) -> None:
     assert read_pixels(found[2].hq, tmp_path / "cache", found[2].resize_px).shape == (48, 64, 3)
     assert read_pixels(found[2].hq, tmp_path / "cache").shape == (96, 128, 3)
     # A crop of the whole height.
-    crop = TrainingCrops(found[2:3], CropOptions(48, ((4.0, 1.0),), ()), 0)[0]
+    crop = TrainingCrops(found[2:3], CropOptions(DataConfig(train=(faces,), resolution=48), ()), 0)[0]
     assert crop[2].shape == (3, 48, 48)
 
 
