@@ -23,7 +23,7 @@ from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
 from omgsr_cli.errors import FileError
 from omgsr_cli.files.folders import RAW_SUFFIXES, av1_depth, has_reader
 from omgsr_cli.imaging.image import spread, unpremultiplied
-from omgsr_cli.imaging.opening import decoding, load_pixels, missing_reader
+from omgsr_cli.imaging.opening import load_pixels, missing_reader
 
 _OTHER_ORDER = {"B": "L", "L": "B"}
 _NATIVE = "L" if sys.byteorder == "little" else "B"
@@ -48,23 +48,20 @@ def can_read_deep(image: ImageFile.ImageFile) -> bool:
     return image.mode != "CMYK" and not (planar and image.tile[0].codec_name == "libtiff")
 
 
-def read_deep(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> NDArray[np.uint16]:
+def read_deep(image: ImageFile.ImageFile, file: BinaryIO) -> NDArray[np.uint16]:
     """Decode a file that `is_deep`.
 
     Args:
         image: opened but not loaded; it is loaded afterwards.
         file: the file that the image was opened from.
-        name: name of the file in messages.
     Returns:
         (H, W, C) uint16: C is 2 for grey with alpha, 3 for RGB, 4 for RGBA. Premultiplied colours are divided by alpha.
-    Raises:
-        FileError: it is truncated or corrupt.
     """
     rawmode = _rawmode(image.tile[0])
     if rawmode == "LA;16B":
         # The four bytes per pixel are both bytes of both channels.
         image.tile = [image.tile[0]._replace(args="RGBA")]
-        load_pixels(image, name)
+        load_pixels(image)
         return np.ascontiguousarray(np.asarray(image)).view(">u2").astype(np.uint16)
     # For separate planes of a TIFF, Pillow names each plane by its letter and omits the 16 bits.
     order, premultiplied = "B", False
@@ -72,15 +69,13 @@ def read_deep(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> NDArray[
         order = "L" if image.tag_v2.prefix == b"II" else "B"
         premultiplied = image.tag_v2.get(_EXTRA_SAMPLES_TAG, ())[:1] == (_PREMULTIPLIED,)
     file.seek(0)
-    with decoding(name):
-        lower = Image.open(file, formats=[image.format or ""])
-    with lower:
+    with Image.open(file, formats=[image.format or ""]) as lower:
         lower.tile = [_tile_of_byte(tile, order, lower=True) for tile in lower.tile]
         # Copy, because closing the image frees its pixels.
-        load_pixels(lower, name)
+        load_pixels(lower)
         low = np.array(lower, dtype=np.uint16)
     image.tile = [_tile_of_byte(tile, order, lower=False) for tile in image.tile]
-    load_pixels(image, name)
+    load_pixels(image)
     samples = np.asarray(image).astype(np.uint16)
     samples <<= 8
     samples |= low
@@ -113,10 +108,12 @@ _MOST_APART, _COMPARED_PX = 1.5, 1_000_000
 
 
 def coded_depth(image: ImageFile.ImageFile, file: BinaryIO) -> int:
-    """Bits per channel in the header of an AVIF, JPEG XL, JPEG 2000 or PPM file; 8 for all others.
+    """Bits per channel in the header of an AVIF, HEIC, JPEG XL, JPEG 2000 or PPM file; 8 for all others.
 
     JPEG XL in floats counts as 32.
     """
+    if image.format == "HEIF":
+        return int(image.info.get("bit_depth", 8))
     if image.format == "PPM":
         arguments = image.tile[0].args if image.tile else ()
         return int(arguments[-1]).bit_length() if isinstance(arguments, tuple) and arguments[-1] else 8
@@ -136,31 +133,29 @@ def keeps_depth(image: ImageFile.ImageFile, depth: int) -> bool:
     """Whether `read_coded` can read more than 8 bits from a file with this depth in its header."""
     if image.format == "PPM":
         return depth > 8 and image.mode == "RGB" and image.tile[0].codec_name == "ppm"
-    return depth > 8 and image.format in _DECODERS and has_reader("codecs")
+    return depth > 8 and (image.format == "HEIF" or (image.format in _DECODERS and has_reader("codecs")))
 
 
-def read_coded(image: ImageFile.ImageFile, file: BinaryIO, depth: int, name: str) -> NDArray[Any] | None:
+def read_coded(image: ImageFile.ImageFile, file: BinaryIO, depth: int) -> NDArray[Any] | None:
     """Decode a file at its own depth.
 
     Args:
-        image: opened; it is loaded afterwards, for a comparison.
+        image: opened; AVIF, JPEG XL and JPEG 2000 are loaded afterwards, for a comparison.
         file: the file that the image was opened from.
         depth: from `coded_depth`.
-        name: name of the file in messages.
     Returns:
-        (H, W, C) uint16 over the whole range, or float32 if the file has floats; None if the result differs too much
-        from Pillow's.
-    Raises:
-        FileError: it is truncated or damaged.
+        (H, W, C) uint16 over the whole range, or float32 if the file has floats; upright if it is HEIC. None if the
+        result differs too much from Pillow's.
     """
+    if image.format == "HEIF":
+        return _read_heif(file, depth)
     if image.format == "PPM":
-        return _read_ppm(image, file, name)
-    load_pixels(image, name)
+        return _read_ppm(image, file)
+    load_pixels(image)
     shallow = np.asarray(image)
     file.seek(0)
-    with decoding(name):
-        decode = getattr(importlib.import_module("imagecodecs"), _DECODERS[image.format or ""])
-        samples: NDArray[Any] = decode(file.read())
+    decode = getattr(importlib.import_module("imagecodecs"), _DECODERS[image.format or ""])
+    samples: NDArray[Any] = decode(file.read())
     samples = samples[:, :, None] if samples.ndim == 2 else samples
     if shallow.ndim == 2:
         shallow = shallow[:, :, None]
@@ -176,14 +171,23 @@ def read_coded(image: ImageFile.ImageFile, file: BinaryIO, depth: int, name: str
     return samples if apart * 255 <= _MOST_APART else None
 
 
-def _read_ppm(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> NDArray[np.uint16]:
+def _read_heif(file: BinaryIO, depth: int) -> NDArray[np.uint16]:
+    """Read 10 or 12 bits, upright."""
+    file.seek(0)
+    image = importlib.import_module("pillow_heif").open_heif(file, convert_hdr_to_8bit=False)
+    samples: NDArray[np.uint16] = np.asarray(image)
+    # The library shifts levels to the upper bits, which leaves white slightly below the maximum.
+    levels = spread(samples >> (16 - depth), (1 << depth) - 1)
+    return levels[:, :, None] if levels.ndim == 2 else levels
+
+
+def _read_ppm(image: ImageFile.ImageFile, file: BinaryIO) -> NDArray[np.uint16]:
     """Read binary RGB with two big-endian bytes per sample (netpbm's `ppm`)."""
     count = image.width * image.height * 3
     file.seek(image.tile[0].offset)
-    with decoding(name):
-        content = file.read(2 * count)
-        if len(content) < 2 * count:
-            raise OSError("image file is truncated")
+    content = file.read(2 * count)
+    if len(content) < 2 * count:
+        raise OSError("image file is truncated")
     arguments: Any = image.tile[0].args
     return spread(np.frombuffer(content, ">u2").reshape(image.height, image.width, 3), int(arguments[-1]))
 
@@ -234,7 +238,8 @@ def _depth_of_jxl(header: bytes) -> int:
         if bits.take(1):
             _skip_size(bits)
         if bits.take(1):
-            _skip_preview(bits)
+            # No encoder writes a preview.
+            return 8
         if bits.take(1):
             bits.choose((100, 0), (1000, 0), (1, 10), (1, 30))
             bits.choose((1, 0), (1001, 0), (1, 8), (1, 10))
@@ -254,46 +259,11 @@ def _skip_size(bits: _Bits) -> None:
             bits.choose((1, 9), (1, 13), (1, 18), (1, 30))
 
 
-def _skip_preview(bits: _Bits) -> None:
-    is_small = bits.take(1)
-    for is_width in (False, True):
-        if is_width and bits.take(3):
-            return
-        if is_small:
-            bits.choose((16, 0), (32, 0), (1, 5), (33, 9))
-        else:
-            bits.choose((1, 6), (65, 8), (321, 10), (1345, 12))
-
-
-# --- HEIC and raw files -------------------------------------------------------------------------------------------
+# --- raw files ----------------------------------------------------------------------------------------------------
 
 # sRGB's curve in LibRaw's form: the inverse of its power, and the slope near black.
 _SRGB_GAMMA = (2.4, 12.92)
 _TURNED = (5, 6)
-
-
-def heif_depth(image: Image.Image) -> int:
-    """Bits per channel of an opened HEIC image; 8 for all others."""
-    return int(image.info.get("bit_depth", 8)) if image.format == "HEIF" else 8
-
-
-def read_deep_heif(file: BinaryIO) -> NDArray[np.uint16]:
-    """Decode a HEIC image with 10 or 12 bits, upright.
-
-    Args:
-        file: the whole file, seekable.
-    Returns:
-        (H, W, C) uint16 over the whole range.
-    Raises:
-        ValueError, RuntimeError, EOFError, SyntaxError, OSError: it is corrupt.
-    """
-    file.seek(0)
-    image = importlib.import_module("pillow_heif").open_heif(file, convert_hdr_to_8bit=False)
-    samples: NDArray[np.uint16] = np.asarray(image)
-    depth = int(image.info["bit_depth"])
-    # The library shifts levels to the upper bits, which leaves white slightly below the maximum.
-    levels = spread(samples >> (16 - depth), (1 << depth) - 1)
-    return levels[:, :, None] if levels.ndim == 2 else levels
 
 
 def is_raw(source: Path | bytes) -> bool:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import importlib
 import io
-import os
 import re
 import struct
 import threading
@@ -46,13 +45,15 @@ FORMAT_OF_PILLOW = {
 MAX_PIXELS = 1_000_000_000
 
 #: A byte of deflate decodes to at most 1032 bytes, and one of JPEG to about 500 pixels; fax codes of blank lines decode
-# to #: more, but have one bit per pixel. WebP and AVIF have no such bound, but are smaller than 300 megapixels.
+#: to more, but have one bit per pixel. WebP and AVIF have no such bound, but are smaller than 300 megapixels.
 _PIXELS_PER_BYTE = 8_300
 _DENSE_FORMATS = frozenset({"WEBP", "AVIF", "GIF"})
 _ALWAYS_PIXELS = 16_000_000
 
 #: Largest inflated size of a text or profile of a PNG, and of all texts together.
 MAX_PNG_TEXT, MAX_PNG_TEXTS = 64 << 20, 256 << 20
+
+_COPY_AGAIN = "copy or download it again"
 
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 
@@ -73,21 +74,8 @@ _FOR_PIXELS = frozenset({b"tRNS", b"acTL", b"fcTL", b"fdAT"})
 
 #: Exceptions that Pillow raises for corrupt files.
 DECODE_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    struct.error,
-    zlib.error,
-    TypeError,
-    KeyError,
-    IndexError,
-    EOFError,
-    OverflowError,
-    AttributeError,
-    RuntimeError,
-    MemoryError,
-    AssertionError,
-    ZeroDivisionError,
+    *(OSError, EOFError, ValueError, SyntaxError, struct.error, zlib.error, TypeError, AttributeError, LookupError),
+    *(ArithmeticError, RuntimeError, AssertionError, MemoryError),
 )
 
 #: Words in decoders' messages about truncated files.
@@ -96,7 +84,6 @@ _SHORT_WORDS = ("truncated", "unrecognized data stream", "ended prematurely", "u
 #: Exceptions whose text describes the file, unless it names a library.
 _PLAIN_ERRORS = (OSError, SyntaxError, ValueError, NotImplementedError)
 _LIBRARY_WORDS = re.compile(r"lib\w|decoder|plugin|object|build|unpack|argument|0x[0-9a-f]|error", re.I)
-
 
 #: Tags with the offsets and lengths of a TIFF's strips or tiles.
 _TIFF_PLACES = ((273, 279), (324, 325))
@@ -169,51 +156,41 @@ def opened(
     Yields:
         The image, the seekable file that it reads from, and notes about damaged parts that were dropped.
     Raises:
-        FileError: the file is missing, empty, not an image, too large, truncated or otherwise corrupt.
+        FileError: the file is missing, empty, not an image, too large, truncated or otherwise corrupt; also for errors
+            of Pillow inside of the context.
     """
-    with opened_file(source, name) as whole:
-        with decoding(name):
-            file, notes = repaired(whole, for_pixels)
-            try:
-                image = open_tiff(file) if is_tiff(file.read(4)) else _opened_by_pillow(file)
-            except UnidentifiedImageError as error:
-                raise _unidentified(file, name) from error
-            check_size(name, image.size)
-            _check_density(image, file, name)
-            _check_length(image, file, name)
-            if isinstance(image, PngImagePlugin.PngImageFile) and image.mode == "P" and image.palette is None:
-                raise FileError(f"{name}: the palette of the PNG is missing", "copy or download it again")
+    with opened_file(source, name) as whole, decoding(name):
+        file, notes = repaired(whole, for_pixels)
+        try:
+            image = open_tiff(file) if is_tiff(file.read(4)) else _opened_by_pillow(file)
+        except UnidentifiedImageError as error:
+            raise _unidentified(file, name) from error
+        check_size(name, image.size)
+        _check_density(image, file, name)
+        _check_length(image, file, name)
+        if isinstance(image, PngImagePlugin.PngImageFile) and image.mode == "P" and image.palette is None:
+            raise FileError(f"{name}: the palette of the PNG is missing", _COPY_AGAIN)
         yield image, file, notes
 
 
 def _opened_by_pillow(file: BinaryIO) -> ImageFile.ImageFile:
     file.seek(0)
-    return Image.open(file, formats=_openers())
+    add_readers()
+    # Pillow opens an MPO as a JPEG, and then calls it MPO.
+    lazy = {"HEIF": has_reader("heic"), "JXL": has_reader("jxl"), "MPO": False}
+    return Image.open(file, formats=tuple(name for name in FORMAT_OF_PILLOW if lazy.get(name, True)))
 
 
-def load_pixels(image: ImageFile.ImageFile, name: str) -> None:
+def load_pixels(image: ImageFile.ImageFile) -> None:
     """Decode an opened image.
 
     Raises:
-        FileError: it is truncated or damaged.
+        One of DECODE_ERRORS: it is truncated or damaged.
     """
     before = libtiff_errors.count
-    with decoding(name):
-        image.load()
-        if libtiff_errors.count > before:
-            raise OSError("broken data stream: reported by libtiff")
-
-
-def frame_count(image: ImageFile.ImageFile, name: str) -> int:
-    """The number of images in a file.
-
-    Raises:
-        FileError: the header of a frame is corrupt.
-    """
-    if isinstance(image, TiffImage):
-        return image.full_pages
-    with decoding(name):
-        return int(getattr(image, "n_frames", 1))
+    image.load()
+    if libtiff_errors.count > before:
+        raise OSError("broken data stream: reported by libtiff")
 
 
 def check_size(name: str, size: tuple[int, int]) -> None:
@@ -240,13 +217,10 @@ def _check_density(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> Non
     pixels = image.width * image.height
     if pixels <= _ALWAYS_PIXELS or image.format in _DENSE_FORMATS:
         return
-    position, size = file.tell(), file.seek(0, os.SEEK_END)
-    file.seek(position)
+    size = bytes_of(file)
     if pixels > size * (_PIXELS_PER_BYTE if image.mode != "1" else _PIXELS_PER_BYTE * 16):
-        raise FileError(
-            f"{name}: its header gives {image.width}x{image.height} pixels, more than {size} bytes can hold",
-            "copy or download it again",
-        )
+        what = f"{image.width}x{image.height} pixels, more than {size} bytes can hold"
+        raise FileError(f"{name}: its header gives {what}", _COPY_AGAIN)
 
 
 def _check_length(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> None:
@@ -256,13 +230,19 @@ def _check_length(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> None
     # If strips cover less than the size in the header, the rest would be black: gigapixels from one kilobyte.
     corners = [tile.extents[2:] for tile in image.tile if tile.extents is not None]
     if corners and max(right for right, _ in corners) * max(low for _, low in corners) < image.width * image.height:
-        raise FileError(f"{name}: the file is truncated", "copy or download it again")
-    position, end = file.tell(), file.seek(0, os.SEEK_END)
-    file.seek(position)
+        raise FileError(f"{name}: the file is truncated", _COPY_AGAIN)
+    end = bytes_of(file)
     for offsets, lengths in _TIFF_PLACES:
         places = zip(image.tag_v2.get(offsets, ()), image.tag_v2.get(lengths, ()), strict=False)
         if any(offset + length > end for offset, length in places):
-            raise FileError(f"{name}: the file is truncated", "copy or download it again")
+            raise FileError(f"{name}: the file is truncated", _COPY_AGAIN)
+
+
+def bytes_of(file: BinaryIO) -> int:
+    """The size of a file, whose position does not change."""
+    position, size = file.tell(), file.seek(0, io.SEEK_END)
+    file.seek(position)
+    return size
 
 
 def _decode_error(name: str, error: BaseException) -> FileError:
@@ -271,13 +251,13 @@ def _decode_error(name: str, error: BaseException) -> FileError:
         return FileError(f"{name}: not enough memory to read it")
     reason = " ".join(str(error).split()) or type(error).__name__
     if any(word in reason.lower() for word in _SHORT_WORDS):
-        return FileError(f"{name}: the file is truncated", "copy or download it again")
+        return FileError(f"{name}: the file is truncated", _COPY_AGAIN)
     if reason.startswith(("decoder error", "broken data stream")):
-        return FileError(f"{name}: its pixels are damaged", "copy or download it again")
+        return FileError(f"{name}: its pixels are damaged", _COPY_AGAIN)
     if isinstance(error, _PLAIN_ERRORS) and not _LIBRARY_WORDS.search(reason):
         return FileError(f"{name}: cannot be read: {reason[:200]}")
     # A library's internal message does not help the user; OMGSR_DEBUG=1 shows it.
-    return FileError(f"{name}: the file is damaged or truncated", "copy or download it again")
+    return FileError(f"{name}: the file is damaged or truncated", _COPY_AGAIN)
 
 
 @cache
@@ -296,27 +276,16 @@ def missing_reader(kind: str, name: str) -> FileError:
     return FileError(f"{name}: {what} need {module}, which is not installed", install_hint([kind]))
 
 
-def _openers() -> tuple[str, ...]:
-    """Pillow's names of the formats that it may use to open a file."""
-    add_readers()
-    # Pillow opens an MPO as a JPEG, and then calls it MPO.
-    lazy = {"HEIF": has_reader("heic"), "JXL": has_reader("jxl"), "MPO": False}
-    return tuple(name for name in FORMAT_OF_PILLOW if lazy.get(name, True))
-
-
 def opened_file(source: Path | bytes, name: str) -> BinaryIO:
     """Open a path, or bytes as a file.
 
     Raises:
         FileError: the file is missing, unreadable or empty.
     """
-    if isinstance(source, bytes):
-        file: BinaryIO = io.BytesIO(source)
-    else:
-        try:
-            file = open(source, "rb")  # noqa: SIM115 -- closed by the caller
-        except OSError as error:
-            raise FileError(f"{name}: {read_reason(error)}") from error
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115 -- by the caller
+    except OSError as error:
+        raise FileError(f"{name}: {read_reason(error)}") from error
     try:
         start = file.read(1)
     except OSError as error:

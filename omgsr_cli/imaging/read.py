@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import warnings
 from dataclasses import dataclass, replace
@@ -22,14 +21,12 @@ from omgsr_cli.imaging.decoders import (
     can_read_deep,
     coded_depth,
     develop_raw,
-    heif_depth,
     is_deep,
     is_raw,
     keeps_depth,
     raw_size,
     read_coded,
     read_deep,
-    read_deep_heif,
 )
 from omgsr_cli.imaging.image import TURNS, ImageHeader, ImageMetadata, SourceImage, from_samples
 from omgsr_cli.imaging.metadata import (
@@ -45,9 +42,8 @@ from omgsr_cli.imaging.metadata import (
 from omgsr_cli.imaging.opening import (
     DECODE_ERRORS,
     FORMAT_OF_PILLOW,
+    bytes_of,
     check_size,
-    decoding,
-    frame_count,
     load_pixels,
     opened,
     opened_file,
@@ -90,7 +86,7 @@ _VIDEO_NOTE = "the video of a motion photo is not kept"
 _PIXELS_AT_ONCE = 1 << 20
 
 #: Smaller parts outside sRGB are not kept. The limit is low because of dark colours: one step of sRGB is many steps of
-# a #: pure gamma curve there, for which float16 would be too coarse, too.
+#: a pure gamma curve there, for which float16 would be too coarse, too.
 _GAMUT_TOLERANCE = 1e-4
 
 
@@ -125,9 +121,9 @@ def read_image(source: Path | bytes, name: str | None = None) -> SourceImage:
 
 def _read_samples(source: Path | bytes, name: str) -> tuple[SourceImage, NDArray[Any]]:
     """The result of `read_image` without its pixels, and the samples (H, W, C)."""
-    with opened(source, name, for_pixels=True) as (image, file, repairs), decoding(name):
+    with opened(source, name, for_pixels=True) as (image, file, repairs):
         format_name = FORMAT_OF_PILLOW[image.format or ""]
-        frames = frame_count(image, name)
+        frames = _frame_count(image)
         turned = stored_orientation(image)
         decoded = _decode(image, file, name)
         samples = decoded.samples
@@ -173,13 +169,12 @@ def probe_image(source: Path | bytes, name: str | None = None) -> ImageHeader:
         pixels = size[0] * size[1]
         memory = {"reading_bytes": _RAW_BYTES * pixels, "held_bytes": 12 * pixels}
         return ImageHeader(size, "raw", 1, "raw", 16, has_alpha=False, record=None, **memory)
-    with opened(source, name) as (image, file, _), decoding(name):
+    with opened(source, name) as (image, file, _):
         refuse_hdr(image, file, name)
         width, height = image.size
         if image.format != "TIFF" and (_late_orientation(image, file) or stored_orientation(image)) >= 5:
             width, height = height, width
-        deep = (is_deep(image) and can_read_deep(image)) or heif_depth(image) > 8
-        deep = deep or keeps_depth(image, coded_depth(image, file))
+        deep = (is_deep(image) and can_read_deep(image)) or keeps_depth(image, coded_depth(image, file))
         mode, has_alpha = f"{image.mode};16" if deep else image.mode, image.has_transparency_data
         if isinstance(image, TiffImage):
             deep, mode, has_alpha = image.is_deep, image.facts.name, image.facts.alpha_at is not None
@@ -188,7 +183,7 @@ def probe_image(source: Path | bytes, name: str | None = None) -> ImageHeader:
         return ImageHeader(
             size_px=(height, width),
             format=FORMAT_OF_PILLOW[image.format or ""],
-            frames=frame_count(image, name),
+            frames=_frame_count(image),
             mode=mode,
             bit_depth=16 if is_deep_result else 8,
             has_alpha=has_alpha,
@@ -196,6 +191,10 @@ def probe_image(source: Path | bytes, name: str | None = None) -> ImageHeader:
             reading_bytes=reading,
             held_bytes=held,
         )
+
+
+def _frame_count(image: ImageFile.ImageFile) -> int:
+    return image.full_pages if isinstance(image, TiffImage) else int(getattr(image, "n_frames", 1))
 
 
 def _memory(image: ImageFile.ImageFile, file: BinaryIO, is_deep_result: bool, has_alpha: bool) -> tuple[int, int]:
@@ -225,10 +224,10 @@ def _memory(image: ImageFile.ImageFile, file: BinaryIO, is_deep_result: bool, ha
     held = 4 * channels + wide
     # Upscaling a transparent image needs three more copies, and the colours that fill it.
     filled = 64 if has_alpha else 0
-    pixels, size = image.width * image.height, file.seek(0, io.SEEK_END)
-    file.seek(0)
+    pixels = image.width * image.height
     # Some decoders need all bytes of the file at once.
-    return pixels * max(decoding_bytes, samples + held, held + filled) + 2 * size, pixels * (held + filled // 2)
+    reading = pixels * max(decoding_bytes, samples + held, held + filled) + 2 * bytes_of(file)
+    return reading, pixels * (held + filled // 2)
 
 
 def _read_raw(source: Path | bytes, name: str) -> SourceImage:
@@ -274,9 +273,6 @@ def _late_orientation(image: Image.Image, file: BinaryIO) -> int | None:
 
 
 def _decode(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> _Decoded:
-    if heif_depth(image) > 8:
-        with decoding(name):
-            return _Decoded(read_deep_heif(file))
     if isinstance(image, TiffImage):
         return _decode_tiff(image, file, name)
     if (depth := coded_depth(image, file)) > 8:
@@ -284,7 +280,7 @@ def _decode(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> _Decoded:
     if is_deep(image):
         if can_read_deep(image):
             key = image.info.get("transparency")
-            samples = read_deep(image, file, name)
+            samples = read_deep(image, file)
             return _Decoded(_with_key_alpha(samples, key) if samples.shape[2] == 3 else samples)
         decoded = _decode_shallow(image, name)
         return replace(decoded, notes=("16 bits per channel were read as 8", *decoded.notes))
@@ -293,7 +289,7 @@ def _decode(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> _Decoded:
 
 def _decode_coded(image: ImageFile.ImageFile, file: BinaryIO, depth: int, name: str) -> _Decoded:
     """Decode an image of a format whose depth only its own header contains."""
-    samples = read_coded(image, file, depth, name) if keeps_depth(image, depth) else None
+    samples = read_coded(image, file, depth) if keeps_depth(image, depth) else None
     if samples is None:
         decoded = _decode_shallow(image, name)
         if decoded.samples.dtype == np.uint16:
@@ -310,14 +306,12 @@ def _decode_tiff(image: TiffImage, file: BinaryIO, name: str) -> _Decoded:
     notes = ("a transparency mask was dropped",) if image.has_mask else ()
     if image.is_pillows or image.page is None:
         if image.page is not None:
-            with decoding(name):
-                check_deflated(image.page)
+            check_deflated(image.page)
         decoded = _decode_shallow(image, name)
         return replace(decoded, notes=(*decoded.notes, *image.facts.notes, *notes))
     if needs_codecs(image.page) and not has_reader("codecs") and is_deep(image) and can_read_deep(image):
-        return _Decoded(read_deep(image, file, name), notes=notes)
-    with decoding(name):
-        read = read_tiff(image, name)
+        return _Decoded(read_deep(image, file), notes=notes)
+    read = read_tiff(image, name)
     notes = (*read.notes, *notes)
     samples, is_srgb = read.colors, read.is_srgb
     if read.space == "CMYK":
@@ -334,7 +328,7 @@ def _decode_tiff(image: TiffImage, file: BinaryIO, name: str) -> _Decoded:
 
 
 def _decode_shallow(image: ImageFile.ImageFile, name: str) -> _Decoded:
-    load_pixels(image, name)
+    load_pixels(image)
     if image.mode in _WIDE_GREY_MODES:
         return _wide_grey(image, name)
     if image.mode in ("CMYK", "LAB"):

@@ -71,11 +71,7 @@ _PILLOW_COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32946})
 _DEFLATED = (8, 32946)
 
 #: Compressions that tifffile decodes without imagecodecs: none, deflate and PackBits, with integer predictors.
-_PLAIN_COMPRESSIONS, _PLAIN_PREDICTORS, _PLAIN_BITS = (
-    frozenset({1, 8, 32773, 32946}),
-    frozenset({1, 2}),
-    (8, 16, 32, 64),
-)
+_PLAIN_COMPRESSIONS, _PLAIN_PREDICTORS, _PLAIN_BITS = {1, 8, 32773, 32946}, {1, 2}, {8, 16, 32, 64}
 
 _SPACES = {
     **{0: "grey", 1: "grey", 2: "RGB", 3: "palette", 4: "transparency mask", 5: "CMYK", 6: "YCbCr", 8: "Lab"},
@@ -305,11 +301,8 @@ def check_deflated(page: tifffile.TiffPage) -> None:
 
 def needs_codecs(page: tifffile.TiffPage) -> bool:
     """Whether tifffile needs imagecodecs to decode a page."""
-    return (
-        page.compression not in _PLAIN_COMPRESSIONS
-        or page.predictor not in _PLAIN_PREDICTORS
-        or page.bitspersample not in _PLAIN_BITS
-    )
+    is_plain = page.compression in _PLAIN_COMPRESSIONS and page.predictor in _PLAIN_PREDICTORS
+    return not is_plain or page.bitspersample not in _PLAIN_BITS
 
 
 def _distinct(pages: Iterable[Any]) -> list[tifffile.TiffPage]:
@@ -352,14 +345,12 @@ def _tags_as_file(page: tifffile.TiffPage) -> BinaryIO:
     """The tags of a page as a small TIFF, because Pillow cannot read big-endian BigTIFF."""
     directory = ImageFileDirectory_v2(prefix=b"II")
     for tag in page.tags:
-        if tag.code in (273, 279, 324, 325, 330):
-            continue
-        value = tag.value
-        if isinstance(value, dict):
+        # The places of strips, tiles and sub-images, and tags that tifffile has parsed.
+        if tag.code in (273, 279, 324, 325, 330) or isinstance(tag.value, dict):
             continue
         with contextlib.suppress(TypeError, ValueError, KeyError):
             directory.tagtype[tag.code] = int(tag.dtype)
-            directory[tag.code] = value
+            directory[tag.code] = tag.value
     return io.BytesIO(b"II*\0" + struct.pack("<I", 8) + directory.tobytes(8))
 
 
