@@ -28,6 +28,10 @@ class FileError(OmgsrError):
     """One file cannot be read, restored or written; the batch continues."""
 
 
+class UnreadableError(FileError):
+    """An input cannot be read, perhaps because it is incomplete or changing."""
+
+
 class ExistsError(FileError):
     """The file already exists, possibly since a moment ago; nothing was written."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 
 from omgsr_cli.batch.finished import FinishedResults, Settings, failed, name_of, outputs_of, own_result
 from omgsr_cli.batch.results import FileResult, Status
-from omgsr_cli.errors import FileError, OmgsrError, read_reason
+from omgsr_cli.errors import FileError, OmgsrError, UnreadableError, read_reason
 from omgsr_cli.files.addresses import Address, Location
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
 from omgsr_cli.files.jobs import Job
@@ -119,15 +119,25 @@ def check_job(
     job: Job, content: bytes | Path, settings: Settings, info: RestorerInfo, results: FinishedResults
 ) -> Checked:
     """Read the input's header, and find the outputs that exist."""
-    header = probe_image(content, name_of(job))
+    with reading_input():
+        header = probe_image(content, name_of(job))
     size = Size(*header.size_px)
     output = plan_output_size(size, settings.restore.size, info.scale)
     format_name = _format(job, header.format, settings)
     working = _check_cost(job, header, output, info, settings.restore, format_name)
     # Only the pixels show whether transparency is really used.
     check_output(str(job.destination or "standard output"), format_name, output, has_alpha=False)
-    finished = results.among(outputs_of(job, settings), content)
+    finished = results.among(job, content)
     return Checked(content, size, output, working, format_name, header.held_bytes, header.reading_bytes, finished)
+
+
+@contextmanager
+def reading_input() -> Iterator[None]:
+    """Raise an `UnreadableError` for each error of a file in this block."""
+    try:
+        yield
+    except FileError as error:
+        raise UnreadableError(error.message, error.hint) from error
 
 
 def beside_input(options: RestoreOptions, held_bytes: int) -> RestoreOptions:

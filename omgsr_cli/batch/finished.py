@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -157,19 +156,20 @@ class FinishedResults:
         """
         self._remembered.keep_content(source, copy.stamp, self._remembered.content(copy.path))
 
-    def among(self, outputs: Sequence[Location], source: bytes | Path) -> frozenset[Location]:
+    def among(self, job: Job, source: bytes | Path) -> frozenset[Location]:
         """The outputs of a job that an earlier run wrote from the same input with the same settings.
 
         Raises:
             FileError: another file exists in its place and must not be overwritten.
         """
-        present = [path for path in outputs if _exists(path)]
+        present = [path for path in outputs_of(job, self._settings) if _exists(path)]
         if not present:
             return frozenset()
         record = self.record(source)
         finished = frozenset(path for path in present if _is_file(path) and self._is_finished(path, record))
         for path in present:
-            if path not in finished and not self._settings.write.overwrite:
+            is_replaced = job.replaces and (_record_in(path) is not None or self._remembered.result(path) is not None)
+            if path not in finished and not self._settings.write.overwrite and not is_replaced:
                 raise _not_this_runs(path)
         return finished
 

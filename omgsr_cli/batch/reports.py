@@ -56,15 +56,17 @@ class RunReport:
                 f"--report {shown(path)} cannot be written: {write_reason(error)}", "use another file"
             ) from error
 
-    def begin(self, files: int | None, part: str | None, *, retry: bool = False) -> None:
+    def begin(self, files: int | None, part: str | None, *, retry: bool = False, watch: bool = False) -> None:
         """Record the start of a run.
 
         Args:
             files: number of files; None if it is not known before the end.
             part: the part of a sharded run, such as "3/8"; None for all files.
             retry: the run processes only the failed files of a previous run.
+            watch: the run waits for files, so its speed is that of their arrival.
         """
-        self._write({"run": {"files": files, "part": part, "retry": retry}, "time": time.time()})
+        run = {"files": files, "part": part, "retry": retry, "watch": watch}
+        self._write({"run": run, "time": time.time()})
 
     def counted(self, files: int) -> None:
         """Record the number of files, if it was not known at the start."""
@@ -108,6 +110,8 @@ class RunState:
             count; errors of the latest runs about inputs that are not images count, such as missing files in a list.
         done: number of files that the latest run of each part has processed.
         seconds: duration of these runs.
+        ended: time of the last result, in seconds since 1970.
+        is_watching: whether one of these runs waits for files, so the number of files and the speed have no meaning.
         failures: reason of the failure of each file, by the hash of its name; None for finished files.
     """
 
@@ -116,6 +120,8 @@ class RunState:
     reasons: Mapping[str, int]
     done: int
     seconds: float
+    ended: float
+    is_watching: bool
     failures: Mapping[int, str | None] = field(repr=False, compare=False)
 
     @property
@@ -130,8 +136,9 @@ class RunState:
 
     @property
     def rate(self) -> float | None:
-        """Files per second; None before the first file, or if the times are implausible."""
-        return self.done / self.seconds if self.done and 0 < self.seconds < math.inf else None
+        """Files per second; None before the first file, for a run that waits for files, or for implausible times."""
+        has_rate = self.done and 0 < self.seconds < math.inf and not self.is_watching
+        return self.done / self.seconds if has_rate else None
 
     @property
     def seconds_left(self) -> float | None:
@@ -163,6 +170,7 @@ class _Run:
     ended: float
     done: int = 0
     retry: bool = False
+    watch: bool = False
     problems: Counter[str] = field(default_factory=Counter)
 
 
@@ -214,12 +222,15 @@ def _sum_up(failures: Mapping[int, str | None], runs: Sequence[_Run]) -> RunStat
         reasons=dict(reasons.most_common()),
         done=sum(run.done for run in runs),
         seconds=max((run.ended for run in runs), default=0.0) - min((run.began for run in runs), default=0.0),
+        ended=max((run.ended for run in runs), default=0.0),
+        is_watching=any(run.watch for run in runs),
         failures=failures,
     )
 
 
 def _begun(line: Mapping[str, Any], latest: Mapping[str | None, _Run], part: str | None) -> _Run:
     run, before = _Run(line["run"].get("files"), line["time"], line["time"]), latest.get(part)
+    run.watch = line["run"].get("watch") is True
     if line["run"].get("retry") and latest:
         # A retry processes files that are counted already.
         run.retry, run.files = True, 0 if before is None else before.files

@@ -17,7 +17,15 @@ from typing import BinaryIO, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from omgsr_cli.batch.checks import Checked, NoRoomError, beside_input, check_job, is_own_result, open_content
+from omgsr_cli.batch.checks import (
+    Checked,
+    NoRoomError,
+    beside_input,
+    check_job,
+    is_own_result,
+    open_content,
+    reading_input,
+)
 from omgsr_cli.batch.finished import (
     FinishedResults,
     Settings,
@@ -28,9 +36,10 @@ from omgsr_cli.batch.finished import (
     own_result,
 )
 from omgsr_cli.batch.results import FileResult
-from omgsr_cli.engines.work import Place, Say
+from omgsr_cli.engines.work import IDLE_S, Place, Say, TaskQueue
 from omgsr_cli.errors import DeviceError, ExistsError, FileError, NotFiniteError, OmgsrError, reason_of
 from omgsr_cli.files.addresses import Location
+from omgsr_cli.files.folders import file_stamp
 from omgsr_cli.files.jobs import Job
 from omgsr_cli.files.naming import comparison_path
 from omgsr_cli.files.remembered import Remembered
@@ -151,15 +160,23 @@ class Upscaler:
                 break
         return result
 
-    def stream(self, jobs: Iterable[Job], on_start: Callable[[Job], None]) -> Iterator[FileResult]:
+    def stream(self, jobs: Iterable[Job | None], on_start: Callable[[Job], None]) -> Iterator[FileResult]:
         """Do jobs in order; the next image is read and the previous one is written while the model works.
 
         Args:
-            jobs: one job more is drawn than was started.
+            jobs: one job more is drawn than was started; None means that none is available yet, as for `Worker`.
             on_start: called with each job when the model starts on it.
         Raises:
             OmgsrError: the model cannot be loaded.
         """
+        queue = TaskQueue(iter(jobs))
+        yield from self._stream(iter(queue.next, None), on_start)
+        while queue.is_waiting:
+            time.sleep(IDLE_S)
+            yield from self._stream(iter(queue.next, None), on_start)
+
+    def _stream(self, jobs: Iterable[Job], on_start: Callable[[Job], None]) -> Iterator[FileResult]:
+        """Do jobs that follow each other without a pause."""
         written: deque[_Written] = deque()
         # One of several writers may be far behind.
         ahead = 1 if self._writers == 1 else _MOST_BANDS
@@ -418,8 +435,12 @@ def open_job(
                 return FileResult(job.source, job.destination, "skipped", *sizes)
             # Hash the input before the work, because it may be edited meanwhile.
             before_reading(checked)
-            record = results.record(checked.content)
-            image = read_image(checked.content, name_of(job))
+            with reading_input():
+                before = file_stamp(checked.content) if isinstance(checked.content, Path) else None
+                record = results.record(checked.content)
+                image = read_image(checked.content, name_of(job))
+                if isinstance(checked.content, Path) and file_stamp(checked.content) != before:
+                    raise FileError(f"{name_of(job)}: the file changed while it was read", "re-run the command")
         except OmgsrError as error:
             return failed(job, error, started)
     return _OpenedJob(job, checked, image, record, started)
@@ -443,7 +464,8 @@ def write_result(
     """
     job, checked, record = opened.job, opened.checked, opened.record
     kept = BandSpool(opened.image.bit_depth) if settings.write.compare and job.destination is not None else None
-    overwrite = settings.write.overwrite or job.destination in checked.finished
+    may_replace = settings.write.overwrite or job.replaces
+    overwrite = may_replace or job.destination in checked.finished
     try:
         with _opened(job.destination, overwrite) as place:
             notes = write_image(
@@ -465,7 +487,7 @@ def write_result(
     if kept is not None and job.destination is not None:
         both = side_by_side(upscaled, opened.image, replace(restored, rgb=iter(kept)))
         path = comparison_path(job.destination)
-        overwrite = settings.write.overwrite or path in checked.finished
+        overwrite = may_replace or path in checked.finished
         metadata = settings.write.metadata
         with put_when_whole(path, overwrite=overwrite) as local:
             write_image(both, local, format="png", metadata=metadata, record=record, overwrite=overwrite)

@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except OSError:
             # Prevent a second error when Python closes the stream.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    sys.exit(128 + signals[0] if signals and code == INTERRUPTED else code)
+    sys.exit(128 + signals[0] if signals else code)
 
 
 def _open_closed_streams() -> None:

@@ -131,14 +131,17 @@ class Output:
         """Show on a terminal what is being loaded."""
         return self._terminal.status(f"Loading {escape(what)}") if self._terminal else nullcontext()
 
-    def progress(self, count: int | None, what: str = "files") -> AbstractContextManager[FileProgress]:
+    def progress(
+        self, count: int | None, what: str = "files", *, is_live: bool = True
+    ) -> AbstractContextManager[FileProgress]:
         """Show progress through many items: bars on a terminal, occasional lines elsewhere.
 
         Args:
             count: number of items; None if it is not known yet.
             what: plural name of the items.
+            is_live: draw the bars all the time, not only when they change.
         """
-        return self._with_bars(show_files(self._terminal, self.message, count, what))
+        return self._with_bars(show_files(self._terminal, self.message, count, what, is_live=is_live))
 
     def steps(self, total: int) -> AbstractContextManager[ShowsStep]:
         """Show progress through one long computation: a live line on a terminal, occasional lines elsewhere."""

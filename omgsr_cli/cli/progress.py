@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.table import Column
 
 _LOG_EVERY_S = 30.0
+_DRAW_EVERY_S = 0.1
 
 
 class FileProgress(Protocol):
@@ -42,6 +43,10 @@ class FileProgress(Protocol):
         """Set the number of files, if it was not known before."""
         ...
 
+    def wait(self, text: str) -> None:
+        """Show a text until the next file starts; nothing moves, so that waiting takes no time of the processor."""
+        ...
+
 
 ShowsStep = Callable[[int, str], None]
 """Shows the number of finished steps and a text about the latest step."""
@@ -52,7 +57,9 @@ PrintsLine = Callable[[str], None]
 
 
 @contextmanager
-def show_files(terminal: Console | None, log: PrintsLine, count: int | None, what: str) -> Iterator[FileProgress]:
+def show_files(
+    terminal: Console | None, log: PrintsLine, count: int | None, what: str, *, is_live: bool = True
+) -> Iterator[FileProgress]:
     """Show progress through many items.
 
     Args:
@@ -60,12 +67,13 @@ def show_files(terminal: Console | None, log: PrintsLine, count: int | None, wha
         log: prints such a line.
         count: number of items; None if it is not known yet.
         what: plural name of the items.
+        is_live: draw the bars ten times a second, not only when they change.
     """
     if terminal is None:
         yield _Log(log, count, what)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(True))
-    with Progress(*columns, console=terminal, transient=True) as progress:
+    with Progress(*columns, console=terminal, transient=True, auto_refresh=is_live) as progress:
         yield _Bars(progress, count, what)
 
 
@@ -113,22 +121,42 @@ class _Bars:
 
     def __init__(self, progress: Progress, count: int | None, what: str) -> None:
         self._progress = progress
+        self._what, self._waits, self._drawn_s = what, False, 0.0
         self._all = progress.add_task(what, total=count)
         self._tiles = progress.add_task("", total=None, visible=False)
 
     def start(self, name: str) -> None:
         longest = min(40, self._progress.console.width // 3)
         short = name if len(name) <= longest else "…" + name[1 - longest :]
+        self._waits = False
+        self._progress.update(self._all, description=self._what)
         self._progress.reset(self._tiles, total=None, visible=True, description=escape(short))
+        self._draw()
 
     def tiles(self, done: int, total: int) -> None:
         self._progress.update(self._tiles, completed=done, total=total)
+        self._draw(_DRAW_EVERY_S)
 
     def finish(self) -> None:
         self._progress.advance(self._all)
+        self._draw(_DRAW_EVERY_S)
 
     def count(self, files: int) -> None:
         self._progress.update(self._all, total=files)
+
+    def wait(self, text: str) -> None:
+        if not self._waits:
+            self._waits = True
+            self._progress.update(self._all, description=escape(text))
+            self._progress.update(self._tiles, visible=False)
+            self._draw()
+
+    def _draw(self, every_s: float = 0.0) -> None:
+        """Draw bars that are not live, unless they were just drawn."""
+        now = time.monotonic()
+        if not self._progress.live.auto_refresh and now - self._drawn_s >= every_s:
+            self._drawn_s = now
+            self._progress.refresh()
 
 
 class _Log:
@@ -158,6 +186,9 @@ class _Log:
 
     def count(self, files: int) -> None:
         self._count = files
+
+    def wait(self, text: str) -> None:
+        pass
 
     def _maybe_log(self, text: str) -> None:
         now = time.monotonic()

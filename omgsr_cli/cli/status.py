@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,9 @@ from omgsr_cli.cli import options as shared
 from omgsr_cli.cli.output import Output
 from omgsr_cli.cli.progress import duration
 from omgsr_cli.files.addresses import shown
+
+# datetime refuses times after the year 9999, which only damaged reports contain.
+_LAST_YEAR = 250e9
 
 
 def status(
@@ -31,6 +35,8 @@ def status(
         "files_per_second": None if state.rate is None else round(state.rate, 3),
         "seconds_left": None if state.seconds_left is None else round(state.seconds_left),
         "reasons": dict(state.reasons),
+        "watching": state.is_watching,
+        "last_result": state.ended,
     }
     Output(as_json=as_json).result(_text(state), record)
     return 0
@@ -39,6 +45,8 @@ def status(
 def _text(state: RunState) -> str:
     of = "" if state.files is None else f" of {state.files}"
     parts = [f"{state.finished}{of} finished"]
+    if state.is_watching and 0 < state.ended < _LAST_YEAR:
+        parts.append(f"the last at {datetime.fromtimestamp(state.ended):%Y-%m-%d %H:%M:%S}")
     if state.failed:
         parts.append(f"{state.failed} failed")
     if state.rate is not None:

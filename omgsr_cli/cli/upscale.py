@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 
@@ -23,13 +26,16 @@ from omgsr_cli.cli.options import FILES, MANY, MODEL, OUTPUT
 from omgsr_cli.cli.output import Output
 from omgsr_cli.cli.progress import FileProgress, duration
 from omgsr_cli.cli.upscale_summary import Counts, Pace, name_of, result_line
-from omgsr_cli.errors import FileError, OmgsrError, UsageError
+from omgsr_cli.errors import FileError, OmgsrError, UnreadableError, UsageError
+from omgsr_cli.files.addresses import shown
+from omgsr_cli.files.atomic import give_up_partials
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
 from omgsr_cli.files.inputs import NAME_RESULT, FoundResult, Note, skipped_results
 from omgsr_cli.files.jobs import Job, JobOptions, JobStream, NameList, clear_leftovers, find_jobs
 from omgsr_cli.files.naming import STREAM, scale_label
 from omgsr_cli.files.remembered import Remembered, take_notes
 from omgsr_cli.files.shards import parse_shard
+from omgsr_cli.files.watching import FolderWatch
 from omgsr_cli.presets import DEFAULT_PRESET
 
 if TYPE_CHECKING:
@@ -242,6 +248,9 @@ def upscale(
     retry_failed: Annotated[
         bool, shared.option(MANY, "Process only the files marked as failed in --report.", "--retry-failed")
     ] = False,
+    watch: Annotated[
+        bool, shared.option(MANY, "Process new and replaced files of folders, too, until Ctrl-C.", "--watch")
+    ] = False,
     dry_run: Annotated[bool, shared.option(OUTPUT, "Show what would be done without doing it.", "--dry-run")] = False,
     as_json: shared.AsJson = False,
     quiet: shared.Quiet = False,
@@ -260,6 +269,15 @@ def upscale(
     part = None if shard is None else parse_shard(shard, os.environ)
     if retry_failed and report is None:
         raise UsageError("--retry-failed needs a report", "give the --report of the previous run")
+    if watch:
+        given = {
+            "--dry-run": dry_run,
+            "--shard": shard,
+            "--retry-failed": retry_failed,
+            "--engine ray": engine == "ray",
+        }
+        for other in (name for name, value in given.items() if value):
+            raise UsageError(f"--watch and {other} exclude each other", f"remove --watch or {other}")
     model_options = build_options(
         ModelOptions,
         model=model,
@@ -326,7 +344,11 @@ def upscale(
     remembered = Remembered()
     failed_before = read_reports([report]).has_failed if retry_failed and report else None
     listed = None if list_ is None else NameList(list_)
-    jobs = find_jobs(inputs or ([] if listed is None else listed.inputs), output, names, remembered)
+    watched = FolderWatch(inputs or [], output, names, remembered) if watch else None
+    if watched is not None:
+        jobs = JobStream((), watched.planned())
+    else:
+        jobs = find_jobs(inputs or ([] if listed is None else listed.inputs), output, names, remembered)
     if listed is not None and inputs:
         jobs = listed.select(jobs)
     if part is not None:
@@ -338,10 +360,12 @@ def upscale(
         printer.note(text)
 
     with ExitStack() as stack:
-        run = _Run(jobs, printer, to_stdout)
+        run = _Run(jobs, printer, to_stdout, watched)
+        if watched is not None:
+            stack.callback(watched.close)
         if report is not None and not dry_run:
             run.report = stack.enter_context(RunReport(report, printer.note))
-            run.report.begin(jobs.total, None if part is None else str(part), retry=retry_failed)
+            run.report.begin(jobs.total, None if part is None else str(part), retry=retry_failed, watch=watch)
         from omgsr_cli.batch.finished import FinishedResults, Settings, outline_model
 
         settings = Settings(model_options, restore_options, write_options)
@@ -375,10 +399,11 @@ class _Run:
         found: the jobs and the other results of the search for them.
         printer: prints notes, errors and results.
         to_stdout: whether the image is written to stdout, so that no paths are printed.
+        watch: the source of the jobs if they come from watched folders.
     """
 
-    def __init__(self, found: JobStream, printer: Output, to_stdout: bool) -> None:
-        self.found, self.printer, self.to_stdout = found, printer, to_stdout
+    def __init__(self, found: JobStream, printer: Output, to_stdout: bool, watch: FolderWatch | None = None) -> None:
+        self.found, self.printer, self.to_stdout, self.watch = found, printer, to_stdout, watch
         self.jobs, self.problems = 0, 0
         self.report: RunReport | None = None
         self.counts = Counts()
@@ -387,12 +412,28 @@ class _Run:
         self._progress: FileProgress | None = None
 
     def restore(self, work: UpscaleWork, engine: Engine, pace: Pace) -> int:
-        """Restore all images and return the exit code."""
-        with self.printer.progress(self.found.total) as progress:
+        """Restore all images and return the exit code; Ctrl-C is the usual end of watching."""
+        try:
+            with ExitStack() as stack:
+                if self.watch is not None:
+                    names = ", ".join(map(shown, self.watch.folders))
+                    self.printer.message(f"watching {names}; Ctrl-C ends")
+                    stack.enter_context(_second_interrupt_ends_at_once())
+                self._restore(work, engine, pace)
+        except KeyboardInterrupt:
+            if self.watch is None:
+                raise
+        if engine.in_this_process:
+            pace.keep(self.counts.seconds)
+        if self.watch is not None and (waiting := self.watch.incomplete):
+            self.printer.note(f"not processed, because incomplete: {', '.join(map(shown, waiting))}")
+        return self._finish()
+
+    def _restore(self, work: UpscaleWork, engine: Engine, pace: Pace) -> None:
+        with self.printer.progress(self.found.total, is_live=self.watch is None) as progress:
             self._progress = progress
             # Tiles are only visible in this process, and the speed of several processes differs from that of one.
-            is_alone = engine.in_this_process
-            if is_alone:
+            if engine.in_this_process:
                 work = replace(work, on_tiles=progress.tiles)
             results = engine.run(
                 work,
@@ -402,6 +443,8 @@ class _Run:
             )
 
             def show(result: FileResult) -> None:
+                if not self._is_final(result):
+                    return
                 self._show(result)
                 pace.add(result)
                 progress.finish()
@@ -421,9 +464,13 @@ class _Run:
                     show(results.throw(interruption))
                     for result in results:
                         show(result)
-        if is_alone:
-            pace.keep(self.counts.seconds)
-        return self._finish()
+
+    def _is_final(self, result: FileResult) -> bool:
+        """Whether a result is reported: incomplete files in a watched folder are tried again."""
+        if self.watch is None or not isinstance(result.source, Path):
+            return True
+        is_unread = isinstance(result.error, UnreadableError)
+        return self.watch.finish(result.source, is_made=result.error is None, is_unread=is_unread)
 
     def estimate(self, settings: Settings, info: RestorerInfo, pace: Pace, remembered: Remembered) -> int:
         """Show what `restore` would do, and return the exit code."""
@@ -433,7 +480,7 @@ class _Run:
 
         finished = FinishedResults(settings, info, remembered)
         free, execution = usable_memory(pace.device), Execution(pace.device.type, pace.precision)
-        for result in plan_files(self._jobs(is_dry=True), settings, info, finished, free, execution):
+        for result in plan_files(filter(None, self._jobs(is_dry=True)), settings, info, finished, free, execution):
             self._show(result)
             pace.add(result)
         return self._finish(pace.forecast(), is_dry=True)
@@ -455,8 +502,8 @@ class _Run:
             pass
         return self._finish()
 
-    def _jobs(self, *, is_dry: bool = False) -> Iterator[Job]:
-        """Yield the jobs, and report all other results of the search as they arrive."""
+    def _jobs(self, *, is_dry: bool = False) -> Iterator[Job | None]:
+        """Yield the jobs, and report all other results of the search as they arrive; None as long as no job exists."""
         if not is_dry and (removed := clear_leftovers(self.found.first_jobs)):
             self.printer.note(f"removed {removed} unfinished files of killed runs", detail=True)
         for one in self.found:
@@ -468,6 +515,10 @@ class _Run:
                 self._show(known)
                 if self._progress:
                     self._progress.finish()
+            elif one is None:
+                if self.watch is not None and self.watch.is_idle and self._progress:
+                    self._progress.wait(f"watching {shown(self.watch.folders[0])}")
+                yield None
             elif isinstance(one, Note):
                 self.printer.note(one.text)
             elif isinstance(one, FoundResult):
@@ -516,15 +567,39 @@ class _Run:
             if len(counts.own) < self.jobs or self.problems:
                 self.printer.note(skipped)
             else:
-                counts.failed.append(counts.own[0])
+                counts.failed[counts.own[0]] = None
                 self.printer.error(FileError(f"nothing to do: {skipped}", NAME_RESULT))
-        if is_dry or self.jobs + self.problems != 1:
+        if is_dry or self.watch is not None or self.jobs + self.problems != 1:
             self.printer.message(counts.summary(forecast))
         missing = 0 if self.report is None else self.report.missing
         if missing:
             hint = "finished results are kept; give another --report and re-run to list them as skipped"
             self.printer.error(FileError(f"--report: {missing} lines could not be written", hint))
         return 1 if counts.failed or missing else 0
+
+
+@contextmanager
+def _second_interrupt_ends_at_once() -> Iterator[None]:
+    """Complete images that are being written at the first Ctrl-C, and end the program at the second."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        give_up_partials()
+        for process in active_children():
+            process.terminate()
+        os._exit(130)
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, end)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _check_quality(quality: int | None, jobs: Collection[Job]) -> None:

@@ -29,7 +29,7 @@ class Counts:
     Attributes:
         seconds: wall time spent on images, without loading the model; time in which one image is written while the
             next is restored counts once.
-        failed: names of failed inputs.
+        failed: names of failed inputs, without those that were finished later.
         own: names of inputs that are results of earlier runs.
     """
 
@@ -37,7 +37,7 @@ class Counts:
         self._counted_until = -math.inf
         self.done = self.skipped = self.planned = 0
         self.megapixels = self.seconds = 0.0
-        self.failed: list[str] = []
+        self.failed: dict[str, None] = {}
         self.own: list[str] = []
 
     def add(self, result: FileResult) -> None:
@@ -45,8 +45,10 @@ class Counts:
         if result.status == "failed":
             # An input without a job has no name.
             error, source = result.error, result.source
-            self.failed.append(error.message if source is None and error else name_of(source, "stdin"))
+            self.failed[error.message if source is None and error else name_of(source, "stdin")] = None
             return
+        if self.failed:
+            self.failed.pop(name_of(result.source, "stdin"), None)
         if result.is_own:
             self.own.append(name_of(result.source, "stdin"))
             return

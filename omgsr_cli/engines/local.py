@@ -7,7 +7,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing import get_context
@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, ClassVar, Generic
 
-from omgsr_cli.engines.work import Place, Result, Say, Task, TaskQueue, Work
+from omgsr_cli.engines.work import IDLE_S, Place, Result, Say, Task, TaskQueue, Work
 from omgsr_cli.errors import DeviceError, OmgsrError
 
 _MOST_FAILED_STARTS = 3
@@ -32,7 +32,7 @@ class Here:
     place: Place
 
     def run(
-        self, work: Work[Task, Result], tasks: Iterable[Task], *, on_start: Callable[[Task], None], say: Say
+        self, work: Work[Task, Result], tasks: Iterable[Task | None], *, on_start: Callable[[Task], None], say: Say
     ) -> Generator[Result, None, None]:
         """See `Engine.run`."""
         yield from work.open(self.place, say).stream(tasks, on_start)
@@ -53,10 +53,11 @@ class Processes:
     places: Sequence[Place]
 
     def run(
-        self, work: Work[Task, Result], tasks: Iterable[Task], *, on_start: Callable[[Task], None], say: Say
+        self, work: Work[Task, Result], tasks: Iterable[Task | None], *, on_start: Callable[[Task], None], say: Say
     ) -> Generator[Result, None, None]:
         """See `Engine.run`; results are yielded in the order in which they finish."""
         stream = iter(tasks)
+        # There are no more processes than tasks, unless tasks are yet to arrive.
         first = list(islice(stream, len(self.places)))
         pool = _Pool(work, self.places[: len(first)], chain(first, stream), on_start, say)
         try:
@@ -108,7 +109,7 @@ class _Pool(Generic[Task, Result]):
         self,
         work: Work[Task, Result],
         places: Sequence[Place],
-        tasks: Iterator[Task],
+        tasks: Iterator[Task | None],
         on_start: Callable[[Task], None],
         say: Say,
     ) -> None:
@@ -119,10 +120,22 @@ class _Pool(Generic[Task, Result]):
         self._processes = [self._start(place) for place in places]
 
     def results(self) -> Iterator[Result]:
-        while self._keep_busy():
-            heard = wait([process.connection for process in self._processes])
-            for process in [process for process in self._processes if process.connection in heard]:
-                yield from self._hear(process)
+        try:
+            while self._keep_busy():
+                timeout_s = IDLE_S if self._tasks.is_waiting else None
+                heard = wait([process.connection for process in self._processes], timeout_s)
+                for process in [process for process in self._processes if process.connection in heard]:
+                    yield from self._hear(process)
+        except KeyboardInterrupt:
+            # Tasks that are finished are reported before the end.
+            for process in self._processes:
+                if process.task is not None and process.connection.poll():
+                    with suppress(EOFError, OSError):
+                        kind, content = process.connection.recv()
+                        if kind == "done":
+                            process.task = None
+                            yield content
+            raise
 
     def close(self) -> None:
         """End the processes; unfinished tasks are dropped and leave no files."""

@@ -44,7 +44,7 @@ class RayActors:
     patience_s: float = 3600.0
 
     def run(
-        self, work: Work[Task, Result], tasks: Iterable[Task], *, on_start: Callable[[Task], None], say: Say
+        self, work: Work[Task, Result], tasks: Iterable[Task | None], *, on_start: Callable[[Task], None], say: Say
     ) -> Generator[Result, None, None]:
         """See `Engine.run`.
 
@@ -142,7 +142,7 @@ class _Pool(Generic[Task, Result]):
     def __init__(
         self,
         work: Work[Task, Result],
-        tasks: Iterator[Task],
+        tasks: Iterator[Task | None],
         start: Callable[[], Any],
         on_start: Callable[[Task], None],
         say: Say,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,10 @@ from omgsr_cli.errors import OmgsrError
 
 Task = TypeVar("Task", bound=Hashable)
 Result = TypeVar("Result")
+
+IDLE_S = 0.5
+"""How long to wait before tasks are drawn again, if none was available."""
+
 _Made = TypeVar("_Made", covariant=True)
 
 
@@ -46,8 +51,12 @@ class Worker(Protocol[Task, _Made]):
         """Do one task."""
         ...
 
-    def stream(self, tasks: Iterable[Task], on_start: Callable[[Task], None], /) -> Iterator[_Made]:
-        """Do every task in order; `on_start` is called with each as it starts. Later tasks may be drawn early."""
+    def stream(self, tasks: Iterable[Task | None], on_start: Callable[[Task], None], /) -> Iterator[_Made]:
+        """Do every task in order; `on_start` is called with each as it starts. Later tasks may be drawn early.
+
+        A task that is None means that none is available yet: all results are yielded before the next is drawn, after
+        IDLE_S.
+        """
         ...
 
 
@@ -65,9 +74,12 @@ class OneByOne(Generic[Task, Result]):
         """As `Worker`."""
         return self.do(task)
 
-    def stream(self, tasks: Iterable[Task], on_start: Callable[[Task], None]) -> Iterator[Result]:
+    def stream(self, tasks: Iterable[Task | None], on_start: Callable[[Task], None]) -> Iterator[Result]:
         """As `Worker.stream`."""
         for task in tasks:
+            if task is None:
+                time.sleep(IDLE_S)
+                continue
             on_start(task)
             yield self.do(task)
 
@@ -94,7 +106,7 @@ class Engine(Protocol):
     in_this_process: ClassVar[bool]
 
     def run(
-        self, work: Work[Task, Result], tasks: Iterable[Task], *, on_start: Callable[[Task], None], say: Say
+        self, work: Work[Task, Result], tasks: Iterable[Task | None], *, on_start: Callable[[Task], None], say: Say
     ) -> Generator[Result, None, None]:
         """Do every task and yield the results as they finish; tasks are drawn as processes become free.
 
@@ -102,7 +114,8 @@ class Engine(Protocol):
 
         Args:
             work: opened once in each process.
-            tasks: may be a long stream.
+            tasks: may be a long stream that never waits for tasks to arrive: it yields None if none is available yet,
+                and is asked again after IDLE_S. Results are yielded meanwhile, and the work stays open.
             on_start: called with each task as it starts.
             say: prints notes, as for `Work.open`.
         Raises:
@@ -115,22 +128,34 @@ class TaskQueue(Generic[Task]):
     """The tasks of a run that several processes share: new ones, and those to retry because their process died.
 
     Args:
-        tasks: may be a long stream; drawn one by one.
+        tasks: may be a long stream; drawn one by one. None means that no task is available yet.
+
+    Attributes:
+        is_waiting: whether the last draw found that no task was available yet.
     """
 
-    def __init__(self, tasks: Iterator[Task]) -> None:
+    def __init__(self, tasks: Iterator[Task | None]) -> None:
         self._tasks = tasks
+        self.is_waiting = False
         self._again: deque[Task] = deque()
         self._tried: set[Task] = set()
 
     def next(self) -> Task | None:
-        """The next task; None if there is none left."""
-        return self._again.popleft() if self._again else next(self._tasks, None)
+        """The next task; None if there is none left or available yet."""
+        if self._again:
+            return self._again.popleft()
+        try:
+            task = next(self._tasks)
+        except StopIteration:
+            self.is_waiting = False
+            return None
+        self.is_waiting = task is None
+        return task
 
     def has_more(self) -> bool:
-        """Whether a task is left; it is drawn to find out, and is returned next."""
+        """Whether a task is left or may arrive; it is drawn to find out, and is returned next."""
         if (task := self.next()) is None:
-            return False
+            return self.is_waiting
         self._again.appendleft(task)
         return True
 

@@ -6,6 +6,7 @@ import fnmatch
 import glob
 import os
 import re
+import stat
 import sys
 import unicodedata
 from collections import deque
@@ -117,6 +118,15 @@ def _natural_name(name: str) -> NaturalName:
         digits = chunk.lstrip("0")
         key.append((len(digits), digits) if index % 2 else chunk.casefold())
     return tuple(key), name
+
+
+def file_stamp(path: Path) -> tuple[int, int, int] | None:
+    """Size, modification time in ns and inode, which change with a file; None if this is not a file."""
+    try:
+        state = path.stat()
+    except (OSError, ValueError):
+        return None
+    return (state.st_size, state.st_mtime_ns, state.st_ino) if stat.S_ISREG(state.st_mode) else None
 
 
 def is_image_name(path: Path) -> bool:

@@ -308,16 +308,10 @@ class _Search:
         for found in self._find(place, below, shown(place), folder=folder):
             if not isinstance(found, FoundInput):
                 yield found
-            elif self._skips_results and self._is_result(place):
+            elif self._skips_results and is_result(place, self._remembered):
                 yield FoundResult(place)
             else:
                 yield replace(found, searched=True)
-
-    def _is_result(self, path: Path) -> bool:
-        """Whether a regular file is a result of an earlier run; its header alone is read."""
-        if read_record(path) is not None:
-            return True
-        return self._remembered is not None and self._remembered.result(path) is not None
 
     def _matches(self, pattern: Location) -> Iterator[Found]:
         """The images, and those of the folders, that a pattern matches."""
@@ -414,6 +408,11 @@ class _Search:
             yield Note(f"{count} is skipped, {left_out.first}: use --recursive to search it too")
         elif left_out.count:
             yield Note(f"{count}s are skipped, the first is {left_out.first}: use --recursive to search them too")
+
+
+def is_result(path: Path, remembered: Remembered | None) -> bool:
+    """Whether a regular file is a result of an earlier run; its header alone is read."""
+    return read_record(path) is not None or (remembered is not None and remembered.result(path) is not None)
 
 
 def _mode_of(place: Location) -> int:

@@ -7,7 +7,7 @@ import glob
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -45,12 +45,14 @@ class Job:
         destination: the file to write, whose suffix determines the format; None is standard output.
         below: path of the source below the input folder, with slashes; the name of a single file.
         searched: found in a folder or by a glob, not given by name.
+        replaces: the result of an earlier version of the same input may be replaced.
     """
 
     source: Location | None
     destination: Location | None
     below: str = field(default="", compare=False)
     searched: bool = field(default=False, compare=False)
+    replaces: bool = field(default=False, compare=False)
 
 
 #: A finding of the search for jobs: a job, an unusable input, a skipped input, or a note. Skipped inputs are results of
@@ -82,13 +84,14 @@ class JobStream:
 
     Attributes:
         first: the findings before any work; problems and notes come before the jobs.
-        rest: the findings while jobs are processed; None if the first were all.
+        rest: the findings while jobs are processed, which are None as long as nothing is found yet; None if the first
+            were all.
     """
 
     first: tuple[Planned, ...]
-    rest: Iterator[Planned] | None = None
+    rest: Iterator[Planned | None] | None = None
 
-    def __iter__(self) -> Iterator[Planned]:
+    def __iter__(self) -> Iterator[Planned | None]:
         return chain(self.first, self.rest or ())
 
     @cached_property
@@ -103,7 +106,7 @@ class JobStream:
 
     def select(self, is_wanted: Callable[[Planned], bool]) -> JobStream:
         """The same stream without unwanted jobs."""
-        rest = None if self.rest is None else filter(is_wanted, self.rest)
+        rest = None if self.rest is None else (one for one in self.rest if one is None or is_wanted(one))
         return JobStream(tuple(filter(is_wanted, self.first)), rest)
 
 
@@ -182,7 +185,7 @@ def find_jobs(
     found = search_inputs(
         inputs, recursive=options.recursive, output_folder=folder, skips_results=True, remembered=remembered
     )
-    planner = _Planner(Naming(target, options.suffix, options.scale_label, options.output_format))
+    planner = Planner(Naming(target, options.suffix, options.scale_label, options.output_format))
     first = list(islice(found, None if _writes_among(inputs, target) else _FIRST_INPUTS))
     after = next(found, None)
     planned = planner.plan_together(first)
@@ -290,7 +293,7 @@ def _texts_of(source: Location | None) -> tuple[str, ...]:
     return (source.url, str(source)) if isinstance(source, Address) else (str(source),)
 
 
-class _Planner:
+class Planner:
     """Names results, and finds those that would overwrite an input or each other.
 
     It stores 8 bytes for the name of each result.
@@ -337,20 +340,36 @@ class _Planner:
     def plan_each(self, found: Iterable[Found]) -> Iterator[Planned]:
         """Plan inputs one by one, comparing each with the previous ones."""
         for one in found:
-            if not isinstance(one, FoundInput):
-                yield one
-                continue
-            named = self._named(one)
-            if named.is_same_file:
-                yield FileError(named.own_source_message, self._hint)
-            elif named.source_key in self._results:
-                yield self._skip(named)
-            elif named.place_key in self._results:
-                yield _clash([shown(one.path), "a previous input"], named.place)
-            else:
-                self._results.update(named.result_keys)
-                yield named.job
+            yield self._plan(self._named(one)) if isinstance(one, FoundInput) else one
         yield from self.note()
+
+    def plan_again(self, found: FoundInput, earlier: Collection[int] = ()) -> tuple[Planned, Collection[int]]:
+        """Plan an input that may have been planned before, comparing it with the others.
+
+        Args:
+            found: the input.
+            earlier: the keys of its earlier results, as returned here.
+        Returns:
+            What is planned, and the keys of its results.
+        """
+        self._results.difference_update(earlier)
+        named = self._named(found)
+        planned = self._plan(named)
+        return planned, named.result_keys if isinstance(planned, Job) else ()
+
+    def forget(self, results: Collection[int]) -> None:
+        """Let other inputs have results with these keys."""
+        self._results.difference_update(results)
+
+    def _plan(self, named: _Named) -> Planned:
+        if named.is_same_file:
+            return FileError(named.own_source_message, self._hint)
+        if named.source_key in self._results:
+            return self._skip(named)
+        if named.place_key in self._results:
+            return _clash([shown(named.found.path), "a previous input"], named.place)
+        self._results.update(named.result_keys)
+        return named.job
 
     def note(self) -> Iterator[Note]:
         """A note about inputs that are skipped because of their names, if there are any."""
