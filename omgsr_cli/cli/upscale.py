@@ -12,7 +12,6 @@ import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from multiprocessing import active_children
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 
@@ -581,9 +580,11 @@ class _Run:
 @contextmanager
 def _second_interrupt_ends_at_once() -> Iterator[None]:
     """Complete images that are being written at the first Ctrl-C, and end the program at the second."""
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         yield
         return
+
+    from multiprocessing import active_children
 
     def end(number: int, frame: object) -> None:
         give_up_partials()

@@ -25,7 +25,6 @@ from omgsr_cli.files.inputs import FoundInput, FoundResult, Note, is_result, pro
 from omgsr_cli.files.jobs import Job, JobOptions, Planned, Planner
 from omgsr_cli.files.naming import STREAM, Naming, check_suffix, parse_output
 from omgsr_cli.files.remembered import Remembered
-from omgsr_cli.packages import install_command
 
 SETTLE_S = 2.0
 """A file is read when it was unchanged for this long: the coarsest timestamps of file systems are 2 s apart."""
@@ -65,6 +64,8 @@ class SystemChanges:
 
     def __init__(self, folders: Sequence[str], recursive: bool) -> None:
         if find_spec("watchfiles") is None:
+            from omgsr_cli.packages import install_command
+
             raise UsageError("--watch needs watchfiles, which is not installed", install_command("watch"))
         from watchfiles import watch
 

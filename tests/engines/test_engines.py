@@ -6,8 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Iterator
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import ROOT
@@ -73,6 +77,43 @@ def test_a_worker_that_cannot_open_ends_the_run(tmp_path: Path) -> None:
 
 def test_no_tasks_start_no_processes(tmp_path: Path) -> None:
     assert run(Processes(TWO), Doubling(tmp_path, dies=True), range(0)) == []
+
+
+@pytest.mark.parametrize("engine", [Here(Place()), Processes(TWO)])
+def test_results_are_yielded_while_tasks_are_yet_to_arrive(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("work", "local"):
+        monkeypatch.setattr(f"omgsr_cli.engines.{place}.IDLE_S", 0.02)
+    results: list[tuple[int, str]] = []
+
+    def tasks() -> Iterator[int | None]:
+        for number in range(3):
+            yield number
+            until = time.monotonic() + 60
+            while len(results) <= number:
+                assert time.monotonic() < until
+                yield None
+
+    for result in engine.run(Doubling(tmp_path), tasks(), on_start=lambda number: None, say=say_nothing):
+        results.append(result)
+    assert results == [(0, ""), (2, ""), (4, "")]
+
+
+def test_finished_tasks_are_yielded_before_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def interrupted(connections: list[Connection], timeout_s: float | None) -> list[Any]:
+        heard = wait(connections, timeout_s)
+        if started:
+            raise KeyboardInterrupt
+        return heard
+
+    monkeypatch.setattr("omgsr_cli.engines.local.wait", interrupted)
+    results = Processes(TWO[:1]).run(Doubling(tmp_path), range(3), on_start=started.append, say=say_nothing)
+    assert next(results) == (0, "")
+    with pytest.raises(KeyboardInterrupt):
+        next(results)
 
 
 def test_processes_share_devices_evenly() -> None:
