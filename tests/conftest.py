@@ -149,9 +149,9 @@ def bench(capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path, monkeypatch
     """`omgsr bench` with an empty cache and without weights of metrics."""
     from command_line import Command
 
-    from omgsr_cli.benchmark import perceptual
+    from omgsr_cli.benchmark import scoring
 
     monkeypatch.setenv("OMGSR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    perceptual._hub_answers.cache_clear()
+    scoring._hub_answers.cache_clear()
     return Command(capfdbinary, "bench")

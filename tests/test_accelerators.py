@@ -24,7 +24,7 @@ from omgsr_cli import planning, transfer
 from omgsr_cli.batch.finished import FinishedResults, Settings
 from omgsr_cli.batch.results import FileResult
 from omgsr_cli.batch.upscaler import Upscaler, UpscaleWork
-from omgsr_cli.benchmark.machine import time_call
+from omgsr_cli.benchmark.models import time_call
 from omgsr_cli.engines.ray_actors import plan_actors
 from omgsr_cli.engines.work import Place, say_nothing
 from omgsr_cli.errors import DeviceError

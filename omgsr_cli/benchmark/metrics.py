@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from omgsr_cli.benchmark.results import MetricInfo, MetricKind
 from omgsr_cli.errors import UsageError
@@ -26,55 +26,39 @@ _UP, _DOWN = False, True
 
 
 @dataclass(frozen=True)
-class Weights:
-    """A weight file of a metric.
-
-    Attributes:
-        place: its folder below torch's hub folder; "hub" for the Hugging Face cache.
-        name: name of the file, or its repository on the Hugging Face hub.
-    """
-
-    place: Literal["pyiqa", "clip", "checkpoints", "hub"]
-    name: str
-
-
-@dataclass(frozen=True)
 class KnownMetric:
     """An available metric.
 
     Attributes:
         info: the meaning of its scores.
-        weights: the weight files that it reads; None if only pyiqa defines them.
+        weights: the files that it reads, below torch's hub folder, or "hub:OWNER/NAME" for a repository of the Hugging
+            Face hub; None if only pyiqa defines them.
         summary: a short description for the list of metrics.
     """
 
     info: MetricInfo
-    weights: tuple[Weights, ...] | None
+    weights: tuple[str, ...] | None
     summary: str
 
 
-def _metric(name: str, kind: MetricKind, lower: bool, score_range: str, summary: str, *weights: Weights) -> KnownMetric:
+def _metric(name: str, kind: MetricKind, lower: bool, score_range: str, summary: str, *weights: str) -> KnownMetric:
     return KnownMetric(MetricInfo(name, kind, lower, score_range), weights, summary)
-
-
-def _pyiqa(name: str) -> Weights:
-    return Weights("pyiqa", name)
 
 
 _PSNR = MetricInfo("psnr", _FULL, _UP, "0, 80", "dB", "omgsr")
 _SSIM = MetricInfo("ssim", _FULL, _UP, "0, 1", "", "omgsr")
-_LPIPS = (_pyiqa("LPIPS_v0.1_alex-df73285e.pth"), Weights("checkpoints", "alexnet-owt-7be5be79.pth"))
-_DISTS = (_pyiqa("DISTS_weights-f5e65c96.pth"), Weights("checkpoints", "vgg16-397923af.pth"))
-_FID = _pyiqa("pt_inception-2015-12-05-6726825d.pth")
-_MUSIQ = _pyiqa("musiq_koniq_ckpt-e95806b9.pth")
-_RN50 = Weights("clip", "RN50.pt")
-_PROMPTS = _pyiqa("CLIP-IQA+_learned_prompts-603f3273.pth")
-_VIT = Weights("hub", "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k")
-_LIQE = (_pyiqa("liqe_koniq.pt"), Weights("clip", "ViT-B-32.pt"))
-_TOPIQ = (_pyiqa("cfanet_nr_koniq_res50-9a73138b.pth"), Weights("hub", "timm/resnet50.a1_in1k"))
-_PIPAL = _pyiqa("MANIQA_PIPAL-ae6d356b.pth")
-_NIQE = _pyiqa("niqe_modelparameters.mat")
-_BRISQUE = _pyiqa("brisque_svm_weights.pth")
+_LPIPS = ("pyiqa/LPIPS_v0.1_alex-df73285e.pth", "checkpoints/alexnet-owt-7be5be79.pth")
+_DISTS = ("pyiqa/DISTS_weights-f5e65c96.pth", "checkpoints/vgg16-397923af.pth")
+_FID = "pyiqa/pt_inception-2015-12-05-6726825d.pth"
+_MUSIQ = "pyiqa/musiq_koniq_ckpt-e95806b9.pth"
+_RN50 = "clip/RN50.pt"
+_PROMPTS = "pyiqa/CLIP-IQA+_learned_prompts-603f3273.pth"
+_VIT = "hub:timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"
+_LIQE = ("pyiqa/liqe_koniq.pt", "clip/ViT-B-32.pt")
+_TOPIQ = ("pyiqa/cfanet_nr_koniq_res50-9a73138b.pth", "hub:timm/resnet50.a1_in1k")
+_KONIQ, _PIPAL = "pyiqa/ckpt_koniq10k.pt", "pyiqa/MANIQA_PIPAL-ae6d356b.pth"
+_NIQE = "pyiqa/niqe_modelparameters.mat"
+_BRISQUE = "pyiqa/brisque_svm_weights.pth"
 
 METRICS: dict[str, KnownMetric] = {
     metric.info.name: metric
@@ -87,7 +71,7 @@ METRICS: dict[str, KnownMetric] = {
         _metric("musiq", _NONE, _UP, "~0, ~100", "multi-scale transformer, KonIQ-10k", _MUSIQ),
         _metric("clipiqa", _NONE, _UP, "0, 1", "CLIP, good against bad", _RN50),
         _metric("clipiqa+", _NONE, _UP, "0, 1", "CLIP with learned prompts", _RN50, _PROMPTS),
-        _metric("maniqa", _NONE, _UP, "~0, ~1", "attention on ViT, KonIQ-10k", _pyiqa("ckpt_koniq10k.pt"), _VIT),
+        _metric("maniqa", _NONE, _UP, "~0, ~1", "attention on ViT, KonIQ-10k", _KONIQ, _VIT),
         _metric("maniqa-pipal", _NONE, _UP, "~0, ~1", "attention on ViT, PIPAL; called MANIQA in papers", _PIPAL, _VIT),
         _metric("liqe", _NONE, _UP, "1, 5", "CLIP over scenes and distortions, KonIQ-10k", *_LIQE),
         _metric("topiq_nr", _NONE, _UP, "~0, ~1", "top-down attention on ResNet-50, KonIQ-10k", *_TOPIQ),

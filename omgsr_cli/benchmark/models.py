@@ -1,23 +1,27 @@
-"""The models of a benchmark: models that restore an image to a given size, and folders of restored images."""
+"""The models of a benchmark, which restore an image to a given size or are folders of restored images; their speed."""
 
 from __future__ import annotations
 
+import contextlib
+import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from time import perf_counter
+from typing import Protocol, TypeVar
 
 import PIL
+import psutil
 import torch
 from torch import Tensor
 
-from omgsr_cli.benchmark.cache import files_identity, key_of
-from omgsr_cli.benchmark.results import ModelInfo
+from omgsr_cli.benchmark.results import ModelInfo, Speed, files_identity, key_of, quantiles
 from omgsr_cli.errors import UsageError
 from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import FILTERS, resize
-from omgsr_cli.models.devices import choose_device
+from omgsr_cli.models.devices import choose_device, read_kib
 from omgsr_cli.models.families import is_model_file
 from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.loading import describe_model, load_found, suitable_precision
@@ -25,6 +29,9 @@ from omgsr_cli.models.sources import find_model
 from omgsr_cli.options import BenchOptions, ModelOptions, RestoreOptions
 from omgsr_cli.presets import DEFAULT_PRESET, PRESETS
 from omgsr_cli.upscaling import upscale_image
+
+_MIB = 1 << 20
+T = TypeVar("T")
 
 
 class LoadedModel(Protocol):
@@ -152,3 +159,112 @@ class _Omgsr:
     def _on_note(self, note: str) -> None:
         # The speed table shows the precision with its note.
         self.precision = f"{self._restorer.precision} ({note})"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Time and memory of restoring one image with a model.
+
+    Attributes:
+        seconds: seconds of each timed restoration.
+        megapixels: megapixels of the output.
+        load_s: seconds to load the model.
+        process_mib: peak resident memory during any of the calls.
+        device_mib: peak memory of tensors on an accelerator during any of the calls; None on the CPU.
+        device: readable name.
+        precision: readable name.
+        is_kept: whether an earlier run measured it.
+    """
+
+    seconds: tuple[float, ...]
+    megapixels: float
+    load_s: float
+    process_mib: float
+    device_mib: float | None
+    device: str
+    precision: str
+    is_kept: bool = False
+
+    @property
+    def median_s(self) -> float:
+        """The median seconds of the restorations."""
+        return statistics.median(self.seconds)
+
+    def with_another(self, other: Timing) -> Timing:
+        """Combine two timings of one image."""
+        device_mib = None if self.device_mib is None else max(self.device_mib, other.device_mib or 0.0)
+        return replace(
+            other,
+            seconds=(*self.seconds, *other.seconds),
+            process_mib=max(self.process_mib, other.process_mib),
+            device_mib=device_mib,
+        )
+
+
+def speed_of(model: str, timings: Sequence[Timing]) -> Speed | None:
+    """Return a model's speed from the timings of its images; None if no image was timed."""
+    if not timings:
+        return None
+    seconds = [each for timing in timings for each in timing.seconds]
+    # Device and loading time come from this run, if it measured anything.
+    newest = min(timings, key=lambda timing: timing.is_kept)
+    device_mib = [timing.device_mib for timing in timings if timing.device_mib is not None]
+    return Speed(
+        model,
+        newest.device,
+        newest.precision,
+        len(seconds),
+        newest.load_s,
+        quantiles(seconds),
+        quantiles([each / timing.megapixels for timing in timings for each in timing.seconds]),
+        max(timing.process_mib for timing in timings),
+        max(device_mib, default=None),
+        sum(len(timing.seconds) for timing in timings if timing.is_kept),
+    )
+
+
+def time_call(
+    work: Callable[[], T], output_px: int, device: torch.device, *, precision: str, load_s: float
+) -> tuple[T, Timing]:
+    """Run a function, wait until its device is idle, and return the result with time and memory.
+
+    Args:
+        work: restores one image.
+        output_px: number of pixels of its result.
+        device: the device of the model.
+        precision: the model's precision, for the record.
+        load_s: the model's loading time in seconds, for the record.
+    """
+    accelerator = torch.get_device_module(device) if device.type in ("cuda", "xpu") else None
+    if accelerator is not None:
+        accelerator.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        # On Linux, this resets the peak to the current resident memory.
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
+    _synchronize(device)
+    started = perf_counter()
+    result = work()
+    _synchronize(device)
+    took = perf_counter() - started
+    device_mib = accelerator.max_memory_allocated(device) / _MIB if accelerator else None
+    # Such as "cuda (NVIDIA H100)".
+    name = f"{device} ({accelerator.get_device_name(device)})" if accelerator else str(device)
+    return result, Timing((took,), output_px / 1e6, load_s, _peak_process_mib(), device_mib, name, precision)
+
+
+def _peak_process_mib() -> float:
+    """Return the peak resident memory since the last reset, or since the process started if it cannot be reset."""
+    peak = read_kib("/proc/self/status", "VmHWM:")
+    if peak is not None:
+        return peak / _MIB
+    if sys.platform == "win32":
+        return float(psutil.Process().memory_info().peak_wset) / _MIB
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _MIB
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize(*(() if device.type == "mps" else (device,)))

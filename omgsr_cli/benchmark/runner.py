@@ -1,8 +1,10 @@
-"""Run a benchmark: restore with every model, score the results, and create a report."""
+"""Run a benchmark: find and check its inputs, restore with every model, score the results, and create a report."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import platform
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -10,41 +12,32 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from omgsr_cli.benchmark.cache import Cache, key_of
-from omgsr_cli.benchmark.cases import Case
-from omgsr_cli.benchmark.machine import Timing, collect_versions, machine_name, speed_of, time_call
-from omgsr_cli.benchmark.models import LoadedModel, Model
-from omgsr_cli.benchmark.plan import Plan, plan_bench
-from omgsr_cli.benchmark.results import Failure, ImageResult, Report, Summary, compare, summarise
-from omgsr_cli.benchmark.scoring import ReadyMetric, Scorebook, make_metrics, scoring_failures
+import torch
+
+from omgsr_cli import __version__
+from omgsr_cli.benchmark.cases import Case, FoundCases, bundled_cases, find_cases
+from omgsr_cli.benchmark.metrics import CORE, DEFAULT, KnownMetric, choose_metrics, core_settings
+from omgsr_cli.benchmark.models import LoadedModel, Model, Timing, given_models, restoring_models, speed_of, time_call
+from omgsr_cli.benchmark.results import Cache, Failure, ImageResult, Report, Summary, compare, key_of, summarise
+from omgsr_cli.benchmark.scoring import ReadyMetric, Scorebook, make_metrics, missing_requirements, scoring_failures
 from omgsr_cli.engines.work import Engine, OneByOne, Place, Say, Worker, say_nothing
 from omgsr_cli.errors import DeviceError, OmgsrError, UsageError
+from omgsr_cli.files.addresses import shown
 from omgsr_cli.imaging import SourceImage, read_image, write_image
-from omgsr_cli.models.devices import is_out_of_memory, release_memory
+from omgsr_cli.models.devices import choose_device, choose_precision, is_out_of_memory, release_memory
 from omgsr_cli.options import BenchOptions, build_options
+from omgsr_cli.packages import version_of
 
 OnStart = Callable[[str], None]
 OnFinish = Callable[[], None]
 
 # `is_out_of_memory` recognises which of these mean that memory ran out.
 _MEMORY_ERRORS = (RuntimeError, MemoryError)
-
-
-@dataclass(frozen=True)
-class CaseResult:
-    """The results of one image.
-
-    Attributes:
-        image: the image's entry in the report.
-        timings: timings by model name, from this run or an earlier one.
-        failures: failures of models on this image.
-        unscored: (metric, file, reason) of each metric that failed on this image.
-    """
-
-    image: ImageResult
-    timings: dict[str, Timing]
-    failures: tuple[Failure, ...]
-    unscored: tuple[tuple[str, str, str], ...]
+# Libraries whose version affects results.
+_LIBRARIES = (
+    *("torch", "numpy", "pillow", "diffusers", "transformers"),
+    *("pyiqa", "torchvision", "timm", "scipy", "opencv-python-headless", "spandrel"),
+)
 
 
 def run_bench(
@@ -69,6 +62,138 @@ def run_bench(
         raise UsageError(f"{', '.join(values)} and options exclude each other", "pass one or the other")
     options = options or build_options(BenchOptions, **values)
     return run_plan(plan_bench(options), on_start=on_start, on_finish=on_finish)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The inputs of a benchmark, found and checked before it begins.
+
+    Attributes:
+        options: options of the benchmark: its cache, device, seed, and how often each image is restored.
+        cases: the images.
+        models: the models and folders of restored images to compare.
+        asked: the requested metrics.
+        ready: the requested metrics that are loaded in this process.
+        failures: unavailable metrics and unusable files.
+        title: title of the report.
+        settings: readable text for the report.
+        notes: notes for the user before long work begins, one line each.
+    """
+
+    options: BenchOptions
+    cases: Sequence[Case]
+    models: Sequence[Model]
+    asked: Sequence[KnownMetric]
+    ready: Sequence[ReadyMetric]
+    failures: Sequence[Failure] = ()
+    title: str = ""
+    settings: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def restoring(self) -> list[Model]:
+        """The models that restore inputs."""
+        return [model for model in self.models if model.load]
+
+
+def plan_bench(options: BenchOptions) -> Plan:
+    """Check the options, find the images and load the metrics; models are not loaded.
+
+    Raises:
+        OmgsrError: options conflict, or a required input is missing; the plan's failures list unavailable metrics and
+            unusable files.
+    """
+    wanted = choose_metrics(DEFAULT if options.metrics is None else options.metrics)
+    device = choose_device(options.device)
+    if options.precision != "auto":
+        choose_precision(options.precision, device)
+    is_named = bool(options.model or options.base or options.adapter)
+    if options.sr and options.data is None and is_named:
+        raise UsageError("--model has nothing to restore beside --sr", "give --data FOLDER with its inputs")
+    restoring = restoring_models(options) if is_named or not options.sr else []
+    given = given_models(options.sr)
+    found = _cases(options, given, restoring)
+    # Check the folder first, because loading metrics may take long.
+    Cache(options.cache).close()
+    asked, ready, failures, notes = _metrics(options, wanted, found)
+    data = options.data or next(iter(options.sr), None)
+    count = f"{len(found.cases)} image{'' if len(found.cases) == 1 else 's'}"
+    settings = {
+        "data": _name(data) if data else "bundled with omgsr",
+        "references": _name(options.hr) if options.hr else "those in the data folder, if any",
+        "psnr and ssim": core_settings(options.color_space, options.crop_border),
+        "device": str(device),
+        "precision": options.precision,
+    }
+    for name, value in (("repeat", options.repeat), ("seed", options.seed), ("scale", options.scale)):
+        settings |= {} if value is None else {name: f"{value:g}"}
+    return Plan(
+        options=options,
+        cases=found.cases,
+        models=[*given, *restoring],
+        asked=asked,
+        ready=ready,
+        failures=[*found.failures, *failures],
+        title=f"{_name(data) if data else 'the bundled images'}, {count}",
+        settings=settings,
+        notes=(*found.notes, *notes),
+    )
+
+
+def _cases(options: BenchOptions, given: Sequence[Model], restoring: Sequence[Model]) -> FoundCases:
+    model_scale = next((model.info.scale for model in restoring if model.info.scale), None)
+    if options.data is None and not given:
+        if options.hr is not None:
+            raise UsageError(f"--hr {shown(options.hr)} needs images to compare", "use --data or --sr")
+        return bundled_cases(options.scale, model_scale)
+    folders = {model.info.name: folder for model, folder in zip(given, options.sr, strict=True)}
+    return find_cases(
+        *(options.data, options.hr, folders, options.scale), model_scale=model_scale, recursive=options.recursive
+    )
+
+
+_Metrics = tuple[Sequence[KnownMetric], Sequence[ReadyMetric], Sequence[Failure], tuple[str, ...]]
+
+
+def _metrics(options: BenchOptions, asked: Sequence[KnownMetric], found: FoundCases) -> _Metrics:
+    """Load the metrics that apply to the images; return all of them, the loaded ones, failures and notes."""
+    has_references = any(case.reference for case in found.cases)
+    if options.metrics is None:
+        suiting = [known for known in asked if has_references or not known.info.needs_references]
+        return _metrics_at_hand(options, suiting)
+    comparing = [known.info.name for known in asked if known.info.needs_references]
+    if comparing and not has_references:
+        verb = "compares" if len(comparing) == 1 else "compare"
+        raise UsageError(f"{', '.join(comparing)} {verb} with references, but no image has one", "use --hr FOLDER")
+    ready, failures = make_metrics(asked, options)
+    if ready or not has_references:
+        return asked, ready, failures, ()
+    # psnr and ssim need no weights.
+    core = choose_metrics(CORE)
+    note = f"{' and '.join(CORE)}, which need no weights, replace them"
+    return (*core, *asked), make_metrics(core, options)[0], failures, (note,)
+
+
+def _metrics_at_hand(options: BenchOptions, suiting: Sequence[KnownMetric]) -> _Metrics:
+    """Load the default metrics without downloads; a metric that this machine cannot compute is not an error."""
+    core = [known for known in suiting if known.info.name in CORE]
+    others = [known for known in suiting if known.info.name not in CORE]
+    lacking = missing_requirements(others)
+    ready, failures = make_metrics(core if lacking else suiting, options)
+    # pyiqa may fail although its weights are on this machine.
+    lacking = lacking or "; ".join(failure.line() for failure in failures)
+    if not lacking:
+        return suiting, ready, (), ()
+    names = {metric.info.name for metric in ready}
+    notes = [f"{' and '.join(each.info.name for each in others)} are skipped: {lacking}"]
+    if not ready:
+        notes.append("nothing is scored: no image has a reference, and no metric without references is available")
+    return [known for known in suiting if known.info.name in names], ready, (), tuple(notes)
+
+
+def _name(folder: Path) -> str:
+    """Return a folder's name without its path, because reports are published."""
+    return shown(folder.absolute().name)
 
 
 def run_plan(
@@ -107,6 +232,23 @@ def run_plan(
                 if on_finish:
                     on_finish()
         return _report(plan, [results[number] for number in numbers], Scorebook(plan.ready, cache))
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """The results of one image.
+
+    Attributes:
+        image: the image's entry in the report.
+        timings: timings by model name, from this run or an earlier one.
+        failures: failures of models on this image.
+        unscored: (metric, file, reason) of each metric that failed on this image.
+    """
+
+    image: ImageResult
+    timings: dict[str, Timing]
+    failures: tuple[Failure, ...]
+    unscored: tuple[tuple[str, str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -263,7 +405,7 @@ class CaseRunner:
         """Store the timings of this run, and add the timings of earlier runs for kept images."""
         found: dict[str, Timing] = {}
         for name, key in keys.items():
-            place = key_of(image=key, machine=machine_name())
+            place = key_of(image=key, machine=_machine_name())
             if name in timings and self.is_timed:
                 found[name] = timings[name]
                 self.cache.keep("time", place, vars(timings[name]))
@@ -309,6 +451,18 @@ def _report(plan: Plan, results: Sequence[CaseResult], book: Scorebook) -> Repor
         differences=tuple(compare(images, names, metrics)),
         speeds=tuple(speed for name in names if (speed := speed_of(name, timings[name]))),
         failures=(*failures, *scoring_failures(unscored)),
-        versions=collect_versions(),
+        versions=_versions(),
         settings=plan.settings,
     )
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of this program, the libraries, Python and the system, by name."""
+    found = {"omgsr": __version__, "python": platform.python_version()}
+    found |= {name: version for name in _LIBRARIES if (version := version_of(name)) is not None}
+    return {**found, "system": f"{platform.system()} {platform.machine()}"}
+
+
+def _machine_name() -> list[object]:
+    """Return what identifies this machine and its number of threads; times are not valid on another machine."""
+    return [platform.node(), platform.machine(), os.cpu_count(), torch.get_num_threads()]

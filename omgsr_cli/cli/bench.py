@@ -195,8 +195,7 @@ def bench(
 def _run(options: BenchOptions, engine_options: EngineOptions, part: Shard | None, output: Output) -> Report:
     """Plan and run a benchmark; print notes about missing parts before the long work begins."""
     with output.loading("models"):
-        from omgsr_cli.benchmark.plan import plan_bench
-        from omgsr_cli.benchmark.runner import run_plan
+        from omgsr_cli.benchmark.runner import plan_bench, run_plan
 
         plan = plan_bench(options)
     if part is not None:
@@ -265,7 +264,7 @@ def _print_report(report: Report, output: Output, *, markdown: bool, latex: bool
 def _list_metrics(output: Output) -> None:
     """Print every metric: direction, range, kind, and whether its weights are installed."""
     from omgsr_cli.benchmark.metrics import known_metrics
-    from omgsr_cli.benchmark.perceptual import missing_weights
+    from omgsr_cli.benchmark.scoring import missing_weights
 
     rows, records = [], []
     for known in known_metrics().values():

@@ -335,7 +335,7 @@ def release_memory(kept_bytes: int = 0) -> None:
 
 def _resident_bytes() -> int:
     """Memory of this process that is no file's, in bytes; 0 on other systems than Linux."""
-    return _read_kib("/proc/self/status", "RssAnon:") or 0
+    return read_kib("/proc/self/status", "RssAnon:") or 0
 
 
 def _free_system_memory_bytes() -> int:
@@ -347,7 +347,7 @@ def _free_system_memory_bytes() -> int:
     return min(available, max(limit - used, 0))
 
 
-def _read_kib(path: str, name: str) -> int | None:
+def read_kib(path: str, name: str) -> int | None:
     """A value in KiB of one of Linux's tables, in bytes; None where it is missing."""
     try:
         with open(path, encoding="ascii") as lines:

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from omgsr_cli.benchmark import perceptual
-from omgsr_cli.benchmark.cache import Cache
+from omgsr_cli.benchmark import scoring
 from omgsr_cli.benchmark.metrics import METRICS, PAPER, choose_metrics, known_metrics
-from omgsr_cli.benchmark.perceptual import MetricError, PyiqaMetric
-from omgsr_cli.benchmark.scoring import Scorebook, make_metrics, scoring_failures
+from omgsr_cli.benchmark.results import Cache
+from omgsr_cli.benchmark.scoring import MetricError, PyiqaMetric, Scorebook, make_metrics, scoring_failures
 from omgsr_cli.errors import FileError, UsageError
 from omgsr_cli.imaging import SourceImage, write_image
 from omgsr_cli.options import BenchOptions
@@ -47,7 +46,7 @@ def create_metric(name, device):
 @pytest.fixture
 def torch_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    perceptual._hub_answers.cache_clear()
+    scoring._hub_answers.cache_clear()
     return tmp_path / "torch" / "hub"
 
 
@@ -71,7 +70,7 @@ def write_pyiqa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_hub: Path
 
 def put_weights(torch_hub: Path, name: str, content: bytes = b"\x80\x02 pickled") -> None:
     for weights in METRICS[name].weights or ():
-        path = torch_hub / weights.place / weights.name
+        path = torch_hub / weights
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
@@ -167,7 +166,7 @@ def test_without_pyiqa_its_names_cannot_be_known(monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_pyiqa_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, torch_hub: Path) -> None:
-    monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
+    monkeypatch.setattr(scoring, "find_spec", lambda name: None)
     message, hint = failure("musiq")
     assert message == "pyiqa is not installed"
     assert "omgsr-cli[metrics]" in hint

@@ -15,14 +15,11 @@ from command_line import draw, size_of
 from PIL import Image
 from torch import Tensor
 
-from omgsr_cli.benchmark.cache import files_identity
 from omgsr_cli.benchmark.cases import Case, bundled_cases, bundled_folder, find_cases, fit_to_reference
-from omgsr_cli.benchmark.machine import speed_of, time_call
 from omgsr_cli.benchmark.metrics import METRICS, choose_metrics
-from omgsr_cli.benchmark.models import Model, resampling_model, unique_names
-from omgsr_cli.benchmark.plan import Plan
-from omgsr_cli.benchmark.results import ModelInfo, Report
-from omgsr_cli.benchmark.runner import run_plan
+from omgsr_cli.benchmark.models import Model, resampling_model, speed_of, time_call, unique_names
+from omgsr_cli.benchmark.results import ModelInfo, Report, files_identity
+from omgsr_cli.benchmark.runner import Plan, run_plan
 from omgsr_cli.benchmark.scoring import ReadyMetric, make_metrics
 from omgsr_cli.errors import FileError, OmgsrError, UsageError
 from omgsr_cli.geometry import Size
@@ -410,6 +407,6 @@ def test_a_models_identity_is_all_of_its_content_and_the_programs_version(
     path.write_bytes(data)
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     identities.append(files_identity(path))
-    monkeypatch.setattr("omgsr_cli.benchmark.cache.__version__", "changed")
+    monkeypatch.setattr("omgsr_cli.benchmark.results.__version__", "changed")
     identities.append(files_identity(path))
     assert len(set(identities)) == 3

@@ -15,7 +15,7 @@ import pytest
 from command_line import Command, draw, spoil, write_tiny_model
 from spread_work import Pickled
 
-from omgsr_cli.benchmark import cases, perceptual
+from omgsr_cli.benchmark import cases, scoring
 from omgsr_cli.benchmark.metrics import METRICS
 from omgsr_cli.cli import progress
 from omgsr_cli.engines.work import Place
@@ -168,7 +168,7 @@ def test_without_arguments_the_bundled_images_are_scored(
     (data / "test_LR").rename(data / "lr")
     (data / "test_HR").rename(data / "hr")
     monkeypatch.setattr(cases, "bundled_folder", lambda: data)
-    monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
+    monkeypatch.setattr(scoring, "find_spec", lambda name: None)
     monkeypatch.setattr(progress, "_LOG_EVERY_S", 0.0)
     said = bench("--json")
     assert (said.code, said.errors) == (0, []), said.err
@@ -187,8 +187,8 @@ def test_without_arguments_the_bundled_images_are_scored(
 def test_weights_of_unrequested_metrics_are_not_fetched(
     bench: Command, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(perceptual, "find_spec", lambda name: object())
-    monkeypatch.setattr(perceptual, "PyiqaMetric", None)
+    monkeypatch.setattr(scoring, "find_spec", lambda name: object())
+    monkeypatch.setattr(scoring, "PyiqaMetric", None)
     said = bench("--data", data, "--model", "bicubic")
     assert said.code == 0, said.err
     assert "RN50.pt" in said.err
@@ -198,7 +198,7 @@ def test_weights_of_unrequested_metrics_are_not_fetched(
 def test_a_missing_metric_named_by_the_user_is_an_error(
     bench: Command, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
+    monkeypatch.setattr(scoring, "find_spec", lambda name: None)
     said = bench("--data", data, "--model", "bicubic", "--metrics", "musiq,clipiqa", "--json")
     assert said.code == 1
     # One line for each, and scores that need nothing in their place.
@@ -214,7 +214,7 @@ def test_a_missing_metric_named_by_the_user_is_an_error(
 
 
 def test_a_metric_that_fails_leaves_the_others(bench: Command, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
+    monkeypatch.setattr(scoring, "find_spec", lambda name: None)
     said = bench("--data", data, "--model", "bicubic", "--metrics", "psnr,niqe", "--json")
     assert (said.code, len(said.errors)) == (1, 1)
     scores = said.records[0]["images"][0]["scores"]["bicubic"]
@@ -225,7 +225,7 @@ def test_a_metric_that_fails_leaves_the_others(bench: Command, data: Path, monke
 def test_without_references_only_reference_free_metrics_run(
     bench: Command, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
+    monkeypatch.setattr(scoring, "find_spec", lambda name: None)
     page = data / "page.html"
     said = bench("--data", data / "test_LR", "--model", "bicubic", "--html", page, "--json")
     assert (said.code, said.errors) == (0, []), said.err
@@ -374,8 +374,7 @@ def test_processes_and_parts_score_as_one_process_does(
 
 def test_processes_return_their_results(data: Path, tmp_path: Path) -> None:
     """Nothing is read back or scored again by the process that gathers them, even if the cache is gone."""
-    from omgsr_cli.benchmark.plan import plan_bench
-    from omgsr_cli.benchmark.runner import run_plan
+    from omgsr_cli.benchmark.runner import plan_bench, run_plan
     from omgsr_cli.options import BenchOptions
 
     class Apart:
@@ -401,8 +400,7 @@ def test_processes_return_their_results(data: Path, tmp_path: Path) -> None:
 
 
 def test_an_image_that_kills_its_process_is_reported_and_not_retried(data: Path, tmp_path: Path) -> None:
-    from omgsr_cli.benchmark.plan import plan_bench
-    from omgsr_cli.benchmark.runner import run_plan
+    from omgsr_cli.benchmark.runner import plan_bench, run_plan
     from omgsr_cli.errors import DeviceError
     from omgsr_cli.options import BenchOptions
 

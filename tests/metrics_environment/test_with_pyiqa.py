@@ -16,7 +16,7 @@ from command_line import Command, Said, draw
 from PIL import Image
 from safetensors.torch import save_file
 
-from omgsr_cli.benchmark import perceptual
+from omgsr_cli.benchmark import scoring
 from omgsr_cli.fidelity import ColorSpace, psnr, ssim
 
 Bench = Callable[..., Said]
@@ -32,7 +32,7 @@ def torch_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     (folder / "pyiqa").mkdir(parents=True)
     monkeypatch.setattr(pyiqa.utils.download_util, "DEFAULT_CACHE_DIR", str(folder / "pyiqa"))
-    perceptual._hub_answers.cache_clear()
+    scoring._hub_answers.cache_clear()
     return folder
 
 
