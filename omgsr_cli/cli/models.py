@@ -165,7 +165,7 @@ def merge(
 
     The folder loads without network and adapter: use it with omgsr upscale --model OUT.
     """
-    from omgsr_cli.installation.merging import write_merged
+    from omgsr_cli.installation.pulling import write_merged
     from omgsr_cli.models.sources import find_model
     from omgsr_cli.options import ModelOptions, build_options
 

@@ -10,10 +10,9 @@ from typing import Any
 
 from omgsr_cli.errors import ModelError, UnknownModelError
 from omgsr_cli.models.families import is_model_file
-from omgsr_cli.models.weight_files import check_file_finite
+from omgsr_cli.models.weight_files import check_file_finite, read_header
 from omgsr_cli.options import ModelOptions
 from omgsr_cli.presets import NETWORKS, PRESETS
-from omgsr_cli.store.headers import read_header
 from omgsr_cli.store.installed import installed_folder, installed_names, load_provenance
 from omgsr_cli.store.manifest import MANIFEST_NAME, find_damage, load_manifest
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.models.adapter_files import CONFIG_NAME, WEIGHTS_NAME, check_adapter_folder, load_lora_config
 from omgsr_cli.models.families import family_of
+from omgsr_cli.models.weight_files import read_header
 from omgsr_cli.presets import Preset
-from omgsr_cli.store.headers import read_header
 from omgsr_cli.store.manifest import FileEntry, read_entry, stays_inside
 
 _DRIVE = "https://drive.google.com/drive/folders/"

@@ -1,4 +1,4 @@
-"""Install a preset: fetch base and adapter, check them, and merge them once. Every step can be resumed."""
+"""Install a model: fetch base and adapter, check them, and merge them once. Every step can be resumed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 from omgsr_cli import __version__
-from omgsr_cli.errors import ModelError, reason_of
+from omgsr_cli.errors import ModelError, UsageError, reason_of
 from omgsr_cli.files.atomic import partial_folder
 from omgsr_cli.installation.adapters import get_adapter, hash_adapter
 from omgsr_cli.models.families import REPOSITORY_FILES, recognise_model
+from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.record import write_record
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.options import ModelOptions
@@ -190,9 +191,6 @@ def _pull(
         _check_room(chosen, target.parent)
         base_folder = _fetch(chosen, scratch, talk)
         talk.note("merging the adapter into the base")
-        # Importing torch is slow; everything above works without it.
-        from omgsr_cli.installation.merging import write_merged
-
         source = find_model(ModelOptions(model=preset.name, base=str(base_folder), adapter=adapter_folder))
         record = source.record.model_copy(update={"licence": licence})
         source = dataclasses.replace(source, name=chosen.place, record=record)
@@ -202,6 +200,42 @@ def _pull(
             # It is damaged, and its replacement is ready to be written.
             shutil.rmtree(target)
         write_merged(source, target, half=half, provenance=Provenance(omgsr=__version__, origins=origins))
+
+
+def write_merged(
+    source: ModelSource,
+    folder: Path,
+    *,
+    half: bool = False,
+    text_encoder: bool = False,
+    provenance: Provenance | None = None,
+) -> None:
+    """Merge a model with its adapter and write a self-contained folder.
+
+    The sums are computed in float32 and rounded once if `half` is set. The folder is written under another name, the
+    manifest last, and renamed, so it is complete or absent.
+
+    Args:
+        source: from `find_model`, with or without an adapter.
+        folder: must not exist yet.
+        half: write float16, half the size.
+        text_encoder: copy the text encoder too, so the folder supports any prompt.
+        provenance: written to the folder as `sources.json`.
+    Raises:
+        UsageError: the folder exists.
+        ModelError: the parts do not match, or the folder cannot be written.
+    """
+    if os.path.lexists(folder):
+        raise UsageError(f"{folder} already exists", "choose another name, or remove it first")
+    # Importing torch is slow; everything else here works without it.
+    from omgsr_cli.models.loading import save_merged
+
+    def finish(model: Path) -> None:
+        if provenance is not None:
+            write_provenance(provenance, model)
+        write_manifest(model)
+
+    save_merged(source, folder, half=half, text_encoder=text_encoder, finish=finish)
 
 
 def _is_whole(folder: Path, talk: PullTalk) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.adapter_files import FLUX_PARTS, FLUX_RANKS, SD_PARTS, SD_RANKS
 from omgsr_cli.models.family import Family, ModelSource
-from omgsr_cli.models.record import RECORD_NAME, ModelRecord, read_json
+from omgsr_cli.models.record import ModelRecord, read_json
 from omgsr_cli.models.weight_files import (
     NETWORK_STEM,
     NETWORK_SUFFIXES,
@@ -23,6 +23,7 @@ from omgsr_cli.models.weight_files import (
 )
 from omgsr_cli.presets import PRESETS, Preset
 from omgsr_cli.store.hub import ModelFiles
+from omgsr_cli.store.installed import RECORD_NAME
 
 if TYPE_CHECKING:
     import torch

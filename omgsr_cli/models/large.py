@@ -21,9 +21,15 @@ from torch import Tensor, nn
 from omgsr_cli.errors import DeviceError, ModelError, UsageError
 from omgsr_cli.models.devices import free_memory_bytes, shares_host_memory
 from omgsr_cli.models.lora import AdapterPart
-from omgsr_cli.models.weight_files import check_finite, read_tensors, weight_files
+from omgsr_cli.models.weight_files import (
+    ELEMENT_BYTES,
+    TensorEntry,
+    check_finite,
+    read_header,
+    read_tensors,
+    weight_files,
+)
 from omgsr_cli.options import Offload, Quantize
-from omgsr_cli.store.headers import ELEMENT_BYTES, TensorEntry, read_header
 
 _CPU = torch.device("cpu")
 _QUANTISED_BYTES = {"nf4": 0.5 + 4 / 64, "int8": 1.0, "fp8": 1.0}

@@ -26,12 +26,13 @@ from omgsr_cli.models.devices import (
 from omgsr_cli.models.families import family_of
 from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.lora import LoraOptions
-from omgsr_cli.models.record import RECORD_NAME, load_record
+from omgsr_cli.models.record import load_record
 from omgsr_cli.models.sources import find_base_folder, find_model, start_folder
 from omgsr_cli.models.weight_files import apply_umask, check_file_finite
 from omgsr_cli.options import ModelOptions, build_options
 from omgsr_cli.presets import DEFAULT_PRESET
 from omgsr_cli.schedules import DdpmSchedule, FlowSchedule
+from omgsr_cli.store.installed import RECORD_NAME
 
 # The number of latent channels shows the kind of schedule of an autoencoder without a scheduler.
 _FLOW_CHANNELS = 16

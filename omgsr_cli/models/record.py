@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from omgsr_cli.errors import ModelError, reason_of
-from omgsr_cli.store.installed import RECORD_NAME as RECORD_NAME
+from omgsr_cli.store.installed import RECORD_NAME
 from omgsr_cli.validation import first_mistake
 
 

@@ -205,7 +205,7 @@ def fetch_file(listing: Listing, file: RemoteFile, folder: Path, on_bytes: Calla
                 )
 
                 url = hf_hub_url(listing.repository, file.path, revision=listing.revision)
-                _fetch_whole(_Source(listing.repository, url, build_hf_headers()), file, target, on_bytes)
+                _fetch_all(_Source(listing.repository, url, build_hf_headers()), file, target, on_bytes)
                 return target
     on_bytes(file.bytes)
     return target
@@ -230,7 +230,7 @@ def fetch_url(url: str, file: RemoteFile, folder: Path, on_bytes: Callable[[int]
     hint = "check the network, or download the file yourself and give it with --model FILE"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _fetch_whole(_Source(host, url, {}), file, target, on_bytes)
+        _fetch_all(_Source(host, url, {}), file, target, on_bytes)
     except (*http_errors(), OSError) as error:  # type: ignore[misc]  # all are exception classes
         raise ModelError(f"{file.path} cannot be fetched from {host}: {redact(reason_of(error))}", hint) from error
     return target
@@ -249,12 +249,6 @@ class _Source:
     name: str
     url: str
     headers: Mapping[str, str]
-
-
-def _fetch_whole(source: _Source, file: RemoteFile, target: Path, on_bytes: Callable[[int], None]) -> None:
-    partial = target.with_name(target.name + ".part")
-    _fetch_all(source, file, partial, on_bytes)
-    os.replace(partial, target)
 
 
 def is_as_listed(path: Path, file: RemoteFile) -> bool:
@@ -284,8 +278,9 @@ def _cached_file(listing: Listing, file: RemoteFile) -> Path | None:
     return path if is_as_listed(path, file) else None
 
 
-def _fetch_all(source: _Source, file: RemoteFile, partial: Path, on_bytes: Callable[[int], None]) -> None:
+def _fetch_all(source: _Source, file: RemoteFile, target: Path, on_bytes: Callable[[int], None]) -> None:
     """Fetch a file; resume after interruptions as long as attempts fetch new bytes."""
+    partial = target.with_name(target.name + ".part")
     came = partial.stat().st_size if partial.is_file() else 0
     on_bytes(came)
     fruitless = 0
@@ -310,6 +305,7 @@ def _fetch_all(source: _Source, file: RemoteFile, partial: Path, on_bytes: Calla
             f"{source.name}: {file.path} has another size or SHA-256 than it should have and was deleted",
             hint="run the same command again; if it fails again, tell the file's owner",
         )
+    os.replace(partial, target)
 
 
 def _fetch_rest(source: _Source, file: RemoteFile, partial: Path, on_bytes: Callable[[int], None]) -> int:

@@ -15,8 +15,7 @@ from omgsr_cli.files.atomic import write_atomically
 from omgsr_cli.store.manifest import FileEntry
 
 HOME_VARIABLE = "OMGSR_HOME"
-PROVENANCE_NAME = "sources.json"
-RECORD_NAME = "omgsr.json"
+RECORD_NAME, PROVENANCE_NAME = "omgsr.json", "sources.json"
 _LICENCES_NAME = ".licences.json"
 
 

@@ -19,12 +19,13 @@ from omgsr_cli.files.atomic import partial_folder
 from omgsr_cli.models.adapter_files import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from omgsr_cli.models.families import family_of
 from omgsr_cli.models.loading import save_standalone
-from omgsr_cli.models.record import RECORD_NAME, ModelRecord, load_record, read_json
+from omgsr_cli.models.record import ModelRecord, load_record, read_json
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.models.weight_files import check_file_finite
 from omgsr_cli.options import ModelOptions
 from omgsr_cli.presets import PRESETS
 from omgsr_cli.store.hub import http_errors, is_repository_name
+from omgsr_cli.store.installed import RECORD_NAME
 from omgsr_cli.store.manifest import MANIFEST_NAME, FileEntry, Manifest, read_entry, to_json, write_manifest
 from omgsr_cli.training.checkpoints import verify_checkpoint
 from omgsr_cli.training.config import CONFIG_NAME, Section, TrainConfig, format_config

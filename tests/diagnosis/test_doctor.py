@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from omgsr_cli.diagnosis import machine
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models import devices
+from omgsr_cli.models.weight_files import read_header
 from omgsr_cli.presets import NETWORKS, PRESETS
-from omgsr_cli.store.headers import read_header
 
 
 @pytest.fixture(autouse=True)

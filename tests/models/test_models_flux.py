@@ -27,10 +27,10 @@ from omgsr_cli.models.large import Footprint, choose_offload, measure_footprint
 from omgsr_cli.models.loading import describe_model, load_restorer, save_merged
 from omgsr_cli.models.lora import inject_adapters
 from omgsr_cli.models.sources import find_base_folder, find_model
+from omgsr_cli.models.weight_files import TensorEntry
 from omgsr_cli.options import ModelOptions, RestoreOptions, build_options
 from omgsr_cli.planning import plan_restoration
 from omgsr_cli.store import hub
-from omgsr_cli.store.headers import TensorEntry
 from omgsr_cli.upscaling import upscale_image
 
 CPU = torch.device("cpu")
