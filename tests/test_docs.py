@@ -11,11 +11,10 @@ from typing import Any
 import documented
 import pytest
 import torch
-import typer
 import yaml
 from places import ROOT
 
-from omgsr_cli.cli.app import app
+from omgsr_cli.cli.app import program
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
@@ -35,7 +34,7 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 def find_command(words: list[str]) -> Any:
-    found: Any = typer.main.get_command(app)
+    found: Any = program()
     for word in words:
         if word not in getattr(found, "commands", {}):
             break

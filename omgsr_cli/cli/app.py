@@ -7,10 +7,12 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperGroup
 from typer.exceptions import Abort, Exit, TyperException
 
 from omgsr_cli.cli.bench import BenchCommand, bench
@@ -68,7 +70,7 @@ def show_help(
     ] = None,
 ) -> Any:
     """Show the help of a command."""
-    return app([*(commands or ()), "--help"], prog_name="omgsr", standalone_mode=False)
+    return program()([*(commands or ()), "--help"], prog_name="omgsr", standalone_mode=False)
 
 
 def _show_version(wanted: bool) -> None:
@@ -86,6 +88,12 @@ def _omgsr(
     ] = False,
 ) -> None:
     """Restore and upscale real photographs with one step of a diffusion model."""
+
+
+@cache
+def program() -> TyperGroup:
+    """Return the program's commands; typer reads the annotations of all commands to build them."""
+    return cast("TyperGroup", typer.main.get_command(app))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -133,7 +141,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     output, Output.lost = Output(), None
     forget_notes()
     try:
-        code = app(args=None if arguments is None else list(arguments), prog_name="omgsr", standalone_mode=False)
+        code = program()(args=None if arguments is None else list(arguments), prog_name="omgsr", standalone_mode=False)
     except OmgsrError as error:
         if os.environ.get("OMGSR_DEBUG") == "1":
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Collection, Mapping
+from copy import copy
 from functools import partial
 from typing import Any, ClassVar
 
@@ -47,19 +48,19 @@ class Command(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Show the common options, or all options for `--help-all`; use plain text on a narrow terminal."""
+        shown = copy(self)
         if self.common is not None and not ctx.meta.get(_SHOWS_ALL):
-            for param in self.params:
+            shown.params = [copy(param) for param in self.params]
+            for param in shown.params:
                 if isinstance(param, TyperOption):
                     param.hidden = param.name not in self.common
-        narrow = _is_narrow()
         if self.examples:
             # In plain text, a paragraph that begins with \b keeps its lines.
-            mark = "\b\n" if narrow else ""
-            self.help = f"{self.help}\n\n{mark}{_example_lines(self.examples)}"
-        if narrow:
-            self.rich_markup_mode = None
-            _narrow(formatter)
-        super().format_help(ctx, formatter)
+            mark = "\b\n" if _is_narrow() else ""
+            shown.help = f"{self.help}\n\n{mark}{_example_lines(self.examples)}"
+        if _is_narrow():
+            _use_plain_text(shown, formatter)
+        super(Command, shown).format_help(ctx, formatter)
 
 
 class Group(TyperGroup):
@@ -74,10 +75,10 @@ class Group(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Show the commands; use plain text on a narrow terminal."""
+        shown = copy(self)
         if _is_narrow():
-            self.rich_markup_mode = None
-            _narrow(formatter)
-        super().format_help(ctx, formatter)
+            _use_plain_text(shown, formatter)
+        super(Group, shown).format_help(ctx, formatter)
 
 
 def show_all(ctx: Any, wanted: bool) -> None:
@@ -115,8 +116,9 @@ def _is_narrow() -> bool:
     return _columns() < _NARROW_COLUMNS
 
 
-def _narrow(formatter: Any) -> None:
+def _use_plain_text(command: TyperCommand | TyperGroup, formatter: Any) -> None:
     """Make plain text use all columns, with the description of an option below its name."""
+    command.rich_markup_mode = None
     formatter.width = _columns()
     formatter.write_dl = partial(formatter.write_dl, col_max=8)
 

@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
 from command_line import Command, Said, draw
 
-from omgsr_cli.cli.app import app
+from omgsr_cli.cli.app import program
 from omgsr_cli.models.tiny import TinyRestorer
 
 _PLAN = ("in/a.png", "--dry-run", "--json")
@@ -72,7 +71,7 @@ _EFFECTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 def test_every_option_has_a_test_case() -> None:
-    command = typer.main.get_command(app).commands["upscale"]  # type: ignore[attr-defined]
+    command = program().commands["upscale"]  # type: ignore[attr-defined]
     names = {
         next(name for name in param.opts if name.startswith("--"))
         for param in command.params
