@@ -11,7 +11,7 @@ import sys
 import types
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map
 
 from omgsr_cli import transfer
 from omgsr_cli.models import devices, tiny
@@ -112,13 +111,28 @@ def _outer(value: Any) -> Any:
     return OnDevice(value) if isinstance(value, Tensor) and not isinstance(value, OnDevice) else value
 
 
+def _leaves(values: Iterable[Any]) -> Iterator[Any]:
+    """The values of nested lists and tuples; torch's own trees take several times as long."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _leaves(value)
+        else:
+            yield value
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(change, each) for each in value)
+    return change(value)
+
+
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     assert _now is not None
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     if has(func.name(), _COMPOSITE) and not has(func.name(), "CPU"):
         with _Mode():
             return func.decompose(*args, **kwargs)
-    flat, _ = tree_flatten((args, kwargs))
+    flat = list(_leaves((*args, *kwargs.values())))
     ours = [value for value in flat if isinstance(value, OnDevice)]
     if ours and func not in _MAY_MIX:
         mixed = [
@@ -150,10 +164,10 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return OnDevice(result) if to_us else result
     if placed and "device" in kept:
         kept["device"] = torch.device("cpu")
-    result = func(*tree_map(_inner, args), **kept)
+    result = func(*_mapped(_inner, args), **kept)
     if not placed:
         return result
-    wrapped = tree_map(_outer, result)
+    wrapped = _mapped(_outer, result)
     return return_and_correct_aliasing(func, args, kwargs, wrapped) if ours else wrapped
 
 

@@ -51,6 +51,7 @@ _EFFECTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--recursive": (("in",), ()),
     "--suffix": (("in/a.png",), ("_large",)),
     "--format": (("in/a.png",), ("webp",)),
+    "--list": (("in",), ("names.txt",)),
     "--quality": (("in/a.png", "--format", "jpg"), ("50",)),
     "--metadata": (("in/a.png",), ("none",)),
     "--dpi": (("in/a.png",), ("240",)),
