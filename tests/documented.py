@@ -131,7 +131,9 @@ def _command_text(path: tuple[str, ...], command: Any) -> Iterator[str]:
 
 
 def _param_row(param: Any, is_option: bool) -> str:
-    names = [*param.opts, *param.secondary_opts] if is_option else [param.metavar or param.name.upper()]
+    # Typer has the names of --help in a random order.
+    options = sorted((*param.opts, *param.secondary_opts), key=len)
+    names = options if is_option else [param.metavar or param.name.upper()]
     value = f" {param.metavar}" if is_option and param.metavar and not getattr(param, "is_flag", False) else ""
     default = param.show_default if isinstance(param.show_default, str) else param.default
     shown = "" if default in (None, False, ()) or not param.show_default else str(default)
