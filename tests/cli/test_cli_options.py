@@ -52,6 +52,7 @@ _EFFECTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--suffix": (("in/a.png",), ("_large",)),
     "--format": (("in/a.png",), ("webp",)),
     "--list": (("in",), ("names.txt",)),
+    "--watch": (("in/a.png",), ()),
     "--quality": (("in/a.png", "--format", "jpg"), ("50",)),
     "--metadata": (("in/a.png",), ("none",)),
     "--dpi": (("in/a.png",), ("240",)),
