@@ -165,10 +165,9 @@ def _print_config(output: Output, name: str | None) -> int:
 
 def _write_report(output: Output, folder: Path) -> int:
     from omgsr_cli.packages import install_command
-    from omgsr_cli.training.logs import read_history
-    from omgsr_cli.training.report import can_plot, write_run_page
+    from omgsr_cli.training.logs import can_plot, write_run_page
 
-    page = write_run_page(read_history(folder))
+    page = write_run_page(folder)
     if not can_plot():
         output.note(f"the page has no curves: matplotlib is not installed; {install_command('plot')}")
     output.result(str(page), {"event": "reported", "page": str(page)})

@@ -5,20 +5,17 @@ A folder named `step-00001000` was complete when it got this name. Its manifest 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
 import re
-import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar, NoReturn, Self
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omgsr_cli.errors import FileError, ModelError, UsageError, reason_of, write_reason
-from omgsr_cli.files.atomic import is_alive
+from omgsr_cli.files.atomic import PARTIAL_SUFFIX, is_alive, partial_folder, partial_name
 from omgsr_cli.models.adapter_files import load_lora_config
 from omgsr_cli.models.base import Trainable
 from omgsr_cli.models.families import recognise_adapter
@@ -42,107 +39,76 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # the only platform without it
 
 _NAME = re.compile(r"step-(\d{8,})")
-_LEFTOVER = re.compile(r"\.step-\d{8,}\.[0-9a-f]{8}\.(partial|removed)")
-"""Suffixes of leftovers of killed runs: an unfinished checkpoint, or one that was being removed."""
-
 _WEIGHTS, _AVERAGE, _DISCRIMINATOR = "weights.safetensors", "average.safetensors", "discriminator.safetensors"
 _OPTIMIZER, _DISCRIMINATOR_OPTIMIZER = "optimizer.safetensors", "optimizer_discriminator.safetensors"
 _STATE = "state.json"
 
-_LOCK_NAME = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 """Error numbers of file systems without locks."""
 
+_locked: set[Path] = set()
+"""Folders of this process's runs, because the system's locks do not apply within a process."""
 
-class RunLock:
-    """A context that locks the folder of a run, so that a second run cannot use it.
+
+@contextmanager
+def lock_run(root: Path) -> Iterator[None]:
+    """Lock the folder of a run, so that a second run cannot use it.
 
     The system releases the lock when the process ends in any way, and forked workers do not inherit it. On file systems
     without locks, the owner in the file counts: a running process on this host, or any process on another host.
 
     Args:
         root: folder of the run; it is created if it is missing.
+    Raises:
+        UsageError: another run has it; the message contains its process and host.
+        FileError: the lock file cannot be written.
     """
-
-    _held: ClassVar[set[Path]] = set()
-
-    def __init__(self, root: Path) -> None:
-        self._root, self._path = root, root / _LOCK_NAME
-        self._descriptor: int | None = None
-
-    def take(self) -> None:
-        """Acquire the lock.
-
-        Raises:
-            UsageError: another run has it; the message contains its process and host.
-            FileError: the lock file cannot be written.
-        """
+    path, own = root / ".lock", {"pid": os.getpid(), "host": socket.gethostname()}
+    if root.resolve() in _locked:
+        raise _taken(path, own)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {reason_of(error)}", "set another [save] out") from error
+    with file:
+        file.seek(0)
         try:
-            self._root.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-            owner = self._read_owner()
-            if self._root.resolve() in self._held or not self._is_free(owner):
-                self._close()
-                raise _taken(self._root, self._path, owner)
-            self._write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
-        except OSError as error:
-            self._close()
-            raise FileError(f"{self._path} cannot be written: {reason_of(error)}", "set another [save] out") from error
-        self._held.add(self._root.resolve())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._descriptor is None:
-            return
-        self._held.discard(self._root.resolve())
-        # Keep the file: otherwise a waiting process could lock a file that has been deleted.
-        with contextlib.suppress(OSError):
-            self._write("")
-        self._close()
-
-    def _is_free(self, owner: Mapping[str, object]) -> bool:
-        assert self._descriptor is not None
-        if fcntl is not None:
-            try:
-                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    return False
-        pid, host = owner.get("pid"), owner.get("host")
-        if not isinstance(pid, int):
-            return True
-        return host == socket.gethostname() and (pid == os.getpid() or not is_alive(pid))
-
-    def _read_owner(self) -> dict[str, object]:
-        assert self._descriptor is not None
-        try:
-            owner = json.loads(os.pread(self._descriptor, 4096, 0) if hasattr(os, "pread") else self._path.read_bytes())
+            owner = json.loads(file.read(4096))
         except ValueError:
-            return {}
-        return owner if isinstance(owner, dict) else {}
+            owner = {}
+        if not _is_free(file, owner):
+            raise _taken(path, owner)
+        file.truncate(0)
+        file.write(json.dumps(own) + "\n")
+        file.flush()
+        _locked.add(root.resolve())
+        try:
+            yield
+        finally:
+            _locked.discard(root.resolve())
+            # Keep the file: otherwise a waiting process could lock a file that has been deleted.
+            with suppress(OSError):
+                file.truncate(0)
 
-    def _write(self, text: str) -> None:
-        assert self._descriptor is not None
-        os.ftruncate(self._descriptor, 0)
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
-        os.write(self._descriptor, text.encode())
 
-    def _close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+def _is_free(file: IO[str], owner: Mapping[str, object]) -> bool:
+    if fcntl is not None:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                return False
+    pid, host = owner.get("pid"), owner.get("host")
+    return not isinstance(pid, int) or (host == socket.gethostname() and (pid == os.getpid() or not is_alive(pid)))
 
 
-def _taken(root: Path, path: Path, owner: Mapping[str, object]) -> UsageError:
+def _taken(path: Path, owner: Mapping[str, object]) -> UsageError:
     pid, host = owner.get("pid"), owner.get("host")
     who = f"process {pid} on {host}" if pid and host else "another process"
     away = "" if host in (None, socket.gethostname()) else f"; if that process has ended, delete {path}"
-    return UsageError(f"{root} is in use by another run: {who}", f"wait for it, or set another [save] out{away}")
+    return UsageError(f"{path.parent} is in use by another run: {who}", f"wait for it, or set another [save] out{away}")
 
 
 def write_checkpoint(root: Path, step: int, write_parts: Callable[[Path], None], *, keep: int, spare: int = 0) -> Path:
@@ -161,30 +127,31 @@ def write_checkpoint(root: Path, step: int, write_parts: Callable[[Path], None],
     Raises:
         FileError: the checkpoint cannot be written; earlier checkpoints are unchanged.
     """
-    if keep < 1:
-        raise ValueError(f"keep must be at least 1, not {keep}")
     target = root / checkpoint_name(step)
     if not _find_fault(target):
         return target
     try:
         root.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(root)
-        partial = _aside(target, "partial")
-        try:
-            partial.mkdir()
+        # The run's folder is locked, so these are leftovers of killed runs, maybe of other hosts.
+        for leftover in root.glob(f".step-*{PARTIAL_SUFFIX}"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        with partial_folder(target) as partial:
             write_parts(partial)
-            _sync_tree(partial)
             write_manifest(partial)
-            _sync(partial)
-            _put_away(target)
+            for path in (*partial.rglob("*"), partial):
+                _sync(path)
+            if target.is_dir():
+                _remove(target)
             os.rename(partial, target)
             _sync(root)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
     except (OSError, SafetensorError) as error:
-        raise _unwritten(target, error) from error
-    _rotate(root, step, keep, spare)
+        raise FileError(
+            f"the checkpoint {target} cannot be written: {write_reason(error)}",
+            "earlier checkpoints are unchanged: free some space or set another [save] out, then use --resume auto",
+        ) from error
+    # The new checkpoint is complete; after an error, the next one removes the old ones.
+    with suppress(OSError):
+        _rotate(root, step, keep, spare)
     return target
 
 
@@ -201,8 +168,8 @@ def step_of(checkpoint: Path) -> int | None:
 
 def list_checkpoints(root: Path) -> list[Path]:
     """List the checkpoints of a run, complete or not, newest first."""
-    steps = {path: step_of(path) for path in _children(root) if path.is_dir()}
-    return sorted((path for path, step in steps.items() if step is not None), key=lambda p: steps[p] or 0, reverse=True)
+    steps = {path: step_of(path) or 0 for path in (root.iterdir() if root.is_dir() else ()) if path.is_dir()}
+    return sorted((path for path in steps if _NAME.fullmatch(path.name)), key=steps.__getitem__, reverse=True)
 
 
 def verify_checkpoint(folder: Path) -> None:
@@ -243,13 +210,6 @@ def find_checkpoint(root: Path, resume: str, *, note: Callable[[str], None] = la
             "resume with --resume auto, or start a new run in another [save] out",
         )
     return None
-
-
-def remove_leftovers(root: Path) -> None:
-    """Remove the leftovers of a killed run, which are not checkpoints."""
-    for path in _children(root):
-        if _LEFTOVER.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def check_adapter_ranks(checkpoint: Path, lora: LoraOptions) -> None:
@@ -322,57 +282,26 @@ def _find_fault(folder: Path, *, contents: bool = True) -> str:
 def _rotate(root: Path, step: int, keep: int, spare: int) -> None:
     """Remove all checkpoints up to this step except the newest `keep` complete ones and that of the step `spare`."""
     kept = 0
-    try:
-        present = list_checkpoints(root)
-    except OSError:
-        # The new checkpoint is complete; the next one removes the old ones.
-        return
-    for checkpoint in present:
+    for checkpoint in list_checkpoints(root):
         if (step_of(checkpoint) or 0) > step or step_of(checkpoint) == spare:
             continue
         # Comparing sizes suffices here: hashes would read gigabytes at every step that saves.
         if kept < keep and not _find_fault(checkpoint, contents=False):
             kept += 1
         else:
-            _put_away(checkpoint)
+            _remove(checkpoint)
 
 
-def _put_away(checkpoint: Path) -> None:
-    """Rename a folder, then remove it, so that its name never refers to an incomplete folder.
-
-    The next checkpoint removes leftovers.
-    """
-    if not checkpoint.is_dir():
-        return
-    aside = _aside(checkpoint, "removed")
-    try:
+def _remove(checkpoint: Path) -> None:
+    """Rename a folder, then remove it, so that its name never refers to an incomplete folder."""
+    aside = checkpoint.with_name(partial_name(checkpoint.name))
+    with suppress(OSError):
         os.rename(checkpoint, aside)
-    except OSError:
-        return
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _aside(path: Path, ending: str) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{ending}")
-
-
-def _children(root: Path) -> Iterator[Path]:
-    return root.iterdir() if root.is_dir() else iter(())
-
-
-def _sync_tree(folder: Path) -> None:
-    """Synchronise a folder's files and directory entries to the disk."""
-    for path, _, files in os.walk(folder, topdown=False, onerror=_raise):
-        for name in files:
-            _sync(Path(path) / name)
-        _sync(Path(path))
-
-
-def _raise(error: OSError) -> NoReturn:
-    raise error
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
+    """Synchronise a file or a folder's entries to the disk."""
     is_folder = path.is_dir()
     if os.name == "nt" and is_folder:
         # Windows cannot open folders; its file system journals names.
@@ -387,13 +316,6 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def _unwritten(target: Path, error: OSError | SafetensorError) -> FileError:
-    return FileError(
-        f"the checkpoint {target} cannot be written: {write_reason(error)}",
-        "earlier checkpoints are unchanged: free some space or set another [save] out, then use --resume auto",
-    )
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The tables of a run: one CSV file for steps and one for validations, which are always written."""
+"""The log of a run: tables of its steps and validations, trackers, and `--report`, a self-contained page of them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ import io
 import json
 import math
 import os
-import re
 import tomllib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 
 from omgsr_cli.errors import FileError, UsageError, reason_of
-from omgsr_cli.imaging import write_atomically
+from omgsr_cli.imaging import SourceImage, encode_image, read_image, resize, write_atomically
+from omgsr_cli.packages import install_command
+from omgsr_cli.pages.template import data_address, definitions, escape, fill_page, printable
 from omgsr_cli.training.checkpoints import list_checkpoints
 from omgsr_cli.training.config import CONFIG_NAME, TrainConfig, flatten
 from omgsr_cli.training.step import StepResult
@@ -188,66 +193,25 @@ class Curve:
     values: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class History:
-    """The history of a run.
+def read_curves(path: Path) -> list[Curve]:
+    """Read the columns of a table that have a value; the run may still write it.
 
-    Attributes:
-        folder: folder of the run.
-        losses: curves of the columns of the step table that have a value.
-        scores: curves of the columns of the validation table that have a value.
-        grids: step and image of each validation, ascending.
-        settings: configuration of the newest checkpoint, "section.key" to value; empty before the first checkpoint.
-    """
-
-    folder: Path
-    losses: tuple[Curve, ...]
-    scores: tuple[Curve, ...]
-    grids: tuple[tuple[int, Path], ...]
-    settings: Mapping[str, Any]
-
-
-def read_history(folder: Path) -> History:
-    """Read the history of a run, which may still be in progress.
-
-    Args:
-        folder: folder of the run, as in [save] out.
     Raises:
-        UsageError: the folder is not the folder of a run.
-        FileError: a table cannot be read.
+        FileError: the table cannot be read.
     """
-    if not (folder / STEPS_NAME).is_file():
-        raise UsageError(f"{folder} is not the folder of a run: it has no {STEPS_NAME}", "use the folder in [save] out")
-    scores = folder / VALIDATION_NAME
-    grids = [
-        (int(match[1]), path)
-        for path in sorted((folder / "validation").glob("step-*.png"))
-        if (match := re.fullmatch(r"step-(\d+)\.png", path.name))
-    ]
-    return History(
-        folder=folder,
-        losses=_read_curves(folder / STEPS_NAME),
-        scores=_read_curves(scores) if scores.is_file() else (),
-        grids=tuple(grids),
-        settings=_read_settings(folder),
-    )
-
-
-def _read_curves(path: Path) -> tuple[Curve, ...]:
     try:
         with open(path, encoding="utf-8", newline="") as file:
             table = csv.DictReader(file)
-            columns = [name for name in table.fieldnames or () if name != STEP]
-            points: dict[str, list[tuple[int, float]]] = {name: [] for name in columns}
+            points: dict[str, list[tuple[int, float]]] = {n: [] for n in table.fieldnames or () if n != STEP}
             for row in table:
                 step = row.get(STEP) or ""
-                for name in columns:
+                for name, found in points.items():
                     value = _number(row.get(name))
                     if step.isdecimal() and value is not None:
-                        points[name].append((int(step), value))
+                        found.append((int(step), value))
     except (OSError, ValueError, csv.Error) as error:
         raise FileError(f"{path} cannot be read: {error}") from error
-    return tuple(Curve(name, *map(tuple, zip(*found, strict=True))) for name, found in points.items() if found)
+    return [Curve(name, *map(tuple, zip(*found, strict=True))) for name, found in points.items() if found]
 
 
 def _number(text: str | None) -> float | None:
@@ -259,13 +223,149 @@ def _number(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
+PAGE_NAME = "report.html"
+_MARK = '<meta name="generator" content="omgsr train">'
+_MOST_GRIDS, _LARGEST_PX, _QUALITY = 6, 1200, 85
+
+_FEW_POINTS = 30
+"""Largest number of values that are drawn as dots without a running mean."""
+
+_WIDE = 30
+"""Ratio of the largest to the smallest positive value above which the axis is logarithmic."""
+
+
+def can_plot() -> bool:
+    """Return whether matplotlib is installed, which draws the curves."""
+    return find_spec("matplotlib") is not None
+
+
+def write_run_page(folder: Path) -> Path:
+    """Write the self-contained page of a run into its folder: curves and validation images, also during the run.
+
+    Returns:
+        The path of the page; without matplotlib it has tables but no curves.
+    Raises:
+        UsageError: the folder is not the folder of a run.
+        FileError: a table or an image cannot be read, the page cannot be written, or another program's page exists.
+    """
+    path, table = folder / PAGE_NAME, folder / VALIDATION_NAME
+    if not (folder / STEPS_NAME).is_file():
+        raise UsageError(f"{folder} is not the folder of a run: it has no {STEPS_NAME}", "use the folder in [save] out")
+    if path.is_file() and _MARK not in path.read_text("utf-8", errors="replace")[:2000]:
+        raise FileError(f"{path} is not a page that omgsr train wrote", "move it away")
+    losses, scores = read_curves(folder / STEPS_NAME), read_curves(table) if table.is_file() else []
+    grids = [grid for grid in sorted((folder / "validation").glob("step-*.png")) if grid.stem[5:].isdecimal()]
+    settings = _read_settings(folder)
+    last = max((curve.steps[-1] for curve in (*losses, *scores)), default=0)
+    # The total is unknown before the first checkpoint.
+    of_all = f" of {settings['train.steps']}" if "train.steps" in settings else ""
+    text = fill_page(
+        resources.files("omgsr_cli") / "training" / "page_files",
+        "run.html",
+        title=escape(folder.resolve().name),
+        summary=escape(f"omgsr train, {last}{of_all} steps"),
+        losses=_section(losses, "No row has been written yet."),
+        validation=_section(scores, "None were measured."),
+        grids="".join(_grid(grid, is_open=not n) for n, grid in enumerate(choose_grids(grids)))
+        or '<p class="none">None were written.</p>',
+        about=definitions(settings.items()),
+    )
+    write_atomically(path, [text.encode("utf-8", "backslashreplace")], overwrite=True)
+    return path
+
+
 def _read_settings(folder: Path) -> dict[str, Any]:
-    checkpoints = list_checkpoints(folder)
-    path = checkpoints[0] / CONFIG_NAME if checkpoints else None
-    if path is None or not path.is_file():
+    """Read the newest checkpoint's configuration: "section.key" to value; empty before the first checkpoint."""
+    path = next((each / CONFIG_NAME for each in list_checkpoints(folder)), folder / CONFIG_NAME)
+    if not path.is_file():
         return {}
     try:
-        tables = tomllib.loads(path.read_text("utf-8"))
+        return flatten(tomllib.loads(path.read_text("utf-8")))
     except (OSError, ValueError) as error:
         raise FileError(f"{path} cannot be read: {error}") from error
-    return {f"{section}.{key}": value for section, values in tables.items() for key, value in values.items()}
+
+
+def choose_grids(grids: Sequence[Path]) -> list[Path]:
+    """Choose the newest, the oldest and evenly spaced grids between them, newest first."""
+    return [grids[round(number)] for number in np.linspace(len(grids) - 1, 0, min(len(grids), _MOST_GRIDS))]
+
+
+def plot_curves(curves: Sequence[Curve]) -> bytes:
+    """Plot values over steps as a PNG; long curves also have a running mean over a twentieth of their values."""
+    # pyplot is avoided, because it would select a window system and keep the figure in memory.
+    from matplotlib.figure import Figure
+
+    rows = math.ceil(len(curves) / 2)
+    figure = Figure(figsize=(11, 2.6 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, 2, squeeze=False).flat)
+    for curve, axes in zip(curves, panels, strict=False):
+        values = np.array(curve.values)
+        few = len(values) <= _FEW_POINTS
+        axes.plot(curve.steps, values, color="#0072b2", alpha=1 if few else 0.35, lw=1, marker="o" if few else None)
+        if not few:
+            axes.plot(curve.steps, running_mean(values, max(3, len(values) // 20)), color="#0072b2", lw=1.8)
+        if values.min() > 0 and values.max() > _WIDE * values.min():
+            axes.set_yscale("log")
+        axes.set_title(printable(curve.name), loc="left", fontsize=10, parse_math=False)
+        axes.set_title(f"{values[-1]:.4g}", loc="right", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    for axes in panels[len(curves) :]:
+        axes.set_axis_off()
+    drawn = io.BytesIO()
+    with warnings.catch_warnings():
+        # The warnings are about glyphs that the font does not have.
+        warnings.simplefilter("ignore", UserWarning)
+        figure.savefig(drawn, format="png", dpi=110)
+    return drawn.getvalue()
+
+
+def running_mean(values: np.ndarray[tuple[int], np.dtype[np.float64]], reach: int) -> list[float]:
+    """Compute the mean of each value and the values before it, `reach` values in total, fewer at the start."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(sums))
+    starts = np.maximum(0, ends - reach)
+    means: list[float] = ((sums[ends] - sums[starts]) / (ends - starts)).tolist()
+    return means
+
+
+def mean_of_ends(values: Sequence[float]) -> tuple[float, float]:
+    """Return the means of the first and the last tenth of the values, each of at least one value."""
+    count = max(1, len(values) // 10)
+    return math.fsum(values[:count]) / count, math.fsum(values[-count:]) / count
+
+
+def _section(curves: Sequence[Curve], otherwise: str) -> str:
+    if not curves:
+        return f'<p class="none">{otherwise}</p>'
+    rows = []
+    for curve in curves:
+        first, last = mean_of_ends(curve.values)
+        cells = (first, last, min(curve.values), max(curve.values))
+        numbers = "".join(f"<td>{value:.4g}</td>" for value in cells)
+        rows.append(f'<tr><th scope="row">{escape(curve.name)}</th>{numbers}</tr>')
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("", "first", "last", "least", "most"))
+    if can_plot():
+        names = ", ".join(escape(curve.name) for curve in curves)
+        plot = f'<img class="plot" src="{data_address("image/png", plot_curves(curves))}" alt="{names} over steps">'
+    else:
+        plot = f'<p class="none">Curves need matplotlib: {escape(install_command("plot"))}</p>'
+    return (
+        f'{plot}<div class="scroll"><table><caption>first and last: means of a tenth of the rows</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _grid(path: Path, *, is_open: bool) -> str:
+    """Return a validation grid as a JPEG, at most `_LARGEST_PX` wide."""
+    image = read_image(path).rgb
+    height, width = image.shape[1:]
+    if width > _LARGEST_PX:
+        height, width = max(1, round(height * _LARGEST_PX / width)), _LARGEST_PX
+        image = resize(image, (height, width))
+    parts, _ = encode_image(SourceImage(image), name=str(path), format="jpg", quality=_QUALITY)
+    address, step = data_address("image/jpeg", b"".join(parts)), int(path.stem[5:])
+    return (
+        f'<details class="grid"{" open" * is_open}><summary>step {step}</summary><img src="{address}" width="{width}" '
+        f'height="{height}" alt="low quality, output and reference after step {step}"></details>'
+    )

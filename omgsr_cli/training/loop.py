@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,12 +25,12 @@ from omgsr_cli.models.base import Trainable
 from omgsr_cli.models.lora import LoraOptions
 from omgsr_cli.training.checkpoints import (
     Progress,
-    RunLock,
     check_adapter_ranks,
     checkpoint_name,
     find_checkpoint,
     finished_steps,
     load_state,
+    lock_run,
     write_checkpoint,
     write_state,
 )
@@ -364,9 +364,10 @@ def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda 
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     accelerator = build_accelerator(Path(config.save.out), config.log.trackers, leaves_out=bool(config.loss.denoise))
-    # All processes of a launcher belong to one run: the first one holds the lock.
-    with RunLock(Path(config.save.out)) as lock, StopRequest() as stop:
-        agree(accelerator, lock.take)
+    with ExitStack() as stack:
+        # All processes of a launcher belong to one run: the first one holds the lock.
+        agree(accelerator, lambda: stack.enter_context(lock_run(Path(config.save.out))))
+        stop = stack.enter_context(StopRequest())
         report = report if accelerator.is_main_process else lambda _: None
         found = find_checkpoint(Path(config.save.out), resume, note=lambda text: report(Noticed(text)))
         if found is not None:
@@ -576,15 +577,7 @@ class Trainer:
         """Write all files of a checkpoint except its manifest."""
         run, progress = self._run, self._progress
         write_state(folder, run.trainable, run.learner, progress)
-        facts = RunFacts(
-            step=progress.step,
-            samples=progress.samples,
-            images=len(run.crops.images),
-            features=run.features,
-            held_out=len(run.held_out),
-            scores=progress.scores,
-            scored_at=progress.scored_at,
-        )
+        facts = RunFacts(progress, len(run.crops.images), len(run.held_out), run.features)
         write_description(folder, self._config, facts)
 
     def _validate(self) -> bool:

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -27,7 +27,7 @@ from omgsr_cli.presets import PRESETS
 from omgsr_cli.store.hub import http_errors, is_repository_name
 from omgsr_cli.store.installed import RECORD_NAME
 from omgsr_cli.store.manifest import MANIFEST_NAME, FileEntry, Manifest, read_entry, to_json, write_manifest
-from omgsr_cli.training.checkpoints import verify_checkpoint
+from omgsr_cli.training.checkpoints import Progress, verify_checkpoint
 from omgsr_cli.training.config import CONFIG_NAME, Section, TrainConfig, format_config
 from omgsr_cli.training.losses import loss_weights
 
@@ -60,22 +60,16 @@ class RunFacts:
     """Facts about a run that a card shows in addition to its configuration.
 
     Attributes:
-        step: number of finished optimiser steps.
-        samples: number of crops used by all processes.
+        progress: steps, samples and the scores of the newest validation.
         images: number of training images.
-        features: name of the feature network of each section that uses one, "loss" and "gan".
         held_out: number of validation images; 0 without validation.
-        scores: metric to its mean over these in the newest validation; empty without validation.
-        scored_at: step of that validation.
+        features: name of the feature network of each section that uses one, "loss" and "gan".
     """
 
-    step: int
-    samples: int
+    progress: Progress
     images: int
-    features: Mapping[str, str] = field(default_factory=dict)
-    held_out: int = 0
-    scores: Mapping[str, float] = field(default_factory=dict)
-    scored_at: int = 0
+    held_out: int
+    features: Mapping[str, str]
 
 
 def write_description(folder: Path, config: TrainConfig, facts: RunFacts) -> None:
@@ -103,7 +97,7 @@ def build_card(record: ModelRecord, config: TrainConfig | None = None, facts: Ru
     parts = [_front_matter(record), f"# {title}\n\n{_introduction(record)}"]
     if config is not None and facts is not None:
         parts += [_training(record, config, facts), _figures(facts)]
-    parts += [_limits(), _licence(record)]
+    parts += [_LIMITS, _licence(record)]
     if config is not None:
         parts.append(f"## Configuration\n\n```toml\n{format_config(hide_paths(config))}```")
     return "\n\n".join(parts) + "\n"
@@ -181,8 +175,8 @@ def _training(record: ModelRecord, config: TrainConfig, facts: RunFacts) -> str:
     made = ", ".join(f"{hide_path(name)} ({share:g})" for name, share in presets)
     low = "real low-quality partners" if data.train_lq else f"degraded by {made}"
     rows = [
-        ("steps", f"{facts.step} of {config.train.steps}"),
-        ("crops", f"{facts.samples} of {data.resolution} px, from {facts.images} images, {low}"),
+        ("steps", f"{facts.progress.step} of {config.train.steps}"),
+        ("crops", f"{facts.progress.samples} of {data.resolution} px, from {facts.images} images, {low}"),
         ("losses", "; ".join(_loss_terms(config, facts.features))),
         ("optimiser", f"AdamW, learning rate {optim.lr:g}, {optim.schedule}, clipped to {optim.clip:g}"),
         ("precision", config.train.precision),
@@ -205,18 +199,18 @@ def _loss_terms(config: TrainConfig, features: Mapping[str, str]) -> list[str]:
 
 
 def _figures(facts: RunFacts) -> str:
-    if not facts.scores:
+    scores = facts.progress.scores
+    if not scores:
         return "## Scores\n\nNo scores were measured: the run had no held-out images."
-    rows = [(_METRICS.get(name, name), f"{value:.4f}") for name, value in facts.scores.items()]
-    note = f"Means over {facts.held_out} held-out images after step {facts.scored_at}."
+    rows = [(_METRICS.get(name, name), f"{value:.4f}") for name, value in scores.items()]
+    note = f"Means over {facts.held_out} held-out images after step {facts.progress.scored_at}."
     return _table("Scores", ("metric", "mean"), rows) + f"\n\n{note}"
 
 
-def _limits() -> str:
-    return (
-        "## Limits\n\nDetails that the model adds are plausible, not measured. Do not use them as evidence or in "
-        "medicine. For degradations and subjects without training images, results can be worse than the input."
-    )
+_LIMITS = (
+    "## Limits\n\nDetails that the model adds are plausible, not measured. Do not use them as evidence or in medicine. "
+    "For degradations and subjects without training images, results can be worse than the input."
+)
 
 
 def _licence(record: ModelRecord) -> str:
@@ -239,29 +233,7 @@ _PATH_KEYS = ("_name_or_path", "base_model_name_or_path", "base", "made_from")
 _WITH_PATHS = (RECORD_NAME, "config.json", ADAPTER_CONFIG_NAME)
 
 
-def prepare_repository(repository: str) -> None:
-    """Create a hub repository unless it exists.
-
-    Args:
-        repository: OWNER/NAME.
-    Raises:
-        UsageError: the name is not that of a repository.
-        OmgsrError: the hub refuses or cannot be reached.
-    """
-    if not is_repository_name(repository):
-        raise UsageError(f"{repository!r} is not the name of a hub repository", "use OWNER/NAME")
-    from huggingface_hub import HfApi
-
-    with _explained(repository):
-        HfApi().create_repo(repository, exist_ok=True)
-
-
-def push_to_hub(
-    folder: Path,
-    repository: str,
-    *,
-    note: Callable[[str], None] = lambda _: None,
-) -> str:
+def push_to_hub(folder: Path, repository: str, *, note: Callable[[str], None] = lambda _: None) -> str:
     """Publish a checkpoint's model or a merged folder in one commit: weights, record, card, manifest.
 
     Args:
@@ -275,22 +247,43 @@ def push_to_hub(
         UsageError: the name is not that of a repository.
         OmgsrError: the hub refuses or cannot be reached.
     """
+    if not is_repository_name(repository):
+        raise UsageError(f"{repository!r} is not the name of a hub repository", "use OWNER/NAME")
     if (folder / MANIFEST_NAME).is_file():
         verify_checkpoint(folder)
     contents = collect_files(folder)
-    prepare_repository(repository)
     from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     operations = [
         CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
         for name, content in contents.items()
     ]
     size_bytes = sum(len(each) if isinstance(each, bytes) else each.stat().st_size for each in contents.values())
-    note(f"uploading {len(contents)} files, {size_bytes / 2**20:.1f} MiB, to {repository}")
-    with _explained(repository), _without_bars():
+    # An interrupted bar would share a line with the error.
+    disable_progress_bars()
+    with _explained(repository):
+        HfApi().create_repo(repository, exist_ok=True)
+        note(f"uploading {len(contents)} files, {size_bytes / 2**20:.1f} MiB, to {repository}")
         message = f"Upload {folder.resolve().name} with omgsr"
         done = HfApi().create_commit(repository, operations, commit_message=message)
     return str(done.commit_url)
+
+
+@contextmanager
+def _explained(repository: str) -> Iterator[None]:
+    """Convert errors of the hub to one line."""
+    try:
+        yield
+    # Uploads of single files raise the latter.
+    except (*http_errors(), RuntimeError, ValueError, OSError) as error:  # type: ignore[misc]  # all are exceptions
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        hint = "nothing was committed: push again when the hub can be reached"
+        if status in (401, 403):
+            hint = "run `hf auth login` with a token that has write permission"
+        # URLs of the hub's storage contain signatures.
+        reason = redact(reason_of(error.__cause__ or error))
+        raise OmgsrError(f"{repository} cannot be written on the hub: {reason}", hint) from error
 
 
 def collect_files(folder: Path) -> dict[str, Path | bytes]:
@@ -345,59 +338,6 @@ def _entry(content: Path | bytes) -> FileEntry:
     if isinstance(content, Path):
         return read_entry(content)
     return FileEntry(bytes=len(content), sha256=sha256(content).hexdigest())
-
-
-@contextmanager
-def _explained(repository: str) -> Iterator[None]:
-    """Convert errors of the hub to one line, from specific to general."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except (errors.OfflineModeIsEnabled, errors.LocalTokenNotFoundError, errors.HfHubHTTPError) as error:
-        raise _refusal(repository, error) from error
-    except http_errors() as error:
-        raise OmgsrError(
-            f"the hub cannot be reached for {repository}: {_reason(error)}", "connect to the network and push again"
-        ) from error
-    # Uploads of single files raise these.
-    except (RuntimeError, ValueError, OSError) as error:
-        cause = error.__cause__ or error
-        raise OmgsrError(f"{repository} cannot be written on the hub: {_reason(cause)}", _AGAIN) from error
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Disable progress bars of the hub's library, because an interrupted bar would share a line with the error."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    were_off = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not were_off:
-            enable_progress_bars()
-
-
-_AGAIN = "nothing was committed: push again"
-_LOGIN = "run `hf auth login` with a token that has write permission"
-
-
-def _refusal(repository: str, error: Exception) -> OmgsrError:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status == 401:
-        return OmgsrError(f"you are not logged in to the hub, so {repository} cannot be written", _LOGIN)
-    if status == 403:
-        return OmgsrError(f"your token has no permission to write the hub repository {repository}", _LOGIN)
-    if status is None:
-        return OmgsrError(f"{repository} cannot be pushed: {_reason(error)}", "unset HF_HUB_OFFLINE, or push later")
-    return OmgsrError(f"the hub refuses {repository}: {_reason(error)}", _AGAIN)
-
-
-def _reason(error: BaseException) -> str:
-    # URLs of the hub's storage contain signatures.
-    return redact(reason_of(error))
 
 
 def export_merged(checkpoint: Path, folder: Path, *, base: str | None = None) -> None:

@@ -15,8 +15,15 @@ from page_elements import Elements
 from PIL import Image
 
 from omgsr_cli.errors import FileError, UsageError
-from omgsr_cli.training.logs import Curve, read_history
-from omgsr_cli.training.report import choose_grids, mean_of_ends, plot_curves, running_mean, write_run_page
+from omgsr_cli.training.logs import (
+    Curve,
+    choose_grids,
+    mean_of_ends,
+    plot_curves,
+    read_curves,
+    running_mean,
+    write_run_page,
+)
 
 NASTY = '</dd><script>alert(1)</script>"&'
 
@@ -85,29 +92,28 @@ def test_foreign_files_are_kept(train: Command, tmp_path: Path) -> None:
 
 def test_a_run_that_has_just_begun_has_a_page(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("step,l1\n")
-    text = write_run_page(read_history(tmp_path)).read_text("utf-8")
+    text = write_run_page(tmp_path).read_text("utf-8")
     assert "No row has been written yet." in text
     assert "omgsr train, 0 steps" in text
 
 
 def test_only_whole_numbers_become_points(tmp_path: Path) -> None:
-    history = read_history(write_run(tmp_path / "run", grids=1, width=30))
-    l1, gan, norm = history.losses
+    l1, gan, norm = read_curves(write_run(tmp_path / "run", grids=1, width=30) / "log.csv")
     assert (l1.steps[:3], l1.values[:2]) == ((10, 20, 30), (1.0, 0.5))
     assert (gan.steps[0], len(gan.values)) == (500, 151)
     assert 30 not in norm.steps
     (tmp_path / "run" / "log.csv").write_bytes(b"step,l1\n1,\xff\n")
     with pytest.raises(FileError, match=r"log\.csv cannot be read"):
-        read_history(tmp_path / "run")
+        write_run_page(tmp_path / "run")
     with pytest.raises(UsageError):
-        read_history(tmp_path)
+        write_run_page(tmp_path)
 
 
 def test_without_matplotlib_the_page_has_tables_and_a_note(
     train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = write_run(tmp_path / "run", grids=1, width=30)
-    monkeypatch.setattr("omgsr_cli.training.report.find_spec", lambda _: None)
+    monkeypatch.setattr("omgsr_cli.training.logs.find_spec", lambda _: None)
     said = train("--report", run)
     assert said.code == 0
     assert "omgsr-cli[plot]" in said.err
@@ -131,6 +137,7 @@ def test_any_curve_can_be_plotted(steps: tuple[int, ...], values: tuple[float, .
 
 
 def test_the_newest_and_the_oldest_grids_are_taken() -> None:
-    grids = [(step, Path(str(step))) for step in range(100)]
-    assert [step for step, _ in choose_grids(grids)] == [99, 79, 59, 40, 20, 0]
-    assert [step for step, _ in choose_grids(grids[:3])] == [2, 1, 0]
+    grids = [Path(str(step)) for step in range(100)]
+    assert [int(path.name) for path in choose_grids(grids)] == [99, 79, 59, 40, 20, 0]
+    assert [int(path.name) for path in choose_grids(grids[:3])] == [2, 1, 0]
+    assert choose_grids([]) == []
