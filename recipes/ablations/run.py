@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import DINOv3ConvNextConfig, DINOv3ConvNextModel
 
-from omgsr_cli.models.sd import save_prompt_embeds
+from omgsr_cli.models.latent import SEQUENCE, save_features
 from omgsr_cli.training.config import load_config
 from omgsr_cli.training.loop import train
 from omgsr_cli.training.perceptual import AlexNet, Vgg16
@@ -120,7 +120,7 @@ def write_base(folder: Path) -> None:
     schedule = {"_class_name": "DDPMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085}
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(schedule | {"beta_end": 0.012}))
-    save_prompt_embeds(torch.randn(1, 5, 12), "", folder)
+    save_features({SEQUENCE: torch.randn(1, 5, 12)}, "", folder)
 
 
 def write_published(
