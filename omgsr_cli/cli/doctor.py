@@ -13,8 +13,7 @@ from omgsr_cli.errors import OmgsrError
 from omgsr_cli.files.addresses import shown
 
 if TYPE_CHECKING:
-    from omgsr_cli.diagnosis.machine import Diagnosis
-    from omgsr_cli.diagnosis.models import ModelHealth
+    from omgsr_cli.diagnosis import Diagnosis, ModelHealth
 
 
 def doctor(
@@ -26,7 +25,7 @@ def doctor(
     """
     output = Output(as_json=as_json)
     with output.loading("PyTorch"):
-        from omgsr_cli.diagnosis.machine import diagnose
+        from omgsr_cli.diagnosis import diagnose
 
         found = diagnose()
     output.result("\n".join(map(shown, _lines(found))), _record(found))

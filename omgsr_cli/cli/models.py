@@ -16,7 +16,7 @@ from omgsr_cli.files.addresses import shown
 from omgsr_cli.presets import DEFAULT_PRESET, FEATURE_NETWORKS, NETWORKS, PRESETS, find_preset
 
 if TYPE_CHECKING:
-    from omgsr_cli.diagnosis.models import ModelHealth
+    from omgsr_cli.diagnosis import ModelHealth
 
 models = typer.Typer(
     name="models", cls=Group, help="List, download, check, merge and remove models.", no_args_is_help=True
@@ -79,7 +79,7 @@ class _PullDialogue:
 @models.command("list", cls=Command)
 def list_models(as_json: _Json = False) -> None:
     """List the known and the downloaded models."""
-    from omgsr_cli.diagnosis.models import check_models
+    from omgsr_cli.diagnosis import check_models
 
     rows, records = [], []
     for health in check_models():
@@ -110,10 +110,9 @@ def path(name: _Installed) -> None:
 @models.command(cls=Command)
 def info(name: _Name, as_json: _Json = False) -> None:
     """Show what a model is, where it comes from, and the memory it needs."""
-    from omgsr_cli.diagnosis.models import about_known, about_model, check_model
+    from omgsr_cli.diagnosis import about_model, check_model
 
-    health = check_model(name)
-    about = about_known(name) if health.folder is None else about_model(name, health.folder)
+    about = about_model(check_model(name))
     Output(as_json=as_json).result("\n".join(map(shown, _about_lines(about))), about)
 
 
@@ -129,7 +128,7 @@ def verify(
 
     The exit code is 1 if a model is corrupt; a hint shows how to repair it.
     """
-    from omgsr_cli.diagnosis.models import check_model, check_models
+    from omgsr_cli.diagnosis import check_model, check_models
 
     output = Output(as_json=as_json)
     if names:
@@ -137,7 +136,7 @@ def verify(
         for health in found:
             _require(health)
     else:
-        found = tuple(health for health in check_models(contents=True) if health.is_installed)
+        found = tuple(health for health in check_models(contents=True) if health.folder is not None)
     for health in found:
         state = "corrupt" if health.damage else "intact"
         record = {"name": health.name, "folder": str(health.folder), "damage": list(health.damage)}
@@ -198,7 +197,7 @@ def remove(
 
 
 def _found(name: str) -> Path:
-    from omgsr_cli.diagnosis.models import check_model
+    from omgsr_cli.diagnosis import check_model
 
     return _require(check_model(name))
 

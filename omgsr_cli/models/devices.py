@@ -140,14 +140,22 @@ def named_devices(text: str | None) -> tuple[str | None, ...]:
     """
     if text == "all":
         kind = present_devices()[0]
-        count = _device_count(kind)
-        return (kind,) if count == 1 else tuple(f"{kind}:{index}" for index in range(count))
+        return (kind,) if _device_count(kind) == 1 else tuple(name for name in all_devices() if name.startswith(kind))
     if text is None or "," not in text:
         return (text,)
     names = [name.strip() for name in text.split(",")]
     for name in names:
         choose_device(name)
     return tuple(names)
+
+
+def all_devices() -> list[str]:
+    """The names of all devices, the preferred kind first; those of GPUs have an index."""
+    return [
+        f"{kind}:{index}" if kind in ("cuda", "xpu") else kind
+        for kind in present_devices()
+        for index in range(_device_count(kind))
+    ]
 
 
 def _device_count(kind: str) -> int:

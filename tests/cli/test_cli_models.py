@@ -198,6 +198,6 @@ def test_the_list_needs_no_torch(home: Path) -> None:
         "import sys; sys.modules['torch'] = None; from omgsr_cli.cli.app import run;"
         "sys.exit(max(run(['models', *command.split()]) for command in sys.argv[1:]))"
     )
-    commands = ("list", "verify", "path omgsr-tiny", f"info {NAME}")
+    commands = ("list", "path omgsr-tiny", f"info {NAME}")
     done = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from command_line import Command
 from places import ROOT
 from safetensors.torch import save_file
 
-from omgsr_cli.diagnosis import machine
+from omgsr_cli import diagnosis
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models import devices
 from omgsr_cli.models.weight_files import read_header
@@ -39,7 +40,7 @@ def doctor(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
 def without_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start no process for what needs torch."""
     findings = {"devices": [], "torchvision": None, "plans": []}
-    monkeypatch.setattr(machine, "_run_probe", lambda models: (findings, None))
+    monkeypatch.setattr(diagnosis, "_run_probe", lambda models: (findings, None))
 
 
 def run_beside(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -64,9 +65,9 @@ def write_package(folder: Path, name: str, code: str, version: str = "0.0.1", re
 
 
 def test_the_screen_and_the_json_agree(doctor: Command, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = machine._run_probe
+    real = diagnosis._run_probe
     run_once = cache(lambda *models: real(list(models)))
-    monkeypatch.setattr(machine, "_run_probe", lambda models: run_once(*models))
+    monkeypatch.setattr(diagnosis, "_run_probe", lambda models: run_once(*models))
     screen = doctor()
     assert (screen.code, screen.err) == (0, "")
     assert len(screen.lines) <= 30
@@ -101,9 +102,9 @@ def test_the_lines_on_precision_agree(
     monkeypatch.setattr(devices, "_IS_PRESENT", {"cpu": lambda: True})
     monkeypatch.setattr(devices, "multiplies_in_bf16", lambda device: has_bf16)
     monkeypatch.setattr(devices, "bf16_gain_on_cpu", lambda layers="unet": gain)
-    device = machine._describe_device("cpu")
+    device = diagnosis._describe_device("cpu")
     assert "auto" not in device  # it depends on the model: the plans have it
-    plan = machine._plan("omgsr-tiny")
+    plan = diagnosis._plan("omgsr-tiny")
     assert plan["precision"] == chosen
     (reason,) = (line for line in plan["why"] if line.startswith(f"{chosen}: "))
     assert (f"{gain:.2f}" in reason) == has_bf16
@@ -135,13 +136,19 @@ def test_a_broken_torch_is_reported_with_everything_else(tmp_path: Path, code: s
         ("raise RuntimeError('operator torchvision::nms does not exist')", ""),
     ],
 )
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="a real torchvision is installed")
 def test_a_torchvision_for_another_torch_is_one_problem_with_its_command(
-    tmp_path: Path, code: str, requires: str
+    doctor: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, requires: str
 ) -> None:
-    write_package(tmp_path, "torchvision", code, "0.20.0", requires)
-    finished = run_beside(tmp_path)
-    assert finished.returncode == 1
-    error, hint = finished.stderr.splitlines()
+    write_package(tmp_path / "packages", "torchvision", code, "0.20.0", requires)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.setattr(diagnosis, "_run_probe", lambda models: (diagnosis.probe([]), None))
+    try:
+        said = doctor()
+    finally:
+        sys.modules.pop("torchvision", None)
+    assert said.code == 1
+    (error,), (hint,) = said.errors, [line for line in said.err.splitlines() if line.startswith("hint:")]
     assert "0.20.0" in error
     assert torch.__version__ in error
     assert ("2.5.0" in error) == bool(requires)
@@ -182,10 +189,10 @@ def test_without_a_home_folder_the_reason_is_shown(monkeypatch: pytest.MonkeyPat
     for name in ("OMGSR_HOME", "XDG_DATA_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", homeless)
-    store = machine._describe_store()
+    store = diagnosis._describe_store()
     assert store["folder"] is None
     assert "no home folder" in store["reason"]
-    assert [health.name for health in machine.check_models()] == [*PRESETS, *NETWORKS]
+    assert [health.name for health in diagnosis.check_models()] == [*PRESETS, *NETWORKS]
 
 
 def test_gpus_are_listed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +204,7 @@ def test_gpus_are_listed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    found = [machine._describe_device(name) for name in machine._device_names()]
+    found = [diagnosis._describe_device(name) for name in devices.all_devices()]
     assert [(device["name"], device["title"]) for device in found[:2]] == [("cuda:0", "Card 0"), ("cuda:1", "Card 1")]
     assert found[0]["free_mib"] == 7 << 10
     assert found[0]["precisions"] == ["fp32", "bf16", "fp16"]

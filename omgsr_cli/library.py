@@ -1,12 +1,18 @@
-"""Restore one image from Python: a PIL image, an array or a tensor; the result has the same type."""
+"""The functions of `omgsr_cli`: restore an image or a folder, compare models, find a mid-timestep.
+
+Their errors name arguments, where those of the command line name options.
+"""
 
 from __future__ import annotations
 
+import functools
 import io
+import re
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -14,15 +20,96 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from omgsr_cli.errors import NotFiniteError, ShapeError, UsageError
+from omgsr_cli.batch.finished import FinishedResults, Settings
+from omgsr_cli.batch.results import FileResult
+from omgsr_cli.batch.upscaler import Upscaler, UpscaleWork, writers_for
+from omgsr_cli.benchmark import runner
+from omgsr_cli.engines.local import choose_local, plan_places
+from omgsr_cli.engines.work import say_nothing
+from omgsr_cli.errors import NotFiniteError, OmgsrError, ShapeError, UsageError
+from omgsr_cli.files.jobs import JobOptions, clear_leftovers, plan_jobs
+from omgsr_cli.files.naming import scale_label
+from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.geometry import Size, plan_output_size
 from omgsr_cli.imaging import SourceImage, encode_image, from_samples, luma, read_image, to_samples
 from omgsr_cli.imaging.opening import decoding
-from omgsr_cli.library.arguments import names_arguments
+from omgsr_cli.models import loading
 from omgsr_cli.models.base import Restorer, RestorerInfo
-from omgsr_cli.options import ColorFix, RestoreOptions, SizeOptions, build_options
+from omgsr_cli.models.devices import named_devices
+from omgsr_cli.models.loading import describe_model
+from omgsr_cli.models.sources import find_model
+from omgsr_cli.options import (
+    ColorFix,
+    EngineOptions,
+    ModelOptions,
+    OutputFormat,
+    RestoreOptions,
+    SizeOptions,
+    WriteOptions,
+    build_options,
+)
 from omgsr_cli.restoration import OnNote, OnProgress
+from omgsr_cli.timesteps import find
 from omgsr_cli.upscaling import load_wider, restore_image
+
+__all__ = ["find_mid_timestep", "load", "run_bench", "upscale_folder", "upscale_image"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_OPTION = re.compile(r"(?<![\w/-])--([a-z][a-z-]*)(?: ([^\s,;:)]+))?")
+_OUTPUT = re.compile(r"(?<![\w/-])-o\b")
+_FLAGS = ("compare", "compile", "keep_times", "overwrite", "recursive")
+
+
+def names_arguments(function: Callable[P, R], name: str | None = None) -> Callable[P, R]:
+    """Wrap a function so that the errors it raises name arguments: `tile=32`, not `--tile 32`.
+
+    Args:
+        function: a public function whose arguments have the names of the options.
+        name: what to call the result; None keeps the function's name.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*arguments: P.args, **values: P.kwargs) -> R:
+        try:
+            return function(*arguments, **values)
+        except OmgsrError as error:
+            raise with_arguments(error)  # noqa: B904 - the same exception
+
+    wrapped.__name__ = wrapped.__qualname__ = name or function.__name__
+    wrapped.__module__ = "omgsr_cli"
+    return wrapped
+
+
+def with_arguments(error: OmgsrError) -> OmgsrError:
+    """Replace options by arguments in an error's message and hint, in place, and return it."""
+    error.message = _as_arguments(error.message)
+    error.hint = error.hint and _as_arguments(error.hint)
+    error.args = (error.message,)
+    return error
+
+
+def _as_arguments(text: str) -> str:
+    return _OUTPUT.sub("output", _OPTION.sub(_argument, text))
+
+
+def _argument(match: re.Match[str]) -> str:
+    name, value = match[1].replace("-", "_"), match[2]
+    if name == "help":
+        name = "help(omgsr_cli)"
+    elif name in _FLAGS:
+        name += "=True"
+    elif value and re.fullmatch(r"[\d.]+|[A-Z_/]+", value):  # a number, or a placeholder such as FOLDER
+        return f"{name}={value}"
+    elif value and not value.isalpha():  # a word would continue the sentence
+        return f"{name}={value!r}"
+    return f"{name} {value}" if value else name
+
+
+load = names_arguments(loading.load_restorer, "load")
+run_bench = names_arguments(runner.run_bench)
+find_mid_timestep = names_arguments(find.find_mid_timestep)
 
 AnyImage = TypeVar("AnyImage", Image.Image, Tensor, NDArray[Any])
 """The result has the type of the input."""
@@ -233,3 +320,103 @@ def _restore_planes(task: _Task, planes: Tensor, bit_depth: int) -> Tensor:
     if grey:
         return luma(restored.rgb)
     return restored.rgb if restored.alpha is None else torch.cat((restored.rgb, restored.alpha))
+
+
+@names_arguments
+def upscale_folder(
+    model: Restorer | str | Path,
+    inputs: str | Path | Sequence[str | Path],
+    output: str | Path | None = None,
+    *,
+    scale: float | None = None,
+    size: tuple[int, int] | None = None,
+    process_scale: Literal["auto"] | float = "auto",
+    strength: float = 1.0,
+    color_fix: ColorFix | None = None,
+    tile: Literal["auto", "off"] | int = "auto",
+    seed: int | None = None,
+    recursive: bool = False,
+    suffix: str | None = None,
+    format: OutputFormat = "same",
+    quality: int | None = None,
+    metadata: Literal["keep", "none"] = "keep",
+    overwrite: bool = False,
+    workers: int | None = None,
+    device: str | None = None,
+    on_result: Callable[[FileResult], None] | None = None,
+) -> list[FileResult]:
+    """Restore and upscale the images of a folder, or of several files and folders.
+
+    Metadata, profile, transparency and 16 bits are kept. An image that fails does not stop the others, and results that
+    an earlier call with the same model and settings finished are skipped.
+
+    Args:
+        model: from `load`; or a name or folder, as several `workers` need it.
+        inputs: folders, files, globs or .txt lists.
+        output: a folder, or a file for a single image; None writes beside the input, as NAME_x4.EXT or FOLDER_x4/.
+        scale: as for `upscale_image`, like `size`, `process_scale`, `strength`, `color_fix`, `tile` and `seed`.
+        recursive: search subfolders.
+        suffix: added to names.
+        format: "same" as the input's, or "png", "jpg", "webp", "tiff", "avif".
+        quality: 1 to 100, for lossy formats; None uses the format's default.
+        metadata: "keep" or "none".
+        overwrite: replace existing files that are not finished results of this call.
+        workers: number of processes, each of which loads the model; None uses one per device. A script that uses
+            several must run under `if __name__ == "__main__":`.
+        device: for a model given by name; as for `load`, or several: "cuda:0,cuda:1" or "all".
+        on_result: called with each result.
+    Returns:
+        One result for each image, and one for each input that has no image; `error` is the reason of a failure.
+    Raises:
+        UsageError: a value is out of range, or arguments exclude each other.
+    """
+    options = build_options(EngineOptions, workers=workers, device=device)
+    if isinstance(model, str | Path):
+        source = find_model(ModelOptions(model=str(model)))
+        info = describe_model(source)
+    elif options == EngineOptions():
+        info = model.info
+    else:
+        raise UsageError(
+            "a loaded model stays in its process and on its device", "pass its name to use --workers or --device"
+        )
+    sizes = build_options(SizeOptions, scale=scale, size=size)
+    settings = Settings(
+        # The model's part of what identifies a result.
+        ModelOptions(model=info.name, mid_timestep=info.mid_timestep, prompt=info.prompt),
+        build_options(
+            RestoreOptions,
+            size=sizes,
+            process_scale=process_scale,
+            strength=strength,
+            color_fix=color_fix,
+            tile=tile,
+            seed=seed,
+        ),
+        build_options(WriteOptions, format=format, quality=quality, metadata=metadata, overwrite=overwrite),
+    )
+    remembered = Remembered()
+    plan = plan_jobs(
+        [str(inputs)] if isinstance(inputs, str | Path) else [str(one) for one in inputs],
+        None if output is None else str(output),
+        JobOptions(recursive, suffix, scale_label(sizes, info.scale), settings.write.format),
+        remembered,
+    )
+    clear_leftovers(plan.jobs)
+    results = [FileResult(None, None, "failed", error=problem) for problem in plan.problems]
+    for problem in plan.problems:
+        with_arguments(problem)
+    if isinstance(model, str | Path):
+        engine = choose_local(plan_places(named_devices(options.device), options.workers))
+        work = UpscaleWork(settings, source, info)
+        found: Iterator[FileResult] = engine.run(work, plan.jobs, on_start=lambda job: None, say=say_nothing)
+    else:
+        kept, writers = FinishedResults(settings, info, remembered), writers_for(model.device, settings)
+        found = Upscaler(settings, info, kept, lambda: model, writers=writers).stream(plan.jobs, lambda job: None)
+    for result in found:
+        if result.error is not None:
+            with_arguments(result.error)
+        results.append(result)
+        if on_result:
+            on_result(result)
+    return results

@@ -1,4 +1,4 @@
-"""Diagnose this machine: versions, devices, models, extras, and the choices of `auto`.
+"""Diagnose this machine: versions, devices, the files of models, extras, and the choices of `auto`.
 
 `probe` needs torch and runs in a separate process, so that a torch that fails to import or crashes is a finding.
 """
@@ -13,14 +13,17 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omgsr_cli.diagnosis.models import ModelHealth, check_models
-from omgsr_cli.errors import ModelError, OmgsrError
+from omgsr_cli.errors import ModelError, OmgsrError, UnknownModelError
 from omgsr_cli.geometry import Size
-from omgsr_cli.options import ModelOptions
+from omgsr_cli.models.families import is_model_file
+from omgsr_cli.models.weight_files import check_file_finite, read_header
+from omgsr_cli.options import ModelOptions, RestoreOptions
 from omgsr_cli.packages import (
     find_installation,
     install_command,
@@ -31,12 +34,15 @@ from omgsr_cli.packages import (
     version_of,
     version_text,
 )
-from omgsr_cli.store.installed import models_folder
+from omgsr_cli.presets import NETWORKS, PRESETS
+from omgsr_cli.store.installed import installed_folder, installed_names, load_provenance, models_folder
+from omgsr_cli.store.manifest import MANIFEST_NAME, find_damage, load_manifest
 
 if TYPE_CHECKING:
     import torch
     from packaging.requirements import Requirement
 
+    from omgsr_cli.models.base import RestorerInfo
     from omgsr_cli.models.devices import Layers
 
 LIBRARIES = ("torch", "diffusers", "transformers", "huggingface-hub", "safetensors", "numpy", "pillow")
@@ -45,8 +51,27 @@ LIBRARIES = ("torch", "diffusers", "transformers", "huggingface-hub", "safetenso
 EXAMPLE_PX = Size(3000, 4000)
 """Height and width of the image used for plans: 12 megapixels."""
 
-_PROBE = "import json, sys; from omgsr_cli.diagnosis.machine import probe; print(json.dumps(probe(sys.argv[1:])))"
+# A network has no native size, so its memory is shown for an image with this side.
+_NETWORK_TILE_PX = 256
+_PROBE = "import json, sys; from omgsr_cli.diagnosis import probe; print(json.dumps(probe(sys.argv[1:])))"
 _PROBE_LIMIT_S = 300
+
+
+@dataclass(frozen=True)
+class ModelHealth:
+    """The state of a model on this machine.
+
+    Attributes:
+        name: name of the preset or downloaded model, or the given folder.
+        folder: the model's folder; None if the model is not installed.
+        damage: problems of its files, one line each.
+        hint: the command that repairs or installs it.
+    """
+
+    name: str
+    folder: Path | None
+    damage: tuple[str, ...] = ()
+    hint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +104,7 @@ class Diagnosis:
 def diagnose() -> Diagnosis:
     """Examine this machine without changing it and without the network."""
     models = check_models()
-    findings, reason = _run_probe([health.name for health in models if health.is_installed and not health.damage])
+    findings, reason = _run_probe([health.name for health in models if health.folder and not health.damage])
     problems: list[tuple[str, str | None]] = []
     if reason is not None:
         fix = find_installation().reinstall("torch", torch_build())
@@ -114,8 +139,10 @@ def probe(models: list[str]) -> dict[str, Any]:
     Returns:
         "devices", a list; "torchvision", None or an error text; "plans", one for each model.
     """
+    from omgsr_cli.models.devices import all_devices
+
     return {
-        "devices": [_describe_device(name) for name in _device_names()],
+        "devices": [_describe_device(name) for name in all_devices()],
         "torchvision": _import_torchvision(),
         "plans": [_plan(name) for name in models],
     }
@@ -146,7 +173,7 @@ def _run_probe(models: list[str]) -> tuple[dict[str, Any], str | None]:
     """Return the result of `probe`, or an empty result with the reason of the failure."""
     empty: dict[str, Any] = {"devices": [], "torchvision": None, "plans": []}
     # Make the process import the same package, regardless of the current folder.
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     try:
         finished = subprocess.run(
@@ -168,19 +195,6 @@ def _run_probe(models: list[str]) -> tuple[dict[str, Any], str | None]:
     return empty, lines[-1] if lines else f"exit code {finished.returncode}"
 
 
-def _device_names() -> list[str]:
-    """Return the names of all devices, the preferred kind first."""
-    import torch
-
-    from omgsr_cli.models.devices import present_devices
-
-    counts = {"cuda": torch.cuda.device_count, "xpu": torch.xpu.device_count}
-    names: list[str] = []
-    for kind in present_devices():
-        names += [f"{kind}:{index}" for index in range(counts[kind]())] if kind in counts else [kind]
-    return names
-
-
 def _describe_device(name: str) -> dict[str, Any]:
     import torch
 
@@ -192,20 +206,10 @@ def _describe_device(name: str) -> dict[str, Any]:
         "name": name,
         "title": titles[device.type](device) if device.type in titles else None,
         "free_mib": free_memory_bytes(device) >> 20,
-        "precisions": [precision for precision in PRECISIONS if _is_supported(precision, device)],
+        "precisions": [precision for precision in PRECISIONS if device.type != "cpu" or precision != "fp16"],
         "multiplies_in_bf16": multiplies_in_bf16(device),
         "bf16_gain": bf16_gain_on_cpu() if device.type == "cpu" and multiplies_in_bf16(device) else None,
     }
-
-
-def _is_supported(precision: str, device: torch.device) -> bool:
-    from omgsr_cli.models.devices import choose_precision
-
-    try:
-        choose_precision(precision, device)
-    except OmgsrError:
-        return False
-    return True
 
 
 def _import_torchvision() -> str | None:
@@ -228,7 +232,6 @@ def _plan(model: str) -> dict[str, Any]:
     from omgsr_cli.models.families import family_of
     from omgsr_cli.models.loading import describe_model, suitable_precision
     from omgsr_cli.models.sources import find_model
-    from omgsr_cli.options import RestoreOptions
     from omgsr_cli.planning import Execution, plan_restoration, usable_memory
 
     try:
@@ -292,3 +295,154 @@ def _tiles_reason(tile_px: int, unlimited_px: int, output: Size, memory: int) ->
     if tile_px == unlimited_px:
         return f"tiles of {tile_px} px: the fastest size; memory does not limit it"
     return f"tiles of {tile_px} px: the fastest size that fits in {memory / 2**30:.1f} GiB"
+
+
+def check_models(*, contents: bool = False) -> tuple[ModelHealth, ...]:
+    """Check every model that has a name.
+
+    Args:
+        contents: read every file, compare its hash and check that its weights are finite; otherwise compare only sizes
+            and headers, which is fast.
+    """
+    names = dict.fromkeys((*PRESETS, *NETWORKS, *installed_names()))
+    return tuple(check_model(name, contents=contents) for name in names)
+
+
+def check_model(name: str, *, contents: bool = False) -> ModelHealth:
+    """Check one model: a preset, a downloaded model or a folder.
+
+    Args: as for `check_models`.
+
+    Raises:
+        ModelError: the model does not exist.
+    """
+    preset, is_known = PRESETS.get(name), name in PRESETS or name in NETWORKS
+    if preset is not None and preset.folder is not None:
+        folder: Path | None = preset.folder
+        hint = "reinstall omgsr-cli"
+    else:
+        folder = installed_folder(name) or (None if is_known else _given_folder(name))
+        hint = f"omgsr models pull {name}" if is_known else f"copy or merge {name} again"
+    if folder is None:
+        return ModelHealth(name, None, hint=hint)
+    return ModelHealth(name, folder, tuple(_find_damage(folder, contents)), hint)
+
+
+def about_model(health: ModelHealth) -> dict[str, Any]:
+    """Describe a model for text output and JSON, in names and numbers; sizes are in MiB.
+
+    Returns:
+        If the model is installed, also its parts, and the memory that it needs on this machine.
+    Raises:
+        ModelError: the folder is not a model, or one of its files is corrupt.
+    """
+    preset, network = PRESETS.get(health.name), NETWORKS.get(health.name)
+    known = preset or network
+    drive = preset.adapter_drive if preset else None
+    about: dict[str, Any] = {
+        "name": health.name,
+        "folder": None if health.folder is None else str(health.folder),
+        "summary": known.summary if known else None,
+        "licence": known.licence if known else None,
+        "mid_timestep": preset.mid_timestep if preset else None,
+        "native_tile_px": preset.native_tile_px if preset else None,
+        "scale": preset.scale if preset else 4.0,
+        "vae_rank": preset.vae_rank if preset else None,
+        "backbone_rank": preset.backbone_rank if preset else None,
+    }
+    if health.folder is not None:
+        return about | _about_installed(health.folder, about["licence"])
+    sources = [network.url] if network else [*preset.base_sources] if preset else []
+    return about | {"sources": [*sources, *([f"Google Drive folder {drive}"] if drive else ())]}
+
+
+def _about_installed(folder: Path, licence: str | None) -> dict[str, Any]:
+    from omgsr_cli.models.devices import PRECISIONS, choose_device
+    from omgsr_cli.models.loading import describe_model, suitable_precision
+    from omgsr_cli.models.sources import find_model
+
+    source = find_model(ModelOptions(model=str(folder)))
+    info, device = describe_model(source), choose_device()
+    precision = suitable_precision(source, "auto", device)
+    origins = load_provenance(folder) if folder.is_dir() else None
+    has_step = info.input == "upscaled"
+    side_px = info.native_tile_px if has_step else _NETWORK_TILE_PX
+    return {
+        "licence": source.record.licence or licence,
+        "mid_timestep": info.mid_timestep if has_step else None,
+        "native_tile_px": info.native_tile_px if has_step else None,
+        "scale": info.scale,
+        "made_from": list(source.record.made_from),
+        "sources": [] if origins is None else [origin.model_dump(exclude={"files"}) for origin in origins.origins],
+        "parameters": info.parameters,
+        "parts": _describe_parts(folder),
+        "disk_mib": sum(path.stat().st_size for path in (folder, *folder.rglob("*")) if path.is_file()) >> 20,
+        "has_manifest": (folder / MANIFEST_NAME).is_file(),
+        "device": str(device),
+        "precision": precision,
+        "weights_mib": info.weight_bytes(PRECISIONS[precision].itemsize) >> 20,
+        "tile_px": side_px,
+        "tile_mib": _tile_bytes(info, side_px) >> 20,
+    }
+
+
+def _given_folder(name: str) -> Path:
+    if not Path(name).is_dir() and not is_model_file(Path(name)):
+        raise UnknownModelError(f"no model is called {name!r}", hint="see: omgsr models list")
+    return Path(name)
+
+
+def _find_damage(folder: Path, contents: bool) -> Iterator[str]:
+    """Compare a folder with its manifest, if it has one, and always check the headers of weights."""
+    if (folder / MANIFEST_NAME).is_file():
+        try:
+            yield from find_damage(folder, load_manifest(folder), contents=contents)
+        except ModelError as error:
+            yield error.message
+    files = _weight_files(folder)
+    if not files:
+        if folder.is_file() or (folder / MANIFEST_NAME).is_file():
+            return
+        yield f"{folder} has no weights"
+    for path in files:
+        try:
+            if contents:
+                check_file_finite(path)
+            else:
+                read_header(path)
+        except ModelError as error:
+            yield error.message
+
+
+def _describe_parts(folder: Path) -> list[dict[str, Any]]:
+    """Return parameters and number format of each folder of weights."""
+    parts: dict[str, Counter[str]] = {}
+    for path in _weight_files(folder):
+        part = "." if path == folder else path.parent.relative_to(folder).as_posix()
+        counts = parts.setdefault(part, Counter())
+        for entry in read_header(path).values():
+            counts[entry.dtype] += entry.elements
+    if not parts and folder.is_dir() and not (folder / MANIFEST_NAME).is_file():
+        raise ModelError(f"{folder} has no weights")
+    return [
+        {
+            "part": "model" if part == "." else part,
+            "parameters": counts.total(),
+            "dtypes": [dtype for dtype, _ in counts.most_common()],
+        }
+        for part, counts in parts.items()
+    ]
+
+
+def _weight_files(model: Path) -> list[Path]:
+    """Return the safetensors files of a folder, or a network's file; empty for a pickle, which is never opened."""
+    files = sorted(model.rglob("*.safetensors")) if model.is_dir() else [model]
+    return [path for path in files if path.suffix == ".safetensors"]
+
+
+def _tile_bytes(info: RestorerInfo, side_px: int) -> int:
+    """Return the working memory for an image with sides of `side_px`."""
+    from omgsr_cli.planning import plan_restoration
+
+    size = Size(side_px, side_px)
+    return plan_restoration(info, size, size, RestoreOptions(process_scale=1), 1 << 50).memory_bytes

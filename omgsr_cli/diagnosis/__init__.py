@@ -1,1 +1,0 @@
-"""Diagnose this machine, even if torch cannot be imported."""
