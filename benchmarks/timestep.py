@@ -18,7 +18,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from stages import add_device, synchronise, use_device
 from torch import Tensor
 
-from omgsr_cli.datasets.pair_source import PairSource
+from omgsr_cli.datasets import PairSource
 from omgsr_cli.degradation import load_degradation
 from omgsr_cli.files.inputs import find_inputs
 from omgsr_cli.models.base import ImageEncoder

@@ -19,7 +19,7 @@ from torch import Tensor
 from training_run import run_here, settings
 
 import omgsr_cli
-from omgsr_cli.datasets.pair_source import ImagePair
+from omgsr_cli.datasets import ImagePair
 from omgsr_cli.errors import ModelError, NotFiniteError
 from omgsr_cli.geometry import Size
 from omgsr_cli.imaging import to_samples

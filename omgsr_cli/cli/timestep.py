@@ -12,7 +12,7 @@ from omgsr_cli.cli import options as shared
 from omgsr_cli.cli.help import Command
 from omgsr_cli.cli.options import DATA, FILES, MANY, MODEL
 from omgsr_cli.cli.output import Output
-from omgsr_cli.errors import OmgsrError, UsageError
+from omgsr_cli.errors import FileError, OmgsrError, UsageError, reason_of
 from omgsr_cli.files.pairs import find_images
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.files.shards import Shard, parse_shard
@@ -20,7 +20,7 @@ from omgsr_cli.presets import DEFAULT_PRESET, default_degradation
 
 if TYPE_CHECKING:
     from omgsr_cli.options import TimestepOptions
-    from omgsr_cli.timesteps.survey import Survey
+    from omgsr_cli.timesteps.find import Survey
 
 INTERRUPTED = 130
 _UNFINISHED = "omgsr timestep, interrupted"
@@ -199,14 +199,12 @@ def _part(shard: str, options: TimestepOptions, write: Path | None) -> Shard:
 
 def _run(survey: Survey, output: Output) -> bool:
     """Measure until all samples are finished or the result is stable; return whether Ctrl-C stopped it."""
-    from omgsr_cli.timesteps import Problem
-
     try:
         with output.progress(len(survey.planned()), "samples") as progress:
             for result in survey.run():
                 progress.finish()
-                if isinstance(result, Problem):
-                    output.error(result.error)
+                if isinstance(result, OmgsrError):
+                    output.error(result)
     except KeyboardInterrupt:
         return True
     return False
@@ -267,13 +265,11 @@ class _Files:
                 raise UsageError(f"--plot {self.plot}: not a .png or .svg file", "use --plot curve.png or curve.svg")
             _check_matplotlib()
         if self.write is not None:
-            from omgsr_cli.timesteps.config_file import check_config
-
-            check_config(self.write)
+            changed_text(self.write, 0)
 
     def save(self, survey: Survey, record: dict[str, Any]) -> None:
         """Write all files."""
-        from omgsr_cli.timesteps.config_file import write_mid_timestep
+        from omgsr_cli.imaging import write_atomically
         from omgsr_cli.timesteps.report import write_csv, write_plot
 
         if self.csv is not None:
@@ -281,7 +277,8 @@ class _Files:
         if self.plot is not None:
             write_plot(self.plot, record, survey, overwrite=self._may_replace(self.plot))
         if self.write is not None:
-            write_mid_timestep(self.write, record["mid_timestep"])
+            text = changed_text(self.write, record["mid_timestep"])
+            write_atomically(self.write, [text.encode("utf-8")], overwrite=True)
 
     def mark_as_unfinished(self) -> None:
         """Record that the files come from an interrupted run, so that the same command may replace them."""
@@ -300,3 +297,29 @@ def _check_matplotlib() -> None:
 
     if find_spec("matplotlib") is None:
         raise OmgsrError("--plot needs matplotlib, which is not installed", install_command("plot"))
+
+
+def changed_text(path: Path, mid_timestep: int) -> str:
+    """Return a configuration's text with [model] mid_timestep set and everything else unchanged; "" if it is missing.
+
+    Raises:
+        UsageError: the file is not TOML, or its [model] is not a table.
+        FileError: it cannot be read, or its folder does not exist.
+    """
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+    from tomlkit.items import Table
+
+    if not path.parent.is_dir():
+        raise FileError(f"{path} cannot be written: its folder does not exist")
+    try:
+        document = tomlkit.parse(path.read_bytes().decode("utf-8") if path.exists() else "")
+    except (TOMLKitError, RecursionError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not a TOML file: {reason_of(error)}", "fix the file and try again") from error
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {reason_of(error)}") from error
+    section = document.setdefault("model", tomlkit.table())
+    if not isinstance(section, Table):
+        raise UsageError(f"{path}: [model] is not a table of its own", "set mid_timestep by hand")
+    section["mid_timestep"] = mid_timestep
+    return tomlkit.dumps(document)

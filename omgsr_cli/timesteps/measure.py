@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omgsr_cli.datasets.pair_source import ImagePair, PairSource
+from omgsr_cli.datasets import ImagePair, PairSource
 from omgsr_cli.engines.work import OneByOne, Place, Say, Worker
 from omgsr_cli.errors import FileError, ModelError, OmgsrError
 from omgsr_cli.models.base import ImageEncoder
 from omgsr_cli.models.loading import NamedEncoder
 from omgsr_cli.timesteps.matching import latent_snr
+
+_MOST_SAMPLES = 4096
+"""Number of samples until the result is stable, if the user sets no other."""
 
 _LATENT = 3
 """The random stream of sampled latents; crops and order of `PairSource` use 1 and 2."""
@@ -41,20 +44,15 @@ class Measured:
     snr: float
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A skipped sample with its error: a FileError belongs to the image and occurs again in the next run."""
+Result = Measured | OmgsrError
+"""A FileError belongs to the skipped image and occurs again in the next run; another error, such as a killed process,
+does not."""
 
-    error: OmgsrError
-
-
-Results = tuple[tuple[int, Measured | Problem], ...]
+Results = tuple[tuple[int, Result], ...]
 """Results of some samples, each with its number."""
 
 
-def plan_samples(
-    images: int, *, paired: bool, whole: bool, max_samples: int | None, until_stable: bool, default_max: int = 4096
-) -> int:
+def plan_samples(images: int, *, paired: bool, whole: bool, max_samples: int | None, until_stable: bool) -> int:
     """Return the number of samples: one per image, unless more are requested and can differ.
 
     Args:
@@ -63,13 +61,12 @@ def plan_samples(
         whole: whether whole images are used; another epoch would only repeat them.
         max_samples: the user's upper bound.
         until_stable: whether samples are added until the interval is narrow.
-        default_max: upper bound for `until_stable` if the user sets none.
     """
     if whole and paired:
         return min(images, max_samples or images)
     if max_samples is not None:
         return max_samples
-    return max(images, default_max) if until_stable else images
+    return max(images, _MOST_SAMPLES) if until_stable else images
 
 
 def measure(
@@ -79,7 +76,7 @@ def measure(
     *,
     batch: int = 4,
     latents: Literal["mean", "sample"] = "mean",
-) -> Iterator[Measured | Problem]:
+) -> Iterator[Result]:
     """Measure samples in order.
 
     Args:
@@ -105,7 +102,7 @@ def measure(
             yield from _measure_batch(waiting, encoder, draws)
             waiting = []
         if isinstance(sample, FileError):
-            yield Problem(sample)
+            yield sample
             continue
         waiting.append(sample)
         if draws is not None:
@@ -149,7 +146,7 @@ class MeasureWork:
     def lost(self, task: tuple[int, ...], error: OmgsrError) -> Results:
         """See `Work.lost`."""
         named = [OmgsrError(f"{self.source.files_of(item)[0]}: {error.message}", error.hint) for item in task]
-        return tuple(zip(task, map(Problem, named), strict=True))
+        return tuple(zip(task, named, strict=True))
 
 
 @torch.inference_mode()
@@ -164,7 +161,7 @@ def _encode(
 
 def _measure_batch(
     samples: list[ImagePair], encoder: ImageEncoder, draws: list[torch.Generator] | None
-) -> Iterator[Measured | Problem]:
+) -> Iterator[Result]:
     power, snr = _encode(samples, encoder, draws)
     if draws is not None:
         draws.clear()
@@ -176,11 +173,9 @@ def _measure_batch(
                 "check that the encoder's weights are correct",
             )
         if own_snr == float("inf"):
-            yield Problem(
-                FileError(
-                    f"{sample.path} is identical to its low-quality partner: its signal-to-noise ratio is infinite",
-                    "use pairs that differ",
-                )
+            yield FileError(
+                f"{sample.path} is identical to its low-quality partner: its signal-to-noise ratio is infinite",
+                "use pairs that differ",
             )
             continue
         yield Measured(sample.path, sample.window, sample.drawn, own_power, own_snr)

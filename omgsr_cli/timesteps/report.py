@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from omgsr_cli.imaging import write_atomically
+from omgsr_cli.timesteps.find import Survey
 from omgsr_cli.timesteps.matching import MIN_IMAGES, MidTimestep, own_timesteps, spread_by
-from omgsr_cli.timesteps.survey import Survey
 
 _WIDTH, _HEIGHT = 64, 10
 _BLOCKS = " ▁▂▃▄▅▆▇█"

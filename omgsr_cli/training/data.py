@@ -24,7 +24,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from omgsr_cli.datasets.crops import OnSmall, draw_window, fit_small
+from omgsr_cli.datasets import OnSmall, draw_window, fit_small
 from omgsr_cli.degradation import DegradationConfig, degrade, in_one_thread, load_degradation
 from omgsr_cli.degradation.pipeline import draw_mode, interpolate, jpeg
 from omgsr_cli.errors import FileError, OmgsrError, reason_of

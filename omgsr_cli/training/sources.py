@@ -12,7 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from omgsr_cli.datasets.crops import OnSmall, whole_factor
+from omgsr_cli.datasets import OnSmall, whole_factor
 from omgsr_cli.errors import FileError, OmgsrError, UsageError, reason_of
 from omgsr_cli.files.inputs import find_inputs
 from omgsr_cli.files.pairs import find_images

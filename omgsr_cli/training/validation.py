@@ -14,7 +14,7 @@ from torch import Tensor
 from omgsr_cli.benchmark.cases import Case, find_cases
 from omgsr_cli.benchmark.metrics import KnownMetric, choose_metrics
 from omgsr_cli.benchmark.scoring import PyiqaMetric
-from omgsr_cli.datasets.crops import trim
+from omgsr_cli.datasets import trim
 from omgsr_cli.degradation import degrade
 from omgsr_cli.errors import FileError, NotFiniteError, OmgsrError, UsageError
 from omgsr_cli.fidelity import psnr, ssim

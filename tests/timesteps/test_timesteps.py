@@ -16,10 +16,9 @@ from PIL import Image
 from places import GOLDEN
 from safetensors.torch import save_file
 
-from omgsr_cli.datasets.crops import draw_window, fit_small, trim, whole_factor
-from omgsr_cli.datasets.pair_source import ImagePair, PairSource
+from omgsr_cli.datasets import ImagePair, PairSource, draw_window, fit_small, trim, whole_factor
 from omgsr_cli.degradation import load_degradation
-from omgsr_cli.errors import DeviceError, FileError, ModelError, ShapeError, UsageError
+from omgsr_cli.errors import DeviceError, FileError, ModelError, OmgsrError, ShapeError, UsageError
 from omgsr_cli.files.inputs import FoundInput
 from omgsr_cli.files.pairs import pair_by_name
 from omgsr_cli.files.remembered import Remembered
@@ -29,7 +28,6 @@ from omgsr_cli.options import TimestepOptions
 from omgsr_cli.schedules import DdpmSchedule, FlowSchedule
 from omgsr_cli.timesteps import (
     Measured,
-    Problem,
     latent_snr,
     match_snr,
     measure,
@@ -37,8 +35,8 @@ from omgsr_cli.timesteps import (
     plan_samples,
     spread_by,
 )
+from omgsr_cli.timesteps.find import KeptSamples, Survey
 from omgsr_cli.timesteps.measure import MeasureWork
-from omgsr_cli.timesteps.survey import KeptSamples, Survey
 
 GOLDEN_SD = GOLDEN / "sd"
 EXPECTED = json.loads((GOLDEN_SD / "pairs" / "expected.json").read_text())
@@ -343,13 +341,13 @@ def test_small_corrupt_and_identical_images_are_named(tmp_path: Path) -> None:
     images = write_images(tmp_path / "hq", [(40, 40), (20, 40), (40, 40)])
     images[2].write_bytes(b"no image")
     results = list(measure(source_of(images), IDENTITY))
-    problems = [item.error.message for item in results if isinstance(item, Problem)]
+    problems = [item.message for item in results if isinstance(item, FileError)]
     assert len(problems) == 2
     assert any("1.png has 40x20 pixels, smaller than a crop of 32" in text for text in problems)
     pairs = source_of(images[:1], partners=images[:1], resolution_px=None)
     (problem,) = measure(pairs, IDENTITY)
-    assert isinstance(problem, Problem)
-    assert "infinite" in problem.error.message
+    assert isinstance(problem, OmgsrError)
+    assert "infinite" in problem.message
 
 
 class Kept(dict[int, Any]):
@@ -376,7 +374,7 @@ def test_only_uncached_samples_are_measured_in_order(tmp_path: Path, known: Sequ
     assert list(everything.values()) == results
     # Each is kept under its own number, also behind one that was left out.
     for item, result in everything.items():
-        told = result.error.message if isinstance(result, Problem) else str(result.path)
+        told = str(getattr(result, "path", result))
         assert str(source.files_of(item)[0]) in told
     new: list[int] = []
 
@@ -412,16 +410,16 @@ def test_samples_of_a_dead_process_are_lost_and_not_cached(tmp_path: Path) -> No
     lost = MeasureWork(source, NamedEncoder()).lost((1, 0), DeviceError("its process was killed", "less"))
     assert [item for item, _ in lost] == [1, 0]
     for item, problem in lost:
-        assert isinstance(problem, Problem)
-        assert str(problem.error) == f"{source.files_of(item)[0]}: its process was killed"
-        assert problem.error.hint == "less"
+        assert isinstance(problem, OmgsrError)
+        assert str(problem) == f"{source.files_of(item)[0]}: its process was killed"
+        assert problem.hint == "less"
     (weights := tmp_path / "weights.bin").write_bytes(b"weights")
     remembered = Remembered(tmp_path / "cache")
     kept = KeptSamples(source, replace(IDENTITY, files=(weights,)), remembered)
     kept.keep(*lost[0])
     assert kept.find(1) is None
-    kept.keep(1, Problem(FileError("it is broken", "mend it")))
-    assert isinstance(kept.find(1), Problem)
+    kept.keep(1, FileError("it is broken", "repair it"))
+    assert isinstance(kept.find(1), FileError)
     remembered.close()
 
 

@@ -1,1 +1,0 @@
-"""Pairs of clean and low-quality images, for training and the mid-timestep."""
