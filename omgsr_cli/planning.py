@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from omgsr_cli.geometry import Canvas, Size, plan_canvas, plan_halo_tiles, plan_tiles, round_up
+from omgsr_cli.geometry import Canvas, Size, plan_canvas, plan_starts, round_up
 from omgsr_cli.options import RestoreOptions
 
 if TYPE_CHECKING:
@@ -65,8 +66,9 @@ class StagePlan:
         if self.tiling == "internal":
             return 1
         if self.tiling == "exact":
-            return len(plan_halo_tiles(size, self.core_px, self.margin_px, multiple))
-        return len(plan_tiles(size, self.side_px, self.margin_px))
+            cores = (round_up(core, multiple) for core in self.core_px)
+            return math.prod(-(-side // core) for side, core in zip(size, cores, strict=True))
+        return math.prod(len(plan_starts(side, self.side_px, self.margin_px)) for side in size)
 
 
 @dataclass(frozen=True)

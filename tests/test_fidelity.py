@@ -118,7 +118,7 @@ def test_scores_equal_those_published_for_another_method(shared: Path, name: str
     folder = shared / "benchmarks" / name
     with (folder / "osediff_scores.csv").open(encoding="utf-8") as file:
         published = {row["image"]: row for row in csv.DictReader(file) if row["image"].endswith(".png")}
-    images = sorted((folder / "osediff").iterdir())[:6]
+    images = sorted((folder / "osediff").iterdir())[:3]
     assert images
     for path in images:
         restored, reference = (read_image(each).rgb[None] for each in (path, folder / "hr" / path.name))

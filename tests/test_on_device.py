@@ -65,10 +65,12 @@ def test_results_equal_those_of_the_cpu(
     card: Card, restorers: dict[str, Restorer], model: Path, sd_model: Path, family: str
 ) -> None:
     image = torch.rand(3, 24, 18, generator=torch.Generator().manual_seed(0))
-    expected = {name: run(restorers[family], image, name) for name in CASES}
+    # What happens to colours after the model is the same for every model.
+    names = CASES if family == "tiny" else ("whole", "batch 4", "strips")
+    expected = {name: run(restorers[family], image, name) for name in names}
     with card.used() as use:
         there = load({"tiny": model, "sd": sd_model}[family], use.name)
-        for name in CASES:
+        for name in names:
             found = run(there, image, name)
             assert found.device.type == "cpu"
             distance = (found - expected[name]).abs()
@@ -119,7 +121,7 @@ def test_strips_do_not_wait(card: Card, sd_model: Path) -> None:
         assert isinstance(there, SdRestorer)
         image = WholeImage(upload(torch.rand(1, 3, 40, 32), there.device))
         counts = []
-        for strip_bytes in (1 << 20, 1 << 15):
+        for strip_bytes in (1 << 20, 1 << 16):
             workspace, before = Workspace(64 * MIB, there.device), use.waits()
             workspace.strip_bytes = strip_bytes
             latent = encode_in_strips(there.vae, image, workspace).chunk(2, dim=1)[0]
@@ -134,7 +136,7 @@ def test_strips_do_not_wait(card: Card, sd_model: Path) -> None:
 def test_products_of_attention_are_held_up_to_a_bound(
     card: Card, sd_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    most, attend = 1 << 12, F.scaled_dot_product_attention
+    most, attend = 1 << 14, F.scaled_dot_product_attention
     assert most < attention._MOST_PRODUCTS_BYTES <= 1 << 31
     products: list[int] = []
 
@@ -177,6 +179,9 @@ def test_a_training_step_equals_that_of_the_cpu(
     if family == "sd":
         tables["model"] = {"preset": "omgsr-s-512", "base": str(base), "mid_timestep": 273}
         tables["lora"] = {"vae_rank": 2, "backbone_rank": 2}
+        # The other losses do not depend on the family.
+        tables["loss"] |= {"dv3cd": 0.0, "gan": 0.0}
+        del tables["gan"]
     if family == "pre-training":
         tables["loss"] = {"lrr": 0.0, "l1": 0.0, "dv3cd": 0.0, "gan": 0.0, "denoise": 1.0}
         del tables["gan"]

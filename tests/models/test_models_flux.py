@@ -250,17 +250,27 @@ def test_bf16_is_close_to_fp32(base: Path, adapter: Path, restorer: FluxRestorer
 
 
 def test_published_adapters_have_the_published_number_of_weights() -> None:
-    """With FLUX.1-dev's own configuration, of which nothing is allocated."""
-    with torch.device("meta"):
-        encoder = AutoencoderKL(**DEV_VAE).encoder
-        transformer = FluxTransformer2DModel(**DEV_CONFIG)
-    adapters = inject_adapters((encoder, transformer), FLUX_PARTS, None, FLUX_LORA)
-    counts = [sum(weight.numel() for weight in part.parameters() if weight.requires_grad) for part in adapters.values()]
-    assert [round(count / 1e6, 3) for count in counts] == [5.910, 179.507]
-    assert sum(weight.numel() for name, weight in transformer.named_parameters() if "lora_" not in name) > 11.9e9
-    # Of a single block the attention's alone.
-    names = {name for name, _ in transformer.named_parameters() if "lora_A" in name and "single" in name}
-    assert {name.split(".")[-4] for name in names} == {"to_q", "to_k", "to_v"}
+    """With FLUX.1-dev's own configuration, of which nothing is allocated, and as many blocks as tell their sizes."""
+
+    def count(double: int, single: int) -> list[int]:
+        with torch.device("meta"):
+            encoder = AutoencoderKL(**DEV_VAE).encoder
+            transformer = FluxTransformer2DModel(**DEV_CONFIG | {"num_layers": double, "num_single_layers": single})
+        frozen = sum(weight.numel() for weight in transformer.parameters())
+        adapters = inject_adapters((encoder, transformer), FLUX_PARTS, None, FLUX_LORA)
+        names = {name for name, _ in transformer.named_parameters() if "lora_A" in name and "single" in name}
+        assert {name.split(".")[-4] for name in names} == {"to_q", "to_k", "to_v"}, "of a single block the attention's"
+        trained = [sum(w.numel() for w in part.parameters() if w.requires_grad) for part in adapters.values()]
+        return [*trained, frozen]
+
+    first, of_double, of_single = count(1, 1), count(2, 1), count(1, 2)
+    blocks = DEV_CONFIG["num_layers"] - 1, DEV_CONFIG["num_single_layers"] - 1
+    counts = [
+        one + blocks[0] * (double - one) + blocks[1] * (single - one)
+        for one, double, single in zip(first, of_double, of_single, strict=True)
+    ]
+    assert [round(number / 1e6, 3) for number in counts[:2]] == [5.910, 179.507]
+    assert counts[2] > 11.9e9
 
 
 def change(path: Path, **values: object) -> None:

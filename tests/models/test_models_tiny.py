@@ -123,8 +123,8 @@ def test_another_mid_timestep_changes_the_signal_too() -> None:
 
 
 def test_tiles_equal_the_whole_image(tiny: Restorer, photo: torch.Tensor) -> None:
-    image = photo[:, :112, :128]
-    size = Size(448, 512)
+    image = photo[:, :80, :96]
+    size = Size(320, 384)
     whole = upscale_image(tiny, image, size, RestoreOptions(tile="off"))
     tiled = upscale_image(tiny, image, size, RestoreOptions(tile=192, batch=2))
     difference = (whole - tiled).abs() * 255
@@ -201,9 +201,8 @@ def test_the_direction_measure_detects_a_hatching() -> None:
     assert strongest_direction_db(luma + torch.sin((rows + columns) * 0.8)) > 6
 
 
-@pytest.mark.parametrize(("level", "sigma"), [(0.5, 10), (0.7, 30)])
-def test_noise_leaves_no_pattern(tiny: Restorer, level: float, sigma: float) -> None:
-    restored = upscale_image(tiny, draw_noisy_grey(level, sigma, 160, seed=1), Size(640, 640))
+def test_noise_leaves_no_pattern(tiny: Restorer) -> None:
+    restored = upscale_image(tiny, draw_noisy_grey(0.7, 30, 160, seed=1), Size(640, 640))
     assert strongest_direction_db(restored.mean(0)[64:576, 64:576] * 255) < 4
 
 
@@ -230,7 +229,7 @@ def draw_scene(side: int) -> torch.Tensor:
     return scene
 
 
-@pytest.mark.parametrize(("content", "scale"), [("scene", 1), ("scene", 2), ("photo", 1.5)])
+@pytest.mark.parametrize(("content", "scale"), [("scene", 1), ("photo", 1.5)])
 def test_a_noisy_image_gains_below_the_magnification_of_training(
     tiny: Restorer, photo: torch.Tensor, content: str, scale: float
 ) -> None:
