@@ -116,8 +116,12 @@ class Chromium:
     def settle(self) -> None:
         """Wait until images are decoded and the page is painted."""
         self.ask(
-            "Promise.allSettled([...document.images].filter(i => i.currentSrc).map(i => i.decode()))"
-            ".then(() => new Promise(done => requestAnimationFrame(() => setTimeout(done, 30))))"
+            "(async () => {"
+            " const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));"
+            " await frame(); await frame();"
+            " while (document.querySelector('[aria-busy]')) await frame();"
+            " await Promise.allSettled([...document.images].filter((i) => i.src).map((i) => i.decode()));"
+            " await frame(); })()"
         )
 
     def press(self, *keys: str, shift: bool = False) -> None:
@@ -129,6 +133,7 @@ class Chromium:
                 else _CODES.get(key) or (f"Key{key.upper()}" if key.isalpha() and len(key) == 1 else key)
             )
             common = {"key": key, "code": code, "modifiers": 8 if shift else 0}
+            common |= {"windowsVirtualKeyCode": 27} if key == "Escape" else {}
             self.call("Input.dispatchKeyEvent", type="keyDown", **common)
             self.call("Input.dispatchKeyEvent", type="keyUp", **common)
         self.settle()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 
 import typer
 
+from omgsr_cli import __version__
 from omgsr_cli.batch.reports import RunReport, read_reports
 from omgsr_cli.batch.results import FileResult, result_record
 from omgsr_cli.cli import options as shared
@@ -26,7 +28,7 @@ from omgsr_cli.cli.output import Output
 from omgsr_cli.cli.progress import FileProgress, duration
 from omgsr_cli.cli.upscale_summary import Counts, Pace, name_of, result_line
 from omgsr_cli.errors import FileError, OmgsrError, UnreadableError, UsageError
-from omgsr_cli.files.addresses import shown
+from omgsr_cli.files.addresses import Location, redact, shown
 from omgsr_cli.files.atomic import give_up_partials
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
 from omgsr_cli.files.inputs import NAME_RESULT, FoundResult, Note, skipped_results
@@ -39,6 +41,7 @@ from omgsr_cli.presets import DEFAULT_PRESET
 
 if TYPE_CHECKING:
     from omgsr_cli.batch.finished import FinishedResults, Settings
+    from omgsr_cli.batch.gallery import Gallery
     from omgsr_cli.batch.upscaler import UpscaleWork
     from omgsr_cli.engines.work import Engine
     from omgsr_cli.models.base import RestorerInfo
@@ -64,6 +67,7 @@ class UpscaleCommand(Command):
 
 
 def upscale(
+    context: typer.Context,
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
@@ -250,6 +254,18 @@ def upscale(
     watch: Annotated[
         bool, shared.option(MANY, "Process new and replaced files of folders, too, until Ctrl-C.", "--watch")
     ] = False,
+    gallery: Annotated[
+        str | None,
+        shared.option(OUTPUT, "Write a page that shows every image before and after.", metavar="FILE.html"),
+    ] = None,
+    beside: Annotated[
+        list[str] | None,
+        shared.option(
+            OUTPUT,
+            "Show other results of the same inputs in --gallery, for example of another model; repeatable.",
+            metavar="FOLDER",
+        ),
+    ] = None,
     dry_run: Annotated[bool, shared.option(OUTPUT, "Show what would be done without doing it.", "--dry-run")] = False,
     as_json: shared.AsJson = False,
     quiet: shared.Quiet = False,
@@ -261,6 +277,7 @@ def upscale(
     Without -o, a result is written beside its input as NAME_x4.EXT, and those of a folder to FOLDER_x4/. Finished
     results are skipped on the next run; other files are only replaced with --overwrite.
     """
+    from omgsr_cli.batch.gallery import Gallery, check_gallery
     from omgsr_cli.models.sources import find_model
     from omgsr_cli.options import EngineOptions, ModelOptions, RestoreOptions, SizeOptions, WriteOptions, build_options
 
@@ -274,6 +291,8 @@ def upscale(
             "--shard": shard,
             "--retry-failed": retry_failed,
             "--engine ray": engine == "ray",
+            "--list": list_,
+            "--gallery": gallery,
         }
         for other in (name for name, value in given.items() if value):
             raise UsageError(f"--watch and {other} exclude each other", f"remove --watch or {other}")
@@ -333,6 +352,14 @@ def upscale(
         raise UsageError("--compare cannot write beside stdout", "give -o FILE")
     if keep_times and to_stdout:
         raise UsageError("--keep-times has no effect on stdout", "give -o FILE, or remove --keep-times")
+    shows = None if gallery is None else check_gallery(gallery, beside or (), overwrite=overwrite)
+    if beside and shows is None:
+        raise UsageError("--beside has no effect without --gallery", "add --gallery page.html")
+    if shows is not None and (to_stdout or dry_run or STREAM in inputs):
+        what = (
+            "--dry-run writes no image" if dry_run else "stdout takes the image" if to_stdout else "stdin is not a file"
+        )
+        raise UsageError(f"--gallery has nothing to show: {what}", "remove --gallery")
     printer = Output(as_json=as_json, quiet=quiet, verbose=verbose)
     if as_json and to_stdout and not dry_run:
         printer.note("--json has no effect: stdout takes the image")
@@ -343,7 +370,7 @@ def upscale(
     remembered = Remembered()
     failed_before = read_reports([report]).has_failed if retry_failed and report else None
     listed = None if list_ is None else NameList(list_)
-    watched = FolderWatch(inputs or [], output, names, remembered) if watch else None
+    watched = FolderWatch(inputs, output, names, remembered) if watch else None
     if watched is not None:
         jobs = JobStream((), watched.planned())
     else:
@@ -365,6 +392,18 @@ def upscale(
         if report is not None and not dry_run:
             run.report = stack.enter_context(RunReport(report, printer.note))
             run.report.begin(jobs.total, None if part is None else str(part), retry=retry_failed, watch=watch)
+        if shows is not None:
+            titles = [shown(text) for text in inputs] or [f"--list {list_}"]
+            page = Gallery(
+                shows,
+                title=", ".join(titles[:3]) + (", …" if len(titles) > 3 else ""),
+                result=shown(Path(output) if output else source.name) if beside else "after",
+                facts={"model": source.name, "command": _command(context), "omgsr": __version__},
+                command=_command(context, {"gallery", "beside", "list_", "overwrite", "retry_failed", "strength"}),
+                total=jobs.total,
+            )
+            stack.callback(_report_page, page, shows.path, printer)
+            run.gallery = stack.enter_context(page)
         from omgsr_cli.batch.finished import FinishedResults, Settings, outline_model
 
         settings = Settings(model_options, restore_options, write_options)
@@ -405,10 +444,13 @@ class _Run:
         self.found, self.printer, self.to_stdout, self.watch = found, printer, to_stdout, watch
         self.jobs, self.problems = 0, 0
         self.report: RunReport | None = None
+        self.gallery: Gallery | None = None
         self.counts = Counts()
         self.certain: dict[int, FileResult] = {}
         """Results of jobs that need no model, by the job's identity."""
         self._progress: FileProgress | None = None
+        self._below: dict[Location | None, str] = {}
+        """Paths below the input folder, of inputs that are in progress."""
 
     def restore(self, work: UpscaleWork, engine: Engine, pace: Pace) -> int:
         """Restore all images and return the exit code; Ctrl-C is the usual end of watching."""
@@ -508,6 +550,8 @@ class _Run:
         for one in self.found:
             if isinstance(one, Job):
                 self.jobs += 1
+                if self.gallery:
+                    self._below[one.source] = one.below
                 if (known := self.certain.get(id(one))) is None:
                     yield one
                     continue
@@ -538,6 +582,8 @@ class _Run:
         record = result_record(result)
         if self.report:
             self.report.add(record)
+        if self.gallery:
+            self.gallery.add(result, self._below.pop(result.source, ""))
         if result.error:
             self.printer.error(result.error)
         name = name_of(result.source, "stdin")
@@ -601,6 +647,34 @@ def _second_interrupt_ends_at_once() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _report_page(gallery: Gallery, path: Path, printer: Output) -> None:
+    for note in gallery.notes:
+        printer.note(note)
+    if gallery.images:
+        printer.message(f"gallery: {shown(path)}")
+    else:
+        printer.note(f"--gallery {shown(path)} was not written: no image was processed")
+
+
+def _command(context: typer.Context, without: Collection[str] = ()) -> str:
+    """The command as typed, without some of its options and without the secrets of URLs."""
+    words, options = list[str](), list[str]()
+    for param in context.command.params:
+        source = context.get_parameter_source(param.name or "")
+        if source is None or source.name != "COMMANDLINE" or param.name in without:
+            continue
+        value, name = context.params[param.name or ""], min(param.opts, key=len)
+        values = [
+            f"{one:g}" if isinstance(one, float) else str(one)
+            for one in (value if isinstance(value, list | tuple) else [value])
+        ]
+        if not name.startswith("-"):
+            words += values
+        else:
+            options += [name] if value is True else [word for one in values for word in (name, one)]
+    return redact(shlex.join(["omgsr", str(context.info_name), *words, *options]))
 
 
 def _check_quality(quality: int | None, jobs: Collection[Job]) -> None:

@@ -47,6 +47,9 @@ EXTRA_OF_FORMAT = {
     "codecs": ("codecs", "imagecodecs"),
 }
 
+#: A file with this name marks a folder of thumbnails and previews, which are never inputs unless the folder is named.
+THUMBNAILS_MARK = ".omgsr-thumbnails"
+
 #: Number of bytes that are read to recognise the format of a file.
 _HEADER_BYTES = 4096
 
@@ -223,7 +226,7 @@ class FolderSearch:
         self._below: list[Path] = []
 
     def walk(self, *, recursive: bool) -> Iterator[list[Path]]:
-        """The files of the root and of each real subfolder, once; hidden files are skipped.
+        """The files of the root and of each real subfolder, once; hidden files and thumbnails are skipped.
 
         They are in natural order. Very large folders are returned in parts, each in natural order. Linked folders
         follow all others, so an image is found under its own name first.
@@ -286,7 +289,7 @@ class FolderSearch:
             below = list[Path]()
             for entries in self._parts(folder):
                 files = [path for path, is_folder in entries if not is_folder]
-                below += [path for path, is_folder in entries if is_folder]
+                below += [path for path, is_folder in entries if is_folder and not _holds_thumbnails(path)]
                 yield folder, files
             if not recursive:
                 self._below = below
@@ -321,7 +324,7 @@ class FolderSearch:
             matches = [folder / part]
         for path in matches:
             if os.path.isdir(path):
-                if os.path.realpath(path) != self._skipped:
+                if os.path.realpath(path) != self._skipped and not _holds_thumbnails(path):
                     yield path
             elif is_last and os.path.lexists(path):
                 yield path
@@ -332,6 +335,10 @@ class FolderSearch:
         except OSError as error:
             self._on_error(folder, error)
             return []
+
+
+def _holds_thumbnails(folder: Path) -> bool:
+    return os.path.lexists(folder / THUMBNAILS_MARK)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -172,7 +172,7 @@ def probe_image(source: Path | bytes, name: str | None = None) -> ImageHeader:
     with opened(source, name) as (image, file, _):
         refuse_hdr(image, file, name)
         width, height = image.size
-        if image.format != "TIFF" and (_late_orientation(image, file) or stored_orientation(image)) >= 5:
+        if image.format != "TIFF" and (late_orientation(image, file) or stored_orientation(image)) >= 5:
             width, height = height, width
         deep = (is_deep(image) and can_read_deep(image)) or keeps_depth(image, coded_depth(image, file))
         mode, has_alpha = f"{image.mode};16" if deep else image.mode, image.has_transparency_data
@@ -256,7 +256,7 @@ def _has_video(file: BinaryIO) -> bool:
     return _VIDEO_BEHIND.search(file.read()) is not None
 
 
-def _late_orientation(image: Image.Image, file: BinaryIO) -> int | None:
+def late_orientation(image: Image.Image, file: BinaryIO) -> int | None:
     """The orientation in a PNG's EXIF chunk behind the pixels, which Pillow has not read yet."""
     if not isinstance(image, PngImagePlugin.PngImageFile) or "exif" in image.info:
         return None

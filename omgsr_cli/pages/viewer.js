@@ -30,11 +30,12 @@ function createViewer(stage, { onChange = () => {}, drags = "boundary" } = {}) {
 
   async function show(panes, { size: given, beside = false } = {}) {
     const asked = ++shown;
+    stage.setAttribute("aria-busy", "true");
     slides = panes.length === 2 && !beside && panes.every((pane) => pane.src);
     const made = (slides ? [panes] : panes.map((pane) => [pane])).map((views) => {
       const pane = element("div", "pane"), sheet = element("div", "sheet", pane), cell = { pane, sheet };
       if (slides) {
-        image(sheet, views[1]);
+        cell.under = image(sheet, views[1]);
         cell.clip = element("div", "clip", sheet);
         image(cell.clip, views[0]);
         cell.edge = element("div", "edge", sheet);
@@ -55,6 +56,7 @@ function createViewer(stage, { onChange = () => {}, drags = "boundary" } = {}) {
     size = given ?? { width: largest?.naturalWidth || 1, height: largest?.naturalHeight || 1 };
     cells = made;
     stage.replaceChildren(...cells.map(({ pane }) => pane));
+    stage.removeAttribute("aria-busy");
     stage.classList.add("viewer");
     stage.classList.toggle("slides", slides);
     stage.setAttribute("role", slides ? "slider" : "group");
@@ -87,7 +89,7 @@ function createViewer(stage, { onChange = () => {}, drags = "boundary" } = {}) {
     state.x = centre(state.x, roomX, width);
     state.y = centre(state.y, roomY, height);
     const left = roomX / 2 - state.x * width, top = roomY / 2 - state.y * height;
-    for (const { sheet, clip, edge } of cells) {
+    for (const { sheet, clip, under, edge } of cells) {
       sheet.style.width = `${width}px`;
       sheet.style.height = `${height}px`;
       sheet.style.transform = `translate(${left}px, ${top}px)`;
@@ -95,7 +97,9 @@ function createViewer(stage, { onChange = () => {}, drags = "boundary" } = {}) {
       if (!clip) continue;
       // The boundary belongs to the stage, so it stays visible when the image is moved.
       const at = Math.max(0, left) + state.split * Math.min(width, roomX) - left;
+      // Each is clipped, because the other one would show through transparent parts.
       clip.style.clipPath = `inset(0 ${Math.max(0, width - at)}px 0 0)`;
+      under.style.clipPath = `inset(0 0 0 ${Math.max(0, at)}px)`;
       edge.style.left = `${at}px`;
     }
     const share = Math.round(state.split * 100), values = { valuemin: 0, valuemax: 100, valuenow: share };

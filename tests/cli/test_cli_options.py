@@ -65,6 +65,8 @@ _EFFECTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--shard": (("in/a.png",), ("1/8",)),
     "--report": (("in/a.png",), ("run.jsonl",)),
     "--retry-failed": (("in/a.png",), ()),
+    "--gallery": (("in/a.png",), ("page.html",)),
+    "--beside": (("in/a.png",), ("in",)),
     "--dry-run": (("in/a.png",), ()),
     "--json": (("in/a.png",), ()),
     "--quiet": (("in/a.png",), ()),
