@@ -69,6 +69,11 @@ class Section(BaseModel):
         return self
 
 
+def key(default: Any, description: str, **more: Any) -> Any:
+    """Describe a key that has a default; text in [brackets] is what None stands for."""
+    return Field(default, description=description, **more)
+
+
 def refuse(reason: str) -> PydanticCustomError:
     """Build the error of a value from a reason, which is one line without a full stop."""
     return PydanticCustomError("refused", "{reason}", {"reason": reason})
@@ -124,17 +129,12 @@ Betas = tuple[Momentum, Momentum]
 class ModelConfig(Section):
     """The model to train, and its initial weights."""
 
-    preset: str | None = Field(
-        default=None,
-        description="the kind of model [that of base or start_from]",
-        json_schema_extra={"enum": [*PRESETS, None]},
+    preset: str | None = key(
+        None, "the kind of model [that of base or start_from]", json_schema_extra={"enum": [*PRESETS, None]}
     )
-    base: Text | None = Field(
-        default=None, description="folder or hub repository of the pre-trained model [the preset's]"
-    )
-    start_from: Text | None = Field(
-        default=None,
-        description="folder of initial weights: an adapter, a tiny model or a checkpoint [new weights]",
+    base: Text | None = key(None, "folder or hub repository of the pre-trained model [the preset's]")
+    start_from: Text | None = key(
+        None, "folder of initial weights: an adapter, a tiny model or a checkpoint [new weights]"
     )
     mid_timestep: (
         Annotated[
@@ -142,13 +142,11 @@ class ModelConfig(Section):
             _should_be('a whole number from 0 to 999, or "auto"'),
         ]
         | None
-    ) = Field(
-        default=None, description='timestep of the one step; "auto" measures it on the training data [the model\'s]'
+    ) = key(None, 'timestep of the one step; "auto" measures it on the training data [the model\'s]')
+    latents: Literal["mean", "sample"] = key(
+        "mean", 'what "auto" measures: the mean of the posterior, or as published a sample of it'
     )
-    latents: Literal["mean", "sample"] = Field(
-        default="mean", description='what "auto" measures: the mean of the posterior, or as published a sample of it'
-    )
-    prompt: str = Field(default="", description="text that conditions the model; published models have an empty one")
+    prompt: str = key("", "text that conditions the model; published models have an empty one")
 
     @field_validator("preset")
     @classmethod
@@ -169,18 +167,14 @@ class ModelConfig(Section):
 class LoraConfig(Section):
     """The adapters. All weights of omgsr-tiny are trained, so it does not use this table."""
 
-    vae_rank: Count | None = Field(
-        default=None, description="rank of the adapters in the VAE's encoder [as published: 16, of OMGSR-F 64]"
+    vae_rank: Count | None = key(None, "rank of the adapters in the VAE's encoder [as published: 16, of OMGSR-F 64]")
+    backbone_rank: Count | None = key(
+        None, "rank of those in the network that takes the step [as published: 32, of OMGSR-F 64]"
     )
-    backbone_rank: Count | None = Field(
-        default=None, description="rank of those in the network that takes the step [as published: 32, of OMGSR-F 64]"
-    )
-    vae_alpha: Positive | None = Field(default=None, description="alpha; B A has the factor alpha / rank [the rank]")
-    backbone_alpha: Positive | None = Field(default=None, description="the same for the backbone [the rank]")
-    vae_targets: Texts | None = Field(
-        default=None, description="name endings of the layers with an adapter [as published]"
-    )
-    backbone_targets: Texts | None = Field(default=None, description="the same for the backbone [as published]")
+    vae_alpha: Positive | None = key(None, "alpha; B A has the factor alpha / rank [the rank]")
+    backbone_alpha: Positive | None = key(None, "the same for the backbone [the rank]")
+    vae_targets: Texts | None = key(None, "name endings of the layers with an adapter [as published]")
+    backbone_targets: Texts | None = key(None, "the same for the backbone [as published]")
 
 
 class SourceConfig(Section):
@@ -191,19 +185,18 @@ class SourceConfig(Section):
         "as shards/{000..099}.tar; or a data set of Hugging Face: hf://datasets/OWNER/NAME, a folder that "
         "save_to_disk wrote, or a .parquet file"
     )
-    weight: Annotated[float, Field(strict=True, ge=0.01, le=100)] = Field(
-        default=1.0, description="frequency of each of its images, relative to those of other sources"
+    weight: Annotated[float, Field(strict=True, ge=0.01, le=100)] = key(
+        1.0, "frequency of each of its images, relative to those of other sources"
     )
-    first: Count | None = Field(default=None, description="use only this many of its first images [all]")
-    resize: Annotated[int, Field(strict=True, ge=16, le=4096)] | None = Field(
-        default=None,
-        description="reduce larger images to this shorter side first, px: 512 has faces of FFHQ whole in crops of 512 "
+    first: Count | None = key(None, "use only this many of its first images [all]")
+    resize: Annotated[int, Field(strict=True, ge=16, le=4096)] | None = key(
+        None,
+        "reduce larger images to this shorter side first, px: 512 has faces of FFHQ whole in crops of 512 "
         "[their own size]",
     )
-    split: Text | None = Field(default=None, description="of a data set of Hugging Face [train]")
-    column: Text | None = Field(
-        default=None,
-        description="column of the images in a data set, or their suffix in shards [the only one with images]",
+    split: Text | None = key(None, "of a data set of Hugging Face [train]")
+    column: Text | None = key(
+        None, "column of the images in a data set, or their suffix in shards [the only one with images]"
     )
 
     @property
@@ -236,50 +229,38 @@ class DataConfig(Section):
         description="sharp images: folders with their subfolders, files, .txt lists, shards or data sets; or tables "
         'such as { images = "ffhq", weight = 0.5, first = 10000, resize = 512 }'
     )
-    train_lq: Texts | None = Field(
-        default=None, description="real low-quality partners by file name, instead of the degradation"
-    )
-    validation: Text | None = Field(
-        default=None,
-        description="folder of held-out sharp images, or a test set as for `omgsr bench --data`, with "
+    train_lq: Texts | None = key(None, "real low-quality partners by file name, instead of the degradation")
+    validation: Text | None = key(
+        None,
+        "folder of held-out sharp images, or a test set as for `omgsr bench --data`, with "
         "test_LR/ or lr/ and optionally test_HR/ or hr/ [no validation]",
     )
-    validation_lq: Text | None = Field(default=None, description="their low-quality partners [made by the degradation]")
-    resolution: Annotated[int, Field(strict=True, ge=16, le=4096)] = Field(
-        default=512, description="side of a crop, px"
-    )
-    batch_size: Count = Field(default=1, description="crops per forward pass and process")
-    margin: Whole = Field(
-        default=16, description="crops are this many px larger while they are degraded, and then cut at random"
-    )
+    validation_lq: Text | None = key(None, "their low-quality partners [made by the degradation]")
+    resolution: Annotated[int, Field(strict=True, ge=16, le=4096)] = key(512, "side of a crop, px")
+    batch_size: Count = key(1, "crops per forward pass and process")
+    margin: Whole = key(16, "crops are this many px larger while they are degraded, and then cut at random")
     scale: Annotated[
         Scale | dict[str, Fraction], _should_be("a number from 1 to 16, or a table of such numbers with their shares")
-    ] = Field(default=4.0, description='scale to learn, or several with their shares: { "4" = 0.9, "2" = 0.1 }')
-    upscale: Literal["bicubic", "random"] = Field(
-        default="bicubic",
-        description="filter that upscales low-quality crops: bicubic as `omgsr upscale` does, or, as published, one of "
+    ] = key(4.0, 'scale to learn, or several with their shares: { "4" = 0.9, "2" = 0.1 }')
+    upscale: Literal["bicubic", "random"] = key(
+        "bicubic",
+        "filter that upscales low-quality crops: bicubic as `omgsr upscale` does, or, as published, one of "
         "area, bilinear and bicubic at random",
     )
-    sampling: Literal["area", "equal"] = Field(
-        default="area",
-        description="use large images more often, by the root of their area, or all equally, as published",
+    sampling: Literal["area", "equal"] = key(
+        "area", "use large images more often, by the root of their area, or all equally, as published"
     )
-    on_small: Literal["skip", "resize", "pad"] = Field(
-        default="skip", description="what to do with images that are smaller than a crop"
+    on_small: Literal["skip", "resize", "pad"] = key("skip", "what to do with images that are smaller than a crop")
+    flip: Switch = key(True, "mirror half of the crops")
+    turn: Switch = key(False, "turn crops by multiples of 90 degrees")
+    detail: Fraction = key(0.0, "share of crops from the place with the most detail")
+    halve: Fraction = key(0.0, "share of crops of twice the side that are halved, if the image is large enough")
+    gray: Fraction = key(0.0, "share of crops that are made black and white")
+    smooth: Fraction = key(
+        0.0, "share of samples that are drawn smooth surfaces such as skies; a teacher does not see them"
     )
-    flip: Switch = Field(default=True, description="mirror half of the crops")
-    turn: Switch = Field(default=False, description="turn crops by multiples of 90 degrees")
-    detail: Fraction = Field(default=0.0, description="share of crops from the place with the most detail")
-    halve: Fraction = Field(
-        default=0.0, description="share of crops of twice the side that are halved, if the image is large enough"
-    )
-    gray: Fraction = Field(default=0.0, description="share of crops that are made black and white")
-    smooth: Fraction = Field(
-        default=0.0,
-        description="share of samples that are drawn smooth surfaces such as skies; a teacher does not see them",
-    )
-    workers: Whole = Field(default=4, description="processes that read and degrade images; 0 does it between steps")
-    cache: Text | None = Field(default=None, description="folder for decoded images, which replace the files [none]")
+    workers: Whole = key(4, "processes that read and degrade images; 0 does it between steps")
+    cache: Text | None = key(None, "folder for decoded images, which replace the files [none]")
 
     @property
     def scales(self) -> tuple[tuple[float, float], ...]:
@@ -309,17 +290,15 @@ class DataConfig(Section):
 class LqNoise(Section):
     """Camera-like noise in the pixels of the low-quality image; the target does not have it."""
 
-    probability: Fraction = Field(default=0.0, description="share of crops with noise")
-    sigma: tuple[Number, Number] = Field(
-        default=(2.0, 35.0), description="range of its standard deviation, 8-bit grey levels"
-    )
-    kinds: dict[Literal["white", "grey", "blurred", "grain"], Fraction] = Field(
-        default={"white": 0.4, "grey": 0.3, "blurred": 0.3},
-        description="probabilities of independent channels, equal channels, slightly blurred noise, and film grain",
+    probability: Fraction = key(0.0, "share of crops with noise")
+    sigma: tuple[Number, Number] = key((2.0, 35.0), "range of its standard deviation, 8-bit grey levels")
+    kinds: dict[Literal["white", "grey", "blurred", "grain"], Fraction] = key(
+        {"white": 0.4, "grey": 0.3, "blurred": 0.3},
+        "probabilities of independent channels, equal channels, slightly blurred noise, and film grain",
         min_length=1,
     )
-    jpeg: Fraction = Field(default=0.0, description="share of crops that are saved as JPEG, after the noise if any")
-    quality: tuple[Quality, Quality] = Field(default=(30, 95), description="range of the quality of this JPEG")
+    jpeg: Fraction = key(0.0, "share of crops that are saved as JPEG, after the noise if any")
+    quality: tuple[Quality, Quality] = key((30, 95), "range of the quality of this JPEG")
 
     @field_validator("sigma", "quality")
     @classmethod
@@ -337,13 +316,13 @@ class LqNoise(Section):
 class DegradationConfig(Section):
     """How low-quality images are made; not used with real ones in data.train_lq."""
 
-    presets: dict[str, Fraction] = Field(
-        default={"omgsr": 1.0},
-        description='probability of each degradation: "omgsr", "reference", "light" or the path of a TOML file',
+    presets: dict[str, Fraction] = key(
+        {"omgsr": 1.0},
+        'probability of each degradation: "omgsr", "reference", "light" or the path of a TOML file',
         min_length=1,
     )
 
-    lq_noise: LqNoise = Field(default=LqNoise(), description="noise at the low-quality image's own pixels")
+    lq_noise: LqNoise = key(LqNoise(), "noise at the low-quality image's own pixels")
 
     @field_validator("presets")
     @classmethod
@@ -354,43 +333,39 @@ class DegradationConfig(Section):
 class OptimConfig(Section):
     """AdamW and its learning rate."""
 
-    lr: Positive = Field(default=5e-5, description="learning rate")
-    betas: Betas = Field(default=(0.9, 0.999), description="decay of the averages of the gradient and of its square")
-    weight_decay: Number = Field(default=1e-4, description="decoupled weight decay of both optimisers")
-    clip: Positive = Field(default=1.0, description="maximum norm of the gradients of each optimiser")
-    accumulate: Count = Field(default=4, description="forward passes per step")
-    schedule: Literal["constant", "cosine", "linear"] = Field(
-        default="constant", description="schedule of the learning rate: constant, or decreasing to 2 % at the last step"
+    lr: Positive = key(5e-5, "learning rate")
+    betas: Betas = key((0.9, 0.999), "decay of the averages of the gradient and of its square")
+    weight_decay: Number = key(1e-4, "decoupled weight decay of both optimisers")
+    clip: Positive = key(1.0, "maximum norm of the gradients of each optimiser")
+    accumulate: Count = key(4, "forward passes per step")
+    schedule: Literal["constant", "cosine", "linear"] = key(
+        "constant", "schedule of the learning rate: constant, or decreasing to 2 % at the last step"
     )
-    warmup_steps: Whole = Field(default=0, description="steps of a linear increase at the start, with any schedule")
-    eight_bit: Switch = Field(default=False, description="store AdamW's averages in 8 bits; needs bitsandbytes")
+    warmup_steps: Whole = key(0, "steps of a linear increase at the start, with any schedule")
+    eight_bit: Switch = key(False, "store AdamW's averages in 8 bits; needs bitsandbytes")
 
 
 class StepsConfig(Section):
     """The length and the arithmetic of the training."""
 
-    steps: Count = Field(default=6000, description="total number of optimiser steps")
-    precision: Literal["mixed", "bf16", "fp32"] = Field(
-        default="mixed",
-        description="mixed, as published: step and discriminator in bf16 with fp32 weights, VAE in fp32; bf16: encode, "
+    steps: Count = key(6000, "total number of optimiser steps")
+    precision: Literal["mixed", "bf16", "fp32"] = key(
+        "mixed",
+        "mixed, as published: step and discriminator in bf16 with fp32 weights, VAE in fp32; bf16: encode, "
         "step and decode in bf16, with frozen weights in bf16; trained weights are always fp32",
     )
-    seed: Whole = Field(default=0, description="determines all random choices, together with a sample's number")
-    gradient_checkpointing: Switch = Field(
-        default=False, description="recompute activations: less memory, a third slower"
+    seed: Whole = key(0, "determines all random choices, together with a sample's number")
+    gradient_checkpointing: Switch = key(False, "recompute activations: less memory, a third slower")
+    shard_backbone: Switch = key(
+        False, "shard the backbone's frozen weights among the processes, if they are too large for one GPU"
     )
-    shard_backbone: Switch = Field(
-        default=False,
-        description="shard the backbone's frozen weights among the processes, if they are too large for one GPU",
+    compile: Switch = key(False, "compile the networks; for long runs")
+    channels_last: Switch = key(False, "memory format that suits convolutions in bf16")
+    ema: Annotated[float, Field(strict=True, ge=0, lt=1)] = key(
+        0.0, "decay of averaged weights, which are validated and saved too; 0 for none"
     )
-    compile: Switch = Field(default=False, description="compile the networks; for long runs")
-    channels_last: Switch = Field(default=False, description="memory format that suits convolutions in bf16")
-    ema: Annotated[float, Field(strict=True, ge=0, lt=1)] = Field(
-        default=0.0,
-        description="decay of averaged weights, which are validated and saved too; 0 for none",
-    )
-    nan_limit: Count = Field(default=10, description="maximum number of consecutive steps that are not finite")
-    threads: Count | None = Field(default=None, description="CPU threads per process [torch's default]")
+    nan_limit: Count = key(10, "maximum number of consecutive steps that are not finite")
+    threads: Count | None = key(None, "CPU threads per process [torch's default]")
 
     @property
     def frozen_precision(self) -> Literal["bf16", "fp32"]:
@@ -408,12 +383,12 @@ class StepsConfig(Section):
 class SaveConfig(Section):
     """Checkpoints."""
 
-    out: Text = Field(default="runs/omgsr", description="folder of checkpoints, logs and validation images")
-    every: Count = Field(default=500, description="steps between checkpoints; the last step is always saved")
-    keep: Count = Field(default=3, description="number of newest checkpoints to keep")
-    best: Text | None = Field(
-        default=None,
-        description="also keep the best checkpoint by this validation metric: psnr, ssim or one of log.metrics; a "
+    out: Text = key("runs/omgsr", "folder of checkpoints, logs and validation images")
+    every: Count = key(500, "steps between checkpoints; the last step is always saved")
+    keep: Count = key(3, "number of newest checkpoints to keep")
+    best: Text | None = key(
+        None,
+        "also keep the best checkpoint by this validation metric: psnr, ssim or one of log.metrics; a "
         "validation that improves it saves a checkpoint [none]",
     )
 
@@ -421,19 +396,18 @@ class SaveConfig(Section):
 class LogConfig(Section):
     """Logs and validations; log.csv and validation.csv are always written."""
 
-    every: Count = Field(default=10, description="steps between lines of the log")
-    validate_every: Whole = Field(default=500, description="steps between validations; 0 for none")
-    metrics: Annotated[tuple[Text, ...], BeforeValidator(_listed)] = Field(
-        default=(),
-        description="metrics of `omgsr bench` for validations in addition to PSNR and SSIM, such as lpips and musiq",
+    every: Count = key(10, "steps between lines of the log")
+    validate_every: Whole = key(500, "steps between validations; 0 for none")
+    metrics: Annotated[tuple[Text, ...], BeforeValidator(_listed)] = key(
+        (), "metrics of `omgsr bench` for validations in addition to PSNR and SSIM, such as lpips and musiq"
     )
-    noise_pattern: Switch = Field(
-        default=False,
-        description="measure at each validation how much one direction dominates in restored noise, in dB, which "
+    noise_pattern: Switch = key(
+        False,
+        "measure at each validation how much one direction dominates in restored noise, in dB, which "
         "increases before hatching is visible",
     )
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
-        default=(), description="additional loggers; each needs its package"
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = key(
+        (), "additional loggers; each needs its package"
     )
 
 
@@ -448,24 +422,21 @@ class TeacherConfig(Section):
     """Another network whose images are a target: T = t + G * (hq - t), with the photograph's low frequencies."""
 
     model: Text = Field(description="a preset, a model's folder or hub repository, or a file that spandrel reads")
-    weight: Number = Field(default=1.0, description="weight of the absolute difference to T")
-    lpips: Number = Field(default=0.0, description="weight of LPIPS-AlexNet to T; needs loss.lpips_path")
-    dists: Number = Field(default=0.0, description="weight of DISTS to T, on loss.backbone")
-    dists_every: Count = Field(default=1, description="compute DISTS every N steps, because it is slow")
-    dists_px: Whole = Field(default=0, description="side of the random window for DISTS; 0 for the whole crop")
-    encoder: Number = Field(
-        default=0.0,
-        description="weight of the absolute difference to T without the step, which trains the encoder alone",
+    weight: Number = key(1.0, "weight of the absolute difference to T")
+    lpips: Number = key(0.0, "weight of LPIPS-AlexNet to T; needs loss.lpips_path")
+    dists: Number = key(0.0, "weight of DISTS to T, on loss.backbone")
+    dists_every: Count = key(1, "compute DISTS every N steps, because it is slow")
+    dists_px: Whole = key(0, "side of the random window for DISTS; 0 for the whole crop")
+    encoder: Number = key(
+        0.0, "weight of the absolute difference to T without the step, which trains the encoder alone"
     )
-    low_frequencies: Literal["hq", "none"] = Field(
-        default="hq", description="low frequencies of T: those of the photograph, or the teacher's own"
+    low_frequencies: Literal["hq", "none"] = key(
+        "hq", "low frequencies of T: those of the photograph, or the teacher's own"
     )
-    sigma_px: Positive = Field(default=3.0, description="standard deviation of the Gaussian G, px")
-    precision: Literal["bf16", "fp32"] = Field(default="fp32", description="precision of its convolutions")
-    crops: Count = Field(
-        default=1000, description="number of crops that the teacher sees; training uses windows and turns of these only"
-    )
-    cache: Text = Field(default="cache/teacher", description="folder of its images, which are stored by content")
+    sigma_px: Positive = key(3.0, "standard deviation of the Gaussian G, px")
+    precision: Literal["bf16", "fp32"] = key("fp32", "precision of its convolutions")
+    crops: Count = key(1000, "number of crops that the teacher sees; training uses windows and turns of these only")
+    cache: Text = key("cache/teacher", "folder of its images, which are stored by content")
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Yield the conflicts between values."""
@@ -476,42 +447,37 @@ class TeacherConfig(Section):
 class LossConfig(Section):
     """The weight of each loss; 0 switches it off."""
 
-    lrr: Number = Field(default=5.0, description="noisy latent of the sharp image vs. latent of the low-quality one")
-    l1: Number = Field(default=0.5, description="absolute difference of the pixels")
-    dv3cd: Number = Field(default=5.0, description="structure and texture distance (DISTS) on the feature network")
-    gan: Number = Field(default=0.5, description="adversarial loss")
-    discriminator: Literal["heads", "unet"] = Field(
-        default="heads",
-        description="discriminator: trained heads on the feature network, or Real-ESRGAN's U-Net, which needs no "
+    lrr: Number = key(5.0, "noisy latent of the sharp image vs. latent of the low-quality one")
+    l1: Number = key(0.5, "absolute difference of the pixels")
+    dv3cd: Number = key(5.0, "structure and texture distance (DISTS) on the feature network")
+    gan: Number = key(0.5, "adversarial loss")
+    discriminator: Literal["heads", "unet"] = key(
+        "heads",
+        "discriminator: trained heads on the feature network, or Real-ESRGAN's U-Net, which needs no "
         "feature network and judges every pixel",
     )
-    lpips: Number = Field(default=0.0, description="LPIPS-AlexNet; needs lpips_path")
-    denoise: Number = Field(
-        default=0.0, description="pre-training: predict the noise in latents of sharp images; excludes all other losses"
-    )
-    clamp: Switch | None = Field(
-        default=None,
-        description="clamp the restored image to [-1, 1] before the losses [as published: true for omgsr-s-512, false "
+    lpips: Number = key(0.0, "LPIPS-AlexNet; needs lpips_path")
+    denoise: Number = key(0.0, "pre-training: predict the noise in latents of sharp images; excludes all other losses")
+    clamp: Switch | None = key(
+        None,
+        "clamp the restored image to [-1, 1] before the losses [as published: true for omgsr-s-512, false "
         "for omgsr-tiny and for FLUX]",
     )
-    backbone: Text = Field(
-        default="dinov3",
-        description='feature network of dv3cd and gan: "dinov3" (dinov3-convnext-large), another name for '
+    backbone: Text = key(
+        "dinov3",
+        'feature network of dv3cd and gan: "dinov3" (dinov3-convnext-large), another name for '
         "`omgsr models pull`, or a folder",
         examples=[*BACKBONES],
     )
-    backbone_path: Text | None = Field(
-        default=None,
-        description="folder, hub repository or published file of this network [fetched by its name]",
+    backbone_path: Text | None = key(
+        None, "folder, hub repository or published file of this network [fetched by its name]"
     )
-    backbone_precision: Literal["bf16", "fp32"] = Field(
-        default="fp32", description="precision of VGG16's convolutions; statistics and DINOv3 are always fp32"
+    backbone_precision: Literal["bf16", "fp32"] = key(
+        "fp32", "precision of VGG16's convolutions; statistics and DINOv3 are always fp32"
     )
-    lpips_path: Text | None = Field(
-        default=None, description="folder with alexnet-*.pth and LPIPS' alex.pth, or one file with both"
-    )
+    lpips_path: Text | None = key(None, "folder with alexnet-*.pth and LPIPS' alex.pth, or one file with both")
 
-    teacher: TeacherConfig | None = Field(default=None, description="another network to learn from [none]")
+    teacher: TeacherConfig | None = key(None, "another network to learn from [none]")
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Yield the conflicts between values."""
@@ -530,34 +496,23 @@ class LossConfig(Section):
 class GanConfig(Section):
     """The discriminator, which is used if loss.gan is above 0."""
 
-    backbone: Text | None = Field(
-        default=None,
-        description="its feature network, as for loss.backbone [loss.backbone]",
-        examples=[*BACKBONES],
+    backbone: Text | None = key(
+        None, "its feature network, as for loss.backbone [loss.backbone]", examples=[*BACKBONES]
     )
-    backbone_path: Text | None = Field(
-        default=None, description="location of this network, as for loss.backbone_path [fetched by its name]"
+    backbone_path: Text | None = key(None, "location of this network, as for loss.backbone_path [fetched by its name]")
+    start_step: Whole = key(0, "first step with the discriminator")
+    alone_steps: Whole = key(0, "number of steps from start_step in which only the discriminator learns")
+    px: Whole = key(0, "side of the random window that it sees of each sample, px; 0 for the whole crop")
+    width: Count = key(64, "channels of the U-Net at the image's size; the heads have their own")
+    lr: Positive = key(5e-5, "its learning rate")
+    betas: Betas = key((0.9, 0.999), "decay rates of its AdamW")
+    real_label: Fraction = key(0.8, "target for sharp images; below 1 for label smoothing")
+    fake_label: Fraction = key(0.0, "target for restored images")
+    augment: tuple[Literal["color", "translation", "cutout"], ...] = key(
+        ("color", "translation", "cutout"), "DiffAugment's augmentations of its input; [] for none"
     )
-    start_step: Whole = Field(default=0, description="first step with the discriminator")
-    alone_steps: Whole = Field(
-        default=0, description="number of steps from start_step in which only the discriminator learns"
-    )
-    px: Whole = Field(
-        default=0, description="side of the random window that it sees of each sample, px; 0 for the whole crop"
-    )
-    width: Count = Field(default=64, description="channels of the U-Net at the image's size; the heads have their own")
-    lr: Positive = Field(default=5e-5, description="its learning rate")
-    betas: Betas = Field(default=(0.9, 0.999), description="decay rates of its AdamW")
-    real_label: Fraction = Field(default=0.8, description="target for sharp images; below 1 for label smoothing")
-    fake_label: Fraction = Field(default=0.0, description="target for restored images")
-    augment: tuple[Literal["color", "translation", "cutout"], ...] = Field(
-        default=("color", "translation", "cutout"), description="DiffAugment's augmentations of its input; [] for none"
-    )
-    blur_pool: Switch = Field(default=True, description="blur before each halving, as published, or average 2x2 pixels")
-    parity: Switch = Field(
-        default=False,
-        description="keep the generator's gradients in the discriminator's step, like the published script",
-    )
+    blur_pool: Switch = key(True, "blur before each halving, as published, or average 2x2 pixels")
+    parity: Switch = key(False, "keep the generator's gradients in the discriminator's step, like the published script")
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Yield the conflicts between values."""
@@ -578,15 +533,15 @@ class TrainConfig(Section):
     """One training run, checked and frozen; each attribute is a table of the TOML file."""
 
     model: ModelConfig = Field(description="the model to train, and its initial weights")
-    lora: LoraConfig | None = Field(default=None, description="the adapters [as published]")
+    lora: LoraConfig | None = key(None, "the adapters [as published]")
     data: DataConfig = Field(description="the images")
-    degradation: DegradationConfig = Field(default=DegradationConfig(), description="how low-quality images are made")
-    loss: LossConfig = Field(default=LossConfig(), description="the weight of each loss")
-    gan: GanConfig = Field(default=GanConfig(), description="the discriminator")
-    optim: OptimConfig = Field(default=OptimConfig(), description="AdamW and its learning rate")
-    train: StepsConfig = Field(default=StepsConfig(), description="the length and the arithmetic of the training")
-    save: SaveConfig = Field(default=SaveConfig(), description="checkpoints")
-    log: LogConfig = Field(default=LogConfig(), description="logs and validations")
+    degradation: DegradationConfig = key(DegradationConfig(), "how low-quality images are made")
+    loss: LossConfig = key(LossConfig(), "the weight of each loss")
+    gan: GanConfig = key(GanConfig(), "the discriminator")
+    optim: OptimConfig = key(OptimConfig(), "AdamW and its learning rate")
+    train: StepsConfig = key(StepsConfig(), "the length and the arithmetic of the training")
+    save: SaveConfig = key(SaveConfig(), "checkpoints")
+    log: LogConfig = key(LogConfig(), "logs and validations")
 
     @property
     def backbones(self) -> dict[str, tuple[str, str | None]]:

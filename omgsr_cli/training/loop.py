@@ -47,7 +47,7 @@ from omgsr_cli.training.distributed import (
 )
 from omgsr_cli.training.logs import RunLog
 from omgsr_cli.training.losses import build_losses
-from omgsr_cli.training.model import DenoisingLoss, build_lora_options, load_run_model, settle_mid_timestep
+from omgsr_cli.training.model import build_lora_options, load_run_model, settle_mid_timestep
 from omgsr_cli.training.perceptual import find_features, load_networks
 from omgsr_cli.training.publish import RunFacts, write_description
 from omgsr_cli.training.sources import Stored, TrainingImage, UnreadableImagesError, find_training_images
@@ -309,10 +309,9 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
     source = find_features(*config.backbones["loss"]) if "loss" in networks else None
     # The published weights of DISTS are for VGG16.
     learned = Path(source.place) if source is not None and source.kind == "vgg16" else None
-    losses = DenoisingLoss() if config.loss.denoise else build_losses(config.loss, networks.get("loss"), learned)
-    losses = losses.to(device)
-    if config.train.compile:
-        losses.compile_statistics()
+    losses = build_losses(config.loss, networks.get("loss"), learned).to(device)
+    if config.train.compile and losses.dists is not None:
+        losses.dists.compile_statistics()
     measures = {}
     if held_out:
         measures = build_measures(config, losses.measures(), device, has_references=has_references(held_out))

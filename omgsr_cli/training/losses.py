@@ -12,14 +12,7 @@ from torch import Tensor, nn
 
 from omgsr_cli.errors import UsageError
 from omgsr_cli.training.config import LossConfig
-from omgsr_cli.training.perceptual import (
-    Dists,
-    FeatureNet,
-    Lpips,
-    load_dists,
-    load_lpips,
-    shift,
-)
+from omgsr_cli.training.perceptual import Dists, FeatureNet, Lpips, load_dists, load_lpips
 
 if TYPE_CHECKING:
     from omgsr_cli.training.model import GeneratorOutput
@@ -32,11 +25,15 @@ TEACHER_NAMES = {
 }
 """Names of the losses against the teacher's images, with their keys in [loss.teacher]."""
 
-NAMES = ("lrr", "l1", "dv3cd", "lpips", *TEACHER_NAMES)
+NAMES = ("lrr", "l1", "dv3cd", "lpips", *TEACHER_NAMES, "denoise")
 """Names of the losses in this module; "gan" comes from the discriminator."""
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 """Function of (restored, reference), both (B, 3, H, W) in [-1, 1], that returns (B,)."""
+
+_OFFSETS = 8
+"""Number of offsets per axis of LPIPS, at least the stride of AlexNet's first layer and the pixels per latent element.
+At a fixed offset, a stride of 4 pixels would miss grid artefacts of 4 pixels."""
 
 
 class Losses(nn.Module):
@@ -73,7 +70,7 @@ class Losses(nn.Module):
 
     def forward(
         self,
-        output: GeneratorOutput,
+        output: GeneratorOutput | Tensor,
         hq: Tensor,
         draws: Sequence[torch.Generator] | None = None,
         target: Tensor | None = None,
@@ -82,7 +79,7 @@ class Losses(nn.Module):
         """Compute every loss that has a weight.
 
         Args:
-            output: output of the generator.
+            output: output of the generator, or the errors of pre-training.
             hq: (B, 3, H, W) float32 in [-1, 1], the high-quality images.
             draws: one CPU generator per sample; they determine the offset of LPIPS and the window of DISTS. None uses
                 no offset and the upper left window.
@@ -97,27 +94,33 @@ class Losses(nn.Module):
     def _compute(
         self,
         name: str,
-        output: GeneratorOutput,
+        output: GeneratorOutput | Tensor,
         hq: Tensor,
         draws: Sequence[torch.Generator] | None,
         target: Tensor | None,
     ) -> Tensor:
+        if isinstance(output, Tensor):
+            return output.mean()
         if name == "lrr":
             return latent_loss(output.noisy_latent, output.lq_latent)
         wanted = target if name in TEACHER_NAMES else hq
         assert wanted is not None, "the data give a target where the configuration has a teacher"
+        restored = output.restored
         if name == "teacher_encoder":
             assert output.unstepped is not None, "the generator gives it where this loss has a weight"
             return F.l1_loss(output.unstepped.float(), wanted.float())
         if name in ("l1", "teacher"):
-            return F.l1_loss(output.restored.float(), wanted.float())
-        if name == "dv3cd" and self.dists is not None:
-            return mean_of(self.dists, output.restored, wanted)
-        if name == "teacher_dists" and self.dists is not None:
-            return mean_of(self.dists, *cut_window(output.restored, wanted, self._window_px, draws))
-        assert self.lpips is not None, "it was asked for above"
-        pair = (output.restored, wanted) if draws is None else shift(output.restored, wanted, draws)
-        return mean_of(self.lpips, *pair)
+            return F.l1_loss(restored.float(), wanted.float())
+        if name in ("dv3cd", "teacher_dists"):
+            assert self.dists is not None
+            if name == "teacher_dists" and self._window_px:
+                restored, wanted = cut_window(restored, wanted, (self._window_px, self._window_px), draws)
+            return _mean(self.dists, restored, wanted)
+        assert self.lpips is not None
+        if draws is not None:
+            height, width = (side - _OFFSETS + 1 for side in hq.shape[-2:])
+            restored, wanted = cut_window(restored, wanted, (height, width), draws)
+        return _mean(self.lpips, restored, wanted)
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of the losses from `forward` and "gan", a scalar."""
@@ -128,48 +131,34 @@ class Losses(nn.Module):
         found = {"dv3cd": self.dists, "lpips": self.lpips}
         return {name: measure for name, measure in found.items() if measure is not None}
 
-    def compile_statistics(self) -> None:
-        """Compile the statistics of DISTS, which run faster when compiled."""
-        if self.dists is not None:
-            self.dists.compile_statistics()
 
-
-def mean_of(measure: Measure, first: Tensor, second: Tensor) -> Tensor:
-    """Return the mean of a distance over the batch, a scalar."""
+def _mean(measure: Measure, first: Tensor, second: Tensor) -> Tensor:
     return measure(first, second).mean()
 
 
 def cut_window(
-    first: Tensor, second: Tensor, side_px: int, draws: Sequence[torch.Generator] | None
+    first: Tensor, second: Tensor, size_px: tuple[int, int], draws: Sequence[torch.Generator] | None
 ) -> tuple[Tensor, Tensor]:
-    """Cut the same window out of both images of each pair: (B, 3, H, W) to (B, 3, side, side).
+    """Cut the same window out of both images of each pair: (B, 3, H, W) to (B, 3, height, width).
 
     Args:
         first: images of any dtype.
         second: images of the same size.
-        side_px: side in px of the window; a shorter side of the images is kept. 0 keeps the full images.
+        size_px: height and width of the window; a shorter side of the images is kept.
         draws: one generator per pair determines the position; None uses the upper left corners.
     """
-    if side_px == 0:
-        return first, second
-    spare = [max(0, length - side_px) for length in first.shape[-2:]]
-
-    def corner(draw: torch.Generator | None) -> tuple[int, int]:
-        y, x = (0 if draw is None else int(torch.randint(each + 1, (), generator=draw)) for each in spare)
-        return y, x
-
-    corners = [corner(draw) for draw in ([None] * len(first) if draws is None else draws)]
-    return tuple(  # type: ignore[return-value]  # two of two
-        torch.stack(
-            [image[..., y : y + side_px, x : x + side_px] for image, (y, x) in zip(batch, corners, strict=True)]
-        )
-        for batch in (first, second)
-    )
+    spare = [max(0, length - side) for length, side in zip(first.shape[-2:], size_px, strict=True)]
+    cut: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for index in range(len(first)):
+        y, x = (0 if draws is None else int(torch.randint(each + 1, (), generator=draws[index])) for each in spare)
+        for windows, images in zip(cut, (first, second), strict=True):
+            windows.append(images[index, :, y : y + size_px[0], x : x + size_px[1]])
+    return torch.stack(cut[0]), torch.stack(cut[1])
 
 
 def loss_weights(config: LossConfig) -> dict[str, float]:
-    """Return the weight of every loss by name, including the teacher's losses, "gan" and "denoise"."""
-    own = (*NAMES, "gan", "denoise")
+    """Return the weight of every loss by name, including the teacher's losses and "gan"."""
+    own = (*NAMES, "gan")
     weights = {name: float(getattr(config, name)) for name in own if name not in TEACHER_NAMES}
     if config.teacher is not None:
         weights |= {name: float(getattr(config.teacher, key)) for name, key in TEACHER_NAMES.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,22 +130,8 @@ def step_format(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision != "fp32")
 
 
-DENOISE = "denoise"
-"""Name of the loss."""
-
 _LARGEST_SNR = 1e6
 """Upper bound, because flow matching starts without noise, where the ratio is infinite and nothing can be predicted."""
-
-
-@dataclass(frozen=True)
-class Denoised:
-    """Output of one forward pass of pre-training, the input of the loss.
-
-    Attributes:
-        error: (B,) float32, mean squared error of the predicted noise, in units of its variance.
-    """
-
-    error: Tensor
 
 
 class Denoising(nn.Module):
@@ -162,8 +148,8 @@ class Denoising(nn.Module):
         self._trainable = trainable
         self._precision = precision
 
-    def forward(self, lq: Tensor, hq: Tensor, seed: int, numbers: Sequence[int]) -> Denoised:
-        """Predict the noise in the latents of high-quality images.
+    def forward(self, lq: Tensor, hq: Tensor, seed: int, numbers: Sequence[int]) -> Tensor:
+        """Measure the predicted noise in the latents of high-quality images.
 
         The squared error of the clean latent times the signal-to-noise ratio is the squared error of the noise. The
         loss is therefore that of DDPM (arXiv:2006.11239, Eq. 14) for every prediction type, and has the same meaning
@@ -174,6 +160,8 @@ class Denoising(nn.Module):
             hq: same shape, sRGB in [-1, 1].
             seed: seed of the run.
             numbers: B sample numbers in the run; together with the seed they determine timestep and noise.
+        Returns:
+            (B,) float32, mean squared error of the predicted noise, in units of its variance.
         """
         schedule = self._trainable.restorer.schedule
         draws = [draw_generator(seed, Purpose.LATENT, number) for number in numbers]
@@ -184,32 +172,11 @@ class Denoising(nn.Module):
         with step_format(self._precision, hq.device):
             foreseen = self._trainable.denoise(noisy, timesteps)
         snr = schedule.snr()[timesteps].float().clamp(max=_LARGEST_SNR)
-        return Denoised((foreseen.float() - clean).square().mean((1, 2, 3)) * upload(snr, clean.device))
+        return (foreseen.float() - clean).square().mean((1, 2, 3)) * upload(snr, clean.device)
 
     def restore(self, lq: Tensor) -> Tensor:
         """Restore (B, 3, H, W) in [-1, 1] as in inference, although pre-training does not train this."""
         return Generator(self._trainable, self._precision).restore(lq)
-
-
-class DenoisingLoss(nn.Module):
-    """The only loss of pre-training, with the interface of `Losses`."""
-
-    names = (DENOISE,)
-
-    def forward(self, output: Denoised, *_: object) -> dict[str, Tensor]:
-        """Return the mean error by name."""
-        return {DENOISE: output.error.mean()}
-
-    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Return the loss unchanged."""
-        return losses[DENOISE]
-
-    def measures(self) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-        """Return no image distances."""
-        return {}
-
-    def compile_statistics(self) -> None:
-        """Do nothing: this loss has no statistics."""
 
 
 def draw_timestep(number: int, draw: torch.Generator) -> int:

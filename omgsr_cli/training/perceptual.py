@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -166,17 +166,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def find_weights(source: Path, stem: str) -> Path:
-    """Find a weight file.
+    """Return a weight file: the source itself, or the one of that name in a folder.
 
-    Args:
-        source: the file, or a folder that contains it.
-        stem: start of the file's name in a folder; `vgg16` finds `vgg16.safetensors` and `vgg16-397923af.pth`.
     Raises:
         ModelError: no weight file exists.
     """
-    if source.is_file():
-        return source
-    found = find_optional_weights(source, stem)
+    found = source if source.is_file() else find_optional_weights(source, stem)
     if found is None:
         names = " or ".join(f"{stem}*{suffix}" for suffix in SUFFIXES[:2])
         raise ModelError(f"{source} has no weights of {stem}", hint=f"it needs a file {names}")
@@ -184,7 +179,7 @@ def find_weights(source: Path, stem: str) -> Path:
 
 
 def find_optional_weights(folder: Path, stem: str) -> Path | None:
-    """Find a weight file in a folder as `find_weights` does, or None."""
+    """Find a weight file: the stem `vgg16` finds `vgg16.safetensors` and `vgg16-397923af.pth`."""
     # A longer name belongs to another network (vgg16_bn), unless a hash follows as in torch's published files.
     patterns = [f"{stem}{mark}{suffix}" for suffix in SUFFIXES for mark in ("", "-*")]
     return next((file for pattern in patterns for file in sorted(folder.glob(pattern))), None)
@@ -280,11 +275,7 @@ def load_dinov3(source: str | Path, dtype: torch.dtype = torch.float32) -> DinoV
 def rename_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the weights that Meta publishes to the names in transformers.
 
-    Args:
-        tensors: weights by name, such as `downsample_layers.0.0.weight` and `stages.2.4.dwconv.bias`.
-    Returns:
-        Weights by new name, such as `stages.0.downsample_layers.0.weight` and
-        `stages.2.layers.4.depthwise_conv.bias`.
+    `stages.2.4.dwconv.bias` becomes `stages.2.layers.4.depthwise_conv.bias`.
     """
     renamed = {}
     for name, value in tensors.items():
@@ -298,10 +289,8 @@ def rename_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def infer_sizes(tensors: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Infer the depths and widths of the four stages from weights with the names of transformers.
+    """Infer the depths and widths of the four stages from renamed weights.
 
-    Args:
-        tensors: weights by name, from `rename_published`.
     Raises:
         ModelError: the weights are not those of a ConvNeXt.
     """
@@ -344,12 +333,11 @@ def _load_folder(folder: Path) -> DINOv3ConvNextModel:
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = reason_of(error)
-            raise ModelError(f"{folder} cannot be read: {reason}") from error
-    model: DINOv3ConvNextModel = loaded[0]
+            raise ModelError(f"{folder} cannot be read: {reason_of(error)}") from error
     missing = sorted(loaded[1]["missing_keys"])
     if missing:
         raise ModelError(f"{folder} has no {missing[0]}", hint="fetch its model.safetensors again")
+    model: DINOv3ConvNextModel = loaded[0]
     return model
 
 
@@ -452,13 +440,7 @@ def load_vgg16(source: Path, dtype: torch.dtype = torch.float32) -> Vgg16:
 
 
 def load_alexnet(source: Path, dtype: torch.dtype = torch.float32) -> AlexNet:
-    """Load AlexNet from a file in torchvision's layout or from a folder with `alexnet*`.
-
-    Args: as for `load_vgg16`.
-
-    Raises:
-        ModelError: no weight file exists, or it does not fit.
-    """
+    """Load AlexNet as `load_vgg16` does, from a file or a folder with `alexnet*`."""
     return _load(AlexNet(), _ALEXNET_PLACES, find_weights(source, "alexnet")).freeze(dtype)
 
 
@@ -623,19 +605,9 @@ class Dists(nn.Module):
         """Compile the statistics, which then take a seventh of the time on a CPU; compiled networks are no faster."""
         self._compare = torch.compile(self._compare_maps, dynamic=False)
 
-    def maps(self, image: Tensor) -> list[Tensor]:
-        """Compute the maps to compare.
-
-        Args:
-            image: (B, 3, H, W) float, sRGB in [-1, 1].
-        Returns:
-            The pixels in [0, 1], then the pooled map of each stage.
-        """
-        return [image.float() / 2 + 0.5, *self.features(image, pooled=True)]
-
-    def compare(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-        """Compare the results of `maps` for two batches: (B,) float32; 0 for equal images."""
-        return self._compare(tuple(first), tuple(second))
+    def maps(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Return what is compared of (B, 3, H, W) in [-1, 1]: pixels in [0, 1], then the pooled map of each stage."""
+        return (image.float() / 2 + 0.5, *self.features(image, pooled=True))
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Measure the distance of two batches of images.
@@ -646,7 +618,7 @@ class Dists(nn.Module):
         Returns:
             (B,) float32; 0 for equal images.
         """
-        return self.compare(self.maps(first), self.maps(second))
+        return self._compare(self.maps(first), self.maps(second))
 
     def _compare_maps(self, first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> Tensor:
         textures, structures = (torch.split(weights, list(self.channels)) for weights in (self.texture, self.structure))
@@ -672,10 +644,6 @@ def load_dists(features: FeatureNet, source: Path | None) -> Dists:
     if not {"alpha", "beta"} <= tensors.keys():
         raise ModelError(f"{path} has no weights of DISTS: alpha and beta")
     return Dists(features, tensors["alpha"], tensors["beta"])
-
-
-_OFFSETS = 8
-"""Number of offsets per axis, at least the stride of AlexNet's first layer and the pixels per latent element."""
 
 
 def feature_distance(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
@@ -729,26 +697,6 @@ class Lpips(nn.Module):
         pairs = zip(self.features(first), self.features(second), strict=True)
         distances = [feature_distance(*pair, self.get_buffer(f"weight{number}")) for number, pair in enumerate(pairs)]
         return torch.stack(distances).sum(dim=0)
-
-
-def shift(first: Tensor, second: Tensor, draws: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
-    """Crop both images of each pair at a random offset of 0 to 7 rows and columns; both sides become 7 px shorter.
-
-    AlexNet's first layer has a stride of 4 pixels, so that a fixed offset would miss grid artefacts of 4 pixels.
-
-    Args:
-        first: (B, C, H, W); sides over 7.
-        second: same shape.
-        draws: one generator per pair for the offset.
-    Returns:
-        Both batches, (B, C, H - 7, W - 7).
-    """
-    height, width = (length - _OFFSETS + 1 for length in first.shape[-2:])
-    corners = [torch.randint(0, _OFFSETS, (2,), generator=draw).tolist() for draw in draws]
-    return tuple(  # type: ignore[return-value]  # two of two
-        torch.stack([image[..., y : y + height, x : x + width] for image, (y, x) in zip(batch, corners, strict=True)])
-        for batch in (first, second)
-    )
 
 
 def load_lpips(source: Path, net: Literal["alex", "vgg"] = "alex", dtype: torch.dtype = torch.float32) -> Lpips:

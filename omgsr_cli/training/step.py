@@ -19,7 +19,7 @@ from omgsr_cli.training.data import Batch, Purpose, draw_generators
 from omgsr_cli.training.discriminator import Discriminator, Draws, build_discriminator
 from omgsr_cli.training.distributed import is_finite, prepare, share
 from omgsr_cli.training.losses import Losses, cut_window, discriminator_loss, generator_gan_loss
-from omgsr_cli.training.model import Denoising, DenoisingLoss, Generator, build_generator
+from omgsr_cli.training.model import Denoising, Generator, build_generator
 from omgsr_cli.training.perceptual import FeatureNet
 
 _LEAST_SHARE = 0.02
@@ -34,14 +34,8 @@ def build_adamw(
     weight_decay: float,
     eight_bit: bool = False,
 ) -> torch.optim.Optimizer:
-    """Build AdamW, arXiv:1711.05101.
+    """Build AdamW, arXiv:1711.05101, or with `eight_bit` that of bitsandbytes, which keeps its averages in 8 bits.
 
-    Args:
-        weights: trainable weights.
-        lr: learning rate before the schedule.
-        betas: decay rates of the averages of the gradient and its square.
-        weight_decay: decoupled weight decay.
-        eight_bit: keep the averages in 8 bits with bitsandbytes.
     Raises:
         UsageError: eight_bit is set and bitsandbytes is not installed.
     """
@@ -58,17 +52,10 @@ def build_adamw(
 def learning_rate_share(
     step: int, steps: int, schedule: Literal["constant", "linear", "cosine"], warmup_steps: int
 ) -> float:
-    """Compute the fraction of the learning rate that a step uses.
+    """Compute the fraction of the learning rate that a step (numbered from 0) uses: in (0, 1].
 
-    Every schedule rises linearly over the warm-up. The rate then stays constant or decays to 2 % at the last step.
-
-    Args:
-        step: step number, from 0.
-        steps: number of steps in the run.
-        schedule: schedule after the warm-up.
-        warmup_steps: number of warm-up steps; the first one uses 1/warmup_steps.
-    Returns:
-        A fraction in (0, 1].
+    Every schedule rises linearly over the warm-up, whose first step uses 1/warmup_steps. The rate then stays constant
+    or decays to 2 % at the last step.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -179,32 +166,29 @@ class Adversary:
             self._learn(True)
 
     def generator_loss(self, restored: Tensor, seed: int, numbers: Sequence[int]) -> Tensor:
-        """Compute the generator's adversarial loss: a scalar with gradients to the restored images.
+        """Compute the generator's adversarial loss of (B, 3, H, W): a scalar with gradients to the restored images.
 
-        Args:
-            restored: (B, 3, H, W) float32, nominally in [-1, 1].
-            seed: seed of the run.
-            numbers: B sample numbers; each one and the seed determine the window and the augmentation.
+        Seed and sample numbers determine the windows and the augmentation.
         """
         draws = draw_generators(seed, Purpose.JUDGEMENT, numbers)
-        restored, _ = cut_window(restored, restored, self._config.px, draws)
+        restored, _ = self._cut(restored, restored, draws)
         panel = self.prepared if self._config.parity else self._panel
         return generator_gan_loss(panel([restored], draws)[0], self._config.real_label)
 
     def discriminator_loss(self, real: Tensor, restored: Tensor, seed: int, numbers: Sequence[int]) -> Tensor:
-        """Compute the discriminator's loss: a scalar with gradients to its heads.
+        """Compute the discriminator's loss of (B, 3, H, W) in [-1, 1]: a scalar with gradients to its heads.
 
-        Args:
-            real: (B, 3, H, W) float32 in [-1, 1].
-            restored: same shape, without gradients.
-            seed: seed of the run.
-            numbers: B sample numbers.
+        Restored images have no gradients; seed and sample numbers are used as in `generator_loss`.
         """
         draws = draw_generators(seed, Purpose.AUGMENT, numbers)
-        real, restored = cut_window(real, restored, self._config.px, draws)
+        real, restored = self._cut(real, restored, draws)
         real_logits, fake_logits = self.prepared([real, restored], draws)
         labels = (self._config.real_label, self._config.fake_label)
         return discriminator_loss(real_logits, fake_logits, labels)
+
+    def _cut(self, first: Tensor, second: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        px = self._config.px
+        return cut_window(first, second, (px, px), draws) if px else (first, second)
 
     def _learn(self, learns: bool) -> None:
         for weight in self.weights.values():
@@ -229,13 +213,13 @@ class Learner:
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
     adversary: Adversary | None
-    losses: Losses | DenoisingLoss
+    losses: Losses
 
 
 def build_learner(
     config: TrainConfig,
     trainable: Trainable,
-    losses: Losses | DenoisingLoss,
+    losses: Losses,
     judged: FeatureNet | None,
     device: torch.device,
 ) -> Learner:

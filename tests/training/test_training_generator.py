@@ -284,7 +284,7 @@ def test_pre_training_predicts_the_noise(family: str, tiny_folder: Path, sd_fold
     trainable = load_tiny(tiny_folder) if family == "tiny" else load_sd(sd_folder)
     shake(trainable, 0.01)
     hq, numbers = images(), (40, 41)
-    error = Denoising(trainable)(hq, hq, 5, numbers).error
+    error = Denoising(trainable)(hq, hq, 5, numbers)
     assert error.shape == (2,)
     schedule = trainable.restorer.schedule
     for place, number in enumerate(numbers):

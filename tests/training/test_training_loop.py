@@ -546,7 +546,7 @@ def test_training_can_start_from_pretrained_weights(world: Path, tmp_path: Path)
     hq = torch.stack([crop for _, _, crop in (load_run_crops(tables)[number] for number in range(8))])
     # The same noise at the same timesteps: those of each step differ too much for their losses to be compared.
     before, after = (
-        float(Denoising(load_folder(folder))(hq, hq, 0, range(8)).error.detach().mean())
+        float(Denoising(load_folder(folder))(hq, hq, 0, range(8)).detach().mean())
         for folder in (world / "model", result.checkpoint)
     )
     assert after < 0.96 * before

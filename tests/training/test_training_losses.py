@@ -37,7 +37,6 @@ from omgsr_cli.training.perceptual import (
     load_dists,
     load_lpips,
     pool_l2,
-    shift,
 )
 
 GOLDEN_DV3CD = GOLDEN / "dv3cd"
@@ -167,7 +166,7 @@ def test_compiled_statistics_are_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     distance = Dists(SmallNet())
     first, second = draw_images(), draw_images(seed=1)
     expected = distance(first, second)
-    Losses({"dv3cd": 1.0}, distance).compile_statistics()
+    distance.compile_statistics()
     assert torch.equal(distance(first, second), expected)
     assert len(compiled) == 1
 
@@ -248,13 +247,13 @@ def test_lpips_sees_a_grid_at_every_offset() -> None:
     for seed in range(400):
         rows = torch.arange(40.0).view(1, 1, 40, 1).expand(1, 1, 40, 30)
         columns = torch.arange(30.0).view(1, 1, 1, 30).expand(1, 1, 40, 30)
-        first, second = shift(rows, columns, [torch.Generator().manual_seed(seed)])
+        first, second = cut_window(rows, columns, (33, 23), [torch.Generator().manual_seed(seed)])
         assert first.shape == second.shape == (1, 1, 33, 23)
         offsets.add((int(first[0, 0, 0, 0]), int(second[0, 0, 0, 0])))
     assert offsets == {(y, x) for y in range(8) for x in range(8)}
     # Each pair has its own, wherever it is in a batch.
-    first, _ = shift(rows.repeat(9, 1, 1, 1), rows.repeat(9, 1, 1, 1), seeds(9))
-    alone = [shift(rows, rows, [own])[0] for own in seeds(9)]
+    first, _ = cut_window(rows.repeat(9, 1, 1, 1), rows.repeat(9, 1, 1, 1), (33, 23), seeds(9))
+    alone = [cut_window(rows, rows, (33, 23), [own])[0] for own in seeds(9)]
     assert torch.equal(first, torch.cat(alone))
     assert len(set(first[:, 0, 0, 0].tolist())) > 1
 
@@ -279,7 +278,7 @@ def test_every_loss_is_named_weighted_and_its_own(lpips_folder: Path, tmp_path: 
         "lrr": (output.lq_latent - output.noisy_latent).square().mean(),
         "l1": (restored - hq).abs().mean(),
         "dv3cd": losses.dists(restored, hq).mean(),
-        "lpips": losses.lpips(*shift(restored, hq, seeds())).mean(),
+        "lpips": losses.lpips(*cut_window(restored, hq, (38, hq.shape[3] - 7), seeds())).mean(),
     }
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value)
@@ -315,22 +314,20 @@ def test_a_teachers_dists_is_measured_now_and_then_in_a_window() -> None:
     output = build_output(restored)
     found = [losses(output, restored, seeds(), target, step) for step in range(4)]
     assert [tuple(each) for each in found] == [losses.names, ("teacher",), ("teacher",), losses.names]
-    windows = cut_window(restored, target, 20, seeds())
+    windows = cut_window(restored, target, (20, 20), seeds())
     assert windows[0].shape[-2:] == (20, 20)
     torch.testing.assert_close(found[0]["teacher_dists"], dists(*windows).mean())
-    first, second = cut_window(target, target, 20, [torch.Generator().manual_seed(n) for n in (1, 2)])
+    first, second = cut_window(target, target, (20, 20), [torch.Generator().manual_seed(n) for n in (1, 2)])
     assert torch.equal(first, second)
     assert not torch.equal(first, windows[1])
-    whole = cut_window(restored, target, 0, seeds())
-    assert whole[0] is restored
-    assert cut_window(restored, target, 1000, seeds())[1].shape == target.shape
-    alone = cut_window(restored[1:], target[1:], 20, seeds()[1:])
+    assert cut_window(restored, target, (1000, 1000), seeds())[1].shape == target.shape
+    alone = cut_window(restored[1:], target[1:], (20, 20), seeds()[1:])
     assert torch.equal(alone[0], windows[0][1:])
 
 
 def test_without_a_feature_network_the_other_losses_remain() -> None:
     losses = build_losses(LossConfig(lrr=1.0, l1=1.0, dv3cd=0.0, gan=0.0), None)
-    losses.compile_statistics()
+
     assert losses.names == ("lrr", "l1")
     assert losses.measures() == {}
     with pytest.raises(UsageError, match="dv3cd has a weight"):
