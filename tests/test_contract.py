@@ -66,7 +66,7 @@ def test_plain_modules_import_the_standard_library_and_pydantic() -> None:
     allowed = sys.stdlib_module_names | {"pydantic", "omgsr_cli"}
     # Imported inside functions, when an address or a hub repository is given, a file is written, or a folder watched.
     late = {
-        PACKAGE / "files" / "storage.py": "fsspec",
+        PACKAGE / "files" / "addresses.py": "fsspec",
         PACKAGE / "store" / "hub.py": "huggingface_hub",
         PACKAGE / "files" / "atomic.py": "psutil",
         PACKAGE / "files" / "watching.py": "watchfiles",

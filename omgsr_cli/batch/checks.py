@@ -14,10 +14,9 @@ import torch
 from omgsr_cli.batch.finished import FinishedResults, Settings, failed, name_of, outputs_of, own_result
 from omgsr_cli.batch.results import FileResult, Status
 from omgsr_cli.errors import FileError, OmgsrError, UnreadableError, read_reason
-from omgsr_cli.files.addresses import Address, Location
+from omgsr_cli.files.addresses import Address, Location, local_copy
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
 from omgsr_cli.files.jobs import Job
-from omgsr_cli.files.storage import local_copy
 from omgsr_cli.geometry import Size, plan_output_size
 from omgsr_cli.imaging import FORMAT_LIMITS, ImageHeader, check_output, output_format, probe_image
 from omgsr_cli.models.base import RestorerInfo

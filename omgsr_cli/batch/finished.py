@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from omgsr_cli.batch.results import FileResult
 from omgsr_cli.errors import FileError, OmgsrError
-from omgsr_cli.files.addresses import Address, Location, shown
+from omgsr_cli.files.addresses import Address, LocalCopy, Location, look_at, reading, shown
+from omgsr_cli.files.containers import read_record, record_of_file
 from omgsr_cli.files.jobs import Job
 from omgsr_cli.files.naming import comparison_path
-from omgsr_cli.files.records import read_record, record_of_file
 from omgsr_cli.files.remembered import Remembered
-from omgsr_cli.files.storage import LocalCopy, look_at, reading
 from omgsr_cli.models.families import family_of
 from omgsr_cli.models.family import ModelSource
 from omgsr_cli.options import ModelOptions, RestoreOptions, WriteOptions

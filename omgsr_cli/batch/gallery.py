@@ -19,11 +19,10 @@ from urllib.parse import quote
 
 from omgsr_cli.batch.results import FileResult
 from omgsr_cli.errors import FileError, OmgsrError, UsageError, read_reason, write_reason
-from omgsr_cli.files.addresses import Address, Location, is_url, json_text, shown
+from omgsr_cli.files.addresses import Address, Location, is_url, json_text, local_copy, look_at, shown
 from omgsr_cli.files.atomic import write_atomically
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX, THUMBNAILS_MARK
 from omgsr_cli.files.jobs import listed_name
-from omgsr_cli.files.storage import local_copy, look_at
 from omgsr_cli.pages.template import data_address, definitions, escape, fill_page, printable
 
 GENERATOR = "omgsr gallery"

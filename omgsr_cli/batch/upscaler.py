@@ -38,12 +38,11 @@ from omgsr_cli.batch.finished import (
 from omgsr_cli.batch.results import FileResult
 from omgsr_cli.engines.work import IDLE_S, Place, Say, TaskQueue
 from omgsr_cli.errors import DeviceError, ExistsError, FileError, NotFiniteError, OmgsrError, reason_of
-from omgsr_cli.files.addresses import Location
+from omgsr_cli.files.addresses import Location, put_when_whole
 from omgsr_cli.files.folders import file_stamp
 from omgsr_cli.files.jobs import Job
 from omgsr_cli.files.naming import comparison_path
 from omgsr_cli.files.remembered import Remembered
-from omgsr_cli.files.storage import put_when_whole
 from omgsr_cli.imaging import ImageBands, Rows, SourceImage, read_image, write_image
 from omgsr_cli.imaging.image import side_by_side
 from omgsr_cli.imaging.rows import BandSpool, keeping

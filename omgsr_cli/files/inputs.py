@@ -15,7 +15,20 @@ from pathlib import Path
 from typing import BinaryIO
 
 from omgsr_cli.errors import FileError, UsageError, read_reason
-from omgsr_cli.files.addresses import Address, Location, is_url, name_hash, parse_address, shown
+from omgsr_cli.files.addresses import (
+    Address,
+    Location,
+    check_address,
+    find_matches,
+    is_url,
+    list_files,
+    local_copy,
+    look_at,
+    name_hash,
+    parse_address,
+    shown,
+)
+from omgsr_cli.files.containers import read_record
 from omgsr_cli.files.folders import (
     EntryKeys,
     FolderSearch,
@@ -24,9 +37,7 @@ from omgsr_cli.files.folders import (
     natural_key,
     unread_suffix,
 )
-from omgsr_cli.files.records import read_record
 from omgsr_cli.files.remembered import Remembered
-from omgsr_cli.files.storage import check_address, find_matches, list_files, local_copy, look_at
 
 NO_IMAGES = "no images in this folder"
 NOT_A_LIST, EMPTY_LIST = "not a list of paths: it is not plain text", "the list contains no images"

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from omgsr_cli.errors import UsageError
-from omgsr_cli.files.addresses import Location, is_url, parse_address, shown
+from omgsr_cli.files.addresses import Location, check_address, is_url, look_at, parse_address, shown
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX, format_of_content
 from omgsr_cli.files.inputs import FoundInput
-from omgsr_cli.files.storage import check_address, look_at
 
 if TYPE_CHECKING:
     from omgsr_cli.options import OutputFormat, SizeOptions

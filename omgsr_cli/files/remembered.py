@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from omgsr_cli.errors import FileError, reason_of
-from omgsr_cli.files.addresses import Address, Location
-from omgsr_cli.files.storage import look_at
+from omgsr_cli.files.addresses import Address, Location, look_at
 
 CACHE_VARIABLE = "OMGSR_CACHE"
 _FILE_NAME = "remembered.sqlite"

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, PngImagePlugin
 from torch import Tensor
 
-from omgsr_cli.files.containers import png_chunks
+from omgsr_cli.files.containers import png_chunks, record_of_file
 from omgsr_cli.files.folders import has_reader, install_hint
-from omgsr_cli.files.records import record_of_file
 from omgsr_cli.imaging.decoders import (
     can_read_deep,
     coded_depth,

@@ -25,8 +25,7 @@ from PIL import Image, features
 
 from omgsr_cli.errors import FileError, UsageError, write_error
 from omgsr_cli.files.atomic import exists_error, write_atomically
-from omgsr_cli.files.containers import PNG_START, behind_first_segment, png_chunk
-from omgsr_cli.files.records import with_record
+from omgsr_cli.files.containers import PNG_START, behind_first_segment, png_chunk, with_record
 from omgsr_cli.imaging.image import ImageBands, ImageMetadata, SampleLayout, SourceImage, luma, to_samples
 from omgsr_cli.imaging.metadata import (
     XMP_KEYWORD,

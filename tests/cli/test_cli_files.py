@@ -22,8 +22,8 @@ from torch import Tensor
 from omgsr_cli.batch import upscaler
 from omgsr_cli.cli import upscale
 from omgsr_cli.files import jobs
+from omgsr_cli.files.containers import read_record
 from omgsr_cli.files.jobs import listed_name
-from omgsr_cli.files.records import read_record
 from omgsr_cli.models.tiny import TinyRestorer
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from command_line import Command, draw, files_below, size_of
 
-from omgsr_cli.files.records import read_record
+from omgsr_cli.files.containers import read_record
 
 
 def test_folders_and_globs_skip_results_of_every_format(omgsr: Command, tmp_path: Path) -> None:

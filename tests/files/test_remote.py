@@ -21,10 +21,9 @@ from spread_work import Pickled
 
 from omgsr_cli.errors import ExistsError, FileError, UsageError
 from omgsr_cli.files import jobs
-from omgsr_cli.files.addresses import Address, parse_address, redact
+from omgsr_cli.files.addresses import Address, list_files, local_copy, look_at, parse_address, put_when_whole, redact
 from omgsr_cli.files.inputs import FoundResult, Note
 from omgsr_cli.files.jobs import Job, JobOptions, find_jobs, plan_jobs
-from omgsr_cli.files.storage import list_files, local_copy, look_at, put_when_whole
 
 OPTIONS = JobOptions(recursive=True, suffix=None, scale_label="4", output_format="same")
 

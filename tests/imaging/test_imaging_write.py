@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from omgsr_cli.errors import FileError, ShapeError, UsageError
-from omgsr_cli.files.records import read_record
+from omgsr_cli.files.containers import read_record
 from omgsr_cli.imaging import (
     ImageMetadata,
     SourceImage,
@@ -246,7 +246,7 @@ def test_the_record_is_read_back_and_changes_no_pixel(channels: int, format_name
 
 
 def test_a_lossless_webp_and_one_with_an_odd_length_take_a_record() -> None:
-    from omgsr_cli.files.records import with_record
+    from omgsr_cli.files.containers import with_record
 
     image = Image.fromarray(RNG.integers(0, 256, (5, 300, 4)).astype(np.uint8))
     for options in ({"lossless": True, "exact": True}, {"quality": 30}):
