@@ -15,6 +15,20 @@ from omgsr_cli.models.loading import load_restorer
 BENCHMARKS = ROOT / "benchmarks"
 
 
+def test_flicker_is_measured_after_alignment() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        tool = importlib.import_module("flicker")
+    rows, columns = torch.meshgrid(torch.arange(300.0), torch.arange(320.0), indexing="ij")
+    photo = torch.stack([0.5 + 0.4 * torch.sin(rows / (9 + i) + columns / (13 - i)) for i in range(3)])
+    views = [tool.view_of(frame, tool.Size(300, 320), 96, 4) for frame in range(4)]
+    frames = [tool.seen(photo, view, tool.Size(96, 96), tool.SAMPLES) for view in views]
+    assert tool.flicker(frames, views) < 0.4
+    assert tool.flicker(frames, [views[0]] * 4) > 10
+    noisy = [frame + torch.full_like(frame, 0.02 * (number % 2)) for number, frame in enumerate(frames)]
+    assert tool.flicker(noisy, views) == pytest.approx(255 * 0.02, rel=0.05)
+
+
 @pytest.fixture(scope="module")
 def sd_size() -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:

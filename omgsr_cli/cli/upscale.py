@@ -466,8 +466,9 @@ class _Run:
                 raise
         if engine.in_this_process:
             pace.keep(self.counts.seconds)
-        if self.watch is not None and (waiting := self.watch.incomplete):
-            self.printer.note(f"not processed, because incomplete: {', '.join(map(shown, waiting))}")
+        if self.watch is not None and (unfinished := self.watch.unfinished):
+            count = "1 file was" if len(unfinished) == 1 else f"{len(unfinished)} files were"
+            self.printer.note(f"{count} incomplete or not processed yet, the first is {shown(unfinished[0])}")
         return self._finish()
 
     def _restore(self, work: UpscaleWork, engine: Engine, pace: Pace) -> None:

@@ -194,9 +194,9 @@ class FolderWatch:
         return not self._running
 
     @property
-    def incomplete(self) -> list[Path]:
-        """The files that are not planned yet because they are changing or cannot be read."""
-        return [arrival.path for arrival in self._arrivals.values()]
+    def unfinished(self) -> list[Path]:
+        """The files without a result: they are waiting, incomplete, or being processed."""
+        return [one.path for stage in (self._running, self._ready, self._arrivals) for one in stage.values()]
 
     def close(self) -> None:
         """Stop watching."""

@@ -160,7 +160,7 @@ def test_unreadable_files_are_waited_for(tmp_path: Path) -> None:
     assert "gone.png" in note.text
     assert inbox.names_after(2) == ["half.png"]
     assert inbox.finish("half.png")
-    assert [path.name for path in inbox.watch.incomplete] == ["bad.png"]
+    assert [path.name for path in inbox.watch.unfinished] == ["bad.png"]
     assert inbox.names_after(50) == []
     assert inbox.names_after(6) == ["bad.png"]
     assert inbox.finish("bad.png", is_made=False, is_unread=True)
