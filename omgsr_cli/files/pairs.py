@@ -54,39 +54,23 @@ def pair_by_name(
     for key in _KEYS:
         own, partners = ({key(file): file.path for file in files} for files in (first, second))
         if own.keys() == partners.keys() and len(own) == len(first) and len(partners) == len(second):
-            shown_names = _names_of(first)
-            return tuple(Pair(shown_names[file.path], file.path, partners[key(file)]) for file in first)
+            shown_name = next(key for key in _KEYS if len({key(file) for file in first}) == len(first))
+            return tuple(Pair(shown_name(file), file.path, partners[key(file)]) for file in first)
     raise _no_pairs(first, second, names)
 
 
-def _stem(file: FoundImage) -> str:
-    return file.path.stem
-
-
-def _place(file: FoundImage) -> str:
-    return file.below.with_suffix("").as_posix()
-
-
-def _unmarked_stem(file: FoundImage) -> str:
-    return _without_marks(file.path.stem)
-
-
-def _unmarked_place(file: FoundImage) -> str:
-    return file.below.with_name(_without_marks(file.path.stem)).as_posix()
-
-
-_KEYS: tuple[Callable[[FoundImage], str], ...] = (_stem, _place, _unmarked_stem, _unmarked_place)
+_KEYS: tuple[Callable[[FoundImage], str], ...] = (
+    lambda file: file.path.stem,
+    lambda file: file.below.with_suffix("").as_posix(),
+    lambda file: _without_marks(file.path.stem),
+    lambda file: file.below.with_name(_without_marks(file.path.stem)).as_posix(),
+)
 
 
 def _without_marks(stem: str) -> str:
     while (shorter := _MARK.sub("", stem)) not in (stem, ""):
         stem = shorter
     return stem
-
-
-def _names_of(files: Sequence[FoundImage]) -> dict[Path, str]:
-    alone = len({_stem(file) for file in files}) == len(files)
-    return {file.path: _stem(file) if alone else _place(file) for file in files}
 
 
 def _no_pairs(first: Sequence[FoundImage], second: Sequence[FoundImage], names: tuple[str, str]) -> UsageError:

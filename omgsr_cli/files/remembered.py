@@ -114,14 +114,13 @@ class Remembered:
                 self.keep(kind, _key(path), [stamp, found])
         return found
 
-    def find_content(self, address: Address) -> str | None:
+    def find_content(self, address: Address) -> Any:
         """Return the SHA-256 of a file on network storage if it was fetched before and is unchanged, or None.
 
         Raises:
             FileError: the storage does not answer.
         """
-        content: str | None = self._find_about("content", address, _stamp(address))
-        return content
+        return self._find_about("content", address, _stamp(address))
 
     def keep_content(self, address: Address, stamp: str, content: str) -> None:
         """Keep the SHA-256 of a file on network storage; `stamp` is the file's stamp before it was fetched."""
@@ -143,10 +142,9 @@ class Remembered:
 
     def result(self, path: Location) -> str | None:
         """Return the record of a result that cannot contain one itself; None for any other file."""
-        try:
-            record: str | None = self._find_about("result", path, _stamp(path))
-        except (OSError, FileError):
-            return None
+        record: str | None = None
+        with suppress(OSError, FileError):
+            record = self._find_about("result", path, _stamp(path))
         return record
 
     def keep_result(self, path: Location, record: str) -> None:
@@ -271,15 +269,10 @@ def _check(database: sqlite3.Connection, place: Path) -> None:
     database.execute("COMMIT")
     database.execute("BEGIN IMMEDIATE")
     database.execute("INSERT OR REPLACE INTO remembered VALUES ('probe', '', '')")
-    with place.open("rb") as file:
-        head = file.read(32)
     database.execute("ROLLBACK")
-    page_bytes = int.from_bytes(head[16:18], "big")
-    pages = int.from_bytes(head[28:32], "big")
-    if place.stat().st_size < pages * (65536 if page_bytes == 1 else page_bytes):
-        error = sqlite3.DatabaseError("the file is truncated")
-        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-        raise error
+    pages, page_bytes = (database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+    if place.stat().st_size < pages * page_bytes:
+        raise sqlite3.DatabaseError("the file is truncated")
 
 
 def _move_aside(place: Path) -> bool:
