@@ -24,7 +24,6 @@ from omgsr_cli.imaging.decoders import is_raw
 from omgsr_cli.imaging.image import TURNS
 from omgsr_cli.imaging.metadata import has_adobe_rgb, stored_orientation
 from omgsr_cli.imaging.opening import load_pixels, opened
-from omgsr_cli.imaging.read import late_orientation
 
 #: Formats that browsers show, by Pillow's name, and the suffixes by which they recognise images.
 _SHOWN = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF")
@@ -49,7 +48,7 @@ def look_at_image(path: Path, name: str) -> tuple[tuple[int, int], bool]:
     if is_raw(path):
         return probe_image(path, name).size_px, False
     with opened(path, name) as (image, file, _):
-        turn, (width, height) = late_orientation(image, file) or stored_orientation(image), image.size
+        turn, (width, height) = stored_orientation(image, file), image.size
         if _is_shown(path, image, turn):
             return ((width, height) if turn >= 5 else (height, width)), True
     return probe_image(path, name).size_px, False
@@ -83,7 +82,7 @@ def encode_thumbnail(path: Path, name: str) -> bytes:
         FileError: the image cannot be read.
     """
     with opened(path, name, for_pixels=True) as (image, file, _):
-        turn = late_orientation(image, file) or stored_orientation(image)
+        turn = stored_orientation(image, file)
         image.draft(image.mode, (2 * _THUMBNAIL_PX, 2 * _THUMBNAIL_PX))
         load_pixels(image)
         small: Image.Image = image

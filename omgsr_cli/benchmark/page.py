@@ -14,7 +14,8 @@ from omgsr_cli.benchmark.results import MetricInfo, Report
 from omgsr_cli.benchmark.tables import Table, tables_of, without_local_paths
 from omgsr_cli.errors import FileError, reason_of
 from omgsr_cli.files.addresses import json_text
-from omgsr_cli.imaging import SourceImage, encode_image, probe_image, read_image, write_atomically
+from omgsr_cli.files.atomic import write_atomically
+from omgsr_cli.imaging import SourceImage, encode_image, probe_image, read_image
 from omgsr_cli.options import OutputFormat
 from omgsr_cli.pages.template import data_address, definitions, escape, fill_page, printable
 

@@ -241,7 +241,7 @@ def _write_reports(
 ) -> None:
     if csv is not None:
         from omgsr_cli.benchmark.tables import csv_text
-        from omgsr_cli.imaging import write_atomically
+        from omgsr_cli.files.atomic import write_atomically
 
         write_atomically(csv, [csv_text(report).encode("utf-8", "backslashreplace")], overwrite=overwrite)
     if html is not None:

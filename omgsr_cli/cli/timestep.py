@@ -269,7 +269,7 @@ class _Files:
 
     def save(self, survey: Survey, record: dict[str, Any]) -> None:
         """Write all files."""
-        from omgsr_cli.imaging import write_atomically
+        from omgsr_cli.files.atomic import write_atomically
         from omgsr_cli.timesteps.report import write_csv, write_plot
 
         if self.csv is not None:

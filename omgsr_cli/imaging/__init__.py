@@ -1,6 +1,5 @@
 """Read image files into tensors and write tensors to image files, in the formats that people use."""
 
-from omgsr_cli.files.atomic import write_atomically
 from omgsr_cli.imaging.image import ImageBands, ImageHeader, ImageMetadata, SourceImage, from_samples, luma, to_samples
 from omgsr_cli.imaging.read import probe_image, read_image
 from omgsr_cli.imaging.resize import FILTERS, ColorUnderAlpha, ResizedRows, resize, resize_bands
@@ -31,6 +30,5 @@ __all__ = [
     "resize",
     "resize_bands",
     "to_samples",
-    "write_atomically",
     "write_image",
 ]

@@ -23,7 +23,7 @@ from xml.parsers.expat import ExpatError
 
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
-from omgsr_cli.files.containers import jpeg_segment, png_chunk
+from omgsr_cli.files.containers import jpeg_segment, png_chunk, png_chunks
 from omgsr_cli.imaging.image import ImageMetadata
 
 PREFIX = b"Exif\x00\x00"
@@ -952,12 +952,21 @@ def _iptc_of_tiff(image: TiffImagePlugin.TiffImageFile) -> bytes | None:
     return _without_preview(content) or None
 
 
-def stored_orientation(image: Image.Image) -> int:
-    """The orientation of the pixels in the file, 1 to 8; from XMP if EXIF has none. Call it before a TIFF is loaded."""
+def stored_orientation(image: Image.Image, file: BinaryIO | None = None) -> int:
+    """The orientation of the pixels in the file, 1 to 8; from XMP if EXIF has none. Call it before a TIFF is loaded.
+
+    Args:
+        image: the image.
+        file: that an image is opened from and not loaded: a PNG's EXIF can follow its pixels; its position stays.
+    """
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         value = image.tag_v2.get(_ORIENTATION, 1)
         return value if isinstance(value, int) and 1 <= value <= 8 else 1
     raw = _raw_metadata(image)
+    if isinstance(image, PngImagePlugin.PngImageFile) and file is not None and "exif" not in image.info:
+        position = file.tell()
+        raw.exif = next((file.read(length) for kind, _, length in png_chunks(file) if kind == b"eXIf"), raw.exif)
+        file.seek(position)
     try:
         found = exif_orientation(raw.exif) if raw.exif else None
     except ExifError:

@@ -11,10 +11,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, PngImagePlugin
+from PIL import Image, ImageFile
 from torch import Tensor
 
-from omgsr_cli.files.containers import png_chunks, record_of_file
+from omgsr_cli.files.containers import record_of_file
 from omgsr_cli.files.folders import has_reader, install_hint
 from omgsr_cli.imaging.decoders import (
     can_read_deep,
@@ -32,7 +32,6 @@ from omgsr_cli.imaging.metadata import (
     ExifError,
     Placement,
     exif_of_tiff_structure,
-    exif_orientation,
     has_adobe_rgb,
     placed_exif,
     read_metadata,
@@ -171,7 +170,7 @@ def probe_image(source: Path | bytes, name: str | None = None) -> ImageHeader:
     with opened(source, name) as (image, file, _):
         refuse_hdr(image, file, name)
         width, height = image.size
-        if image.format != "TIFF" and (late_orientation(image, file) or stored_orientation(image)) >= 5:
+        if image.format != "TIFF" and stored_orientation(image, file) >= 5:
             width, height = height, width
         deep = (is_deep(image) and can_read_deep(image)) or keeps_depth(image, coded_depth(image, file))
         mode, has_alpha = f"{image.mode};16" if deep else image.mode, image.has_transparency_data
@@ -253,22 +252,6 @@ def _has_video(file: BinaryIO) -> bool:
     """Whether a video follows the JPEG data; phones do not always describe it in XMP."""
     file.seek(0)
     return _VIDEO_BEHIND.search(file.read()) is not None
-
-
-def late_orientation(image: Image.Image, file: BinaryIO) -> int | None:
-    """The orientation in a PNG's EXIF chunk behind the pixels, which Pillow has not read yet."""
-    if not isinstance(image, PngImagePlugin.PngImageFile) or "exif" in image.info:
-        return None
-    position = file.tell()
-    try:
-        for kind, _, length in png_chunks(file):
-            if kind == b"eXIf":
-                return exif_orientation(file.read(length))
-    except ExifError:
-        return None
-    finally:
-        file.seek(position)
-    return None
 
 
 def _decode(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> _Decoded:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omgsr_cli.imaging import write_atomically
+from omgsr_cli.files.atomic import write_atomically
 from omgsr_cli.timesteps.find import Survey
 from omgsr_cli.timesteps.matching import MIN_IMAGES, MidTimestep, own_timesteps, spread_by
 

@@ -20,7 +20,8 @@ import numpy as np
 from accelerate import Accelerator
 
 from omgsr_cli.errors import FileError, UsageError, reason_of
-from omgsr_cli.imaging import SourceImage, encode_image, read_image, resize, write_atomically
+from omgsr_cli.files.atomic import write_atomically
+from omgsr_cli.imaging import SourceImage, encode_image, read_image, resize
 from omgsr_cli.packages import install_command
 from omgsr_cli.pages.template import data_address, definitions, escape, fill_page, printable
 from omgsr_cli.training.checkpoints import list_checkpoints

@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError, UsageError
-from omgsr_cli.imaging import write_atomically
+from omgsr_cli.files.atomic import write_atomically
 from omgsr_cli.models.base import Trainable
 from omgsr_cli.models.families import family_of
 from omgsr_cli.models.family import ModelSource

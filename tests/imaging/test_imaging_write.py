@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from omgsr_cli.errors import FileError, ShapeError, UsageError
+from omgsr_cli.files.atomic import write_atomically
 from omgsr_cli.files.containers import read_record
 from omgsr_cli.imaging import (
     ImageMetadata,
@@ -30,7 +31,6 @@ from omgsr_cli.imaging import (
     probe_image,
     read_image,
     to_samples,
-    write_atomically,
     write_image,
 )
 
