@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +19,7 @@ from omgsr_cli.models.devices import PRECISIONS, is_out_of_memory, working_bytes
 from omgsr_cli.models.libraries import quiet_libraries
 from omgsr_cli.models.record import load_record, read_json
 from omgsr_cli.models.vae_tiling import check_tiling, decode_in_strips, encode_in_strips
-from omgsr_cli.models.weight_files import NETWORK_STEM, check_finite, load_part
+from omgsr_cli.models.weight_files import check_finite, load_part
 from omgsr_cli.schedules import Schedule, build_schedule
 from omgsr_cli.tiling import run_exact
 
@@ -36,9 +35,8 @@ _MOST_WHOLE_PX_ON_MPS = 1200 * 1200
 """Above this area, the VAE runs in strips on MPS: the attention stores all (area / 64)^2 products in one buffer there,
 and a buffer of more than 2^32 bytes aborts the process."""
 
-# The published TAESD: residual blocks for each level of both halves, all with 64 channels, and latents of an eighth of
-# the image's size.
-_TINY_ENCODER_BLOCKS, _TINY_DECODER_BLOCKS, _TINY_WIDTH, _TINY_PX = (1, 3, 3, 3), (3, 3, 3, 1), 64, 8
+_TINY_PX = 8
+"""Image pixels per latent element of TAESD, on each side."""
 # Number of float32 tensors of one level of its decoder at the peak, including work space.
 _TINY_TENSORS = 6
 _MIN_TILE = 16
@@ -125,10 +123,8 @@ class KlCodec:
 
     def encode_within(self, image: ImageRows, workspace: Workspace, generator: torch.Generator | None = None) -> Tensor:
         """Like `encode` for one image, in strips if the whole image does not fit."""
-        (height, width), latent = image.size_px, None
-        with self._perhaps_whole(height * width, workspace) as fits:
-            if fits:
-                latent = self.encode(image.read(0, height), generator)
+        height, width = image.size_px
+        latent = self._whole(height * width, workspace, lambda: self.encode(image.read(0, height), generator))
         if latent is not None:
             return latent
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -152,10 +148,8 @@ class KlCodec:
         Yields:
             (1, 3, n, 8w) float on the VAE's device, from top to bottom.
         """
-        image = None
-        with self._perhaps_whole(latent.shape[2] * latent.shape[3] * self.latent_px**2, workspace) as fits:
-            if fits:
-                image = self.decode(latent)
+        area_px = latent.shape[2] * latent.shape[3] * self.latent_px**2
+        image = self._whole(area_px, workspace, lambda: self.decode(latent))
         if image is not None:
             yield image
         else:
@@ -168,18 +162,20 @@ class KlCodec:
     def _unscaled(self, latent: Tensor) -> Tensor:
         return latent.float() / self._factor + self._shift
 
-    @contextmanager
-    def _perhaps_whole(self, area_px: int, workspace: Workspace) -> Iterator[bool]:
-        """Whether the whole image is expected to fit; if it does not, the strips become smaller."""
+    def _whole(self, area_px: int, workspace: Workspace, run: Callable[[], Tensor]) -> Tensor | None:
+        """The result for the whole image; None if it is not expected to fit, or did not, which makes strips smaller."""
+        precision = "fp32" if self.vae.dtype.itemsize == 4 else "bf16"
+        bytes_per_px = working_bytes(self._bytes_per_px, workspace.device.type, precision)
+        is_too_large = self.vae.device.type == "mps" and area_px > _MOST_WHOLE_PX_ON_MPS
+        if is_too_large or area_px * bytes_per_px > workspace.memory_bytes:
+            return None
         try:
-            precision = "fp32" if self.vae.dtype.itemsize == 4 else "bf16"
-            bytes_per_px = working_bytes(self._bytes_per_px, workspace.device.type, precision)
-            fits = area_px * bytes_per_px <= workspace.memory_bytes
-            yield fits and not (self.vae.device.type == "mps" and area_px > _MOST_WHOLE_PX_ON_MPS)
+            return run()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            workspace.shrink()
+        workspace.shrink()
+        return None
 
 
 class TinyDecoder:
@@ -229,50 +225,51 @@ def load_tiny_decoder(path: Path, channels: int, device: torch.device, dtype: to
     Raises:
         ModelError: the weights cannot be read or do not match, or the latents have another number of channels.
     """
-    file = path if path.is_file() else path / f"{NETWORK_STEM}.safetensors"
-    config = {} if path.is_file() else read_json(path / "config.json")
-    with quiet_libraries():
-        from diffusers.models.autoencoders.vae import DecoderTiny
-    check_vae_config({"block_out_channels": [_TINY_WIDTH]} | config, path)
-    if config.get("scaling_factor", 1.0) != 1.0 or config.get("shift_factor"):
-        raise ModelError(
-            f"{path}: the scaling of its latents is not supported", "use a TAESD, whose scaling_factor is 1"
-        )
-    own = int(config.get("latent_channels", channels))
-    if own != channels:
-        raise ModelError(
-            f"{path} decodes latents with {own} channels, but those of the model have {channels}",
-            "use an autoencoder for this kind of model",
-        )
-    try:
-        blocks = tuple(config.get("num_decoder_blocks", _TINY_DECODER_BLOCKS))
-        with torch.device("meta"):
-            network = DecoderTiny(
-                channels,
-                3,
-                blocks,
-                tuple(config.get("decoder_block_out_channels", (_TINY_WIDTH,) * len(blocks))),
-                int(config.get("upsampling_scaling_factor", 2)),
-                str(config.get("act_fn", "relu")),
-                str(config.get("upsample_fn", "nearest")),
-            )
-        weights = load_file(file)
-        check_finite(weights.items(), file)
-        network.load_state_dict(_decoder_weights(weights, dtype), assign=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
-        reason = reason_of(error)
-        raise ModelError(f"{path} is not the decoder of an AutoencoderTiny: {reason}") from error
-    return TinyDecoder(network.requires_grad_(False).eval().to(device))
-
-
-def _decoder_weights(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Weights by diffusers' names; the numbers in the published file include a clamp, which has no weights."""
-    if any(name.startswith("decoder.") for name in weights):
-        named = {name.removeprefix("decoder."): value for name, value in weights.items() if name.startswith("decoder.")}
+    if path.is_file():
+        network = _read_tiny(path, "decoder", channels)
     else:
-        parts = (name.partition(".") for name in weights)
-        named = {f"layers.{int(number) - 1}.{rest}": weights[f"{number}.{rest}"] for number, _, rest in parts}
-    return {name: value.to(dtype) for name, value in named.items()}
+        # diffusers' default for levels that are missing.
+        config = {"block_out_channels": [64]} | read_json(path / "config.json")
+        check_vae_config(config, path)
+        if config.get("scaling_factor", 1.0) != 1.0 or config.get("shift_factor"):
+            raise ModelError(
+                f"{path}: the scaling of its latents is not supported", "use a TAESD, whose scaling_factor is 1"
+            )
+        own = int(config.get("latent_channels", 4))
+        if own != channels:
+            raise ModelError(
+                f"{path} decodes latents with {own} channels, but those of the model have {channels}",
+                "use an autoencoder for this kind of model",
+            )
+        with quiet_libraries():
+            from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+            network = load_part(AutoencoderTiny, path.parent, path.name, dtype).decoder
+    return TinyDecoder(network.to(device, dtype))
+
+
+def _read_tiny(path: Path, half: Literal["encoder", "decoder"], channels: int | None) -> Any:
+    """Read one half of TAESD from its published file: a numbered sequence, which diffusers stores under `layers`.
+
+    Its latents are those of the large autoencoder, including the scaling. The decoder's first member is a clamp, which
+    has no weights and is no layer of diffusers. None counts the channels of the encoder's latents.
+    Source: TAESD, github.com/madebyollin/taesd; diffusers' AutoencoderTiny.
+    """
+    with quiet_libraries():
+        from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+    first = 1 if half == "decoder" else 0
+    try:
+        weights = load_file(path)
+        check_finite(weights.items(), path)
+        parts = ((name.partition("."), value.float()) for name, value in weights.items())
+        named = {f"layers.{int(number) - first}.{rest}": value for (number, _, rest), value in parts}
+        channels = channels or len(named[max(named, key=lambda name: int(name.split(".")[1]))])
+        with torch.device("meta"):
+            network: nn.Module = getattr(AutoencoderTiny(latent_channels=channels), half)
+        network.load_state_dict(named, assign=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"{path} is not the {half} of an AutoencoderTiny: {reason_of(error)}") from error
+    return network.requires_grad_(False).eval()
 
 
 def _reach(network: Any) -> tuple[int, int, int]:
@@ -322,7 +319,8 @@ def load_vae_encoder(path: Path, device: torch.device) -> tuple[Callable[..., Te
         ModelError: the autoencoder is of another kind, or its files cannot be read.
     """
     if path.is_file() and path.suffix == ".safetensors":
-        return _load_tiny_encoder(path, device)
+        tiny = _read_tiny(path, "encoder", None).to(device)
+        return tiny.forward, tiny.layers[-1].out_channels, _TINY_PX
     if not (path / "config.json").is_file():
         raise UnknownModelError(
             f"{path} is not an autoencoder", "use a folder with config.json, or TAESD's encoder .safetensors"
@@ -353,26 +351,3 @@ def load_vae_encoder(path: Path, device: torch.device) -> tuple[Callable[..., Te
 
     multiple_px = latent_px_of(network.config) if kind == "AutoencoderKL" else _TINY_PX
     return encode, int(config.get("latent_channels", 4)), multiple_px
-
-
-def _load_tiny_encoder(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], int, int]:
-    """Load TAESD's published encoder: a numbered sequence, which diffusers stores under `layers`.
-
-    Its latents are those of the large autoencoder, including the scaling.
-    Source: TAESD, github.com/madebyollin/taesd; diffusers' AutoencoderTiny.
-    """
-    with quiet_libraries():
-        from diffusers.models.autoencoders.vae import EncoderTiny
-    try:
-        weights = load_file(path)
-        check_finite(weights.items(), path)
-        outputs = [key for key, value in weights.items() if key.endswith("weight") and value.ndim == 4]
-        channels = int(weights[max(outputs, key=lambda key: int(key.partition(".")[0]))].shape[0])
-        with torch.device("meta"):
-            network = EncoderTiny(3, channels, _TINY_ENCODER_BLOCKS, (_TINY_WIDTH,) * 4, "relu")
-        network.load_state_dict({f"layers.{key}": value.float() for key, value in weights.items()}, assign=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        reason = reason_of(error)
-        raise ModelError(f"{path} is not the encoder of an AutoencoderTiny: {reason}") from error
-    network.requires_grad_(False).eval().to(device)
-    return network.forward, channels, _TINY_PX

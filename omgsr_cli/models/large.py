@@ -96,9 +96,6 @@ def choose_offload(
     device: torch.device,
     quantize: Quantize,
     offload: Offload,
-    *,
-    free_device: int | None = None,
-    free_host: int | None = None,
 ) -> Offload:
     """Decide where the backbone is kept, before a weight is read.
 
@@ -107,7 +104,6 @@ def choose_offload(
         name: of the model, for the error.
         device: where it will compute.
         quantize, offload: what was asked for; "auto" takes the fastest that fits.
-        free_device, free_host: bytes; None asks the machine.
     Returns:
         "none" where it stays on the device, "model" where it leaves the device for the codec, "group" where each block
         is there only while it runs.
@@ -123,8 +119,7 @@ def choose_offload(
             f"--offload group does not work with --quantize {quantize}",
             "take --offload model, or leave one of them out",
         )
-    on_device = free_memory_bytes(device) if free_device is None else free_device
-    on_host = free_memory_bytes(_CPU) if free_host is None else free_host
+    on_device, on_host = free_memory_bytes(device), free_memory_bytes(_CPU)
 
     def allowed(kind: Quantize) -> tuple[Offload, ...]:
         if offload != "auto":

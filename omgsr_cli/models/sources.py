@@ -33,6 +33,15 @@ if TYPE_CHECKING:
 NOTE = "an AutoencoderTiny decodes the image: it takes about a tenth of the work, but fine texture is coarser"
 
 _PICKLE = "the model is a pickle, of which only weights are read; the safetensors format is safer"
+_NO_STEP = "is a restoration network without a diffusion step"
+_FACTS_OF_OPTIONS = {
+    **dict.fromkeys(("base", "adapter", "mid_timestep", "process_size"), ("has_step", _NO_STEP)),
+    "prompt": ("takes_prompt", "does not use a prompt"),
+    "vae": ("takes_vae", "has no VAE that can be replaced"),
+    **dict.fromkeys(("quantize", "offload"), ("has_placement", "is small")),
+}
+"""The fact about a family that each option needs, and what it means for a model if the family lacks it."""
+
 _QUANTISERS = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
 _KNOWN_DECODERS = " or ".join(DECODERS)
 
@@ -70,15 +79,11 @@ def find_model(options: ModelOptions) -> ModelSource:
             f"the adapter {adapter} belongs to the family {adapter_family.name!r}, but {folder} to {family.name!r}"
         )
     family.find_files(folder)
-    _check_step_options(family, name, options)
-    record, more = _override(record, family, options)
+    _refuse_unsupported(family, name, options)
+    record, more = _override(record, options)
     decoder = None
     if options.vae is not None:
-        if not family.takes_vae:
-            raise UsageError("this model has no VAE that can be replaced", hint="remove --vae")
         decoder, more = find_tiny_vae(options.vae), (*more, NOTE)
-    if not family.has_placement and (options.quantize != "none" or options.offload != "auto"):
-        raise UsageError(f"{name} is small: its weights are neither quantised nor offloaded", "leave the option out")
     package = _QUANTISERS.get(options.quantize)
     if package is not None and find_spec(package) is None:
         raise UsageError(f"--quantize {options.quantize}: {package} is not installed", install_command("quantize"))
@@ -92,27 +97,19 @@ def _find_file(options: ModelOptions) -> ModelSource:
     path = Path(str(options.model))
     family = recognise_model(path)
     assert family is not None
-    _check_step_options(family, path.name, options)
+    _refuse_unsupported(family, path.name, options)
     notes = (_PICKLE,) if path.suffix.lower() != ".safetensors" else ()
     return ModelSource(str(path), path, None, family.assume_record(path, None), notes)
 
 
-def _check_step_options(family: Family, name: str, options: ModelOptions) -> None:
-    """Refuse what only a model with a diffusion step has."""
-    asked = {
-        "--base": options.base,
-        "--adapter": options.adapter,
-        "--mid-timestep": options.mid_timestep,
-        "--prompt": options.prompt,
-        "--process-size": options.process_size,
-        "--vae": options.vae,
-        "--quantize": None if options.quantize == "none" else options.quantize,
-        "--offload": None if options.offload == "auto" else options.offload,
-    }
-    for option, value in asked.items():
-        if value is not None and not family.has_step:
-            reason = f"{name} is a restoration network without a diffusion step and takes no {option}"
-            raise UsageError(reason, f"leave {option} out")
+def _refuse_unsupported(family: Family, name: str, options: ModelOptions) -> None:
+    """Raise a UsageError for an option that the user gave and the family does not support."""
+    for field, (fact, reason) in _FACTS_OF_OPTIONS.items():
+        if getattr(options, field) == ModelOptions.model_fields[field].default or getattr(family, fact):
+            continue
+        option = f"--{field.replace('_', '-')}"
+        reason = reason if family.has_step else _NO_STEP
+        raise UsageError(f"{name} {reason} and takes no {option}", f"leave {option} out")
 
 
 def find_base_folder(name: str, parts: Sequence[str] | None = None) -> Path:
@@ -311,7 +308,7 @@ def _merge_records(folder: Path, adapter: Path | None, preset: Preset | None) ->
     return record, notes
 
 
-def _override(record: ModelRecord, family: Family, options: ModelOptions) -> tuple[ModelRecord, tuple[str, ...]]:
+def _override(record: ModelRecord, options: ModelOptions) -> tuple[ModelRecord, tuple[str, ...]]:
     """Replace values of the record by those that the user requested, with a note if that is unusual."""
     notes: tuple[str, ...] = ()
     changes: dict[str, object] = {}
@@ -319,8 +316,6 @@ def _override(record: ModelRecord, family: Family, options: ModelOptions) -> tup
         notes = (f"mid-timestep {options.mid_timestep} is used, but the model was trained at {record.mid_timestep}",)
         changes["mid_timestep"] = options.mid_timestep
     if options.prompt is not None:
-        if not family.takes_prompt:
-            raise UsageError("this model does not use a prompt", hint="remove --prompt")
         changes["prompt"] = options.prompt
     if options.process_size is not None:
         changes["native_tile_px"] = options.process_size

@@ -337,8 +337,12 @@ GIB, CARD = 1 << 30, torch.device("cuda")
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> None:
+def free(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """GiB that are free on a card with memory of its own, and on the host."""
+    found: dict[str, int] = {}
     monkeypatch.setattr(large, "shares_host_memory", lambda device: device.type == "cpu")
+    monkeypatch.setattr(large, "free_memory_bytes", lambda device: found[device.type] * GIB)
+    return found
 
 
 def sizes(**quantised: int) -> object:
@@ -350,21 +354,21 @@ def sizes(**quantised: int) -> object:
     ("device_gib", "host_gib", "offload", "expected"),
     [(80, 8, "auto", "none"), (16, 64, "auto", "group"), (80, 64, "model", "model"), (80, 64, "group", "group")],
 )
-@pytest.mark.usefixtures("card")
-def test_weights_are_placed_where_they_fit(device_gib: int, host_gib: int, offload: str, expected: str) -> None:
-    free = {"free_device": device_gib * GIB, "free_host": host_gib * GIB}
-    chosen = choose_offload(sizes(), "flux", CARD, "none", offload, **free)  # type: ignore[arg-type]  # literals
+def test_weights_are_placed_where_they_fit(
+    free: dict[str, int], device_gib: int, host_gib: int, offload: str, expected: str
+) -> None:
+    free |= {"cuda": device_gib, "cpu": host_gib}
+    chosen = choose_offload(sizes(), "flux", CARD, "none", offload)  # type: ignore[arg-type]  # literals
     assert chosen == expected
 
 
-@pytest.mark.usefixtures("card")
-def test_models_that_cannot_fit_are_refused_with_figures() -> None:
-    free = {"free_device": 12 * GIB, "free_host": 16 * GIB}
+def test_models_that_cannot_fit_are_refused_with_figures(free: dict[str, int]) -> None:
+    free |= {"cuda": 12, "cpu": 16}
     with pytest.raises(DeviceError, match=r"2\.5 GiB .* 12\.0 GiB are free and 24\.0 GiB .* 16\.0 GiB") as caught:
-        choose_offload(sizes(int8=12 * GIB, nf4=7 * GIB), "flux", CARD, "none", "auto", **free)  # type: ignore[arg-type]  # a function
+        choose_offload(sizes(int8=12 * GIB, nf4=7 * GIB), "flux", CARD, "none", "auto")  # type: ignore[arg-type]  # a function
     assert "--quantize nf4" in str(caught.value.hint)
     with pytest.raises(UsageError, match="own memory"):
-        choose_offload(sizes(), "flux", CPU, "none", "group", **free)  # type: ignore[arg-type]  # a function
+        choose_offload(sizes(), "flux", CPU, "none", "group")  # type: ignore[arg-type]  # a function
 
 
 def test_models_that_cannot_fit_are_not_read(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
