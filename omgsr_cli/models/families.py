@@ -6,6 +6,7 @@ Methods of a family that need weights import its own module, which contains the 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +57,11 @@ class TinyFamily(Family):
         from omgsr_cli.models.tiny import load_tiny_encoder
 
         return load_tiny_encoder(source, device)
+
+    def save_merged(self, source: ModelSource, folder: Path, *, half: bool, text_encoder: bool) -> None:
+        """Copy the model, which has neither an adapter nor a text encoder."""
+        for name in (RECORD_NAME, "config.json", "model.safetensors"):
+            shutil.copyfile(source.folder / name, folder / name)
 
     def load_trainable(
         self, source: ModelSource, device: torch.device, precision: str, lora: LoraOptions | None, start: Path | None

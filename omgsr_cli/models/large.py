@@ -70,14 +70,12 @@ class Footprint:
 def measure_footprint(
     entries: Iterable[tuple[str, TensorEntry]], element_bytes: int, quantize: Quantize, codec: int, working: int
 ) -> Footprint:
-    """Add up a backbone's weights from the headers of its files; arguments as in `Footprint`.
+    """Add up a backbone's weights from the headers of its files; other arguments as in `Footprint`.
 
     Args:
         entries: names and headers of its tensors; blocks are the members of lists, such as "blocks.0.".
         element_bytes: of a weight that is not quantised; only matrices are.
-        quantize: how it will be.
-        codec: bytes of the VAE's weights.
-        working: bytes of one tile of the step.
+        quantize: how matrices are quantised.
     """
     blocks: dict[tuple[str, ...], int] = {}
     for name, entry in entries:
@@ -103,7 +101,7 @@ def choose_offload(
         footprint: of the model, for each way to quantise it.
         name: of the model, for the error.
         device: where it will compute.
-        quantize, offload: what was asked for; "auto" takes the fastest that fits.
+        quantize, offload: options of the user; "auto" takes the fastest that fits.
     Returns:
         "none" where it stays on the device, "model" where it leaves the device for the codec, "group" where each block
         is there only while it runs.
@@ -147,12 +145,7 @@ def choose_offload(
 
 
 def build_quantizer(quantize: Quantize, dtype: torch.dtype) -> Any:
-    """Build diffusers' quantiser, or None where weights stay as they are.
-
-    Args:
-        quantize: "int8" and "fp8" (weights alone, by torchao), or "nf4" (by bitsandbytes).
-        dtype: what is multiplied in.
-    """
+    """Diffusers' quantiser: "int8" and "fp8" are torchao's (weights only), "nf4" is bitsandbytes'; None for "none"."""
     if quantize == "none":
         return None
     from diffusers.quantizers.auto import DiffusersAutoQuantizer
@@ -227,14 +220,10 @@ def read_network(
 
 
 def offload_network(network: Any, device: torch.device, offload: Offload) -> Callable[[], None] | None:
-    """Have a network on the host brought to the device when it is called.
+    """Bring a network of diffusers from the host to the device when it is called: all of it, or group by group.
 
-    Args:
-        network: of diffusers, on the CPU.
-        device: where it computes.
-        offload: "model" brings all of it, "group" block by block.
     Returns:
-        For "model", what moves it off the device again; else None.
+        For "model", a function that moves it off the device again; otherwise None.
     """
     if offload == "group":
         from diffusers.hooks.group_offloading import apply_group_offloading
@@ -262,11 +251,10 @@ def write_merged_part(
         source, target: folders of the models; the target's exists.
         part: such as "transformer".
         adapter: of this part; None copies.
-        prefix: of the weights that the adapter is for, as "encoder." in a VAE.
+        prefix: of the weights that the adapter is for, such as "encoder." in a VAE.
         narrow: write float32 weights as bfloat16.
     Raises:
         ModelError: a weight does not fit or is not finite, or a file cannot be read.
-        OSError: a file cannot be written.
     """
     (target / part).mkdir()
     for path in (source / part).glob("*.json"):

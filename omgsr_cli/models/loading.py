@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from omgsr_cli.errors import DeviceError, ModelError, UsageError, reason_of, write_reason
+from omgsr_cli.errors import DeviceError, ModelError, UsageError, write_reason
 from omgsr_cli.files.atomic import partial_folder
 from omgsr_cli.models.autoencoders import is_variational, load_diffusers_encoder, load_schedule, load_vae_encoder
 from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, Trainable
@@ -32,7 +31,6 @@ from omgsr_cli.models.weight_files import apply_umask, check_file_finite
 from omgsr_cli.options import ModelOptions, build_options
 from omgsr_cli.presets import DEFAULT_PRESET
 from omgsr_cli.schedules import DdpmSchedule, FlowSchedule
-from omgsr_cli.store.installed import RECORD_NAME
 
 # The number of latent channels shows the kind of schedule of an autoencoder without a scheduler.
 _FLOW_CHANNELS = 16
@@ -112,7 +110,7 @@ def load_found(source: ModelSource, *, device: str | None = None, precision: str
     if chosen_device.type == "cuda" and chosen_precision == "fp32":
         # Convolutions would use TF32, with the exponent of fp32 and the 10 bits of fp16.
         torch.backends.cudnn.allow_tf32 = False
-    restorer.info = _with_files(restorer.info, source)
+    restorer.info = replace(restorer.info, files=source.files)
     restorer.notes = (*restorer.notes, *skipped_devices(device))
     if precision == "auto" and chosen_precision != "fp32":
         restorer.in_fp32 = cache(lambda: load_found(source, device=device, precision="fp32"))
@@ -125,18 +123,8 @@ def suitable_precision(source: ModelSource, precision: str, device: torch.device
 
 
 def describe_model(source: ModelSource) -> RestorerInfo:
-    """The properties of a model, without reading its weights, for `--dry-run`.
-
-    Args:
-        source: from `find_model`.
-    Raises:
-        ModelError: its configuration is wrong.
-    """
-    return _with_files(family_of(source.record, source.name).describe(source), source)
-
-
-def _with_files(info: RestorerInfo, source: ModelSource) -> RestorerInfo:
-    return replace(info, files=source.files)
+    """The properties of a model, without reading its weights, for `--dry-run`; errors as for `Family.describe`."""
+    return replace(family_of(source.record, source.name).describe(source), files=source.files)
 
 
 def load_trainable(
@@ -234,7 +222,7 @@ def save_merged(
     text_encoder: bool = False,
     finish: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a model whose family has adapters as a folder that `load_restorer` reads without an adapter.
+    """Write a model as a self-contained folder for `load_restorer`; an adapter is merged in float32.
 
     The folder is written under a temporary name and renamed, so it is complete or absent.
 
@@ -243,10 +231,10 @@ def save_merged(
         folder: must not exist yet.
         half: write 16 bits where the base has 32.
         text_encoder: copy the text encoder and tokenizer too, so that the folder takes any prompt.
-        finish: given the folder that is whole but for its name, to add what else belongs into it.
+        finish: adds further files to the folder before it is renamed.
     Raises:
         ModelError: the folder exists or cannot be written, the files do not make a model, the text encoder was
-            asked for and is missing, or a weight is not finite, as where fp16 is too narrow for it.
+            requested and is missing, or a weight is not finite, perhaps because fp16 is too narrow for it.
     """
     family = family_of(source.record, source.name)
     if folder.exists():
@@ -264,26 +252,3 @@ def save_merged(
     except (OSError, SafetensorError) as error:
         hint = "free some space, or write to another disk"
         raise ModelError(f"{folder} cannot be written: {write_reason(error)}", hint) from error
-
-
-def save_standalone(source: ModelSource, folder: Path) -> None:
-    """Write a model as a self-contained folder for `load_restorer`; an adapter is merged in float32.
-
-    Args:
-        source: from `find_model`.
-        folder: must not exist yet.
-    Raises:
-        ModelError: the model cannot be read, a weight is not finite, or the folder exists or cannot be written.
-    """
-    family = family_of(source.record, source.name)
-    if family.adapter_parts:
-        save_merged(source, folder)
-        return
-    try:
-        folder.mkdir(parents=True)
-        for path in (*family.find_files(source.folder), source.folder / "config.json", source.folder / RECORD_NAME):
-            shutil.copyfile(path, folder / path.name)
-            if path.suffix == ".safetensors":
-                check_file_finite(folder / path.name)
-    except OSError as error:
-        raise ModelError(f"{source.folder} cannot be copied to {folder}: {reason_of(error)}") from error

@@ -33,15 +33,10 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """How large the adapters are and where they sit; None takes the family's own, as published.
+    """The adapters in the VAE's encoder and in the backbone, the network that takes the step.
 
-    Attributes:
-        vae_rank: rank of the adapters in the VAE's encoder.
-        backbone_rank: rank of the adapters in the network that takes the step.
-        vae_alpha: alpha of the VAE's adapters, whose B A has the factor alpha / rank; None uses the rank.
-        backbone_alpha: alpha of the backbone's adapters; None uses the rank.
-        vae_targets: name endings of the VAE's layers with an adapter.
-        backbone_targets: name endings of the backbone's layers with an adapter.
+    None takes the family's own value, as published; for an alpha, which gives B A the factor alpha / rank, the rank.
+    Targets are name endings of the layers with an adapter.
     """
 
     vae_rank: int | None = None
@@ -55,15 +50,15 @@ class LoraOptions:
 def inject_adapters(
     networks: Sequence[nn.Module], parts: Sequence[str], options: LoraOptions | None, published: LoraOptions
 ) -> dict[str, PeftModel]:
-    """Put adapters into the VAE's encoder and into the network that takes the step, in place.
+    """Put adapters into the VAE's encoder and into the backbone, in place.
 
     Args:
         networks: these two.
-        parts: what their adapters are called on the disk.
-        options: what was asked for.
-        published: what the family takes where that is None.
+        parts: names of their adapters on disk.
+        options: the adapters that the user asked for.
+        published: the adapters of the family.
     Returns:
-        peft's view of both, by the names of their parts.
+        peft's wrappers of both, by the names of their parts.
     Raises:
         ModelError: a target fits no layer.
     """
@@ -89,15 +84,10 @@ def adapter_weights(adapters: Mapping[str, PeftModel]) -> dict[str, nn.Parameter
 
 
 def merge_lora(network: nn.Module, folder: Path) -> int:
-    """Merge one part of an adapter into the weights of a network, in place.
+    """Merge one part of an adapter into the weights of a network, in place; errors as for `open_adapter` and `add`.
 
-    Args:
-        network: the VAE's encoder or the backbone, with names as the adapter was trained on.
-        folder: with `adapter_config.json` and `adapter_model.safetensors`.
     Returns:
         The number of weights that changed; 0 for an adapter that was never trained.
-    Raises:
-        ModelError: as for `open_adapter` and `AdapterPart.add`.
     """
     with open_adapter(network, folder) as part:
         for name, module in part.modules.items():
@@ -124,9 +114,8 @@ class AdapterPart:
 
     @torch.no_grad()
     def add(self, key: str, weight: Tensor) -> Tensor:
-        """Give W + alpha / r * B A, or the weight itself where the adapter has nothing to add.
+        """W + alpha / r * B A, summed in float32 on the weight's device; W itself where nothing is added.
 
-        The sum is taken in float32 on the weight's device and rounded once to its type.
         Source: LoRA, arXiv:2106.09685, Eq. 3; for a convolution A has its kernel and B is 1x1.
 
         Args:
@@ -237,23 +226,17 @@ def inject_lora(network: nn.Module, rank: int, alpha: float | None, targets: Ite
 
     A is drawn from the global random state, and B is zero, so the network's output does not change.
 
-    Args:
-        network: the VAE's encoder or the UNet.
-        rank: rank of every adapter.
-        alpha: alpha of every adapter; None uses the rank.
-        targets: name endings of the layers.
     Returns:
         peft's wrapper of the same network, which can save the adapter and switch it off.
     Raises:
         ModelError: a target matches no layer.
     """
     wanted = tuple(targets)
-    absent = [target for target in wanted if not _find_layers(network, target)]
+    layers = [f".{name}" for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    absent = [target for target in wanted if not any(name.endswith(f".{target}") for name in layers)]
     if absent:
-        name = type(network).__name__
-        raise ModelError(
-            f"{absent[0]!r} is not a convolution or linear layer of the {name}", "correct the targets in [lora]"
-        )
+        reason = f"{absent[0]!r} is not a convolution or linear layer of the {type(network).__name__}"
+        raise ModelError(reason, "correct the targets in [lora]")
     with explained_imports():
         from peft import LoraConfig, get_peft_model
     config = LoraConfig(
@@ -268,11 +251,8 @@ def inject_lora(network: nn.Module, rank: int, alpha: float | None, targets: Ite
 
 
 def load_lora(model: PeftModel, folder: Path) -> None:
-    """Load one part of an adapter into the adapters of a network, in place.
+    """Load one part of an adapter into the adapters of a network from `inject_lora`, in place.
 
-    Args:
-        model: from `inject_lora`.
-        folder: folder with `adapter_config.json` and `adapter_model.safetensors`.
     Raises:
         ModelError: rank, alpha or layers differ from those of the network, or the file cannot be read.
     """
@@ -284,7 +264,8 @@ def load_lora(model: PeftModel, folder: Path) -> None:
     for what, here, there in (("rank", own.r, found.r), ("alpha", own.lora_alpha, found.lora_alpha)):
         if here != there:
             raise ModelError(
-                f"{folder}: {what} {there:g} differs from {here:g} in the configuration", _same(what, there)
+                f"{folder}: {what} {there:g} differs from {here:g} in the configuration",
+                f"set the {what} of [lora] to {there:g}, or start from another adapter",
             )
     if found.use_rslora or found.rank_pattern or found.alpha_pattern:
         raise ModelError(f"{folder}: its adapters differ in rank or scale", "it can be merged, but not trained on")
@@ -306,15 +287,3 @@ def load_lora(model: PeftModel, folder: Path) -> None:
         )
     with torch.no_grad():
         set_peft_model_state_dict(model, weights)
-
-
-def _same(what: str, value: float) -> str:
-    return f"set the {what} of [lora] to {value:g}, or start from another adapter"
-
-
-def _find_layers(network: nn.Module, target: str) -> list[str]:
-    return [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and (name == target or name.endswith(f".{target}"))
-    ]

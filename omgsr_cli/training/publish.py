@@ -18,7 +18,7 @@ from omgsr_cli.files.addresses import redact
 from omgsr_cli.files.atomic import partial_folder
 from omgsr_cli.models.adapter_files import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from omgsr_cli.models.families import family_of
-from omgsr_cli.models.loading import save_standalone
+from omgsr_cli.models.loading import save_merged
 from omgsr_cli.models.record import ModelRecord, load_record, read_json
 from omgsr_cli.models.sources import find_model
 from omgsr_cli.models.weight_files import check_file_finite
@@ -364,7 +364,7 @@ def export_merged(checkpoint: Path, folder: Path, *, base: str | None = None) ->
         with partial_folder(folder) as beside:
             # The folder's name is written to the model's record.
             partial = beside / folder.name
-            save_standalone(source, partial)
+            save_merged(source, partial)
             if (checkpoint / CARD_NAME).is_file():
                 shutil.copyfile(checkpoint / CARD_NAME, partial / CARD_NAME)
             write_manifest(partial)
