@@ -9,21 +9,28 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image, ImageCms, ImageFile
 
 from omgsr_cli.errors import FileError
 from omgsr_cli.imaging import (
     FORMAT_LIMITS,
     ImageMetadata,
+    SourceImage,
     encode_image,
+    from_samples,
     probe_image,
     read_image,
     resize,
+    resize_bands,
+    to_samples,
 )
 from omgsr_cli.imaging.decoders import is_raw
 from omgsr_cli.imaging.image import TURNS
 from omgsr_cli.imaging.metadata import has_adobe_rgb, stored_orientation
 from omgsr_cli.imaging.opening import load_pixels, opened
+from omgsr_cli.imaging.read import with_pixels
+from omgsr_cli.imaging.tiff import TiffImage
 
 #: Formats that browsers show, by Pillow's name, and the suffixes by which they recognise images.
 _SHOWN = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF")
@@ -31,6 +38,9 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".gif")
 
 _THUMBNAIL_PX, _THUMBNAIL_QUALITY = 192, 70
 _PREVIEW_PIXELS, _PREVIEW_QUALITY = 24_000_000, 90
+
+#: The kind of alpha of a TIFF whose colours are not multiplied by it.
+_STRAIGHT = 2
 
 #: Memory for decoding an image for its preview.
 _MOST_BYTES = 2 << 30
@@ -62,17 +72,43 @@ def encode_preview(path: Path, name: str) -> bytes:
     """
     header = probe_image(path, name)
     height, width = header.size_px
+    factor = max(math.sqrt(height * width / _PREVIEW_PIXELS), max(height, width) / FORMAT_LIMITS["webp"].max_side_px, 1)
+    size_px = max(1, int(height / factor)), max(1, int(width / factor))
     if header.reading_bytes > _MOST_BYTES:
-        raise FileError(f"{name}: too large for a preview: {width}x{height}")
-    factor = max(math.sqrt(height * width / _PREVIEW_PIXELS), max(height, width) / FORMAT_LIMITS["webp"].max_side_px)
-    image = replace(read_image(path, name), metadata=ImageMetadata(), gamut=None)
-    if factor > 1:
-        size_px = max(1, int(height / factor)), max(1, int(width / factor))
+        image = _read_strips(path, name, size_px)
+    else:
+        image = read_image(path, name)
         rgb, alpha = (None if each is None else resize(each, size_px, 16) for each in (image.rgb, image.alpha))
         assert rgb is not None
         image = replace(image, rgb=rgb, alpha=alpha)
-    parts, _ = encode_image(image, name=name, format="webp", quality=_PREVIEW_QUALITY, metadata="none")
+    plain = replace(image, metadata=ImageMetadata(), gamut=None)
+    parts, _ = encode_image(plain, name=name, format="webp", quality=_PREVIEW_QUALITY, metadata="none")
     return b"".join(parts)
+
+
+def _read_strips(path: Path, name: str, size_px: tuple[int, int]) -> SourceImage:
+    """A TIFF of any size, reduced while its strips are read; only the kind that results have.
+
+    Raises:
+        FileError: the image cannot be read, or is of another kind.
+    """
+    with opened(path, name) as (image, _, _):
+        page = image.page if isinstance(image, TiffImage) and stored_orientation(image) == 1 else None
+        if page is None or not all(
+            (
+                page.photometric in (1, 2),
+                page.planarconfig == 1,
+                str(page.dtype) in ("uint8", "uint16"),
+                not page.is_tiled,
+                set(page.extrasamples) <= {_STRAIGHT},
+            )
+        ):
+            raise FileError(f"{name}: too large for a preview: {image.width}x{image.height}")
+        strips = (samples for samples, _, _ in page.segments(maxworkers=1) if samples is not None)
+        bands = (from_samples(each.reshape(-1, page.imagewidth, page.samplesperpixel)) for each in strips)
+        reduced = torch.cat(list(resize_bands(bands, (image.height, image.width), size_px, 16)), dim=1)
+        metadata = ImageMetadata(icc=image.info.get("icc_profile"))
+    return with_pixels(SourceImage(torch.empty(3, 1, 1), metadata=metadata), to_samples(reduced, 16))
 
 
 def encode_thumbnail(path: Path, name: str) -> bytes:

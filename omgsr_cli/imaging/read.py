@@ -114,7 +114,7 @@ def read_image(source: Path | bytes, name: str | None = None) -> SourceImage:
         return _read_raw(source, name)
     # The decoded image is freed when this returns, before its samples become floats.
     image, samples = _read_samples(source, name)
-    return _with_pixels(image, samples)
+    return with_pixels(image, samples)
 
 
 def _read_samples(source: Path | bytes, name: str) -> tuple[SourceImage, NDArray[Any]]:
@@ -198,7 +198,7 @@ def _frame_count(image: ImageFile.ImageFile) -> int:
 def _memory(image: ImageFile.ImageFile, file: BinaryIO, is_deep_result: bool, has_alpha: bool) -> tuple[int, int]:
     """The bytes that reading an opened image needs at its peak, and those that its pixels need afterwards.
 
-    This counts everything that `_decode` and `_with_pixels` hold at the same time; the measured memory is lower.
+    This counts everything that `_decode` and `with_pixels` hold at the same time; the measured memory is lower.
     """
     is_grey = image.mode in _GREY_MODES or image.mode in _WIDE_GREY_MODES
     stored = _STORED_BYTES.get(image.mode, 4)
@@ -235,7 +235,7 @@ def _read_raw(source: Path | bytes, name: str) -> SourceImage:
         samples = develop_raw(file, name)
         exif, notes = _exif_of_raw(file, samples.shape[:2])
     metadata = ImageMetadata(exif=exif)
-    return _with_pixels(SourceImage(torch.empty(3, 1, 1), format="raw", metadata=metadata, notes=notes), samples)
+    return with_pixels(SourceImage(torch.empty(3, 1, 1), format="raw", metadata=metadata, notes=notes), samples)
 
 
 def _exif_of_raw(file: BinaryIO, size_px: tuple[int, int]) -> tuple[bytes | None, tuple[str, ...]]:
@@ -390,7 +390,8 @@ def _full_range(samples: NDArray[Any]) -> NDArray[Any]:
     return np.concatenate([spread, samples[..., colors:]], axis=2)
 
 
-def _with_pixels(image: SourceImage, samples: NDArray[Any]) -> SourceImage:
+def with_pixels(image: SourceImage, samples: NDArray[Any]) -> SourceImage:
+    """The image with samples of its own profile, (H, W, C) integers as in `to_samples`, converted to sRGB."""
     planes = from_samples(samples)
     colors = 1 if samples.shape[2] < 3 else 3
     color, alpha = planes[:colors], planes[colors:] if samples.shape[2] > colors else None
