@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from omgsr_cli.batch.finished import FinishedResults, Settings
-from omgsr_cli.batch.results import FileResult
+from omgsr_cli.batch.reports import FileResult
 from omgsr_cli.batch.upscaler import Upscaler, UpscaleWork, writers_for
 from omgsr_cli.benchmark import runner
 from omgsr_cli.engines.local import choose_local, plan_places

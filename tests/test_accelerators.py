@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import omgsr_cli
 from omgsr_cli import planning, transfer
 from omgsr_cli.batch.finished import FinishedResults, Settings
-from omgsr_cli.batch.results import FileResult
+from omgsr_cli.batch.reports import FileResult
 from omgsr_cli.batch.upscaler import Upscaler, UpscaleWork
 from omgsr_cli.benchmark.models import time_call
 from omgsr_cli.engines.ray_actors import plan_actors

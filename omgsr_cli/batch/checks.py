@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from omgsr_cli.batch.finished import FinishedResults, Settings, failed, name_of, outputs_of, own_result
-from omgsr_cli.batch.results import FileResult, Status
+from omgsr_cli.batch.reports import FileResult, Status
 from omgsr_cli.errors import FileError, OmgsrError, UnreadableError, read_reason
 from omgsr_cli.files.addresses import Address, Location, local_copy
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX

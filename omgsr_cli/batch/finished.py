@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from omgsr_cli.batch.results import FileResult
+from omgsr_cli.batch.reports import FileResult
 from omgsr_cli.errors import FileError, OmgsrError
 from omgsr_cli.files.addresses import Address, LocalCopy, Location, look_at, reading, shown
 from omgsr_cli.files.containers import read_record, record_of_file

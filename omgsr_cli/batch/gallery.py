@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
-from omgsr_cli.batch.results import FileResult
+from omgsr_cli.batch.reports import FileResult
 from omgsr_cli.errors import FileError, OmgsrError, UsageError, read_reason, write_reason
 from omgsr_cli.files.addresses import Address, Location, is_url, json_text, local_copy, look_at, shown
 from omgsr_cli.files.atomic import write_atomically

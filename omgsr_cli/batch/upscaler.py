@@ -35,7 +35,7 @@ from omgsr_cli.batch.finished import (
     outputs_of,
     own_result,
 )
-from omgsr_cli.batch.results import FileResult
+from omgsr_cli.batch.reports import FileResult
 from omgsr_cli.engines.work import IDLE_S, Place, Say, TaskQueue
 from omgsr_cli.errors import DeviceError, ExistsError, FileError, NotFiniteError, OmgsrError, reason_of
 from omgsr_cli.files.addresses import Location, put_when_whole

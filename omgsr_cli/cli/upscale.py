@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 import typer
 
 from omgsr_cli import __version__
-from omgsr_cli.batch.reports import RunReport, read_reports
-from omgsr_cli.batch.results import FileResult, result_record
+from omgsr_cli.batch.reports import FileResult, RunReport, read_reports, result_record
 from omgsr_cli.cli import options as shared
 from omgsr_cli.cli.help import Command
 from omgsr_cli.cli.options import FILES, MANY, MODEL, OUTPUT

@@ -13,7 +13,7 @@ from omgsr_cli.files.addresses import Address, Location, shown
 if TYPE_CHECKING:
     import torch
 
-    from omgsr_cli.batch.results import FileResult
+    from omgsr_cli.batch.reports import FileResult
     from omgsr_cli.files.remembered import Remembered
     from omgsr_cli.models.base import RestorerInfo
     from omgsr_cli.options import RestoreOptions

@@ -18,7 +18,7 @@ from identity_model import INFO
 from PIL import Image
 
 from omgsr_cli import __version__
-from omgsr_cli.batch.results import FileResult
+from omgsr_cli.batch.reports import FileResult
 from omgsr_cli.cli import upscale_summary
 from omgsr_cli.cli.app import run
 from omgsr_cli.cli.upscale_summary import Counts
