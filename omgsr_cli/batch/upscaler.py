@@ -411,15 +411,7 @@ def open_job(
     results: FinishedResults,
     before_reading: Callable[[Checked], None] = lambda checked: None,
 ) -> _OpenedJob | FileResult:
-    """Read a job's image, or return the result of a job that the model need not process.
-
-    Args:
-        job: the job.
-        settings: settings of all jobs.
-        info: properties of the model, which need not be loaded.
-        results: results of earlier runs with the same settings and model.
-        before_reading: called before the pixels are read.
-    """
+    """Read a job's image, or return the result of a job that the model need not process."""
     started, held = time.monotonic(), ExitStack()
     with held:
         try:
@@ -448,14 +440,8 @@ def open_job(
 def write_result(
     opened: _OpenedJob, restored: ImageBands, upscaled: Rows, settings: Settings, results: FinishedResults
 ) -> tuple[str, ...]:
-    """Write the bands of an image as they are computed, and its comparison.
+    """Write the bands of an image as they are computed, and its comparison with the rows of the upscaled input.
 
-    Args:
-        opened: the job.
-        restored: the bands of the result, computed as they are read.
-        upscaled: rows of the upscaled input, for the comparison.
-        settings: settings of all jobs.
-        results: remembers what was written.
     Returns:
         Notes for the user.
     Raises:

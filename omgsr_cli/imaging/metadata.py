@@ -371,12 +371,8 @@ def without_fixed_note(data: bytes) -> tuple[bytes, bool]:
 
 
 def exif_with_dpi(data: bytes | None, dpi: tuple[float, float], *, add: bool) -> bytes | None:
-    """EXIF data with another resolution.
+    """EXIF data with another horizontal and vertical resolution; data without one gets it only if `add` is set.
 
-    Args:
-        data: existing data, or None.
-        dpi: horizontal and vertical resolution.
-        add: add the resolution if the data has none.
     Raises:
         ExifError: the data cannot be read.
     """

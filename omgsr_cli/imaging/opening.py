@@ -130,11 +130,7 @@ def source_name(source: Path | bytes, name: str | None) -> str:
 
 @contextlib.contextmanager
 def decoding(name: str) -> Iterator[None]:
-    """Turn Pillow's exceptions for corrupt files into a `FileError`; use it around calls of Pillow only.
-
-    Args:
-        name: name of the file in messages.
-    """
+    """Turn Pillow's exceptions for corrupt files into a `FileError`; use it around calls of Pillow only."""
     try:
         # Pillow's warnings either precede an error or do not concern the pixels.
         with warnings.catch_warnings(action="ignore"), pillow_limits:
@@ -149,10 +145,6 @@ def opened(
 ) -> Iterator[tuple[ImageFile.ImageFile, BinaryIO, tuple[str, ...]]]:
     """Open an image without decoding it.
 
-    Args:
-        source: a path, or the bytes of a file.
-        name: name of the file in messages.
-        for_pixels: whether the pixels will be decoded.
     Yields:
         The image, the seekable file that it reads from, and notes about damaged parts that were dropped.
     Raises:
@@ -194,14 +186,7 @@ def load_pixels(image: ImageFile.ImageFile) -> None:
 
 
 def check_size(name: str, size: tuple[int, int]) -> None:
-    """Refuse an image with too many pixels in its header.
-
-    Args:
-        name: name of the file in messages.
-        size: width and height.
-    Raises:
-        FileError: the image has more than `MAX_PIXELS` pixels, or none.
-    """
+    """Refuse an image with more than `MAX_PIXELS` pixels in its header, or none; sizes are width and height."""
     width, height = size
     if width * height > MAX_PIXELS:
         raise FileError(
@@ -316,11 +301,8 @@ def _unidentified(file: BinaryIO, name: str) -> FileError:
 def repaired(file: BinaryIO, for_pixels: bool) -> tuple[BinaryIO, tuple[str, ...]]:
     """Drop damaged parts of a PNG other than its pixels, and add a missing end marker to a JPEG.
 
-    A JPEG gets the marker only if no pixel depends on missing data.
+    A JPEG gets the marker only if no pixel depends on missing data, and is only examined if pixels will be decoded.
 
-    Args:
-        file: the whole file, seekable.
-        for_pixels: whether the pixels will be decoded; a JPEG is not examined otherwise.
     Returns:
         The file itself, or a copy in memory without the damaged parts; and notes about them.
     Raises:

@@ -210,8 +210,6 @@ class TableProfile:
 
     The tables of a profile are not exact inverses, so the conversion back is refined until both agree.
 
-    Args:
-        icc: the profile.
     Attributes:
         goes_back: whether it has tables for the conversion from sRGB; those of scanners may have none.
     Raises:

@@ -417,12 +417,8 @@ def _ranged(samples: NDArray[Any], facts: _Facts, name: str) -> tuple[NDArray[An
 
 
 def ranged_floats(samples: NDArray[Any], kind: str, name: str) -> tuple[NDArray[np.uint16], tuple[str, ...]]:
-    """Scale floats in [0, 1] to the whole range of uint16.
+    """Scale floats in [0, 1], of any shape and type, to the whole range of uint16.
 
-    Args:
-        samples: any shape and float type.
-        kind: readable name of the kind of samples.
-        name: name of the file, for messages.
     Returns:
         The samples, and notes that count clipped values and NaN.
     Raises:
@@ -522,15 +518,10 @@ _IN_MEMORY = 64 << 20
 def encode_tiff(
     layout: SampleLayout, bands: Iterator[NDArray[Any]], metadata: ImageMetadata, name: str
 ) -> Iterator[bytes]:
-    """Encode an image as strips of deflated horizontal differences, which are stored until all are complete.
+    """Encode bands of samples, from top to bottom, with all metadata except texts.
 
-    Args:
-        layout: layout of the samples.
-        bands: bands of samples, from top to bottom.
-        metadata: everything but texts is written.
-        name: name of the file, for messages.
-    Yields:
-        The bytes of the file.
+    The strips are deflated horizontal differences, which are stored until all are complete.
+
     Raises:
         FileError: the file would be larger than 4 GiB.
         OmgsrError: there is no space to store the strips.

@@ -89,13 +89,8 @@ def output_format(requested: str, source_format: str) -> str:
 
 
 def check_output(name: str, format_name: str, size_px: tuple[int, int], has_alpha: bool) -> None:
-    """Check the limits of a format, before a model runs.
+    """Check the limits of a format for a height and a width, and whether some pixel is transparent; no model is needed.
 
-    Args:
-        name: name of the file, for the message.
-        format_name: a key of `FORMAT_LIMITS`.
-        size_px: height and width of the result.
-        has_alpha: whether some pixel is transparent.
     Raises:
         FileError: the format does not support the size or transparency, or this Pillow cannot write it.
     """
@@ -341,15 +336,7 @@ _THREADS = min(4, os.cpu_count() or 1)
 
 
 def encode_png(layout: SampleLayout, bands: Iterator[NDArray[Any]], metadata: ImageMetadata) -> Iterator[bytes]:
-    """Encode an image row by row.
-
-    Args:
-        layout: layout of the samples.
-        bands: samples, from the first rows to the last.
-        metadata: metadata, which is written completely.
-    Yields:
-        The file's bytes, beginning with the signature and the header.
-    """
+    """Encode bands of samples with all metadata; the first bytes are the signature and the header."""
     header = struct.pack(
         ">IIBBBBB", layout.width, layout.height, layout.bit_depth, _COLOR_TYPE[layout.channels], 0, 0, 0
     )

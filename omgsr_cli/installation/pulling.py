@@ -101,13 +101,8 @@ def pull_model(
 
 
 def pull_network(network: NetworkFile, talk: PullTalk) -> Path:
-    """Install a restoration network of another project from its own release.
+    """Install a restoration network of another project from its own release, and return its folder.
 
-    Args:
-        network: one of NETWORKS.
-        talk: shows messages and progress.
-    Returns:
-        The folder of the model.
     Raises:
         ModelError: it cannot be fetched, or its size or hash is wrong. What was fetched is kept for the next call.
     """
@@ -162,11 +157,6 @@ def _install(name: str, talk: PullTalk, fetch: Callable[[Path, Path], None]) -> 
 def pull_features(network: FeatureNetwork, talk: PullTalk) -> Path:
     """Fetch a feature network of training into the hub's cache, where training finds it by its name.
 
-    Args:
-        network: one of FEATURE_NETWORKS.
-        talk: shows messages.
-    Returns:
-        Its folder in the cache.
     Raises:
         ModelError: it cannot be fetched; for a gated repository the hint names the page and the login.
     """

@@ -185,8 +185,8 @@ def fetch_file(listing: Listing, file: RemoteFile, folder: Path, on_bytes: Calla
 
     Args:
         listing: listing of the repository; its commit is fetched.
-        file: a file of the listing.
-        folder: target folder; the file keeps its path below it.
+        file: a file of the listing, which keeps its path below the folder.
+        folder: target folder.
         on_bytes: receives the number of bytes fetched since the last call; the sum is the size of the file.
     Raises:
         ModelError: the file is not reachable, refused, or differs from the listing; such a file is deleted.
@@ -212,13 +212,8 @@ def fetch_file(listing: Listing, file: RemoteFile, folder: Path, on_bytes: Calla
 
 
 def fetch_url(url: str, file: RemoteFile, folder: Path, on_bytes: Callable[[int], None]) -> Path:
-    """Fetch a file from any web server, in the same way as `fetch_file` but without a hub token.
+    """Fetch a file of known name, size and SHA-256 from any web server, as `fetch_file` does but without a hub token.
 
-    Args:
-        url: URL of the file.
-        file: its name, size and SHA-256.
-        folder: target folder.
-        on_bytes: as for `fetch_file`.
     Raises:
         ModelError: the file is not reachable, refused, or has another size or hash; such a file is deleted.
     """
