@@ -21,7 +21,7 @@ import psutil
 from PIL import Image
 
 from omgsr_cli.batch.gallery import Gallery, GalleryOptions
-from omgsr_cli.batch.results import FileResult
+from omgsr_cli.batch.reports import FileResult
 from omgsr_cli.geometry import Size
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
