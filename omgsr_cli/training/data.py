@@ -65,15 +65,10 @@ def draw_rng(seed: int, purpose: Purpose, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence((seed, int(purpose), number))))
 
 
-def draw_seed(seed: int, purpose: Purpose, number: int) -> int:
-    """Return a seed for a sample or a step: an integer in 0..2^63-1."""
-    state = np.random.SeedSequence((seed, int(purpose), number)).generate_state(1, np.uint64)
-    return int(state[0] >> np.uint64(1))
-
-
 def draw_generator(seed: int, purpose: Purpose, number: int) -> torch.Generator:
     """Return a torch generator on the CPU, so that the numbers are the same for every device."""
-    return torch.Generator().manual_seed(draw_seed(seed, purpose, number))
+    state = np.random.SeedSequence((seed, int(purpose), number)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
 def draw_generators(seed: int, purpose: Purpose, numbers: Sequence[int]) -> list[torch.Generator]:
@@ -82,14 +77,7 @@ def draw_generators(seed: int, purpose: Purpose, numbers: Sequence[int]) -> list
 
 
 def draw_noise(like: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
-    """Draw standard normal noise, for each sample from its own generator.
-
-    Args:
-        like: (B, ...) float.
-        draws: B CPU generators.
-    Returns:
-        (B, ...) float with the dtype and device of like.
-    """
+    """Draw standard normal noise like (B, ...), for each sample from its own generator."""
     noise = [torch.randn(like.shape[1:], generator=draw) for draw in draws]
     return upload(torch.stack(noise).to(like.dtype), like.device)
 
@@ -103,8 +91,8 @@ def choose(weighted: Sequence[tuple[Choice, float]], rng: np.random.Generator) -
 class Order:
     """The order of samples: each epoch has a new permutation that depends only on the seed and the epoch's number.
 
-    Sample n is the same in every process and after every interruption. Epochs follow each other without a gap: a batch
-    may continue in the next epoch, so that all batches have the same size and no image is skipped.
+    Epochs follow each other without a gap: a batch may continue in the next epoch, so that all batches have the same
+    size and no image is skipped.
     """
 
     def __init__(self, epoch: Sequence[int], seed: int, purpose: Purpose = Purpose.ORDER) -> None:
@@ -352,10 +340,7 @@ Sample = tuple[int, *tuple[Tensor, ...]]
 
 
 class TrainingCrops(Dataset[Sample]):
-    """Samples by their numbers in the run, which have no upper limit.
-
-    A sample is a window of a crop. Every sample has its own crop; with a teacher, it has one of the teacher's crops.
-    """
+    """Samples by their numbers: windows of crops, each of its own crop or, with a teacher, of one of the teacher's."""
 
     def __init__(self, images: Sequence[TrainingImage], options: CropOptions, seed: int) -> None:
         self.images, self.options, self._data, self._seed = images, options, options.data, seed
@@ -406,33 +391,23 @@ class TrainingCrops(Dataset[Sample]):
         return lq, hq, taught
 
     def crop_key(self, number: int) -> str:
-        """Compute a crop's key from the content of its files, the seed, its number and the options.
+        """Compute a crop's key, 64 hexadecimal digits, from its files' contents, the seed, its number and the options.
 
         Pixels are not part of the key: the crop need not be computed, and rounding differences between machines do not
         change the key.
 
-        Returns:
-            64 hexadecimal digits.
         Raises:
             FileError: an image cannot be read.
         """
         image = self._image_of(number)
-        defined_by = {
-            "format": _CROP_FORMAT,
-            "seed": self._seed,
-            "number": number,
-            "hq": self._content(image.hq),
-            "lq": None if image.lq is None else self._content(image.lq),
-            "options": self._described_options,
-        }
-        if image.resize_px is not None:
-            defined_by["resize_px"] = image.resize_px
+        files = [self._content(file) for file in image.files]
+        defined_by = [_CROP_FORMAT, self._seed, number, files, image.resize_px, self._described_options]
         return hashlib.sha256(json.dumps(defined_by, sort_keys=True).encode()).hexdigest()
 
     @cached_property
-    def _described_options(self) -> dict[str, Any]:
+    def _described_options(self) -> list[Any]:
         kinds = [(config.model_dump(), share) for config, share in self.options.degradations]
-        return {"data": self._data.model_dump(exclude=_NOT_OF_THE_CROP), "degradations": kinds}
+        return [self._data.model_dump(exclude=_NOT_OF_THE_CROP), kinds]
 
     def _content(self, path: Stored) -> str:
         if path not in self._contents:
@@ -523,8 +498,7 @@ class Numbers(Sampler[list[int]]):
     Args:
         batch: number of samples per process and forward pass.
         start: number of the run's next sample.
-        rank: rank of this process.
-        processes: number of processes.
+        rank, processes: the rank of this process, and their number.
     """
 
     def __init__(self, batch: int, start: int, rank: int, processes: int) -> None:

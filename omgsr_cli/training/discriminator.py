@@ -28,11 +28,11 @@ Draws = Sequence[torch.Generator]
 
 
 def augment(images: Tensor, changes: Sequence[str], draws: Draws) -> Tensor:
-    """Augment each image of a batch at random, one change after the other.
+    """Augment each image of a batch at random, one change (of CHANGES) after the other.
 
     Args:
         images: (B, 3, H, W) float, sRGB in [-1, 1].
-        changes: names from CHANGES, in order.
+        changes: names of the changes, in order.
         draws: generators of all random numbers.
     Returns:
         The same shape and dtype; not clamped.

@@ -6,7 +6,6 @@ in every process, so that optimisers, averages and checkpoints are the same as w
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -130,12 +129,8 @@ def prepare(accelerator: Accelerator, module: nn.Module) -> nn.Module:
 def share(
     accelerator: Accelerator, values: Mapping[str, float | torch.Tensor], signal: int
 ) -> tuple[dict[str, float], int]:
-    """Exchange scalars and stop signals between the processes.
+    """Exchange scalars, by the same names in every process, and the signal that a process received, or 0.
 
-    Args:
-        accelerator: accelerator of the run.
-        values: scalars by name; the names are the same in every process.
-        signal: signal that this process received, or 0.
     Returns:
         The means over all processes, which are not finite if any value is not, and the largest signal.
     """
@@ -183,15 +178,8 @@ def agree(accelerator: Accelerator, action: Callable[[], None]) -> None:
         raise refusal
 
 
-def is_finite(values: Mapping[str, float]) -> bool:
-    """Return whether every value is finite."""
-    return all(math.isfinite(value) for value in values.values())
-
-
 def share_backbone(trainable: Trainable, device: torch.device, processes: int) -> None:
-    """Shard the frozen weights of the backbone among the processes.
-
-    Every process must then run the network the same number of times.
+    """Shard the frozen weights of the backbone among the processes, which then run it the same number of times.
 
     Args:
         trainable: model in host memory; weights that are not sharded are moved to the device.

@@ -69,12 +69,9 @@ _WATCHED = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Context manager that records the first signal; a second signal of the same kind has its usual effect.
+    """Context manager that records the number of the first signal; a second signal of its kind has its usual effect.
 
     Python handles signals only in the main thread, so it records none in other threads.
-
-    Attributes:
-        signal: number of the signal, or 0.
     """
 
     def __init__(self) -> None:
@@ -129,10 +126,8 @@ class Pace:
 
 def peak_memory_mib(device: torch.device) -> int:
     """Return the peak memory of this process in MiB: of the GPU, or of the system on a CPU; 0 on a CPU on Windows."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) // 2**20
-    if device.type == "xpu":
-        return int(torch.xpu.max_memory_allocated(device)) // 2**20
+    if device.type in ("cuda", "xpu"):
+        return int(getattr(torch, device.type).max_memory_allocated(device)) // 2**20
     if sys.platform == "win32":
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -371,7 +366,12 @@ def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda 
         found = find_checkpoint(Path(config.save.out), resume, note=lambda text: report(Noticed(text)))
         if found is not None:
             check_adapter_ranks(found, build_lora_options(config) or LoraOptions())
-            check_steps(found, config.train.steps)
+            done = finished_steps(found)
+            if config.train.steps < done:
+                raise UsageError(
+                    f"train.steps is {config.train.steps}, but {found} has already finished {done}",
+                    f"set train.steps to {done} or more, or start a new run in another [save] out",
+                )
         config = settle_mid_timestep(config, accelerator, found)
         run = load_run(config, accelerator, resumed=found is not None)
         trainer = Trainer(run, accelerator, found, report)
@@ -383,28 +383,11 @@ def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda 
         return trainer.stopped(signal) if signal else trainer.go_on(stop)
 
 
-def check_steps(checkpoint: Path, steps: int) -> None:
-    """Check that a checkpoint has not finished more steps than the run is configured for.
-
-    Raises:
-        UsageError: the checkpoint has finished more steps.
-    """
-    done = finished_steps(checkpoint)
-    if steps < done:
-        raise UsageError(
-            f"train.steps is {steps}, but {checkpoint} has already finished {done}",
-            f"set train.steps to {done} or more, or start a new run in another [save] out",
-        )
-
-
 def make_teacher_images(crops: TrainingCrops, accelerator: Accelerator, report: Report, stop: StopRequest) -> None:
-    """Restore the images that are not cached yet with the teacher; each process makes its share.
+    """Restore the images that are not cached yet with the teacher; each process makes its share until `stop`.
 
-    Args:
-        crops: crops of a run with a teacher, whose model is loaded only if an image is missing.
-        accelerator: accelerator of the run.
-        report: called with the progress.
-        stop: ends the work after the current image.
+    The teacher is loaded only if an image is missing.
+
     Raises:
         ModelError: the teacher cannot be read.
         FileError: an image cannot be read or written.

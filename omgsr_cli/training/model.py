@@ -89,12 +89,12 @@ class Generator(nn.Module):
         """
         restorer = self._trainable.restorer
         draws = [draw_generator(seed, Purpose.LATENT, number) for number in numbers]
-        with codec_format(self._precision, lq.device):
+        with autocast(lq.device, self._precision == "bf16"):
             target_latent = self._trainable.encode_clean(hq, draws)
             lq_latent = self._trainable.encode(lq, draws)
-        with step_format(self._precision, lq.device):
+        with autocast(lq.device, self._precision != "fp32"):
             clean_latent = restorer.restore(lq_latent)
-        with codec_format(self._precision, lq.device):
+        with autocast(lq.device, self._precision == "bf16"):
             restored = restorer.decode(clean_latent)
             unstepped = self._decode_unstepped(lq_latent) if self._shows_encoder else None
         if self._clamps:
@@ -112,22 +112,17 @@ class Generator(nn.Module):
     def restore(self, lq: Tensor) -> Tensor:
         """Restore (B, 3, H, W) in [-1, 1] as in inference, without random numbers; same shape, not clamped."""
         restorer = self._trainable.restorer
-        with codec_format(self._precision, lq.device):
+        with autocast(lq.device, self._precision == "bf16"):
             latent = restorer.encode(lq)
-        with step_format(self._precision, lq.device):
+        with autocast(lq.device, self._precision != "fp32"):
             latent = restorer.restore(latent)
-        with codec_format(self._precision, lq.device):
+        with autocast(lq.device, self._precision == "bf16"):
             return restorer.decode(latent)
 
 
-def codec_format(precision: str, device: torch.device) -> torch.autocast:
-    """Return the autocast context of encoder and decoder: bf16 for "bf16", else the dtype of their weights."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def step_format(precision: str, device: torch.device) -> torch.autocast:
-    """Return the autocast context of the step: bf16 except for "fp32"."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision != "fp32")
+def autocast(device: torch.device, enabled: bool) -> torch.autocast:
+    """Return the context in which networks compute in bf16, or if not enabled in the dtype of their weights."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 _LARGEST_SNR = 1e6
@@ -166,10 +161,10 @@ class Denoising(nn.Module):
         schedule = self._trainable.restorer.schedule
         draws = [draw_generator(seed, Purpose.LATENT, number) for number in numbers]
         timesteps = torch.tensor([draw_timestep(number, draw) for number, draw in zip(numbers, draws, strict=True)])
-        with codec_format(self._precision, hq.device):
+        with autocast(hq.device, self._precision == "bf16"):
             clean = self._trainable.encode_clean(hq, draws).float()
         noisy = schedule.add_noise(clean, draw_noise(clean, draws), timesteps)
-        with step_format(self._precision, hq.device):
+        with autocast(hq.device, self._precision != "fp32"):
             foreseen = self._trainable.denoise(noisy, timesteps)
         snr = schedule.snr()[timesteps].float().clamp(max=_LARGEST_SNR)
         return (foreseen.float() - clean).square().mean((1, 2, 3)) * upload(snr, clean.device)

@@ -17,7 +17,7 @@ from omgsr_cli.models.base import Trainable
 from omgsr_cli.training.config import GanConfig, TrainConfig
 from omgsr_cli.training.data import Batch, Purpose, draw_generators
 from omgsr_cli.training.discriminator import Discriminator, Draws, build_discriminator
-from omgsr_cli.training.distributed import is_finite, prepare, share
+from omgsr_cli.training.distributed import prepare, share
 from omgsr_cli.training.losses import Losses, cut_window, discriminator_loss, generator_gan_loss
 from omgsr_cli.training.model import Denoising, Generator, build_generator
 from omgsr_cli.training.perceptual import FeatureNet
@@ -67,13 +67,9 @@ def learning_rate_share(
 
 
 class WeightAverage:
-    """Exponential moving averages of weights, whose decay grows from 0.1 to its final value over the first updates.
+    """Exponential moving averages of weights by name, whose decay grows from 0.1 to its final value, `decay` in [0, 1).
 
     average <- average + (1 - d) (weight - average), with d = min(decay, (1 + n) / (10 + n)) after n updates.
-
-    Args:
-        weights: weights by name; the averages start from their current values.
-        decay: final decay in [0, 1).
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], decay: float) -> None:
@@ -322,7 +318,7 @@ class Stepper:
         # Norms are already equal in every process; a loss may be finite in this process and not in another.
         shared, heard = share(self._accelerator, sums | norms | {"broken": torch.tensor(float(broken))}, signal)
         any_broken = shared.pop("broken") > 0
-        finite = is_finite(shared)
+        finite = all(map(math.isfinite, shared.values()))
         if finite:
             self._update(adversary, alone is None)
         self._clear()
