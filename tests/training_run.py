@@ -1,23 +1,26 @@
 """Helpers for tests of training: a small model, images, a random feature network, and runs in other processes.
 
-As a program, it trains and prints a line of JSON for every event: `python training_run.py PLAN.json`.
+As a program, it trains: `python training_run.py PLAN.json`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
+import socket
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+import traceback
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NoReturn
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -91,32 +94,70 @@ Plan = list[tuple[Table, str]]
 """Runs in order, each with the checkpoint from which it resumes."""
 
 
-def start(
-    runs: Plan, *, processes: int = 1, variables: Mapping[str, str] | None = None, packages: Sequence[Path] = ()
-) -> subprocess.Popen[str]:
-    """Train in other processes, which can also import packages from folders; events arrive line by line."""
-    plan = Path(runs[0][0]["save"]["out"]).with_suffix(".json")
-    plan.write_text(json.dumps(runs))
-    command = [sys.executable, __file__, str(plan)]
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command[1:1] = launcher
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | dict(variables or {})
-    environment["PYTHONPATH"] = os.pathsep.join([os.environ["PYTHONPATH"], *map(str, packages)])
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+class Forks:
+    """Processes of one training, forked from this one, so that they import nothing; the first one writes its events.
+
+    Attributes:
+        events: lines of JSON, while the processes run.
+    """
+
+    def __init__(self, plan: Plan, processes: int = 1) -> None:
+        reading, writing = os.pipe()
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the object
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self._pids = []
+        for rank in range(processes):
+            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            pid = os.fork()
+            if pid == 0:
+                os.close(reading)
+                os.environ |= {name: str(value) for name, value in variables.items() if processes > 1}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                self._train(plan, writing)
+            self._pids.append(pid)
+        os.close(writing)
+        self.events = os.fdopen(reading)
+
+    def _train(self, plan: Plan, writing: int) -> NoReturn:
+        code: object = 1
+        try:
+            os.dup2(self._errors.fileno(), 2)
+            # A fork has none of the threads of its parent, and would wait for them.
+            torch.set_num_threads(1)
+            AcceleratorState._reset_state(reset_partial_state=True)
+            train_plan(plan, os.fdopen(writing, "w", buffering=1))
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        except BaseException:  # noqa: BLE001 - reported to the parent
+            os.write(2, traceback.format_exc().encode())
+        finally:
+            os._exit(code if isinstance(code, int) else 1)
+
+    def send_signal(self, number: int) -> None:
+        for pid in self._pids:
+            os.kill(pid, number)
+
+    def finish(self) -> tuple[list[dict[str, Any]], int, str]:
+        """Wait for the end; return the remaining events, the largest exit code and what was written to stderr."""
+        events = [json.loads(line) for line in self.events]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self._pids]
+        self._errors.seek(0)
+        return events, max(codes), self._errors.read()
 
 
-def run_there(runs: Plan, **options: Any) -> list[list[dict[str, Any]]]:
-    """Train in other processes to the end, and return the events of each run."""
-    process = start(runs, **options)
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    events: list[list[dict[str, Any]]] = []
-    for event in map(json.loads, out.splitlines()):
+def run_forked(plan: Plan, processes: int) -> list[list[dict[str, Any]]]:
+    """Train in forked processes to the end, and return the events of each run."""
+    events, code, errors = Forks(plan, processes).finish()
+    assert code == 0, errors
+    runs: list[list[dict[str, Any]]] = []
+    for event in events:
         if event["event"] == "Started":
-            events.append([])
-        events[-1].append(event)
-    return events
+            runs.append([])
+        runs[-1].append(event)
+    return runs
 
 
 def tensors(checkpoint: Path | str) -> dict[str, Tensor]:
@@ -139,8 +180,8 @@ def largest_difference(first: Mapping[str, Tensor], second: Mapping[str, Tensor]
     return max(float((first[name].double() - second[name].double()).abs().max()) for name in chosen)
 
 
-def main() -> None:
-    """Train according to the plan; each process writes a digest of its final weights."""
+def train_plan(plan: Plan, out: IO[str]) -> None:
+    """Train according to the plan, write the events, and in each process a digest of its final weights."""
     load, runs = loop.load_run, []
 
     def keep(*arguments: Any, **options: Any) -> Any:
@@ -151,9 +192,8 @@ def main() -> None:
 
     def report(event: Event) -> None:
         values = {name: str(value) if isinstance(value, Path) else value for name, value in vars(event).items()}
-        sys.stdout.write(json.dumps({"event": type(event).__name__, **values}) + "\n")
+        out.write(json.dumps({"event": type(event).__name__, **values}) + "\n")
 
-    plan = json.loads(Path(sys.argv[1]).read_text())
     if len(plan) > 1:
         # Keep the process group, because the next run needs it.
         Accelerator.end_training = lambda self: None
@@ -164,9 +204,9 @@ def main() -> None:
         learner = runs[-1].learner
         state = learner.weights | (learner.adversary.state() if learner.adversary else {})
         digest = sha256(b"".join(value.detach().numpy().tobytes() for value in state.values())).hexdigest()
-        out, rank = Path(tables["save"]["out"]), os.environ.get("RANK", "0")
-        (out / f"rank-{rank}").write_text(digest)
-        (out / f"weights-{rank}").write_text(json.dumps(count_weights(runs[-1].trainable)))
+        out_folder, rank = Path(tables["save"]["out"]), os.environ.get("RANK", "0")
+        (out_folder / f"rank-{rank}").write_text(digest)
+        (out_folder / f"weights-{rank}").write_text(json.dumps(count_weights(runs[-1].trainable)))
 
 
 def count_weights(trainable: Trainable) -> dict[str, int]:
@@ -182,4 +222,4 @@ def count_weights(trainable: Trainable) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    main()
+    train_plan(json.loads(Path(sys.argv[1]).read_text()), sys.stdout)

@@ -73,12 +73,12 @@ def test_the_page_embeds_curves_and_grids(train: Command, tmp_path: Path) -> Non
     assert "4500 of 4500 steps" in text
     # Even if every image is noise.
     assert len(text) < 9_000_000
-    # It can be written again during the run.
-    assert train("--report", run).code == 0
 
 
 def test_foreign_files_are_kept(train: Command, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", grids=1, width=30)
+    for _ in range(2):
+        assert train("--report", run).code == 0, "it can be written again during the run"
     (run / "report.html").write_text("<p>my notes</p>")
     said = train("--report", run)
     assert said.code == 1

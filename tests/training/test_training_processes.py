@@ -13,7 +13,7 @@ import torch
 from random_flux import write_flux_model
 from random_sd import write_sd_model
 from torch import Tensor
-from training_run import Table, differing, largest_difference, run_here, run_there, settings, tensors
+from training_run import Table, differing, largest_difference, run_forked, run_here, settings, tensors
 
 from omgsr_cli.training.config import GanConfig
 
@@ -50,17 +50,12 @@ def train_in_two_processes(world: Path, folder: Path) -> Runs:
         ),
         "passes": (settings(world, folder / "passes", **NO_GAN, **passes, train={"steps": 2}), "none"),
     }
-    base, halfway = write_sd_model(folder / "base"), str(folder / "sharded" / "step-00000001")
-    for name, shard, resume in (
-        ("unsharded", False, "none"),
-        ("sharded", True, "none"),
-        ("sharded, resumed", True, halfway),
-        ("sharded, then not", False, halfway),
-    ):
-        plan[name] = (lora_settings(world, folder / name, base, shard=shard), resume)
+    base, halfway = write_sd_model(folder / "base"), str(folder / "sharded lora" / "step-00000001")
+    for name, shard, resume in (("sharded", True, "none"), ("unsharded", False, halfway), ("resumed", True, halfway)):
+        plan[f"{name} lora"] = (lora_settings(world, folder / f"{name} lora", base, shard=shard), resume)
     flow = write_flux_model(folder / "flux")
     plan["flow"] = (lora_settings(world, folder / "flow", flow, shard=True), "none")
-    return Runs(folder, dict(zip(plan, run_there(list(plan.values()), processes=2), strict=True)))
+    return Runs(folder, dict(zip(plan, run_forked(list(plan.values()), 2), strict=True)))
 
 
 def lora_settings(world: Path, run: Path, base: Path, *, shard: bool) -> Table:
@@ -144,17 +139,15 @@ def check_processes_share_a_validation(runs: Runs, world: Path, tmp_path: Path) 
 
 def check_a_sharded_backbone_trains_like_a_whole_one(runs: Runs) -> None:
     """FSDP2; and a run may resume with it or without."""
-    sharded = runs.tensors("sharded", 2)
-    assert differing(sharded, runs.tensors("sharded", 1)), "it learns"
-    others = [runs.tensors(name, 2) for name in ("unsharded", "sharded, then not")]
+    sharded, unsharded, resumed = (runs.tensors(f"{name} lora", 2) for name in ("sharded", "unsharded", "resumed"))
+    assert differing(sharded, runs.tensors("sharded lora", 1)), "it learns"
+    assert differing(resumed, sharded) == []
     for name, value in sharded.items():
-        for other in others:
-            torch.testing.assert_close(value, other[name], atol=1e-6, rtol=1e-4)
-    assert differing(runs.tensors("sharded, resumed", 2), sharded) == []
-    scores = [runs.told(name, "Validated")[0]["scores"] for name in ("unsharded", "sharded")]
+        torch.testing.assert_close(value, unsharded[name], atol=1e-6, rtol=1e-4)
+    scores = [runs.told(f"{name} lora", "Validated")[0]["scores"] for name in ("unsharded", "sharded")]
     assert scores[1] == pytest.approx(scores[0], rel=1e-4)
     # Each process holds about half of the frozen weights, and all that learn.
-    counts = json.loads((runs.folder / "sharded" / "weights-1").read_text())
+    counts = json.loads((runs.folder / "sharded lora" / "weights-1").read_text())
     assert counts["frozen, here"] < 0.6 * counts["frozen"]
     assert counts["learned, here"] == counts["learned"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_run import differing, run_here, settings, start, tensors
+from training_run import Forks, differing, run_here, settings, tensors
 
 from omgsr_cli.errors import ModelError, OmgsrError, UsageError
 from omgsr_cli.store.manifest import write_manifest
@@ -23,6 +24,9 @@ from omgsr_cli.training.config import TrainConfig
 from omgsr_cli.training.data import Order, TrainingCrops
 from omgsr_cli.training.loop import Event, Noticed, Saved, Started, StepDone, Validated, build_crop_options, train
 from omgsr_cli.training.sources import find_training_images, plan_epoch
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are stopped after a fork")
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,7 @@ def test_sigterm_lets_the_step_finish_and_saves(world: Path, tmp_path: Path, who
     assert differing(tensors(result.checkpoint), whole) == []
 
 
+@needs_fork
 def test_ctrl_c_lets_the_step_finish_and_saves_with_workers(world: Path, tmp_path: Path) -> None:
     tables = settings(
         world,
@@ -83,29 +88,28 @@ def test_ctrl_c_lets_the_step_finish_and_saves_with_workers(world: Path, tmp_pat
         save={"every": 1000},
         loss={"dv3cd": 0.0, "gan": 0.0},
     )
-    process = start([(tables, "none")])
-    assert process.stdout is not None
-    for line in process.stdout:
+    run = Forks([(tables, "none")])
+    for line in run.events:
         if json.loads(line)["event"] == "StepDone":
-            process.send_signal(signal.SIGINT)
+            run.send_signal(signal.SIGINT)
             break
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
-    assert json.loads(out.splitlines()[-1])["event"] == "Saved"
+    events, code, errors = run.finish()
+    assert code == 130, errors
+    assert "Traceback" not in errors
+    assert events[-1]["event"] == "Saved"
 
 
+@needs_fork
 def test_kill_leaves_the_last_checkpoint_whole(world: Path, tmp_path: Path, whole: dict[str, torch.Tensor]) -> None:
     tables = settings(world, tmp_path / "run", **EVERYTHING | {"save": {"every": 1, "keep": 2}})
-    process = start([(tables, "none")])
-    assert process.stdout is not None
-    for line in process.stdout:
+    run = Forks([(tables, "none")])
+    for line in run.events:
         event = json.loads(line)
         # Right after a step the next checkpoint is being written; other moments are tried with checkpoints alone.
         if event["event"] == "StepDone" and event["step"] > 1:
-            process.kill()
+            run.send_signal(signal.SIGKILL)
             break
-    process.communicate(timeout=600)
+    run.finish()
     assert find_checkpoint(tmp_path / "run", "auto") is not None
     run_here(tables, resume="auto")
     assert differing(tensors(tmp_path / "run" / "step-00000004"), whole) == []

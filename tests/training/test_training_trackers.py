@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import training_run
 from command_line import Command
-from training_run import run_there, settings
+from training_run import settings
 
 from omgsr_cli.training.config import TrainConfig, format_config
 
@@ -66,7 +70,11 @@ def test_every_tracker_gets_the_logged_values(world: Path, tmp_path: Path, monke
         train={"steps": 4},
         log={"every": 2, "validate_every": 4, "trackers": trackers},
     )
-    run_there([(tables, "none")], variables={"TRACKED": str(calls)}, packages=[tmp_path / "packages"])
+    # accelerate looks for these packages when it is imported.
+    (tmp_path / "plan.json").write_text(json.dumps([(tables, "none")]))
+    path = os.pathsep.join([os.environ["PYTHONPATH"], str(tmp_path / "packages")])
+    variables = os.environ | {"TRACKED": str(calls), "PYTHONPATH": path}
+    subprocess.run([sys.executable, training_run.__file__, tmp_path / "plan.json"], env=variables, check=True)
 
     told = [json.loads(line) for line in calls.read_text().splitlines()]
     (validation,) = read_csv(run / "validation.csv")
