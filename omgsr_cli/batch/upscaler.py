@@ -476,6 +476,8 @@ def write_result(
         metadata = settings.write.metadata
         with put_when_whole(path, overwrite=overwrite) as local:
             write_image(both, local, format="png", metadata=metadata, record=record, overwrite=overwrite)
+    if job.replaces:
+        notes += ("the result of an earlier version was replaced",)
     if settings.write.keep_times:
         notes += _keep_times(job.source, outputs_of(job, settings))
     for path in outputs_of(job, settings):

@@ -614,7 +614,9 @@ class _Run:
             else:
                 counts.failed[counts.own[0]] = None
                 self.printer.error(FileError(f"nothing to do: {skipped}", NAME_RESULT))
-        if is_dry or self.watch is not None or self.jobs + self.problems != 1:
+        has_results = bool(counts.done or counts.skipped or counts.failed)
+        needs_summary = self.jobs + self.problems != 1 if self.watch is None else has_results or not self.jobs
+        if is_dry or needs_summary:
             self.printer.message(counts.summary(forecast))
         missing = 0 if self.report is None else self.report.missing
         if missing:

@@ -14,6 +14,7 @@ import pytest
 from command_line import Command, Said, draw, files_below, pixels
 
 from omgsr_cli.cli import app
+from omgsr_cli.imaging import SourceImage, read_image
 
 Step = Callable[[], Any]
 
@@ -97,6 +98,7 @@ def test_files_that_arrive_are_restored_until_ctrl_c(
     assert files_below(out) == ["a.png", "b.png", "half.png"]
     assert sorted(Path(one["input"]).name for one in said.records) == ["a.png", "b.png", "b.png", "half.png"]
     assert {one["status"] for one in said.records} == {"done"}
+    assert [len(one["notes"]) for one in said.records if "b.png" in one["input"]] == [0, 1]
     assert state["lines"] == 2
     assert pixels(out / "b.png").ndim == 2
     assert "never.png" in said.err
@@ -137,3 +139,20 @@ def test_what_cannot_be_watched_is_refused(
     assert (said.code, len(said.errors)) == (2, 1)
     assert word in said.errors[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_an_image_that_changes_while_it_is_read_fails(
+    omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = draw(tmp_path / "a.png")
+
+    def read(path: Path, name: str) -> SourceImage:
+        found = read_image(path, name)
+        draw(image, mode="L")
+        return found
+
+    monkeypatch.setattr("omgsr_cli.batch.upscaler.read_image", read)
+    said = omgsr(image, "-o", tmp_path / "out.png")
+    assert (said.code, len(said.errors)) == (1, 1)
+    assert "changed" in said.errors[0]
+    assert not (tmp_path / "out.png").exists()
