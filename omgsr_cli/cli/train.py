@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -286,22 +285,16 @@ def _figures(values: Mapping[str, float]) -> str:
 
 
 def _check(output: Output, config: TrainConfig, resume: str) -> int:
-    """Read the data, build the run, take two steps, and estimate memory, time and disk.
+    """Build the run, take two steps, and print memory, time and disk.
 
-    Args:
-        output: prints the result.
-        config: a valid configuration.
-        resume: as for `find_checkpoint`.
     Returns:
-        0, or 1 if a part is missing or the disk is too small for the checkpoints.
+        0, or 1 if several parts are missing or the disk is too small for the checkpoints.
     Raises:
         OmgsrError: the data or the model's files cannot be used.
     """
     from omgsr_cli.training.check import find_missing, try_steps
-    from omgsr_cli.training.checkpoints import list_checkpoints
     from omgsr_cli.training.sources import UnreadableImagesError
 
-    data, train, folder = config.data, config.train, Path(config.save.out)
     try:
         trial = try_steps(config, resume)
     except UnreadableImagesError:
@@ -313,55 +306,30 @@ def _check(output: Output, config: TrainConfig, resume: str) -> int:
         for problem in missing:
             output.error(problem)
         return 1
-    for reason in trial.broken.values():
+    for reason in trial.broken:
         output.note(f"skipped a corrupt image: {reason}")
     if not trial.is_finite:
         output.note(
             "a loss or a gradient of the first steps is not finite: lower optim.lr, or set train.precision to fp32"
         )
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    # Count one more than are kept, because the oldest checkpoint is removed when the newest is complete.
-    disk_bytes = (config.save.keep + 1 - min(config.save.keep, len(list_checkpoints(folder)))) * trial.checkpoint_bytes
-    free_bytes = shutil.disk_usage(_nearest(folder)).free
-    record = {
-        "event": "checked",
-        "images": trial.images,
-        "samples_per_step": data.batch_size * config.optim.accumulate * processes,
-        "parameters": trial.parameters,
-        "trained": trial.trained,
-        "device": str(trial.device),
-        "memory_bytes": trial.memory_bytes,
-        "step_seconds": float(f"{trial.step_seconds:.3g}"),
-        "run_seconds": round(trial.step_seconds * train.steps),
-        "disk_bytes": disk_bytes,
-        "free_bytes": free_bytes,
-    }
-    output.result(_as_lines(record, train.steps, folder), record)
-    if disk_bytes > free_bytes:
+    memory, disk, free = (f"{size / _GIB:.2f}" for size in (trial.memory_bytes, trial.disk_bytes, trial.free_bytes))
+    step, run = duration(trial.step_seconds), duration(trial.run_seconds)
+    lines = (
+        f"data: {trial.images} images, {trial.samples_per_step} samples per step",
+        f"model: {trial.parameters:,} parameters, {trial.trained:,} of them trained",
+        f"memory: {memory} GiB on {trial.device}, per process",
+        f"time: about {step} per step, {run} for {config.train.steps} steps",
+        f"disk: {disk} GiB of {free} GiB free for checkpoints in {config.save.out}",
+    )
+    output.result("\n".join(lines), {"event": "checked", **asdict(trial)})
+    if trial.disk_bytes > trial.free_bytes:
         output.error(
-            OmgsrError(f"the disk of {folder} has too little space", "set another save.out, or a smaller save.keep")
+            OmgsrError(
+                f"the disk of {config.save.out} has too little space", "set another save.out, or a smaller save.keep"
+            )
         )
         return 1
     return 0
-
-
-def _as_lines(record: Mapping[str, Any], steps: int, folder: Path) -> str:
-    gib = {name: record[f"{name}_bytes"] / _GIB for name in ("memory", "disk", "free")}
-    step, run = duration(record["step_seconds"]), duration(record["run_seconds"])
-    return "\n".join(
-        (
-            f"data: {record['images']} images, {record['samples_per_step']} samples per step",
-            f"model: {record['parameters']:,} parameters, {record['trained']:,} of them trained",
-            f"memory: {gib['memory']:.1f} GiB on {record['device']}, per process",
-            f"time: about {step} per step, {run} for {steps} steps",
-            f"disk: {gib['disk']:.2f} GiB of {gib['free']:.1f} GiB free for checkpoints in {folder}",
-        )
-    )
-
-
-def _nearest(path: Path) -> Path:
-    """Return the folder itself, or its nearest parent that exists."""
-    return next(each for each in (path, *path.absolute().parents) if each.is_dir())
 
 
 def _export_or_push(
@@ -369,12 +337,6 @@ def _export_or_push(
 ) -> int:
     """Merge a checkpoint into a folder, upload the checkpoint, or upload the merged folder.
 
-    Args:
-        output: prints the result.
-        config: the configuration of the run.
-        resume: a checkpoint's path, or "auto" for the newest complete checkpoint.
-        export: "merged" and the folder to write.
-        repository: OWNER/NAME on the hub.
     Raises:
         UsageError: no checkpoint exists, or the kind of export is unknown.
         OmgsrError: writing or uploading failed.

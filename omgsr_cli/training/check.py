@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,7 +35,7 @@ from omgsr_cli.training.distributed import build_accelerator, device_of
 from omgsr_cli.training.loop import Run, StopRequest, load_run, make_teacher_images, peak_memory_mib
 from omgsr_cli.training.model import build_lora_options, check_measurable, load_run_model
 from omgsr_cli.training.perceptual import find_features, load_features, load_lpips
-from omgsr_cli.training.sources import Stored, check_source
+from omgsr_cli.training.sources import check_source
 from omgsr_cli.training.step import Stepper
 from omgsr_cli.training.teacher import load_teacher
 from omgsr_cli.training.validation import build_measures, choose_log_metrics
@@ -151,25 +152,31 @@ class Trial:
 
     Attributes:
         images: number of training images.
+        samples_per_step: number of samples of all processes.
         parameters: number of weights of the model.
         trained: number of trained weights.
         device: device of this process.
         memory_bytes: peak memory of the process, on the GPU, or on the system for a CPU.
         step_seconds: duration of a step, including the data.
-        checkpoint_bytes: size of a checkpoint.
+        run_seconds: estimated duration of the run.
+        disk_bytes: size of the checkpoints to write.
+        free_bytes: free space on their disk.
         is_finite: whether all losses and gradients were finite.
-        broken: images that could not be read, with the reason.
+        broken: reasons why images could not be read.
     """
 
     images: int
+    samples_per_step: int
     parameters: int
     trained: int
-    device: torch.device
+    device: str
     memory_bytes: int
     step_seconds: float
-    checkpoint_bytes: int
+    run_seconds: int
+    disk_bytes: int
+    free_bytes: int
     is_finite: bool
-    broken: Mapping[Stored, str]
+    broken: tuple[str, ...]
 
 
 def try_steps(config: TrainConfig, resume: str = "auto") -> Trial:
@@ -185,15 +192,16 @@ def try_steps(config: TrainConfig, resume: str = "auto") -> Trial:
     """
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    resumed = resume != "none" and bool(list_checkpoints(Path(config.save.out)))
-    accelerator = build_accelerator(Path(config.save.out), leaves_out=bool(config.loss.denoise))
+    out = Path(config.save.out)
+    present = list_checkpoints(out)
+    accelerator = build_accelerator(out, leaves_out=bool(config.loss.denoise))
     device = device_of(accelerator)
     with tempfile.TemporaryDirectory(prefix="omgsr-check-") as folder:
         # All processes share the teacher's images that the first process makes.
         shared = Path(broadcast_object_list([folder])[0])
         config = _without_traces(config, shared, accelerator.num_processes)
         try:
-            run = load_run(config, accelerator, resumed=resumed)
+            run = load_run(config, accelerator, resumed=resume != "none" and bool(present))
             if config.loss.teacher is not None:
                 make_teacher_images(run.crops, accelerator, lambda _: None, StopRequest())
             seconds, is_finite = _time_steps(config, run, accelerator)
@@ -212,16 +220,21 @@ def try_steps(config: TrainConfig, resume: str = "auto") -> Trial:
         saved += [*learner.adversary.state().values(), *optimizer_tensors(learner.adversary.optimizer).values()]
     # Trained weights are saved twice, for use and for resuming.
     saved += learner.weights.values()
+    checkpoint_bytes = sum(value.numel() * value.element_size() for value in saved)
     return Trial(
         images=len(run.crops.images),
+        samples_per_step=config.data.batch_size * config.optim.accumulate * accelerator.num_processes,
         parameters=sum(weight.numel() for weight in run.trainable.networks.parameters()),
         trained=sum(weight.numel() for weight in learner.weights.values()),
-        device=device,
+        device=str(device),
         memory_bytes=peak_memory_mib(device) * 2**20,
-        step_seconds=seconds,
-        checkpoint_bytes=sum(value.numel() * value.element_size() for value in saved),
+        step_seconds=float(f"{seconds:.3g}"),
+        run_seconds=round(seconds * config.train.steps),
+        # One more than are kept, because the oldest checkpoint is removed when the newest is complete.
+        disk_bytes=(config.save.keep + 1 - min(config.save.keep, len(present))) * checkpoint_bytes,
+        free_bytes=shutil.disk_usage(next(each for each in (out, *out.absolute().parents) if each.is_dir())).free,
         is_finite=is_finite,
-        broken=run.crops.broken,
+        broken=tuple(run.crops.broken.values()),
     )
 
 

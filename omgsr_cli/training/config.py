@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -96,6 +97,12 @@ def check_shares(value: dict[str, float]) -> dict[str, float]:
     total = math.fsum(value.values())
     if abs(total - 1) > _SUM_TOLERANCE:
         raise refuse(f"the probabilities sum to {total:g}, not to 1")
+    return value
+
+
+def _check_rises(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise refuse(f"should be a range from low to high, not {value[0]:g} to {value[1]:g}")
     return value
 
 
@@ -291,43 +298,30 @@ class LqNoise(Section):
     """Camera-like noise in the pixels of the low-quality image; the target does not have it."""
 
     probability: Fraction = key(0.0, "share of crops with noise")
-    sigma: tuple[Number, Number] = key((2.0, 35.0), "range of its standard deviation, 8-bit grey levels")
-    kinds: dict[Literal["white", "grey", "blurred", "grain"], Fraction] = key(
+    sigma: Annotated[tuple[Number, Number], AfterValidator(_check_rises)] = key(
+        (2.0, 35.0), "range of its standard deviation, 8-bit grey levels"
+    )
+    kinds: Annotated[dict[Literal["white", "grey", "blurred", "grain"], Fraction], AfterValidator(check_shares)] = key(
         {"white": 0.4, "grey": 0.3, "blurred": 0.3},
         "probabilities of independent channels, equal channels, slightly blurred noise, and film grain",
         min_length=1,
     )
     jpeg: Fraction = key(0.0, "share of crops that are saved as JPEG, after the noise if any")
-    quality: tuple[Quality, Quality] = key((30, 95), "range of the quality of this JPEG")
-
-    @field_validator("sigma", "quality")
-    @classmethod
-    def _rises(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if value[0] > value[1]:
-            raise refuse(f"should be a range from low to high, not {value[0]:g} to {value[1]:g}")
-        return value
-
-    @field_validator("kinds")
-    @classmethod
-    def _sums_to_one(cls, value: dict[str, float]) -> dict[str, float]:
-        return check_shares(value)
+    quality: Annotated[tuple[Quality, Quality], AfterValidator(_check_rises)] = key(
+        (30, 95), "range of the quality of this JPEG"
+    )
 
 
 class DegradationConfig(Section):
     """How low-quality images are made; not used with real ones in data.train_lq."""
 
-    presets: dict[str, Fraction] = key(
+    presets: Annotated[dict[str, Fraction], AfterValidator(check_shares)] = key(
         {"omgsr": 1.0},
         'probability of each degradation: "omgsr", "reference", "light" or the path of a TOML file',
         min_length=1,
     )
 
     lq_noise: LqNoise = key(LqNoise(), "noise at the low-quality image's own pixels")
-
-    @field_validator("presets")
-    @classmethod
-    def _sums_to_one(cls, value: dict[str, float]) -> dict[str, float]:
-        return check_shares(value)
 
 
 class OptimConfig(Section):
@@ -366,11 +360,6 @@ class StepsConfig(Section):
     )
     nan_limit: Count = key(10, "maximum number of consecutive steps that are not finite")
     threads: Count | None = key(None, "CPU threads per process [torch's default]")
-
-    @property
-    def frozen_precision(self) -> Literal["bf16", "fp32"]:
-        """The precision of frozen weights."""
-        return "bf16" if self.precision == "bf16" else "fp32"
 
     @field_validator("precision", mode="before")
     @classmethod

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
@@ -601,14 +602,11 @@ def _collate(samples: Sequence[tuple[Sample, Mapping[Stored, str]] | OmgsrError]
 
 
 def _read_contents(files: Sequence[Stored]) -> dict[Stored, str]:
-    remembered = Remembered()
-    try:
+    with closing(Remembered()) as remembered:
         return {
             file: remembered.content(file) if isinstance(file, Path) else hashlib.sha256(file.read()).hexdigest()
             for file in files
         }
-    finally:
-        remembered.close()
 
 
 def _start_worker(_: int) -> None:

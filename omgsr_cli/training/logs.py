@@ -74,10 +74,10 @@ class CsvLog:
 
 
 class RunLog:
-    """The log of a run: means over steps and processes, written to the tables and the trackers.
+    """The log of a run: means over steps and processes, written by the first process to the tables and the trackers.
 
     Args:
-        accelerator: accelerator of the process; only the first process writes.
+        accelerator: accelerator of the process.
         config: configuration of the run; trackers store it.
         losses: names of the losses.
         measures: names of the validation scores.

@@ -212,7 +212,7 @@ def load_run_model(config: TrainConfig, device: torch.device, *, resumed: bool) 
         device,
         start_from=None if resumed else config.model.start_from,
         lora=build_lora_options(config),
-        precision=config.train.frozen_precision,
+        precision="bf16" if config.train.precision == "bf16" else "fp32",
         seed=config.train.seed,
         native_px=config.data.resolution,
         scale=config.data.scales[0][0],

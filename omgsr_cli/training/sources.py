@@ -6,6 +6,7 @@ import math
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, partial
@@ -35,8 +36,6 @@ class UnreadableImagesError(FileError):
     Args:
         problems: one error per file.
         count: number of all files.
-    Attributes:
-        problems, count: as given.
     """
 
     def __init__(self, problems: Sequence[FileError], count: int) -> None:
@@ -54,14 +53,7 @@ class UnreadableImagesError(FileError):
 
 @dataclass(frozen=True)
 class Member:
-    """An image in a WebDataset shard, an uncompressed tar file; it is read at its offset.
-
-    Attributes:
-        shard: the tar file.
-        name: name of the member.
-        offset: offset of its first byte.
-        size_bytes: size of its content.
-    """
+    """An image in a WebDataset shard, an uncompressed tar file: a member's name, its offset and its size."""
 
     shard: Path
     name: str
@@ -164,8 +156,7 @@ def find_training_images(
 
     Args:
         sources: sources of the high-quality images; a string is the `images` of a source.
-        lq: folders (with subfolders), files, globs or .txt lists of counterparts, which have the same names except for
-            their suffixes; or None.
+        lq: folders, files, globs or .txt lists of counterparts with the same names except for their suffixes; or None.
         least_px: side of a crop in px.
         on_small: "skip" leaves out images whose shorter side is smaller than that.
     Raises:
@@ -175,16 +166,13 @@ def find_training_images(
     named = [SourceConfig(images=each) if isinstance(each, str) else each for each in sources]
     found: list[TrainingImage] = []
     problems: list[FileError] = []
-    remembered = Remembered()
-    try:
+    with closing(Remembered()) as remembered:
         of_files = [source for source in named if is_files(source)]
         for describe in (*_describe_files(of_files, lq, problems, remembered), *_describe_stored(named, remembered)):
             try:
                 found.append(describe())
             except FileError as error:
                 problems.append(error)
-    finally:
-        remembered.close()
     if problems:
         raise UnreadableImagesError(problems, len(found) + len(problems))
     chosen = [p for p in found if on_small != "skip" or min(p.height, p.width) >= least_px]

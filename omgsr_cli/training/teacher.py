@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
@@ -71,11 +72,8 @@ def identify_teacher(model: str, precision: Literal["fp32", "bf16"] = "fp32") ->
     """
     source = find_model(ModelOptions(model=model))
     places = [place for place in (source.folder, source.adapter, source.vae) if place is not None]
-    remembered = Remembered()
-    try:
+    with closing(Remembered()) as remembered:
         text = f"{precision}\n{source.record.model_dump_json()}\n{remembered.contents(places)}"
-    finally:
-        remembered.close()
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -104,19 +102,12 @@ class TeacherImages:
         self.config, self.folder, self._teacher = config, Path(config.cache), teacher
 
     def path(self, crop: str) -> Path:
-        """Return the path of a crop's image, which may not exist yet.
-
-        Args:
-            crop: result of `TrainingCrops.crop_key`.
-        """
+        """Return the path of the image of a crop, named by its key; it may not exist yet."""
         return self.folder / f"{hashlib.sha256(f'{self._teacher} {crop}'.encode()).hexdigest()[:32]}.png"
 
     def read(self, crop: str, size_px: tuple[int, int]) -> Tensor:
-        """Read a cached image: (3, H, W) float32 in [0, 1].
+        """Read a cached image of the required height and width: (3, H, W) float32 in [0, 1].
 
-        Args:
-            crop: as for `path`.
-            size_px: required height and width.
         Raises:
             FileError: the image does not exist, cannot be read or has another size; its file is then removed.
         """
@@ -135,14 +126,8 @@ class TeacherImages:
         return taught
 
     def make(self, crop: str, lq: Tensor, height: int, width: int, restore: Restore) -> None:
-        """Restore a crop with the teacher and cache the image.
+        """Restore the low-quality crop (3, h, w) in [0, 1] to a height and width in px, and cache the image.
 
-        Args:
-            crop: as for `path`.
-            lq: (3, h, w) in [0, 1], the low-quality crop.
-            height: height of the image in px.
-            width: width of the image in px.
-            restore: the teacher.
         Raises:
             FileError: the image cannot be written.
         """

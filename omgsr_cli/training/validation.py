@@ -82,15 +82,10 @@ COLUMNS = {"psnr": "psnr_y", "ssim": "ssim_y"}
 def build_measures(
     config: TrainConfig, distances: Mapping[str, Measure], device: torch.device, *, has_references: bool
 ) -> dict[str, ImageMeasure]:
-    """Build the metrics of validations: PSNR and SSIM of Y, the distances of the losses, and the metrics of the log.
+    """Build the metrics of validations: PSNR and SSIM of Y, the loaded distances of the losses, and those of the log.
 
-    PSNR, SSIM and the log's metrics are computed on 8-bit images, as in `omgsr bench`.
+    PSNR, SSIM and the log's metrics are computed on 8-bit images, as in `omgsr bench`, the log's on `device`.
 
-    Args:
-        config: configuration of the run.
-        distances: loaded distances of the losses.
-        device: device of the log's metrics.
-        has_references: whether the held-out images have references.
     Raises:
         UsageError: a metric is unknown, scores sets of images, or needs references that do not exist.
         MetricError: this machine cannot compute a metric.
