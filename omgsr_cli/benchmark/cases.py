@@ -152,12 +152,12 @@ def _measured(groups: Iterable[_Group], scale: float | None, model_scale: float 
     """Read the sizes of all files, choose the parts to compare, and find files whose size does not fit."""
     cases, failures, cropped = [], [], []
     for group in groups:
-        case, wrong = _measure(group, scale, model_scale)
+        case, reference_px, wrong = _measure(group, scale, model_scale)
         failures += wrong
         if case.input or case.given:
             cases.append(case)
-        if case.compared_px and case.reference and _size(case.reference) != case.compared_px:
-            cropped.append(f"{case.name} {_size(case.reference)} to {case.compared_px}")
+        if case.compared_px and reference_px != case.compared_px:
+            cropped.append(f"{case.name} {reference_px} to {case.compared_px}")
     if failures and not cases:
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         raise OmgsrError(
@@ -172,41 +172,36 @@ def _measured(groups: Iterable[_Group], scale: float | None, model_scale: float 
     return FoundCases(tuple(cases), tuple(failures), notes)
 
 
-def _measure(group: _Group, scale: float | None, model_scale: float | None) -> tuple[Case, list[Failure]]:
+def _measure(group: _Group, scale: float | None, model_scale: float | None) -> tuple[Case, Size | None, list[Failure]]:
+    """Return the case of one group of files, the size of its reference, and its failures."""
     name, low, high, given = group
     failures: list[Failure] = []
     errors: dict[str, str] = {}
 
-    def size_of(path: Path | None, what: str) -> Size | None:
-        if path is None:
-            return None
+    def fail(key: str | None, what: str, message: str, hint: str | None) -> None:
+        failures.append(Failure(what, message, hint))
+        if key is not None:
+            errors[key] = message
+
+    def size_of(path: Path | None, key: str | None, what: str) -> Size | None:
         try:
-            return _size(path)
+            return None if path is None else Size(*probe_image(path).size_px)
         except OmgsrError as error:
-            failures.append(Failure(what, error.message, error.hint))
-            errors[what] = error.message
+            fail(key, what, error.message, error.hint)
             return None
 
-    input_px, reference_px = size_of(low, f"input of {name}"), size_of(high, f"reference of {name}")
-    restored_px = {model: size_of(path, f"{model} on {name}") for model, path in given.items()}
-    errors = {model: text for model in given if (text := errors.get(f"{model} on {name}"))}
-    fit = None
-    if input_px and reference_px:
-        fit = fit_to_reference(input_px, reference_px, scale)
-        if fit is None:
-            message = f"{input_px} does not have the proportions of its reference, {reference_px}"
-            failures.append(Failure(name, message, "a reference must be a multiple of its input, up to a remainder"))
-            errors[""] = message
-            input_px = None
-    elif low and not input_px:
-        errors[""] = "the input cannot be read"
+    input_px, reference_px = size_of(low, "", f"input of {name}"), size_of(high, None, f"reference of {name}")
+    restored_px = {model: size_of(path, model, f"{model} on {name}") for model, path in given.items()}
+    fit = fit_to_reference(input_px, reference_px, scale) if input_px and reference_px else None
+    if input_px and reference_px and fit is None:
+        message = f"{input_px} does not have the proportions of its reference, {reference_px}"
+        fail("", name, message, "a reference must be a multiple of its input, up to a remainder")
+        input_px = None
     sizes = []
     for model, size in restored_px.items():
         if size and reference_px and not _is_restored(size, reference_px, fit, scale):
-            errors[model] = f"its size is {size}, that of its reference {reference_px}"
-            failures.append(
-                Failure(f"{model} on {name}", errors[model], "restored images need the size of their reference")
-            )
+            message = f"its size is {size}, that of its reference {reference_px}"
+            fail(model, f"{model} on {name}", message, "restored images need the size of their reference")
         elif size:
             sizes.append(size)
     output = fit or reference_px or (sizes[0] if sizes else None)
@@ -214,22 +209,11 @@ def _measure(group: _Group, scale: float | None, model_scale: float | None) -> t
         output = input_px.times(scale or model_scale or _DEFAULT_SCALE)
     compared = None
     if reference_px:
-        all_sizes = [reference_px, *sizes, *([fit] if fit else [])]
-        compared = Size(min(size.height for size in all_sizes), min(size.width for size in all_sizes))
-    case = Case(
-        name,
-        low if input_px else None,
-        high if reference_px else None,
-        {model: path for model, path in given.items() if model not in errors},
-        output,
-        compared,
-        errors,
-    )
-    return case, failures
-
-
-def _size(path: Path) -> Size:
-    return Size(*probe_image(path).size_px)
+        heights, widths = zip(reference_px, *sizes, *([fit] if fit else []), strict=True)
+        compared = Size(min(heights), min(widths))
+    kept = {model: path for model, path in given.items() if model not in errors}
+    inputs = low if input_px else None, high if reference_px else None
+    return Case(name, *inputs, kept, output, compared, errors), reference_px, failures
 
 
 def fit_to_reference(small: Size, large: Size, scale: float | None = None) -> Size | None:

@@ -22,7 +22,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from torch import Tensor
 
 from omgsr_cli.benchmark.metrics import CORE, KnownMetric, core_settings
-from omgsr_cli.benchmark.results import Cache, Failure, MetricInfo, key_of
+from omgsr_cli.benchmark.results import Cache, Failure, key_of
 from omgsr_cli.errors import FileError, OmgsrError, reason_of
 from omgsr_cli.fidelity import psnr, ssim
 from omgsr_cli.files.atomic import link_or_copy, scratch_folder
@@ -47,18 +47,19 @@ class MetricError(OmgsrError):
     """A metric that this machine cannot compute; others may work."""
 
 
-@dataclass
 class CoreMetric:
-    """psnr or ssim, which need no weights."""
+    """psnr or ssim, which need no weights; attributes as for `PyiqaMetric`."""
 
-    name: str
-    options: BenchOptions
+    def __init__(self, known: KnownMetric, options: BenchOptions) -> None:
+        settings = core_settings(options.color_space, options.crop_border)
+        self.info, self._options = replace(known.info, settings=settings), options
+        self.depends_on = key_of(metric=self.info.name, settings=settings)
 
     def score(self, restored: Tensor, reference: Tensor | None) -> float:
         """Score (1, 3, H, W) images in [0, 1]."""
         assert reference is not None, "used only for images with a reference"
-        space, border = self.options.color_space, self.options.crop_border
-        measure = {"psnr": psnr, "ssim": ssim}[self.name]
+        measure, options = {"psnr": psnr, "ssim": ssim}[self.info.name], self._options
+        space, border = options.color_space, options.crop_border
         return float(measure(restored, reference, color_space=space, crop_border_px=border))
 
 
@@ -69,13 +70,15 @@ class PyiqaMetric:
         known: the metric.
         device: the device that computes it.
         seed: seed of random choices such as crops; None uses pyiqa's own.
+    Attributes:
+        info: the meaning of its scores, with their settings.
+        depends_on: hash of everything except the images that a score depends on.
     Raises:
         MetricError: the metric is not available; the hint shows what to do.
     """
 
     def __init__(self, known: KnownMetric, device: torch.device, seed: int | None = None) -> None:
-        self.name = known.info.name
-        self.kind = known.info.kind
+        self.info = known.info
         if find_spec("pyiqa") is None:
             missing = missing_weights(known)
             weights = f", then put {_places(missing)} unless they can be downloaded" if missing else ""
@@ -88,9 +91,12 @@ class PyiqaMetric:
         _check_weights(known)
         self._seed = _SEED if seed is None else seed
         try:
-            self._metric: Any = pyiqa.create_metric(self.name, device=device)
+            self._metric: Any = pyiqa.create_metric(self.info.name, device=device)
         except _BUILD_ERRORS as error:
             raise _explain(error, known) from error
+        versions = {library: version_of(library) for library in ("pyiqa", "torch", "torchvision", "timm")}
+        files = [(path.name, *_size_and_time(path)) for path in map(weights_path, known.weights or ())]
+        self.depends_on = key_of(metric=self.info.name, device=device.type, versions=versions, weights=files, seed=seed)
 
     def score(self, restored: Tensor, reference: Tensor | None) -> float:
         """Score one image.
@@ -101,7 +107,7 @@ class PyiqaMetric:
         Raises:
             FileError: the metric fails on this image.
         """
-        images = (restored,) if self.kind == "no-reference" or reference is None else (restored, reference)
+        images = (restored,) if self.info.kind == "no-reference" or reference is None else (restored, reference)
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
             torch.manual_seed(self._seed)
             return self._number(*images)
@@ -127,25 +133,14 @@ class PyiqaMetric:
             # Some metrics return several named numbers, the score first.
             value = float(next(iter(answer.values())) if isinstance(answer, Mapping) else answer)
         except (RuntimeError, ValueError, LookupError, AssertionError, TypeError, OSError) as error:
-            raise FileError(f"pyiqa's {self.name} fails: {reason_of(error)}") from error
+            raise FileError(f"pyiqa's {self.info.name} fails: {reason_of(error)}") from error
         if not math.isfinite(value):
-            raise FileError(f"pyiqa's {self.name} returns {value}")
+            raise FileError(f"pyiqa's {self.info.name} returns {value}")
         return value
 
 
-@dataclass(frozen=True)
-class ReadyMetric:
-    """A loaded metric with its description.
-
-    Attributes:
-        info: the meaning of its scores, with their settings.
-        scorer: computes the scores.
-        depends_on: hash of everything except the images that a kept score depends on.
-    """
-
-    info: MetricInfo
-    scorer: CoreMetric | PyiqaMetric
-    depends_on: str
+ReadyMetric = CoreMetric | PyiqaMetric
+"""A loaded metric."""
 
 
 def make_metrics(chosen: Sequence[KnownMetric], options: BenchOptions) -> tuple[list[ReadyMetric], list[Failure]]:
@@ -154,21 +149,11 @@ def make_metrics(chosen: Sequence[KnownMetric], options: BenchOptions) -> tuple[
     ready: list[ReadyMetric] = []
     failed: dict[tuple[str, str | None], list[str]] = {}
     for known in chosen:
-        name = known.info.name
-        if name in CORE:
-            info = replace(known.info, settings=core_settings(options.color_space, options.crop_border))
-            ready.append(ReadyMetric(info, CoreMetric(name, options), key_of(metric=name, settings=info.settings)))
-            continue
         try:
-            scorer = PyiqaMetric(known, device, options.seed)
+            is_core = known.info.name in CORE
+            ready.append(CoreMetric(known, options) if is_core else PyiqaMetric(known, device, options.seed))
         except MetricError as error:
-            failed.setdefault((error.message, error.hint), []).append(name)
-            continue
-        versions = {library: version_of(library) for library in ("pyiqa", "torch", "torchvision", "timm")}
-        identity = key_of(
-            metric=name, device=device.type, versions=versions, weights=_weights_identity(known), seed=options.seed
-        )
-        ready.append(ReadyMetric(known.info, scorer, identity))
+            failed.setdefault((error.message, error.hint), []).append(known.info.name)
     return ready, [Failure(", ".join(names), message, hint) for (message, hint), names in failed.items()]
 
 
@@ -200,7 +185,7 @@ class Scorebook:
             return _cropped(read_image(path).rgb, compared_px)[None].clamp(0, 1)
 
         def compute(metric: ReadyMetric, needed: Path | None) -> float:
-            return metric.scorer.score(read(restored), read(needed) if needed else None)
+            return metric.score(read(restored), read(needed) if needed else None)
 
         found: dict[str, float | None] = {}
         for metric in (metric for metric in self.metrics if not metric.info.scores_sets):
@@ -221,11 +206,11 @@ class Scorebook:
             return None
 
         def compute() -> float:
-            assert not isinstance(metric.scorer, CoreMetric), "which scores no sets"
+            assert not isinstance(metric, CoreMetric), "which scores no sets"
             with scratch_folder() as scratch:
                 restored = [_cropped_file(path, size, scratch) for path, _, size in images]
                 references = [_cropped_file(path, size, scratch) for _, path, size in images if path]
-                return metric.scorer.score_set(restored, references)
+                return metric.score_set(restored, references)
 
         return self._once(metric, images, model, compute)
 
@@ -298,10 +283,9 @@ def missing_requirements(chosen: Sequence[KnownMetric]) -> str:
     return ""
 
 
-def _weights_identity(known: KnownMetric) -> list[list[object]]:
-    """Return name, size and time of a metric's files, which identify kept scores."""
-    states = [(path.name, path.stat() if path.is_file() else None) for path in map(weights_path, known.weights or ())]
-    return [[name, state and state.st_size, state and state.st_mtime_ns] for name, state in states]
+def _size_and_time(path: Path) -> tuple[int | None, int | None]:
+    state = path.stat() if path.is_file() else None
+    return (None, None) if state is None else (state.st_size, state.st_mtime_ns)
 
 
 def _check_weights(known: KnownMetric) -> None:

@@ -239,45 +239,40 @@ def csv_text(report: Report) -> str:
     `image`, `model` ("A v. B" for A minus B), `n` images, each metric by its name, `seconds` per image (the median),
     and `versions`. Metrics with different numbers of images have separate rows.
     """
-    names = [metric.name for metric in report.metrics]
+    names, versions = [metric.name for metric in report.metrics], _versions_text(report)
     text = io.StringIO()
-    writer = csv.DictWriter(
-        text, ["row", "image", "model", "n", *names, "seconds", "versions"], lineterminator="\n", restval=""
-    )
+    columns = ["row", "image", "model", "n", *names, "seconds", "versions"]
+    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
     writer.writeheader()
 
     def write(row: str, model: str, n: int, values: Mapping[str, float | None], **more: str | float | None) -> None:
-        numbers = {name: repr(value) for name, value in {**values, **more}.items() if isinstance(value, float)}
-        texts = {name: value for name, value in more.items() if isinstance(value, str)}
-        line = {"row": row, "model": model, "n": n, **numbers, **texts, "versions": _versions_text(report)}
-        writer.writerow(line)
+        writer.writerow({"row": row, "model": model, "n": n, **values, **more, "versions": versions})
+
+    def write_means(row: str, name: str, found: Sequence[_Mean], **more: float | None) -> None:
+        """Write means with their intervals; metrics with the same number of images share a row."""
+        for n in sorted({count for _, count, _ in found}, reverse=True) or [0]:
+            of_n = {metric: values for metric, count, values in found if count == n}
+            for number, end in enumerate(("", " low", " high")):
+                values = {metric: ends[number] for metric, ends in of_n.items()}
+                if not end or any(value is not None for value in values.values()):
+                    write(f"{row}{end}", name, n, values, **({} if end else more))
 
     for image in report.images:
         for model in report.models:
             scores = image.scores.get(model.name, {})
             write("image", model.name, 1, scores, image=image.name, seconds=image.seconds.get(model.name))
-
-    def write_means(
-        row: str,
-        name: str,
-        found: Sequence[tuple[str, int, float | None, float | None, float | None]],
-        **more: float | None,
-    ) -> None:
-        """Write means with their intervals; metrics with the same number of images share a row."""
-        for n in sorted({each[1] for each in found}, reverse=True) or [0]:
-            of_n = [each for each in found if each[1] == n]
-            write(row, name, n, {metric: mean for metric, _, mean, _, _ in of_n}, **more)
-            if any(low is not None for _, _, _, low, _ in of_n):
-                write(f"{row} low", name, n, {metric: low for metric, _, _, low, _ in of_n})
-                write(f"{row} high", name, n, {metric: high for metric, _, _, _, high in of_n})
-
     for model in report.models:
         speed = report.speed(model.name)
-        means = [s for s in report.summaries if s.model == model.name and s.count]
-        values = [(s.metric, s.count, s.mean, s.low, s.high) for s in means]
-        write_means("mean", model.name, values, seconds=speed.per_image_s.median if speed else None)
+        means = [
+            (s.metric, s.count, (s.mean, s.low, s.high)) for s in report.summaries if s.model == model.name and s.count
+        ]
+        write_means("mean", model.name, means, seconds=speed.per_image_s.median if speed else None)
     for first, second in dict.fromkeys((each.first, each.second) for each in report.differences):
-        pairs = [d for d in report.differences if (d.first, d.second) == (first, second)]
-        values = [(d.metric, d.count, d.first_minus_second, d.low, d.high) for d in pairs]
-        write_means("difference", f"{first} v. {second}", values)
+        pairs = [each for each in report.differences if (each.first, each.second) == (first, second)]
+        means = [(each.metric, each.count, (each.first_minus_second, each.low, each.high)) for each in pairs]
+        write_means("difference", f"{first} v. {second}", means)
     return text.getvalue()
+
+
+_Mean = tuple[str, int, tuple[float | None, float | None, float | None]]
+"""Metric, number of images, and the mean with the ends of its interval."""

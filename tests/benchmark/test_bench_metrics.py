@@ -262,7 +262,7 @@ def test_scores_are_kept_by_content_and_settings(images: list[Path], tmp_path: P
     for space, expected in (("ycbcr", 15.3), ("rgb", 13.98), ("ycbcr", 15.3)):
         ready, _ = make_metrics(asked, BenchOptions(device="cpu", color_space=space))
         assert Scorebook(ready, cache).score(images[1], images[0])["psnr"] == pytest.approx(expected, abs=0.02)
-    ready[0].scorer.score = None  # type: ignore[assignment, method-assign] # kept scores are not computed again
+    ready[0].score = None  # type: ignore[assignment, method-assign] # kept scores are not computed again
     book = Scorebook(ready, cache)
     copy = tmp_path / "copy.png"
     copy.write_bytes(images[1].read_bytes())

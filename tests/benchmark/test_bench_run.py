@@ -20,7 +20,7 @@ from omgsr_cli.benchmark.metrics import METRICS, choose_metrics
 from omgsr_cli.benchmark.models import Model, resampling_model, speed_of, time_call, unique_names
 from omgsr_cli.benchmark.results import ModelInfo, Report, files_identity
 from omgsr_cli.benchmark.runner import Plan, run_plan
-from omgsr_cli.benchmark.scoring import ReadyMetric, make_metrics
+from omgsr_cli.benchmark.scoring import make_metrics
 from omgsr_cli.errors import FileError, OmgsrError, UsageError
 from omgsr_cli.geometry import Size
 from omgsr_cli.options import BenchOptions
@@ -201,7 +201,7 @@ def run(
     folder: Path,
     metrics: str = "psnr",
     repeat: int | None = None,
-    ready: list[ReadyMetric] | None = None,
+    ready: Any = None,
 ) -> Report:
     asked = choose_metrics(metrics.split(","))
     plan = Plan(
@@ -323,7 +323,7 @@ def test_other_runtime_errors_are_raised(data: Path, tmp_path: Path) -> None:
 class SetScorer:
     """Counts how often it is asked."""
 
-    asked = 0
+    asked, info, depends_on = 0, METRICS["fid"].info, "fid"
 
     def score(self, restored: Tensor, reference: Tensor | None) -> float:
         raise AssertionError
@@ -335,7 +335,7 @@ class SetScorer:
 
 def test_sets_are_scored_together_and_once(data: Path, tmp_path: Path) -> None:
     scorer = SetScorer()
-    ready = [ReadyMetric(METRICS["fid"].info, scorer, "fid")]
+    ready: list[Any] = [scorer]
     cases, models = find_cases(data, None, {}, 4).cases, [build_model("a", [])]
     for _ in range(2):
         report = run(cases, models, tmp_path / "cache", "fid", ready=ready)
@@ -351,10 +351,7 @@ def loaded(model: Model) -> Any:
 
 
 def test_sets_are_cropped_like_single_images(tmp_path: Path) -> None:
-    class Sizes:
-        def score(self, restored: Tensor, reference: Tensor | None) -> float:
-            raise AssertionError
-
+    class Sizes(SetScorer):
         def score_set(self, restored: Sequence[Path], references: Sequence[Path]) -> float:
             assert {size_of(path) for path in [*restored, *references]} == {(8, 8), (12, 8)}
             return float(len(references))
@@ -362,7 +359,7 @@ def test_sets_are_cropped_like_single_images(tmp_path: Path) -> None:
     for name, (width, height) in {"a": (9, 10), "b": (12, 8)}.items():
         draw(tmp_path / "set" / "HR" / f"{name}.png", width, height)
         draw(tmp_path / "set" / "LR" / f"{name}.png", width // 4, height // 4)
-    ready = [ReadyMetric(METRICS["fid"].info, Sizes(), "fid")]
+    ready: list[Any] = [Sizes()]
     report = run(
         find_cases(tmp_path / "set", None, {}).cases, [build_model("a", [])], tmp_path / "cache", "fid", ready=ready
     )
