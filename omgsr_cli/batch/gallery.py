@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -18,7 +19,7 @@ from typing import Self
 from urllib.parse import quote
 
 from omgsr_cli.batch.reports import FileResult
-from omgsr_cli.errors import FileError, OmgsrError, UsageError, read_reason, write_reason
+from omgsr_cli.errors import FileError, OmgsrError, UsageError, read_reason, write_error, write_reason
 from omgsr_cli.files.addresses import Address, Location, is_url, json_text, local_copy, look_at, shown
 from omgsr_cli.files.atomic import write_atomically
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX, THUMBNAILS_MARK
@@ -107,6 +108,7 @@ class Gallery:
     Attributes:
         notes: notes for the user, once the page is written.
         images: number of images on the page.
+        is_written: whether the page was written.
 
     Raises:
         UsageError: the page cannot be written.
@@ -130,11 +132,12 @@ class Gallery:
         self._used = set[str]()
         self._waiting = deque[Future[None]]()
         self._pool = ThreadPoolExecutor(1)
+        self._failure: OSError | None = None
         self.notes: list[str] = []
-        self.images = 0
+        self.images, self.is_written = 0, False
         try:
             options.path.parent.mkdir(parents=True, exist_ok=True)
-            self._entries = tempfile.TemporaryFile(dir=options.path.parent)  # noqa: SIM115 - closed with the gallery
+            self._entries = tempfile.TemporaryFile(dir=options.path.parent, buffering=0)  # noqa: SIM115 - closed with the gallery
         except OSError as error:
             reason = write_reason(error)
             raise UsageError(
@@ -163,6 +166,8 @@ class Gallery:
                 self._pool.shutdown(wait=True)
                 for future in self._waiting:
                     future.result()
+                if self._failure is not None:
+                    raise write_error(f"--gallery {shown(self._options.path)}", self._failure)
                 if self.images:
                     self._write()
                 if kind is None:
@@ -203,7 +208,13 @@ class Gallery:
             "error": result.error and printable(result.error.message),
         }
         # "<" could begin "</script>".
-        self._entries.write(json_text(entry).replace("<", "\\u003c").encode() + b",\n")
+        line = json_text(entry).replace("<", "\\u003c").encode() + b",\n"
+        try:
+            if self._entries.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            # The run continues, and the error is raised at its end.
+            self._failure = error
         self.images += 1
 
     def _view(self, place: Location, *, with_thumbnail: bool) -> tuple[str, tuple[int, int], str | None]:
@@ -278,6 +289,7 @@ class Gallery:
 
         # What existed was checked before the run.
         write_atomically(self._options.path, parts(), overwrite=True)
+        self.is_written = True
         for each in self._beside:
             self.notes += each.note
 

@@ -654,9 +654,9 @@ def _second_interrupt_ends_at_once() -> Iterator[None]:
 def _report_page(gallery: Gallery, path: Path, printer: Output) -> None:
     for note in gallery.notes:
         printer.note(note)
-    if gallery.images:
+    if gallery.is_written:
         printer.message(f"gallery: {shown(path)}")
-    else:
+    elif not gallery.images:
         printer.note(f"--gallery {shown(path)} was not written: no image was processed")
 
 

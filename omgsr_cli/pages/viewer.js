@@ -3,7 +3,8 @@
 
    createViewer(stage, { onChange, drags }): `stage` is the element to fill. `drags` is what a drag moves: "boundary", or
    "image" if it is larger than the stage and the drag does not start at the boundary. Ctrl and the middle button always
-   move the image. `onChange` is called after each change of the view with { share, zoom, fit, slides }.
+   move the image. `onChange` is called after each change of the view with { share, zoom, fit, slides }; `fit` is
+   the zoom that fits the stage, 0 without images.
 
    show(panes, { size, beside }): each pane is { name, src, lack }: a URL, or why there is none. Two images are shown with
    a slider, unless `beside`. `size` is the width and height in pixels that zoom 1 refers to, and defaults to that of the
@@ -107,7 +108,7 @@ function createViewer(stage, { onChange = () => {}, drags = "boundary" } = {}) {
       if (slides) stage.setAttribute(`aria-${name}`, String(value));
       else stage.removeAttribute(`aria-${name}`);
     }
-    onChange({ share, zoom: state.zoom, fit: fit * dense, slides });
+    onChange({ share, zoom: state.zoom, fit: stage.querySelector("img") ? fit * dense : 0, slides });
   }
 
   const paneAt = (event) => (event?.target.closest?.(".pane") ?? cells[0].pane).getBoundingClientRect();
@@ -197,5 +198,5 @@ function actionOf(event, keys) {
 
 /* Name a zoom: "fit, 0.5×" or "2×". */
 function zoomText({ zoom, fit }) {
-  return zoom ? `${+zoom.toPrecision(2)}×` : `fit, ${fit.toPrecision(2)}×`;
+  return zoom ? `${+zoom.toPrecision(2)}×` : fit ? `fit, ${+fit.toPrecision(2)}×` : "fit";
 }

@@ -232,6 +232,20 @@ def test_an_interrupted_run_shows_what_is_finished(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "page.html"]
 
 
+def test_a_full_disk_loses_the_page_only(omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(12):
+        draw(tmp_path / "in" / f"{number}.png", 12, 8)
+    # Every write to this device fails as on a full disk.
+    full = open("/dev/full", "r+b", buffering=0)  # noqa: SIM115 - closed with the gallery
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **options: full)
+    page = tmp_path / "page.html"
+    said = omgsr(tmp_path / "in", "-o", tmp_path / "out", *PLAIN, "--gallery", page)
+    assert (said.code, len(said.lines), len(said.errors)) == (1, 12, 1)
+    assert "page.html" in said.errors[0]
+    assert "gallery: " not in said.err
+    assert not page.exists()
+
+
 def test_results_of_other_folders_are_found_by_name(
     omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,6 +329,11 @@ def search(tab: Chromium, words: str) -> None:
     tab.ask(
         f"(e => {{ e.value = '{words}'; e.dispatchEvent(new Event('input')); }})(document.getElementById('search'))"
     )
+    tab.settle()
+
+
+def choose(tab: Chromium, which: str) -> None:
+    tab.ask(f"(e => {{ e.value = '{which}'; e.onchange(); }})(document.getElementById('filter'))")
     tab.settle()
 
 
@@ -407,6 +426,10 @@ def check_marks(tab: Chromium, folder: Path) -> None:
     """Marks survive a reload, select images, and become a list that the program reads."""
     search(tab, "many/")
     tab.press("k", "n", "r", "n", "r", "n", "r", "r")
+    choose(tab, "unmarked")
+    tab.press("p", "p", "p", "k")
+    assert text(tab, "name") == "many/4.jpg"
+    choose(tab, "all")
     # In the thumbnails, arrows choose.
     tab.ask("document.getElementById('list').focus()")
     tab.press("Home")
@@ -416,7 +439,7 @@ def check_marks(tab: Chromium, folder: Path) -> None:
     tab.open(folder / "page.html")
     assert text(tab, "name") == "many/1.jpg"
     assert tab.ask("document.getElementById('redo').getAttribute('aria-pressed')") == "true"
-    tab.ask("(e => { e.value = 'redo'; e.onchange(); })(document.getElementById('filter'))")
+    choose(tab, "redo")
     assert text(tab, "counts").startswith("2 of 60 images")
     tab.press("l")
     lines = tab.ask("document.getElementById('lines').value")
@@ -433,7 +456,7 @@ def check_marks(tab: Chromium, folder: Path) -> None:
     assert tab.ask("document.getElementById('helpDialog').open")
     tab.press("Escape")
     assert not tab.ask("document.getElementById('helpDialog').open")
-    tab.ask("(e => { e.value = 'all'; e.onchange(); })(document.getElementById('filter'))")
+    choose(tab, "all")
 
 
 def check_touch(tab: Chromium) -> None:

@@ -4,7 +4,7 @@
   const { panes, command, model } = read("run"), at = (id) => document.getElementById(id);
   // An interrupted run can report an image twice; its last entry counts. Entries without a name are inputs without a file.
   const inOrder = new Intl.Collator(undefined, { numeric: true }), byName = new Map();
-  for (const [i, entry] of read("data").entries()) if (entry) byName.set(entry.name || `#${i}`, entry);
+  for (const [i, entry] of read("data").entries()) if (entry) byName.set(entry.name || `#${i}`, { ...entry, title: entry.title || entry.error || "?" });
   const images = [...byName.values()].sort((a, b) => inOrder.compare(a.title, b.title));
 
   /* Marks and the current image survive a reload, if the browser stores something for files. */
@@ -28,9 +28,9 @@
   const names = { all: "all", redo: "to redo", keep: "to keep", unmarked: "unmarked", failed: "failed", notes: "with notes" };
   let visible = images;
 
+  const isWanted = (image) => (filters[at("filter").value] ?? filters.all)(image) && image.title.toLowerCase().includes(at("search").value.toLowerCase());
   function filter() {
-    const wanted = filters[at("filter").value] ?? filters.all, text = at("search").value.toLowerCase();
-    visible = images.filter((image) => wanted(image) && image.title.toLowerCase().includes(text));
+    visible = images.filter(isWanted);
     if (!visible.includes(current)) current = visible[0];
     count();
     show();
@@ -107,7 +107,7 @@
     if (current) reveal();
     thumbnails();
     store();
-    at("name").textContent = current?.title || current?.error || "No image";
+    at("name").textContent = current?.title ?? "No image";
     at("name").title = current?.title ?? "";
     for (const name of ["keep", "redo"]) {
       at(name).disabled = !current?.name;
@@ -116,7 +116,7 @@
     facts();
     if (!current) { at("stage").replaceChildren(); return; }
     const size = current.to ?? current.from, all = panes.map((_, i) => pane(current, i));
-    const views = chosen.beside ? all : [all[chosen.left], all[chosen.right]];
+    const views = !current.views.some(Boolean) ? [{ name: "", lack: current.error ?? "cannot be shown here" }] : chosen.beside ? all : [all[chosen.left], all[chosen.right]];
     viewer.show(views, { beside: chosen.beside, size: size ? { width: size[0], height: size[1] } : undefined });
     const following = visible[visible.indexOf(current) + 1];
     if (following) for (const i of [chosen.left, chosen.right]) if (following.views[i]) new Image().src = following.views[i];
@@ -132,9 +132,12 @@
   const step = (by) => { if (visible.length) choose(visible[Math.min(visible.length - 1, Math.max(0, visible.indexOf(current) + by))]); };
   function mark(name) {
     if (!current?.name) return;
+    const place = visible.indexOf(current);
     if (markOf(current) === name) marks.delete(current.name); else marks.set(current.name, name);
-    count();
-    show();
+    if (isWanted(current)) { count(); show(); return; }
+    // It leaves the images that are shown, so the next one takes its place.
+    current = visible[place + 1] ?? visible[place - 1];
+    filter();
   }
   const flip = () => viewer.slide(viewer.state.split > 0.5 ? 0 : 1);
   function side() {
