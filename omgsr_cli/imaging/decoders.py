@@ -32,20 +32,18 @@ _PREMULTIPLIED = 1
 
 
 def is_deep(image: ImageFile.ImageFile) -> bool:
-    """Whether a file that was opened as 8-bit colour has 16 bits per channel."""
-    if not image.tile or image.mode not in ("RGB", "RGBA", "CMYK"):
+    """Whether `read_deep` can read 16 bits per channel from a file that was opened as 8-bit colour.
+
+    It cannot read CMYK, nor TIFFs that are both compressed and split into planes.
+    """
+    if not image.tile or image.mode not in ("RGB", "RGBA"):
         return False
     if isinstance(image, PngImagePlugin.PngImageFile):
         return _rawmode(image.tile[0]).endswith(";16B")
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return 16 in image.tag_v2.get(_BITS_TAG, ())
+        is_split = image.tag_v2.get(_PLANAR_TAG, 1) == 2 and image.tile[0].codec_name == "libtiff"
+        return 16 in image.tag_v2.get(_BITS_TAG, ()) and not is_split
     return False
-
-
-def can_read_deep(image: ImageFile.ImageFile) -> bool:
-    """Whether `read_deep` supports the file: not CMYK, nor TIFFs that are both compressed and split into planes."""
-    planar = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PLANAR_TAG, 1) == 2
-    return image.mode != "CMYK" and not (planar and image.tile[0].codec_name == "libtiff")
 
 
 def read_deep(image: ImageFile.ImageFile, file: BinaryIO) -> NDArray[np.uint16]:

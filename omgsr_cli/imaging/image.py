@@ -210,6 +210,14 @@ class SampleLayout(NamedTuple):
     bit_depth: int
 
 
+class Decoded(NamedTuple):
+    """A file's samples, (H, W, C) uint8 or uint16, where C is 1 or 3, plus 1 with alpha; and notes for the user."""
+
+    samples: NDArray[Any]
+    is_srgb: bool = False
+    notes: tuple[str, ...] = ()
+
+
 def from_samples(samples: NDArray[Any]) -> Tensor:
     """Convert a file's integers to floats.
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from omgsr_cli.errors import FileError
 from omgsr_cli.files.containers import boxes, png_chunks
+from omgsr_cli.imaging.image import Decoded
 
 #: Number of points in a curve's tables: one per 16-bit value.
 _POINTS = 65536
@@ -450,12 +451,18 @@ def load_profile(icc: bytes) -> ColorProfile | None:
     return None if _is_srgb(profile, 1 if space == "GRAY" else 3) else profile
 
 
-def convert_to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
-    """Convert a CMYK or Lab image to 8-bit sRGB with its profile; without one, as Pillow or LittleCMS does.
+def convert_to_srgb(image: Image.Image, icc: bytes | None) -> Decoded:
+    """Convert a CMYK or Lab image to 8-bit sRGB by its profile; without a usable one, as Pillow or LittleCMS does."""
+    notes: tuple[str, ...] = (f"{image.mode} was converted to sRGB",)
+    try:
+        converted = _to_srgb(image, icc)
+    except ProfileError as error:
+        converted = _to_srgb(image, None)
+        notes += (f"the ICC profile was ignored: {error}",)
+    return Decoded(np.asarray(converted), True, notes)
 
-    Raises:
-        ProfileError: the profile is corrupt or for another colour space.
-    """
+
+def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
     if image.mode == "CMYK" and icc is None:
         return image.convert("RGB")
     wanted = {"CMYK": "CMYK", "LAB": "Lab"}[image.mode]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,7 +17,6 @@ from torch import Tensor
 from omgsr_cli.files.containers import record_of_file
 from omgsr_cli.files.folders import has_reader, install_hint
 from omgsr_cli.imaging.decoders import (
-    can_read_deep,
     coded_depth,
     develop_raw,
     is_deep,
@@ -27,7 +26,7 @@ from omgsr_cli.imaging.decoders import (
     read_coded,
     read_deep,
 )
-from omgsr_cli.imaging.image import TURNS, ImageHeader, ImageMetadata, SourceImage, from_samples
+from omgsr_cli.imaging.image import TURNS, Decoded, ImageHeader, ImageMetadata, SourceImage, from_samples
 from omgsr_cli.imaging.metadata import (
     ExifError,
     Placement,
@@ -57,7 +56,7 @@ from omgsr_cli.imaging.profiles import (
     profile_space,
     refuse_hdr,
 )
-from omgsr_cli.imaging.tiff import TiffImage, check_deflated, needs_codecs, ranged_floats, read_tiff, shallow
+from omgsr_cli.imaging.tiff import TiffImage, check_deflated, needs_codecs, ranged_floats, read_tiff
 
 #: Pillow's modes with one channel of 16 bits or more.
 _WIDE_GREY_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I", "F"})
@@ -86,15 +85,6 @@ _PIXELS_AT_ONCE = 1 << 20
 #: Smaller parts outside sRGB are not kept. The limit is low because of dark colours: one step of sRGB is many steps of
 #: a pure gamma curve there, for which float16 would be too coarse, too.
 _GAMUT_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    """A file's samples, (H, W, C) integers, where C is 1 or 3, plus 1 with alpha; and notes for the user."""
-
-    samples: NDArray[Any]
-    icc_applied: bool = False
-    notes: tuple[str, ...] = ()
 
 
 def read_image(source: Path | bytes, name: str | None = None) -> SourceImage:
@@ -137,7 +127,7 @@ def _read_samples(source: Path | bytes, name: str) -> tuple[SourceImage, NDArray
             repairs += ("the ICC profile was dropped: parts of it are missing",)
         samples = _as_profiled(samples, metadata.icc, has_palette=image.mode in ("P", "PA"))
         color = ColorDescription()
-        if not decoded.icc_applied:
+        if not decoded.is_srgb:
             is_grey, is_adobe = samples.shape[2] < 3, has_adobe_rgb(metadata.exif)
             color = describe_color(image, file, name, icc=metadata.icc, is_grey=is_grey, is_adobe_rgb=is_adobe)
     metadata = replace(metadata, icc=color.icc)
@@ -172,7 +162,7 @@ def probe_image(source: Path | bytes, name: str | None = None) -> ImageHeader:
         width, height = image.size
         if image.format != "TIFF" and stored_orientation(image, file) >= 5:
             width, height = height, width
-        deep = (is_deep(image) and can_read_deep(image)) or keeps_depth(image, coded_depth(image, file))
+        deep = is_deep(image) or keeps_depth(image, coded_depth(image, file))
         mode, has_alpha = f"{image.mode};16" if deep else image.mode, image.has_transparency_data
         if isinstance(image, TiffImage):
             deep, mode, has_alpha = image.is_deep, image.facts.name, image.facts.alpha_at is not None
@@ -254,22 +244,19 @@ def _has_video(file: BinaryIO) -> bool:
     return _VIDEO_BEHIND.search(file.read()) is not None
 
 
-def _decode(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> _Decoded:
+def _decode(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> Decoded:
     if isinstance(image, TiffImage):
         return _decode_tiff(image, file, name)
     if (depth := coded_depth(image, file)) > 8:
         return _decode_coded(image, file, depth, name)
     if is_deep(image):
-        if can_read_deep(image):
-            key = image.info.get("transparency")
-            samples = read_deep(image, file)
-            return _Decoded(_with_key_alpha(samples, key) if samples.shape[2] == 3 else samples)
-        decoded = _decode_shallow(image, name)
-        return replace(decoded, notes=("16 bits per channel were read as 8", *decoded.notes))
+        samples = read_deep(image, file)
+        key = image.info.get("transparency") if samples.shape[2] == 3 else None
+        return Decoded(_with_key_alpha(samples, key))
     return _decode_shallow(image, name)
 
 
-def _decode_coded(image: ImageFile.ImageFile, file: BinaryIO, depth: int, name: str) -> _Decoded:
+def _decode_coded(image: ImageFile.ImageFile, file: BinaryIO, depth: int, name: str) -> Decoded:
     """Decode an image of a format whose depth only its own header contains."""
     samples = read_coded(image, file, depth) if keeps_depth(image, depth) else None
     if samples is None:
@@ -277,49 +264,37 @@ def _decode_coded(image: ImageFile.ImageFile, file: BinaryIO, depth: int, name: 
         if decoded.samples.dtype == np.uint16:
             return decoded
         remedy = "" if has_reader("codecs") else f"; {install_hint(['codecs'])} keeps them"
-        return replace(decoded, notes=(f"{depth} bits per channel were read as 8{remedy}", *decoded.notes))
+        return decoded._replace(notes=(f"{depth} bits per channel were read as 8{remedy}", *decoded.notes))
     if samples.dtype.kind == "f":
         whole, notes = ranged_floats(samples, "float", name)
-        return _Decoded(whole, notes=notes)
-    return _Decoded(samples)
+        return Decoded(whole, notes=notes)
+    return Decoded(samples)
 
 
-def _decode_tiff(image: TiffImage, file: BinaryIO, name: str) -> _Decoded:
+def _decode_tiff(image: TiffImage, file: BinaryIO, name: str) -> Decoded:
     notes = ("a transparency mask was dropped",) if image.has_mask else ()
     if image.is_pillows or image.page is None:
         if image.page is not None:
             check_deflated(image.page)
         decoded = _decode_shallow(image, name)
-        return replace(decoded, notes=(*decoded.notes, *image.facts.notes, *notes))
-    if needs_codecs(image.page) and not has_reader("codecs") and is_deep(image) and can_read_deep(image):
-        return _Decoded(read_deep(image, file), notes=notes)
-    read = read_tiff(image, name)
-    notes = (*read.notes, *notes)
-    samples, is_srgb = read.colors, read.is_srgb
-    if read.space == "CMYK":
-        if samples.dtype == np.uint16:
-            samples, notes = shallow(samples), ("16 bits per channel were read as 8", *notes)
-        inks = Image.fromarray(np.ascontiguousarray(samples), "CMYK")
-        inks.info["icc_profile"] = image.info.get("icc_profile")
-        converted = _through_profile(inks)
-        samples, is_srgb, notes = converted.samples, True, (*converted.notes, *notes)
-    if read.alpha is not None:
-        alpha = read.alpha if read.alpha.dtype == samples.dtype else shallow(read.alpha)
-        samples = np.concatenate([samples, alpha], axis=2)
-    return _Decoded(samples, is_srgb, notes)
+        return decoded._replace(notes=(*decoded.notes, *image.facts.notes, *notes))
+    if needs_codecs(image.page) and not has_reader("codecs") and is_deep(image):
+        return Decoded(read_deep(image, file), notes=notes)
+    decoded = read_tiff(image, name)
+    return decoded._replace(notes=(*decoded.notes, *notes))
 
 
-def _decode_shallow(image: ImageFile.ImageFile, name: str) -> _Decoded:
+def _decode_shallow(image: ImageFile.ImageFile, name: str) -> Decoded:
     load_pixels(image)
     if image.mode in _WIDE_GREY_MODES:
         return _wide_grey(image, name)
     if image.mode in ("CMYK", "LAB"):
-        return _through_profile(image)
+        return convert_to_srgb(image, image.info.get("icc_profile"))
     if image.mode in ("P", "PA"):
-        return _Decoded(_without_hue(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))))
+        return Decoded(_without_hue(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))))
     if image.mode in ("1", "L", "LA", "La"):
-        return _Decoded(_planes(_in_mode(image, "LA" if image.has_transparency_data else "L")))
-    return _Decoded(_planes(_in_mode(image, "RGBA" if image.has_transparency_data else "RGB")))
+        return Decoded(_planes(_in_mode(image, "LA" if image.has_transparency_data else "L")))
+    return Decoded(_planes(_in_mode(image, "RGBA" if image.has_transparency_data else "RGB")))
 
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -347,7 +322,7 @@ def _with_key_alpha(samples: NDArray[Any], key: Any) -> NDArray[Any]:
     return np.concatenate([samples, opaque * np.iinfo(samples.dtype).max], axis=2).astype(samples.dtype)
 
 
-def _wide_grey(image: Image.Image, name: str) -> _Decoded:
+def _wide_grey(image: Image.Image, name: str) -> Decoded:
     values = np.asarray(image)
     notes: tuple[str, ...] = ()
     if image.mode == "F":
@@ -356,18 +331,7 @@ def _wide_grey(image: Image.Image, name: str) -> _Decoded:
         notes = ("samples were clipped to 16 bits",)
         values = values.clip(0, 65535)
     samples = values.astype(np.uint16)[:, :, None]
-    return _Decoded(_with_key_alpha(samples, image.info.get("transparency")), notes=notes)
-
-
-def _through_profile(image: Image.Image) -> _Decoded:
-    space, icc = image.mode, image.info.get("icc_profile")
-    notes: tuple[str, ...] = (f"{space} was converted to sRGB",)
-    try:
-        converted = convert_to_srgb(image, icc)
-    except ProfileError as error:
-        converted = convert_to_srgb(image, None)
-        notes += (f"the ICC profile was ignored: {error}",)
-    return _Decoded(_planes(converted), icc_applied=True, notes=notes)
+    return Decoded(_with_key_alpha(samples, image.info.get("transparency")), notes=notes)
 
 
 def _as_profiled(samples: NDArray[Any], icc: bytes | None, *, has_palette: bool) -> NDArray[Any]:

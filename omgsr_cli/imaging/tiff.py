@@ -17,8 +17,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import tifffile
@@ -29,9 +28,9 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from omgsr_cli.errors import FileError
 from omgsr_cli.files.folders import has_reader, install_hint
-from omgsr_cli.imaging.image import TURNS, ImageMetadata, SampleLayout, unpremultiplied
+from omgsr_cli.imaging.image import TURNS, Decoded, ImageMetadata, SampleLayout, unpremultiplied
 from omgsr_cli.imaging.metadata import PREFIX, tags_of
-from omgsr_cli.imaging.profiles import lab_to_srgb
+from omgsr_cli.imaging.profiles import convert_to_srgb, lab_to_srgb
 from omgsr_cli.imaging.rows import no_room
 
 # Both libraries log their findings about a file, which Python would print.
@@ -118,25 +117,6 @@ class _Facts(NamedTuple):
         """A readable name, such as "32-bit float Lab"."""
         space = _SPACES.get(self.photometric, f"colour space {self.photometric}")
         return f"{self.bits}-bit {_KINDS.get(self.sample_format, '')}{space}"
-
-
-@dataclass(frozen=True)
-class TiffSamples:
-    """Samples of a file, scaled to the range of uint8 or uint16, where 0 is black.
-
-    Attributes:
-        space: colour space.
-        colors: (H, W, 1 grey, 3 RGB or 4 CMYK) uint8 or uint16, upright, not premultiplied.
-        alpha: (H, W, 1) of the same type, or None.
-        is_srgb: the colours have been converted to sRGB.
-        notes: notes for the user.
-    """
-
-    space: Literal["GRAY", "RGB", "CMYK"]
-    colors: NDArray[Any]
-    alpha: NDArray[Any] | None
-    is_srgb: bool
-    notes: tuple[str, ...]
 
 
 class TiffImage(TiffImagePlugin.TiffImageFile):
@@ -244,8 +224,8 @@ def open_tiff(file: BinaryIO) -> TiffImage:
     return image
 
 
-def read_tiff(image: TiffImage, name: str) -> TiffSamples:
-    """Decode a page that Pillow cannot decode without loss.
+def read_tiff(image: TiffImage, name: str) -> Decoded:
+    """Decode a page that Pillow cannot decode without loss: upright, not premultiplied, and CMYK and Lab as sRGB.
 
     Raises:
         FileError: the kind is not supported or needs imagecodecs, the range is unknown, or the page is damaged.
@@ -256,6 +236,7 @@ def read_tiff(image: TiffImage, name: str) -> TiffSamples:
     _check_supported(page, facts, name)
     stored = _stored_samples(page, name)
     colors, alpha_at = facts.colors, facts.alpha_at
+    own: NDArray[Any]
     if stored.shape[2] < facts.channels or facts.channels < colors:
         raise FileError(f"{name}: {facts.name} with {stored.shape[2]} channels is not supported")
     if facts.photometric in (8, 9):
@@ -273,14 +254,16 @@ def read_tiff(image: TiffImage, name: str) -> TiffSamples:
         alpha = alpha if alpha.dtype == own.dtype else alpha.astype(np.uint16) * 257
         if facts.extra[alpha_at - colors] == _ASSOCIATED:
             own = unpremultiplied(own, alpha)
-    turn = TURNS[_orientation(image)]
-    return TiffSamples(
-        "CMYK" if facts.photometric == 5 else "RGB" if colors == 3 or facts.photometric == 3 else "GRAY",
-        turn(own),
-        None if alpha is None else turn(alpha),
-        facts.photometric in (8, 9),
-        (*own_notes, *facts.notes),
-    )
+    notes = (*own_notes, *facts.notes)
+    if facts.photometric == 5:
+        if own.dtype == np.uint16:
+            own, notes = shallow(own), ("16 bits per channel were read as 8", *notes)
+        inks = Image.fromarray(np.ascontiguousarray(own), "CMYK")
+        own, _, more = convert_to_srgb(inks, image.info.get("icc_profile"))
+        notes = (*more, *notes)
+    if alpha is not None:
+        own = np.concatenate([own, alpha if alpha.dtype == own.dtype else shallow(alpha)], axis=2)
+    return Decoded(TURNS[_orientation(image)](own), facts.photometric in (5, 8, 9), notes)
 
 
 def check_deflated(page: tifffile.TiffPage) -> None:
