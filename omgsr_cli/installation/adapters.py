@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from omgsr_cli.errors import ModelError, reason_of
@@ -16,7 +16,6 @@ from omgsr_cli.presets import Preset
 from omgsr_cli.store.manifest import FileEntry, read_entry, stays_inside
 
 _DRIVE = "https://drive.google.com/drive/folders/"
-_MAX_DEPTH = 4
 _MAX_FILES = 1000
 _MAX_BYTES = 16 * 2**30
 """Larger than any adapter; an archive that unpacks to more is malicious."""
@@ -47,7 +46,15 @@ def get_adapter(preset: Preset, given: Path | None, scratch: Path) -> Path:
         )
     parts = family_of(preset, preset.name).adapter_parts
     folder = _find_parts(place, parts, str(given or f"Google Drive's folder {preset.adapter_drive}"))
-    _check_adapter(folder, parts, preset)
+    check_adapter_folder(folder, parts)
+    for part, rank in zip(parts, (preset.vae_rank, preset.backbone_rank), strict=True):
+        found = load_lora_config(folder / part).r
+        if found != rank:
+            raise ModelError(
+                f"{folder / part} has rank {found}, but the adapter of {preset.name} has {rank}",
+                hint="use your own adapter with --base and --adapter, or merge it with omgsr models merge",
+            )
+        read_header(folder / part / WEIGHTS_NAME)
     return folder
 
 
@@ -85,36 +92,15 @@ def _fetch_from_drive(preset: Preset, folder: Path) -> None:
 
 
 def _find_parts(folder: Path, parts: Sequence[str], name: str) -> Path:
-    """The only folder with the parts, at most a few levels below."""
-    found = [place for place in _folders_below(folder, _MAX_DEPTH) if all((place / part).is_dir() for part in parts)]
+    """The only folder with the parts; links are not followed, to avoid loops."""
+    places = sorted(path.parent for path in folder.rglob(parts[0]))
+    found = [place for place in places if all((place / part).is_dir() for part in parts)]
     if not found:
         raise ModelError(f"{name} contains no adapter", hint=f"a published adapter has the folders {', '.join(parts)}")
     if len(found) > 1:
         names = ", ".join(str(place) for place in found[:3])
         raise ModelError(f"{name} contains {len(found)} adapters: {names}", hint="use the folder of one of them")
     return found[0]
-
-
-def _folders_below(folder: Path, depth: int) -> Iterator[Path]:
-    """The folder and its subfolders; links are not followed, to avoid loops."""
-    yield folder
-    if depth:
-        for path in sorted(folder.iterdir()):
-            if path.is_dir() and not path.is_symlink():
-                yield from _folders_below(path, depth - 1)
-
-
-def _check_adapter(folder: Path, parts: Sequence[str], preset: Preset) -> None:
-    """Check that both parts are plain LoRAs with the preset's ranks and complete weights."""
-    check_adapter_folder(folder, parts)
-    for part, rank in zip(parts, (preset.vae_rank, preset.backbone_rank), strict=True):
-        found = load_lora_config(folder / part).r
-        if found != rank:
-            raise ModelError(
-                f"{folder / part} has rank {found}, but the adapter of {preset.name} has {rank}",
-                hint="use your own adapter with --base and --adapter, or merge it with omgsr models merge",
-            )
-        read_header(folder / part / WEIGHTS_NAME)
 
 
 def _unpack_zip(archive: Path, folder: Path) -> None:
@@ -136,17 +122,13 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
                     f"{archive} unpacks to more than {_MAX_BYTES >> 30} GiB", hint="give an adapter's archive"
                 )
             for member in members:
-                _check_member(archive, member)
+                if not stays_inside(member.filename):
+                    raise ModelError(f"{archive} has a file outside of its own folder: {member.filename!r}")
+                # The upper half is the file mode if the archive was made on Unix.
+                if stat.S_ISLNK(member.external_attr >> 16):
+                    raise ModelError(f"{archive} has a link: {member.filename!r}")
             opened.extractall(folder, members)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         raise ModelError(f"{archive} is not a readable ZIP archive: {error}", hint="use a .zip file") from error
     except OSError as error:
         raise ModelError(f"{archive} cannot be unpacked: {reason_of(error)}") from error
-
-
-def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
-    if not stays_inside(member.filename):
-        raise ModelError(f"{archive} has a file outside of its own folder: {member.filename!r}")
-    # The upper half is the file mode if the archive was made on Unix.
-    if stat.S_ISLNK(member.external_attr >> 16):
-        raise ModelError(f"{archive} has a link: {member.filename!r}")

@@ -61,12 +61,14 @@ class _Base:
 
     Attributes:
         place: folder or repository, as recorded.
+        licence: the licence on its card, or that of the preset.
         listing: None for a folder that the user named.
         files: the files of the listing to fetch.
     """
 
     place: str
-    listing: Listing | None
+    licence: str
+    listing: Listing | None = None
     files: tuple[RemoteFile, ...] = ()
 
     @property
@@ -175,21 +177,31 @@ def _pull(
         place.mkdir()
         adapter_folder = get_adapter(preset, adapter, place)
         chosen = _choose_base(preset, base, talk, full)
-        licence = _licence(preset, chosen)
-        if chosen.listing is not None and first_sight_of(target.parent, chosen.place, licence):
-            talk.note(f"{chosen.place} is under the licence {licence}; read it on its page before you use the results")
+        if chosen.listing is not None and first_sight_of(target.parent, chosen.place, chosen.licence):
+            terms = f"{chosen.place} is under the licence {chosen.licence}"
+            talk.note(f"{terms}; read it on its page before you use the results")
         _check_room(chosen, target.parent)
         base_folder = _fetch(chosen, scratch, talk)
         talk.note("merging the adapter into the base")
         source = find_model(ModelOptions(model=preset.name, base=str(base_folder), adapter=adapter_folder))
-        record = source.record.model_copy(update={"licence": licence})
+        record = source.record.model_copy(update={"licence": chosen.licence})
         source = dataclasses.replace(source, name=chosen.place, record=record)
         half = any(file.path.endswith(".fp16.safetensors") for file in chosen.files)
-        origins = (_origin_of_base(preset, chosen), _origin_of_adapter(preset, adapter, adapter_folder))
+        of_base = Origin(
+            what="base",
+            place=chosen.place,
+            revision=None if chosen.listing is None else chosen.listing.revision,
+            licence=chosen.licence,
+            files={file.path: FileEntry(bytes=file.bytes, sha256=file.sha256) for file in chosen.files if file.sha256},
+        )
+        drive = f"Google Drive folder {preset.adapter_drive}"
+        files = hash_adapter(adapter_folder, preset)
+        of_adapter = Origin(what="adapter", place=drive if adapter is None else str(adapter), files=files)
+        provenance = Provenance(omgsr=__version__, origins=(of_base, of_adapter))
         if target.exists():
             # It is damaged, and its replacement is ready to be written.
             shutil.rmtree(target)
-        write_merged(source, target, half=half, provenance=Provenance(omgsr=__version__, origins=origins))
+        write_merged(source, target, half=half, provenance=provenance)
 
 
 def write_merged(
@@ -262,7 +274,7 @@ def _only_one(lock: Path, talk: PullTalk) -> Iterator[None]:
 def _choose_base(preset: Preset, base: str | None, talk: PullTalk, full: bool) -> _Base:
     """The named folder, or the first source that answers, compared with the others that answer."""
     if base is not None and (Path(base).is_dir() or not is_repository_name(base)):
-        return _Base(base, None)
+        return _Base(base, preset.licence)
     sources = (base,) if base is not None else preset.base_sources
     listings: list[Listing] = []
     reasons: list[ModelError] = []
@@ -288,17 +300,13 @@ def _choose_base(preset: Preset, base: str | None, talk: PullTalk, full: bool) -
             )
     if first.repository in preset.personal_sources and base is None:
         talk.agree(f"{first.repository} is a private copy, and no other source answers; use it?")
-    return _Base(first.repository, first, files)
-
-
-def _licence(preset: Preset, base: _Base) -> str:
-    return (base.listing.licence if base.listing is not None else None) or preset.licence
+    return _Base(first.repository, first.licence or preset.licence, first, files)
 
 
 def _check_room(base: _Base, store: Path) -> None:
     """Check before fetching that the download and the merged folder beside it fit on the disk."""
     have = sum(path.stat().st_size for path in store.glob(".fetch-*/base/**/*") if path.is_file())
-    needed = max(2 * base.bytes - have, 0) + _SPARE_BYTES if base.files else _SPARE_BYTES
+    needed = max(2 * base.bytes - have, 0) + _SPARE_BYTES
     free = shutil.disk_usage(store).free
     if free < needed:
         raise ModelError(f"{store} has {free >> 20} MiB free; {needed >> 20} MiB are needed", hint=_elsewhere(store))
@@ -317,21 +325,6 @@ def _fetch(base: _Base, scratch: Path, talk: PullTalk) -> str:
         for file in base.files:
             fetch_file(base.listing, file, folder, on_bytes)
     return str(folder)
-
-
-def _origin_of_base(preset: Preset, base: _Base) -> Origin:
-    return Origin(
-        what="base",
-        place=base.place,
-        revision=base.listing.revision if base.listing is not None else None,
-        licence=_licence(preset, base),
-        files={file.path: FileEntry(bytes=file.bytes, sha256=file.sha256) for file in base.files if file.sha256},
-    )
-
-
-def _origin_of_adapter(preset: Preset, given: Path | None, folder: Path) -> Origin:
-    place = f"Google Drive folder {preset.adapter_drive}" if given is None else str(given)
-    return Origin(what="adapter", place=place, files=hash_adapter(folder, preset))
 
 
 def _elsewhere(store: Path) -> str:
