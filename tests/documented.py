@@ -97,7 +97,8 @@ def reference() -> str:
         "`--help-all` shows all.",
         "Results go to stdout, one path per line, or one JSON object per line with `--json`. Everything else goes to\n"
         "stderr. The exit code is 0 if everything finished, 1 if something failed, 2 for a usage error, 130 after\n"
-        "Ctrl-C and 143 after SIGTERM. `OMGSR_DEBUG=1` shows the traceback of an error.",
+        "Ctrl-C and 143 after SIGTERM; Ctrl-C is the usual end of `upscale --watch`, which is then 0 or 1.\n"
+        "`OMGSR_DEBUG=1` shows the traceback of an error.",
     ]
     for path, command in _commands(program(), ()):
         parts += _command_text(("omgsr", *path), command)

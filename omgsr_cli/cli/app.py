@@ -97,7 +97,10 @@ def program() -> TyperGroup:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the program and exit: 0 success, 1 failure, 2 usage error, 130 interrupted, 143 SIGTERM."""
+    """Run the program and exit: 0 success, 1 failure, 2 usage error, 130 interrupted, 143 SIGTERM.
+
+    Ctrl-C is the usual end of `upscale --watch`, which is then 0 or 1.
+    """
     _open_closed_streams()
     signals: list[int] = []
 

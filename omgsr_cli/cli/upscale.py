@@ -511,7 +511,10 @@ class _Run:
         if self.watch is None or not isinstance(result.source, Path):
             return True
         is_unread = isinstance(result.error, UnreadableError)
-        return self.watch.finish(result.source, is_made=result.error is None, is_unread=is_unread)
+        is_final = self.watch.finish(result.source, is_made=result.error is None, is_unread=is_unread)
+        if not is_final and result.error is not None:
+            self.printer.note(f"{result.error.message}; it is tried again when it changes", detail=True)
+        return is_final
 
     def estimate(self, settings: Settings, info: RestorerInfo, pace: Pace, remembered: Remembered) -> int:
         """Show what `restore` would do, and return the exit code."""

@@ -237,7 +237,9 @@ class FolderWatch:
             is_unread: it failed because the file cannot be read.
         """
         key, stamp = name_hash(self._key(path)), file_stamp(path)
-        arrival = self._running.pop(key)
+        if (arrival := self._running.pop(key, None)) is None:
+            # An interruption came while the result was shown, so it is shown again.
+            return True
         if is_made and key in self._planned:
             self._planned[key] = self._planned[key]._replace(is_made=True)
         if stamp is None:
