@@ -280,21 +280,31 @@ def upscale(
     from omgsr_cli.models.sources import find_model
     from omgsr_cli.options import EngineOptions, ModelOptions, RestoreOptions, SizeOptions, WriteOptions, build_options
 
-    engine_options = build_options(EngineOptions, workers=workers, device=device, engine=engine, address=address)
+    inputs = inputs or []
+    to_stdout = output == STREAM or (output is None and STREAM in inputs)
+    without_watch = {
+        "--dry-run": dry_run,
+        "--shard": shard,
+        "--retry-failed": retry_failed,
+        "--engine ray": engine == "ray",
+        "--list": list_,
+        "--gallery": gallery,
+    }
+    for other in (name for name, value in without_watch.items() if watch and value):
+        raise UsageError(f"--watch and {other} exclude each other", f"remove --watch or {other}")
+    _refuse(
+        (retry_failed and report is None, "--retry-failed needs a report", "give the --report of the previous run"),
+        (list_ and STREAM in inputs, "--list names files, but - reads an image from stdin", "remove --list"),
+        (compare and to_stdout, "--compare cannot write beside stdout", "give -o FILE"),
+        (keep_times and to_stdout, "--keep-times has no effect on stdout", "give -o FILE, or remove --keep-times"),
+        (beside and not gallery, "--beside has no effect without --gallery", "add --gallery page.html"),
+        (gallery and dry_run, "--gallery has nothing to show: --dry-run writes no image", "remove --gallery"),
+        (gallery and to_stdout, "--gallery has nothing to show: stdout takes the image", "remove --gallery"),
+        (gallery and STREAM in inputs, "--gallery has nothing to show: stdin is not a file", "remove --gallery"),
+    )
+    shows = None if gallery is None else check_gallery(gallery, beside or (), overwrite=overwrite)
     part = None if shard is None else parse_shard(shard, os.environ)
-    if retry_failed and report is None:
-        raise UsageError("--retry-failed needs a report", "give the --report of the previous run")
-    if watch:
-        given = {
-            "--dry-run": dry_run,
-            "--shard": shard,
-            "--retry-failed": retry_failed,
-            "--engine ray": engine == "ray",
-            "--list": list_,
-            "--gallery": gallery,
-        }
-        for other in (name for name, value in given.items() if value):
-            raise UsageError(f"--watch and {other} exclude each other", f"remove --watch or {other}")
+    engine_options = build_options(EngineOptions, workers=workers, device=device, engine=engine, address=address)
     model_options = build_options(
         ModelOptions,
         model=model,
@@ -343,22 +353,6 @@ def upscale(
         overwrite=overwrite,
         compare=compare,
     )
-    inputs = inputs or []
-    if list_ is not None and STREAM in inputs:
-        raise UsageError("--list names files, but - reads an image from stdin", "remove --list, or give files")
-    to_stdout = output == STREAM or (output is None and STREAM in inputs)
-    if compare and to_stdout:
-        raise UsageError("--compare cannot write beside stdout", "give -o FILE")
-    if keep_times and to_stdout:
-        raise UsageError("--keep-times has no effect on stdout", "give -o FILE, or remove --keep-times")
-    shows = None if gallery is None else check_gallery(gallery, beside or (), overwrite=overwrite)
-    if beside and shows is None:
-        raise UsageError("--beside has no effect without --gallery", "add --gallery page.html")
-    if shows is not None and (to_stdout or dry_run or STREAM in inputs):
-        what = (
-            "--dry-run writes no image" if dry_run else "stdout takes the image" if to_stdout else "stdin is not a file"
-        )
-        raise UsageError(f"--gallery has nothing to show: {what}", "remove --gallery")
     printer = Output(as_json=as_json, quiet=quiet, verbose=verbose)
     if as_json and to_stdout and not dry_run:
         printer.note("--json has no effect: stdout takes the image")
@@ -367,19 +361,19 @@ def upscale(
     source = find_model(model_options)
     names = JobOptions(recursive, suffix, scale_label(sizes, source.record.scale), write_options.format)
     remembered = Remembered()
-    failed_before = read_reports([report]).has_failed if retry_failed and report else None
-    listed = None if list_ is None else NameList(list_)
     watched = FolderWatch(inputs, output, names, remembered) if watch else None
     if watched is not None:
         jobs = JobStream((), watched.planned())
     else:
+        listed = None if list_ is None else NameList(list_)
         jobs = find_jobs(inputs or ([] if listed is None else listed.inputs), output, names, remembered)
-    if listed is not None and inputs:
-        jobs = listed.select(jobs)
-    if part is not None:
-        jobs = jobs.select(part.holds_planned)
-    if failed_before is not None:
-        jobs = jobs.select(lambda one: not isinstance(one, Job) or failed_before(str(one.source)))
+        if listed is not None and inputs:
+            jobs = listed.select(jobs)
+        if part is not None:
+            jobs = jobs.select(part.holds_planned)
+        if retry_failed and report is not None:
+            has_failed = read_reports([report]).has_failed
+            jobs = jobs.select(lambda one: not isinstance(one, Job) or has_failed(str(one.source)))
     _check_quality(quality, jobs.first_jobs)
     for text in take_notes():
         printer.note(text)
@@ -680,6 +674,13 @@ def _command(context: typer.Context, without: Collection[str] = ()) -> str:
         else:
             options += [name] if value is True else [word for one in values for word in (name, one)]
     return redact(shlex.join(["omgsr", str(context.info_name), *words, *options]))
+
+
+def _refuse(*combinations: tuple[object, str, str]) -> None:
+    """Raise an error for the first combination of options that is given; each has a message and a hint."""
+    for is_given, message, hint in combinations:
+        if is_given:
+            raise UsageError(message, hint)
 
 
 def _check_quality(quality: int | None, jobs: Collection[Job]) -> None:
