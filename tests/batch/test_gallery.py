@@ -317,6 +317,7 @@ def test_the_page_works_in_chromium(omgsr: Command, tmp_path: Path, monkeypatch:
         check_marks(tab, tmp_path)
         check_layouts(tab, tmp_path)
         check_touch(tab)
+        check_without_storage(tab, tmp_path)
         assert tab.messages == []
         assert {url.partition(":")[0] for url in tab.requests} <= {"file", "data", "blob"}
 
@@ -387,6 +388,10 @@ def check_view(tab: Chromium) -> None:
     assert tab.ask(f"[{stage}.getAttribute('role'), {stage}.getAttribute('aria-valuenow')]") == ["slider", "27"]
     tab.press(" ")
     assert tab.ask(f"{stage}.getAttribute('aria-valuenow')") == "100"
+    # The other folder has no result of this image.
+    tab.press("m")
+    assert "other: no result" in tab.ask(f"{stage}.textContent")
+    tab.press("m")
     # 24 by 16 pixels: 1:1, then 16 times as large, until it is larger than the stage.
     tab.press("z")
     assert (text(tab, "zoom"), box_of(tab)[2:]) == ("1×", [24, 16])
@@ -457,6 +462,15 @@ def check_marks(tab: Chromium, folder: Path) -> None:
     tab.press("Escape")
     assert not tab.ask("document.getElementById('helpDialog').open")
     choose(tab, "all")
+
+
+def check_without_storage(tab: Chromium, folder: Path) -> None:
+    blocked = "Object.defineProperty(window, 'localStorage', { get() { throw new Error('blocked'); } })"
+    tab.call("Page.addScriptToEvaluateOnNewDocument", source=blocked)
+    tab.open(folder / "page.html")
+    tab.press("k")
+    assert tab.ask("document.getElementById('keep').getAttribute('aria-pressed')") == "true"
+    assert "marks are lost" in text(tab, "facts")
 
 
 def check_touch(tab: Chromium) -> None:
