@@ -46,7 +46,7 @@ class RayActors:
     def run(
         self, work: Work[Task, Result], tasks: Iterable[Task | None], *, on_start: Callable[[Task], None], say: Say
     ) -> Generator[Result, None, None]:
-        """See `Engine.run`.
+        """See `Engine.run`; all tasks must be available when they are drawn.
 
         Raises:
             UsageError: Ray is not installed.

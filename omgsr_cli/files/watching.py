@@ -44,7 +44,11 @@ class Changes(Protocol):
     """Changed paths in folders."""
 
     def take(self) -> set[str]:
-        """The real paths that changed since the last call; returns at once."""
+        """The real paths that changed since the last call; returns at once.
+
+        Raises:
+            FileError: no more changes are reported; later calls return nothing.
+        """
         ...
 
     def close(self) -> None:
@@ -82,13 +86,16 @@ class SystemChanges:
         )
         try:
             self.take()
-        except (OSError, RuntimeError) as error:
-            hint = "set WATCHFILES_FORCE_POLLING=1, or on Linux raise fs.inotify.max_user_watches with sysctl"
-            raise UsageError(f"--watch: {', '.join(map(shown, folders))}: {reason_of(error)}", hint) from error
+        except FileError as error:
+            raise UsageError(f"--watch: {', '.join(map(shown, folders))}: {error.message}", error.hint) from error
 
     def take(self) -> set[str]:
         """As `Changes.take`."""
-        return {path for _, path in next(self._watch)}
+        try:
+            return {path for _, path in next(self._watch, ())}
+        except (OSError, RuntimeError) as error:
+            hint = "set WATCHFILES_FORCE_POLLING=1, or on Linux raise fs.inotify.max_user_watches with sysctl"
+            raise FileError(reason_of(error), hint) from error
 
     def close(self) -> None:
         """As `Changes.close`."""
@@ -260,7 +267,13 @@ class FolderWatch:
         """Notice changes, and move complete files to the ready ones."""
         if now >= self._search_at:
             self._search_all(now)
-        for real in self._changes.take():
+        try:
+            changed = self._changes.take()
+        except FileError as error:
+            changed = set()
+            slower = f"changes are no longer reported, so folders are searched every {_SEARCH_EVERY_S:.0f} s"
+            self._findings.append(Note(f"{slower}: {error.message}; {error.hint}"))
+        for real in changed:
             self._look_at(Path(real), now)
         for place, (folder, due) in list(self._new_folders.items()):
             if now >= due:

@@ -238,13 +238,28 @@ def test_the_system_reports_changes(tmp_path: Path) -> None:
 
 def test_a_system_that_cannot_watch_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def limited(*folders: str, **options: Any) -> Iterator[set[Any]]:
-        yield from ()
-        raise OSError("OS file watch limit reached.")
+        for _ in range(allowed):
+            yield set()
+        raise RuntimeError("OS file watch limit reached.")
 
+    allowed = 0
     monkeypatch.setattr("watchfiles.watch", limited)
     with pytest.raises(UsageError, match="limit") as caught:
         SystemChanges([str(tmp_path)], recursive=True)
     assert "WATCHFILES_FORCE_POLLING" in str(caught.value.hint)
+    # Later, folders are searched instead.
+    (tmp_path / "inbox").mkdir()
+    allowed = 2
+    remembered, now = Remembered(tmp_path / "cache"), [0.0]
+    watch = FolderWatch([str(tmp_path / "inbox")], None, OPTIONS, remembered, clock=lambda: now[0])
+    planned = watch.planned()
+    assert next(planned) is None
+    (note,) = iter(planned.__next__, None)
+    assert isinstance(note, Note)
+    draw(tmp_path / "inbox" / "a.png")
+    for now[0] in (61, 64):
+        found = list(iter(planned.__next__, None))
+    assert [type(one) for one in found] == [Job]
     monkeypatch.setitem(sys.modules, "watchfiles", None)
     with pytest.raises(UsageError) as caught:
         SystemChanges([str(tmp_path)], recursive=True)
