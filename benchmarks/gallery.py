@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--side", type=int, default=1024)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         folder = Path(place)
         rng = np.random.default_rng(0)
         noise = rng.integers(0, 256, (options.side // 8, options.side // 8, 3)).astype(np.uint8)

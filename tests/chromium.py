@@ -72,7 +72,12 @@ class Chromium:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._program.terminate()
+        self._session = ""
+        try:
+            # Its other processes end too.
+            self.call("Browser.close")
+        except (AssertionError, OSError):
+            self._program.terminate()
         self._program.wait()
         os.close(self._in)
         os.close(self._out)

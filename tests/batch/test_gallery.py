@@ -465,6 +465,7 @@ def check_marks(tab: Chromium, folder: Path) -> None:
 
 
 def check_without_storage(tab: Chromium, folder: Path) -> None:
+    assert tab.ask("JSON.parse(localStorage[`omgsr ${location.pathname}`]).marks['in/many/1.jpg']") == "redo"
     blocked = "Object.defineProperty(window, 'localStorage', { get() { throw new Error('blocked'); } })"
     tab.call("Page.addScriptToEvaluateOnNewDocument", source=blocked)
     tab.open(folder / "page.html")

@@ -5,6 +5,10 @@
   // An interrupted run can report an image twice; its last entry counts. Entries without a name are inputs without a file.
   const inOrder = new Intl.Collator(undefined, { numeric: true }), byName = new Map();
   for (const [i, entry] of read("data").entries()) if (entry) byName.set(entry.name || `#${i}`, { ...entry, title: entry.title || entry.error || "?" });
+  // Several input folders can contain the same name.
+  const titles = new Map();
+  for (const { title } of byName.values()) titles.set(title, (titles.get(title) ?? 0) + 1);
+  for (const entry of byName.values()) if (titles.get(entry.title) > 1) entry.title = entry.name || entry.title;
   const images = [...byName.values()].sort((a, b) => inOrder.compare(a.title, b.title));
 
   /* Marks and the current image survive a reload, if the browser stores something for files. */
