@@ -24,11 +24,8 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 #: Parts of a published adapter of the SD family: for the VAE's encoder and for the UNet.
 SD_PARTS = ("vae_encoder_lora_adapter", "unet_lora_adapter")
-#: And their ranks.
-SD_RANKS = (16, 32)
 #: Of the FLUX family: for the VAE's encoder and for the transformer.
 FLUX_PARTS = ("vae_encoder_adapter", "flux_adapter")
-FLUX_RANKS = (64, 64)
 
 _CONVERT = "convert it if you trust its source: torch.load(..., weights_only=True), then safetensors' save_file"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omgsr_cli.errors import ModelError
-from omgsr_cli.models.adapter_files import FLUX_PARTS, FLUX_RANKS, SD_PARTS, SD_RANKS
+from omgsr_cli.models.adapter_files import FLUX_PARTS, SD_PARTS
 from omgsr_cli.models.family import Family, ModelSource
 from omgsr_cli.models.record import ModelRecord, read_json
 from omgsr_cli.models.weight_files import (
@@ -165,7 +165,6 @@ class SdFamily(LatentFamily):
 
     name = "sd"
     adapter_parts = SD_PARTS
-    adapter_ranks = SD_RANKS
     assumed_preset = "omgsr-s-512"
     clamps_restored = True
     classes: Mapping[str, str] = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
@@ -213,7 +212,6 @@ class FluxFamily(LatentFamily):
 
     name = "flux"
     adapter_parts = FLUX_PARTS
-    adapter_ranks = FLUX_RANKS
     assumed_preset = "omgsr-f-1024"
     has_placement = True
     classes: Mapping[str, str] = {"transformer": "FluxTransformer2DModel", "vae": "AutoencoderKL"}

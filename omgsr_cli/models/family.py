@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from omgsr_cli.errors import ModelError
 from omgsr_cli.models.record import ModelRecord
 from omgsr_cli.options import Offload, Quantize
+from omgsr_cli.presets import PRESETS, Preset
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, Tiling, Trainable
     from omgsr_cli.models.devices import Layers
     from omgsr_cli.models.lora import LoraOptions
-    from omgsr_cli.presets import Preset
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,6 @@ class Family:
         name: as in `omgsr.json`.
         adapter_parts: folders of a published adapter, in the order in which they are merged; none where the family
             is trained whole.
-        adapter_ranks: of these parts, as published.
         assumed_preset: whose values a folder or an adapter without a record gets; None where every model has one.
         has_step: whether it takes a diffusion step; other networks have no timestep, prompt, base or VAE.
         takes_prompt: whether it is conditioned on a text.
@@ -83,7 +82,6 @@ class Family:
 
     name: str
     adapter_parts: tuple[str, ...] = ()
-    adapter_ranks: tuple[int, ...] = ()
     assumed_preset: str | None = None
     has_step = True
     takes_prompt = False
@@ -96,6 +94,12 @@ class Family:
     has_placement = False
     small_files: tuple[str, ...] = ()
     weight_stems: Mapping[str, str] = MappingProxyType({})
+
+    @property
+    def adapter_ranks(self) -> tuple[int, ...]:
+        """The ranks of the published adapter's parts."""
+        preset = PRESETS.get(self.assumed_preset or "")
+        return tuple(rank for rank in (preset.vae_rank, preset.backbone_rank) if rank) if preset else ()
 
     def recognises(self, path: Path) -> bool:
         """Whether a folder without a record, or a file, looks like a model of this family."""

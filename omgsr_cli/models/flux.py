@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from omgsr_cli.errors import ModelError, ShapeError, UsageError, reason_of
 from omgsr_cli.files.atomic import partial_folder
 from omgsr_cli.files.remembered import Remembered, cache_folder
-from omgsr_cli.models.adapter_files import FLUX_PARTS, FLUX_RANKS
+from omgsr_cli.models.adapter_files import FLUX_PARTS
 from omgsr_cli.models.base import RestorerInfo
 from omgsr_cli.models.devices import PRECISIONS
 from omgsr_cli.models.family import ModelSource
@@ -52,6 +52,7 @@ from omgsr_cli.models.lora import LoraOptions, merge_lora, open_adapter
 from omgsr_cli.models.record import read_json
 from omgsr_cli.models.weight_files import check_finite, load_part, part_entries, weight_files
 from omgsr_cli.options import Quantize
+from omgsr_cli.presets import PRESETS
 from omgsr_cli.schedules import FlowSchedule
 from omgsr_cli.transfer import upload
 
@@ -61,8 +62,10 @@ if TYPE_CHECKING:
 PATCH = 2
 """Latent elements per token, on each side."""
 
+_PUBLISHED = PRESETS["omgsr-f-1024"]
 FLUX_LORA = LoraOptions(
-    *FLUX_RANKS,
+    _PUBLISHED.vae_rank,
+    _PUBLISHED.backbone_rank,
     vae_targets=(
         *("conv1", "conv2", "conv_in", "conv_shortcut", "conv", "conv_out"),
         *("to_k", "to_q", "to_v", "to_out.0"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from omgsr_cli.errors import ModelError
-from omgsr_cli.models.adapter_files import SD_PARTS, SD_RANKS
+from omgsr_cli.models.adapter_files import SD_PARTS
 from omgsr_cli.models.base import RestorerInfo
 from omgsr_cli.models.devices import PRECISIONS, multiplies_in_bf16
 from omgsr_cli.models.family import ModelSource
@@ -30,6 +30,7 @@ from omgsr_cli.models.libraries import explained_imports, quiet_libraries
 from omgsr_cli.models.lora import LoraOptions, merge_lora
 from omgsr_cli.models.record import read_json
 from omgsr_cli.models.weight_files import check_finite, load_part, weight_variant
+from omgsr_cli.presets import PRESETS
 from omgsr_cli.schedules import DdpmSchedule
 from omgsr_cli.transfer import upload
 
@@ -57,7 +58,8 @@ _TARGETS = (
     *("conv1", "conv2", "conv_in", "conv_shortcut", "conv", "conv_out"),
     *("to_k", "to_q", "to_v", "to_out.0"),
 )
-SD_LORA = LoraOptions(*SD_RANKS, vae_targets=_TARGETS, backbone_targets=_TARGETS)
+_PUBLISHED = PRESETS["omgsr-s-512"]
+SD_LORA = LoraOptions(_PUBLISHED.vae_rank, _PUBLISHED.backbone_rank, vae_targets=_TARGETS, backbone_targets=_TARGETS)
 """The published adapters of the family, for both networks."""
 
 
