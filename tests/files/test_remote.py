@@ -348,7 +348,7 @@ def test_many_paths_take_little_memory_and_the_first_comes_at_once() -> None:
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A server of this machine that speaks S3, with a bucket; listings come in pages of three."""
+    """A server of this machine that speaks S3, with a bucket; listings come in pages of two."""
     pytest.importorskip("s3fs", reason="s3fs is not installed: the extra `remote`")
     server_module = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[s3]' flask")
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -359,7 +359,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_DEFAULT_REGION": "us-east-1",
-        "MOTO_S3_DEFAULT_MAX_KEYS": "3",
+        "MOTO_S3_DEFAULT_MAX_KEYS": "2",
     }.items():
         monkeypatch.setenv(name, value)
     system = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
@@ -374,7 +374,7 @@ SECRET = "do-not-tell-this"
 @pytest.mark.long
 def test_workers_read_and_write_s3(omgsr: Command, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omgsr_cli.engines.local.Processes", Pickled)
-    for number in range(7):
+    for number in range(4):
         draw(tmp_path / "in" / f"{number % 2}" / f"{number}.png", 5 + number, 7)
     (tmp_path / "in" / "broken.png").write_bytes(b"")
     s3.put(str(tmp_path / "in"), "bucket/in", recursive=True)
@@ -388,7 +388,7 @@ def test_workers_read_and_write_s3(omgsr: Command, s3: Any, tmp_path: Path, monk
     assert stored(s3, "bucket/out") == {name: (tmp_path / "out" / name).read_bytes() for name in names}
     again = omgsr(*arguments)
     assert (again.code, again.lines) == (1, [])
-    assert "7 skipped, 1 failed" in again.err
+    assert "4 skipped, 1 failed" in again.err
     gone = omgsr("s3://nowhere/in", "-o", "s3://bucket/out")
     assert (gone.code, len(gone.errors)) == (1, 1)
     not_put = omgsr(tmp_path / "in" / "1" / "1.png", "-o", "s3://nowhere/out/a.png")
@@ -397,7 +397,7 @@ def test_workers_read_and_write_s3(omgsr: Command, s3: Any, tmp_path: Path, monk
         assert SECRET not in told.err + told.out.decode()
     assert SECRET not in report.read_text()
     # A folder alone, and its own files only.
-    assert len(omgsr("s3://bucket/in/0", "--dry-run").lines) == 4
+    assert len(omgsr("s3://bucket/in/0", "--dry-run").lines) == 2
     alone = omgsr("s3://bucket/in", "--dry-run")
     assert "no images" not in alone.err
     (note,) = [line for line in alone.err.splitlines() if "2 subfolders" in line]
