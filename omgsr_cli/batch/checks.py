@@ -122,7 +122,9 @@ def check_job(
         header = probe_image(content, name_of(job))
     size = Size(*header.size_px)
     output = plan_output_size(size, settings.restore.size, info.scale)
-    format_name = _format(job, header.format, settings)
+    # Planning ensures that the name of the output and --format agree.
+    named = None if job.destination is None else FORMAT_OF_SUFFIX.get(job.destination.suffix.lower())
+    format_name = named or output_format(settings.write.format, header.format)
     working = _check_cost(job, header, output, info, settings.restore, format_name)
     # Only the pixels show whether transparency is really used.
     check_output(str(job.destination or "standard output"), format_name, output, has_alpha=False)
@@ -180,9 +182,3 @@ def _check_cost(
         reason = f"{what} takes {needed >> 20} MiB of memory, and {free >> 20} are free"
         raise NoRoomError(f"{name_of(job)}: {reason}", "choose a smaller size, or cut the image into parts first")
     return canvas.working.times(info.factor)
-
-
-def _format(job: Job, source_format: str, settings: Settings) -> str:
-    """The format from the name of the output, or else from `--format`; planning ensures that they agree."""
-    named = None if job.destination is None else FORMAT_OF_SUFFIX.get(job.destination.suffix.lower())
-    return named or output_format(settings.write.format, source_format)

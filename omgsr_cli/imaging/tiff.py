@@ -263,7 +263,8 @@ def read_tiff(image: TiffImage, name: str) -> Decoded:
         notes = (*more, *notes)
     if alpha is not None:
         own = np.concatenate([own, alpha if alpha.dtype == own.dtype else shallow(alpha)], axis=2)
-    return Decoded(TURNS[_orientation(image)](own), facts.photometric in (5, 8, 9), notes)
+    turn = TURNS.get(image.tag_v2.get(ExifTags.Base.Orientation, 1), TURNS[1])
+    return Decoded(turn(own), facts.photometric in (5, 8, 9), notes)
 
 
 def check_deflated(page: tifffile.TiffPage) -> None:
@@ -317,11 +318,6 @@ def _facts(page: tifffile.TiffPage) -> _Facts:
 def _one(value: int | tuple[int, ...]) -> int:
     """The value of a tag that should have one value; of several depths, the largest is used."""
     return max(value, default=0) if isinstance(value, tuple) else int(value)
-
-
-def _orientation(image: TiffImage) -> int:
-    found = image.tag_v2.get(ExifTags.Base.Orientation, 1)
-    return found if found in TURNS else 1
 
 
 def _tags_as_file(page: tifffile.TiffPage) -> BinaryIO:

@@ -211,7 +211,10 @@ def encode_image(
     if alpha is not None and not limits.alpha and all(bool(band.min() >= _NEARLY_OPAQUE) for band in bands_of(alpha)):
         alpha = None
     check_output(name, format_name, size_px, alpha is not None)
-    kept, notes = fitting_metadata(_kept_metadata(source, metadata), format_name, size_px, dpi)
+    kept = ImageMetadata(icc=source.metadata.icc)
+    if metadata == "keep":
+        kept = replace(source.metadata, size_px=source.metadata.size_px or source.size_px)
+    kept, notes = fitting_metadata(kept, format_name, size_px, dpi)
     if kept.exif and format_name == "tiff" and not can_pack_exif(kept.exif):
         kept = replace(kept, exif=None)
         notes += ("the EXIF data is corrupt and was dropped",)
@@ -234,9 +237,7 @@ def encode_image(
     elif format_name == "tiff":
         parts = encode_tiff(layout, samples, kept, name)
     else:
-        parts = _encode_whole(format_name, layout, samples, kept, quality or limits.quality or 0, name)
-        if segments:
-            parts = _with_segments(parts, segments)
+        parts = _encode_whole(format_name, layout, samples, kept, quality or limits.quality or 0, name, segments)
     return (with_record(format_name, parts, record) if record and metadata == "keep" else parts), notes
 
 
@@ -247,8 +248,9 @@ def _encode_whole(
     metadata: ImageMetadata,
     quality: int,
     name: str,
+    segments: bytes,
 ) -> Iterator[bytes]:
-    """Encode as JPEG, WebP or AVIF, for which Pillow needs all samples at once; a JPEG gets only profile and DPI."""
+    """Encode as JPEG, WebP or AVIF, for which Pillow needs all samples at once; `segments` has the metadata of a JPEG."""
     samples = np.empty((layout.height, layout.width, layout.channels), np.uint8)
     row = 0
     for band in bands:
@@ -269,20 +271,12 @@ def _encode_whole(
     except (OSError, ValueError, OverflowError, struct.error, MemoryError) as error:
         reason = str(error) or type(error).__name__
         raise FileError(f"{name}: cannot be encoded as {format_name}: {reason}") from error
-    yield buffer.getvalue()
-
-
-def _with_segments(parts: Iterator[bytes], segments: bytes) -> Iterator[bytes]:
-    """Insert segments into a JPEG after the JFIF segment, which must come first."""
-    data = next(parts)
-    first = behind_first_segment(data)
-    yield data[:first] + segments + data[first:]
-
-
-def _kept_metadata(image: SourceImage, policy: Literal["keep", "none"]) -> ImageMetadata:
-    if policy == "none":
-        return ImageMetadata(icc=image.metadata.icc)
-    return replace(image.metadata, size_px=image.metadata.size_px or image.size_px)
+    data = buffer.getvalue()
+    if segments:
+        # The JFIF segment must come first.
+        first = behind_first_segment(data)
+        data = data[:first] + segments + data[first:]
+    yield data
 
 
 def _own_samples(image: ImageBands, icc: bytes | None, bit_depth: int) -> Iterator[NDArray[Any]]:

@@ -396,14 +396,6 @@ def download_files(repository: str, revision: str | None, patterns: list[str]) -
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
 
 
-def is_cached(repository: str) -> bool:
-    """Whether weights of a repository are in the hub's cache; does not use the network."""
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    return any(folder.glob("snapshots/*/**/*.safetensors"))
-
-
 @contextmanager
 def explained_failures(repository: str, revision: str | None = None) -> Iterator[None]:
     """Turn every failure of the hub, the network or the disk into one line with a hint.
