@@ -250,7 +250,7 @@ def _encode_whole(
     name: str,
     segments: bytes,
 ) -> Iterator[bytes]:
-    """Encode as JPEG, WebP or AVIF, for which Pillow needs all samples at once; `segments` has the metadata of a JPEG."""
+    """Encode as JPEG, WebP or AVIF, for which Pillow needs all samples at once; `segments` hold a JPEG's metadata."""
     samples = np.empty((layout.height, layout.width, layout.channels), np.uint8)
     row = 0
     for band in bands:
