@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from omgsr_cli.errors import FileError, UsageError, read_reason, reason_of
-from omgsr_cli.files.addresses import name_hash, shown
+from omgsr_cli.files.addresses import is_url, name_hash, shown
 from omgsr_cli.files.folders import (
     EntryKeys,
     FolderSearch,
@@ -162,6 +162,8 @@ class FolderWatch:
             raise UsageError("no input given", "give a folder")
         check_suffix(options.suffix)
         for text in inputs:
+            if not (text == STREAM or is_url(text) or os.path.lexists(text)):
+                raise UsageError(f"--watch: {shown(text)}: no such folder", "create it first, or check its name")
             if not os.path.isdir(text):
                 kind = "standard input" if text == STREAM else shown(text)
                 raise UsageError(f"--watch needs folders: {kind} is not a folder on this machine", "give a folder")
@@ -304,12 +306,19 @@ class FolderWatch:
             unread.append(path)
             self._report(str(path), problem(shown(path), read_reason(error)))
 
-        for files in FolderSearch(place, self._output, report).walk(recursive=self._recursive):
+        search = FolderSearch(place, self._output, report)
+        for files in search.walk(recursive=self._recursive):
             for path in files:
                 key = self._notice(path, folder)
                 if keys is not None and key is not None:
                     keys.add(key)
+        if self._search_at < 0 and (skipped := next(search.left_out(), None)) is not None:
+            self._skip_subfolder(skipped)
         return not unread
+
+    def _skip_subfolder(self, path: Path) -> None:
+        note = f"subfolders such as {shown(path)} are skipped: use --recursive to watch them too"
+        self._report("subfolders", Note(note))
 
     def _look_at(self, real: Path, now: float) -> None:
         """Notice a changed file, or the files of a new subfolder."""
@@ -323,9 +332,13 @@ class FolderWatch:
             if any(part.startswith(".") for part in below.parts) or (len(below.parts) > 1 and not self._recursive):
                 continue
             path = folder / below
+            if path == folder:
+                return
             if not os.path.isdir(path):
                 self._notice(path, folder)
-            elif self._recursive and below.parts:
+            elif not self._recursive:
+                self._skip_subfolder(path)
+            else:
                 # Until a new folder is watched itself, events of its files are lost.
                 self._search(path, folder)
                 self._new_folders[path] = folder, now + SETTLE_S

@@ -105,7 +105,7 @@ def test_existing_files_come_first_and_new_ones_when_they_are_complete(tmp_path:
     assert inbox.names_after(2) == ["moved/deep/f.png"]
     assert inbox.names_after(2) == ["moved/g.png"]
     flat = Inbox(tmp_path, recursive=False)
-    assert "2.png" in flat.names_after(2)
+    assert {"2.png", "Note"} <= set(flat.names_after(2))
     flat.write("sub/2.png")
     assert [name for name in flat.names_after(2) if "/" in name] == []
 
@@ -189,7 +189,7 @@ def test_results_are_not_inputs(tmp_path: Path) -> None:
     assert inbox.after(0) == []
     assert sorted(one.path.name for one in inbox.after(2) if isinstance(one, FoundResult)) == ["c.png", "d.png"]
     beside = Inbox(tmp_path, "inbox", suffix="_x4", recursive=False)
-    assert beside.names_after(0) == []
+    assert beside.names_after(0) == ["Note"]
     assert beside.names_after(2) == ["a.jpg", "a.png"]
     beside.write("a_x4.png")
     assert beside.names_after(0) == []
