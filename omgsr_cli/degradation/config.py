@@ -222,12 +222,8 @@ def load_degradation(name_or_path: str | Path) -> DegradationConfig:
         )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not a TOML file: it is not UTF-8", "save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not a TOML file: {error}") from error
-    except RecursionError as error:
-        raise UsageError(f"{path} is nested too deeply") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{path} is not a TOML file: {reason_of(error)}") from error
     except OSError as error:
         raise FileError(f"cannot read {path}: {reason_of(error)}") from error
     return _parse(table, path)

@@ -160,16 +160,16 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def step_of(checkpoint: Path) -> int | None:
-    """Return the number of steps in a checkpoint's name; None for another name."""
+def step_of(checkpoint: Path) -> int:
+    """Return the number of steps in a checkpoint's name; 0 for another name."""
     match = _NAME.fullmatch(checkpoint.name)
-    return int(match[1]) if match else None
+    return int(match[1]) if match else 0
 
 
 def list_checkpoints(root: Path) -> list[Path]:
     """List the checkpoints of a run, complete or not, newest first."""
-    steps = {path: step_of(path) or 0 for path in (root.iterdir() if root.is_dir() else ()) if path.is_dir()}
-    return sorted((path for path in steps if _NAME.fullmatch(path.name)), key=steps.__getitem__, reverse=True)
+    found = (path for path in root.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir())
+    return sorted(found, key=step_of, reverse=True)
 
 
 def verify_checkpoint(folder: Path) -> None:
@@ -259,9 +259,9 @@ def _named(root: Path, present: list[Path], folder: Path) -> Path:
         newest = f"{present[0]} is the newest, or " if present else ""
         raise ModelError(f"the checkpoint {folder} does not exist", f"{newest}use --resume auto or none")
     verify_checkpoint(folder)
-    own = step_of(folder) if any(path.samefile(folder) for path in present) else None
+    own = step_of(folder) if any(path.samefile(folder) for path in present) else -1
     # The run would reach their steps again, and the order of the names would differ from the order of writing.
-    others = [path for path in present if own is None or (step_of(path) or 0) > own]
+    others = [path for path in present if step_of(path) > own]
     if others:
         raise UsageError(
             f"{root} contains {others[0].name}, which does not belong to a run that resumes from {folder}",
@@ -283,7 +283,7 @@ def _rotate(root: Path, step: int, keep: int, spare: int) -> None:
     """Remove all checkpoints up to this step except the newest `keep` complete ones and that of the step `spare`."""
     kept = 0
     for checkpoint in list_checkpoints(root):
-        if (step_of(checkpoint) or 0) > step or step_of(checkpoint) == spare:
+        if step_of(checkpoint) > step or step_of(checkpoint) == spare:
             continue
         # Comparing sizes suffices here: hashes would read gigabytes at every step that saves.
         if kept < keep and not _find_fault(checkpoint, contents=False):

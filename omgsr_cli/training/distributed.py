@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -30,6 +31,8 @@ from omgsr_cli.models.base import Trainable
 from omgsr_cli.models.devices import present_devices
 from omgsr_cli.training.sources import Stored
 from omgsr_cli.transfer import download, upload
+
+Result = TypeVar("Result")
 
 _PATIENCE = timedelta(hours=12)
 """Timeout between processes, because one of them may run a teacher or write to a slow disk. NCCL's default is ten
@@ -161,21 +164,22 @@ def share_broken(accelerator: Accelerator, broken: Mapping[Stored, str]) -> dict
     return dict(sorted(found.items(), key=lambda item: str(item[0])))
 
 
-def agree(accelerator: Accelerator, action: Callable[[], None]) -> None:
-    """Run an action in the first process, and raise its error in all processes.
+def agree(accelerator: Accelerator, action: Callable[[], Result]) -> Result | None:
+    """Run an action in the first process, return its result there, and raise its error in all processes.
 
     Raises:
         OmgsrError: the error of the action.
     """
-    raised: list[OmgsrError | None] = [None]
+    result, raised = None, list[OmgsrError | None]([None])
     if accelerator.is_main_process:
         try:
-            action()
+            result = action()
         except OmgsrError as error:
             raised[0] = error
     refusal = broadcast_object_list(raised)[0]
     if refusal is not None:
         raise refusal
+    return result
 
 
 def share_backbone(trainable: Trainable, device: torch.device, processes: int) -> None:

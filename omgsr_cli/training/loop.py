@@ -294,7 +294,8 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
         OmgsrError: the model, the data or a feature network cannot be read.
     """
     options = build_crop_options(config)
-    images, held_out = _find_images(config, accelerator)
+    # Other processes use the sizes that the first one has cached.
+    images, held_out = agree(accelerator, partial(_find_images, config)) or _find_images(config)
     device, shards = device_of(accelerator), config.train.shard_backbone
     # The whole network may not fit on the device.
     trainable = load_run_model(config, torch.device("cpu") if shards else device, resumed=resumed)
@@ -316,30 +317,21 @@ def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) ->
     return Run(config, trainable, learner, crops, held_out, measures, titles)
 
 
-_Found = tuple[Sequence[TrainingImage], Sequence[TrainingImage | Case]]
-
-
-def _find_images(config: TrainConfig, accelerator: Accelerator) -> _Found:
-    """List the training and the held-out images; other processes use the sizes that the first one has cached."""
-    found: list[_Found] = []
-
-    def find() -> None:
-        data, lists, unreadable = config.data, list[Sequence[Any]](), list[UnreadableImagesError]()
-        of_training = partial(find_training_images, data.train, data.train_lq, data.resolution, data.on_small)
-        for find_some in (of_training, partial(find_held_out, config)):
-            try:
-                lists.append(find_some())
-            except UnreadableImagesError as error:
-                unreadable.append(error)
-        if unreadable:
-            problems = [problem for error in unreadable for problem in error.problems]
-            raise UnreadableImagesError(problems, sum(error.count for error in unreadable))
-        found.append((lists[0], lists[1]))
-
-    agree(accelerator, find)
-    if not found:
-        find()
-    return found[0]
+def _find_images(
+    config: TrainConfig,
+) -> tuple[Sequence[TrainingImage], Sequence[TrainingImage | Case]]:
+    """List the training and the held-out images; an error lists all unreadable ones of both."""
+    data, lists, unreadable = config.data, list[Sequence[Any]](), list[UnreadableImagesError]()
+    of_training = partial(find_training_images, data.train, data.train_lq, data.resolution, data.on_small)
+    for find in (of_training, partial(find_held_out, config)):
+        try:
+            lists.append(find())
+        except UnreadableImagesError as error:
+            unreadable.append(error)
+    if unreadable:
+        problems = [problem for error in unreadable for problem in error.problems]
+        raise UnreadableImagesError(problems, sum(error.count for error in unreadable))
+    return lists[0], lists[1]
 
 
 def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda _: None) -> TrainResult:
@@ -432,14 +424,12 @@ class Trainer:
         self._log = RunLog(accelerator, run.config, names, measures, self._progress.step)
         # An image may have been repaired since the checkpoint.
         known = {str(stored): stored for image in run.crops.images for stored in image.files}
-        broken = {
-            stored: reason
-            for name, reason in self._progress.broken.items()
-            if is_broken(stored := known.get(name, Path(name)), run.crops.options.cache)
-        }
-        self._progress.broken = {str(stored): reason for stored, reason in broken.items()}
-        run.crops.broken |= broken
-        self._reported = set(run.crops.broken)
+        for name, reason in list(self._progress.broken.items()):
+            stored = known.get(name, Path(name))
+            if is_broken(stored, run.crops.options.cache):
+                run.crops.broken[stored] = reason
+            else:
+                del self._progress.broken[name]
         self._found_broken: dict[Stored, str] = {}
 
     def go_on(self, stop: StopRequest) -> TrainResult:
@@ -484,7 +474,6 @@ class Trainer:
                 self._progress.broken[str(path)] = reason
                 self._report(Noticed(f"skipped a broken image, {len(self._progress.broken)} of {count}: {reason}"))
             run.crops.broken[path] = reason
-        self._reported |= set(run.crops.broken)
         self._found_broken = {}
         if len(self._progress.broken) > _BROKEN_SHARE * count:
             raise OmgsrError(
@@ -495,12 +484,12 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         """Read batches; their `broken` holds only images that no process has reported yet."""
-        accelerator, config = self._accelerator, self._config
+        reported, accelerator, config = self._progress.broken, self._accelerator, self._config
         numbers = Numbers(
             config.data.batch_size, self._progress.samples, accelerator.process_index, accelerator.num_processes
         )
         for batch in load_batches(self._run.crops, numbers, config.data.workers, device_of(accelerator)):
-            new = {path: reason for path, reason in batch.broken.items() if path not in self._reported}
+            new = {path: reason for path, reason in batch.broken.items() if str(path) not in reported}
             self._found_broken |= new
             yield replace(batch, broken=new)
 
