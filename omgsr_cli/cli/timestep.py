@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -16,6 +17,7 @@ from omgsr_cli.errors import FileError, OmgsrError, UsageError, reason_of
 from omgsr_cli.files.pairs import find_images
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.files.shards import Shard, parse_shard
+from omgsr_cli.packages import install_command
 from omgsr_cli.presets import DEFAULT_PRESET, default_degradation
 
 if TYPE_CHECKING:
@@ -263,7 +265,8 @@ class _Files:
         if self.plot is not None:
             if self.plot.suffix.lower() not in (".png", ".svg"):
                 raise UsageError(f"--plot {self.plot}: not a .png or .svg file", "use --plot curve.png or curve.svg")
-            _check_matplotlib()
+            if find_spec("matplotlib") is None:
+                raise OmgsrError("--plot needs matplotlib, which is not installed", install_command("plot"))
         if self.write is not None:
             changed_text(self.write, 0)
 
@@ -288,15 +291,6 @@ class _Files:
 
     def _may_replace(self, path: Path) -> bool:
         return self.overwrite or (path.exists() and self.remembered.result(path) == _UNFINISHED)
-
-
-def _check_matplotlib() -> None:
-    from importlib.util import find_spec
-
-    from omgsr_cli.packages import install_command
-
-    if find_spec("matplotlib") is None:
-        raise OmgsrError("--plot needs matplotlib, which is not installed", install_command("plot"))
 
 
 def changed_text(path: Path, mid_timestep: int) -> str:

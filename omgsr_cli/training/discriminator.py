@@ -140,7 +140,7 @@ def plan_heads(resolution: int, channels: Sequence[int] = (192, 384, 768)) -> tu
     else:
         raise UsageError(
             f"a resolution of {resolution} px is too small for the discriminator: its feature maps would be empty",
-            hint=f"set resolution to {_least_resolution()} or more, or gan = 0",
+            hint="set a larger resolution, at least 64, or gan = 0",
         )
     if any(block.outputs < 1 for head in heads for block in head):
         raise UsageError(f"the discriminator cannot halve feature maps of {tuple(channels)} channels {blocks} times")
@@ -163,15 +163,6 @@ def _logits_side(side: int, head: Sequence[Block]) -> int:
         # The blur rounds the side down, the convolution rounds it up.
         side = -(-(side // 2) // block.stride)
     return side // 2
-
-
-def _least_resolution() -> int:
-    heads = [_plan_head(level, 2, 1) for level in range(len(STRIDES))]
-    return next(
-        side
-        for side in range(STRIDES[-1], 10_000)
-        if all(_logits_side(side // stride, head) for stride, head in zip(STRIDES, heads, strict=True))
-    )
 
 
 class BlurPool(nn.Module):

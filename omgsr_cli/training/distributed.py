@@ -117,7 +117,9 @@ def device_of(accelerator: Accelerator) -> torch.device:
 
 def prepare(accelerator: Accelerator, module: nn.Module) -> nn.Module:
     """Wrap a module so that processes synchronise its gradients; a single process gets the module itself."""
-    shared = shared_names(module)
+    from torch.distributed.tensor import DTensor
+
+    shared = [name for name, weight in module.named_parameters() if isinstance(weight, DTensor)]
     with warnings.catch_warnings():
         # The warning is about a renamed setting; older versions of torch do not have the new name.
         warnings.simplefilter("ignore", FutureWarning)
@@ -199,13 +201,6 @@ def share_backbone(trainable: Trainable, device: torch.device, processes: int) -
             "launch several: torchrun --nproc_per_node 2 -m omgsr_cli train CONFIG.toml; or set it to false",
         )
     trainable.share_backbone(partial(_share, device=device, processes=processes), device)
-
-
-def shared_names(module: nn.Module) -> list[str]:
-    """Return the names of the sharded weights."""
-    from torch.distributed.tensor import DTensor
-
-    return [name for name, weight in module.named_parameters() if isinstance(weight, DTensor)]
 
 
 def _share(backbone: nn.Module, device: torch.device, processes: int) -> None:

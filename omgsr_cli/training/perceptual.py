@@ -269,7 +269,9 @@ def load_dinov3(source: str | Path, dtype: torch.dtype = torch.float32) -> DinoV
             f"{str(source)!r} is neither a folder, a weight file nor a hub repository",
             hint="give a folder, a published .pth file, or a hub repository OWNER/NAME",
         )
-    return _first_stages(model).freeze(dtype)
+    stages, widths = _encoder(model).get_submodule("stages"), model.config.hidden_sizes
+    assert widths is not None
+    return DinoV3(list(stages.children())[:_STAGES], widths[:_STAGES]).freeze(dtype)
 
 
 def rename_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -346,12 +348,6 @@ def _encoder(model: DINOv3ConvNextModel) -> nn.Module:
     inner = getattr(model, "model", model)
     assert isinstance(inner, nn.Module)
     return inner
-
-
-def _first_stages(model: DINOv3ConvNextModel) -> DinoV3:
-    stages, widths = _encoder(model).get_submodule("stages"), model.config.hidden_sizes
-    assert widths is not None
-    return DinoV3(list(stages.children())[:_STAGES], widths[:_STAGES])
 
 
 _Net = TypeVar("_Net", bound=FrozenNet)
@@ -712,12 +708,8 @@ def load_lpips(source: Path, net: Literal["alex", "vgg"] = "alex", dtype: torch.
     """
     features = load_alexnet(source, dtype) if net == "alex" else load_vgg16(source, dtype)
     path = find_weights(source, net)
-    return Lpips(features, _linear_weights(read_tensors(path), path))
-
-
-def _linear_weights(tensors: Mapping[str, Tensor], path: Path) -> list[Tensor]:
-    names = [f"lin{number}.model.1.weight" for number in range(5)]
-    for name in names:
-        if name not in tensors:
-            raise ModelError(f"{path} has no weights of LPIPS: {name}")
-    return [tensors[name] for name in names]
+    tensors, names = read_tensors(path), [f"lin{number}.model.1.weight" for number in range(5)]
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise ModelError(f"{path} has no weights of LPIPS: {missing[0]}")
+    return Lpips(features, [tensors[name] for name in names])

@@ -319,9 +319,14 @@ class Stepper:
         shared, heard = share(self._accelerator, sums | norms | {"broken": torch.tensor(float(broken))}, signal)
         any_broken = shared.pop("broken") > 0
         finite = all(map(math.isfinite, shared.values()))
-        if finite:
-            self._update(adversary, alone is None)
-        self._clear()
+        learning = [] if alone is not None else [learner.optimizer]
+        learning += [] if adversary is None else [adversary.optimizer]
+        for optimizer in learning if finite else ():
+            optimizer.step()
+        if finite and alone is None and learner.average is not None:
+            learner.average.update()
+        for optimizer in learning:
+            optimizer.zero_grad()
         norm = shared.pop("gradient_norm", 0.0)
         shared.pop("discriminator_norm", None)
         return StepResult(shared, rate, norm, finite, heard, any_broken)
@@ -375,16 +380,3 @@ class Stepper:
         for group in [] if adversary is None else adversary.optimizer.param_groups:
             group["lr"] = gan.lr * share_of
         return optim.lr * share_of
-
-    def _update(self, adversary: Adversary | None, generator_learned: bool) -> None:
-        if generator_learned:
-            self._learner.optimizer.step()
-            if self._learner.average is not None:
-                self._learner.average.update()
-        if adversary is not None:
-            adversary.optimizer.step()
-
-    def _clear(self) -> None:
-        self._learner.optimizer.zero_grad(set_to_none=True)
-        if self._learner.adversary is not None:
-            self._learner.adversary.optimizer.zero_grad(set_to_none=True)

