@@ -46,24 +46,16 @@ class ImageHeader:
     Attributes:
         size_px: height and width after the EXIF orientation.
         format: "png", "jpg", "webp", "tiff", "avif", "bmp", "gif", "jp2", "ppm", "heic", "jxl" or "raw".
-        frames: number of images in the file; only the first is read.
-        mode: Pillow's name of the pixel layout, for messages.
         bit_depth: 8 or 16 per channel, as it will be read and can be written.
-        has_alpha: whether there is an alpha channel, which may be opaque everywhere.
-        record: the settings that this program wrote the file with, if it did.
         reading_bytes: estimated peak memory of reading it.
         held_bytes: estimated memory of its pixels afterwards.
     """
 
     size_px: tuple[int, int]
     format: str
-    frames: int
-    mode: str
     bit_depth: int
-    has_alpha: bool
-    record: str | None
-    reading_bytes: int = 0
-    held_bytes: int = 0
+    reading_bytes: int
+    held_bytes: int
 
 
 @dataclass(frozen=True)
@@ -78,7 +70,6 @@ class SourceImage:
         is_grey: the file has one colour channel, and so will the result.
         is_neutral: no pixel has a hue (always true if is_grey); results are reduced to their luma.
         metadata: the metadata of the file.
-        frames: number of images in the file; this is the first.
         gamut: (3, H, W) float32, the part of a wider gamut that was clipped from rgb to fit into sRGB; it is added
             again when the image is written with its own profile. None if nothing was clipped.
         notes: notes for the user, one short sentence each.
@@ -91,7 +82,6 @@ class SourceImage:
     is_grey: bool = False
     is_neutral: bool = False
     metadata: ImageMetadata = field(default_factory=ImageMetadata)
-    frames: int = 1
     gamut: Tensor | None = None
     notes: tuple[str, ...] = ()
 

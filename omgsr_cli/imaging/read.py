@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from torch import Tensor
 
-from omgsr_cli.files.containers import record_of_file
 from omgsr_cli.files.folders import has_reader, install_hint
 from omgsr_cli.imaging.decoders import (
     coded_depth,
@@ -111,7 +110,7 @@ def _read_samples(source: Path | bytes, name: str) -> tuple[SourceImage, NDArray
     """The result of `read_image` without its pixels, and the samples (H, W, C)."""
     with opened(source, name, for_pixels=True) as (image, file, repairs):
         format_name = FORMAT_OF_PILLOW[image.format or ""]
-        frames = _frame_count(image)
+        frames = image.full_pages if isinstance(image, TiffImage) else int(getattr(image, "n_frames", 1))
         turned = stored_orientation(image)
         decoded = _decode(image, file, name)
         samples = decoded.samples
@@ -136,8 +135,7 @@ def _read_samples(source: Path | bytes, name: str) -> tuple[SourceImage, NDArray
         notes += (f"{frames} frames: only the first is used",)
     if color.narrow_range:
         samples = _full_range(samples)
-    result = SourceImage(torch.empty(3, 1, 1), format=format_name, metadata=metadata, frames=frames, notes=notes)
-    return result, samples
+    return SourceImage(torch.empty(3, 1, 1), format=format_name, metadata=metadata, notes=notes), samples
 
 
 def probe_image(source: Path | bytes, name: str | None = None) -> ImageHeader:
@@ -155,34 +153,18 @@ def probe_image(source: Path | bytes, name: str | None = None) -> ImageHeader:
             size = raw_size(file, name)
         check_size(name, size)
         pixels = size[0] * size[1]
-        memory = {"reading_bytes": _RAW_BYTES * pixels, "held_bytes": 12 * pixels}
-        return ImageHeader(size, "raw", 1, "raw", 16, has_alpha=False, record=None, **memory)
+        return ImageHeader(size, "raw", 16, reading_bytes=_RAW_BYTES * pixels, held_bytes=12 * pixels)
     with opened(source, name) as (image, file, _):
         refuse_hdr(image, file, name)
         width, height = image.size
         if image.format != "TIFF" and stored_orientation(image, file) >= 5:
             width, height = height, width
-        deep = is_deep(image) or keeps_depth(image, coded_depth(image, file))
-        mode, has_alpha = f"{image.mode};16" if deep else image.mode, image.has_transparency_data
+        deep, has_alpha = is_deep(image) or keeps_depth(image, coded_depth(image, file)), image.has_transparency_data
         if isinstance(image, TiffImage):
-            deep, mode, has_alpha = image.is_deep, image.facts.name, image.facts.alpha_at is not None
-        is_deep_result = deep or image.mode in _WIDE_GREY_MODES
-        reading, held = _memory(image, file, is_deep_result, has_alpha)
-        return ImageHeader(
-            size_px=(height, width),
-            format=FORMAT_OF_PILLOW[image.format or ""],
-            frames=_frame_count(image),
-            mode=mode,
-            bit_depth=16 if is_deep_result else 8,
-            has_alpha=has_alpha,
-            record=record_of_file(file),
-            reading_bytes=reading,
-            held_bytes=held,
-        )
-
-
-def _frame_count(image: ImageFile.ImageFile) -> int:
-    return image.full_pages if isinstance(image, TiffImage) else int(getattr(image, "n_frames", 1))
+            deep, has_alpha = image.is_deep, image.facts.alpha_at is not None
+        deep = deep or image.mode in _WIDE_GREY_MODES
+        reading, held = _memory(image, file, deep, has_alpha)
+        return ImageHeader((height, width), FORMAT_OF_PILLOW[image.format or ""], 16 if deep else 8, reading, held)
 
 
 def _memory(image: ImageFile.ImageFile, file: BinaryIO, is_deep_result: bool, has_alpha: bool) -> tuple[int, int]:

@@ -77,7 +77,7 @@ def test_every_png_mode_is_read(name: str) -> None:
     np.testing.assert_array_equal(samples_of(photo), expected)
     assert photo.is_grey == wanted.startswith("L")
     assert photo.is_neutral == photo.is_grey
-    assert (photo.alpha is not None) == wanted.endswith("A") == header.has_alpha
+    assert (photo.alpha is not None) == wanted.endswith("A")
     assert photo.size_px == header.size_px == (HEIGHT, WIDTH)
     assert (photo.bit_depth, header.bit_depth) == (8, 8)
     assert photo.notes == ()
@@ -362,7 +362,6 @@ def test_only_the_first_frame_is_used_with_a_note(pillow_format: str) -> None:
     frames = [Image.fromarray(np.full((9, 8, 3), value, np.uint8)) for value in (40, 120, 200)]
     data = encoded(frames[0], pillow_format, save_all=True, append_images=frames[1:])
     photo = read_image(data)
-    assert photo.frames == probe_image(data).frames == 3
     assert photo.notes == ("3 frames: only the first is used",)
     assert abs(float(photo.rgb.mean()) * 255 - 40) < 3
 

@@ -239,7 +239,7 @@ def test_the_record_is_read_back_and_changes_no_pixel(channels: int, format_name
         plain, marked = written(photo, format=format_name), written(photo, format=format_name, record=record)
         path.write_bytes(marked)
         assert read_record(plain) is None
-        assert read_record(marked) == read_record(path) == record == probe_image(path).record
+        assert read_record(marked) == read_record(path) == record
         first, second = read_image(plain), read_image(marked)
         assert torch.equal(first.rgb, second.rgb)
         assert first.metadata == second.metadata
