@@ -10,6 +10,7 @@ _LONGEST = 60
 _IN_OUR_WORDS = {
     "extra_forbidden": "unknown key",
     "missing": "this key is missing",
+    "bool_type": "should be true or false",
     "tuple_type": "should be a list",
     "dict_type": "should be a table",
     "model_type": "should be a table",

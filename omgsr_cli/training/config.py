@@ -55,15 +55,15 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Yield each conflict: the key to change, relative to this table, and the reason."""
+    def _conflicts(self) -> Iterator[tuple[str, str]]:
+        """Yield each conflict between values: the key to change, relative to this table, and the reason."""
         yield from ()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         found = [
             InitErrorDetails(type=refuse(reason), loc=tuple(key.split(".")), input=None)
-            for key, reason in self.conflicts()
+            for key, reason in self._conflicts()
         ]
         if found:
             raise ValidationError.from_exception_data(type(self).__name__, found)
@@ -163,8 +163,7 @@ class ModelConfig(Section):
             raise refuse(f"should be one of {', '.join(PRESETS)}" + (f"; did you mean {near[0]}?" if near else ""))
         return value
 
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Yield the conflicts between values."""
+    def _conflicts(self) -> Iterator[tuple[str, str]]:
         if self.preset is None and self.base is None and self.start_from is None:
             yield "preset", "no model to train: set preset, base or start_from"
         if self.preset is not None and self.base is not None and not PRESETS[self.preset].base_sources:
@@ -286,8 +285,7 @@ class DataConfig(Section):
             raise refuse(f"{wrong[0]!r} is not a scale from 1 to 16" if wrong else "should have at least one scale")
         return check_shares(value)
 
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Yield the conflicts between values."""
+    def _conflicts(self) -> Iterator[tuple[str, str]]:
         if self.train_lq is not None and any(source.resize for source in self.train):
             yield "train", "real pairs cannot be resized: remove resize from data.train"
         if self.validation_lq is not None and self.validation is None:
@@ -427,8 +425,7 @@ class TeacherConfig(Section):
     crops: Count = key(1000, "number of crops that the teacher sees; training uses windows and turns of these only")
     cache: Text = key("cache/teacher", "folder of its images, which are stored by content")
 
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Yield the conflicts between values."""
+    def _conflicts(self) -> Iterator[tuple[str, str]]:
         if not (self.weight or self.lpips or self.dists or self.encoder):
             yield "weight", "every weight of the teacher is 0: set one, or remove [loss.teacher]"
 
@@ -468,8 +465,7 @@ class LossConfig(Section):
 
     teacher: TeacherConfig | None = key(None, "another network to learn from [none]")
 
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Yield the conflicts between values."""
+    def _conflicts(self) -> Iterator[tuple[str, str]]:
         others = (self.lrr, self.l1, self.dv3cd, self.gan, self.lpips, self.teacher)
         if self.denoise and any(others):
             yield "denoise", "pre-training has no other loss: set lrr, l1, dv3cd and gan to 0, or denoise to 0"
@@ -503,8 +499,7 @@ class GanConfig(Section):
     blur_pool: Switch = key(True, "blur before each halving, as published, or average 2x2 pixels")
     parity: Switch = key(False, "keep the generator's gradients in the discriminator's step, like the published script")
 
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Yield the conflicts between values."""
+    def _conflicts(self) -> Iterator[tuple[str, str]]:
         if self.backbone_path is not None and self.backbone not in BACKBONES:
             yield "backbone_path", "it needs gan.backbone, the name of its network"
         if self.real_label <= self.fake_label:
@@ -544,8 +539,7 @@ class TrainConfig(Section):
             found["gan"] = found["loss"] if gan.backbone is None else (gan.backbone, gan.backbone_path)
         return found
 
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Yield the conflicts between values."""
+    def _conflicts(self) -> Iterator[tuple[str, str]]:
         yield from self._conflicts_with_the_model()
         yield from self._conflicts_of_the_discriminator()
         is_validated = self.data.validation and self.log.validate_every
@@ -636,17 +630,19 @@ def check_config(table: Mapping[str, Any]) -> TrainConfig:
 
 
 def _suggest(mistake: Mistake) -> str:
-    """Suggest the value or key that may be meant; for an unknown key, also list those of its table."""
+    """Suggest what may be meant; describe a missing key, and for an unknown one list the keys of its table."""
     if mistake.kind == "literal_error":
         near = difflib.get_close_matches(str(mistake.value), re.findall("'([^']+)'", mistake.reason), n=1)
         return f"; did you mean {near[0]}?" if near else ""
-    if mistake.kind != "extra_forbidden":
+    if mistake.kind not in ("extra_forbidden", "missing"):
         return ""
     *tables, name = mistake.place
     owner: type[BaseModel] = TrainConfig
     for part in tables:
         # The number of a list's element does not change the class.
         owner = owner if part.isdigit() else next(_tables_in(owner.model_fields[part].annotation))
+    if mistake.kind == "missing":
+        return f": {owner.model_fields[name].description}"
     near = [
         f"{section}.{name}"
         for section, field in TrainConfig.model_fields.items()
