@@ -53,28 +53,25 @@ class Installation:
 
     def install_extras(self, extras: Iterable[str]) -> str:
         """The command that installs some extras and keeps those that are installed."""
-        wanted = sorted(set(extras))
-        matched = _missing_torchvision() if set(wanted) & set(_TORCHVISION_EXTRAS) else None
+        wanted, missing = sorted(set(extras)), missing_by_extra() or {}
+        needs_torchvision = set(wanted) & set(_TORCHVISION_EXTRAS) and version_of("torchvision") is None
+        matched = _matching_torchvision() if needs_torchvision else None
         added, build = [matched] if matched else [], torch_build() if matched else None
         if self.manager == "uv tool":
             # uv replaces the extras of a tool, and resolves torch again.
-            kept = [name for name, missing in (missing_by_extra() or {}).items() if not missing]
-            with_added = [part for requirement in added for part in ("--with", requirement)]
-            backend = _uv_backend(torch_build())
-            return _join("uv", "tool", "install", *self._source({*wanted, *kept}), *with_added, *backend)
+            kept = [name for name, needs in missing.items() if not needs]
+            with_added = ["--with", *added] if added else []
+            return _join(
+                "uv", "tool", "install", *self._source([*wanted, *kept]), *with_added, *_backend(torch_build())
+            )
         if self.manager == "pipx":
-            missing = missing_by_extra() or {}
             needs = [str(need) for name in wanted for need in missing.get(name, [])]
             arguments = [f"--pip-args=--extra-index-url {_WHEELS}{build}"] if build else []
             return _join("pipx", "inject", DISTRIBUTION, *needs, *added, *arguments)
         if self.manager == "uv":
-            return _join(*self._pip("install"), *self._source(wanted), *added, *_uv_backend(build))
-        return _join(
-            *self._pip("install"),
-            *self._source(wanted),
-            *added,
-            *(("--extra-index-url", _WHEELS + build) if build else ()),
-        )
+            return _join(*self._pip("install"), *self._source(wanted), *added, *_backend(build))
+        index = ["--extra-index-url", _WHEELS + build] if build else []
+        return _join(*self._pip("install"), *self._source(wanted), *added, *index)
 
     def reinstall(self, requirement: str, build: str | None) -> str:
         """The command that replaces one package and nothing else.
@@ -84,7 +81,7 @@ class Installation:
             build: of torch's wheels, as `torch_build` returns it.
         """
         if self.manager in ("uv", "uv tool"):
-            return _join(*self._pip("install"), "--reinstall", "--no-deps", requirement, *_uv_backend(build))
+            return _join(*self._pip("install"), "--reinstall", "--no-deps", requirement, *_backend(build))
         index = ("--index-url", _WHEELS + build) if build else ()
         return _join(*self._pip("install"), "--force-reinstall", "--no-deps", requirement, *index)
 
@@ -190,10 +187,6 @@ def _matching_torchvision() -> str | None:
     return f"torchvision=={number}" + (f"+{version.local}" if version.local else "")
 
 
-def _missing_torchvision() -> str | None:
-    return _matching_torchvision() if version_of("torchvision") is None else None
-
-
 def _is_met(need: Requirement) -> bool:
     version = version_of(need.name)
     return version is not None and need.specifier.contains(version, prereleases=True)
@@ -220,16 +213,14 @@ def _extra_requirements() -> dict[str, list[Requirement]] | None:
             return None
         needs = [need for need in map(Requirement, found.requires or []) if need.marker]
         listed = {
-            extra: [_without_marker(need) for need in needs if need.marker and need.marker.evaluate({"extra": extra})]
+            extra: [
+                Requirement(str(need).partition(";")[0])  # without its marker
+                for need in needs
+                if need.marker and need.marker.evaluate({"extra": extra})
+            ]
             for extra in found.metadata.get_all("Provides-Extra") or []
         }
     return {name: found for name, found in sorted(listed.items()) if name not in _UNLISTED_EXTRAS}
-
-
-def _without_marker(need: Requirement) -> Requirement:
-    bare = Requirement(str(need))
-    bare.marker = None
-    return bare
 
 
 @cache
@@ -288,7 +279,7 @@ def _direct_record() -> dict[str, Any]:
     return dict(json.loads(text)) if text else {}
 
 
-def _uv_backend(build: str | None) -> list[str]:
+def _backend(build: str | None) -> list[str]:
     return ["--torch-backend", build] if build else []
 
 
