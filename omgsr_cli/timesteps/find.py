@@ -126,8 +126,7 @@ def open_survey(
         images: from `find_images`, or planned samples.
         encoder: an encoder's name, or a loaded encoder, which works in this process only.
         degradation: degradation of crops; not used for real pairs.
-        options: options of the samples.
-        engine_options: number of processes and their devices; this process uses the first device.
+        options, engine_options: the samples; processes and their devices, of which this process uses the first.
         remembered: keeps samples between runs; None keeps none.
         shard: the part of the samples to measure; None measures all.
     Raises:
@@ -203,11 +202,7 @@ _Found = dict[int, Result | None]
 class KeptSamples:
     """Finds and keeps measurements; the keys depend on the content of images and encoder and on the settings.
 
-    Args:
-        source: the samples.
-        encoder: the pre-trained model's encoder; nothing is kept if it has no files.
-        remembered: the database.
-        is_sampled: whether latents are sampled.
+    Nothing is kept for an encoder without files.
     """
 
     def __init__(
@@ -263,15 +258,11 @@ class Survey:
     """The samples measured so far, and their result.
 
     Attributes:
-        source: the samples.
-        encoder: the pre-trained model's encoder.
         options: number of samples, batch and stopping rule.
         kept: samples of earlier runs; None keeps nothing.
         items: numbers of the samples in this part; None means all.
-        engine: runs the processes that measure.
-        work: the work of these processes.
-        measured: the results, in order.
-        problems: the errors of skipped samples.
+        engine: runs the processes that measure; `work` is their work.
+        measured: the results, in order; `problems` are the errors of skipped samples.
         found_kept: number of samples that are reused from earlier runs.
     """
 

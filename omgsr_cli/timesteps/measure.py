@@ -30,11 +30,10 @@ class Measured:
     """The measurement of one sample.
 
     Attributes:
-        path: path of the clean image.
-        window: (top, left) of the crop in it.
+        path: path of the clean image; `window` is (top, left) of the crop in it.
         drawn: the random choices of the degradation.
         power: mean square of the clean latent.
-        snr: signal-to-noise ratio of the low-quality latent; inf for identical latents.
+        snr: signal-to-noise ratio of the low-quality latent.
     """
 
     path: Path
@@ -121,13 +120,7 @@ def _generator(seed: int, number: int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class MeasureWork:
-    """Tasks for an engine: batches of sample numbers.
-
-    Attributes:
-        source: the samples.
-        encoder: the pre-trained model's encoder: its name, or a loaded encoder for this process only.
-        latents: as for `measure`.
-    """
+    """Tasks for an engine: batches of sample numbers; a loaded encoder works in this process only."""
 
     source: PairSource
     encoder: NamedEncoder | ImageEncoder

@@ -152,15 +152,10 @@ class Trial:
 
     Attributes:
         images: number of training images.
-        samples_per_step: number of samples of all processes.
-        parameters: number of weights of the model.
-        trained: number of trained weights.
-        device: device of this process.
+        parameters: number of weights of the model; `trained` of them are trained.
         memory_bytes: peak memory of the process, on the GPU, or on the system for a CPU.
         step_seconds: duration of a step, including the data.
-        run_seconds: estimated duration of the run.
-        disk_bytes: size of the checkpoints to write.
-        free_bytes: free space on their disk.
+        disk_bytes: size of the checkpoints to write; their disk has `free_bytes`.
         is_finite: whether all losses and gradients were finite.
         broken: reasons why images could not be read.
     """

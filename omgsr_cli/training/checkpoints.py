@@ -325,13 +325,10 @@ class Progress:
     Attributes:
         step: number of finished steps.
         samples: number of samples used by all processes; the next step starts at this sample.
-        skipped: number of latest consecutive steps with a loss that was not finite.
-        skipped_in_all: number of such steps in the whole run.
-        scores: scores of the latest validation; empty before the first.
-        scored_at: step of the latest validation.
+        skipped: number of latest consecutive steps with a loss that was not finite; `skipped_in_all` of the whole run.
+        scores: scores of the latest validation, at the step `scored_at`; empty before the first.
         broken: images that could not be read so far, with the reason.
-        best: best value of the metric `save.best`; None before the first validation.
-        best_step: step of the best value.
+        best: best value of the metric `save.best`, at the step `best_step`; None before the first validation.
     """
 
     step: int = 0

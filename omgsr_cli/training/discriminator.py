@@ -289,7 +289,7 @@ class UNet(nn.Module):
 def build_discriminator(
     features: FeatureNet | None, resolution: int, config: GanConfig, seed: int = 0, *, autocast: bool = False
 ) -> Discriminator:
-    """Build a discriminator with new weights.
+    """Build a discriminator with new weights, which depend on the seed only.
 
     Args:
         features: frozen network, may be shared with the losses; None builds the U-Net.

@@ -58,13 +58,10 @@ _OTHER_WAYS = {
 def build_accelerator(folder: Path, trackers: Sequence[str] = (), *, leaves_out: bool = False) -> Accelerator:
     """Connect the processes of the run with the environment variables of `torchrun` or `accelerate launch`.
 
-    accelerate provides devices, gradient synchronisation and trackers. The generator handles autocast, and the trainer
-    handles clipping, accumulation and updates.
+    accelerate provides devices, gradient synchronisation and trackers, which write to a folder. The generator handles
+    autocast, and the trainer handles clipping, accumulation and updates. With `leaves_out`, some trained weights get no
+    gradients, such as those of the encoder in pre-training.
 
-    Args:
-        folder: folder of the trackers.
-        trackers: names from "tensorboard", "wandb" and "trackio".
-        leaves_out: whether some trained weights get no gradients, such as those of the encoder in pre-training.
     Raises:
         UsageError: the launcher requests more than data-parallel training.
     """
@@ -187,10 +184,8 @@ def agree(accelerator: Accelerator, action: Callable[[], Result]) -> Result | No
 def share_backbone(trainable: Trainable, device: torch.device, processes: int) -> None:
     """Shard the frozen weights of the backbone among the processes, which then run it the same number of times.
 
-    Args:
-        trainable: model in host memory; weights that are not sharded are moved to the device.
-        device: device of this process.
-        processes: number of processes; all of them call this.
+    The model is in host memory; its other weights are moved to the device.
+
     Raises:
         UsageError: this is the only process.
         ModelError: the model has no frozen weights.

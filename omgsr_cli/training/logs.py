@@ -181,13 +181,7 @@ def _tracked(config: TrainConfig) -> dict[str, int | float | bool | str]:
 
 @dataclass(frozen=True)
 class Curve:
-    """A column of a table, without rows that have no finite number.
-
-    Attributes:
-        name: name of the column.
-        steps: step of each value, ascending.
-        values: the values, as many as steps.
-    """
+    """A column of a table: its finite values with their steps, ascending."""
 
     name: str
     steps: tuple[int, ...]

@@ -137,18 +137,10 @@ def peak_memory_mib(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Started:
-    """The run starts or resumes.
+    """The run starts, or resumes after `step` finished steps.
 
-    Attributes:
-        step: number of finished steps.
-        steps: total number of steps.
-        processes: number of processes.
-        device: device of the first process.
-        images: number of training images.
-        trained: number of trained weights.
-        folder: folder of checkpoints and logs.
-        resumed_from: the checkpoint, or None.
-        changed: keys whose values differ from the checkpoint's configuration, with the value before and now.
+    `device` is that of the first process, `trained` the number of trained weights, and `folder` has checkpoints and
+    logs. `changed` has the keys whose values differ from the checkpoint's configuration: the value before and now.
     """
 
     step: int
@@ -168,12 +160,9 @@ class StepDone:
 
     Attributes:
         step: step number, from 1.
-        steps: total number of steps.
         losses: unweighted means over all processes and the step's forward passes; "total" is their weighted sum.
-        learning_rate: learning rate of the generator.
         gradient_norm: gradient norm of the generator before clipping.
         images_per_s: images per second of all processes, smoothed.
-        seconds_left: estimated seconds until the end of the run.
         memory_mib: peak memory of the first process: of the GPU, or of the system on a CPU.
         skipped: a loss or a gradient was not finite, and no weight was changed.
     """
@@ -191,13 +180,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class Validated:
-    """The held-out images were restored and measured.
-
-    Attributes:
-        step: number of finished steps.
-        scores: metric to its mean over the images.
-        grid: path of an image that shows some of them, LQ | output | HQ.
-    """
+    """The held-out images were restored; `scores` are means over them, and `grid` shows some: LQ | output | HQ."""
 
     step: int
     scores: Mapping[str, float]
@@ -206,12 +189,7 @@ class Validated:
 
 @dataclass(frozen=True)
 class Saved:
-    """A complete checkpoint was written.
-
-    Attributes:
-        step: number of finished steps.
-        folder: the checkpoint; `omgsr upscale --model` accepts it.
-    """
+    """A complete checkpoint was written; `omgsr upscale --model` accepts its folder."""
 
     step: int
     folder: Path
@@ -219,11 +197,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Noticed:
-    """A notice to the user; the run continues.
-
-    Attributes:
-        text: one line.
-    """
+    """A notice to the user in one line; the run continues."""
 
     text: str
 
@@ -243,8 +217,7 @@ class TrainResult:
     """Result of a run.
 
     Attributes:
-        step: number of finished steps.
-        steps: number of steps in the run.
+        step: number of finished steps, of `steps`.
         checkpoint: newest checkpoint; `omgsr upscale --model` accepts it.
         signal: number of the signal that ended the run early, or 0; the exit code is 128 + signal.
         broken: number of images that could not be read and were skipped.
@@ -261,16 +234,9 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Run:
-    """The parts of a run.
+    """The parts of a run; without validation, `held_out` and `measures` are empty.
 
-    Attributes:
-        config: its configuration.
-        trainable: the model.
-        learner: the trained weights, losses and optimisers.
-        crops: training samples.
-        held_out: validation images; empty without validation.
-        measures: metrics of restored images; empty without validation.
-        features: name of the feature network of each section that uses one.
+    `features` is the name of the feature network of each section that uses one.
     """
 
     config: TrainConfig
@@ -283,12 +249,8 @@ class Run:
 
 
 def load_run(config: TrainConfig, accelerator: Accelerator, *, resumed: bool) -> Run:
-    """Load and build the parts of a run.
+    """Load and build the parts of a run; if it is resumed, its weights will be loaded from a checkpoint.
 
-    Args:
-        config: configuration of the run.
-        accelerator: accelerator of the process.
-        resumed: the weights will be loaded from a checkpoint.
     Raises:
         UnreadableImagesError: headers of images cannot be read.
         OmgsrError: the model, the data or a feature network cannot be read.
@@ -461,10 +423,8 @@ class Trainer:
         )
 
     def note_broken(self, broken: Mapping[Stored, str]) -> None:
-        """Report which images were skipped; every process must call this at the same time.
+        """Report the broken images that this process found; every process must call this at the same time.
 
-        Args:
-            broken: broken images that this process found, with the reason.
         Raises:
             OmgsrError: more than 1 % of all images are broken.
         """

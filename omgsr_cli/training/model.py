@@ -186,11 +186,8 @@ def build_lora_options(config: TrainConfig) -> LoraOptions | None:
 
 
 def find_run_model(config: TrainConfig, *, resumed: bool = False) -> ModelSource:
-    """Find the files of the model to train, without reading weights.
+    """Find the files of the model to train, without reading weights; a resumed run needs no initial weights.
 
-    Args:
-        config: configuration of the run.
-        resumed: weights come from a checkpoint, so that the initial weights may be missing.
     Raises:
         ModelError, UsageError: as for `find_trainable`.
     """

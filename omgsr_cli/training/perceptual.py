@@ -455,12 +455,7 @@ def _load(net: _Net, places: tuple[int, ...], path: Path) -> _Net:
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """The kind of a feature network and the place of its weights.
-
-    Attributes:
-        kind: "dinov3" or "vgg16".
-        place: a folder, a file or a hub repository.
-    """
+    """The kind of a feature network, and its place: a folder, a file or a hub repository."""
 
     kind: Literal["dinov3", "vgg16"]
     place: str
@@ -570,10 +565,10 @@ def texture_structure_distance(
 
 
 class Dists(nn.Module):
-    """The DISTS distance of images: on their pixels and on every stage of a feature network.
+    """The DISTS distance of images: on their pixels and on every stage of a feature network, with L2 pooling.
 
     Args:
-        features: feature network; its maps with L2 pooling are compared.
+        features: the network.
         texture: (3 + sum of the network's channels,) weights of the means, pixels first; None weights all equally.
         structure: same shape, weights of the covariances. All weights together are scaled to a sum of 1.
     Raises:

@@ -57,14 +57,7 @@ _METRICS = {
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Facts about a run that a card shows in addition to its configuration.
-
-    Attributes:
-        progress: steps, samples and the scores of the newest validation.
-        images: number of training images.
-        held_out: number of validation images; 0 without validation.
-        features: name of the feature network of each section that uses one, "loss" and "gan".
-    """
+    """What a card shows of a run in addition to its configuration: progress, numbers of images, names of networks."""
 
     progress: Progress
     images: int

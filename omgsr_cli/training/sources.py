@@ -79,15 +79,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Row:
-    """An image in a Hugging Face data set.
-
-    Attributes:
-        dataset: as for `SourceConfig.images`.
-        split: split of the data set.
-        column: column of the images.
-        number: row number.
-        fingerprint: fingerprint of the data set's content, computed by the library.
-    """
+    """An image in a Hugging Face data set, whose content has a fingerprint of the library."""
 
     dataset: str
     split: str

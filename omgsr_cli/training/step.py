@@ -193,15 +193,9 @@ class Adversary:
 
 @dataclass
 class Learner:
-    """The generator with its trainable weights, optimiser and losses, and the optional discriminator.
+    """The generator as one module with its trained weights by name, their optimiser and losses.
 
-    Attributes:
-        generator: the generator as one module.
-        weights: its trainable weights by name.
-        optimizer: optimiser of these weights.
-        average: moving average of these weights, or None.
-        adversary: the discriminator with its optimiser, or None.
-        losses: losses of the generator.
+    Without a moving average or a discriminator, these are None.
     """
 
     generator: Generator | Denoising
@@ -221,12 +215,8 @@ def build_learner(
 ) -> Learner:
     """Build the generator and the discriminator with their optimisers.
 
-    Args:
-        config: configuration of the run.
-        trainable: the model.
-        losses: losses of the generator.
-        judged: feature network of the discriminator; None without one, or for the U-Net.
-        device: device of the discriminator.
+    `judged` is the feature network of the discriminator; None without one, or for the U-Net.
+
     Raises:
         UsageError: crops are too small for the discriminator, or bitsandbytes is not installed.
     """
@@ -288,10 +278,10 @@ class Stepper:
             learner.adversary.prepare(accelerator)
 
     def take(self, step: int, batches: Iterator[Batch], signal: int) -> StepResult:
-        """Run one step.
+        """Run one step, numbered from 0.
 
         Args:
-            step: step number, from 0.
+            step: number of the step.
             batches: batches of this process; the step uses `accumulate` of them.
             signal: signal that this process received, or 0.
         """

@@ -179,12 +179,10 @@ def validate(
     processes: int = 1,
     together: bool = False,
 ) -> Validation:
-    """Restore and measure every image, or this process's share of them.
-
-    An image's low-quality counterpart is the same at every validation of a run.
+    """Restore and measure every image, or this process's share; their counterparts are the same in the whole run.
 
     Args:
-        restore: function of (1, 3, H, W) in [-1, 1] that returns the same shape and range.
+        restore: function of (1, 3, H, W) in [-1, 1] that returns the same shape and range, on `device`.
         images: held-out images.
         options: options of the training samples.
         measures: metrics by name.
