@@ -279,15 +279,7 @@ def _list_metrics(output: Output) -> None:
         record |= {"weights_here": None if known.weights is None else not missing}
         record |= {"missing_weights": [str(path) for path in missing], "summary": known.summary}
         records.append(record)
-    if output.as_json:
-        for record in records:
-            output.result("", record)
-        return
-    from omgsr_cli.benchmark.tables import Cell, Table
-
-    headings = ("metric", "better", "range", "kind", "weights", "description")
-    table = Table("metrics", headings, tuple(tuple(map(Cell, row)) for row in rows))
-    output.result(_drawn([table], is_numeric=False), {})
+    output.table(("metric", "better", "range", "kind", "weights", "description"), rows, records)
 
 
 def _weights_text(known: KnownMetric, missing: Sequence[Path]) -> str:
@@ -298,10 +290,10 @@ def _weights_text(known: KnownMetric, missing: Sequence[Path]) -> str:
     return "missing" if missing else "installed"
 
 
-def _rich_table(table: Table, is_numeric: bool) -> RichTable:
+def _rich_table(table: Table) -> RichTable:
     drawn = RichTable(title=escape(table.title), title_justify="left", title_style="bold")
     for index, heading in enumerate(table.headings):
-        drawn.add_column(escape(heading), justify="right" if index and is_numeric else "left", no_wrap=True)
+        drawn.add_column(escape(heading), justify="right" if index else "left", no_wrap=True)
     for row in table.rows:
         drawn.add_row(*(_styled(cell) for cell in row))
     return drawn
@@ -321,12 +313,12 @@ def _styled(cell: Cell) -> str:
     return f"[bold]{escape(cell.text)}[/]" if cell.is_best else escape(cell.text)
 
 
-def _drawn(tables: Sequence[Table], *, is_numeric: bool = True) -> str:
+def _drawn(tables: Sequence[Table]) -> str:
     columns = terminal_columns()
     text, width = io.StringIO(), columns or PIPED_COLUMNS
     console = Console(file=text, force_terminal=columns is not None, width=width, highlight=False, emoji=False)
     for table in tables:
-        drawn = _rich_table(table, is_numeric)
+        drawn = _rich_table(table)
         if console.measure(drawn, options=console.options.update(width=10_000)).maximum <= width:
             console.print(drawn)
         else:
