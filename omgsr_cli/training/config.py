@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import re
 import tomllib
@@ -104,14 +103,6 @@ def _check_rises(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] > value[1]:
         raise refuse(f"should be a range from low to high, not {value[0]:g} to {value[1]:g}")
     return value
-
-
-def is_scale(text: str) -> bool:
-    """Return whether a key is a valid number for `Scale`."""
-    try:
-        return 1 <= float(text) <= 16
-    except ValueError:
-        return False
 
 
 def _listed(value: object) -> object:
@@ -280,9 +271,9 @@ class DataConfig(Section):
     def _are_scales(cls, value: float | dict[str, float]) -> float | dict[str, float]:
         if isinstance(value, float):
             return value
-        wrong = [name for name in value if not is_scale(name)]
-        if wrong or not value:
-            raise refuse(f"{wrong[0]!r} is not a scale from 1 to 16" if wrong else "should have at least one scale")
+        for name in value or ("",):
+            if not re.fullmatch(r"\d+(\.\d+)?", name) or not 1 <= float(name) <= 16:
+                raise refuse(f"{name!r} is not a scale from 1 to 16")
         return check_shares(value)
 
     def _conflicts(self) -> Iterator[tuple[str, str]]:
@@ -730,12 +721,9 @@ def config_schema() -> dict[str, Any]:
 
 def format_config(config: TrainConfig) -> str:
     """Format a configuration as TOML that `load_config` reads back as equal; keys without a value are left out."""
-    parts = []
-    for name, section in config:
-        if section is not None:
-            values = section.model_dump(exclude_none=True)
-            parts.append("\n".join([f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]))
-    return "\n\n".join(parts) + "\n"
+    import tomlkit
+
+    return tomlkit.dumps(config.model_dump(exclude_none=True))
 
 
 def compare_configs(before: Path, now: TrainConfig) -> dict[str, tuple[object, object]]:
@@ -763,12 +751,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
     for name, value in values.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + " }"
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    # JSON strings, numbers, true and false are valid TOML, except for DEL, which TOML requires to be escaped.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -403,7 +403,7 @@ def test_several_enlargements_are_drawn_by_their_shares() -> None:
     for wrong, reason in (
         ({"4": 0.5}, "sum to 0.5"),
         ({"0.5": 1.0}, "scale"),
-        ({}, "at least one"),
+        ({}, "not a scale"),
     ):
         with pytest.raises(ValidationError, match=reason):
             DataConfig.model_validate({"train": ["x"], "scale": wrong})
