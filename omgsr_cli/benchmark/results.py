@@ -7,6 +7,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from itertools import combinations
@@ -58,11 +59,8 @@ def key_of(**depends_on: object) -> str:
 
 def files_identity(*places: Path) -> str:
     """Return a hash of the content of models' folders and files, and of the program's version."""
-    remembered = Remembered()
-    try:
+    with closing(Remembered()) as remembered:
         return key_of(content=remembered.contents(places), version=__version__)
-    finally:
-        remembered.close()
 
 
 @dataclass(frozen=True)

@@ -99,8 +99,8 @@ class Restorer(Protocol):
     schedule: Schedule
     device: torch.device
     precision: str
-    notes: tuple[str, ...]
-    in_fp32: Callable[[], Restorer] | None
+    notes: tuple[str, ...] = ()
+    in_fp32: Callable[[], Restorer] | None = None
     """Loads the same model in float32, once; None if it is float32 already, or if the user chose the precision."""
 
     def compile(self) -> None:

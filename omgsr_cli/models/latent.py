@@ -73,7 +73,6 @@ class LatentRestorer(Restorer):
         self.backbone: Any = backbone
         self.vae, self.schedule, self.info, self.precision = vae, schedule, info, precision
         self.source, self.notes = source, source.notes
-        self.in_fp32 = None
         self.dtype, self.features = PRECISIONS[precision], dict(features)
         self._release = release
         self._codec = KlCodec(vae)

@@ -7,7 +7,8 @@ field, so the margin that makes tiles exact is measured once for each file and c
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -52,7 +53,6 @@ class NetworkRestorer(Restorer):
         self.device = device
         self.precision = precision
         self.notes = notes
-        self.in_fp32: Callable[[], Restorer] | None = None
 
     def compile(self) -> None:
         """Compile the network in place."""
@@ -88,15 +88,7 @@ def run_network(network: Any, image: Tensor) -> Tensor:
 
 
 def load_network(source: ModelSource, device: torch.device, precision: str) -> NetworkRestorer:
-    """Load a network.
-
-    Args:
-        source: a source whose folder is the weight file.
-        device: device that the network runs on.
-        precision: "fp32", "bf16" or "fp16"; fp32, with a note, if the network does not support it.
-    Raises:
-        ModelError: as for `read_network`.
-    """
+    """Load a network, in fp32 with a note if it does not support the precision; errors as for `read_network`."""
     network = read_network(find_weight_file(source.folder))
     allowed = {"fp32": True, "bf16": network.supports_bfloat16, "fp16": network.supports_half}[precision]
     notes = source.notes
@@ -110,11 +102,7 @@ def load_network(source: ModelSource, device: torch.device, precision: str) -> N
 
 
 def describe_network(source: ModelSource) -> RestorerInfo:
-    """Describe a network from its weights and from measurements, which are cached.
-
-    Raises:
-        ModelError: as for `read_network`.
-    """
+    """Describe a network from its weights and from measurements, which are cached; errors as for `read_network`."""
     traits = _traits_of(find_weight_file(source.folder))
     step = StageInfo("exact", traits.margin_px, traits.bytes_per_px)
     if traits.margin_px == 0:
@@ -157,15 +145,12 @@ class _Traits:
 
 
 def _traits_of(path: Path) -> _Traits:
-    remembered = Remembered()
-    try:
+    with closing(Remembered()) as remembered:
         content = remembered.content(path)
         found = remembered.find(_KIND, content)
         if found is None:
             found = vars(_measure(path))
             remembered.keep(_KIND, content, found)
-    finally:
-        remembered.close()
     return _Traits(**found)
 
 
@@ -285,10 +270,10 @@ def _import_spandrel(path: Path) -> Any:
         return importlib.import_module("spandrel")
     except (ImportError, RuntimeError) as error:
         missing = getattr(error, "name", None)
-        explanation = None if missing in ("spandrel", "torchvision") else explain_broken_torchvision(error)
+        if missing in ("spandrel", "torchvision"):
+            reason = f"{path.name}: {missing} is not installed, which reads such files"
+            raise ModelError(reason, install_command("networks")) from error
+        explanation = explain_broken_torchvision(error)
         if explanation is not None:
             raise ModelError(explanation.message, explanation.hint) from error
-        reason = f"{missing} is not installed, which reads such files"
-        if missing not in ("spandrel", "torchvision"):
-            reason = f"spandrel cannot be imported: {error}"
-        raise ModelError(f"{path.name}: {reason}", install_command("networks")) from error
+        raise ModelError(f"{path.name}: spandrel cannot be imported: {error}", install_command("networks")) from error

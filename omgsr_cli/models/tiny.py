@@ -65,7 +65,6 @@ class TinyRestorer(Restorer):
         self.device = device
         self.precision = precision
         self.notes = notes
-        self.in_fp32: Callable[[], Restorer] | None = None
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -211,15 +211,6 @@ def test_a_missing_metric_named_by_the_user_is_an_error(
     assert means["musiq"] is means["clipiqa"] is None
 
 
-def test_a_metric_that_fails_leaves_the_others(bench: Command, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "find_spec", lambda name: None)
-    said = bench("--data", data, "--model", "bicubic", "--metrics", "psnr,niqe", "--json")
-    assert (said.code, len(said.errors)) == (1, 1)
-    scores = said.records[0]["images"][0]["scores"]["bicubic"]
-    assert scores["psnr"] > 10
-    assert scores["niqe"] is None
-
-
 def test_without_references_only_reference_free_metrics_run(
     bench: Command, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,13 +285,6 @@ def test_usage_is_checked_before_any_work(bench: Command, data: Path, options: t
     assert (data / "there.csv").read_text() == "mine"
 
 
-def test_images_without_partners_are_listed(bench: Command, data: Path) -> None:
-    draw(data / "test_LR" / "alone.png")
-    said = bench("--data", data, "--model", "bicubic", "--metrics", "psnr")
-    assert said.code == 2
-    assert "alone.png" in said.errors[0]
-
-
 def test_a_missing_model_is_an_error(bench: Command, data: Path) -> None:
     said = bench("--data", data, "--model", "no-such-model", "--metrics", "psnr")
     assert said.code == 2
@@ -317,12 +301,6 @@ def test_a_page_is_written(bench: Command, data: Path, tmp_path: Path) -> None:
     assert len(list(images.iterdir())) == 6
     assert bench(*asked).code == 2
     assert bench(*asked, "--overwrite").code == 0
-
-
-def test_the_default_models_are_the_bundled_one_and_bicubic(bench: Command, data: Path) -> None:
-    models = bench("--data", data, "--metrics", "psnr", "--json").records[0]["models"]
-    found = [(model["name"], model["kind"], model["scale"]) for model in models]
-    assert found == [("omgsr-tiny", "omgsr", 4.0), ("bicubic", "resampling", None)]
 
 
 def test_folders_of_folders_and_marks_in_names_are_paired(bench: Command, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -175,22 +174,6 @@ def test_mismatched_parts_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"latent_channels": 16}))
     with pytest.raises(ModelError, match="UNet takes 4 channels, the VAE gives 16"):
         load_sd_restorer(folder)
-
-
-def test_info_follows_the_mid_timestep(restorer: SdRestorer) -> None:
-    """The step is taken where the info says, so that timestep searches can move it."""
-    latent = torch.randn(1, 4, 8, 8)
-    moved = SdRestorer(
-        restorer.backbone,
-        restorer.vae,
-        restorer.schedule,
-        restorer.features,
-        replace(restorer.info, mid_timestep=900),
-        "fp32",
-        restorer.source,
-    )
-    with torch.inference_mode():
-        assert not torch.allclose(moved.restore(latent), restorer.restore(latent))
 
 
 @needs_golden
