@@ -133,7 +133,7 @@ def choose_files(listing: Listing, files: ModelFiles, *, full: bool = False) -> 
     by_path = {file.path: file for file in listing.files}
     chosen = [path for path in by_path if any(fnmatchcase(path, pattern) for pattern in files.small)]
     for part, stem in files.weight_stems.items():
-        if f"{part}/config.json" not in by_path or (part in _TEXT_ENCODERS and _EMBEDDING in by_path):
+        if not _needs_weights(part, by_path.__contains__):
             continue
         marks = ["", ".fp16"] if full else [".fp16", ""]
         others = find_variants((PurePosixPath(path).name for path in by_path if path.startswith(f"{part}/")), stem)
@@ -362,7 +362,7 @@ def download_model(
     if check is not None:
         check(folder)
     wanted = [part for part in files.weight_stems if parts is None or part in parts]
-    wanted = [part for part in wanted if _needs_weights(folder, part)]
+    wanted = [part for part in wanted if _needs_weights(part, lambda path: (folder / path).is_file())]
 
     def patterns(part: str, variant: str) -> list[str]:
         stem = f"{part}/{files.weight_stems[part]}"
@@ -451,11 +451,9 @@ def _unfetched(repository: str, error: Exception) -> ModelError:
     return ModelError(f"{repository} cannot be fetched from the hub: {reason}")
 
 
-def _needs_weights(folder: Path, part: str) -> bool:
+def _needs_weights(part: str, exists: Callable[[str], bool]) -> bool:
     """Whether a part's weights are needed; the prompt's embedding replaces the text encoder."""
-    if part in _TEXT_ENCODERS and (folder / _EMBEDDING).is_file():
-        return False
-    return (folder / part / "config.json").is_file()
+    return exists(f"{part}/config.json") and not (part in _TEXT_ENCODERS and exists(_EMBEDDING))
 
 
 def _weights_of(by_path: Mapping[str, RemoteFile], stem: str, mark: str) -> list[str] | None:
