@@ -119,7 +119,7 @@ class FinishedResults:
         if content is None or not outputs:
             return None
         record = self._record_of(content)
-        if all(_is_file(path) and self._is_finished(path, record) for path in outputs):
+        if all(_is_file(path) and self._record_at(path) == record for path in outputs):
             return FileResult(job.source, job.destination, "skipped")
         return None
 
@@ -136,7 +136,7 @@ class FinishedResults:
         if (known := self.find_known(job)) is not None or self._settings.write.overwrite:
             return known
         for path in local:
-            if os.path.lexists(path) and _record_in(path) is None and self._remembered.result(path) is None:
+            if os.path.lexists(path) and self._record_at(path) is None:
                 return failed(job, _not_this_runs(path), started)
         return None
 
@@ -165,10 +165,10 @@ class FinishedResults:
         if not present:
             return frozenset()
         record = self.record(source)
-        finished = frozenset(path for path in present if _is_file(path) and self._is_finished(path, record))
+        finished = frozenset(path for path in present if _is_file(path) and self._record_at(path) == record)
         for path in present:
-            is_replaced = job.replaces and (_record_in(path) is not None or self._remembered.result(path) is not None)
-            if path not in finished and not self._settings.write.overwrite and not is_replaced:
+            is_replaced = self._settings.write.overwrite or (job.replaces and self._record_at(path) is not None)
+            if path not in finished and not is_replaced:
                 raise _not_this_runs(path)
         return finished
 
@@ -180,8 +180,9 @@ class FinishedResults:
     def _record_of(self, content: str) -> str:
         return json.dumps({"source": content, **self._common}, sort_keys=True)
 
-    def _is_finished(self, path: Location, record: str) -> bool:
-        return _record_in(path) == record or self._remembered.result(path) == record
+    def _record_at(self, path: Location) -> str | None:
+        """The record of a result: the one in the file, or the one that is remembered for a file without."""
+        return _record_in(path) or self._remembered.result(path)
 
     @cached_property
     def _common(self) -> dict[str, object]:
