@@ -38,7 +38,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from omgsr_cli.training.config import TrainConfig
-from omgsr_cli.training.data import Batch, Numbers, Purpose, draw_generator, draw_generators, load_batches
+from omgsr_cli.training.data import Batch, Purpose, draw_generator, draw_generators, load_batches, number_batches
 from omgsr_cli.training.discriminator import CHANGES, augment
 from omgsr_cli.training.distributed import build_accelerator
 from omgsr_cli.training.loop import Run, load_run
@@ -156,7 +156,9 @@ def build_run(options: argparse.Namespace, folder: Path) -> Run:
 
 def build_ours(run: Run, workers: int) -> Timed:
     stepper = Stepper(build_accelerator(Path(run.config.save.out)), run.learner, run.config)
-    waiting = Waiting(load_batches(run.crops, Numbers(run.config.data.batch_size, 0, 0, 1), workers, stages.device))
+    waiting = Waiting(
+        load_batches(run.crops, number_batches(run.config.data.batch_size, 0, 0, 1), workers, stages.device)
+    )
     judge = [] if run.learner.adversary is None else [run.learner.adversary.discriminator]
     networks = [run.trainable.networks, run.learner.losses, *judge]
     return Timed("ours", lambda number: stepper.take(number, waiting, 0).losses, waiting, networks)
@@ -228,7 +230,7 @@ def build_plain(run: Run) -> Timed:
             losses["discriminator"] = loss
         return {name: float(value.detach()) for name, value in losses.items()}
 
-    waiting = Waiting(load_batches(run.crops, Numbers(config.data.batch_size, 0, 0, 1), 0, stages.device))
+    waiting = Waiting(load_batches(run.crops, number_batches(config.data.batch_size, 0, 0, 1), 0, stages.device))
     networks = [run.trainable.networks, first_encoder, run.learner.losses, *([] if heads is None else [heads])]
     return Timed("plain", take, waiting, networks)
 

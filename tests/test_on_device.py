@@ -30,7 +30,7 @@ from omgsr_cli.models.sd import SdRestorer
 from omgsr_cli.models.vae_tiling import attention, decode_in_strips, encode_in_strips
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.training.config import TrainConfig
-from omgsr_cli.training.data import Numbers, load_batches
+from omgsr_cli.training.data import load_batches, number_batches
 from omgsr_cli.training.loop import load_run
 from omgsr_cli.training.step import Stepper, StepResult
 from omgsr_cli.transfer import upload
@@ -223,7 +223,7 @@ def take_steps(config: TrainConfig, process: Any) -> Iterator[StepResult]:
     """Two steps of a run."""
     run = load_run(config, process, resumed=False)
     stepper = Stepper(process, run.learner, config)
-    batches = load_batches(run.crops, Numbers(config.data.batch_size, 0, 0, 1), 0, process.device)
+    batches = load_batches(run.crops, number_batches(config.data.batch_size, 0, 0, 1), 0, process.device)
     for number in range(2):
         yield stepper.take(number, batches, 0)
 

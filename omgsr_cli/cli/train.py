@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -203,7 +204,7 @@ def _run(output: Output, config: TrainConfig, resume: str) -> int:
         from omgsr_cli.training.loop import train
 
     with output.steps(config.train.steps) as view:
-        result = train(config, resume=resume, report=_EventView(output, view))
+        result = train(config, resume=resume, report=partial(_show_event, output, view))
     skipped = f"; skipped {result.broken} unreadable image{'s' * (result.broken > 1)}" if result.broken else ""
     output.message(f"{result.step} of {result.steps} steps are finished{skipped}")
     if result.checkpoint is not None:
@@ -216,27 +217,16 @@ def _run(output: Output, config: TrainConfig, resume: str) -> int:
     return _SIGNALLED + result.signal if result.signal else 0
 
 
-class _EventView:
-    """Prints the events of a run as a live line and notes, or as JSON.
+def _show_event(output: Output, view: ShowsStep, event: Event) -> None:
+    """Print an event of a run: a step in the live line, others as notes; or as JSON."""
+    from omgsr_cli.training.loop import StepDone
 
-    Args:
-        output: prints notes and JSON.
-        view: shows the live line.
-    """
-
-    def __init__(self, output: Output, view: ShowsStep) -> None:
-        self._output, self._view = output, view
-
-    def __call__(self, event: Event) -> None:
-        """Print one event."""
-        from omgsr_cli.training.loop import StepDone
-
-        if self._output.as_json:
-            self._output.result("", _event_record(event))
-        if isinstance(event, StepDone):
-            self._view(event.step, _step_line(event))
-        else:
-            self._output.message(_event_line(event))
+    if output.as_json:
+        output.result("", _event_record(event))
+    if isinstance(event, StepDone):
+        view(event.step, _step_line(event))
+    else:
+        output.message(_event_line(event))
 
 
 def _event_record(event: Event) -> dict[str, object]:

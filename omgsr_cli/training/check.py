@@ -29,7 +29,7 @@ from omgsr_cli.presets import PRESETS
 from omgsr_cli.store.hub import is_repository_name
 from omgsr_cli.training.checkpoints import check_adapter_ranks, list_checkpoints, optimizer_tensors
 from omgsr_cli.training.config import ConfigError, SourceConfig, TrainConfig
-from omgsr_cli.training.data import Numbers, load_batches
+from omgsr_cli.training.data import load_batches, number_batches
 from omgsr_cli.training.discriminator import plan_heads
 from omgsr_cli.training.distributed import build_accelerator, device_of
 from omgsr_cli.training.loop import Run, StopRequest, load_run, make_teacher_images, peak_memory_mib
@@ -275,7 +275,7 @@ def _time_steps(config: TrainConfig, run: Run, accelerator: Accelerator) -> tupl
     every = teacher.dists_every if teacher is not None and teacher.dists else 1
     # The first step with the discriminator and all losses.
     first = -(-(gan.start_step + gan.alone_steps if config.loss.gan else 0) // every) * every
-    numbers = Numbers(config.data.batch_size, 0, accelerator.process_index, accelerator.num_processes)
+    numbers = number_batches(config.data.batch_size, 0, accelerator.process_index, accelerator.num_processes)
     batches = load_batches(run.crops, numbers, config.data.workers, device)
     stepper = Stepper(accelerator, run.learner, config)
     seconds, is_finite = [], True

@@ -10,11 +10,12 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from omgsr_cli.datasets import OnSmall, draw_window, fit_small
 from omgsr_cli.degradation import DegradationConfig, degrade, in_one_thread, load_degradation
@@ -492,27 +493,22 @@ class TrainingCrops(Dataset[Sample]):
         return _to_tensor(lq), _to_tensor(hq)
 
 
-class Numbers(Sampler[list[int]]):
-    """Endless sample numbers for one process; batches are distributed to the processes in turn.
+def number_batches(batch: int, start: int, rank: int, processes: int) -> Iterator[list[int]]:
+    """Yield the sample numbers of one process's batches without end; batches are distributed to the processes in turn.
 
     Args:
         batch: number of samples per process and forward pass.
         start: number of the run's next sample.
         rank, processes: the rank of this process, and their number.
     """
-
-    def __init__(self, batch: int, start: int, rank: int, processes: int) -> None:
-        self._batch, self._start, self._rank, self._processes = batch, start, rank, processes
-
-    def __iter__(self) -> Iterator[list[int]]:
-        first = self._start + self._rank * self._batch
-        while True:
-            yield list(range(first, first + self._batch))
-            first += self._batch * self._processes
+    for first in count(start + rank * batch, batch * processes):
+        yield list(range(first, first + batch))
 
 
-def load_batches(crops: TrainingCrops, numbers: Numbers, workers: int, device: torch.device) -> Iterator[Batch]:
-    """Yield batches without end, read by `workers` worker processes, or by this process if there are none."""
+def load_batches(
+    crops: TrainingCrops, numbers: Iterable[list[int]], workers: int, device: torch.device
+) -> Iterator[Batch]:
+    """Yield batches of samples, read by `workers` worker processes, or by this process if there are none."""
     more: Mapping[str, Any] = {"prefetch_factor": 4, "persistent_workers": True} if workers else {}
     loader = DataLoader(
         _Reported(crops),

@@ -105,13 +105,7 @@ _MOST_BLOCKS = 4
 
 @dataclass(frozen=True)
 class Block:
-    """One halving blur, one 3x3 convolution and one LeakyReLU.
-
-    Attributes:
-        inputs: input channels of the convolution.
-        outputs: output channels of the convolution.
-        stride: stride of the convolution.
-    """
+    """One halving blur, one 3x3 convolution from `inputs` to `outputs` channels, and one LeakyReLU."""
 
     inputs: int
     outputs: int

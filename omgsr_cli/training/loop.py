@@ -35,7 +35,7 @@ from omgsr_cli.training.checkpoints import (
     write_state,
 )
 from omgsr_cli.training.config import CONFIG_NAME, TrainConfig, compare_configs
-from omgsr_cli.training.data import Batch, Numbers, TrainingCrops, build_crop_options, is_broken, load_batches
+from omgsr_cli.training.data import Batch, TrainingCrops, build_crop_options, is_broken, load_batches, number_batches
 from omgsr_cli.training.distributed import (
     agree,
     build_accelerator,
@@ -445,7 +445,7 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         """Read batches; their `broken` holds only images that no process has reported yet."""
         reported, accelerator, config = self._progress.broken, self._accelerator, self._config
-        numbers = Numbers(
+        numbers = number_batches(
             config.data.batch_size, self._progress.samples, accelerator.process_index, accelerator.num_processes
         )
         for batch in load_batches(self._run.crops, numbers, config.data.workers, device_of(accelerator)):

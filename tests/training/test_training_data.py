@@ -22,13 +22,13 @@ from omgsr_cli.files.atomic import partial_name
 from omgsr_cli.training.config import DataConfig, LqNoise, TeacherConfig
 from omgsr_cli.training.data import (
     CropOptions,
-    Numbers,
     Order,
     TrainingCrops,
     _turn,
     add_lq_noise,
     draw_surface,
     load_batches,
+    number_batches,
     read_pixels,
 )
 from omgsr_cli.training.sources import TrainingImage, find_training_images, plan_epoch
@@ -146,7 +146,7 @@ def test_workers_give_the_same_samples_and_keep_global_state(folder: Path) -> No
     crops = build(folder)
     before = torch.get_rng_state()
     for workers in (0, 2):
-        batches = load_batches(crops, Numbers(3, 6, 0, 1), workers, torch.device("cpu"))
+        batches = load_batches(crops, number_batches(3, 6, 0, 1), workers, torch.device("cpu"))
         for batch, first in zip(islice(batches, 3), (6, 9, 12), strict=True):
             assert batch.numbers == (first, first + 1, first + 2)
             for position, number in enumerate(batch.numbers):
@@ -157,13 +157,13 @@ def test_workers_give_the_same_samples_and_keep_global_state(folder: Path) -> No
 
 
 def test_processes_share_one_stream_of_samples() -> None:
-    alone = [number for batch in islice(Numbers(2, 10, 0, 1), 6) for number in batch]
-    both = [list(islice(Numbers(2, 10, rank, 2), 3)) for rank in (0, 1)]
+    alone = [number for batch in islice(number_batches(2, 10, 0, 1), 6) for number in batch]
+    both = [list(islice(number_batches(2, 10, rank, 2), 3)) for rank in (0, 1)]
     together = [number for step in zip(*both, strict=True) for batch in step for number in batch]
     assert alone == together == list(range(10, 22))
     assert not set(np.ravel(both[0])) & set(np.ravel(both[1]))
     # Going on after four steps of two processes.
-    assert next(iter(Numbers(2, 10 + 4 * 4, 1, 2))) == list(islice(Numbers(2, 10, 1, 2), 5))[-1]
+    assert next(iter(number_batches(2, 10 + 4 * 4, 1, 2))) == list(islice(number_batches(2, 10, 1, 2), 5))[-1]
 
 
 def test_every_image_comes_in_every_epoch_and_no_batch_is_short() -> None:
@@ -176,7 +176,7 @@ def test_every_image_comes_in_every_epoch_and_no_batch_is_short() -> None:
     assert epochs[0] != epochs[1] != epochs[2]
     assert [Order(epoch, seed=3).index(number) for number in (47, 0, 20)] == [order.index(n) for n in (47, 0, 20)]
     # 16 samples in an epoch, batches of 5: the fourth continues in the next epoch.
-    assert all(len(batch) == 5 for batch in islice(Numbers(5, 0, 0, 1), 8))
+    assert all(len(batch) == 5 for batch in islice(number_batches(5, 0, 0, 1), 8))
 
 
 def test_crops_begin_at_any_offset(folder: Path) -> None:

@@ -36,7 +36,7 @@ from omgsr_cli.training import validation
 from omgsr_cli.training.check import check_files
 from omgsr_cli.training.checkpoints import list_checkpoints
 from omgsr_cli.training.config import ConfigError, OptimConfig, TrainConfig
-from omgsr_cli.training.data import Numbers, TrainingCrops, load_batches, read_pixels
+from omgsr_cli.training.data import TrainingCrops, load_batches, number_batches, read_pixels
 from omgsr_cli.training.logs import CsvLog, Means
 from omgsr_cli.training.loop import (
     Event,
@@ -216,7 +216,7 @@ def step_once(tables: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tens
             found.append({name: weight.grad.clone() for name, weight in weights.items() if weight.grad is not None})
 
     run.learner.optimizer.register_step_pre_hook(keep)
-    numbers = Numbers(run.config.data.batch_size, 0, 0, 1)
+    numbers = number_batches(run.config.data.batch_size, 0, 0, 1)
     stepper.take(0, load_batches(run.crops, numbers, 0, torch.device("cpu")), 0)
     return found[0], found[1], run
 
@@ -234,7 +234,7 @@ def test_the_discriminator_does_not_see_the_generators_gradients(world: Path, tm
     _, found, run = step_once(tables)
     fresh = load_run(TrainConfig.model_validate(tables), Accelerator(cpu=True), resumed=False)
     judge: nn.Module = fresh.learner.adversary.discriminator
-    batch = next(load_batches(fresh.crops, Numbers(1, 0, 0, 1), 0, torch.device("cpu")))
+    batch = next(load_batches(fresh.crops, number_batches(1, 0, 0, 1), 0, torch.device("cpu")))
     draw = [torch.Generator()]
     output = fresh.learner.generator(batch.lq, batch.hq, run.config.train.seed, batch.numbers)
     alone = generator_gan_loss(judge(output.restored, draw))

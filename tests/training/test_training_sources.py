@@ -30,7 +30,7 @@ from omgsr_cli.training.config import (
     format_config,
     parse_table,
 )
-from omgsr_cli.training.data import CropOptions, Numbers, TrainingCrops, load_batches, read_pixels
+from omgsr_cli.training.data import CropOptions, TrainingCrops, load_batches, number_batches, read_pixels
 from omgsr_cli.training.sources import check_source, find_training_images, plan_epoch
 
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def crops_of(source: SourceConfig) -> TrainingCrops:
 @pytest.mark.parametrize("kind", ["shards", "dataset"])
 def test_shards_and_data_sets_give_the_samples_of_their_files(stored: dict[str, SourceConfig], kind: str) -> None:
     expected, crops = crops_of(stored["files"]), crops_of(stored[kind])
-    batches = load_batches(crops, Numbers(2, 0, 0, 1), 1, CPU)
+    batches = load_batches(crops, number_batches(2, 0, 0, 1), 1, CPU)
     for start in range(0, 6, 2):
         batch = next(batches)
         for place, number in enumerate((start, start + 1)):
