@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from omgsr_cli.errors import ModelError, ShapeError, UnknownModelError, reason_of
 from omgsr_cli.geometry import Size, plan_halo_tiles
 from omgsr_cli.models.base import ImageEncoder, ImageRows, Workspace
-from omgsr_cli.models.devices import PRECISIONS, is_out_of_memory, working_bytes
+from omgsr_cli.models.devices import is_out_of_memory, working_bytes
 from omgsr_cli.models.libraries import quiet_libraries
 from omgsr_cli.models.record import load_record, read_json
 from omgsr_cli.models.vae_tiling import check_tiling, decode_in_strips, encode_in_strips
 from omgsr_cli.models.weight_files import check_finite, load_part
-from omgsr_cli.schedules import Schedule, build_schedule
+from omgsr_cli.schedules import DdpmSchedule, FlowSchedule, Schedule, build_schedule
 from omgsr_cli.tiling import run_exact
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ _TINY_PX = 8
 # Number of float32 tensors of one level of its decoder at the peak, including work space.
 _TINY_TENSORS = 6
 _MIN_TILE = 16
+
+_FLOW_CHANNELS = 16
+"""The number of latent channels shows the schedule of an autoencoder without a scheduler."""
 
 
 def check_vae_config(config: Mapping[str, Any], where: object) -> None:
@@ -287,14 +290,7 @@ def _reach(network: Any) -> tuple[int, int, int]:
 
 def load_diffusers_encoder(name: str, folder: Path, device: torch.device) -> ImageEncoder:
     """Load `vae/` and the schedule of a Diffusers folder, for any network that takes the step."""
-    encode, _, multiple = load_vae_encoder(folder / "vae", device)
-    files, has_posterior = (folder / "vae",), is_variational(folder / "vae")
-    return ImageEncoder(name, encode, load_schedule(folder), multiple, device, files, has_posterior=has_posterior)
-
-
-def is_variational(path: Path) -> bool:
-    """Whether an autoencoder that `load_vae_encoder` reads gives a posterior."""
-    return path.is_dir() and read_json(path / "config.json").get("_class_name") == "AutoencoderKL"
+    return load_vae_encoder(name, folder / "vae", load_schedule(folder), device)
 
 
 def load_schedule(folder: Path) -> Schedule:
@@ -305,49 +301,47 @@ def load_schedule(folder: Path) -> Schedule:
     return build_schedule(read_json(folder / "scheduler" / "scheduler_config.json"))
 
 
-def load_vae_encoder(path: Path, device: torch.device) -> tuple[Callable[..., Tensor], int, int]:
+def load_vae_encoder(name: str, path: Path, schedule: Schedule | None, device: torch.device) -> ImageEncoder:
     """Load the encoder of an autoencoder.
 
     Args:
+        name: name of the encoder, for people.
         path: folder of diffusers' AutoencoderKL or AutoencoderTiny, or TAESD's encoder as a safetensors file.
+        schedule: None takes that of FLUX.1 if the latents have 16 channels, otherwise that of Stable Diffusion.
         device: device of the encoder.
-    Returns:
-        A function from (B, 3, H, W) in [-1, 1] to the scaled latent, the number of latent channels, and the number that
-        H and W must be multiples of. The function of an AutoencoderKL also takes a list of generators, one for each
-        image, that sample its posterior.
     Raises:
         ModelError: the autoencoder is of another kind, or its files cannot be read.
     """
+    encode: Callable[..., Tensor]
+    multiple_px, kind = _TINY_PX, "AutoencoderTiny"
     if path.is_file() and path.suffix == ".safetensors":
         tiny = _read_tiny(path, "encoder", None).to(device)
-        return tiny.forward, tiny.layers[-1].out_channels, _TINY_PX
-    if not (path / "config.json").is_file():
+        encode, channels = tiny.forward, tiny.layers[-1].out_channels
+    elif not (path / "config.json").is_file():
         raise UnknownModelError(
             f"{path} is not an autoencoder", "use a folder with config.json, or TAESD's encoder .safetensors"
         )
-    config = read_json(path / "config.json")
-    kind = config.get("_class_name")
-    with quiet_libraries():
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-        from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-    if kind not in ("AutoencoderKL", "AutoencoderTiny"):
-        raise ModelError(f"{path} is a {kind}", "supported encoders: AutoencoderKL, AutoencoderTiny")
-    check_vae_config(config, path)
-    network: Any = load_part(
-        AutoencoderKL if kind == "AutoencoderKL" else AutoencoderTiny, path.parent, path.name, PRECISIONS["fp32"]
-    )
-    network.decoder = None  # not needed; it has half of the weights
-    network.to(device)
-    # The network's own configuration has diffusers' defaults for missing keys.
-    scale, shift = float(network.config["scaling_factor"]), float(network.config["shift_factor"] or 0.0)
-
-    def encode(image: Tensor, draws: list[torch.Generator] | None = None) -> Tensor:
-        encoded = network.encode(image)
-        if kind == "AutoencoderTiny":
-            latent: Tensor = encoded.latents
+    else:
+        config = read_json(path / "config.json")
+        kind, channels = str(config.get("_class_name")), int(config.get("latent_channels", 4))
+        with quiet_libraries():
+            from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+            from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+        classes: dict[str, Any] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+        if kind not in classes:
+            raise ModelError(f"{path} is a {kind}", f"supported encoders: {', '.join(classes)}")
+        check_vae_config(config, path)
+        network = load_part(classes[kind], path.parent, path.name, torch.float32)
+        if kind == "AutoencoderKL":
+            codec = KlCodec(network)
+            encode, multiple_px = codec.encode, codec.latent_px
         else:
-            latent = encoded.latent_dist.mean if draws is None else encoded.latent_dist.sample(draws)
-        return (latent - shift) * scale
-
-    multiple_px = latent_px_of(network.config) if kind == "AutoencoderKL" else _TINY_PX
-    return encode, int(config.get("latent_channels", 4)), multiple_px
+            # The network's own configuration has diffusers' defaults for missing keys.
+            scale, shift = network.config["scaling_factor"], network.config["shift_factor"] or 0.0
+            encode = lambda image: (network.encode(image).latents - shift) * scale  # noqa: E731 - shorter than a function
+        network.decoder = None  # not needed; it has half of the weights
+        network.to(device)
+    if schedule is None:
+        schedule = FlowSchedule() if channels == _FLOW_CHANNELS else DdpmSchedule()
+    is_variational = kind == "AutoencoderKL"
+    return ImageEncoder(name, encode, schedule, multiple_px, device, (path,), has_posterior=is_variational)

@@ -218,16 +218,12 @@ def bf16_gain_on_cpu(layers: Layers = "unet") -> float:
     Some processors have bf16 instructions and are slower with them nevertheless, because inputs must be rearranged and
     clocks drop. So this is measured, once for each processor, version of torch and number of threads.
     """
-    return remembered_gain(Remembered(), layers, lambda: _measure(_WORK[layers]))
-
-
-def remembered_gain(remembered: Remembered, layers: Layers, measure: Callable[[], float]) -> float:
-    """The remembered value for these layers on this machine; if there is none, measure and remember it."""
     capabilities = sorted((name, str(value)) for name, value in torch.cpu.get_capabilities().items())
     key = f"bf16 {layers} {torch.__version__} {torch.get_num_threads()} {capabilities}"
+    remembered = Remembered()
     found: float | None = remembered.find("gain", key)
     if found is None:
-        found = measure()
+        found = _measure(_WORK[layers])
         remembered.keep("gain", key, found)
     return found
 

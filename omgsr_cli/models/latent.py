@@ -226,8 +226,6 @@ def describe_latents(
     """Build the description of a model from its configurations and the headers of its weights.
 
     Args:
-        source: from `find_model`.
-        family: name of the family.
         backbone: folder of the network that takes the step.
         vae: configuration of the VAE.
         patch: latent elements per token, on each side; 1 for a UNet.
@@ -263,14 +261,7 @@ def refuse_unchanged(adapter: Path | None, changed: int) -> None:
 def write_merged_rest(
     source: ModelSource, folder: Path, features: Mapping[str, Tensor], dtype: torch.dtype, texts: Sequence[str]
 ) -> None:
-    """Write what a merged folder has beside its networks: features, record, scheduler, and perhaps text encoders.
-
-    Args:
-        source: the base model, and the adapter that was merged.
-        folder: the new folder.
-        features: features of the model's prompt, stored in `dtype`.
-        texts: folders of text encoders and tokenizers to copy.
-    """
+    """Write what a merged folder has beside its networks: features, record, scheduler, and perhaps text encoders."""
     save_features(features, source.record.prompt or "", folder, dtype)
     base = source.record.base or source.name
     made_from = (base,) if source.adapter is None else (base, source.adapter.name)
@@ -353,14 +344,9 @@ def run_text_encoder(
     """Run one text encoder of transformers on a model's prompt, on the CPU for equal results on every machine.
 
     Args:
-        source: the model; its tokenizer's folder is named like the encoder's.
-        kind: class of the encoder.
-        part: its folder, such as "text_encoder".
-        tokenizer_kind: class of its tokenizer.
+        part: the encoder's folder, such as "text_encoder"; its tokenizer's is then "tokenizer".
         length: number of tokens; None uses the tokenizer's own.
         dtype: number format; None uses that of the files.
-    Returns:
-        The encoder's output.
     Raises:
         ModelError: a file is missing or does not match.
     """

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from omgsr_cli.errors import DeviceError, ModelError, UsageError, write_reason
 from omgsr_cli.files.atomic import partial_folder
-from omgsr_cli.models.autoencoders import is_variational, load_diffusers_encoder, load_schedule, load_vae_encoder
+from omgsr_cli.models.autoencoders import load_diffusers_encoder, load_schedule, load_vae_encoder
 from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, Trainable
 from omgsr_cli.models.devices import (
     choose_device,
@@ -30,10 +30,6 @@ from omgsr_cli.models.sources import find_base_folder, find_model, start_folder
 from omgsr_cli.models.weight_files import apply_umask, check_file_finite
 from omgsr_cli.options import ModelOptions, build_options
 from omgsr_cli.presets import DEFAULT_PRESET
-from omgsr_cli.schedules import DdpmSchedule, FlowSchedule
-
-# The number of latent channels shows the kind of schedule of an autoencoder without a scheduler.
-_FLOW_CHANNELS = 16
 
 
 def load_restorer(
@@ -197,15 +193,9 @@ def load_encoder(
         raise UsageError("--model and --base were both given", "leave one of them out")
     place = choose_device(device)
     if vae is not None:
-        encode, channels, multiple = load_vae_encoder(Path(vae), place)
         named = model or base
-        if named:
-            schedule = load_schedule(find_base_folder(named, parts=("vae",)))
-        else:
-            schedule = FlowSchedule() if channels == _FLOW_CHANNELS else DdpmSchedule()
-        title = vae if named is None else f"{named} with {vae}"
-        has_posterior = is_variational(Path(vae))
-        return ImageEncoder(title, encode, schedule, multiple, place, (Path(vae),), has_posterior=has_posterior)
+        schedule = load_schedule(find_base_folder(named, parts=("vae",))) if named else None
+        return load_vae_encoder(f"{named} with {vae}" if named else vae, Path(vae), schedule, place)
     name = model or base or DEFAULT_PRESET
     folder = find_base_folder(name, parts=("vae",))
     record = load_record(folder)

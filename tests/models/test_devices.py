@@ -11,9 +11,7 @@ import pytest
 import torch
 
 from omgsr_cli.errors import DeviceError
-from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.models import devices
-from omgsr_cli.models.devices import remembered_gain
 
 AVX512_ONLY = {"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}
 
@@ -86,13 +84,16 @@ def test_auto_on_a_cpu_follows_its_instructions(
 
 def test_measurements_of_a_machine_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter((0.6, 0.65, 0.7, 0.8))
-    assert remembered_gain(Remembered(tmp_path), "unet", lambda: next(answers)) == 0.6
-    assert remembered_gain(Remembered(tmp_path), "unet", lambda: next(answers)) == 0.6
-    assert remembered_gain(Remembered(tmp_path), "chain", lambda: next(answers)) == 0.65
+    monkeypatch.setenv("OMGSR_CACHE", str(tmp_path))
+    monkeypatch.setattr(devices, "_measure", lambda build: next(answers))
+    gain = devices.bf16_gain_on_cpu.__wrapped__
+    assert gain("unet") == 0.6
+    assert gain("unet") == 0.6
+    assert gain("chain") == 0.65
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": "another"})
-    assert remembered_gain(Remembered(tmp_path), "unet", lambda: next(answers)) == 0.7
+    assert gain("unet") == 0.7
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
-    assert remembered_gain(Remembered(tmp_path), "unet", lambda: next(answers)) == 0.8
+    assert gain("unet") == 0.8
 
 
 def test_the_measurement_measures(monkeypatch: pytest.MonkeyPatch) -> None:
