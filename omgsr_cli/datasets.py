@@ -19,14 +19,8 @@ OnSmall = Literal["skip", "resize", "pad"]
 
 
 def draw_window(size_px: tuple[int, int], crop_px: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Draw the top left corner of a square crop, uniformly.
+    """Draw the top left corner of a square crop in an image of (height, width), uniformly.
 
-    Args:
-        size_px: height and width of the image, neither smaller than the crop.
-        crop_px: side of the crop.
-        rng: two integers are drawn from it.
-    Returns:
-        (top, left).
     Raises:
         ShapeError: the image is smaller than the crop.
     """
@@ -109,7 +103,6 @@ class PairSource:
         scale: the side of a crop over the side of its degraded version.
         on_small: what to do with images that are smaller than a crop.
         multiple_of_px: heights and widths are cropped to multiples of it.
-        seed: of order, crops and degradation.
         count: number of samples.
     """
 

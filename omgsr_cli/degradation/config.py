@@ -44,9 +44,7 @@ QualityRange = Annotated[
 ]
 KernelSizes = Annotated[tuple[Annotated[int, Field(ge=1, le=99)], ...], Field(min_length=1), AfterValidator(_check_odd)]
 ResizeProbabilities = Annotated[tuple[Probability, Probability, Probability], AfterValidator(_check_sum)]
-KernelProbabilities = Annotated[
-    tuple[Probability, Probability, Probability, Probability, Probability, Probability], AfterValidator(_check_sum)
-]
+KernelProbabilities = Annotated[tuple[Probability, ...], Field(min_length=6, max_length=6), AfterValidator(_check_sum)]
 
 
 class StageConfig(BaseModel):
@@ -208,8 +206,7 @@ def load_degradation(name_or_path: str | Path) -> DegradationConfig:
     come from the preset in the key `extends`, or from `reference`.
 
     Raises:
-        UsageError: the name is neither a preset nor a file, the file is not TOML, a field is unknown, or a value is out
-            of range.
+        UsageError: the name is neither a preset nor a file, or the file is no valid configuration.
         FileError: the file cannot be read.
     """
     if str(name_or_path) in PRESETS:

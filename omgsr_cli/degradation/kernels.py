@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -58,8 +56,9 @@ def draw_kernel(config: StageConfig, rng: np.random.Generator) -> KernelPlan:
     if rng.random() < config.sinc_prob:
         # A small kernel cannot have a low cut-off: the ringing would be cut off at its border.
         low = math.pi / 3 if size_px < _LARGE_KERNEL_PX else math.pi / 5
-        return KernelPlan("sinc", size_px, cutoff=rng.uniform(low, math.pi))
-    shape, isotropic = _PROFILES[int(rng.choice(len(_PROFILES), p=_normalized(config.kernel_prob)))]
+        return draw_sinc(size_px, low, rng)
+    chances = np.array(config.kernel_prob) / sum(config.kernel_prob)
+    shape, isotropic = _PROFILES[int(rng.choice(len(_PROFILES), p=chances))]
     sigma_x = rng.uniform(*config.blur_sigma)
     sigma_y = sigma_x if isotropic else rng.uniform(*config.blur_sigma)
     rotation = 0.0 if isotropic else rng.uniform(-math.pi, math.pi)
@@ -70,9 +69,9 @@ def draw_kernel(config: StageConfig, rng: np.random.Generator) -> KernelPlan:
     return KernelPlan(shape, size_px, sigma_x, sigma_y, rotation, beta)
 
 
-def draw_final_sinc(sizes_px: Sequence[int], rng: np.random.Generator) -> KernelPlan:
-    """Draw the final sinc filter."""
-    return KernelPlan("sinc", int(rng.choice(sizes_px)), cutoff=rng.uniform(math.pi / 3, math.pi))
+def draw_sinc(size_px: int, lowest_cutoff: float, rng: np.random.Generator) -> KernelPlan:
+    """Draw the cut-off frequency of a sinc filter."""
+    return KernelPlan("sinc", size_px, cutoff=rng.uniform(lowest_cutoff, math.pi))
 
 
 def build_kernel(plan: KernelPlan) -> Tensor:
@@ -124,17 +123,15 @@ def blur(image: Tensor, kernel: Tensor) -> Tensor:
 
 def fast_length(length: int) -> int:
     """The smallest even number >= length whose prime factors are 2, 3 and 5, for fast FFTs."""
-    candidate = length + length % 2
-    while not _is_smooth(candidate):
-        candidate += 2
-    return candidate
-
-
-def _is_smooth(number: int) -> bool:
-    for prime in (2, 3, 5):
-        while number % prime == 0:
-            number //= prime
-    return number == 1
+    length += length % 2
+    while True:
+        rest = length
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return length
+        length += 2
 
 
 def _sinc(radius: Tensor, cutoff: float) -> Tensor:
@@ -142,8 +139,3 @@ def _sinc(radius: Tensor, cutoff: float) -> Tensor:
     safe = radius.clamp_min(1.0)
     value: Tensor = cutoff * torch.special.bessel_j1(cutoff * safe) / (2.0 * math.pi * safe)
     return torch.where(radius > 0, value, center)
-
-
-def _normalized(probabilities: Sequence[float]) -> npt.NDArray[np.float64]:
-    total = sum(probabilities)
-    return np.array([probability / total for probability in probabilities])

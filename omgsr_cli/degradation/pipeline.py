@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from omgsr_cli.degradation.config import DegradationConfig, StageConfig
-from omgsr_cli.degradation.kernels import KernelPlan, blur, build_kernel, draw_final_sinc, draw_kernel
+from omgsr_cli.degradation.kernels import KernelPlan, blur, build_kernel, draw_kernel, draw_sinc
 from omgsr_cli.degradation.noise import gaussian_noise, poisson_noise
 from omgsr_cli.errors import ShapeError
 
@@ -33,16 +33,10 @@ _pool_lock = threading.Lock()
 
 @dataclass(frozen=True)
 class StagePlan:
-    """The drawn parameters of one stage.
+    """The drawn parameters of one stage, in the units of `StageConfig`; without a blur, `kernel` is None.
 
-    Attributes:
-        kernel: the blur kernel, or None.
-        factor: resize factor, relative to the input of the stage (for the second stage, to the low-quality size).
-        mode: resize filter.
-        gaussian: use Gaussian noise, not Poisson noise.
-        strength: standard deviation in 8-bit grey levels, or the factor on the Poisson noise.
-        gray: the noise is the same in every channel.
-        quality: libjpeg's quality, 1 to 100.
+    `factor` is relative to the input of the stage; for the second stage, to the low-quality size. `strength` is that of
+    Gaussian noise or the factor on Poisson noise, and the noise is the same in every channel if `gray` is set.
     """
 
     kernel: KernelPlan | None
@@ -56,13 +50,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class HalftonePlan:
-    """The drawn parameters of a halftone screen.
-
-    Attributes:
-        pitch_px: distance of the dots.
-        angle: angle of their rows, radians.
-        strength: contrast between dot and paper.
-    """
+    """The drawn screen: distance of the dots, angle of their rows in radians, contrast between dot and paper."""
 
     pitch_px: float
     angle: float
@@ -73,14 +61,8 @@ class HalftonePlan:
 class DegradationPlan:
     """All random choices for one sample, except for the noise itself.
 
-    Attributes:
-        first: the stage at full size.
-        second: the stage at low-quality size.
-        final_kernel: the final sinc filter, or None.
-        final_mode: filter of the resize to the low-quality size.
-        jpeg_last: whether the last JPEG comes after this resize and filter, or before.
-        halftone: the halftone screen, or None.
-        jpeg: as `DegradationConfig.jpeg`.
+    The second stage ends at low-quality size. The last JPEG comes after the resize to this size and the final filter if
+    `jpeg_last` is set, or before. There may be no final filter and no halftone screen.
     """
 
     first: StagePlan
@@ -100,9 +82,6 @@ def in_one_thread(
     FFTs, sums and the ends of vectorised loops round differently when they are split differently, so a crop computed
     with two threads may differ from the same crop computed with one. The number of threads of the caller does not
     change: torch stores it per calling thread, and the function runs in another thread, with the number one.
-
-    Raises:
-        Whatever the function raises.
     """
     if torch.get_num_threads() == 1:
         return function(*arguments, **options)
@@ -172,7 +151,7 @@ def draw_plan(config: DegradationConfig, rng: np.random.Generator) -> Degradatio
     return DegradationPlan(
         first=_draw_stage(config.first, rng),
         second=_draw_stage(config.second, rng),
-        final_kernel=draw_final_sinc(config.final_kernel_sizes, rng) if rng.random() < config.final_sinc_prob else None,
+        final_kernel=_draw_final_filter(config, rng),
         final_mode=draw_mode(rng),
         jpeg_last=bool(rng.random() < 0.5),
         # Drawn last, and only if its probability is above 0, so the other choices of a seed do not change.
@@ -194,6 +173,12 @@ def _draw_stage(config: StageConfig, rng: np.random.Generator) -> StagePlan:
     strength = rng.uniform(*(config.noise_range if gaussian else config.poisson_scale_range))
     gray = bool(rng.random() < config.gray_noise_prob)
     return StagePlan(kernel, factor, mode, gaussian, strength, gray, round(rng.uniform(*config.jpeg_range)))
+
+
+def _draw_final_filter(config: DegradationConfig, rng: np.random.Generator) -> KernelPlan | None:
+    if rng.random() >= config.final_sinc_prob:
+        return None
+    return draw_sinc(int(rng.choice(config.final_kernel_sizes)), math.pi / 3, rng)
 
 
 def _draw_halftone(config: DegradationConfig, rng: np.random.Generator) -> HalftonePlan | None:
