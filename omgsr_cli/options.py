@@ -111,24 +111,15 @@ class RestoreOptions(_Options):
     seed: int | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
-    def _has_a_process_scale(self) -> Self:
+    def _values_fit_together(self) -> Self:
         if self.process_scale != "auto" and not 1 <= self.process_scale <= MAX_SCALE:
             raise ValueError(f"--process-scale {self.process_scale:g} must be auto, or 1 to {MAX_SCALE:g}")
-        return self
-
-    @model_validator(mode="after")
-    def _has_memory(self) -> Self:
         if self.memory is not None and self.memory < 16:
             raise ValueError(f"--memory {self.memory}M is less than 16M")
-        return self
-
-    @model_validator(mode="after")
-    def _tiles_overlap_less_than_they_measure(self) -> Self:
-        if isinstance(self.tile, int):
-            if self.tile < 64:
-                raise ValueError(f"--tile {self.tile} is smaller than 64 pixels")
-            if self.overlap is not None and self.overlap > self.tile // 2:
-                raise ValueError(f"--overlap {self.overlap} is more than half of --tile {self.tile}")
+        if isinstance(self.tile, int) and self.tile < 64:
+            raise ValueError(f"--tile {self.tile} is smaller than 64 pixels")
+        if isinstance(self.tile, int) and self.overlap is not None and self.overlap > self.tile // 2:
+            raise ValueError(f"--overlap {self.overlap} is more than half of --tile {self.tile}")
         return self
 
 

@@ -25,7 +25,7 @@ from omgsr_cli.models.autoencoders import (
     latent_px_of,
     load_tiny_decoder,
 )
-from omgsr_cli.models.base import ImageRows, Restorer, RestorerInfo, StageInfo, Workspace
+from omgsr_cli.models.base import ImageRows, Restorer, RestorerInfo, StageInfo, TilesItself, Trainable, Workspace
 from omgsr_cli.models.devices import PRECISIONS
 from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.lora import LoraOptions, adapter_weights, inject_adapters, load_lora
@@ -42,7 +42,7 @@ SEQUENCE, POOLED = "prompt_embeds", "pooled_prompt_embeds"
 _DIMENSIONS = {SEQUENCE: 3, POOLED: 2}
 
 
-class LatentRestorer(Restorer):
+class LatentRestorer(Restorer, TilesItself):
     """A `Restorer` whose subclasses implement `predict`. Latents are float32; networks compute in their own formats.
 
     Args:
@@ -141,7 +141,7 @@ class LatentRestorer(Restorer):
             self._release()
 
 
-class LatentTrainable:
+class LatentTrainable(Trainable):
     """A `Trainable` with LoRA in the VAE's encoder and in the backbone; all other weights stay unchanged.
 
     Args:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from omgsr_cli.errors import ModelError, UsageError, reason_of
 from omgsr_cli.geometry import round_up
-from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, StageInfo
+from omgsr_cli.models.base import ImageEncoder, Restorer, RestorerInfo, StageInfo, Trainable
 from omgsr_cli.models.devices import PRECISIONS
 from omgsr_cli.models.family import ModelSource
 from omgsr_cli.models.record import ModelRecord, load_record, read_json, write_record
@@ -204,7 +204,7 @@ def _unreadable(folder: Path, reason: str) -> ModelError:
     )
 
 
-class TinyTrainable:
+class TinyTrainable(Trainable):
     """A `Trainable` of the tiny family; it trains the networks that users run."""
 
     def __init__(self, restorer: TinyRestorer, record: ModelRecord) -> None:

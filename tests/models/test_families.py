@@ -10,27 +10,21 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from blur_family import Blur, BlurFamily, BlurTrainable, write_blur
+from blur_family import BlurFamily, write_blur
 from command_line import Command, draw, pixels, size_of, write_tiny_model
 from PIL import Image
 from places import ROOT
-from protocols import departures
 from random_flux import write_flux_model
 from random_sd import write_sd_model
 from safetensors.torch import load_file, save_file
 from training_run import run_here, settings, write_images
 
 from omgsr_cli.models import families
-from omgsr_cli.models.base import Restorer, TilesItself, Trainable
-from omgsr_cli.models.flux import FluxRestorer
-from omgsr_cli.models.latent import LatentTrainable
+from omgsr_cli.models.base import Trainable
 from omgsr_cli.models.loading import load_restorer, load_trainable
 from omgsr_cli.models.lora import LoraOptions
-from omgsr_cli.models.network import NetworkRestorer
 from omgsr_cli.models.record import ModelRecord, write_record
-from omgsr_cli.models.sd import SdRestorer
 from omgsr_cli.models.sources import find_trainable
-from omgsr_cli.models.tiny import TinyRestorer, TinyTrainable
 from omgsr_cli.training.model import Generator
 
 CPU = torch.device("cpu")
@@ -45,29 +39,6 @@ def blur(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return write_blur(tmp_path / "blur", 1.0)
-
-
-def test_every_family_fits_the_protocols() -> None:
-    for protocol, kinds in {
-        Restorer: (TinyRestorer, SdRestorer, FluxRestorer, NetworkRestorer, Blur),
-        TilesItself: (SdRestorer, FluxRestorer),
-        Trainable: (TinyTrainable, LatentTrainable, BlurTrainable),
-    }.items():
-        assert [departures(kind, protocol) for kind in kinds] == [[]] * len(kinds)
-
-
-def test_departures_from_the_protocol_are_found() -> None:
-    class Wrong(Blur):
-        decode = None  # type: ignore[assignment] # wrong
-
-        def encode(self, image: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-            return image
-
-        def restore(self, lq_latent: torch.Tensor, strength: float) -> torch.Tensor:  # type: ignore[override] # wrong
-            return lq_latent * strength
-
-    found = [text.partition("(")[0] for text in departures(Wrong, Restorer)]
-    assert found == ["Wrong.encode", "Wrong.restore", "Wrong.decode is missing"]
 
 
 def test_a_new_family_upscales(tmp_path: Path, model: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -173,7 +144,6 @@ def test_the_family_of_the_contributing_page(
     exec(compile(code, "soft.py", "exec"), vars(module))
     registry = dict(vars(families))
     exec(compile(f"from __future__ import annotations\n{entry}", "families.py", "exec"), registry)
-    assert departures(module.SoftRestorer, Restorer) == []
     monkeypatch.setitem(families.FAMILIES, "soft", registry["SoftFamily"]())
     folder = tmp_path / "soft"
     folder.mkdir()
