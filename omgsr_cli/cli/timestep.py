@@ -17,7 +17,6 @@ from omgsr_cli.errors import FileError, OmgsrError, UsageError, reason_of
 from omgsr_cli.files.pairs import find_images
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.files.shards import Shard, parse_shard
-from omgsr_cli.packages import install_command
 from omgsr_cli.presets import DEFAULT_PRESET, default_degradation
 
 if TYPE_CHECKING:
@@ -266,6 +265,8 @@ class _Files:
             if self.plot.suffix.lower() not in (".png", ".svg"):
                 raise UsageError(f"--plot {self.plot}: not a .png or .svg file", "use --plot curve.png or curve.svg")
             if find_spec("matplotlib") is None:
+                from omgsr_cli.packages import install_command
+
                 raise OmgsrError("--plot needs matplotlib, which is not installed", install_command("plot"))
         if self.write is not None:
             changed_text(self.write, 0)
