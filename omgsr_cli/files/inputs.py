@@ -62,11 +62,10 @@ class FoundInput:
 
 @dataclass(frozen=True)
 class FoundImage:
-    """Like `FoundInput`, for files of this machine only."""
+    """A file of this machine, and its path below the folder or list that it was found in."""
 
     path: Path
     below: Path
-    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ Found = FoundInput | FoundResult | FileError | Note
 
 
 def find_inputs(
-    inputs: Sequence[str], *, recursive: bool, output_folder: Path | None = None
+    inputs: Sequence[str], *, recursive: bool
 ) -> tuple[tuple[FoundImage, ...], tuple[FileError, ...], tuple[str, ...]]:
     """Find all images of the inputs on this machine; see `search_inputs`.
 
@@ -103,13 +102,13 @@ def find_inputs(
                 f"{shown(parse_address(text))}: images are not read from the network here", _url_hint(text)
             )
     found, problems, notes = list[FoundImage](), list[FileError](), list[str]()
-    for one in search_inputs(inputs, recursive=recursive, output_folder=output_folder):
+    for one in search_inputs(inputs, recursive=recursive):
         if isinstance(one, FileError):
             problems.append(one)
         elif isinstance(one, Note):
             notes.append(one.text)
-        elif isinstance(one, FoundInput) and isinstance(one.path, Path) and not isinstance(one.folder, Address):
-            found.append(FoundImage(one.path, one.below, one.folder))
+        elif isinstance(one, FoundInput) and isinstance(one.path, Path):
+            found.append(FoundImage(one.path, one.below))
         elif isinstance(one, FoundInput):
             problems.append(FileError(f"{shown(one.path)}: images are not read from the network here", _DOWNLOAD))
     return tuple(found), tuple(problems), tuple(notes)
@@ -130,8 +129,7 @@ def search_inputs(
       their tree below the fixed part of the pattern, and folders, which are treated like folders given by name; on
       network storage, it matches files only.
     - A `.txt` file is a list with one path or address per line, relative to the folder of the list. Files keep their
-    tree
-      below this folder. Blank lines and lines that begin with `#` are skipped; write `./#1.jpg` for such a name.
+      tree below this folder. Blank lines and lines that begin with `#` are skipped; write `./#1.jpg` for such a name.
 
     Args:
         inputs: as typed, without "-": paths, and addresses as s3://bucket/folder.
