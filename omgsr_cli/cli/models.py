@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,10 +49,11 @@ def pull(
     Feature networks for training have names too: vgg16, and dinov3-convnext-tiny, -small, -base and -large. Re-run the
     command to resume an interrupted download.
     """
-    from omgsr_cli.installation.pulling import pull_features, pull_model, pull_network
+    from omgsr_cli.installation.pulling import PullTalk, pull_features, pull_model, pull_network
 
     output = Output(quiet=quiet)
-    talk = _PullDialogue(output, yes)
+    agree = partial(output.confirm, yes=yes, hint="add --yes to agree, or use --base FOLDER")
+    talk = PullTalk(output.message, agree, output.download)
     if name in FEATURE_NETWORKS or name in NETWORKS:
         if base or from_ or full:
             raise UsageError(f"{name} is a single file: --base, --from and --full do not apply", "leave them out")
@@ -61,19 +63,6 @@ def pull(
         return
     preset = find_preset(name)
     output.result(pull_model(preset, talk, base=base, adapter=from_, full=full), {})
-
-
-class _PullDialogue:
-    """Shows notes, progress and questions of a download."""
-
-    def __init__(self, output: Output, yes: bool) -> None:
-        self._yes = yes
-        self._output = output
-        self.note = output.message
-        self.download = output.download
-
-    def agree(self, question: str) -> None:
-        self._output.confirm(question, yes=self._yes, hint="add --yes to agree, or use --base FOLDER")
 
 
 @models.command("list", cls=Command)

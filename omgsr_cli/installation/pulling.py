@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from omgsr_cli import __version__
 from omgsr_cli.errors import ModelError, UsageError, reason_of
@@ -39,20 +38,19 @@ from omgsr_cli.store.manifest import FileEntry, find_damage, load_manifest, writ
 _SPARE_BYTES = 64 << 20
 
 
-class PullTalk(Protocol):
-    """Messages and questions while a model is fetched."""
+@dataclass(frozen=True)
+class PullTalk:
+    """Messages and questions while a model is fetched.
 
-    def note(self, text: str) -> None:
-        """Show a note."""
-        ...
+    Attributes:
+        note: shows a note.
+        agree: asks, and raises if the answer is no or nobody can be asked.
+        download: shows the progress of a number of bytes; its function receives the bytes fetched since its last call.
+    """
 
-    def agree(self, question: str) -> None:
-        """Ask; raise if the answer is no or nobody can be asked."""
-        ...
-
-    def download(self, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Show progress; the function receives the number of bytes fetched since its last call."""
-        ...
+    note: Callable[[str], None]
+    agree: Callable[[str], None]
+    download: Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True)

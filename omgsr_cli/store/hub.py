@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from omgsr_cli.errors import ModelError, reason_of
@@ -123,10 +124,6 @@ def choose_files(listing: Listing, files: ModelFiles, *, full: bool = False) -> 
     The fp16 files are preferred unless `full` is set; another variant is chosen if neither exists. The text encoder is
     omitted if the repository contains the prompt's embedding.
 
-    Args:
-        listing: listing of the repository.
-        files: the files that a model can use.
-        full: prefer weights in full precision.
     Raises:
         ModelError: a part has no safetensors, or a file's path points outside the target folder.
     """
@@ -231,15 +228,8 @@ def fetch_url(url: str, file: RemoteFile, folder: Path, on_bytes: Callable[[int]
     return target
 
 
-@dataclass(frozen=True)
-class _Source:
-    """The source of one file.
-
-    Attributes:
-        name: name in error messages.
-        url: URL of the file.
-        headers: headers of the request.
-    """
+class _Source(NamedTuple):
+    """The source of one file: its name in messages, its URL, and the headers of the request."""
 
     name: str
     url: str

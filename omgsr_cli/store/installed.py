@@ -62,8 +62,8 @@ class Origin(BaseModel):
     Attributes:
         what: "base", "adapter" or "weights".
         place: hub repository, Google Drive folder, or the name of a local folder or archive.
-        revision: commit of the repository, or None.
-        licence: the licence on its card, or None.
+        revision: commit of the repository.
+        licence: the licence on its card.
         files: maps the path of every used file to its size and hash.
     """
 

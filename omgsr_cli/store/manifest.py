@@ -97,12 +97,8 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def find_damage(folder: Path, manifest: Manifest, *, contents: bool = True) -> tuple[str, ...]:
-    """Compare a folder with its manifest; ignore files that the manifest does not name.
+    """Compare a folder with its manifest: sizes, and hashes if `contents` is set; files without an entry are ignored.
 
-    Args:
-        folder: the folder to check.
-        manifest: from `load_manifest`.
-        contents: read the files and compare their hashes; otherwise compare only sizes.
     Returns:
         One line for each missing or changed file; empty for an intact folder.
     """
