@@ -35,9 +35,9 @@ from omgsr_cli.errors import DeviceError, OmgsrError
 from omgsr_cli.geometry import Size, plan_tiles
 from omgsr_cli.imaging import from_samples, to_samples
 from omgsr_cli.models.devices import PRECISIONS, is_out_of_memory
+from omgsr_cli.models.latent import SEQUENCE, read_features
 from omgsr_cli.models.libraries import quiet_libraries
 from omgsr_cli.models.loading import load_restorer
-from omgsr_cli.models.sd import load_prompt_embeds
 from omgsr_cli.options import RestoreOptions
 from omgsr_cli.tiling import gaussian_window
 from omgsr_cli.upscaling import upscale_image
@@ -86,7 +86,9 @@ def run_plain(folder: Path, lq: np.ndarray[Any, Any], precision: str) -> tuple[d
     def load() -> tuple[Any, Any, Tensor]:
         vae = AutoencoderKL.from_pretrained(folder / "vae").eval().to(**form)
         unet = UNet2DConditionModel.from_pretrained(folder / "unet").eval().to(**form)
-        return vae, unet, load_prompt_embeds(folder, "").to(**form)
+        features = read_features([folder], "", [SEQUENCE])
+        assert features is not None, "written by benchmarks/sd_size.py"
+        return vae, unet, features[SEQUENCE].to(**form)
 
     load_s, networks = timed(load)
     restored, seconds = _restore_plainly(networks, lq)

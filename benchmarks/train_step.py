@@ -199,7 +199,7 @@ def build_plain(run: Run) -> Timed:
                 target = sample(first_encoder, batch.hq, draws)
             latent = sample(vae.encoder, batch.lq, draws)
             steps = torch.full((len(latent),), 273, device=latent.device)
-            prompt = restorer.prompt_embeds.expand(len(latent), -1, -1)
+            prompt = restorer.features["prompt_embeds"].expand(len(latent), -1, -1)
             noise = unet(latent.to(prompt.dtype), steps, prompt).sample.float()
             clean = (latent - (1 - alpha_bar) ** 0.5 * noise) / alpha_bar**0.5
             restored = vae.decoder(vae.post_quant_conv((clean / scaling).to(vae.dtype))).float()
