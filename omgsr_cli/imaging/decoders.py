@@ -154,9 +154,7 @@ def read_coded(image: ImageFile.ImageFile, file: BinaryIO, depth: int) -> NDArra
     file.seek(0)
     decode = getattr(importlib.import_module("imagecodecs"), _DECODERS[image.format or ""])
     samples: NDArray[Any] = decode(file.read())
-    samples = samples[:, :, None] if samples.ndim == 2 else samples
-    if shallow.ndim == 2:
-        shallow = shallow[:, :, None]
+    samples, shallow = np.atleast_3d(samples), np.atleast_3d(shallow)
     if shallow.shape != samples.shape or samples.dtype.kind not in "uf":
         return None
     if samples.dtype.kind == "u":
@@ -175,8 +173,7 @@ def _read_heif(file: BinaryIO, depth: int) -> NDArray[np.uint16]:
     image = importlib.import_module("pillow_heif").open_heif(file, convert_hdr_to_8bit=False)
     samples: NDArray[np.uint16] = np.asarray(image)
     # The library shifts levels to the upper bits, which leaves white slightly below the maximum.
-    levels = spread(samples >> (16 - depth), (1 << depth) - 1)
-    return levels[:, :, None] if levels.ndim == 2 else levels
+    return np.atleast_3d(spread(samples >> (16 - depth), (1 << depth) - 1))
 
 
 def _read_ppm(image: ImageFile.ImageFile, file: BinaryIO) -> NDArray[np.uint16]:

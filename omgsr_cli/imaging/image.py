@@ -216,7 +216,7 @@ def from_samples(samples: NDArray[Any]) -> Tensor:
     Returns:
         (C, H, W) float32 in [0, 1]: samples / 255 or / 65535.
     """
-    planes = samples[:, :, None] if samples.ndim == 2 else samples
+    planes = np.atleast_3d(samples)
     height, width, channels = planes.shape
     result = torch.empty(channels, height, width)
     rows = max(_SAMPLES_AT_ONCE // max(width, 1), 1)

@@ -55,6 +55,7 @@ from omgsr_cli.imaging.profiles import (
     profile_space,
     refuse_hdr,
 )
+from omgsr_cli.imaging.rows import split_bands
 from omgsr_cli.imaging.tiff import TiffImage, check_deflated, needs_codecs, ranged_floats, read_tiff
 
 #: Pillow's modes with one channel of 16 bits or more.
@@ -77,9 +78,6 @@ _RAW_BYTES = 36
 #: The start of a video that follows a JPEG: Samsung's mark, or the brand of the video itself.
 _VIDEO_BEHIND = re.compile(rb"MotionPhoto_Data|ftyp(?:isom|mp4[12]|qt  )")
 _VIDEO_NOTE = "the video of a motion photo is not kept"
-
-#: Number of pixels that are clipped at a time.
-_PIXELS_AT_ONCE = 1 << 20
 
 #: Smaller parts outside sRGB are not kept. The limit is low because of dark colours: one step of sRGB is many steps of
 #: a pure gamma curve there, for which float16 would be too coarse, too.
@@ -272,21 +270,9 @@ def _decode_shallow(image: ImageFile.ImageFile, name: str) -> Decoded:
         return _wide_grey(image, name)
     if image.mode in ("CMYK", "LAB"):
         return convert_to_srgb(image, image.info.get("icc_profile"))
-    if image.mode in ("P", "PA"):
-        return Decoded(_without_hue(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))))
-    if image.mode in ("1", "L", "LA", "La"):
-        return Decoded(_planes(_in_mode(image, "LA" if image.has_transparency_data else "L")))
-    return Decoded(_planes(_in_mode(image, "RGBA" if image.has_transparency_data else "RGB")))
-
-
-def _in_mode(image: Image.Image, mode: str) -> Image.Image:
-    """The image in a mode; without a copy if it already has this mode."""
-    return image if image.mode == mode else image.convert(mode)
-
-
-def _planes(image: Image.Image) -> NDArray[Any]:
-    samples = np.asarray(image)
-    return samples[:, :, None] if samples.ndim == 2 else samples
+    mode = ("L" if image.mode in _GREY_MODES else "RGB") + ("A" if image.has_transparency_data else "")
+    samples = np.atleast_3d(np.asarray(image if image.mode == mode else image.convert(mode)))
+    return Decoded(_without_hue(samples) if image.mode in ("P", "PA") else samples)
 
 
 def _without_hue(samples: NDArray[Any]) -> NDArray[Any]:
@@ -345,7 +331,7 @@ def with_pixels(image: SourceImage, samples: NDArray[Any]) -> SourceImage:
     profile = load_profile(image.metadata.icc) if image.metadata.icc else None
     gamut, metadata, notes = None, image.metadata, image.notes
     if profile is not None:
-        for rows in _row_bands(color):
+        for rows in split_bands([color]):
             rows.copy_(profile.to_srgb(rows))
         gamut = _take_outside(color)
     if isinstance(profile, TableProfile) and not profile.goes_back:
@@ -367,16 +353,11 @@ def with_pixels(image: SourceImage, samples: NDArray[Any]) -> SourceImage:
 
 def _take_outside(color: Tensor) -> Tensor | None:
     """Clip colours to [0, 1] in place, and return the clipped part; None for greys and for rounding errors."""
-    largest = max(float((rows - rows.clamp(0, 1)).abs().max()) for rows in _row_bands(color))
+    largest = max(float((rows - rows.clamp(0, 1)).abs().max()) for rows in split_bands([color]))
     outside = None
     if color.shape[0] == 3 and largest > _GAMUT_TOLERANCE:
         outside = torch.empty_like(color)
-        for rows, rest in zip(_row_bands(color), _row_bands(outside), strict=True):
+        for rows, rest in zip(split_bands([color]), split_bands([outside]), strict=True):
             torch.sub(rows, rows.clamp(0, 1), out=rest)
     color.clamp_(0, 1)
     return outside
-
-
-def _row_bands(planes: Tensor) -> tuple[Tensor, ...]:
-    """Views (C, n, W) of (C, H, W) with a few rows each."""
-    return torch.split(planes, max(_PIXELS_AT_ONCE // planes.shape[2], 1), dim=1)

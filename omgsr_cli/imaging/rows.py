@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -136,7 +136,7 @@ def bands_of(rows: Rows) -> Iterator[Tensor]:
         yield rows.read(top, bottom)
 
 
-def split_bands(bands: Iterator[Tensor]) -> Iterator[Tensor]:
+def split_bands(bands: Iterable[Tensor]) -> Iterator[Tensor]:
     """The same rows in bands that are no larger than those of `bands_of`."""
     for band in bands:
         yield from torch.split(band, max(_BAND_PX // band.shape[2], 1), dim=1)
