@@ -9,10 +9,12 @@ filter, interlacing and compression that Pillow supports.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import struct
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -272,12 +274,8 @@ def raw_size(file: BinaryIO, name: str) -> tuple[int, int]:
     Raises:
         FileError: it is corrupt, its camera is unknown, or rawpy is not installed.
     """
-    rawpy = _rawpy(name)
-    try:
-        with rawpy.imread(file) as raw:
-            sizes = raw.sizes
-    except rawpy.LibRawError as error:
-        raise _broken_raw(name, error) from error
+    with _opened_raw(file, name) as raw:
+        sizes = raw.sizes
     height, width = sizes.height, sizes.width
     return (width, height) if sizes.flip in _TURNED else (height, width)
 
@@ -290,21 +288,20 @@ def develop_raw(file: BinaryIO, name: str) -> NDArray[np.uint16]:
     Raises:
         FileError: as for `raw_size`.
     """
-    rawpy = _rawpy(name)
-    try:
-        with rawpy.imread(file) as raw, warnings.catch_warnings(action="ignore"):
-            developed: NDArray[np.uint16] = raw.postprocess(use_camera_wb=True, output_bps=16, gamma=_SRGB_GAMMA)
-    except rawpy.LibRawError as error:
-        raise _broken_raw(name, error) from error
+    with _opened_raw(file, name) as raw:
+        developed: NDArray[np.uint16] = raw.postprocess(use_camera_wb=True, output_bps=16, gamma=_SRGB_GAMMA)
     return developed
 
 
-def _rawpy(name: str) -> Any:
+@contextlib.contextmanager
+def _opened_raw(file: BinaryIO, name: str) -> Iterator[Any]:
     if not has_reader("raw"):
         raise missing_reader("raw", name)
-    return importlib.import_module("rawpy")
-
-
-def _broken_raw(name: str, error: Exception) -> FileError:
-    reason = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else str(error)
-    return FileError(f"{name}: the raw file cannot be read: {reason}", "develop it to TIFF in another program first")
+    rawpy = importlib.import_module("rawpy")
+    try:
+        with rawpy.imread(file) as raw, warnings.catch_warnings(action="ignore"):
+            yield raw
+    except rawpy.LibRawError as error:
+        reason = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else str(error)
+        hint = "develop it to TIFF in another program first"
+        raise FileError(f"{name}: the raw file cannot be read: {reason}", hint) from error
