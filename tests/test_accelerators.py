@@ -197,7 +197,9 @@ def test_a_gpu_is_synchronised_by_its_number(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(torch.cuda, name, lambda device: 0)
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "card")
-    time_call(lambda: None, 1, torch.device("cuda:1"), precision="fp32", load_s=0.0)
+    model: Any = lambda image, output: image  # noqa: E731 - has attributes
+    model.device, model.precision = torch.device("cuda:1"), "fp32"
+    time_call(model, torch.zeros(3, 1, 1), Size(1, 1), 0.0)
     assert set(waited) == {torch.device("cuda:1")}
 
 

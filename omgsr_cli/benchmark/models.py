@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import PIL
 import psutil
@@ -31,7 +30,6 @@ from omgsr_cli.presets import DEFAULT_PRESET, PRESETS
 from omgsr_cli.upscaling import upscale_image
 
 _MIB = 1 << 20
-T = TypeVar("T")
 
 
 class LoadedModel(Protocol):
@@ -185,11 +183,6 @@ class Timing:
     precision: str
     is_kept: bool = False
 
-    @property
-    def median_s(self) -> float:
-        """The median seconds of the restorations."""
-        return statistics.median(self.seconds)
-
     def with_another(self, other: Timing) -> Timing:
         """Combine two timings of one image."""
         device_mib = None if self.device_mib is None else max(self.device_mib, other.device_mib or 0.0)
@@ -223,18 +216,14 @@ def speed_of(model: str, timings: Sequence[Timing]) -> Speed | None:
     )
 
 
-def time_call(
-    work: Callable[[], T], output_px: int, device: torch.device, *, precision: str, load_s: float
-) -> tuple[T, Timing]:
-    """Run a function, wait until its device is idle, and return the result with time and memory.
+def time_call(model: LoadedModel, image: Tensor, output: Size, load_s: float) -> tuple[Tensor, Timing]:
+    """Restore an image, wait until the model's device is idle, and return the result with time and memory.
 
     Args:
-        work: restores one image.
-        output_px: number of pixels of its result.
-        device: the device of the model.
-        precision: the model's precision, for the record.
+        image, output: as for `LoadedModel`.
         load_s: the model's loading time in seconds, for the record.
     """
+    device = model.device
     accelerator = torch.get_device_module(device) if device.type in ("cuda", "xpu") else None
     if accelerator is not None:
         accelerator.reset_peak_memory_stats(device)
@@ -243,13 +232,14 @@ def time_call(
         Path("/proc/self/clear_refs").write_text("5", "ascii")
     _synchronize(device)
     started = perf_counter()
-    result = work()
+    result = model(image, output)
     _synchronize(device)
     took = perf_counter() - started
     device_mib = accelerator.max_memory_allocated(device) / _MIB if accelerator else None
     # Such as "cuda (NVIDIA H100)".
     name = f"{device} ({accelerator.get_device_name(device)})" if accelerator else str(device)
-    return result, Timing((took,), output_px / 1e6, load_s, _peak_process_mib(), device_mib, name, precision)
+    # The model may have switched to another precision meanwhile.
+    return result, Timing((took,), output.area / 1e6, load_s, _peak_process_mib(), device_mib, name, model.precision)
 
 
 def _peak_process_mib() -> float:

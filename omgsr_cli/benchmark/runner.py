@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import statistics
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -317,7 +318,7 @@ class CaseRunner:
             scores[name] = {known.info.name: None for known in self.plan.asked if not known.info.scores_sets}
             if name in restored:
                 scores[name] |= book.score(restored[name], case.reference, case.compared_px)
-        seconds = {name: timing.median_s for name, timing in timings.items()}
+        seconds = {name: statistics.median(timing.seconds) for name, timing in timings.items()}
         image = ImageResult(
             *(case.name, case.input, case.reference, restored, scores, errors, seconds), case.compared_px
         )
@@ -390,16 +391,12 @@ class CaseRunner:
     def _restore(self, name: str, case: Case, path: Path) -> Timing:
         loaded, load_s = self._loaded[name]
         assert case.input is not None and case.output_px is not None, "only such images are restored"
-        image, output = read_image(case.input).rgb, case.output_px
         try:
-            restored, timing = time_call(
-                lambda: loaded(image, output), output.area, loaded.device, precision=loaded.precision, load_s=load_s
-            )
+            restored, timing = time_call(loaded, read_image(case.input).rgb, case.output_px, load_s)
             write_image(SourceImage(restored), path, format="png", metadata="none", overwrite=True)
         except _MEMORY_ERRORS as error:
-            raise _out_of_memory_error(error, f"restoring {output}") from error
-        # The model may have switched to another precision.
-        return replace(timing, precision=loaded.precision)
+            raise _out_of_memory_error(error, f"restoring {case.output_px}") from error
+        return timing
 
     def _with_kept_timings(self, timings: dict[str, Timing], keys: dict[str, str]) -> dict[str, Timing]:
         """Store the timings of this run, and add the timings of earlier runs for kept images."""

@@ -381,8 +381,8 @@ def test_names_tell_models_apart() -> None:
 
 
 def test_a_call_is_timed_with_its_memory() -> None:
-    result, timing = time_call(lambda: "done", 2_000_000, CPU, precision="fp32", load_s=0.5)
-    assert (result, timing.device, timing.device_mib) == ("done", "cpu", None)
+    result, timing = time_call(LoadedModel("a", []), torch.zeros(3, 2, 2), Size(1000, 2000), 0.5)
+    assert (result.shape, timing.device, timing.device_mib) == ((3, 1000, 2000), "cpu", None)
     speed = speed_of("a", [timing, timing])
     assert speed is not None
     assert (speed.runs, speed.load_s) == (2, 0.5)
