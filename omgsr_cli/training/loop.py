@@ -65,75 +65,6 @@ from omgsr_cli.training.validation import (
     write_grid,
 )
 
-_WATCHED = (signal.SIGINT, signal.SIGTERM)
-
-
-class StopRequest:
-    """Context manager that records the number of the first signal; a second signal of its kind has its usual effect.
-
-    Python handles signals only in the main thread, so it records none in other threads.
-    """
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {kind: signal.signal(kind, self._hear) for kind in _WATCHED}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for watched, handler in self._before.items():
-            signal.signal(watched, handler)
-
-    def _hear(self, number: int, _: FrameType | None) -> None:
-        self.signal = self.signal or number
-        heard = signal.Signals(number)
-        signal.signal(heard, self._before[heard])
-
-
-if sys.platform != "win32":
-    import resource
-
-_NEWEST = 0.1
-"""Weight of the newest step in the running mean."""
-
-
-class Pace:
-    """Running mean of the seconds per step; for the first steps it is the plain mean."""
-
-    def __init__(self) -> None:
-        self._mean = 0.0
-        self._count = 0
-        self._since = time.perf_counter()
-
-    def restart(self) -> None:
-        """Restart the clock, so that work between steps, such as saving, is not counted."""
-        self._since = time.perf_counter()
-
-    def step(self) -> float:
-        """Count a step; return the running mean of the seconds per step."""
-        now = time.perf_counter()
-        self._count += 1
-        share = max(_NEWEST, 1 / self._count)
-        self._mean += (now - self._since - self._mean) * share
-        self._since = now
-        return self._mean
-
-
-def peak_memory_mib(device: torch.device) -> int:
-    """Return the peak memory of this process in MiB: of the GPU, or of the system on a CPU; 0 on a CPU on Windows."""
-    if device.type in ("cuda", "xpu"):
-        return int(getattr(torch, device.type).max_memory_allocated(device)) // 2**20
-    if sys.platform == "win32":
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux reports kibibytes, macOS bytes.
-    return peak // (2**20 if sys.platform == "darwin" else 2**10)
-
 
 @dataclass(frozen=True)
 class Started:
@@ -207,6 +138,9 @@ Event = Noticed | Started | StepDone | Validated | Saved
 Report = Callable[[Event], None]
 """Called with each event, in the first process only."""
 
+if sys.platform != "win32":
+    import resource
+
 _REPORTED_EVERY_S = 30.0
 _BROKEN_SHARE = 0.01
 """Largest fraction of broken images; above it the run ends with an error."""
@@ -230,6 +164,47 @@ class TrainResult:
     signal: int
     broken: int = 0
     best: Path | None = None
+
+
+def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda _: None) -> TrainResult:
+    """Train a model; a launcher calls this in every process.
+
+    After SIGINT or SIGTERM the current step finishes and a checkpoint is saved; a second signal has its usual effect.
+
+    Args:
+        config: configuration of the run.
+        resume: "auto" resumes from the newest complete checkpoint in the run's folder, if any; "none" starts anew; a
+            path resumes from that checkpoint.
+        report: called with each event, in the first process only.
+    Raises:
+        OmgsrError: a file cannot be read or written, or too many consecutive steps were not finite.
+    """
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    accelerator = build_accelerator(Path(config.save.out), config.log.trackers, leaves_out=bool(config.loss.denoise))
+    with ExitStack() as stack:
+        # All processes of a launcher belong to one run: the first one holds the lock.
+        agree(accelerator, lambda: stack.enter_context(lock_run(Path(config.save.out))))
+        stop = stack.enter_context(StopRequest())
+        report = report if accelerator.is_main_process else lambda _: None
+        found = find_checkpoint(Path(config.save.out), resume, note=lambda text: report(Noticed(text)))
+        if found is not None:
+            check_adapter_ranks(found, build_lora_options(config) or LoraOptions())
+            done = finished_steps(found)
+            if config.train.steps < done:
+                raise UsageError(
+                    f"train.steps is {config.train.steps}, but {found} has already finished {done}",
+                    f"set train.steps to {done} or more, or start a new run in another [save] out",
+                )
+        config = settle_mid_timestep(config, accelerator, found)
+        run = load_run(config, accelerator, resumed=found is not None)
+        trainer = Trainer(run, accelerator, found, report)
+        if config.loss.teacher is not None:
+            make_teacher_images(run.crops, accelerator, report, stop)
+            trainer.note_broken(run.crops.broken)
+        # Steps need the teacher's images, so all processes stop here if one of them received a signal.
+        _, signal = share(accelerator, {}, stop.signal)
+        return trainer.stopped(signal) if signal else trainer.go_on(stop)
 
 
 @dataclass(frozen=True)
@@ -294,81 +269,6 @@ def _find_images(
         problems = [problem for error in unreadable for problem in error.problems]
         raise UnreadableImagesError(problems, sum(error.count for error in unreadable))
     return lists[0], lists[1]
-
-
-def train(config: TrainConfig, *, resume: str = "none", report: Report = lambda _: None) -> TrainResult:
-    """Train a model; a launcher calls this in every process.
-
-    After SIGINT or SIGTERM the current step finishes and a checkpoint is saved; a second signal has its usual effect.
-
-    Args:
-        config: configuration of the run.
-        resume: "auto" resumes from the newest complete checkpoint in the run's folder, if any; "none" starts anew; a
-            path resumes from that checkpoint.
-        report: called with each event, in the first process only.
-    Raises:
-        OmgsrError: a file cannot be read or written, or too many consecutive steps were not finite.
-    """
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
-    accelerator = build_accelerator(Path(config.save.out), config.log.trackers, leaves_out=bool(config.loss.denoise))
-    with ExitStack() as stack:
-        # All processes of a launcher belong to one run: the first one holds the lock.
-        agree(accelerator, lambda: stack.enter_context(lock_run(Path(config.save.out))))
-        stop = stack.enter_context(StopRequest())
-        report = report if accelerator.is_main_process else lambda _: None
-        found = find_checkpoint(Path(config.save.out), resume, note=lambda text: report(Noticed(text)))
-        if found is not None:
-            check_adapter_ranks(found, build_lora_options(config) or LoraOptions())
-            done = finished_steps(found)
-            if config.train.steps < done:
-                raise UsageError(
-                    f"train.steps is {config.train.steps}, but {found} has already finished {done}",
-                    f"set train.steps to {done} or more, or start a new run in another [save] out",
-                )
-        config = settle_mid_timestep(config, accelerator, found)
-        run = load_run(config, accelerator, resumed=found is not None)
-        trainer = Trainer(run, accelerator, found, report)
-        if config.loss.teacher is not None:
-            make_teacher_images(run.crops, accelerator, report, stop)
-            trainer.note_broken(run.crops.broken)
-        # Steps need the teacher's images, so all processes stop here if one of them received a signal.
-        _, signal = share(accelerator, {}, stop.signal)
-        return trainer.stopped(signal) if signal else trainer.go_on(stop)
-
-
-def make_teacher_images(crops: TrainingCrops, accelerator: Accelerator, report: Report, stop: StopRequest) -> None:
-    """Restore the images that are not cached yet with the teacher; each process makes its share until `stop`.
-
-    The teacher is loaded only if an image is missing.
-
-    Raises:
-        ModelError: the teacher cannot be read.
-        FileError: an image cannot be read or written.
-    """
-    images, reported = crops.options.teacher, time.monotonic()
-    assert images is not None
-    teacher = images.config
-    restore: Restore | None = None
-    mine = range(accelerator.process_index, teacher.crops, accelerator.num_processes)
-    for done, number in enumerate(mine):
-        if stop.signal:
-            break
-        crop = crops.crop_key(number)
-        if images.path(crop).is_file():
-            continue
-        if restore is None:
-            report(Noticed(f"the teacher {teacher.model} makes {teacher.crops} images, cached in {images.folder}"))
-            restore = load_teacher(teacher.model, device_of(accelerator), teacher.precision)
-        lq, hq = crops.draw_pair(number)
-        # A broken image is replaced when it is read, which changes the key of the crop.
-        crop = crops.crop_key(number)
-        if not images.path(crop).is_file():
-            images.make(crop, lq, hq.shape[1], hq.shape[2], restore)
-        if time.monotonic() - reported > _REPORTED_EVERY_S:
-            reported = time.monotonic()
-            report(Noticed(f"the teacher: {done + 1} of {len(mine)} images"))
-    accelerator.wait_for_everyone()
 
 
 class Trainer:
@@ -578,3 +478,104 @@ class Trainer:
         except OmgsrError as error:
             self._report(Noticed(f"the configuration of {self._checkpoint} cannot be compared: {error.message}"))
             return {}
+
+
+def make_teacher_images(crops: TrainingCrops, accelerator: Accelerator, report: Report, stop: StopRequest) -> None:
+    """Restore the images that are not cached yet with the teacher; each process makes its share until `stop`.
+
+    The teacher is loaded only if an image is missing.
+
+    Raises:
+        ModelError: the teacher cannot be read.
+        FileError: an image cannot be read or written.
+    """
+    images, reported = crops.options.teacher, time.monotonic()
+    assert images is not None
+    teacher = images.config
+    restore: Restore | None = None
+    mine = range(accelerator.process_index, teacher.crops, accelerator.num_processes)
+    for done, number in enumerate(mine):
+        if stop.signal:
+            break
+        crop = crops.crop_key(number)
+        if images.path(crop).is_file():
+            continue
+        if restore is None:
+            report(Noticed(f"the teacher {teacher.model} makes {teacher.crops} images, cached in {images.folder}"))
+            restore = load_teacher(teacher.model, device_of(accelerator), teacher.precision)
+        lq, hq = crops.draw_pair(number)
+        # A broken image is replaced when it is read, which changes the key of the crop.
+        crop = crops.crop_key(number)
+        if not images.path(crop).is_file():
+            images.make(crop, lq, hq.shape[1], hq.shape[2], restore)
+        if time.monotonic() - reported > _REPORTED_EVERY_S:
+            reported = time.monotonic()
+            report(Noticed(f"the teacher: {done + 1} of {len(mine)} images"))
+    accelerator.wait_for_everyone()
+
+
+_WATCHED = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Context manager that records the number of the first signal; a second signal of its kind has its usual effect.
+
+    Python handles signals only in the main thread, so it records none in other threads.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {kind: signal.signal(kind, self._hear) for kind in _WATCHED}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for watched, handler in self._before.items():
+            signal.signal(watched, handler)
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        self.signal = self.signal or number
+        heard = signal.Signals(number)
+        signal.signal(heard, self._before[heard])
+
+
+_NEWEST = 0.1
+"""Weight of the newest step in the running mean."""
+
+
+class Pace:
+    """Running mean of the seconds per step; for the first steps it is the plain mean."""
+
+    def __init__(self) -> None:
+        self._mean = 0.0
+        self._count = 0
+        self._since = time.perf_counter()
+
+    def restart(self) -> None:
+        """Restart the clock, so that work between steps, such as saving, is not counted."""
+        self._since = time.perf_counter()
+
+    def step(self) -> float:
+        """Count a step; return the running mean of the seconds per step."""
+        now = time.perf_counter()
+        self._count += 1
+        share = max(_NEWEST, 1 / self._count)
+        self._mean += (now - self._since - self._mean) * share
+        self._since = now
+        return self._mean
+
+
+def peak_memory_mib(device: torch.device) -> int:
+    """Return the peak memory of this process in MiB: of the GPU, or of the system on a CPU; 0 on a CPU on Windows."""
+    if device.type in ("cuda", "xpu"):
+        return int(getattr(torch, device.type).max_memory_allocated(device)) // 2**20
+    if sys.platform == "win32":
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux reports kibibytes, macOS bytes.
+    return peak // (2**20 if sys.platform == "darwin" else 2**10)
