@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from places import ROOT
 from safetensors.torch import save_file
 from torch import nn
 
@@ -88,19 +86,6 @@ class Command:
         code = run([self._name, *map(str, arguments)])
         out, err = self._capture.readouterr()
         return Said(code, out, err.decode())
-
-
-def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
-    """Start the program in a separate process; this takes seconds, so use it only in tests that need a process."""
-    return subprocess.Popen(
-        [*PROGRAM, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="surrogateescape",
-        cwd=ROOT,
-        env=os.environ | environment,
-    )
 
 
 def draw(path: Path, width: int = 20, height: int = 14, mode: str = "RGB", **save: Any) -> Path:

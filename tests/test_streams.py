@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import PROGRAM, ROOT, Command, draw, files_below
+from command_line import PROGRAM, Command, draw, files_below
+from forked import start
+from PIL import Image
+from places import ROOT
 
 from omgsr_cli.batch.reports import RunReport, read_reports
 from omgsr_cli.files.addresses import json_text
@@ -53,15 +56,31 @@ def test_other_unusable_streams_do_not_matter(report: Path) -> None:
     assert shell(f"OMGSR status {report}.missing 2>/dev/full").returncode == 2
 
 
-def test_images_are_written_though_nothing_can_be_shown(
-    omgsr: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in "ab":
-        draw(tmp_path / "in" / f"{name}.png", 8, 6)
-    done = shell(f"OMGSR upscale {tmp_path}/in -o {tmp_path}/out --model {model} --device cpu <&- >&-")
-    assert done.returncode == 1
-    assert done.stderr.count(b"error: ") == 1
-    assert files_below(tmp_path / "out") == ["a.png", "b.png"]
+def test_a_program_in_a_restricted_environment(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images are written, though there is no HOME, no UTF-8, and nothing can be shown; help fits into 40 columns."""
+    for name in ("HOME", "XDG_DATA_HOME", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"LC_ALL": "C", "TERM": "dumb", "COLUMNS": "40"}.items():
+        monkeypatch.setenv(name, value)
+    draw(tmp_path / "in" / "ä€.png", 8, 6)
+    done = shell(f"OMGSR upscale '{tmp_path}/in' -o {tmp_path}/out --model {model} --device cpu <&- >&-")
+    assert (done.returncode, done.stderr.count(b"error: "), b"Traceback" in done.stderr) == (1, 1, False)
+    assert b"\x1b" not in done.stderr
+    assert files_below(tmp_path / "out") == ["ä€.png"]
+    done = shell("OMGSR upscale --help && OMGSR models list >/dev/null")
+    assert (done.returncode, done.stderr, b"\x1b" in done.stdout) == (0, b"", False)
+    assert max(map(len, done.stdout.decode().splitlines())) <= 40
+
+
+def test_the_program_reads_stdin_and_writes_stdout(model: Path, tmp_path: Path) -> None:
+    image = draw(tmp_path / "a.png", 8, 6).read_bytes()
+    program = start("upscale", "-", "--scale", "2", stdin=image, OMGSR_MODEL=str(model))
+    out, err = program.communicate()
+    assert program.returncode == 0, err
+    assert Image.open(io.BytesIO(os.fsencode(out))).size == (16, 12)
+
+
+def test_unusable_standard_streams_of_images(omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open(os.devnull, "w") as unreadable:
         monkeypatch.setattr(sys, "stdin", unreadable)
         closed = omgsr("-", "-o", tmp_path / "c.png")
@@ -69,7 +88,7 @@ def test_images_are_written_though_nothing_can_be_shown(
     assert not (tmp_path / "c.png").exists()
     with open("/dev/full", "wb", buffering=0) as full, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", io.TextIOWrapper(full, write_through=True))
-        said = omgsr(tmp_path / "in" / "a.png", "-o", "-", "--device", "cpu")
+        said = omgsr(draw(tmp_path / "a.png", 8, 6), "-o", "-", "--device", "cpu")
     assert (said.code, len(said.errors)) == (1, 1)
     assert "disk is full" in said.errors[0]
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from command_line import PROGRAM, Command, draw, files_below
+from command_line import Command, draw, files_below
 from identity_model import INFO
 from PIL import Image
 
@@ -247,11 +245,3 @@ def test_debugging_shows_a_traceback(omgsr: Command, two: Path, monkeypatch: pyt
     monkeypatch.setenv("OMGSR_DEBUG", "1")
     with pytest.raises(Exception, match="--scale 99"):
         omgsr(two, "--scale", "99")
-
-
-def test_the_program_reads_stdin_and_writes_stdout(two: Path, model: Path) -> None:
-    command = [*PROGRAM, "upscale", "-", "--scale", "2"]
-    environment = os.environ | {"OMGSR_MODEL": str(model)}
-    ended = subprocess.run(command, input=(two / "a.png").read_bytes(), capture_output=True, env=environment)
-    assert ended.returncode == 0, ended.stderr
-    assert Image.open(io.BytesIO(ended.stdout)).size == (16, 12)

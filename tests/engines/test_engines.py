@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import ROOT
+from places import ROOT
 from spread_work import Doubling
 
 from omgsr_cli.batch.reports import RunReport, read_reports

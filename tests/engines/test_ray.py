@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from command_line import Command, draw, files_below, start, write_tiny_model
-from places import TESTS
+from command_line import PROGRAM, Command, draw, files_below, write_tiny_model
+from places import ROOT, TESTS
 from spread_work import Doubling
 
 from omgsr_cli.engines.ray_actors import RayActors
@@ -160,7 +161,14 @@ def test_a_signal_during_work_of_actors_leaves_no_partial_files(tmp_path: Path, 
     draw(tmp_path / "in" / "b.png", 700, 700)
     command: list[str | Path] = ["upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", model, "--tile", "64"]
     paths = [str(TESTS), *filter(None, [os.environ.get("OMGSR_RAY_PATH")])]
-    process = start(*command, "--engine", "ray", "--workers", "2", "--device", "cpu", PYTHONPATH=os.pathsep.join(paths))
+    process = subprocess.Popen(
+        [*PROGRAM, *map(str, command), "--engine", "ray", "--workers", "2", "--device", "cpu"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+    )
     with at_most(_PATIENCE_S):
         while not files_below(tmp_path / "out"):
             assert process.poll() is None, process.communicate()[1]
