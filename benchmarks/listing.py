@@ -47,7 +47,7 @@ def main() -> None:
     fsspec.register_implementation("many", Many)
     began = time.perf_counter()
     found = find_jobs(
-        ["many://in"], "out", JobOptions(recursive=True, suffix=None, scale_label="4", output_format="png")
+        ["many://in"], "out", JobOptions(recursive=True, suffix=None, size_suffix="_x4", output_format="png")
     )
     jobs = (one for one in found if isinstance(one, Job))
     next(jobs)

@@ -28,7 +28,7 @@ from omgsr_cli.engines.local import choose_local, plan_places
 from omgsr_cli.engines.work import say_nothing
 from omgsr_cli.errors import NotFiniteError, OmgsrError, ShapeError, UsageError
 from omgsr_cli.files.jobs import JobOptions, clear_leftovers, plan_jobs
-from omgsr_cli.files.naming import scale_label
+from omgsr_cli.files.naming import size_suffix
 from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.geometry import Size, plan_output_size
 from omgsr_cli.imaging import SourceImage, encode_image, from_samples, luma, read_image, to_samples
@@ -399,7 +399,7 @@ def upscale_folder(
     plan = plan_jobs(
         [str(inputs)] if isinstance(inputs, str | Path) else [str(one) for one in inputs],
         None if output is None else str(output),
-        JobOptions(recursive, suffix, scale_label(sizes, info.scale), settings.write.format),
+        JobOptions(recursive, suffix, size_suffix(sizes, info.scale), settings.write.format),
         remembered,
     )
     clear_leftovers(plan.jobs)

@@ -32,7 +32,7 @@ from omgsr_cli.files.atomic import give_up_partials
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX
 from omgsr_cli.files.inputs import NAME_RESULT, FoundResult, Note, skipped_results
 from omgsr_cli.files.jobs import Job, JobOptions, JobStream, NameList, clear_leftovers, find_jobs
-from omgsr_cli.files.naming import STREAM, scale_label
+from omgsr_cli.files.naming import STREAM, size_suffix
 from omgsr_cli.files.remembered import Remembered, take_notes
 from omgsr_cli.files.shards import parse_shard
 from omgsr_cli.files.watching import FolderWatch
@@ -359,7 +359,7 @@ def upscale(
 
     # Everything up to here and the next two steps need no torch, so wrong names are reported at once.
     source = find_model(model_options)
-    names = JobOptions(recursive, suffix, scale_label(sizes, source.record.scale), write_options.format)
+    names = JobOptions(recursive, suffix, size_suffix(sizes, source.record.scale), write_options.format)
     remembered = Remembered()
     watched = FolderWatch(inputs, output, names, remembered) if watch else None
     if watched is not None:

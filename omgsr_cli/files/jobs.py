@@ -116,15 +116,15 @@ class JobOptions:
 
     Attributes:
         recursive: search subfolders.
-        suffix: appended to each name; None appends the scale beside an input, and nothing in an output folder.
-        scale_label: "4" or "2.5", which becomes _x4; or another text such as "1920x1080", which becomes _1920x1080.
+        suffix: appended to each name; None appends the size beside an input, and nothing in an output folder.
+        size_suffix: the size in a name, such as "_x4" or "_1920x1080".
         output_format: format of the files; "same" keeps an input's suffix if its format can be written, or else is
             .png.
     """
 
     recursive: bool
     suffix: str | None
-    scale_label: str
+    size_suffix: str
     output_format: OutputFormat
 
 
@@ -185,7 +185,7 @@ def find_jobs(
     found = search_inputs(
         inputs, recursive=options.recursive, output_folder=folder, skips_results=True, remembered=remembered
     )
-    planner = Planner(Naming(target, options.suffix, options.scale_label, options.output_format))
+    planner = Planner(Naming(target, options.suffix, options.size_suffix, options.output_format))
     first = list(islice(found, None if _writes_among(inputs, target) else _FIRST_INPUTS))
     after = next(found, None)
     planned = planner.plan_together(first)

@@ -99,14 +99,14 @@ class Naming:
 
     Attributes:
         output: the parsed -o.
-        suffix: appended to each name; None appends the scale beside an input, and nothing in an output folder.
-        scale_label: see `scale_label`.
+        suffix: appended to each name; None appends the size beside an input, and nothing in an output folder.
+        size_suffix: see `size_suffix`.
         format: format of the files.
     """
 
     output: Output
     suffix: str | None
-    scale_label: str
+    size_suffix: str
     format: OutputFormat
 
     def destination(self, found: FoundInput) -> Location:
@@ -117,12 +117,7 @@ class Naming:
             return self.output.path / found.below.parent / self._name(found, found.below, "")
         if found.folder is not None:
             return self._beside_folder(found.folder) / found.below.parent / self._name(found, found.below, "")
-        return found.path.parent / self._name(found, found.path, self._scale_suffix)
-
-    @property
-    def _scale_suffix(self) -> str:
-        is_factor = re.fullmatch(r"[0-9]+(\.[0-9]+)?", self.scale_label)
-        return f"_x{self.scale_label}" if is_factor else f"_{self.scale_label}"
+        return found.path.parent / self._name(found, found.path, self.size_suffix)
 
     def _beside_folder(self, folder: Location) -> Location:
         named = folder
@@ -131,7 +126,7 @@ class Naming:
             named = Path(os.path.realpath(folder))
         if not named.name:
             raise UsageError(f"results cannot be written beside {shown(folder)}", "choose a folder with -o FOLDER")
-        return named.parent / (named.name + self._scale_suffix)
+        return named.parent / (named.name + self.size_suffix)
 
     def _name(self, found: FoundInput, source: Location, default: str) -> str:
         middle = default if self.suffix is None else self.suffix
@@ -153,14 +148,14 @@ class Naming:
         return _PLAIN_SUFFIX.get(suffix, source.suffix)
 
 
-def scale_label(sizes: SizeOptions, model_scale: float) -> str:
-    """The size in a result's name: "4" for a factor, "1920x1080", or "2000px" for a side."""
+def size_suffix(sizes: SizeOptions, model_scale: float) -> str:
+    """The size in a result's name: "_x4" for a factor, "_1920x1080", or "_2000px" for a side."""
     if sizes.size is not None:
-        return f"{sizes.size[1]}x{sizes.size[0]}"
+        return f"_{sizes.size[1]}x{sizes.size[0]}"
     if sizes.print is not None:
-        return f"print{sizes.print[0]}x{sizes.print[1]}"
+        return f"_print{sizes.print[0]}x{sizes.print[1]}"
     side = sizes.long_side or sizes.short_side
-    return f"{side}px" if side else f"{sizes.scale or model_scale:g}"
+    return f"_{side}px" if side else f"_x{sizes.scale or model_scale:g}"
 
 
 def comparison_path(destination: Location) -> Location:

@@ -171,7 +171,7 @@ class FolderWatch:
         if target.kind in ("file", "stream"):
             name = "- (standard output)" if target.kind == "stream" else shown(target.path)
             raise UsageError(f"--watch: -o {name} is for one image", "use -o FOLDER")
-        naming = Naming(target, options.suffix, options.scale_label, options.output_format)
+        naming = Naming(target, options.suffix, options.size_suffix, options.output_format)
         self.folders = tuple(Path(text) for text in inputs)
         self._roots = [(Path(os.path.realpath(folder)), folder) for folder in self.folders]
         self._key = EntryKeys()

@@ -19,7 +19,8 @@ from omgsr_cli.files import folders, jobs
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX, EntryKeys, natural_key
 from omgsr_cli.files.inputs import FoundInput
 from omgsr_cli.files.jobs import Job, JobOptions, JobPlan, plan_jobs
-from omgsr_cli.files.naming import comparison_path
+from omgsr_cli.files.naming import comparison_path, size_suffix
+from omgsr_cli.options import SizeOptions
 
 needs_links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
 needs_case = pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names that differ in case are one file")
@@ -40,7 +41,7 @@ def make(*names: str) -> None:
 
 def plan(*inputs: str, output: str | None = None, **options: Any) -> JobPlan:
     """Plan with the command line's defaults."""
-    defaults = {"recursive": False, "suffix": None, "scale_label": "4", "output_format": "same"}
+    defaults = {"recursive": False, "suffix": None, "size_suffix": "_x4", "output_format": "same"}
     return plan_jobs(inputs, output, JobOptions(**(defaults | options)))
 
 
@@ -63,12 +64,18 @@ def messages(planned: JobPlan) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("label", "expected"),
-    [("4", "a_x4.png"), ("2.5", "a_x2.5.png"), ("1920x1080", "a_1920x1080.png"), ("long2000", "a_long2000.png")],
+    ("sizes", "expected"),
+    [
+        ({}, "a_x4.png"),
+        ({"scale": 2.5}, "a_x2.5.png"),
+        ({"size": (1080, 1920)}, "a_1920x1080.png"),
+        ({"long_side": 2000}, "a_2000px.png"),
+    ],
 )
-def test_a_result_is_placed_beside_its_input_with_its_scale(label: str, expected: str) -> None:
+def test_a_result_is_placed_beside_its_input_with_its_size(sizes: dict[str, Any], expected: str) -> None:
     make("in/a.png")
-    assert pairs(plan("in/a.png", scale_label=label)) == {"in/a.png": f"in/{expected}"}
+    suffix = size_suffix(SizeOptions(**sizes), 4.0)
+    assert pairs(plan("in/a.png", size_suffix=suffix)) == {"in/a.png": f"in/{expected}"}
 
 
 EXTENSIONS = [

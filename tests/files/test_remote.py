@@ -25,7 +25,7 @@ from omgsr_cli.files.addresses import Address, list_files, local_copy, look_at, 
 from omgsr_cli.files.inputs import FoundResult, Note
 from omgsr_cli.files.jobs import Job, JobOptions, find_jobs, plan_jobs
 
-OPTIONS = JobOptions(recursive=True, suffix=None, scale_label="4", output_format="same")
+OPTIONS = JobOptions(recursive=True, suffix=None, size_suffix="_x4", output_format="same")
 
 
 @pytest.fixture
@@ -325,7 +325,7 @@ def peak_mib():
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 
 fsspec.register_implementation("many", Many)
-options = JobOptions(recursive=True, suffix=None, scale_label="4", output_format="png")
+options = JobOptions(recursive=True, suffix=None, size_suffix="_x4", output_format="png")
 jobs = (one for one in find_jobs(["many://in"], "out", options) if isinstance(one, Job))
 first = next(jobs)
 told = {"first": str(first.destination), "listed": listed, "peak_at_first": peak_mib()}

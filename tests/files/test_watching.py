@@ -22,7 +22,7 @@ from omgsr_cli.files.remembered import Remembered
 from omgsr_cli.files.watching import FolderWatch, SystemChanges
 from omgsr_cli.imaging import read_image, write_image
 
-OPTIONS = JobOptions(recursive=True, suffix=None, scale_label="4", output_format="same")
+OPTIONS = JobOptions(recursive=True, suffix=None, size_suffix="_x4", output_format="same")
 
 
 class Inbox:

@@ -181,7 +181,7 @@ def test_a_missing_extra_is_named(
 
 def test_folders_report_unreadable_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folders, "has_reader", lambda kind: kind not in folders.EXTRA_OF_FORMAT)
-    options = JobOptions(recursive=True, suffix=None, scale_label="4", output_format="same")
+    options = JobOptions(recursive=True, suffix=None, size_suffix="_x4", output_format="same")
     for name in ("in/a.HEIC", "in/b.heic", "in/deep/c.nef", "in/d.psd", "in/e.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
