@@ -73,6 +73,11 @@ class ModelHealth:
     damage: tuple[str, ...] = ()
     hint: str | None = None
 
+    @property
+    def record(self) -> dict[str, object]:
+        """Name, folder and damage for JSON."""
+        return {"name": self.name, "folder": self.folder and str(self.folder), "damage": list(self.damage)}
+
 
 @dataclass(frozen=True)
 class Diagnosis:

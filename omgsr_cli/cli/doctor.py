@@ -92,14 +92,6 @@ def _plan_lines(plan: dict[str, Any]) -> Iterator[str]:
 
 
 def _record(found: Diagnosis) -> dict[str, Any]:
-    models = [
-        {
-            "name": model.name,
-            "folder": None if model.folder is None else str(model.folder),
-            "damage": list(model.damage),
-            "hint": model.hint,
-        }
-        for model in found.models
-    ]
+    models = [model.record | {"hint": model.hint} for model in found.models]
     problems = [{"error": message, "hint": hint} for message, hint in found.problems]
     return asdict(found) | {"models": models, "problems": problems}

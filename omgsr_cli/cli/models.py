@@ -77,15 +77,7 @@ def list_models(as_json: _Json = False) -> None:
         summary = known.summary if known else "downloaded or copied"
         is_default = health.name == DEFAULT_PRESET
         rows.append((shown(health.name), shown(_state(health)) + (", the default" if is_default else ""), summary))
-        records.append(
-            {
-                "name": health.name,
-                "summary": summary,
-                "folder": None if health.folder is None else str(health.folder),
-                "default": is_default,
-                "damage": list(health.damage),
-            }
-        )
+        records.append(health.record | {"summary": summary, "default": is_default})
     Output(as_json=as_json).table(("model", "state", "description"), rows, records)
 
 
@@ -128,8 +120,7 @@ def verify(
         found = tuple(health for health in check_models(contents=True) if health.folder is not None)
     for health in found:
         state = "corrupt" if health.damage else "intact"
-        record = {"name": health.name, "folder": str(health.folder), "damage": list(health.damage)}
-        output.result(shown(f"{health.name}: {state}"), record)
+        output.result(shown(f"{health.name}: {state}"), health.record)
         for line in health.damage:
             output.error(ModelError(f"{health.name}: {line}", health.hint))
     return 1 if any(health.damage for health in found) else 0
