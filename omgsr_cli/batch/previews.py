@@ -29,6 +29,7 @@ from omgsr_cli.imaging.decoders import is_raw
 from omgsr_cli.imaging.image import TURNS
 from omgsr_cli.imaging.metadata import has_adobe_rgb, stored_orientation
 from omgsr_cli.imaging.opening import load_pixels, opened
+from omgsr_cli.imaging.profiles import describe_color
 from omgsr_cli.imaging.read import with_pixels
 from omgsr_cli.imaging.tiff import TiffImage
 
@@ -92,7 +93,7 @@ def _read_strips(path: Path, name: str, size_px: tuple[int, int]) -> SourceImage
     Raises:
         FileError: the image cannot be read, or is of another kind.
     """
-    with opened(path, name) as (image, _, _):
+    with opened(path, name) as (image, file, _):
         page = image.page if isinstance(image, TiffImage) and stored_orientation(image) == 1 else None
         if page is None or not all(
             (
@@ -107,7 +108,9 @@ def _read_strips(path: Path, name: str, size_px: tuple[int, int]) -> SourceImage
         strips = (samples for samples, _, _ in page.segments(maxworkers=1) if samples is not None)
         bands = (from_samples(each.reshape(-1, page.imagewidth, page.samplesperpixel)) for each in strips)
         reduced = torch.cat(list(resize_bands(bands, (image.height, image.width), size_px, 16)), dim=1)
-        metadata = ImageMetadata(icc=image.info.get("icc_profile"))
+        icc, is_grey = image.info.get("icc_profile"), page.photometric == 1
+        # A profile that does not fit the image is ignored, as when the whole image is read.
+        metadata = ImageMetadata(icc=describe_color(image, file, name, icc=icc, is_grey=is_grey).icc)
     return with_pixels(SourceImage(torch.empty(3, 1, 1), metadata=metadata), to_samples(reduced, 16))
 
 

@@ -175,6 +175,13 @@ def test_a_preview_has_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, m
         previews.encode_preview(path, "a.png")
 
 
+def test_a_preview_in_strips_ignores_an_unusable_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (90, 60), (10, 20, 30)).save(tmp_path / "a.tif", icc_profile=b"no profile" * 20)
+    monkeypatch.setattr(previews, "_MOST_BYTES", 100)
+    with Image.open(io.BytesIO(previews.encode_preview(tmp_path / "a.tif", "a.tif"))) as preview:
+        assert preview.size == (90, 60)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
