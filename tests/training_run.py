@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -94,16 +95,29 @@ Plan = list[tuple[Table, str]]
 """Runs in order, each with the checkpoint from which it resumes."""
 
 
-class Forks:
-    """Processes of one training, forked from this one, so that they import nothing; the first one writes its events.
+class Processes:
+    """Processes of one training, of which the first one writes its events.
+
+    On Linux they are forked from this one, so that they import nothing. Elsewhere, forks of a process with libraries'
+    threads may crash.
 
     Attributes:
         events: lines of JSON, while the processes run.
     """
 
     def __init__(self, plan: Plan, processes: int = 1) -> None:
-        reading, writing = os.pipe()
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the object
+        self._child: subprocess.Popen[str] | None = None
+        if sys.platform != "linux":
+            path = Path(plan[0][0]["save"]["out"]).with_suffix(".json")
+            path.write_text(json.dumps(plan))
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+            command = [sys.executable, *(launcher if processes > 1 else ()), __file__, str(path)]
+            self._child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._errors, text=True)
+            assert self._child.stdout is not None
+            self._pids, self.events = [self._child.pid], self._child.stdout
+            return
+        reading, writing = os.pipe()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -118,7 +132,7 @@ class Forks:
                 self._train(plan, writing)
             self._pids.append(pid)
         os.close(writing)
-        self.events = os.fdopen(reading)
+        self.events: IO[str] = os.fdopen(reading)
 
     def _train(self, plan: Plan, writing: int) -> NoReturn:
         code: object = 1
@@ -143,14 +157,17 @@ class Forks:
     def finish(self) -> tuple[list[dict[str, Any]], int, str]:
         """Wait for the end; return the remaining events, the largest exit code and what was written to stderr."""
         events = [json.loads(line) for line in self.events]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self._pids]
+        if self._child is not None:
+            codes = [self._child.wait()]
+        else:
+            codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self._pids]
         self._errors.seek(0)
         return events, max(codes), self._errors.read()
 
 
-def run_forked(plan: Plan, processes: int) -> list[list[dict[str, Any]]]:
-    """Train in forked processes to the end, and return the events of each run."""
-    events, code, errors = Forks(plan, processes).finish()
+def run_there(plan: Plan, processes: int) -> list[list[dict[str, Any]]]:
+    """Train in other processes to the end, and return the events of each run."""
+    events, code, errors = Processes(plan, processes).finish()
     assert code == 0, errors
     runs: list[list[dict[str, Any]]] = []
     for event in events:
@@ -222,4 +239,5 @@ def count_weights(trainable: Trainable) -> dict[str, int]:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)
     train_plan(json.loads(Path(sys.argv[1]).read_text()), sys.stdout)

@@ -13,7 +13,7 @@ import torch
 from random_flux import write_flux_model
 from random_sd import write_sd_model
 from torch import Tensor
-from training_run import Table, differing, largest_difference, run_forked, run_here, settings, tensors
+from training_run import Table, differing, largest_difference, run_here, run_there, settings, tensors
 
 from omgsr_cli.training.config import GanConfig
 
@@ -55,7 +55,7 @@ def train_in_two_processes(world: Path, folder: Path) -> Runs:
         plan[f"{name} lora"] = (lora_settings(world, folder / f"{name} lora", base, shard=shard), resume)
     flow = write_flux_model(folder / "flux")
     plan["flow"] = (lora_settings(world, folder / "flow", flow, shard=True), "none")
-    return Runs(folder, dict(zip(plan, run_forked(list(plan.values()), 2), strict=True)))
+    return Runs(folder, dict(zip(plan, run_there(list(plan.values()), 2), strict=True)))
 
 
 def lora_settings(world: Path, run: Path, base: Path, *, shard: bool) -> Table:
@@ -156,6 +156,7 @@ def check_a_sharded_transformer_learns(runs: Runs) -> None:
     assert differing(runs.tensors("flow", 2), runs.tensors("flow", 1))
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.long
 def test_two_processes_are_one_training(world: Path, tmp_path: Path) -> None:
     """One test, so that the processes are started once however the tests are distributed."""

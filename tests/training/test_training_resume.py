@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_run import Forks, differing, run_here, settings, tensors
+from training_run import Processes, differing, run_here, settings, tensors
 
 from omgsr_cli.errors import ModelError, OmgsrError, UsageError
 from omgsr_cli.store.manifest import write_manifest
@@ -25,7 +24,6 @@ from omgsr_cli.training.data import Order, TrainingCrops
 from omgsr_cli.training.loop import Event, Noticed, Saved, Started, StepDone, Validated, build_crop_options, train
 from omgsr_cli.training.sources import find_training_images, plan_epoch
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are stopped after a fork")
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
@@ -78,7 +76,6 @@ def test_sigterm_lets_the_step_finish_and_saves(world: Path, tmp_path: Path, who
     assert differing(tensors(result.checkpoint), whole) == []
 
 
-@needs_fork
 def test_ctrl_c_lets_the_step_finish_and_saves_with_workers(world: Path, tmp_path: Path) -> None:
     tables = settings(
         world,
@@ -88,7 +85,7 @@ def test_ctrl_c_lets_the_step_finish_and_saves_with_workers(world: Path, tmp_pat
         save={"every": 1000},
         loss={"dv3cd": 0.0, "gan": 0.0},
     )
-    run = Forks([(tables, "none")])
+    run = Processes([(tables, "none")])
     for line in run.events:
         if json.loads(line)["event"] == "StepDone":
             run.send_signal(signal.SIGINT)
@@ -99,10 +96,9 @@ def test_ctrl_c_lets_the_step_finish_and_saves_with_workers(world: Path, tmp_pat
     assert events[-1]["event"] == "Saved"
 
 
-@needs_fork
 def test_kill_leaves_the_last_checkpoint_whole(world: Path, tmp_path: Path, whole: dict[str, torch.Tensor]) -> None:
     tables = settings(world, tmp_path / "run", **EVERYTHING | {"save": {"every": 1, "keep": 2}})
-    run = Forks([(tables, "none")])
+    run = Processes([(tables, "none")])
     for line in run.events:
         event = json.loads(line)
         # Right after a step the next checkpoint is being written; other moments are tried with checkpoints alone.
