@@ -265,8 +265,9 @@ _LUMA = (0.299, 0.587, 0.114)
 _CROP_FORMAT = 2
 """Increase this when the same seed and number produce different crops, so that old images of a teacher are not used."""
 
-_NOT_OF_THE_CROP = {"train", "train_lq", "validation", "validation_lq", "batch_size", "workers", "cache"} | {
-    *("flip", "turn", "smooth", "upscale", "sampling")
+_NOT_OF_THE_CROP = {
+    *("train", "train_lq", "validation", "validation_lq", "batch_size", "workers", "cache"),
+    *("flip", "turn", "smooth", "upscale", "sampling"),
 }
 """Keys of [data] that do not change the crop that the teacher restores. All others are part of the crop's key, besides
 the content of its files."""

@@ -246,7 +246,11 @@ def write_run_page(folder: Path) -> Path:
     path, table = folder / PAGE_NAME, folder / VALIDATION_NAME
     if not (folder / STEPS_NAME).is_file():
         raise UsageError(f"{folder} is not the folder of a run: it has no {STEPS_NAME}", "use the folder in [save] out")
-    if path.is_file() and _MARK not in path.read_text("utf-8", errors="replace")[:2000]:
+    try:
+        is_own = not path.is_file() or _MARK in path.read_text("utf-8", errors="replace")[:2000]
+    except OSError as error:
+        raise FileError(f"{path} cannot be replaced: {reason_of(error)}") from error
+    if not is_own:
         raise FileError(f"{path} is not a page that omgsr train wrote", "move it away")
     losses, scores = read_curves(folder / STEPS_NAME), read_curves(table) if table.is_file() else []
     grids = [grid for grid in sorted((folder / "validation").glob("step-*.png")) if grid.stem[5:].isdecimal()]
