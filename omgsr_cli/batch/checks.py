@@ -66,9 +66,7 @@ def plan_files(
 
     Args:
         jobs: from `plan_jobs`.
-        settings: settings of all jobs.
-        info: properties of the model, which need not be loaded.
-        results: results of earlier runs with the same settings and model.
+        settings, info, results: as for `check_job`.
         free_bytes: memory that tiles may use.
         execution: where the model would run.
     """
@@ -76,11 +74,10 @@ def plan_files(
         started = time.monotonic()
         try:
             with ExitStack() as held:
-                content = open_content(job, held, results)
-                if is_own_result(job, content, results):
-                    yield own_result(job)
-                    continue
-                checked = check_job(job, content, settings, info, results)
+                checked = check_job(job, held, settings, info, results)
+            if isinstance(checked, FileResult):
+                yield checked
+                continue
             options = beside_input(settings.restore, checked.held_bytes)
             free = max(free_bytes - checked.held_bytes, 0)
             plan = plan_restoration(info, checked.input_px, checked.output_px, options, free, execution)
@@ -93,7 +90,7 @@ def plan_files(
         yield FileResult(job.source, job.destination, status, *sizes, plan=plan)
 
 
-def open_content(job: Job, held: ExitStack, results: FinishedResults) -> bytes | Path:
+def _open_content(job: Job, held: ExitStack, results: FinishedResults) -> bytes | Path:
     """The content of standard input, the path of a file, or the path of a temporary copy of a file on the network."""
     if job.source is None:
         try:
@@ -106,18 +103,24 @@ def open_content(job: Job, held: ExitStack, results: FinishedResults) -> bytes |
     return copy.path
 
 
-def is_own_result(job: Job, content: bytes | Path, results: FinishedResults) -> bool:
-    """Whether an input from the network that a folder or glob contained is a result of an earlier run.
-
-    Local results are skipped when jobs are planned. For files on the network, this is only known after fetching them.
-    """
-    return job.searched and isinstance(job.source, Address) and isinstance(content, Path) and results.is_own(content)
-
-
 def check_job(
-    job: Job, content: bytes | Path, settings: Settings, info: RestorerInfo, results: FinishedResults
-) -> Checked:
-    """Read the input's header, and find the outputs that exist."""
+    job: Job, held: ExitStack, settings: Settings, info: RestorerInfo, results: FinishedResults
+) -> Checked | FileResult:
+    """Open an input, read its header, and find the outputs that exist.
+
+    Args:
+        job: the job.
+        held: keeps a temporary copy of a file on the network.
+        settings: settings of all jobs.
+        info: properties of the model, which need not be loaded.
+        results: results of earlier runs with the same settings and model.
+    Returns:
+        What is known of the job, or the result of an input that is a result of an earlier run.
+    """
+    content = _open_content(job, held, results)
+    # Results on this machine are skipped when jobs are planned. Those on the network are only known when fetched.
+    if job.searched and isinstance(job.source, Address) and isinstance(content, Path) and results.is_own(content):
+        return own_result(job)
     with reading_input():
         header = probe_image(content, name_of(job))
     size = Size(*header.size_px)

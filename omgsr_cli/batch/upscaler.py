@@ -22,8 +22,6 @@ from omgsr_cli.batch.checks import (
     NoRoomError,
     beside_input,
     check_job,
-    is_own_result,
-    open_content,
     reading_input,
 )
 from omgsr_cli.batch.finished import (
@@ -33,7 +31,6 @@ from omgsr_cli.batch.finished import (
     forget_frames,
     name_of,
     outputs_of,
-    own_result,
 )
 from omgsr_cli.batch.reports import FileResult
 from omgsr_cli.engines.work import IDLE_S, Place, Say, TaskQueue
@@ -417,10 +414,9 @@ def open_job(
         try:
             if (known := results.find_known(job)) is not None:
                 return known
-            content = open_content(job, held, results)
-            if is_own_result(job, content, results):
-                return own_result(job)
-            checked = check_job(job, content, settings, info, results)
+            checked = check_job(job, held, settings, info, results)
+            if isinstance(checked, FileResult):
+                return checked
             if checked.is_finished(job, settings):
                 sizes = checked.input_px, checked.output_px, checked.working_px
                 return FileResult(job.source, job.destination, "skipped", *sizes)
