@@ -36,6 +36,10 @@ class ExistsError(FileError):
     """The file already exists, possibly since a moment ago; nothing was written."""
 
 
+class OtherSettingsError(FileError):
+    """The file is a result of another input or model, or with other settings; nothing was written."""
+
+
 class ModelError(OmgsrError):
     """A model or adapter cannot be loaded or does not match."""
 

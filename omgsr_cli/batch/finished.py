@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from omgsr_cli.batch.reports import FileResult
-from omgsr_cli.errors import FileError, OmgsrError
+from omgsr_cli.errors import FileError, OmgsrError, OtherSettingsError
 from omgsr_cli.files.addresses import Address, LocalCopy, Location, look_at, reading, shown
 from omgsr_cli.files.containers import read_record, record_of_file
 from omgsr_cli.files.jobs import Job
@@ -231,7 +231,9 @@ def _record_in(path: Location) -> str | None:
 def _not_this_runs(path: Location) -> FileError:
     hint = "use --overwrite, another -o or a --suffix"
     if _is_file(path) and _record_in(path) is not None:
-        return FileError(f"{shown(path)} exists, made from another input or model, or with other settings", hint)
+        return OtherSettingsError(
+            f"{shown(path)} exists, made from another input or model, or with other settings", hint
+        )
     return FileError(f"{shown(path)} exists and is not this run's result", hint)
 
 

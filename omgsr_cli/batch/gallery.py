@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import tempfile
@@ -13,13 +14,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
 from omgsr_cli.batch.reports import FileResult
-from omgsr_cli.errors import FileError, OmgsrError, UsageError, read_reason, write_error, write_reason
+from omgsr_cli.errors import (
+    FileError,
+    OmgsrError,
+    OtherSettingsError,
+    UsageError,
+    read_reason,
+    write_error,
+    write_reason,
+)
 from omgsr_cli.files.addresses import Address, Location, is_url, json_text, local_copy, look_at, shown
 from omgsr_cli.files.atomic import write_atomically
 from omgsr_cli.files.folders import FORMAT_OF_SUFFIX, THUMBNAILS_MARK
@@ -34,6 +44,9 @@ _MOST_EMBEDDED = 200
 #: Results that wait for their thumbnails, which another thread makes.
 _MOST_WAITING = 8
 
+#: The beginning of the line that describes the run.
+_RUN = b'<script type="application/json" id="run">'
+
 _OWN_FILE = re.compile(r"[0-9a-f]{16}t?\.[a-z]{3,4}")
 
 
@@ -45,20 +58,23 @@ class GalleryOptions:
         path: the page.
         beside: folders with other results of the same inputs.
         overwrite: replace an existing file that is not a gallery.
+        updates: keep the images of an existing page with the same title and headings that are not in the run.
     """
 
     path: Path
     beside: tuple[Path, ...] = ()
     overwrite: bool = False
+    updates: bool = False
 
 
-def check_gallery(page: str, beside: Sequence[str], *, overwrite: bool) -> GalleryOptions:
+def check_gallery(page: str, beside: Sequence[str], *, overwrite: bool, updates: bool) -> GalleryOptions:
     """Check that a gallery can be written.
 
     Args:
         page: the value of `--gallery`.
         beside: the values of `--beside`.
         overwrite: replace an existing file that is not a gallery.
+        updates: keep the other images of an existing page.
     Raises:
         UsageError: it cannot be written there, or a folder does not exist.
     """
@@ -76,7 +92,7 @@ def check_gallery(page: str, beside: Sequence[str], *, overwrite: bool) -> Galle
     for folder in beside:
         if not os.path.isdir(folder):
             raise UsageError(f"--beside {shown(folder)} is not a folder of this machine", "give a folder of results")
-    return GalleryOptions(path, tuple(map(Path, beside)), overwrite)
+    return GalleryOptions(path, tuple(map(Path, beside)), overwrite, updates)
 
 
 def files_folder(page: Path) -> Path:
@@ -103,11 +119,12 @@ class Gallery:
         result: the heading of the results.
         facts: names and values about the run.
         command: arguments of the command that processes the images of a list again, without the list.
+        made: how the results of this run are made, shown for each if the page is updated.
         total: number of images; None if it is unknown.
 
     Attributes:
         notes: notes for the user, once the page is written.
-        images: number of images on the page.
+        images: number of inputs of this run on the page.
         is_written: whether the page was written.
 
     Raises:
@@ -122,14 +139,15 @@ class Gallery:
         result: str,
         facts: Mapping[str, str],
         command: str,
+        made: str = "",
         total: int | None,
     ) -> None:
-        self._options, self._title, self._facts, self._command = options, title, facts, command
+        self._options, self._title, self._facts, self._command, self._made = options, title, facts, command, made
         self._panes = ["before", result, *(shown(folder) for folder in options.beside)]
         self._beside = [_Results(folder) for folder in options.beside]
         self._files = files_folder(options.path)
         self._embeds = total is not None and total <= _MOST_EMBEDDED
-        self._used = set[str]()
+        self._used, self._names = set[str](), set[str]()
         self._waiting = deque[Future[None]]()
         self._pool = ThreadPoolExecutor(1)
         self._failure: OSError | None = None
@@ -166,10 +184,11 @@ class Gallery:
                 self._pool.shutdown(wait=True)
                 for future in self._waiting:
                     future.result()
+                models = self._keep_others() if self.images else ""
                 if self._failure is not None:
                     raise write_error(f"--gallery {shown(self._options.path)}", self._failure)
                 if self.images:
-                    self._write()
+                    self._write(models)
                 if kind is None:
                     self._remove_unused()
         except BaseException:
@@ -180,7 +199,9 @@ class Gallery:
         notes = list(result.notes)
         views, sizes, thumbnail = list[str | None](), list[tuple[int, int] | None](), None
         others = [each.find(below, result) if result.source is not None else None for each in self._beside]
-        for place in (result.source, None if result.status == "failed" else result.destination, *others):
+        # A result with other settings exists, so it is shown with the error.
+        has_result = result.status != "failed" or isinstance(result.error, OtherSettingsError)
+        for place in (result.source, result.destination if has_result else None, *others):
             view, size_px = None, None
             if place is not None:
                 try:
@@ -207,15 +228,38 @@ class Gallery:
             "notes": [printable(note) for note in notes],
             "error": result.error and printable(result.error.message),
         }
-        # "<" could begin "</script>".
-        line = json_text(entry).replace("<", "\\u003c").encode() + b",\n"
+        if self._options.updates:
+            entry["made"] = self._made if result.status != "failed" else ""
+            self._names.add(str(entry["name"]))
+        self._store(_script_text(entry).encode() + b",\n")
+        self.images += result.source is not None
+
+    def _store(self, line: bytes) -> None:
         try:
             if self._entries.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             # The run continues, and the error is raised at its end.
             self._failure = error
-        self.images += 1
+
+    def _keep_others(self) -> str:
+        """Store the entries of the existing page that are not in this run; returns the models of all."""
+        model = self._facts["model"]
+        if not self._options.updates or not _is_gallery(self._options.path):
+            return model
+        with open(self._options.path, "rb") as file:
+            run = next((line for line in file if line.startswith(_RUN)), b"")
+            earlier = json.loads(run.removeprefix(_RUN).removesuffix(b"</script>\n") or "{}")
+            if (earlier.get("title"), earlier.get("panes")) != (self._title, self._panes):
+                return model
+            own = self._url(self._files / "x").removesuffix("x")
+            self._names.add("")
+            for line in takewhile(lambda line: not line.startswith(b"null"), file):
+                if line.startswith(b"{") and (entry := json.loads(line[:-2]))["name"] not in self._names:
+                    urls = [url for url in (*entry["views"], entry["thumb"]) if url and url.startswith(own)]
+                    self._used.update(url.removeprefix(own) for url in urls)
+                    self._store(line)
+        return ", ".join(dict.fromkeys([*earlier["model"].split(", "), model]))
 
     def _view(self, place: Location, *, with_thumbnail: bool) -> tuple[str, tuple[int, int], str | None]:
         """The URL of an image or of its preview, its height and width, and the URL of its thumbnail."""
@@ -264,7 +308,7 @@ class Gallery:
             return Path(os.path.abspath(path)).as_uri()
         return quote(os.fsencode(relative.as_posix()))
 
-    def _write(self) -> None:
+    def _write(self, models: str) -> None:
         place = "\0"
         text = fill_page(
             resources.files("omgsr_cli") / "batch" / "page_files",
@@ -273,9 +317,7 @@ class Gallery:
             title=escape(self._title),
             created=datetime.now().astimezone().isoformat(" ", "minutes"),
             about=definitions(self._facts.items()),
-            run=json_text({"panes": self._panes, "command": self._command, "model": self._facts.get("model")}).replace(
-                "<", "\\u003c"
-            ),
+            run=_script_text({"title": self._title, "panes": self._panes, "command": self._command, "model": models}),
             images=place,
         )
         head, tail = (part.encode("utf-8", "backslashreplace") for part in text.split(place))
@@ -342,6 +384,11 @@ class _Results:
                         files.setdefault(_stem(name), []).append(name)
             self._listed = folder, files
         return self._listed[1]
+
+
+def _script_text(record: Mapping[str, object]) -> str:
+    # "<" could begin "</script>".
+    return json_text(record).replace("<", "\\u003c")
 
 
 def _stem(name: str) -> str:

@@ -302,7 +302,8 @@ def upscale(
         (gallery and to_stdout, "--gallery has nothing to show: stdout takes the image", "remove --gallery"),
         (gallery and STREAM in inputs, "--gallery has nothing to show: stdin is not a file", "remove --gallery"),
     )
-    shows = None if gallery is None else check_gallery(gallery, beside or (), overwrite=overwrite)
+    is_part = bool(list_ or retry_failed)
+    shows = None if gallery is None else check_gallery(gallery, beside or (), overwrite=overwrite, updates=is_part)
     part = None if shard is None else parse_shard(shard, os.environ)
     engine_options = build_options(EngineOptions, workers=workers, device=device, engine=engine, address=address)
     model_options = build_options(
@@ -392,7 +393,8 @@ def upscale(
                 title=", ".join(titles[:3]) + (", …" if len(titles) > 3 else ""),
                 result=shown(Path(output) if output else source.name) if beside else "after",
                 facts={"model": source.name, "command": _command(context), "omgsr": __version__},
-                command=_command(context, {"gallery", "beside", "list_", "overwrite", "retry_failed", "strength"}),
+                command=_command(context, {"list_", "overwrite", "retry_failed", "strength"}),
+                made=f"{source.name}, strength {strength:g}",
                 total=jobs.total,
             )
             stack.callback(_report_page, page, shows.path, printer)

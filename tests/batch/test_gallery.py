@@ -111,7 +111,34 @@ def test_the_page_shows_every_input(omgsr: Command, tmp_path: Path, monkeypatch:
     (tmp_path / "all.txt").write_text("\n".join(entry["name"] for entry in entries.values()), "utf-8")
     assert sorted(NameList("all.txt").inputs) == sorted(f"in/{name}" for name in NAMES)
     again = omgsr("in", "-r", "-o", "out", *PLAIN, "--list", "all.txt", "--gallery", "pages/page.html")
-    assert (again.code, len(data_of(page))) == (0, len(NAMES))
+    assert (again.code, len(data_of(page))) == (0, len(NAMES) + 1)
+
+
+def test_a_list_updates_its_images_on_the_page(omgsr: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gallery, "_MOST_EMBEDDED", 0)
+    for name in ("a.tif", "b.tif", "c.png"):
+        draw(tmp_path / "in" / name, 12, 8)
+    page, run = tmp_path / "page.html", ("in", "-o", "out", "--scale", "2", "--gallery", "page.html")
+    assert omgsr(*run, "--strength", "0").code == 0
+    before = {entry["title"]: entry for entry in data_of(page)}
+    (tmp_path / "redo.txt").write_text("b.tif\n")
+    assert omgsr(*run, "--list", "redo.txt", "--overwrite").code == 0
+    after = {entry["title"]: entry for entry in data_of(page)}
+    redone, earlier = after.pop("b.tif"), before.pop("b.tif")
+    assert (after, "strength 1" in redone["made"]) == (before, True)
+    assert redone["views"][1] != earlier["views"][1]
+    files = {entry["thumb"] for entry in (redone, *after.values())}
+    files |= {view for entry in (redone, *after.values()) for view in entry["views"] if view.startswith("page_files/")}
+    assert {f"page_files/{path.name}" for path in (tmp_path / "page_files").glob("*.webp")} == files
+    # The whole folder again: the result with other settings is an error, and is shown.
+    assert omgsr(*run, "--strength", "0").code == 1
+    kept = {entry["title"]: entry for entry in data_of(page)}
+    assert (kept["b.tif"]["status"], kept["b.tif"]["views"]) == ("failed", redone["views"])
+    # Without images, the page stays as it is.
+    content = page.read_bytes()
+    assert omgsr("missing.png", *run[1:]).code == 1
+    assert page.read_bytes() == content
 
 
 def test_files_that_browsers_show_wrongly_get_previews(
@@ -457,7 +484,8 @@ def check_marks(tab: Chromium, folder: Path) -> None:
     lines = tab.ask("document.getElementById('lines').value")
     assert lines == "in/many/1.jpg\nin/many/2.jpg\n"
     command = tab.ask("document.getElementById('command').value")
-    assert command.startswith("omgsr upscale in -o out -r --suffix _r --scale 2 --list redo.txt --overwrite"), command
+    page = "--gallery page.html --beside other --list redo.txt --overwrite"
+    assert command.startswith(f"omgsr upscale in -o out -r --suffix _r --scale 2 {page}"), command
     tab.ask("navigator.clipboard.writeText = () => Promise.reject(new Error('refused'))")
     tab.ask("document.getElementById('copy').click()")
     tab.settle()

@@ -128,7 +128,7 @@
   function facts() {
     const status = { done: `in ${current?.seconds} s`, skipped: "finished before", failed: "" }[current?.status];
     const sizes = [area(current?.from), area(current?.to)].filter(Boolean).join(" → ");
-    at("facts").textContent = [sizes, status, ...(current?.notes ?? []), stores ? "" : "marks are lost when this page closes: the browser stores nothing for it"].filter(Boolean).join(" · ");
+    at("facts").textContent = [sizes, status, current?.made, ...(current?.notes ?? []), stores ? "" : "marks are lost when this page closes: the browser stores nothing for it"].filter(Boolean).join(" · ");
     if (current?.error) at("facts").prepend(Object.assign(document.createElement("b"), { textContent: `${current.error} ` }));
   }
 
