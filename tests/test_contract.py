@@ -36,8 +36,10 @@ def dotted(path: Path) -> str:
 
 
 @cache
-def parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text("utf-8"), str(path))
+def nodes(path: Path) -> list[ast.AST]:
+    """Every node of a module that the rules below ask about."""
+    kinds = (ast.Import, ast.ImportFrom, ast.Call, ast.Attribute, ast.Constant, ast.ExceptHandler)
+    return [node for node in ast.walk(ast.parse(path.read_text("utf-8"), str(path))) if isinstance(node, kinds)]
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
@@ -45,7 +47,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
     `from a import b` gives "a.b": whether b is a module cannot be told from here, and need not be.
     """
-    for node in ast.walk(parse(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -106,6 +108,9 @@ def test_importing_light_modules_loads_nothing_heavy() -> None:
     assert heavy == {}
 
 
+SPOKEN = ("sys.stderr", "sys.stdout.write")
+
+
 def test_only_the_command_line_speaks() -> None:
     wrong = []
     for path in MODULES:
@@ -114,10 +119,10 @@ def test_only_the_command_line_speaks() -> None:
         wrong += [
             where(path, line) for line, name in imports(path) if name.partition(".")[0] in ("rich", "typer", "click")
         ]
-        for node in ast.walk(parse(path)):
+        for node in nodes(path):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "input"):
                 wrong.append(where(path, node.lineno))
-            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stderr", "sys.stdout.write"):
+            if isinstance(node, ast.Attribute) and node.attr in ("stderr", "write") and ast.unparse(node) in SPOKEN:
                 wrong.append(where(path, node.lineno))
     assert not wrong, wrong
 
@@ -145,7 +150,7 @@ def test_only_the_registry_asks_for_the_family() -> None:
         for path in MODULES
         # base.py defines the field and shows it in a model's repr.
         if path.relative_to(PACKAGE).as_posix() not in (REGISTRY, "models/base.py")
-        for node in ast.walk(parse(path))
+        for node in nodes(path)
         if isinstance(node, ast.Attribute) and node.attr == "family"
     ]
     assert not wrong, wrong
@@ -159,9 +164,7 @@ def test_only_its_own_files_know_a_family(family: str) -> None:
         if place in (REGISTRY, *FAMILY_FILES[family]):
             continue
         named = [
-            where(path, node.lineno)
-            for node in ast.walk(parse(path))
-            if isinstance(node, ast.Constant) and node.value == family
+            where(path, node.lineno) for node in nodes(path) if isinstance(node, ast.Constant) and node.value == family
         ]
         imported = [
             where(path, line)
@@ -179,7 +182,7 @@ def test_every_field_of_a_preset_is_used() -> None:
     read = {
         node.attr
         for path in MODULES
-        for node in ast.walk(parse(path))
+        for node in nodes(path)
         if isinstance(node, ast.Attribute)
         and ast.unparse(node.value).partition("[")[0] in ("preset", "known", "PRESETS")
     }
@@ -194,7 +197,7 @@ def test_no_module_is_called_utils() -> None:
 def test_no_broad_exceptions_are_caught() -> None:
     wrong = []
     for path in MODULES:
-        for node in ast.walk(parse(path)):
+        for node in nodes(path):
             if isinstance(node, ast.ExceptHandler):
                 caught = (
                     {"bare"} if node.type is None else {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)}
@@ -210,6 +213,9 @@ def test_torchvision_is_never_imported() -> None:
     assert not wrong, wrong
 
 
+READERS = ("torch.load", "pickle.load", "pickle.loads")
+
+
 def test_pickles_are_never_read() -> None:
     """But for feature networks, whose makers publish nothing else, by torch's reader that can only make tensors.
 
@@ -221,13 +227,13 @@ def test_pickles_are_never_read() -> None:
     for path in MODULES:
         safe = [
             node.func
-            for node in ast.walk(parse(path))
+            for node in nodes(path)
             if isinstance(node, ast.Call)
             and path == tensors_only
             and "weights_only=True" in map(ast.unparse, node.keywords)
         ]
-        for node in ast.walk(parse(path)):
-            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "pickle.load", "pickle.loads"):
+        for node in nodes(path):
+            if isinstance(node, ast.Attribute) and node.attr in ("load", "loads") and ast.unparse(node) in READERS:
                 wrong += [] if node in safe else [where(path, node.lineno)]
         allowed = {"pickle.UnpicklingError"} if path in (tensors_only, by_spandrel) else set()
         wrong += [
