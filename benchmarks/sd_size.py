@@ -64,6 +64,7 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         | {
             "sample_size": 8,
             "block_out_channels": (32, 32, 64, 64),
+            "layers_per_block": 1,
             "attention_head_dim": 2,
             "cross_attention_dim": 16,
         },

@@ -65,5 +65,4 @@ def test_operations_are_counted_as_they_are_computed(sd_size: ModuleType, toy: P
     assert on_meta == sd_size.count_flops(restorer, 64)
     # The decoder's last convolution alone: 3x3 from 32 to 3 channels at 64x64, a multiply-add being two.
     assert on_meta["decode"] > 2 * 9 * 32 * 3 * 64 * 64
-    assert sd_size.count_flops(restorer, 128)["decode"] > 4 * on_meta["decode"] * 0.99
     assert restorer.features["prompt_embeds"].device == torch.device("cpu")
