@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from places import ROOT
@@ -188,6 +189,25 @@ def test_every_field_of_a_preset_is_used() -> None:
     }
     read |= {"family", "embedded"}  # by `family_of`, and by the preset itself
     assert {field.name for field in fields(Preset)} <= read
+
+
+def test_every_key_of_a_training_configuration_is_used() -> None:
+    from omgsr_cli.training.config import TrainConfig
+    from omgsr_cli.training.losses import NAMES, TEACHER_NAMES
+
+    read = {node.attr for path in MODULES for node in nodes(path) if isinstance(node, ast.Attribute)}
+    # Weights of losses are read by these tables.
+    read |= {*NAMES, *TEACHER_NAMES.values()}
+    assert [name for name in key_names(TrainConfig) if name.rpartition(".")[2] not in read] == []
+
+
+def key_names(section: Any) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        inner = [part for part in (field.annotation, *get_args(field.annotation)) if hasattr(part, "model_fields")]
+        if not inner:
+            yield f"{section.__name__}.{name}"
+        for part in inner:
+            yield from key_names(part)
 
 
 def test_no_module_is_called_utils() -> None:

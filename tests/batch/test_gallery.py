@@ -186,9 +186,9 @@ def picture(path: Path) -> Image.Image:
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
 def test_a_preview_has_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
-    path, large = draw(tmp_path / "a.png", 900, 600, mode), tmp_path / "a.tif"
+    path, large = draw(tmp_path / "a.png", 450, 300, mode), tmp_path / "a.tif"
     image = read_image(path)
-    alpha = torch.linspace(0, 1, 900).expand(1, 600, 900) if mode == "RGBA" else None
+    alpha = torch.linspace(0, 1, 450).expand(1, 300, 450) if mode == "RGBA" else None
     write_image(image.restored(image.rgb, alpha), large, format="tiff")
     monkeypatch.setattr(previews, "_PREVIEW_PIXELS", 600)
     small = previews.encode_preview(large, "a.tif")

@@ -103,8 +103,8 @@ def test_the_page_is_self_contained(tmp_path: Path) -> None:
 
 
 def test_a_page_is_small_and_its_images_are_good(tmp_path: Path) -> None:
-    """Slow changes and fine grain at 512 px, as photographs have: 8 MB for 16 images are 0.5 MB for one."""
-    report = build_report(tmp_path, ["0", "1"], ("ours", "bicubic", "lanczos"))
+    """Slow changes and fine grain at 512 px, as photographs have."""
+    report = build_report(tmp_path, ["0"], ("ours", "bicubic", "lanczos"))
     rows, columns = np.mgrid[0:512, 0:512] / 512
     for number, image in enumerate(report.images):
         assert image.reference is not None
@@ -117,8 +117,8 @@ def test_a_page_is_small_and_its_images_are_good(tmp_path: Path) -> None:
     write_page(report, page)
     assert page.stat().st_size < len(report.images) * 500_000
     shown = tmp_path / "shown.webp"
-    shown.write_bytes(base64.b64decode(data_of(page)["images"][1]["views"]["ours"].partition(",")[2]))
-    with Image.open(shown) as seen, Image.open(report.images[1].restored["ours"]) as scored:
+    shown.write_bytes(base64.b64decode(data_of(page)["images"][0]["views"]["ours"].partition(",")[2]))
+    with Image.open(shown) as seen, Image.open(report.images[0].restored["ours"]) as scored:
         away = np.asarray(seen).astype(float) - np.asarray(scored)
     assert np.sqrt((away**2).mean()) < 5
 

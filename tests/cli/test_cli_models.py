@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -188,13 +186,3 @@ def test_a_refused_removal_is_one_line(models: Command, installed: Path, monkeyp
     said = models("remove", NAME, "-y")
     assert said.code == 1
     assert said.errors == [f"error: {installed} cannot be removed: Permission denied"]
-
-
-def test_the_list_needs_no_torch(home: Path) -> None:
-    code = (
-        "import sys; sys.modules['torch'] = None; from omgsr_cli.cli.app import run;"
-        "sys.exit(max(run(['models', *command.split()]) for command in sys.argv[1:]))"
-    )
-    commands = ("list", "path omgsr-tiny", f"info {NAME}")
-    done = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

@@ -80,6 +80,7 @@ def test_what_needs_no_model_is_answered_before_torch_is_imported(
 ) -> None:
     draw(tmp_path / "a.png")
     draw(tmp_path / "other.png")
+    monkeypatch.setenv("OMGSR_HOME", str(tmp_path / "home"))
     # Plain upscaling loads no weights; its result is finished then.
     monkeypatch.setattr("omgsr_cli.batch.upscaler.load_found", None)
     assert run(["upscale", str(tmp_path / "a.png"), "--strength", "0"]) == 0
@@ -101,6 +102,8 @@ def test_what_needs_no_model_is_answered_before_torch_is_imported(
     ]
     code = (
         "import json, sys; from omgsr_cli.cli.app import run\n"
+        "for command in ('list', 'path omgsr-tiny', 'info omgsr-s-512'):\n"
+        "    assert run(['models', *command.split()]) == 0, command\n"
         "for call in json.loads(sys.argv[1]):\n"
         "    assert run(call) in (1, 2), call\n"
         "    assert 'torch' not in sys.modules, call\n"

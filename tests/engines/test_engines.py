@@ -237,7 +237,7 @@ print(json.dumps([*told, *map(state.has_failed, sys.argv[2:])]))
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is asked for in another way there")
 def test_a_report_of_many_files_takes_little_memory(tmp_path: Path) -> None:
     """Every third fails, and half of those are done by a second run; of each file its last record counts."""
-    count = 120_000
+    count = 60_000
     begun = json.dumps({"run": {"files": count, "part": None}, "time": 1})
     done = '{"input": "in/%06d.png", "status": "done", "time": 2}'
     failed = '{"input": "in/%06d.png", "status": "failed", "error": "in/%06d.png: too large", "time": 2}'
