@@ -125,5 +125,5 @@ def test_a_deep_avif_becomes_a_png_of_16_bits(tmp_path: Path) -> None:
         (tmp_path / "a.avif").write_bytes(codecs.avif_encode(levels, bitspersample=bits))
         assert folders.format_of_content(tmp_path / "a.avif") == kind
         found = FoundInput(tmp_path / "a.avif", Path("a.avif"))
-        name = Naming(Output("beside"), None, "4", "same").destination(found).name
+        name = Naming(Output("beside"), None, "_x4", "same").destination(found).name
         assert name == ("a_x4.avif" if bits == 8 else "a_x4.png")
