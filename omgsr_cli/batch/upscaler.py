@@ -211,8 +211,32 @@ class Upscaler:
                 handover.end(GeneratorExit())
                 room.close()
 
-    def _open(self, job: Job) -> _OpenedJob | FileResult:
-        return open_job(job, self._settings, self._info, self._results)
+    def _open(
+        self, job: Job, before_reading: Callable[[Checked], None] = lambda checked: None
+    ) -> _OpenedJob | FileResult:
+        """Read a job's image, or return the result of a job that the model need not process."""
+        started, held = time.monotonic(), ExitStack()
+        with held:
+            try:
+                if (known := self._results.find_known(job)) is not None:
+                    return known
+                checked = check_job(job, held, self._settings, self._info, self._results)
+                if isinstance(checked, FileResult):
+                    return checked
+                if checked.is_finished(job, self._settings):
+                    sizes = checked.input_px, checked.output_px, checked.working_px
+                    return FileResult(job.source, job.destination, "skipped", *sizes)
+                # Hash the input before the work, because it may be edited meanwhile.
+                before_reading(checked)
+                with reading_input():
+                    before = file_stamp(checked.content) if isinstance(checked.content, Path) else None
+                    record = self._results.record(checked.content)
+                    image = read_image(checked.content, name_of(job))
+                    if isinstance(checked.content, Path) and file_stamp(checked.content) != before:
+                        raise FileError(f"{name_of(job)}: the file changed while it was read", "re-run the command")
+            except OmgsrError as error:
+                return failed(job, error, started)
+        return _OpenedJob(job, checked, image, record, started)
 
     def _open_beside(self, job: Job, room: _Room) -> _OpenedJob | FileResult:
         """Open a job as soon as there is enough memory to read its image in addition to those in progress."""
@@ -225,7 +249,7 @@ class Upscaler:
                 entered.append(max(plan.memory_bytes + checked.held_bytes, checked.reading_bytes))
                 room.enter(checked.reading_bytes, entered[0])
 
-        opened = open_job(job, self._settings, self._info, self._results, wait)
+        opened = self._open(job, wait)
         if isinstance(opened, FileResult):
             room.leave(sum(entered))
         else:
@@ -324,7 +348,7 @@ class Upscaler:
         """Write the bands of an image as they are computed."""
         job, checked = opened.job, opened.checked
         try:
-            more = write_result(opened, restored, upscaled, self._settings, self._results)
+            more = self._write_files(opened, restored, upscaled)
         except OmgsrError as error:
             return failed(job, error, opened.started)
         seconds = time.monotonic() - opened.started - opened.waited_s
@@ -334,6 +358,51 @@ class Upscaler:
             seconds=seconds,
             notes=(*opened.image.notes, *notes, *more),
         )
+
+    def _write_files(self, opened: _OpenedJob, restored: ImageBands, upscaled: Rows) -> tuple[str, ...]:
+        """Write the bands of an image as they are computed, and its comparison with the rows of the upscaled input.
+
+        Returns:
+            Notes for the user.
+        Raises:
+            OmgsrError: the image cannot be computed or written; no unfinished file is left.
+        """
+        job, checked, record, write = opened.job, opened.checked, opened.record, self._settings.write
+        kept = BandSpool(opened.image.bit_depth) if write.compare and job.destination is not None else None
+        may_replace = write.overwrite or job.replaces
+        overwrite = may_replace or job.destination in checked.finished
+        try:
+            with _opened(job.destination, overwrite) as place:
+                notes = write_image(
+                    restored if kept is None else replace(restored, rgb=keeping(restored.rgb, kept)),
+                    place,
+                    format=checked.format,
+                    quality=write.quality,
+                    metadata=write.metadata,
+                    dpi=write.dpi,
+                    record=record,
+                    overwrite=overwrite,
+                )
+        except MemoryError as error:
+            raise FileError(
+                f"{name_of(job)}: ran out of memory for {checked.output_px}", "choose a smaller size"
+            ) from error
+        except (DeviceError, NotFiniteError) as error:
+            raise type(error)(f"{name_of(job)}: {error.message}", error.hint) from error
+        if kept is not None and job.destination is not None:
+            both = side_by_side(upscaled, opened.image, replace(restored, rgb=iter(kept)))
+            path = comparison_path(job.destination)
+            overwrite = may_replace or path in checked.finished
+            metadata = write.metadata
+            with put_when_whole(path, overwrite=overwrite) as local:
+                write_image(both, local, format="png", metadata=metadata, record=record, overwrite=overwrite)
+        if job.replaces:
+            notes += ("the result of an earlier version was replaced",)
+        if write.keep_times:
+            notes += _keep_times(job.source, outputs_of(job, self._settings))
+        for path in outputs_of(job, self._settings):
+            self._results.keep(path, record)
+        return notes
 
 
 class _Written(NamedTuple):
@@ -399,86 +468,6 @@ class _Room:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-
-
-def open_job(
-    job: Job,
-    settings: Settings,
-    info: RestorerInfo,
-    results: FinishedResults,
-    before_reading: Callable[[Checked], None] = lambda checked: None,
-) -> _OpenedJob | FileResult:
-    """Read a job's image, or return the result of a job that the model need not process."""
-    started, held = time.monotonic(), ExitStack()
-    with held:
-        try:
-            if (known := results.find_known(job)) is not None:
-                return known
-            checked = check_job(job, held, settings, info, results)
-            if isinstance(checked, FileResult):
-                return checked
-            if checked.is_finished(job, settings):
-                sizes = checked.input_px, checked.output_px, checked.working_px
-                return FileResult(job.source, job.destination, "skipped", *sizes)
-            # Hash the input before the work, because it may be edited meanwhile.
-            before_reading(checked)
-            with reading_input():
-                before = file_stamp(checked.content) if isinstance(checked.content, Path) else None
-                record = results.record(checked.content)
-                image = read_image(checked.content, name_of(job))
-                if isinstance(checked.content, Path) and file_stamp(checked.content) != before:
-                    raise FileError(f"{name_of(job)}: the file changed while it was read", "re-run the command")
-        except OmgsrError as error:
-            return failed(job, error, started)
-    return _OpenedJob(job, checked, image, record, started)
-
-
-def write_result(
-    opened: _OpenedJob, restored: ImageBands, upscaled: Rows, settings: Settings, results: FinishedResults
-) -> tuple[str, ...]:
-    """Write the bands of an image as they are computed, and its comparison with the rows of the upscaled input.
-
-    Returns:
-        Notes for the user.
-    Raises:
-        OmgsrError: the image cannot be computed or written; no unfinished file is left.
-    """
-    job, checked, record = opened.job, opened.checked, opened.record
-    kept = BandSpool(opened.image.bit_depth) if settings.write.compare and job.destination is not None else None
-    may_replace = settings.write.overwrite or job.replaces
-    overwrite = may_replace or job.destination in checked.finished
-    try:
-        with _opened(job.destination, overwrite) as place:
-            notes = write_image(
-                restored if kept is None else replace(restored, rgb=keeping(restored.rgb, kept)),
-                place,
-                format=checked.format,
-                quality=settings.write.quality,
-                metadata=settings.write.metadata,
-                dpi=settings.write.dpi,
-                record=record,
-                overwrite=overwrite,
-            )
-    except MemoryError as error:
-        raise FileError(
-            f"{name_of(job)}: ran out of memory for {checked.output_px}", "choose a smaller size"
-        ) from error
-    except (DeviceError, NotFiniteError) as error:
-        raise type(error)(f"{name_of(job)}: {error.message}", error.hint) from error
-    if kept is not None and job.destination is not None:
-        both = side_by_side(upscaled, opened.image, replace(restored, rgb=iter(kept)))
-        path = comparison_path(job.destination)
-        overwrite = may_replace or path in checked.finished
-        metadata = settings.write.metadata
-        with put_when_whole(path, overwrite=overwrite) as local:
-            write_image(both, local, format="png", metadata=metadata, record=record, overwrite=overwrite)
-    if job.replaces:
-        notes += ("the result of an earlier version was replaced",)
-    if settings.write.keep_times:
-        notes += _keep_times(job.source, outputs_of(job, settings))
-    for path in outputs_of(job, settings):
-        results.keep(path, record)
-    return notes
 
 
 def _keep_times(source: Location | None, outputs: Sequence[Location]) -> tuple[str, ...]:
