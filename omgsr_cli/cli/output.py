@@ -50,6 +50,7 @@ class Output:
         self.verbose = verbose
         self._errors = Console(stderr=True, highlight=False, emoji=False)
         self._has_bars = False
+        self._hint: str | None = None
 
     def result(self, text: str | Path, record: Mapping[str, object]) -> None:
         """Print a result: its text, or its record with --json.
@@ -107,12 +108,13 @@ class Output:
         self.message(f"note: {text}", detail=detail)
 
     def error(self, error: OmgsrError) -> None:
-        """Print an error and its hint."""
+        """Print an error and its hint, unless that is the hint of the previous error too."""
         if self.mute:
             return
         self._print(f"[bold red]error:[/] {escape(shown(error.message))}")
-        if error.hint:
+        if error.hint and error.hint != self._hint:
             self._print(f"[cyan]hint:[/] {escape(shown(error.hint))}")
+        self._hint = error.hint
 
     def confirm(self, question: str, *, yes: bool, hint: str) -> None:
         """Ask for confirmation, unless `yes` is set.

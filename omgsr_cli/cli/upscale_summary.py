@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 # A smaller run measures the state of the machine rather than the speed of the model.
 _LEAST_WORK_MP = 0.25
+_MOST_NAMES = 20
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -63,7 +65,7 @@ class Counts:
             self.megapixels += result.output_px.area / 1e6
 
     def summary(self, forecast: str = "") -> str:
-        """Return the counts, such as "12 finished, 3 skipped, 1 failed: 34.5 megapixels in 51 s", and the failed names.
+        """Return the counts, such as "12 finished, 3 skipped, 1 failed: 34.5 megapixels in 51 s", and failed names.
 
         Args:
             forecast: estimated time and memory of a dry run's planned images.
@@ -75,7 +77,9 @@ class Counts:
             text += f": {self.megapixels:.1f} megapixels in {duration(self.seconds)}"
         elif self.planned and forecast:
             text += f": {self.megapixels:.1f} megapixels, {forecast}"
-        return text + ("\nfailed: " + ", ".join(self.failed) if self.failed else "")
+        names = list(islice(self.failed, _MOST_NAMES))
+        more = f", and {len(self.failed) - len(names)} more" if len(self.failed) > len(names) else ""
+        return f"{text}\nfailed: {', '.join(names)}{more}" if names else text
 
 
 def result_line(result: FileResult) -> str | Path:

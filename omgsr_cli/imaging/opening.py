@@ -278,7 +278,7 @@ def opened_file(source: Path | bytes, name: str) -> BinaryIO:
         raise FileError(f"{name}: cannot be read: {read_reason(error)}") from error
     if not start:
         file.close()
-        raise FileError(f"{name}: the file is empty (0 bytes)")
+        raise FileError(f"{name}: the file is empty (0 bytes)", _COPY_AGAIN)
     file.seek(0)
     return file
 

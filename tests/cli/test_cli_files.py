@@ -415,6 +415,15 @@ def test_bad_inputs_are_reported_and_the_others_finish(omgsr: Command, tmp_path:
     assert all(name in failed for name in bad)
 
 
+def test_many_failures_are_reported_briefly(omgsr: Command, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(50):
+        (tmp_path / "in" / f"{number:02}.png").write_text("not an image")
+    said = omgsr(tmp_path / "in", "-o", tmp_path / "out")
+    assert (said.code, len(said.errors), said.err.count("hint: ")) == (1, 50, 1)
+    assert said.err.splitlines()[-1].count(".png") < 30
+
+
 def test_a_size_beyond_any_memory_is_reported(omgsr: Command, tree: Path) -> None:
     said = omgsr(tree / "a.png", "--size", "9999999x9999999")
     assert said.code == 1
