@@ -47,12 +47,15 @@ function createViewer(stage, { onChange = () => {}, drags = "boundary" } = {}) {
       views.forEach(({ name }, i) => element("span", i ? "tag right" : "tag", pane, name));
       return cell;
     });
-    const images = made.flatMap(({ sheet }) => [...sheet.querySelectorAll("img")]);
-    const decoded = await Promise.allSettled(images.map((each) => each.decode()));
+    const images = made.flatMap(({ sheet }) => [...sheet.querySelectorAll("img")]), lost = new Set();
+    await Promise.all(images.map((each) => each.decode().catch(() => lost.add(each))));
     if (asked !== shown) return;
-    decoded.forEach(({ status }, i) => {
-      if (status === "rejected") element("p", "lack", images[i].closest(".pane"), `${images[i].alt}: cannot be shown`);
-    });
+    for (const { pane, sheet } of made) {
+      const missing = images.filter((each) => lost.has(each) && sheet.contains(each));
+      for (const each of missing) each.style.visibility = "hidden";
+      const names = missing.map((each) => each.alt).reverse().join(" and ");
+      if (names) element("p", "lack", pane, `${names} cannot be shown. If this page was moved, move its images too.`);
+    }
     const largest = images.reduce((a, b) => (b.naturalWidth > (a?.naturalWidth ?? 0) ? b : a), null);
     size = given ?? { width: largest?.naturalWidth || 1, height: largest?.naturalHeight || 1 };
     cells = made;

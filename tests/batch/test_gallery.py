@@ -354,6 +354,11 @@ def test_the_page_works_in_chromium(omgsr: Command, tmp_path: Path, monkeypatch:
         check_without_storage(tab, tmp_path)
         assert tab.messages == []
         assert {url.partition(":")[0] for url in tab.requests} <= {"file", "data", "blob"}
+        (tmp_path / "moved").mkdir()
+        (tmp_path / "page.html").rename(tmp_path / "moved" / "page.html")
+        tab.open(tmp_path / "moved" / "page.html")
+        lacks = tab.ask("[...document.querySelectorAll('.lack')].map((each) => each.textContent)")
+        assert [("before" in each, "out" in each) for each in lacks] == [(True, True)]
 
 
 def text(tab: Chromium, id: str) -> str:

@@ -78,8 +78,9 @@
     cell.style.cssText = `left:${(i % grid.columns) * (grid.side + GAP)}px;top:${Math.floor(i / grid.columns) * (high + GAP)}px;width:${grid.side}px;height:${high}px`;
     for (const [name, value] of [["role", "option"], ["aria-posinset", i + 1], ["aria-setsize", visible.length]]) cell.setAttribute(name, value);
     picture.className = "picture";
-    if (image.thumb) picture.append(Object.assign(document.createElement("img"), { alt: image.title, src: image.thumb, decoding: "async", draggable: false }));
-    else picture.textContent = "–";
+    const lack = () => { picture.textContent = "–"; };
+    if (image.thumb) picture.append(Object.assign(document.createElement("img"), { alt: image.title, src: image.thumb, decoding: "async", draggable: false, onerror: lack }));
+    else lack();
     label.className = "label";
     label.textContent = image.title.split("/").pop();
     cell.append(picture, label);
