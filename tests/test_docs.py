@@ -110,8 +110,9 @@ def test_the_screens_are_those_of_the_commands(tmp_path: Path) -> None:
 
 
 def without_figures(screen: str) -> str:
-    """The words of a screen; numbers, plots and line breaks depend on the machine."""
+    """The words of a screen; numbers, plots, line breaks and the faster precision depend on the machine."""
     screen = re.sub(r"[\u2500-\u259f]+", " ", screen)
+    screen = re.sub(r"\b(fp32|bf16|fp16)\b", "#", screen)
     return " ".join(re.sub(r"[0-9][0-9.,]*", "#", screen).replace("# *", "#").split())  # "*": a clear difference
 
 
