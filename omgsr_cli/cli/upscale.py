@@ -167,8 +167,8 @@ def upscale(
         str | None,
         shared.option(
             MODEL,
-            "Preset, model folder or hub repository.",
-            metavar="NAME|FOLDER",
+            "Preset, model folder, hub repository, or weight file of a restoration network.",
+            metavar="NAME|PATH",
             shown=DEFAULT_PRESET,
             envvar="OMGSR_MODEL",
         ),

@@ -144,7 +144,7 @@ def find_base_folder(name: str, parts: Sequence[str] | None = None) -> Path:
         raise ModelError(f"{name} is not installed", hint=f"omgsr models pull {name}")
     if path.suffix.lower() in NETWORK_SUFFIXES:
         raise UnknownModelError(f"the model file {name} does not exist", hint="check its path")
-    known = ", ".join(PRESETS)
+    known = ", ".join([*PRESETS, *NETWORKS])
     raise UnknownModelError(f"no model is called {name!r}", hint=f"use a folder, a hub repository or one of: {known}")
 
 

@@ -52,7 +52,8 @@ function createViewer(stage, { onChange = () => {}, drags = "boundary" } = {}) {
     if (asked !== shown) return;
     for (const { pane, sheet } of made) {
       const missing = images.filter((each) => lost.has(each) && sheet.contains(each));
-      for (const each of missing) each.style.visibility = "hidden";
+      // Without any image, no boundary crosses the text.
+      for (const each of missing.length === sheet.querySelectorAll("img").length ? [sheet] : missing) each.style.visibility = "hidden";
       const names = missing.map((each) => each.alt).reverse().join(" and ");
       if (names) element("p", "lack", pane, `${names} cannot be shown. If this page was moved, move its images too.`);
     }
