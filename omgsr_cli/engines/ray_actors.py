@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Generic
 from omgsr_cli.engines.work import Place, Result, Say, Task, TaskQueue, Work
 from omgsr_cli.errors import DeviceError, OmgsrError, UsageError
 from omgsr_cli.files.atomic import give_up_partials
+from omgsr_cli.packages import install_command
 
 _MOST_FAILED_STARTS = 3
 _OBJECT_STORE_BYTES = 128 << 20
@@ -53,7 +54,7 @@ class RayActors:
             DeviceError: there is no cluster, or the actors end as they start.
         """
         if find_spec("ray") is None:
-            raise UsageError("--engine ray: Ray is not installed", "pip install 'omgsr-cli[ray]'")
+            raise UsageError("--engine ray: Ray is not installed", install_command("ray"))
         started = _connect(self.address)
         import ray
 

@@ -197,17 +197,20 @@ def open_storage(address: Address) -> tuple[Any, str]:
         UsageError: the scheme is unknown, or a library for it is not installed.
         FileError: the storage does not respond.
     """
+    # Imported late, because `--help` imports this module.
+    from omgsr_cli.packages import install_command
+
     try:
         import fsspec
     except ImportError as error:
-        raise UsageError(f"{address}: fsspec is not installed", "pip install 'omgsr-cli[remote]'") from error
+        raise UsageError(f"{address}: fsspec is not installed", install_command("remote")) from error
     try:
         # Cached listings would grow with the storage. This connects to ftp:// and sftp:// immediately.
         with storage_errors(address, "reached"):
             system, path = fsspec.url_to_fs(address.url, use_listings_cache=False)
     except ImportError as error:
-        hint = "pip install 'omgsr-cli[remote]' for s3 and gs"
-        raise UsageError(f"{address}: a library for {address.scheme}:// is not installed: {error}", hint) from error
+        message = f"{address}: a library for {address.scheme}:// is not installed: {error}"
+        raise UsageError(message, f"for s3 and gs: {install_command('remote')}") from error
     except ValueError as error:
         if "not known" not in str(error).lower() and "unknown" not in str(error).lower():
             raise UsageError(f"{address}: {_reason(error)}") from error

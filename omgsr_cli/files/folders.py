@@ -182,8 +182,10 @@ def has_reader(kind: str) -> bool:
 
 def install_hint(kinds: Iterable[str]) -> str:
     """The command that installs the readers of these formats."""
-    extras = ",".join(sorted({EXTRA_OF_FORMAT[kind][0] for kind in kinds}))
-    return f"pip install 'omgsr-cli[{extras}]'"
+    # Imported late, because few runs need it.
+    from omgsr_cli.packages import install_command
+
+    return install_command(*sorted({EXTRA_OF_FORMAT[kind][0] for kind in kinds}))
 
 
 def describe_unread(unread: Mapping[str, int]) -> tuple[str, str | None] | None:

@@ -12,6 +12,7 @@ from omgsr_cli.errors import ModelError, reason_of
 from omgsr_cli.models.adapter_files import CONFIG_NAME, WEIGHTS_NAME, check_adapter_folder, load_lora_config
 from omgsr_cli.models.families import family_of
 from omgsr_cli.models.weight_files import read_header
+from omgsr_cli.packages import install_command
 from omgsr_cli.presets import Preset
 from omgsr_cli.store.manifest import FileEntry, read_entry, stays_inside
 
@@ -77,7 +78,7 @@ def _fetch_from_drive(preset: Preset, folder: Path) -> None:
     except ModuleNotFoundError as error:
         raise ModelError(
             "the published adapter is on Google Drive, and gdown, which fetches it, is not installed",
-            hint=f"pip install 'omgsr-cli[gdrive]', or {by_hand}",
+            hint=f"{install_command('gdrive')}, or {by_hand}",
         ) from error
     try:
         fetched = gdown.download_folder(id=preset.adapter_drive, output=f"{folder}{os.sep}", quiet=True)

@@ -176,7 +176,7 @@ def test_a_missing_extra_is_named(
     path.write_bytes(content)
     with pytest.raises(FileError, match="not installed") as caught:
         probe_image(path)
-    assert caught.value.hint == f"pip install 'omgsr-cli[{extra}]'"
+    assert f"omgsr-cli[{extra}]" in str(caught.value.hint)
 
 
 def test_folders_report_unreadable_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,11 +188,11 @@ def test_folders_report_unreadable_formats(tmp_path: Path, monkeypatch: pytest.M
     plan = plan_jobs([str(tmp_path / "in")], None, options)
     [problem] = plan.problems
     assert "2 .heic, 1 .nef, 1 .psd" in problem.message
-    assert problem.hint == "pip install 'omgsr-cli[heif,raw]'"
+    assert "omgsr-cli[heif,raw]" in str(problem.hint)
     (tmp_path / "in" / "f.png").touch()
     plan = plan_jobs([str(tmp_path / "in")], None, options)
     assert [job.source for job in plan.jobs] == [tmp_path / "in" / "f.png"]
     assert not plan.problems
     [note] = plan.notes
     assert "2 .heic, 1 .nef, 1 .psd" in note
-    assert "pip install 'omgsr-cli[heif,raw]'" in note
+    assert "omgsr-cli[heif,raw]" in note

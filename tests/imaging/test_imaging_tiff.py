@@ -447,7 +447,7 @@ def test_without_the_extra_its_codecs_are_named(monkeypatch: pytest.MonkeyPatch)
     check(deep, samples)
     with pytest.raises(FileError, match="LZW compression of 32-bit float RGB") as caught:
         read_image(other, "x.tif")
-    assert caught.value.hint == "pip install 'omgsr-cli[codecs]'"
+    assert "omgsr-cli[codecs]" in str(caught.value.hint)
 
 
 def test_tifffile_logs_nothing(capfd: pytest.CaptureFixture[str]) -> None:
