@@ -68,6 +68,8 @@ class ModelLoader:
 
     def load_from_file(self, path: Path) -> ImageModelDescriptor:
         if path.suffix != ".safetensors":
+            if not path.read_bytes().startswith(b"\x80"):
+                raise pickle.UnpicklingError("invalid load key, 'n'.")
             raise pickle.UnpicklingError("Global 'os.system' is forbidden")
         with safe_open(path, "pt") as file:
             about = file.metadata()

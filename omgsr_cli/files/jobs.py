@@ -210,8 +210,10 @@ class NameList:
     def __init__(self, source: str) -> None:
         self._name = f"--list {shown(source)}"
         try:
-            # `read_names` opens its source twice.
-            names = read_names(sys.stdin.buffer.read() if source == STREAM else Path(source))
+            # `read_names` opens a file twice, which a pipe does not allow.
+            path = Path(source)
+            content = sys.stdin.buffer.read() if source == STREAM else path if path.is_file() else path.read_bytes()
+            names = read_names(content)
         except (OSError, ValueError) as error:
             raise UsageError(f"{self._name}: {read_reason(error)}", "give a text file, or - for stdin") from error
         if names is None:

@@ -248,13 +248,16 @@ def read_network(path: Path) -> Any:
         ModelError: spandrel is missing or does not support the file, or the network is of another kind.
     """
     spandrel = _import_spandrel(path)
-    known_errors = (spandrel.UnsupportedModelError, RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError)
+    hint = "give a super-resolution or restoration model of an architecture that spandrel reads"
     try:
         found = spandrel.ModelLoader("cpu").load_from_file(path)
-    except known_errors as error:
-        hint = "give a super-resolution or restoration model of an architecture that spandrel reads"
-        raise ModelError(f"{path}: spandrel does not know this file: {reason_of(error)}", hint) from error
+    except spandrel.UnsupportedModelError as error:
+        raise ModelError(f"{path}: spandrel does not know its architecture", hint) from error
+    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError) as error:
+        raise ModelError(f"{path}: spandrel cannot read this file: {reason_of(error)}", hint) from error
     except UnpicklingError as error:
+        if "forbidden" not in str(error):
+            raise ModelError(f"{path}: corrupt, or not a weight file", "copy or download it again") from error
         hint = "do not trust the file; look for a safetensors version of the model"
         raise ModelError(f"{path}: this pickle wants to run code: {reason_of(error)}", hint) from error
     if not isinstance(found, spandrel.ImageModelDescriptor) or found.purpose == "FaceSR":

@@ -110,6 +110,11 @@ def test_the_page_shows_every_input(omgsr: Command, tmp_path: Path, monkeypatch:
     # The names are lines of a list, whatever they contain.
     (tmp_path / "all.txt").write_text("\n".join(entry["name"] for entry in entries.values()), "utf-8")
     assert sorted(NameList("all.txt").inputs) == sorted(f"in/{name}" for name in NAMES)
+    pipe, end = os.pipe()
+    os.write(end, b"a.png\n")
+    os.close(end)
+    assert NameList(f"/dev/fd/{pipe}").inputs == ["a.png"]
+    os.close(pipe)
     again = omgsr("in", "-r", "-o", "out", *PLAIN, "--list", "all.txt", "--gallery", "pages/page.html")
     assert (again.code, len(data_of(page))) == (0, len(NAMES) + 1)
 

@@ -137,6 +137,9 @@ def test_pickles_are_read_by_spandrel_only_with_a_note(tmp_path: Path, upscale: 
     said = upscale(tmp_path / "a.png", "-o", tmp_path / "b.png", "--model", path)
     assert said.code == 1
     assert "run code" in said.errors[0]
+    path.write_bytes(b"no pickle")
+    said = upscale(tmp_path / "a.png", "-o", tmp_path / "b.png", "--model", path)
+    assert (said.code, "run code" in said.err) == (1, False)
 
 
 def test_a_format_that_a_network_does_not_support_becomes_float32(tmp_path: Path) -> None:
