@@ -11,7 +11,6 @@ from typing import Any
 import documented
 import pytest
 import torch
-import yaml
 from places import ROOT
 
 from omgsr_cli.cli.app import program
@@ -81,16 +80,6 @@ def test_the_documented_mid_timestep_of_omgsr_tiny_is_that_of_its_record() -> No
     )
     assert found
     assert int(found[1]) == PRESETS["omgsr-tiny"].mid_timestep
-
-
-def test_the_citation_file_is_valid() -> None:
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
-    assert citation["cff-version"] == "1.2.0"
-    assert {"message", "title", "authors", "references"} <= set(citation)
-    page = (ROOT / "docs" / "reproduce.md").read_text("utf-8")
-    assert "2508.08227" in page
-    assert "@misc{" in page
-    assert "2508.08227" in citation["references"][0]["url"]
 
 
 def test_the_reference_is_that_of_the_commands() -> None:

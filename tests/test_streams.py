@@ -36,11 +36,9 @@ def report(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("command", "redirected"), [("status {}", ">&-"), ("status {} --json", ">/dev/full"), ("--help", ">/dev/full")]
-)
-def test_unwritable_stdout_is_one_error(report: Path, command: str, redirected: str) -> None:
-    done = shell(f"OMGSR {command.format(report)} {redirected}")
+@pytest.mark.parametrize("command", ["status {} --json", "--help"])
+def test_unwritable_stdout_is_one_error(report: Path, command: str) -> None:
+    done = shell(f"OMGSR {command.format(report)} >/dev/full")
     assert done.returncode == 1
     assert done.stderr.count(b"error: ") == 1
     assert b"standard output" in done.stderr

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,21 +94,6 @@ def _squeezed(text: str) -> str:
 def test_every_option_has_a_description() -> None:
     silent = [(*path, param.name) for path, command in COMMANDS.items() for param in command.params if not param.help]
     assert not silent
-
-
-def test_help_loads_only_light_modules() -> None:
-    """Held by names of modules: times depend on the machine."""
-    code = (
-        "import json, sys, typer, rich.console, rich.markup, rich.progress\n"
-        "before = set(sys.modules)\n"
-        "import omgsr_cli.cli.app\n"
-        "json.dump(sorted(set(sys.modules) - before), sys.stdout)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = {name for name in json.loads(done.stdout) if name.partition(".")[0] not in sys.stdlib_module_names}
-    assert not {name for name in loaded if not name.startswith("omgsr_cli")}
-    parts = {name.split(".")[1] for name in loaded if "." in name}
-    assert parts == {"batch", "cli", "errors", "files", "presets"}
 
 
 @pytest.mark.parametrize("option", ["-V", "--version"])
