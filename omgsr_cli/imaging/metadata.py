@@ -124,9 +124,13 @@ class _Entry:
 
 
 class _Directories:
-    """The directories of a TIFF structure, which are read and changed in one buffer."""
+    """The directories of a TIFF structure, which are read and changed in one buffer.
+
+    Some programs write the prefix of JPEG into other formats too.
+    """
 
     def __init__(self, data: bytes) -> None:
+        data = data.removeprefix(PREFIX)
         if data[:4] not in (b"II*\x00", b"MM\x00*"):
             raise ExifError("no TIFF header")
         self.data = bytearray(data)
@@ -521,9 +525,11 @@ class _Property:
 
     def remove(self) -> None:
         """Remove the property, unless it was removed before."""
-        if not self.is_removed:
-            self.is_removed = True
-            (self.owner.removeAttributeNode if self._is_attribute else self.owner.removeChild)(self._node)
+        self.is_removed = True
+        # A new text of the element around it removes it too.
+        owner = self._node.ownerElement if self._is_attribute else self._node.parentNode
+        if owner is not None:
+            (owner.removeAttributeNode if self._is_attribute else owner.removeChild)(self._node)
 
 
 def parse_xmp(xmp: bytes) -> minidom.Document:

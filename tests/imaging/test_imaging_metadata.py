@@ -342,6 +342,14 @@ def test_invalid_numbers_are_removed() -> None:
     assert b'"kept"' in xmp
 
 
+def test_a_value_with_qualifiers_is_replaced() -> None:
+    value = "<rdf:Description><rdf:value>6</rdf:value><tiff:Compression>1</tiff:Compression></rdf:Description>"
+    xmp, _ = placed_xmp(packet(f"<tiff:Orientation>{value}</tiff:Orientation><dc:title>kept</dc:title>"), TURNED)
+    assert b">1</tiff:Orientation>" in xmp
+    assert b"Compression" not in xmp
+    assert b">kept<" in xmp
+
+
 def test_extended_xmp_is_joined_and_split_again() -> None:
     long = packet("<my:long>" + "word " * 30_000 + "</my:long><dc:title>a title</dc:title>")
     photo = SourceImage(torch.rand(3, 16, 16), format="jpg", metadata=ImageMetadata(xmp=long))
