@@ -254,8 +254,9 @@ def load_tiny_decoder(path: Path, channels: int, device: torch.device, dtype: to
 def _read_tiny(path: Path, half: Literal["encoder", "decoder"], channels: int | None) -> Any:
     """Read one half of TAESD from its published file: a numbered sequence, which diffusers stores under `layers`.
 
-    Its latents are those of the large autoencoder, including the scaling. The decoder's first member is a clamp, which
-    has no weights and is no layer of diffusers. None counts the channels of the encoder's latents.
+    The file may also be that of diffusers, with both halves. Its latents are those of the large autoencoder, including
+    the scaling. The decoder's first member is a clamp, which has no weights and is no layer of diffusers. None counts
+    the channels of the encoder's latents.
     Source: TAESD, github.com/madebyollin/taesd; diffusers' AutoencoderTiny.
     """
     with quiet_libraries():
@@ -264,8 +265,11 @@ def _read_tiny(path: Path, half: Literal["encoder", "decoder"], channels: int | 
     try:
         weights = load_file(path)
         check_finite(weights.items(), path)
-        parts = ((name.partition("."), value.float()) for name, value in weights.items())
-        named = {f"layers.{int(number) - first}.{rest}": value for (number, _, rest), value in parts}
+        own = f"{half}."
+        named = {name.removeprefix(own): value.float() for name, value in weights.items() if name.startswith(own)}
+        if not named:
+            parts = ((name.partition("."), value.float()) for name, value in weights.items())
+            named = {f"layers.{int(number) - first}.{rest}": value for (number, _, rest), value in parts}
         channels = channels or len(named[max(named, key=lambda name: int(name.split(".")[1]))])
         with torch.device("meta"):
             network: nn.Module = getattr(AutoencoderTiny(latent_channels=channels), half)

@@ -269,7 +269,7 @@ def write_merged_rest(
     for part in ("scheduler", *texts):
         if (source.folder / part).is_dir():  # a record may contain the schedule instead
             (folder / part).mkdir()
-            for path in (source.folder / part).iterdir():
+            for path in filter(Path.is_file, (source.folder / part).iterdir()):
                 shutil.copyfile(path, folder / part / path.name)
 
 
@@ -321,8 +321,11 @@ def check_widths(source: ModelSource, features: Mapping[str, Tensor], backbone: 
 
 
 def check_texts(source: ModelSource, parts: Sequence[str]) -> None:
-    """Raise a ModelError if a folder that the prompt needs is missing: a text encoder or a tokenizer."""
-    prompt, absent = source.record.prompt or "", [part for part in parts if not (source.folder / part).is_dir()]
+    """Raise a ModelError if a part that the prompt needs is missing: a text encoder or a tokenizer."""
+    prompt, needed = source.record.prompt or "", {part: source.folder / part for part in parts}
+    # The folder of a text encoder may exist without files, for example after an interrupted download.
+    needed |= {part: path / "config.json" for part, path in needed.items() if part.startswith("text_encoder")}
+    absent = [part for part, path in needed.items() if not path.exists()]
     if absent:
         raise ModelError(
             f"{source.folder} has no {absent[0]} for the prompt {prompt!r}",

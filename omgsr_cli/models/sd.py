@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,9 +33,6 @@ from omgsr_cli.models.weight_files import check_finite, load_part, weight_varian
 from omgsr_cli.presets import PRESETS
 from omgsr_cli.schedules import DdpmSchedule
 from omgsr_cli.transfer import upload
-
-if TYPE_CHECKING:
-    pass
 
 _STEP_BYTES_PER_CHANNEL = 160
 """Forty float32 tensors of the UNet's first level. With the 320 channels of SD 2.1-base, 26 tensors were counted at the

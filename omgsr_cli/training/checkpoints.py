@@ -12,7 +12,7 @@ import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -66,22 +66,23 @@ def lock_run(root: Path) -> Iterator[None]:
     path, own = root / ".lock", {"pid": os.getpid(), "host": socket.gethostname()}
     if root.resolve() in _locked:
         raise _taken(path, own)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise FileError(f"{path} cannot be written: {reason_of(error)}", "set another [save] out") from error
-    with file:
-        file.seek(0)
+    with ExitStack() as stack:
         try:
-            owner = json.loads(file.read(4096))
-        except ValueError:
-            owner = {}
-        if not _is_free(file, owner):
-            raise _taken(path, owner)
-        file.truncate(0)
-        file.write(json.dumps(own) + "\n")
-        file.flush()
+            root.mkdir(parents=True, exist_ok=True)
+            # Without a buffer, closing the file cannot fail again after a failed write.
+            file = stack.enter_context(path.open("ab+", buffering=0))
+            file.seek(0)
+            try:
+                owner = json.loads(file.read(4096))
+            except ValueError:
+                owner = None
+            owner = owner if isinstance(owner, dict) else {}
+            if not _is_free(file, owner):
+                raise _taken(path, owner)
+            file.truncate(0)
+            file.write(json.dumps(own).encode() + b"\n")
+        except OSError as error:
+            raise FileError(f"{path} cannot be written: {reason_of(error)}", "set another [save] out") from error
         _locked.add(root.resolve())
         try:
             yield
@@ -92,7 +93,7 @@ def lock_run(root: Path) -> Iterator[None]:
                 file.truncate(0)
 
 
-def _is_free(file: IO[str], owner: Mapping[str, object]) -> bool:
+def _is_free(file: IO[bytes], owner: Mapping[str, object]) -> bool:
     if fcntl is not None:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

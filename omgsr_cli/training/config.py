@@ -631,7 +631,10 @@ def _suggest(mistake: Mistake) -> str:
     owner: type[BaseModel] = TrainConfig
     for part in tables:
         # The number of a list's element does not change the class.
-        owner = owner if part.isdigit() else next(_tables_in(owner.model_fields[part].annotation))
+        table = owner if part.isdigit() else next(_tables_in(owner.model_fields[part].annotation), None)
+        if table is None:  # a list of numbers is too short
+            return ""
+        owner = table
     if mistake.kind == "missing":
         return f": {owner.model_fields[name].description}"
     near = [

@@ -150,6 +150,7 @@ def test_the_model_in_the_folder_of_a_run_is_recognised(upscale: Command, tmp_pa
         ("data.scale=large", "should be a number from 1 to 16, or a table"),
         ("optim.schedule=cosin", "did you mean cosine?"),
         ("log.trackers=wandb", "should be a list"),
+        ("optim.betas=[0.9]", "optim.betas.1"),
         ("model.start_from=.", "the folder has no omgsr.json"),
         ("loss.teacher.model=nobody", "no model is called 'nobody'"),
         ("loss.teacher.model=.", "is not a model folder"),

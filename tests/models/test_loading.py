@@ -225,6 +225,7 @@ def forget_a_weight(path: Path) -> None:
         ),
         (damage("text_encoder/model.safetensors", forget_a_weight), r"lacks weights: .*fc1\.weight"),
         (damage("tokenizer", shutil.rmtree), "has no tokenizer for the prompt ''"),
+        (damage("text_encoder/config.json", Path.unlink), "has no text_encoder for the prompt ''"),
     ],
 )
 def test_a_damaged_folder_is_an_error_that_names_the_part(

@@ -75,14 +75,16 @@ def test_the_halo_is_no_larger_than_needed(decoder: TinyDecoder) -> None:
 
 @torch.inference_mode()
 def test_the_published_file_is_read(published: Path, decoder: TinyDecoder, tmp_path: Path) -> None:
-    """A sequence whose first member, a clamp, has no weights. A file has TAESD's own shape."""
+    """A sequence whose first member, a clamp, has no weights; or diffusers' file. A file has TAESD's own shape."""
     large = AutoencoderTiny()
     weights = {name.removeprefix("layers."): value for name, value in large.decoder.state_dict().items()}
     counted = {f"{int(name.partition('.')[0]) + 1}.{name.partition('.')[2]}": value for name, value in weights.items()}
     save_file(counted, tmp_path / "decoder.safetensors")
-    read = load_tiny_decoder(find_tiny_vae(str(tmp_path / "decoder.safetensors")), 4, CPU, torch.float32)
+    save_file(large.state_dict(), tmp_path / "both.safetensors")
     latent = torch.randn(1, 4, 3, 3)
-    assert torch.equal(read.decode(latent), large.decode(latent).sample)
+    for name in ("decoder", "both"):
+        read = load_tiny_decoder(find_tiny_vae(str(tmp_path / f"{name}.safetensors")), 4, CPU, torch.float32)
+        assert torch.equal(read.decode(latent), large.decode(latent).sample)
 
 
 def test_a_model_decodes_with_it_and_reports_it(published: Path, tmp_path: Path) -> None:

@@ -483,12 +483,20 @@ def test_without_file_locks_the_owner_counts(tmp_path: Path, monkeypatch: pytest
         refused = refusal(tmp_path)
         assert f"process {pid} on {host}" in refused.message
         assert (str(path) in str(refused.hint)) == (host != here)
-    path.write_text("not json")
-    with lock_run(tmp_path):
-        pass
+    for text in ("not json", "[1]"):
+        path.write_text(text)
+        with lock_run(tmp_path):
+            pass
 
 
 def test_an_unwritable_lock_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(FileError, match="run"), lock_run(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this device, which is always full")
+def test_a_lock_on_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".lock").symlink_to("/dev/full")
+    with pytest.raises(FileError, match="cannot be written"), lock_run(tmp_path):
         pass
