@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omgsr_cli.errors import FileError, ModelError, UsageError, reason_of, write_reason
-from omgsr_cli.files.atomic import PARTIAL_SUFFIX, is_alive, partial_folder, partial_name
+from omgsr_cli.files.atomic import is_alive, partial_folder, partial_name
 from omgsr_cli.models.adapter_files import load_lora_config
 from omgsr_cli.models.base import Trainable
 from omgsr_cli.models.families import recognise_adapter
@@ -133,8 +133,8 @@ def write_checkpoint(root: Path, step: int, write_parts: Callable[[Path], None],
         return target
     try:
         root.mkdir(parents=True, exist_ok=True)
-        # The run's folder is locked, so these are leftovers of killed runs, maybe of other hosts.
-        for leftover in root.glob(f".step-*{PARTIAL_SUFFIX}"):
+        # The run's folder is locked, so these are leftovers of killed runs, maybe of other hosts or earlier versions.
+        for leftover in root.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         with partial_folder(target) as partial:
             write_parts(partial)
