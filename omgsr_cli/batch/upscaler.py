@@ -17,21 +17,8 @@ from typing import BinaryIO, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from omgsr_cli.batch.checks import (
-    Checked,
-    NoRoomError,
-    beside_input,
-    check_job,
-    reading_input,
-)
-from omgsr_cli.batch.finished import (
-    FinishedResults,
-    Settings,
-    failed,
-    forget_frames,
-    name_of,
-    outputs_of,
-)
+from omgsr_cli.batch.checks import Checked, NoRoomError, beside_input, check_job, reading_input
+from omgsr_cli.batch.finished import FinishedResults, Settings, failed, forget_frames, name_of, outputs_of
 from omgsr_cli.batch.reports import FileResult
 from omgsr_cli.engines.work import IDLE_S, Place, Say, TaskQueue
 from omgsr_cli.errors import DeviceError, ExistsError, FileError, NotFiniteError, OmgsrError, reason_of

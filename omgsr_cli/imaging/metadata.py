@@ -462,7 +462,7 @@ _ANYTHING_BESIDE = "additional data beside the main image"
 #: Names of images and videos that are not kept, by the start of the properties that describe them.
 _GONE = {
     **dict.fromkeys(("GCamera:MotionPhoto", "GCamera:MicroVideo"), "the video of a motion photo"),
-    **dict.fromkeys(("hdrgm:", "http://ns.apple.com/HDRGainMap/"), "a gain map"),
+    **dict.fromkeys(("hdrgm:", "http://ns.adobe.com/hdr-gain-map/", "http://ns.apple.com/HDRGainMap/"), "a gain map"),
     "http://ns.google.com/photos/1.0/container/": _ANYTHING_BESIDE,
     "http://ns.google.com/photos/1.0/depthmap/": "a depth map",
     "http://ns.google.com/photos/1.0/image/": "the image before an effect",

@@ -306,6 +306,7 @@ def test_pixel_sizes_in_xmp() -> None:
         ("<GCamera:MotionPhoto>1</GCamera:MotionPhoto>", ""),
         ("<Container:Directory><rdf:Seq><rdf:li/></rdf:Seq></Container:Directory>", 'hdrgm:Version="1.0"'),
         ("<hdrgm:GainMapMax><rdf:Seq><rdf:li>2</rdf:li></rdf:Seq></hdrgm:GainMapMax>", ""),
+        ("", 'xmlns:later="http://ns.adobe.com/hdr-gain-map/2.0/" later:Version="2.0"'),
     ],
 )
 def test_xmp_about_dropped_data_is_removed_with_a_note(properties: str, attributes: str) -> None:
