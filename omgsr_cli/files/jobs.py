@@ -55,6 +55,23 @@ class Job:
     replaces: bool = field(default=False, compare=False)
 
 
+class ClashError(FileError):
+    """Inputs whose results would have the same name.
+
+    Attributes:
+        inputs: those that are not processed.
+    """
+
+    def __init__(self, inputs: Sequence[FoundInput], others: Sequence[str], destination: Location) -> None:
+        self.inputs = inputs
+        *names, last = [*(shown(one.path) for one in inputs), *others]
+        hint = "process them in separate runs, each with its own -o"
+        if len({name.rpartition("/")[2] for name in (*names, last)}) > 1:
+            hint = f"rename one of them, or {hint}"
+        both = "both" if len(names) == 1 else "all"
+        super().__init__(f"{', '.join(names)} and {last} would {both} become {shown(destination)}", hint)
+
+
 #: A finding of the search for jobs: a job, an unusable input, a skipped input, or a note. Skipped inputs are results of
 #: earlier runs in folders or globs, including comparisons, and inputs with the name of another input's result, such as
 #: `a_x4.jpg` in addition to `a.jpg`.
@@ -240,11 +257,15 @@ class NameList:
         missing = set(self._lines)
 
         def is_listed(one: Planned) -> bool:
-            if isinstance(one, FileError | Note):
+            inputs: list[tuple[str, Location | None]]
+            if isinstance(one, ClashError):
+                inputs = [(each.below.as_posix(), each.path) for each in one.inputs]
+            elif isinstance(one, FileError | Note):
                 return True
-            below = one.below if isinstance(one, Job) else ""
-            source = one.source if isinstance(one, Job) else one.path
-            keys = {_below_key(below), *(_job_key(key, text) for text in _texts_of(source))}
+            else:
+                inputs = [(one.below, one.source) if isinstance(one, Job) else ("", one.path)]
+            keys = {_below_key(below) for below, _ in inputs}
+            keys |= {_job_key(key, text) for _, source in inputs for text in _texts_of(source)}
             found = [number for each in keys for number in wanted.get(each, ())]
             missing.difference_update(found)
             return bool(found)
@@ -335,7 +356,7 @@ class Planner:
         return (
             *others,
             *(self._skip(one) for one in skipped),
-            *(_clash([shown(one.found.path) for one in each], each[0].place) for each in clashing.values()),
+            *(ClashError([one.found for one in each], (), each[0].place) for each in clashing.values()),
             *(one.job for one in named if counts[one.place_key] == 1),
         )
 
@@ -369,7 +390,7 @@ class Planner:
         if named.source_key in self._results:
             return self._skip(named)
         if named.place_key in self._results:
-            return _clash([shown(named.found.path), "a previous input"], named.place)
+            return ClashError([named.found], ["a previous input"], named.place)
         self._results.update(named.result_keys)
         return named.job
 
@@ -428,15 +449,6 @@ class _Named(NamedTuple):
         source = self.found.path
         also = "" if source == self.place else f" is the same file as {shown(self.place)} and"
         return f"{shown(source)}{also} would be overwritten by its own result"
-
-
-def _clash(sources: Sequence[str], destination: Location) -> FileError:
-    *others, last = sources
-    hint = "process them in separate runs, each with its own -o"
-    if len({source.rpartition("/")[2] for source in sources}) > 1:
-        hint = f"rename one of them, or {hint}"
-    both = "both" if len(sources) == 2 else "all"
-    return FileError(f"{', '.join(others)} and {last} would {both} become {shown(destination)}", hint)
 
 
 def _writes_among(inputs: Sequence[str], target: Output) -> bool:

@@ -95,6 +95,13 @@ def test_a_list_restricts_the_inputs(
     said = omgsr(*common, "--list", "redo.txt")
     assert (said.code, said.lines, len(said.errors)) == (1, ["out/b.jpg"], 1)
     assert "redo.txt, line 2" in said.errors[0]
+    # Names that clash matter if one of them is listed.
+    draw(tree / "clash.png", 8, 6), draw(tree / "clash.bmp", 8, 6)
+    for text, lines, clashes in (("in/b.jpg", ["png/b.png"], 0), ("in/clash.bmp", [], 1)):
+        (tmp_path / "redo.txt").write_text(text)
+        said = omgsr(*common, "--format", "png", "-o", "png", "--list", "redo.txt")
+        assert (said.code, said.lines, len(said.errors)) == (clashes, lines, clashes)
+    (tmp_path / "redo.txt").write_text("in/b.jpg\nin/typo.jpg\n")
     # What is found while others are processed is restricted too.
     monkeypatch.setattr(jobs, "_FIRST_INPUTS", 2)
     said = omgsr(*common, "--strength", "0", "--overwrite", "--list", "redo.txt")

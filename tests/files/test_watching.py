@@ -178,7 +178,7 @@ def test_results_are_not_inputs(tmp_path: Path) -> None:
     inbox.write("out/b.png")
     assert inbox.names_after(0) == []
     clash = inbox.after(2)
-    assert sorted(type(one).__name__ for one in clash) == ["FileError", "Job"]
+    assert sorted(type(one).__name__ for one in clash) == ["ClashError", "Job"]
     (error,) = [one for one in clash if isinstance(one, FileError)]
     assert "a.png" in error.message
     result = draw(inbox.folder / "moved" / "c.png")
