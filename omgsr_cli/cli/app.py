@@ -156,9 +156,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         message = error.format_message().rstrip(".")
         if not message:  # without a command, typer has already printed the help
             return error.exit_code
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "omgsr"
-        output.error(UsageError(message, f"see {command} --help"))
+        typed = _typed_command(sys.argv[1:] if arguments is None else arguments)
+        output.error(UsageError(message, f"see {typed} --help"))
         return error.exit_code
     except (KeyboardInterrupt, Abort):
         code = INTERRUPTED
@@ -179,6 +178,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED:
         output.message("interrupted; finished results are kept, re-run the command to resume")
     return code if isinstance(code, int) else 0
+
+
+def _typed_command(words: Sequence[str]) -> str:
+    """The command that was typed, such as "omgsr models pull"; not all errors of typer name it."""
+    command: Any = program()
+    names = ["omgsr"]
+    for word in words:
+        command = getattr(command, "commands", {}).get(word)
+        if command is None:
+            break
+        names.append(word)
+    return " ".join(names)
 
 
 def _is_stdouts(error: OSError) -> bool:

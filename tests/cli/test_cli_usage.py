@@ -116,6 +116,13 @@ def test_what_needs_no_model_is_answered_before_torch_is_imported(
     assert ended.stderr.count("error: ") == len(calls)
 
 
+@pytest.mark.parametrize("typed", ["upscale a.png --scale", "upscale --bogus", "models pull --base", "models bogus"])
+def test_the_hint_names_the_help_of_the_typed_command(typed: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(typed.split()) == 2
+    command = [word for word in typed.split() if word in ("upscale", "models", "pull")]
+    assert f"omgsr {' '.join(command)} --help" in capfd.readouterr().err
+
+
 def _is_refused(arguments: list[str], named: str, capfd: pytest.CaptureFixture[str]) -> None:
     code = run(arguments)
     out, err = capfd.readouterr()
