@@ -7,6 +7,7 @@ import os
 import sqlite3
 import sys
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from omgsr_cli.cli.app import run
 from omgsr_cli.models.record import ModelRecord, write_record
+from omgsr_cli.models.tiny import TinyRestorer
 from omgsr_cli.models.tiny_network import TinyConfig, TinyNetwork
 from omgsr_cli.schedules import DdpmSchedule
 
@@ -86,6 +88,18 @@ class Command:
         code = run([self._name, *map(str, arguments)])
         out, err = self._capture.readouterr()
         return Said(code, out, err.decode())
+
+
+def interrupt_restoring(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Raise what Ctrl-C raises when the small model restores an image, which is counted from 1."""
+    calls, restore = count(1), TinyRestorer.restore
+
+    def interrupted(self: TinyRestorer, lq_latent: Tensor) -> Tensor:
+        if next(calls) == number:
+            raise KeyboardInterrupt
+        return restore(self, lq_latent)
+
+    patch.setattr(TinyRestorer, "restore", interrupted)
 
 
 def draw(path: Path, width: int = 20, height: int = 14, mode: str = "RGB", **save: Any) -> Path:

@@ -15,17 +15,15 @@ import numpy as np
 import pytest
 import torch
 from chromium import TOO_WIDE, Chromium, needs_browser
-from command_line import Command, draw, size_of
+from command_line import Command, draw, interrupt_restoring, size_of
 from numpy.typing import NDArray
 from page_elements import Elements
 from PIL import Image, ImageCms
-from torch import Tensor
 
 from omgsr_cli.batch import gallery, previews
 from omgsr_cli.errors import FileError
 from omgsr_cli.files.jobs import NameList
 from omgsr_cli.imaging import read_image, write_image
-from omgsr_cli.models.tiny import TinyRestorer
 
 PLAIN = ("--strength", "0", "--scale", "2")
 NAMES = ["a b#1?.png", "ü%20&\"'<.png", "new\nline.png", "deep/plain.jpg", "deep/x:y.webp", "\udcff.png"]
@@ -256,15 +254,7 @@ def test_an_interrupted_run_shows_what_is_finished(
 ) -> None:
     for name in "abc":
         draw(tmp_path / "in" / f"{name}.png", 12, 8)
-    calls, restore = [], TinyRestorer.restore
-
-    def interrupt_second(self: TinyRestorer, lq_latent: Tensor) -> Tensor:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return restore(self, lq_latent)
-
-    monkeypatch.setattr(TinyRestorer, "restore", interrupt_second)
+    interrupt_restoring(monkeypatch, 2)
     page = tmp_path / "page.html"
     assert omgsr(tmp_path / "in", "-o", tmp_path / "out", "--gallery", page).code == 130
     assert [entry["title"] for entry in data_of(page)] == ["a.png"]

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from command_line import Command, draw, files_below, pixels, size_of, write_tiny_model
+from command_line import Command, draw, files_below, interrupt_restoring, pixels, size_of, write_tiny_model
 from PIL import Image, ImageCms
 from torch import Tensor
 
@@ -470,16 +470,8 @@ def test_an_interruption_loses_only_the_image_in_work(
     omgsr: Command, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw(tree / "c.png", 8, 6)
-    calls, restore = [], TinyRestorer.restore
-
-    def interrupt_second(self: TinyRestorer, lq_latent: Tensor) -> Tensor:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return restore(self, lq_latent)
-
     with monkeypatch.context() as patch:
-        patch.setattr(TinyRestorer, "restore", interrupt_second)
+        interrupt_restoring(patch, 2)
         said = omgsr(tree, "-o", tmp_path / "out")
     assert said.code == 130
     assert said.lines == [str(tmp_path / "out" / "a.png")]
