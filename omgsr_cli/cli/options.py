@@ -33,9 +33,6 @@ def option(panel: str, text: str, *names: str, shown: str | None = None, **more:
 
 Base = Annotated[str | None, option(MODEL, "Base model of --adapter.", metavar="FOLDER|REPO")]
 Adapter = Annotated[Path | None, option(MODEL, "Adapter in the published layout.", metavar="FOLDER")]
-Device = Annotated[
-    str | None, option(MODEL, "Device: cuda, cuda:1, mps, xpu or cpu.", metavar="NAME", shown="the first available")
-]
 Devices = Annotated[
     str | None,
     option(
