@@ -207,6 +207,8 @@ class Upscaler:
             try:
                 if (known := self._results.find_known(job)) is not None:
                     return known
+                # The size is planned from the header and the pixels are read later: no other version may come between.
+                before = file_stamp(job.source) if isinstance(job.source, Path) else None
                 checked = check_job(job, held, self._settings, self._info, self._results)
                 if isinstance(checked, FileResult):
                     return checked
@@ -216,10 +218,9 @@ class Upscaler:
                 # Hash the input before the work, because it may be edited meanwhile.
                 before_reading(checked)
                 with reading_input():
-                    before = file_stamp(checked.content) if isinstance(checked.content, Path) else None
                     record = self._results.record(checked.content)
                     image = read_image(checked.content, name_of(job))
-                    if isinstance(checked.content, Path) and file_stamp(checked.content) != before:
+                    if isinstance(job.source, Path) and file_stamp(job.source) != before:
                         raise FileError(f"{name_of(job)}: the file changed while it was read", "re-run the command")
             except OmgsrError as error:
                 return failed(job, error, started)

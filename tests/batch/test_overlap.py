@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,6 +207,22 @@ def test_a_full_disk_fails_an_image_and_not_the_run(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(upscaling, "write_image", full)
     assert results_of(upscaler(tmp_path), jobs) == ["done", "failed", "done"]
+
+
+def test_an_image_that_is_replaced_before_it_is_read_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size is planned from its header, so another version must not take its place meanwhile."""
+    jobs, check = draw(tmp_path, 1), upscaling.check_job
+
+    def check_and_replace(job: Job, *others: Any) -> Any:
+        checked = check(job, *others)
+        assert isinstance(job.source, Path)
+        Image.new("RGB", (9, 40)).save(tmp_path / "new.png")
+        (tmp_path / "new.png").replace(job.source)
+        return checked
+
+    monkeypatch.setattr(upscaling, "check_job", check_and_replace)
+    assert results_of(upscaler(tmp_path), jobs) == ["failed"]
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_an_interruption_leaves_no_partial_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
